@@ -1,0 +1,143 @@
+"""The data that patterns, kernels and models exchange. Nothing here computes attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+
+class LayerSpec(NamedTuple):
+    """What one attention layer of a model asks for, as read from its first call.
+
+    Attributes:
+        index: position of the layer in the model, from 0.
+        query_heads: number of query heads.
+        kv_heads: number of key and value heads; divides ``query_heads``.
+        head_size: size of a query or key head.
+        value_size: size of a value head.
+        scale: factor on the logits before softmax.
+        window: the model's own sliding window: key ``j`` is visible to query ``i`` only if
+            ``i - j < window``. ``None`` means no window.
+        softcap: logits become ``softcap * tanh(logits / softcap)`` before masking. ``None`` means off.
+        sinks: the layer has learned sink logits (one per query head), which join the softmax's
+            denominator and contribute no value.
+    """
+
+    index: int
+    query_heads: int
+    kv_heads: int
+    head_size: int
+    value_size: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+
+@dataclass(slots=True)
+class AttentionBatch:
+    """One step's work, flattened: ``T`` query tokens of ``B`` sequences, one after the other.
+
+    Built once per step and shared by all layers. Sequence ``b`` owns the query rows
+    ``query_starts[b]:query_starts[b + 1]``; they are its *last* tokens, so query row ``r`` has position
+    ``seq_lens[b] - query_lens[b] + r - query_starts[b]``.
+
+    Attributes:
+        query_starts: host integers, ``B + 1`` of them.
+        seq_lens: host integers, ``B``: tokens of each sequence with keys in the cache once this step's
+            keys are written, the queries' own included.
+        page_table: int32 ``[B, P]`` on the device: page ``page_table[b, t // page_size]`` holds token
+            ``t`` at offset ``t % page_size``. Entries past the sequence's end, and entries of pages that
+            the pattern has let go, hold 0, the page that is never written.
+        slots: int64 ``[T]`` on the device: where each query token's own key and value go, as
+            ``page * page_size + offset``.
+        positions: int64 ``[T]`` on the device: each query token's position in its sequence.
+        page_size: tokens per page.
+        plans: what kernels prepared for this batch, by a key of their own; filled as layers run.
+    """
+
+    query_starts: list[int]
+    seq_lens: list[int]
+    page_table: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+    page_size: int
+    plans: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of sequences."""
+        return len(self.seq_lens)
+
+    def query_len(self, b: int) -> int:
+        """Number of query tokens of sequence ``b``."""
+        return self.query_starts[b + 1] - self.query_starts[b]
+
+    def plan(self, key: Any, build: Callable[[], Any]) -> Any:
+        """What ``build`` makes, made once per batch and key: layers that agree share it."""
+        if key not in self.plans:
+            self.plans[key] = build()
+        return self.plans[key]
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of the paged KV cache.
+
+    Attributes:
+        keys: ``[pages, page_size, kv_heads, head_size]``, after RoPE.
+        values: ``[pages, page_size, kv_heads, value_size]``.
+
+    Page 0 is never allocated and never written; a page table that points there says "no page".
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Stores ``key`` ``[T, kv_heads, head_size]`` and ``value`` at ``slots`` ``[T]``."""
+        self.keys.view(-1, *self.keys.shape[2:])[slots] = key.to(self.keys.dtype)
+        self.values.view(-1, *self.values.shape[2:])[slots] = value.to(self.values.dtype)
+
+
+class PagedCache:
+    """Keys and values of all layers, in pages of ``page_size`` tokens.
+
+    Args:
+        layers: the model's attention layers.
+        pages: number of pages, page 0 included.
+        page_size: tokens per page.
+        dtype: number format of keys and values.
+        device: where they live.
+        poison: fill with NaN, so that any read of memory that nobody wrote shows (for tests).
+    """
+
+    def __init__(
+        self,
+        layers: list[LayerSpec],
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        poison: bool = False,
+    ) -> None:
+        self.page_size = page_size
+        self.pages = pages
+        self.layers: dict[int, LayerCache] = {}
+        for layer in layers:
+            shape = (pages, page_size, layer.kv_heads)
+            keys = torch.empty(*shape, layer.head_size, dtype=dtype, device=device)
+            values = torch.empty(*shape, layer.value_size, dtype=dtype, device=device)
+            if poison:
+                keys.fill_(float("nan"))
+                values.fill_(float("nan"))
+            self.layers[layer.index] = LayerCache(keys, values)
+
+    @staticmethod
+    def bytes_per_page(layers: list[LayerSpec], page_size: int, dtype: torch.dtype) -> int:
+        """Bytes that one page takes over all ``layers``."""
+        numbers = sum(layer.kv_heads * (layer.head_size + layer.value_size) for layer in layers)
+        return numbers * page_size * dtype.itemsize

@@ -1,0 +1,228 @@
+"""What the server process and the engine process say to each other, and what a request consists of.
+
+Everything here crosses the link as msgpack, so it holds plain numbers, strings and lists only. This module
+imports neither torch nor transformers: the server process must stay light.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How one sequence's tokens are chosen; validated before it gets here. See ``types.proto``."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        """The most likely token is taken, without chance."""
+        return self.temperature == 0
+
+    @property
+    def penalized(self) -> bool:
+        """Logits depend on the tokens so far."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
+    """A new sequence. ``n`` samples of a request are ``n`` sequences with different seeds.
+
+    Attributes:
+        id: unique among the sequences in flight, drawn by the server process.
+        prompt: token ids, at least one, fewer than the context length.
+        max_tokens: at least 1; prompt and output fit the context together.
+        min_tokens: no stop token is chosen before this many output tokens.
+        stop_token_ids: the tokens that end the sequence, end-of-sequence tokens included unless ignored.
+        logprobs: ``None`` for none, else how many of the most likely tokens beside the chosen one.
+        prompt_logprobs: the same for the prompt's tokens after the first.
+        priority: higher goes first.
+        leader: id of an earlier sequence with the same prompt; wait until its prompt is computed, to
+            share its pages. ``None`` for none.
+    """
+
+    id: int
+    prompt: list[int]
+    sampling: Sampling
+    max_tokens: int
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    priority: int = 0
+    leader: int | None = None
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """Forget these sequences and free their pages; those unknown are ignored. No news of them follows."""
+
+    ids: list[int]
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
+    """End the engine process."""
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token's log probability before penalties and temperature; ``rank`` 1 is the most likely."""
+
+    token: int
+    logprob: float
+    rank: int
+
+
+class PositionLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A position's chosen token and the most likely ones, best first."""
+
+    chosen: Logprob
+    top: list[Logprob]
+
+
+class SequenceNews(msgspec.Struct, array_like=True):
+    """What one step brought for one sequence.
+
+    Attributes:
+        id: the sequence.
+        tokens: new tokens, in order.
+        logprobs: one per new token, where asked for.
+        prompt_logprobs: once, with the first token, where asked for: one per prompt token but the first.
+        finish: set when the sequence has ended; its pages are free by then.
+        started: set in the first news only: monotonic time at which the engine first worked on it.
+        cached_tokens: set in the first news only: prompt tokens found in the prefix cache.
+        preemptions: how often it has given up its pages so far.
+    """
+
+    id: int
+    tokens: list[int]
+    logprobs: list[PositionLogprob] | None = None
+    prompt_logprobs: list[PositionLogprob] | None = None
+    finish: FinishReason | None = None
+    started: float | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+class Stats(msgspec.Struct, array_like=True):
+    """The engine's load after a step. Totals count since the engine started.
+
+    Attributes:
+        running: sequences that hold pages.
+        waiting: sequences that hold none.
+        pages_total: pages that can be allocated.
+        pages_used: pages held by running sequences.
+        pages_cached: pages that only the prefix cache holds.
+        preemptions: total.
+        prefix_queries: total of prompt tokens looked up in the prefix cache.
+        prefix_hits: total of those found.
+        prompt_tokens: tokens of prompts computed in this step.
+        decode_tokens: tokens computed in this step that were output before.
+        step_seconds: how long this step took.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prompt_tokens: int = 0
+    decode_tokens: int = 0
+    step_seconds: float = 0.0
+
+
+class StepNews(msgspec.Struct, array_like=True, tag="step"):
+    """The one message of a step: news of all sequences, and the load.
+
+    Attributes:
+        time: monotonic time at which the step ended; one clock for all processes of the machine.
+    """
+
+    time: float
+    sequences: list[SequenceNews]
+    stats: Stats
+
+
+class Loading(msgspec.Struct, array_like=True, tag="loading"):
+    """Progress of the engine's start, for people: what it does now, and how much of it is done (0 to 1)."""
+
+    stage: str
+    fraction: float
+
+
+class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
+    """The engine serves; what it serves, as it runs and not as it was asked for.
+
+    Attributes:
+        architecture: the model's class in transformers.
+        parameters: number of weights, tied ones counted once.
+        layers: attention layers.
+        vocabulary_size: number of logits.
+        context_length: most tokens of prompt and output together.
+        dtype: number format of computation and cache.
+        device: ``cpu``, or the accelerator's name.
+        attention_backend: what the operator chose.
+        attention_pattern: which cached tokens a query sees.
+        attention_kernel: what computes it.
+        attention_reason: why this kernel.
+        attention_options: the options in force.
+        page_size: tokens per page.
+        pages_total: pages that can be allocated.
+        kv_bytes: bytes of the whole KV cache.
+        threads: CPU threads of the engine.
+        versions: of torch and transformers.
+    """
+
+    architecture: str
+    parameters: int
+    layers: int
+    vocabulary_size: int
+    context_length: int
+    dtype: str
+    device: str
+    attention_backend: str
+    attention_pattern: str
+    attention_kernel: str
+    attention_reason: str
+    attention_options: dict[str, str]
+    page_size: int
+    pages_total: int
+    kv_bytes: int
+    threads: int
+    versions: dict[str, str]
+
+
+class Failed(msgspec.Struct, array_like=True, tag="failed"):
+    """The engine can't start or go on; the sentence says what to do. The process ends after it."""
+
+    message: str
+
+
+ToEngine = Submit | Abort | Shutdown
+FromEngine = Loading | Ready | StepNews | Failed
+
+
+class RefusedError(Exception):
+    """Something about the model, the machine or the settings makes serving impossible.
+
+    The message is a sentence for the operator, with what to do about it. Shown without a traceback.
+    """

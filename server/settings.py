@@ -1,0 +1,133 @@
+"""Every setting of the server, once: name, type, default, help. Flags, environment and TOML come from here.
+
+Order of precedence: command line, environment (``LONGSPAN_PORT=...``), TOML file, default. The file is
+``--config FILE``, else ``$LONGSPAN_CONFIG``, else ``longspan.toml`` in the working directory, if there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(value: Any) -> Any:
+    """``"2GiB"``, ``"512M"`` or a plain number to bytes; other things are left to the type check.
+
+    Raises:
+        ValueError: the text is not an amount of memory.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{value!r} is not an amount of memory; write it like 2GiB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_option(value: Any) -> Any:
+    """``["window=512", "sinks=4"]`` to a dictionary; a dictionary stays as it is.
+
+    Raises:
+        ValueError: an entry is not of the form KEY=VALUE.
+    """
+    if not isinstance(value, (list, tuple)):
+        return value
+    options = {}
+    for entry in value:
+        key, separator, text = str(entry).partition("=")
+        if not separator or not key:
+            raise ValueError(f"{entry!r} is not of the form KEY=VALUE")
+        options[key] = text
+    return options
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Options = Annotated[dict[str, str], BeforeValidator(parse_option)]
+
+
+class Settings(BaseSettings):
+    """Settings of one server. Field order is the order of ``longspan serve --help``."""
+
+    model_config = SettingsConfigDict(env_prefix="LONGSPAN_", extra="forbid", frozen=True)
+
+    model: str | None = Field(
+        None,
+        description="Local Hugging Face folder, hub name, or GGUF file. Without it: SmolLM2-135M-Instruct.",
+    )
+    model_name: str | None = Field(None, description="Name in requests and metrics. Without it: from MODEL.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format. auto: float32 on CPU, the checkpoint's own elsewhere."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
+    max_context: int | None = Field(
+        None, ge=2, description="Most tokens of prompt and output together. Without it: the model's own."
+    )
+
+    host: str = Field("127.0.0.1", description="Address of the gRPC service.")
+    port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC service; 0 picks a free one.")
+    metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="Port of /metrics; 0 picks a free one.")
+
+    attention: str = Field("full", description="Attention backend; `full` so far.")
+    attention_option: Options = Field(
+        default_factory=dict, description="Detail of the backend, KEY=VALUE; may be repeated."
+    )
+    kernel: str = Field("auto", description="What computes attention: auto, sdpa or reference.")
+
+    page_size: int = Field(16, ge=1, le=1024, description="Tokens per page of the KV cache.")
+    kv_memory: Bytes | None = Field(
+        None, description="Memory of the KV cache, like 2GiB. Without it: --kv-memory-share."
+    )
+    kv_memory_share: float = Field(
+        0.5, gt=0, le=0.95, description="Share of the memory free after loading that the KV cache may take."
+    )
+    prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
+
+    max_batch_tokens: int = Field(512, ge=1, description="Tokens computed per engine step, at most.")
+    max_running: int = Field(64, ge=1, description="Sequences worked on at once, at most.")
+    max_queue: int = Field(256, ge=0, description="Sequences waiting beyond those; more are turned away.")
+    max_n: int = Field(16, ge=1, description="Most samples per request.")
+    max_logprobs: int = Field(20, ge=0, description="Most log probabilities per position.")
+    max_stop_strings: int = Field(16, ge=0, description="Most stop strings per request.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Without it: all cores.")
+
+    on_engine_failure: Literal["exit", "restart"] = Field(
+        "exit", description="When the engine process dies: exit with an error, or start it again."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="After Ctrl-C or SIGTERM: how long running requests may take to finish."
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/longspan"), description="Where converted models are kept.", validate_default=True
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return path.expanduser()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags first, then the environment, then the TOML file that ``load`` chose."""
+        file = os.environ.get("LONGSPAN_CONFIG") or "longspan.toml"
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
