@@ -217,6 +217,20 @@ class Failed(msgspec.Struct, array_like=True, tag="failed"):
     message: str
 
 
+class Launch(msgspec.Struct):
+    """What the server process tells a new engine.
+
+    Attributes:
+        endpoint: where to connect to, a zmq address.
+        folder: the model, a Hugging Face folder.
+        settings: ``Settings`` as JSON text, complete.
+    """
+
+    endpoint: str
+    folder: str
+    settings: str
+
+
 ToEngine = Submit | Abort | Shutdown
 FromEngine = Loading | Ready | StepNews | Failed
 

@@ -1,0 +1,143 @@
+"""From settings and a model folder to an engine that runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from attention.backends import UnsupportedError, resolve
+
+from attention.types import PagedCache
+from server.engine.core import EngineCore
+from server.engine.runner import Runner
+from server.engine.types import Ready, RefusedError
+from server.models.check import self_check
+from server.models.load import LoadedModel, load_model
+from server.models.memory import available_bytes
+from server.settings import Settings
+
+log = logging.getLogger("longspan.engine")
+
+Report = Callable[[str, float], None]
+
+
+def build_engine(
+    settings: Settings, folder: Path, report: Report, *, poison: bool = False
+) -> tuple[EngineCore, Ready]:
+    """Loads the model, chooses its attention, checks the two together and allocates the KV cache.
+
+    Args:
+        settings: of the server.
+        folder: the model, a Hugging Face folder.
+        report: told what is going on, with the share done.
+        poison: fill the cache with NaN (for tests).
+
+    Raises:
+        RefusedError: the model, the settings and the machine don't go together; the sentence says why.
+    """
+    if settings.max_batch_tokens < settings.max_running:
+        raise RefusedError(
+            f"--max-batch-tokens {settings.max_batch_tokens} must be at least "
+            f"--max-running {settings.max_running}: every running sequence needs a token per step"
+        )
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise RefusedError(
+            "--device cuda: torch sees no CUDA device; use --device cpu or a CUDA build of torch"
+        )
+
+    loaded = load_model(folder, settings.dtype, device, settings.max_context, report)
+    report("checking", 0.9)
+    try:
+        attention = resolve(
+            settings.attention,
+            settings.attention_option,
+            settings.kernel,
+            loaded.layers,
+            torch.device(device),
+            loaded.dtype,
+            settings.page_size,
+        )
+    except UnsupportedError as error:
+        raise RefusedError(str(error)) from error
+    self_check(loaded, attention, settings.page_size)
+
+    report("allocating the KV cache", 0.95)
+    pages, context_length = _size_cache(settings, loaded, device)
+    cache = PagedCache(loaded.layers, pages, settings.page_size, loaded.dtype, device, poison=poison)
+    core = EngineCore(
+        Runner(loaded.model, loaded.layers, attention, cache),
+        context_length=context_length,
+        max_running=settings.max_running,
+        max_batch_tokens=settings.max_batch_tokens,
+        prefix_cache=settings.prefix_cache,
+    )
+    ready = Ready(
+        architecture=loaded.architecture,
+        parameters=loaded.parameters,
+        layers=len(loaded.layers),
+        vocabulary_size=loaded.vocabulary_size,
+        context_length=context_length,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        attention_backend=attention.backend,
+        attention_pattern=attention.pattern.name,
+        attention_kernel=attention.kernel.name,
+        attention_reason=attention.reason,
+        attention_options=dict(attention.options),
+        page_size=settings.page_size,
+        pages_total=pages - 1,
+        kv_bytes=pages * PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype),
+        threads=threads,
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+    log.info(
+        "attention %s, kernel %s (%s); %d pages of %d tokens, %.2f GiB",
+        ready.attention_backend,
+        ready.attention_kernel,
+        ready.attention_reason,
+        ready.pages_total,
+        ready.page_size,
+        ready.kv_bytes / 2**30,
+    )
+    return core, ready
+
+
+def _size_cache(settings: Settings, loaded: LoadedModel, device: str) -> tuple[int, int]:
+    """Number of pages, page 0 included, and the context length that they allow."""
+    page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype)
+    if settings.kv_memory is not None:
+        budget = settings.kv_memory
+    else:
+        # More than every running sequence at its longest, twice over for the prefix cache, is of no use.
+        useful = 2 * settings.max_running * loaded.context_length * page_bytes // settings.page_size
+        budget = min(int(available_bytes(device) * settings.kv_memory_share), useful)
+    pages = budget // page_bytes
+    if pages < 2:
+        raise RefusedError(
+            f"{budget / 2**20:.1f} MiB of KV cache hold not even one page of {settings.page_size} tokens "
+            f"({page_bytes / 2**20:.2f} MiB) beside the reserved one; raise --kv-memory or lower --page-size"
+        )
+    capacity = (pages - 1) * settings.page_size
+    if capacity >= loaded.context_length:
+        return pages, loaded.context_length
+    if settings.max_context is not None:
+        needed = settings.max_context * page_bytes / settings.page_size
+        raise RefusedError(
+            f"--max-context {settings.max_context} needs {needed / 2**20:.0f} MiB of KV cache, but only "
+            f"{budget / 2**20:.0f} MiB may be used; raise --kv-memory or lower --max-context"
+        )
+    log.warning(
+        "the KV cache holds %d tokens, so the context is shortened from %d; raise --kv-memory for more",
+        capacity,
+        loaded.context_length,
+    )
+    return pages, capacity

@@ -1,0 +1,278 @@
+"""The server process's end of the link: starts the engine process, submits sequences, hands out its news."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from server.engine.types import (
+    Abort,
+    Failed,
+    FromEngine,
+    Loading,
+    Ready,
+    RefusedError,
+    SequenceNews,
+    Shutdown,
+    Stats,
+    StepNews,
+    Submit,
+    ToEngine,
+)
+from server.settings import Settings
+
+log = logging.getLogger("longspan.link")
+
+# An engine that was told to end finishes its step first; one that takes longer than this is killed.
+_STOP_SECONDS = 10.0
+
+
+class EngineDeadError(Exception):
+    """The engine process is gone; the message is a sentence."""
+
+
+class NewsStream(AsyncIterator[tuple[SequenceNews, float]]):
+    """News of some sequences, each with the time of its step; ends when all of them have finished."""
+
+    def __init__(self, link: EngineClient, ids: list[int]) -> None:
+        self._link = link
+        self._open = set(ids)
+        self._queue: asyncio.Queue[tuple[SequenceNews, float] | EngineDeadError] = asyncio.Queue()
+
+    def put(self, item: tuple[SequenceNews, float] | EngineDeadError) -> None:
+        """Called by the link."""
+        self._queue.put_nowait(item)
+
+    @property
+    def pending(self) -> bool:
+        """The next item is there already."""
+        return not self._queue.empty()
+
+    async def __anext__(self) -> tuple[SequenceNews, float]:
+        """The next news.
+
+        Raises:
+            EngineDeadError: the engine died before all sequences had finished.
+        """
+        while self._open:
+            item = await self._queue.get()
+            if isinstance(item, EngineDeadError):
+                self._open.clear()
+                raise item
+            if item[0].id not in self._open:
+                continue  # it was aborted while this was under way
+            if item[0].finish is not None:
+                self._open.discard(item[0].id)
+            return item
+        raise StopAsyncIteration
+
+    def abort(self, ids: list[int] | None = None) -> None:
+        """Forgets all of the sequences, or those named, here and in the engine; harmless when repeated."""
+        gone = self._open & set(ids) if ids is not None else set(self._open)
+        self._open -= gone
+        self._link.abort(sorted(gone))
+
+
+class EngineClient:
+    """One engine process, used from one asyncio loop.
+
+    Attributes:
+        state: ``loading`` until the engine says it is ready; ``dead`` if it ended by itself.
+        ready: what it serves, once it is ready.
+        progress: what it said last while loading.
+        stats: its load after the last step.
+        on_step: called for the message of every step, before the streams get their news.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder
+        self.state: Literal["loading", "ready", "dead", "stopped"] = "loading"
+        self.ready: Ready | None = None
+        self.progress: Loading | None = None
+        self.stats = Stats()
+        self.on_step: Callable[[StepNews], None] | None = None
+        self._streams: dict[int, NewsStream] = {}
+        self._ids = itertools.count(1)
+        self._ready_or_dead = asyncio.Event()
+        self._dead = asyncio.Event()
+        self._failure: Failed | None = None
+        self._reason = ""
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._directory = ""
+        self._process: asyncio.subprocess.Process | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self._context: zmq.asyncio.Context | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id; 0 before ``start``."""
+        return self._process.pid if self._process else 0
+
+    async def start(self) -> None:
+        """Starts the process and returns at once; ``wait_ready`` tells how it went."""
+        self._directory = tempfile.mkdtemp(prefix="longspan-")
+        endpoint = f"ipc://{self._directory}/engine"
+        self._context = zmq.asyncio.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.set_hwm(0)
+        self._socket.bind(endpoint)
+        threads = str(self._settings.threads or len(os.sched_getaffinity(0)))
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "server.engine.process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=sys.stderr.fileno(),
+            # torch reads the number of threads when it is imported, and a later call doesn't bind them.
+            env={**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        launch = {
+            "endpoint": endpoint,
+            "folder": str(self._folder),
+            "settings": self._settings.model_dump_json(),
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+
+    async def wait_ready(self) -> Ready:
+        """Waits until the engine serves.
+
+        Raises:
+            RefusedError: it said why it can't.
+            EngineDeadError: it died without a word.
+        """
+        await self._ready_or_dead.wait()
+        if self.ready is not None and self.state == "ready":
+            return self.ready
+        if self._failure is not None:
+            raise RefusedError(self._failure.message)
+        raise EngineDeadError(self._reason)
+
+    async def wait_dead(self) -> str:
+        """Waits until the process has ended without being told to, and says how in a sentence."""
+        await self._dead.wait()
+        return self._reason
+
+    def new_ids(self, count: int) -> list[int]:
+        """Ids for ``count`` sequences."""
+        return list(itertools.islice(self._ids, count))
+
+    def submit(self, sequences: list[Submit]) -> NewsStream:
+        """Queues sequences in the engine.
+
+        Raises:
+            EngineDeadError: there is no engine that serves.
+        """
+        if self.state != "ready":
+            raise EngineDeadError(self._reason or f"the engine is {self.state}")
+        stream = NewsStream(self, [sequence.id for sequence in sequences])
+        for sequence in sequences:
+            self._streams[sequence.id] = stream
+            self._send(sequence)
+        return stream
+
+    def abort(self, ids: list[int]) -> None:
+        """Forgets sequences; unknown ones are ignored."""
+        known = [sequence_id for sequence_id in ids if self._streams.pop(sequence_id, None)]
+        if known and self.state == "ready":
+            self._send(Abort(known))
+
+    async def stop(self) -> None:
+        """Ends the process: politely, then by force. Streams still open end with ``EngineDeadError``."""
+        if self.state == "stopped" or self._process is None:
+            return
+        was, self.state = self.state, "stopped"
+        if was in ("ready", "loading"):
+            if was == "ready":
+                self._send(Shutdown())
+            else:
+                self._kill()
+            try:
+                await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                log.warning("the engine did not end within %.0f s and is killed", _STOP_SECONDS)
+                self._kill()
+                await self._process.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._end_streams("the server is shutting down")
+        self._ready_or_dead.set()
+        if self._socket is not None:
+            self._socket.close()
+        if self._context is not None:
+            self._context.term()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _send(self, message: ToEngine) -> None:
+        assert self._socket is not None
+        # The queue has no high-water mark, so this neither blocks nor fails; admission bounds what is sent.
+        zmq.Socket.send(self._socket, self._encoder.encode(message), zmq.NOBLOCK)
+
+    async def _receive(self) -> None:
+        assert self._socket is not None
+        while True:
+            message = self._decoder.decode(await self._socket.recv())
+            if isinstance(message, StepNews):
+                self._deliver(message)
+            elif isinstance(message, Ready):
+                self.ready, self.state = message, "ready"
+                self._ready_or_dead.set()
+            elif isinstance(message, Failed):
+                self._failure = message
+            else:
+                self.progress = message
+
+    def _deliver(self, news: StepNews) -> None:
+        self.stats = news.stats
+        if self.on_step is not None:
+            self.on_step(news)
+        for item in news.sequences:
+            stream = self._streams.get(item.id)
+            if stream is None:
+                continue  # aborted while the step ran
+            if item.finish is not None:
+                del self._streams[item.id]
+            stream.put((item, news.time))
+
+    async def _watch(self) -> None:
+        assert self._process is not None
+        code = await self._process.wait()
+        if self.state == "stopped":
+            return
+        if code == 1:
+            await asyncio.sleep(0.1)  # its last message says more than its exit code
+        self.state = "dead"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        self._reason = self._failure.message if self._failure else f"the engine process {how}"
+        self._end_streams(self._reason)
+        self._ready_or_dead.set()
+        self._dead.set()
+
+    def _end_streams(self, reason: str) -> None:
+        for stream in set(self._streams.values()):
+            stream.put(EngineDeadError(reason))
+        self._streams.clear()

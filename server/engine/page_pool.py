@@ -1,0 +1,148 @@
+"""The pages of the KV cache: who holds them, which are free, and which are kept for prompts to come."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+
+
+class IntegrityError(AssertionError):
+    """The allocator's books contradict each other: a bug in the engine, never a user's mistake."""
+
+
+class PagePool:
+    """Reference-counted pages, with an index of finished ones by content.
+
+    A page is in exactly one of three states: *held* by one or more sequences; *cached*, held by nobody but
+    findable by its key; or *free*. Pages are taken from the free ones first, then from the cached ones,
+    the least recently used first. Page 0 is never handed out: page tables use it for "no page".
+
+    Args:
+        pages: number of pages, page 0 included; at least 2.
+    """
+
+    def __init__(self, pages: int) -> None:
+        if pages < 2:
+            raise ValueError(f"a pool needs at least 2 pages, page 0 included, not {pages}")
+        self.pages = pages
+        self._holders = [0] * pages
+        self._key_of: list[bytes | None] = [None] * pages
+        self._page_of: dict[bytes, int] = {}
+        self._free = deque(range(1, pages))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def total(self) -> int:
+        """Pages that can be handed out."""
+        return self.pages - 1
+
+    @property
+    def available(self) -> int:
+        """Pages that can be handed out now, cached ones included."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def cached(self) -> int:
+        """Pages that only the index holds."""
+        return len(self._cached)
+
+    @property
+    def held(self) -> int:
+        """Pages that sequences hold."""
+        return self.total - self.available
+
+    def allocate(self, count: int) -> list[int] | None:
+        """``count`` pages for one new holder, or ``None`` if there are not that many: all or nothing."""
+        if count > self.available:
+            return None
+        pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        for page in pages:
+            self._holders[page] = 1
+        return pages
+
+    def find(self, keys: Iterable[bytes]) -> list[int]:
+        """The pages of the longest run of leading ``keys`` that the index knows. Holds none of them."""
+        pages = []
+        for key in keys:
+            page = self._page_of.get(key)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def hold(self, pages: Iterable[int]) -> None:
+        """Adds a holder to each of ``pages``, which are held or cached."""
+        for page in pages:
+            if self._holders[page] == 0:
+                del self._cached[page]
+            self._holders[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Takes a holder off each of ``pages``.
+
+        The last in the list is the first to be evicted: without the pages before it, a page of a prompt is
+        of no use.
+        """
+        for page in reversed(pages):
+            self._holders[page] -= 1
+            if self._holders[page] > 0:
+                continue
+            if self._holders[page] < 0:
+                raise IntegrityError(f"page {page} was released more often than it was held")
+            if self._key_of[page] is None:
+                self._free.append(page)
+            else:
+                self._cached[page] = None
+
+    def publish(self, page: int, key: bytes) -> None:
+        """Makes a held page, whose content is complete, findable. The first page of a content stays."""
+        if key not in self._page_of and self._key_of[page] is None:
+            self._page_of[key] = page
+            self._key_of[page] = key
+
+    def forget_cached(self) -> None:
+        """Empties the index of all pages that nobody holds."""
+        while self._cached:
+            self._free.append(self._evict())
+
+    def _evict(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        key = self._key_of[page]
+        if key is None:
+            raise IntegrityError(f"page {page} is cached without a key")
+        del self._page_of[key]
+        self._key_of[page] = None
+        return page
+
+    def check_integrity(self, holdings: Iterable[Sequence[int]]) -> None:
+        """Compares the books with each other and with the page lists of all holders.
+
+        Args:
+            holdings: the pages of every holder there is, one list each; zeros ("no page") are passed over.
+
+        Raises:
+            IntegrityError: they differ; the message says where.
+        """
+        counted = [0] * self.pages
+        for pages in holdings:
+            for page in pages:
+                if page:
+                    counted[page] += 1
+        if counted != self._holders:
+            wrong = [p for p in range(self.pages) if counted[p] != self._holders[p]]
+            raise IntegrityError(
+                f"pages {wrong[:8]} are held {[counted[p] for p in wrong[:8]]} times, "
+                f"but the pool counts {[self._holders[p] for p in wrong[:8]]}"
+            )
+        free, cached = list(self._free), list(self._cached)
+        idle = [page for page in range(1, self.pages) if self._holders[page] == 0]
+        if sorted(free + cached) != idle:
+            raise IntegrityError("free and cached pages are not exactly the pages that nobody holds")
+        if self._holders[0] or self._key_of[0] is not None:
+            raise IntegrityError("page 0 was handed out")
+        if any(self._key_of[page] is not None for page in free):
+            raise IntegrityError("a free page still has a key")
+        if any(self._key_of[page] is None for page in cached):
+            raise IntegrityError("a cached page has no key")
+        if self._page_of != {key: page for page, key in enumerate(self._key_of) if key is not None}:
+            raise IntegrityError("the index and the pages' keys differ")

@@ -1,0 +1,130 @@
+"""The engine's process: loads the model, then turns messages into steps and steps into messages.
+
+Started by ``server.engine.link``. The settings arrive as JSON in the first line of standard input, which then
+stays open for as long as the server process lives: its end tells the engine to end too.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from server.engine.types import (
+    Abort,
+    Failed,
+    FinishReason,
+    FromEngine,
+    Launch,
+    Loading,
+    RefusedError,
+    SequenceNews,
+    Shutdown,
+    StepNews,
+    Submit,
+    ToEngine,
+)
+from server.observe.logging import configure_logging
+from server.settings import Settings
+
+log = logging.getLogger("longspan.engine")
+
+
+class Engine:
+    """The message loop around an ``EngineCore``."""
+
+    def __init__(self, socket: zmq.Socket[bytes], alive_fd: int) -> None:
+        self._socket = socket
+        self._alive_fd = alive_fd
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(alive_fd, zmq.POLLIN)
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, message: FromEngine) -> None:
+        """Sends a message to the server process."""
+        self._socket.send(self._encoder.encode(message))
+
+    def run(self, core: Any) -> None:
+        """Serves until it is told to end or the server process is gone."""
+        while True:
+            events = dict(self._poller.poll(0 if core.has_work else None))
+            if self._alive_fd in events:
+                log.info("the server process is gone; the engine ends")
+                return
+            while self._socket in events and self._socket.poll(0):
+                message = self._decoder.decode(self._socket.recv())
+                if isinstance(message, Shutdown):
+                    return
+                self._handle(core, message)
+            if core.has_work:
+                self.send(core.step())
+
+    def _handle(self, core: Any, message: Submit | Abort) -> None:
+        if isinstance(message, Abort):
+            for sequence_id in message.ids:
+                core.abort(sequence_id)
+            return
+        try:
+            core.submit(message)
+        except ValueError:
+            # The server process validates; what slips through must not take the other sequences along.
+            log.exception("sequence %d was refused", message.id)
+            refusal = SequenceNews(message.id, [], finish=FinishReason.ABORTED, started=0.0)
+            self.send(StepNews(0.0, [refusal], core.stats()))
+
+
+def main() -> int:
+    """Runs the engine process; its exit code is 0 only if it was told to end."""
+    # Ctrl-C reaches the whole process group; the server process decides when the engine may end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = os.read(0, 65536)
+        if not chunk:
+            return 1
+        line += chunk
+    launch = msgspec.json.decode(line, type=Launch)
+    settings = Settings.model_validate(json.loads(launch.settings))
+    configure_logging(settings.log_level)
+    context = zmq.Context(io_threads=1)
+    socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.set_hwm(0)
+    socket.connect(launch.endpoint)
+    engine = Engine(socket, alive_fd=0)
+    try:
+        from server.engine.build import build_engine
+
+        core, ready = build_engine(
+            settings, Path(launch.folder), lambda stage, fraction: engine.send(Loading(stage, fraction))
+        )
+        gc.collect()
+        gc.freeze()
+        engine.send(ready)
+        engine.run(core)
+    except RefusedError as refusal:
+        engine.send(Failed(str(refusal)))
+        return 1
+    except Exception as error:
+        log.exception("the engine failed")
+        engine.send(Failed(f"the engine failed: {type(error).__name__}: {error}"))
+        return 1
+    finally:
+        socket.close()
+        context.term()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

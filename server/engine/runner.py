@@ -1,0 +1,138 @@
+"""One forward pass over all scheduled tokens, flattened, then the sampler."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from attention.backends import Attention
+from attention.hook import Step
+
+from attention.types import AttentionBatch, LayerSpec, PagedCache
+from server.engine import sampler
+from server.engine.scheduler import Work
+from server.engine.sequence import Sequence
+from server.engine.types import PositionLogprob
+
+
+class RunOutput(NamedTuple):
+    """What one pass gave.
+
+    Attributes:
+        sequences: those that have caught up and got a token each.
+        tokens: their tokens.
+        logprobs: the tokens' log probabilities, where asked for.
+        prompt_logprobs: for each ``Work``, log probabilities of further prompt tokens, where owed.
+    """
+
+    sequences: list[Sequence]
+    tokens: list[int]
+    logprobs: list[PositionLogprob | None]
+    prompt_logprobs: list[list[PositionLogprob]]
+
+
+class Runner:
+    """A model over its paged cache.
+
+    Args:
+        model: a causal language model of transformers that attends through ``attention.hook``.
+        layers: its attention layers.
+        attention: pattern and kernel.
+        cache: the keys and values.
+    """
+
+    def __init__(self, model: Any, layers: list[LayerSpec], attention: Attention, cache: PagedCache) -> None:
+        self.model = model
+        self.layers = {layer.index: layer for layer in layers}
+        self.attention = attention
+        self.cache = cache
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def run(self, works: list[Work]) -> RunOutput:
+        """Computes the scheduled tokens and samples for every sequence that has caught up by that."""
+        batch = self._batch(works)
+        ids = np.concatenate(
+            [np.asarray(s.tokens[s.computed : s.computed + n], dtype=np.int64) for s, n in works]
+        )
+        caught_up = [b for b, (s, n) in enumerate(works) if n == s.remaining]
+        last_rows = [batch.query_starts[b + 1] - 1 for b in caught_up]
+        echo = [self._echo_rows(work, batch.query_starts[b]) for b, work in enumerate(works)]
+        keep = last_rows + [row for rows in echo for row in rows]
+        if not keep:
+            keep = [0]  # an empty selection is not something every model's head can handle
+        logits = self.model(
+            input_ids=torch.from_numpy(ids).to(self.device)[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor(keep, device=self.device),
+            longspan=Step(self.attention, self.cache, batch, self.layers),
+        ).logits[0]
+        sequences = [works[b].sequence for b in caught_up]
+        tokens, logprobs = self._sample(sequences, logits[: len(last_rows)])
+        return RunOutput(sequences, tokens, logprobs, self._echo(works, echo, logits[len(last_rows) :]))
+
+    def _batch(self, works: list[Work]) -> AttentionBatch:
+        page_size = self.cache.page_size
+        counts = np.array([n for _, n in works])
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        table = np.zeros((len(works), max(len(s.pages) for s, _ in works)), dtype=np.int32)
+        for b, (sequence, _) in enumerate(works):
+            table[b, : len(sequence.pages)] = sequence.pages
+        owner = np.repeat(np.arange(len(works)), counts)
+        computed = np.array([s.computed for s, _ in works])
+        positions = np.arange(starts[-1]) - starts[owner] + computed[owner]
+        slots = table[owner, positions // page_size].astype(np.int64) * page_size + positions % page_size
+        return AttentionBatch(
+            query_starts=starts.tolist(),
+            seq_lens=(computed + counts).tolist(),
+            page_table=torch.from_numpy(table).to(self.device),
+            slots=torch.from_numpy(slots).to(self.device),
+            positions=torch.from_numpy(positions).to(self.device),
+            page_size=page_size,
+        )
+
+    def _sample(
+        self, sequences: list[Sequence], logits: torch.Tensor
+    ) -> tuple[list[int], list[PositionLogprob | None]]:
+        if not sequences:
+            return [], []
+        rows = []
+        for sequence in sequences:
+            request = sequence.request
+            if sequence.sampler is None:
+                sequence.sampler = sampler.SamplerState(
+                    request.sampling,
+                    request.prompt,
+                    min_tokens=request.min_tokens,
+                    stop_token_ids=request.stop_token_ids,
+                    vocabulary_size=logits.shape[-1],
+                )
+            rows.append(sampler.Row(sequence.sampler, sequence.output_len, request.logprobs))
+        return sampler.sample(logits, rows)
+
+    @staticmethod
+    def _echo_rows(work: Work, start: int) -> list[int]:
+        """Rows of the flattened batch whose logits give log probabilities of prompt tokens still owed."""
+        sequence, tokens = work
+        if not sequence.wants_prompt_logprobs:
+            return []
+        first = max(sequence.computed, len(sequence.prompt_logprobs))
+        end = min(sequence.computed + tokens, sequence.prompt_len - 1)
+        return [start + position - sequence.computed for position in range(first, end)]
+
+    @staticmethod
+    def _echo(works: list[Work], rows: list[list[int]], logits: torch.Tensor) -> list[list[PositionLogprob]]:
+        result: list[list[PositionLogprob]] = []
+        taken = 0
+        for (sequence, _), owed in zip(works, rows, strict=True):
+            if not owed:
+                result.append([])
+                continue
+            k = sequence.request.prompt_logprobs or 0
+            known = len(sequence.prompt_logprobs)
+            targets = sequence.request.prompt[known + 1 : known + 1 + len(owed)]
+            result.append(sampler.prompt_logprobs(logits[taken : taken + len(owed)], targets, k))
+            taken += len(owed)
+        return result

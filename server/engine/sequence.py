@@ -1,0 +1,113 @@
+"""One sequence in the engine: its tokens, how many of them are computed, and the pages that hold them."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from server.engine.types import FinishReason, PositionLogprob, Submit
+
+if TYPE_CHECKING:
+    from server.engine.sampler import SamplerState
+
+
+class State(enum.Enum):
+    """Where a sequence is."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+class Sequence:
+    """A prompt and its growing output.
+
+    There is no prefill and no decode state: the sequence has ``total`` tokens of which ``computed`` have
+    their keys and values in the cache, and each step lets it catch up by some. When it has caught up, the
+    last token's logits give the next token. Preemption sets ``computed`` to 0, a prefix hit raises it.
+
+    Attributes:
+        request: what was asked for.
+        arrival: order of arrival, the first is 0; ties of priority go to the earlier.
+        tokens: prompt and output.
+        computed: leading tokens whose keys and values are in ``pages``.
+        pages: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``.
+        page_keys: prefix-cache keys of its leading full pages, as far as they were needed.
+        sampler: what the sampler remembers of the sequence; made when it first runs.
+        prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
+        started: monotonic time at which the engine first worked on it.
+        cached_tokens: prompt tokens found in the prefix cache when it first ran.
+        preemptions: how often it lost its pages.
+    """
+
+    __slots__ = (
+        "arrival",
+        "cached_tokens",
+        "computed",
+        "page_keys",
+        "pages",
+        "preemptions",
+        "prompt_logprobs",
+        "request",
+        "sampler",
+        "started",
+        "state",
+        "tokens",
+    )
+
+    def __init__(self, request: Submit, arrival: int) -> None:
+        self.request = request
+        self.arrival = arrival
+        self.state = State.WAITING
+        self.tokens = list(request.prompt)
+        self.computed = 0
+        self.pages: list[int] = []
+        self.page_keys: list[bytes] = []
+        self.sampler: SamplerState | None = None
+        self.prompt_logprobs: list[PositionLogprob] = []
+        self.started: float | None = None
+        self.cached_tokens = 0
+        self.preemptions = 0
+
+    @property
+    def id(self) -> int:
+        """The id under which the server process knows it."""
+        return self.request.id
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt)
+
+    @property
+    def output_len(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def total(self) -> int:
+        """Tokens so far."""
+        return len(self.tokens)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to compute before the next one can be sampled; 1 for a decode."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Sorts by who goes first: higher priority, then earlier arrival."""
+        return (-self.request.priority, self.arrival)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Some of the prompt's log probabilities are still owed, so its tokens must really be computed."""
+        return self.request.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len - 1
+
+    def finish_reason(self, token: int, context_length: int) -> FinishReason | None:
+        """Why the sequence ends with ``token``, its newest; ``None`` if it goes on."""
+        if token in self.request.stop_token_ids and self.output_len > self.request.min_tokens:
+            return FinishReason.STOP
+        if self.output_len >= self.request.max_tokens or self.total >= context_length:
+            return FinishReason.LENGTH
+        return None

@@ -1,0 +1,120 @@
+"""Drives an EngineCore by hand and checks its books after every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from attention.backends import resolve
+from server.models.load import LoadedModel, load_model
+
+from attention.types import PagedCache
+from server.engine.core import EngineCore
+from server.engine.runner import Runner
+from server.engine.types import FinishReason, PositionLogprob, Sampling, Submit
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass
+class Outcome:
+    """All news of one sequence, put together."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[PositionLogprob] = field(default_factory=list)
+    prompt_logprobs: list[PositionLogprob] | None = None
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+def load(folder: Path, dtype: str = "float32") -> LoadedModel:
+    """The model on the CPU, attending through Longspan's hook."""
+    return load_model(folder, dtype, "cpu", None, lambda stage, fraction: None)
+
+
+def make_core(
+    loaded: LoadedModel,
+    *,
+    pages: int = 600,
+    page_size: int = 16,
+    max_running: int = 32,
+    max_batch_tokens: int = 512,
+    prefix_cache: bool = True,
+    context_length: int | None = None,
+    kernel: str = "auto",
+) -> EngineCore:
+    """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed."""
+    dtype = next(loaded.model.parameters()).dtype
+    attention = resolve("full", {}, kernel, loaded.layers, torch.device("cpu"), dtype, page_size)
+    cache = PagedCache(loaded.layers, pages, page_size, dtype, poison=True)
+    capacity = (pages - 1) * page_size
+    return EngineCore(
+        Runner(loaded.model, loaded.layers, attention, cache),
+        context_length=context_length or min(loaded.context_length, capacity),
+        max_running=max_running,
+        max_batch_tokens=max_batch_tokens,
+        prefix_cache=prefix_cache,
+    )
+
+
+def greedy_requests(prompts: list[list[int]], max_tokens: int, first_id: int = 1, **kwargs) -> list[Submit]:
+    """One greedy sequence per prompt that ends at ``max_tokens`` only."""
+    return [
+        Submit(id=first_id + i, prompt=prompt, sampling=GREEDY, max_tokens=max_tokens, **kwargs)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def run(core: EngineCore, requests: list[Submit], max_steps: int = 5000) -> dict[int, Outcome]:
+    """Runs ``requests`` to their ends; the engine must then be empty and its pages free or cached."""
+    outcomes = {request.id: Outcome() for request in requests}
+    for request in requests:
+        core.submit(request)
+    for _ in range(max_steps):
+        if not core.has_work:
+            break
+        collect(core, outcomes)
+    assert not core.has_work
+    assert core.kv.pool.held == 0
+    return outcomes
+
+
+def collect(core: EngineCore, outcomes: dict[int, Outcome]) -> None:
+    """One step, its news added to ``outcomes``."""
+    news = core.step()
+    core.scheduler.check_integrity()
+    for item in news.sequences:
+        outcome = outcomes[item.id]
+        outcome.tokens += item.tokens
+        outcome.logprobs += item.logprobs or []
+        outcome.finish = item.finish
+        outcome.preemptions = max(outcome.preemptions, item.preemptions)
+        if item.prompt_logprobs is not None:
+            outcome.prompt_logprobs = item.prompt_logprobs
+        if item.started is not None:
+            outcome.cached_tokens = item.cached_tokens
+
+
+def transformers_greedy(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    """What ``generate`` of transformers itself gives for each prompt alone, in float32."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    results = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=max_tokens,
+                max_new_tokens=max_tokens,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        results.append(output[0, len(prompt) :].tolist())
+    return results

@@ -1,0 +1,42 @@
+"""Small random models of every common architecture: Longspan's tokens are those of transformers."""
+
+import random
+
+import pytest
+from tests.models_zoo import save_tiny
+
+from tests.engine.harness import greedy_requests, load, make_core, run, transformers_greedy
+
+KINDS = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "gpt2", "mixtral"]
+LENGTHS = [1, 5, 17, 33, 60]
+MAX_TOKENS = 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_tokens_equal_transformers(kind, tmp_path):
+    folder = save_tiny(kind, tmp_path / kind)
+    loaded = load(folder)
+    rng = random.Random(kind)
+    prompts = [[rng.randrange(4, loaded.vocabulary_size) for _ in range(length)] for length in LENGTHS]
+    expected = transformers_greedy(folder, prompts, MAX_TOKENS)
+    assert len({tuple(tokens) for tokens in expected}) > 1, "a model that says one thing proves nothing"
+
+    for prompt, tokens in zip(prompts, expected, strict=True):
+        alone = make_core(loaded, page_size=4, pages=64)
+        assert run(alone, greedy_requests([prompt], MAX_TOKENS))[1].tokens == tokens
+    together = make_core(loaded, page_size=4, pages=128, max_batch_tokens=16, max_running=16)
+    outcomes = run(together, greedy_requests(prompts, MAX_TOKENS))
+    assert [outcome.tokens for outcome in outcomes.values()] == expected
+    again = run(together, greedy_requests(prompts, MAX_TOKENS, first_id=100))
+    assert [outcome.tokens for outcome in again.values()] == expected
+    assert sum(outcome.cached_tokens for outcome in again.values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_the_reference_kernel_serves_too(kind, tmp_path):
+    folder = save_tiny(kind, tmp_path / kind)
+    loaded = load(folder)
+    prompts = [[7, 8, 9, 10, 11], [20] * 30]
+    core = make_core(loaded, page_size=4, pages=64, kernel="reference")
+    outcomes = run(core, greedy_requests(prompts, MAX_TOKENS))
+    assert [o.tokens for o in outcomes.values()] == transformers_greedy(folder, prompts, MAX_TOKENS)
