@@ -1,0 +1,21 @@
+"""Long-context attention over a paged cache: patterns say what is seen, kernels compute it."""
+
+from attention.backends import BACKENDS, KERNELS, Attention, UnsupportedError, resolve
+from attention.hook import Step, register
+from attention.layers import read_layers
+from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
+
+__all__ = [
+    "BACKENDS",
+    "KERNELS",
+    "Attention",
+    "AttentionBatch",
+    "LayerCache",
+    "LayerSpec",
+    "PagedCache",
+    "Step",
+    "UnsupportedError",
+    "read_layers",
+    "register",
+    "resolve",
+]

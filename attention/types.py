@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 
-class LayerSpec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
     """What one attention layer of a model asks for, as read from its first call.
 
     Attributes:

@@ -1,0 +1,149 @@
+"""From the operator's choice to a pattern and a kernel that work together on this model and machine."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+
+from attention.kernels.base import Kernel
+from attention.patterns.base import Pattern
+from attention.types import AttentionBatch, LayerCache, LayerSpec
+
+
+class UnsupportedError(ValueError):
+    """What was asked for cannot work; the message gives all reasons and the nearest choice that does."""
+
+
+class Backend(NamedTuple):
+    """A name that operators know.
+
+    Attributes:
+        pattern: ``module:class`` of the pattern, imported when chosen.
+        kernels: names of the kernels that can compute it, in the order in which ``auto`` tries them.
+    """
+
+    pattern: str
+    kernels: tuple[str, ...]
+
+
+BACKENDS: dict[str, Backend] = {
+    "full": Backend("attention.patterns.full:Full", ("sdpa", "reference")),
+}
+
+KERNELS: dict[str, str] = {
+    "sdpa": "attention.kernels.sdpa:Sdpa",
+    "reference": "attention.kernels.reference:Reference",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What a deployment runs.
+
+    Attributes:
+        backend: what the operator chose.
+        pattern: which cached tokens a query may see.
+        kernel: what computes it.
+        reason: why this kernel, in words.
+    """
+
+    backend: str
+    pattern: Pattern
+    kernel: Kernel
+    reason: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options in force, defaults included."""
+        return self.pattern.options
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One layer's attention; see ``Kernel.forward`` for shapes."""
+        return self.kernel.forward(layer, query, cache, batch, self.pattern, sinks)
+
+
+def resolve(
+    backend: str,
+    options: Mapping[str, str],
+    kernel: str,
+    layers: list[LayerSpec],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    page_size: int,
+) -> Attention:
+    """Chooses pattern and kernel, or says why that cannot be.
+
+    Args:
+        backend: a name from ``BACKENDS``.
+        options: the backend's details, as text.
+        kernel: a name from ``KERNELS``, or ``auto`` for the backend's first that can compute the layers.
+        layers: the model's attention layers.
+        device: where the cache lives.
+        dtype: number format of the cache.
+        page_size: tokens per page.
+
+    Raises:
+        UnsupportedError: a name or option is unknown, or the kernel cannot compute these layers exactly.
+    """
+    entry = BACKENDS.get(backend)
+    if entry is None:
+        raise UnsupportedError(_unknown("attention backend", backend, BACKENDS))
+    if kernel not in ("auto", *entry.kernels):
+        if kernel in KERNELS:
+            raise UnsupportedError(
+                f"kernel {kernel} does not compute {backend} attention; choose auto or "
+                f"{' or '.join(entry.kernels)}"
+            )
+        raise UnsupportedError(_unknown("attention kernel", kernel, ("auto", *entry.kernels)))
+    try:
+        pattern: Pattern = _load(entry.pattern).from_options(options)
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from error
+
+    refusals: dict[str, list[str]] = {}
+    for name in entry.kernels if kernel == "auto" else (kernel,):
+        candidate: Kernel = _load(KERNELS[name])()
+        reasons = candidate.unsupported(layers, torch.device(device), dtype, page_size)
+        if not reasons:
+            return Attention(backend, pattern, candidate, _reason(name, kernel, entry.kernels, refusals))
+        refusals[name] = reasons
+    message = "; ".join(reason for reasons in refusals.values() for reason in reasons)
+    if kernel != "auto":
+        try:
+            nearest = resolve(backend, options, "auto", layers, device, dtype, page_size).kernel.name
+        except UnsupportedError as error:
+            raise UnsupportedError(f"no kernel can compute {backend} attention here: {error}") from None
+        message += f"; choose kernel {nearest} or auto"
+    raise UnsupportedError(message)
+
+
+def _reason(name: str, asked: str, order: tuple[str, ...], refusals: dict[str, list[str]]) -> str:
+    if asked != "auto":
+        return "asked for"
+    if refusals:
+        return "; ".join(reason for reasons in refusals.values() for reason in reasons)
+    return f"first of {', '.join(order)} that can"
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"there is no {what} {name!r}; choose {' or '.join(choices)}{hint}"
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

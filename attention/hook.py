@@ -1,0 +1,115 @@
+"""The one function that transformers calls for attention, and what it is given.
+
+A model whose attention implementation is ``longspan`` calls the function with whatever object the caller
+gave as ``model(..., longspan=...)``: a ``Step`` when it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from attention.backends import Attention, UnsupportedError
+from attention.layers import IMPLEMENTATION, read_layers
+from attention.types import AttentionBatch, LayerSpec, PagedCache
+
+__all__ = ["Attend", "Step", "read_layers", "register"]
+
+
+class Attend(Protocol):
+    """What a model's forward may be given as ``longspan``."""
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        features: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """One layer's attention.
+
+        Args:
+            module: the layer's attention module, with its ``layer_idx``.
+            query: ``[1, H, T, D]``, after RoPE.
+            key: ``[1, Hkv, T, D]``, after RoPE.
+            value: ``[1, Hkv, T, Dv]``.
+            mask: what the model prepared, if it did.
+            features: the other keyword arguments of the layer's call.
+
+        Returns:
+            ``[1, T, H, Dv]``.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward over the paged cache.
+
+    Attributes:
+        attention: pattern and kernel.
+        cache: keys and values of all layers; the step's own are written as layers run.
+        batch: the step's work.
+        layers: by index, as ``read_layers`` found them.
+    """
+
+    attention: Attention
+    cache: PagedCache
+    batch: AttentionBatch
+    layers: Mapping[int, LayerSpec]
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        features: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """See ``Attend.attend``.
+
+        Raises:
+            UnsupportedError: the model insists on a mask, which the paged cache cannot apply.
+        """
+        if mask is not None:
+            raise UnsupportedError(
+                "the model gives its attention a mask of its own; call it without attention_mask"
+            )
+        layer = self.layers[module.layer_idx]
+        cache = self.cache.layers[layer.index]
+        cache.write(self.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        output = self.attention.forward(
+            layer, query[0].transpose(0, 1), cache, self.batch, features.get("s_aux")
+        )
+        return output[None]
+
+
+def register() -> None:
+    """Makes ``longspan`` an attention implementation of transformers; may be called again."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, _attend)
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    longspan: Attend | None = None,
+    **features: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls; returns ``[1, T, H, Dv]`` and no weights."""
+    if longspan is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} was called without the keyword argument longspan: pass "
+            "longspan=Step(...) to the model's forward, or serve a model that hands its keyword arguments on"
+        )
+    return longspan.attend(module, query, key, value, attention_mask, features), None

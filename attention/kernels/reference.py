@@ -1,0 +1,72 @@
+"""Dense attention in float32, one sequence after the other: slow, complete, the oracle of other kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from attention.kernels.base import Kernel, locate, visibility
+from attention.patterns.base import Pattern
+from attention.types import AttentionBatch, LayerCache, LayerSpec
+
+_LOGITS_BYTES = 256 << 20
+
+
+class Reference(Kernel):
+    """Computes every feature of ``LayerSpec`` by its definition.
+
+    Query rows are taken in blocks so that no block's logits take more than 256 MiB.
+    """
+
+    name = "reference"
+
+    def unsupported(
+        self, layers: list[LayerSpec], device: torch.device, dtype: torch.dtype, page_size: int
+    ) -> list[str]:
+        """See ``Kernel.unsupported``; it can do all."""
+        return []
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        pattern: Pattern,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See ``Kernel.forward``."""
+        output = query.new_empty(*query.shape[:2], layer.value_size)
+        for b, seq_len in enumerate(batch.seq_lens):
+            start, stop = batch.query_starts[b], batch.query_starts[b + 1]
+            positions = torch.arange(seq_len, device=query.device)
+            slots, there = locate(batch, torch.tensor(b, device=query.device), positions)
+            positions, slots = positions[there], slots[there]
+            keys = cache.keys.flatten(0, 1)[slots].float()
+            values = cache.values.flatten(0, 1)[slots].float()
+            rows = max(1, _LOGITS_BYTES // (4 * layer.query_heads * max(1, len(positions))))
+            for first in range(start, stop, rows):
+                last = min(first + rows, stop)
+                visible = visibility(batch.positions[first:last, None], positions, layer.window, pattern)
+                output[first:last] = _attend(layer, query[first:last], keys, values, visible, sinks)
+        return output
+
+
+def _attend(
+    layer: LayerSpec,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    visible: torch.Tensor,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """``[R, H, Dv]``: ``query`` ``[R, H, D]`` over ``keys`` ``[L, Hkv, D]`` where ``visible`` ``[R, L]``."""
+    grouped = query.float().unflatten(1, (layer.kv_heads, -1))
+    logits = torch.einsum("rkgd,lkd->kgrl", grouped, keys) * layer.scale
+    if layer.softcap is not None:
+        logits = layer.softcap * torch.tanh(logits / layer.softcap)
+    logits = logits.masked_fill(~visible, float("-inf"))
+    if sinks is not None:
+        column = sinks.float().view(layer.kv_heads, -1, 1, 1).expand(-1, -1, len(query), 1)
+        logits = torch.cat([logits, column], dim=-1)
+    weights = logits.softmax(dim=-1)[..., : len(keys)]
+    return torch.einsum("kgrl,lkd->rkgd", weights, values).flatten(1, 2)

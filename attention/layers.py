@@ -1,0 +1,227 @@
+"""What a model's attention layers ask for, read from two tiny forwards, and whether serving can honor it.
+
+Most of a layer's wishes arrive as arguments of its attention call. The rest hides in masks, which the paged
+cache never sees: so the masks that the model would build are compared with what the arguments say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from attention.backends import UnsupportedError
+from attention.kernels.base import layer_ranges
+from attention.types import LayerSpec
+
+IMPLEMENTATION = "longspan"
+
+# Arguments that may be tensors: they change nothing about attention, or serving honors them.
+_HARMLESS = {"position_ids", "logits_to_keep", "s_aux"}
+
+_KNOWN_TYPES = ("full_attention", "sliding_attention")
+
+_TOKENS = 40
+
+
+def read_layers(model: Any) -> list[LayerSpec]:
+    """One ``LayerSpec`` per attention layer, in order.
+
+    Args:
+        model: a causal language model of transformers whose attention implementation is ``longspan``
+            (``attention.hook.register()``, then ``model.set_attn_implementation("longspan")``).
+
+    Raises:
+        UnsupportedError: the model's attention does not go through transformers' attention interface as
+            a decoder's, once per layer, or has structure that serving would lose.
+    """
+    try:
+        return _read(model)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot be served: {error}; choose a decoder whose layers all call "
+            "transformers' attention interface"
+        ) from error
+
+
+def _read(model: Any) -> list[LayerSpec]:
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedError("it is an encoder-decoder model")
+    config = model.config.get_text_config(decoder=True)
+    count = config.num_hidden_layers
+    types = getattr(config, "layer_types", None) or [None] * count
+    if strange := sorted({kind for kind in types if kind} - set(_KNOWN_TYPES)):
+        raise UnsupportedError(f"the paged cache would lose the structure of its {', '.join(strange)} layers")
+    window = getattr(config, "sliding_window", None) or None
+    tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+
+    serving = _Recorder()
+    _forward(model, torch.arange(tokens).repeat(2), serving)
+    if sorted(serving.layers) != list(range(count)):
+        raise UnsupportedError(
+            f"{len(serving.layers)} layers go through the attention interface, its config says {count}"
+        )
+    if serving.masked:
+        raise UnsupportedError(f"{layer_ranges(serving.masked)} use a mask even where none is asked for")
+    if not serving.repeats:
+        raise UnsupportedError("it does not follow position_ids, so that sequences cannot share a batch")
+
+    positions = _probe_positions(window, tokens)
+    probing = _Recorder(positions, window)
+    with _masks_at(positions):
+        _forward(model, torch.arange(len(positions)), probing)
+    layers = [probing.layers[index] for index in range(count)]
+    lost = {layer.index: layer for layer in probing.masked}
+    for layer, kind in zip(layers, types, strict=True):
+        if kind == "sliding_attention" and layer.window != window:
+            lost[layer.index] = layer
+    if lost:
+        raise UnsupportedError(
+            f"the mask of {layer_ranges(list(lost.values()))} and the arguments of the attention call differ "
+            "on which tokens are visible"
+        )
+    return layers
+
+
+def _forward(model: Any, positions: torch.Tensor, recorder: _Recorder) -> None:
+    """Runs the model on tokens that follow from their ``positions`` ``[T]``."""
+    at = positions.to(next(model.parameters()).device)[None]
+    try:
+        with torch.inference_mode():
+            model(
+                input_ids=at % model.config.get_text_config(decoder=True).vocab_size,
+                position_ids=at,
+                use_cache=False,
+                logits_to_keep=torch.tensor([len(positions) - 1], device=at.device),
+                longspan=recorder,
+            )
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        # Whatever a model that was not made for the interface trips over.
+        raise UnsupportedError(f"its forward fails with {type(error).__name__}: {error}") from error
+
+
+class _Recorder:
+    """Answers attention calls with plain causal attention, so that values stay finite, and notes them.
+
+    Args:
+        positions: ``[T]``, for which the masks that come along were built; without them no mask may come.
+        window: what a window that only shows in the mask may be.
+
+    Attributes:
+        layers: by index.
+        masked: those whose mask does not follow from causality and a window.
+        repeats: the first layer's keys in the second half of the tokens equal those in the first half.
+    """
+
+    def __init__(self, positions: torch.Tensor | None = None, window: int | None = None) -> None:
+        self.positions = positions
+        self.window = window
+        self.layers: dict[int, LayerSpec] = {}
+        self.masked: list[LayerSpec] = []
+        self.repeats = True
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        features: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """See ``attention.hook.Attend.attend``."""
+        layer = _spec(module, query, key, value, features)
+        if layer.index in self.layers:
+            raise UnsupportedError(f"layer {layer.index} calls attention more than once per forward")
+        if mask is not None:
+            if layer.window is None and self._follows(self.window, mask):
+                layer = replace(layer, window=self.window)
+            elif not self._follows(layer.window, mask):
+                self.masked.append(layer)
+        if layer.index == 0:
+            first, second = key.float().chunk(2, dim=2)
+            self.repeats = first.shape == second.shape and torch.allclose(
+                first, second, rtol=0, atol=0.02 * float(first.abs().max())
+            )
+        self.layers[layer.index] = layer
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=layer.scale, enable_gqa=True
+        ).transpose(1, 2)
+
+    def _follows(self, window: int | None, mask: torch.Tensor) -> bool:
+        """The mask says what causality and the window say."""
+        if self.positions is None or mask.dtype != torch.bool:
+            return False
+        queries, keys = self.positions[:, None], self.positions
+        expected = keys <= queries
+        if window is not None:
+            expected &= queries - keys < window
+        return torch.equal(mask.cpu(), expected[None, None])
+
+
+def _spec(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    features: Mapping[str, Any],
+) -> LayerSpec:
+    """What one attention call asks for."""
+    index = getattr(module, "layer_idx", None)
+    if index is None:
+        raise UnsupportedError(f"{type(module).__name__} does not know its layer's index")
+    causal = features.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise UnsupportedError(f"layer {index} is not causal")
+    if key.shape[2] != query.shape[2]:
+        raise UnsupportedError(f"layer {index} attends to something else than its own tokens")
+    for name, argument in features.items():
+        if isinstance(argument, torch.Tensor) and name not in _HARMLESS:
+            raise UnsupportedError(f"layer {index} attends with {name}, which no kernel supports")
+    scaling = features.get("scaling")
+    return LayerSpec(
+        index=index,
+        query_heads=query.shape[1],
+        kv_heads=key.shape[1],
+        head_size=query.shape[3],
+        value_size=value.shape[3],
+        scale=float(query.shape[3] ** -0.5 if scaling is None else scaling),
+        window=features.get("sliding_window") or None,
+        softcap=features.get("softcap") or None,
+        sinks=features.get("s_aux") is not None,
+    )
+
+
+def _probe_positions(window: int | None, tokens: int) -> torch.Tensor:
+    """At most ``tokens`` positions, far apart and close together, some just as far apart as the window."""
+    around = [1, window - 1, window, window + 1, 2 * window] if window else []
+    powers = [position for k in range(20) for position in (2**k, 2**k + 1)]
+    return torch.tensor(sorted([0, *dict.fromkeys([n for n in [*around, *powers] if n > 0])][:tokens]))
+
+
+@contextmanager
+def _masks_at(positions: torch.Tensor) -> Iterator[None]:
+    """Lets models build their masks as if their tokens had these ``positions``.
+
+    Without a mask function of the implementation's name transformers builds no masks at all, as it shall
+    when serving; so the function stays for one forward only.
+    """
+    from transformers.masking_utils import AttentionMaskInterface
+
+    def build(*, mask_function: Any, device: torch.device, **_: Any) -> torch.Tensor:
+        at = positions.to(device)
+        zero = torch.zeros((), dtype=torch.long, device=device)
+        visible: torch.Tensor = mask_function(zero, zero, at[:, None], at[None])
+        return visible.expand(len(at), len(at))[None, None]
+
+    AttentionMaskInterface.register(IMPLEMENTATION, build)
+    try:
+        yield
+    finally:
+        AttentionMaskInterface._global_mapping.pop(IMPLEMENTATION, None)

@@ -1,0 +1,37 @@
+"""Every query sees every earlier token and itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+
+from attention.patterns.base import Pattern
+
+
+class Full(Pattern):
+    """Plain causal attention; exact, keeps everything."""
+
+    name = "full"
+    dense = True
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, str]) -> Self:
+        """See ``Pattern.from_options``; there are no options."""
+        if options:
+            raise ValueError(f"full attention takes no options; remove {', '.join(sorted(options))}")
+        return cls()
+
+    @property
+    def options(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.visible``."""
+        return key_positions <= query_positions
+
+    def expired(self, seq_len: int, page_size: int) -> range:
+        """See ``Pattern.expired``; nothing ever expires."""
+        return range(0)

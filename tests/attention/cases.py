@@ -1,0 +1,178 @@
+"""Batches over a poisoned cache with shuffled pages, and attention computed by its definition alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from hypothesis import strategies as st
+
+from attention import AttentionBatch, LayerCache, LayerSpec, PagedCache
+from attention.patterns.base import Pattern
+from attention.patterns.full import Full
+
+
+class Sinks(Pattern):
+    """Lossy on purpose: the first ``sinks`` tokens and the last ``window``."""
+
+    name = "sinks"
+
+    def __init__(self, window: int, sinks: int) -> None:
+        self.window, self.sinks = window, sinks
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, str]) -> Self:
+        return cls(int(options["window"]), int(options["sinks"]))
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {"window": str(self.window), "sinks": str(self.sinks)}
+
+    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        near = (key_positions < self.sinks) | (query_positions - key_positions < self.window)
+        return near & (key_positions <= query_positions)
+
+    def expired(self, seq_len: int, page_size: int) -> range:
+        return range(-(-self.sinks // page_size), max(0, seq_len - self.window + 1) // page_size)
+
+
+@dataclass
+class Case:
+    layer: LayerSpec
+    cache: LayerCache
+    batch: AttentionBatch
+    query: torch.Tensor
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    sinks: torch.Tensor | None
+
+    def alone(self, b: int) -> Case:
+        """The same sequence without its neighbors."""
+        start, stop = self.batch.query_starts[b], self.batch.query_starts[b + 1]
+        batch = AttentionBatch(
+            [0, stop - start],
+            [self.batch.seq_lens[b]],
+            self.batch.page_table[b : b + 1],
+            self.batch.slots[start:stop],
+            self.batch.positions[start:stop],
+            self.batch.page_size,
+        )
+        return Case(
+            self.layer,
+            self.cache,
+            batch,
+            self.query[start:stop],
+            [self.keys[b]],
+            [self.values[b]],
+            self.sinks,
+        )
+
+
+def make_case(
+    layer: LayerSpec,
+    sequences: list[tuple[int, int]],
+    page_size: int,
+    *,
+    pattern: Pattern | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Case:
+    """``sequences`` are (length, query tokens). Only tokens on pages that have not expired are written."""
+    pattern = pattern or Full()
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random).to(dtype).to(device)
+
+    counts = [-(-length // page_size) for length, _ in sequences]
+    cache = PagedCache([layer], sum(counts) + 1, page_size, dtype, device, poison=True).layers[layer.index]
+    free = (torch.randperm(sum(counts), generator=random) + 1).tolist()
+    table = torch.zeros(len(sequences), max(counts), dtype=torch.int32)
+    keys, values, slots, positions = [], [], [], []
+    starts = [0]
+    for b, (length, queries) in enumerate(sequences):
+        table[b, : counts[b]] = torch.tensor([free.pop() for _ in range(counts[b])], dtype=torch.int32)
+        at = torch.arange(length)
+        where = table[b, at // page_size].long() * page_size + at % page_size
+        gone = pattern.expired(length - queries, page_size)
+        kept = ~torch.isin(at // page_size, torch.tensor(list(gone), dtype=torch.long))
+        key, value = (
+            normal(length, layer.kv_heads, layer.head_size),
+            normal(length, layer.kv_heads, layer.value_size),
+        )
+        cache.write(where[kept].to(device), key[kept], value[kept])
+        table[b, list(gone)] = 0
+        keys.append(key)
+        values.append(value)
+        slots.append(where[length - queries :])
+        positions.append(at[length - queries :])
+        starts.append(starts[-1] + queries)
+    batch = AttentionBatch(
+        starts,
+        [length for length, _ in sequences],
+        table.to(device),
+        torch.cat(slots).to(device),
+        torch.cat(positions).to(device),
+        page_size,
+    )
+    query = normal(starts[-1], layer.query_heads, layer.head_size)
+    sinks = normal(layer.query_heads) if layer.sinks else None
+    return Case(layer, cache, batch, query, keys, values, sinks)
+
+
+def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
+    """One query, one head at a time, in double precision."""
+    layer, batch = case.layer, case.batch
+    output = torch.empty(len(case.query), layer.query_heads, layer.value_size, dtype=torch.float64)
+    for b in range(batch.size):
+        for row in range(batch.query_starts[b], batch.query_starts[b + 1]):
+            i = batch.seq_lens[b] - batch.query_starts[b + 1] + row
+            seen = [
+                j
+                for j in range(i + 1)
+                if pattern.visible(torch.tensor(i), torch.tensor(j))
+                and (layer.window is None or i - j < layer.window)
+            ]
+            for head in range(layer.query_heads):
+                kv = head // (layer.query_heads // layer.kv_heads)
+                logits = case.keys[b][seen, kv].double() @ case.query[row, head].double() * layer.scale
+                if layer.softcap is not None:
+                    logits = layer.softcap * torch.tanh(logits / layer.softcap)
+                weights = logits.exp()
+                total = weights.sum()
+                if case.sinks is not None:
+                    total = total + math.exp(float(case.sinks[head]))
+                output[row, head] = weights / total @ case.values[b][seen, kv].double()
+    return output
+
+
+@st.composite
+def layers(draw: st.DrawFn, features: bool = False) -> LayerSpec:
+    kv_heads = draw(st.integers(1, 3))
+    size = draw(st.sampled_from([1, 3, 8, 16]))
+    return LayerSpec(
+        index=0,
+        query_heads=kv_heads * draw(st.integers(1, 4)),
+        kv_heads=kv_heads,
+        head_size=size,
+        value_size=draw(st.sampled_from([size, 5])),
+        scale=draw(st.sampled_from([size**-0.5, 1.0, 0.07])),
+        window=draw(st.none() | st.integers(1, 50)),
+        softcap=draw(st.none() | st.floats(0.5, 5)) if features else None,
+        sinks=draw(st.booleans()) if features else False,
+    )
+
+
+def sequences(longest: int, most: int) -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Decodes, whole prompts and later chunks, mixed."""
+    one = st.integers(1, longest).flatmap(
+        lambda length: st.tuples(st.just(length), st.just(1) | st.just(length) | st.integers(1, length))
+    )
+    return st.lists(one, min_size=1, max_size=most)
+
+
+patterns = st.just(Full()) | st.builds(Sinks, st.integers(1, 40), st.integers(0, 9))

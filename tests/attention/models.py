@@ -1,0 +1,99 @@
+"""Tiny models with random weights, and a paged cache under them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from attention import Attention, AttentionBatch, LayerSpec, PagedCache, Step, register
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+OWN: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 9},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 9, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 0.5},
+    "gemma3_text": {"sliding_window": 9, "query_pre_attn_scalar": 12, "sliding_window_pattern": 2},
+    "gpt_neox": {},
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "mixtral": {**EXPERTS, "sliding_window": 9},
+    "gpt_oss": {**EXPERTS, "sliding_window": 9},
+    "qwen2_moe": {
+        **EXPERTS,
+        "shared_expert_intermediate_size": 16,
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "max_window_layers": 4,
+    },
+    "phimoe": {**EXPERTS, "sliding_window": 9},
+}
+
+
+def tiny(kind: str, implementation: str = "longspan", **own: Any) -> Any:
+    """Random weights, the same for the same arguments; large enough that attention matters."""
+    register()
+    sizes = {} if kind in ("gpt2", "falcon") else SIZES
+    config = AutoConfig.for_model(kind, **{**sizes, **OWN.get(kind, {}), **own})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(
+                torch.randn_like(parameter) * (0.3 if parameter.dim() > 1 or "sinks" in name else 0.1)
+            )
+    model.set_attn_implementation(implementation)
+    return model
+
+
+def paged_logits(
+    model: Any, layers: list[LayerSpec], attention: Attention, prompts: list[list[int]], chunk: int
+) -> list[torch.Tensor]:
+    """Logits ``[len(prompt), V]`` of every prompt, all computed in one batch, ``chunk`` tokens at a time."""
+    page_size = 4
+    counts = [-(-len(prompt) // page_size) for prompt in prompts]
+    cache = PagedCache(layers, sum(counts) + 1, page_size, torch.float32, poison=True)
+    pages = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)).to(torch.int32) + 1
+    tables = torch.nn.utils.rnn.pad_sequence(pages.split(counts), batch_first=True)
+    by_index = {layer.index: layer for layer in layers}
+    found: list[list[torch.Tensor]] = [[] for _ in prompts]
+    for begin in range(0, max(map(len, prompts)), chunk):
+        present = [b for b, prompt in enumerate(prompts) if begin < len(prompt)]
+        works = [torch.arange(begin, min(begin + chunk, len(prompts[b]))) for b in present]
+        lengths = [len(work) for work in works]
+        positions = torch.cat(works)
+        owner = torch.repeat_interleave(torch.tensor(present), torch.tensor(lengths))
+        slots = tables[owner, positions // page_size].long() * page_size + positions % page_size
+        batch = AttentionBatch(
+            [0, *torch.tensor(lengths).cumsum(0).tolist()],
+            [int(work[-1]) + 1 for work in works],
+            tables[present],
+            slots,
+            positions,
+            page_size,
+        )
+        ids = torch.cat([torch.tensor(prompts[b])[work] for b, work in zip(present, works, strict=True)])
+        with torch.inference_mode():
+            logits = model(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                use_cache=False,
+                longspan=Step(attention, cache, batch, by_index),
+            ).logits[0]
+        for b, part in zip(present, logits.split(lengths), strict=True):
+            found[b].append(part)
+    return [torch.cat(parts) for parts in found]
