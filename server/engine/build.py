@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from attention.backends import UnsupportedError, resolve
 
+from attention.backends import UnsupportedError, resolve
 from attention.types import PagedCache
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
@@ -97,7 +97,7 @@ def build_engine(
         pages_total=pages - 1,
         kv_bytes=pages * PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype),
         threads=threads,
-        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        versions={"torch": str(torch.__version__), "transformers": transformers.__version__},
     )
     log.info(
         "attention %s, kernel %s (%s); %d pages of %d tokens, %.2f GiB",

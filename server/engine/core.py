@@ -8,7 +8,7 @@ from server.engine.kv_manager import KVManager
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Sequence
-from server.engine.types import PositionLogprob, SequenceNews, Stats, StepNews, Submit
+from server.engine.types import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
 
 
 class EngineCore:
@@ -98,7 +98,10 @@ class EngineCore:
                 news[-1].cached_tokens = sequence.cached_tokens
         return news
 
-    def _accept(self, sequence: Sequence, token: int, logprob: PositionLogprob | None) -> SequenceNews:
+    def _accept(self, sequence: Sequence, token: int | None, logprob: PositionLogprob | None) -> SequenceNews:
+        if token is None:
+            self.scheduler.remove(sequence.id)
+            return SequenceNews(sequence.id, [], finish=FinishReason.FAILED)
         first = sequence.output_len == 0
         sequence.tokens.append(token)
         finish = sequence.finish_reason(token, self.context_length)

@@ -50,7 +50,8 @@ class NewsStream(AsyncIterator[tuple[SequenceNews, float]]):
     def __init__(self, link: EngineClient, ids: list[int]) -> None:
         self._link = link
         self._open = set(ids)
-        self._queue: asyncio.Queue[tuple[SequenceNews, float] | EngineDeadError] = asyncio.Queue()
+        # None wakes a reader whose last sequence was aborted by another task.
+        self._queue: asyncio.Queue[tuple[SequenceNews, float] | EngineDeadError | None] = asyncio.Queue()
 
     def put(self, item: tuple[SequenceNews, float] | EngineDeadError) -> None:
         """Called by the link."""
@@ -72,7 +73,7 @@ class NewsStream(AsyncIterator[tuple[SequenceNews, float]]):
             if isinstance(item, EngineDeadError):
                 self._open.clear()
                 raise item
-            if item[0].id not in self._open:
+            if item is None or item[0].id not in self._open:
                 continue  # it was aborted while this was under way
             if item[0].finish is not None:
                 self._open.discard(item[0].id)
@@ -84,6 +85,8 @@ class NewsStream(AsyncIterator[tuple[SequenceNews, float]]):
         gone = self._open & set(ids) if ids is not None else set(self._open)
         self._open -= gone
         self._link.abort(sorted(gone))
+        if not self._open:
+            self._queue.put_nowait(None)
 
 
 class EngineClient:

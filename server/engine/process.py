@@ -79,7 +79,7 @@ class Engine:
         except ValueError:
             # The server process validates; what slips through must not take the other sequences along.
             log.exception("sequence %d was refused", message.id)
-            refusal = SequenceNews(message.id, [], finish=FinishReason.ABORTED, started=0.0)
+            refusal = SequenceNews(message.id, [], finish=FinishReason.FAILED)
             self.send(StepNews(0.0, [refusal], core.stats()))
 
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
 from attention.backends import Attention
 from attention.hook import Step
-
 from attention.types import AttentionBatch, LayerSpec, PagedCache
 from server.engine import sampler
 from server.engine.scheduler import Work
@@ -21,13 +21,13 @@ class RunOutput(NamedTuple):
 
     Attributes:
         sequences: those that have caught up and got a token each.
-        tokens: their tokens.
+        tokens: their tokens; ``None`` where the model gave no numbers.
         logprobs: the tokens' log probabilities, where asked for.
         prompt_logprobs: for each ``Work``, log probabilities of further prompt tokens, where owed.
     """
 
     sequences: list[Sequence]
-    tokens: list[int]
+    tokens: list[int | None]
     logprobs: list[PositionLogprob | None]
     prompt_logprobs: list[list[PositionLogprob]]
 
@@ -95,7 +95,7 @@ class Runner:
 
     def _sample(
         self, sequences: list[Sequence], logits: torch.Tensor
-    ) -> tuple[list[int], list[PositionLogprob | None]]:
+    ) -> tuple[list[int | None], list[PositionLogprob | None]]:
         if not sequences:
             return [], []
         rows = []
@@ -132,7 +132,9 @@ class Runner:
                 continue
             k = sequence.request.prompt_logprobs or 0
             known = len(sequence.prompt_logprobs)
-            targets = sequence.request.prompt[known + 1 : known + 1 + len(owed)]
+            targets = torch.tensor(
+                sequence.request.prompt[known + 1 : known + 1 + len(owed)], device=logits.device
+            )
             result.append(sampler.prompt_logprobs(logits[taken : taken + len(owed)], targets, k))
             taken += len(owed)
         return result

@@ -12,11 +12,12 @@ import msgspec
 
 
 class FinishReason(enum.StrEnum):
-    """Why a sequence ended."""
+    """Why a sequence ended; ``FAILED``: the model's logits for it were no numbers."""
 
     STOP = "stop"
     LENGTH = "length"
     ABORTED = "aborted"
+    FAILED = "failed"
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -1,0 +1,146 @@
+"""What a request adds to its logits before a token is chosen: bias, penalties, the ban on early stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from server.engine.types import Sampling
+
+
+class SamplerState:
+    """What sampling one sequence needs beside its logits. Survives preemption as it is.
+
+    Args:
+        sampling: how tokens are chosen.
+        prompt: the prompt's token ids; read by the repetition penalty only.
+        vocabulary_size: number of logits ``V``.
+        min_tokens: no stop token is chosen before this many output tokens.
+        stop_token_ids: the tokens that end the sequence.
+        output: tokens output so far, for a state that is made again.
+
+    Raises:
+        ValueError: a biased token is outside the vocabulary, or every token is a stop token while
+            ``min_tokens`` forbids them.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        vocabulary_size: int,
+        *,
+        min_tokens: int = 0,
+        stop_token_ids: Sequence[int] = (),
+        output: Sequence[int] = (),
+    ) -> None:
+        unknown = [token for token in sampling.logit_bias if not 0 <= token < vocabulary_size]
+        if unknown:
+            raise ValueError(
+                f"logit_bias names token {unknown[0]}; the vocabulary has tokens 0 to {vocabulary_size - 1}"
+            )
+        # A tokenizer may name an end-of-sequence token for which the model has no logit.
+        stops = sorted({token for token in stop_token_ids if 0 <= token < vocabulary_size})
+        if min_tokens > 0 and len(stops) == vocabulary_size:
+            raise ValueError("with min_tokens, stop_token_ids must leave at least one token to choose")
+        self.sampling = sampling
+        self.vocabulary_size = vocabulary_size
+        self.min_tokens = min_tokens
+        self.stop_token_ids = stops
+        self.output_length = len(output)
+        self._prompt = prompt
+        self._output = list(output)
+        self._counts: torch.Tensor | None = None
+        self._prompt_seen: torch.Tensor | None = None
+
+    def bans_stops(self, position: int) -> bool:
+        """Whether stop tokens are forbidden at this output position."""
+        return position < self.min_tokens and bool(self.stop_token_ids)
+
+    def adjusts(self, position: int) -> bool:
+        """Whether the logits at this output position are changed before temperature."""
+        return self.sampling.penalized or bool(self.sampling.logit_bias) or self.bans_stops(position)
+
+    def counts(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """How often the output has each token (int32 ``[V]``), and which the prompt has (bool ``[V]``).
+
+        Made on first use: a sequence that waits, or that has no penalty, takes no memory for them.
+        """
+        if self._counts is None or self._prompt_seen is None:
+            size = self.vocabulary_size
+            output = torch.tensor(self._output, dtype=torch.int64)
+            self._counts = torch.bincount(output, minlength=size).to(device, torch.int32)
+            prompt = torch.zeros(size, dtype=torch.bool)
+            prompt[torch.tensor(self._prompt, dtype=torch.int64)] = True
+            self._prompt_seen = prompt.to(device)
+        return self._counts, self._prompt_seen
+
+    def record(self, token: int) -> None:
+        """Takes note of the token that was chosen."""
+        self.output_length += 1
+        if self._counts is not None:
+            self._counts[token] += 1
+        elif self.sampling.penalized:
+            self._output.append(token)
+
+
+def adjust(logits: torch.Tensor, states: Sequence[SamplerState], positions: Sequence[int]) -> torch.Tensor:
+    """Applies bias, then repetition, presence and frequency penalties, then the ban on early stop tokens.
+
+    Args:
+        logits: float32 ``[B, V]``; left as it is.
+        states: one per row.
+        positions: number of tokens that each row's sequence has output.
+
+    Returns:
+        ``logits`` itself where nothing applies, else a changed copy. Never ``+inf``.
+    """
+    rows = [row for row, state in enumerate(states) if state.adjusts(positions[row])]
+    if not rows:
+        return logits
+    logits = logits.clone()
+    _add_bias(logits, rows, states)
+    _penalize(logits, [row for row in rows if states[row].sampling.penalized], states)
+    _ban_stops(logits, [row for row in rows if states[row].bans_stops(positions[row])], states)
+    return logits.clamp_(max=torch.finfo(torch.float32).max)
+
+
+def _add_bias(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
+    entries = [(row, *item) for row in rows for item in states[row].sampling.logit_bias.items()]
+    if entries:
+        index, tokens, bias = zip(*entries, strict=True)
+        logits[_tensor(index, logits.device), _tensor(tokens, logits.device)] += torch.tensor(
+            bias, dtype=torch.float32, device=logits.device
+        )
+
+
+def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
+    """Repetition (Keskar et al.: CTRL, 2019, section 4.1), then presence and frequency."""
+    if not rows:
+        return
+    device = logits.device
+    seen_by = [states[row].counts(device) for row in rows]
+    counts = torch.stack([output for output, _ in seen_by])
+    seen = torch.stack([prompt for _, prompt in seen_by]) | (counts > 0)
+    samplings = [states[row].sampling for row in rows]
+    repetition, presence, frequency = torch.tensor(
+        [(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in samplings],
+        dtype=torch.float32,
+        device=device,
+    ).T.unsqueeze(-1)
+    index = _tensor(rows, device)
+    x = logits[index]
+    x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
+    logits[index] = x - presence * (counts > 0) - frequency * counts
+
+
+def _ban_stops(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
+    entries = [(row, token) for row in rows for token in states[row].stop_token_ids]
+    if entries:
+        index, tokens = zip(*entries, strict=True)
+        logits[_tensor(index, logits.device), _tensor(tokens, logits.device)] = -torch.inf
+
+
+def _tensor(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
