@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -67,6 +68,41 @@ class AttentionBatch:
     positions: torch.Tensor
     page_size: int
     plans: dict[Any, Any] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        computed: Sequence[int],
+        counts: Sequence[int],
+        pages: Sequence[Sequence[int]],
+        page_size: int,
+        device: torch.device | str = "cpu",
+    ) -> AttentionBatch:
+        """The batch in which each sequence's next tokens are computed.
+
+        Args:
+            computed: for each sequence, its tokens whose keys are in the cache already.
+            counts: for each sequence, the tokens to compute now, at least one.
+            pages: for each sequence, its pages in order, enough for all of these tokens.
+            page_size: tokens per page.
+            device: where the tensors go.
+        """
+        have, add = np.asarray(computed, dtype=np.int64), np.asarray(counts, dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(add)])
+        table = np.zeros((len(pages), max(map(len, pages))), dtype=np.int32)
+        for row, owned in zip(table, pages, strict=True):
+            row[: len(owned)] = owned
+        owner = np.repeat(np.arange(len(pages)), add)
+        positions = np.arange(starts[-1]) - starts[owner] + have[owner]
+        slots = table[owner, positions // page_size].astype(np.int64) * page_size + positions % page_size
+        return cls(
+            query_starts=starts.tolist(),
+            seq_lens=(have + add).tolist(),
+            page_table=torch.from_numpy(table).to(device),
+            slots=torch.from_numpy(slots).to(device),
+            positions=torch.from_numpy(positions).to(device),
+            page_size=page_size,
+        )
 
     @property
     def size(self) -> int:

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         None, description="Memory of the KV cache, like 2GiB. Without it: --kv-memory-share."
     )
     kv_memory_share: float = Field(
-        0.5, gt=0, le=0.95, description="Share of the memory free after loading that the KV cache may take."
+        0.3, gt=0, le=0.95, description="Share of the memory free after loading that the KV cache may take."
     )
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 

@@ -52,7 +52,13 @@ class Runner:
     @torch.inference_mode()
     def run(self, works: list[Work]) -> RunOutput:
         """Computes the scheduled tokens and samples for every sequence that has caught up by that."""
-        batch = self._batch(works)
+        batch = AttentionBatch.build(
+            [s.computed for s, _ in works],
+            [n for _, n in works],
+            [s.pages for s, _ in works],
+            self.cache.page_size,
+            self.device,
+        )
         ids = np.concatenate(
             [np.asarray(s.tokens[s.computed : s.computed + n], dtype=np.int64) for s, n in works]
         )
@@ -72,26 +78,6 @@ class Runner:
         sequences = [works[b].sequence for b in caught_up]
         tokens, logprobs = self._sample(sequences, logits[: len(last_rows)])
         return RunOutput(sequences, tokens, logprobs, self._echo(works, echo, logits[len(last_rows) :]))
-
-    def _batch(self, works: list[Work]) -> AttentionBatch:
-        page_size = self.cache.page_size
-        counts = np.array([n for _, n in works])
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        table = np.zeros((len(works), max(len(s.pages) for s, _ in works)), dtype=np.int32)
-        for b, (sequence, _) in enumerate(works):
-            table[b, : len(sequence.pages)] = sequence.pages
-        owner = np.repeat(np.arange(len(works)), counts)
-        computed = np.array([s.computed for s, _ in works])
-        positions = np.arange(starts[-1]) - starts[owner] + computed[owner]
-        slots = table[owner, positions // page_size].astype(np.int64) * page_size + positions % page_size
-        return AttentionBatch(
-            query_starts=starts.tolist(),
-            seq_lens=(computed + counts).tolist(),
-            page_table=torch.from_numpy(table).to(self.device),
-            slots=torch.from_numpy(slots).to(self.device),
-            positions=torch.from_numpy(positions).to(self.device),
-            page_size=page_size,
-        )
 
     def _sample(
         self, sequences: list[Sequence], logits: torch.Tensor
