@@ -1,0 +1,270 @@
+"""From a request of the wire to validated sequences for the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from longspan.v1 import inference_pb2, types_pb2
+from server.api import errors
+from server.api.errors import Violation, quote
+from server.api.state import Served
+from server.engine.types import Sampling, Submit
+from server.settings import Settings
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+# A longer text is tokenized in a thread: it would hold up every stream for more than about a millisecond.
+_THREAD_CHARACTERS = 2000
+
+# Seeds of a request's samples lie this far apart (an odd number near 2**64 / golden ratio, as in SplitMix64).
+_SEED_STEP = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request whose fields are all valid; its prompt is not tokenized yet.
+
+    Attributes:
+        request: as it came.
+        n: samples.
+        seed: of sample 0, given or drawn.
+        sampling: of all samples, but for the seed.
+        stop_token_ids: what ends a sample, end-of-sequence tokens included unless ignored.
+    """
+
+    request: inference_pb2.GenerateRequest
+    n: int
+    seed: int
+    sampling: Sampling
+    stop_token_ids: list[int]
+
+    def sequences(self, ids: list[int], prompt: list[int], context_length: int) -> list[Submit]:
+        """One sequence per sample; those after the first wait for its prompt to share its pages.
+
+        Generation ends where the context does, so a larger ``max_tokens`` is bounded and not refused.
+        """
+        stop, logprobs = self.request.stop, self.request.logprobs
+        room = context_length - len(prompt)
+        max_tokens = min(stop.max_tokens, room) if stop.HasField("max_tokens") else room
+        seeds = [(self.seed + index * _SEED_STEP) % 2**64 for index in range(self.n)]
+        return [
+            Submit(
+                id=id_,
+                prompt=prompt,
+                sampling=msgspec.structs.replace(self.sampling, seed=seeds[index]),
+                max_tokens=max_tokens,
+                min_tokens=min(stop.min_tokens, max_tokens),
+                stop_token_ids=self.stop_token_ids,
+                logprobs=logprobs.output if logprobs.HasField("output") else None,
+                prompt_logprobs=logprobs.prompt if logprobs.HasField("prompt") and index == 0 else None,
+                priority=self.request.priority,
+                leader=ids[0] if index else None,
+            )
+            for index, id_ in enumerate(ids)
+        ]
+
+
+def limits(settings: Settings, context_length: int) -> inference_pb2.Limits:
+    """What requests are held to; a request for more samples than the server ever admits can't succeed."""
+    return inference_pb2.Limits(
+        max_tokens=context_length - 1,
+        n=min(settings.max_n, settings.max_running + settings.max_queue),
+        logprobs=settings.max_logprobs,
+        stop_strings=settings.max_stop_strings,
+    )
+
+
+def valid_request_id(request_id: str) -> bool:
+    """Whether a request may be called that: up to 128 characters that are safe in headers and logs."""
+    return _REQUEST_ID.fullmatch(request_id) is not None
+
+
+def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Settings) -> Plan:
+    """Checks every field.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT with all fields at fault; FAILED_PRECONDITION for a chat where the
+            model has no template.
+    """
+    limit = limits(settings, served.ready.context_length)
+    vocabulary = served.ready.vocabulary_size
+    n = request.n if request.HasField("n") else 1
+    found = [
+        *_check_prompt(request, vocabulary),
+        *_check_sampling(request.sampling, vocabulary),
+        *_check_stop(request.stop, vocabulary, limit.stop_strings),
+        *_check_logprobs(request.logprobs, limit.logprobs),
+    ]
+    if not 1 <= n <= limit.n:
+        found.append(Violation("n", f"is {n}; this server gives 1 to {limit.n} samples per request"))
+    if request.request_id and not valid_request_id(request.request_id):
+        allowed = "1 to 128 letters, digits and . _ : / + = @ -"
+        found.append(Violation("request_id", f"is {quote(request.request_id)}; it may have {allowed}"))
+    if found:
+        raise errors.invalid(found)
+    if request.HasField("chat") and not served.tokenizer.has_chat_template:
+        raise errors.no_chat_template(served.name)
+    stop_ids = set(request.stop.stop_token_ids)
+    if not request.stop.ignore_eos:
+        stop_ids.update(served.tokenizer.eos_token_ids)
+    seeded = request.sampling.HasField("seed")
+    return Plan(
+        request=request,
+        n=n,
+        seed=request.sampling.seed if seeded else secrets.randbits(64),
+        sampling=_sampling(request.sampling),
+        stop_token_ids=sorted(stop_ids),
+    )
+
+
+async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> list[int]:
+    """The prompt's token ids, at least one, with room for one more in the context.
+
+    Raises:
+        ServiceError: the prompt has no tokens, too many of them, or the chat template refuses it.
+    """
+    kind = request.WhichOneof("prompt")
+    if kind == "token_ids":
+        ids = list(request.token_ids.ids)
+    elif kind == "chat":
+        ids = await chat_ids(request.chat, served)
+    else:
+        ids = await text_ids(request.text, served)
+    if not ids:
+        raise errors.invalid([Violation(str(kind), "has no tokens; send at least one character")])
+    limit = served.ready.context_length - 1
+    if len(ids) > limit:
+        raise errors.prompt_too_long(str(kind), len(ids), limit)
+    return ids
+
+
+async def text_ids(text: str, served: Served, *, special: bool = True) -> list[int]:
+    """Token ids of a text, with the tokens that the tokenizer adds unless ``special`` is false."""
+    if len(text) <= _THREAD_CHARACTERS:
+        return served.tokenizer.encode(text, add_special_tokens=special)
+    return await asyncio.to_thread(served.tokenizer.encode, text, add_special_tokens=special)
+
+
+async def chat_ids(chat: types_pb2.Chat, served: Served) -> list[int]:
+    """Token ids of a conversation, up to where the assistant speaks.
+
+    Raises:
+        ServiceError: the model has no template, or the template refuses the conversation.
+    """
+    if not served.tokenizer.has_chat_template:
+        raise errors.no_chat_template(served.name)
+    from server.text.tokenizer import TextError  # its import takes a second, which the start can't spare
+
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    size = sum(len(message.content) for message in chat.messages)
+    try:
+        if size <= _THREAD_CHARACTERS:
+            return served.tokenizer.encode_chat(messages)
+        return await asyncio.to_thread(served.tokenizer.encode_chat, messages)
+    except TextError as error:
+        raise errors.invalid([Violation(error.field, str(error))]) from error
+
+
+def check_chat(chat: types_pb2.Chat) -> list[Violation]:
+    """What is wrong with a conversation, whatever the template."""
+    if not chat.messages:
+        return [Violation("chat.messages", "is empty; send at least one message")]
+    return [
+        Violation(f"chat.messages[{index}].role", "is empty; name who speaks, such as user")
+        for index, message in enumerate(chat.messages)
+        if not message.role
+    ]
+
+
+def check_token_ids(field: str, ids: Iterable[int], vocabulary: int) -> list[Violation]:
+    """Ids that the model doesn't have."""
+    return [
+        Violation(f"{field}[{index}]", f"is {id_}; the model's token ids go from 0 to {vocabulary - 1}")
+        for index, id_ in enumerate(ids)
+        if id_ >= vocabulary
+    ]
+
+
+def _check_prompt(request: inference_pb2.GenerateRequest, vocabulary: int) -> list[Violation]:
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        return [Violation("prompt", "is not set; send text, token_ids or chat")]
+    if kind == "chat":
+        return check_chat(request.chat)
+    if kind == "text":
+        return [] if request.text else [Violation("text", "is empty; send at least one character")]
+    if not request.token_ids.ids:
+        return [Violation("token_ids.ids", "is empty; send at least one token id")]
+    return check_token_ids("token_ids.ids", request.token_ids.ids, vocabulary)
+
+
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("at least 0", lambda value: value >= 0),
+    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "repetition_penalty": ("above 0", lambda value: value > 0),
+    "presence_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
+    "frequency_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
+}
+_MOST_BIAS = 100.0
+
+
+def _check_sampling(sampling: types_pb2.SamplingParams, vocabulary: int) -> list[Violation]:
+    found = []
+    for name, (words, inside) in _RANGES.items():
+        value = getattr(sampling, name)
+        if sampling.HasField(name) and not (math.isfinite(value) and inside(value)):
+            found.append(Violation(f"sampling.{name}", f"is {value:g}; it must be a number {words}"))
+    for token, bias in sorted(sampling.logit_bias.items()):
+        field = f"sampling.logit_bias[{token}]"
+        if token >= vocabulary:
+            found.append(
+                Violation(field, f"names token {token}; the model's token ids go from 0 to {vocabulary - 1}")
+            )
+        if not abs(bias) <= _MOST_BIAS:  # the comparison is false for NaN
+            found.append(Violation(field, f"is {bias:g}; it must be a number from -100 to 100"))
+    return found
+
+
+def _check_stop(stop: types_pb2.StopConditions, vocabulary: int, most_strings: int) -> list[Violation]:
+    found = check_token_ids("stop.stop_token_ids", stop.stop_token_ids, vocabulary)
+    if stop.HasField("max_tokens") and stop.max_tokens < 1:
+        found.append(Violation("stop.max_tokens", "is 0; ask for at least 1 token"))
+    elif stop.HasField("max_tokens") and stop.min_tokens > stop.max_tokens:
+        found.append(
+            Violation("stop.min_tokens", f"is {stop.min_tokens}, more than max_tokens, {stop.max_tokens}")
+        )
+    if len(stop.stop_strings) > most_strings:
+        found.append(
+            Violation(
+                "stop.stop_strings",
+                f"has {len(stop.stop_strings)} strings; this server takes {most_strings} at most",
+            )
+        )
+    found.extend(
+        Violation(f"stop.stop_strings[{index}]", "is empty; every output would match it, so leave it out")
+        for index, text in enumerate(stop.stop_strings)
+        if not text
+    )
+    return found
+
+
+def _check_logprobs(logprobs: types_pb2.LogprobParams, most: int) -> list[Violation]:
+    return [
+        Violation(f"logprobs.{name}", f"is {getattr(logprobs, name)}; this server gives {most} at most")
+        for name in ("output", "prompt")
+        if logprobs.HasField(name) and getattr(logprobs, name) > most
+    ]
+
+
+def _sampling(sampling: types_pb2.SamplingParams) -> Sampling:
+    names = (*_RANGES, "top_k")
+    given = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
+    return Sampling(**given, logit_bias=dict(sampling.logit_bias))

@@ -1,0 +1,195 @@
+"""What a call can be refused with: a gRPC status, a sentence, and google.rpc details for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "longspan"
+
+# A status travels in HTTP/2 headers, of which clients take 8 KiB: what users sent is quoted in part only.
+_MOST_VIOLATIONS = 16
+_MOST_IN_SENTENCE = 4
+_QUOTED = 80
+
+# About what an engine takes to start again.
+_ENGINE_RETRY_SECONDS = 5.0
+
+
+class Violation(NamedTuple):
+    """A field of the request, by its path in the proto, and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+def quote(text: str) -> str:
+    """What a user sent, for a sentence: escaped, its end left out where it is long."""
+    return ascii(text if len(text) <= _QUOTED else text[:_QUOTED] + "...")
+
+
+class ServiceError(Exception):
+    """A call that ends with something other than OK.
+
+    Attributes:
+        code: the gRPC status.
+        message: a sentence for people, with what to do about it.
+        reason: a fixed name of the cause, upper case; the label of rejection metrics in lower case.
+        details: ``google.rpc`` messages for programs.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, reason: str, *details: Message) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.details = details
+
+    def status(self) -> grpc.Status:
+        """The status as gRPC sends it, details in the ``grpc-status-details-bin`` trailer."""
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for detail in self.details:
+            packed = Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return rpc_status.to_status(status)
+
+
+def _info(reason: str, **figures: object) -> error_details_pb2.ErrorInfo:
+    metadata = {name: str(figure) for name, figure in figures.items()}
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+
+
+def _retry(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = Duration()
+    delay.FromTimedelta(timedelta(seconds=seconds))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def invalid(violations: Sequence[Violation]) -> ServiceError:
+    """Fields of the request are wrong: all of them in one answer, up to 16."""
+    fields = [
+        error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+        for field, description in violations[:_MOST_VIOLATIONS]
+    ]
+    sentence = "; ".join(f"{field}: {description}" for field, description in violations[:_MOST_IN_SENTENCE])
+    if len(violations) > _MOST_IN_SENTENCE:
+        sentence += f"; and {len(violations) - _MOST_IN_SENTENCE} more"
+    return ServiceError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        sentence,
+        "INVALID_ARGUMENT",
+        error_details_pb2.BadRequest(field_violations=fields),
+    )
+
+
+def malformed(message_name: str) -> ServiceError:
+    """The request's bytes are no protobuf message of the expected type."""
+    return ServiceError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"the request is not a valid {message_name}: its bytes are cut off or of another type, or a text in "
+        "it (a prompt, a chat role, a stop string) is not UTF-8",
+        "MALFORMED_REQUEST",
+        _info("MALFORMED_REQUEST", message=message_name),
+    )
+
+
+def prompt_too_long(field: str, actual: int, limit: int) -> ServiceError:
+    """The prompt leaves no room for a single token. ``limit`` is the longest prompt, in tokens."""
+    sentence = (
+        f"the prompt has {actual} tokens; at most {limit} fit this model's context of {limit + 1} tokens "
+        "together with one generated token, so shorten it"
+    )
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=sentence)
+    return ServiceError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        sentence,
+        "PROMPT_TOO_LONG",
+        _info("PROMPT_TOO_LONG", limit=limit, actual=actual),
+        error_details_pb2.BadRequest(field_violations=[violation]),
+    )
+
+
+def queue_full(in_flight: int, limit: int, retry_seconds: float) -> ServiceError:
+    """Admission: as many sequences as the server takes are in flight."""
+    return ServiceError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"the server has {in_flight} sequences in flight and takes {limit} at most; try again in about "
+        f"{retry_seconds:.1f} s",
+        "QUEUE_FULL",
+        _info("QUEUE_FULL", in_flight=in_flight, limit=limit),
+        _retry(retry_seconds),
+    )
+
+
+def request_id_in_use(request_id: str) -> ServiceError:
+    """Another request in flight has this name."""
+    return ServiceError(
+        grpc.StatusCode.ALREADY_EXISTS,
+        f"a request named {quote(request_id)} is in flight; wait for it to end, or choose another request_id",
+        "REQUEST_ID_IN_USE",
+        _info("REQUEST_ID_IN_USE", request_id=request_id),
+        error_details_pb2.ResourceInfo(resource_type="request", resource_name=request_id),
+    )
+
+
+def unknown_model(name: str, served: str) -> ServiceError:
+    """The request names a model that this server doesn't have."""
+    return ServiceError(
+        grpc.StatusCode.NOT_FOUND,
+        f"this server has no model named {quote(name)}; it serves {served!r}, which an empty name means too",
+        "MODEL_NOT_FOUND",
+        error_details_pb2.ResourceInfo(
+            resource_type="model", resource_name=name[:_QUOTED], description=f"served: {served}"
+        ),
+        _info("MODEL_NOT_FOUND", served=served),
+    )
+
+
+def unavailable(reason: str, sentence: str, retry_seconds: float) -> ServiceError:
+    """The server can't work on this now: it loads, drains, or has lost its engine."""
+    return ServiceError(grpc.StatusCode.UNAVAILABLE, sentence, reason, _info(reason), _retry(retry_seconds))
+
+
+def engine_dead(reason: str) -> ServiceError:
+    """The engine process ended, with everything that it worked on. ``reason`` is a sentence."""
+    return unavailable("ENGINE_DEAD", f"the server has lost its engine: {reason}", _ENGINE_RETRY_SECONDS)
+
+
+def no_chat_template(model: str) -> ServiceError:
+    """The model as served can't render a conversation."""
+    return ServiceError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"the model {model!r} has no chat template; send the prompt as text or token ids",
+        "NO_CHAT_TEMPLATE",
+        _info("NO_CHAT_TEMPLATE", model=model),
+    )
+
+
+def stalled(seconds: float) -> ServiceError:
+    """The client did not read its stream."""
+    return ServiceError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"the client did not read from the stream for {seconds:.0f} s, so the request was ended; read "
+        "faster, or ask for fewer log probabilities",
+        "STREAM_STALLED",
+        _info("STREAM_STALLED", seconds=seconds),
+    )
+
+
+def internal(request_id: str) -> ServiceError:
+    """A bug. The client learns the request's name only; the trace is in the log under it."""
+    return ServiceError(
+        grpc.StatusCode.INTERNAL,
+        f"internal error; the server's log has the details under request {request_id}",
+        "INTERNAL",
+        error_details_pb2.RequestInfo(request_id=request_id),
+    )

@@ -1,0 +1,113 @@
+"""One generation request, from its admission to its last event."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import grpc
+
+from longspan.v1 import inference_pb2
+from server.api import conversion, errors
+from server.api.answer import Answer, Event
+from server.api.state import Served, ServerState
+from server.engine.link import EngineDeadError, NewsStream
+from server.engine.types import Submit
+from server.observe.metrics import Metrics
+from server.observe.request import RequestRecord
+
+
+class Generation:
+    """A request in flight. ``events`` runs it, once; ``abort`` and ``fail`` end it from another task."""
+
+    def __init__(
+        self, request: inference_pb2.GenerateRequest, request_id: str, state: ServerState, metrics: Metrics
+    ) -> None:
+        self._arrival = time.monotonic()
+        self._request = request
+        self._request_id = request_id
+        self._state = state
+        self._metrics = metrics
+        self._stream: NewsStream | None = None
+        self._aborted = False
+        self._error: errors.ServiceError | None = None
+        self._finish = "none"
+
+    def abort(self) -> None:
+        """Ends the request as if it were complete; its samples finish with ABORTED."""
+        self._aborted = True
+        self._wake()
+
+    def fail(self, error: errors.ServiceError) -> None:
+        """Ends the request with ``error``."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._stream is not None:
+            self._stream.abort()
+
+    async def events(self, cancellation: Callable[[], grpc.StatusCode]) -> AsyncGenerator[Event, None]:
+        """Accepted, prompt log probabilities where asked for, deltas, Finished.
+
+        The engine forgets the request as soon as this iterator is closed, for whatever reason.
+
+        Args:
+            cancellation: tells, once the call was ended from outside, with which status.
+
+        Raises:
+            ServiceError: the request can't be answered, or no longer.
+        """
+        code = grpc.StatusCode.INTERNAL
+        try:
+            async with aclosing(self._events()) as events:
+                async for event in events:
+                    yield event
+            code = grpc.StatusCode.OK
+        except errors.ServiceError as error:
+            code = error.code
+            if self._stream is None:
+                self._metrics.rejections.labels(*self._metrics.labels(error.reason.lower())).inc()
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = cancellation()
+            raise
+        finally:
+            self._metrics.requests.labels(*self._metrics.labels(self._finish, code.name)).inc()
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        served = self._state.model(self._request.model)
+        plan = conversion.plan(self._request, served, self._state.settings)
+        with self._state.admission.admit(self._request_id, self, plan.n):
+            prompt = await conversion.prompt_ids(self._request, served)
+            if self._error is not None:
+                raise self._error
+            ids = served.engine.new_ids(plan.n)
+            answer = Answer(self._request, self._request_id, served, ids, len(prompt))
+            record = RequestRecord(self._metrics, plan.n, self._arrival)
+            if not self._aborted:
+                sequences = plan.sequences(ids, prompt, served.ready.context_length)
+                async with aclosing(self._follow(served, sequences, answer, record)) as events:
+                    async for event in events:
+                        yield event
+            for event in answer.close(record):
+                yield event
+            self._finish = answer.finish()
+
+    async def _follow(
+        self, served: Served, sequences: list[Submit], answer: Answer, record: RequestRecord
+    ) -> AsyncGenerator[Event, None]:
+        try:
+            self._stream = served.engine.submit(sequences)
+            async with aclosing(answer.follow(self._stream, record)) as events:
+                async for event in events:
+                    yield event
+        except EngineDeadError as error:
+            raise errors.engine_dead(str(error)) from error
+        finally:
+            if self._stream is not None:
+                self._stream.abort()
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,170 @@
+"""What every call passes through: a name, parsing, errors as statuses, a limit for slow readers, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from longspan.v1 import inference_pb2
+from server.api import errors
+from server.api.conversion import valid_request_id
+from server.observe.metrics import GrpcMetrics
+
+log = logging.getLogger("longspan.api")
+
+# How long a message may wait for a client to make room for it, in seconds. gRPC buffers some megabytes first.
+STALL_SECONDS = 30.0
+
+# A deadline and its cancellation are not seen at exactly the same time.
+_DEADLINE_SLACK_SECONDS = 0.02
+
+request_id: ContextVar[str] = ContextVar("request_id")
+"""The name of the call that this task serves: the client's ``request_id``, or one drawn here."""
+
+Context = aio.ServicerContext[Any, Any]
+
+
+def cancellation_code(context: Context) -> grpc.StatusCode:
+    """Whether a call that was cancelled ran into its deadline or was given up."""
+    remaining = context.time_remaining()
+    late = remaining is not None and remaining <= _DEADLINE_SLACK_SECONDS
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
+class _Call:
+    """One call's part in the metrics."""
+
+    def __init__(self, metrics: GrpcMetrics, kind: str, method: str) -> None:
+        service, _, name = method.removeprefix("/").rpartition("/")
+        self._metrics = metrics
+        self._labels = (kind, service, name)
+        self._begun = time.monotonic()
+        self._sent = metrics.sent.labels(*self._labels)
+        metrics.started.labels(*self._labels).inc()
+
+    def sent(self) -> None:
+        """A message was sent."""
+        self._sent.inc()
+
+    def ended(self, code: grpc.StatusCode) -> None:
+        """The call ended."""
+        labels = (*self._labels, code.name)
+        self._metrics.handled.labels(*labels).inc()
+        self._metrics.seconds.labels(*labels).observe(time.monotonic() - self._begun)
+
+
+class Interceptor(aio.ServerInterceptor):
+    """Wraps every method of every service of the server."""
+
+    def __init__(self, metrics: GrpcMetrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The method's handler, wrapped; parsing moves inside, for its errors to be seen."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None:
+            return None
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(handler.stream_stream, lambda requests: requests, "bidi_stream", method),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(handler.unary_stream, handler.request_deserializer, "server_stream", method),
+                response_serializer=handler.response_serializer,
+            )
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(handler.unary_unary, handler.request_deserializer, method),
+                response_serializer=handler.response_serializer,
+            )
+        raise NotImplementedError(f"{method}: no service here has client streaming")
+
+    def _unary(self, behavior: Any, parse: Callable[[Any], Any], method: str) -> Any:
+        async def handle(payload: bytes, context: Context) -> Any:
+            async with self._guard(context, "unary", method) as call:
+                request = await _begin(payload, parse, context)
+                response = await behavior(request, context)
+                call.sent()
+                return response
+
+        return handle
+
+    def _stream(self, behavior: Any, parse: Callable[[Any], Any], kind: str, method: str) -> Any:
+        async def handle(payload: Any, context: Context) -> None:
+            async with self._guard(context, kind, method) as call:
+                request = await _begin(payload, parse, context)
+                async with aclosing(behavior(request, context)) as messages:
+                    async for message in messages:
+                        await _write(context, message)
+                        call.sent()
+
+        return handle
+
+    @asynccontextmanager
+    async def _guard(self, context: Context, kind: str, method: str) -> AsyncIterator[_Call]:
+        """Turns exceptions into statuses, and counts how the call ended."""
+        call = _Call(self._metrics, kind, method)
+        request_id.set(uuid.uuid4().hex)
+        code = grpc.StatusCode.OK
+        try:
+            yield call
+        except errors.ServiceError as error:
+            code = error.code
+            log.debug("request %s: %s: %s", request_id.get(), code.name, error.message)
+            await _abort(context, error)
+        except asyncio.CancelledError:
+            code = cancellation_code(context)
+            raise
+        except aio.InternalError:  # a message could not be sent: the client has gone
+            code = cancellation_code(context)
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("request %s to %s failed", request_id.get(), method)
+            await _abort(context, errors.internal(request_id.get()))
+        finally:
+            call.ended(code)
+
+
+async def _begin(payload: Any, parse: Callable[[Any], Any], context: Context) -> Any:
+    """Parses the request, and tells the client its name."""
+    try:
+        request = parse(payload)
+    except DecodeError as error:
+        raise errors.malformed(parse.__self__.DESCRIPTOR.full_name) from error  # type: ignore[attr-defined]
+    generate = request.request if isinstance(request, inference_pb2.StreamGenerateRequest) else request
+    given = generate.request_id if isinstance(generate, inference_pb2.GenerateRequest) else ""
+    if given and valid_request_id(given):
+        request_id.set(given)
+    await context.send_initial_metadata((("x-request-id", request_id.get()),))
+    return request
+
+
+async def _abort(context: Context, error: errors.ServiceError) -> None:
+    with suppress(aio.InternalError):  # the client has gone meanwhile
+        await context.abort_with_status(error.status())
+
+
+async def _write(context: Context, message: Any) -> None:
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await context.write(message)
+    except TimeoutError as error:
+        raise errors.stalled(STALL_SECONDS) from error

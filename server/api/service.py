@@ -1,0 +1,175 @@
+"""The inference service: each method as one screen of calls into the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from longspan.v1 import inference_pb2, inference_pb2_grpc
+from server.api import conversion, errors
+from server.api.answer import Event, collect
+from server.api.errors import Violation
+from server.api.generation import Generation
+from server.api.interceptor import Context, cancellation_code, request_id
+from server.api.state import Served, ServerState
+from server.observe.metrics import Metrics
+
+VERSION = importlib.metadata.version("longspan")
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """``longspan.v1.InferenceService``. Its errors are ``ServiceError``s, which the interceptor sends."""
+
+    def __init__(self, state: ServerState, metrics: Metrics) -> None:
+        self._state = state
+        self._metrics = metrics
+
+    async def Generate(  # noqa: N802
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> inference_pb2.GenerateResponse:
+        """Generates and answers once."""
+        async with aclosing(self._events(request, context)) as events:
+            return await collect(events)
+
+    async def StreamGenerate(  # noqa: N802
+        self, request: inference_pb2.StreamGenerateRequest, context: Context
+    ) -> AsyncGenerator[Event, None]:
+        """Generates and streams."""
+        async with aclosing(self._events(request.request, context)) as events:
+            async for event in events:
+                yield event
+
+    def _events(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncGenerator[Event, None]:
+        generation = Generation(request, request_id.get(), self._state, self._metrics)
+        return generation.events(lambda: cancellation_code(context))
+
+    async def Abort(  # noqa: N802
+        self, request: inference_pb2.AbortRequest, context: Context
+    ) -> inference_pb2.AbortResponse:
+        """Ends a request in flight, whoever sent it."""
+        if not request.request_id:
+            raise errors.invalid([Violation("request_id", "is empty; name the request to end")])
+        found = self._state.admission.find(request.request_id)
+        if found is not None:
+            found.abort()
+        return inference_pb2.AbortResponse(found=found is not None)
+
+    async def Tokenize(  # noqa: N802
+        self, request: inference_pb2.TokenizeRequest, context: Context
+    ) -> inference_pb2.TokenizeResponse:
+        """Text or a conversation to token ids."""
+        served = self._state.model(request.model)
+        ids = await _input_ids(request, served, special=not request.without_special_tokens)
+        tokens = [served.tokenizer.token(id_) for id_ in ids]
+        return inference_pb2.TokenizeResponse(token_ids=ids, tokens=tokens)
+
+    async def Detokenize(  # noqa: N802
+        self, request: inference_pb2.DetokenizeRequest, context: Context
+    ) -> inference_pb2.DetokenizeResponse:
+        """Token ids to text; ids that the model has and the tokenizer doesn't name are no text."""
+        served = self._state.model(request.model)
+        found = conversion.check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size)
+        if found:
+            raise errors.invalid(found)
+        text = served.tokenizer.decode_known(
+            list(request.token_ids), skip_special_tokens=not request.keep_special_tokens
+        )
+        return inference_pb2.DetokenizeResponse(text=text)
+
+    async def CountTokens(  # noqa: N802
+        self, request: inference_pb2.CountTokensRequest, context: Context
+    ) -> inference_pb2.CountTokensResponse:
+        """How many tokens a prompt has."""
+        served = self._state.model(request.model)
+        ids = await _input_ids(request, served, special=True)
+        return inference_pb2.CountTokensResponse(
+            token_count=len(ids), context_length=served.ready.context_length
+        )
+
+    async def ListModels(  # noqa: N802
+        self, request: inference_pb2.ListModelsRequest, context: Context
+    ) -> inference_pb2.ListModelsResponse:
+        """The models that this server can be asked for."""
+        return inference_pb2.ListModelsResponse(models=[self._state.model("").name])
+
+    async def GetModelInfo(  # noqa: N802
+        self, request: inference_pb2.GetModelInfoRequest, context: Context
+    ) -> inference_pb2.GetModelInfoResponse:
+        """One model."""
+        served = self._state.model(request.model)
+        ready = served.ready
+        return inference_pb2.GetModelInfoResponse(
+            name=served.name,
+            source=served.source,
+            architecture=ready.architecture,
+            parameters=ready.parameters,
+            layers=ready.layers,
+            vocabulary_size=ready.vocabulary_size,
+            context_length=ready.context_length,
+            dtype=ready.dtype,
+            attention=inference_pb2.AttentionInfo(
+                backend=ready.attention_backend,
+                pattern=ready.attention_pattern,
+                kernel=ready.attention_kernel,
+                reason=ready.attention_reason,
+                options=ready.attention_options,
+            ),
+            eos_token_ids=served.tokenizer.eos_token_ids,
+            has_chat_template=served.tokenizer.has_chat_template,
+            limits=conversion.limits(self._state.settings, ready.context_length),
+        )
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: inference_pb2.GetServerInfoRequest, context: Context
+    ) -> inference_pb2.GetServerInfoResponse:
+        """The server, also while it loads or drains."""
+        state = self._state
+        versions = {"python": platform.python_version(), "grpcio": grpc.__version__}
+        settings = state.settings.model_dump(mode="json")
+        response = inference_pb2.GetServerInfoResponse(
+            version=VERSION,
+            versions=versions,
+            uptime_seconds=0.0 if state.ready_since is None else time.monotonic() - state.ready_since,
+            settings={name: str(value) for name, value in settings.items() if value is not None},
+        )
+        if state.served is not None:
+            ready, stats = state.served.ready, state.served.engine.stats
+            response.versions.update(ready.versions)
+            response.device = ready.device
+            response.load.CopyFrom(
+                inference_pb2.Load(
+                    running=stats.running,
+                    waiting=stats.waiting,
+                    page_size=ready.page_size,
+                    pages_total=ready.pages_total,
+                    pages_used=stats.pages_used,
+                    pages_cached=stats.pages_cached,
+                )
+            )
+        return response
+
+
+async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int]:
+    """Token ids of a request's ``input``; an empty text has none.
+
+    Raises:
+        ServiceError: there is no input, or the chat template refuses it.
+    """
+    match request.WhichOneof("input"):
+        case "text":
+            return await conversion.text_ids(request.text, served, special=special)
+        case "chat":
+            found = conversion.check_chat(request.chat)
+            if found:
+                raise errors.invalid(found)
+            return await conversion.chat_ids(request.chat, served)
+        case _:
+            raise errors.invalid([Violation("input", "is not set; send text or chat")])

@@ -1,0 +1,93 @@
+"""What the server is at this moment: loading, ready, draining or without an engine, and what it serves."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from server.api import errors
+from server.api.admission import Admission
+from server.engine.link import EngineClient
+from server.engine.types import Ready
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.text.tokenizer import Tokenizer
+
+Phase = Literal["loading", "ready", "draining", "dead"]
+
+# When a client should try again. A draining server doesn't come back, but one behind the same name may.
+_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that answers requests.
+
+    Attributes:
+        name: in requests and metrics.
+        source: where its weights came from.
+        tokenizer: its text side.
+        engine: its engine process, ready.
+        ready: what the engine says it runs.
+    """
+
+    name: str
+    source: str
+    tokenizer: Tokenizer
+    engine: EngineClient
+    ready: Ready
+
+
+class ServerState:
+    """One per server; the lifecycle changes it, the service reads it.
+
+    Attributes:
+        settings: in force.
+        admission: the requests in flight.
+        phase: whether requests are answered, and if not, why.
+        progress: while loading, what is being done, as part of a sentence.
+        failure: why there is no engine, once it died.
+        served: the model, from the first time it was ready.
+        ready_since: monotonic time at which the server was first ready.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.admission = Admission(settings.max_running + settings.max_queue)
+        self.phase: Phase = "loading"
+        self.progress = "starting"
+        self.failure = ""
+        self.served: Served | None = None
+        self.ready_since: float | None = None
+
+    def set_ready(self, served: Served) -> None:
+        """From now on ``served`` answers."""
+        self.served = served
+        self.phase = "ready"
+        self.ready_since = self.ready_since or time.monotonic()
+
+    def unavailable(self) -> errors.ServiceError:
+        """Why requests are refused, whatever they ask for."""
+        if self.phase == "dead":
+            return errors.engine_dead(self.failure)
+        if self.phase == "draining":
+            return errors.unavailable(
+                "DRAINING", "the server is shutting down and takes no new requests", _RETRY_SECONDS
+            )
+        return errors.unavailable(
+            "LOADING", f"the server is loading its model ({self.progress}); try again soon", _RETRY_SECONDS
+        )
+
+    def model(self, name: str) -> Served:
+        """The model of this name; the empty name means the only one.
+
+        Raises:
+            ServiceError: it can't be asked now, or there is none.
+        """
+        if self.phase != "ready" or self.served is None:
+            raise self.unavailable()
+        if name and name != self.served.name:
+            raise errors.unknown_model(name, self.served.name)
+        return self.served

@@ -1,0 +1,262 @@
+"""The server process from start to end: listen, load, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIServer
+
+import uvloop
+from grpc import aio
+
+from longspan.channel import DEFAULT_HOST, DEFAULT_PORT
+from server.api.health import HealthServicer
+from server.api.listen import listen
+from server.api.service import VERSION, InferenceServicer
+from server.api.state import Served, ServerState
+from server.background import in_thread
+from server.engine.link import EngineClient, EngineDeadError
+from server.engine.types import Ready, RefusedError
+from server.models.resolve import ModelFiles, resolve_model
+from server.observe import metrics as observed
+from server.observe.logging import configure_logging
+from server.observe.progress import StartProgress
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.text.tokenizer import Tokenizer
+
+log = logging.getLogger("longspan.server")
+
+# How long gRPC may take to send what is under way, once no request is left to wait for.
+_LAST_WORDS_SECONDS = 0.5
+_PROGRESS_SECONDS = 0.1
+
+
+class Server:
+    """One server of one model. ``run`` is its whole life.
+
+    Attributes:
+        state: what it is at this moment.
+        port: of gRPC, once it listens.
+        metrics_port: of ``/metrics``, once it listens.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.state = ServerState(settings)
+        self.port = 0
+        self.metrics_port = 0
+        self._metrics = observed.Metrics()
+        self._health = HealthServicer()
+        self._engine: EngineClient | None = None
+        self._grpc: aio.Server | None = None
+        self._http: WSGIServer | None = None
+        self._asked_to_stop = asyncio.Event()
+        self._asked_twice = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serves until it is told to end, or can't go on.
+
+        Returns:
+            The exit code: 0 when it was told to end, 1 when the engine died.
+
+        Raises:
+            RefusedError: it can't serve with these settings.
+        """
+        try:
+            await self._listen()
+            serving = asyncio.create_task(self._serve())
+            stop = asyncio.create_task(self._asked_to_stop.wait())
+            await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                stop.cancel()
+                log.error("%s", serving.result())
+                return 1
+            await self._drain()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            return 0
+        finally:
+            await self._close()
+
+    def stop(self) -> None:
+        """Begins to drain; the second time, ends at once."""
+        if self._asked_to_stop.is_set():
+            self._asked_twice.set()
+        self.state.phase = "draining"
+        self._health.set_ready(False)
+        self._asked_to_stop.set()
+
+    async def _listen(self) -> None:
+        settings = self._settings
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        registry = self._metrics.registry
+        self._http, self.metrics_port = observed.listen(
+            registry, settings.metrics_host, settings.metrics_port
+        )
+        service = InferenceServicer(self.state, self._metrics)
+        grpc_metrics = observed.GrpcMetrics(registry)
+        self._grpc, self.port = listen(settings.host, settings.port, service, self._health, grpc_metrics)
+        await self._grpc.start()
+
+    async def _serve(self) -> str:
+        """Loads and serves, again after an engine's death where so configured.
+
+        Returns:
+            Why it can't go on, a sentence.
+        """
+        progress = StartProgress(self._tell_progress)
+        try:
+            files = await in_thread(
+                lambda: resolve_model(self._settings.model, self._settings.cache_dir, progress.report)
+            )
+            name = self._settings.model_name or files.name
+            self._metrics.name_model(name)
+            progress.report("starting the engine", None)
+            engine = await self._start_engine(files)
+            tokenizer, ready = await asyncio.gather(
+                in_thread(lambda: _load_tokenizer(files.folder)), self._wait_ready(engine, progress)
+            )
+        except EngineDeadError as error:
+            raise RefusedError(f"the engine did not start: {error}") from error
+        finally:
+            progress.close()
+        self._set_ready(Served(name, files.source, tokenizer, engine, ready))
+        print(self._ready_line(), flush=True)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: later collections need not look at it
+        while True:
+            reason = await engine.wait_dead()
+            self._engine_died(reason)
+            if self._settings.on_engine_failure == "exit":
+                return f"the engine died ({reason}); with --on-engine-failure restart it would start again"
+            log.error("the engine died (%s) and is started again", reason)
+            await engine.stop()
+            try:
+                engine = await self._start_engine(files)
+                ready = await engine.wait_ready()
+            except EngineDeadError as error:
+                return f"the engine died ({reason}) and could not be started again: {error}"
+            self._set_ready(Served(name, files.source, tokenizer, engine, ready))
+            log.info("the engine is ready again")
+
+    async def _start_engine(self, files: ModelFiles) -> EngineClient:
+        self._engine = EngineClient(self._settings, files.folder)
+        self._engine.on_step = self._metrics.step
+        await self._engine.start()
+        return self._engine
+
+    async def _wait_ready(self, engine: EngineClient, progress: StartProgress) -> Ready:
+        waiting = asyncio.create_task(engine.wait_ready())
+        try:
+            while not waiting.done():
+                if engine.progress is not None:
+                    progress.report(engine.progress.stage, engine.progress.fraction)
+                await asyncio.wait({waiting}, timeout=_PROGRESS_SECONDS)
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    def _tell_progress(self, words: str) -> None:
+        self.state.progress = words
+
+    def _set_ready(self, served: Served) -> None:
+        self._metrics.identify(
+            served.ready,
+            version=VERSION,
+            weights=served.ready.dtype,
+            max_batch_tokens=self._settings.max_batch_tokens,
+        )
+        if self.state.phase != "draining":
+            self.state.set_ready(served)
+            self._health.set_ready(True)
+
+    def _engine_died(self, reason: str) -> None:
+        self.state.failure = reason
+        if self.state.phase != "draining":
+            self.state.phase = "dead"
+        self._health.set_ready(False)
+        self._metrics.engine_gone()
+
+    def _ready_line(self) -> str:
+        served, settings = self.state.served, self._settings
+        assert served is not None
+        ready = served.ready
+        command = [_command(), "generate"]
+        command += (
+            ["What is the capital of France?", "--chat"]
+            if served.tokenizer.has_chat_template
+            else ["Once upon a time"]
+        )
+        if settings.host != DEFAULT_HOST:
+            command += ["--host", settings.host]
+        if self.port != DEFAULT_PORT:
+            command += ["--port", str(self.port)]
+        hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
+        return (
+            f"Longspan is ready: {served.name} on {settings.host}:{self.port} "
+            f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
+            f"metrics http://{settings.metrics_host}:{self.metrics_port}/metrics  ·  try: {hint}"
+        )
+
+    async def _drain(self) -> None:
+        """Running requests may finish for a while; then they are told that the server ends."""
+        count = len(self.state.admission)
+        if count:
+            seconds = self._settings.drain_seconds
+            log.info("waiting up to %.0f s for %d requests; Ctrl-C again ends them", seconds, count)
+            waits = {
+                asyncio.create_task(self.state.admission.wait_empty()),
+                asyncio.create_task(self._asked_twice.wait()),
+            }
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        self.state.admission.fail_all(self.state.unavailable())
+
+    async def _close(self) -> None:
+        if self._grpc is not None:
+            await self._grpc.stop(_LAST_WORDS_SECONDS)
+        if self._engine is not None:
+            await self._engine.stop()
+        if self._http is not None:
+            self._http.shutdown()
+            self._http.server_close()
+
+
+def serve(settings: Settings) -> int:
+    """Runs a server until it ends.
+
+    Returns:
+        The process's exit code.
+    """
+    configure_logging(settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Server(settings).run())
+    except RefusedError as error:
+        print(f"longspan: {error}", file=sys.stderr)
+        return 1
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    from server.text.tokenizer import Tokenizer  # its import takes a second, while the engine starts
+
+    return Tokenizer(folder)
+
+
+def _command() -> str:
+    """How to call this program from here: by name if the shell finds it, else by its path."""
+    if shutil.which("longspan"):
+        return "longspan"
+    return os.path.relpath(Path(sys.executable).with_name("longspan"))

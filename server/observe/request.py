@@ -1,0 +1,106 @@
+"""One generation request's times and token counts, for its client and for the metrics."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from longspan.v1 import types_pb2
+from server.engine.types import SequenceNews
+from server.observe.metrics import Metrics
+
+
+@dataclass(slots=True)
+class _Sample:
+    tokens: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    preemptions: int = 0
+
+
+class RequestRecord:
+    """What a request costs. All times are monotonic; the engine's come from the same clock.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: those found in the prefix cache.
+    """
+
+    def __init__(self, metrics: Metrics, samples: int, arrival: float) -> None:
+        labels = metrics.labels()
+        self._metrics = metrics
+        self._labels = labels
+        self._arrival = arrival
+        self._started: float | None = None
+        self._samples = [_Sample() for _ in range(samples)]
+        self._gap = metrics.inter_token_latency.labels(*labels)
+        self._generated = metrics.generation_tokens.labels(*labels)
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+
+    def begin(self, prompt_tokens: int, news: SequenceNews | None) -> None:
+        """The engine has begun, by the first news of any sample, or ended before."""
+        self.prompt_tokens = prompt_tokens
+        if news is not None:
+            self._started = news.started
+            self.cached_tokens = news.cached_tokens
+        self._metrics.prompt_tokens.labels(*self._labels).inc(prompt_tokens)
+
+    def tokens(self, index: int, count: int, when: float, preemptions: int) -> None:
+        """Sample ``index`` got ``count`` tokens in the step that ended at ``when``."""
+        sample = self._samples[index]
+        sample.preemptions = preemptions
+        if not count:
+            return
+        self._generated.inc(count)
+        observed = count
+        gap = 0.0
+        if sample.tokens:
+            gap = (when - sample.last) / count
+        else:
+            if not any(other.tokens for other in self._samples):
+                self._metrics.time_to_first_token.labels(*self._labels).observe(when - self._arrival)
+            sample.first = when
+            observed -= 1
+        for _ in range(observed):
+            self._gap.observe(gap)
+        sample.tokens += count
+        sample.last = when
+
+    def usage(self) -> types_pb2.Usage:
+        """What it consumed so far."""
+        return types_pb2.Usage(
+            prompt_tokens=self.prompt_tokens,
+            cached_prompt_tokens=self.cached_tokens,
+            completion_tokens=sum(sample.tokens for sample in self._samples),
+        )
+
+    def complete(self) -> types_pb2.Timings:
+        """Closes the record of a request that was answered, and gives its times."""
+        end = time.monotonic()
+        produced = [sample for sample in self._samples if sample.tokens]
+        first = min((sample.first for sample in produced), default=end)
+        last = max((sample.last for sample in produced), default=end)
+        started = self._started or first
+        timings = types_pb2.Timings(
+            queue_seconds=started - self._arrival,
+            prefill_seconds=first - started,
+            decode_seconds=last - first,
+            time_to_first_token_seconds=first - self._arrival,
+            total_seconds=end - self._arrival,
+            preemptions=sum(sample.preemptions for sample in self._samples),
+        )
+        metrics, labels = self._metrics, self._labels
+        metrics.queue_time.labels(*labels).observe(timings.queue_seconds)
+        metrics.prefill_time.labels(*labels).observe(timings.prefill_seconds)
+        metrics.decode_time.labels(*labels).observe(timings.decode_seconds)
+        metrics.e2e_latency.labels(*labels).observe(timings.total_seconds)
+        if metrics.request_prompt_tokens is not None and metrics.request_generation_tokens is not None:
+            metrics.request_prompt_tokens.labels(*labels).observe(self.prompt_tokens)
+            for sample in self._samples:
+                metrics.request_generation_tokens.labels(*labels).observe(sample.tokens)
+        for sample in produced:
+            if sample.tokens > 1:
+                mean = (sample.last - sample.first) / (sample.tokens - 1)
+                metrics.time_per_output_token.labels(*labels).observe(mean)
+        return timings

@@ -1,0 +1,198 @@
+"""The server's life: loading, ready, the engine's death, draining; with the fake engine."""
+
+import asyncio
+import re
+import urllib.request
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import server.app as app
+from longspan.v1 import inference_pb2, inference_pb2_grpc
+from server.api.health import READINESS
+from server.engine.types import Loading, RefusedError
+from server.models.resolve import ModelFiles
+from server.settings import Settings
+from tests.api.conftest import ask, save_tokenizer, until
+from tests.api.fake_engine import FakeEngine
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class SlowEngine(FakeEngine):
+    """Loads until it is told to be ready."""
+
+    made: list["SlowEngine"] = []  # noqa: RUF012 (emptied by the fixture)
+
+    async def start(self):
+        self.made.append(self)
+        self.progress = Loading("loading weights", 0.4)
+
+    async def stop(self):
+        if self.state == "loading":
+            self.state = "stopped"
+        else:
+            await super().stop()
+
+
+class Life:
+    """A server that runs in a task, and a client of it."""
+
+    def __init__(self, **settings):
+        self.server = app.Server(Settings(port=0, metrics_port=0, **settings))
+        self.task = asyncio.create_task(self.server.run())
+
+    async def __aenter__(self):
+        await until(lambda: self.server.port != 0)
+        self.channel = aio.insecure_channel(f"127.0.0.1:{self.server.port}")
+        self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.channel.close()
+        if not self.task.done():
+            self.server.stop()
+            self.server.stop()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def health(self):
+        answer = await health_pb2_grpc.HealthStub(self.channel).Check(
+            health_pb2.HealthCheckRequest(service=READINESS)
+        )
+        return answer.status
+
+    async def engine(self, number=0):
+        """The engine started as number ``number``, ready."""
+        await until(lambda: len(SlowEngine.made) > number, seconds=10)
+        engine = SlowEngine.made[number]
+        engine.start_now()
+        engine.step_seconds = 0.005
+        await until(lambda: self.server.state.phase in ("ready", "draining"), seconds=10)
+        return engine
+
+    def endless(self):
+        request = ask(stop={"max_tokens": 190, "ignore_eos": True})
+        return aiter(self.stub.StreamGenerate(inference_pb2.StreamGenerateRequest(request=request)))
+
+
+@pytest.fixture(autouse=True)
+def _model(monkeypatch, tmp_path):
+    folder = save_tokenizer(tmp_path / "model")
+    SlowEngine.made = []
+    monkeypatch.setattr(app, "EngineClient", SlowEngine)
+    monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere"))
+
+
+async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
+    async with Life() as life:
+        await until(lambda: "40%" in life.server.state.progress, seconds=10)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await life.stub.Generate(ask())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "loading weights, 40%" in caught.value.details()
+        assert await life.health() == NOT_SERVING
+        await life.engine()
+        assert await life.health() == SERVING
+        line = capsys.readouterr().out
+        port, metrics_port = life.server.port, life.server.metrics_port
+        assert re.fullmatch(
+            rf"Longspan is ready: fake on 127\.0\.0\.1:{port} \(full attention, reference kernel\), "
+            rf"metrics http://127\.0\.0\.1:{metrics_port}/metrics  ·  try: \S*longspan generate "
+            rf'"What is the capital of France\?" --chat --port {port}\n',
+            line,
+        )
+        assert (await life.stub.Generate(ask())).model == "fake"
+        address = f"http://127.0.0.1:{life.server.metrics_port}/metrics"
+        page = await asyncio.to_thread(lambda: urllib.request.urlopen(address, timeout=5).read())
+        assert b'longspan_generation_tokens_total{model_name="fake"} 5.0' in page
+
+
+async def test_running_requests_finish_while_new_ones_are_refused():
+    async with Life() as life:
+        await life.engine()
+        stream = life.endless()
+        await anext(stream)
+        life.server.stop()
+        assert await life.health() == NOT_SERVING
+        with pytest.raises(aio.AioRpcError) as caught:
+            await life.stub.Generate(ask())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in caught.value.details()
+        events = [event async for event in stream]
+        assert events[-1].finished.usage.completion_tokens == 190
+        assert await asyncio.wait_for(life.task, 2) == 0
+
+
+@pytest.mark.parametrize("twice", [False, True])
+async def test_draining_ends(twice):
+    async with Life(drain_seconds=30 if twice else 0.2) as life:
+        engine = await life.engine()
+        stream = life.endless()
+        await anext(stream)
+        engine.open.clear()
+        life.server.stop()
+        if twice:
+            await asyncio.sleep(0.05)
+            assert not life.task.done()
+            life.server.stop()
+        with pytest.raises(aio.AioRpcError) as caught:
+            async for _ in stream:
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert await asyncio.wait_for(life.task, 2) == 0
+        assert engine.running == 0
+
+
+async def test_told_to_end_while_loading_it_ends():
+    async with Life() as life:
+        await until(lambda: SlowEngine.made, seconds=10)
+        life.server.stop()
+        assert await asyncio.wait_for(life.task, 2) == 0
+
+
+async def test_an_engines_death_ends_the_server(caplog):
+    async with Life() as life:
+        engine = await life.engine()
+        stream = life.endless()
+        await anext(stream)
+        engine.die("the engine process was killed by signal 9")
+        with pytest.raises(aio.AioRpcError) as caught:
+            async for _ in stream:
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert await asyncio.wait_for(life.task, 3) == 1
+        assert "signal 9" in caplog.text
+
+
+async def test_an_engine_is_started_again_if_configured():
+    async with Life(on_engine_failure="restart") as life:
+        engine = await life.engine()
+        await life.stub.Generate(ask())
+        engine.die("the engine process was killed by signal 9")
+        await until(lambda: life.server.state.phase == "dead")
+        assert await life.health() == NOT_SERVING
+        with pytest.raises(aio.AioRpcError) as caught:
+            await life.stub.Generate(ask())
+        assert "signal 9" in caught.value.details()
+        await life.engine(1)
+        assert await life.health() == SERVING
+        assert (await life.stub.Generate(ask())).completions[0].text == "abcde"
+
+
+async def test_what_cannot_be_served_is_refused(monkeypatch):
+    def refuse(*_):
+        raise RefusedError("there is no such model")
+
+    monkeypatch.setattr(app, "resolve_model", refuse)
+    with pytest.raises(RefusedError, match="no such model"):
+        await app.Server(Settings(port=0, metrics_port=0)).run()
+    monkeypatch.undo()
+
+
+async def test_the_server_process_does_without_torch():
+    code = "import server.app, server.text.tokenizer, sys; sys.exit('torch' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(app.sys.executable, "-c", code)
+    assert await process.wait() == 0

@@ -1,0 +1,227 @@
+"""Calls that end before their time, break, or ask for something else than generation."""
+
+import asyncio
+import logging
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc import aio
+
+from longspan.v1 import inference_pb2, types_pb2
+from server.api import interceptor
+from server.engine.types import FinishReason, SequenceNews
+from tests.api.conftest import END, ask, details, until
+
+
+def stream(running, **fields):
+    fields.setdefault("stop", {"max_tokens": 190, "ignore_eos": True})
+    return running.stub.StreamGenerate(inference_pb2.StreamGenerateRequest(request=ask(**fields)))
+
+
+async def test_a_cancelled_stream_is_aborted_in_the_engine(running):
+    running.engine.step_seconds = 0.01
+    call = stream(running, n=2)
+    await call.read()
+    call.cancel()
+    await until(lambda: running.engine.running == 0)
+    assert sorted(running.engine.aborted) == [submit.id for submit in running.engine.submitted]
+    await until(
+        lambda: running.sample("longspan_requests_total", finish_reason="none", grpc_code="CANCELLED") == 1
+    )
+
+
+async def test_a_cancelled_unary_call_is_aborted_while_it_waits(running):
+    running.engine.open.clear()
+    call = running.stub.Generate(ask())
+    await until(lambda: running.engine.running == 1)
+    call.cancel()
+    await until(lambda: running.engine.running == 0)
+
+
+@pytest.mark.parametrize("unary", [True, False])
+async def test_a_deadline_aborts_in_the_engine(running, unary):
+    running.engine.step_seconds = 0.01
+    request = ask(stop={"max_tokens": 190, "ignore_eos": True})
+    ending = running.stub.Generate(request, timeout=0.1) if unary else running.events(request, timeout=0.1)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await ending
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: running.engine.running == 0)
+    labels = {"finish_reason": "none", "grpc_code": "DEADLINE_EXCEEDED"}
+    await until(lambda: running.sample("longspan_requests_total", **labels) == 1)
+
+
+async def test_many_cancellations_leave_nothing_and_log_nothing(running, caplog):
+    running.engine.step_seconds = 0.001
+    running.state.admission.limit = 1000
+
+    async def one(i):
+        call = stream(running)
+        for _ in range(i % 7):
+            await call.read()
+        call.cancel()
+
+    with caplog.at_level(logging.WARNING):
+        await asyncio.gather(*(one(i) for i in range(200)))
+        await until(lambda: len(running.state.admission) == 0)
+    assert running.engine.running == 0
+    assert not running.engine._streams
+    assert not caplog.records
+
+
+async def test_abort_ends_a_stream_with_what_it_has(running):
+    running.engine.step_seconds = 0.005
+    call = stream(running, request_id="mine", n=2)
+    iterator = aiter(call)
+    events = [await anext(iterator) for _ in range(4)]
+    answer = await running.stub.Abort(inference_pb2.AbortRequest(request_id="mine"))
+    assert answer.found
+    events += [event async for event in iterator]
+    finished = events[-1].finished
+    assert [r.finish_reason for r in finished.results] == [types_pb2.FINISH_REASON_ABORTED] * 2
+    given = sum(len(event.delta.token_ids) for event in events)
+    assert finished.usage.completion_tokens == given > 0
+    assert running.engine.running == 0
+    assert not (await running.stub.Abort(inference_pb2.AbortRequest(request_id="mine"))).found
+
+
+async def test_abort_before_the_first_token(running):
+    running.engine.open.clear()
+    call = asyncio.ensure_future(running.generate(request_id="mine"))
+    await until(lambda: running.engine.running == 1)
+    assert (await running.stub.Abort(inference_pb2.AbortRequest(request_id="mine"))).found
+    answer = await call
+    assert answer.completions[0].result.finish_reason == types_pb2.FINISH_REASON_ABORTED
+    assert answer.usage.prompt_tokens == 5
+    assert answer.usage.completion_tokens == 0
+
+
+async def test_a_dead_engine_ends_every_stream(running):
+    running.engine.step_seconds = 0.01
+    calls = [aiter(stream(running)) for _ in range(4)]
+    for call in calls:
+        await anext(call)
+    running.engine.die("the engine process was killed by signal 9")
+    for call in calls:
+        with pytest.raises(aio.AioRpcError) as caught:
+            async for _ in call:
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "signal 9" in caught.value.details()
+        assert details(caught.value)["ErrorInfo"].reason == "ENGINE_DEAD"
+    with pytest.raises(aio.AioRpcError) as caught:
+        await running.generate()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_sequence_that_the_engine_cannot_compute_fails_alone(running, monkeypatch):
+    advance = running.engine._advance
+
+    def fail_one(id_, now):
+        news = advance(id_, now)
+        if running.engine.submitted[-1].id == id_:
+            running.engine._work.pop(id_, None)
+            return SequenceNews(id_, [], finish=FinishReason.FAILED)
+        return news
+
+    running.engine.step_seconds = 0.005
+    good = asyncio.ensure_future(running.generate(stop={"max_tokens": 20}))
+    await until(lambda: running.engine.running == 1)
+    monkeypatch.setattr(running.engine, "_advance", fail_one)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await running.generate(request_id="bad")
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert (await good).usage.completion_tokens == 20
+
+
+async def test_a_bug_gives_the_request_id_and_nothing_else(running, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise KeyError("a secret of the server")
+
+    monkeypatch.setattr(running.state.served.tokenizer, "encode", broken)
+    for call in (
+        running.stub.Generate(ask(request_id="mine")),
+        running.stub.Tokenize(inference_pb2.TokenizeRequest(text="x")),
+    ):
+        with pytest.raises(aio.AioRpcError) as caught:
+            await call
+        error = caught.value
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in str(error)
+        found = details(error)
+        assert list(found) == ["RequestInfo"]
+        assert isinstance(found["RequestInfo"], error_details_pb2.RequestInfo)
+        name = found["RequestInfo"].request_id
+        assert ("x-request-id", name) in list(error.initial_metadata())
+        assert any(name in r.getMessage() and "secret" in str(r.exc_info[1]) for r in caplog.records)
+    assert running.sample("longspan_requests_total", finish_reason="none", grpc_code="INTERNAL") == 1
+
+
+async def test_the_request_id_is_in_the_initial_metadata(running):
+    for given in ("mine", ""):
+        call = running.stub.Generate(ask(request_id=given))
+        metadata = dict(await call.initial_metadata())
+        answer = await call
+        assert metadata["x-request-id"] == answer.request_id
+        assert answer.request_id == (given or answer.request_id) != ""
+
+
+async def test_a_client_that_does_not_read_is_ended_and_others_go_on(running, monkeypatch):
+    monkeypatch.setattr(interceptor, "STALL_SECONDS", 0.3)
+    running.engine.step_seconds = 0.001
+    # Every token weighs about 400 KiB, so that gRPC's buffers are full after a dozen.
+    monkeypatch.setattr(running.state.served.tokenizer, "token_text", lambda token: "x" * 400_000)
+    call = aiter(stream(running, logprobs={"output": 0}))
+    await anext(call)
+    await until(lambda: running.engine.running == 1)
+    assert (await running.generate()).completions[0].text == "abcde"
+    await until(lambda: len(running.state.admission) == 0, seconds=5)
+    assert running.engine.running == 0
+    with pytest.raises(aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details(caught.value)["ErrorInfo"].reason == "STREAM_STALLED"
+
+
+async def test_what_came_while_the_client_was_slow_is_merged(running, monkeypatch):
+    monkeypatch.setattr(running.state.served.tokenizer, "token_text", lambda token: "x" * 60_000)
+    call = aiter(stream(running, logprobs={"output": 0}, stop={"max_tokens": 190, "ignore_eos": True}))
+    await anext(call)
+    await until(lambda: running.engine.running == 0)
+    deltas = [event.delta async for event in call if event.HasField("delta")]
+    assert len(deltas) < 150
+    assert sum(len(delta.token_ids) for delta in deltas) == 190
+
+
+async def test_tokenize_detokenize_count(running):
+    stub = running.stub
+    tokens = await stub.Tokenize(inference_pb2.TokenizeRequest(text="a b"))
+    assert list(tokens.token_ids) == list(b"a b")
+    assert list(tokens.tokens) == ["a", "Ġ", "b"]
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    assert (await stub.CountTokens(inference_pb2.CountTokensRequest(chat=chat))).token_count == 8
+    counted = await stub.CountTokens(inference_pb2.CountTokensRequest(text=""))
+    assert (counted.token_count, counted.context_length) == (0, 200)
+    ids = [*"hé".encode(), END, 290]
+    for keep, text in ((False, "hé"), (True, "hé<end>")):
+        request = inference_pb2.DetokenizeRequest(token_ids=ids, keep_special_tokens=keep)
+        assert (await stub.Detokenize(request)).text == text
+
+
+async def test_information(running):
+    stub = running.stub
+    assert list((await stub.ListModels(inference_pb2.ListModelsRequest())).models) == ["fake"]
+    model = await stub.GetModelInfo(inference_pb2.GetModelInfoRequest())
+    assert (model.name, model.source, model.context_length) == ("fake", "nowhere", 200)
+    assert (model.attention.backend, dict(model.attention.options)) == ("full", {"window": "8"})
+    assert list(model.eos_token_ids) == [END]
+    assert model.has_chat_template
+    limits = model.limits
+    assert (limits.max_tokens, limits.n, limits.logprobs, limits.stop_strings) == (199, 4, 5, 3)
+    server = await stub.GetServerInfo(inference_pb2.GetServerInfoRequest())
+    assert {"python", "grpcio", "torch"} <= set(server.versions)
+    assert server.settings["max_running"] == "4"
+    assert server.load.pages_total == 1000
+    assert server.uptime_seconds >= 0

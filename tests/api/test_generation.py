@@ -1,0 +1,175 @@
+"""What generation answers: events, samples, stops, log probabilities, usage, times."""
+
+import asyncio
+
+from longspan.v1 import inference_pb2, types_pb2
+from tests.api.conftest import END, ask
+
+
+def kinds(events):
+    return [event.WhichOneof("event") for event in events]
+
+
+def chat(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+async def test_a_stream_is_accepted_deltas_finished(running):
+    running.engine.step_seconds = 0.002
+    events = await running.events(ask(request_id="mine"))
+    assert kinds(events)[0] == "accepted"
+    assert kinds(events)[-1] == "finished"
+    assert set(kinds(events)[1:-1]) == {"delta"}
+    accepted, finished = events[0].accepted, events[-1].finished
+    assert (accepted.request_id, accepted.model) == ("mine", "fake")
+    assert (accepted.prompt_tokens, accepted.cached_prompt_tokens) == (5, 3)
+    deltas = [event.delta for event in events[1:-1]]
+    assert "".join(delta.text for delta in deltas) == "abcde"
+    assert [token for delta in deltas for token in delta.token_ids] == list(b"abcde")
+    assert [delta.HasField("result") for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    assert finished.results[0] == deltas[-1].result
+    assert finished.results[0].finish_reason == types_pb2.FINISH_REASON_LENGTH
+    assert finished.results[0].token_count == finished.usage.completion_tokens == 5
+    times = finished.timings
+    assert 0 <= times.queue_seconds <= times.time_to_first_token_seconds <= times.total_seconds
+    assert abs(times.queue_seconds + times.prefill_seconds - times.time_to_first_token_seconds) < 1e-6
+    assert times.decode_seconds >= 4 * 0.002
+
+
+async def test_a_unary_answer_is_the_collected_stream(running):
+    answer = await running.generate(request_id="mine", n=2)
+    events = await running.events(ask(request_id="mine", n=2))
+    assert (answer.request_id, answer.model) == ("mine", "fake")
+    assert [completion.result for completion in answer.completions] == list(events[-1].finished.results)
+    assert answer.usage == events[-1].finished.usage
+    for index, completion in enumerate(answer.completions):
+        deltas = [event.delta for event in events if event.HasField("delta") and event.delta.index == index]
+        assert completion.text == "".join(delta.text for delta in deltas)
+        assert list(completion.token_ids) == [token for delta in deltas for token in delta.token_ids]
+
+
+async def test_prompts_as_text_tokens_and_chat(running):
+    await running.generate("héllo")
+    await running.generate(None, token_ids={"ids": [1, 299, 0]})
+    await running.generate(None, chat=chat(("user", "hi"), ("assistant", "")))
+    prompts = [submit.prompt for submit in running.engine.submitted]
+    assert prompts == [list("héllo".encode()), [1, 299, 0], list(b"user:hi\nassistant:\n")]
+
+
+async def test_a_long_text_is_tokenized_whole(running):
+    answer = await running.stub.CountTokens(inference_pb2.CountTokensRequest(text="x" * 50_000))
+    assert answer.token_count == 50_000
+
+
+async def test_samples_share_the_prompt_and_differ_by_seed(running):
+    answer = await running.generate(n=3, sampling={"seed": 7}, priority=-2)
+    first, *others = running.engine.submitted
+    assert first.leader is None
+    assert {other.leader for other in others} == {first.id}
+    assert {submit.priority for submit in running.engine.submitted} == {-2}
+    seeds = [submit.sampling.seed for submit in running.engine.submitted]
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 3
+    assert max(seeds) < 2**64
+    assert answer.usage.prompt_tokens == 5
+    assert answer.usage.completion_tokens == 15
+    await running.generate(n=3, sampling={"seed": 7})
+    assert [submit.sampling.seed for submit in running.engine.submitted[3:]] == seeds
+
+
+async def test_unset_seeds_are_drawn_anew(running):
+    for _ in range(2):
+        await running.generate(sampling={})
+    one, two = (submit.sampling.seed for submit in running.engine.submitted)
+    assert one != two
+
+
+async def test_unset_fields_take_their_defaults_and_zeros_are_kept(running):
+    await running.generate(sampling={"temperature": 0}, n=2)
+    sampling = running.engine.submitted[0].sampling
+    assert sampling.greedy
+    assert (sampling.top_p, sampling.repetition_penalty, sampling.top_k) == (1.0, 1.0, 0)
+
+
+async def test_max_tokens_is_bounded_by_the_context(running):
+    for stop in ({}, {"max_tokens": 2**32 - 1, "min_tokens": 2**31}):
+        answer = await running.generate(stop={"ignore_eos": True, **stop})
+        assert answer.usage.completion_tokens == 195
+        assert answer.completions[0].result.finish_reason == types_pb2.FINISH_REASON_LENGTH
+    assert running.engine.submitted[-1].min_tokens == 195
+
+
+async def test_stop_tokens(running):
+    running.engine.tokens = lambda request, position: END if position == 3 else ord("a") + position
+    answer = await running.generate(stop={"max_tokens": 9})
+    completion = answer.completions[0]
+    assert completion.text == "abc"
+    assert list(completion.token_ids) == [*b"abc", END]
+    assert completion.result.matched_stop.token_id == END
+    assert completion.result.finish_reason == types_pb2.FINISH_REASON_STOP
+    await running.generate(stop={"max_tokens": 9, "ignore_eos": True, "stop_token_ids": [98]})
+    assert running.engine.submitted[-1].stop_token_ids == [98]
+
+
+async def test_a_stop_string_ends_the_sequence_in_the_engine(running):
+    running.engine.step_seconds = 0.002
+    for per_step in (1, 4):
+        running.engine.per_step = per_step
+        answer = await running.generate(stop={"stop_strings": ["xyz", "fg"]}, sampling={"seed": 0})
+        completion = answer.completions[0]
+        assert completion.text == "abcde"
+        assert completion.result.matched_stop.text == "fg"
+        assert completion.result.finish_reason == types_pb2.FINISH_REASON_STOP
+        assert list(completion.token_ids) == list(b"abcdefg")
+        assert completion.result.token_count == answer.usage.completion_tokens == 7
+        assert running.engine.aborted == [submit.id for submit in running.engine.submitted]
+        assert running.engine.running == 0
+
+
+async def test_one_sample_stops_and_the_other_goes_on(running):
+    running.engine.step_seconds = 0.002
+    running.engine.tokens = lambda request, position: ord("a") + position + (1 if request.leader else 0)
+    answer = await running.generate(n=2, stop={"stop_strings": ["ab"], "max_tokens": 10})
+    reasons = [completion.result.finish_reason for completion in answer.completions]
+    assert reasons == [types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH]
+    assert [completion.text for completion in answer.completions] == ["", "bcdefghijk"]
+
+
+async def test_logprobs_come_one_per_token(running):
+    answer = await running.generate(logprobs={"output": 3, "prompt": 2}, n=2)
+    for completion in answer.completions:
+        assert len(completion.logprobs) == len(completion.token_ids) == 5
+        for position, entry in enumerate(completion.logprobs):
+            assert entry.chosen.logprob == -0.5 - position
+            assert [top.rank for top in entry.top] == [1, 2, 3]
+            assert entry.chosen.text == chr(97 + position)
+    assert len(answer.prompt_logprobs) == 4
+    assert all(len(entry.top) == 2 for entry in answer.prompt_logprobs)
+    none = await running.generate()
+    assert not none.prompt_logprobs
+    assert not none.completions[0].logprobs
+    zero = await running.generate(logprobs={"output": 0})
+    assert [len(entry.top) for entry in zero.completions[0].logprobs] == [0] * 5
+
+
+async def test_prompt_logprobs_come_before_the_first_delta(running):
+    events = await running.events(ask(logprobs={"prompt": 0}))
+    assert kinds(events)[:3] == ["accepted", "prompt_logprobs", "delta"]
+    assert kinds(events).count("prompt_logprobs") == 1
+
+
+async def test_a_character_is_never_split(running):
+    text = "aé€😀".encode()
+    running.engine.tokens = lambda request, position: text[position]
+    running.engine.step_seconds = 0.002
+    events = await running.events(ask(stop={"max_tokens": len(text)}))
+    texts = [event.delta.text for event in events if event.HasField("delta")]
+    assert "".join(texts) == text.decode()
+    assert "\ufffd" not in "".join(texts)
+
+
+async def test_two_hundred_streams_at_once(running):
+    running.state.admission.limit = 200
+    answers = await asyncio.gather(*(running.generate(sampling={"seed": i}) for i in range(200)))
+    for i, answer in enumerate(answers):
+        assert answer.completions[0].text == "".join(chr(97 + (i % 10 + k) % 26) for k in range(5))

@@ -1,0 +1,84 @@
+"""Health, reflection, and the port itself."""
+
+import asyncio
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from server.api.health import READINESS, HealthServicer
+from server.api.listen import listen
+from server.api.service import InferenceServicer
+from server.engine.types import RefusedError
+from server.observe.metrics import GrpcMetrics, Metrics
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+async def test_readiness_follows_and_liveness_stays(loading):
+    stub = health_pb2_grpc.HealthStub(loading.channel)
+    assert READINESS == "longspan.v1.InferenceService"
+    for ready in (False, True, False):
+        loading.health.set_ready(ready)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=READINESS))
+        assert answer.status == (SERVING if ready else NOT_SERVING)
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
+    with pytest.raises(aio.AioRpcError) as caught:
+        await stub.Check(health_pb2.HealthCheckRequest(service="x"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_watchers_are_told_also_after_one_has_left(loading):
+    stub = health_pb2_grpc.HealthStub(loading.channel)
+    request = health_pb2.HealthCheckRequest(service=READINESS)
+    left, stays = stub.Watch(request), stub.Watch(request)
+    for call in (left, stays):
+        assert (await call.read()).status == NOT_SERVING
+    left.cancel()
+    await asyncio.sleep(0.05)
+    for ready in (True, False, True):
+        loading.health.set_ready(ready)
+        async with asyncio.timeout(1):
+            assert (await stays.read()).status == (SERVING if ready else NOT_SERVING)
+    unknown = stub.Watch(health_pb2.HealthCheckRequest(service="x"))
+    assert (await unknown.read()).status == UNKNOWN
+    stays.cancel()
+    unknown.cancel()
+
+
+async def test_reflection_lists_the_services(loading):
+    stub = reflection_pb2_grpc.ServerReflectionStub(loading.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = stub.ServerReflectionInfo(iter([request]))
+    answers = [answer async for answer in call]
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert {READINESS, "grpc.health.v1.Health"} <= names
+    labels = {"grpc_type": "bidi_stream", "grpc_method": "ServerReflectionInfo", "grpc_code": "OK"}
+    labels["grpc_service"] = "grpc.reflection.v1alpha.ServerReflection"
+    assert loading.sample("longspan_grpc_server_handled_total", **labels) == 1
+
+
+async def test_a_busy_port_is_refused(loading, settings):
+    first, port = listen(
+        "127.0.0.1",
+        0,
+        InferenceServicer(loading.state, loading.metrics),
+        HealthServicer(),
+        GrpcMetrics(Metrics().registry),
+    )
+    await first.start()
+    try:
+        with pytest.raises(RefusedError, match="--port"):
+            listen(
+                "127.0.0.1",
+                port,
+                InferenceServicer(loading.state, loading.metrics),
+                HealthServicer(),
+                GrpcMetrics(Metrics().registry),
+            )
+    finally:
+        await first.stop(0)

@@ -1,0 +1,117 @@
+"""Starts the real server in its real processes, on free ports, and ends it again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+from longspan import AsyncClient, Client
+from prometheus_client.parser import text_string_to_metric_families
+
+READY = re.compile(r"Longspan is ready: (\S+) on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
+
+
+class Server:
+    """A ``longspan serve`` of its own."""
+
+    def __init__(self, *arguments: str | Path, wait: bool = True, env: dict[str, str] | None = None) -> None:
+        self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 (lives as long as the server)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "server.cli", "serve", "--port", "0", "--metrics-port", "0"),
+                *map(str, arguments),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.name = self.host = ""
+        self.port = self.metrics_port = 0
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Reads the ready line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        match = READY.search(line)
+        assert match, f"no ready line but {line!r}; log:\n{self.log}"
+        self.name, self.host = match[1], match[2]
+        self.port, self.metrics_port = int(match[3]), int(match[4])
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard error so far."""
+        return Path(self._log.name).read_text()
+
+    @property
+    def engine_pid(self) -> int:
+        """Process id of the engine."""
+        children = psutil.Process(self.process.pid).children()
+        engines = [child.pid for child in children if "server.engine.process" in " ".join(child.cmdline())]
+        assert len(engines) == 1, engines
+        return engines[0]
+
+    def client(self) -> Client:
+        """A new synchronous client."""
+        return Client(self.host, self.port)
+
+    def aclient(self) -> AsyncClient:
+        """A new asyncio client."""
+        return AsyncClient(self.host, self.port)
+
+    def metrics(self) -> dict[str, float]:
+        """A scrape: every sample by its name, labels but ``model_name`` included."""
+        with urllib.request.urlopen(
+            f"http://{self.host}:{self.metrics_port}/metrics", timeout=10
+        ) as response:
+            text = response.read().decode()
+        samples = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels = ",".join(f'{k}="{v}"' for k, v in sample.labels.items() if k != "model_name")
+                samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+        return samples
+
+    def wait_idle(self, seconds: float = 5.0) -> None:
+        """Waits until no sequence holds a page, and fails if that does not come."""
+        end = time.monotonic() + seconds
+        with self.client() as client:
+            while True:
+                load = client.server_info().load
+                if load.pages_used == load.running == load.waiting == 0:
+                    return
+                assert time.monotonic() < end, f"pages or sequences are left over: {load}"
+                time.sleep(0.02)
+
+    def stop(self, signal_number: int = signal.SIGTERM, seconds: float = 40.0) -> int:
+        """Ends the server and returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self._log.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

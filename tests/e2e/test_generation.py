@@ -1,0 +1,160 @@
+"""The real server with the real default model, spoken to through gRPC."""
+
+import asyncio
+import random
+
+import pytest
+from longspan import FinishReason
+from transformers import AutoTokenizer
+
+from tests.engine.harness import transformers_greedy
+
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+def test_the_capital_of_france(client):
+    answer = client.generate(FRANCE, max_tokens=40, temperature=0)
+    assert "Paris" in answer.text
+    assert answer.finish_reason is FinishReason.STOP
+    assert answer.usage.completion_tokens == len(answer.token_ids)
+    assert answer.timings.total_seconds >= answer.timings.time_to_first_token_seconds > 0
+
+
+def test_a_stream_says_the_same_piece_by_piece(client):
+    whole = client.generate(FRANCE, max_tokens=40, temperature=0)
+    stream = client.stream(FRANCE, max_tokens=40, temperature=0)
+    deltas = list(stream)
+    assert len(deltas) > 3
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [token for delta in deltas for token in delta.token_ids] == list(whole.token_ids)
+    assert stream.prompt_tokens == whole.usage.prompt_tokens == client.count_tokens(FRANCE).token_count
+    assert stream.usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_tokens_equal_transformers(client, default_model):
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    texts = ["The river", "def fibonacci(n):\n", "Water boils at a temperature of", "Once upon a time " * 12]
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    expected = transformers_greedy(default_model, prompts, 16)
+    for text, prompt, tokens in zip(texts, prompts, expected, strict=True):
+        for form in (text, prompt):
+            answer = client.generate(form, max_tokens=16, temperature=0, ignore_eos=True)
+            assert list(answer.token_ids) == tokens
+            assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_tokenize_and_back(client, default_model):
+    text = "Größe 東京 🙂 fin"
+    tokens = client.tokenize(text)
+    assert list(tokens.token_ids) == AutoTokenizer.from_pretrained(default_model)(text)["input_ids"]
+    assert client.detokenize(tokens.token_ids) == text
+    assert client.count_tokens(text).token_count == len(tokens.token_ids)
+    assert client.count_tokens(text).context_length == client.model_info().context_length == 8192
+
+
+def test_n_samples_differ_and_repeat_with_their_seed(client):
+    def ask(seed):
+        answer = client.generate("My favorite animal is", n=3, max_tokens=12, temperature=1, seed=seed)
+        return [list(completion.token_ids) for completion in answer.completions]
+
+    first = ask(5)
+    assert len({tuple(tokens) for tokens in first}) == 3
+    assert ask(5) == first
+    assert ask(6) != first
+
+
+def test_a_stop_string_ends_the_text_before_it(client):
+    free = client.generate(FRANCE, max_tokens=30, temperature=0)
+    cut = free.text.index("Paris")
+    stream = client.stream(FRANCE, max_tokens=30, temperature=0, stop=["Paris"])
+    shown = ""
+    for delta in stream:
+        shown += delta.text
+        assert free.text.startswith(shown)
+    assert shown == free.text[:cut]
+    assert stream.finish_reason is FinishReason.STOP
+    assert stream.results[0].matched_stop.text == "Paris"
+
+
+def test_logprobs(client):
+    answer = client.generate("Two plus two is", max_tokens=4, temperature=0, logprobs=2, prompt_logprobs=1)
+    entries = answer.completions[0].logprobs
+    assert [entry.chosen.token_id for entry in entries] == list(answer.token_ids)
+    assert all(entry.chosen.rank == 1 and len(entry.top) == 2 for entry in entries)
+    prompt = client.tokenize("Two plus two is").token_ids
+    assert [entry.chosen.token_id for entry in answer.prompt_logprobs] == list(prompt[1:])
+    assert all(entry.chosen.logprob <= entry.top[0].logprob <= 0 for entry in answer.prompt_logprobs)
+
+
+def test_a_repeated_prompt_comes_from_the_prefix_cache(client):
+    prompt = "The history of the lighthouse keeper and his seven improbable daughters. " * 6
+    first = client.generate(prompt, max_tokens=4, temperature=0)
+    second = client.generate(prompt, max_tokens=4, temperature=0)
+    assert second.usage.cached_prompt_tokens > first.usage.cached_prompt_tokens
+    assert second.usage.cached_prompt_tokens > second.usage.prompt_tokens * 0.8
+    assert list(first.token_ids) == list(second.token_ids)
+
+
+async def test_200_concurrent_streams_finish_and_leak_no_page(server):
+    before = server.metrics()
+    rng = random.Random(3)
+    requests = [
+        ([rng.randrange(1000, 40000) for _ in range(rng.randint(2, 40))], rng.randint(4, 14))
+        for _ in range(200)
+    ]
+
+    async with server.aclient() as client:
+
+        async def run(prompt, max_tokens):
+            stream = client.stream(prompt, max_tokens=max_tokens, temperature=0, ignore_eos=True)
+            tokens = [token async for delta in stream for token in delta.token_ids]
+            assert stream.finish_reason is FinishReason.LENGTH
+            assert len(tokens) == stream.usage.completion_tokens == max_tokens
+            return tokens
+
+        together = await asyncio.gather(*(run(*request) for request in requests))
+        server.wait_idle()
+        for i in rng.sample(range(200), 8):
+            assert await run(*requests[i]) == together[i], "company changed what was said"
+    server.wait_idle()
+    after = server.metrics()
+    grown = after["longspan_generation_tokens_total"] - before["longspan_generation_tokens_total"]
+    sampled = sum(len(tokens) for tokens in together)
+    assert grown >= sampled
+    finished = 'longspan_requests_total{finish_reason="length",grpc_code="OK"}'
+    assert after[finished] - before.get(finished, 0) == 208
+
+
+async def test_cancelled_streams_give_their_pages_back(server):
+    rng = random.Random(4)
+
+    async with server.aclient() as client:
+
+        async def leave(after):
+            seen = 0
+            async with client.stream(FRANCE, max_tokens=2000, temperature=1, ignore_eos=True) as stream:
+                async for delta in stream:
+                    seen += len(delta.token_ids)
+                    if seen >= after:
+                        break
+
+        await asyncio.gather(*(leave(rng.randint(0, 12)) for _ in range(60)))
+        server.wait_idle(seconds=3)
+
+
+def test_a_seeded_request_ignores_its_company(server):
+    async def main():
+        async with server.aclient() as client:
+            options = {"max_tokens": 20, "temperature": 1.0, "top_p": 0.9, "seed": 123}
+            alone = await client.generate("The sea was", **options)
+            crowd = [client.generate(f"Number {i}", max_tokens=20, seed=i) for i in range(20)]
+            answers = await asyncio.gather(client.generate("The sea was", **options), *crowd)
+            assert list(answers[0].token_ids) == list(alone.token_ids)
+
+    asyncio.run(main())

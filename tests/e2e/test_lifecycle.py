@@ -1,0 +1,258 @@
+"""Servers that start, break, drain and end: a small random model in the real processes."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
+from tests.models_zoo import save_tiny
+
+from tests.e2e.server import Server
+
+ENDLESS = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture
+def started(tiny):
+    """Starts servers of the tiny model and ends those that the test has not."""
+    servers = []
+
+    def start(*arguments, **kwargs):
+        servers.append(Server("--model", tiny, *arguments, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+def in_background(call):
+    """Runs ``call`` in a thread of its own."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    future = pool.submit(call)
+    pool.shutdown(wait=False)
+    return future
+
+
+def read_until_error(server, started_event):
+    """Reads an endless stream; how it failed and when."""
+    with server.client() as client:
+        try:
+            for _ in client.stream("hello", **ENDLESS):
+                started_event.set()
+        except LongspanError as error:
+            return error, time.monotonic()
+    return None, time.monotonic()
+
+
+def test_it_listens_on_loopback_and_ends_cleanly_leaving_no_process(started):
+    server = started()
+    engine = server.engine_pid
+    with server.client() as client:
+        assert client.health()
+        assert client.models() == [server.name]
+    assert server.host == "127.0.0.1"
+    listening = [c for c in psutil.Process(server.process.pid).net_connections() if c.status == "LISTEN"]
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+    assert server.stop(signal.SIGINT) == 0
+    assert not psutil.pid_exists(engine)
+
+
+def test_a_killed_engine_ends_streams_at_once_and_the_server_with_an_error(started):
+    server = started()
+    begun = threading.Event()
+    stream = in_background(lambda: read_until_error(server, begun))
+    assert begun.wait(20)
+    killed = time.monotonic()
+    os.kill(server.engine_pid, signal.SIGKILL)
+    error, when = stream.result(10)
+    assert isinstance(error, UnavailableError)
+    assert when - killed < 1.0
+    assert server.process.wait(10) == 1
+    assert "signal 9" in server.log
+
+
+def test_a_killed_engine_is_started_again_if_configured(started):
+    server = started("--on-engine-failure", "restart")
+    with server.client() as client:
+        before = client.generate("hello", max_tokens=5, temperature=0)
+        first = server.engine_pid
+        os.kill(first, signal.SIGKILL)
+        time.sleep(0.3)
+        client.wait_until_ready(timeout=60)
+        assert server.engine_pid != first
+        after = client.generate("hello", max_tokens=5, temperature=0)
+    assert list(after.token_ids) == list(before.token_ids)
+
+
+def test_an_engine_without_its_server_ends(started):
+    server = started()
+    engine = psutil.Process(server.engine_pid)
+    server.process.kill()
+    server.process.wait()
+    engine.wait(10)
+
+
+def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(started):
+    server = started()
+    begun = threading.Event()
+
+    def whole():
+        with server.client() as client:
+            stream = client.stream("hello", **ENDLESS)
+            count = 0
+            for delta in stream:
+                begun.set()
+                count += len(delta.token_ids)
+            return count
+
+    running = in_background(whole)
+    with server.client() as client:
+        assert client.health()
+        assert begun.wait(20)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        with pytest.raises(UnavailableError):
+            client.generate("too late", max_tokens=1)
+    assert running.result(30) == ENDLESS["max_tokens"]
+    assert server.stop() == 0
+
+
+def test_draining_has_an_end(started):
+    server = started("--drain-seconds", "0.5", "--max-context", "512")
+    begun = threading.Event()
+    stream = in_background(lambda: read_until_error(server, begun))
+    assert begun.wait(20)
+    asked = time.monotonic()
+    code = server.stop()
+    assert code == 0
+    assert time.monotonic() - asked < 0.5 + 2.5
+    stream.result(5)
+
+
+def test_a_full_queue_turns_requests_away(started):
+    server = started("--max-running", "1", "--max-queue", "1")
+    begun = threading.Event()
+    first = in_background(lambda: read_until_error(server, begun))
+    assert begun.wait(20)
+    with server.client() as client:
+        second = client.stream("waits", **ENDLESS)
+        waiting = in_background(lambda: sum(len(delta.token_ids) for delta in second))
+        end = time.monotonic() + 5
+        while client.server_info().load.waiting < 1:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        with pytest.raises(BusyError) as caught:
+            client.generate("too many", max_tokens=1)
+        assert caught.value.reason == "QUEUE_FULL"
+        assert caught.value.retry_after > 0
+        assert waiting.result(60) == ENDLESS["max_tokens"]
+    assert first.result(5)[0] is None
+    assert server.metrics()['longspan_request_rejections_total{reason="queue_full"}'] == 1
+
+
+def test_a_deadline_frees_the_pages(started):
+    server = started()
+    with server.client() as client, pytest.raises(DeadlineError):
+        client.generate("hello", timeout=0.2, **ENDLESS)
+    server.wait_idle(seconds=1)
+
+
+def test_abort_ends_a_stream_with_its_reason(started):
+    server = started()
+    with server.client() as client:
+        stream = client.stream("hello", request_id="mine", **ENDLESS)
+        seen, aborted = 0, False
+        for delta in stream:
+            seen += len(delta.token_ids)
+            if seen >= 5 and not aborted:
+                aborted = client.abort("mine")
+        assert aborted
+        assert stream.finish_reason == "aborted"
+        assert not client.abort("mine")
+    server.wait_idle(seconds=1)
+
+
+def test_a_second_server_on_the_same_port_is_refused(started, tiny):
+    server = started()
+    second = subprocess.run(
+        [
+            *(sys.executable, "-m", "server.cli", "serve", "--model", tiny),
+            *("--port", str(server.port), "--metrics-port", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert second.returncode == 1
+    assert "--port" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--max-context", "100000"], "512"),
+        (["--kv-memory", "1KiB"], "--kv-memory"),
+        (["--attention", "psychic"], "psychic"),
+        (["--max-batch-tokens", "4"], "--max-batch-tokens"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, arguments, sentence):
+    command = [
+        *(sys.executable, "-m", "server.cli", "serve", "--model", tiny),
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+    ]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+    assert result.returncode != 0
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_outside_the_attention_interface_is_refused(tmp_path):
+    folder = save_tiny("bloom", tmp_path / "bloom")
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "server.cli", "serve", "--model", folder),
+            "--port",
+            "0",
+            "--metrics-port",
+            "0",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert "attention interface" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_short_of_pages_streams_are_preempted_and_still_say_the_same(started):
+    roomy = started()
+    # 2 layers of 2 key and value heads of 16 numbers: a page of 4 tokens takes 2 KiB.
+    tight = started("--page-size", "4", "--kv-memory", "300KiB", "--no-prefix-cache")
+
+    def ask(server):
+        def one(i):
+            with server.client() as client:
+                answer = client.generate([10 + i] * 20, max_tokens=60, temperature=0, ignore_eos=True)
+                return list(answer.token_ids)
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            return list(pool.map(one, range(16)))
+
+    assert ask(tight) == ask(roomy)
+    assert tight.metrics()["longspan_preemptions_total"] > 0
+    tight.wait_idle()
