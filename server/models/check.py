@@ -1,0 +1,122 @@
+"""Proves at start-up that a model answers through the paged cache as it does in transformers itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from attention.backends import Attention
+from attention.hook import Step
+from attention.types import AttentionBatch, PagedCache
+from server.engine.types import RefusedError
+from server.models.load import LoadedModel
+
+# The largest root mean square error of a position's logits, as a share of their standard deviation. Rounding
+# stays well below; a bias, an offset or a mask that is lost shows as 0.1 to 1 nearly everywhere.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+# The share of positions that must stay within it where rounding can do more: with 16 bits, and where a token
+# can be sent to other experts, which changes its logits at will.
+_SHARE = 0.75
+
+# Tokens of two sequences, and how many of each the first of two steps computes: the second sequence begins
+# beside the first one's rest.
+_LENGTHS = (40, 9)
+_FIRST_STEP = (24, 0)
+
+
+def self_check(loaded: LoadedModel, attention: Attention, page_size: int) -> None:
+    """Compares the logits of two short sequences, batched and in chunks, with a plain forward of each.
+
+    It catches what reading the layers can't: biases by distance, positions counted otherwise, tokens that
+    mix outside attention, a kernel that computes something else.
+
+    Args:
+        loaded: the model; left as it was found.
+        attention: pattern and kernel to be served. A pattern that hides tokens this near makes the
+            comparison meaningless: it has to show each query the 40 tokens before it.
+        page_size: tokens per page.
+
+    Raises:
+        RefusedError: the logits differ.
+    """
+    model, device = loaded.model, loaded.model.device
+    generator = torch.Generator().manual_seed(0)
+    sequences = [
+        torch.randint(loaded.vocabulary_size, (min(length, loaded.context_length),), generator=generator).to(
+            device
+        )
+        for length in _LENGTHS
+    ]
+    with torch.inference_mode():
+        served = _paged(loaded, attention, page_size, sequences)
+        model.set_attn_implementation("eager")
+        try:
+            plain = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
+        finally:
+            model.set_attn_implementation("longspan")
+    error = relative_error(torch.cat(served), torch.cat(plain))
+    tolerance = _TOLERANCE[loaded.dtype]
+    strict = loaded.dtype == torch.float32 and not _has_experts(model.config)
+    if not error.quantile(1.0 if strict else _SHARE) <= tolerance:
+        raise RefusedError(
+            f"{loaded.architecture} does not go through the attention interface in a way that Longspan can "
+            f"serve: its logits differ by up to {float(error.max()):.2g} of their standard deviation from "
+            f"those of transformers itself (up to {tolerance:g} is rounding); choose another architecture"
+            + ("" if attention.kernel.name == "reference" else ", or try --kernel reference")
+        )
+
+
+def relative_error(served: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    """How far logits ``[T, V]`` differ at each position, ``[T]``.
+
+    The root mean square over the vocabulary, as a share of the standard deviation of ``plain`` there; what
+    is no number counts as infinite.
+    """
+    served, plain = served.float(), plain.float()
+    error = (served - plain).square().mean(-1).sqrt() / plain.std(-1).clamp_min(1e-6)
+    return error.nan_to_num(nan=float("inf"))
+
+
+def _paged(
+    loaded: LoadedModel, attention: Attention, page_size: int, sequences: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Logits ``[T, V]`` of each sequence, all in one cache whose unwritten memory is poisoned."""
+    device = loaded.model.device
+    counts = [-(-len(ids) // page_size) for ids in sequences]
+    cache = PagedCache(loaded.layers, sum(counts) + 1, page_size, loaded.dtype, device, poison=True)
+    # From the last page down, so that no sequence's pages lie in order.
+    pages = torch.arange(sum(counts), 0, -1, dtype=torch.int32, device=device)
+    table = torch.nn.utils.rnn.pad_sequence(list(pages.split(counts)), batch_first=True)
+    layers = {layer.index: layer for layer in loaded.layers}
+    first = [range(min(end, len(ids))) for ids, end in zip(sequences, _FIRST_STEP, strict=True)]
+    rest = [range(span.stop, len(ids)) for ids, span in zip(sequences, first, strict=True)]
+    logits: list[list[torch.Tensor]] = [[] for _ in sequences]
+    for step in (first, rest):
+        rows = [b for b, span in enumerate(step) if span]
+        batch = _batch(table[rows], [step[b] for b in rows], page_size)
+        output = loaded.model(
+            input_ids=torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            longspan=Step(attention, cache, batch, layers),
+        ).logits[0]
+        for b, part in zip(rows, output.split([len(step[b]) for b in rows]), strict=True):
+            logits[b].append(part)
+    return [torch.cat(parts) for parts in logits]
+
+
+def _batch(table: torch.Tensor, spans: list[range], page_size: int) -> AttentionBatch:
+    """The step that computes the tokens ``spans[b]`` of the sequence whose pages are ``table[b]``."""
+    lengths = [len(span) for span in spans]
+    starts = [sum(lengths[:b]) for b in range(len(spans) + 1)]
+    positions = torch.cat([torch.arange(span.start, span.stop, device=table.device) for span in spans])
+    owners = torch.tensor([b for b, length in enumerate(lengths) for _ in range(length)], device=table.device)
+    slots = table[owners, positions // page_size].long() * page_size + positions % page_size
+    return AttentionBatch(starts, [span.stop for span in spans], table, slots, positions, page_size)
+
+
+def _has_experts(config: Any) -> bool:
+    text = config.get_text_config(decoder=True)
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(text, name, None) or 0) > 1 for name in names)

@@ -1,0 +1,107 @@
+"""GGUF files, converted once into the cache and found again by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from server.engine.types import RefusedError
+from server.models.cache import Report, make_once
+
+RECORD = "longspan.json"
+"""File in a converted folder that says where it comes from."""
+
+# Raised when conversion changes, so that folders of older versions are made again.
+_VERSION = 1
+
+
+def models_folder(cache_dir: Path) -> Path:
+    """Where converted models lie."""
+    return cache_dir / "models"
+
+
+def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Report) -> Path:
+    """The Hugging Face folder of a GGUF file.
+
+    The folder's ``longspan.json`` keeps ``name``, ``source``, the path of the file (``gguf``), its
+    ``size``, ``mtime_ns`` and ``sha256``. A file whose path, size and time are recorded is not read again.
+
+    Args:
+        file: the GGUF file.
+        name: the model's name in requests.
+        source: where it came from, for people.
+        cache_dir: of the settings.
+        report: told the progress.
+
+    Raises:
+        RefusedError: the file is none that can be converted, or the cache can't be written.
+    """
+    file = file.resolve()
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise RefusedError(f"{file} is no GGUF file; fetch it again, or name a Hugging Face folder")
+    status = file.stat()
+    record = {"gguf": str(file), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    for folder in converted(cache_dir):
+        known = read_record(folder)
+        if folder.name.endswith(f"-v{_VERSION}") and record.items() <= known.items():
+            return folder
+
+    report(f"reading {file.name}", None)
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    record |= {"sha256": sha256, "name": name, "source": source}
+    target = models_folder(cache_dir) / f"{name}-{sha256[:12]}-v{_VERSION}"
+
+    def make(partial: Path) -> None:
+        _convert(file, partial, report)
+        (partial / RECORD).write_text(json.dumps(record, indent=2))
+
+    make_once(target, make, report)
+    if not record.items() <= read_record(target).items():
+        moved = target / f".{RECORD}.partial"
+        moved.write_text(json.dumps(record, indent=2))
+        moved.replace(target / RECORD)
+    return target
+
+
+def converted(cache_dir: Path) -> list[Path]:
+    """All converted folders, in order of their names."""
+    return sorted(record.parent for record in models_folder(cache_dir).glob(f"[!.]*/{RECORD}"))
+
+
+def read_record(folder: Path) -> dict[str, str | int]:
+    """What ``longspan.json`` of a converted folder says; nothing where it can't be read."""
+    try:
+        content = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _convert(file: Path, folder: Path, report: Report) -> None:
+    """Runs the conversion in a process of its own, which keeps torch out of this one."""
+    command = [sys.executable, "-m", "server.models.gguf", str(file), str(folder)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                fraction, _, stage = line.strip().partition(" ")
+                report(f"converting {file.name}: {stage}", float(fraction))
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait() == 0:
+            return
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or [f"it ended with code {process.returncode}"])[-1]
+    raise RefusedError(
+        f"{file.name} can't be converted: {last}; use the model's Hugging Face folder or hub name instead"
+    )

@@ -1,0 +1,190 @@
+"""Loads a model folder into transformers' own classes, with attention handed to Longspan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from attention.backends import UnsupportedError
+from attention.hook import read_layers, register
+from attention.types import LayerSpec
+from server.engine.types import RefusedError
+from server.models.folder import weight_files
+from server.models.limits import check_rope, context_length
+from server.models.memory import available_bytes
+
+log = logging.getLogger("longspan.models")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready for forwards with ``longspan=Step(...)``.
+
+    Attributes:
+        model: the causal language model, in evaluation mode, its parameters frozen.
+        layers: what its attention layers ask for, in order.
+        architecture: its class in transformers.
+        parameters: number of weights, tied ones counted once.
+        vocabulary_size: number of logits.
+        context_length: the most tokens of prompt and output together.
+        dtype: number format of weights and computation.
+    """
+
+    model: Any
+    layers: list[LayerSpec]
+    architecture: str
+    parameters: int
+    vocabulary_size: int
+    context_length: int
+    dtype: torch.dtype
+
+
+def load_model(
+    folder: Path,
+    dtype: str,
+    device: torch.device | str,
+    max_context: int | None,
+    report: Callable[[str, float], None],
+) -> LoadedModel:
+    """Loads, freezes, and reads what attention must honor. Code that comes with a checkpoint is never run.
+
+    Args:
+        folder: a Hugging Face folder.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is float32 on the CPU and the
+            checkpoint's own elsewhere.
+        device: where to load it.
+        max_context: the most tokens of prompt and output together; ``None`` for the model's own limit.
+        report: told the progress.
+
+    Raises:
+        RefusedError: the model can't be served; the sentence says why.
+    """
+    device = torch.device(device)
+    report("reading the config", 0.0)
+    config = read_config(folder)
+    length = context_length(config, max_context)
+    check_rope(config, length)
+    chosen = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
+    wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
+    _check_memory(folder, config, wanted, device)
+
+    report("loading the weights", 0.1)
+    # What matters of its reports, the refusals here say; its bars would run through the server's own.
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    register()
+    model = _load(folder, config, wanted, device)
+    model.eval().requires_grad_(False)
+
+    report("reading the attention layers", 0.8)
+    try:
+        model.set_attn_implementation("longspan")
+        layers = read_layers(model)
+    except (UnsupportedError, ValueError) as error:
+        raise RefusedError(str(error)) from error
+    return LoadedModel(
+        model=model,
+        layers=layers,
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocabulary_size=model.get_output_embeddings().weight.shape[0],
+        context_length=length,
+        dtype=model.dtype,
+    )
+
+
+def read_config(folder: Path) -> Any:
+    """The config of a causal language model.
+
+    Raises:
+        RefusedError: it can't be read, needs code of its own, or is of a kind of model that can't be served.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # configs validate themselves in many ways
+        if "trust_remote_code" in str(error):
+            raise RefusedError(
+                f"{folder} needs Python code that comes with the checkpoint, which Longspan never runs; "
+                "choose a model that transformers itself supports"
+            ) from error
+        raise RefusedError(f"{folder}/config.json can't be used: {_sentence(error)}") from error
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise RefusedError(
+            f"{kind} is an encoder-decoder model; Longspan serves decoder-only language models"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RefusedError(
+            f"{kind} is no causal language model; Longspan serves decoder-only language models"
+        )
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not model_class._can_set_attn_implementation():
+        raise RefusedError(
+            f"{model_class.__name__} does not go through transformers' attention interface, which Longspan "
+            "needs; choose another architecture"
+        )
+    return config
+
+
+def _load(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+    # Elsewhere than on the CPU, weights go straight to the device.
+    place = {} if device.type == "cpu" else {"device_map": {"": device}}
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **place,
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RefusedError(
+            f"the weights of {folder} don't fit into the memory of {device}; "
+            "choose a smaller model or --dtype bfloat16"
+        ) from error
+    except Exception as error:  # broken files fail in many ways
+        raise RefusedError(f"the model in {folder} can't be loaded: {_sentence(error)}") from error
+    wrong = {
+        "are missing": sorted(info["missing_keys"]),
+        "have another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+    }
+    for what, names in wrong.items():
+        if names:
+            raise RefusedError(
+                f"the weights in {folder} are not those of {type(model).__name__}: {len(names)} {what}, "
+                f"{names[0]} among them; choose a complete checkpoint of a causal language model"
+            )
+    if info["unexpected_keys"]:
+        log.info("%d weights in %s are not used", len(info["unexpected_keys"]), folder)
+    return model
+
+
+def _check_memory(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> None:
+    """Refuses weights that can't fit, since running out would kill this process without a word."""
+    stored = sum(file.stat().st_size for file in weight_files(folder))
+    own = config.dtype if isinstance(config.dtype, torch.dtype) else None
+    quantized = getattr(config, "quantization_config", None) is not None
+    if own is not None and isinstance(dtype, torch.dtype) and not quantized:
+        stored = stored * dtype.itemsize // own.itemsize
+    free = available_bytes(device)
+    if stored > free:
+        raise RefusedError(
+            f"the weights of {folder} need {stored / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB of "
+            f"{device} are free; choose a smaller model, or --dtype bfloat16 if it is wider"
+        )
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

