@@ -1,0 +1,50 @@
+"""Longspan's client: ``from longspan import Client, AsyncClient``. Needs grpcio and protobuf, nothing more.
+
+The messages and stubs of the service itself are in ``longspan.v1``.
+"""
+
+from longspan.aio import AsyncClient, AsyncStream
+from longspan.channel import DEFAULT_HOST, DEFAULT_PORT
+from longspan.client import Client, Stream
+from longspan.errors import (
+    AlreadyExistsError,
+    BusyError,
+    CancelledError,
+    DeadlineError,
+    InternalError,
+    InvalidRequestError,
+    LongspanError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+    Violation,
+)
+from longspan.request import GenerateOptions, Message, Prompt
+from longspan.results import Completion, Delta, FinishReason, Generation
+
+__all__ = [
+    "DEFAULT_HOST",
+    "DEFAULT_PORT",
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncStream",
+    "BusyError",
+    "CancelledError",
+    "Client",
+    "Completion",
+    "DeadlineError",
+    "Delta",
+    "FinishReason",
+    "GenerateOptions",
+    "Generation",
+    "InternalError",
+    "InvalidRequestError",
+    "LongspanError",
+    "Message",
+    "NotFoundError",
+    "PreconditionError",
+    "Prompt",
+    "Stream",
+    "UnavailableError",
+    "Violation",
+]
