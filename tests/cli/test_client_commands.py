@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import longspan
+from server import cli_shared
+from tests.scripted import Running
+
+LONGSPAN = str(Path(sys.executable).parent / "longspan")
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([LONGSPAN, *arguments], capture_output=True, text=True, timeout=60, **options)
+
+
+def generate(server: Running, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return run("generate", *arguments, "--port", str(server.port), **options)
+
+
+def test_the_defaults_are_the_clients() -> None:
+    from server.settings import Settings
+
+    fields = Settings.model_fields
+    assert cli_shared.DEFAULT_HOST == longspan.DEFAULT_HOST == fields["host"].default
+    assert cli_shared.DEFAULT_PORT == longspan.DEFAULT_PORT == fields["port"].default
+
+
+def test_generate_prints_the_text_and_nothing_else(server: Running) -> None:
+    done = generate(server, "[bold]x[/bold]\n\\")
+    assert (done.stdout, done.stderr, done.returncode) == ("\\\n]dlob/[x]dlob[", "", 0)
+
+
+def test_options_arrive(server: Running) -> None:
+    options = "--max-tokens 3 --temperature 0 --top-p 0.5 --top-k 4 --min-p 0.25 --seed 9 --stop a --stop b"
+    done = generate(server, "hello", "--model", "mirror", *options.split())
+    assert done.stdout == "oll"
+    (request,) = server.service.requests
+    sampling = request.sampling
+    assert sampling.HasField("temperature")
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 0.5, 4)
+    assert (sampling.min_p, sampling.seed) == (0.25, 9)
+    assert (request.model, request.text, list(request.stop.stop_strings)) == ("mirror", "hello", ["a", "b"])
+
+
+def test_chat_with_a_system_turn(server: Running) -> None:
+    generate(server, "Hi", "--chat", "--system", "Be brief.")
+    turns = [(message.role, message.content) for message in server.service.requests[0].chat.messages]
+    assert turns == [("system", "Be brief."), ("user", "Hi")]
+    done = generate(server, "Hi", "--system", "Be brief.")
+    assert done.returncode == 2
+    assert "--system needs --chat" in done.stderr
+
+
+def test_prompt_from_standard_input(server: Running) -> None:
+    assert generate(server, "-", input="añb").stdout == "bña"
+
+
+def test_standard_input_that_is_not_text(server: Running) -> None:
+    command = [LONGSPAN, "generate", "-", "--port", str(server.port)]
+    done = subprocess.run(command, input=b"\xff", capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert b"standard input is not UTF-8 text" in done.stderr
+
+
+def test_json(server: Running) -> None:
+    document = json.loads(generate(server, "héllo", "--json").stdout)
+    assert document["text"] == "olléh"
+    assert (document["request_id"], document["model"], document["finish_reason"]) == ("r1", "mirror", "stop")
+    assert document["usage"] == {"prompt_tokens": 5, "cached_prompt_tokens": 1, "completion_tokens": 5}
+    assert document["timings"]["decode_seconds"] == 1.0
+
+
+def test_stats(server: Running) -> None:
+    done = generate(server, "hello", "--stats")
+    assert done.stdout == "olleh"
+    assert done.stderr == ("5 prompt tokens (1 cached), 5 tokens, 4.0 tokens/s, first token after 250 ms\n")
+
+
+def test_on_a_terminal_text_ends_with_a_newline_and_stats_follow(server: Running) -> None:
+    main, terminal = pty.openpty()
+    command = [LONGSPAN, "generate", "ab", "--port", str(server.port)]
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        process.wait(30)
+    assert os.read(main, 1000).decode().replace("\r", "").splitlines() == [
+        "ba",
+        "2 prompt tokens (1 cached), 2 tokens, 1.0 tokens/s, first token after 250 ms",
+    ]
+    os.close(main)
+
+
+def test_errors_are_sentences_with_the_fields_at_fault(server: Running) -> None:
+    done = generate(server, "!invalid")
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert done.stderr == ("longspan: the request has 2 mistakes\n  sampling.top_p: is above 1\n  n: is 0\n")
+    done = generate(server, "hi", "--seed", "-1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("longspan: sampling.seed: -1 does not fit")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nobody_answers() -> None:
+    for command in (["generate", "hi"], ["health"]):
+        done = run(*command, "--port", "1")
+        assert done.returncode == 1
+        assert done.stderr.startswith("longspan: No server answers at 127.0.0.1:1 ")
+        assert "Traceback" not in done.stderr
+
+
+def test_timeout(server: Running) -> None:
+    done = generate(server, "!forever", "--timeout", "1")
+    assert done.returncode == 1
+    assert "did not answer in time" in done.stderr
+    assert server.service.ended.acquire(timeout=5)
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_interrupt_cancels_on_the_server(server: Running, extra: list[str]) -> None:
+    command = [LONGSPAN, "generate", "!forever", *extra, "--port", str(server.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert server.service.forever.acquire(timeout=30)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == b""
+    assert server.service.ended.acquire(timeout=5)
+
+
+def test_a_closed_pipe_cancels_on_the_server(server: Running) -> None:
+    command = [LONGSPAN, "generate", "!forever", "--port", str(server.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(3) == b"on "
+        process.stdout.close()
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert server.service.ended.acquire(timeout=5)
+
+
+def test_health(server: Running) -> None:
+    assert run("health", "--port", str(server.port)).returncode == 0
+    server.set_ready(False)
+    done = run("health", "--port", str(server.port))
+    assert done.returncode == 1
+    assert "up but not ready" in done.stderr
+    done = run("health", "--wait", "--timeout", "0.5", "--port", str(server.port))
+    assert done.returncode == 1
+    assert "Not ready within 0.5 s" in done.stderr
+    waiting = [LONGSPAN, "health", "--wait", "--timeout", "30", "--port", str(server.port)]
+    with subprocess.Popen(waiting) as process:
+        time.sleep(1)
+        assert process.poll() is None
+        server.set_ready(True)
+        assert process.wait(30) == 0
+
+
+def test_address_from_the_environment(server: Running) -> None:
+    environment = os.environ | {"LONGSPAN_PORT": str(server.port)}
+    assert run("health", env=environment).returncode == 0

@@ -1,0 +1,172 @@
+"""``longspan serve``: flags, environment and file give one Settings, and mistakes give sentences."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from server.cli_options import command, flag, variable
+from server.settings import Settings
+
+
+class Outcome:
+    """What a command line came to."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+        self.settings: Settings | None = None
+        result = CliRunner().invoke(command(self._keep), arguments, env=environment or {})
+        self.code, self.output, self.error = result.exit_code, result.stdout, result.stderr
+
+    def _keep(self, settings: Settings) -> int:
+        self.settings = settings
+        return 7
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("LONGSPAN_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LONGSPAN_CONFIG", "")  # restored afterwards, as --config sets it
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+# A value of each setting that is not its default: as text, and as Settings must hold it.
+VALUES: dict[str, tuple[str, Any]] = {
+    "model": ("folder", "folder"),
+    "model_name": ("mine", "mine"),
+    "dtype": ("bfloat16", "bfloat16"),
+    "device": ("cpu", "cpu"),
+    "max_context": ("1024", 1024),
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("0", 0),
+    "metrics_host": ("::1", "::1"),
+    "metrics_port": ("9000", 9000),
+    "attention": ("sparse", "sparse"),
+    "attention_option": ("window=512", {"window": "512"}),
+    "kernel": ("sdpa", "sdpa"),
+    "page_size": ("32", 32),
+    "kv_memory": ("1.5GiB", 3 << 29),
+    "kv_memory_share": ("0.25", 0.25),
+    "prefix_cache": ("false", False),
+    "max_batch_tokens": ("64", 64),
+    "max_running": ("3", 3),
+    "max_queue": ("0", 0),
+    "max_n": ("1", 1),
+    "max_logprobs": ("0", 0),
+    "max_stop_strings": ("2", 2),
+    "threads": ("1", 1),
+    "on_engine_failure": ("restart", "restart"),
+    "drain_seconds": ("0.5", 0.5),
+    "cache_dir": ("/var/cache/x", Path("/var/cache/x")),
+    "log_level": ("debug", "debug"),
+}
+PLAIN = [name for name in Settings.model_fields if name not in ("attention_option", "prefix_cache")]
+
+
+def value(name: str) -> tuple[str, Any]:
+    assert name in VALUES, f"a new setting: give {name} a value in VALUES"
+    return VALUES[name]
+
+
+def test_without_flags_the_defaults_apply() -> None:
+    outcome = Outcome([])
+    assert outcome.settings == Settings()
+    assert outcome.code == 7
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_setting_is_a_flag_and_a_variable(name: str) -> None:
+    text, expected = value(name)
+    for outcome in (Outcome([flag(name), text]), Outcome([], {variable(name): text})):
+        assert outcome.settings is not None, outcome.error
+        assert outcome.settings == Settings().model_copy(update={name: expected})
+
+
+def test_flags_of_other_forms() -> None:
+    outcome = Outcome(
+        ["--no-prefix-cache", "--attention-option", "window=512", "--attention-option", "sinks=a=b"]
+    )
+    assert outcome.settings is not None, outcome.error
+    assert outcome.settings.prefix_cache is False
+    assert outcome.settings.attention_option == {"window": "512", "sinks": "a=b"}
+    outcome = Outcome(
+        ["--prefix-cache"],
+        {"LONGSPAN_PREFIX_CACHE": "0", "LONGSPAN_ATTENTION_OPTION": '{"window": "512"}'},
+    )
+    assert outcome.settings is not None, outcome.error
+    assert outcome.settings.prefix_cache is True
+    assert outcome.settings.attention_option == {"window": "512"}
+
+
+def test_precedence(tmp_path: Path) -> None:
+    (tmp_path / "longspan.toml").write_text('port = 1\nhost = "a"\nmax_n = 1\n')
+    other = tmp_path / "other.toml"
+    other.write_text("port = 2\nmax_n = 2\n[attention_option]\nwindow = '64'\n")
+    environment = {"LONGSPAN_PORT": "3", "LONGSPAN_HOST": "b"}
+    outcome = Outcome(["--port", "4"], environment)
+    assert outcome.settings is not None, outcome.error
+    assert (outcome.settings.port, outcome.settings.host, outcome.settings.max_n) == (4, "b", 1)
+    outcome = Outcome(["--config", str(other)], environment)
+    assert outcome.settings is not None, outcome.error
+    assert (outcome.settings.port, outcome.settings.host, outcome.settings.max_n) == (3, "b", 2)
+    assert outcome.settings.attention_option == {"window": "64"}
+    outcome = Outcome([], {"LONGSPAN_CONFIG": str(other)})
+    assert outcome.settings is not None, outcome.error
+    assert (outcome.settings.port, outcome.settings.host) == (2, "127.0.0.1")
+
+
+def test_help_shows_every_setting_with_its_variable_and_default() -> None:
+    outcome = Outcome(["--help"])
+    assert outcome.code == 0
+    for name, field in Settings.model_fields.items():
+        assert flag(name) in outcome.output
+        assert variable(name) in outcome.output
+        if isinstance(field.default, str | int | float) and not isinstance(field.default, bool):
+            assert str(field.default) in outcome.output
+    assert "auto|float32|bfloat16|float16" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "sentence"),
+    [
+        (["--port", "70000"], {}, "--port: should be less than or equal to 65535, not '70000'."),
+        (
+            ["--dtype", "int3"],
+            {},
+            "--dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not 'int3'",
+        ),
+        (["--kv-memory", "many"], {}, "--kv-memory: 'many' is not an amount of memory; write it like 2GiB"),
+        (["--attention-option", "window"], {}, "--attention-option: 'window' is not of the form KEY=VALUE"),
+        ([], {"LONGSPAN_PORT": "tcp://10.0.0.1:50051"}, "$LONGSPAN_PORT: should be a valid integer"),
+        ([], {"LONGSPAN_ATTENTION_OPTION": "window=5"}, "in the environment are JSON"),
+        ([], {"LONGSPAN_CONFIG": "gone.toml"}, "$LONGSPAN_CONFIG: there is no file gone.toml."),
+        (["--config", "gone.toml"], {}, "--config: there is no file gone.toml."),
+        (["--config", "bad.toml"], {}, "bad.toml is not valid TOML"),
+        (["--config", "typo.toml"], {}, "typo.toml: there is no setting 'prot'; did you mean 'port'?"),
+        (["--config", "typo.toml"], {}, "typo.toml: max_n: should be greater than or equal to 1, not 0."),
+        (["--prot", "1"], {}, "No such option: --prot"),
+        (["extra"], {}, "extra"),
+    ],
+)
+def test_mistakes_are_sentences(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], sentence: str
+) -> None:
+    (tmp_path / "bad.toml").write_text("port: 5\n")
+    (tmp_path / "typo.toml").write_text("prot = 5\nmax_n = 0\n")
+    outcome = Outcome(arguments, environment)
+    assert outcome.settings is None
+    assert outcome.code == 2
+    assert sentence in outcome.error
+    assert "Traceback" not in outcome.error
+    assert "https://" not in outcome.error
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    outcome = Outcome(["--port", "x", "--max-n", "0"], {"LONGSPAN_PAGE_SIZE": "0"})
+    sources = {line.split(":")[0] for line in outcome.error.splitlines()}
+    assert sources == {"--port", "--max-n", "$LONGSPAN_PAGE_SIZE"}
