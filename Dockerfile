@@ -1,0 +1,45 @@
+# CPU:  docker build --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU builds> -t longspan .
+# CUDA: docker build --build-arg DEVICE=cuda -t longspan:cuda .    (run with --gpus all)
+# Run:  docker run -p 50051:50051 -p 9464:9464 -v longspan-models:/var/cache/longspan longspan
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim AS build
+
+# cpu or cuda. A plain torch wheel for Linux on x86-64 is the CUDA build, several GB with its libraries;
+# CPU builds carry "+cpu" in their version and come from an index of their own.
+ARG DEVICE=cpu
+ARG TORCH_INDEX_URL=
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+WORKDIR /build
+COPY constraints.txt .
+RUN python -m venv /opt/longspan \
+    && case "$DEVICE" in cpu) build=+cpu ;; cuda) build= ;; *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; esac \
+    && sed -i "s/^torch==.*/&${build}/" constraints.txt \
+    && /opt/longspan/bin/pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt torch
+
+COPY pyproject.toml README.md LICENSE ./
+COPY attention attention
+COPY server server
+COPY proto proto
+COPY loadtest loadtest
+RUN /opt/longspan/bin/pip wheel --no-deps --wheel-dir dist . \
+    && /opt/longspan/bin/pip install -c constraints.txt "$(echo dist/longspan-*.whl)[server]"
+
+FROM python:${PYTHON}-slim
+
+RUN useradd --create-home --user-group --uid 10001 longspan \
+    && install --directory --owner longspan --group longspan /var/cache/longspan
+COPY --from=build /opt/longspan /opt/longspan
+ENV PATH=/opt/longspan/bin:$PATH \
+    LONGSPAN_CACHE_DIR=/var/cache/longspan
+
+USER 10001:10001
+WORKDIR /home/longspan
+VOLUME /var/cache/longspan
+EXPOSE 50051 9464
+
+# The first start fetches and converts the model. A port given as a flag is unknown here: set LONGSPAN_PORT.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["longspan", "health"]
+ENTRYPOINT ["longspan"]
+CMD ["serve", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0"]

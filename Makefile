@@ -1,0 +1,66 @@
+# All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make.
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint format proto clean
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# python3 where it is 3.11 or 3.12, else one of those by name
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+help:
+	@echo 'make install  .venv with the pinned dependencies and this folder'
+	@echo 'make serve    install, then serve the default model; flags: make serve ARGS="--port 50052"'
+	@echo 'make test     install, then run all tests; some of them: make test ARGS="tests/client -k stream"'
+	@echo 'make lint     install, then check style, types, the proto and the Dockerfile'
+	@echo 'make format   install, then format the code'
+	@echo 'make proto    install, then generate the stubs from the proto'
+	@echo 'make clean    remove .venv and caches'
+
+install: $(INSTALLED)
+
+# Not every Python brings ensurepip (Debian packs it apart), so the new environment gets its pip from the old one's.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'Longspan needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv --without-pip .venv
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,dev]'
+	@touch $@
+
+# exec: the server is make's own child, and gets its signals without a shell between them
+serve: install
+	@exec $(BIN)/longspan serve $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) \
+	&& diff -r -x __pycache__ -x __init__.py -x '*.proto' "$$fresh/longspan/v1" proto/longspan/v1 \
+	|| { echo 'The stubs are not what the proto generates; run: make proto' >&2; exit 1; }
+	$(BIN)/hadolint Dockerfile
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+proto: install
+	$(call generate,proto)
+
+# types.proto has no service, so its _grpc files are empty.
+define generate
+PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=$(1) --pyi_out=$(1) \
+	--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) proto/longspan/v1/*.proto \
+&& rm $(1)/longspan/v1/types_pb2_grpc.py $(1)/longspan/v1/types_pb2_grpc.pyi
+endef
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,120 @@
+"""What a Docker build would trip over, as far as it shows without Docker; hadolint checks the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Keyword and rest of every instruction, continuation lines joined, comments left out."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def context_copies() -> list[list[str]]:
+    copies = [rest.split() for keyword, rest in instructions() if keyword == "COPY"]
+    return [copy[:-1] for copy in copies if not copy[0].startswith("--from")]
+
+
+def command_line(keyword: str) -> list[str]:
+    (found,) = (rest for name, rest in instructions() if name == keyword)
+    return json.loads(found[found.index("[") :])
+
+
+def run_steps() -> list[str]:
+    return [rest for keyword, rest in instructions() if keyword == "RUN"]
+
+
+def test_what_is_copied_exists_and_reaches_the_build() -> None:
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    for sources in context_copies():
+        for source in sources:
+            assert (ROOT / source).exists()
+            assert f"!{source}" in sent
+
+
+def test_the_wheel_builds_from_what_is_copied_alone(tmp_path: Path) -> None:
+    for sources in context_copies():
+        for source in sources:
+            origin = ROOT / source
+            if origin.is_dir():
+                shutil.copytree(origin, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(origin, tmp_path)
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    assert len(list(tmp_path.glob("dist/longspan-*.whl"))) == 1
+    assert any('"$(echo dist/longspan-*.whl)[server]"' in step for step in run_steps())
+
+
+@pytest.mark.parametrize(
+    ("device", "index", "pinned", "options"),
+    [
+        ("cpu", "", "torch==2.13.0+cpu", ""),
+        ("cpu", "file:///x", "torch==2.13.0+cpu", "--extra-index-url file:///x "),
+        ("cuda", "", "torch==2.13.0", ""),
+    ],
+)
+def test_the_device_chooses_the_torch_build(
+    tmp_path: Path, device: str, index: str, pinned: str, options: str
+) -> None:
+    done = run_first_step(tmp_path, device, index)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"-m venv {tmp_path / 'longspan'}",
+        f"install {options}-c constraints.txt torch",
+    ]
+    assert pinned in (tmp_path / "constraints.txt").read_text().splitlines()
+
+
+def test_an_unknown_device_ends_the_build(tmp_path: Path) -> None:
+    done = run_first_step(tmp_path, "tpu", "")
+    assert done.returncode != 0
+    assert "DEVICE is cpu or cuda, not tpu" in done.stderr
+
+
+def run_first_step(folder: Path, device: str, index: str) -> subprocess.CompletedProcess[str]:
+    """The first RUN under sh, as Docker would, with a python and a pip that only show how they are called."""
+    shutil.copy(ROOT / "constraints.txt", folder)
+    (folder / "longspan" / "bin").mkdir(parents=True)
+    for tool in (folder / "python", folder / "longspan" / "bin" / "pip"):
+        tool.write_text('#!/bin/sh\necho "$@"\n')
+        tool.chmod(0o755)
+    step = run_steps()[0].replace("/opt/longspan", str(folder / "longspan"))
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "DEVICE": device, "TORCH_INDEX_URL": index}
+    return subprocess.run(["sh", "-c", step], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_what_the_container_runs_is_understood() -> None:
+    longspan = str(Path(sys.executable).parent / "longspan")
+    assert command_line("ENTRYPOINT") == ["longspan"]
+    for arguments in (command_line("CMD"), command_line("HEALTHCHECK")[1:]):
+        # --help after all flags: the flags before it must be right for it to be shown
+        done = subprocess.run([longspan, *arguments, "--help"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    (healthy,) = (rest for keyword, rest in instructions() if keyword == "HEALTHCHECK")
+    assert healthy.endswith('CMD ["longspan", "health"]')
+
+
+def test_ports_volume_and_user() -> None:
+    found = dict(instructions())
+    fields = Settings.model_fields
+    assert found["EXPOSE"].split() == [str(fields["port"].default), str(fields["metrics_port"].default)]
+    assert f"LONGSPAN_CACHE_DIR={found['VOLUME']}" in found["ENV"]
+    assert found["USER"] != "root"
+    steps = [keyword for keyword, _ in instructions()]
+    assert steps.index("USER") > max(
+        index for index, keyword in enumerate(steps) if keyword in ("RUN", "COPY")
+    )

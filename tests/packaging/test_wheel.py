@@ -1,0 +1,63 @@
+"""The wheel holds all that it must, and works where nothing of this folder can be seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("attention", "server", "loadtest", "longspan")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (built,) = folder.glob("longspan-*.whl")
+    return built
+
+
+def test_the_wheel_has_every_source_file_and_nothing_else(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    sources = set()
+    for package in PACKAGES:
+        parent = ROOT / "proto" if package == "longspan" else ROOT
+        files = (path for path in (parent / package).rglob("*") if path.is_file())
+        sources |= {str(path.relative_to(parent)) for path in files if "__pycache__" not in path.parts}
+    assert names == sources
+    assert {"longspan/py.typed", "longspan/v1/inference.proto", "longspan/v1/inference_pb2.pyi"} <= names
+    dist_info = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" in name}
+    assert {"LICENSE", "entry_points.txt", "METADATA"} <= dist_info
+
+
+def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=60)
+    python = environment / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, "--no-index", str(wheel)], check=True, timeout=60)
+    # Its dependencies come from this environment, by a path entry: so .pth files there, this folder's own
+    # among them, are not read.
+    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", query], check=True, capture_output=True, text=True).stdout.strip()
+    dependencies = subprocess.run(
+        [sys.executable, "-c", query], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    Path(site, "dependencies.pth").write_text(dependencies)
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    longspan = environment / "bin" / "longspan"
+    assert "Serve Transformer models" in run(longspan, "--help")
+    assert "--kv-memory" in run(longspan, "serve", "--help")
+    assert run(longspan, "--version").strip() in wheel.name
+    where = run(python, "-c", "import longspan, server; print(longspan.__file__, server.__file__)")
+    assert all(path.startswith(site) for path in where.split())
