@@ -86,15 +86,20 @@ def _paged(
     counts = [-(-len(ids) // page_size) for ids in sequences]
     cache = PagedCache(loaded.layers, sum(counts) + 1, page_size, loaded.dtype, device, poison=True)
     # From the last page down, so that no sequence's pages lie in order.
-    pages = torch.arange(sum(counts), 0, -1, dtype=torch.int32, device=device)
-    table = torch.nn.utils.rnn.pad_sequence(list(pages.split(counts)), batch_first=True)
+    pages = [list(range(sum(counts[: b + 1]), sum(counts[:b]), -1)) for b in range(len(counts))]
     layers = {layer.index: layer for layer in loaded.layers}
     first = [range(min(end, len(ids))) for ids, end in zip(sequences, _FIRST_STEP, strict=True)]
     rest = [range(span.stop, len(ids)) for ids, span in zip(sequences, first, strict=True)]
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]
     for step in (first, rest):
         rows = [b for b, span in enumerate(step) if span]
-        batch = _batch(table[rows], [step[b] for b in rows], page_size)
+        batch = AttentionBatch.build(
+            [step[b].start for b in rows],
+            [len(step[b]) for b in rows],
+            [pages[b] for b in rows],
+            page_size,
+            device,
+        )
         output = loaded.model(
             input_ids=torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])[None],
             position_ids=batch.positions[None],
@@ -104,16 +109,6 @@ def _paged(
         for b, part in zip(rows, output.split([len(step[b]) for b in rows]), strict=True):
             logits[b].append(part)
     return [torch.cat(parts) for parts in logits]
-
-
-def _batch(table: torch.Tensor, spans: list[range], page_size: int) -> AttentionBatch:
-    """The step that computes the tokens ``spans[b]`` of the sequence whose pages are ``table[b]``."""
-    lengths = [len(span) for span in spans]
-    starts = [sum(lengths[:b]) for b in range(len(spans) + 1)]
-    positions = torch.cat([torch.arange(span.start, span.stop, device=table.device) for span in spans])
-    owners = torch.tensor([b for b, length in enumerate(lengths) for _ in range(length)], device=table.device)
-    slots = table[owners, positions // page_size].long() * page_size + positions % page_size
-    return AttentionBatch(starts, [span.stop for span in spans], table, slots, positions, page_size)
 
 
 def _has_experts(config: Any) -> bool:

@@ -67,30 +67,20 @@ def paged_logits(
     page_size = 4
     counts = [-(-len(prompt) // page_size) for prompt in prompts]
     cache = PagedCache(layers, sum(counts) + 1, page_size, torch.float32, poison=True)
-    pages = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)).to(torch.int32) + 1
-    tables = torch.nn.utils.rnn.pad_sequence(pages.split(counts), batch_first=True)
+    shuffled = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)) + 1
+    pages = [part.tolist() for part in shuffled.split(counts)]
     by_index = {layer.index: layer for layer in layers}
     found: list[list[torch.Tensor]] = [[] for _ in prompts]
     for begin in range(0, max(map(len, prompts)), chunk):
         present = [b for b, prompt in enumerate(prompts) if begin < len(prompt)]
-        works = [torch.arange(begin, min(begin + chunk, len(prompts[b]))) for b in present]
+        works = [prompts[b][begin : begin + chunk] for b in present]
         lengths = [len(work) for work in works]
-        positions = torch.cat(works)
-        owner = torch.repeat_interleave(torch.tensor(present), torch.tensor(lengths))
-        slots = tables[owner, positions // page_size].long() * page_size + positions % page_size
-        batch = AttentionBatch(
-            [0, *torch.tensor(lengths).cumsum(0).tolist()],
-            [int(work[-1]) + 1 for work in works],
-            tables[present],
-            slots,
-            positions,
-            page_size,
-        )
-        ids = torch.cat([torch.tensor(prompts[b])[work] for b, work in zip(present, works, strict=True)])
+        batch = AttentionBatch.build([begin] * len(works), lengths, [pages[b] for b in present], page_size)
+        ids = torch.tensor([token for work in works for token in work])
         with torch.inference_mode():
             logits = model(
                 input_ids=ids[None],
-                position_ids=positions[None],
+                position_ids=batch.positions[None],
                 use_cache=False,
                 longspan=Step(attention, cache, batch, by_index),
             ).logits[0]

@@ -1,7 +1,7 @@
 import pytest
-from tests.models_zoo import save_tiny
 
 from tests.e2e.server import Server
+from tests.models_zoo import save_tiny
 
 
 @pytest.fixture(scope="session")

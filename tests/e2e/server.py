@@ -13,8 +13,9 @@ import urllib.request
 from pathlib import Path
 
 import psutil
-from longspan import AsyncClient, Client
 from prometheus_client.parser import text_string_to_metric_families
+
+from longspan import AsyncClient, Client
 
 READY = re.compile(r"Longspan is ready: (\S+) on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
 

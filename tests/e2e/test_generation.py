@@ -4,9 +4,9 @@ import asyncio
 import random
 
 import pytest
-from longspan import FinishReason
 from transformers import AutoTokenizer
 
+from longspan import FinishReason
 from tests.engine.harness import transformers_greedy
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]

@@ -10,10 +10,10 @@ import time
 
 import psutil
 import pytest
-from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
-from tests.models_zoo import save_tiny
 
+from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
 from tests.e2e.server import Server
+from tests.models_zoo import save_tiny
 
 ENDLESS = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
 

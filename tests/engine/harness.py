@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from attention.backends import resolve
-from server.models.load import LoadedModel, load_model
 
+from attention.backends import resolve
 from attention.types import PagedCache
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.engine.types import FinishReason, PositionLogprob, Sampling, Submit
+from server.models.load import LoadedModel, load_model
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from tests.models_zoo import save_tiny
 
 from tests.engine.harness import greedy_requests, load, make_core, run, transformers_greedy
+from tests.models_zoo import save_tiny
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "gpt2", "mixtral"]
 LENGTHS = [1, 5, 17, 33, 60]

@@ -1,0 +1,167 @@
+"""The real default model: greedy tokens equal those of transformers, however they are scheduled."""
+
+import pydoc_data.topics
+import random
+
+import pytest
+from transformers import AutoTokenizer
+
+from server.engine.types import FinishReason, Sampling, Submit
+from tests.engine.harness import (
+    GREEDY,
+    Outcome,
+    collect,
+    greedy_requests,
+    load,
+    make_core,
+    run,
+    transformers_greedy,
+)
+
+MAX_TOKENS = 20
+# Word counts of the prompts: one-word questions to pages, so that one batch mixes them.
+WORDS = [1, 2, 3, 5, 8, 12, 16, 17, 24, 31, 33, 48, 50, 64, 90, 100, 128, 150, 220, 300]
+
+
+@pytest.fixture(scope="module")
+def prompts(default_model):
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    words = pydoc_data.topics.topics["compound"].split() + pydoc_data.topics.topics["types"].split()
+    rng = random.Random(1)
+    texts = []
+    for count in WORDS:
+        start = rng.randrange(len(words) - count)
+        texts.append(" ".join(words[start : start + count]))
+    return [tokenizer(text)["input_ids"] for text in texts]
+
+
+@pytest.fixture(scope="module")
+def expected(default_model, prompts):
+    return transformers_greedy(default_model, prompts, MAX_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def loaded(default_model):
+    return load(default_model)
+
+
+def tokens_of(outcomes):
+    return [outcome.tokens for outcome in outcomes.values()]
+
+
+def test_alone(loaded, prompts, expected):
+    core = make_core(loaded, prefix_cache=False)
+    for i, (prompt, tokens) in enumerate(zip(prompts, expected, strict=True)):
+        assert run(core, greedy_requests([prompt], MAX_TOKENS, first_id=i))[i].tokens == tokens
+
+
+def test_in_one_batch(loaded, prompts, expected):
+    core = make_core(loaded, max_batch_tokens=8192, prefix_cache=False)
+    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
+
+
+def test_with_chunked_prefill(loaded, prompts, expected):
+    core = make_core(loaded, max_batch_tokens=48, prefix_cache=False)
+    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
+
+
+def test_after_preemption(loaded, prompts, expected):
+    longest = max(len(prompt) for prompt in prompts) + MAX_TOKENS
+    core = make_core(loaded, pages=longest // 16 + 8, prefix_cache=False)
+    outcomes = run(core, greedy_requests(prompts, MAX_TOKENS))
+    assert sum(outcome.preemptions for outcome in outcomes.values()) > 0
+    assert tokens_of(outcomes) == expected
+
+
+def test_after_prefix_hits(loaded, prompts, expected):
+    core = make_core(loaded)
+    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
+    again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
+    assert tokens_of(again) == expected
+    for prompt, outcome in zip(prompts, again.values(), strict=True):
+        assert outcome.cached_tokens == (len(prompt) - 1) // 16 * 16
+
+
+def test_a_seeded_sample_is_the_same_alone_and_in_company(loaded, prompts):
+    request = Submit(
+        id=1, prompt=prompts[9], sampling=Sampling(temperature=0.9, top_p=0.95, seed=77), max_tokens=24
+    )
+    alone = run(make_core(loaded), [request])[1].tokens
+    company = greedy_requests(prompts, 24, first_id=10)
+    core = make_core(loaded, max_batch_tokens=40)
+    assert run(core, [*company[:10], request, *company[10:]])[1].tokens == alone
+    other = Submit(id=2, prompt=prompts[9], sampling=Sampling(temperature=0.9, seed=78), max_tokens=24)
+    assert run(core, [other])[2].tokens != alone
+
+
+def test_logprobs_of_prompt_and_output_agree(loaded, prompts):
+    """What was generated greedily is, fed back as a prompt, the most likely at each position."""
+    core = make_core(loaded, max_batch_tokens=32)
+    request = Submit(id=1, prompt=prompts[5], sampling=GREEDY, max_tokens=12, logprobs=3, prompt_logprobs=0)
+    first = run(core, [request])[1]
+    assert len(first.prompt_logprobs) == len(prompts[5]) - 1
+    whole = prompts[5] + first.tokens
+    echo = run(core, [Submit(id=2, prompt=whole, sampling=GREEDY, max_tokens=1, prompt_logprobs=3)])[2]
+    assert [p.chosen.token for p in echo.prompt_logprobs] == whole[1:]
+    for generated, echoed in zip(first.logprobs, echo.prompt_logprobs[-12:], strict=True):
+        assert echoed.chosen.rank == 1
+        assert echoed.chosen.logprob == pytest.approx(generated.chosen.logprob, abs=1e-4)
+        assert [t.token for t in echoed.top] == [t.token for t in generated.top]
+
+
+def test_prompt_logprobs_survive_preemption(loaded, prompts):
+    longest = len(prompts[-1]) + MAX_TOKENS
+    undisturbed = run(
+        make_core(loaded),
+        [Submit(id=1, prompt=prompts[-2], sampling=GREEDY, max_tokens=4, prompt_logprobs=1)],
+    )[1]
+    core = make_core(loaded, pages=longest // 16 + 4, max_batch_tokens=64)
+    request = Submit(id=1, prompt=prompts[-2], sampling=GREEDY, max_tokens=4, prompt_logprobs=1)
+    urgent = Submit(id=2, prompt=prompts[-1], sampling=GREEDY, max_tokens=4, priority=1)
+    outcomes = {1: Outcome(), 2: Outcome()}
+    core.submit(request)
+    collect(core, outcomes)
+    core.submit(urgent)
+    while core.has_work:
+        collect(core, outcomes)
+    assert outcomes[1].preemptions == 1
+    assert outcomes[1].tokens == undisturbed.tokens
+    assert [p.chosen.token for p in outcomes[1].prompt_logprobs] == prompts[-2][1:]
+    for here, there in zip(outcomes[1].prompt_logprobs, undisturbed.prompt_logprobs, strict=True):
+        assert here.chosen.logprob == pytest.approx(there.chosen.logprob, abs=1e-4)
+
+
+def test_abort_frees_pages_at_once(loaded, prompts):
+    core = make_core(loaded, prefix_cache=False)
+    for request in greedy_requests(prompts[:4], 50):
+        core.submit(request)
+    core.step()
+    assert core.kv.pool.held > 0
+    for sequence_id in (1, 2, 3, 4, 99):
+        core.abort(sequence_id)
+    assert core.kv.pool.held == 0
+    assert not core.has_work
+
+
+def test_stop_tokens_and_lengths(loaded, prompts, expected):
+    core = make_core(loaded)
+    stop = expected[6][5]
+    ends_at = expected[6].index(stop)
+    base = {"prompt": prompts[6], "sampling": GREEDY, "stop_token_ids": [stop]}
+    outcomes = run(
+        core,
+        [
+            Submit(id=1, max_tokens=MAX_TOKENS, **base),
+            Submit(id=2, max_tokens=ends_at + 1, **base),
+            Submit(id=3, max_tokens=1, **base),
+            Submit(id=4, max_tokens=MAX_TOKENS, min_tokens=ends_at + 3, **base),
+        ],
+    )
+    assert (outcomes[1].tokens, outcomes[1].finish) == (expected[6][: ends_at + 1], FinishReason.STOP)
+    assert outcomes[2].finish is FinishReason.STOP
+    assert (outcomes[3].tokens, outcomes[3].finish) == (expected[6][:1], FinishReason.LENGTH)
+    assert stop not in outcomes[4].tokens[: ends_at + 3]
+    assert len(outcomes[4].tokens) > ends_at + 3
+    short = make_core(loaded, context_length=len(prompts[6]) + 4)
+    ended = run(short, [Submit(id=1, prompt=prompts[6], sampling=GREEDY, max_tokens=50)])[1]
+    assert (ended.tokens, ended.finish) == (expected[6][:4], FinishReason.LENGTH)
