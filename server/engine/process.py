@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ class Engine:
         if isinstance(message, Abort):
             for sequence_id in message.ids:
                 core.abort(sequence_id)
+            if not core.has_work:  # no step will tell that the pages are free
+                self.send(StepNews(time.monotonic(), [], core.stats()))
             return
         try:
             core.submit(message)
@@ -80,7 +83,7 @@ class Engine:
             # The server process validates; what slips through must not take the other sequences along.
             log.exception("sequence %d was refused", message.id)
             refusal = SequenceNews(message.id, [], finish=FinishReason.FAILED)
-            self.send(StepNews(0.0, [refusal], core.stats()))
+            self.send(StepNews(time.monotonic(), [refusal], core.stats()))
 
 
 def main() -> int:
