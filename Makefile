@@ -1,7 +1,7 @@
 # All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format proto clean
+.PHONY: help install serve test bench stress lint format proto clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -15,6 +15,8 @@ help:
 	@echo 'make install  .venv with the pinned dependencies and this folder'
 	@echo 'make serve    install, then serve the default model; flags: make serve ARGS="--port 50052"'
 	@echo 'make test     install, then run all tests; some of them: make test ARGS="tests/client -k stream"'
+	@echo 'make bench    install, then measure the default model as served, through gRPC'
+	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, descriptors'
 	@echo 'make lint     install, then check style, types, the proto and the Dockerfile'
 	@echo 'make format   install, then format the code'
 	@echo 'make proto    install, then generate the stubs from the proto'
@@ -36,6 +38,12 @@ serve: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: install
+	$(BIN)/python -m loadtest.bench $(ARGS)
+
+stress: install
+	$(BIN)/python -m pytest -m stress $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -1,0 +1,76 @@
+"""The command line against the real server."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+CLI = [sys.executable, "-m", "server.cli"]
+
+
+def run(server, *arguments, **kwargs):
+    command = [*CLI, arguments[0], "--port", str(server.port), *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **kwargs)
+
+
+def test_generate_answers_a_question(server):
+    result = run(
+        server, "generate", "What is the capital of France?", "--chat", "--temperature", "0", "--stats"
+    )
+    assert result.returncode == 0
+    assert "Paris" in result.stdout
+    assert "tokens/s" in result.stderr
+
+
+def test_generate_streams_to_a_terminal_and_ctrl_c_cancels_on_the_server(server):
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [
+            *CLI,
+            "generate",
+            "--port",
+            str(server.port),
+            "Count to a million: 1, 2, 3,",
+            "--max-tokens",
+            "4000",
+        ],
+        stdout=end,
+        stderr=subprocess.PIPE,
+    )
+    os.close(end)
+    pieces = [os.read(terminal, 1000) for _ in range(3)]
+    assert all(pieces)
+    with server.client() as client:
+        assert client.server_info().load.running == 1
+    process.send_signal(signal.SIGINT)
+    interrupted = time.monotonic()
+    server.wait_idle(seconds=2)
+    assert time.monotonic() - interrupted < 2
+    assert process.wait(10) == 130
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    os.close(terminal)
+
+
+def test_errors_name_the_field_at_fault(server):
+    result = run(server, "generate", "hello", "--temperature", "-1")
+    assert result.returncode == 1
+    assert "temperature" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_health_tells_by_its_exit_code(server):
+    assert run(server, "health").returncode == 0
+    nobody = subprocess.run(
+        [*CLI, "health", "--port", "1", "--timeout", "2"], capture_output=True, text=True, timeout=30
+    )
+    assert nobody.returncode == 1
+    assert nobody.stderr
+
+
+def test_models_list_shows_the_default_model(default_model):
+    result = subprocess.run([*CLI, "models", "list"], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 0
+    assert "smollm2-135m-instruct" in result.stdout
