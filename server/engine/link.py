@@ -232,8 +232,10 @@ class EngineClient:
 
     def _send(self, message: ToEngine) -> None:
         assert self._socket is not None
-        # The queue has no high-water mark, so this neither blocks nor fails; admission bounds what is sent.
-        zmq.Socket.send(self._socket, self._encoder.encode(message), zmq.NOBLOCK)
+        # Without a high-water mark the message is queued by the time that this returns; admission bounds how
+        # much that is. It must be the asyncio socket's own send: the socket's file descriptor signals edges,
+        # and a plain send can swallow the edge of a message that arrives just then.
+        self._socket.send(self._encoder.encode(message))
 
     async def _receive(self) -> None:
         assert self._socket is not None

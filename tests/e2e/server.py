@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import re
 import signal
 import subprocess
@@ -93,6 +95,22 @@ class Server:
                     return
                 assert time.monotonic() < end, f"pages or sequences are left over: {load}"
                 time.sleep(0.02)
+
+    async def cancel_many(self, count: int, rng: random.Random, workers: int = 40) -> None:
+        """Begins ``count`` streams, ``workers`` at a time, and leaves each after a random number of tokens."""
+        left = iter(range(count))
+        async with self.aclient() as client:
+
+            async def worker() -> None:
+                for _ in left:
+                    leave_after, seen = rng.randint(0, 20), 0
+                    async with client.stream("hello", max_tokens=400, ignore_eos=True) as stream:
+                        async for delta in stream:
+                            seen += len(delta.token_ids)
+                            if seen >= leave_after:
+                                break
+
+            await asyncio.gather(*(worker() for _ in range(workers)))
 
     def stop(self, signal_number: int = signal.SIGTERM, seconds: float = 40.0) -> int:
         """Ends the server and returns its exit code."""

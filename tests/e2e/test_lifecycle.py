@@ -1,7 +1,9 @@
 """Servers that start, break, drain and end: a small random model in the real processes."""
 
+import asyncio
 import concurrent.futures
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -178,6 +180,13 @@ def test_abort_ends_a_stream_with_its_reason(started):
         assert stream.finish_reason == "aborted"
         assert not client.abort("mine")
     server.wait_idle(seconds=1)
+
+
+async def test_hundreds_of_cancellations_in_a_row_leave_nothing_behind(started):
+    server = started("--max-running", "32")
+    async with asyncio.timeout(60):
+        await server.cancel_many(400, random.Random(0))
+    server.wait_idle(seconds=2)
 
 
 def test_a_second_server_on_the_same_port_is_refused(started, tiny):

@@ -1,6 +1,5 @@
 """Long runs, for ``make stress``: nothing leaks, and nobody notices the others."""
 
-import asyncio
 import os
 import random
 
@@ -23,17 +22,8 @@ async def test_cancellations_at_random_tokens_leak_nothing(tmp_path):
         async with server.aclient() as client:
             expected = (await client.generate("unchanged", max_tokens=30, temperature=0)).token_ids
 
-            async def worker(count):
-                for _ in range(count):
-                    leave_after, seen = rng.randint(0, 20), 0
-                    async with client.stream("hello", max_tokens=400, ignore_eos=True) as stream:
-                        async for delta in stream:
-                            seen += len(delta.token_ids)
-                            if seen >= leave_after:
-                                break
-
             async def round_of(count):
-                await asyncio.gather(*(worker(count // 40) for _ in range(40)))
+                await server.cancel_many(count, rng)
                 server.wait_idle(seconds=5)
                 return [(process.memory_info().rss, process.num_fds()) for process in processes]
 
