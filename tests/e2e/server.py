@@ -97,7 +97,7 @@ class Server:
                 time.sleep(0.02)
 
     async def cancel_many(self, count: int, rng: random.Random, workers: int = 40) -> None:
-        """Begins ``count`` streams, ``workers`` at a time, and leaves each after a random number of tokens."""
+        """Begins ``count`` streams, ``workers`` at a time, and leaves each after some tokens."""
         left = iter(range(count))
         async with self.aclient() as client:
 

@@ -1,0 +1,93 @@
+"""Tokens to deltas: text, token ids and the end of an output agree."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.engine.types import FinishReason, Logprob, PositionLogprob
+from server.text.assemble import OutputAssembler
+
+
+def logprob(token):
+    return PositionLogprob(Logprob(token, -1.0, 1), [])
+
+
+def feed(assembler, tokens, finish=FinishReason.LENGTH, logprobs=False):
+    """All deltas, one token a time; stops where the assembler says that the sequence has ended."""
+    deltas = []
+    for index, token in enumerate(tokens):
+        last = index == len(tokens) - 1
+        deltas.append(
+            assembler.push([token], [logprob(token)] if logprobs else None, finish if last else None)
+        )
+        if deltas[-1].finish is not None:
+            break
+    return deltas
+
+
+def joined(deltas):
+    return "".join(delta.text for delta in deltas), [token for delta in deltas for token in delta.token_ids]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_token_comes_before_its_text_and_all_come_in_the_end(tokenizer, data):
+    text = data.draw(st.text(st.sampled_from("ab 🙂é東.\n"), min_size=1, max_size=40))
+    stops = data.draw(st.lists(st.text("ab 🙂", min_size=1, max_size=3), max_size=2))
+    tokens = tokenizer.encode(text)
+    assembler = OutputAssembler(tokenizer, stop_strings=stops)
+    shown, given_tokens = "", []
+    for delta in feed(assembler, tokens, logprobs=True):
+        shown += delta.text
+        given_tokens += delta.token_ids
+        assert [entry.chosen.token for entry in delta.logprobs] == list(delta.token_ids)
+        if delta.finish is None:
+            # Every character of the tokens given so far has been shown.
+            assert shown.startswith(tokenizer.decode(given_tokens).rstrip("\ufffd"))
+    assert given_tokens == tokens[: assembler.token_count]
+    assert not any(stop in shown for stop in stops)
+    assert text.startswith(shown)
+
+
+def test_a_stop_string_drops_the_tokens_after_it_and_asks_to_abort(tokenizer):
+    tokens = tokenizer.encode("one two three four")
+    assembler = OutputAssembler(tokenizer, stop_strings=["three"])
+    delta = assembler.push(tokens)
+    assert delta.text == "one two "
+    assert (delta.finish, delta.matched, delta.abort) == (FinishReason.STOP, "three", True)
+    assert tokenizer.decode(delta.token_ids) == "one two three"
+    assert assembler.token_count == len(delta.token_ids)
+    assert assembler.push(tokens).token_ids == ()
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "one two "), (True, "one two three")])
+def test_the_stop_string_is_shown_where_asked_for(tokenizer, include, text):
+    assembler = OutputAssembler(tokenizer, stop_strings=["three"], include_stop_string=include)
+    assert joined(feed(assembler, tokenizer.encode("one two three four")))[0] == text
+
+
+def test_stop_strings_before_min_tokens_are_text(tokenizer):
+    tokens = tokenizer.encode("stop and stop and stop")
+    assembler = OutputAssembler(tokenizer, stop_strings=["stop"], min_tokens=2)
+    text, _ = joined(feed(assembler, tokens))
+    assert text == "stop and "
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_token_that_ended_the_sequence_counts_but_has_no_text(tokenizer, keep):
+    end = tokenizer.eos_token_ids[-1]
+    tokens = [*tokenizer.encode("bye"), end]
+    assembler = OutputAssembler(tokenizer, keep_special_tokens=keep)
+    text, ids = joined(deltas := feed(assembler, tokens, FinishReason.STOP))
+    assert ids == tokens
+    assert text == ("bye" + tokenizer.decode([end], skip_special_tokens=False) if keep else "bye")
+    assert (deltas[-1].matched, deltas[-1].abort) == (end, False)
+
+
+def test_an_unfinished_character_is_shown_when_the_length_is_reached(tokenizer):
+    tokens = tokenizer.encode("hi") + tokenizer.encode("🙂")[:-1]
+    assembler = OutputAssembler(tokenizer)
+    text, ids = joined(feed(assembler, tokens))
+    assert text == tokenizer.decode(tokens)
+    assert text.endswith("\ufffd")
+    assert ids == tokens

@@ -1,0 +1,77 @@
+"""The default model's tokenizer and chat template, beside transformers' own."""
+
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoTokenizer
+
+from server.engine.types import RefusedError
+from server.text.tokenizer import TextError, Tokenizer
+
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where is 東京? 🙂"},
+    {"role": "assistant", "content": "In Japan."},
+    {"role": "user", "content": "And 12345?"},
+]
+
+
+@pytest.fixture(scope="module")
+def transformers_own(default_model):
+    return AutoTokenizer.from_pretrained(default_model)
+
+
+@pytest.mark.parametrize("text", ["", "a", " two  spaces", "12345", "東京🙂\n", "<|im_end|> spelled out"])
+def test_texts_become_the_same_tokens_and_come_back(tokenizer, transformers_own, text):
+    assert tokenizer.encode(text) == transformers_own(text)["input_ids"]
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+def test_conversations_become_the_same_tokens(tokenizer, transformers_own):
+    expected = transformers_own.apply_chat_template(
+        CONVERSATION, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert tokenizer.encode_chat(CONVERSATION) == expected
+
+
+def test_the_end_of_a_turn_is_an_end_of_sequence(tokenizer):
+    assert tokenizer.encode("<|im_end|>")[0] in tokenizer.eos_token_ids
+    assert tokenizer.has_chat_template
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "chat.messages"),
+        ([{"role": "robot", "content": "x"}], "chat.messages[0].role"),
+        ([{"role": "", "content": "x"}], "chat.messages[0].role"),
+        (
+            [{"role": "user", "content": "fine"}, {"role": "user", "content": "\ud800"}],
+            "chat.messages[1].content",
+        ),
+    ],
+)
+def test_bad_conversations_name_the_field_at_fault(tokenizer, messages, field):
+    with pytest.raises(TextError) as caught:
+        tokenizer.encode_chat(messages)
+    assert caught.value.field == field
+
+
+def test_ids_outside_the_vocabulary_are_refused(tokenizer):
+    with pytest.raises(TextError, match="index 1"):
+        tokenizer.decode([5, tokenizer.vocabulary_size])
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(RefusedError, match=r"tokenizer\.json"):
+        Tokenizer(tmp_path)
+
+
+def test_it_needs_no_torch(default_model):
+    code = (
+        "import sys; from server.text.tokenizer import Tokenizer; from pathlib import Path;"
+        f"Tokenizer(Path({str(default_model)!r})).encode_chat([{{'role': 'user', 'content': 'x'}}]);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
