@@ -112,6 +112,10 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         Path("~/.cache/longspan"), description="Where converted models are kept.", validate_default=True
     )
+    check_integrity: bool = Field(
+        False,
+        description="Check the KV allocator's books after every step; the engine dies if they are wrong.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
     @field_validator("cache_dir")

@@ -79,6 +79,7 @@ def build_engine(
         max_running=settings.max_running,
         max_batch_tokens=settings.max_batch_tokens,
         prefix_cache=settings.prefix_cache,
+        check_integrity=settings.check_integrity,
     )
     ready = Ready(
         architecture=loaded.architecture,

@@ -20,6 +20,7 @@ class EngineCore:
         max_running: sequences that run at once, at most.
         max_batch_tokens: tokens of a step, at most.
         prefix_cache: share the pages of equal prompts.
+        check_integrity: check the allocator's books after every step.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class EngineCore:
         max_running: int,
         max_batch_tokens: int,
         prefix_cache: bool = True,
+        check_integrity: bool = False,
     ) -> None:
         self.runner = runner
         self.context_length = context_length
+        self.check_integrity = check_integrity
         self.kv = KVManager(runner.cache.pages, runner.cache.page_size, prefix_cache=prefix_cache)
         if self.kv.capacity < context_length:
             raise ValueError(
@@ -62,7 +65,11 @@ class EngineCore:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def step(self) -> StepNews:
-        """Computes one batch and reports what it brought."""
+        """Computes one batch and reports what it brought.
+
+        Raises:
+            server.engine.page_pool.IntegrityError: the books are wrong, where they are checked.
+        """
         began = time.monotonic()
         works = self.scheduler.schedule()
         fresh = [work.sequence for work in works if work.sequence.started is None]
@@ -73,6 +80,8 @@ class EngineCore:
         )
         computed = sum(tokens for _, tokens in works)
         news = self._run(works, set(fresh)) if works else []
+        if self.check_integrity:
+            self.scheduler.check_integrity()
         ended = time.monotonic()
         return StepNews(ended, news, self.stats(prompt_tokens, computed - prompt_tokens, ended - began))
 

@@ -10,6 +10,7 @@ import bisect
 from typing import NamedTuple
 
 from server.engine.kv_manager import KVManager
+from server.engine.page_pool import IntegrityError
 from server.engine.sequence import Sequence, State
 from server.engine.types import Submit
 
@@ -101,9 +102,9 @@ class Scheduler:
         self.kv.check_integrity(self._by_id.values())
         queued = {s.id for s in self.running} | {s.id for s in self.waiting}
         if queued != set(self._by_id) or len(self.running) + len(self.waiting) != len(queued):
-            raise AssertionError("the queues and the index of sequences differ")
+            raise IntegrityError("the queues and the index of sequences differ")
         if any(sequence.pages for sequence in self.waiting):
-            raise AssertionError("a waiting sequence holds pages")
+            raise IntegrityError("a waiting sequence holds pages")
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = State.WAITING

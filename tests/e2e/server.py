@@ -30,6 +30,7 @@ class Server:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "server.cli", "serve", "--port", "0", "--metrics-port", "0"),
+                "--check-integrity",
                 *map(str, arguments),
             ],
             stdout=subprocess.PIPE,

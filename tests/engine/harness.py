@@ -57,6 +57,7 @@ def make_core(
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         prefix_cache=prefix_cache,
+        check_integrity=True,
     )
 
 
@@ -85,7 +86,6 @@ def run(core: EngineCore, requests: list[Submit], max_steps: int = 5000) -> dict
 def collect(core: EngineCore, outcomes: dict[int, Outcome]) -> None:
     """One step, its news added to ``outcomes``."""
     news = core.step()
-    core.scheduler.check_integrity()
     for item in news.sequences:
         outcome = outcomes[item.id]
         outcome.tokens += item.tokens
