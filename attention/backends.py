@@ -33,6 +33,7 @@ class Backend(NamedTuple):
 
 BACKENDS: dict[str, Backend] = {
     "full": Backend("attention.patterns.full:Full", ("sdpa", "reference")),
+    "sliding_window": Backend("attention.patterns.sliding_window:SlidingWindow", ("sdpa", "reference")),
 }
 
 KERNELS: dict[str, str] = {

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 
-from attention.backends import UnsupportedError, resolve
+from attention.backends import Attention, UnsupportedError, resolve
 from attention.types import PagedCache
 from server.engine.core import EngineCore
+from server.engine.kv_manager import most_pages
 from server.engine.runner import Runner
 from server.engine.types import Ready, RefusedError
 from server.models.check import self_check
@@ -56,22 +58,23 @@ def build_engine(
 
     loaded = load_model(folder, settings.dtype, device, settings.max_context, report)
     report("checking", 0.9)
+    choose = partial(
+        resolve,
+        layers=loaded.layers,
+        device=torch.device(device),
+        dtype=loaded.dtype,
+        page_size=settings.page_size,
+    )
     try:
-        attention = resolve(
-            settings.attention,
-            settings.attention_option,
-            settings.kernel,
-            loaded.layers,
-            torch.device(device),
-            loaded.dtype,
-            settings.page_size,
-        )
+        attention = choose(settings.attention, settings.attention_option, settings.kernel)
+        # What a pattern hides would be taken for a fault: the check is of the model and the kernel.
+        check_with = choose("full", {}, attention.kernel.name)
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error
-    self_check(loaded, attention, settings.page_size)
+    self_check(loaded, check_with, settings.page_size)
 
     report("allocating the KV cache", 0.95)
-    pages, context_length = _size_cache(settings, loaded, device)
+    pages, context_length = _size_cache(settings, loaded, attention, device)
     cache = PagedCache(loaded.layers, pages, settings.page_size, loaded.dtype, device, poison=poison)
     core = EngineCore(
         Runner(loaded.model, loaded.layers, attention, cache),
@@ -112,7 +115,9 @@ def build_engine(
     return core, ready
 
 
-def _size_cache(settings: Settings, loaded: LoadedModel, device: str) -> tuple[int, int]:
+def _size_cache(
+    settings: Settings, loaded: LoadedModel, attention: Attention, device: str
+) -> tuple[int, int]:
     """Number of pages, page 0 included, and the context length that they allow."""
     page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype)
     if settings.kv_memory is not None:
@@ -127,14 +132,16 @@ def _size_cache(settings: Settings, loaded: LoadedModel, device: str) -> tuple[i
             f"{budget / 2**20:.1f} MiB of KV cache hold not even one page of {settings.page_size} tokens "
             f"({page_bytes / 2**20:.2f} MiB) beside the reserved one; raise --kv-memory or lower --page-size"
         )
-    capacity = (pages - 1) * settings.page_size
-    if capacity >= loaded.context_length:
+    needed = most_pages(
+        loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.pattern.expired
+    )
+    if needed < pages:
         return pages, loaded.context_length
+    capacity = (pages - 1) * settings.page_size
     if settings.max_context is not None:
-        needed = settings.max_context * page_bytes / settings.page_size
         raise RefusedError(
-            f"--max-context {settings.max_context} needs {needed / 2**20:.0f} MiB of KV cache, but only "
-            f"{budget / 2**20:.0f} MiB may be used; raise --kv-memory or lower --max-context"
+            f"--max-context {settings.max_context} needs {needed * page_bytes / 2**20:.0f} MiB of KV cache, "
+            f"but only {budget / 2**20:.0f} MiB may be used; raise --kv-memory or lower --max-context"
         )
     log.warning(
         "the KV cache holds %d tokens, so the context is shortened from %d; raise --kv-memory for more",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from server.engine.kv_manager import KVManager
+from server.engine.kv_manager import KVManager, most_pages
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Sequence
@@ -36,11 +36,12 @@ class EngineCore:
         self.runner = runner
         self.context_length = context_length
         self.check_integrity = check_integrity
-        self.kv = KVManager(runner.cache.pages, runner.cache.page_size, prefix_cache=prefix_cache)
-        if self.kv.capacity < context_length:
-            raise ValueError(
-                f"{self.kv.capacity} tokens of KV cache can't hold a context of {context_length}"
-            )
+        expired = runner.attention.pattern.expired
+        cache = runner.cache
+        self.kv = KVManager(cache.pages, cache.page_size, prefix_cache=prefix_cache, expired=expired)
+        needed = most_pages(context_length, max_batch_tokens, cache.page_size, expired)
+        if needed > self.kv.pool.total:
+            raise ValueError(f"a context of {context_length} takes {needed} pages of {self.kv.pool.total}")
         self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens)
 
     def submit(self, request: Submit) -> None:

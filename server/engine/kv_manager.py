@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from server.engine.page_pool import PagePool
 from server.engine.sequence import Sequence
+
+Expired = Callable[[int, int], range]
+
+
+def most_pages(tokens: int, step: int, page_size: int, expired: Expired) -> int:
+    """The most pages that a sequence holds at once until ``tokens`` tokens are computed.
+
+    Args:
+        tokens: prompt and output.
+        step: the most tokens computed before expired pages are let go.
+        page_size: tokens per page.
+        expired: the attention pattern's.
+    """
+    pages, chunk = -(-tokens // page_size), -(-step // page_size)
+    # Where the pages' edges lie, one more can be alive at an earlier time than at the end.
+    return min(pages, pages - len(expired(tokens, page_size)) + chunk + 1)
 
 
 class KVManager:
@@ -24,37 +40,62 @@ class KVManager:
         pages: number of pages, page 0 included.
         page_size: tokens per page.
         prefix_cache: keep pages of computed tokens for sequences to come.
+        expired: the attention pattern's ``expired``: which pages of a sequence of so many computed tokens, of
+            such a size, nobody will read again. A sequence gives these up as it goes.
     """
 
-    def __init__(self, pages: int, page_size: int, *, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        pages: int,
+        page_size: int,
+        *,
+        prefix_cache: bool = True,
+        expired: Expired = lambda seq_len, page_size: range(0),
+    ) -> None:
         self.pool = PagePool(pages)
         self.page_size = page_size
         self.prefix_cache = prefix_cache
+        self._expired = expired
         self.prefix_queries = 0
         self.prefix_hits = 0
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a single sequence alone could hold."""
-        return self.pool.total * self.page_size
 
     def pages_for(self, tokens: int) -> int:
         """Pages that ``tokens`` tokens take."""
         return -(-tokens // self.page_size)
 
+    def demand(self, tokens: int, step: int) -> int:
+        """``most_pages`` of a sequence, as far as the pool goes: what alone fits always fits."""
+        return min(most_pages(tokens, step, self.page_size, self._expired), self.pool.total)
+
     def adopt_prefix(self, sequence: Sequence) -> None:
-        """Gives a sequence without pages those of its longest computed prefix.
+        """Gives a sequence without pages those of its longest computed prefix that are still of use.
 
         At least one token is left to compute, since its logits are needed. A sequence that still owes
-        log probabilities of its prompt gets none.
+        log probabilities of its prompt gets none. Pages that the pattern lets go are not needed for a hit.
         """
         if not self.prefix_cache or sequence.wants_prompt_logprobs:
             return
         usable = (sequence.total - 1) // self.page_size
-        pages = self.pool.find(self._keys(sequence, usable))
+        found = self.pool.find(self._keys(sequence, usable))
+        count, gone = self._longest_prefix(found)
+        pages = found[:count]
+        pages[gone.start : gone.stop] = [0] * len(gone)
         self.pool.hold(pages)
         sequence.pages = pages
-        sequence.computed = len(pages) * self.page_size
+        sequence.let_go = gone.stop
+        sequence.computed = count * self.page_size
+
+    def _longest_prefix(self, found: list[int]) -> tuple[int, range]:
+        """How many leading pages make a prefix, and which of those are not needed for it."""
+        run = [0]  # run[i]: how many pages before index i were found in a row
+        for page in found:
+            run.append(run[-1] + 1 if page else 0)
+        leading = next((i for i, page in enumerate(found) if not page), len(found))
+        for count in range(len(found), 0, -1):
+            gone = self._expired(count * self.page_size, self.page_size)
+            if run[count] >= count - gone.stop and leading >= min(gone.start, count):
+                return count, gone
+        return 0, range(0)
 
     def count_lookup(self, sequence: Sequence) -> None:
         """Books the outcome of ``adopt_prefix`` once the sequence really runs."""
@@ -73,7 +114,7 @@ class KVManager:
         return True
 
     def advance(self, sequence: Sequence, tokens: int) -> None:
-        """Books ``tokens`` more tokens as computed, and publishes the pages that this completes."""
+        """Books ``tokens`` more as computed, publishes pages that this completes and frees expired ones."""
         before = sequence.computed // self.page_size
         sequence.computed += tokens
         full = sequence.computed // self.page_size
@@ -81,11 +122,18 @@ class KVManager:
             keys = self._keys(sequence, full)
             for index in range(before, full):
                 self.pool.publish(sequence.pages[index], keys[index])
+        gone = self._expired(sequence.computed, self.page_size)
+        news = range(max(gone.start, sequence.let_go), gone.stop)
+        if news:
+            self.pool.release(sequence.pages[news.start : news.stop])
+            sequence.pages[news.start : news.stop] = [0] * len(news)
+            sequence.let_go = gone.stop
 
     def release(self, sequence: Sequence) -> None:
         """Takes all pages from a sequence; it would have to compute its tokens again."""
         self.pool.release(sequence.pages)
         sequence.pages = []
+        sequence.let_go = 0
         sequence.computed = 0
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:

@@ -61,29 +61,27 @@ class PagePool:
         return pages
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
-        """The pages of the longest run of leading ``keys`` that the index knows. Holds none of them."""
-        pages = []
-        for key in keys:
-            page = self._page_of.get(key)
-            if page is None:
-                break
-            pages.append(page)
-        return pages
+        """The page of each key, 0 for a key that the index does not know. Holds none of them."""
+        return [self._page_of.get(key, 0) for key in keys]
 
     def hold(self, pages: Iterable[int]) -> None:
-        """Adds a holder to each of ``pages``, which are held or cached."""
+        """Adds a holder to each of ``pages``, which are held or cached; zeros ("no page") are passed over."""
         for page in pages:
+            if page == 0:
+                continue
             if self._holders[page] == 0:
                 del self._cached[page]
             self._holders[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Takes a holder off each of ``pages``.
+        """Takes a holder off each of ``pages``; zeros ("no page") are passed over.
 
         The last in the list is the first to be evicted: without the pages before it, a page of a prompt is
         of no use.
         """
         for page in reversed(pages):
+            if page == 0:
+                continue
             self._holders[page] -= 1
             if self._holders[page] > 0:
                 continue

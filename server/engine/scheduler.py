@@ -128,7 +128,7 @@ class Scheduler:
         return True
 
     def _admit(self, sequence: Sequence, step: _Step) -> bool:
-        """Moves a waiting sequence to the running ones if there is room for all of its tokens.
+        """Moves a waiting sequence to the running ones if there is room for all pages it will hold at once.
 
         A page for each running sequence stays in reserve, else the next step would preempt at once. A more
         urgent sequence takes the place of less urgent ones.
@@ -136,7 +136,8 @@ class Scheduler:
         self.kv.adopt_prefix(sequence)
         while True:
             reserve = len(self.running)
-            missing = self.kv.pages_for(sequence.total) - len(sequence.pages)
+            held = len(sequence.pages) - sequence.pages.count(0)
+            missing = self.kv.demand(sequence.total, self.max_batch_tokens) - held
             if len(self.running) < self.max_running and missing + reserve <= self.kv.pool.available:
                 break
             victim = max(self.running, key=lambda s: s.urgency, default=None)

@@ -31,7 +31,9 @@ class Sequence:
         arrival: order of arrival, the first is 0; ties of priority go to the earlier.
         tokens: prompt and output.
         computed: leading tokens whose keys and values are in ``pages``.
-        pages: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``.
+        pages: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
+            pattern has let it go.
+        let_go: the index up to which ``pages`` has been searched for such pages.
         page_keys: prefix-cache keys of its leading full pages, as far as they were needed.
         sampler: what the sampler remembers of the sequence; made when it first runs.
         prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
@@ -44,6 +46,7 @@ class Sequence:
         "arrival",
         "cached_tokens",
         "computed",
+        "let_go",
         "page_keys",
         "pages",
         "preemptions",
@@ -62,6 +65,7 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.computed = 0
         self.pages: list[int] = []
+        self.let_go = 0
         self.page_keys: list[bytes] = []
         self.sampler: SamplerState | None = None
         self.prompt_logprobs: list[PositionLogprob] = []

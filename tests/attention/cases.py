@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from hypothesis import strategies as st
@@ -13,30 +11,7 @@ from hypothesis import strategies as st
 from attention import AttentionBatch, LayerCache, LayerSpec, PagedCache
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
-
-
-class Sinks(Pattern):
-    """Lossy on purpose: the first ``sinks`` tokens and the last ``window``."""
-
-    name = "sinks"
-
-    def __init__(self, window: int, sinks: int) -> None:
-        self.window, self.sinks = window, sinks
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, str]) -> Self:
-        return cls(int(options["window"]), int(options["sinks"]))
-
-    @property
-    def options(self) -> dict[str, str]:
-        return {"window": str(self.window), "sinks": str(self.sinks)}
-
-    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-        near = (key_positions < self.sinks) | (query_positions - key_positions < self.window)
-        return near & (key_positions <= query_positions)
-
-    def expired(self, seq_len: int, page_size: int) -> range:
-        return range(-(-self.sinks // page_size), max(0, seq_len - self.window + 1) // page_size)
+from attention.patterns.sliding_window import SlidingWindow
 
 
 @dataclass
@@ -175,4 +150,4 @@ def sequences(longest: int, most: int) -> st.SearchStrategy[list[tuple[int, int]
     return st.lists(one, min_size=1, max_size=most)
 
 
-patterns = st.just(Full()) | st.builds(Sinks, st.integers(1, 40), st.integers(0, 9))
+patterns = st.just(Full()) | st.builds(SlidingWindow, st.integers(1, 40), st.integers(0, 9))

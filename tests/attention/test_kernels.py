@@ -12,7 +12,8 @@ from attention.kernels.reference import Reference
 from attention.kernels.sdpa import Sdpa, _groups
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
-from tests.attention.cases import Case, Sinks, by_definition, layers, make_case, patterns, sequences
+from attention.patterns.sliding_window import SlidingWindow
+from tests.attention.cases import Case, by_definition, layers, make_case, patterns, sequences
 
 page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
@@ -90,7 +91,7 @@ def test_reference_in_blocks_of_rows_equals_one_block(monkeypatch):
 
 
 def test_expired_pages_are_not_read():
-    pattern = Sinks(window=5, sinks=2)
+    pattern = SlidingWindow(window=5, sinks=2)
     case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (90, 20)], 4, pattern=pattern)
     assert (case.batch.page_table[:, 1:10] == 0).all()
     for kernel in (Reference(), Sdpa()):
@@ -98,7 +99,7 @@ def test_expired_pages_are_not_read():
 
 
 def test_what_lies_on_a_missing_page_is_invisible():
-    class Forgetful(Sinks):
+    class Forgetful(SlidingWindow):
         """Frees pages that its rule does not hide."""
 
         def visible(self, query_positions, key_positions):

@@ -189,6 +189,19 @@ async def test_hundreds_of_cancellations_in_a_row_leave_nothing_behind(started):
     server.wait_idle(seconds=2)
 
 
+def test_a_window_is_served_as_chosen_and_keeps_few_pages(started):
+    options = ["--attention-option", "window=64", "--attention-option", "sinks=4"]
+    server = started("--attention", "sliding_window", *options, "--no-prefix-cache")
+    with server.client() as client:
+        attention = client.model_info().attention
+        assert (attention.backend, attention.pattern) == ("sliding_window", "sliding_window")
+        assert dict(attention.options) == {"window": "64", "sinks": "4"}
+        used = [client.server_info().load.pages_used for _ in client.stream("hello", **ENDLESS)]
+    assert max(used) <= 1 + 64 // 16 + 2
+    assert 'attention_backend="sliding_window"' in "".join(server.metrics())
+    server.wait_idle()
+
+
 def test_a_second_server_on_the_same_port_is_refused(started, tiny):
     server = started()
     second = subprocess.run(

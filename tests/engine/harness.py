@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,10 +46,12 @@ def make_core(
     prefix_cache: bool = True,
     context_length: int | None = None,
     kernel: str = "auto",
+    backend: str = "full",
+    options: Mapping[str, str] | None = None,
 ) -> EngineCore:
     """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed."""
     dtype = next(loaded.model.parameters()).dtype
-    attention = resolve("full", {}, kernel, loaded.layers, torch.device("cpu"), dtype, page_size)
+    attention = resolve(backend, options or {}, kernel, loaded.layers, torch.device("cpu"), dtype, page_size)
     cache = PagedCache(loaded.layers, pages, page_size, dtype, poison=True)
     capacity = (pages - 1) * page_size
     return EngineCore(

@@ -154,7 +154,7 @@ def test_everything_finishes_and_no_page_leaks(
 ):
     rng = random.Random(seed)
     scheduler = make(pages, page_size, max_running, max_running + extra_budget, prefix_cache)
-    capacity = scheduler.kv.capacity
+    capacity = scheduler.kv.pool.total * page_size
     outputs: dict[int, int] = {}
     waiting = list(range(1, 15))
     for _ in range(3000):

@@ -1,0 +1,168 @@
+"""Serving under a window: the tokens that its rule gives, and the pages that it saves."""
+
+import math
+import pydoc_data.topics
+import random
+
+import pytest
+import torch
+import transformers
+
+from attention.patterns.sliding_window import SlidingWindow
+from server.engine.types import Submit
+from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
+from tests.models_zoo import save_tiny
+
+WINDOW = {"backend": "sliding_window", "options": {"window": "9", "sinks": "3"}}
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("window") / "llama", max_position_embeddings=32768)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def prompts(loaded):
+    rng = random.Random(0)
+    return [[rng.randrange(4, loaded.vocabulary_size) for _ in range(n)] for n in (1, 4, 13, 30, 71)]
+
+
+@pytest.fixture(scope="module")
+def expected(folder, prompts):
+    """Greedy tokens of transformers, which is given the rule as a mask, one token at a time."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    rule = SlidingWindow(9, 3)
+    results = []
+    for prompt in prompts:
+        tokens = list(prompt)
+        for _ in range(MAX_TOKENS):
+            at = torch.arange(len(tokens))
+            hidden = ~rule.visible(at[:, None], at[None])
+            mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([tokens]), attention_mask=mask, use_cache=False).logits
+            tokens.append(int(logits[0, -1].argmax()))
+        results.append(tokens[len(prompt) :])
+    return results
+
+
+def tokens_of(outcomes):
+    return [outcome.tokens for outcome in outcomes.values()]
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "reference"])
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+def test_tokens_follow_the_rule_alone_and_in_chunks(loaded, prompts, expected, kernel, page_size):
+    shape = {"page_size": page_size, "pages": 400 // page_size, "kernel": kernel, **WINDOW}
+    for budget in (512, 7):
+        core = make_core(loaded, max_batch_tokens=budget, max_running=7, context_length=200, **shape)
+        assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
+        again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
+        assert tokens_of(again) == expected
+        if page_size < 16:
+            assert again[104].cached_tokens > 0
+
+
+def test_tokens_follow_the_rule_after_preemption(loaded, prompts, expected):
+    core = make_core(
+        loaded, page_size=4, pages=22, max_batch_tokens=16, max_running=8, context_length=100, **WINDOW
+    )
+    outcomes = run(core, greedy_requests(prompts * 2, MAX_TOKENS))
+    assert tokens_of(outcomes) == expected * 2
+    urgent = Submit(id=51, prompt=prompts[3], sampling=GREEDY, max_tokens=MAX_TOKENS, priority=1)
+    found = {51: Outcome(), **{i: Outcome() for i in range(60, 68)}}
+    for request in greedy_requests([prompts[4]] * 8, MAX_TOKENS, first_id=60):
+        core.submit(request)
+    for _ in range(8):
+        collect(core, found)
+    core.submit(urgent)
+    while core.has_work:
+        collect(core, found)
+    assert sum(outcome.preemptions for outcome in found.values()) > 0
+    assert found.pop(51).tokens == expected[3]
+    assert tokens_of(found) == [expected[4]] * 8
+
+
+def test_a_window_that_covers_the_context_is_full_attention(loaded, prompts):
+    wide = {"backend": "sliding_window", "options": {"window": "100", "sinks": "0"}}
+    covered = run(make_core(loaded, page_size=4, **wide), greedy_requests(prompts, MAX_TOKENS))
+    assert tokens_of(covered) == tokens_of(run(make_core(loaded), greedy_requests(prompts, MAX_TOKENS)))
+
+
+def test_20000_tokens_stream_through_a_constant_number_of_pages(loaded):
+    options = {"window": "256", "sinks": "4"}
+    core = make_core(
+        loaded,
+        page_size=16,
+        pages=40,
+        max_batch_tokens=64,
+        context_length=20_000,
+        prefix_cache=False,
+        backend="sliding_window",
+        options=options,
+    )
+    rng = random.Random(1)
+    prompt = [rng.randrange(4, loaded.vocabulary_size) for _ in range(18_500)]
+    core.submit(greedy_requests([prompt], 1400)[0])
+    held, outcome = [], {1: Outcome()}
+    while core.has_work:
+        collect(core, outcome)
+        held.append(core.kv.pool.held)
+    assert len(outcome[1].tokens) == 1400
+    assert max(held) <= 1 + 256 // 16 + 64 // 16 + 1
+    decoding = held[-1400:-1]
+    # The sinks' page and those that 256 tokens touch.
+    assert set(decoding) <= {1 + 256 // 16, 1 + 256 // 16 + 1}
+
+
+def test_more_sequences_fit(loaded):
+    def running(**attention):
+        core = make_core(
+            loaded,
+            page_size=4,
+            pages=101,
+            max_batch_tokens=64,
+            max_running=32,
+            prefix_cache=False,
+            **attention,
+        )
+        found = {i: Outcome() for i in range(1, 17)}
+        for request in greedy_requests([[5 + i] * 120 for i in range(16)], 40):
+            core.submit(request)
+        most = 0
+        while core.has_work:
+            collect(core, found)
+            most = max(most, len(core.scheduler.running))
+        return most
+
+    assert running(**WINDOW) >= 2 * running()
+
+
+def test_perplexity_of_the_default_model_needs_the_sinks(default_model):
+    """A window of 512 at 4,096 tokens: with sinks it loses little, without them much.
+
+    The text is a reference work, which often repeats what it said long ago.
+    """
+    model = load(default_model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(default_model)
+    text = "\n".join(pydoc_data.topics.topics.values())
+    prompt = tokenizer(text[:40_000])["input_ids"][:4096]
+
+    def perplexity(**attention):
+        core = make_core(model, pages=280, **attention)
+        echo = Submit(id=1, prompt=prompt, sampling=GREEDY, max_tokens=1, prompt_logprobs=0)
+        logprobs = [entry.chosen.logprob for entry in run(core, [echo])[1].prompt_logprobs[1023:]]
+        return math.exp(-sum(logprobs) / len(logprobs))
+
+    full = perplexity()
+    sinks = perplexity(backend="sliding_window", options={"window": "512", "sinks": "4"})
+    bare = perplexity(backend="sliding_window", options={"window": "512", "sinks": "0"})
+    print(f"perplexity: full {full:.2f}, window 512 with 4 sinks {sinks:.2f}, without {bare:.2f}")
+    assert full < sinks <= 1.15 * full
+    assert bare >= 1.5 * full
