@@ -171,7 +171,7 @@ class StreamState:
         self.model = ""
         self.prompt_tokens = 0
         self.cached_prompt_tokens = 0
-        self.prompt_logprobs: Sequence[types_pb2.PositionLogprobs] = []
+        self.prompt_logprobs: list[types_pb2.PositionLogprobs] = []
         self.results: Sequence[types_pb2.SampleResult] = []
         self.usage: types_pb2.Usage | None = None
         self.timings: types_pb2.Timings | None = None
@@ -190,7 +190,7 @@ class StreamState:
                 self.prompt_tokens = response.accepted.prompt_tokens
                 self.cached_prompt_tokens = response.accepted.cached_prompt_tokens
             case "prompt_logprobs":
-                self.prompt_logprobs = list(response.prompt_logprobs.positions)
+                self.prompt_logprobs.extend(response.prompt_logprobs.positions)
             case "delta":
                 return Delta.from_message(response.delta)
             case "finished":

@@ -17,6 +17,9 @@ Event = inference_pb2.StreamGenerateResponse
 # News merged into one message, at most: with log probabilities it stays far below gRPC's usual 4 MiB.
 _MOST_MERGED = 64
 
+# Prompt positions in one message, at most, for the same reason.
+_MOST_POSITIONS = 512
+
 _FINISH_REASONS = {
     FinishReason.STOP: types_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: types_pb2.FINISH_REASON_LENGTH,
@@ -128,8 +131,10 @@ class Answer:
         sample = self._samples[news.id]
         yield from self._accept(record, news)
         if news.prompt_logprobs is not None:
-            positions = [self._position(position) for position in news.prompt_logprobs]
-            yield Event(prompt_logprobs=inference_pb2.PromptLogprobs(positions=positions))
+            for start in range(0, len(news.prompt_logprobs), _MOST_POSITIONS):
+                part = news.prompt_logprobs[start : start + _MOST_POSITIONS]
+                positions = [self._position(position) for position in part]
+                yield Event(prompt_logprobs=inference_pb2.PromptLogprobs(positions=positions))
         before = sample.output.token_count
         delta = sample.output.push(news.tokens, news.logprobs, news.finish)
         record.tokens(sample.index, sample.output.token_count - before, when, news.preemptions)

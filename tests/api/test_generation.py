@@ -158,6 +158,15 @@ async def test_prompt_logprobs_come_before_the_first_delta(running):
     assert kinds(events).count("prompt_logprobs") == 1
 
 
+async def test_many_prompt_logprobs_come_in_parts(running, monkeypatch):
+    monkeypatch.setattr("server.api.answer._MOST_POSITIONS", 50)
+    whole = await running.generate(text="x" * 150, logprobs={"prompt": 1})
+    events = await running.events(ask(text="x" * 150, logprobs={"prompt": 1}))
+    parts = [event.prompt_logprobs.positions for event in events if event.HasField("prompt_logprobs")]
+    assert [len(part) for part in parts] == [50, 50, 49]
+    assert [entry for part in parts for entry in part] == list(whole.prompt_logprobs)
+
+
 async def test_a_character_is_never_split(running):
     text = "aé€😀".encode()
     running.engine.tokens = lambda request, position: text[position]
