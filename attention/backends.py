@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Backend(NamedTuple):
     """A name that operators know.
 
     Attributes:
-        pattern: ``module:class`` of the pattern, imported when chosen.
+        pattern: ``module:function`` that makes the pattern from its options, imported when chosen.
         kernels: names of the kernels that can compute it, in the order in which ``auto`` tries them.
     """
 
@@ -32,8 +33,11 @@ class Backend(NamedTuple):
 
 
 BACKENDS: dict[str, Backend] = {
-    "full": Backend("attention.patterns.full:Full", ("sdpa", "reference")),
-    "sliding_window": Backend("attention.patterns.sliding_window:SlidingWindow", ("sdpa", "reference")),
+    "full": Backend("attention.patterns.full:Full.from_options", ("sdpa", "reference")),
+    "sliding_window": Backend(
+        "attention.patterns.sliding_window:SlidingWindow.from_options", ("sdpa", "reference")
+    ),
+    "sparse": Backend("attention.patterns.sparse:from_options", ("sdpa", "reference")),
 }
 
 KERNELS: dict[str, str] = {
@@ -60,8 +64,9 @@ class Attention:
 
     @property
     def options(self) -> dict[str, str]:
-        """The options in force, defaults included."""
-        return self.pattern.options
+        """The options in force, defaults included; with them ``resolve`` gives the same again."""
+        family = {} if self.backend == self.pattern.name else {"pattern": self.pattern.name}
+        return {**family, **self.pattern.options}
 
     def forward(
         self,
@@ -109,7 +114,7 @@ def resolve(
             )
         raise UnsupportedError(_unknown("attention kernel", kernel, ("auto", *entry.kernels)))
     try:
-        pattern: Pattern = _load(entry.pattern).from_options(options)
+        pattern: Pattern = _load(entry.pattern)(options)
     except ValueError as error:
         raise UnsupportedError(str(error)) from error
 
@@ -147,4 +152,4 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 def _load(path: str) -> Any:
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    return attrgetter(name)(import_module(module))

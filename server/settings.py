@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Port of /metrics; 0 picks a free one.")
 
-    attention: str = Field("full", description="Attention backend: full or sliding_window.")
+    attention: str = Field("full", description="Attention backend: full, sliding_window or sparse.")
     attention_option: Options = Field(
         default_factory=dict,
         description="Detail of the backend, like window=512; may be repeated.",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar
 
 import torch
 
-from attention.patterns.base import Pattern
-
-_DEFAULTS = {"window": 1020, "sinks": 4}
-_LEAST = {"window": 1, "sinks": 0}
+from attention.patterns.options import NumberedPattern
 
 
-class SlidingWindow(Pattern):
+class SlidingWindow(NumberedPattern):
     """A window over the last tokens, and attention sinks: the first tokens, which stay visible.
 
     Query ``i`` sees key ``j`` if ``j < sinks`` or ``i - j < window``. Models that were trained with full
@@ -29,30 +25,11 @@ class SlidingWindow(Pattern):
     """
 
     name = "sliding_window"
+    numbers: ClassVar = {"window": (1020, 1), "sinks": (4, 0)}
 
-    def __init__(self, window: int = _DEFAULTS["window"], sinks: int = _DEFAULTS["sinks"]) -> None:
+    def __init__(self, window: int, sinks: int) -> None:
         self.window = window
         self.sinks = sinks
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, str]) -> Self:
-        """See ``Pattern.from_options``; the options are ``window`` and ``sinks``, whole numbers."""
-        values = dict(_DEFAULTS)
-        for name, text in options.items():
-            if name not in values:
-                raise ValueError(f"sliding_window has no option {name!r}; its options are window and sinks")
-            if not text.isdecimal() or int(text) < _LEAST[name]:
-                least = _LEAST[name]
-                raise ValueError(
-                    f"sliding_window's {name} is {text!r}; it must be a whole number of at least {least}"
-                )
-            values[name] = int(text)
-        return cls(**values)
-
-    @property
-    def options(self) -> dict[str, str]:
-        """``window`` and ``sinks``."""
-        return {"window": str(self.window), "sinks": str(self.sinks)}
 
     def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """See ``Pattern.visible``."""

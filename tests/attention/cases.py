@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerCache, LayerSpec, PagedCache
 from attention.patterns.base import Pattern
+from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
+from attention.patterns.longformer import Longformer
+from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
 
 
@@ -150,4 +153,10 @@ def sequences(longest: int, most: int) -> st.SearchStrategy[list[tuple[int, int]
     return st.lists(one, min_size=1, max_size=most)
 
 
-patterns = st.just(Full()) | st.builds(SlidingWindow, st.integers(1, 40), st.integers(0, 9))
+patterns = st.one_of(
+    st.just(Full()),
+    st.builds(SlidingWindow, st.integers(1, 40), st.integers(0, 9)),
+    st.builds(Longformer, st.integers(1, 40), st.integers(0, 9)),
+    st.builds(Segment, st.integers(1, 40), st.integers(0, 9)),
+    st.builds(BigBird, st.integers(1, 12), st.integers(1, 3), st.integers(0, 3), st.integers(0, 99)),
+)

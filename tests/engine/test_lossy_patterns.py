@@ -1,5 +1,6 @@
-"""Serving under a window: the tokens that its rule gives, and the pages that it saves."""
+"""Serving under lossy patterns: the tokens that a pattern's rule gives, and the pages that it saves."""
 
+import functools
 import math
 import pydoc_data.topics
 import random
@@ -8,12 +9,18 @@ import pytest
 import torch
 import transformers
 
-from attention.patterns.sliding_window import SlidingWindow
+from attention.backends import resolve
+from attention.types import LayerSpec
 from server.engine.types import Submit
 from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 
 WINDOW = {"backend": "sliding_window", "options": {"window": "9", "sinks": "3"}}
+SEGMENT = {"backend": "sparse", "options": {"pattern": "segment", "segment": "6", "sinks": "2"}}
+BIGBIRD = {
+    "backend": "sparse",
+    "options": {"pattern": "bigbird", "block": "4", "window_blocks": "2", "random_blocks": "2", "seed": "1"},
+}
 MAX_TOKENS = 12
 
 
@@ -37,9 +44,9 @@ def prompts(loaded):
 def expected(folder, prompts):
     """Greedy tokens of transformers, which is given the rule as a mask, one token at a time."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    rule = SlidingWindow(9, 3)
-    results = []
-    for prompt in prompts:
+    layers = [LayerSpec(0, 4, 2, 16, 16, 0.25)]
+
+    def greedy(prompt, rule):
         tokens = list(prompt)
         for _ in range(MAX_TOKENS):
             at = torch.arange(len(tokens))
@@ -48,8 +55,14 @@ def expected(folder, prompts):
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([tokens]), attention_mask=mask, use_cache=False).logits
             tokens.append(int(logits[0, -1].argmax()))
-        results.append(tokens[len(prompt) :])
-    return results
+        return tokens[len(prompt) :]
+
+    @functools.cache
+    def of(backend, options):
+        rule = resolve(backend, dict(options), "auto", layers, "cpu", torch.float32, 16).pattern
+        return [greedy(prompt, rule) for prompt in prompts]
+
+    return lambda attention: of(attention["backend"], tuple(attention["options"].items()))
 
 
 def tokens_of(outcomes):
@@ -58,13 +71,17 @@ def tokens_of(outcomes):
 
 @pytest.mark.parametrize("kernel", ["sdpa", "reference"])
 @pytest.mark.parametrize("page_size", [1, 4, 16])
-def test_tokens_follow_the_rule_alone_and_in_chunks(loaded, prompts, expected, kernel, page_size):
-    shape = {"page_size": page_size, "pages": 400 // page_size, "kernel": kernel, **WINDOW}
+@pytest.mark.parametrize("attention", [WINDOW, SEGMENT, BIGBIRD], ids=["window", "segment", "bigbird"])
+def test_tokens_follow_the_rule_at_once_and_in_chunks(
+    loaded, prompts, expected, kernel, page_size, attention
+):
+    shape = {"page_size": page_size, "pages": 400 // page_size, "kernel": kernel, **attention}
+    tokens = expected(attention)
     for budget in (512, 7):
         core = make_core(loaded, max_batch_tokens=budget, max_running=7, context_length=200, **shape)
-        assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
+        assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == tokens
         again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
-        assert tokens_of(again) == expected
+        assert tokens_of(again) == tokens
         if page_size < 16:
             assert again[104].cached_tokens > 0
 
@@ -73,8 +90,9 @@ def test_tokens_follow_the_rule_after_preemption(loaded, prompts, expected):
     core = make_core(
         loaded, page_size=4, pages=22, max_batch_tokens=16, max_running=8, context_length=100, **WINDOW
     )
+    tokens = expected(WINDOW)
     outcomes = run(core, greedy_requests(prompts * 2, MAX_TOKENS))
-    assert tokens_of(outcomes) == expected * 2
+    assert tokens_of(outcomes) == tokens * 2
     urgent = Submit(id=51, prompt=prompts[3], sampling=GREEDY, max_tokens=MAX_TOKENS, priority=1)
     found = {51: Outcome(), **{i: Outcome() for i in range(60, 68)}}
     for request in greedy_requests([prompts[4]] * 8, MAX_TOKENS, first_id=60):
@@ -85,12 +103,21 @@ def test_tokens_follow_the_rule_after_preemption(loaded, prompts, expected):
     while core.has_work:
         collect(core, found)
     assert sum(outcome.preemptions for outcome in found.values()) > 0
-    assert found.pop(51).tokens == expected[3]
-    assert tokens_of(found) == [expected[4]] * 8
+    assert found.pop(51).tokens == tokens[3]
+    assert tokens_of(found) == [tokens[4]] * 8
 
 
-def test_a_window_that_covers_the_context_is_full_attention(loaded, prompts):
-    wide = {"backend": "sliding_window", "options": {"window": "100", "sinks": "0"}}
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [
+        ("sliding_window", {"window": "100", "sinks": "0"}),
+        ("sparse", {"pattern": "longformer", "window": "100"}),
+        ("sparse", {"pattern": "segment", "segment": "50"}),
+        ("sparse", {"pattern": "bigbird", "block": "16", "window_blocks": "6", "random_blocks": "0"}),
+    ],
+)
+def test_a_pattern_that_covers_the_context_is_full_attention(loaded, prompts, backend, options):
+    wide = {"backend": backend, "options": options}
     covered = run(make_core(loaded, page_size=4, **wide), greedy_requests(prompts, MAX_TOKENS))
     assert tokens_of(covered) == tokens_of(run(make_core(loaded), greedy_requests(prompts, MAX_TOKENS)))
 

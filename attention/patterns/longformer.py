@@ -1,0 +1,41 @@
+"""A window and global tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from attention.patterns.options import NumberedPattern
+from attention.patterns.sliding_window import SlidingWindow
+
+
+class Longformer(NumberedPattern):
+    """A window, and global tokens at the beginning that every query sees.
+
+    Beltagy et al.: Longformer, 2020, section 3.1, in causal form: of the window only the side before the
+    query is left, and a global token sees what any token of its position sees. The original trains
+    projections of their own for global tokens; on a model trained without them these tokens are sinks.
+
+    Lossy; pages between the global tokens and the window are freed.
+
+    Args:
+        window: recent tokens that a query sees, itself included; at least 1.
+        global_tokens: first tokens that every query sees.
+    """
+
+    name = "longformer"
+    numbers: ClassVar = {"window": (512, 1), "global_tokens": (16, 0)}
+
+    def __init__(self, window: int, global_tokens: int) -> None:
+        self.window = window
+        self.global_tokens = global_tokens
+        self._rule = SlidingWindow(window, global_tokens)
+
+    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.visible``."""
+        return self._rule.visible(query_positions, key_positions)
+
+    def expired(self, seq_len: int, page_size: int) -> range:
+        """See ``Pattern.expired``."""
+        return self._rule.expired(seq_len, page_size)

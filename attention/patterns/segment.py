@@ -1,0 +1,42 @@
+"""A query's own segment and the one before it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from attention.patterns.options import NumberedPattern
+
+
+class Segment(NumberedPattern):
+    """The reach of segment-level recurrence, and sinks.
+
+    The text is cut into segments; query ``i`` sees key ``j`` if ``j`` lies in its own segment or in the one
+    before. That is what a layer of Transformer-XL sees (Dai et al., 2019, section 3.2), here with the model's
+    own positions instead of relative ones, and with the first tokens kept as sinks, without which models not
+    trained so collapse.
+
+    Lossy; pages before the previous segment are freed, but for the sinks'.
+
+    Args:
+        segment: tokens of a segment; at least 1.
+        sinks: first tokens that every query sees.
+    """
+
+    name = "segment"
+    numbers: ClassVar = {"segment": (512, 1), "sinks": (4, 0)}
+
+    def __init__(self, segment: int, sinks: int) -> None:
+        self.segment = segment
+        self.sinks = sinks
+
+    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.visible``."""
+        near = key_positions // self.segment >= query_positions // self.segment - 1
+        return (near | (key_positions < self.sinks)) & (key_positions <= query_positions)
+
+    def expired(self, seq_len: int, page_size: int) -> range:
+        """See ``Pattern.expired``; the pages between the sinks' and the previous segment's."""
+        first = -(-self.sinks // page_size)
+        return range(first, max(first, (seq_len // self.segment - 1) * self.segment // page_size))

@@ -1,0 +1,26 @@
+"""The sparse patterns under their common name, chosen by the option ``pattern``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attention.patterns.base import Pattern
+from attention.patterns.bigbird import BigBird
+from attention.patterns.longformer import Longformer
+from attention.patterns.segment import Segment
+
+PATTERNS: dict[str, type[Pattern]] = {pattern.name: pattern for pattern in (Longformer, BigBird, Segment)}
+
+
+def from_options(options: Mapping[str, str]) -> Pattern:
+    """The pattern that ``options["pattern"]`` names, with the other options its own.
+
+    Raises:
+        ValueError: there is no such pattern, or an option of it cannot be used.
+    """
+    rest = dict(options)
+    name = rest.pop("pattern", None)
+    if name not in PATTERNS:
+        given = "needs an option pattern" if name is None else f"has no pattern {name!r}"
+        raise ValueError(f"sparse attention {given}; choose pattern={' or pattern='.join(PATTERNS)}")
+    return PATTERNS[name].from_options(rest)
