@@ -114,6 +114,9 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
     stop_ids = set(request.stop.stop_token_ids)
     if not request.stop.ignore_eos:
         stop_ids.update(served.tokenizer.eos_token_ids)
+    if request.stop.min_tokens and len(stop_ids) >= vocabulary:
+        sentence = "leave no token to choose before min_tokens; name fewer"
+        raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
     seeded = request.sampling.HasField("seed")
     return Plan(
         request=request,
@@ -209,11 +212,14 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda value: value >= 0),
     "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "repetition_penalty": ("above 0", lambda value: value > 0),
+    # 0.01 arrives as a float32, which is a little less.
+    "repetition_penalty": ("from 0.01 to 100", lambda value: 0.009999 <= value <= 100),
     "presence_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
     "frequency_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
 }
 _MOST_BIAS = 100.0
+# Each is looked at for every token.
+_MOST_STOP_TOKENS = 256
 
 
 def _check_sampling(sampling: types_pb2.SamplingParams, vocabulary: int) -> list[Violation]:
@@ -235,6 +241,11 @@ def _check_sampling(sampling: types_pb2.SamplingParams, vocabulary: int) -> list
 
 def _check_stop(stop: types_pb2.StopConditions, vocabulary: int, most_strings: int) -> list[Violation]:
     found = check_token_ids("stop.stop_token_ids", stop.stop_token_ids, vocabulary)
+    if len(stop.stop_token_ids) > _MOST_STOP_TOKENS:
+        ids = len(stop.stop_token_ids)
+        found.append(
+            Violation("stop.stop_token_ids", f"has {ids} ids; at most {_MOST_STOP_TOKENS} are taken")
+        )
     if stop.HasField("max_tokens") and stop.max_tokens < 1:
         found.append(Violation("stop.max_tokens", "is 0; ask for at least 1 token"))
     elif stop.HasField("max_tokens") and stop.min_tokens > stop.max_tokens:

@@ -45,6 +45,7 @@ def violated(error):
         ({"stop": {"stop_strings": ["a", ""]}}, "stop.stop_strings[1]"),
         ({"stop": {"stop_strings": list("abcd")}}, "stop.stop_strings"),
         ({"stop": {"stop_token_ids": [300]}}, "stop.stop_token_ids[0]"),
+        ({"stop": {"stop_token_ids": [1] * 257}}, "stop.stop_token_ids"),
         ({"sampling": {"logit_bias": {300: 1.0}}}, "sampling.logit_bias[300]"),
         ({"sampling": {"logit_bias": {7: 100.5}}}, "sampling.logit_bias[7]"),
         ({"sampling": {"logit_bias": {7: NAN}}}, "sampling.logit_bias[7]"),
@@ -54,7 +55,7 @@ def violated(error):
                 "temperature": (-0.1, NAN, math.inf, -math.inf),
                 "top_p": (0, -1, 1.1, NAN, math.inf),
                 "min_p": (-0.1, 1.1, NAN, math.inf),
-                "repetition_penalty": (0, -1, NAN, math.inf),
+                "repetition_penalty": (0, -1, 1e-30, 101, NAN, math.inf),
                 "presence_penalty": (-2.1, 2.1, NAN, math.inf),
                 "frequency_penalty": (-2.1, 2.1, NAN, -math.inf),
             }.items()

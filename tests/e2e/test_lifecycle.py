@@ -189,6 +189,26 @@ async def test_hundreds_of_cancellations_in_a_row_leave_nothing_behind(started):
     server.wait_idle(seconds=2)
 
 
+def test_no_request_however_extreme_harms_the_engine(started):
+    server = started()
+    extremes = [
+        {"temperature": 1e-45, "top_p": 1e-45, "top_k": 2**32 - 1, "min_p": 1.0},
+        {"temperature": 3e38, "repetition_penalty": 100.0, "presence_penalty": -2, "frequency_penalty": 2},
+        {"repetition_penalty": 0.01, "logit_bias": dict.fromkeys(range(320), -100)},
+        {"logit_bias": {7: 100, 8: -100}, "seed": 2**64 - 1, "priority": -(2**31), "n": 16},
+        {"min_tokens": 5, "stop_token_ids": list(range(64, 320)), "logprobs": 20, "prompt_logprobs": 20},
+        {"stop": ["\ufffd", "a" * 5000, "🙂"], "ignore_eos": True, "keep_special_tokens": True},
+        {"max_tokens": 2**32 - 1, "min_tokens": 2**32 - 1},
+    ]
+    with server.client() as client:
+        calm = client.generate("hello", max_tokens=20, temperature=0)
+        for options in extremes:
+            answer = client.generate([5] * 300, **{"max_tokens": 12, **options})
+            assert answer.usage.completion_tokens >= 1
+        again = client.generate("hello", max_tokens=20, temperature=0)
+    assert list(again.token_ids) == list(calm.token_ids)
+
+
 def test_a_window_is_served_as_chosen_and_keeps_few_pages(started):
     options = ["--attention-option", "window=64", "--attention-option", "sinks=4"]
     server = started("--attention", "sliding_window", *options, "--no-prefix-cache")
