@@ -63,9 +63,12 @@ VALUES: dict[str, tuple[str, Any]] = {
     "on_engine_failure": ("restart", "restart"),
     "drain_seconds": ("0.5", 0.5),
     "cache_dir": ("/var/cache/x", Path("/var/cache/x")),
+    "check_integrity": ("true", True),
     "log_level": ("debug", "debug"),
 }
-PLAIN = [name for name in Settings.model_fields if name not in ("attention_option", "prefix_cache")]
+# Those whose flag takes no value, or may be repeated, are not of the plain form --NAME VALUE.
+OTHERS = ("attention_option", "prefix_cache", "check_integrity")
+PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
 
 
 def value(name: str) -> tuple[str, Any]:
@@ -101,6 +104,9 @@ def test_flags_of_other_forms() -> None:
     assert outcome.settings is not None, outcome.error
     assert outcome.settings.prefix_cache is True
     assert outcome.settings.attention_option == {"window": "512"}
+    for given in (Outcome(["--check-integrity"]), Outcome([], {"LONGSPAN_CHECK_INTEGRITY": "true"})):
+        assert given.settings is not None, given.error
+        assert given.settings.check_integrity is True
 
 
 def test_precedence(tmp_path: Path) -> None:
