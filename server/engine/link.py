@@ -122,11 +122,6 @@ class EngineClient:
         self._context: zmq.asyncio.Context | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def pid(self) -> int:
-        """The engine's process id; 0 before ``start``."""
-        return self._process.pid if self._process else 0
-
     async def start(self) -> None:
         """Starts the process and returns at once; ``wait_ready`` tells how it went."""
         self._directory = tempfile.mkdtemp(prefix="longspan-")

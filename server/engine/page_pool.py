@@ -98,11 +98,6 @@ class PagePool:
             self._page_of[key] = page
             self._key_of[page] = key
 
-    def forget_cached(self) -> None:
-        """Empties the index of all pages that nobody holds."""
-        while self._cached:
-            self._free.append(self._evict())
-
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
         key = self._key_of[page]

@@ -70,12 +70,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.held.append(pages)
         return pages
 
-    @rule()
-    def forget(self) -> None:
-        self.pool.forget_cached()
-        assert self.pool.cached == 0
-        self.keyed = {page: key for page, key in self.keyed.items() if self.pool.find([key]) == [page]}
-
     @invariant()
     def books_agree(self) -> None:
         self.pool.check_integrity(self.held)
