@@ -27,16 +27,13 @@ log = logging.getLogger("longspan.engine")
 Report = Callable[[str, float], None]
 
 
-def build_engine(
-    settings: Settings, folder: Path, report: Report, *, poison: bool = False
-) -> tuple[EngineCore, Ready]:
+def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[EngineCore, Ready]:
     """Loads the model, chooses its attention, checks the two together and allocates the KV cache.
 
     Args:
         settings: of the server.
         folder: the model, a Hugging Face folder.
         report: told what is going on, with the share done.
-        poison: fill the cache with NaN (for tests).
 
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
@@ -75,7 +72,7 @@ def build_engine(
 
     report("allocating the KV cache", 0.95)
     pages, context_length = _size_cache(settings, loaded, attention, device)
-    cache = PagedCache(loaded.layers, pages, settings.page_size, loaded.dtype, device, poison=poison)
+    cache = PagedCache(loaded.layers, pages, settings.page_size, loaded.dtype, device)
     core = EngineCore(
         Runner(loaded.model, loaded.layers, attention, cache),
         context_length=context_length,

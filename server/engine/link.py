@@ -22,6 +22,7 @@ from server.engine.types import (
     Abort,
     Failed,
     FromEngine,
+    Launch,
     Loading,
     Ready,
     RefusedError,
@@ -141,11 +142,7 @@ class EngineClient:
             # torch reads the number of threads when it is imported, and a later call doesn't bind them.
             env={**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
         )
-        launch = {
-            "endpoint": endpoint,
-            "folder": str(self._folder),
-            "settings": self._settings.model_dump_json(),
-        }
+        launch = Launch(endpoint, str(self._folder), self._settings.model_dump_json())
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
