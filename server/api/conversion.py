@@ -142,6 +142,8 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> 
         ids = await text_ids(request.text, served)
     if not ids:
         raise errors.invalid([Violation(str(kind), "has no tokens; send at least one character")])
+    if max(ids) >= served.ready.vocabulary_size:  # some tokenizers know more tokens than their model
+        raise errors.invalid([Violation(str(kind), f"has token {max(ids)}, which the model does not know")])
     limit = served.ready.context_length - 1
     if len(ids) > limit:
         raise errors.prompt_too_long(str(kind), len(ids), limit)

@@ -104,6 +104,14 @@ async def test_all_fields_at_fault_are_reported_together(running):
     ]
 
 
+async def test_text_whose_tokens_the_model_does_not_know(running, monkeypatch):
+    monkeypatch.setattr(running.state.served.ready, "vocabulary_size", 10)
+    error = await running.refused(ask("hello"))
+    assert error.code() is INVALID
+    assert violated(error) == ["text"]
+    assert not running.engine.submitted
+
+
 async def test_thousands_of_faults_and_long_names_still_fit_a_status(running):
     many = await running.refused(ask(None, token_ids={"ids": [10**6] * 5000}))
     assert many.code() is INVALID
