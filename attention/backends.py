@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.kernels.base import Kernel
-from attention.patterns.base import Pattern
+from attention.patterns.base import ContentPattern, Pattern
+from attention.patterns.full import Full
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 
@@ -46,6 +47,9 @@ KERNELS: dict[str, str] = {
 }
 
 
+_FULL = Full()
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """What a deployment runs.
@@ -55,18 +59,39 @@ class Attention:
         pattern: which cached tokens a query may see.
         kernel: what computes it.
         reason: why this kernel, in words.
+        layers: the model's attention layers.
     """
 
     backend: str
     pattern: Pattern
     kernel: Kernel
     reason: str
+    layers: tuple[LayerSpec, ...]
 
     @property
     def options(self) -> dict[str, str]:
         """The options in force, defaults included; with them ``resolve`` gives the same again."""
         family = {} if self.backend == self.pattern.name else {"pattern": self.pattern.name}
         return {**family, **self.pattern.options}
+
+    def pattern_of(self, layer: LayerSpec) -> Pattern:
+        """Which cached tokens a query of this layer may see, its own window aside."""
+        return _FULL if layer.index in self.pattern.dense_layers else self.pattern
+
+    def expired(self, seq_len: int, page_size: int) -> range:
+        """Page indices of a sequence that no layer's query at position ``seq_len`` or later can see.
+
+        What the pattern lets go and what a layer's own window does, as far as all layers agree. Once
+        expired, a page stays expired.
+        """
+        first, stop = 0, seq_len // page_size
+        for pattern, window in {(self.pattern_of(layer), layer.window) for layer in self.layers}:
+            gone = pattern.expired(seq_len, page_size)
+            behind = 0 if window is None else max(0, seq_len - window + 1) // page_size
+            if behind >= gone.start:
+                gone = range(0, max(behind, gone.stop))
+            first, stop = max(first, gone.start), min(stop, gone.stop)
+        return range(first, max(first, stop))
 
     def forward(
         self,
@@ -75,9 +100,13 @@ class Attention:
         cache: LayerCache,
         batch: AttentionBatch,
         sinks: torch.Tensor | None = None,
+        turned: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One layer's attention; see ``Kernel.forward`` for shapes."""
-        return self.kernel.forward(layer, query, cache, batch, self.pattern, sinks)
+        pattern = self.pattern_of(layer)
+        if isinstance(pattern, ContentPattern):
+            pattern.update(layer, cache, batch)
+        return self.kernel.forward(layer, query, cache, batch, pattern, sinks, turned)
 
 
 def resolve(
@@ -117,13 +146,19 @@ def resolve(
         pattern: Pattern = _load(entry.pattern)(options)
     except ValueError as error:
         raise UnsupportedError(str(error)) from error
+    if strange := [index for index in pattern.dense_layers if index >= len(layers)]:
+        raise UnsupportedError(
+            f"dense_layers names layer {strange[0]}, but the model's layers are 0 to {len(layers) - 1}; "
+            "choose among these"
+        )
 
     refusals: dict[str, list[str]] = {}
     for name in entry.kernels if kernel == "auto" else (kernel,):
         candidate: Kernel = _load(KERNELS[name])()
-        reasons = candidate.unsupported(layers, torch.device(device), dtype, page_size)
+        reasons = candidate.unsupported(layers, torch.device(device), dtype, page_size, pattern)
         if not reasons:
-            return Attention(backend, pattern, candidate, _reason(name, kernel, entry.kernels, refusals))
+            reason = _reason(name, kernel, entry.kernels, refusals)
+            return Attention(backend, pattern, candidate, reason, tuple(layers))
         refusals[name] = reasons
     message = "; ".join(reason for reasons in refusals.values() for reason in reasons)
     if kernel != "auto":

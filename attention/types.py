@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from attention.patterns.base import ContentPattern, Pattern
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
@@ -51,6 +53,8 @@ class AttentionBatch:
         query_starts: host integers, ``B + 1`` of them.
         seq_lens: host integers, ``B``: tokens of each sequence with keys in the cache once this step's
             keys are written, the queries' own included.
+        prompt_lens: host integers, ``B``: tokens of each sequence that were given to it; what comes after
+            them it wrote itself. May be more than ``seq_lens``.
         page_table: int32 ``[B, P]`` on the device: page ``page_table[b, t // page_size]`` holds token
             ``t`` at offset ``t % page_size``. Entries past the sequence's end, and entries of pages that
             the pattern has let go, hold 0, the page that is never written.
@@ -63,6 +67,7 @@ class AttentionBatch:
 
     query_starts: list[int]
     seq_lens: list[int]
+    prompt_lens: list[int]
     page_table: torch.Tensor
     slots: torch.Tensor
     positions: torch.Tensor
@@ -77,6 +82,8 @@ class AttentionBatch:
         pages: Sequence[Sequence[int]],
         page_size: int,
         device: torch.device | str = "cpu",
+        *,
+        prompt_lens: Sequence[int] | None = None,
     ) -> AttentionBatch:
         """The batch in which each sequence's next tokens are computed.
 
@@ -86,6 +93,7 @@ class AttentionBatch:
             pages: for each sequence, its pages in order, enough for all of these tokens.
             page_size: tokens per page.
             device: where the tensors go.
+            prompt_lens: for each sequence, the tokens that were given to it; ``None`` for all so far.
         """
         have, add = np.asarray(computed, dtype=np.int64), np.asarray(counts, dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(add)])
@@ -98,6 +106,7 @@ class AttentionBatch:
         return cls(
             query_starts=starts.tolist(),
             seq_lens=(have + add).tolist(),
+            prompt_lens=(have + add).tolist() if prompt_lens is None else list(prompt_lens),
             page_table=torch.from_numpy(table).to(device),
             slots=torch.from_numpy(slots).to(device),
             positions=torch.from_numpy(positions).to(device),
@@ -113,6 +122,15 @@ class AttentionBatch:
         """Number of query tokens of sequence ``b``."""
         return self.query_starts[b + 1] - self.query_starts[b]
 
+    @property
+    def owners(self) -> torch.Tensor:
+        """Each query row's sequence, int64 ``[T]`` on the device."""
+        return self.plan("owners", self._owners)
+
+    def _owners(self) -> torch.Tensor:
+        lengths = torch.tensor(self.query_starts, device=self.slots.device).diff()
+        return torch.repeat_interleave(lengths, output_size=self.query_starts[-1])
+
     def plan(self, key: Any, build: Callable[[], Any]) -> Any:
         """What ``build`` makes, made once per batch and key: layers that agree share it."""
         if key not in self.plans:
@@ -126,12 +144,14 @@ class LayerCache(NamedTuple):
     Attributes:
         keys: ``[pages, page_size, kv_heads, head_size]``, after RoPE.
         values: ``[pages, page_size, kv_heads, value_size]``.
+        digest: ``[pages, ...]``, what a ``ContentPattern`` remembers of each page's keys, or ``None``.
 
     Page 0 is never allocated and never written; a page table that points there says "no page".
     """
 
     keys: torch.Tensor
     values: torch.Tensor
+    digest: torch.Tensor | None = None
 
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Stores ``key`` ``[T, kv_heads, head_size]`` and ``value`` at ``slots`` ``[T]``."""
@@ -148,6 +168,7 @@ class PagedCache:
         page_size: tokens per page.
         dtype: number format of keys and values.
         device: where they live.
+        pattern: which digests to keep; layers that it leaves alone have none.
         poison: fill with NaN, so that any read of memory that nobody wrote shows (for tests).
     """
 
@@ -159,6 +180,7 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         *,
+        pattern: Pattern | None = None,
         poison: bool = False,
     ) -> None:
         self.page_size = page_size
@@ -168,13 +190,29 @@ class PagedCache:
             shape = (pages, page_size, layer.kv_heads)
             keys = torch.empty(*shape, layer.head_size, dtype=dtype, device=device)
             values = torch.empty(*shape, layer.value_size, dtype=dtype, device=device)
+            digest = None
+            if form := _digest(layer, page_size, dtype, pattern):
+                digest = torch.zeros(pages, *form[0], dtype=form[1], device=device)
             if poison:
-                keys.fill_(float("nan"))
-                values.fill_(float("nan"))
-            self.layers[layer.index] = LayerCache(keys, values)
+                for tensor in (keys, values, digest):
+                    if tensor is not None:
+                        tensor.fill_(float("nan") if tensor.is_floating_point() else 0x55)
+            self.layers[layer.index] = LayerCache(keys, values, digest)
 
     @staticmethod
-    def bytes_per_page(layers: list[LayerSpec], page_size: int, dtype: torch.dtype) -> int:
-        """Bytes that one page takes over all ``layers``."""
+    def bytes_per_page(
+        layers: list[LayerSpec], page_size: int, dtype: torch.dtype, pattern: Pattern | None = None
+    ) -> int:
+        """Bytes that one page takes over all ``layers``, the pattern's digests included."""
         numbers = sum(layer.kv_heads * (layer.head_size + layer.value_size) for layer in layers)
-        return numbers * page_size * dtype.itemsize
+        forms = [_digest(layer, page_size, dtype, pattern) for layer in layers]
+        digests = sum(form[0].numel() * form[1].itemsize for form in forms if form)
+        return numbers * page_size * dtype.itemsize + digests
+
+
+def _digest(
+    layer: LayerSpec, page_size: int, dtype: torch.dtype, pattern: Pattern | None
+) -> tuple[torch.Size, torch.dtype] | None:
+    if not isinstance(pattern, ContentPattern) or layer.index in pattern.dense_layers:
+        return None
+    return pattern.digest_of(layer, page_size, dtype)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from attention.patterns.base import Pattern
+from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 
@@ -21,7 +21,12 @@ class Kernel(ABC):
 
     @abstractmethod
     def unsupported(
-        self, layers: list[LayerSpec], device: torch.device, dtype: torch.dtype, page_size: int
+        self,
+        layers: list[LayerSpec],
+        device: torch.device,
+        dtype: torch.dtype,
+        page_size: int,
+        pattern: Pattern,
     ) -> list[str]:
         """All reasons why this kernel cannot compute these layers exactly; empty when it can.
 
@@ -37,6 +42,7 @@ class Kernel(ABC):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
+        turned: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of ``T`` query tokens, whose own keys and values are in the cache already.
 
@@ -50,6 +56,8 @@ class Kernel(ABC):
             batch: the step's work; plans that layers can share are kept in it.
             pattern: which cached tokens a query may see.
             sinks: ``[query_heads]``, learned sink logits, for layers that have them.
+            turned: ``[T, query_heads, head_size]``, the queries as they meet the keys of the first
+                ``pattern.turned`` tokens, where that is not as they meet all others.
 
         Returns:
             ``[T, query_heads, value_size]`` in the query's number format.
@@ -74,6 +82,33 @@ def visibility(
     if window is not None:
         visible &= queries - keys < window
     return visible
+
+
+def spans_within(spans: torch.Tensor, positions: torch.Tensor, window: int | None) -> torch.Tensor:
+    """What of a pattern's ranges lies in the layer's own window.
+
+    Args:
+        spans: ``[N, ..., K, 2]``, see ``Pattern.spans``.
+        positions: of the queries, int64 ``[N]``.
+        window: the layer's own sliding window, or ``None``.
+
+    Returns:
+        Ranges of the same shape.
+    """
+    if window is None:
+        return spans
+    least = (positions - window + 1).view(-1, *[1] * (spans.ndim - 1))
+    return spans.maximum(least)
+
+
+def choosing_rows(batch: AttentionBatch, pattern: ContentPattern) -> torch.Tensor:
+    """The query rows that see a choice only, int64 ``[N]``, ascending; the others see all before them."""
+
+    def find() -> torch.Tensor:
+        prompt_lens = torch.tensor(batch.prompt_lens, device=batch.positions.device)[batch.owners]
+        return pattern.chooses(batch.positions, prompt_lens).nonzero().flatten()
+
+    return batch.plan(("choosing", pattern), find)
 
 
 def locate(

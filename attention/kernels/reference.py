@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from attention.kernels.base import Kernel, locate, visibility
-from attention.patterns.base import Pattern
+from attention.kernels.base import Kernel, choosing_rows, locate, visibility
+from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 _LOGITS_BYTES = 256 << 20
@@ -20,7 +20,12 @@ class Reference(Kernel):
     name = "reference"
 
     def unsupported(
-        self, layers: list[LayerSpec], device: torch.device, dtype: torch.dtype, page_size: int
+        self,
+        layers: list[LayerSpec],
+        device: torch.device,
+        dtype: torch.dtype,
+        page_size: int,
+        pattern: Pattern,
     ) -> list[str]:
         """See ``Kernel.unsupported``; it can do all."""
         return []
@@ -33,9 +38,13 @@ class Reference(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
+        turned: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         output = query.new_empty(*query.shape[:2], layer.value_size)
+        choosing = torch.zeros(len(query), dtype=torch.bool, device=query.device)
+        if isinstance(pattern, ContentPattern):
+            choosing[choosing_rows(batch, pattern)] = True
         for b, seq_len in enumerate(batch.seq_lens):
             start, stop = batch.query_starts[b], batch.query_starts[b + 1]
             positions = torch.arange(seq_len, device=query.device)
@@ -46,8 +55,15 @@ class Reference(Kernel):
             rows = max(1, _LOGITS_BYTES // (4 * layer.query_heads * max(1, len(positions))))
             for first in range(start, stop, rows):
                 last = min(first + rows, stop)
-                visible = visibility(batch.positions[first:last, None], positions, layer.window, pattern)
-                output[first:last] = _attend(layer, query[first:last], keys, values, visible, sinks)
+                at = batch.positions[first:last]
+                visible = visibility(at[:, None], positions, layer.window, pattern)[:, None]
+                if isinstance(pattern, ContentPattern):
+                    chosen = pattern.chosen(layer, query[first:last], at, keys, batch.page_size)
+                    visible = visible & (chosen | ~choosing[first:last, None, None])
+                near = None
+                if turned is not None:
+                    near = turned[first:last], positions < pattern.turned
+                output[first:last] = _attend(layer, query[first:last], keys, values, visible, sinks, near)
         return output
 
 
@@ -58,15 +74,25 @@ def _attend(
     values: torch.Tensor,
     visible: torch.Tensor,
     sinks: torch.Tensor | None,
+    near: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
-    """``[R, H, Dv]``: ``query`` ``[R, H, D]`` over ``keys`` ``[L, Hkv, D]`` where ``visible`` ``[R, L]``."""
-    grouped = query.float().unflatten(1, (layer.kv_heads, -1))
-    logits = torch.einsum("rkgd,lkd->kgrl", grouped, keys) * layer.scale
+    """``[R, H, Dv]``: ``query`` ``[R, H, D]`` over ``keys`` ``[L, Hkv, D]``.
+
+    ``visible`` is ``[R, 1 or Hkv, L]``; ``near`` the queries to use instead for some of the keys, and which.
+    """
+    logits = _logits(layer, query, keys)
+    if near is not None:
+        logits = torch.where(near[1], _logits(layer, near[0], keys), logits)
     if layer.softcap is not None:
         logits = layer.softcap * torch.tanh(logits / layer.softcap)
-    logits = logits.masked_fill(~visible, float("-inf"))
+    logits = logits.masked_fill(~visible.transpose(0, 1)[:, None], float("-inf"))
     if sinks is not None:
         column = sinks.float().view(layer.kv_heads, -1, 1, 1).expand(-1, -1, len(query), 1)
         logits = torch.cat([logits, column], dim=-1)
     weights = logits.softmax(dim=-1)[..., : len(keys)]
     return torch.einsum("kgrl,lkd->rkgd", weights, values).flatten(1, 2)
+
+
+def _logits(layer: LayerSpec, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    grouped = query.float().unflatten(1, (layer.kv_heads, -1))
+    return torch.einsum("rkgd,lkd->kgrl", grouped, keys) * layer.scale

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.kernels.base import Kernel, layer_ranges, locate, visibility
-from attention.patterns.base import Pattern
+from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,10 +53,17 @@ class Sdpa(Kernel):
     name = "sdpa"
 
     def unsupported(
-        self, layers: list[LayerSpec], device: torch.device, dtype: torch.dtype, page_size: int
+        self,
+        layers: list[LayerSpec],
+        device: torch.device,
+        dtype: torch.dtype,
+        page_size: int,
+        pattern: Pattern,
     ) -> list[str]:
         """See ``Kernel.unsupported``."""
         reasons = []
+        if isinstance(pattern, ContentPattern) or pattern.turned:
+            reasons.append(f"sdpa cannot compute {pattern.name}")
         if capped := [layer for layer in layers if layer.softcap is not None]:
             reasons.append(f"sdpa lacks soft-capping ({layer_ranges(capped)})")
         if sinks := [layer for layer in layers if layer.sinks]:
@@ -73,6 +80,7 @@ class Sdpa(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
+        turned: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         dtype = cache.keys.dtype

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
+
+if TYPE_CHECKING:
+    from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 
 class Pattern(ABC):
@@ -15,10 +18,14 @@ class Pattern(ABC):
     Attributes:
         name: what the pattern is called in settings, logs and metrics.
         dense: every earlier token is visible and no page ever expires, so kernels may skip the rule.
+        dense_layers: indices of layers that the pattern leaves alone; these see every earlier token.
+        turned: the number of first tokens that are seen from another distance; see ``turn``.
     """
 
     name: str
     dense: bool = False
+    dense_layers: tuple[int, ...] = ()
+    turned: int = 0
 
     @classmethod
     @abstractmethod
@@ -47,8 +54,120 @@ class Pattern(ABC):
         """
 
     @abstractmethod
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """The same rule as ranges, for kernels that must not look at every position.
+
+        Args:
+            positions: of queries, int64 ``[N]``.
+
+        Returns:
+            int64 ``[N, K, 2]``: ``K`` half-open ranges of key positions for each query, disjoint and in
+            ascending order but for empty ones, whose begin equals their end.
+        """
+
+    @abstractmethod
     def expired(self, seq_len: int, page_size: int) -> range:
         """Page indices of a sequence that no query at position ``seq_len`` or later can see.
 
         Once expired, a page stays expired. The KV manager frees these pages and puts 0 in the page table.
+        """
+
+    def turn(self, positions: torch.Tensor) -> torch.Tensor:
+        """How many positions nearer a query stands to the first ``turned`` tokens than it really does.
+
+        Args:
+            positions: of queries, int64 ``[N]``.
+
+        Returns:
+            int64 ``[N]``, at least 0; only asked where ``turned`` is not 0.
+        """
+        raise NotImplementedError(f"{self.name} turns nothing")
+
+
+class ContentPattern(Pattern):
+    """A pattern that chooses by what queries and keys are, for each key head by itself.
+
+    Its rule over positions is plain causality (``visible``, ``spans``): what may be chosen at best. No page
+    expires. What it remembers of each page's keys, its *digest*, lies in ``LayerCache.digest``.
+
+    Attributes:
+        decoded_keys_differ: rows below ``prompt_lens`` see all, those after it choose, so that the deeper
+            layers' keys of an output token are not those of the same token in a prompt.
+    """
+
+    decoded_keys_differ: bool = False
+
+    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.visible``: what may be chosen at best."""
+        return key_positions <= query_positions
+
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.spans``: what may be chosen at best."""
+        return torch.stack([torch.zeros_like(positions), positions + 1], dim=-1)[:, None]
+
+    def expired(self, seq_len: int, page_size: int) -> range:
+        """See ``Pattern.expired``; nothing ever expires."""
+        return range(0)
+
+    @abstractmethod
+    def digest_of(
+        self, layer: LayerSpec, page_size: int, dtype: torch.dtype
+    ) -> tuple[torch.Size, torch.dtype]:
+        """Shape and number format of one page's digest, for a cache of keys in ``dtype``."""
+
+    @abstractmethod
+    def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+        """Brings ``cache.digest`` up to date; called when the step's keys have just been written."""
+
+    @abstractmethod
+    def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
+        """Which queries see a choice only: bool ``[N]``. The others see every earlier token.
+
+        Args:
+            positions: int64 ``[N]``.
+            prompt_lens: int64 ``[N]``, the prompt length of each query's sequence.
+        """
+
+    @abstractmethod
+    def chosen(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        page_size: int,
+    ) -> torch.Tensor:
+        """What each query that chooses sees: the pattern's definition, from the keys themselves.
+
+        Args:
+            layer: the layer.
+            query: ``[R, H, D]`` of one sequence, after RoPE.
+            positions: int64 ``[R]``.
+            keys: ``[L, Hkv, D]``, all of the sequence up to its last query, from position 0 on.
+            page_size: tokens per page.
+
+        Returns:
+            bool ``[R, Hkv, L]``. Never true for a later key, always true for a query's own.
+        """
+
+    @abstractmethod
+    def select(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        rows: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """The same choice as ranges, from the digests.
+
+        Args:
+            layer: the layer.
+            query: ``[N, H, D]``, after RoPE: the rows ``rows`` of the batch's queries.
+            rows: int64 ``[N]``, indices of query rows of the batch.
+            cache: the layer's keys, values and digest.
+            batch: the step's work.
+
+        Returns:
+            int64 ``[N, Hkv, K, 2]``, ranges as in ``Pattern.spans``.
         """

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from attention.patterns.options import NumberedPattern
+from attention.patterns.options import NumberedPattern, ranges
 
 # Constants of the SplitMix64 generator (Steele et al., 2014), as signed 64-bit integers.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
@@ -28,12 +28,21 @@ class BigBird(NumberedPattern):
         window_blocks: blocks of the window, the query's own included; at least 1.
         random_blocks: draws for each block of queries.
         seed: of the draws.
+        dense_layers: indices of layers that see every earlier token instead; with any, no page is freed.
     """
 
     name = "bigbird"
     numbers: ClassVar = {"block": (64, 1), "window_blocks": (3, 1), "random_blocks": (3, 0), "seed": (0, 0)}
 
-    def __init__(self, block: int, window_blocks: int, random_blocks: int, seed: int) -> None:
+    def __init__(
+        self,
+        block: int,
+        window_blocks: int,
+        random_blocks: int,
+        seed: int,
+        dense_layers: tuple[int, ...] = (),
+    ) -> None:
+        self.dense_layers = dense_layers
         self.block = block
         self.window_blocks = window_blocks
         self.random_blocks = random_blocks
@@ -46,6 +55,18 @@ class BigBird(NumberedPattern):
         for draw in range(self.random_blocks):
             near = near | (key_blocks == self._drawn(query_blocks, draw))
         return near & (key_positions <= query_positions)
+
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.spans``; the first block, the drawn ones, then the window."""
+        own = positions // self.block
+        near = (own - self.window_blocks + 1).clamp(min=0)
+        zero = torch.zeros_like(own)
+        drawn = torch.stack([zero, *(self._drawn(own, draw) for draw in range(self.random_blocks))], dim=-1)
+        drawn = drawn.sort(dim=-1).values
+        again = (drawn >= near[:, None]) | (drawn == torch.nn.functional.pad(drawn[:, :-1], (1, 0), value=-1))
+        begin = drawn * self.block
+        blocks = torch.stack([begin, begin + self.block * ~again], dim=-1)
+        return torch.cat([blocks, ranges((near * self.block, positions + 1))], dim=1)
 
     def expired(self, seq_len: int, page_size: int) -> range:
         """See ``Pattern.expired``; nothing ever expires."""

@@ -32,6 +32,10 @@ class Full(Pattern):
         """See ``Pattern.visible``."""
         return key_positions <= query_positions
 
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.spans``."""
+        return torch.stack([torch.zeros_like(positions), positions + 1], dim=-1)[:, None]
+
     def expired(self, seq_len: int, page_size: int) -> range:
         """See ``Pattern.expired``; nothing ever expires."""
         return range(0)

@@ -22,12 +22,14 @@ class Longformer(NumberedPattern):
     Args:
         window: recent tokens that a query sees, itself included; at least 1.
         global_tokens: first tokens that every query sees.
+        dense_layers: indices of layers that see every earlier token instead; with any, no page is freed.
     """
 
     name = "longformer"
     numbers: ClassVar = {"window": (512, 1), "global_tokens": (16, 0)}
 
-    def __init__(self, window: int, global_tokens: int) -> None:
+    def __init__(self, window: int, global_tokens: int, dense_layers: tuple[int, ...] = ()) -> None:
+        self.dense_layers = dense_layers
         self.window = window
         self.global_tokens = global_tokens
         self._rule = SlidingWindow(window, global_tokens)
@@ -35,6 +37,10 @@ class Longformer(NumberedPattern):
     def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """See ``Pattern.visible``."""
         return self._rule.visible(query_positions, key_positions)
+
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.spans``."""
+        return self._rule.spans(positions)
 
     def expired(self, seq_len: int, page_size: int) -> range:
         """See ``Pattern.expired``."""

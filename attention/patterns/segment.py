@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from attention.patterns.options import NumberedPattern
+from attention.patterns.options import NumberedPattern, ranges
 
 
 class Segment(NumberedPattern):
@@ -22,12 +22,14 @@ class Segment(NumberedPattern):
     Args:
         segment: tokens of a segment; at least 1.
         sinks: first tokens that every query sees.
+        dense_layers: indices of layers that see every earlier token instead; with any, no page is freed.
     """
 
     name = "segment"
     numbers: ClassVar = {"segment": (512, 1), "sinks": (4, 0)}
 
-    def __init__(self, segment: int, sinks: int) -> None:
+    def __init__(self, segment: int, sinks: int, dense_layers: tuple[int, ...] = ()) -> None:
+        self.dense_layers = dense_layers
         self.segment = segment
         self.sinks = sinks
 
@@ -35,6 +37,11 @@ class Segment(NumberedPattern):
         """See ``Pattern.visible``."""
         near = key_positions // self.segment >= query_positions // self.segment - 1
         return (near | (key_positions < self.sinks)) & (key_positions <= query_positions)
+
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.spans``; the sinks, then the two segments."""
+        near = (positions // self.segment - 1).clamp(min=0) * self.segment
+        return ranges((torch.zeros_like(near), near.clamp(max=self.sinks)), (near, positions + 1))
 
     def expired(self, seq_len: int, page_size: int) -> range:
         """See ``Pattern.expired``; the pages between the sinks' and the previous segment's."""

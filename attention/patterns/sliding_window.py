@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from attention.patterns.options import NumberedPattern
+from attention.patterns.options import NumberedPattern, ranges
 
 
 class SlidingWindow(NumberedPattern):
@@ -22,12 +22,14 @@ class SlidingWindow(NumberedPattern):
     Args:
         window: recent tokens that a query sees, itself included; at least 1.
         sinks: first tokens that every query sees.
+        dense_layers: indices of layers that see every earlier token instead; with any, no page is freed.
     """
 
     name = "sliding_window"
     numbers: ClassVar = {"window": (1020, 1), "sinks": (4, 0)}
 
-    def __init__(self, window: int, sinks: int) -> None:
+    def __init__(self, window: int, sinks: int, dense_layers: tuple[int, ...] = ()) -> None:
+        self.dense_layers = dense_layers
         self.window = window
         self.sinks = sinks
 
@@ -35,6 +37,11 @@ class SlidingWindow(NumberedPattern):
         """See ``Pattern.visible``."""
         near = (key_positions < self.sinks) | (query_positions - key_positions < self.window)
         return near & (key_positions <= query_positions)
+
+    def spans(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.spans``; the sinks, then the window."""
+        near = (positions - self.window + 1).clamp(min=0)
+        return ranges((torch.zeros_like(near), near.clamp(max=self.sinks)), (near, positions + 1))
 
     def expired(self, seq_len: int, page_size: int) -> range:
         """See ``Pattern.expired``; the pages between the sinks' and the window's."""

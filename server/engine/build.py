@@ -71,8 +71,11 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     self_check(loaded, check_with, settings.page_size)
 
     report("allocating the KV cache", 0.95)
-    pages, context_length = _size_cache(settings, loaded, attention, device)
-    cache = PagedCache(loaded.layers, pages, settings.page_size, loaded.dtype, device)
+    page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype, attention.pattern)
+    pages, context_length = _size_cache(settings, loaded, attention, device, page_bytes)
+    cache = PagedCache(
+        loaded.layers, pages, settings.page_size, loaded.dtype, device, pattern=attention.pattern
+    )
     core = EngineCore(
         Runner(loaded.model, loaded.layers, attention, cache),
         context_length=context_length,
@@ -96,7 +99,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         attention_options=dict(attention.options),
         page_size=settings.page_size,
         pages_total=pages - 1,
-        kv_bytes=pages * PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype),
+        kv_bytes=pages * page_bytes,
         threads=threads,
         versions={"torch": str(torch.__version__), "transformers": transformers.__version__},
     )
@@ -113,10 +116,9 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
 
 
 def _size_cache(
-    settings: Settings, loaded: LoadedModel, attention: Attention, device: str
+    settings: Settings, loaded: LoadedModel, attention: Attention, device: str, page_bytes: int
 ) -> tuple[int, int]:
     """Number of pages, page 0 included, and the context length that they allow."""
-    page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype)
     if settings.kv_memory is not None:
         budget = settings.kv_memory
     else:
@@ -130,7 +132,7 @@ def _size_cache(
             f"({page_bytes / 2**20:.2f} MiB) beside the reserved one; raise --kv-memory or lower --page-size"
         )
     needed = most_pages(
-        loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.pattern.expired
+        loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.expired
     )
     if needed < pages:
         return pages, loaded.context_length

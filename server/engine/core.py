@@ -36,7 +36,7 @@ class EngineCore:
         self.runner = runner
         self.context_length = context_length
         self.check_integrity = check_integrity
-        expired = runner.attention.pattern.expired
+        expired = runner.attention.expired
         cache = runner.cache
         self.kv = KVManager(cache.pages, cache.page_size, prefix_cache=prefix_cache, expired=expired)
         needed = most_pages(context_length, max_batch_tokens, cache.page_size, expired)

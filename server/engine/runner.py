@@ -58,6 +58,7 @@ class Runner:
             [s.pages for s, _ in works],
             self.cache.page_size,
             self.device,
+            prompt_lens=[s.prompt_len for s, _ in works],
         )
         ids = np.concatenate(
             [np.asarray(s.tokens[s.computed : s.computed + n], dtype=np.int64) for s, n in works]

@@ -33,6 +33,7 @@ class Case:
         batch = AttentionBatch(
             [0, stop - start],
             [self.batch.seq_lens[b]],
+            [self.batch.prompt_lens[b]],
             self.batch.page_table[b : b + 1],
             self.batch.slots[start:stop],
             self.batch.positions[start:stop],
@@ -91,6 +92,7 @@ def make_case(
         starts.append(starts[-1] + queries)
     batch = AttentionBatch(
         starts,
+        [length for length, _ in sequences],
         [length for length, _ in sequences],
         table.to(device),
         torch.cat(slots).to(device),

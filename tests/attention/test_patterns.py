@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention.backends import UnsupportedError, resolve
+from attention.backends import Attention, UnsupportedError, resolve
+from attention.kernels.base import visibility
+from attention.kernels.reference import Reference
 from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.segment import Segment
@@ -85,21 +87,28 @@ def test_bigbird_draws_all_earlier_blocks_about_equally():
     ("backend", "given", "in_force"),
     [
         ("full", {}, {}),
-        ("sliding_window", {"window": "64"}, {"window": "64", "sinks": "4"}),
+        ("sliding_window", {"window": "64"}, {"window": "64", "sinks": "4", "dense_layers": ""}),
         (
             "sparse",
             {"pattern": "longformer"},
-            {"pattern": "longformer", "window": "512", "global_tokens": "16"},
+            {"pattern": "longformer", "window": "512", "global_tokens": "16", "dense_layers": ""},
         ),
         (
             "sparse",
             {"pattern": "segment", "sinks": "0"},
-            {"pattern": "segment", "segment": "512", "sinks": "0"},
+            {"pattern": "segment", "segment": "512", "sinks": "0", "dense_layers": ""},
         ),
         (
             "sparse",
             {"pattern": "bigbird", "seed": "3"},
-            {"pattern": "bigbird", "block": "64", "window_blocks": "3", "random_blocks": "3", "seed": "3"},
+            {
+                "pattern": "bigbird",
+                "block": "64",
+                "window_blocks": "3",
+                "random_blocks": "3",
+                "seed": "3",
+                "dense_layers": "",
+            },
         ),
     ],
 )
@@ -116,6 +125,8 @@ def test_options_come_back_with_their_defaults(backend, given, in_force):
         ("sliding_window", {"window": "-3"}, "window is '-3'"),
         ("sliding_window", {"sinks": "1.5"}, "sinks is '1.5'"),
         ("sliding_window", {"size": "4"}, "has no option 'size'; its options are window, sinks"),
+        ("sliding_window", {"dense_layers": "0,x"}, "dense_layers is '0,x'; give indices of layers"),
+        ("sliding_window", {"dense_layers": "0, 1"}, "names layer 1, but the model's layers are 0 to 0"),
         ("sparse", {}, "choose pattern=longformer or pattern=bigbird or pattern=segment"),
         ("sparse", {"pattern": "psychic"}, "has no pattern 'psychic'"),
         ("sparse", {"pattern": "segment", "window": "4"}, "segment has no option 'window'"),
@@ -125,3 +136,46 @@ def test_options_that_make_no_sense_are_refused(backend, options, sentence):
     with pytest.raises(UnsupportedError) as error:
         resolve(backend, options, "auto", LAYERS, "cpu", torch.float32, 16)
     assert sentence in str(error.value)
+
+
+@given(patterns, st.lists(st.integers(0, 150), min_size=1, max_size=8))
+def test_spans_are_the_rule(pattern: Pattern, positions):
+    at = torch.tensor(positions)
+    keys = torch.arange(160)
+    expected = pattern.visible(at[:, None], keys)
+    spans = pattern.spans(at)
+    covered = (keys >= spans[..., :1]) & (keys < spans[..., 1:])
+    assert torch.equal(covered.sum(dim=1), expected.long()), "ranges overlap, or are not the rule"
+    for begin, end in (row[row[:, 0] < row[:, 1]].T for row in spans):
+        assert (begin[1:] >= end[:-1]).all(), "ranges are not in order"
+
+
+@given(
+    patterns,
+    st.lists(st.none() | st.integers(1, 60), min_size=1, max_size=3),
+    st.integers(0, 120),
+    st.integers(1, 9),
+)
+def test_a_page_goes_only_when_no_layer_wants_it(pattern: Pattern, windows, seq_len, page_size):
+    layers = [LayerSpec(i, 4, 2, 16, 16, 0.25, window=window) for i, window in enumerate(windows)]
+    attention = Attention("any", pattern, Reference(), "", tuple(layers))
+    later, keys = torch.arange(seq_len, seq_len + 300)[:, None], torch.arange(seq_len)
+    seen = torch.stack([visibility(later, keys, layer.window, pattern) for layer in layers]).any(dim=(0, 1))
+    gone = attention.expired(seq_len, page_size)
+    assert not any(bool(seen[i * page_size : (i + 1) * page_size].any()) for i in gone)
+    if None in windows:
+        assert len(gone) <= len(pattern.expired(seq_len, page_size))
+    elif pattern.name == "full":
+        assert len(gone) == max(0, seq_len - max(windows) + 1) // page_size
+
+
+def test_layers_left_alone_keep_every_page():
+    window = SlidingWindow(4, 1, dense_layers=(1,))
+    layers = tuple(LayerSpec(i, 4, 2, 16, 16, 0.25) for i in range(3))
+    attention = Attention("any", window, Reference(), "", layers)
+    assert attention.expired(100, 4) == range(0)
+    assert [attention.pattern_of(layer).name for layer in layers] == [
+        "sliding_window",
+        "full",
+        "sliding_window",
+    ]

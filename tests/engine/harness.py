@@ -52,7 +52,7 @@ def make_core(
     """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed."""
     dtype = next(loaded.model.parameters()).dtype
     attention = resolve(backend, options or {}, kernel, loaded.layers, torch.device("cpu"), dtype, page_size)
-    cache = PagedCache(loaded.layers, pages, page_size, dtype, poison=True)
+    cache = PagedCache(loaded.layers, pages, page_size, dtype, pattern=attention.pattern, poison=True)
     capacity = (pages - 1) * page_size
     return EngineCore(
         Runner(loaded.model, loaded.layers, attention, cache),
