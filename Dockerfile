@@ -24,7 +24,7 @@ COPY server server
 COPY proto proto
 COPY loadtest loadtest
 RUN /opt/longspan/bin/pip wheel --no-deps --wheel-dir dist . \
-    && /opt/longspan/bin/pip install -c constraints.txt "$(echo dist/longspan-*.whl)[server]"
+    && /opt/longspan/bin/pip install -c constraints.txt "$(echo dist/longspan-*.whl)[server,otel]"
 
 FROM python:${PYTHON}-slim
 

@@ -29,6 +29,7 @@ from server.models.resolve import ModelFiles, resolve_model
 from server.observe import metrics as observed
 from server.observe.logging import configure_logging
 from server.observe.progress import StartProgress
+from server.observe.tracing import Traces
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Server:
         self.metrics_port = 0
         self._metrics = observed.Metrics()
         self._health = HealthServicer()
+        self._traces: Traces | None = None
         self._engine: EngineClient | None = None
         self._grpc: aio.Server | None = None
         self._http: WSGIServer | None = None
@@ -104,7 +106,9 @@ class Server:
         self._http, self.metrics_port = observed.listen(
             registry, settings.metrics_host, settings.metrics_port
         )
-        service = InferenceServicer(self.state, self._metrics)
+        if settings.otlp_endpoint is not None:
+            self._traces = Traces(settings.otlp_endpoint, VERSION)
+        service = InferenceServicer(self.state, self._metrics, self._traces)
         grpc_metrics = observed.GrpcMetrics(registry)
         self._grpc, self.port = listen(settings.host, settings.port, service, self._health, grpc_metrics)
         await self._grpc.start()
@@ -232,6 +236,8 @@ class Server:
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
+        if self._traces is not None:
+            await in_thread(self._traces.close)
 
 
 def serve(settings: Settings) -> int:
@@ -240,7 +246,7 @@ def serve(settings: Settings) -> int:
     Returns:
         The process's exit code.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Server(settings).run())

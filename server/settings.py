@@ -118,6 +118,14 @@ class Settings(BaseSettings):
         description="Check the KV allocator's books after every step; the engine dies if they are wrong.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Logs as lines for people, or one JSON object per line."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Where to send OpenTelemetry traces, like http://127.0.0.1:4317. Needs the extra otel.",
+    )
 
     @field_validator("cache_dir")
     @classmethod

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import grpc
 
-from longspan.v1 import inference_pb2
+from longspan.v1 import inference_pb2, types_pb2
 from server.api import conversion, errors
 from server.api.answer import Answer, Event
 from server.api.state import Served, ServerState
 from server.engine.link import EngineDeadError, NewsStream
 from server.engine.types import Submit
 from server.observe.metrics import Metrics
-from server.observe.request import RequestRecord
+from server.observe.request import Moments, RequestRecord
+from server.observe.tracing import Metadata, Traces
+
+log = logging.getLogger("longspan.requests")
 
 
 class Generation:
     """A request in flight. ``events`` runs it, once; ``abort`` and ``fail`` end it from another task."""
 
     def __init__(
-        self, request: inference_pb2.GenerateRequest, request_id: str, state: ServerState, metrics: Metrics
+        self,
+        request: inference_pb2.GenerateRequest,
+        request_id: str,
+        state: ServerState,
+        metrics: Metrics,
+        traces: Traces | None = None,
     ) -> None:
         self._arrival = time.monotonic()
         self._request = request
         self._request_id = request_id
         self._state = state
         self._metrics = metrics
+        self._traces = traces
+        self._record: RequestRecord | None = None
         self._stream: NewsStream | None = None
         self._aborted = False
         self._error: errors.ServiceError | None = None
@@ -49,13 +60,16 @@ class Generation:
         if self._stream is not None:
             self._stream.abort()
 
-    async def events(self, cancellation: Callable[[], grpc.StatusCode]) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, cancellation: Callable[[], grpc.StatusCode], metadata: Metadata = ()
+    ) -> AsyncGenerator[Event, None]:
         """Accepted, prompt log probabilities where asked for, deltas, Finished.
 
         The engine forgets the request as soon as this iterator is closed, for whatever reason.
 
         Args:
             cancellation: tells, once the call was ended from outside, with which status.
+            metadata: of the call.
 
         Raises:
             ServiceError: the request can't be answered, or no longer.
@@ -76,6 +90,7 @@ class Generation:
             raise
         finally:
             self._metrics.requests.labels(*self._metrics.labels(self._finish, code.name)).inc()
+            self._tell(code, metadata)
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         served = self._state.model(self._request.model)
@@ -86,7 +101,7 @@ class Generation:
                 raise self._error
             ids = served.engine.new_ids(plan.n)
             answer = Answer(self._request, self._request_id, served, ids, len(prompt))
-            record = RequestRecord(self._metrics, plan.n, self._arrival)
+            record = self._record = RequestRecord(self._metrics, plan.n, self._arrival)
             if not self._aborted:
                 sequences = plan.sequences(ids, prompt, served.ready.context_length)
                 async with aclosing(self._follow(served, sequences, answer, record)) as events:
@@ -111,3 +126,40 @@ class Generation:
                 self._stream.abort()
         if self._error is not None:
             raise self._error
+
+    def _tell(self, code: grpc.StatusCode, metadata: Metadata) -> None:
+        """The log's line about a request that has ended, and its trace."""
+        record = self._record
+        usage = record.usage() if record is not None else types_pb2.Usage()
+        moments = record.moments() if record is not None else self._nothing()
+        seconds = moments.end - moments.arrival
+        log.info(
+            "request %s: %s, %s; %d prompt tokens, %d generated, %.3f s",
+            *(self._request_id, code.name, self._finish),
+            *(usage.prompt_tokens, usage.completion_tokens, seconds),
+            extra={
+                "request_id": self._request_id,
+                "grpc_code": code.name,
+                "finish_reason": self._finish,
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_prompt_tokens": usage.cached_prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "seconds": round(seconds, 6),
+            },
+        )
+        if self._traces is not None:
+            served = self._state.served
+            attributes: dict[str, str | int | float | list[str]] = {
+                "gen_ai.operation.name": "text_completion",
+                "gen_ai.request.model": self._request.model or (served.name if served else ""),
+                "gen_ai.response.id": self._request_id,
+                "gen_ai.response.finish_reasons": [self._finish],
+                "gen_ai.usage.input_tokens": usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": usage.completion_tokens,
+                "longspan.usage.cached_input_tokens": usage.cached_prompt_tokens,
+            }
+            self._traces.request(metadata, moments, code, attributes)
+
+    def _nothing(self) -> Moments:
+        """The moments of a request that came to nothing before the engine had it."""
+        return Moments(self._arrival, None, None, None, time.monotonic())

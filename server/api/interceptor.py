@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -18,6 +17,7 @@ from grpc import aio
 from longspan.v1 import inference_pb2
 from server.api import errors
 from server.api.conversion import valid_request_id
+from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
 
 log = logging.getLogger("longspan.api")
@@ -27,9 +27,6 @@ STALL_SECONDS = 30.0
 
 # A deadline and its cancellation are not seen at exactly the same time.
 _DEADLINE_SLACK_SECONDS = 0.02
-
-request_id: ContextVar[str] = ContextVar("request_id")
-"""The name of the call that this task serves: the client's ``request_id``, or one drawn here."""
 
 Context = aio.ServicerContext[Any, Any]
 

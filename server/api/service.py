@@ -16,9 +16,11 @@ from server.api import conversion, errors
 from server.api.answer import Event, collect
 from server.api.errors import Violation
 from server.api.generation import Generation
-from server.api.interceptor import Context, cancellation_code, request_id
+from server.api.interceptor import Context, cancellation_code
 from server.api.state import Served, ServerState
+from server.observe.logging import request_id
 from server.observe.metrics import Metrics
+from server.observe.tracing import Traces
 
 VERSION = importlib.metadata.version("longspan")
 
@@ -26,9 +28,10 @@ VERSION = importlib.metadata.version("longspan")
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """``longspan.v1.InferenceService``. Its errors are ``ServiceError``s, which the interceptor sends."""
 
-    def __init__(self, state: ServerState, metrics: Metrics) -> None:
+    def __init__(self, state: ServerState, metrics: Metrics, traces: Traces | None = None) -> None:
         self._state = state
         self._metrics = metrics
+        self._traces = traces
 
     async def Generate(  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -48,8 +51,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _events(
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[Event, None]:
-        generation = Generation(request, request_id.get(), self._state, self._metrics)
-        return generation.events(lambda: cancellation_code(context))
+        generation = Generation(request, request_id.get(), self._state, self._metrics, self._traces)
+        metadata = [(key, value) for key, value in context.invocation_metadata() or ()]
+        return generation.events(lambda: cancellation_code(context), metadata)
 
     async def Abort(  # noqa: N802
         self, request: inference_pb2.AbortRequest, context: Context

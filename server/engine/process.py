@@ -99,7 +99,7 @@ def main() -> int:
         line += chunk
     launch = msgspec.json.decode(line, type=Launch)
     settings = Settings.model_validate(json.loads(launch.settings))
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     context = zmq.Context(io_threads=1)
     socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 1000)

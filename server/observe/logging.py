@@ -1,21 +1,51 @@
-"""Logs: one readable line per record on standard error, nothing of what users write at ``info`` and above."""
+"""Logs on standard error, for people or as JSON; nothing of what users write at ``info`` and above."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
+from typing import Literal
 
-_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The name of the call that this task serves: the client's ``request_id``, or one drawn by the server."""
+
+LogFormat = Literal["text", "json"]
+
+_TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, form: LogFormat = "text") -> None:
     """Sends the process's records of at least ``level`` (``debug`` to ``error``) to standard error.
 
+    As JSON, one object per line: ``timestamp`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, what the
+    record carries beside (``extra``), and ``request_id`` where a request is being served.
     Libraries speak up from ``warning`` on: ``--log-level debug`` shows Longspan and not its dependencies.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+    if form == "json":
+        handler.addFilter(_name_request)
+        handler.setFormatter(_json_formatter())
+    else:
+        handler.setFormatter(logging.Formatter(_TEXT, datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("longspan").setLevel(level.upper())
+
+
+def _name_request(record: logging.LogRecord) -> bool:
+    if not hasattr(record, "request_id") and (name := request_id.get()):
+        record.request_id = name
+    return True
+
+
+def _json_formatter() -> logging.Formatter:
+    from pythonjsonlogger.json import JsonFormatter
+
+    return JsonFormatter(
+        "{levelname}{name}{message}",
+        style="{",
+        timestamp=True,
+        rename_fields={"levelname": "level", "name": "logger"},
+    )

@@ -18,6 +18,34 @@ class _Sample:
     preemptions: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """When what happened to a request, in monotonic seconds; ``None`` for what did not happen.
+
+    Attributes:
+        arrival: it came.
+        started: the engine began.
+        first: its first token.
+        last: its last token.
+        end: its answer was complete, or it was cut off.
+    """
+
+    arrival: float
+    started: float | None
+    first: float | None
+    last: float | None
+    end: float
+
+    def phases(self) -> list[tuple[str, float, float]]:
+        """Queue, prefill and decode, as far as it came: name, begin, end. Where one ends the next begins."""
+        phases = [("queue", self.arrival, self.end if self.started is None else self.started)]
+        if self.started is not None:
+            phases.append(("prefill", self.started, self.end if self.first is None else self.first))
+        if self.first is not None and self.last is not None:
+            phases.append(("decode", self.first, self.last))
+        return phases
+
+
 class RequestRecord:
     """What a request costs. All times are monotonic; the engine's come from the same clock.
 
@@ -75,13 +103,25 @@ class RequestRecord:
             completion_tokens=sum(sample.tokens for sample in self._samples),
         )
 
+    def moments(self) -> Moments:
+        """When what happened so far; it ends now."""
+        produced = [sample for sample in self._samples if sample.tokens]
+        return Moments(
+            arrival=self._arrival,
+            started=self._started,
+            first=min((sample.first for sample in produced), default=None),
+            last=max((sample.last for sample in produced), default=None),
+            end=time.monotonic(),
+        )
+
     def complete(self) -> types_pb2.Timings:
         """Closes the record of a request that was answered, and gives its times."""
-        end = time.monotonic()
+        moments = self.moments()
+        end = moments.end
+        first = end if moments.first is None else moments.first
+        last = end if moments.last is None else moments.last
+        started = first if moments.started is None else moments.started
         produced = [sample for sample in self._samples if sample.tokens]
-        first = min((sample.first for sample in produced), default=end)
-        last = max((sample.last for sample in produced), default=end)
-        started = self._started or first
         timings = types_pb2.Timings(
             queue_seconds=started - self._arrival,
             prefill_seconds=first - started,

@@ -61,6 +61,7 @@ class Running:
     engine: FakeEngine
     metrics: Metrics
     health: HealthServicer
+    service: InferenceServicer
     server: aio.Server
     channel: aio.Channel
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
@@ -149,7 +150,7 @@ async def loading(settings, tokenizer, tmp_path):
         f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)]
     ) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        yield Running(state, engine, metrics, health, server, channel, stub)
+        yield Running(state, engine, metrics, health, service, server, channel, stub)
     await server.stop(0)
     await engine.stop()
 

@@ -65,6 +65,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "cache_dir": ("/var/cache/x", Path("/var/cache/x")),
     "check_integrity": ("true", True),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "otlp_endpoint": ("http://127.0.0.1:4317", "http://127.0.0.1:4317"),
 }
 # Those whose flag takes no value, or may be repeated, are not of the plain form --NAME VALUE.
 OTHERS = ("attention_option", "prefix_cache", "check_integrity")
