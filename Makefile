@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'Longspan needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv --without-pip .venv
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,otel,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,load,otel,dev]'
 	@touch $@
 
 # exec: the server is make's own child, and gets its signals without a shell between them

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli_generate import generate
+from server.cli_load import load
 from server.cli_models import models
 from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call, require_server
 
@@ -59,6 +60,7 @@ def _serve(settings: Settings) -> int:
 
 
 application.command()(generate)
+application.command()(load)
 
 
 @application.command()

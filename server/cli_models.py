@@ -8,11 +8,9 @@ from typing import Annotated
 
 import typer
 
-from server.cli_shared import fail, require_server
+from server.cli_shared import UNBROKEN, fail, require_server
 
 models = typer.Typer(no_args_is_help=True, help="Models on this machine.")
-
-_UNBROKEN = 1000  # columns: what reads a pipe wants a model on a line
 
 CacheDir = Annotated[
     Path | None,
@@ -41,7 +39,7 @@ def list_models(cache_dir: CacheDir = None) -> None:
     table.columns[3].overflow = "fold"
     for model in found:
         table.add_row(Text(model.name), decimal(model.size), Text(model.source), Text(str(model.folder)))
-    Console(width=None if sys.stdout.isatty() else _UNBROKEN).print(table)
+    Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)
 
 
 @models.command("pull")

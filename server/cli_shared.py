@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
 
+UNBROKEN = 1000  # columns: what reads a pipe wants a table's row on a line
+
 Host = Annotated[str, typer.Option(envvar="LONGSPAN_HOST", help="Address of the server.")]
 Port = Annotated[
     int, typer.Option(envvar="LONGSPAN_PORT", min=1, max=65535, help="Port of its gRPC service.")

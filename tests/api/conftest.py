@@ -65,6 +65,7 @@ class Running:
     server: aio.Server
     channel: aio.Channel
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
+    port: int
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -150,7 +151,7 @@ async def loading(settings, tokenizer, tmp_path):
         f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)]
     ) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        yield Running(state, engine, metrics, health, service, server, channel, stub)
+        yield Running(state, engine, metrics, health, service, server, channel, stub, port)
     await server.stop(0)
     await engine.stop()
 

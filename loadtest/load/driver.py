@@ -1,0 +1,182 @@
+"""Runs a load: splits sessions over client processes, starts them together, collects their records."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from loadtest.load import worker
+from loadtest.load.arrivals import arrival_times
+from loadtest.load.types import ClosedLoop, Load, Record, Session, Worker
+from loadtest.load.worker import Assignment, Progress, Report
+
+# Between the last worker's word that it is ready and the first request.
+_RUN_UP_SECONDS = 0.1
+_READY_SECONDS = 60.0
+# How long workers may take to cancel their streams and report, once they are told to stop.
+_STOP_SECONDS = 15.0
+
+
+class WorkerDiedError(RuntimeError):
+    """A client process ended without a report; the message says which and how."""
+
+
+class Outcome(NamedTuple):
+    """What a run brought.
+
+    Attributes:
+        records: in the order in which requests were sent.
+        workers: the client processes.
+        interrupted: it was stopped before its end.
+    """
+
+    records: list[Record]
+    workers: list[Worker]
+    interrupted: bool
+
+
+Listener = Callable[[Progress], None]
+
+
+def run(
+    host: str,
+    port: int,
+    sessions: Sequence[Session],
+    load: Load,
+    *,
+    workers: int,
+    seed: int = 0,
+    most_seconds: float | None = None,
+    listener: Listener = lambda progress: None,
+) -> Outcome:
+    """Sends ``sessions`` to a server and waits for all answers. Ctrl-C stops it and keeps what there is.
+
+    Args:
+        host: of the server.
+        port: its gRPC port.
+        sessions: what to send.
+        load: how.
+        workers: client processes; no more than users in a closed loop.
+        seed: of the arrival times.
+        most_seconds: no session begins later than this; ``None`` for no limit.
+        listener: told the counts of all workers together, a few times a second.
+
+    Raises:
+        WorkerDiedError: a client process failed, since no server answers, say.
+    """
+    parts = _split(host, port, sessions, load, workers, seed, most_seconds)
+    context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+    processes, connections = [], []
+    try:
+        for part in parts:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=worker.main, args=(theirs, part), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            connections.append(ours)
+        for process, connection in zip(processes, connections, strict=True):
+            _expect_ready(process, connection)
+        start = time.monotonic() + _RUN_UP_SECONDS
+        for connection in connections:
+            connection.send(start)
+        reports, interrupted = _collect(processes, connections, listener)
+    finally:
+        for process in processes:
+            process.join(0 if process.exitcode is not None else 2)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        for connection in connections:
+            connection.close()
+    records = sorted((record for report in reports for record in report.records), key=lambda r: r.sent)
+    return Outcome(records, [report.worker for report in reports], interrupted)
+
+
+def _split(
+    host: str,
+    port: int,
+    sessions: Sequence[Session],
+    load: Load,
+    workers: int,
+    seed: int,
+    most_seconds: float | None,
+) -> list[Assignment]:
+    users = load.concurrency if isinstance(load, ClosedLoop) else len(sessions)
+    count = max(1, min(workers, users, len(sessions)))
+    begins = None
+    if not isinstance(load, ClosedLoop):
+        begins = arrival_times(len(sessions), load.rate, load.burstiness, seed)
+        if most_seconds is not None:
+            begins = [begin for begin in begins if begin <= most_seconds]
+            sessions = sessions[: len(begins)]
+    return [
+        Assignment(
+            host=host,
+            port=port,
+            sessions=list(sessions[index::count]),
+            begins=None if begins is None else begins[index::count],
+            concurrency=(users + count - 1 - index) // count,
+            most_seconds=most_seconds,
+        )
+        for index in range(count)
+    ]
+
+
+def _expect_ready(process: Any, connection: Connection) -> None:
+    if not connection.poll(_READY_SECONDS):
+        raise WorkerDiedError(f"a client process was not ready within {_READY_SECONDS:.0f} s")
+    try:
+        connection.recv()
+    except EOFError:
+        process.join(5)
+        raise WorkerDiedError(
+            f"a client process ended with exit code {process.exitcode} before it began; "
+            "does the server answer?"
+        ) from None
+
+
+def _collect(
+    processes: Sequence[Any], connections: Sequence[Connection], listener: Listener
+) -> tuple[list[Report], bool]:
+    reports: dict[Connection, Report] = {}
+    latest: dict[Connection, Progress] = {}
+    interrupted, deadline = False, float("inf")
+    while len(reports) < len(connections):
+        try:
+            open_ones = [connection for connection in connections if connection not in reports]
+            for ready in wait(open_ones, timeout=1.0):
+                assert isinstance(ready, Connection)
+                message = _receive(ready, processes[connections.index(ready)])
+                if isinstance(message, Report):
+                    reports[ready] = message
+                else:
+                    latest[ready] = message
+            listener(
+                Progress(*(sum(column) for column in zip(*latest.values(), strict=True))) if latest else _NONE
+            )
+            if time.monotonic() > deadline:
+                raise WorkerDiedError("a client process did not stop in time")
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted, deadline = True, time.monotonic() + _STOP_SECONDS
+            for connection in connections:
+                if connection not in reports:
+                    connection.send("stop")
+    return [reports[connection] for connection in connections], interrupted
+
+
+_NONE = Progress(0, 0, 0, 0)
+
+
+def _receive(connection: Connection, process: Any) -> Report | Progress:
+    try:
+        message: Report | Progress = connection.recv()
+    except EOFError:
+        process.join(5)
+        raise WorkerDiedError(f"a client process ended with exit code {process.exitcode} midway") from None
+    return message

@@ -1,0 +1,80 @@
+"""From records to figures, by the definitions of the field; see ``Record`` and ``Summary``."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from loadtest.load.types import Record, Spread, Summary, Targets
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest of ``ordered`` (ascending) that at least ``share`` of them do not exceed; NaN if none."""
+    if not ordered:
+        return math.nan
+    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
+
+
+def spread(values: Iterable[float | None]) -> Spread:
+    """A distribution in figures; ``None`` is left out."""
+    ordered = sorted(value for value in values if value is not None)
+    mean = sum(ordered) / len(ordered) if ordered else math.nan
+    shares = [percentile(ordered, share) for share in (0.5, 0.9, 0.95, 0.99, 1.0)]
+    return Spread(len(ordered), mean, *shares)
+
+
+def failures(records: Iterable[Record]) -> dict[str, int]:
+    """How many requests failed, by what."""
+    codes = (record.code if record.code != "OK" else "WRONG_LENGTH" for record in records if record.error)
+    return dict(sorted(Counter(codes).items()))
+
+
+def is_good(record: Record, targets: Targets) -> bool:
+    """Whether a request was answered within every target; times count from when it should have been sent."""
+    if record.error:
+        return False
+    ttft = None if record.ttft is None else record.ttft + record.delay
+    pairs = (
+        (ttft, targets.ttft),
+        (record.tpot, targets.tpot),
+        (record.latency + record.delay, targets.latency),
+    )
+    return all(value is None or target is None or value <= target for value, target in pairs)
+
+
+def summarize(records: Sequence[Record], targets: Targets | None = None) -> Summary:
+    """The figures of one run. Times are those of answered requests; failed ones count as failed.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not records:
+        raise ValueError("a run without requests has no figures")
+    good = [record for record in records if not record.error]
+    wall = max(record.ended for record in records) - min(record.sent for record in records)
+    wall = max(wall, 1e-9)
+    prompt_tokens = sum(record.prompt_tokens for record in good)
+    output_tokens = sum(record.tokens for record in records)
+    goodput = None
+    if targets is not None and targets != Targets():
+        goodput = sum(is_good(record, targets) for record in records) / len(records)
+    return Summary(
+        requests=len(records),
+        failed=failures(records),
+        wall=wall,
+        request_rate=len(good) / wall,
+        output_rate=output_tokens / wall,
+        prompt_rate=prompt_tokens / wall,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=sum(record.cached_tokens for record in good),
+        output_tokens=output_tokens,
+        concurrency=sum(record.latency for record in records) / wall,
+        goodput=goodput,
+        ttft=spread(record.ttft for record in good),
+        tpot=spread(record.tpot for record in good),
+        chunk_gap=spread(gap for record in good for gap in record.gaps),
+        latency=spread(record.latency for record in good),
+        ttft_intended=spread(None if r.ttft is None else r.ttft + r.delay for r in good),
+        latency_intended=spread(record.latency + record.delay for record in good),
+    )

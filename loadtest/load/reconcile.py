@@ -1,0 +1,125 @@
+"""The server's own metrics over a run, and where they and the client disagree."""
+
+from __future__ import annotations
+
+import math
+import urllib.request
+from dataclasses import dataclass
+
+from loadtest.load.types import Summary
+
+_TIMEOUT_SECONDS = 10.0
+# The client's clock starts before the network and the server's after it, so the client's times are longer; on
+# one machine by milliseconds. More than this is worth a look.
+_MOST_DIFFERENCE_SECONDS = 0.050
+
+Samples = dict[str, float]
+
+
+class ScrapeError(RuntimeError):
+    """The metrics can't be read; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSide:
+    """What the server counted during the run, all models together.
+
+    Attributes:
+        requests: generation requests that ended, however.
+        prompt_tokens: of requests on which the engine began.
+        output_tokens: generated.
+        cached_tokens: prompt tokens found in the prefix cache.
+        preemptions: of sequences.
+        rejections: requests turned away.
+        ttft: mean time to first token, seconds.
+        latency: mean latency of answered requests, seconds.
+        queue_time: mean wait for the engine, seconds.
+        step_time: mean duration of an engine step, seconds.
+        steps: engine steps.
+    """
+
+    requests: float
+    prompt_tokens: float
+    output_tokens: float
+    cached_tokens: float
+    preemptions: float
+    rejections: float
+    ttft: float
+    latency: float
+    queue_time: float
+    step_time: float
+    steps: float
+
+
+def scrape(url: str) -> Samples:
+    """All of Longspan's samples, summed over labels.
+
+    Raises:
+        ScrapeError: nobody answers, or it is no metrics page.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            text = response.read().decode()
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise ScrapeError(f"the metrics at {url} can't be read: {error}") from error
+    samples: Samples = {}
+    for line in text.splitlines():
+        if not line.startswith("longspan_"):
+            continue
+        # Longspan's samples have no time stamp, and label values no line break: the value is the last word.
+        name, _, value = line.rpartition(" ")
+        name = name.partition("{")[0]
+        samples[name] = samples.get(name, 0.0) + float(value)
+    if not samples:
+        raise ScrapeError(f"{url} shows no metrics of Longspan; give the server's --metrics-port")
+    return samples
+
+
+def server_side(before: Samples, after: Samples) -> ServerSide:
+    """What was counted between two scrapes."""
+
+    def gained(name: str) -> float:
+        return after.get(f"longspan_{name}", 0.0) - before.get(f"longspan_{name}", 0.0)
+
+    def mean(name: str) -> float:
+        count = gained(f"{name}_count")
+        return gained(f"{name}_sum") / count if count else math.nan
+
+    return ServerSide(
+        requests=gained("requests_total"),
+        prompt_tokens=gained("prompt_tokens_total"),
+        output_tokens=gained("generation_tokens_total"),
+        cached_tokens=gained("prefix_cache_hits_total"),
+        preemptions=gained("preemptions_total"),
+        rejections=gained("request_rejections_total"),
+        ttft=mean("time_to_first_token_seconds"),
+        latency=mean("e2e_request_latency_seconds"),
+        queue_time=mean("request_queue_time_seconds"),
+        step_time=mean("engine_step_duration_seconds"),
+        steps=gained("engine_step_duration_seconds_count"),
+    )
+
+
+def disagreements(client: Summary, server: ServerSide) -> list[str]:
+    """Where the two differ, a sentence each. Totals must be equal where nothing failed."""
+    found = []
+    if not client.failed:
+        for what, ours, theirs in (
+            ("requests", client.requests, server.requests),
+            ("prompt tokens", client.prompt_tokens, server.prompt_tokens),
+            ("output tokens", client.output_tokens, server.output_tokens),
+        ):
+            if ours != theirs:
+                found.append(
+                    f"{what}: the client counted {ours}, the server {theirs:.0f}; did somebody else use it?"
+                )
+    for what, seen, told in (
+        ("time to first token", client.ttft.mean, server.ttft),
+        ("latency", client.latency.mean, server.latency),
+    ):
+        if abs(seen - told) > max(_MOST_DIFFERENCE_SECONDS, 0.05 * told):
+            found.append(
+                f"mean {what}: {seen * 1e3:.0f} ms at the client, {told * 1e3:.0f} ms at the server; the "
+                "difference is the network's, or the client's"
+            )
+    return found

@@ -1,0 +1,199 @@
+"""A result as one HTML file that needs nothing else: figures, plots, and what to know about them."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+
+from loadtest.load.result import Result, Run
+from loadtest.load.table import COLUMNS, figure, heading, remarks
+
+_WIDTH, _HEIGHT = 7.2, 3.6
+_INK, _BLUE, _ORANGE, _GRAY = "#222222", "#1f6fb4", "#d9822b", "#9aa5b1"
+_SHARES = [0.5, 0.9, 0.95, 0.99]
+
+
+def write_report(result: Result, path: Path) -> None:
+    """Writes the report of a result with at least one run."""
+    lines = _text(heading(result).plain).replace("\n", "<br>")
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width'>",
+        f"<title>Longspan load test: {_text(result.server.get('model'))}</title>",
+        f"<style>{_STYLE}</style></head><body><main>",
+        f"<h1>Load test of {_text(result.server.get('model'))}</h1>",
+        f"<p class='dim'>{lines}<br>{_text(result.created)}</p>",
+        _table(result),
+        *_remarks(result),
+        *_plots(result),
+        _facts(result),
+        "</main></body></html>",
+    ]
+    path.write_text("\n".join(parts))
+
+
+def _table(result: Result) -> str:
+    goodput = any(run.summary.goodput is not None for run in result.runs)
+    heads = [f"{name}<br><small>{unit}</small>" for name, unit, _, _ in COLUMNS]
+    heads += (["good"] if goodput else []) + ["failed", "requests"]
+    rows = []
+    for run in result.runs:
+        cells = [figure(get(run)) for _, _, get, _ in COLUMNS]
+        if goodput:
+            cells.append("-" if run.summary.goodput is None else f"{run.summary.goodput:.1%}")
+        cells += [str(sum(run.summary.failed.values())), str(run.summary.requests)]
+        mark = " class='bad'" if run.objections or run.interrupted else ""
+        rows.append(
+            f"<tr{mark}><th>{_text(run.label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        )
+    head = "".join(f"<th>{cell}</th>" for cell in ["load", *heads])
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _remarks(result: Result) -> list[str]:
+    notes = [
+        f"<li><b>{_text(run.label)}</b>: {_text(note)}</li>" for run in result.runs for note in remarks(run)
+    ]
+    if not notes:
+        return ["<p>Every run is valid, nothing failed, and the client's totals equal the server's.</p>"]
+    return ["<h2>To know before believing the figures</h2><ul>", *notes, "</ul>"]
+
+
+def _plots(result: Result) -> list[str]:
+    closed = [run for run in result.runs if run.load["kind"] == "closed"]
+    parts = []
+    if len(result.runs) > 1:
+        parts.append(
+            _plot(
+                "Throughput against latency",
+                lambda axes: _throughput(axes, result.runs),
+                "one point per load",
+            )
+        )
+    if len(closed) > 2:
+        parts.append(_plot("Users", lambda axes: _users(axes, closed), "throughput as users are added"))
+    parts.append(_plot("Time to first token", lambda axes: _percentiles(axes, result.runs, "ttft"), _BARS))
+    parts.append(_plot("Between messages", lambda axes: _percentiles(axes, result.runs, "chunk_gap"), _BARS))
+    return parts + [_over_time(run) for run in result.runs if run.requests]
+
+
+def _over_time(run: Run) -> str:
+    caption = "waiting for the first token, and receiving tokens, as the client saw it"
+    return _plot(f"Requests over time, {run.label}", lambda axes: _timeline(axes, run), caption)
+
+
+_BARS = "percentiles 50, 90, 95 and 99, lightest to darkest"
+
+
+def _throughput(axes: Any, runs: Sequence[Run]) -> None:
+    for kind, color in (("closed", _BLUE), ("open", _ORANGE)):
+        chosen = [run for run in runs if run.load["kind"] == kind]
+        if not chosen:
+            continue
+        x = [run.summary.output_rate for run in chosen]
+        y = [run.summary.latency.p50 for run in chosen]
+        axes.plot(x, y, "o-", color=color, label=f"{kind} loop")
+        for run, at_x, at_y in zip(chosen, x, y, strict=True):
+            axes.annotate(run.load_label, (at_x, at_y), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axes.set(xlabel="output tokens per second", ylabel="median latency, s")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+
+
+def _users(axes: Any, runs: Sequence[Run]) -> None:
+    users = [run.load["concurrency"] for run in runs]
+    axes.plot(users, [run.summary.output_rate for run in runs], "o-", color=_BLUE)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(users, [str(count) for count in users])
+    axes.set(xlabel="users", ylabel="output tokens per second")
+    axes.set_ylim(bottom=0)
+
+
+def _percentiles(axes: Any, runs: Sequence[Run], name: str) -> None:
+    width = 0.8 / len(_SHARES)
+    for index, share in enumerate(_SHARES):
+        heights = [getattr(getattr(run.summary, name), f"p{round(share * 100)}") * 1e3 for run in runs]
+        heights = [0 if math.isnan(height) else height for height in heights]
+        places = [place + (index - 1.5) * width for place in range(len(runs))]
+        axes.bar(places, heights, width * 0.95, color=_BLUE, alpha=0.3 + 0.7 * index / (len(_SHARES) - 1))
+    axes.set_xticks(range(len(runs)), [run.label for run in runs], rotation=30 if len(runs) > 6 else 0)
+    axes.set(ylabel="milliseconds")
+
+
+def _timeline(axes: Any, run: Run) -> None:
+    waiting = _steps((r["sent"], r["ended"] if r["first"] is None else r["first"]) for r in run.requests)
+    running = _steps((r["first"], r["ended"]) for r in run.requests if r["first"] is not None)
+    for (times, counts), color, label in ((running, _BLUE, "receiving"), (waiting, _ORANGE, "waiting")):
+        axes.step(times, counts, where="post", color=color, label=label)
+        axes.fill_between(times, counts, step="post", color=color, alpha=0.15)
+    axes.set(xlabel="seconds", ylabel="requests")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
+def _steps(spans: Any) -> tuple[list[float], list[int]]:
+    """How many of the spans are open at each time at which one begins or ends."""
+    events = sorted(event for begin, end in spans for event in ((begin, 1), (end, -1)))
+    times, counts = [0.0], [0]
+    for when, change in events:
+        times.append(when)
+        counts.append(counts[-1] + change)
+    return times, counts
+
+
+def _plot(title: str, draw: Callable[[Any], None], caption: str) -> str:
+    drawing = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = drawing.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.grid(axis="y", color=_GRAY, alpha=0.3)
+    axes.set_axisbelow(True)
+    draw(axes)
+    image = io.StringIO()
+    drawing.savefig(image, format="svg", metadata={"Date": None})
+    svg = image.getvalue()
+    head = f"<h2>{_text(title)}</h2><p class='dim'>{_text(caption)}</p>"
+    return f"<section>{head}{svg[svg.index('<svg') :]}</section>"
+
+
+def _facts(result: Result) -> str:
+    settings = result.server.get("settings", {})
+    rows = {
+        "client": ", ".join(f"{key} {value}" for key, value in result.machine.items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in result.versions.items()),
+        "attention": ", ".join(f"{key} {value}" for key, value in result.server.get("attention", {}).items()),
+        "server's settings": ", ".join(f"{key}={value}" for key, value in sorted(settings.items())),
+    }
+    cells = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in rows.items())
+    return f"<h2>What ran</h2><table class='facts'>{cells}</table>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem; }
+main { max-width: 60rem; margin: auto; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-bottom: 0; }
+.dim { color: #667; font-size: .85rem; margin-top: .2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th { white-space: nowrap; } .facts td { white-space: normal; }
+th, td { padding: .25rem .6rem; text-align: right; vertical-align: bottom; }
+tbody tr { border-top: 1px solid #dde; } tr.bad { color: #b00; }
+small { color: #667; font-weight: normal; }
+.facts th, .facts td { text-align: left; vertical-align: top; font-size: .85rem; }
+section { display: inline-block; width: 100%; } svg { max-width: 100%; height: auto; }
+"""

@@ -1,0 +1,227 @@
+"""What a load test exchanges: what to send, when, what came of it, and the figures. Nothing here sends."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+Message = tuple[str, str]
+"""A turn of a conversation: role and content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request of a session.
+
+    Attributes:
+        prompt: token ids, a text, or the messages that a conversation goes on with.
+        output_tokens: to generate, exactly: end-of-sequence tokens are ignored.
+    """
+
+    prompt: list[int] | str | list[Message]
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Requests that one user sends one after the other.
+
+    A later turn of messages goes out with all earlier ones and their answers before it.
+
+    Attributes:
+        index: its place in the workload.
+        turns: at least one.
+    """
+
+    index: int
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """A fixed number of users, each of whom begins a session when its last one has ended.
+
+    Attributes:
+        concurrency: users.
+    """
+
+    concurrency: int
+    kind: Literal["closed"] = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoop:
+    """Sessions begin at times drawn before the run, whatever the server does.
+
+    Attributes:
+        rate: sessions per second.
+        burstiness: shape of the gamma distribution of the gaps: 1 is a Poisson process, below 1 is burstier,
+            infinity is a fixed gap.
+    """
+
+    rate: float
+    burstiness: float = 1.0
+    kind: Literal["open"] = "open"
+
+
+Load = ClosedLoop | OpenLoop
+
+
+@dataclass(slots=True)
+class Record:
+    """One request as its client saw it. Times are seconds of the machine's monotonic clock.
+
+    Attributes:
+        session: index of its session.
+        turn: its place in the session.
+        intended: when it should have been sent: drawn beforehand in an open loop, else when it was sent.
+        sent: when it was sent.
+        arrivals: when each message with tokens arrived, and how many tokens it had.
+        ended: when its stream ended.
+        prompt_tokens: by the server's count.
+        cached_tokens: of those, found in the server's prefix cache.
+        expected_tokens: output tokens asked for.
+        code: gRPC status; ``OK`` if it was answered.
+        error: the error's sentence; empty if it was answered in full.
+    """
+
+    session: int
+    turn: int
+    intended: float
+    sent: float
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    ended: float = math.nan
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    expected_tokens: int = 0
+    code: str = "OK"
+    error: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens received."""
+        return sum(count for _, count in self.arrivals)
+
+    @property
+    def ttft(self) -> float | None:
+        """From sending to the first token; ``None`` if there was none."""
+        return self.arrivals[0][0] - self.sent if self.arrivals else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first; ``None`` for fewer than two tokens."""
+        if self.tokens < 2:
+            return None
+        return (self.arrivals[-1][0] - self.arrivals[0][0]) / (self.tokens - 1)
+
+    @property
+    def latency(self) -> float:
+        """From sending to the last message."""
+        return self.ended - self.sent
+
+    @property
+    def delay(self) -> float:
+        """How late it was sent."""
+        return self.sent - self.intended
+
+    @property
+    def gaps(self) -> list[float]:
+        """Between messages with tokens."""
+        times = [when for when, _ in self.arrivals]
+        return [after - before for before, after in itertools.pairwise(times)]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """How one client process fared.
+
+    Attributes:
+        cpu_share: processor time over wall time of the run; 1 is one core all the time.
+        loop_lag: 99th percentile of how late its event loop woke up, in seconds.
+    """
+
+    cpu_share: float
+    loop_lag: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A distribution in figures; NaN where there was nothing to measure.
+
+    Attributes:
+        count: values.
+        mean: arithmetic.
+        p50: median.
+        p90: percentile.
+        p95: percentile.
+        p99: percentile.
+        most: the largest.
+    """
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a good request keeps to; ``None`` where anything goes. Seconds.
+
+    Attributes:
+        ttft: time to first token, from the intended time of sending.
+        tpot: time per output token.
+        latency: from the intended time of sending to the end.
+    """
+
+    ttft: float | None = None
+    tpot: float | None = None
+    latency: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of one run. Rates are per second of the run's wall time.
+
+    Attributes:
+        requests: sent.
+        failed: of those, by gRPC status; answers of the wrong length count as ``WRONG_LENGTH``.
+        wall: from the first request sent to the last stream's end, in seconds.
+        request_rate: requests answered.
+        output_rate: generated tokens.
+        prompt_rate: prompt tokens of answered requests.
+        prompt_tokens: of answered requests.
+        cached_tokens: of those, found in the prefix cache.
+        output_tokens: received, those of failed requests included.
+        concurrency: requests in flight, on average.
+        goodput: requests that met every target, of all sent; ``None`` without targets.
+        ttft: time to first token.
+        tpot: time per output token.
+        chunk_gap: between messages, of all requests together.
+        latency: from sending to the last message.
+        ttft_intended: time to first token from the intended time of sending.
+        latency_intended: from then to the last message.
+    """
+
+    requests: int
+    failed: dict[str, int]
+    wall: float
+    request_rate: float
+    output_rate: float
+    prompt_rate: float
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    concurrency: float
+    goodput: float | None
+    ttft: Spread
+    tpot: Spread
+    chunk_gap: Spread
+    latency: Spread
+    ttft_intended: Spread
+    latency_intended: Spread

@@ -1,0 +1,174 @@
+"""A client process: sends sessions, times their streams, reports."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from loadtest.load.measures import percentile
+from loadtest.load.types import Message, Record, Session, Turn, Worker
+from longspan import AsyncClient, LongspanError
+
+_TELL_SECONDS = 0.25
+_LAG_PROBE_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One worker's part of a run.
+
+    Attributes:
+        host: of the server.
+        port: its gRPC port.
+        sessions: to send.
+        begins: seconds after the start at which each begins; ``None`` in a closed loop.
+        concurrency: users, in a closed loop.
+        most_seconds: no session begins later than this after the start; ``None`` for no limit.
+    """
+
+    host: str
+    port: int
+    sessions: list[Session]
+    begins: list[float] | None
+    concurrency: int
+    most_seconds: float | None
+
+
+class Progress(NamedTuple):
+    """Counts so far of one worker."""
+
+    sent: int
+    ended: int
+    failed: int
+    tokens: int
+
+
+class Report(NamedTuple):
+    """All that a worker has to say in the end."""
+
+    records: list[Record]
+    worker: Worker
+
+
+def main(connection: Connection, assignment: Assignment) -> None:
+    """The process. It says ``"ready"``, takes the monotonic time to start at, and ends with a ``Report``.
+
+    A later message of any kind makes it stop where it is and report what it has.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
+    asyncio.run(_Client(connection, assignment).run())
+
+
+class _Client:
+    def __init__(self, connection: Connection, assignment: Assignment) -> None:
+        self._connection = connection
+        self._assignment = assignment
+        self._records: list[Record] = []
+        self._lags: list[float] = []
+
+    async def run(self) -> None:
+        async with AsyncClient(self._assignment.host, self._assignment.port) as client:
+            await client.server_info(timeout=30)  # the connection is there before the clock runs
+            self._connection.send("ready")
+            start: float = await asyncio.to_thread(self._connection.recv)
+            await asyncio.sleep(max(0.0, start - time.monotonic()))
+            busy = time.process_time()
+            watchers = [asyncio.create_task(self._tell()), asyncio.create_task(self._probe_lag())]
+            sending = asyncio.create_task(self._send_all(client, start))
+            stop = asyncio.create_task(self._told_to_stop())
+            await asyncio.wait({sending, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*watchers, stop, sending):
+                task.cancel()
+            wall = time.monotonic() - start
+            await asyncio.gather(*watchers, stop, sending, return_exceptions=True)
+            if sending.done() and not sending.cancelled() and (error := sending.exception()):
+                raise error
+            share = (time.process_time() - busy) / max(wall, 1e-9)
+        self._connection.send(Report(self._records, Worker(share, percentile(sorted(self._lags), 0.99))))
+
+    async def _send_all(self, client: AsyncClient, start: float) -> None:
+        assignment = self._assignment
+        if assignment.begins is None:
+            left = iter(assignment.sessions)
+            users = (self._user(client, left, start) for _ in range(assignment.concurrency))
+            await asyncio.gather(*users)
+        else:
+            begins = zip(assignment.sessions, assignment.begins, strict=True)
+            await asyncio.gather(*(self._at(client, session, start + begin) for session, begin in begins))
+
+    async def _user(self, client: AsyncClient, left: Iterator[Session], start: float) -> None:
+        for session in left:
+            if self._over(time.monotonic() - start):
+                return
+            await self._session(client, session, None)
+
+    async def _at(self, client: AsyncClient, session: Session, when: float) -> None:
+        await asyncio.sleep(max(0.0, when - time.monotonic()))
+        await self._session(client, session, when)
+
+    def _over(self, seconds: float) -> bool:
+        limit = self._assignment.most_seconds
+        return limit is not None and seconds > limit
+
+    async def _session(self, client: AsyncClient, session: Session, begin: float | None) -> None:
+        history: list[Message] = []
+        for number, turn in enumerate(session.turns):
+            now = time.monotonic()
+            intended = begin if begin is not None and number == 0 else now
+            record = Record(session.index, number, intended, now, expected_tokens=turn.output_tokens)
+            self._records.append(record)
+            prompt, answer = turn.prompt, ""
+            if isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
+                history += [message for message in prompt if isinstance(message, tuple)]
+                prompt = list(history)
+            answer = await _request(client, Turn(prompt, turn.output_tokens), record)
+            if record.error:
+                return
+            history.append(("assistant", answer))
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            ended = [record for record in self._records if record.ended == record.ended]
+            failed = sum(bool(record.error) for record in ended)
+            tokens = sum(record.tokens for record in self._records)
+            self._connection.send(Progress(len(self._records), len(ended), failed, tokens))
+
+    async def _probe_lag(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_LAG_PROBE_SECONDS)
+            self._lags.append(time.monotonic() - before - _LAG_PROBE_SECONDS)
+
+    async def _told_to_stop(self) -> None:
+        while not self._connection.poll():  # noqa: ASYNC110 (a pipe tells no event loop)
+            await asyncio.sleep(_TELL_SECONDS)
+
+
+async def _request(client: AsyncClient, turn: Turn, record: Record) -> str:
+    """Sends one greedy request of exactly so many output tokens and times its stream; gives its text."""
+    stream = client.stream(turn.prompt, max_tokens=turn.output_tokens, temperature=0.0, ignore_eos=True)
+    record.sent = time.monotonic()
+    parts = []
+    try:
+        async with stream:
+            async for delta in stream:
+                if delta.token_ids:
+                    record.arrivals.append((time.monotonic(), len(delta.token_ids)))
+                parts.append(delta.text)
+    except LongspanError as error:
+        record.code, record.error = error.code.name, str(error)
+    except asyncio.CancelledError:
+        record.code, record.error = "CANCELLED", "the load test was stopped"
+        raise
+    finally:
+        record.ended = time.monotonic()
+        record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
+    if not record.error and record.tokens != turn.output_tokens:
+        record.error = f"got {record.tokens} tokens instead of {turn.output_tokens}"
+    return "".join(parts)

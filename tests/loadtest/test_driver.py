@@ -1,0 +1,203 @@
+"""Client processes against a real gRPC server, whose engine is a scripted one."""
+
+import asyncio
+import itertools
+import math
+import os
+
+import psutil
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from loadtest.load import driver, reconcile, result
+from loadtest.load.measure import Plan, measure
+from loadtest.load.measures import summarize
+from loadtest.load.types import ClosedLoop, OpenLoop, Session, Targets, Turn
+from loadtest.load.workloads import WORKLOADS, Shape
+from server.cli import application
+from server.observe.metrics import listen
+
+SHAPE = Shape(sessions=12, prompt_tokens=9, output_tokens=6, vocabulary=250, context=200)
+
+
+@pytest.fixture
+async def served(running):
+    """The server with room for many, and its port and its metrics' port."""
+    running.state.admission.limit = 100
+    http, metrics_port = listen(running.registry, "127.0.0.1", 0)
+    yield running, running.port, metrics_port
+    http.shutdown()
+    http.server_close()
+
+
+async def drive(port, sessions, load, **options):
+    return await asyncio.to_thread(driver.run, "127.0.0.1", port, sessions, load, workers=2, **options)
+
+
+async def test_a_closed_loop_sends_all_and_times_them(served):
+    running, port, _ = served
+    running.engine.step_seconds = 0.005
+    seen = []
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(4), listener=seen.append)
+    assert not outcome.interrupted
+    assert sorted(record.session for record in outcome.records) == list(range(12))
+    assert {record.code for record in outcome.records} == {"OK"}
+    for record in outcome.records:
+        assert (record.prompt_tokens, record.tokens, record.error) == (9, 6, "")
+        assert (
+            record.intended <= record.sent < record.arrivals[0][0] <= record.arrivals[-1][0] <= record.ended
+        )
+    assert len(outcome.workers) == 2
+    most = max(
+        sum(other.sent <= record.sent < other.ended for other in outcome.records)
+        for record in outcome.records
+    )
+    assert most <= 4
+    assert {request.sampling.temperature for request in running.engine.submitted} == {0.0}
+
+
+async def test_an_open_loop_keeps_its_times_whatever_the_server_does(served):
+    running, port, _ = served
+    running.engine.step_seconds = 0.02
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), OpenLoop(40.0, math.inf), seed=1)
+    starts = sorted(record.intended for record in outcome.records)
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert gaps == pytest.approx([1 / 40] * 11, abs=1e-6)
+    assert all(record.delay >= 0 for record in outcome.records)
+
+
+async def test_no_session_begins_after_the_duration(served):
+    _, port, _ = served
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), OpenLoop(10.0, math.inf), most_seconds=0.35)
+    assert len(outcome.records) == 4
+
+
+async def test_a_conversation_carries_its_answers_on(served):
+    running, port, _ = served
+    sessions = [Session(0, (Turn([("user", "first")], 3), Turn([("user", "second")], 3)))]
+    outcome = await drive(port, sessions, ClosedLoop(1))
+    assert [record.turn for record in outcome.records] == [0, 1]
+    first, second = (bytes(request.prompt).decode() for request in running.engine.submitted)
+    assert first == "user:first\n"
+    answer = second.removeprefix("user:first\nassistant:").partition("\n")[0]
+    assert len(answer) == 3
+    assert second == f"user:first\nassistant:{answer}\nuser:second\n"
+
+
+async def test_what_the_server_refuses_is_a_failure(served):
+    _, port, _ = served
+    sessions = [Session(0, (Turn([5] * 300, 6),)), Session(1, (Turn([5] * 3, 6),))]
+    outcome = await drive(port, sessions, ClosedLoop(1))
+    assert summarize(outcome.records).failed == {"INVALID_ARGUMENT": 1}
+    assert "300 tokens" in outcome.records[0].error
+
+
+async def test_an_answer_of_the_wrong_length_is_a_failure(served):
+    _, port, _ = served
+    sessions = [Session(0, (Turn([5] * 198, 6),))]  # the context of 200 cuts it short
+    outcome = await drive(port, sessions, ClosedLoop(1))
+    assert sum(summarize(outcome.records).failed.values()) == 1
+
+
+async def test_an_interrupt_stops_the_run_and_keeps_what_there_is(served):
+    running, port, _ = served
+    running.engine.open.clear()
+    caught = []
+
+    def interrupt(progress):
+        if progress.sent and not caught:
+            caught.append(progress)
+            raise KeyboardInterrupt
+
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(3), listener=interrupt)
+    assert outcome.interrupted
+    assert {record.code for record in outcome.records} == {"CANCELLED"}
+    assert len(outcome.records) == 3
+
+
+async def test_nobody_there_is_told():
+    with pytest.raises(driver.WorkerDiedError, match="does the server answer"):
+        await drive(1, WORKLOADS["fixed"](SHAPE), ClosedLoop(1))
+
+
+async def test_a_measurement_agrees_with_the_servers_metrics(served, tmp_path):
+    running, port, metrics_port = served
+    plan = Plan(
+        host="127.0.0.1",
+        port=port,
+        metrics_url=f"http://127.0.0.1:{metrics_port}/metrics",
+        workload={"name": "fixed"},
+        draw=lambda count, seed: WORKLOADS["fixed"](Shape(count, 9, 6, 250, 200, seed)),
+        loads=[ClosedLoop(2), OpenLoop(100.0)],
+        sessions=10,
+        warmup=None,
+        workers=1,
+        seed=0,
+        most_seconds=None,
+        targets=Targets(ttft=10.0),
+    )
+    found = await asyncio.to_thread(measure, plan, Console(file=open(os.devnull, "w")))  # noqa: ASYNC230, SIM115
+    assert [run.load_label for run in found.runs] == ["2 users", "100/s"]
+    for run in found.runs:
+        assert run.server is not None
+        assert (run.server.requests, run.server.output_tokens, run.server.prompt_tokens) == (10, 60, 90)
+        assert not [line for line in run.disagreements if "counted" in line]
+        assert run.summary.goodput == 1.0
+        assert len(run.requests) == 10
+    assert found.runs[0].warmup == 2
+    prompts = [tuple(request.prompt) for request in running.engine.submitted]
+    assert len(set(prompts)) == len(prompts), "a run met a prompt of an earlier one"
+    result.save(found, tmp_path / "result.json")
+    assert result.load(tmp_path / "result.json").runs[1].load == {
+        "kind": "open",
+        "rate": 100.0,
+        "burstiness": 1.0,
+    }
+
+
+async def test_somebody_elses_requests_show_as_a_disagreement(served):
+    running, port, metrics_port = served
+    url = f"http://127.0.0.1:{metrics_port}/metrics"
+    before = await asyncio.to_thread(reconcile.scrape, url)
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2))
+    await running.generate()
+    side = reconcile.server_side(before, await asyncio.to_thread(reconcile.scrape, url))
+    assert any(
+        "did somebody else use it" in line
+        for line in reconcile.disagreements(summarize(outcome.records), side)
+    )
+
+
+async def test_the_command(served, tmp_path):
+    _, port, metrics_port = served
+    files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]
+    where = ["--port", str(port), "--metrics-port", str(metrics_port)]
+    sizes = ["--prompt-tokens", "9", "--output-tokens", "6", "--requests", "8", "--concurrency", "2"]
+
+    def run(*arguments):
+        return asyncio.to_thread(CliRunner().invoke, application, ["load", *arguments])
+
+    outcome = await run(*where, *sizes, *files)
+    assert outcome.exit_code in (0, 1), outcome.output  # a busy machine may make the run invalid
+    assert "2 users" in outcome.stdout
+    assert result.load(tmp_path / "r.json").runs[0].summary.requests == 8
+    assert "<svg" in (tmp_path / "r.html").read_text()
+    shown = await run("--show", str(tmp_path / "r.json"), "--against", str(tmp_path / "r.json"))
+    assert "x 1.00" in shown.stdout
+    for arguments, sentence in (
+        (["--rate", "3", "--sweep"], "exclude one another"),
+        (["--workload", "nope"], "there is no workload 'nope'"),
+        (["--prompt-tokens", "300"], "don't fit the model's context of 200"),
+        (["--show", str(tmp_path / "none.json")], "can't be read"),
+    ):
+        refused = await run(*where, *arguments)
+        assert refused.exit_code == 1
+        assert sentence in refused.stderr
+    refused = await run("--port", str(port), "--metrics-port", "1", *sizes)
+    assert "leave them out with --no-metrics" in refused.stderr
+
+
+def test_no_process_is_left():
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "spawn_main" in " ".join(child.cmdline())]
