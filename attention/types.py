@@ -186,10 +186,12 @@ class PagedCache:
         self.page_size = page_size
         self.pages = pages
         self.layers: dict[int, LayerCache] = {}
+        # GPU kernels also read what nobody wrote, and multiply it by zero: it must be finite.
+        blank = torch.empty if torch.device(device).type == "cpu" else torch.zeros
         for layer in layers:
             shape = (pages, page_size, layer.kv_heads)
-            keys = torch.empty(*shape, layer.head_size, dtype=dtype, device=device)
-            values = torch.empty(*shape, layer.value_size, dtype=dtype, device=device)
+            keys = blank(*shape, layer.head_size, dtype=dtype, device=device)
+            values = blank(*shape, layer.value_size, dtype=dtype, device=device)
             digest = None
             if form := _digest(layer, page_size, dtype, pattern):
                 digest = torch.zeros(pages, *form[0], dtype=form[1], device=device)

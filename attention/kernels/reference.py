@@ -52,14 +52,17 @@ class Reference(Kernel):
             positions, slots = positions[there], slots[there]
             keys = cache.keys.flatten(0, 1)[slots].float()
             values = cache.values.flatten(0, 1)[slots].float()
+            # What lies on pages that are gone is behind the layer's window, but it counts as tokens.
+            whole = keys.new_zeros(seq_len, *keys.shape[1:])
+            whole[positions] = keys
             rows = max(1, _LOGITS_BYTES // (4 * layer.query_heads * max(1, len(positions))))
             for first in range(start, stop, rows):
                 last = min(first + rows, stop)
                 at = batch.positions[first:last]
                 visible = visibility(at[:, None], positions, layer.window, pattern)[:, None]
                 if isinstance(pattern, ContentPattern):
-                    chosen = pattern.chosen(layer, query[first:last], at, keys, batch.page_size)
-                    visible = visible & (chosen | ~choosing[first:last, None, None])
+                    chosen = pattern.chosen(layer, query[first:last], at, whole, batch.page_size)
+                    visible = visible & (chosen[..., positions] | ~choosing[first:last, None, None])
                 near = None
                 if turned is not None:
                     near = turned[first:last], positions < pattern.turned

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerCache, LayerSpec, PagedCache
-from attention.patterns.base import Pattern
+from attention.kernels.base import choosing_rows
+from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
 from attention.patterns.longformer import Longformer
+from attention.patterns.lsh import Lsh
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
+from attention.patterns.topk import TopK
 
 
 @dataclass
@@ -59,8 +64,13 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
+    prompt_lens: list[int] | None = None,
 ) -> Case:
-    """``sequences`` are (length, query tokens). Only tokens on pages that have not expired are written."""
+    """``sequences`` are (length, query tokens). Only tokens on pages that have not expired are written.
+
+    A content pattern's digests are updated twice, as in serving: before the queries' own keys are written,
+    and after. ``prompt_lens`` are the lengths if not given.
+    """
     pattern = pattern or Full()
     random = torch.Generator().manual_seed(seed)
 
@@ -68,7 +78,8 @@ def make_case(
         return torch.randn(*shape, generator=random).to(dtype).to(device)
 
     counts = [-(-length // page_size) for length, _ in sequences]
-    cache = PagedCache([layer], sum(counts) + 1, page_size, dtype, device, poison=True).layers[layer.index]
+    whole = PagedCache([layer], sum(counts) + 1, page_size, dtype, device, pattern=pattern, poison=True)
+    cache = whole.layers[layer.index]
     free = (torch.randperm(sum(counts), generator=random) + 1).tolist()
     table = torch.zeros(len(sequences), max(counts), dtype=torch.int32)
     keys, values, slots, positions = [], [], [], []
@@ -78,7 +89,9 @@ def make_case(
         at = torch.arange(length)
         where = table[b, at // page_size].long() * page_size + at % page_size
         gone = pattern.expired(length - queries, page_size)
-        kept = ~torch.isin(at // page_size, torch.tensor(list(gone), dtype=torch.long))
+        kept = ~torch.isin(at // page_size, torch.tensor(list(gone), dtype=torch.long)) & (
+            at < length - queries
+        )
         key, value = (
             normal(length, layer.kv_heads, layer.head_size),
             normal(length, layer.kv_heads, layer.value_size),
@@ -93,12 +106,26 @@ def make_case(
     batch = AttentionBatch(
         starts,
         [length for length, _ in sequences],
-        [length for length, _ in sequences],
+        prompt_lens or [length for length, _ in sequences],
         table.to(device),
         torch.cat(slots).to(device),
         torch.cat(positions).to(device),
         page_size,
     )
+    if isinstance(pattern, ContentPattern):
+        done = {b: length - queries for b, (length, queries) in enumerate(sequences) if length > queries}
+        if done:
+            pages = [table[b].tolist() for b in done]
+            earlier = AttentionBatch.build([0] * len(done), list(done.values()), pages, page_size, device)
+            pattern.update(layer, cache, earlier)
+    own = [slice(length - queries, length) for length, queries in sequences]
+    cache.write(
+        batch.slots,
+        torch.cat([key[part] for key, part in zip(keys, own, strict=True)]),
+        torch.cat([value[part] for value, part in zip(values, own, strict=True)]),
+    )
+    if isinstance(pattern, ContentPattern):
+        pattern.update(layer, cache, batch)
     query = normal(starts[-1], layer.query_heads, layer.head_size)
     sinks = normal(layer.query_heads) if layer.sinks else None
     return Case(layer, cache, batch, query, keys, values, sinks)
@@ -111,14 +138,18 @@ def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
     for b in range(batch.size):
         for row in range(batch.query_starts[b], batch.query_starts[b + 1]):
             i = batch.seq_lens[b] - batch.query_starts[b + 1] + row
-            seen = [
-                j
-                for j in range(i + 1)
-                if pattern.visible(torch.tensor(i), torch.tensor(j))
-                and (layer.window is None or i - j < layer.window)
-            ]
+            visible = torch.tensor(
+                [
+                    pattern.visible(torch.tensor(i), torch.tensor(j)).item()
+                    and (layer.window is None or i - j < layer.window)
+                    for j in range(i + 1)
+                ]
+            ).expand(layer.kv_heads, -1)
+            if isinstance(pattern, ContentPattern):
+                visible = visible & _chosen(case, pattern, b, row, i)
             for head in range(layer.query_heads):
                 kv = head // (layer.query_heads // layer.kv_heads)
+                seen = visible[kv].nonzero().flatten()
                 logits = case.keys[b][seen, kv].double() @ case.query[row, head].double() * layer.scale
                 if layer.softcap is not None:
                     logits = layer.softcap * torch.tanh(logits / layer.softcap)
@@ -128,6 +159,43 @@ def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
                     total = total + math.exp(float(case.sinks[head]))
                 output[row, head] = weights / total @ case.values[b][seen, kv].double()
     return output
+
+
+def _chosen(case: Case, pattern: ContentPattern, b: int, row: int, i: int) -> torch.Tensor:
+    """What the query at position ``i`` of sequence ``b`` sees, bool ``[Hkv, i + 1]``."""
+    at = torch.tensor([i])
+    if not pattern.chooses(at, torch.tensor([case.batch.prompt_lens[b]])):
+        return torch.ones(case.layer.kv_heads, i + 1, dtype=torch.bool)
+    query, keys = case.query[row : row + 1].float(), case.keys[b][: i + 1].float()
+    return pattern.chosen(case.layer, query, at, keys, case.batch.page_size)[0]
+
+
+def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For each sequence with rows that choose: what ``select`` and what ``chosen`` say of them.
+
+    Bool ``[rows, Hkv, length]`` each, in the layer's own window. The ranges must be in order, apart, and end
+    with their query.
+    """
+    layer, batch = case.layer, case.batch
+    rows = choosing_rows(batch, pattern)
+    spans = pattern.select(layer, case.query[rows], rows, case.cache, batch)
+    begins, ends = spans.unbind(dim=-1)
+    assert spans.shape[:2] == (len(rows), layer.kv_heads)
+    assert ((begins >= 0) & (begins <= ends) & (ends <= batch.positions[rows][:, None, None] + 1)).all()
+    for begin, end in zip(begins.flatten(0, 1).tolist(), ends.flatten(0, 1).tolist(), strict=True):
+        full = [span for span in zip(begin, end, strict=True) if span[0] != span[1]]
+        assert all(one[1] <= other[0] for one, other in itertools.pairwise(full))
+    owners = batch.owners[rows]
+    for b in owners.unique().tolist():
+        mine, at = rows[owners == b], torch.arange(batch.seq_lens[b])
+        ranges, positions = spans[owners == b][..., None], batch.positions[mine]
+        selected = ((at >= ranges[..., 0, :]) & (at < ranges[..., 1, :])).any(dim=2)
+        query, keys = case.query[mine].float(), case.keys[b].float()
+        chosen = pattern.chosen(layer, query, positions, keys, batch.page_size)
+        if layer.window is not None:
+            near = at > positions[:, None, None] - layer.window
+            selected, chosen = selected & near, chosen & near
+        yield selected, chosen
 
 
 @st.composite
@@ -162,3 +230,13 @@ patterns = st.one_of(
     st.builds(Segment, st.integers(1, 40), st.integers(0, 9)),
     st.builds(BigBird, st.integers(1, 12), st.integers(1, 3), st.integers(0, 3), st.integers(0, 99)),
 )
+
+
+@st.composite
+def content_patterns(draw: st.DrawFn) -> ContentPattern:
+    if draw(st.booleans()):
+        prefill = draw(st.sampled_from(["dense", "sparse"]))
+        budget, sinks, recent = draw(st.integers(1, 90)), draw(st.integers(0, 3)), draw(st.integers(1, 4))
+        return TopK(budget, sinks, recent, prefill)
+    hashes, buckets = draw(st.integers(1, 3)), 2 * draw(st.integers(1, 20) | st.just(200))
+    return Lsh(hashes, buckets, draw(st.integers(1, 20)), draw(st.integers(0, 5)), draw(st.integers(0, 99)))

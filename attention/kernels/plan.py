@@ -1,0 +1,241 @@
+"""What to gather from the cache for a batch, found from ranges: work in proportion to what is visible.
+
+Two shapes of work. Query rows that stand alone (decodes, and rows that choose by content) go together in
+padded groups of similar length, each row with keys of its own. Consecutive rows of one sequence (chunks of
+prompts) share what any of them sees, in blocks cut so that rows far apart need not share.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from attention.kernels.base import choosing_rows, locate, spans_within, visibility
+from attention.patterns.base import ContentPattern, Pattern
+from attention.types import AttentionBatch
+
+# Up to this many tokens, a launch of its own costs more than the padding it saves.
+_SHORT = 128
+
+# Blocks begin at multiples of this position, so that the blocks and segments of patterns fall into them.
+_BLOCK_ROWS = 64
+
+# A gathered key is counted as this many rows that attend to it: its copy and its part of a launch.
+_KEY_COST = 16
+
+Span = tuple[int, int]
+
+
+class Rows(NamedTuple):
+    """``N`` items of one query row each; each reads ``L`` cached tokens of its own, padding included.
+
+    Where the key heads choose by themselves, an item is a row and a key head, ``row * heads + head``, and
+    so are the slots; otherwise ``heads`` is 1.
+    """
+
+    heads: int
+    items: torch.Tensor  # [N]
+    slots: torch.Tensor  # [N, L]
+    mask: torch.Tensor | None  # [N, 1, 1, L], added to the logits
+    near: torch.Tensor | None  # [N, S], which of the first S keys meet turned queries
+
+
+class Block(NamedTuple):
+    """Consecutive query rows of one sequence, which read the same ``L`` cached tokens."""
+
+    start: int
+    stop: int
+    slots: torch.Tensor  # [L]
+    mask: torch.Tensor | None  # [stop - start, L], added to the logits; None: causal, square
+    near: int  # how many of the first keys meet turned queries
+
+
+class Plan(NamedTuple):
+    """All query rows of a batch but those that choose by content."""
+
+    rows: list[Rows]
+    blocks: list[Block]
+
+
+def plan_batch(batch: AttentionBatch, window: int | None, pattern: Pattern, dtype: torch.dtype) -> Plan:
+    """What layers with this window of their own gather under a pattern; masks are in ``dtype``."""
+    alone, chunks = split(batch, pattern)
+    blocks = [block for chunk in chunks for block in plan_chunk(batch, *chunk, window, pattern, dtype)]
+    return Plan(plan_alone(batch, alone, window, pattern, dtype), blocks)
+
+
+def split(batch: AttentionBatch, pattern: Pattern) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """The query rows that stand alone, and longer runs as sequence, first row and the row after the last.
+
+    Rows that choose by content are in neither.
+    """
+    edges = batch.query_starts
+    runs = [(b, start, stop) for b, (start, stop) in enumerate(pairwise(edges))]
+    if isinstance(pattern, ContentPattern):
+        choosing = set(choosing_rows(batch, pattern).tolist())
+        runs = [run for b, start, stop in runs for run in _without(choosing, b, start, stop)]
+    alone = [start for _, start, stop in runs if stop - start == 1]
+    return alone, [run for run in runs if run[2] - run[1] > 1]
+
+
+def _without(rows: set[int], b: int, start: int, stop: int) -> list[tuple[int, int, int]]:
+    """The runs that are left of ``start`` to ``stop`` without ``rows``."""
+    cuts = [start - 1, *sorted(rows.intersection(range(start, stop))), stop]
+    return [(b, first + 1, last) for first, last in pairwise(cuts) if first + 1 < last]
+
+
+def plan_alone(
+    batch: AttentionBatch, alone: list[int], window: int | None, pattern: Pattern, dtype: torch.dtype
+) -> list[Rows]:
+    """Groups of query rows that stand alone and see what a rule over positions lets them see."""
+    if not alone:
+        return []
+    rows = torch.tensor(alone, device=batch.positions.device)
+    positions = batch.positions[rows]
+    spans = spans_within(pattern.spans(positions), positions, window)
+    return plan_rows(batch, rows, spans[:, None], pattern.turned, dtype)
+
+
+def plan_rows(
+    batch: AttentionBatch,
+    rows: torch.Tensor,
+    spans: torch.Tensor,
+    turned: int,
+    dtype: torch.dtype,
+    most: int | None = None,
+) -> list[Rows]:
+    """Groups of rows that stand alone.
+
+    Args:
+        batch: the step's work.
+        rows: query rows, int64 ``[N]``.
+        spans: what each sees, ``[N, heads, K, 2]``; ``heads`` is 1 where key heads see the same.
+        turned: see ``Pattern.turned``.
+        dtype: of the masks.
+        most: tokens that a group of more than one item may gather, padding included.
+    """
+    heads = spans.shape[1]
+    device = spans.device
+    items = (rows[:, None] * heads + torch.arange(heads, device=device)).flatten()
+    begins, ends = spans.flatten(0, 1).unbind(-1)
+    stops = (ends - begins).clamp(min=0).cumsum(dim=1)
+    # From the column in which a range's token stands to the token's position.
+    shifts = ends.maximum(begins) - stops
+    planned = []
+    for members in groups(stops[:, -1].tolist(), most):
+        group = torch.tensor(members, device=device)
+        width = int(stops[group[0], -1])
+        columns = torch.arange(width, device=device).expand(len(group), -1).contiguous()
+        which = torch.searchsorted(stops[group], columns, right=True)
+        real = which < stops.shape[1]
+        positions = columns + shifts[group].gather(1, which.clamp(max=stops.shape[1] - 1))
+        # Padding and what is gone must not read what was never written: the query's own key stands in.
+        at = items[group] // heads
+        own = batch.slots[at][:, None]
+        slots, there = locate(batch, batch.owners[at][:, None], positions.where(real, 0))
+        visible = real & there
+        slots = slots.where(visible, own) * heads + (items[group] % heads)[:, None]
+        mask = None if bool(visible.all()) else additive(visible, dtype)[:, None, None]
+        near = (visible & (positions < turned))[:, :turned] if turned else None
+        planned.append(Rows(heads, items[group], slots, mask, near))
+    return planned
+
+
+def groups(counts: list[int], most: int | None = None) -> list[list[int]]:
+    """Splits items that read so many tokens each, so that padding never doubles the work.
+
+    Short ones may be padded to ``_SHORT`` tokens. A group's longest member comes first; padded to it, the
+    group reads no more than ``most`` tokens unless it has one member only.
+    """
+    found: list[list[int]] = []
+    longest = 0
+    for i in sorted(range(len(counts)), key=lambda i: -counts[i]):
+        full = most is not None and found and longest * (len(found[-1]) + 1) > most
+        if not found or full or longest > max(2 * counts[i], _SHORT):
+            found.append([])
+            longest = counts[i]
+        found[-1].append(i)
+    return found
+
+
+def plan_chunk(
+    batch: AttentionBatch,
+    b: int,
+    start: int,
+    stop: int,
+    window: int | None,
+    pattern: Pattern,
+    dtype: torch.dtype,
+) -> list[Block]:
+    """Query rows ``start`` to ``stop`` of sequence ``b``, in blocks."""
+    first = batch.seq_lens[b] - batch.query_starts[b + 1] + start
+    at = batch.positions[start:stop]
+    spans = spans_within(pattern.spans(at), at, window)
+    blocks = []
+    for low, high, held in _cut(spans, first):
+        positions = torch.cat([torch.arange(*span, device=at.device) for span in held])
+        slots, there = locate(batch, torch.tensor(b, device=at.device), positions)
+        if not bool(there.all()):
+            slots, positions = slots[there], positions[there]
+        near = int((positions < pattern.turned).sum()) if pattern.turned else 0
+        mask = None
+        if near or len(positions) != high - low or not _causal(spans[low:high], at[low:high]):
+            mask = additive(visibility(at[low:high, None], positions, window, pattern), dtype)
+        blocks.append(Block(start + low, start + high, slots, mask, near))
+    return blocks
+
+
+def _causal(spans: torch.Tensor, at: torch.Tensor) -> bool:
+    """Whether the queries at positions ``at`` see exactly each other, but for later ones."""
+    begins, ends = spans.unbind(-1)
+    widths = (ends - begins).clamp(min=0)
+    return bool(((begins >= at[0]) | (widths == 0)).all() and (widths.sum(dim=1) == at - at[0] + 1).all())
+
+
+def _cut(spans: torch.Tensor, first: int) -> list[tuple[int, int, list[Span]]]:
+    """Cuts the rows of ``spans`` ``[R, K, 2]`` into blocks: first row, row after the last, what they see.
+
+    Neighbors are joined while keys that they both gather are saved at the price of fewer pairs of a row
+    and a key that it does not see. ``first`` is the position of the first row.
+    """
+    rows = len(spans)
+    if _causal(spans, torch.arange(first, first + rows, device=spans.device)):
+        return [(0, rows, [(first, first + rows)])]
+    cut: list[tuple[int, int, list[Span]]] = []
+    for low, high in pairwise([0, *range(_BLOCK_ROWS - first % _BLOCK_ROWS, rows, _BLOCK_ROWS), rows]):
+        block = low, high, union(spans[low:high].flatten(0, 1).tolist())
+        if cut:
+            joined = cut[-1][0], high, union([*cut[-1][2], *block[2]])
+            if _cost(joined) <= _cost(cut[-1]) + _cost(block):
+                block = joined
+                cut.pop()
+        cut.append(block)
+    return cut
+
+
+def _cost(block: tuple[int, int, list[Span]]) -> int:
+    """Of gathering and attending, in pairs of a row and a key."""
+    low, high, held = block
+    return (high - low + _KEY_COST) * sum(end - begin for begin, end in held)
+
+
+def union(spans: list[Span]) -> list[Span]:
+    """The same positions as disjoint ranges in ascending order."""
+    found: list[Span] = []
+    for begin, end in sorted(spans):
+        if begin >= end:
+            continue
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((begin, end))
+    return found
+
+
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where visible, minus infinity elsewhere: the form that torch's kernels use inside."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, float("-inf")
+    )
