@@ -20,12 +20,15 @@ class Pattern(ABC):
         dense: every earlier token is visible and no page ever expires, so kernels may skip the rule.
         dense_layers: indices of layers that the pattern leaves alone; these see every earlier token.
         turned: the number of first tokens that are seen from another distance; see ``turn``.
+        reach: no query meets a key from a distance of so many positions or more, whatever the context, so
+            that it may be longer than the model's own positions. ``None``: distances grow with the context.
     """
 
     name: str
     dense: bool = False
     dense_layers: tuple[int, ...] = ()
     turned: int = 0
+    reach: int | None = None
 
     @classmethod
     @abstractmethod
@@ -79,7 +82,8 @@ class Pattern(ABC):
             positions: of queries, int64 ``[N]``.
 
         Returns:
-            int64 ``[N]``, at least 0; only asked where ``turned`` is not 0.
+            int64 ``[N]``, at least 0, and never less for a later position; only asked where ``turned`` is
+            not 0.
         """
         raise NotImplementedError(f"{self.name} turns nothing")
 
@@ -127,6 +131,18 @@ class ContentPattern(Pattern):
             positions: int64 ``[N]``.
             prompt_lens: int64 ``[N]``, the prompt length of each query's sequence.
         """
+
+    def pages_chosen(
+        self, positions: torch.Tensor, prompt_lens: torch.Tensor, page_size: int
+    ) -> torch.Tensor:
+        """How many pages each query reads at most, int64 ``[N]``: all before it, unless a class knows better.
+
+        Args:
+            positions: int64 ``[N]``.
+            prompt_lens: int64 ``[N]``, the prompt length of each query's sequence.
+            page_size: tokens per page.
+        """
+        return positions // page_size + 1
 
     @abstractmethod
     def chosen(

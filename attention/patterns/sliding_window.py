@@ -15,23 +15,37 @@ class SlidingWindow(NumberedPattern):
     Query ``i`` sees key ``j`` if ``j < sinks`` or ``i - j < window``. Models that were trained with full
     attention put much of their attention on the first tokens, whatever these say; without them a window
     collapses (Xiao et al.: Efficient Streaming Language Models with Attention Sinks, 2024, sections 3.1 and
-    3.2). Keys keep the positions that they were computed at.
+    3.2).
+
+    With ``positions="original"`` a query meets every key from its true distance, which for the sinks grows
+    with the context. With ``positions="cache"`` it meets the sinks as if the cache held only sinks and
+    window, one after the other (section 3.2): never from ``sinks + window`` positions or more, however long
+    the text.
 
     Lossy: what has left the window is gone for good, and its pages are freed.
 
     Args:
         window: recent tokens that a query sees, itself included; at least 1.
         sinks: first tokens that every query sees.
-        dense_layers: indices of layers that see every earlier token instead; with any, no page is freed.
+        dense_layers: indices of layers that see every earlier token instead, from its true distance; with
+            any, no page is freed.
+        positions: ``original`` or ``cache``.
     """
 
     name = "sliding_window"
     numbers: ClassVar = {"window": (1020, 1), "sinks": (4, 0)}
+    words: ClassVar = {"positions": ("original", "cache")}
 
-    def __init__(self, window: int, sinks: int, dense_layers: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, window: int, sinks: int, dense_layers: tuple[int, ...] = (), positions: str = "original"
+    ) -> None:
         self.dense_layers = dense_layers
         self.window = window
         self.sinks = sinks
+        self.positions = positions
+        if positions == "cache":
+            self.turned = sinks
+            self.reach = None if dense_layers else sinks + window
 
     def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """See ``Pattern.visible``."""
@@ -47,3 +61,7 @@ class SlidingWindow(NumberedPattern):
         """See ``Pattern.expired``; the pages between the sinks' and the window's."""
         first = -(-self.sinks // page_size)
         return range(first, max(first, (seq_len - self.window + 1) // page_size))
+
+    def turn(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.turn``; by as much as lies between the sinks and the window."""
+        return (positions - (self.sinks + self.window - 1)).clamp(min=0)

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.longformer import Longformer
+from attention.patterns.lsh import Lsh
 from attention.patterns.segment import Segment
+from attention.patterns.topk import TopK
 
-PATTERNS: dict[str, type[Pattern]] = {pattern.name: pattern for pattern in (Longformer, BigBird, Segment)}
+PATTERNS: dict[str, type[Pattern]] = {
+    pattern.name: pattern for pattern in (Longformer, BigBird, Segment, Lsh, TopK)
+}
 
 
 def from_options(options: Mapping[str, str]) -> Pattern:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from attention.patterns.base import ContentPattern
 from server.engine.kv_manager import KVManager, most_pages
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, Work
@@ -38,10 +39,19 @@ class EngineCore:
         self.check_integrity = check_integrity
         expired = runner.attention.expired
         cache = runner.cache
-        self.kv = KVManager(cache.pages, cache.page_size, prefix_cache=prefix_cache, expired=expired)
+        pattern = runner.attention.pattern
+        self.kv = KVManager(
+            cache.pages,
+            cache.page_size,
+            prefix_cache=prefix_cache,
+            expired=expired,
+            prompts_only=isinstance(pattern, ContentPattern) and pattern.decoded_keys_differ,
+            salt=None if runner.rope is None else runner.rope.salt,
+        )
         needed = most_pages(context_length, max_batch_tokens, cache.page_size, expired)
         if needed > self.kv.pool.total:
             raise ValueError(f"a context of {context_length} takes {needed} pages of {self.kv.pool.total}")
+        self._pages_read = self._pages_skipped = 0
         self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens)
 
     def submit(self, request: Submit) -> None:
@@ -88,6 +98,8 @@ class EngineCore:
 
     def _run(self, works: list[Work], fresh: set[Sequence]) -> list[SequenceNews]:
         output = self.runner.run(works)
+        self._pages_read += output.pages.read
+        self._pages_skipped += output.pages.skipped
         for (sequence, tokens), prompt_logprobs in zip(works, output.prompt_logprobs, strict=True):
             sequence.prompt_logprobs.extend(prompt_logprobs)
             self.kv.advance(sequence, tokens)
@@ -117,6 +129,8 @@ class EngineCore:
         finish = sequence.finish_reason(token, self.context_length)
         if finish is not None:
             self.scheduler.remove(sequence.id)
+        elif self.runner.rope is not None and self.runner.rope.stale(sequence.total):
+            self.scheduler.restart(sequence)
         return SequenceNews(
             sequence.id,
             [token],
@@ -143,4 +157,6 @@ class EngineCore:
             prompt_tokens=prompt_tokens,
             decode_tokens=decode_tokens,
             step_seconds=seconds,
+            pages_read=self._pages_read,
+            pages_skipped=self._pages_skipped,
         )

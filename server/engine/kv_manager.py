@@ -10,6 +10,7 @@ from server.engine.page_pool import PagePool
 from server.engine.sequence import Sequence
 
 Expired = Callable[[int, int], range]
+Salt = Callable[[int, int, int], bytes]
 
 
 def most_pages(tokens: int, step: int, page_size: int, expired: Expired) -> int:
@@ -30,7 +31,7 @@ class KVManager:
     """Gives sequences their pages and finds prompts that were computed before.
 
     A full page is known by a key that chains over all tokens up to its end (``H(key of the page before,
-    the page's tokens)``), so equal keys mean equal prefixes. The hash is 128 bits of BLAKE2b: finding
+    the page's tokens, salt)``), so equal keys mean equal prefixes. The hash is 128 bits of BLAKE2b: finding
     two prefixes with one key is out of reach, also for someone who tries.
 
     Only full pages are shared, and a sequence writes only behind its computed tokens, so a shared page is
@@ -42,6 +43,10 @@ class KVManager:
         prefix_cache: keep pages of computed tokens for sequences to come.
         expired: the attention pattern's ``expired``: which pages of a sequence of so many computed tokens, of
             such a size, nobody will read again. A sequence gives these up as it goes.
+        prompts_only: share only pages that lie wholly inside a prompt, since the keys of an output token are
+            not those that the same token has in a prompt.
+        salt: for a sequence's prompt length, its tokens so far and the first position of a page, what else
+            the page's keys depend on.
     """
 
     def __init__(
@@ -51,11 +56,15 @@ class KVManager:
         *,
         prefix_cache: bool = True,
         expired: Expired = lambda seq_len, page_size: range(0),
+        prompts_only: bool = False,
+        salt: Salt | None = None,
     ) -> None:
         self.pool = PagePool(pages)
         self.page_size = page_size
         self.prefix_cache = prefix_cache
         self._expired = expired
+        self._prompts_only = prompts_only
+        self._salt = salt
         self.prefix_queries = 0
         self.prefix_hits = 0
 
@@ -75,7 +84,7 @@ class KVManager:
         """
         if not self.prefix_cache or sequence.wants_prompt_logprobs:
             return
-        usable = (sequence.total - 1) // self.page_size
+        usable = min(sequence.total - 1, self._shareable(sequence)) // self.page_size
         found = self.pool.find(self._keys(sequence, usable))
         count, gone = self._longest_prefix(found)
         pages = found[:count]
@@ -117,7 +126,7 @@ class KVManager:
         """Books ``tokens`` more as computed, publishes pages that this completes and frees expired ones."""
         before = sequence.computed // self.page_size
         sequence.computed += tokens
-        full = sequence.computed // self.page_size
+        full = min(sequence.computed, self._shareable(sequence)) // self.page_size
         if self.prefix_cache and full > before:
             keys = self._keys(sequence, full)
             for index in range(before, full):
@@ -144,11 +153,18 @@ class KVManager:
         """
         self.pool.check_integrity(sequence.pages for sequence in sequences)
 
+    def _shareable(self, sequence: Sequence) -> int:
+        """How many of its first tokens have the keys that they would have in any sequence."""
+        return sequence.prompt_len if self._prompts_only else sequence.total
+
     def _keys(self, sequence: Sequence, count: int) -> list[bytes]:
         keys = sequence.page_keys
         while len(keys) < count:
             start = len(keys) * self.page_size
             page = array("I", sequence.tokens[start : start + self.page_size])
             previous = keys[-1] if keys else b""
-            keys.append(hashlib.blake2b(previous + page.tobytes(), digest_size=16).digest())
+            content = previous + page.tobytes()
+            if self._salt is not None:
+                content += self._salt(sequence.prompt_len, sequence.total, start)
+            keys.append(hashlib.blake2b(content, digest_size=16).digest())
         return keys[:count]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from attention.backends import Attention
+from attention.backends import Attention, UnsupportedError
 from attention.hook import Step
+from attention.reading import Pages, pages_of
+from attention.rope import LengthRope
+from attention.rotation import Rotation, read_rotations
 from attention.types import AttentionBatch, LayerSpec, PagedCache
 from server.engine import sampler
 from server.engine.scheduler import Work
@@ -24,12 +28,14 @@ class RunOutput(NamedTuple):
         tokens: their tokens; ``None`` where the model gave no numbers.
         logprobs: the tokens' log probabilities, where asked for.
         prompt_logprobs: for each ``Work``, log probabilities of further prompt tokens, where owed.
+        pages: that attention read, and that it need not.
     """
 
     sequences: list[Sequence]
     tokens: list[int | None]
     logprobs: list[PositionLogprob | None]
     prompt_logprobs: list[list[PositionLogprob]]
+    pages: Pages
 
 
 class Runner:
@@ -40,14 +46,39 @@ class Runner:
         layers: its attention layers.
         attention: pattern and kernel.
         cache: the keys and values.
+        rope: the model's rotary embeddings, if their frequencies depend on lengths.
+
+    Attributes:
+        rope: the same as it is in force; with a pattern of a short reach, lengths don't count.
+
+    Raises:
+        UnsupportedError: the pattern's in-cache positions don't go with how the model rotates its keys.
     """
 
-    def __init__(self, model: Any, layers: list[LayerSpec], attention: Attention, cache: PagedCache) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: list[LayerSpec],
+        attention: Attention,
+        cache: PagedCache,
+        rope: LengthRope | None = None,
+    ) -> None:
         self.model = model
         self.layers = {layer.index: layer for layer in layers}
         self.attention = attention
         self.cache = cache
         self.device = next(model.parameters()).device
+        self.rotations: dict[int, Rotation] = {}
+        pattern = attention.pattern
+        if pattern.turned or pattern.reach is not None:
+            self.rotations = read_rotations(model, layers)
+        if rope is not None and pattern.turned and pattern.reach is None:
+            raise UnsupportedError(
+                f"positions=cache with dense_layers doesn't go with {rope.kind} RoPE, whose frequencies "
+                "change with the distances that dense layers see; leave dense_layers out or choose "
+                "positions=original"
+            )
+        self.rope = rope.fixed() if rope is not None and pattern.reach is not None else rope
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> RunOutput:
@@ -69,16 +100,27 @@ class Runner:
         keep = last_rows + [row for rows in echo for row in rows]
         if not keep:
             keep = [0]  # an empty selection is not something every model's head can handle
-        logits = self.model(
-            input_ids=torch.from_numpy(ids).to(self.device)[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            logits_to_keep=torch.tensor(keep, device=self.device),
-            longspan=Step(self.attention, self.cache, batch, self.layers),
-        ).logits[0]
+        with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, works)):
+            logits = self.model(
+                input_ids=torch.from_numpy(ids).to(self.device)[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                logits_to_keep=torch.tensor(keep, device=self.device),
+                longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations),
+            ).logits[0]
         sequences = [works[b].sequence for b in caught_up]
         tokens, logprobs = self._sample(sequences, logits[: len(last_rows)])
-        return RunOutput(sequences, tokens, logprobs, self._echo(works, echo, logits[len(last_rows) :]))
+        owed = self._echo(works, echo, logits[len(last_rows) :])
+        return RunOutput(sequences, tokens, logprobs, owed, pages_of(self.attention, batch))
+
+    @staticmethod
+    def _lengths(rope: LengthRope, works: list[Work]) -> torch.Tensor:
+        return rope.lengths(
+            [s.computed for s, _ in works],
+            [n for _, n in works],
+            [s.prompt_len for s, _ in works],
+            [s.total for s, _ in works],
+        )
 
     def _sample(
         self, sequences: list[Sequence], logits: torch.Tensor

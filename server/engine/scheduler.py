@@ -93,6 +93,13 @@ class Scheduler:
             step.plan(sequence, tokens)
         return [Work(sequence, tokens) for sequence, tokens in step.work.items()]
 
+    def restart(self, sequence: Sequence) -> None:
+        """Has a running sequence compute all its tokens again, since its keys don't fit it any longer."""
+        self.running.remove(sequence)
+        self.kv.release(sequence)
+        sequence.page_keys.clear()
+        self._enqueue(sequence)
+
     def check_integrity(self) -> None:
         """Checks the pages of all sequences against the pool, and the queues against each other.
 

@@ -136,6 +136,8 @@ class Stats(msgspec.Struct, array_like=True):
         prompt_tokens: tokens of prompts computed in this step.
         decode_tokens: tokens computed in this step that were output before.
         step_seconds: how long this step took.
+        pages_read: total of pages that attention read, over steps, layers and sequences.
+        pages_skipped: total of pages that it need not read, thanks to its pattern.
     """
 
     running: int = 0
@@ -149,6 +151,8 @@ class Stats(msgspec.Struct, array_like=True):
     prompt_tokens: int = 0
     decode_tokens: int = 0
     step_seconds: float = 0.0
+    pages_read: int = 0
+    pages_skipped: int = 0
 
 
 class StepNews(msgspec.Struct, array_like=True, tag="step"):

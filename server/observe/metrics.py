@@ -74,6 +74,13 @@ class Metrics:
         self._waiting = self._gauge("requests_waiting", "Sequences that hold none, after the last step.")
         self._kv_usage = self._gauge("kv_cache_usage_ratio", "Share of the KV cache held by sequences.")
         self._kv_pages = self._gauge("kv_pages", "Pages of the KV cache: used, cached or free.", "state")
+        self._pages_read = self._counter(
+            "attention_pages_read",
+            "Pages of the KV cache that attention read, over engine steps, layers and sequences.",
+        )
+        self._pages_skipped = self._counter(
+            "attention_pages_skipped", "Pages that full attention would have read besides."
+        )
         self.prompt_tokens = self._counter(
             "prompt_tokens", "Prompt tokens of requests on which the engine began, as in their usage."
         )
@@ -155,7 +162,7 @@ class Metrics:
             self._step_tokens = self._histogram(
                 "engine_step_batch_tokens", "Tokens computed per engine step.", counts_up_to(max_batch_tokens)
             )
-        for family in (self._preemptions, self._prefix_queries, self._prefix_hits):
+        for family, _ in self._engine_totals():
             family.labels(*self.labels())  # present from the start, as rate() needs
         self.prompt_tokens.labels(*self.labels())
         self.generation_tokens.labels(*self.labels())
@@ -169,9 +176,8 @@ class Metrics:
         """Takes one engine step."""
         stats, last = news.stats, self._last
         labels = self.labels()
-        self._preemptions.labels(*labels).inc(stats.preemptions - last.preemptions)
-        self._prefix_queries.labels(*labels).inc(stats.prefix_queries - last.prefix_queries)
-        self._prefix_hits.labels(*labels).inc(stats.prefix_hits - last.prefix_hits)
+        for family, total in self._engine_totals():
+            family.labels(*labels).inc(getattr(stats, total) - getattr(last, total))
         self._last = stats
         self._load(stats)
         tokens = stats.prompt_tokens + stats.decode_tokens
@@ -180,6 +186,16 @@ class Metrics:
             phase = phase or ("prefill" if stats.prompt_tokens else "decode")
             self._step_duration.labels(*self.labels(phase)).observe(stats.step_seconds)
             self._step_tokens.labels(*labels).observe(tokens)
+
+    def _engine_totals(self) -> list[tuple[Counter, str]]:
+        """Counters of what the engine counts since its start, and the total's name in ``Stats``."""
+        return [
+            (self._preemptions, "preemptions"),
+            (self._prefix_queries, "prefix_queries"),
+            (self._prefix_hits, "prefix_hits"),
+            (self._pages_read, "pages_read"),
+            (self._pages_skipped, "pages_skipped"),
+        ]
 
     def _load(self, stats: Stats) -> None:
         self._running.labels(*self.labels()).set(stats.running)

@@ -20,6 +20,7 @@ ROWS = {
     *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),
     *("request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens"),
     *("engine_step_duration_seconds", "engine_step_batch_tokens", "info"),
+    *("attention_pages_read", "attention_pages_skipped"),
     *("grpc_server_started", "grpc_server_handled", "grpc_server_msg_sent", "grpc_server_handling_seconds"),
 }
 
@@ -31,6 +32,7 @@ async def test_every_row_is_there_and_none_is_about_creation(running):
     assert {f"longspan_{row}" for row in ROWS} <= families
     assert "_created" not in text
     assert 'longspan_info{attention_backend="full",attention_options="window=8",dtype="float32"' in text
+    assert 'kernel="reference"' in text
 
 
 async def test_totals_equal_what_clients_were_told(running):

@@ -87,7 +87,11 @@ def test_bigbird_draws_all_earlier_blocks_about_equally():
     ("backend", "given", "in_force"),
     [
         ("full", {}, {}),
-        ("sliding_window", {"window": "64"}, {"window": "64", "sinks": "4", "dense_layers": ""}),
+        (
+            "sliding_window",
+            {"window": "64"},
+            {"window": "64", "sinks": "4", "positions": "original", "dense_layers": ""},
+        ),
         (
             "sparse",
             {"pattern": "longformer"},

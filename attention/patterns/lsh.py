@@ -1,0 +1,182 @@
+"""The keys that fall into a query's hash buckets."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from attention.patterns.base import ContentPattern
+from attention.patterns.blocks import blocks
+from attention.patterns.options import NumberedPattern
+from attention.types import AttentionBatch, LayerCache, LayerSpec
+
+_MOST_BUCKETS = 1 << 15
+
+
+class Lsh(NumberedPattern, ContentPattern):
+    """The first tokens, the last, and of those between them the ones that share a bucket with the query.
+
+    Kitaev et al.: Reformer: The Efficient Transformer, 2020, section 2: in each round of hashing a vector
+    ``x`` falls into bucket ``argmax([xR; -xR])`` of random directions ``R``, and a query sees the keys of its
+    own buckets in any round. A key head's choice is that of all query heads which share it, taken together.
+    The directions follow from the seed, the layer's index and the head size alone.
+
+    Reformer was trained with one vector as query and key, so like tokens share buckets. Elsewhere queries and
+    keys point where training left them: a query's bucket holds the keys that point its way most, and many
+    queries have none such. Hence the window and the first tokens, which are not in the paper. Unit length,
+    which Reformer gives its keys, does not change an argmax. Every row chooses, in prompts too. Reformer
+    sorts by bucket and cuts the order into chunks, which bounds the work; here a bucket is seen as a whole.
+
+    Very lossy on a model trained without it; no page is freed.
+
+    Args:
+        hashes: rounds of hashing; at least 1.
+        buckets: of each round, an even number. Reformer has 64 tokens in a bucket: so many buckets as the
+            context has tokens, divided by 64. The default is right for a context of 8,192.
+        window: tokens that are always visible, the query's own included; at least 1.
+        sinks: first tokens that are always visible.
+        seed: of the directions.
+        dense_layers: indices of layers that see every earlier token instead.
+
+    Raises:
+        ValueError: ``buckets`` is odd or too large.
+    """
+
+    name = "lsh"
+    numbers: ClassVar = {
+        "hashes": (8, 1),
+        "buckets": (128, 2),
+        "window": (128, 1),
+        "sinks": (4, 0),
+        "seed": (0, 0),
+    }
+
+    def __init__(
+        self,
+        hashes: int,
+        buckets: int,
+        window: int,
+        sinks: int,
+        seed: int = 0,
+        dense_layers: tuple[int, ...] = (),
+    ) -> None:
+        if buckets % 2 or buckets > _MOST_BUCKETS:
+            raise ValueError(
+                f"lsh's buckets is '{buckets}'; it must be an even number of at most {_MOST_BUCKETS}"
+            )
+        self.dense_layers = dense_layers
+        self.hashes = hashes
+        self.buckets = buckets
+        self.window = window
+        self.sinks = sinks
+        self.seed = seed
+        self._directions: dict[tuple[int, int, torch.device], torch.Tensor] = {}
+
+    def digest_of(
+        self, layer: LayerSpec, page_size: int, dtype: torch.dtype
+    ) -> tuple[torch.Size, torch.dtype]:
+        """See ``ContentPattern.digest_of``: the buckets of each token's keys."""
+        return torch.Size([page_size, layer.kv_heads, self.hashes]), self._number_format
+
+    def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+        """See ``ContentPattern.update``; the step's tokens."""
+        assert cache.digest is not None
+        cache.digest.flatten(0, 1)[batch.slots] = self._hash(layer, cache.keys.flatten(0, 1)[batch.slots])
+
+    def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
+        """See ``ContentPattern.chooses``; every query does."""
+        return torch.ones_like(positions, dtype=torch.bool)
+
+    def chosen(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        page_size: int,
+    ) -> torch.Tensor:
+        """See ``ContentPattern.chosen``."""
+        return self._sees(layer, query[None], positions[None], self._hash(layer, keys)[None])[0]
+
+    def select(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        rows: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """See ``ContentPattern.select``; consecutive tokens make one range."""
+        assert cache.digest is not None
+        found = []
+        numbers = batch.page_size * layer.kv_heads
+        for block in blocks(rows, batch, 4 * numbers * self.hashes, 16 * numbers):
+            key_buckets = cache.digest[block.pages].flatten(1, 2)
+            sees = self._sees(layer, query[block.rows], block.positions, key_buckets)
+            found.append((block.rows, _runs(sees)))
+        width = max((runs.shape[-2] for _, runs in found), default=0)
+        ranges = query.new_zeros(len(rows), layer.kv_heads, width, 2, dtype=torch.long)
+        for at, runs in found:
+            ranges[at] = pad(runs, (0, 0, 0, width - runs.shape[-2]))
+        return ranges
+
+    @property
+    def _number_format(self) -> torch.dtype:
+        return torch.uint8 if self.buckets <= 256 else torch.int16
+
+    def _sees(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        positions: torch.Tensor,
+        key_buckets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Bool ``[S, R, Hkv, L]``; ``query`` is ``[S, R, H, D]``, ``key_buckets`` ``[S, L, Hkv, hashes]``."""
+        at = torch.arange(key_buckets.shape[1], device=query.device)
+        near = (at < self.sinks) | (at > positions[..., None] - self.window)
+        sees = near[:, :, None].repeat(1, 1, layer.kv_heads, 1)
+        grouped = self._hash(layer, query).unflatten(2, (layer.kv_heads, -1))
+        for mine, theirs in zip(grouped.unbind(dim=-1), key_buckets.unbind(dim=-1), strict=True):
+            theirs = theirs.transpose(1, 2)[:, None].contiguous()
+            for head in mine.unbind(dim=-1):
+                sees |= head[..., None] == theirs
+        return sees & (at <= positions[..., None])[:, :, None]
+
+    def _hash(self, layer: LayerSpec, vectors: torch.Tensor) -> torch.Tensor:
+        """The buckets ``[..., hashes]`` of ``vectors`` ``[..., D]``.
+
+        Products are summed in double precision and then rounded, so that the order of the sum, which depends
+        on shapes and machine, does not show.
+        """
+        exact = vectors.double()
+        buckets = []
+        for directions in self._directions_of(layer, vectors.device):
+            turned = (exact @ directions).float()
+            buckets.append(torch.cat([turned, -turned], dim=-1).argmax(dim=-1).to(self._number_format))
+        return torch.stack(buckets, dim=-1)
+
+    def _directions_of(self, layer: LayerSpec, device: torch.device) -> torch.Tensor:
+        """Float64 ``[hashes, D, buckets / 2]``, the same on every machine."""
+        key = (layer.index, layer.head_size, device)
+        if key not in self._directions:
+            # Of numpy's generators the one whose numbers are promised never to change.
+            sequence = np.random.SeedSequence((self.seed, layer.index, layer.head_size))
+            random = np.random.RandomState(np.random.MT19937(sequence))
+            numbers = random.standard_normal((self.hashes, layer.head_size, self.buckets // 2))
+            # Rounded, lest the last digit of the machine's logarithm matter.
+            self._directions[key] = torch.from_numpy(numbers.astype(np.float32)).double().to(device)
+        return self._directions[key]
+
+
+def _runs(mask: torch.Tensor) -> torch.Tensor:
+    """Where ``mask`` ``[..., L]`` is true, as ranges ``[..., K, 2]``; empty ones last."""
+    edges = pad(mask, (1, 0)) != pad(mask, (0, 1))
+    nth = edges.cumsum(dim=-1, dtype=torch.int32)
+    width = int(nth[..., -1].max())
+    places = edges.nonzero(as_tuple=True)
+    runs = torch.zeros(*mask.shape[:-1], width, dtype=torch.long, device=mask.device)
+    runs[(*places[:-1], nth[places] - 1)] = places[-1]
+    return runs.unflatten(-1, (-1, 2))

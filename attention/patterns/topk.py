@@ -1,0 +1,201 @@
+"""The pages whose keys could answer a query best."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import pad
+
+from attention.patterns.base import ContentPattern
+from attention.patterns.blocks import blocks
+from attention.patterns.options import NumberedPattern
+from attention.types import AttentionBatch, LayerCache, LayerSpec
+
+# However small the budget: the first page, the query's own and one that it chooses.
+_LEAST_PAGES = 3
+
+
+class TopK(NumberedPattern, ContentPattern):
+    """The first pages, the recent ones, and of those between them the ones that score highest.
+
+    Tang et al.: Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, 2024, section 3.4. With
+    the smallest and the largest number that the page's keys have in each dimension, a query head's product
+    with any key of the page is at most ``sum_d max(q_d * min_d, q_d * max_d)``, which is the page's score.
+    Where query heads share a key head, one choice serves them all: with its bounds, scaled, as logits each
+    head gives every page a share of its attention, and the page's score is the sum of its shares. (On the
+    default model this loses less than the sum or the maximum of the bounds, since one head's bounds may be
+    many times another's.) Ties go to the earlier page. As in the paper the first two layers see all, and so
+    do the rows of a prompt; that the first and the recent pages are always in is not in the paper.
+
+    Pages are the cache's pages. The pages between are complete ones before the query, so what a row sees does
+    not depend on the step in which it is computed. In a layer with a window of its own, pages that lie wholly
+    behind it do not compete.
+
+    Lossy, unless ``budget`` covers the context; no page is freed.
+
+    Args:
+        budget: tokens that a query sees, in whole pages, rounded up, at least 3 and at least those always in.
+        sink_pages: first pages that are always in.
+        recent_pages: pages that are always in, ending with the query's own, which may be partial; at least 1.
+        prefill: ``dense``, where a prompt's tokens see every earlier token, or ``sparse``, where every token
+            sees its choice only.
+        dense_layers: indices of layers that see every earlier token.
+    """
+
+    name = "topk"
+    numbers: ClassVar = {"budget": (512, 1), "sink_pages": (1, 0), "recent_pages": (4, 1)}
+    words: ClassVar = {"prefill": ("dense", "sparse")}
+    dense_by_default = (0, 1)
+
+    def __init__(
+        self,
+        budget: int,
+        sink_pages: int,
+        recent_pages: int,
+        prefill: str = "dense",
+        dense_layers: tuple[int, ...] = (),
+    ) -> None:
+        self.dense_layers = dense_layers
+        self.budget = budget
+        self.sink_pages = sink_pages
+        self.recent_pages = recent_pages
+        self.prefill = prefill
+        self.decoded_keys_differ = prefill == "dense"
+
+    def digest_of(
+        self, layer: LayerSpec, page_size: int, dtype: torch.dtype
+    ) -> tuple[torch.Size, torch.dtype]:
+        """See ``ContentPattern.digest_of``: the smallest and the largest numbers of the page's keys."""
+        return torch.Size([2, layer.kv_heads, layer.head_size]), dtype
+
+    def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+        """See ``ContentPattern.update``; only pages that the step completes, as no other can be chosen."""
+
+        def complete() -> torch.Tensor:
+            last = (batch.positions + 1) % batch.page_size == 0
+            return batch.slots[last] // batch.page_size
+
+        assert cache.digest is not None
+        pages = batch.plan(("complete pages",), complete)
+        cache.digest[pages] = _digests(cache.keys[pages])
+
+    def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
+        """See ``ContentPattern.chooses``."""
+        if self.prefill == "dense":
+            return positions >= prompt_lens
+        return torch.ones_like(positions, dtype=torch.bool)
+
+    def chosen(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        page_size: int,
+    ) -> torch.Tensor:
+        """See ``ContentPattern.chosen``."""
+        complete = len(keys) // page_size
+        digests = _digests(keys[: complete * page_size].unflatten(0, (complete, page_size)))
+        picked = self._pick(layer, query[None], positions[None], digests[None], page_size)[0]
+        own = positions // page_size
+        page = torch.arange(complete + 1, device=keys.device)
+        seen = (page < self.sink_pages) | (page > own[:, None] - self.recent_pages)
+        seen = seen[:, None].repeat(1, layer.kv_heads, 1)
+        seen.scatter_(-1, picked.where(picked < complete, own[:, None, None]), True)
+        at = torch.arange(len(keys), device=keys.device)
+        return seen[..., at // page_size] & (at <= positions[:, None, None])
+
+    def select(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        rows: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """See ``ContentPattern.select``: the first pages, one range per page between, the recent pages."""
+        assert cache.digest is not None
+        page_size = batch.page_size
+        width = min(self._choices(page_size), batch.page_table.shape[1])
+        ranges = query.new_zeros(len(rows), layer.kv_heads, width + 2, 2, dtype=torch.long)
+        numbers = layer.kv_heads * layer.head_size
+        for block in blocks(rows, batch, 32 * numbers, 32 * layer.query_heads):
+            if block.pages.shape[1] <= self.sink_pages + self._choices(page_size) + self.recent_pages:
+                ranges[block.rows, :, 0, 1] = block.positions[..., None] + 1
+                continue
+            digests = cache.digest.index_select(0, block.pages.flatten()).unflatten(0, block.pages.shape)
+            picked = self._pick(layer, query[block.rows], block.positions, digests, page_size)
+            recent = (block.positions // page_size - self.recent_pages + 1).clamp(min=0) * page_size
+            between = pad(picked, (0, width - picked.shape[-1]), value=block.pages.shape[1])
+            between = torch.stack([between, between + 1], dim=-1) * page_size
+            first = torch.stack([torch.zeros_like(recent), recent.clamp(max=self.sink_pages * page_size)], -1)
+            last = torch.stack([recent, block.positions + 1], dim=-1)
+            sides = (-1, -1, layer.kv_heads, 1, 2)
+            ranges[block.rows] = torch.cat(
+                [
+                    first[:, :, None, None].expand(sides),
+                    between.minimum(recent[..., None, None, None]),  # what was not picked becomes empty
+                    last[:, :, None, None].expand(sides),
+                ],
+                dim=3,
+            )
+        return ranges
+
+    def pages_chosen(
+        self, positions: torch.Tensor, prompt_lens: torch.Tensor, page_size: int
+    ) -> torch.Tensor:
+        """See ``ContentPattern.pages_chosen``."""
+        before = positions // page_size + 1
+        most = self.sink_pages + self._choices(page_size) + self.recent_pages
+        return before.where(~self.chooses(positions, prompt_lens), before.clamp(max=most))
+
+    def _choices(self, page_size: int) -> int:
+        """Pages that a query chooses, at most."""
+        pages = max(-(-self.budget // page_size), _LEAST_PAGES)
+        return max(0, pages - self.sink_pages - self.recent_pages)
+
+    def _pick(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        positions: torch.Tensor,
+        digests: torch.Tensor,
+        page_size: int,
+    ) -> torch.Tensor:
+        """The pages between that are chosen: int64 ``[S, R, Hkv, K]``, ascending, ``P`` for none.
+
+        ``query`` is ``[S, R, H, D]``, ``positions`` ``[S, R]``, ``digests`` ``[S, P, 2, Hkv, D]``.
+        """
+        page = torch.arange(digests.shape[1], device=query.device)
+        allowed = (page >= self.sink_pages) & (page <= positions[..., None] // page_size - self.recent_pages)
+        if layer.window is not None:
+            allowed &= (page + 1) * page_size > positions[..., None] - layer.window + 1
+        scores = _scores(layer, query, digests, allowed)
+        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self._choices(page_size)]
+        there = allowed[:, :, None].expand_as(scores).gather(-1, best)
+        return best.where(there, len(page)).sort(dim=-1).values
+
+
+def _digests(pages: torch.Tensor) -> torch.Tensor:
+    """``[P, 2, Hkv, D]``: the smallest and the largest numbers of keys ``[P, page_size, Hkv, D]``."""
+    return torch.stack(pages.aminmax(dim=1), dim=1)
+
+
+def _scores(
+    layer: LayerSpec, query: torch.Tensor, digests: torch.Tensor, allowed: torch.Tensor
+) -> torch.Tensor:
+    """Scores ``[S, R, Hkv, P]`` of the pages ``allowed`` ``[S, R, P]``, minus infinity for others.
+
+    Other shapes as in ``TopK._pick``. Summed in double precision and then rounded, so that the order of the
+    sums, which depends on shapes and machine, does not show: equal pages score the same.
+    """
+    heads = query.double().unflatten(2, (layer.kv_heads, -1)).transpose(1, 2)
+    # The larger product is with the largest number where the query's is positive, else with the smallest.
+    signs = torch.cat([heads.clamp(max=0), heads.clamp(min=0)], dim=-1)
+    by_head = digests.permute(0, 3, 1, 2, 4)
+    ends = torch.empty(by_head.shape, dtype=torch.double, device=query.device).copy_(by_head).flatten(3)
+    bounds = (signs.flatten(2, 3) @ ends.transpose(2, 3)).unflatten(2, signs.shape[2:4])
+    bounds = (bounds * layer.scale).masked_fill_(~allowed[:, None, :, None], float("-inf"))
+    shares = bounds.log_softmax(dim=-1).logsumexp(dim=3).float().transpose(1, 2)
+    return shares.masked_fill(~allowed[:, :, None], float("-inf"))

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention import AttentionBatch, LayerSpec, PagedCache, resolve
+from attention.kernels.base import choosing_rows
+from attention.kernels.reference import Reference
+from attention.patterns import blocks
+from attention.patterns.full import Full
+from attention.patterns.sparse import from_options
+from attention.patterns.topk import TopK
+from tests.attention.cases import by_definition, layers, make_case, selection, sequences
+
+topks = st.builds(
+    TopK, st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_from(["dense", "sparse"])
+)
+page_sizes = st.integers(1, 9)
+seeds = st.integers(0, 1 << 30)
+
+
+def seen_by_hand(pattern, layer, query, i, keys, page_size):
+    """What one query at ``i`` sees, per key head: sets of positions, from numbers in plain Python."""
+    own = i // page_size
+    total = max(math.ceil(pattern.budget / page_size), 3)
+    group = layer.query_heads // layer.kv_heads
+    result = []
+    for kv in range(layer.kv_heads):
+        always = {p for p in range(own + 1) if p < pattern.sink_pages or p > own - pattern.recent_pages}
+        bounds = {}
+        for page in set(range(own + 1)) - always:
+            tokens = keys[page * page_size : (page + 1) * page_size, kv].tolist()
+            if layer.window is not None and (page + 1) * page_size - 1 <= i - layer.window:
+                continue
+            columns = [[token[d] for token in tokens] for d in range(layer.head_size)]
+            bounds[page] = [
+                sum(max(q * min(c), q * max(c)) for q, c in zip(query[head].tolist(), columns, strict=True))
+                for head in range(kv * group, (kv + 1) * group)
+            ]
+        heads = zip(*bounds.values(), strict=True)
+        totals = [sum(math.exp(layer.scale * bound) for bound in head) for head in heads]
+        scores = {}
+        for page, own_bounds in bounds.items():
+            shares = (math.exp(layer.scale * u) / total for u, total in zip(own_bounds, totals, strict=True))
+            scores[page] = torch.tensor(math.log(sum(shares)), dtype=torch.float64).float().item()
+        best = sorted(scores, key=lambda page: (-scores[page], page))
+        picked = always | set(best[: max(0, total - pattern.sink_pages - pattern.recent_pages)])
+        result.append({j for j in range(i + 1) if j // page_size in picked})
+    return result
+
+
+def ties(case):
+    """Small whole numbers instead: many pages score the same."""
+    for tensor in [case.query, case.cache.keys, case.cache.digest, *case.keys]:
+        tensor.copy_(tensor.clamp(-1, 1).round())
+
+
+@settings(max_examples=40, deadline=None)
+@given(layers(), st.integers(1, 40), page_sizes, topks, seeds, st.booleans())
+def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
+    case = make_case(layer, [(length, length)], page_size, pattern=pattern, seed=seed)
+    if tied:
+        ties(case)
+    (keys,) = case.keys
+    chosen = pattern.chosen(layer, case.query, case.batch.positions, keys, page_size)
+    for i in range(length):
+        expected = seen_by_hand(pattern, layer, case.query[i], i, keys, page_size)
+        assert [set(row.nonzero().flatten().tolist()) for row in chosen[i]] == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers(),
+    sequences(120, 5),
+    page_sizes,
+    topks,
+    seeds,
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([1, 1 << 14, 64 << 20]),
+)
+def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, block_bytes):
+    case = make_case(
+        layer,
+        shapes,
+        page_size,
+        pattern=pattern,
+        seed=seed,
+        dtype=dtype,
+        prompt_lens=[length // 2 for length, _ in shapes],
+    )
+    if tied:
+        ties(case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_BYTES", block_bytes)
+        rows = 0
+        for selected, chosen in selection(case, pattern):
+            assert torch.equal(selected, chosen)
+            rows += len(selected)
+    assert rows == len(choosing_rows(case.batch, pattern))
+
+
+@settings(max_examples=20, deadline=None)
+@given(layers(features=True), sequences(20, 3), page_sizes, topks, seeds)
+def test_reference_follows_the_definition(layer, shapes, page_size, pattern, seed):
+    lens = [length // 2 for length, _ in shapes]
+    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=lens)
+    result = Reference().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks)
+    torch.testing.assert_close(result.double(), by_definition(case, pattern), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(layers(), sequences(60, 3), page_sizes, topks, seeds)
+def test_a_budget_that_covers_the_context_is_full_attention(layer, shapes, page_size, pattern, seed):
+    longest = max(length for length, _ in shapes)
+    wide = TopK(longest, pattern.sink_pages, pattern.recent_pages, "sparse")
+    case = make_case(layer, shapes, page_size, pattern=wide, seed=seed)
+    full = Reference().forward(layer, case.query, case.cache, case.batch, Full(), None)
+    assert torch.equal(Reference().forward(layer, case.query, case.cache, case.batch, wide, None), full)
+
+
+@settings(max_examples=20, deadline=None)
+@given(sequences(60, 3), page_sizes, topks, seeds)
+def test_rows_do_not_depend_on_the_step_that_computes_them(shapes, page_size, pattern, seed):
+    """The same sequences with the last row alone."""
+    layer = LayerSpec(0, 4, 2, 8, 8, 0.3)
+    pattern.prefill = "sparse"
+    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
+    last = torch.tensor(case.batch.query_starts[1:]) - 1
+    alone = make_case(layer, [(length, 1) for length, _ in shapes], page_size, pattern=pattern, seed=seed)
+    alone.cache, alone.query = case.cache, case.query[last]
+    alone.batch.page_table = case.batch.page_table
+    together = pattern.select(layer, case.query[last], last, case.cache, case.batch)
+    rows = torch.arange(len(shapes))
+    assert torch.equal(pattern.select(layer, alone.query, rows, alone.cache, alone.batch), together)
+
+
+def test_a_page_that_is_used_again_has_the_digest_of_its_new_keys():
+    layer = LayerSpec(0, 2, 2, 8, 8, 0.3)
+    pattern = TopK(budget=12, sink_pages=0, recent_pages=1, prefill="sparse")
+    cache = PagedCache([layer], 6, 4, torch.float32, pattern=pattern, poison=True).layers[0]
+    random = torch.Generator().manual_seed(0)
+
+    def compute(computed, counts, pages):
+        batch = AttentionBatch.build(computed, counts, pages, 4)
+        keys = torch.randn(sum(counts), 2, 8, generator=random)
+        cache.write(batch.slots, keys, keys)
+        pattern.update(layer, cache, batch)
+        return keys, batch
+
+    compute([0], [18], [[1, 2, 3, 4, 5]])
+    # Someone else gets the pages in another order, in three steps of which one leaves a page half full.
+    parts = [compute([done], [count], [[5, 3, 1, 2]])[0] for done, count in ((0, 3), (3, 7), (10, 2))]
+    first, batch = compute([12], [1], [[5, 3, 1, 2]])
+    keys = torch.cat([*parts, first])
+    query = torch.randn(1, 2, 8, generator=random)
+    spans = pattern.select(layer, query, torch.tensor([0]), cache, batch)
+    chosen = pattern.chosen(layer, query, torch.tensor([12]), keys, 4)
+    at = torch.arange(13)
+    inside = ((at >= spans[..., :1]) & (at < spans[..., 1:])).any(dim=2)
+    assert torch.equal(inside, chosen)
+    assert not inside.all()
+    for page, index in ((5, 0), (3, 1), (1, 2)):
+        own = keys[4 * index : 4 * index + 4]
+        assert torch.equal(cache.digest[page], torch.stack([own.amin(0), own.amax(0)]))
+
+
+def test_only_complete_pages_are_read_for_digests():
+    """A chunk that ends within a page leaves that page's digest alone."""
+    layer = LayerSpec(0, 2, 1, 4, 4, 0.3)
+    pattern = TopK(64, 1, 1)
+    case = make_case(layer, [(10, 10), (7, 3)], 4, pattern=pattern)
+    digests = case.cache.digest[case.batch.page_table.long()]
+    assert digests[0, :2].isfinite().all()
+    assert digests[1, :1].isfinite().all()
+    assert digests[0, 2].isnan().all()
+    assert digests[1, 1:].isnan().all()
+
+
+def test_nothing_to_choose():
+    layer = LayerSpec(0, 2, 1, 4, 4, 0.3)
+    pattern = TopK(64, 1, 1)
+    case = make_case(layer, [(10, 10)], 4, pattern=pattern)
+    rows = choosing_rows(case.batch, pattern)
+    assert len(rows) == 0
+    spans = pattern.select(layer, case.query[rows], rows, case.cache, case.batch)
+    assert spans.shape[:2] == (0, 1)
+
+
+def test_a_prompt_sees_all_unless_it_is_to_choose():
+    positions, prompt_lens = torch.tensor([0, 9, 10, 11]), torch.tensor([10, 10, 10, 10])
+    assert TopK(64, 1, 1, "dense").chooses(positions, prompt_lens).tolist() == [False, False, True, True]
+    assert TopK(64, 1, 1, "sparse").chooses(positions, prompt_lens).all()
+
+
+def test_digests_take_a_sixteenth_of_pages_of_16():
+    specs = [LayerSpec(i, 4, 2, 64, 64, 0.125) for i in range(4)]
+    bare = PagedCache.bytes_per_page(specs, 16, torch.bfloat16)
+    assert PagedCache.bytes_per_page(specs, 16, torch.bfloat16, TopK(512, 1, 4)) == bare * 17 / 16
+    # Layers that it leaves alone need none.
+    half = TopK(512, 1, 4, dense_layers=(0, 1))
+    assert PagedCache.bytes_per_page(specs, 16, torch.bfloat16, half) == bare * 33 / 32
+    cache = PagedCache(specs, 3, 16, torch.bfloat16, pattern=half)
+    assert [cache.layers[i].digest is None for i in range(4)] == [True, True, False, False]
+
+
+def test_options():
+    pattern = from_options({"pattern": "topk"})
+    assert pattern.options == {
+        "budget": "512",
+        "sink_pages": "1",
+        "recent_pages": "4",
+        "prefill": "dense",
+        "dense_layers": "0,1",
+    }
+    assert pattern.decoded_keys_differ
+    assert not from_options({"pattern": "topk", "prefill": "sparse"}).decoded_keys_differ
+    specs = [LayerSpec(i, 4, 2, 64, 64, 0.125) for i in range(3)]
+    given = {"pattern": "topk", "budget": "100", "prefill": "sparse", "dense_layers": ""}
+    attention = resolve("sparse", given, "auto", specs, "cpu", torch.float32, 16)
+    assert attention.options == {**given, "sink_pages": "1", "recent_pages": "4"}
+    with pytest.raises(ValueError, match="prefill is 'no'; choose dense or sparse"):
+        from_options({"pattern": "topk", "prefill": "no"})
+    with pytest.raises(ValueError, match="recent_pages is '0'; it must be a whole number of at least 1"):
+        from_options({"pattern": "topk", "recent_pages": "0"})

@@ -1,0 +1,238 @@
+"""Serving under patterns that choose by content: the tokens of their definition, and what may be shared."""
+
+import dataclasses
+import functools
+import random
+
+import pytest
+import torch
+
+from attention.backends import BACKENDS, UnsupportedError, resolve
+from attention.kernels.base import choosing_rows, spans_within
+from attention.kernels.reference import Reference
+from attention.patterns.base import ContentPattern
+from attention.types import PagedCache
+from server.engine.types import Submit
+from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
+from tests.models_zoo import save_tiny
+
+PAGE_SIZE = 4
+MAX_TOKENS = 10
+
+TOPK = {"pattern": "topk", "budget": "16", "recent_pages": "1", "dense_layers": ""}
+SPARSE = {**TOPK, "prefill": "sparse"}
+LSH = {"pattern": "lsh", "hashes": "2", "buckets": "16", "window": "6", "sinks": "2"}
+CHOICES = {"topk": TOPK, "topk-sparse": SPARSE, "lsh": LSH}
+
+every_choice = pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
+
+
+class ByDefinition:
+    """Attention of a whole sequence at once, under a mask made from ``ContentPattern.chosen``."""
+
+    def __init__(self, pattern, layers, prompt_len):
+        self.pattern, self.layers, self.prompt_len = pattern, layers, prompt_len
+
+    def attend(self, module, query, key, value, mask, features):
+        layer = self.layers[module.layer_idx]
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        at = torch.arange(len(query))
+        visible = (at <= at[:, None])[:, None].repeat(1, layer.kv_heads, 1)
+        if layer.window is not None:
+            visible &= (at[:, None] - at < layer.window)[:, None]
+        if layer.index not in self.pattern.dense_layers:
+            chosen = self.pattern.chosen(layer, query, at, key, PAGE_SIZE)
+            sees_all = ~self.pattern.chooses(at, torch.full_like(at, self.prompt_len))
+            visible &= chosen | sees_all[:, None, None]
+        group = layer.query_heads // layer.kv_heads
+        logits = torch.einsum("rhd,lhd->rhl", query, key.repeat_interleave(group, 1)) * layer.scale
+        logits = logits.masked_fill(~visible.repeat_interleave(group, 1), float("-inf"))
+        return torch.einsum("rhl,lhd->rhd", logits.softmax(-1), value.repeat_interleave(group, 1))[None]
+
+
+class Checked(Reference):
+    """The reference, which also holds choices from the digests against those from the keys.
+
+    It looks at each sequence's last row.
+    """
+
+    checks = 0
+
+    def forward(self, layer, query, cache, batch, pattern, sinks, turned=None):
+        if isinstance(pattern, ContentPattern):
+            last = {start - 1: b for b, start in enumerate(batch.query_starts)}
+            rows = choosing_rows(batch, pattern)
+            spans = pattern.select(layer, query[rows], rows, cache, batch)
+            spans = spans_within(spans, batch.positions[rows], layer.window)
+            for row, ranges in zip(rows.tolist(), spans, strict=True):
+                if row not in last:
+                    continue
+                i, b = batch.positions[row : row + 1], last[row] - 1
+                at = torch.arange(int(i) + 1)
+                slots = batch.page_table[b, at // batch.page_size].long() * batch.page_size
+                keys = cache.keys.flatten(0, 1)[slots + at % batch.page_size].nan_to_num(0)
+                chosen = pattern.chosen(layer, query[row : row + 1], i, keys, batch.page_size)[0]
+                if layer.window is not None:
+                    chosen &= i - at < layer.window
+                inside = (ranges[..., :1] <= at) & (at < ranges[..., 1:])
+                assert torch.equal(inside.any(dim=1), chosen)
+                self.checks += 1
+        return super().forward(layer, query, cache, batch, pattern, sinks, turned)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load(save_tiny("llama", tmp_path_factory.mktemp("content") / "llama", num_hidden_layers=3))
+
+
+@pytest.fixture(scope="module")
+def prompts(loaded):
+    rng = random.Random(0)
+    return [[rng.randrange(4, loaded.vocabulary_size) for _ in range(n)] for n in (1, 13, 30, 71)]
+
+
+def greedy_by_definition(model, options, prompt):
+    place = ("cpu", torch.float32, PAGE_SIZE)
+    pattern = resolve("sparse", options, "reference", model.layers, *place).pattern
+    attend = ByDefinition(pattern, {layer.index: layer for layer in model.layers}, len(prompt))
+    tokens = list(prompt)
+    for _ in range(MAX_TOKENS):
+        ids, at = torch.tensor([tokens]), torch.arange(len(tokens))[None]
+        with torch.inference_mode():
+            logits = model.model(input_ids=ids, position_ids=at, use_cache=False, longspan=attend).logits
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def expected(loaded, prompts):
+    """Greedy tokens of the definition, each recomputed from the whole sequence before it."""
+
+    @functools.cache
+    def of(options):
+        return [greedy_by_definition(loaded, dict(options), prompt) for prompt in prompts]
+
+    return lambda options: of(tuple(options.items()))
+
+
+def tokens_of(outcomes):
+    return [outcome.tokens for outcome in outcomes.values()]
+
+
+def core_for(loaded, options, **kwargs):
+    shape = {"page_size": PAGE_SIZE, "pages": 150, "max_running": 7, "context_length": 200, **kwargs}
+    core = make_core(loaded, backend="sparse", options=options, **shape)
+    if kwargs.get("kernel", "reference") == "reference":
+        core.runner.attention = dataclasses.replace(core.runner.attention, kernel=Checked())
+    return core
+
+
+# FlexAttention compiles for every shape; its own tests cover it.
+@pytest.mark.parametrize("kernel", [name for name in BACKENDS["sparse"].kernels if name != "flex"])
+@every_choice
+def test_tokens_follow_the_definition_at_once_and_in_chunks(loaded, prompts, expected, kernel, options):
+    try:
+        resolve("sparse", options, kernel, loaded.layers, "cpu", torch.float32, PAGE_SIZE)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    tokens = expected(options)
+    for budget in (512, 7) if kernel == "reference" else (7,):
+        core = core_for(loaded, options, kernel=kernel, max_batch_tokens=budget)
+        assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == tokens
+        if kernel == "reference":
+            assert core.runner.attention.kernel.checks > 100
+    again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
+    assert tokens_of(again) == tokens
+    assert again[103].cached_tokens >= 64
+
+
+@every_choice
+def test_tokens_follow_the_definition_after_preemption(loaded, prompts, expected, options):
+    core = core_for(loaded, options, pages=28, max_batch_tokens=16, max_running=8, context_length=100)
+    outcomes = run(core, greedy_requests(prompts * 2, MAX_TOKENS))
+    assert tokens_of(outcomes) == expected(options) * 2
+    assert sum(outcome.preemptions for outcome in outcomes.values()) > 0
+
+
+@every_choice
+def test_a_small_budget_changes_the_tokens(loaded, prompts, expected, options):
+    """Otherwise the tests above would compare full attention with itself."""
+    assert expected(options)[-1] != expected({**TOPK, "budget": "100"})[-1]
+
+
+def test_layers_that_are_left_alone(loaded, prompts, expected):
+    options = {**TOPK, "dense_layers": "0,2"}
+    assert expected(options) != expected(TOPK)
+    assert tokens_of(run(core_for(loaded, options), greedy_requests(prompts, MAX_TOKENS))) == expected(
+        options
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pattern": "topk", "budget": "83"},
+        {"pattern": "topk", "budget": "83", "prefill": "sparse", "dense_layers": ""},
+        {"pattern": "lsh", "window": "83"},
+    ],
+)
+def test_a_choice_that_covers_the_context_is_full_attention(loaded, prompts, options):
+    covered = run(core_for(loaded, options), greedy_requests(prompts, MAX_TOKENS))
+    assert tokens_of(covered) == tokens_of(run(make_core(loaded), greedy_requests(prompts, MAX_TOKENS)))
+
+
+@every_choice
+def test_a_prompt_made_of_an_earlier_answer(loaded, prompts, expected, options):
+    """Under dense prefill its keys are others than the answer's own; else the answer's pages are of use."""
+    core = core_for(loaded, options)
+    prompt = prompts[2]
+    (answer,) = tokens_of(run(core, greedy_requests([prompt], MAX_TOKENS)))
+    longer = prompt + answer[:-1]
+    found = run(core, greedy_requests([longer], MAX_TOKENS, first_id=2))[2]
+    assert found.tokens == greedy_by_definition(loaded, options, longer)
+    whole_pages = len(prompt if options is TOPK else longer) // PAGE_SIZE
+    assert found.cached_tokens == whole_pages * PAGE_SIZE
+
+
+@every_choice
+def test_an_answer_that_was_a_prompt_before(loaded, prompts, expected, options):
+    """A sequence that lost its pages must not find its answer's among those of someone's prompt."""
+    core = core_for(loaded, options, max_running=1)
+    prompt, answer = prompts[2], expected(options)[2]
+    run(core, greedy_requests([prompt + answer], 1))
+    outcomes = {2: Outcome(), 3: Outcome()}
+    core.submit(greedy_requests([prompt], MAX_TOKENS, first_id=2)[0])
+    while len(outcomes[2].tokens) < 9:
+        collect(core, outcomes)
+    core.submit(Submit(id=3, prompt=prompts[1], sampling=GREEDY, max_tokens=2, priority=1))
+    hits = core.kv.prefix_hits
+    while core.has_work:
+        collect(core, outcomes)
+    assert outcomes[2].preemptions == 1
+    assert outcomes[2].tokens == answer
+    known = len(prompt) if options is TOPK else len(prompt) + 8
+    assert core.kv.prefix_hits - hits == known // PAGE_SIZE * PAGE_SIZE
+
+
+@every_choice
+def test_a_model_with_a_window_of_its_own(tmp_path, options):
+    """Its pages expire, and those behind the window are no choice."""
+    windowed = load(save_tiny("mistral", tmp_path / "mistral", sliding_window=24))
+    rng = random.Random(2)
+    prompts = [[rng.randrange(4, windowed.vocabulary_size) for _ in range(n)] for n in (9, 60)]
+    core = core_for(windowed, options, max_batch_tokens=16)
+    tokens = [greedy_by_definition(windowed, options, prompt) for prompt in prompts]
+    found, held = {1: Outcome(), 2: Outcome()}, 0
+    for request in greedy_requests(prompts, MAX_TOKENS):
+        core.submit(request)
+    while core.has_work:
+        collect(core, found)
+        held = max(held, core.kv.pool.held)
+    assert tokens_of(found) == tokens
+    assert held < sum(-(-(len(prompt) + MAX_TOKENS) // PAGE_SIZE) for prompt in prompts)
+
+
+def test_digests_count_as_memory(loaded):
+    bare = PagedCache.bytes_per_page(loaded.layers, 16, torch.float32)
+    pattern = core_for(loaded, TOPK).runner.attention.pattern
+    assert PagedCache.bytes_per_page(loaded.layers, 16, torch.float32, pattern) == bare * 17 / 16
