@@ -7,13 +7,14 @@ gave as ``model(..., longspan=...)``: a ``Step`` when it serves.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from attention.backends import Attention, UnsupportedError
 from attention.layers import IMPLEMENTATION, read_layers
+from attention.rotation import Rotation
 from attention.types import AttentionBatch, LayerSpec, PagedCache
 
 __all__ = ["Attend", "Step", "read_layers", "register"]
@@ -55,12 +56,14 @@ class Step:
         cache: keys and values of all layers; the step's own are written as layers run.
         batch: the step's work.
         layers: by index, as ``read_layers`` found them.
+        rotations: by index, as ``read_rotations`` found them; needed where the pattern turns queries.
     """
 
     attention: Attention
     cache: PagedCache
     batch: AttentionBatch
     layers: Mapping[int, LayerSpec]
+    rotations: Mapping[int, Rotation] = field(default_factory=dict)
 
     def attend(
         self,
@@ -83,10 +86,27 @@ class Step:
         layer = self.layers[module.layer_idx]
         cache = self.cache.layers[layer.index]
         cache.write(self.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        rows = query[0].transpose(0, 1)
         output = self.attention.forward(
-            layer, query[0].transpose(0, 1), cache, self.batch, features.get("s_aux")
+            layer, rows, cache, self.batch, features.get("s_aux"), self._turned(layer, rows)
         )
         return output[None]
+
+    def _turned(self, layer: LayerSpec, query: torch.Tensor) -> torch.Tensor | None:
+        """The queries ``[T, H, D]`` as they meet the pattern's first tokens; ``None`` if as any other."""
+        pattern = self.attention.pattern_of(layer)
+        if not pattern.turned:
+            return None
+        rotation, batch = self.rotations[layer.index], self.batch
+
+        def angles() -> tuple[torch.Tensor, torch.Tensor] | None:
+            # The last query's turn is the largest; asked on the host, so that no device has to be waited for.
+            if not pattern.turn(torch.tensor(batch.seq_lens) - 1).any():
+                return None
+            return rotation.angles(-pattern.turn(batch.positions))
+
+        back = batch.plan(("turned", pattern, rotation), angles)
+        return None if back is None else rotation.turn_by(query, back)
 
 
 def register() -> None:

@@ -75,17 +75,29 @@ class Settings(BaseSettings):
         None, ge=2, description="Most tokens of prompt and output together. Without it: the model's own."
     )
 
+    rope_scaling: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] | None = Field(
+        None,
+        description="How rotary positions are stretched; default: not at all. Without it: as the model says.",
+    )
+    rope_option: Options = Field(
+        default_factory=dict, description="Detail of --rope-scaling, like factor=4; may be repeated."
+    )
+
     host: str = Field("127.0.0.1", description="Address of the gRPC service.")
     port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC service; 0 picks a free one.")
     metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Port of /metrics; 0 picks a free one.")
 
-    attention: str = Field("full", description="Attention backend: full, sliding_window or sparse.")
+    attention: str = Field(
+        "full", description="Attention backend, like full or sliding_window; longspan backends shows all."
+    )
     attention_option: Options = Field(
         default_factory=dict,
         description="Detail of the backend, like window=512; may be repeated.",
     )
-    kernel: str = Field("auto", description="What computes attention: auto, sdpa or reference.")
+    kernel: str = Field(
+        "auto", description="What computes attention: auto, or a name that longspan backends shows."
+    )
 
     page_size: int = Field(16, ge=1, le=1024, description="Tokens per page of the KV cache.")
     kv_memory: Bytes | None = Field(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 
-from attention.backends import Attention, UnsupportedError, resolve
+from attention.backends import Attention, UnsupportedError, make_pattern, resolve
+from attention.patterns.full import Full
 from attention.types import PagedCache
 from server.engine.core import EngineCore
 from server.engine.kv_manager import most_pages
@@ -20,6 +22,7 @@ from server.engine.types import Ready, RefusedError
 from server.models.check import self_check
 from server.models.load import LoadedModel, load_model
 from server.models.memory import available_bytes
+from server.models.rope import read_scaling
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
@@ -45,15 +48,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         )
     threads = settings.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise RefusedError(
-            "--device cuda: torch sees no CUDA device; use --device cpu or a CUDA build of torch"
-        )
-
-    loaded = load_model(folder, settings.dtype, device, settings.max_context, report)
+    loaded, device = load_as_set(settings, folder, report)
     report("checking", 0.9)
     choose = partial(
         resolve,
@@ -65,7 +60,10 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     try:
         attention = choose(settings.attention, settings.attention_option, settings.kernel)
         # What a pattern hides would be taken for a fault: the check is of the model and the kernel.
-        check_with = choose("full", {}, attention.kernel.name)
+        check_with = replace(attention, backend="full", pattern=Full(), family=False)
+        place = torch.device(device), loaded.dtype, settings.page_size
+        if attention.kernel.unsupported(loaded.layers, *place, check_with.pattern):
+            check_with = choose("full", {}, "auto")  # the kernel is for its own pattern alone
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error
     self_check(loaded, check_with, settings.page_size)
@@ -76,8 +74,12 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     cache = PagedCache(
         loaded.layers, pages, settings.page_size, loaded.dtype, device, pattern=attention.pattern
     )
+    try:
+        runner = Runner(loaded.model, loaded.layers, attention, cache, loaded.rope)
+    except UnsupportedError as error:
+        raise RefusedError(str(error)) from error
     core = EngineCore(
-        Runner(loaded.model, loaded.layers, attention, cache),
+        runner,
         context_length=context_length,
         max_running=settings.max_running,
         max_batch_tokens=settings.max_batch_tokens,
@@ -113,6 +115,30 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         ready.kv_bytes / 2**30,
     )
     return core, ready
+
+
+def load_as_set(settings: Settings, folder: Path, report: Report) -> tuple[LoadedModel, str]:
+    """The model as these settings want it, and the device that it is on: ``cpu`` or ``cuda``.
+
+    Raises:
+        RefusedError: the model can't be served so; the sentence says why.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise RefusedError(
+            "--device cuda: torch sees no CUDA device; use --device cpu or a CUDA build of torch"
+        )
+    scaling = read_scaling(settings.rope_scaling, settings.rope_option)
+    try:
+        reach = make_pattern(settings.attention, settings.attention_option).reach
+    except UnsupportedError as error:
+        raise RefusedError(str(error)) from error
+    loaded = load_model(
+        folder, settings.dtype, device, settings.max_context, report, reach=reach, scaling=scaling
+    )
+    return loaded, device
 
 
 def _size_cache(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -100,15 +101,24 @@ def _paged(
             page_size,
             device,
         )
-        output = loaded.model(
-            input_ids=torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            longspan=Step(attention, cache, batch, layers),
-        ).logits[0]
+        with _own_lengths(loaded, [step[b] for b in rows], [len(sequences[b]) for b in rows]):
+            output = loaded.model(
+                input_ids=torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                longspan=Step(attention, cache, batch, layers),
+            ).logits[0]
         for b, part in zip(rows, output.split([len(step[b]) for b in rows]), strict=True):
             logits[b].append(part)
     return [torch.cat(parts) for parts in logits]
+
+
+def _own_lengths(loaded: LoadedModel, spans: list[range], lengths: list[int]) -> AbstractContextManager[None]:
+    """Rotary frequencies of each sequence's own length, where they depend on it."""
+    if loaded.rope is None:
+        return nullcontext()
+    starts, counts = [span.start for span in spans], [len(span) for span in spans]
+    return loaded.rope.step(loaded.rope.lengths(starts, counts, lengths, lengths))
 
 
 def _has_experts(config: Any) -> bool:

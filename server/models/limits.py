@@ -2,67 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
 from typing import Any
 
 from server.engine.types import RefusedError
+from server.models.rope import RopeScaling, apply_scaling, ropes
+
+log = logging.getLogger("longspan.models")
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
-def context_length(config: Any, max_context: int | None) -> int:
+def context_length(
+    config: Any, max_context: int | None, *, reach: int | None = None, scaling: RopeScaling | None = None
+) -> int:
     """The most tokens of prompt and output together.
 
     Args:
-        config: of the model; a multimodal model's text part counts.
+        config: of the model; a multimodal model's text part counts. ``scaling`` is written into it.
         max_context: what the operator asks for; ``None`` for the model's own limit.
+        reach: of the attention pattern: distances never grow beyond it, so that it is what has to fit.
+        scaling: how the operator wants rotary positions to be stretched; ``None`` for as the model says.
 
     Raises:
-        RefusedError: it is more than the model's own limit, or neither is known.
+        RefusedError: it is more than the model's own limit, neither is known, or the scaling can't be had.
     """
-    text = config.get_text_config(decoder=True)
-    values = (getattr(text, name, None) for name in _LENGTHS)
-    own = next((value for value in values if isinstance(value, int) and value > 0), None)
+    own = _own_length(config) if scaling is None else apply_scaling(config, scaling)
     if own is None and max_context is None:
         raise RefusedError("the model's config does not say how long its context is; say it: --max-context N")
-    if own is not None and max_context is not None and max_context > own:
+    steady = min(filter(None, (own, steady_length(config))), default=None)
+    if reach is not None and steady is not None and reach > steady:
         raise RefusedError(
-            f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
+            f"with positions=cache, sinks and window together are {reach} positions, more than the {steady} "
+            "that the model can tell apart; choose a smaller window"
+        )
+    if own is not None and max_context is not None and max_context > own and reach is None:
+        if scaling is None or scaling.kind != "default":
+            rotary = " or stretch them by --rope-scaling" if scaling is None and any(ropes(config)) else ""
+            raise RefusedError(
+                f"--max-context {max_context} is more than the model's own {own} positions; "
+                f"choose at most that{rotary}"
+            )
+        log.warning(
+            "--max-context %d is beyond the model's own %d positions, which --rope-scaling default does not "
+            "stretch: expect answers to become worse from there on",
+            max_context,
+            own,
         )
     return max_context or own or 0
 
 
-def check_rope(config: Any, length: int) -> None:
-    """Refuses a context in which rotary frequencies would depend on how long sequences are.
-
-    transformers takes the frequencies of some kinds from the largest position in the whole batch, so one
-    request would change another's answer, and keys in the cache would no longer fit. ``longrope`` does so
-    beyond the original length. ``dynamic`` does so beyond ``max_position_embeddings``, where no context
-    reaches (``context_length``), so it is served.
-
-    Args:
-        config: of the model; a multimodal model's text part counts.
-        length: the context length.
-
-    Raises:
-        RefusedError: the context is longer than the range in which the frequencies stay the same.
-    """
+def steady_length(config: Any) -> int | None:
+    """Up to which length rotary frequencies don't depend on it; ``None`` if they never do."""
     text = config.get_text_config(decoder=True)
-    for rope in _ropes(getattr(text, "rope_parameters", None)):
-        original = rope.get("original_max_position_embeddings")
-        if rope.get("rope_type") == "longrope" and original is not None and length > original:
-            raise RefusedError(
-                "the model's rotary embedding (longrope) changes its frequencies when the longest sequence "
-                f"of a batch passes {original} tokens, so one request would change another's answer; "
-                f"serve it within that length: --max-context {original}"
-            )
+    lengths = []
+    for rope in ropes(config):
+        if rope["rope_type"] == "dynamic":
+            lengths.append(text.max_position_embeddings)
+        elif rope["rope_type"] == "longrope":
+            lengths.append(rope["original_max_position_embeddings"])
+    return min(lengths, default=None)
 
 
-def _ropes(parameters: Any) -> Iterator[dict[str, Any]]:
-    """The settings of every rotary embedding: some models have one, some one per type of layer."""
-    if isinstance(parameters, dict):
-        if "rope_type" in parameters:
-            yield parameters
-        else:
-            for value in parameters.values():
-                yield from _ropes(value)
+def _own_length(config: Any) -> int | None:
+    """What the checkpoint was made for, its own stretching of positions included."""
+    text = config.get_text_config(decoder=True)
+    values = (getattr(text, name, None) for name in _LENGTHS)
+    own = next((value for value in values if isinstance(value, int) and value > 0), None)
+    if own is None:
+        return None
+    lengths = [own]
+    for rope in ropes(config):
+        factor = rope.get("factor") or 1
+        # Configs of the others differ on whether the length that they give is stretched already.
+        if rope["rope_type"] in ("yarn", "llama3", "longrope"):
+            lengths.append(int(factor * (rope.get("original_max_position_embeddings") or own)))
+        elif rope["rope_type"] == "dynamic":
+            lengths.append(int(factor * own))
+    return max(lengths)

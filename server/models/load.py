@@ -14,11 +14,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from attention.backends import UnsupportedError
 from attention.hook import read_layers, register
+from attention.rope import LengthRope
 from attention.types import LayerSpec
 from server.engine.types import RefusedError
 from server.models.folder import weight_files
-from server.models.limits import check_rope, context_length
+from server.models.fuse import fuse
+from server.models.limits import context_length, steady_length
 from server.models.memory import available_bytes
+from server.models.rope import RopeScaling, check_scaling
 
 log = logging.getLogger("longspan.models")
 
@@ -35,6 +38,7 @@ class LoadedModel:
         vocabulary_size: number of logits.
         context_length: the most tokens of prompt and output together.
         dtype: number format of weights and computation.
+        rope: its rotary embeddings, if their frequencies depend on lengths.
     """
 
     model: Any
@@ -44,6 +48,7 @@ class LoadedModel:
     vocabulary_size: int
     context_length: int
     dtype: torch.dtype
+    rope: LengthRope | None = None
 
 
 def load_model(
@@ -52,6 +57,9 @@ def load_model(
     device: torch.device | str,
     max_context: int | None,
     report: Callable[[str, float], None],
+    *,
+    reach: int | None = None,
+    scaling: RopeScaling | None = None,
 ) -> LoadedModel:
     """Loads, freezes, and reads what attention must honor. Code that comes with a checkpoint is never run.
 
@@ -62,6 +70,8 @@ def load_model(
         device: where to load it.
         max_context: the most tokens of prompt and output together; ``None`` for the model's own limit.
         report: told the progress.
+        reach: the attention pattern's, see ``attention.patterns.base.Pattern``.
+        scaling: how rotary positions are stretched; ``None`` for as the model says.
 
     Raises:
         RefusedError: the model can't be served; the sentence says why.
@@ -69,8 +79,7 @@ def load_model(
     device = torch.device(device)
     report("reading the config", 0.0)
     config = read_config(folder)
-    length = context_length(config, max_context)
-    check_rope(config, length)
+    length = context_length(config, max_context, reach=reach, scaling=scaling)
     chosen = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
     wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
     _check_memory(folder, config, wanted, device)
@@ -89,15 +98,31 @@ def load_model(
         layers = read_layers(model)
     except (UnsupportedError, ValueError) as error:
         raise RefusedError(str(error)) from error
+    if scaling is not None:
+        check_scaling(model, scaling)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("%d of %d decoder layers are fused", fuse(model), len(layers))
     return LoadedModel(
         model=model,
         layers=layers,
         architecture=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         vocabulary_size=model.get_output_embeddings().weight.shape[0],
         context_length=length,
         dtype=model.dtype,
+        rope=_length_rope(model, config, length),
     )
+
+
+def _length_rope(model: Any, config: Any, length: int) -> LengthRope | None:
+    try:
+        return LengthRope.of(model)
+    except UnsupportedError as error:
+        steady = steady_length(config)
+        if steady is None or length > steady:
+            hint = "choose another model" if steady is None else f"serve it within --max-context {steady}"
+            raise RefusedError(f"{error}; {hint}") from error
+        return None
 
 
 def read_config(folder: Path) -> Any:

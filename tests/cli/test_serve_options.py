@@ -42,6 +42,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "dtype": ("bfloat16", "bfloat16"),
     "device": ("cpu", "cpu"),
     "max_context": ("1024", 1024),
+    "rope_scaling": ("yarn", "yarn"),
+    "rope_option": ("factor=4", {"factor": "4"}),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
     "metrics_host": ("::1", "::1"),
@@ -69,7 +71,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "otlp_endpoint": ("http://127.0.0.1:4317", "http://127.0.0.1:4317"),
 }
 # Those whose flag takes no value, or may be repeated, are not of the plain form --NAME VALUE.
-OTHERS = ("attention_option", "prefix_cache", "check_integrity")
+OTHERS = ("attention_option", "rope_option", "prefix_cache", "check_integrity")
 PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
 
 
@@ -99,6 +101,9 @@ def test_flags_of_other_forms() -> None:
     assert outcome.settings is not None, outcome.error
     assert outcome.settings.prefix_cache is False
     assert outcome.settings.attention_option == {"window": "512", "sinks": "a=b"}
+    outcome = Outcome(["--rope-option", "factor=4", "--rope-option", "long_factor=1,2"])
+    assert outcome.settings is not None, outcome.error
+    assert outcome.settings.rope_option == {"factor": "4", "long_factor": "1,2"}
     outcome = Outcome(
         ["--prefix-cache"],
         {"LONGSPAN_PREFIX_CACHE": "0", "LONGSPAN_ATTENTION_OPTION": '{"window": "512"}'},
@@ -148,6 +153,12 @@ def test_help_shows_every_setting_with_its_variable_and_default() -> None:
             {},
             "--dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not 'int3'",
         ),
+        (
+            ["--rope-scaling", "ntk"],
+            {},
+            "--rope-scaling: should be 'default', 'linear', 'dynamic', 'yarn', 'llama3' or 'longrope', not",
+        ),
+        (["--rope-option", "factor"], {}, "--rope-option: 'factor' is not of the form KEY=VALUE"),
         (["--kv-memory", "many"], {}, "--kv-memory: 'many' is not an amount of memory; write it like 2GiB"),
         (["--attention-option", "window"], {}, "--attention-option: 'window' is not of the form KEY=VALUE"),
         ([], {"LONGSPAN_PORT": "tcp://10.0.0.1:50051"}, "$LONGSPAN_PORT: should be a valid integer"),

@@ -55,7 +55,7 @@ def make_core(
     cache = PagedCache(loaded.layers, pages, page_size, dtype, pattern=attention.pattern, poison=True)
     capacity = (pages - 1) * page_size
     return EngineCore(
-        Runner(loaded.model, loaded.layers, attention, cache),
+        Runner(loaded.model, loaded.layers, attention, cache, loaded.rope),
         context_length=context_length or min(loaded.context_length, capacity),
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,

@@ -98,7 +98,7 @@ def test_other_positions_are_noticed(serve):
 def test_tokens_that_mix_outside_attention_are_noticed(serve):
     """Like a convolution over the sequence, which in a flattened batch reaches into the neighbor."""
     loaded = serve("llama")
-    loaded.model.model.layers[0].mlp.register_forward_hook(
+    loaded.model.model.layers[0].register_forward_hook(
         lambda module, args, output: output + 0.1 * output.roll(1, dims=1)
     )
     refused(loaded)

@@ -114,43 +114,6 @@ def test_an_unknown_architecture_is_refused(tmp_path):
         serve(folder)
 
 
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0] * 8,
-    "long_factor": [4.0] * 8,
-    "factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
-
-
-def test_longrope_is_served_only_where_its_frequencies_stay_the_same(tmp_path):
-    folder = save_tiny("llama", tmp_path, rope_parameters=LONGROPE)
-    with pytest.raises(RefusedError, match=r"one request would change another's answer.*--max-context 128"):
-        serve(folder)
-    assert frequencies_stay(serve(folder, max_context=128))
-
-
-def test_dynamic_frequencies_stay_the_same_in_every_context(tmp_path):
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-    assert frequencies_stay(serve(save_tiny("llama", tmp_path, rope_parameters=rope)))
-
-
-def frequencies_stay(loaded):
-    """Whether a sequence at the context's end leaves another's rotation as it was, and a longer one not."""
-    rotary = loaded.model.model.rotary_emb
-    states = torch.zeros(1, 1, 64)
-
-    def early(last):
-        rotary(states, torch.tensor([[0, 5, last]]))
-        return rotary(states, torch.tensor([[5, last]]))[0][0, 0]
-
-    own = loaded.model.config.max_position_embeddings
-    short, full, beyond = early(6), early(loaded.context_length - 1), early(own + 100)
-    assert not torch.equal(short, beyond), "the test would not notice"
-    return torch.equal(short, full)
-
-
 def test_weights_beyond_the_memory_are_refused_before_they_are_loaded(tmp_path, monkeypatch):
     folder = save_tiny("llama", tmp_path)
     size = (folder / "model.safetensors").stat().st_size

@@ -1,0 +1,179 @@
+"""Rotary position embeddings of keys that are rotated already: turning them by further positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attention.kernels.base import layer_ranges
+from attention.registry import UnsupportedError
+from attention.types import LayerSpec
+
+# How far a turned key may be from the one computed there, as a share of the largest number in the keys: what
+# rounding does, the model's own rounding of cosines and sines included.
+_TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
+
+_PROBE_TOKENS = (1, 2, 3, 5)
+_PROBE_POSITIONS = (0, 1, 2, 7, 30, 31, 100, 511)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """How a layer rotates its queries and keys (Su et al.: RoFormer, 2021, section 3.2.2).
+
+    Pairs of numbers are turned by ``position * frequency``, so a further turn by the same rule moves a key or
+    a query to another position. A factor on cosines and sines, as in YaRN and LongRoPE, is in the numbers
+    already and must not come in again: a turn keeps lengths.
+
+    Attributes:
+        frequencies: radians per position, float64 ``[F]``, one for each pair.
+        interleaved: pairs are ``(0, 1), (2, 3), ...``; else ``(0, F), (1, F + 1), ...``.
+        start: where in the head the ``2 * F`` rotated numbers begin; the others stay as they are.
+    """
+
+    frequencies: torch.Tensor
+    interleaved: bool = False
+    start: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many numbers of a head are rotated."""
+        return 2 * len(self.frequencies)
+
+    def angles(self, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines for ``turn_by``, float32 ``[T, F]`` each.
+
+        Args:
+            shift: positions to turn by, integers ``[T]``; negative ones turn back.
+        """
+        angles = shift.to(torch.float64)[:, None] * self.frequencies.to(shift.device)
+        return angles.cos().float(), angles.sin().float()
+
+    def turn_by(self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """``turn``, with cosines and sines at hand."""
+        cos, sin = (part[:, None] for part in angles)
+        rotated = x[..., self.start : self.start + self.size].float()
+        pairs = rotated.unflatten(-1, (-1, 2)) if self.interleaved else rotated.unflatten(-1, (2, -1))
+        axis = -1 if self.interleaved else -2
+        first, second = pairs.unbind(axis)
+        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=axis)
+        output = x.clone()
+        output[..., self.start : self.start + self.size] = turned.flatten(-2).to(x.dtype)
+        return output
+
+    def turn(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """Keys or queries as they would be ``shift`` positions later.
+
+        Args:
+            x: ``[T, H, D]``, after RoPE.
+            shift: integers ``[T]``; negative ones turn back.
+
+        Returns:
+            ``[T, H, D]`` in the number format of ``x``.
+        """
+        return self.turn_by(x, self.angles(shift))
+
+
+def read_rotations(model: Any, layers: list[LayerSpec]) -> dict[int, Rotation]:
+    """Each layer's rotation, by its index; layers that rotate alike share one.
+
+    Each is proven: a layer's keys of single tokens, whose hidden states don't depend on the position, must be
+    one another's turns. The frequencies are those of short sequences, where a model has others for long ones.
+
+    Args:
+        model: a causal language model of transformers whose attention implementation is ``longspan``.
+        layers: its attention layers.
+
+    Raises:
+        UnsupportedError: some layers' keys don't turn with the position.
+    """
+    device = next(model.parameters()).device
+    text = model.config.get_text_config(decoder=True)
+    own = getattr(text, "max_position_embeddings", None) or max(_PROBE_POSITIONS) + 1
+    positions = torch.tensor([p for p in _PROBE_POSITIONS if p < min(own, _steady(text))], device=device)
+    tokens = torch.tensor(_PROBE_TOKENS, device=device) % text.vocab_size
+    recorder = _Recorder()
+    with torch.inference_mode():
+        model(
+            input_ids=tokens.repeat_interleave(len(positions))[None],
+            position_ids=positions.repeat(len(tokens))[None],
+            use_cache=False,
+            logits_to_keep=torch.zeros(1, dtype=torch.long, device=device),
+            longspan=recorder,
+        )
+    found: dict[int, Rotation] = {}
+    lost = []
+    for layer in layers:
+        keys = recorder.keys[layer.index].unflatten(0, (len(tokens), len(positions)))
+        known = list(dict.fromkeys(found.values()))
+        fitting = (r for r in (*known, *_candidates(model, layer)) if _proven(r, keys, positions))
+        if (rotation := next(fitting, None)) is None:
+            lost.append(layer)
+        else:
+            found[layer.index] = rotation
+    if lost:
+        raise UnsupportedError(
+            f"positions=cache needs keys that turn with their position (RoPE), and those of "
+            f"{layer_ranges(lost)} of {type(model).__name__} don't; choose positions=original"
+        )
+    return found
+
+
+class _Recorder:
+    """Lets every token attend to itself alone and notes the keys.
+
+    Attributes:
+        keys: by layer, ``[T, Hkv, D]``.
+    """
+
+    def __init__(self) -> None:
+        self.keys: dict[int, torch.Tensor] = {}
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        features: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """See ``attention.hook.Attend.attend``."""
+        self.keys[module.layer_idx] = key[0].transpose(0, 1)
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
+
+
+def _steady(text: Any) -> int:
+    """Up to which position frequencies can't depend on it, whatever the kind of scaling."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    originals = [each.get("original_max_position_embeddings") for each in (parameters, *nested)]
+    return min((int(each) for each in originals if each), default=max(_PROBE_POSITIONS) + 1)
+
+
+def _candidates(model: Any, layer: LayerSpec) -> Iterator[Rotation]:
+    """Every frequency table in the model, in both layouts, at both ends of the head."""
+    for module in model.modules():
+        for name, table in module.named_buffers(recurse=False):
+            if not name.endswith("inv_freq") or "original" in name or table.ndim != 1:
+                continue
+            rest = layer.head_size - 2 * len(table)
+            if rest < 0:
+                continue
+            for start in dict.fromkeys([0, rest]):
+                for interleaved in (False, True):
+                    yield Rotation(table.double(), interleaved, start)
+
+
+def _proven(rotation: Rotation, keys: torch.Tensor, positions: torch.Tensor) -> bool:
+    """Whether ``keys`` ``[N, P, Hkv, D]`` at ``positions`` ``[P]`` are turns of one another."""
+    if rotation.start + rotation.size > keys.shape[-1]:
+        return False
+    first = keys[:, :1].expand_as(keys).flatten(0, 1)
+    turned = rotation.turn(first, (positions - positions[0]).repeat(len(keys)))
+    largest = float(keys.abs().max())
+    error = float((turned.float() - keys.flatten(0, 1).float()).abs().max())
+    return largest > 0 and error <= _TOLERANCE[keys.dtype] * largest
