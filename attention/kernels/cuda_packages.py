@@ -1,0 +1,185 @@
+"""What kernels that call a CUDA package share: what they refuse, and how they are told of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+from attention.kernels.base import layer_ranges, locate
+from attention.patterns.base import Pattern
+from attention.patterns.sliding_window import SlidingWindow
+from attention.types import AttentionBatch, LayerSpec
+
+_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """The GPU's compute capability; ``None`` where there is no CUDA."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+def refusals(
+    name: str,
+    layers: list[LayerSpec],
+    device: torch.device,
+    dtype: torch.dtype,
+    pattern: Pattern,
+    *,
+    softcap: bool = False,
+    sinks: bool = False,
+) -> list[str]:
+    """What no flash-attention kernel can do, as reasons for ``Kernel.unsupported``.
+
+    Args:
+        name: the kernel's name.
+        layers: what is asked of it.
+        device: where the cache lives.
+        dtype: number format of the cache.
+        pattern: which cached tokens a query may see.
+        softcap: the kernel caps logits.
+        sinks: the kernel takes learned sinks.
+    """
+    reasons = []
+    found = capability(device)
+    if found is None:
+        reasons.append(f"{name} computes on a CUDA device, not on {device.type}")
+    elif found < (8, 0):
+        reasons.append(f"{name} needs compute capability 8.0, this device has {found[0]}.{found[1]}")
+    if dtype not in _DTYPES:
+        reasons.append(f"{name} computes in float16 or bfloat16, not {str(dtype).removeprefix('torch.')}")
+    if isinstance(pattern, SlidingWindow) and pattern.sinks:
+        reasons.append(f"{name} computes sliding_window without sinks only, not with sinks={pattern.sinks}")
+    elif not _windowed(pattern):
+        reasons.append(f"{name} cannot compute {pattern.name}")
+    if wrong := [layer for layer in layers if layer.head_size % 8 or layer.head_size > 256]:
+        sizes = " and ".join(map(str, sorted({layer.head_size for layer in wrong})))
+        reasons.append(
+            f"{name} takes head sizes that are multiples of 8 up to 256, not {sizes} ({layer_ranges(wrong)})"
+        )
+    if wrong := [layer for layer in layers if layer.value_size != layer.head_size]:
+        reasons.append(f"{name} takes values of the keys' head size only ({layer_ranges(wrong)})")
+    if not softcap and (wrong := [layer for layer in layers if layer.softcap is not None]):
+        reasons.append(f"{name} lacks soft-capping ({layer_ranges(wrong)})")
+    if not sinks and (wrong := [layer for layer in layers if layer.sinks]):
+        reasons.append(f"{name} lacks learned sinks ({layer_ranges(wrong)})")
+    return reasons
+
+
+def page_size_refusal(name: str, page_size: int, multiple: int) -> list[str]:
+    """The reason, if ``name`` only reads pages whose size is a multiple of ``multiple``."""
+    if page_size % multiple == 0:
+        return []
+    nearest = max(1, round(page_size / multiple)) * multiple
+    return [
+        f"{name} reads pages of a multiple of {multiple} tokens, not {page_size}; choose page size {nearest}"
+    ]
+
+
+def _windowed(pattern: Pattern) -> bool:
+    """A query sees the tokens before it, from some distance on none: what the packages call a window."""
+    return pattern.dense or (isinstance(pattern, SlidingWindow) and not pattern.sinks)
+
+
+def window_of(layer: LayerSpec, pattern: Pattern) -> int | None:
+    """How many tokens a query sees, counted back from itself; ``None``: all.
+
+    Only for patterns that ``refusals`` lets pass.
+    """
+    windows = [layer.window, pattern.window if isinstance(pattern, SlidingWindow) else None]
+    return min((window for window in windows if window is not None), default=None)
+
+
+def is_installed(module: str) -> bool:
+    """Whether there is such a module. Imports nothing, for these packages load CUDA libraries on import.
+
+    A folder that only holds other packages, such as ``flash_attn`` with nothing in it but ``cute``, is none.
+    """
+    parent, _, child = module.partition(".")
+    spec = find_spec(parent)
+    if spec is not None and child:
+        spec = PathFinder.find_spec(module, spec.submodule_search_locations)
+    return spec is not None and spec.origin is not None
+
+
+def import_refusal(name: str, module: str) -> list[str]:
+    """The reason, if ``module`` is installed but does not fit this machine."""
+    try:
+        import_module(module)
+    except Exception as error:  # whatever a library that was built for another torch trips over
+        described = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+        return [f"{name} is installed but cannot be imported: {described}"]
+    return []
+
+
+class Lengths(NamedTuple):
+    """Consecutive sequences, as these packages are told of them.
+
+    Attributes:
+        query_starts: int32 ``[N + 1]``, on the device.
+        key_starts: int32 ``[N + 1]``, likewise for keys that lie one sequence after the other.
+        key_lens: int32 ``[N]``.
+        longest_query: of a sequence, in tokens.
+        longest_keys: of a sequence, in tokens.
+    """
+
+    query_starts: torch.Tensor
+    key_starts: torch.Tensor
+    key_lens: torch.Tensor
+    longest_query: int
+    longest_keys: int
+
+    @classmethod
+    def build(cls, query_lens: Sequence[int], key_lens: Sequence[int], device: torch.device) -> Lengths:
+        """From host integers, one of each for every sequence."""
+        lens = torch.tensor([[0, *query_lens], [0, *key_lens]], dtype=torch.int64)
+        query_starts, key_starts = lens.cumsum(dim=1).int().to(device)
+        return cls(
+            query_starts,
+            key_starts,
+            lens[1, 1:].int().to(device),
+            max(query_lens),
+            max(key_lens),
+        )
+
+
+def begins(batch: AttentionBatch, sequences: Sequence[int], window: int | None) -> list[int]:
+    """For each of ``sequences``, the first token that a query of the batch sees."""
+    if window is None:
+        return [0] * len(sequences)
+    return [max(0, batch.seq_lens[b] - batch.query_len(b) + 1 - window) for b in sequences]
+
+
+def gathered(
+    batch: AttentionBatch, sequences: Sequence[int], window: int | None
+) -> tuple[torch.Tensor, Lengths]:
+    """Where to find all that ``sequences`` see, one sequence after the other.
+
+    Args:
+        batch: the step's work.
+        sequences: indices into it.
+        window: see ``window_of``.
+
+    Returns:
+        Slots in the cache, int64 ``[L]``, and the lengths that go with them. A query's distance to the end of
+        its sequence's keys is what it was.
+    """
+    device = batch.page_table.device
+    first = begins(batch, sequences, window)
+    lens = [batch.seq_lens[b] - begin for b, begin in zip(sequences, first, strict=True)]
+    lengths = Lengths.build([batch.query_len(b) for b in sequences], lens, device)
+    which = torch.tensor([list(sequences), first], device=device)
+    owners = torch.repeat_interleave(lengths.key_lens, output_size=sum(lens))
+    at = torch.arange(sum(lens), device=device) - lengths.key_starts[owners] + which[1][owners]
+    return locate(batch, which[0][owners], at)[0], lengths
+
+
+def gather(pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The tokens ``[L, Hkv, D]`` of ``pages`` ``[P, page_size, Hkv, D]`` that lie at ``slots``."""
+    return pages.flatten(0, 1).index_select(0, slots)
