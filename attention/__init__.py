@@ -1,6 +1,6 @@
 """Long-context attention over a paged cache: patterns say what is seen, kernels compute it."""
 
-from attention.backends import BACKENDS, KERNELS, Attention, UnsupportedError, resolve
+from attention.backends import BACKENDS, KERNELS, Attention, Backend, UnsupportedError, resolve
 from attention.hook import Step, register
 from attention.layers import read_layers
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
@@ -10,6 +10,7 @@ __all__ = [
     "KERNELS",
     "Attention",
     "AttentionBatch",
+    "Backend",
     "LayerCache",
     "LayerSpec",
     "PagedCache",

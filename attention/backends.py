@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from operator import attrgetter
-from typing import Any, NamedTuple
 
 import torch
 
+from attention.choice import Choice, Place, pattern_of
 from attention.kernels.base import Kernel
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
+from attention.registry import Backend, Registry, UnsupportedError, unknown
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
+__all__ = [
+    "BACKENDS",
+    "KERNELS",
+    "Attention",
+    "Backend",
+    "UnsupportedError",
+    "make_pattern",
+    "registries",
+    "resolve",
+]
 
-class UnsupportedError(ValueError):
-    """What was asked for cannot work; the message gives all reasons and the nearest choice that does."""
-
-
-class Backend(NamedTuple):
-    """A name that operators know.
-
-    Attributes:
-        pattern: ``module:function`` that makes the pattern from its options, imported when chosen.
-        kernels: names of the kernels that can compute it, in the order in which ``auto`` tries them.
-    """
-
-    pattern: str
-    kernels: tuple[str, ...]
-
-
+# The order of the kernels is that in which auto tries them.
 BACKENDS: dict[str, Backend] = {
-    "full": Backend("attention.patterns.full:Full.from_options", ("sdpa", "reference")),
-    "sliding_window": Backend(
-        "attention.patterns.sliding_window:SlidingWindow.from_options", ("sdpa", "reference")
+    "full": Backend(
+        "attention.patterns.full:Full.from_options", ("cpu_paged", "triton", "sdpa", "reference", "flex")
     ),
-    "sparse": Backend("attention.patterns.sparse:from_options", ("sdpa", "reference")),
+    "flash": Backend(
+        "attention.patterns.full:Full.from_options", ("flash_attn", "varlen", "sdpa_flash", "triton")
+    ),
+    "xformers": Backend("attention.patterns.full:Full.from_options", ("xformers",)),
+    "sliding_window": Backend(
+        "attention.patterns.sliding_window:SlidingWindow.from_options",
+        ("cpu_paged", "triton", "sdpa", "reference", "flex"),
+    ),
+    "sparse": Backend(
+        "attention.patterns.sparse:from_options",
+        ("cpu_paged", "triton", "sdpa", "reference", "flex"),
+        family="attention.patterns.sparse:PATTERNS",
+    ),
 }
 
 KERNELS: dict[str, str] = {
+    "cpu_paged": "attention.kernels.cpu_paged:CpuPaged",
+    "triton": "attention.kernels.triton_paged:Triton",
     "sdpa": "attention.kernels.sdpa:Sdpa",
     "reference": "attention.kernels.reference:Reference",
+    "flex": "attention.kernels.flex:Flex",
+    "flash_attn": "attention.kernels.flash_attn:FlashAttn",
+    "varlen": "attention.kernels.varlen:Varlen",
+    "sdpa_flash": "attention.kernels.sdpa_flash:SdpaFlash",
+    "xformers": "attention.kernels.xformers:Xformers",
 }
 
 
@@ -60,6 +71,7 @@ class Attention:
         kernel: what computes it.
         reason: why this kernel, in words.
         layers: the model's attention layers.
+        family: the backend has several patterns, which its option ``pattern`` chooses among.
     """
 
     backend: str
@@ -67,12 +79,13 @@ class Attention:
     kernel: Kernel
     reason: str
     layers: tuple[LayerSpec, ...]
+    family: bool = False
 
     @property
     def options(self) -> dict[str, str]:
         """The options in force, defaults included; with them ``resolve`` gives the same again."""
-        family = {} if self.backend == self.pattern.name else {"pattern": self.pattern.name}
-        return {**family, **self.pattern.options}
+        member = {"pattern": self.pattern.name} if self.family else {}
+        return {**member, **self.pattern.options}
 
     def pattern_of(self, layer: LayerSpec) -> Pattern:
         """Which cached tokens a query of this layer may see, its own window aside."""
@@ -132,59 +145,45 @@ def resolve(
     Raises:
         UnsupportedError: a name or option is unknown, or the kernel cannot compute these layers exactly.
     """
-    entry = BACKENDS.get(backend)
-    if entry is None:
-        raise UnsupportedError(_unknown("attention backend", backend, BACKENDS))
-    if kernel not in ("auto", *entry.kernels):
-        if kernel in KERNELS:
-            raise UnsupportedError(
-                f"kernel {kernel} does not compute {backend} attention; choose auto or "
-                f"{' or '.join(entry.kernels)}"
-            )
-        raise UnsupportedError(_unknown("attention kernel", kernel, ("auto", *entry.kernels)))
-    try:
-        pattern: Pattern = _load(entry.pattern)(options)
-    except ValueError as error:
-        raise UnsupportedError(str(error)) from error
-    if strange := [index for index in pattern.dense_layers if index >= len(layers)]:
-        raise UnsupportedError(
-            f"dense_layers names layer {strange[0]}, but the model's layers are 0 to {len(layers) - 1}; "
-            "choose among these"
-        )
-
-    refusals: dict[str, list[str]] = {}
-    for name in entry.kernels if kernel == "auto" else (kernel,):
-        candidate: Kernel = _load(KERNELS[name])()
-        reasons = candidate.unsupported(layers, torch.device(device), dtype, page_size, pattern)
+    place = Place(layers, torch.device(device), dtype, page_size)
+    choice = Choice(*registries(), backend, options, place)
+    if kernel not in ("auto", *choice.selectable):
+        raise UnsupportedError(_not_of_the_backend(kernel, choice))
+    refusals: list[str] = []
+    for name in choice.order if kernel == "auto" else (kernel,):
+        reasons = choice.reasons(name)
         if not reasons:
-            reason = _reason(name, kernel, entry.kernels, refusals)
-            return Attention(backend, pattern, candidate, reason, tuple(layers))
-        refusals[name] = reasons
-    message = "; ".join(reason for reasons in refusals.values() for reason in reasons)
-    if kernel != "auto":
-        try:
-            nearest = resolve(backend, options, "auto", layers, device, dtype, page_size).kernel.name
-        except UnsupportedError as error:
-            raise UnsupportedError(f"no kernel can compute {backend} attention here: {error}") from None
-        message += f"; choose kernel {nearest} or auto"
-    raise UnsupportedError(message)
+            reason = "asked for" if kernel == name else _picked(choice.order, refusals)
+            made = choice.kernel(name)
+            return Attention(backend, choice.pattern, made, reason, tuple(layers), choice.family)
+        refusals += reasons
+    if kernel == "auto":
+        refusals[0] = f"no kernel can compute {backend} attention here: {refusals[0]}"
+    raise UnsupportedError("; ".join([*refusals, choice.nearest(None if kernel == "auto" else kernel)]))
 
 
-def _reason(name: str, asked: str, order: tuple[str, ...], refusals: dict[str, list[str]]) -> str:
-    if asked != "auto":
-        return "asked for"
-    if refusals:
-        return "; ".join(reason for reasons in refusals.values() for reason in reasons)
-    return f"first of {', '.join(order)} that can"
+def make_pattern(backend: str, options: Mapping[str, str]) -> Pattern:
+    """What ``resolve`` would choose as the pattern, for when there is no model yet.
+
+    Raises:
+        UnsupportedError: a name or option is unknown.
+    """
+    return pattern_of(registries()[0], backend, options)
 
 
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    choices = list(known)
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"there is no {what} {name!r}; choose {' or '.join(choices)}{hint}"
+def registries() -> tuple[Registry, Registry]:
+    """All backends and all kernels there are, those of installed packages included."""
+    return Registry("backend", BACKENDS), Registry("kernel", KERNELS)
 
 
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return attrgetter(name)(import_module(module))
+def _picked(order: tuple[str, ...], refusals: list[str]) -> str:
+    passed = f": {'; '.join(refusals)}" if refusals else ""
+    return f"first of {', '.join(order)} that can{passed}"
+
+
+def _not_of_the_backend(kernel: str, choice: Choice) -> str:
+    if kernel not in KERNELS:
+        return unknown("attention kernel", kernel, ("auto", *choice.selectable))
+    ways = ["kernel auto", *choice.selectable]
+    ways += [f"attention {name}" for name, entry in BACKENDS.items() if kernel in entry.kernels]
+    return f"kernel {kernel} does not compute {choice.backend} attention; choose {' or '.join(ways)}"

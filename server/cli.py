@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli_backends import backends
+from server.cli_compare import compare
 from server.cli_generate import generate
 from server.cli_load import load
 from server.cli_models import models
@@ -61,6 +63,8 @@ def _serve(settings: Settings) -> int:
 
 application.command()(generate)
 application.command()(load)
+application.command(context_settings={"allow_extra_args": True})(compare)
+application.command()(backends)
 
 
 @application.command()

@@ -42,7 +42,9 @@ def test_client_commands_need_no_server_extra(server: Running) -> None:
     assert run_without_server("health", *port).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["serve"], ["serve", "--help"], ["models", "list"], ["models", "pull"]])
+@pytest.mark.parametrize(
+    "command", [["serve"], ["serve", "--help"], ["models", "list"], ["models", "pull"], ["backends"]]
+)
 def test_server_commands_say_what_to_install(command: list[str]) -> None:
     done = run_without_server(*command)
     assert done.returncode == 1

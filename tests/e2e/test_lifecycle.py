@@ -215,7 +215,10 @@ def test_a_window_is_served_as_chosen_and_keeps_few_pages(started):
     with server.client() as client:
         attention = client.model_info().attention
         assert (attention.backend, attention.pattern) == ("sliding_window", "sliding_window")
-        assert dict(attention.options) == {"window": "64", "sinks": "4"}
+        assert dict(attention.options) == {
+            **{"window": "64", "sinks": "4", "positions": "original"},
+            "dense_layers": "",
+        }
         used = [client.server_info().load.pages_used for _ in client.stream("hello", **ENDLESS)]
     assert max(used) <= 1 + 64 // 16 + 2
     assert 'attention_backend="sliding_window"' in "".join(server.metrics())

@@ -1,0 +1,122 @@
+"""What has a name: Longspan's own backends and kernels, and those that installed packages bring along.
+
+A package offers a backend by an entry point of the group ``longspan.backends`` that names a ``Backend``, and
+a kernel by one of ``longspan.kernels`` that names a ``Kernel`` class. Nothing of it is imported before its
+name is chosen.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from attention.patterns.base import Pattern
+
+
+class UnsupportedError(ValueError):
+    """What was asked for cannot work; the message gives all reasons and the nearest choice that does."""
+
+
+class Backend(NamedTuple):
+    """What a name that operators know stands for.
+
+    Attributes:
+        pattern: makes the pattern from its options, raising ValueError for those that it cannot take; or
+            ``module:function``, imported when chosen.
+        kernels: names of the kernels that can compute it, in the order in which ``auto`` tries them. Empty:
+            those of ``sparse``, which compute any pattern.
+        family: ``module:mapping`` of the patterns that the option ``pattern`` chooses among, by name, for a
+            backend that has several.
+    """
+
+    pattern: str | Callable[[Mapping[str, str]], Pattern]
+    kernels: tuple[str, ...] = ()
+    family: str | None = None
+
+
+class Registry:
+    """The things of one kind that can be chosen by name.
+
+    Args:
+        kind: ``backend`` or ``kernel``; the entry points' group is ``longspan.`` and its plural.
+        own: Longspan's own by name, as themselves or as ``module:attribute``.
+    """
+
+    def __init__(self, kind: str, own: Mapping[str, Any]) -> None:
+        self._kind = kind
+        self._own = own
+        self._foreign: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=f"longspan.{kind}s"):
+            self._foreign.setdefault(point.name, []).append(point)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, Longspan's own first."""
+        return [*self._own, *self.foreign]
+
+    @property
+    def foreign(self) -> list[str]:
+        """Names that only installed packages offer."""
+        return sorted(name for name in self._foreign if name not in self._own)
+
+    def origin(self, name: str) -> str:
+        """The package that offers ``name``, with its version; empty for Longspan's own."""
+        return " and ".join(map(_distribution, self._foreign.get(name, [])))
+
+    def load(self, name: str) -> Any:
+        """What ``name`` stands for, imported now.
+
+        Raises:
+            UnsupportedError: nothing has this name, more than one thing has, or its package is broken.
+        """
+        points = self._foreign.get(name, [])
+        if name in self._own and points:
+            raise UnsupportedError(
+                f"{self._kind} {name} is Longspan's own, but {self.origin(name)} brings one too; "
+                "uninstall that package, or rename what it brings"
+            )
+        if len(points) > 1:
+            raise UnsupportedError(
+                f"{self._kind} {name} is brought by {self.origin(name)}; uninstall all but one of these"
+            )
+        if not points:
+            if name not in self._own:
+                raise UnsupportedError(unknown(f"attention {self._kind}", name, self.names))
+            return imported(self._own[name])
+        try:
+            return points[0].load()
+        except Exception as error:  # whatever the package's code trips over
+            raise UnsupportedError(
+                f"{self._kind} {name} of {self.origin(name)} cannot be loaded: {described(error)}; "
+                "repair or uninstall that package"
+            ) from error
+
+
+def imported(thing: Any) -> Any:
+    """``thing``, or if it is text what it names as ``module:attribute``."""
+    if not isinstance(thing, str):
+        return thing
+    module, _, name = thing.partition(":")
+    return attrgetter(name)(import_module(module))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that nothing has."""
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"there is no {what} {name!r}; choose {' or '.join(choices)}{hint}"
+
+
+def described(error: Exception) -> str:
+    """An error that was not raised for operators, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value

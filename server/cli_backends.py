@@ -1,0 +1,196 @@
+"""``longspan backends``: what works on this machine with this model, and what does not and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli_shared import UNBROKEN, fail, require_server
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from attention.survey import Verdict
+    from attention.types import LayerSpec
+    from server.models.load import LoadedModel
+    from server.settings import Settings
+
+_OF_SERVE = "Without it: the setting of `longspan serve`."
+
+
+def backends(
+    model: Annotated[
+        str | None, typer.Option(help=f"Local folder, hub name, or GGUF file. {_OF_SERVE}")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show this backend only. Without it: all.")
+    ] = None,
+    attention_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Judge every backend with this detail; may be repeated."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help=_OF_SERVE)] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="auto|float32|bfloat16|float16", help=_OF_SERVE)
+    ] = None,
+    page_size: Annotated[str | None, typer.Option(metavar="INTEGER", help=_OF_SERVE)] = None,
+    cache_dir: Annotated[str | None, typer.Option(metavar="PATH", help=_OF_SERVE)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which attention backends and kernels work here with a model, and why others do not."""
+    require_server()
+    from server.cli_options import SettingsRefusedError, load
+
+    given = {
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "page_size": page_size,
+        "cache_dir": cache_dir,
+    }
+    try:
+        settings = load({name: value for name, value in given.items() if value is not None})
+        # Those of a file or the environment are meant for one backend, those given here for each.
+        options = load({"attention_option": attention_option or []}).attention_option
+    except SettingsRefusedError as error:
+        fail(str(error), code=2)
+    try:
+        name, loaded, place, verdicts = _survey(settings, attention, options)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(_document(name, loaded, place, settings, verdicts), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else UNBROKEN, highlight=False)
+    where = f"on {place}, {_dtype(loaded)}, page size {settings.page_size}"
+    console.print(f"{name}: {_structure(loaded.layers)}; {where}\n", markup=False)
+    console.print(_works(verdicts))
+    if any(verdict.refusal or any(verdict.kernels.values()) for verdict in verdicts):
+        console.print()
+        console.print(_refused(verdicts))
+
+
+def _survey(
+    settings: Settings, attention: str | None, options: dict[str, str]
+) -> tuple[str, LoadedModel, str, list[Verdict]]:
+    """The model's name, the model as the server would load it, the device, and the verdicts."""
+    from server.engine.types import RefusedError
+    from server.models.resolve import resolve_model
+    from server.observe.progress import StartProgress
+
+    progress = StartProgress(lambda _: None)
+    try:
+        files = resolve_model(settings.model, settings.cache_dir, progress.report)
+        progress.report("importing torch", None)
+        from attention.registry import UnsupportedError
+        from attention.survey import survey
+        from server.engine.build import load_as_set
+
+        loaded, place = load_as_set(settings, files.folder, progress.report)
+        try:
+            verdicts = survey(
+                loaded.layers, place, loaded.dtype, settings.page_size, backend=attention, options=options
+            )
+        except UnsupportedError as error:
+            raise RefusedError(str(error)) from error
+    except RefusedError as error:
+        progress.close()
+        fail(str(error))
+    finally:
+        progress.close()
+    return settings.model_name or files.name, loaded, place, verdicts
+
+
+def _structure(layers: list[LayerSpec]) -> str:
+    """What matters to kernels, in words."""
+    from attention.kernels.base import layer_ranges
+
+    shapes: dict[str, list[LayerSpec]] = {}
+    for layer in layers:
+        shape = f"{layer.query_heads} query heads over {layer.kv_heads} key heads of size {layer.head_size}"
+        shape += f", window {layer.window}" if layer.window is not None else ""
+        shape += f", soft-cap {layer.softcap:g}" if layer.softcap is not None else ""
+        shape += ", learned sinks" if layer.sinks else ""
+        shapes.setdefault(shape, []).append(layer)
+    return "; ".join(f"{layer_ranges(alike)}: {shape}" for shape, alike in shapes.items())
+
+
+def _works(verdicts: list[Verdict]) -> Table:
+    """A row for each backend or pattern: its options, and the kernels that can."""
+    from rich.text import Text
+
+    table = _table("Backend", "Options", "auto takes", "also work")
+    for verdict in verdicts:
+        name = f"{verdict.backend} ({verdict.origin})" if verdict.origin else verdict.backend
+        options = " ".join(f"{key}={value}" for key, value in verdict.options.items() if value)
+        taken = Text(verdict.auto, style="green") if verdict.auto else Text("nothing", style="red")
+        others = [name for name, reasons in verdict.kernels.items() if not reasons and name != verdict.auto]
+        table.add_row(Text(name), Text(options), taken, Text(", ".join(others)))
+    return table
+
+
+def _refused(verdicts: list[Verdict]) -> Table:
+    """A row for each kernel and reason, with the backends or patterns that it concerns."""
+    from rich.text import Text
+
+    table = _table("Refused", "for", "because")
+    concerned: dict[tuple[str, str], list[str]] = {}
+    for verdict in verdicts:
+        label = verdict.options.get("pattern", verdict.backend)
+        if verdict.refusal:
+            concerned[f"backend {verdict.backend}", verdict.refusal] = [label]
+        for kernel, reasons in verdict.kernels.items():
+            for reason in reasons:
+                concerned.setdefault((f"kernel {kernel}", reason), []).append(label)
+    everything = [verdict.options.get("pattern", verdict.backend) for verdict in verdicts]
+    for (what, reason), labels in sorted(concerned.items(), key=lambda item: item[0][0]):
+        table.add_row(Text(what), Text(_among(everything, labels)), Text(reason))
+    return table
+
+
+def _among(everything: list[str], some: list[str]) -> str:
+    """``some``, in the fewest words."""
+    others = [each for each in everything if each not in some]
+    if len(everything) == 1 or len(others) >= len(some):
+        return ", ".join(some)
+    return f"all but {', '.join(others)}" if others else "all"
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    return Table(*columns, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+
+
+def _document(
+    name: str, loaded: LoadedModel, place: str, settings: Settings, verdicts: list[Verdict]
+) -> dict[str, Any]:
+    return {
+        "model": name,
+        "device": place,
+        "dtype": _dtype(loaded),
+        "page_size": settings.page_size,
+        "backends": [
+            {
+                "backend": verdict.backend,
+                "origin": verdict.origin,
+                "options": verdict.options,
+                "auto": verdict.auto,
+                "refusal": verdict.refusal,
+                "kernels": [
+                    {"kernel": kernel, "works": not reasons, "reasons": reasons}
+                    for kernel, reasons in verdict.kernels.items()
+                ],
+            }
+            for verdict in verdicts
+        ],
+    }
+
+
+def _dtype(loaded: LoadedModel) -> str:
+    return str(loaded.dtype).removeprefix("torch.")
