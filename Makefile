@@ -1,7 +1,7 @@
 # All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test bench stress lint format proto clean
+.PHONY: help install serve test bench quality stress lint format proto clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -16,6 +16,7 @@ help:
 	@echo 'make serve    install, then serve the default model; flags: make serve ARGS="--port 50052"'
 	@echo 'make test     install, then run all tests; some of them: make test ARGS="tests/client -k stream"'
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
+	@echo 'make quality  install, then measure what attention patterns do to the default model; minutes'
 	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, descriptors'
 	@echo 'make lint     install, then check style, types, the proto and the Dockerfile'
 	@echo 'make format   install, then format the code'
@@ -37,10 +38,14 @@ serve: install
 	@exec $(BIN)/longspan serve $(ARGS)
 
 test: install
+	@deploy/prometheus/install
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: install
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+quality: install
+	$(BIN)/python -m loadtest.quality $(ARGS)
 
 stress: install
 	$(BIN)/python -m pytest -m stress $(ARGS)

@@ -91,7 +91,7 @@ def load(
     if rate == 0 or burstiness == 0:
         fail("--rate and --burstiness must be more than 0")
     if html_file is not None:
-        _require_plots()
+        require_plots()
     try:
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
@@ -227,6 +227,7 @@ def _tell(result: Result, earlier: Result | None, json_file: Path | None, html_f
     raise typer.Exit(0 if clean else 1)
 
 
-def _require_plots() -> None:
+def require_plots() -> None:
+    """Ends the command unless reports can be written."""
     if not find_spec("matplotlib"):
         fail("--html needs matplotlib; run: pip install 'longspan[load]'")

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import html
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib.figure import Figure
-
+from loadtest.html import page, plot, text
 from loadtest.load.result import Result, Run
 from loadtest.load.table import COLUMNS, figure, heading, remarks
 
-_WIDTH, _HEIGHT = 7.2, 3.6
-_INK, _BLUE, _ORANGE, _GRAY = "#222222", "#1f6fb4", "#d9822b", "#9aa5b1"
+_BLUE, _ORANGE = "#1f6fb4", "#d9822b"
 _SHARES = [0.5, 0.9, 0.95, 0.99]
 
 
 def write_report(result: Result, path: Path) -> None:
     """Writes the report of a result with at least one run."""
-    lines = _text(heading(result).plain).replace("\n", "<br>")
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width'>",
-        f"<title>Longspan load test: {_text(result.server.get('model'))}</title>",
-        f"<style>{_STYLE}</style></head><body><main>",
-        f"<h1>Load test of {_text(result.server.get('model'))}</h1>",
-        f"<p class='dim'>{lines}<br>{_text(result.created)}</p>",
+    lines = text(heading(result).plain).replace("\n", "<br>")
+    body = [
+        f"<p class='dim'>{lines}<br>{text(result.created)}</p>",
         _table(result),
         *_remarks(result),
         *_plots(result),
         _facts(result),
-        "</main></body></html>",
     ]
-    path.write_text("\n".join(parts))
+    path.write_text(page(f"Load test of {result.server.get('model')}", body), encoding="utf-8")
 
 
 def _table(result: Result) -> str:
@@ -54,7 +40,7 @@ def _table(result: Result) -> str:
         cells += [str(sum(run.summary.failed.values())), str(run.summary.requests)]
         mark = " class='bad'" if run.objections or run.interrupted else ""
         rows.append(
-            f"<tr{mark}><th>{_text(run.label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+            f"<tr{mark}><th>{text(run.label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         )
     head = "".join(f"<th>{cell}</th>" for cell in ["load", *heads])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -62,7 +48,7 @@ def _table(result: Result) -> str:
 
 def _remarks(result: Result) -> list[str]:
     notes = [
-        f"<li><b>{_text(run.label)}</b>: {_text(note)}</li>" for run in result.runs for note in remarks(run)
+        f"<li><b>{text(run.label)}</b>: {text(note)}</li>" for run in result.runs for note in remarks(run)
     ]
     if not notes:
         return ["<p>Every run is valid, nothing failed, and the client's totals equal the server's.</p>"]
@@ -74,22 +60,22 @@ def _plots(result: Result) -> list[str]:
     parts = []
     if len(result.runs) > 1:
         parts.append(
-            _plot(
+            plot(
                 "Throughput against latency",
                 lambda axes: _throughput(axes, result.runs),
                 "one point per load",
             )
         )
     if len(closed) > 2:
-        parts.append(_plot("Users", lambda axes: _users(axes, closed), "throughput as users are added"))
-    parts.append(_plot("Time to first token", lambda axes: _percentiles(axes, result.runs, "ttft"), _BARS))
-    parts.append(_plot("Between messages", lambda axes: _percentiles(axes, result.runs, "chunk_gap"), _BARS))
+        parts.append(plot("Users", lambda axes: _users(axes, closed), "throughput as users are added"))
+    parts.append(plot("Time to first token", lambda axes: _percentiles(axes, result.runs, "ttft"), _BARS))
+    parts.append(plot("Between messages", lambda axes: _percentiles(axes, result.runs, "chunk_gap"), _BARS))
     return parts + [_over_time(run) for run in result.runs if run.requests]
 
 
 def _over_time(run: Run) -> str:
     caption = "waiting for the first token, and receiving tokens, as the client saw it"
-    return _plot(f"Requests over time, {run.label}", lambda axes: _timeline(axes, run), caption)
+    return plot(f"Requests over time, {run.label}", lambda axes: _timeline(axes, run), caption)
 
 
 _BARS = "percentiles 50, 90, 95 and 99, lightest to darkest"
@@ -153,21 +139,6 @@ def _steps(spans: Any) -> tuple[list[float], list[int]]:
     return times, counts
 
 
-def _plot(title: str, draw: Callable[[Any], None], caption: str) -> str:
-    drawing = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    axes = drawing.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=8)
-    axes.grid(axis="y", color=_GRAY, alpha=0.3)
-    axes.set_axisbelow(True)
-    draw(axes)
-    image = io.StringIO()
-    drawing.savefig(image, format="svg", metadata={"Date": None})
-    svg = image.getvalue()
-    head = f"<h2>{_text(title)}</h2><p class='dim'>{_text(caption)}</p>"
-    return f"<section>{head}{svg[svg.index('<svg') :]}</section>"
-
-
 def _facts(result: Result) -> str:
     settings = result.server.get("settings", {})
     rows = {
@@ -176,24 +147,5 @@ def _facts(result: Result) -> str:
         "attention": ", ".join(f"{key} {value}" for key, value in result.server.get("attention", {}).items()),
         "server's settings": ", ".join(f"{key}={value}" for key, value in sorted(settings.items())),
     }
-    cells = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in rows.items())
+    cells = "".join(f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in rows.items())
     return f"<h2>What ran</h2><table class='facts'>{cells}</table>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem; }
-main { max-width: 60rem; margin: auto; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-bottom: 0; }
-.dim { color: #667; font-size: .85rem; margin-top: .2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th { white-space: nowrap; } .facts td { white-space: normal; }
-th, td { padding: .25rem .6rem; text-align: right; vertical-align: bottom; }
-tbody tr { border-top: 1px solid #dde; } tr.bad { color: #b00; }
-small { color: #667; font-weight: normal; }
-.facts th, .facts td { text-align: left; vertical-align: top; font-size: .85rem; }
-section { display: inline-block; width: 100%; } svg { max-width: 100%; height: auto; }
-"""

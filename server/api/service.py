@@ -156,6 +156,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     pages_total=ready.pages_total,
                     pages_used=stats.pages_used,
                     pages_cached=stats.pages_cached,
+                    kv_bytes=ready.kv_bytes,
                 )
             )
         return response

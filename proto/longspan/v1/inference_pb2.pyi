@@ -299,17 +299,19 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., device: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., settings: _Optional[_Mapping[str, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "page_size", "pages_total", "pages_used", "pages_cached")
+    __slots__ = ("running", "waiting", "page_size", "pages_total", "pages_used", "pages_cached", "kv_bytes")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PAGES_USED_FIELD_NUMBER: _ClassVar[int]
     PAGES_CACHED_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     page_size: int
     pages_total: int
     pages_used: int
     pages_cached: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., page_size: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_used: _Optional[int] = ..., pages_cached: _Optional[int] = ...) -> None: ...
+    kv_bytes: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., page_size: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_used: _Optional[int] = ..., pages_cached: _Optional[int] = ..., kv_bytes: _Optional[int] = ...) -> None: ...
