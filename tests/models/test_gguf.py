@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from server.engine.types import RefusedError
 from server.models.convert import RECORD, convert_once
@@ -194,7 +195,7 @@ def test_a_file_that_cannot_be_converted_is_refused_with_its_reason(half, tmp_pa
     ],
 )
 def test_text_is_cut_as_the_file_says(pre, cut, first, tmp_path):
-    alphabet = transformers.convert_slow_tokenizer.bytes_to_unicode()
+    alphabet = bytes_to_unicode()
     tokens = ["<s>", *alphabet.values()]
     metadata = {
         "model": "gpt2",

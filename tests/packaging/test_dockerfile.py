@@ -56,7 +56,7 @@ def test_the_wheel_builds_from_what_is_copied_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert len(list(tmp_path.glob("dist/longspan-*.whl"))) == 1
-    assert any('"$(echo dist/longspan-*.whl)[server]"' in step for step in run_steps())
+    assert any('"$(echo dist/longspan-*.whl)[server,otel]"' in step for step in run_steps())
 
 
 @pytest.mark.parametrize(
