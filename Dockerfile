@@ -28,6 +28,12 @@ RUN /opt/longspan/bin/pip wheel --no-deps --wheel-dir dist . \
 
 FROM python:${PYTHON}-slim
 
+# The CPU's attention kernel is compiled at the first start, for the processor that it then runs on.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
 RUN useradd --create-home --user-group --uid 10001 longspan \
     && install --directory --owner longspan --group longspan /var/cache/longspan
 COPY --from=build /opt/longspan /opt/longspan

@@ -1,0 +1,94 @@
+// Attention on the pages of the KV cache in place, for any rule that can be said as ranges of positions.
+//
+// A query row alone streams its keys and values once, a group of heads per load; consecutive rows of a sequence
+// go in blocks, as matrix products. Rows are split over the keys, and whoever finishes a row's last part puts
+// its parts together (Dao et al.: Flash-Decoding for long-context inference, 2023).
+
+#include <atomic>
+#include <cmath>
+#include <memory>
+
+#include "cpu_paged_blocks.hpp"
+#include "cpu_paged_rows.hpp"
+
+namespace {
+
+struct Run {
+  const Call& call;
+  const Work& work;
+  float* results;
+  std::atomic<size_t>* waiting;  // for each group, its parts that are not done
+  std::atomic<size_t> next{0};
+};
+
+// Puts a group's parts together.
+void finish(const Run& run, const Group& group) {
+  const Call& call = run.call;
+  const int64_t shared = call.shared(), heads = group.heads * shared, queries = group.rows * heads;
+  const size_t size = run.work.result_size(group), parts = group.parts_end - group.part;
+  const float* results = run.results + group.results;
+  for (int64_t q = 0; q < queries; ++q) {
+    const int64_t head = group.head * shared + q % heads;
+    float top = call.sinks ? call.sinks[head] : kLowest;
+    for (size_t part = 0; part < parts; ++part) top = std::max(top, results[part * size + q]);
+    float sum = call.sinks ? std::exp(call.sinks[head] - top) : 0.0f;
+    for (size_t part = 0; part < parts; ++part)
+      sum += results[part * size + queries + q] * std::exp(results[part * size + q] - top);
+    float* output =
+        call.output + (call.rows[group.entry + q / heads] * call.query_heads + head) * call.value_size;
+    std::fill(output, output + call.value_size, 0.0f);
+    for (size_t part = 0; part < parts; ++part) {
+      const float share = std::exp(results[part * size + q] - top) / sum;
+      const float* weighted = results + part * size + 2 * queries + q * call.value_size;
+      for (int64_t d = 0; d < call.value_size; ++d) output[d] += share * weighted[d];
+    }
+  }
+}
+
+// Numbers that a thread keeps from call to call, at a cache line's beginning.
+class Scratch {
+ public:
+  float* get(size_t count) {
+    if (numbers_.size() < count + 16) numbers_.resize(count + 16);
+    void* begin = numbers_.data();
+    size_t space = numbers_.size() * sizeof(float);
+    return static_cast<float*>(std::align(64, count * sizeof(float), begin, space));
+  }
+
+ private:
+  std::vector<float> numbers_;
+};
+
+// Takes parts until there are none.
+template <class Format>
+void take_parts(void* given) {
+  thread_local Scratch scratch;
+  Run& run = *static_cast<Run*>(given);
+  const Work& work = run.work;
+  float* room = scratch.get(std::max(row_scratch(run.call), block_scratch(run.call)));
+  for (size_t i; (i = run.next.fetch_add(1, std::memory_order_relaxed)) < work.parts.size();) {
+    const Part& part = work.parts[i];
+    const Group& group = work.groups[part.group];
+    float* result = run.results + group.results + (i - group.part) * work.result_size(group);
+    (group.rows > 1 ? attend_block<Format> : attend_row<Format>)(run.call, work, part, room, result);
+    if (run.waiting[part.group].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(run, group);
+  }
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void longspan_attend(const Call* call) {
+  thread_local Scratch results;
+  const Work work(*call);
+  const std::unique_ptr<std::atomic<size_t>[]> waiting(new std::atomic<size_t>[work.groups.size()]);
+  for (size_t i = 0; i < work.groups.size(); ++i) waiting[i] = work.groups[i].parts_end - work.groups[i].part;
+  Run run{*call, work, results.get(work.results_size), waiting.get()};
+  void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>};
+  const auto threads = static_cast<unsigned>(std::min<size_t>(call->threads, work.parts.size()));
+  // A team of another size than torch's own would be made anew by each of the two in turn.
+  if (threads > 1)
+    reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(call->parallel)(
+        formats[call->format], &run, static_cast<unsigned>(call->threads), 0);
+  else
+    formats[call->format](&run);
+}

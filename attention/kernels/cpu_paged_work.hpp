@@ -1,0 +1,238 @@
+// What is to be computed, and how it is cut into parts that threads take one after the other.
+//
+// Where a row is cut depends on what it sees only, never on its neighbors or on the number of threads, and the
+// parts' results are put together in order: a row alone gives the same to the last bit in any batch.
+
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+// One call; cpu_paged.py builds it. `entries` query rows, each with ranges of key positions of its own.
+struct Call {
+  const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
+  const float* turned;        // like query, with the same strides, or null
+  const void* keys;           // [pages, page_size, kv_heads, head_size]
+  const void* values;         // [pages, page_size, kv_heads, value_size]
+  const int32_t* page_table;  // [sequences, table_width]
+  const int64_t* rows;        // [entries], ascending
+  const int64_t* owners;      // [entries], the rows' sequences
+  const int64_t* ranges;      // [entries, range_heads, range_count, 2]
+  const float* sinks;         // [query_heads] or null
+  float* output;              // [T, query_heads, value_size]
+  void* parallel;             // GNU OpenMP's GOMP_parallel
+  int64_t entries, range_heads, range_count;
+  int64_t query_heads, kv_heads, head_size, value_size;
+  int64_t row_stride, head_stride;
+  int64_t page_size, table_width;
+  int64_t near;    // keys at positions below it meet `turned`
+  int64_t format;  // 0 float32, 1 bfloat16, 2 float16
+  int64_t threads;
+  double scale;
+  double softcap;  // 0: off
+
+  int64_t shared() const { return query_heads / kv_heads; }
+};
+
+// Tokens that are worked on at once: their logits lie in the first cache.
+constexpr int kTile = 64;
+
+// Tokens of a part: enough to outweigh its share in the final sum, few enough that threads end together.
+constexpr int64_t kRowTokens = 256;
+constexpr int64_t kBlockTokens = 1024;
+
+// Parts for each thread, if heads can be split to get them.
+constexpr int64_t kParts = 4;
+
+// Queries (rows times the heads that share a key head) that share each load of a key and a value in a block of
+// rows.
+constexpr int64_t kBlockQueries = 96;
+
+// The logit of "nothing yet": small enough to weigh nothing, and finite, so that differences are numbers.
+constexpr float kLowest = -1e30f;
+
+inline int64_t rounded(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Query rows and key heads that are computed together: one row and some heads, or a block of rows and one.
+struct Group {
+  int64_t entry, rows;
+  int64_t head, heads;
+  size_t ranges, ranges_end;  // what any of the rows sees
+  size_t part, parts_end;
+  size_t results;  // where the first part's result lies
+};
+
+struct Part {
+  size_t group;
+  size_t range;  // it begins in this range, at this position
+  int64_t position, tokens;
+};
+
+class Work {
+ public:
+  explicit Work(const Call& call) : call_(call) {
+    const int64_t rows = std::max<int64_t>(1, kBlockQueries / call.shared());
+    for (int64_t entry = 0, stop; entry < call.entries; entry = stop) {
+      for (stop = entry + 1; stop < call.entries && stop < entry + rows && follows(stop);) ++stop;
+      if (stop == entry + 1)
+        alone_.push_back(entry);
+      else
+        add_block(entry, stop - entry);
+    }
+    add_rows();
+  }
+
+  std::vector<Range> ranges;
+  std::vector<Group> groups;
+  std::vector<Part> parts;
+  size_t results_size = 0;
+
+  // Numbers of one part's result: for each query the largest logit, the sum of weights, the weighted values.
+  size_t result_size(const Group& group) const {
+    return group.rows * group.heads * call_.shared() * (2 + call_.value_size);
+  }
+
+ private:
+  const Call& call_;
+  std::vector<int64_t> alone_;
+
+  bool follows(int64_t entry) const {
+    return call_.range_heads == 1 && call_.rows[entry] == call_.rows[entry - 1] + 1 &&
+           call_.owners[entry] == call_.owners[entry - 1];
+  }
+
+  void add_block(int64_t entry, int64_t rows) {
+    const size_t first = ranges.size();
+    for (int64_t row = entry; row < entry + rows; ++row) add_ranges(row, 0);
+    merge(first);
+    for (int64_t head = 0; head < call_.kv_heads; ++head)
+      add_group({entry, rows, head, 1, first, ranges.size(), 0, 0, 0}, kBlockTokens);
+  }
+
+  void add_rows() {
+    int64_t heads = 1;
+    if (call_.range_heads == 1) {
+      int64_t expected = 0;
+      for (const int64_t entry : alone_) {
+        const size_t first = ranges.size();
+        add_ranges(entry, 0);
+        expected += tokens(first) / kRowTokens + 1;
+        ranges.resize(first);
+      }
+      heads = call_.kv_heads;
+      while (heads > 1 && expected * (call_.kv_heads / heads) < kParts * call_.threads) heads = (heads + 1) / 2;
+    }
+    for (const int64_t entry : alone_) {
+      size_t first = ranges.size();
+      for (int64_t head = 0; head < call_.kv_heads; head += heads) {
+        if (head == 0 || call_.range_heads > 1) {
+          first = ranges.size();
+          add_ranges(entry, head);
+        }
+        add_group({entry, 1, head, std::min(heads, call_.kv_heads - head), first, ranges.size(), 0, 0, 0},
+                  kRowTokens);
+      }
+    }
+  }
+
+  void add_ranges(int64_t entry, int64_t head) {
+    const int64_t* range = call_.ranges + (entry * call_.range_heads + head) * call_.range_count * 2;
+    for (int64_t i = 0; i < call_.range_count; ++i, range += 2)
+      if (range[0] < range[1]) ranges.push_back({range[0], range[1]});
+  }
+
+  int64_t tokens(size_t first) const {
+    int64_t sum = 0;
+    for (size_t i = first; i < ranges.size(); ++i) sum += ranges[i].end - ranges[i].begin;
+    return sum;
+  }
+
+  // Makes the ranges from `first` on disjoint and ascending.
+  void merge(size_t first) {
+    std::sort(ranges.begin() + first, ranges.end(),
+              [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    size_t last = first;
+    for (size_t i = first + 1; i < ranges.size(); ++i) {
+      if (ranges[i].begin <= ranges[last].end)
+        ranges[last].end = std::max(ranges[last].end, ranges[i].end);
+      else
+        ranges[++last] = ranges[i];
+    }
+    ranges.resize(std::min(ranges.size(), last + 1));
+  }
+
+  void add_group(Group group, int64_t part_tokens) {
+    group.part = parts.size();
+    group.results = results_size;
+    int64_t room = 0;
+    for (size_t i = group.ranges; i < group.ranges_end; ++i) {
+      for (int64_t position = ranges[i].begin, taken; position < ranges[i].end; position += taken) {
+        if (room == 0) {
+          parts.push_back({groups.size(), i, position, 0});
+          room = part_tokens;
+        }
+        taken = std::min(room, ranges[i].end - position);
+        parts.back().tokens += taken;
+        room -= taken;
+      }
+    }
+    group.parts_end = parts.size();
+    results_size += result_size(group) * (group.parts_end - group.part);
+    groups.push_back(group);
+  }
+};
+
+// Consecutive tokens that a part sees, those on pages that are gone left out.
+struct Tile {
+  int count = 0;
+  bool near = false;  // all of them meet the turned queries, else none
+  int32_t positions[kTile];
+  int64_t slots[kTile];
+};
+
+// Walks through the tokens of a part.
+class Walk {
+ public:
+  Walk(const Call& call, const Work& work, const Part& part)
+      : call_(call),
+        range_(&work.ranges[part.range]),
+        table_(call.page_table + call.owners[work.groups[part.group].entry] * call.table_width),
+        position_(part.position),
+        left_(part.tokens) {}
+
+  // The next tokens; false if there are no more.
+  bool next(Tile& tile) {
+    tile.count = 0;
+    while (left_ > 0 && tile.count < kTile) {
+      if (position_ >= range_->end) position_ = (++range_)->begin;
+      const bool near = call_.turned && position_ < call_.near;
+      if (tile.count > 0 && near != tile.near) break;
+      const int64_t offset = position_ % call_.page_size;
+      int64_t run = std::min({left_, range_->end - position_, call_.page_size - offset,
+                              static_cast<int64_t>(kTile - tile.count)});
+      if (near) run = std::min(run, call_.near - position_);
+      if (const int64_t page = table_[position_ / call_.page_size]) {
+        tile.near = near;
+        for (int64_t i = 0; i < run; ++i, ++tile.count) {
+          tile.positions[tile.count] = static_cast<int32_t>(position_ + i);
+          tile.slots[tile.count] = page * call_.page_size + offset + i;
+        }
+      }
+      position_ += run;
+      left_ -= run;
+    }
+    return tile.count > 0;
+  }
+
+ private:
+  const Call& call_;
+  const Range* range_;
+  const int32_t* table_;
+  int64_t position_, left_;
+};

@@ -1,0 +1,228 @@
+"""The C++ kernel against the oracle, in every number format."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention import LayerSpec, UnsupportedError, resolve
+from attention.kernels import cpu_paged, native
+from attention.kernels.base import Kernel
+from attention.kernels.cpu_paged import CpuPaged
+from attention.kernels.reference import Reference
+from attention.patterns.base import Pattern
+from attention.patterns.full import Full
+from attention.patterns.sliding_window import SlidingWindow
+from tests.attention.cases import (
+    Case,
+    by_definition,
+    content_patterns,
+    layers,
+    make_case,
+    patterns,
+    sequences,
+)
+from tests.engine.harness import greedy_requests, load, make_core, run
+from tests.models_zoo import save_tiny
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CPU = torch.device("cpu")
+PLAIN = LayerSpec(0, 6, 2, 8, 8, 0.35)
+
+page_sizes = st.integers(1, 32)
+seeds = st.integers(0, 1 << 30)
+
+
+def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+
+
+def check(case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> None:
+    dtype = case.cache.keys.dtype
+    result = compute(CpuPaged(), case, pattern, turned)
+    assert result.dtype == case.query.dtype
+    # The result is rounded to the cache's format and, where the processor multiplies bfloat16, the query too.
+    error = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result, compute(Reference(), case, pattern, turned), rtol=error, atol=error)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """Where it can't be compiled, it must say why; nothing below would then mean anything."""
+    assert CpuPaged().unsupported([PLAIN], CPU, torch.float32, 16, Full()) == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(layers(features=True), sequences(300, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES))
+def test_equals_reference(layer, shapes, page_size, pattern, seed, dtype):
+    check(make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed), pattern)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers(features=True), sequences(150, 4), page_sizes, seeds, content_patterns(), st.data())
+def test_rows_that_choose_by_content(layer, shapes, page_size, seed, pattern, data):
+    prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
+    check(make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=prompt_lens), pattern)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers(features=True),
+    sequences(200, 4),
+    page_sizes,
+    seeds,
+    st.integers(1, 40),
+    st.integers(0, 9),
+    st.data(),
+)
+def test_queries_turned_toward_the_first_keys(layer, shapes, page_size, seed, window, sinks, data):
+    pattern = SlidingWindow(window, sinks)
+    pattern.turned = data.draw(st.integers(1, sinks + 2), label="turned")
+    dtype = data.draw(st.sampled_from(DTYPES), label="dtype")
+    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
+    turned = torch.randn(case.query.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+    check(case, pattern, turned)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [None, 600])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "value_size"),
+    [(9, 3, 64, 64), (5, 1, 80, 72), (14, 2, 128, 128), (1, 1, 33, 257), (130, 1, 4, 4)],
+)
+def test_long_sequences(dtype, window, heads, kv_heads, size, value_size):
+    """Rows in many parts, blocks of rows, heads that do and don't fill vectors, groups of any size."""
+    layer = LayerSpec(0, heads, kv_heads, size, value_size, size**-0.5, window=window)
+    check(make_case(layer, [(1700, 1), (1300, 40), (3, 1), (900, 2), (300, 300)], 16, dtype=dtype), Full())
+
+
+@settings(max_examples=40, deadline=None)
+@given(layers(features=True), sequences(600, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES))
+def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, seed, dtype):
+    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = compute(CpuPaged(), case, pattern)
+        torch.set_num_threads(1)
+        for b in range(len(shapes)):
+            rows = together[case.batch.query_starts[b] : case.batch.query_starts[b + 1]]
+            assert torch.equal(rows, compute(CpuPaged(), case.alone(b), pattern))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_large_logits_and_small_ones():
+    """The running maximum moves by more than exponentials can hold, in one row and in a block."""
+    case = make_case(LayerSpec(0, 2, 1, 8, 8, 4.0), [(700, 1), (700, 100)], 16)
+    case.cache.keys[1:] *= torch.linspace(0, 12, len(case.cache.keys) - 1)[:, None, None, None]
+    expected = compute(Reference(), case, Full())
+    # Logits of some hundreds, rounded to 24 bits.
+    torch.testing.assert_close(compute(CpuPaged(), case, Full()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_of_fewer_bits_than_the_model():
+    case = make_case(PLAIN, [(40, 1), (30, 12), (20, 20)], 8, dtype=torch.bfloat16)
+    case.query = case.query.float()
+    result = compute(CpuPaged(), case, Full())
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), by_definition(case, Full()), rtol=0.01, atol=0.01)
+
+
+def test_queries_as_models_give_them():
+    """Heads before tokens, and turned ones laid out otherwise."""
+    pattern = SlidingWindow(9, 3)
+    pattern.turned = 3
+    case = make_case(PLAIN, [(40, 1), (30, 12)], 8, pattern=pattern)
+    turned = torch.randn(case.query.shape)
+    expected = compute(Reference(), case, pattern, turned)
+    for lay in (torch.contiguous_format, None):
+        case.query = case.query.transpose(0, 1).contiguous().transpose(0, 1)
+        if lay is None:
+            case.query = case.query.transpose(1, 2).contiguous().transpose(1, 2)
+        torch.testing.assert_close(compute(CpuPaged(), case, pattern, turned), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_not_a_number_shows():
+    """What a broken model computes must not turn into a plausible answer."""
+    for spoiled in ("keys", "values"):
+        case = make_case(PLAIN, [(40, 1), (40, 30)], 8)
+        table = case.batch.page_table
+        for b in range(2):
+            getattr(case.cache, spoiled)[table[b, 0], 5] = float("nan")
+        assert compute(CpuPaged(), case, Full()).isnan().all()
+
+
+def test_half_precision_is_read_to_the_bit():
+    """Subnormal, largest and infinite numbers."""
+    case = make_case(LayerSpec(0, 1, 1, 1, 1, 1.0), [(1, 1)], 1, dtype=torch.float16)
+    for number in (6e-8, -6e-8, 6e-5, 65504.0, -1.5, 0.0, float("inf"), float("-inf")):
+        case.cache.values[1] = number
+        assert torch.equal(compute(CpuPaged(), case, Full()).flatten(), case.cache.values[1].flatten())
+
+
+def test_missing_pages_are_not_read():
+    pattern = SlidingWindow(window=5, sinks=2)
+    case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (90, 20)], 4, pattern=pattern)
+    assert (case.batch.page_table[:, 1:10] == 0).all()
+    check(case, pattern)
+    check(case, Full())
+
+
+def test_refusals():
+    kernel = CpuPaged()
+    assert kernel.unsupported([PLAIN], torch.device("cuda"), torch.float64, 16, Full()) == [
+        "cpu_paged computes on the CPU, not on cuda",
+        "cpu_paged reads float32, bfloat16 or float16, not float64",
+    ]
+
+
+@pytest.fixture
+def not_yet_compiled():
+    cpu_paged._compiled.cache_clear()
+    native._attempt.cache_clear()
+    yield
+    cpu_paged._compiled.cache_clear()
+    native._attempt.cache_clear()
+
+
+def choose(kernel="auto"):
+    return resolve("full", {}, kernel, [PLAIN], CPU, torch.float32, 16)
+
+
+def test_auto_takes_it(not_yet_compiled):
+    assert choose().kernel.name == "cpu_paged"
+
+
+def test_without_a_compiler_auto_goes_on_and_says_why(not_yet_compiled, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    attention = choose()
+    assert attention.kernel.name == "sdpa"
+    assert "cpu_paged cannot be compiled here: there is no C++ compiler; install one" in attention.reason
+    with pytest.raises(UnsupportedError, match=r"install one .* choose kernel sdpa or auto"):
+        choose("cpu_paged")
+
+
+def test_without_gnu_openmp_auto_goes_on_and_says_why(not_yet_compiled, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    attention = choose()
+    assert attention.kernel.name == "sdpa"
+    assert "its threads are GNU OpenMP's, which this torch does not use" in attention.reason
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_an_engine_that_uses_it_writes_what_one_with_the_oracle_does(tmp_path, kind):
+    loaded = load(save_tiny(kind, tmp_path / kind))
+    rng = random.Random(0)
+    prompts = [[rng.randrange(4, loaded.vocabulary_size) for _ in range(n)] for n in (1, 4, 30, 71)]
+
+    def tokens(kernel):
+        core = make_core(loaded, kernel=kernel, page_size=4, max_batch_tokens=20, max_running=9)
+        return [outcome.tokens for outcome in run(core, greedy_requests(prompts, 12)).values()]
+
+    assert tokens("cpu_paged") == tokens("reference")
