@@ -26,9 +26,10 @@ __all__ = [
 ]
 
 # The order of the kernels is that in which auto tries them.
+# triton has not met a GPU yet: until it has, auto takes it only for what sdpa lacks.
 BACKENDS: dict[str, Backend] = {
     "full": Backend(
-        "attention.patterns.full:Full.from_options", ("cpu_paged", "triton", "sdpa", "reference", "flex")
+        "attention.patterns.full:Full.from_options", ("cpu_paged", "sdpa", "triton", "reference", "flex")
     ),
     "flash": Backend(
         "attention.patterns.full:Full.from_options", ("flash_attn", "varlen", "sdpa_flash", "triton")
@@ -36,11 +37,11 @@ BACKENDS: dict[str, Backend] = {
     "xformers": Backend("attention.patterns.full:Full.from_options", ("xformers",)),
     "sliding_window": Backend(
         "attention.patterns.sliding_window:SlidingWindow.from_options",
-        ("cpu_paged", "triton", "sdpa", "reference", "flex"),
+        ("cpu_paged", "sdpa", "triton", "reference", "flex"),
     ),
     "sparse": Backend(
         "attention.patterns.sparse:from_options",
-        ("cpu_paged", "triton", "sdpa", "reference", "flex"),
+        ("cpu_paged", "sdpa", "triton", "reference", "flex"),
         family="attention.patterns.sparse:PATTERNS",
     ),
 }

@@ -1,0 +1,258 @@
+"""Attention that reads the pages in place on a GPU, by programs of our own in Triton."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+
+from attention.kernels.base import Kernel, choosing_rows, layer_ranges, spans_within
+from attention.kernels.triton_plan import (
+    COVER_FIELDS,
+    LOG2_E,
+    Blocks,
+    Heads,
+    Tile,
+    compact,
+    plan_choosing,
+    plan_rows,
+)
+from attention.patterns.base import ContentPattern, Pattern
+from attention.types import AttentionBatch, LayerCache, LayerSpec
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Before this, the hardware has neither bfloat16 nor copies to shared memory that run by themselves.
+_LEAST_CAPABILITY = (8, 0)
+
+# Larger heads' tiles would not fit registers and shared memory.
+_LARGEST_HEAD = 512
+
+# Rows whose choice is made at once, since their ranges may be many.
+_CHOOSING_ROWS = 128
+
+# How many ranges a choice has differs from step to step; up to this many, one program does for all.
+_CHOSEN_RANGES = 32
+
+# What data center GPUs have for each multiprocessor; the others have 100 KiB.
+_LARGE_SHARED_MEMORY = 160 << 10
+
+# What is taken for multiprocessors and their shared memory where there are none, with the interpreter.
+_INTERPRETED = 8, _LARGE_SHARED_MEMORY
+
+
+class Triton(Kernel):
+    """Computes every feature of ``LayerSpec`` and any pattern, since programs see a pattern as ranges only.
+
+    Rows that stand alone (decodes, and those that choose by content) are blocks of one row; chunks are cut
+    into blocks of rows. Where blocks are too few to fill the device, their keys are split over several
+    programs; see ``triton_code``. Products of float32 are computed in float32, without tensor cores.
+    """
+
+    name = "triton"
+
+    def unsupported(
+        self,
+        layers: list[LayerSpec],
+        device: torch.device,
+        dtype: torch.dtype,
+        page_size: int,
+        pattern: Pattern,
+    ) -> list[str]:
+        """See ``Kernel.unsupported``."""
+        if find_spec("triton") is None:
+            return ["triton is not installed; install the package triton"]
+        reasons = []
+        if device.type == "cuda":
+            reasons += _lacking(device)
+        elif not ("TRITON_INTERPRET" in os.environ and _code().INTERPRETED.value):
+            reasons.append(
+                f"triton computes on a CUDA device, not on {device.type} (where its interpreter can, for "
+                "tests: TRITON_INTERPRET=1)"
+            )
+        if dtype not in _DTYPES:
+            reasons.append(f"triton computes in float32, bfloat16 or float16, not {str(dtype)[6:]}")
+        if large := [layer for layer in layers if max(layer.head_size, layer.value_size) > _LARGEST_HEAD]:
+            reasons.append(f"triton takes head sizes up to {_LARGEST_HEAD} ({layer_ranges(large)})")
+        return reasons
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        pattern: Pattern,
+        sinks: torch.Tensor | None,
+        turned: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See ``Kernel.forward``; queries are rounded to the cache's number format."""
+        heads = Heads(layer.kv_heads, layer.query_heads // layer.kv_heads)
+        processors, shared_memory = _multiprocessors(query.device)
+        alone, together = tiles(layer, cache.keys.dtype, shared_memory)
+        output = query.new_empty(*query.shape[:2], layer.value_size)
+        call = _Call(
+            layer,
+            heads,
+            _dense_heads(query),
+            cache,
+            batch,
+            sinks,
+            None if turned is None else _dense_heads(turned),
+            output,
+        )
+        if isinstance(pattern, ContentPattern):
+            choosing: list[tuple[torch.Tensor, Blocks]] = batch.plan(
+                (self.name, pattern, heads, alone),
+                lambda: [
+                    (rows, plan_choosing(batch, rows, heads, alone, processors))
+                    for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS)
+                    if len(rows)
+                ],
+            )
+            for rows, blocks in choosing:
+                spans = pattern.select(layer, query[rows], rows, cache, batch)
+                spans = spans_within(spans, batch.positions[rows], layer.window)
+                _launch(call, blocks, compact(spans, pattern.turned, _CHOSEN_RANGES))
+        others: list[tuple[Blocks, torch.Tensor]] = batch.plan(
+            (self.name, pattern, heads, alone, together, layer.window),
+            lambda: plan_rows(batch, layer.window, pattern, heads, alone, together, processors),
+        )
+        for blocks, covers in others:
+            _launch(call, blocks, covers)
+        return output
+
+
+class _Call(NamedTuple):
+    """The arguments of ``Kernel.forward``, and where the result goes."""
+
+    layer: LayerSpec
+    heads: Heads
+    query: torch.Tensor
+    cache: LayerCache
+    batch: AttentionBatch
+    sinks: torch.Tensor | None
+    turned: torch.Tensor | None
+    output: torch.Tensor
+
+
+def tiles(layer: LayerSpec, dtype: torch.dtype, shared_memory: int) -> tuple[Tile, Tile]:
+    """Tiles for rows that stand alone and for chunks, of a size that registers and shared memory hold.
+
+    Args:
+        layer: what the layer asks for.
+        dtype: number format of the cache.
+        shared_memory: bytes for each multiprocessor.
+    """
+    group = layer.query_heads // layer.kv_heads
+    pairs = min(64, max(16, 1 << (group - 1).bit_length()))
+    size = _padded(max(layer.head_size, layer.value_size))
+    if dtype == torch.float32:
+        tokens, stages = 32 if size <= 64 else 16, 2 if size <= 256 else 1
+        return Tile(min(pairs, 32), tokens, 8, stages, 256, 4), Tile(32, tokens, 8, stages, 1024, 1)
+    if size <= 128:
+        stages = 3 if size <= 64 or shared_memory >= _LARGE_SHARED_MEMORY else 2
+        return Tile(pairs, 64, 4, 3, 256, 4), Tile(128, 64, 8, stages, 1024, 1)
+    tokens = 32 if size <= 256 else 16
+    return Tile(min(pairs, 32), tokens, 4, 2, 256, 4), Tile(64, tokens, 8, 2, 1024, 1)
+
+
+def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
+    """Computes the rows of ``blocks`` into the output."""
+    layer, heads, tile, output = call.layer, call.heads, blocks.tile, call.output
+    keys, values, table = call.cache.keys, call.cache.values, call.batch.page_table
+    grid = len(blocks.items), heads.columns(tile)
+    partial = partial_log = None
+    if blocks.parts:
+        partial = output.new_empty(*grid, tile.pairs, layer.value_size, dtype=torch.float32)
+        partial_log = output.new_empty(*grid, tile.pairs, dtype=torch.float32)
+    capped = layer.softcap is not None
+    shared: dict[str, Any] = {
+        "output": output,
+        "partial": partial,
+        "partial_log": partial_log,
+        "blocks": blocks.blocks,
+        "items": blocks.items,
+        "KV_HEADS": heads.keys,
+        "GROUP": heads.group,
+        "VALUE_SIZE": layer.value_size,
+        "BLOCK_M": tile.pairs,
+        "BLOCK_V": _padded(layer.value_size),
+        "num_warps": tile.warps,
+    }
+    with torch.cuda.device_of(output):
+        _code().attend[grid](
+            **shared,
+            query=call.query,
+            query_row_stride=call.query.stride(0),
+            query_head_stride=call.query.stride(1),
+            turned=call.turned,
+            turned_row_stride=0 if call.turned is None else call.turned.stride(0),
+            turned_head_stride=0 if call.turned is None else call.turned.stride(1),
+            keys=keys,
+            key_slot_stride=keys.stride(1),
+            key_head_stride=keys.stride(2),
+            values=values,
+            value_slot_stride=values.stride(1),
+            value_head_stride=values.stride(2),
+            table=table,
+            table_stride=table.stride(0),
+            sinks=call.sinks,
+            covers=covers,
+            ranges=blocks.ranges,
+            inner=2 * LOG2_E * layer.scale / layer.softcap if layer.softcap is not None else 0.0,
+            outer=LOG2_E * (layer.scale if layer.softcap is None else layer.softcap),
+            HEAD_SIZE=layer.head_size,
+            PAGE_SIZE=call.batch.page_size,
+            COVER_HEADS=covers.shape[1],
+            LEVELS=((covers.shape[2] - COVER_FIELDS) // 2).bit_length() - 1,
+            ROW_RANGES=0 if blocks.ranges is None else blocks.ranges.shape[1],
+            SOFTCAP=capped,
+            # Tiles of a cover that begins with the sequence begin where a page does.
+            ONE_PAGE=blocks.straight and call.turned is None and call.batch.page_size % tile.tokens == 0,
+            BLOCK_N=tile.tokens,
+            BLOCK_D=_padded(layer.head_size),
+            num_stages=tile.stages,
+        )
+        if blocks.parts:
+            _code().combine[(len(blocks.blocks), grid[1])](**shared)
+
+
+def _padded(size: int) -> int:
+    """What a program makes of a head size: a power of two, large enough for a matrix product."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _dense_heads(query: torch.Tensor) -> torch.Tensor:
+    """The same queries, each head's numbers side by side."""
+    return query if query.stride(2) == 1 else query.contiguous()
+
+
+@cache
+def _code() -> Any:
+    """The programs; importing them needs Triton."""
+    return import_module("attention.kernels.triton_code")
+
+
+@cache
+def _multiprocessors(device: torch.device) -> tuple[int, int]:
+    """How many the device has, and bytes of shared memory of each."""
+    if device.type != "cuda":
+        return _INTERPRETED
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.multi_processor_count), int(properties.shared_memory_per_multiprocessor)
+
+
+def _lacking(device: torch.device) -> list[str]:
+    """What this machine lacks to run Triton on ``device``."""
+    if not torch.cuda.is_available():
+        return ["triton needs a CUDA device that torch can use; torch.cuda.is_available() says there is none"]
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= _LEAST_CAPABILITY:
+        return []
+    least, own = (".".join(map(str, numbers)) for numbers in (_LEAST_CAPABILITY, capability))
+    return [f"triton needs compute capability {least} or later, and {device} has {own}"]

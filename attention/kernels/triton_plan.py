@@ -1,0 +1,252 @@
+"""How a batch is cut for the Triton programs of ``triton_code``: blocks of rows, their covers, their parts.
+
+All of this is found on the host, from what the host knows, while the device computes.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from attention.kernels.base import spans_within
+from attention.kernels.plan import split
+from attention.patterns.base import Pattern
+from attention.types import AttentionBatch
+
+# Columns of ``Blocks.blocks`` and ``Blocks.items``, and numbers before the ranges of a cover.
+BLOCK_FIELDS = 6
+ITEM_FIELDS = 3
+COVER_FIELDS = 2
+
+LOG2_E = 1.4426950408889634
+
+
+class Tile(NamedTuple):
+    """What one program works on at once.
+
+    Attributes:
+        pairs: (row, query head) pairs that share a key head; a power of two.
+        tokens: of the cover; a power of two.
+        warps: of 32 threads each.
+        stages: tiles of keys and values in flight.
+        part: the least number of tokens that are worth a program of their own.
+        programs: how many of them a multiprocessor is given, in all, before covers are not cut any further.
+    """
+
+    pairs: int
+    tokens: int
+    warps: int
+    stages: int
+    part: int
+    programs: int
+
+
+class Heads(NamedTuple):
+    """Key heads, and the number of query heads that share one."""
+
+    keys: int
+    group: int
+
+    def columns(self, tile: Tile) -> int:
+        """Programs for each part of a block: one for a key head, unless its group is larger than a tile."""
+        return self.keys * -(-self.group // tile.pairs)
+
+
+class Blocks(NamedTuple):
+    """Work for one launch: blocks of rows of one sequence each, and parts of their covers.
+
+    Attributes:
+        tile: what programs work on at once.
+        blocks: int32 ``[N, 6]`` on the device: first row, number of rows, sequence, the tokens of the cover
+            that all rows see (from, to), first item.
+        items: int32 ``[I, 3]`` on the device: block, part, number of parts.
+        ranges: int32 ``[T, K, 2]`` on the device, what each row sees; ``None`` where every block is one row.
+        parts: some block has several parts.
+        straight: every cover is one range from position 0 on.
+    """
+
+    tile: Tile
+    blocks: torch.Tensor
+    items: torch.Tensor
+    ranges: torch.Tensor | None
+    parts: bool
+    straight: bool
+
+
+def plan_rows(
+    batch: AttentionBatch,
+    window: int | None,
+    pattern: Pattern,
+    heads: Heads,
+    alone: Tile,
+    together: Tile,
+    processors: int,
+) -> list[tuple[Blocks, torch.Tensor]]:
+    """All query rows but those that choose by content, with the blocks' covers, see ``compact``.
+
+    Args:
+        batch: the step's work.
+        window: the layer's own sliding window, or ``None``.
+        pattern: which cached tokens a query may see.
+        heads: the layer's heads.
+        alone: for rows that stand alone.
+        together: for chunks.
+        processors: multiprocessors of the device.
+    """
+    single, chunks = split(batch, pattern)
+    positions = _positions(batch)
+    spans = spans_within(pattern.spans(positions), positions, window)
+    device = batch.page_table.device
+    planned = []
+    if single:
+        rows = np.asarray(single)
+        sequences = np.searchsorted(batch.query_starts, rows, side="right") - 1
+        covers = compact(spans[rows][:, None], pattern.turned)
+        fields = np.stack([rows, np.ones_like(rows), sequences], axis=1)
+        full = np.zeros((len(rows), 2), dtype=np.int64)
+        planned.append(_blocks(alone, fields, full, covers, None, heads, processors, device))
+    if chunks:
+        fields, full, hulls = _chunks(chunks, spans.numpy(), max(1, together.pairs // heads.group))
+        covers = compact(torch.from_numpy(hulls)[:, None], pattern.turned)
+        ranges = spans.int().to(device, non_blocking=True)
+        planned.append(_blocks(together, fields, full, covers, ranges, heads, processors, device))
+    return planned
+
+
+def plan_choosing(
+    batch: AttentionBatch, rows: torch.Tensor, heads: Heads, tile: Tile, processors: int
+) -> Blocks:
+    """Rows that choose by content, int64 ``[N]``, each a block of its own.
+
+    How much they choose is known to the device alone, so all covers are cut into as many parts.
+    """
+    device = batch.page_table.device
+    owners = batch.owners[rows]
+    longest = max(batch.seq_lens)
+    parts = max(
+        1, min(processors * tile.programs // (len(rows) * heads.columns(tile)), -(-longest // tile.part))
+    )
+    at = torch.arange(len(rows), device=device)
+    zero = torch.zeros_like(at)
+    blocks = torch.stack([rows, zero + 1, owners, zero, zero, at * parts], dim=1).int()
+    part = torch.arange(parts, device=device).repeat(len(rows))
+    items = torch.stack([at.repeat_interleave(parts), part, torch.full_like(part, parts)], dim=1).int()
+    return Blocks(tile, blocks, items, None, parts > 1, False)
+
+
+def compact(spans: torch.Tensor, turned: int, least: int = 1) -> torch.Tensor:
+    """Covers, for programs that number their tokens without the gaps.
+
+    Args:
+        spans: ``[N, heads, K, 2]``, disjoint ranges in ascending order but for empty ones.
+        turned: see ``Pattern.turned``.
+        least: number of ranges to make room for, a power of two. Fewer sizes mean fewer programs to compile.
+
+    Returns:
+        int32 ``[N, heads, 2 + 2 * R]``, ``R`` being ``K`` rounded up to a power of two: the number of tokens;
+        how many of them are among the first ``turned``; the number of each range's first token; what to
+        add to a token's number for its position.
+    """
+    begins, ends = spans.unbind(-1)
+    lengths = (ends - begins).clamp(min=0)
+    stops = lengths.cumsum(dim=-1)
+    near = (turned - begins).clamp(min=0).minimum(lengths).sum(dim=-1, keepdim=True)
+    starts = stops - lengths
+    room = max(least, 1 << (spans.shape[2] - 1).bit_length()) - spans.shape[2]
+    # What no token's number reaches, so that no search ends there.
+    beyond = stops[..., -1:].expand(-1, -1, room)
+    shifts = torch.nn.functional.pad(begins - starts, (0, room))
+    return torch.cat([stops[..., -1:], near, starts, beyond, shifts], dim=-1).int()
+
+
+def _positions(batch: AttentionBatch) -> torch.Tensor:
+    """Each query row's position, int64 ``[T]``, from what the host knows."""
+    starts = np.asarray(batch.query_starts)
+    ends = np.asarray(batch.seq_lens) - starts[1:]
+    return torch.from_numpy(np.arange(starts[-1]) + np.repeat(ends, np.diff(starts)))
+
+
+def _chunks(
+    chunks: list[tuple[int, int, int]], spans: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of at most ``most`` rows, whose rows see much the same.
+
+    Args:
+        chunks: sequence, first row, row after the last.
+        spans: ``[T, K, 2]``, what each row sees.
+        most: rows of a block.
+
+    Returns:
+        First row, number of rows and sequence of each block, ``[N, 3]``; which tokens of its cover are seen
+        by all rows, ``[N, 2]``; the cover's ranges, ``[N, K, 2]``.
+    """
+    begins, ends = spans[..., 0], spans[..., 1]
+    some = begins < ends
+    # Where a range does not touch the one before it, rows would together see them with a gap between.
+    last = np.maximum.accumulate(np.where(some, np.arange(len(spans))[:, None], -1), axis=0)[:-1]
+    before = [np.take_along_axis(numbers, last.clip(0), axis=0) for numbers in (begins, ends)]
+    apart = (begins[1:] > before[1]) | (before[0] > ends[1:])
+    jumps = np.flatnonzero((apart & some[1:] & (last >= 0)).any(axis=1)) + 1
+    fields = []
+    for sequence, start, stop in chunks:
+        inside = jumps[np.searchsorted(jumps, start, side="right") : np.searchsorted(jumps, stop)]
+        edges = [start, *inside.tolist(), stop]
+        for low, high in pairwise(edges):
+            fields += [(row, min(most, high - row), sequence) for row in range(low, high, most)]
+    blocks = np.asarray(fields)
+    # Each block's rows, then those up to the next block's, which are left out.
+    cuts = np.stack([blocks[:, 0], blocks[:, 0] + blocks[:, 1]], axis=1).ravel()
+    cuts = cuts[:-1] if cuts[-1] == len(spans) else cuts
+
+    def over(reduce: np.ufunc, numbers: np.ndarray) -> np.ndarray:
+        return reduce.reduceat(numbers, cuts, axis=0)[::2]
+
+    nothing = np.iinfo(np.int32).max
+    lows = over(np.minimum, np.where(some, begins, nothing))
+    highs = over(np.maximum, np.where(some, ends, 0))
+    order = lows.argsort(axis=1, kind="stable")
+    lows, highs = np.take_along_axis(lows, order, axis=1), np.take_along_axis(highs, order, axis=1)
+    # Ranges of different rows may overlap: each begins where those before it end, if not later.
+    highs = np.maximum.accumulate(highs, axis=1)
+    lows[:, 1:] = np.maximum(lows[:, 1:], highs[:, :-1])
+    lows = np.minimum(lows, highs)
+
+    all_from, all_to = over(np.maximum, begins), over(np.minimum, ends)
+    widest = (all_to - all_from).argmax(axis=1)[:, None]
+    common = [np.take_along_axis(numbers, widest, axis=1) for numbers in (all_from, all_to)]
+    full = np.stack([(at - lows).clip(0, highs - lows).sum(axis=1) for at in common], axis=1)
+    return blocks, full, np.stack([lows, highs], axis=-1)
+
+
+def _blocks(
+    tile: Tile,
+    fields: np.ndarray,
+    full: np.ndarray,
+    covers: torch.Tensor,
+    ranges: torch.Tensor | None,
+    heads: Heads,
+    processors: int,
+    device: torch.device,
+) -> tuple[Blocks, torch.Tensor]:
+    """Cuts covers into parts of much the same length, as far as that keeps the device busier."""
+    # The longest first, so that none of them is left for the end.
+    order = np.argsort(-covers[:, 0, 0].numpy(), kind="stable")
+    fields, full, covers = fields[order], full[order], covers[torch.from_numpy(order)]
+    tokens = covers[:, 0, 0].numpy().astype(np.int64)
+    even = -(-int(tokens.sum()) * heads.columns(tile) // (processors * tile.programs))
+    size = max(tile.part, even)
+    parts = np.maximum(1, -(-tokens // size))
+    firsts = parts.cumsum() - parts
+    which = np.repeat(np.arange(len(parts)), parts)
+    items = np.stack([which, np.arange(len(which)) - firsts[which], parts[which]], axis=1)
+    blocks = np.concatenate([fields, full, firsts[:, None]], axis=1)
+    straight = covers.shape[2] == COVER_FIELDS + 2 and not bool(covers[..., -1].any())
+
+    def send(numbers: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(numbers.astype(np.int32)).to(device, non_blocking=True)
+
+    planned = Blocks(tile, send(blocks), send(items), ranges, bool((parts > 1).any()), straight)
+    return planned, covers.to(device, non_blocking=True)

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention import LayerSpec
+from attention.kernels import triton_paged
+from attention.kernels.base import choosing_rows, visibility
+from attention.kernels.triton_paged import Triton, tiles
+from attention.kernels.triton_plan import Blocks, Heads, Tile, compact, plan_choosing, plan_rows
+from attention.patterns.bigbird import BigBird
+from attention.patterns.full import Full
+from attention.patterns.sliding_window import SlidingWindow
+from attention.patterns.topk import TopK
+from tests.attention.cases import make_case, patterns, sequences
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = LayerSpec(0, 1, 1, 1, 1, 1.0)
+ALONE, TOGETHER = Tile(16, 16, 4, 1, 64, 4), Tile(64, 16, 4, 1, 256, 1)
+
+
+def release(package: str) -> tuple[int, ...]:
+    return tuple(map(int, version(package).split(".")[:2]))
+
+
+@pytest.mark.parametrize(
+    ("tests", "interpret"), [("triton_interpreted.py", "1"), ("triton_compiled.py", "0")]
+)
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_in_a_process_of_its_own(tests, interpret):
+    """Whether Triton interprets is settled for a process when it first imports Triton."""
+    if interpret == "1" and release("triton") < (3, 7) and release("numpy") >= (2, 4):
+        pytest.skip("before 3.7 Triton's interpreter does not work with numpy 2.4")
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": interpret,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    path = ROOT / "tests" / "attention" / tests
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+
+
+def covered(cover: torch.Tensor) -> list[int]:
+    """The positions of a cover's tokens, found as a program does."""
+    room = (len(cover) - 2) // 2
+    starts, shifts = cover[2 : 2 + room].numpy(), cover[2 + room :].numpy()
+    numbers = np.arange(int(cover[0]))
+    return (numbers + shifts[np.searchsorted(starts, numbers, side="right") - 1]).tolist()
+
+
+def check_parts(planned: Blocks, tokens: list[int], columns: int, processors: int) -> None:
+    """Every block's parts are there, one after the other, and few enough."""
+    parts = []
+    for number, (fields, count) in enumerate(zip(planned.blocks.tolist(), tokens, strict=True)):
+        own = [item for item in planned.items.tolist() if item[0] == number]
+        assert own == [[number, part, len(own)] for part in range(len(own))]
+        assert planned.items[fields[5]].tolist() == own[0]
+        assert len(own) == 1 or len(own) <= -(-count // planned.tile.part)
+        parts.append(len(own))
+    assert planned.parts == (max(parts) > 1)
+    assert len(planned.items) * columns <= processors * planned.tile.programs + columns * len(parts)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sequences(200, 5),
+    patterns,
+    st.none() | st.integers(1, 50),
+    st.integers(1, 70),
+    st.integers(0, 5),
+    st.data(),
+)
+def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, group, turned, data):
+    batch = make_case(SMALL, shapes, 16, pattern=pattern).batch
+    pattern.turned = turned
+    heads, processors = Heads(data.draw(st.integers(1, 3)), group), data.draw(st.integers(1, 100))
+    rows = []
+    for planned, covers in plan_rows(batch, window, pattern, heads, ALONE, TOGETHER, processors):
+        assert (planned.tile == ALONE) == (planned.ranges is None)
+        tokens = covers[:, 0, 0].tolist()
+        assert tokens == sorted(tokens, reverse=True)
+        check_parts(planned, tokens, heads.columns(planned.tile), processors)
+        for (first, count, b, low, high, _), cover in zip(planned.blocks.tolist(), covers[:, 0], strict=True):
+            own = range(first, first + count)
+            rows += own
+            assert batch.query_starts[b] <= first < first + count <= batch.query_starts[b + 1]
+            assert count * group <= planned.tile.pairs or count == 1
+            at = torch.arange(batch.seq_lens[b])
+            visible = visibility(batch.positions[own][:, None], at, window, pattern)
+            assert covered(cover) == visible.any(dim=0).nonzero().flatten().tolist()
+            assert visible[:, covered(cover)[low:high]].all()
+            assert cover[1] == visible[:, :turned].any(dim=0).sum()
+            if planned.ranges is not None:
+                begins, ends = planned.ranges[own].unbind(-1)
+                seen = (at >= begins[..., None]) & (at < ends[..., None])
+                assert (seen.any(dim=1) == visible).all()
+    assert sorted(rows) == list(range(batch.query_starts[-1]))
+
+
+def test_most_tiles_of_a_prompt_need_no_mask():
+    batch = make_case(SMALL, [(4096, 4096)], 16).batch
+    for pattern in (Full(), SlidingWindow(1020, 4)):
+        ((planned, covers),) = plan_rows(batch, None, pattern, Heads(8, 4), ALONE, TOGETHER, 132)
+        full = (planned.blocks[:, 4] - planned.blocks[:, 3]).sum()
+        assert full > 0.95 * covers[:, 0, 0].sum()
+
+
+def test_a_block_ends_where_what_is_seen_jumps():
+    batch = make_case(SMALL, [(4096, 4096)], 16, pattern=BigBird(64, 3, 3, 0)).batch
+    tile = TOGETHER._replace(pairs=128)
+    ((planned, covers),) = plan_rows(batch, None, BigBird(64, 3, 3, 0), Heads(8, 1), ALONE, tile, 132)
+    # A draw may touch the next block's; then the two stay together.
+    assert covers[:, 0, 0].max() <= (1 + 3 + 3 + 1) * 64
+    assert len(planned.blocks) < 4096 / 64 * 1.1
+
+
+def test_a_long_sequence_among_short_ones_is_split_and_they_are_not():
+    batch = make_case(SMALL, [(20_000, 1), *[(300, 1)] * 40], 16).batch
+    ((planned, _),) = plan_rows(batch, None, Full(), Heads(8, 4), ALONE, TOGETHER, 132)
+    counts = torch.bincount(planned.items[:, 0].long()).tolist()
+    assert counts[0] >= 30
+    assert set(counts[1:]) == {1}
+
+
+def test_choices_are_split_while_the_device_has_room():
+    pattern = TopK(64, 1, 2)
+    batch = make_case(SMALL, [(5000, 1), (70, 1)], 16, pattern=pattern, prompt_lens=[60, 60]).batch
+    rows = choosing_rows(batch, pattern)
+    planned = plan_choosing(batch, rows, Heads(2, 4), ALONE, 132)
+    assert planned.blocks[:, :3].tolist() == [[0, 1, 0], [1, 1, 1]]
+    check_parts(planned, [5000, 5000], 2, 132)
+    assert len(planned.items) > 100
+    assert len(plan_choosing(batch, rows, Heads(200, 4), ALONE, 10).items) == 2
+
+
+@given(st.data())
+def test_covers_have_room_for_more_ranges(data):
+    edges = data.draw(st.lists(st.integers(0, 60), min_size=2, max_size=14, unique=True).map(sorted))
+    spans = [edges[i : i + 2] for i in range(0, len(edges) - 1, 2)]
+    spans.insert(data.draw(st.integers(0, len(spans))), [7, 7])
+    least = data.draw(st.sampled_from([1, 16]))
+    cover = compact(torch.tensor(spans)[None, None], 30, least)[0, 0]
+    expected = [at for begin, end in spans for at in range(begin, end)]
+    assert covered(cover) == expected
+    assert cover[1] == sum(at < 30 for at in expected)
+    assert (len(cover) - 2) // 2 in (1, 2, 4, 8, 16)
+
+
+LAYERS = [LayerSpec(i, 4, 2, 64, 64, 0.1, softcap=3.0, sinks=True) for i in range(3)]
+
+
+def reasons(device="cpu", dtype=torch.float32, layers=LAYERS) -> list[str]:
+    return Triton().unsupported(layers, torch.device(device), dtype, 16, Full())
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+def test_the_cpu_is_for_its_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    (reason,) = reasons()
+    assert "triton computes on a CUDA device, not on cpu" in reason
+
+
+def test_a_gpu_can_do_all(hopper):
+    assert [reasons("cuda", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)] == [
+        [],
+        [],
+        [],
+    ]
+
+
+def test_what_it_lacks_is_named(hopper, monkeypatch):
+    (reason,) = reasons("cuda", torch.float64)
+    assert reason == "triton computes in float32, bfloat16 or float16, not float64"
+    (reason,) = reasons("cuda", layers=[*LAYERS, LayerSpec(3, 1, 1, 576, 512, 0.1)])
+    assert reason == "triton takes head sizes up to 512 (layer 3)"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert reasons("cuda") == ["triton needs compute capability 8.0 or later, and cuda has 7.5"]
+
+
+def test_a_machine_without_gpu_or_package(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (reason,) = reasons("cuda")
+    assert "torch.cuda.is_available()" in reason
+    monkeypatch.setattr(triton_paged, "find_spec", lambda name: None)
+    assert reasons("cuda") == ["triton is not installed; install the package triton"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_tile_holds_a_matrix_product(dtype):
+    for size, group, shared in [(1, 1, 100), (64, 3, 228), (128, 8, 100), (256, 100, 228), (512, 7, 164)]:
+        for tile in tiles(LayerSpec(0, group, 1, size, size, 1.0), dtype, shared << 10):
+            assert tile.pairs >= 16
+            assert tile.tokens >= 16
+            assert tile.pairs & (tile.pairs - 1) == tile.tokens & (tile.tokens - 1) == 0
