@@ -142,7 +142,8 @@ class _Recorder:
         features: Mapping[str, Any],
     ) -> torch.Tensor:
         """See ``attention.hook.Attend.attend``."""
-        self.keys[module.layer_idx] = key[0].transpose(0, 1)
+        # The layer may use its memory again.
+        self.keys[module.layer_idx] = key[0].transpose(0, 1).clone()
         return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
 
 

@@ -1,0 +1,30 @@
+"""How much of the KV cache one sequence holds while it is being continued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longspan import Client
+
+
+def pages_held(client: Client, ids: Sequence[int], output_tokens: int) -> int:
+    """The most pages that the server's running sequences held while ``output_tokens`` were generated.
+
+    Args:
+        client: of a server that does nothing else.
+        ids: token ids of the prompt; pages are counted from the second output token on, when the last of
+            the prompt's have been let go.
+        output_tokens: to generate; more than 2, and more than a page holds, so that every offset in a page is
+            met.
+
+    Raises:
+        LongspanError: the server cannot take the prompt.
+    """
+    held = []
+    with client.stream(ids, max_tokens=output_tokens, temperature=0.0, ignore_eos=True) as stream:
+        seen = 0
+        for delta in stream:
+            seen += len(delta.token_ids)
+            if 2 <= seen < output_tokens:
+                held.append(client.server_info().load.pages_used)
+    return max(held)

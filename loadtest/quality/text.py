@@ -1,0 +1,80 @@
+"""Texts to measure on, the same on every machine, and their tokens by the served model's own tokenizer."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+import re
+from pathlib import Path
+
+from longspan import Client
+
+# A paragraph of running text: begins at the margin like a sentence, ends like one, and has no tables or code.
+_PROSE = re.compile(r"[A-Z][\w\s,.;:'\"()*/\u2010-\u201f-]{150,}\.")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+NOISE = (
+    "Rain falls on the hills.",
+    "The river runs to the sea.",
+    "Birds sing in the old trees.",
+    "We walk along the road.",
+    "Then we turn back home.",
+)
+"""Sentences that say nothing, to be repeated."""
+
+
+def reference() -> str:
+    """The reference manual that comes with Python: several hundred thousand characters, chapters by name."""
+    return "\n".join(chapter for _, chapter in sorted(pydoc_data.topics.topics.items()))
+
+
+def read(file: Path) -> str:
+    """The text of a file, as UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has no text, or is not UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}); convert it") from error
+    if not text.strip():
+        raise ValueError(f"{file} has no text; name a file with a long one")
+    return text
+
+
+def tokens(client: Client, text: str, count: int) -> list[int]:
+    """The first ``count`` tokens of the text.
+
+    Args:
+        client: of the server whose tokenizer counts.
+        text: the whole text.
+        count: tokens to give.
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    # Few tokens have more than a dozen characters: most of a long text need not be sent.
+    for characters in (12 * count, len(text)):
+        ids = client.tokenize(text[:characters]).token_ids
+        if len(ids) >= count:
+            return list(ids[:count])
+    raise ValueError(f"the text has fewer than {count} tokens; give a longer one")
+
+
+def prose(text: str) -> str:
+    """The text's running paragraphs alone, a line each, without those that were there before.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if _PROSE.fullmatch(part))
+    paragraphs = dict.fromkeys(found)
+    if not paragraphs:
+        raise ValueError("the text has no paragraphs of sentences; give one that has")
+    return "\n".join(paragraphs)
+
+
+def sentences(text: str) -> list[str]:
+    """The text cut after each full stop, question mark and exclamation mark."""
+    return [sentence for sentence in _SENTENCE_END.split(text) if sentence]

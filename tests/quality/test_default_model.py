@@ -1,0 +1,56 @@
+"""What patterns do to the real default model: the tests that are small enough for every run."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from attention.patterns.sparse import PATTERNS
+from loadtest.quality import checks
+from loadtest.quality import text as texts
+from loadtest.quality.deployments import covering
+from loadtest.quality.measurement import run
+from tests.engine.harness import greedy_requests, load, make_core
+from tests.engine.harness import run as run_core
+
+CONTEXT, OUTPUT = 192, 16
+
+
+def test_sinks_keep_perplexity_and_a_window_finds_what_it_holds():
+    """Perplexity at 4,096 tokens and needles at 2,048, on real servers."""
+    text = texts.prose(texts.reference())
+    wanted = [checks.sinks(text, slices=1), checks.needles_in_noise(keys_per_depth=1)]
+    outcomes = run(wanted, ["--kv-memory", "512MiB"], lambda name: None)
+    for outcome in outcomes:
+        print(f"{outcome.what}: {outcome.measured}; expected: {outcome.expected}")
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+@pytest.fixture(scope="module")
+def loaded(default_model):
+    return load(default_model)
+
+
+@pytest.fixture(scope="module")
+def prompts(default_model):
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    ids = tokenizer(texts.reference())["input_ids"]
+    return [ids[start : start + CONTEXT - OUTPUT] for start in (0, 5000)]
+
+
+def greedy(loaded, prompts, **attention):
+    core = make_core(loaded, pages=40, **attention)
+    return [outcome.tokens for outcome in run_core(core, greedy_requests(prompts, OUTPUT)).values()]
+
+
+@pytest.fixture(scope="module")
+def full(loaded, prompts):
+    return greedy(loaded, prompts)
+
+
+def test_every_pattern_is_held_against_full_attention():
+    named = {deployment.options.get("pattern") for deployment in covering(CONTEXT)}
+    assert named - {None} == set(PATTERNS)
+
+
+@pytest.mark.parametrize("deployment", covering(CONTEXT), ids=lambda deployment: deployment.name)
+def test_a_pattern_that_covers_the_context_is_full_attention(loaded, prompts, full, deployment):
+    assert greedy(loaded, prompts, backend=deployment.attention, options=deployment.options) == full
