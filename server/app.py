@@ -178,7 +178,7 @@ class Server:
         self._metrics.identify(
             served.ready,
             version=VERSION,
-            weights=served.ready.dtype,
+            weights=served.ready.weights,
             max_batch_tokens=self._settings.max_batch_tokens,
         )
         if self.state.phase != "draining":

@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format. auto: float32 on CPU, the checkpoint's own elsewhere."
     )
+    weights: Literal["auto", "float", "int8", "int4"] = Field(
+        "auto",
+        description="Form of the linear layers' weights on CPU, with activations of 8 bits unless float. "
+        "auto: int4 or int8 if published so, else float.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
     max_context: int | None = Field(
         None, ge=2, description="Most tokens of prompt and output together. Without it: the model's own."

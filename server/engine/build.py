@@ -22,6 +22,7 @@ from server.engine.types import Ready, RefusedError
 from server.models.check import self_check
 from server.models.load import LoadedModel, load_model
 from server.models.memory import available_bytes
+from server.models.quantize import quantize
 from server.models.rope import read_scaling
 from server.settings import Settings
 
@@ -67,6 +68,8 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error
     self_check(loaded, check_with, settings.page_size)
+    report("packing the weights", 0.93)
+    weights = quantize(loaded.model, settings.weights)
 
     report("allocating the KV cache", 0.95)
     page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype, attention.pattern)
@@ -93,6 +96,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         vocabulary_size=loaded.vocabulary_size,
         context_length=context_length,
         dtype=str(loaded.dtype).removeprefix("torch."),
+        weights=weights,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         attention_backend=attention.backend,
         attention_pattern=attention.pattern.name,

@@ -184,6 +184,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         vocabulary_size: number of logits.
         context_length: most tokens of prompt and output together.
         dtype: number format of computation and cache.
+        weights: form of the linear layers' weights inside the decoder, like ``int4`` or ``float32``.
         device: ``cpu``, or the accelerator's name.
         attention_backend: what the operator chose.
         attention_pattern: which cached tokens a query sees.
@@ -203,6 +204,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     vocabulary_size: int
     context_length: int
     dtype: str
+    weights: str
     device: str
     attention_backend: str
     attention_pattern: str

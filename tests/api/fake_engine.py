@@ -32,6 +32,7 @@ READY = Ready(
     vocabulary_size=VOCABULARY,
     context_length=CONTEXT,
     dtype="float32",
+    weights="int4",
     device="cpu",
     attention_backend="full",
     attention_pattern="full",

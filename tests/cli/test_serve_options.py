@@ -40,6 +40,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "model": ("folder", "folder"),
     "model_name": ("mine", "mine"),
     "dtype": ("bfloat16", "bfloat16"),
+    "weights": ("int4", "int4"),
     "device": ("cpu", "cpu"),
     "max_context": ("1024", 1024),
     "rope_scaling": ("yarn", "yarn"),

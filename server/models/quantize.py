@@ -1,0 +1,146 @@
+"""Packs a model's linear layers into few bits, for the CPU; see ``server.models.quantized``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from attention.kernels.native import NativeError
+from server.engine.types import RefusedError
+from server.models.fused import FusedLayer
+from server.models.quantized import native
+from server.models.quantized.layer import QuantizedLayer, Workspace
+from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.packing import Bits, Packed, pack
+
+log = logging.getLogger("longspan.models")
+
+Weights = Literal["auto", "float", "int8", "int4"]
+
+# What sends tokens to experts: an error there sends them elsewhere.
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+
+# Outputs that show whether a whole matrix can be exact.
+_SAMPLE = 64
+
+
+def quantize(model: Any, weights: Weights) -> str:
+    """Packs what can be packed, in place; weights that are packed are freed.
+
+    ``auto`` packs where it loses nothing of the weights: those published in groups of 4 or 8 bits. ``int8``
+    rounds weights by groups of 32 to 8 bits, ``int4`` to 4 bits and the output layer to 8, except where their
+    numbers are exactly of fewer bits. Before packed weights, activations are rounded to 8 bits by groups.
+
+    Args:
+        model: a causal language model, fused. Layers with packed weights compute with ``longspan`` only.
+        weights: which.
+
+    Returns:
+        What the weights inside the decoder are now, like ``int4`` or ``float32``.
+
+    Raises:
+        RefusedError: ``int8`` or ``int4`` is not possible here; the sentence says why.
+    """
+    reason = None if weights == "float" else _obstacle(model)
+    if reason is None and weights != "float":
+        try:
+            _pack(model, weights)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            _use_operator(model)
+    forms = _forms(model)
+    if reason is None and weights in ("int8", "int4") and "int" not in forms:
+        reason = f"{type(model).__name__} has no linear layers that can be packed"
+    if reason is not None and weights != "auto":
+        raise RefusedError(f"--weights {weights}: {reason}; choose --weights float")
+    log.info(
+        "weights are %s, those of the output layer %s%s",
+        forms,
+        _form(model.get_output_embeddings()),
+        f": {reason}" if reason else "",
+    )
+    return forms
+
+
+def _obstacle(model: Any) -> str | None:
+    """Why nothing can be packed here."""
+    if model.device.type != "cpu":
+        return f"packed weights are for the CPU, not for {model.device.type}"
+    if model.dtype != torch.float32:
+        return f"packed weights go with --dtype float32, not with {_name(model.dtype)}"
+    try:
+        native.check()
+    except NativeError as error:
+        return f"the operator for packed weights cannot be compiled: {error}"
+    return None
+
+
+def _pack(model: Any, weights: Weights) -> None:
+    head = model.get_output_embeddings()
+    for parent, name, linear in list(_linears(model)):
+        packed = _packed(linear.weight, weights, is_head=linear is head)
+        if packed is not None:
+            if isinstance(parent, FusedLayer):
+                parent.plain = None
+            quantized = QuantizedLinear(packed, linear.in_features, linear.out_features, linear.bias)
+            setattr(parent, name, quantized)
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    plain = {
+        part
+        for layer in model.modules()
+        if isinstance(layer, FusedLayer) and layer.plain is not None
+        for part in layer.plain.modules()
+    }
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            # A class derived from Linear computes something else.
+            if parent not in plain and type(child) is nn.Linear and name not in _ROUTERS:
+                yield parent, name, child
+
+
+def _packed(weight: torch.Tensor, weights: Weights, *, is_head: bool) -> Packed | None:
+    """The fewest bits that ``weights`` allows."""
+    forms: tuple[Bits, Bits] = (4, 8)
+    for bits in forms:
+        if pack(weight[:_SAMPLE], bits).exact and (packed := pack(weight, bits)).exact:
+            return packed
+    if weights == "auto":
+        return None
+    return pack(weight, 4 if weights == "int4" and not is_head else 8)
+
+
+def _use_operator(model: nn.Module) -> None:
+    """Lets the operator compute whole fused layers where it can."""
+    workspace = Workspace()
+    for modules in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for index, layer in enumerate(modules):
+            if isinstance(layer, FusedLayer) and QuantizedLayer.fits(layer):
+                modules[index] = QuantizedLayer(layer, workspace).eval()
+
+
+def _forms(model: Any) -> str:
+    head = model.get_output_embeddings()
+    found = {
+        _form(module)
+        for module in model.modules()
+        if module is not head and not isinstance(module, nn.Embedding)
+        if isinstance(module, QuantizedLinear) or any(p.ndim > 1 for p in module.parameters(recurse=False))
+    }
+    return "+".join(sorted(found))
+
+
+def _form(module: Any) -> str:
+    if isinstance(module, QuantizedLinear):
+        return f"int{module.bits}"
+    return _name(next(parameter for parameter in module.parameters(recurse=False)).dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,133 @@
+"""A fused decoder layer of few bits on the CPU: two calls of the operator, and attention between them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.activations import SiLUActivation
+
+from attention.backends import UnsupportedError
+from attention.hook import Attend
+from server.models.fused import FusedLayer
+from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.native import Stage, run
+
+
+class _Heads(NamedTuple):
+    """Memory for what attention is asked, and views of it."""
+
+    address: int
+    queries: torch.Tensor  # [1, H, T, D]
+    keys: torch.Tensor  # [1, Hkv, T, D]
+    values: torch.Tensor  # [1, Hkv, T, D]
+
+
+class Workspace:
+    """Memory for what layers compute on the way, the same for all of them, kept from step to step."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+        self._heads: dict[tuple[int, ...], _Heads] = {}
+
+    def rows(self, count: int, size: int) -> torch.Tensor:
+        """Float32 ``[count, size]``; what was there before is lost."""
+        if self._numbers.numel() < count * size:
+            self._heads.clear()
+            self._numbers = torch.empty(count * size)
+        return self._numbers[: count * size].view(count, size)
+
+    def heads(self, count: int, query_heads: int, kv_heads: int, size: int) -> _Heads:
+        """Rows of heads, as layers of a step ask for them again and again."""
+        key = count, query_heads, kv_heads, size
+        if key not in self._heads:
+            rows = self.rows(count, (query_heads + 2 * kv_heads) * size)
+            parts = rows.view(1, count, -1, size).transpose(1, 2).split([query_heads, kv_heads, kv_heads], 1)
+            self._heads = {key: _Heads(rows.data_ptr(), parts[0], parts[1], parts[2])}
+        return self._heads[key]
+
+
+class QuantizedLayer(nn.Module):
+    """What ``FusedLayer`` computes, with packed weights.
+
+    Args:
+        fused: a layer that ``fits``.
+        workspace: shared by the model's layers.
+    """
+
+    def __init__(self, fused: FusedLayer, workspace: Workspace) -> None:
+        super().__init__()
+        assert self.fits(fused)
+        self.layer_idx, self.features, self.workspace = fused.layer_idx, fused.features, workspace
+        self.heads = fused.query_heads, fused.kv_heads, fused.head_size
+        # What the stages point to.
+        self.linears = nn.ModuleList(_linears(fused))
+        head_norms: list[Any] = list(fused.head_norms)
+        norms = [fused.attention_norm, fused.mlp_norm, *head_norms]
+        self.norms = nn.ParameterList(norm.weight for norm in norms)
+        addresses: list[int | None] = [norm.weight.data_ptr() for norm in norms]
+        before, after, query, key = [*addresses, None, None][:4]
+        qkv, o, gate_up, down = _linears(fused)
+        self._before = (Stage * 1)(
+            qkv.stage(
+                norm=before,
+                epsilon=fused.attention_norm.epsilon,
+                query_heads=fused.query_heads,
+                key_heads=fused.kv_heads,
+                head_size=fused.head_size,
+                query_norm=query,
+                key_norm=key,
+                head_epsilon=head_norms[0].epsilon if head_norms else 0.0,
+            )
+        )
+        self._after = (Stage * 3)(
+            o.stage(added=1),
+            gate_up.stage(norm=after, epsilon=fused.mlp_norm.epsilon),
+            down.stage(gated=1, added=1, input_stride=gate_up.out_features),
+        )
+
+    @staticmethod
+    def fits(fused: FusedLayer) -> bool:
+        """Its linear layers are packed, and the operator knows what goes between them."""
+        return (
+            isinstance(fused.activation, nn.SiLU | SiLUActivation)
+            and all(isinstance(linear, QuantizedLinear) for linear in _linears(fused))
+            and len({norm.epsilon for norm in fused.head_norms}) <= 1
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        longspan: Attend | None = None,
+        **more: Any,
+    ) -> torch.Tensor:
+        """See ``FusedLayer.forward``."""
+        if longspan is None:
+            raise UnsupportedError("a model of few bits computes with the keyword argument longspan only")
+        assert position_embeddings is not None
+        assert hidden_states.is_contiguous()
+        cosines, sines = (angles.contiguous() for angles in position_embeddings)
+        rows, hidden = hidden_states.shape[1], hidden_states.data_ptr()
+        heads = self.workspace.heads(rows, *self.heads)
+        before, (o, gate_up, down) = self._before[0], self._after
+        before.input, before.output = hidden, heads.address
+        before.cosines, before.sines = cosines.data_ptr(), sines.data_ptr()
+        run(self._before, rows)
+
+        attended = longspan.attend(
+            self, heads.queries, heads.keys, heads.values, attention_mask, self.features
+        ).contiguous()
+
+        between = self.workspace.rows(rows, gate_up.outputs).data_ptr()
+        o.input, o.output = attended.data_ptr(), hidden
+        gate_up.input, gate_up.output = hidden, between
+        down.input, down.output = between, hidden
+        run(self._after, rows)
+        return hidden_states
+
+
+def _linears(fused: FusedLayer) -> list[Any]:
+    return [fused.qkv, fused.o, fused.gate_up, fused.down]

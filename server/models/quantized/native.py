@@ -1,0 +1,131 @@
+"""The operator in C++ and the structures that it takes; see linear.cpp and stage.hpp."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from attention.kernels import native
+
+_FOLDER = Path(__file__).parent
+_INCLUDED = [
+    *(_FOLDER / f"{name}.hpp" for name in ("stage", "pack", "rows", "tile", "codes")),
+    Path(native.__file__).parent / "cpu_paged_lanes.hpp",
+]
+
+
+class Stage(ctypes.Structure):
+    """``Stage`` in stage.hpp. Who fills it keeps alive what its addresses point to."""
+
+    _fields_ = [  # noqa: RUF012: ctypes wants a list
+        *((name, ctypes.c_void_p) for name in ("input", "norm", "codes", "scales", "bias", "output")),
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "query_norm", "key_norm")),
+        *((name, ctypes.c_int64) for name in ("input_stride", "output_stride", "inputs", "outputs", "bits")),
+        *((name, ctypes.c_int64) for name in ("gated", "added", "query_heads", "key_heads", "head_size")),
+        *((name, ctypes.c_double) for name in ("epsilon", "head_epsilon")),
+    ]
+
+
+class _Run(ctypes.Structure):
+    """``Run`` in stage.hpp."""
+
+    _fields_ = [  # noqa: RUF012: ctypes wants a list
+        *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier")),
+        *((name, ctypes.c_int64) for name in ("count", "rows", "threads")),
+    ]
+
+
+class _Pack(ctypes.Structure):
+    """``Pack`` in stage.hpp."""
+
+    _fields_ = [  # noqa: RUF012: ctypes wants a list
+        *((name, ctypes.c_void_p) for name in ("weights", "codes", "scales", "parallel")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "bits", "threads", "exact", "finite")),
+    ]
+
+
+class _Compiled(NamedTuple):
+    """The functions, and the OpenMP runtime of torch itself, so that there is one pool of threads."""
+
+    run: Any
+    pack: Any
+    parallel: int
+    barrier: int
+
+
+def run(stages: ctypes.Array[Stage], rows: int) -> None:
+    """Computes ``stages`` one after another, each on ``rows`` rows.
+
+    Raises:
+        NativeError: it cannot be compiled here; ``check`` tells beforehand.
+    """
+    compiled = _compiled()
+    compiled.run(
+        ctypes.byref(
+            _Run(
+                ctypes.addressof(stages),
+                compiled.parallel,
+                compiled.barrier,
+                len(stages),
+                rows,
+                torch.get_num_threads(),
+            )
+        )
+    )
+
+
+def pack(weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor) -> bool:
+    """Fills ``codes`` and ``scales``, which have the shapes that ``packing.Packed`` says.
+
+    Args:
+        weight: ``[N, K]`` float32, contiguous.
+        bits: 4 or 8.
+        codes: what to fill.
+        scales: what to fill.
+
+    Returns:
+        Whether the codes stand for exactly these weights.
+
+    Raises:
+        ValueError: a group's weights need scales beyond 16 bits, or are no numbers.
+        NativeError: as in ``run``.
+    """
+    compiled = _compiled()
+    call = _Pack(
+        weights=weight.data_ptr(),
+        codes=codes.data_ptr(),
+        scales=scales.data_ptr(),
+        parallel=compiled.parallel,
+        inputs=weight.shape[1],
+        outputs=weight.shape[0],
+        bits=bits,
+        threads=torch.get_num_threads(),
+    )
+    compiled.pack(ctypes.byref(call))
+    if not call.finite:
+        raise ValueError("weights are no numbers, or too large for scales of 16 bits")
+    return bool(call.exact)
+
+
+def check() -> None:
+    """Compiles the operator if it is not there yet.
+
+    Raises:
+        NativeError: that is not possible; the message says why, as part of a sentence.
+    """
+    _compiled()
+
+
+@functools.cache
+def _compiled() -> _Compiled:
+    folder = Path(os.environ.get("LONGSPAN_CACHE_DIR", "~/.cache/longspan")).expanduser() / "kernels"
+    library = native.load(_FOLDER / "linear.cpp", _INCLUDED, folder)
+    library.longspan_run.restype = library.longspan_pack.restype = None
+    return _Compiled(
+        library.longspan_run, library.longspan_pack, *native.openmp("GOMP_parallel", "GOMP_barrier")
+    )

@@ -1,0 +1,239 @@
+"""Packed weights: what they stand for, what is computed with them, and what runs in which mode."""
+
+import math
+import pydoc_data.topics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, pad
+from transformers import AutoTokenizer
+
+from attention.backends import UnsupportedError
+from server.engine.types import RefusedError
+from server.models.fused import FusedLayer
+from server.models.quantize import _use_operator, quantize
+from server.models.quantized import native
+from server.models.quantized.layer import QuantizedLayer
+from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.packing import GROUP, pack, unpack
+from tests.engine.harness import greedy_requests, load, make_core, run
+from tests.models.test_fuse import logits_of
+from tests.models_zoo import VOCABULARY, save_tiny
+
+TOKENS = torch.randint(VOCABULARY, (40,), generator=torch.Generator().manual_seed(1))
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rounded(x):
+    """Activations as the operator takes them, by the definition."""
+    groups = pad(x, (0, -x.shape[1] % GROUP)).view(len(x), -1, GROUP)
+    most, second = groups.abs().topk(2).values.split(1, dim=-1)
+    scales = (second / 127).maximum(most / (127 * 128))
+    # As in C++, by a factor in float32, so that numbers halfway between two codes go the same way.
+    codes = (groups * (1 / scales).where(scales > 0, 0)).round()
+    return (codes.double() * scales.double()).flatten(1)[:, : x.shape[1]]
+
+
+def packed_layers(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+@pytest.mark.parametrize(("bits", "steps"), [(4, 15), (8, 254)])
+@pytest.mark.parametrize("shape", [(16, 32), (37, 50), (5, 96), (33, 7)])
+def test_packing_rounds_to_the_nearest_code(bits, steps, shape):
+    weight = random(*shape)
+    packed = pack(weight, bits)
+    own = unpack(packed, *shape)
+    assert not packed.exact
+    groups = pad(weight[None], (0, -shape[1] % GROUP), mode="replicate")[0].view(shape[0], -1, GROUP)
+    spread = groups.amax(-1) - groups.amin(-1) if bits == 4 else 2 * groups.abs().amax(-1)
+    # Half a step, and what 16 bits do to scales and offsets.
+    allowed = (spread / steps / 2 + 2e-3 * groups.abs().amax(-1)).repeat_interleave(GROUP, dim=1)
+    assert ((own - weight).abs() <= allowed[:, : shape[1]]).all()
+    again = pack(own, bits)
+    assert again.exact
+    assert torch.equal(unpack(again, *shape), own)
+    own[-1, -1] += 1e-4
+    assert not pack(own, bits).exact
+
+
+def test_groups_of_one_number_and_of_zeros_are_exact():
+    weight = torch.zeros(16, 64)
+    weight[3] = 0.5
+    assert torch.equal(unpack(pack(weight, 4), 16, 64), weight)
+    assert torch.equal(unpack(pack(torch.zeros(16, 64), 8), 16, 64), torch.zeros(16, 64))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e9])
+def test_what_no_scale_can_express_is_refused(wrong):
+    weight = random(16, 64)
+    weight[5, 40] = wrong
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match="no numbers, or too large"):
+            pack(weight, bits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.sampled_from([4, 8]),
+    rows=st.integers(1, 140),
+    inputs=st.sampled_from([1, 31, 32, 50, 64, 96, 160]),
+    outputs=st.sampled_from([1, 15, 16, 33, 80]),
+    bias=st.booleans(),
+    threads=st.integers(1, 2),
+)
+def test_the_operator_computes_what_it_says(bits, rows, inputs, outputs, bias, threads):
+    packed = pack(random(outputs, inputs), bits)
+    shift = random(outputs, seed=1) if bias else None
+    linear = QuantizedLinear(packed, inputs, outputs, shift)
+    x = random(rows, inputs, seed=2) * 10 ** random(rows, 1, seed=3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        result = linear(x[None])[0]
+    finally:
+        torch.set_num_threads(before)
+    expected = rounded(x) @ linear.weight.double().T + (shift if bias else 0)
+    sizes = rounded(x).abs() @ linear.weight.double().abs().T + 1
+    assert ((result - expected).abs() <= 1e-5 * sizes).all()
+    # A row's result is the same to the last bit, whatever is computed beside it.
+    alone = linear(x[rows // 2][None])
+    assert torch.equal(alone[0], result[rows // 2])
+
+
+def test_no_number_stays_in_its_row():
+    linear = QuantizedLinear(pack(random(20, 64), 4), 64, 20, None)
+    x = random(3, 64)
+    plain = linear(x)
+    x[1, 50] = float("nan")
+    result = linear(x)
+    assert result[1].isnan().all()
+    assert torch.equal(result[[0, 2]], plain[[0, 2]])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_without_special_instructions_results_are_the_same(bits, monkeypatch):
+    x, weight = random(21, 96), random(40, 96, seed=1)
+    fast = QuantizedLinear(pack(weight, bits), 96, 40, None)(x)
+    command = native.native.compiler()
+    monkeypatch.setenv("CXX", " ".join([*command, "-DLONGSPAN_PORTABLE"]))
+    native._compiled.cache_clear()
+    try:
+        portable = QuantizedLinear(pack(weight, bits), 96, 40, None)(x)
+    finally:
+        monkeypatch.undo()
+        native._compiled.cache_clear()
+    assert torch.equal(portable, fast)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [("llama", {}), ("qwen2", {}), ("qwen3", {}), ("llama", {"mlp_bias": True})]
+)
+def test_a_layer_as_one_operator_equals_its_parts(kind, config, tmp_path, monkeypatch):
+    model = load(save_tiny(kind, tmp_path / kind, **config)).model
+    monkeypatch.setattr("server.models.quantize._use_operator", lambda model: None)
+    assert quantize(model, "int8") == "int8"
+    parts = logits_of(model, TOKENS)
+    assert sum(isinstance(module, FusedLayer) for module in model.modules()) == 2
+    _use_operator(model)
+    assert sum(isinstance(module, QuantizedLayer) for module in model.modules()) == 2
+    whole = logits_of(model, TOKENS)
+    # A number halfway between two codes may go the other way, which later positions see.
+    error = (whole - parts).abs() / parts.std()
+    assert float(error.amax(-1).quantile(0.25)) < 1e-5
+    assert float(error.square().mean().sqrt()) < 0.05
+    assert torch.equal(logits_of(model, TOKENS[:1])[0], whole[0])
+
+
+@pytest.mark.parametrize(("weights", "most"), [("int8", 0.1), ("int4", 0.6)])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral"])
+def test_rounded_weights_stay_near(kind, weights, most, tmp_path):
+    model = load(save_tiny(kind, tmp_path / kind)).model
+    plain = logits_of(model, TOKENS)
+    forms = quantize(model, weights)
+    assert forms == (f"float32+{weights}" if kind == "mixtral" else weights)
+    assert packed_layers(model)["lm_head"].bits == 8
+    error = (logits_of(model, TOKENS) - plain).square().mean(-1).sqrt() / plain.std(-1)
+    assert 0 < float(error.median()) < most
+
+
+def test_auto_leaves_weights_that_it_would_round(tmp_path):
+    model = load(save_tiny("llama", tmp_path / "llama")).model
+    plain = logits_of(model, TOKENS)
+    for weights in ("auto", "float"):
+        assert quantize(model, weights) == "float32"
+        assert torch.equal(logits_of(model, TOKENS), plain)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_what_cannot_be_packed_is_refused(weights, tmp_path, monkeypatch):
+    folder = save_tiny("llama", tmp_path / "llama")
+    bfloat = load(folder, "bfloat16").model
+    with pytest.raises(RefusedError, match=f"--weights {weights}.*float32, not with bfloat16; choose"):
+        quantize(bfloat, weights)
+    assert quantize(bfloat, "auto") == "bfloat16"
+    with pytest.raises(RefusedError, match="GPT2LMHeadModel has no linear layers that can be packed"):
+        quantize(load(save_tiny("gpt2", tmp_path / "gpt2")).model, weights)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native._compiled.cache_clear()
+    try:
+        with pytest.raises(RefusedError, match="cannot be compiled: CXX names no-such-compiler"):
+            quantize(load(folder).model, weights)
+    finally:
+        monkeypatch.undo()
+        native._compiled.cache_clear()
+
+
+def test_a_packed_model_says_what_it_needs(tmp_path):
+    model = load(save_tiny("llama", tmp_path / "llama")).model
+    quantize(model, "int4")
+    with pytest.raises(UnsupportedError, match="longspan only"):
+        model(input_ids=TOKENS[None], use_cache=False)
+
+
+@pytest.fixture(scope="module")
+def default_models(default_model):
+    """The default model in float, and packed."""
+    packed = load(default_model)
+    assert quantize(packed.model, "auto") == "int4"
+    return load(default_model), packed
+
+
+def test_the_default_model_keeps_its_published_weights(default_models):
+    plain, packed = (loaded.model for loaded in default_models)
+    own = {name: module for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = packed.model.layers
+    assert all(isinstance(layer, QuantizedLayer) for layer in layers)
+    for index, layer in enumerate(layers):
+        names = [f"model.layers.{index}.{part}" for part in ("qkv", "o", "gate_up", "down")]
+        for name, linear in zip(names, layer.linears, strict=True):
+            assert linear.bits == 4
+            assert torch.equal(linear.weight, own[name].weight)
+    assert packed.lm_head.bits == 8
+    assert torch.equal(packed.lm_head.weight, own["lm_head"].weight)
+    assert packed.model.embed_tokens.weight.dtype == torch.float32
+
+
+def test_the_default_models_perplexity(default_models, default_model):
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    text = "\n".join(pydoc_data.topics.topics[name] for name in ("compound", "types"))
+    ids = torch.tensor(tokenizer(text)["input_ids"][:384])
+    loss = [float(cross_entropy(logits_of(x.model, ids)[:-1], ids[1:])) for x in default_models]
+    assert abs(math.exp(loss[1] - loss[0]) - 1) < 0.02
+    assert loss[1] != loss[0]
+
+
+def test_packed_tokens_do_not_depend_on_the_batch(default_models, default_model):
+    packed = default_models[1]
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    words = pydoc_data.topics.topics["compound"].split()
+    prompts = [tokenizer(" ".join(words[start : start + 30]))["input_ids"] for start in (0, 40, 80)]
+    alone = [run(make_core(packed), greedy_requests([prompt], 12))[1].tokens for prompt in prompts]
+    for most in (512, 16):
+        core = make_core(packed, max_batch_tokens=most, max_running=4, prefix_cache=False)
+        assert [outcome.tokens for outcome in run(core, greedy_requests(prompts, 12)).values()] == alone
