@@ -72,8 +72,8 @@ class Settings(BaseSettings):
     )
     weights: Literal["auto", "float", "int8", "int4"] = Field(
         "auto",
-        description="Form of the linear layers' weights on CPU, with activations of 8 bits unless float. "
-        "auto: int4 or int8 if published so, else float.",
+        description="Form of the linear layers' weights on CPU. float: exact. int8, int4: faster, with "
+        "activations rounded to 8 bits. auto: int4 or int8 if the weights were published so, else float.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
     max_context: int | None = Field(

@@ -19,6 +19,7 @@ from loadtest.quality.deployments import (
     FULL_BEYOND,
     TRAINED,
     covering,
+    exact,
     topk,
     window,
     window_beyond,
@@ -128,8 +129,8 @@ def coverage(text: str) -> Check:
         answer = client.generate(ids, max_tokens=output, temperature=0.0, ignore_eos=True)
         return list(answer.token_ids)
 
-    full = Measurement(FULL, measure)
-    others = [Measurement(deployment, measure) for deployment in covering(context)]
+    full = Measurement(exact(FULL), measure)
+    others = [Measurement(exact(deployment), measure) for deployment in covering(context)]
 
     def same(other: Measurement[list[int]]) -> Outcome:
         count = sum(a == b for a, b in zip(other.result, full.result, strict=True))
@@ -139,12 +140,15 @@ def coverage(text: str) -> Check:
 
 
 def decode_time(text: str) -> Check:
-    """Test 6: time per output token against the length of the context."""
+    """Test 6: time per output token against the length of the context, the best of three rounds."""
     contexts = (1024, 2048, 4096, 8064)
     title = "decode time from 1k to 8k"
 
     def measure(client: Client) -> list[DecodeTime]:
-        return decode_times(client, texts.tokens(client, text, contexts[-1]), contexts, output_tokens=64)
+        ids = texts.tokens(client, text, contexts[-1])
+        rounds = [decode_times(client, ids, contexts, output_tokens=64) for _ in range(3)]
+        # The fastest is the one that the rest of the machine disturbed least.
+        return [min(same, key=lambda time: time.seconds) for same in zip(*rounds, strict=True)]
 
     full, kept = (Measurement(on, measure) for on in (FULL, window(508, 4)))
 
@@ -153,8 +157,8 @@ def decode_time(text: str) -> Check:
         return Outcome(6, _on(title, full), _series(full.result), "grows 1.2 times or more", passed)
 
     def flat() -> Outcome:
-        passed = _growth(kept.result) <= 1.1
-        return Outcome(6, _on(title, kept), _series(kept.result), "up to 1.1 times", passed)
+        passed = 0.9 <= _growth(kept.result) <= 1.1  # less is as much a sign of a busy machine as more
+        return Outcome(6, _on(title, kept), _series(kept.result), "0.9 to 1.1 times", passed)
 
     return Check(6, title, [full, kept], [growing, flat])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loadtest.quality.types import Deployment
 
 # What the default model was trained for, and half as much again.
@@ -37,6 +39,15 @@ def sparse(name: str, pattern: str, **options: int | str) -> Deployment:
 def topk(budget: int) -> Deployment:
     """The pages that promise most to each query, the first and the recent ones always among them."""
     return sparse(f"top-k {budget}", "topk", budget=budget)
+
+
+def exact(deployment: Deployment) -> Deployment:
+    """The same with weights and activations as they are.
+
+    Where activations have 8 bits, a last bit that comes out otherwise can be rounded to another step, and the
+    difference grows from layer to layer: tokens then tell nothing about attention.
+    """
+    return replace(deployment, others=(*deployment.others, "--weights", "float"))
 
 
 def covering(context: int) -> list[Deployment]:

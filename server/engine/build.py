@@ -19,7 +19,7 @@ from server.engine.core import EngineCore
 from server.engine.kv_manager import most_pages
 from server.engine.runner import Runner
 from server.engine.types import Ready, RefusedError
-from server.models.check import self_check
+from server.models.check import packed_check, sample_logits, self_check
 from server.models.load import LoadedModel, load_model
 from server.models.memory import available_bytes
 from server.models.quantize import quantize
@@ -68,8 +68,10 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error
     self_check(loaded, check_with, settings.page_size)
+    before = sample_logits(loaded, check_with, settings.page_size)
     report("packing the weights", 0.93)
     weights = quantize(loaded.model, settings.weights)
+    packed_check(before, sample_logits(loaded, check_with, settings.page_size), weights)
 
     report("allocating the KV cache", 0.95)
     page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype, attention.pattern)

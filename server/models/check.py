@@ -41,14 +41,7 @@ def self_check(loaded: LoadedModel, attention: Attention, page_size: int) -> Non
     Raises:
         RefusedError: the logits differ.
     """
-    model, device = loaded.model, loaded.model.device
-    generator = torch.Generator().manual_seed(0)
-    sequences = [
-        torch.randint(loaded.vocabulary_size, (min(length, loaded.context_length),), generator=generator).to(
-            device
-        )
-        for length in _LENGTHS
-    ]
+    model, sequences = loaded.model, _sequences(loaded)
     with torch.inference_mode():
         served = _paged(loaded, attention, page_size, sequences)
         model.set_attn_implementation("eager")
@@ -65,6 +58,41 @@ def self_check(loaded: LoadedModel, attention: Attention, page_size: int) -> Non
             f"serve: its logits differ by up to {float(error.max()):.2g} of their standard deviation from "
             f"those of transformers itself (up to {tolerance:g} is rounding); choose another architecture"
             + ("" if attention.kernel.name == "reference" else ", or try --kernel reference")
+        )
+
+
+# Packed weights and rounded activations change logits by a few hundredths where the weights are exact, and by
+# some tenths where 4 bits are too few for them; an operator that computes something else, by about 1 or more.
+_PACKED_TOLERANCE = 0.5
+
+
+def sample_logits(loaded: LoadedModel, attention: Attention, page_size: int) -> torch.Tensor:
+    """Logits ``[T, V]`` of two short sequences, through the paged cache; arguments as of ``self_check``."""
+    with torch.inference_mode():
+        return torch.cat(_paged(loaded, attention, page_size, _sequences(loaded)))
+
+
+def _sequences(loaded: LoadedModel) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(length, loaded.context_length) for length in _LENGTHS]
+    return [
+        torch.randint(loaded.vocabulary_size, (length,), generator=generator).to(loaded.model.device)
+        for length in lengths
+    ]
+
+
+def packed_check(before: torch.Tensor, after: torch.Tensor, weights: str) -> None:
+    """Compares ``sample_logits`` from before and after weights were packed.
+
+    Raises:
+        RefusedError: packing changed more than rounding can.
+    """
+    error = relative_error(after, before)
+    if not float(error.median()) <= _PACKED_TOLERANCE:
+        raise RefusedError(
+            f"with {weights} weights the model's logits differ by {float(error.median()):.2g} of their "
+            f"standard deviation from those with float weights (up to {_PACKED_TOLERANCE:g} is rounding); "
+            "choose --weights float, or int8 for a model that 4 bits are too few for"
         )
 
 

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from longspan import FinishReason
+from tests.e2e.server import Server
 from tests.engine.harness import transformers_greedy
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -37,14 +38,21 @@ def test_a_stream_says_the_same_piece_by_piece(client):
     assert stream.usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_tokens_equal_transformers(client, default_model):
+@pytest.fixture
+def exact():
+    """The same model, its weights and activations as they are."""
+    with Server("--weights", "float") as server, server.client() as client:
+        yield client
+
+
+def test_tokens_equal_transformers(exact, default_model):
     tokenizer = AutoTokenizer.from_pretrained(default_model)
     texts = ["The river", "def fibonacci(n):\n", "Water boils at a temperature of", "Once upon a time " * 12]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     expected = transformers_greedy(default_model, prompts, 16)
     for text, prompt, tokens in zip(texts, prompts, expected, strict=True):
         for form in (text, prompt):
-            answer = client.generate(form, max_tokens=16, temperature=0, ignore_eos=True)
+            answer = exact.generate(form, max_tokens=16, temperature=0, ignore_eos=True)
             assert list(answer.token_ids) == tokens
             assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
 

@@ -6,7 +6,7 @@ import transformers
 
 from attention.backends import resolve
 from server.engine.types import RefusedError
-from server.models.check import relative_error, self_check
+from server.models.check import packed_check, relative_error, self_check
 from server.models.load import load_model
 from tests.models_zoo import KINDS, save_tiny
 
@@ -110,3 +110,11 @@ def test_a_kernel_that_answers_no_numbers_is_noticed():
     served[1, 2] = float("nan")
     error = relative_error(served, plain)
     assert error.tolist() == [0, float("inf"), 0]
+
+
+def test_packed_weights_that_compute_something_else_are_refused():
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    packed_check(logits, logits + 0.1 * torch.randn(20, 50), "int4")
+    for wrong in (logits.roll(1, dims=1), logits.new_zeros(20, 50) * float("nan")):
+        with pytest.raises(RefusedError, match="choose --weights float"):
+            packed_check(logits, wrong, "int4")

@@ -95,7 +95,8 @@ def test_coverage():
 
 
 @pytest.mark.parametrize(
-    ("full", "window", "passed"), [(1.2, 1.1, [True, True]), (1.19, 1.11, [False, False])]
+    ("full", "window", "passed"),
+    [(1.2, 1.1, [True, True]), (1.19, 1.11, [False, False]), (1.3, 0.89, [True, False])],
 )
 def test_decode_time(full, window, passed):
     times = [[DecodeTime(1024, 0.05), DecodeTime(8064, 0.05 * growth)] for growth in (full, window)]

@@ -73,6 +73,8 @@ inline void in_order(Ints& sum) {
 #endif
 }
 
+constexpr int kSpike = 128;  // how much more some activations' codes count
+
 // The sum over a group, for each of kLanes outputs.
 template <int kBits>
 struct Sum {
@@ -87,12 +89,16 @@ struct Sum {
       in_order(upper);
     }
   }
-  Ints total(int factor) const {
-    return kBits == 4 ? pairs(sum, factor) : pairs(sum, factor) + pairs(upper, 16 * factor);
+  // With four inputs that count kSpike times.
+  Ints total(Codes weights, Ints inputs) const {
+    const Ints most = products(Ints{}, kBits == 4 ? weights : low(weights), inputs);
+    const Ints whole = pairs(sum, 1) + pairs(most, kSpike);
+    if (kBits == 4) return whole;
+    return whole + pairs(upper, 16) + pairs(products(Ints{}, high(weights), inputs), 16 * kSpike);
   }
 #else
   void add(Codes weights, Ints inputs) { sum = products(sum, weights, inputs); }
-  Ints total(int factor) const { return sum * factor; }
+  Ints total(Codes weights, Ints inputs) const { return sum + products(Ints{}, weights, inputs) * kSpike; }
 #endif
 };
 

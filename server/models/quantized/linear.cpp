@@ -54,13 +54,23 @@ void in_parallel(void* parallel, void (*function)(void*), void* given, int64_t t
 
 int64_t ceil(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
-void store_tile(const Stage& stage, const float* results, int64_t row, int64_t rows, int64_t column) {
-  const int64_t columns = std::min<int64_t>(kColumns, stage.outputs - column);
+void store_tile(const Stage& stage, float* results, int64_t row, int64_t rows, int64_t column) {
+  const size_t size = std::min<int64_t>(kColumns, stage.outputs - column) * sizeof(float);
+  alignas(64) float shift[kColumns] = {}, before[kColumns];
+  if (stage.bias) std::memcpy(shift, stage.bias + column, size);
   for (int64_t r = 0; r < rows; ++r) {
     float* output = stage.output + (row + r) * stage.output_stride + column;
-    const float* result = results + r * kColumns;
-    for (int64_t c = 0; c < columns; ++c)
-      output[c] = (stage.added ? output[c] : 0.0f) + (result[c] + (stage.bias ? stage.bias[column + c] : 0.0f));
+    float* result = results + r * kColumns;
+    if (stage.bias)
+      for (int c = 0; c < kColumns; c += kLanes) store(result + c, floats(result + c) + floats(shift + c));
+    if (stage.added) {
+      std::memcpy(before, output, size);
+      for (int c = 0; c < kColumns; c += kLanes) store(result + c, floats(result + c) + floats(before + c));
+    }
+    if (size == kColumns * sizeof(float))
+      std::memcpy(output, result, kColumns * sizeof(float));
+    else
+      std::memcpy(output, result, size);
   }
 }
 

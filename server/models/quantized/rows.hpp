@@ -4,12 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "stage.hpp"
 #include "tile.hpp"
-
-typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
 // The sum of a vector's numbers, always in the same order.
 inline float total(Floats vector) {
@@ -27,43 +24,64 @@ inline float inverse_rms(const float* row, int64_t count, double epsilon) {
   return 1.0f / std::sqrt(sum / static_cast<float>(count) + static_cast<float>(epsilon));
 }
 
+inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+inline Ints smaller(Ints a, Ints b) { return a > b ? b : a; }
+
+// Lane numbers.
+inline Ints lanes() {
+  Ints number = {};
+  for (int i = 0; i < kLanes; ++i) number[i] = i;
+  return number;
+}
+
 // kGroup numbers to a block. All but the largest are rounded to the nearest of 255 steps up to the second
 // largest, the largest to multiples of the same step. What is no number makes the whole block none.
 inline void encode(const float* numbers, Block& block) {
-  Floats most = {}, next = {}, finite = {};
+  // Bits of sizes are ordered as the sizes are; the last ones make room for the place.
+  Ints most = {}, next = {};
   for (int i = 0; i < kGroup; i += kLanes) {
-    const Floats x = floats(numbers + i), size = larger(x, -x);
-    next = larger(next, where(size > most, most, size));
+    const Ints size = ((Ints)floats(numbers + i) & (0x7fffffff - (kGroup - 1))) | (lanes() + i);
+    next = larger(next, smaller(most, size));
     most = larger(most, size);
-    finite += x * 0.0f;
   }
-  float top = 0.0f, second = 0.0f;
+  int32_t first = 0, second = 0;
   for (int i = 0; i < kLanes; ++i) {
-    second = std::max({second, next[i], std::min(top, most[i])});
-    top = std::max(top, most[i]);
+    second = std::max({second, next[i], std::min(first, most[i])});
+    first = std::max(first, most[i]);
   }
-  const float scale = std::max(second / 127.0f, top / (127.0f * kSpike));
-  const Floats factor = splat(scale > 0.0f ? 1.0f / scale : 0.0f), magic = splat(12582912.0f);
+  if (first >= 0x7f800000) {
+    block = {};
+    block.scale = block.sum = NAN;
+    return;
+  }
+  const int32_t spike = first % kGroup;
+  const float top = std::fabs(numbers[spike]);
+  const float scale = std::max(std::fabs(numbers[second % kGroup]) / 127.0f, top / (127.0f * kSpike));
+  const Floats factor = even(scale > 0.0f ? 1.0f / scale : 0.0f), magic = even(12582912.0f);
+  Ints sums = {};
   alignas(64) int32_t codes[kGroup];
-  int32_t sum = 0, spike = 0;
   for (int i = 0; i < kGroup; i += kLanes) {
     const Floats whole = (floats(numbers + i) * factor + magic) - magic;
+    sums += __builtin_convertvector(whole, Ints);
     store(codes + i, __builtin_convertvector(whole, Ints));
   }
-  for (int i = 0; i < kGroup; ++i) {
-    sum += codes[i];
-    if (std::abs(codes[i]) > std::abs(codes[spike])) spike = i;
-  }
-  const int32_t times = (codes[spike] + (codes[spike] < 0 ? -kSpike / 2 : kSpike / 2)) / kSpike;
-  codes[spike] -= kSpike * times;
-  for (int i = 0; i < kGroup; i += kLanes)
-    store(block.codes + i, __builtin_convertvector(load<Ints>(codes + i), Bytes));
+  for (int i = 0; i < kGroup; ++i) block.codes[i] = static_cast<int8_t>(codes[i]);
+  int32_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += sums[i];
+  const int32_t code = codes[spike];
+  const int32_t times = (code + (code < 0 ? -kSpike / 2 : kSpike / 2)) / kSpike;
+  block.codes[spike] = static_cast<int8_t>(code - kSpike * times);
   std::memset(block.spike, 0, sizeof block.spike);
   block.spike[spike % 4] = static_cast<int8_t>(times);
-  block.spike_step = spike / 4;
-  block.scale = scale + total(finite);
-  block.sum = block.scale * static_cast<float>(sum);
+  block.spike_at = static_cast<uint32_t>(spike / 4 * kStepBytes);
+  block.scale = scale;
+  block.sum = scale * static_cast<float>(sum);
   block.shift = -128 * sum;
+}
+
+// At most kGroup numbers; with a count that is known, copies are a few instructions.
+inline void take(float* to, const float* from, int64_t count) {
+  std::memcpy(to, from, (count == kGroup ? kGroup : count) * sizeof(float));
 }
 
 // A row as a stage's product takes it.
@@ -73,13 +91,13 @@ inline void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
   for (int64_t begin = 0; begin < stage.inputs; begin += kGroup) {
     alignas(64) float numbers[kGroup] = {}, others[kGroup] = {};
     const int64_t count = std::min<int64_t>(kGroup, stage.inputs - begin);
-    std::memcpy(numbers, x + begin, count * sizeof(float));
+    take(numbers, x + begin, count);
     if (stage.norm) {
-      std::memcpy(others, stage.norm + begin, count * sizeof(float));
+      take(others, stage.norm + begin, count);
       for (int i = 0; i < kGroup; i += kLanes)
         store(numbers + i, floats(numbers + i) * inverse * floats(others + i));
     } else if (stage.gated) {
-      std::memcpy(others, x + stage.inputs + begin, count * sizeof(float));
+      take(others, x + stage.inputs + begin, count);
       for (int i = 0; i < kGroup; i += kLanes) {
         const Floats gate = floats(numbers + i);
         // Below -88 the divisor would be infinite, and the quotient -0.

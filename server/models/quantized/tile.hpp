@@ -9,19 +9,18 @@
 struct alignas(64) Block {
   int8_t codes[kGroup];
   int8_t spike[4];     // codes of four inputs, at most one of them not 0
-  int32_t spike_step;  // which four
+  uint32_t spike_at;    // where a panel has weights for these four, in bytes, if each had one
   float scale;
   float sum;      // of all codes, times the scale
   int32_t shift;  // what takes the 128 off weights' codes of 8 bits: -128 times the sum of these codes
 };
 
-constexpr int kSpike = 128;
 
 // How a panel's codes lie, for each group: 4 bits, where a byte's low half belongs to the group's first half
 // of inputs and its high half to the other; the same with a byte for each code; 8 bits.
 enum class Form { kFour, kSpread, kEight };
 
-constexpr int64_t group_bytes(Form form) { return (form == Form::kFour ? kSteps / 2 : kSteps) * kStepBytes; }
+constexpr uint32_t group_bytes(Form form) { return (form == Form::kFour ? kSteps / 2 : kSteps) * kStepBytes; }
 
 // Scales of a panel and group, in 16 bits; those of 4 bits are followed by offsets.
 constexpr int64_t group_scales(Form form) { return form == Form::kEight ? kColumns : 2 * kColumns; }
@@ -66,13 +65,10 @@ void multiply_tile(
       const Floats scale = halves(scales + v * kLanes);
       for (int r = 0; r < kRows; ++r) {
         const Block& block = rows[r * row_blocks + group];
-        Sum<kBits> spike;
-        constexpr int kHigh = kForm == Form::kFour ? kSteps / 2 : kSteps;
-        const int at = block.spike_step % kHigh * kStepBytes + v * static_cast<int>(sizeof(Codes));
-        auto near = load<Codes>(codes + at);
-        if (kForm == Form::kFour) near = low((Codes)((Bits)near >> (block.spike_step < kHigh ? 0 : 4)));
-        spike.add(near, spread(block.spike));
-        Ints total = sums[r][v].total(1) + spike.total(kSpike);
+        const int64_t at = kForm == Form::kFour ? block.spike_at % group_bytes(kForm) : block.spike_at;
+        auto spiked = load<Codes>(codes + at + v * sizeof(Codes));
+        if (kForm == Form::kFour) spiked = low((Codes)((Bits)spiked >> (block.spike_at / group_bytes(kForm) * 4)));
+        Ints total = sums[r][v].total(spiked, spread(block.spike));
         if (kForm == Form::kEight) total += block.shift;
         const Floats scaled = __builtin_convertvector(total, Floats) * scale;
         result[r][v] = multiply_add(scaled, even(block.scale), result[r][v]);
