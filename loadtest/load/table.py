@@ -29,6 +29,12 @@ COLUMNS: tuple[tuple[str, str, _Figure, bool], ...] = (
 _NOISE = 0.02
 
 
+def _head(name: str, unit: str) -> str:
+    """A column's head in three lines, so that a terminal of 80 columns has room for all."""
+    first, _, second = name.partition(" ")
+    return f"{first}\n{second}\n{unit}"
+
+
 def figure(value: float) -> str:
     """Three digits that matter."""
     if math.isnan(value):
@@ -41,7 +47,7 @@ def runs_table(result: Result) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("load", no_wrap=True)
     for name, unit, _, _ in COLUMNS:
-        table.add_column(f"{name}\n{unit}", justify="right", no_wrap=True)
+        table.add_column(_head(name, unit), justify="right", no_wrap=True)
     with_goodput = any(run.summary.goodput is not None for run in result.runs)
     if with_goodput:
         table.add_column("good\n%", justify="right")
@@ -94,7 +100,7 @@ def comparison(before: Result, after: Result) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("load", no_wrap=True)
     for name, unit, _, _ in COLUMNS:
-        table.add_column(f"{name}\n{unit}", justify="right")
+        table.add_column(_head(name, unit), justify="right")
     for run in shared:
         cells = [run.label]
         for _, _, get, more_is_better in COLUMNS:
