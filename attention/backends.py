@@ -9,10 +9,11 @@ import torch
 
 from attention.choice import Choice, Place, pattern_of
 from attention.kernels.base import Kernel
+from attention.kernels.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.registry import Backend, Registry, UnsupportedError, unknown
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
 
 __all__ = [
     "BACKENDS",
@@ -107,6 +108,10 @@ class Attention:
             first, stop = max(first, gone.start), min(stop, gone.stop)
         return range(first, max(first, stop))
 
+    def program(self, cache: PagedCache) -> Program | None:
+        """All layers' attention as native calls, where the kernel has such; see ``Kernel.program``."""
+        return self.kernel.program([(layer, self.pattern_of(layer)) for layer in self.layers], cache)
+
     def forward(
         self,
         layer: LayerSpec,
@@ -119,7 +124,7 @@ class Attention:
         """One layer's attention; see ``Kernel.forward`` for shapes."""
         pattern = self.pattern_of(layer)
         if isinstance(pattern, ContentPattern):
-            pattern.update(layer, cache, batch)
+            self.kernel.update(layer, cache, batch, pattern)
         return self.kernel.forward(layer, query, cache, batch, pattern, sinks, turned)
 
 

@@ -154,7 +154,7 @@ class Choice:
                 if place.page_size != self.place.page_size:
                     changes.append(f"page size {place.page_size}")
                 if place.dtype != self.place.dtype:
-                    changes.append(f"dtype {str(place.dtype).removeprefix('torch.')}")
+                    changes.append(f"kv dtype {str(place.dtype).removeprefix('torch.')}")
                 return " and ".join(changes)
         return None
 

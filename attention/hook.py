@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.kernels.chain import Program
 from attention.layers import IMPLEMENTATION, read_layers
 from attention.rotation import Rotation
 from attention.types import AttentionBatch, LayerSpec, PagedCache
@@ -57,6 +58,8 @@ class Step:
         batch: the step's work.
         layers: by index, as ``read_layers`` found them.
         rotations: by index, as ``read_rotations`` found them; needed where the pattern turns queries.
+        program: attention over the cache as native calls, which a model may make instead of calling
+            ``attend`` layer by layer; see ``Attention.program``.
     """
 
     attention: Attention
@@ -64,6 +67,7 @@ class Step:
     batch: AttentionBatch
     layers: Mapping[int, LayerSpec]
     rotations: Mapping[int, Rotation] = field(default_factory=dict)
+    program: Program | None = None
 
     def attend(
         self,

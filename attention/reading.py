@@ -1,16 +1,33 @@
-"""How many pages of the cache a step's attention reads, and how many it need not: what a pattern saves."""
+"""What a step's attention reads of the cache, and what it need not: what a pattern saves."""
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from attention.backends import Attention
 from attention.kernels.base import spans_within
 from attention.patterns.base import ContentPattern, Pattern
-from attention.types import AttentionBatch
+from attention.types import AttentionBatch, LayerSpec
+
+
+class LayerReads(NamedTuple):
+    """What *each* of some layers, whose queries see the same keys, reads in one step.
+
+    Attributes:
+        layers: their indices.
+        pages: that hold a key which some query of the step may see, summed over sequences.
+        pairs: of a query and a key that it sees; a choice by pages counts with all their tokens.
+        digests: pages whose digests are looked at to choose among them.
+    """
+
+    layers: tuple[int, ...]
+    pages: int
+    pairs: int
+    digests: int = 0
 
 
 class Pages(NamedTuple):
@@ -19,44 +36,70 @@ class Pages(NamedTuple):
     Attributes:
         read: those that hold a key which some query of the step may see.
         skipped: the other pages of the sequences' tokens, which full attention would read.
+        by_layer: the same as ``read``, and more, by kind of layer.
     """
 
     read: int
     skipped: int
+    by_layer: tuple[LayerReads, ...]
 
 
 def pages_of(attention: Attention, batch: AttentionBatch) -> Pages:
     """Counts on the host, from what the batch knows there.
 
     Rows that choose by content count with the pages that they choose (``ContentPattern.pages_chosen``); the
-    digests that they look at for it do not count.
+    digests that they look at for it count apart.
     """
-    page_size = batch.page_size
-    pages = torch.tensor(batch.seq_lens).add(page_size - 1) // page_size
-    total = int(pages.sum())
-    kinds = Counter((attention.pattern_of(layer), layer.window) for layer in attention.layers)
-    read = 0
-    for (pattern, window), layers in kinds.items():
-        seen = total if pattern.dense and window is None else _seen(pattern, window, batch, int(pages.max()))
-        read += layers * seen
-    return Pages(read, len(attention.layers) * total - read)
+    pages = [-(-length // batch.page_size) for length in batch.seq_lens]
+    total = sum(pages)
+    kinds: dict[tuple[bool, int | None], list[LayerSpec]] = {}
+    exempt = attention.pattern.dense_layers
+    for layer in attention.layers:
+        kinds.setdefault((layer.index in exempt, layer.window), []).append(layer)
+    found = []
+    for (_, window), layers in kinds.items():
+        pattern = attention.pattern_of(layers[0])
+        indices = tuple([layer.index for layer in layers])
+        if pattern.dense and window is None:
+            found.append(LayerReads(indices, total, _pairs(batch)))
+        else:
+            found.append(LayerReads(indices, *_seen(pattern, window, batch, pages)))
+    read = sum(len(reads.layers) * reads.pages for reads in found)
+    return Pages(read, len(attention.layers) * total - read, tuple(found))
 
 
-def _seen(pattern: Pattern, window: int | None, batch: AttentionBatch, most: int) -> int:
-    lengths = torch.tensor(batch.query_starts).diff()
-    owners = torch.repeat_interleave(lengths)
-    offsets = torch.tensor(batch.seq_lens) - torch.tensor(batch.query_starts[1:])
-    positions = torch.arange(len(owners)) + offsets[owners]
+def _pairs(batch: AttentionBatch) -> int:
+    """Of a query and a key before it or its own."""
+    queries = [stop - start for start, stop in itertools.pairwise(batch.query_starts)]
+    # A sequence's last q tokens of n: the first of them sees n - q + 1 keys, the last one n.
+    return sum(q * (2 * n - q + 1) for q, n in zip(queries, batch.seq_lens, strict=True)) // 2
+
+
+def _seen(
+    pattern: Pattern, window: int | None, batch: AttentionBatch, pages: list[int]
+) -> tuple[int, int, int]:
+    """Pages, pairs and digests, see ``LayerReads``."""
+    # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+    starts = np.asarray(batch.query_starts)
+    owners = np.repeat(np.arange(batch.size), np.diff(starts))
+    positions = np.arange(len(owners)) + (np.asarray(batch.seq_lens) - starts[1:])[owners]
+    queries = torch.from_numpy(positions)
     if isinstance(pattern, ContentPattern):
-        chosen = pattern.pages_chosen(positions, torch.tensor(batch.prompt_lens)[owners], batch.page_size)
+        prompt_lens = torch.from_numpy(np.asarray(batch.prompt_lens)[owners])
+        chosen = pattern.pages_chosen(queries, prompt_lens, batch.page_size).numpy()
         # A chunk's rows choose by themselves; the one that reads most stands for what they read together.
-        return int(torch.zeros(batch.size, dtype=torch.long).scatter_reduce(0, owners, chosen, "amax").sum())
-    spans = spans_within(pattern.spans(positions), positions, window)
-    begin, end = spans[..., 0] // batch.page_size, -(-spans[..., 1] // batch.page_size)
-    some = spans[..., 0] < spans[..., 1]
+        most = np.maximum.reduceat(chosen, starts[:-1])
+        seen = np.minimum(chosen * batch.page_size, positions + 1)
+        choosing = set(owners[pattern.chooses(queries, prompt_lens).numpy()].tolist())
+        return int(most.sum()), int(seen.sum()), sum(pages[b] for b in choosing)
+    begin, end = np.moveaxis(spans_within(pattern.spans(queries), queries, window).numpy(), -1, 0)
+    rows, some = np.broadcast_to(owners[:, None], begin.shape), begin < end
     # Where the number of open ranges is not 0, a page is read.
-    edges = torch.zeros(batch.size, most + 1, dtype=torch.long)
-    rows = owners[:, None].expand_as(begin)[some]
-    edges.index_put_((rows, begin[some]), torch.ones(len(rows), dtype=torch.long), accumulate=True)
-    edges.index_put_((rows, end[some]), -torch.ones(len(rows), dtype=torch.long), accumulate=True)
-    return int((edges.cumsum(dim=1) > 0).sum())
+    width = max(pages) + 1
+    opened = (rows * width + begin // batch.page_size)[some]
+    closed = (rows * width - -end // batch.page_size)[some]
+    edges = np.bincount(opened, minlength=batch.size * width) - np.bincount(
+        closed, minlength=batch.size * width
+    )
+    read = np.count_nonzero(edges.reshape(batch.size, width).cumsum(axis=1))
+    return int(read), int((end - begin)[some].sum()), 0

@@ -154,9 +154,21 @@ class LayerCache(NamedTuple):
     digest: torch.Tensor | None = None
 
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Stores ``key`` ``[T, kv_heads, head_size]`` and ``value`` at ``slots`` ``[T]``."""
-        self.keys.view(-1, *self.keys.shape[2:])[slots] = key.to(self.keys.dtype)
-        self.values.view(-1, *self.values.shape[2:])[slots] = value.to(self.values.dtype)
+        """Stores ``key`` ``[T, kv_heads, head_size]`` and ``value``, ``narrowed``, at ``slots`` ``[T]``."""
+        self.keys.view(-1, *self.keys.shape[2:])[slots] = narrowed(key, self.keys.dtype)
+        self.values.view(-1, *self.values.shape[2:])[slots] = narrowed(value, self.values.dtype)
+
+
+def narrowed(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers in another format, and NaN where that has no finite number for them.
+
+    An infinite key can hide: where a query's number is negative, the product is minus infinity and the token
+    gets no weight. NaN shows in the logits of every query that sees it.
+    """
+    result = numbers.to(dtype)
+    if torch.finfo(dtype).max >= torch.finfo(numbers.dtype).max:
+        return result
+    return result.sub_(result - result)  # infinity less itself
 
 
 class PagedCache:
@@ -185,6 +197,7 @@ class PagedCache:
     ) -> None:
         self.page_size = page_size
         self.pages = pages
+        self.dtype = dtype
         self.layers: dict[int, LayerCache] = {}
         # GPU kernels also read what nobody wrote, and multiply it by zero: it must be finite.
         blank = torch.empty if torch.device(device).type == "cpu" else torch.zeros

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
+from attention.kernels.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
 
 
 class Kernel(ABC):
@@ -30,7 +32,8 @@ class Kernel(ABC):
     ) -> list[str]:
         """All reasons why this kernel cannot compute these layers exactly; empty when it can.
 
-        Each is a sentence without its period, naming the kernel and the layers concerned.
+        ``dtype`` is the cache's; queries may come in any other. Each is a sentence without its period, naming
+        the kernel and the layers concerned.
         """
 
     @abstractmethod
@@ -62,6 +65,24 @@ class Kernel(ABC):
         Returns:
             ``[T, query_heads, value_size]`` in the query's number format.
         """
+
+    def update(
+        self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch, pattern: ContentPattern
+    ) -> None:
+        """``pattern.update``, or a faster way to the same; called before ``forward``, with the same."""
+        pattern.update(layer, cache, batch)
+
+    def program(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> Program | None:
+        """All layers' ``forward``, and the writes to the cache before it, as native calls.
+
+        Args:
+            layers: with the pattern of each.
+            cache: where their keys and values go.
+
+        Returns:
+            ``None`` if the kernel has none for these layers: then ``forward`` is the way.
+        """
+        return None
 
 
 def visibility(

@@ -10,6 +10,7 @@
 
 #include "cpu_paged_blocks.hpp"
 #include "cpu_paged_rows.hpp"
+#include "cpu_paged_write.hpp"
 
 namespace {
 
@@ -91,4 +92,9 @@ extern "C" __attribute__((visibility("default"))) void longspan_attend(const Cal
         formats[call->format], &run, static_cast<unsigned>(call->threads), 0);
   else
     formats[call->format](&run);
+}
+
+extern "C" __attribute__((visibility("default"))) void longspan_write(const Write* write) {
+  void (*const formats[])(const Write&) = {write_rows<Float32>, write_rows<BFloat16>, write_rows<Float16>};
+  formats[write->format](*write);
 }

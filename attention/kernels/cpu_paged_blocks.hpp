@@ -1,174 +1,185 @@
-// A block of consecutive query rows and one key head: matrix products over tiles of keys and values.
+// A block of consecutive query rows and one key head: tiles of keys and values meet a panel of queries after the
+// other.
 //
-// Queries lie side by side in a vector's lanes, so that maximum, sum and rescaling need no sums across lanes.
+// Softmax by tiles as in Dao et al.: FlashAttention, 2022, section 3.1.
 
 #pragma once
 
-#include "cpu_paged_lanes.hpp"
-#include "cpu_paged_work.hpp"
+#include <type_traits>
 
-// Rows and columns of a product whose sums stay in registers.
-constexpr int kHigh = kRegisters == 32 ? 8 : 4;
-constexpr int kWide = 3 * kLanes;
+#include "cpu_paged_heads.hpp"
+#include "cpu_paged_panels.hpp"
 
-// c [R, kWide] = c * keep [kWide], or 0 without keep, + a [R, depth] times b [depth, kWide].
-template <int R>
-void multiply_panel(const float* a, int64_t row_step, int64_t depth_step, const float* b, int64_t depth, float* c,
-                    int64_t stride, const float* keep) {
-  Floats sum[R][3] = {};
-  if (keep)
-    for (int row = 0; row < R; ++row)
-      for (int i = 0; i < 3; ++i)
-        sum[row][i] = floats(c + row * stride + i * kLanes) * floats(keep + i * kLanes);
-  for (int64_t k = 0; k < depth; ++k, a += depth_step, b += stride) {
-    Floats right[3] = {floats(b), floats(b + kLanes), floats(b + 2 * kLanes)};
-    for (Floats& vector : right) keep_at_hand(vector);
-    for (int row = 0; row < R; ++row) {
-      const float left = a[row * row_step];
-      for (int i = 0; i < 3; ++i) sum[row][i] += left * right[i];
-    }
-  }
-  for (int row = 0; row < R; ++row)
-    for (int i = 0; i < 3; ++i) store(c + row * stride + i * kLanes, sum[row][i]);
+// How a thread's scratch is divided among a block's panels, in numbers.
+struct BlockRoom {
+  int64_t key_size, value_size;  // whole blocks
+  int64_t panels, panel_size;
+
+  BlockRoom(const Call& call, int64_t queries)
+      : key_size(rounded(call.head_size, kBlock)),
+        value_size(rounded(call.value_size, kBlock)),
+        panels((queries + kWide - 1) / kWide),
+        panel_size(kWide * ((call.turned ? 2 : 1) * key_size + value_size + 2 + 2 * call.range_count)) {}
+};
+
+inline size_t block_scratch(const Call& call) {
+  const BlockRoom room(call, kBlockQueries);
+  return room.panels * room.panel_size + kTile * (kWide + room.key_size + room.value_size) + kWide + call.range_count;
 }
 
-// As above, for all `rows` rows and `stride` columns.
-inline void multiply(const float* a, int64_t row_step, int64_t depth_step, const float* b, int64_t depth, float* c,
-                     int64_t stride, int64_t rows, const float* keep) {
-  for (int64_t column = 0; column < stride; column += kWide) {
-    const float* panel_keep = keep ? keep + column : nullptr;
-    int64_t row = 0;
-    for (; row + kHigh <= rows; row += kHigh)
-      multiply_panel<kHigh>(a + row * row_step, row_step, depth_step, b + column, depth, c + row * stride + column,
-                            stride, panel_keep);
-    for (; row < rows; ++row)
-      multiply_panel<1>(a + row * row_step, row_step, depth_step, b + column, depth, c + row * stride + column,
-                        stride, panel_keep);
+// The panel of `queries` that lies at `at`, with its turned queries or with the others.
+inline Panel panel_at(const Call& call, const BlockRoom& room, float* at, int64_t queries, bool turned) {
+  Panel panel;
+  panel.vectors = static_cast<int>((queries + kLanes - 1) / kLanes);
+  panel.queries = at + (turned ? room.key_size * kWide : 0);
+  panel.output = at + (call.turned ? 2 : 1) * room.key_size * kWide;
+  panel.top = panel.output + room.value_size * kWide;
+  panel.sum = panel.top + kWide;
+  panel.begins = reinterpret_cast<const int32_t*>(panel.sum + kWide);
+  panel.ends = panel.begins + call.range_count * kWide;
+  return panel;
+}
+
+// Makes a panel at `to` of a group's queries from `first` on, that have seen nothing yet.
+template <class Format>
+void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int64_t first, int64_t queries,
+                float* to) {
+  const Panel panel = panel_at(call, room, to, queries, false);
+  const int64_t shared = call.shared();
+  const auto factor = static_cast<float>(call.softcap > 0 ? call.scale : call.scale * kLog2E);
+  std::fill(to, panel.top, 0.0f);
+  std::fill(panel.top, panel.sum, kLowest);
+  std::fill(panel.sum, panel.sum + kWide, 0.0f);
+  int32_t* begins = reinterpret_cast<int32_t*>(panel.sum + kWide);
+  int32_t* ends = begins + call.range_count * kWide;
+  for (int64_t m = 0; m < kWide; ++m) {
+    // A lane without a query sees what the last query does, so that no tile is masked for its sake.
+    const int64_t query = first + std::min(m, queries - 1), entry = group.entry + query / shared;
+    for (int64_t i = 0; i < call.range_count; ++i) {
+      const int64_t* range = call.ranges + (entry * call.range_count + i) * 2;
+      begins[i * kWide + m] = static_cast<int32_t>(range[0]);
+      ends[i * kWide + m] = static_cast<int32_t>(range[1]);
+    }
+    if (m >= queries) continue;
+    const int64_t at =
+        call.rows[entry] * call.row_stride + (group.head * shared + query % shared) * call.head_stride;
+    for (int turned = 0; turned < (call.turned ? 2 : 1); ++turned) {
+      const float* from = (turned ? call.turned : call.query) + at;
+      float* column = to + turned * room.key_size * kWide + m;
+      for (int64_t d = 0; d < room.key_size; d += kBlock) {
+        const auto put = [&](const float* block) {
+          for (int i = 0; i < kBlock; ++i) column[(d + i) * kWide] = block[Format::place(i)] * factor;
+        };
+        if (d + kBlock <= call.head_size)
+          put(from + d);
+        else
+          put(Rest<Float32>(from + d, call.head_size - d).numbers);
+      }
+    }
   }
+}
+
+// Calls `put` with each token and each of its blocks in float32, and with zeros up to a multiple of kHigh tokens.
+template <class Format, class Put>
+void widen(const Heads<Format>& heads, int count, Put put) {
+  const int64_t whole = heads.whole();
+  for (int token = 0; token < count; ++token) {
+    for (int64_t d = 0; d < whole; d += kBlock) put(token, d, Format::widen(heads[token] + d));
+    if (whole < heads.size)
+      put(token, whole, Format::widen(Rest<Format>(heads[token] + whole, heads.size - whole).numbers));
+  }
+  for (int token = count; token % kHigh; ++token)
+    for (int64_t d = 0; d < heads.size; d += kBlock) put(token, d, typename Format::Lanes{});
 }
 
 template <class Format>
 void attend_block(const Call& call, const Work& work, const Part& part, float* scratch, float* result) {
-  using Number = typename Format::Number;
   const Group& group = work.groups[part.group];
-  const int64_t shared = call.shared(), queries = group.rows * shared, columns = rounded(queries, kWide);
-  const int64_t key_size = rounded(call.head_size, kBlock), value_size = rounded(call.value_size, kBlock);
-  float* packed = scratch;                         // [2, key_size, columns]
-  float* output = packed + 2 * key_size * columns;  // [value_size, columns]
-  float* weights = output + value_size * columns;  // [kTile, columns]
-  float* keys = weights + kTile * columns;         // [kTile, key_size]
-  float* values = keys + kTile * key_size;         // [kTile, value_size]
-  float* keep = values + kTile * value_size;
-  float* top = keep + columns;
-  float* sum = top + columns;
-  int32_t* begins = reinterpret_cast<int32_t*>(sum + columns);  // [range_count, columns]
-  int32_t* ends = begins + call.range_count * columns;
-  int32_t* seen = ends + call.range_count * columns;  // [rows]
-  int32_t* touched = seen + group.rows;               // [range_count]
+  const int64_t queries = group.rows * call.shared();
+  const BlockRoom room(call, queries);
+  float* weights = scratch + room.panels * room.panel_size;  // [kTile, kWide]
+  float* keep = weights + kTile * kWide;                     // [kWide]
+  float* keys = keep + kWide;                                // [kTile, key_size]
+  float* values = keys + kTile * room.key_size;              // [value_size / kHigh, kTile, kHigh]
+  int32_t* touched = reinterpret_cast<int32_t*>(values + kTile * room.value_size);  // [range_count]
 
-  const bool turned = call.turned != nullptr;
-  std::fill(packed, packed + (turned ? 2 : 1) * key_size * columns, 0.0f);
-  std::fill(output, output + value_size * columns, 0.0f);
-  std::fill(top, top + columns, kLowest);
-  std::fill(sum, sum + columns, 0.0f);
-  std::fill(begins, ends + call.range_count * columns, 0);
-  for (int64_t m = 0; m < queries; ++m) {
-    const int64_t entry = group.entry + m / shared;
-    const int64_t at = call.rows[entry] * call.row_stride + (group.head * shared + m % shared) * call.head_stride;
-    for (int64_t d = 0; d < key_size; ++d) {
-      const int64_t place = d / kBlock * kBlock + Format::place(static_cast<int>(d % kBlock));
-      if (place >= call.head_size) continue;
-      packed[d * columns + m] = call.query[at + place];
-      if (turned) packed[(key_size + d) * columns + m] = call.turned[at + place];
-    }
-    for (int64_t i = 0; i < call.range_count; ++i) {
-      const int64_t* range = call.ranges + (entry * call.range_count + i) * 2;
-      begins[i * columns + m] = static_cast<int32_t>(range[0]);
-      ends[i * columns + m] = static_cast<int32_t>(range[1]);
-    }
-  }
+  // Calls `run` with each panel, its first query and how many it has.
+  const auto each_panel = [&](auto run) {
+    for (int64_t i = 0; i < room.panels; ++i)
+      run(scratch + i * room.panel_size, i * kWide, std::min<int64_t>(kWide, queries - i * kWide));
+  };
+  each_panel([&](float* panel, int64_t first, int64_t count) {
+    pack_panel<Format>(call, room, group, first, count, panel);
+  });
 
   Walk walk(call, work, part);
-  Tile tile;
-  while (walk.next(tile)) {
-    const auto widen = [&](const void* pages, int64_t size, int64_t padded, float* to) {
-      for (int token = 0; token < tile.count; ++token, to += padded) {
-        const int64_t head = tile.slots[token] * call.kv_heads + group.head;
-        const Number* from = static_cast<const Number*>(pages) + head * size;
-        for (int64_t d = 0; d < padded; d += kBlock) {
-          const Rest<Format> rest(from + d, std::min<int64_t>(kBlock, size - d));
-          const auto lanes = Format::widen(rest.numbers);
-          store(to + d, lanes.first);
-          store(to + d + kLanes, lanes.second);
-        }
-      }
-    };
-    widen(call.keys, call.head_size, key_size, keys);
-    widen(call.values, call.value_size, value_size, values);
-    multiply(keys, key_size, 1, packed + (tile.near ? key_size * columns : 0), key_size, weights, columns, tile.count,
-             nullptr);
+  Tile tiles[2];
+  walk.next(tiles[0]);
+  for (int current = 0; tiles[current].count > 0; current = 1 - current) {
+    const Tile &tile = tiles[current], &coming = tiles[1 - current];
+    walk.next(tiles[1 - current]);
+    const Heads<Format> tile_keys(call, call.keys, group.head, call.head_size, tile);
+    const Heads<Format> tile_values(call, call.values, group.head, call.value_size, tile);
+    widen(tile_keys, tile.count, [&](int token, int64_t d, auto lanes) {
+      store(keys + token * room.key_size + d, lanes.first);
+      store(keys + token * room.key_size + d + kLanes, lanes.second);
+    });
+    widen(tile_values, tile.count, [&](int token, int64_t d, auto lanes) {
+      float block[kBlock];
+      store(block, lanes.first);
+      store(block + kLanes, lanes.second);
+      for (int i = 0; i < kBlock; i += kHigh)
+        std::memcpy(values + (d + i) * kTile + token * kHigh, block + i, kHigh * sizeof *block);
+    });
 
-    // Only ranges that hold some of the tile are looked at, and none if every row sees all of it.
-    const int32_t first = tile.positions[0], last = tile.positions[tile.count - 1];
-    int64_t touched_count = 0;
-    std::fill(seen, seen + group.rows, 0);
-    for (int64_t i = 0; i < call.range_count; ++i) {
-      bool touches = false;
-      for (int64_t row = 0; row < group.rows; ++row) {
-        const int32_t begin = begins[i * columns + row * shared], end = ends[i * columns + row * shared];
-        touches |= begin <= last && first < end;
-        seen[row] |= begin <= first && last < end;
+    const Heads<Format> coming_keys(call, call.keys, group.head, call.head_size, coming);
+    const Heads<Format> coming_values(call, call.values, group.head, call.value_size, coming);
+    int asked = 0;
+    each_panel([&](float* at, int64_t first, int64_t count) {
+      for (const int64_t stop = coming.count * (first / kWide + 1) / room.panels; asked < stop; ++asked) {
+        coming_keys.prefetch(asked);
+        coming_values.prefetch(asked);
       }
-      if (touches) touched[touched_count++] = static_cast<int32_t>(i);
-    }
-    if (std::all_of(seen, seen + group.rows, [](int32_t all) { return all != 0; })) touched_count = 0;
-    const auto visible = [&](int token, int64_t column) {
-      const Ints at = Ints{} + tile.positions[token];
-      Ints any = {};
-      for (int64_t i = 0; i < touched_count; ++i) {
-        const int64_t place = touched[i] * columns + column;
-        any |= (at >= load<Ints>(begins + place)) & (at < load<Ints>(ends + place));
+      const Panel panel = panel_at(call, room, at, count, tile.near);
+      const Sight sight = look(panel, tile, call.range_count, touched);
+      if (sight.from >= sight.to) return;
+      const int64_t end = rounded(sight.to, kHigh);
+      const auto attend = [&](auto vectors) {
+        for (int64_t token = sight.from; token < end; token += kHigh)
+          multiply_panel<vectors>(keys + token * room.key_size, room.key_size, 1, panel.queries, room.key_size,
+                                  weights + token * kWide, nullptr);
+        if (call.softcap > 0 || sight.ranges > 0) cap_and_mask(call, panel, tile, sight, touched, weights);
+        weigh<vectors>(panel, sight.to - sight.from, weights + sight.from * kWide, keep);
+        std::fill(weights + sight.to * kWide, weights + end * kWide, 0.0f);
+        for (int64_t d = 0; d < room.value_size; d += kHigh)
+          multiply_panel<vectors>(values + d * kTile + sight.from * kHigh, 1, kHigh, weights + sight.from * kWide,
+                                  end - sight.from, panel.output + d * kWide, keep);
+      };
+      switch (panel.vectors) {
+        case 1: return attend(std::integral_constant<int, 1>());
+        case 2: return attend(std::integral_constant<int, 2>());
+        default: return attend(std::integral_constant<int, kVectors>());
       }
-      return any;
-    };
-    for (int64_t column = 0; column < columns; column += kLanes) {
-      Floats most = floats(top + column), total = {};
-      for (int token = 0; token < tile.count; ++token) {
-        float* at = weights + token * columns + column;
-        Floats logits = floats(at) * static_cast<float>(call.scale);
-        if (call.softcap > 0) logits = softcapped(logits, static_cast<float>(call.softcap));
-        if (touched_count > 0) logits = where(visible(token, column), logits, splat(-__builtin_inff()));
-        store(at, logits);
-        most = larger(logits, most);
-      }
-      for (int token = 0; token < tile.count; ++token) {
-        float* at = weights + token * columns + column;
-        const Floats weight = exponential(floats(at) - most);
-        store(at, weight);
-        total += weight;
-      }
-      const Floats kept = exponential(floats(top + column) - most);
-      store(keep + column, kept);
-      store(sum + column, floats(sum + column) * kept + total);
-      store(top + column, most);
-    }
-    multiply(values, 1, value_size, weights, tile.count, output, columns, value_size, keep);
+    });
   }
 
-  float* weighted = result + 2 * queries;
-  std::copy(top, top + queries, result);
-  std::copy(sum, sum + queries, result + queries);
-  for (int64_t m = 0; m < queries; ++m)
-    for (int64_t d = 0; d < value_size; ++d) {
-      const int64_t place = d / kBlock * kBlock + Format::place(static_cast<int>(d % kBlock));
-      if (place < call.value_size) weighted[m * call.value_size + place] = output[d * columns + m];
+  float* top = result;
+  float* sum = top + queries;
+  float* weighted = sum + queries;
+  each_panel([&](float* at, int64_t first, int64_t count) {
+    const Panel panel = panel_at(call, room, at, count, false);
+    for (int64_t m = 0; m < count; ++m) {
+      top[first + m] = panel.top[m] / kLog2E;
+      sum[first + m] = panel.sum[m];
+      float* to = weighted + (first + m) * call.value_size;
+      for (int64_t d = 0; d < room.value_size; d += kBlock) {
+        float block[kBlock];
+        for (int i = 0; i < kBlock; ++i) block[Format::place(i)] = panel.output[(d + i) * kWide + m];
+        if (d + kBlock <= call.value_size)
+          std::memcpy(to + d, block, sizeof block);
+        else
+          std::memcpy(to + d, block, (call.value_size - d) * sizeof *block);
+      }
     }
-}
-
-inline size_t block_scratch(const Call& call) {
-  const int64_t rows = std::max<int64_t>(1, kBlockQueries / call.shared());
-  const int64_t columns = rounded(rows * call.shared(), kWide);
-  const int64_t key_size = rounded(call.head_size, kBlock), value_size = rounded(call.value_size, kBlock);
-  return columns * (2 * key_size + value_size + kTile + 3 + 2 * call.range_count) + kTile * (key_size + value_size) +
-         rows + call.range_count;
+  });
 }

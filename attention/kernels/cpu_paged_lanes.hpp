@@ -34,6 +34,7 @@ constexpr int kBlock = 2 * kLanes;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
 typedef float Four __attribute__((vector_size(16)));
 
 template <class Vector>
@@ -120,13 +121,20 @@ inline Floats softcapped(Floats logits, float cap) {
   return cap - (2.0f * cap) / (exponential(bounded) + 1.0f);
 }
 
-// A number format: how a block of numbers becomes two vectors, in an order of its own, and how it is
-// multiplied with a block of a query that was brought into the same order.
+// A number format: how a block of numbers becomes two vectors (`lane` 0 and 1), in an order of its own, and how it is
+// multiplied with a block of a query that was brought into the same order; and how a vector becomes as many
+// numbers in their own order, rounded to nearest even, and NaN where the format has no finite number for them, so
+// that what it cannot hold shows.
 template <class Format>
 struct Widened {
   struct Lanes {
     Floats first, second;
   };
+
+  template <class Number>
+  static Lanes widen(const Number* from) {
+    return {Format::lane(from, 0), Format::lane(from, 1)};
+  }
 
   // The place in the block of the number that lies in lane `i` of the two vectors.
   static int place(int i) { return i < kLanes ? 2 * i : 2 * (i - kLanes) + 1; }
@@ -147,14 +155,21 @@ struct Widened {
 struct Float32 : Widened<Float32> {
   using Number = float;
   static int place(int i) { return i; }
-  static Lanes widen(const float* from) { return {floats(from), floats(from + kLanes)}; }
+  static Floats lane(const float* from, int which) { return floats(from + which * kLanes); }
+  static Floats narrow(Floats numbers) { return numbers; }
 };
 
 struct BFloat16 : Widened<BFloat16> {
   using Number = uint16_t;
-  static Lanes widen(const uint16_t* from) {
+  static Floats lane(const uint16_t* from, int which) {
     const Bits pairs = load<Bits>(from);
-    return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000u)};
+    return (Floats)(which ? pairs & 0xffff0000u : pairs << 16);
+  }
+  static Shorts narrow(Floats numbers) {
+    const Bits bits = (Bits)numbers;
+    const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const Bits result = (bits & 0x7fffffffu) >= 0x7f7f8000u ? Bits{} + 0x7fc0u : rounded;
+    return __builtin_convertvector(result, Shorts);
   }
 #if defined(__AVX512BF16__)
   // The machine's own products of pairs, summed in float32; the query is rounded to bfloat16.
@@ -171,9 +186,36 @@ struct BFloat16 : Widened<BFloat16> {
 
 struct Float16 : Widened<Float16> {
   using Number = uint16_t;
-  static Lanes widen(const uint16_t* from) {
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+  static int place(int i) { return i; }
+  static Floats lane(const uint16_t* from, int which) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(load<__m256i>(from + which * kLanes));
+#else
+    return (Floats)_mm256_cvtph_ps(load<__m128i>(from + which * kLanes));
+#endif
+  }
+  static Shorts narrow(Floats numbers) {
+#if defined(__AVX512F__)
+    const Shorts halves = (Shorts)_mm512_cvtps_ph((__m512)numbers, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const Shorts halves = (Shorts)_mm256_cvtps_ph((__m256)numbers, _MM_FROUND_TO_NEAREST_INT);
+#endif
+    return halves | ((Shorts)((halves & 0x7c00) == 0x7c00) & 0x0200);
+  }
+#else
+  static Floats lane(const uint16_t* from, int which) {
     const Bits pairs = load<Bits>(from);
-    return {half(pairs & 0xffffu), half(pairs >> 16)};
+    return half(which ? pairs >> 16 : pairs & 0xffffu);
+  }
+  static Shorts narrow(Floats numbers) {
+    const Bits bits = (Bits)numbers, magnitude = bits & 0x7fffffffu;
+    const Bits normal = ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - (112u << 10);
+    // Below 2^-14: adding 1/2 leaves steps of 2^-24.
+    const Bits small = (Bits)((Floats)magnitude + 0.5f) - 0x3f000000u;
+    const Bits finite = magnitude < 0x38800000u ? small : normal;
+    const Bits result = magnitude >= 0x477ff000u ? Bits{} + 0x7e00u : finite;
+    return __builtin_convertvector(result | (bits >> 16 & 0x8000u), Shorts);
   }
 
  private:
@@ -184,6 +226,7 @@ struct Float16 : Widened<Float16> {
     const Floats scaled = (Floats)magnitude * 5.192296858534828e33f;  // 2^112
     return (Floats)((Bits)scaled | special | ((bits & 0x8000u) << 16));
   }
+#endif
 };
 
 // The last numbers of a head, which do not fill a block, and zeros.

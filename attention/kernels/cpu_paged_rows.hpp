@@ -6,26 +6,7 @@
 
 #include <type_traits>
 
-#include "cpu_paged_lanes.hpp"
-#include "cpu_paged_work.hpp"
-
-// Asks for a head of a token to come nearer.
-inline void prefetch(const char* head, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(head + i, 0, 2);
-}
-
-// One head of a tile's tokens.
-template <class Format>
-struct Heads {
-  const typename Format::Number* first;
-  int64_t stride, size;
-  const int64_t* slots;
-
-  const typename Format::Number* operator[](int token) const { return first + slots[token] * stride; }
-  int64_t whole() const { return size / kBlock * kBlock; }
-  int64_t bytes() const { return size * static_cast<int64_t>(sizeof(typename Format::Number)); }
-  void prefetch(int token) const { ::prefetch(reinterpret_cast<const char*>((*this)[token]), bytes()); }
-};
+#include "cpu_paged_heads.hpp"
 
 // How many of `left` queries to take at once so that their sums stay in registers, and none is left alone.
 inline int64_t together(int64_t left) {
@@ -84,11 +65,10 @@ void add_values(const float* weights, const float* keep, const Heads<Format>& va
   for (int q = 0; q < Q; ++q)
     for (int v = 0; v < 2 * V; ++v) sum[q][v] = floats(output + q * stride + place + v * kLanes) * keep[q];
   const auto add = [&](int token, int v, const typename Format::Number* from) {
-    const auto lanes = Format::widen(from);
-    for (int q = 0; q < Q; ++q) {
-      const float weight = weights[q * kTile + token];
-      sum[q][2 * v] += weight * lanes.first;
-      sum[q][2 * v + 1] += weight * lanes.second;
+    // One after the other, since there are registers for the sums, the weights and one vector more.
+    for (int which = 0; which < 2; ++which) {
+      const Floats lane = Format::lane(from, which);
+      for (int q = 0; q < Q; ++q) sum[q][2 * v + which] += weights[q * kTile + token] * lane;
     }
   };
   if (place + V * kBlock <= values.size) {
@@ -159,8 +139,7 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
   std::fill(sum, sum + queries, 0.0f);
 
   const auto head = [&](const void* pages, int64_t h, int64_t size, const Tile& tile) {
-    return Heads<Format>{static_cast<const typename Format::Number*>(pages) + (group.head + h) * size,
-                         call.kv_heads * size, size, tile.slots};
+    return Heads<Format>(call, pages, group.head + h, size, tile);
   };
   Walk walk(call, work, part);
   Tile tiles[2];

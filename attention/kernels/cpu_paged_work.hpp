@@ -48,7 +48,7 @@ constexpr int64_t kParts = 4;
 
 // Queries (rows times the heads that share a key head) that share each load of a key and a value in a block of
 // rows.
-constexpr int64_t kBlockQueries = 96;
+constexpr int64_t kBlockQueries = 256;
 
 // The logit of "nothing yet": small enough to weigh nothing, and finite, so that differences are numbers.
 constexpr float kLowest = -1e30f;
@@ -77,13 +77,9 @@ struct Part {
 class Work {
  public:
   explicit Work(const Call& call) : call_(call) {
-    const int64_t rows = std::max<int64_t>(1, kBlockQueries / call.shared());
     for (int64_t entry = 0, stop; entry < call.entries; entry = stop) {
-      for (stop = entry + 1; stop < call.entries && stop < entry + rows && follows(stop);) ++stop;
-      if (stop == entry + 1)
-        alone_.push_back(entry);
-      else
-        add_block(entry, stop - entry);
+      for (stop = entry + 1; stop < call.entries && follows(stop);) ++stop;
+      add_run(entry, stop - entry);
     }
     add_rows();
   }
@@ -105,6 +101,19 @@ class Work {
   bool follows(int64_t entry) const {
     return call_.range_heads == 1 && call_.rows[entry] == call_.rows[entry - 1] + 1 &&
            call_.owners[entry] == call_.owners[entry - 1];
+  }
+
+  // Rows that follow each other: blocks of about as many each, the last ones first, since these see most and the
+  // threads end together if what is left to the end is small.
+  void add_run(int64_t entry, int64_t rows) {
+    const int64_t most = std::max<int64_t>(1, kBlockQueries / call_.shared()), blocks = (rows + most - 1) / most;
+    for (int64_t block = blocks; block-- > 0;) {
+      const int64_t first = rows * block / blocks, stop = rows * (block + 1) / blocks;
+      if (stop == first + 1)
+        alone_.push_back(entry + first);
+      else
+        add_block(entry + first, stop - first);
+    }
   }
 
   void add_block(int64_t entry, int64_t rows) {

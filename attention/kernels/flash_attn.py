@@ -30,7 +30,7 @@ from attention.kernels.cuda_packages import (
     window_of,
 )
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
 
 
 class _Interface(ABC):
@@ -239,7 +239,7 @@ class FlashAttn(Kernel):
             "window_size": (interface.endless,) * 2 if window is None else (window - 1, 0),
             "softcap": layer.softcap or 0.0,
         }
-        output = interface.attend(query.to(cache.keys.dtype), cache, batch, sinks, features)
+        output = interface.attend(narrowed(query, cache.keys.dtype), cache, batch, sinks, features)
         return output.to(query.dtype)
 
 

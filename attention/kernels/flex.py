@@ -86,8 +86,8 @@ class Flex(Kernel):
         sinks: torch.Tensor | None,
         turned: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``Kernel.forward``."""
-        dtype = cache.keys.dtype
+        """See ``Kernel.forward``; computes in the format that holds queries and keys alike."""
+        dtype = torch.promote_types(query.dtype, cache.keys.dtype)
         # Soft-capping is beyond the path of sdpa, so even a row that stands alone is a chunk then.
         capped = layer.softcap is not None
         key = (self.name, layer.window, pattern, dtype, capped)
@@ -100,7 +100,7 @@ class Flex(Kernel):
             part = slice(chunk.start, chunk.stop)
             count = chunk.stop - chunk.start
             padded = pad(cast[part], (0, 0, 0, 0, 0, chunk.mask.shape[-2] - count))
-            keys, values = gather(cache.keys, chunk.slots), gather(cache.values, chunk.slots)
+            keys, values = (gather(pages, chunk.slots).to(dtype) for pages in (cache.keys, cache.values))
             heads_first = [_static(x.transpose(0, 1)[None], 1, 3) for x in (padded, keys, values)]
             result = _compiled()(*heads_first, chunk.mask, layer.scale, layer.softcap)
             output[part] = result[0, :, :count].transpose(0, 1)

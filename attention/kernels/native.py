@@ -47,6 +47,11 @@ def compiler() -> list[str]:
     raise NativeError(f"there is no C++ compiler; install one ({', '.join(_COMPILERS)}) or name it in CXX")
 
 
+def kept() -> Path:
+    """Where compiled libraries are kept: ``kernels`` in the cache folder, which LONGSPAN_CACHE_DIR moves."""
+    return Path(os.environ.get("LONGSPAN_CACHE_DIR", "~/.cache/longspan")).expanduser() / "kernels"
+
+
 def load(main: Path, included: Sequence[Path], folder: Path) -> ctypes.CDLL:
     """A source file as a shared library for this machine's processor.
 

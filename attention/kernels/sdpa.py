@@ -59,11 +59,12 @@ class Sdpa(Kernel):
     ) -> torch.Tensor:
         """See ``Kernel.forward``.
 
-        Logits of turned queries go through the mask, so these are computed in float32 throughout.
+        Computes in the format that holds queries and keys alike. Logits of turned queries go through the
+        mask, so these are computed in float32 throughout.
         """
         if not pattern.turned:
             turned = None
-        dtype = cache.keys.dtype if turned is None else torch.float32
+        dtype = torch.promote_types(query.dtype, cache.keys.dtype) if turned is None else torch.float32
         key = (self.name, layer.window, pattern, dtype)
         plan: Plan = batch.plan(key, lambda: plan_batch(batch, layer.window, pattern, dtype))
         output = query.new_empty(*query.shape[:2], layer.value_size)
@@ -176,7 +177,7 @@ def _attend_choosing(
     output: torch.Tensor,
 ) -> None:
     """Computes the rows that choose by content; ``query`` as the model gave it."""
-    dtype = cache.keys.dtype
+    dtype = torch.promote_types(query.dtype, cache.keys.dtype)
     cast = query.to(dtype).contiguous()
     most = _GATHER_BYTES // ((layer.head_size + layer.value_size) * dtype.itemsize)
     parts = batch.plan(

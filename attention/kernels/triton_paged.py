@@ -22,7 +22,7 @@ from attention.kernels.triton_plan import (
     plan_rows,
 )
 from attention.patterns.base import ContentPattern, Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -98,11 +98,11 @@ class Triton(Kernel):
         call = _Call(
             layer,
             heads,
-            _dense_heads(query),
+            _dense_heads(narrowed(query, cache.keys.dtype)),
             cache,
             batch,
             sinks,
-            None if turned is None else _dense_heads(turned),
+            None if turned is None else _dense_heads(narrowed(turned, cache.keys.dtype)),
             output,
         )
         if isinstance(pattern, ContentPattern):

@@ -11,7 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 from attention.kernels.base import Kernel
 from attention.kernels.cuda_packages import Lengths, gather, gathered, refusals, window_of
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
 
 # What the implementation within torch, FlashAttention-2, can read in place.
 _PAGE_MULTIPLE = 256
@@ -65,7 +65,7 @@ class Varlen(Kernel):
         if _reads_pages():
             features["enable_gqa"] = True
         output: Any = varlen_attn(
-            query.to(keys.dtype),
+            narrowed(query, keys.dtype),
             keys,
             values,
             lengths.query_starts,

@@ -27,7 +27,7 @@ from attention.kernels.cuda_packages import (
     window_of,
 )
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
 
 _HEAD_SIZES = (16, 32, 64, 128, 256)
 
@@ -97,7 +97,7 @@ class Xformers(Kernel):
         attend = import_module("xformers.ops.fmha").memory_efficient_attention_forward
         output = query.new_empty(*query.shape[:2], layer.value_size)
         group = layer.query_heads // layer.kv_heads
-        grouped = query.to(cache.keys.dtype).unflatten(1, (layer.kv_heads, group))
+        grouped = narrowed(query, cache.keys.dtype).unflatten(1, (layer.kv_heads, group))
         for part in parts:
             keys, values = (
                 pages.flatten(0, 1) if part.slots is None else gather(pages, part.slots)

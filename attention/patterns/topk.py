@@ -32,7 +32,8 @@ class TopK(NumberedPattern, ContentPattern):
     not depend on the step in which it is computed. In a layer with a window of its own, pages that lie wholly
     behind it do not compete.
 
-    Lossy, unless ``budget`` covers the context; no page is freed.
+    Lossy, unless ``budget`` covers the context; no page is freed. Kernel ``cpu_paged`` makes the same choice
+    in C++ (``attention.kernels.cpu_select``); under any other ``update`` and ``select`` make it, in torch.
 
     Args:
         budget: tokens that a query sees, in whole pages, rounded up, at least 3 and at least those always in.
@@ -71,14 +72,21 @@ class TopK(NumberedPattern, ContentPattern):
 
     def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
         """See ``ContentPattern.update``; only pages that the step completes, as no other can be chosen."""
+        assert cache.digest is not None
+        pages = self.completed(batch)
+        if len(pages):
+            cache.digest[pages] = _digests(cache.keys[pages])
 
-        def complete() -> torch.Tensor:
+    @staticmethod
+    def completed(batch: AttentionBatch) -> torch.Tensor:
+        """The pages that the step completes, int64 ``[N]``."""
+
+        def find() -> torch.Tensor:
             last = (batch.positions + 1) % batch.page_size == 0
             return batch.slots[last] // batch.page_size
 
-        assert cache.digest is not None
-        pages = batch.plan(("complete pages",), complete)
-        cache.digest[pages] = _digests(cache.keys[pages])
+        pages: torch.Tensor = batch.plan(("complete pages",), find)
+        return pages
 
     def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
         """See ``ContentPattern.chooses``."""
@@ -117,11 +125,11 @@ class TopK(NumberedPattern, ContentPattern):
         """See ``ContentPattern.select``: the first pages, one range per page between, the recent pages."""
         assert cache.digest is not None
         page_size = batch.page_size
-        width = min(self._choices(page_size), batch.page_table.shape[1])
+        width = min(self.choices(page_size), batch.page_table.shape[1])
         ranges = query.new_zeros(len(rows), layer.kv_heads, width + 2, 2, dtype=torch.long)
         numbers = layer.kv_heads * layer.head_size
         for block in blocks(rows, batch, 32 * numbers, 32 * layer.query_heads):
-            if block.pages.shape[1] <= self.sink_pages + self._choices(page_size) + self.recent_pages:
+            if block.pages.shape[1] <= self.sink_pages + self.choices(page_size) + self.recent_pages:
                 ranges[block.rows, :, 0, 1] = block.positions[..., None] + 1
                 continue
             digests = cache.digest.index_select(0, block.pages.flatten()).unflatten(0, block.pages.shape)
@@ -147,10 +155,10 @@ class TopK(NumberedPattern, ContentPattern):
     ) -> torch.Tensor:
         """See ``ContentPattern.pages_chosen``."""
         before = positions // page_size + 1
-        most = self.sink_pages + self._choices(page_size) + self.recent_pages
+        most = self.sink_pages + self.choices(page_size) + self.recent_pages
         return before.where(~self.chooses(positions, prompt_lens), before.clamp(max=most))
 
-    def _choices(self, page_size: int) -> int:
+    def choices(self, page_size: int) -> int:
         """Pages that a query chooses, at most."""
         pages = max(-(-self.budget // page_size), _LEAST_PAGES)
         return max(0, pages - self.sink_pages - self.recent_pages)
@@ -172,7 +180,7 @@ class TopK(NumberedPattern, ContentPattern):
         if layer.window is not None:
             allowed &= (page + 1) * page_size > positions[..., None] - layer.window + 1
         scores = _scores(layer, query, digests, allowed)
-        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self._choices(page_size)]
+        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.choices(page_size)]
         there = allowed[:, :, None].expand_as(scores).gather(-1, best)
         return best.where(there, len(page)).sort(dim=-1).values
 

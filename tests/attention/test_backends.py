@@ -98,11 +98,11 @@ def test_another_kernel_of_the_same_backend_is_nearest(monkeypatch):
 def test_what_the_kernel_wants_is_nearest_where_no_other_can(picky):
     assert refusal(backend="picky_only") == (
         "no kernel can compute picky_only attention here: picky needs pages of whole 256 tokens, not 16; "
-        "picky computes in bfloat16 only; choose page size 256 and dtype bfloat16 for kernel picky"
+        "picky computes in bfloat16 only; choose page size 256 and kv dtype bfloat16 for kernel picky"
     )
     named = refusal(backend="picky_only", kernel="picky", dtype=torch.bfloat16, page_size=700)
     assert named.endswith("choose page size 512 for kernel picky")
-    assert refusal(backend="picky_only", page_size=256).endswith("choose dtype bfloat16 for kernel picky")
+    assert refusal(backend="picky_only", page_size=256).endswith("choose kv dtype bfloat16 for kernel picky")
 
 
 def test_both_are_told_of_a_kernel_that_was_asked_for(picky):
@@ -215,7 +215,7 @@ def try_ways(sentence: str, verdict, kernel: str, place: Place) -> None:
     if attention := re.search(r"attention (\w+)", ways):
         assert attention[1] != backend
         resolve(attention[1], {}, "auto", *place)
-    size, dtype = re.search(r"page size (\d+)", ways), re.search(r"dtype (\w+)", ways)
+    size, dtype = re.search(r"page size (\d+)", ways), re.search(r"kv dtype (\w+)", ways)
     if size or dtype:
         moved = place
         moved = moved._replace(page_size=int(size[1])) if size else moved

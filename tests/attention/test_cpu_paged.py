@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import platform
 import random
 
 import pytest
@@ -125,6 +127,33 @@ def test_large_logits_and_small_ones():
     torch.testing.assert_close(compute(CpuPaged(), case, Full()), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_weights_are_exact_to_float32():
+    """Values are one-hot, so that a row is its weights: from 1 down to where float32's numbers end."""
+    length = 300
+    layer = LayerSpec(0, 1, 1, 1, length, 1.0)
+    case = make_case(layer, [(length, length)], 16)
+    logits = (torch.arange(length) * 37 % length) * -0.3
+    case.query[:] = 1
+    case.cache.write(case.batch.slots, logits[:, None, None], torch.eye(length)[:, None])
+    result = compute(CpuPaged(), case, Full())[:, 0].double()
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    expected = logits.double().expand(length, length).masked_fill(~causal, -math.inf).softmax(dim=-1)
+    # Logits to the base of 2 are rounded to 24 bits, which for -87 is an error of 5e-6 in the weight.
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-37)
+    near = causal & (expected > 0.05)
+    torch.testing.assert_close(result[near], expected[near], rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (8, 1)])
+@pytest.mark.parametrize("rows", [2, 16, 17, 85, 86, 257])
+def test_blocks_of_any_number_of_rows(rows, heads, kv_heads, dtype):
+    """Panels that are full, begun, or hold one query; tiles that none, some or all of their queries see."""
+    case = make_case(LayerSpec(0, heads, kv_heads, 24, 40, 0.2), [(rows + 130, rows)], 16, dtype=dtype)
+    check(case, Full())
+    check(case, SlidingWindow(window=70, sinks=3))
+
+
 def test_a_cache_of_fewer_bits_than_the_model():
     case = make_case(PLAIN, [(40, 1), (30, 12), (20, 20)], 8, dtype=torch.bfloat16)
     case.query = case.query.float()
@@ -188,6 +217,21 @@ def not_yet_compiled():
     yield
     cpu_paged._compiled.cache_clear()
     native._attempt.cache_clear()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its vectors are of one width")
+def test_narrower_vectors(not_yet_compiled, monkeypatch):
+    """SSE2, without fused products: as on a processor of 2003."""
+    monkeypatch.setenv("CXX", " ".join([*native.compiler(), "-mno-avx", "-mno-fma"]))
+    for dtype in DTYPES:
+        for layer in (
+            LayerSpec(0, 9, 3, 64, 64, 0.125),
+            LayerSpec(0, 5, 1, 20, 12, 0.2, window=50, softcap=8.0, sinks=True),
+        ):
+            check(make_case(layer, [(200, 1), (190, 100), (70, 9)], 16, dtype=dtype), Full())
+            pattern = SlidingWindow(window=33, sinks=5)
+            case = make_case(layer, [(200, 1), (190, 100), (70, 9)], 16, pattern=pattern, dtype=dtype)
+            check(case, pattern)
 
 
 def choose(kernel="auto"):

@@ -184,11 +184,20 @@ def test_what_lies_on_a_missing_page_is_invisible():
     assert_equal(case, Full(), tiles=(tile, tile))
 
 
-def test_a_cache_of_fewer_bits_than_the_model():
-    case = make_case(LayerSpec(0, 4, 2, 8, 8, 0.35), [(40, 1), (20, 20)], 8, dtype=torch.bfloat16)
-    case.query = case.query.float()
+@pytest.mark.parametrize(
+    ("dtype", "query_dtype"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+    ],
+)
+def test_a_cache_in_another_format_than_the_model(dtype, query_dtype):
+    case = make_case(LayerSpec(0, 4, 2, 8, 8, 0.35), [(40, 1), (20, 20)], 8, dtype=dtype)
+    case.query = torch.randn(case.query.shape).to(query_dtype)
     result = interpreted(case, Full())
-    assert result.dtype == torch.float32
+    assert result.dtype == query_dtype
     torch.testing.assert_close(result, compute(Reference(), case, Full()), rtol=0.03, atol=0.03)
 
 

@@ -1,0 +1,96 @@
+"""Native calls made one after another without returning to Python, which costs more than some of them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from attention.kernels import native
+from attention.types import AttentionBatch
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+
+
+class NativeCall(NamedTuple):
+    """What is to be called.
+
+    Attributes:
+        function: the address of a C function that takes one address and returns nothing.
+        argument: that address. Who makes the call keeps alive what it points to.
+    """
+
+    function: int
+    argument: int
+
+
+class Chain:
+    """Calls in order, prepared once and made as often as wanted.
+
+    Args:
+        calls: in order.
+
+    Raises:
+        NativeError: nothing can be compiled here.
+    """
+
+    def __init__(self, calls: Sequence[NativeCall]) -> None:
+        self._run = _compiled()
+        self._entries = np.array(calls, dtype=np.uintp)
+
+    def run(self) -> None:
+        """Makes the calls."""
+        self._run(ctypes.c_void_p(self._entries.ctypes.data), ctypes.c_int64(len(self._entries)))
+
+
+class Program(Protocol):
+    """All layers' attention as native calls that stay the same from step to step.
+
+    Attributes:
+        calls: by layer index: what writes the step's keys and values to the cache and computes attention.
+    """
+
+    calls: Mapping[int, Sequence[NativeCall]]
+
+    def prepare(
+        self,
+        batch: AttentionBatch,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """Says where the next step's calls find their work; every layer's rows lie in the same place.
+
+        Args:
+            batch: the step's work; kept alive by the caller until the calls are made, as the tensors are.
+            query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
+            key: float32 ``[T, Hkv, D]``, after RoPE.
+            value: float32 ``[T, Hkv, Dv]``.
+            output: float32 ``[T, H, Dv]``, contiguous, to be filled.
+        """
+
+
+def table(structure: type[ctypes.Structure], count: int) -> np.ndarray[Any, Any]:
+    """``count`` of a C structure, zeroed, whose fields are columns: one assignment sets them all."""
+    return np.zeros(count, dtype=np.dtype(structure))
+
+
+def calls_of(function: Any, rows: np.ndarray[Any, Any]) -> list[NativeCall]:
+    """The call of a ctypes function for each row of a ``table``."""
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    first, size = rows.ctypes.data, rows.itemsize
+    return [NativeCall(address, first + i * size) for i in range(len(rows))]
+
+
+@functools.cache
+def _compiled() -> Any:
+    chain = native.load(_SOURCE, [], native.kept()).longspan_chain
+    chain.restype = None
+    return chain

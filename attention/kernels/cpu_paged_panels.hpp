@@ -1,0 +1,160 @@
+// Panels: queries side by side in a few vectors, and a tile of tokens' products with them.
+//
+// What is computed of a tile and a panel fits into the first cache, beside the keys or values that stream by.
+// Since queries lie in a vector's lanes, maximum, sum and rescaling need no sums across lanes.
+
+#pragma once
+
+#include <algorithm>
+
+#include "cpu_paged_lanes.hpp"
+#include "cpu_paged_work.hpp"
+
+// Rows and columns of a product whose sums stay in registers: 8 sums hide a product's latency of 4 cycles where two
+// begin in each.
+constexpr int kHigh = kRegisters == 32 ? 8 : 4;
+constexpr int kVectors = kRegisters == 32 ? 3 : 2;
+constexpr int kWide = kVectors * kLanes;
+static_assert(kBlock % kHigh == 0 && kTile % kHigh == 0, "tokens and numbers of a value are taken in rows");
+
+// Logits are to the base of 2.
+constexpr float kLog2E = 1.44269504f;
+
+// Some queries of a block, and what they have seen so far.
+struct Panel {
+  int vectors;            // that hold queries, the first of kVectors
+  const float* queries;   // [key_size, kWide]
+  float* output;          // [value_size, kWide]
+  float* top;             // [kWide]
+  float* sum;             // [kWide]
+  const int32_t* begins;  // [range_count, kWide]
+  const int32_t* ends;    // [range_count, kWide]
+};
+
+// c [kHigh, V vectors of kWide] = c * keep, or 0 without keep, + a [kHigh, depth] times b [depth, V vectors of kWide].
+template <int V>
+void multiply_panel(const float* a, int64_t row_step, int64_t depth_step, const float* b, int64_t depth, float* c,
+                    const float* keep) {
+  Floats sum[kHigh][V];
+#pragma GCC unroll 8
+  for (int row = 0; row < kHigh; ++row)
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v)
+      sum[row][v] = keep ? floats(c + row * kWide + v * kLanes) * floats(keep + v * kLanes) : Floats{};
+  for (int64_t k = 0; k < depth; ++k, a += depth_step, b += kWide) {
+    Floats right[V];
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) {
+      Floats vector = floats(b + v * kLanes);
+      keep_at_hand(vector);
+      right[v] = vector;
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < kHigh; ++row)
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) sum[row][v] += a[row * row_step] * right[v];
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < kHigh; ++row)
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) store(c + row * kWide + v * kLanes, sum[row][v]);
+}
+
+// 2 to the power of x <= 0, to 2e-7 of the result; below -126.5, where float's exponents end, 0. NaN stays NaN, so
+// that it shows. Of the polynomials of degree 5 that are 1 at 0, this one's largest relative error is least: 9.2e-8.
+inline Floats power_of_two(Floats x) {
+  Floats lowest = splat(-127.0f);
+  keep_at_hand(lowest);  // a known constant would be compared in an order for which there is no single instruction
+  const Floats bounded = larger(lowest, x);
+  const Floats magic = splat(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
+  const Floats shifted = bounded + magic;            // its last bits are the result's exponent
+  const Floats rest = bounded - (shifted - magic);
+  Floats sum = rest * 1.3264727e-3f + 9.6715128e-3f;
+  sum = sum * rest + 5.5507337e-2f;
+  sum = sum * rest + 2.4022242e-1f;
+  sum = sum * rest + 6.9314698e-1f;
+  sum = sum * rest + 1.0f;
+  return sum * (Floats)((Bits)shifted << 23);
+}
+
+// Logits [tokens, V vectors of kWide] become weights; what was summed before must be multiplied by `keep` [kWide].
+template <int V>
+void weigh(const Panel& panel, int tokens, float* logits, float* keep) {
+  Floats most[V], total[V] = {};
+  for (int v = 0; v < V; ++v) most[v] = floats(panel.top + v * kLanes);
+  for (int token = 0; token < tokens; ++token)
+    for (int v = 0; v < V; ++v) most[v] = larger(floats(logits + token * kWide + v * kLanes), most[v]);
+  for (int token = 0; token < tokens; ++token)
+    for (int v = 0; v < V; ++v) {
+      const Floats weight = power_of_two(floats(logits + token * kWide + v * kLanes) - most[v]);
+      store(logits + token * kWide + v * kLanes, weight);
+      total[v] += weight;
+    }
+  for (int v = 0; v < V; ++v) {
+    const Floats kept = power_of_two(floats(panel.top + v * kLanes) - most[v]);
+    store(keep + v * kLanes, kept);
+    store(panel.sum + v * kLanes, floats(panel.sum + v * kLanes) * kept + total[v]);
+    store(panel.top + v * kLanes, most[v]);
+  }
+}
+
+// The tokens `from` to `to` of a tile that some query of a panel sees; each sees them all, unless `ranges` of them
+// are to be looked at.
+struct Sight {
+  int from, to;
+  int64_t ranges;
+};
+
+// What a panel sees of a tile. Fills `touched` with the ranges to look at.
+inline Sight look(const Panel& panel, const Tile& tile, int64_t range_count, int32_t* touched) {
+  const int32_t first = tile.positions[0], last = tile.positions[tile.count - 1];
+  const auto any = [](Ints mask) { return sum_of(where(mask, splat(1.0f), Floats{})) > 0; };
+  Ints all[kVectors] = {}, begin = Ints{} + last + 1, end = Ints{} + first;
+  int64_t count = 0;
+  for (int64_t i = 0; i < range_count; ++i) {
+    Ints some = {};
+    for (int v = 0; v < panel.vectors; ++v) {
+      const Ints begins = load<Ints>(panel.begins + i * kWide + v * kLanes);
+      const Ints ends = load<Ints>(panel.ends + i * kWide + v * kLanes);
+      const Ints touches = (begins <= last) & (ends > first);
+      all[v] |= (begins <= first) & (ends > last);
+      begin = touches & (begins < begin) ? begins : begin;
+      end = touches & (ends > end) ? ends : end;
+      some |= touches;
+    }
+    if (any(some)) touched[count++] = static_cast<int32_t>(i);
+  }
+  Ints missed = {};
+  for (int v = 0; v < panel.vectors; ++v) missed |= ~all[v];
+  if (!any(missed)) return {0, tile.count, 0};
+  int32_t least = begin[0], most = end[0];
+  for (int i = 1; i < kLanes; ++i) {
+    least = std::min(least, begin[i]);
+    most = std::max(most, end[i]);
+  }
+  const auto before = [&](int32_t position) {
+    return static_cast<int>(std::lower_bound(tile.positions, tile.positions + tile.count, position) - tile.positions);
+  };
+  return {before(least) / kHigh * kHigh, before(most), count};
+}
+
+// Caps the logits [tile.count, kWide] of what a panel sees of a tile, and hides from each query what it does not see.
+inline void cap_and_mask(const Call& call, const Panel& panel, const Tile& tile, const Sight& sight,
+                         const int32_t* touched, float* logits) {
+  for (int token = sight.from; token < sight.to; ++token)
+    for (int column = 0; column < panel.vectors * kLanes; column += kLanes) {
+      float* at = logits + token * kWide + column;
+      Floats logit = floats(at);
+      if (call.softcap > 0) logit = softcapped(logit, static_cast<float>(call.softcap)) * kLog2E;
+      if (sight.ranges > 0) {
+        const Ints position = Ints{} + tile.positions[token];
+        Ints visible = {};
+        for (int64_t i = 0; i < sight.ranges; ++i) {
+          const int64_t range = touched[i] * kWide + column;
+          visible |= (load<Ints>(panel.begins + range) <= position) & (load<Ints>(panel.ends + range) > position);
+        }
+        logit = where(visible, logit, splat(-__builtin_inff()));
+      }
+      store(at, logit);
+    }
+}

@@ -1,0 +1,52 @@
+// What is to be computed; cpu_select.py builds it. Addresses that are the same in every step and layer may be
+// filled in once, so that a call can be made again without looking at the rest.
+
+#pragma once
+
+#include <cstdint>
+
+// A page's digest: the smallest and the largest numbers of its keys, in the keys' own number format.
+struct Update {
+  const void* keys;      // [pages, page_size, kv_heads, head_size]
+  void* digest;          // [pages, 2, kv_heads, head_size]
+  const int64_t* pages;  // [count], the complete pages whose digests are to be made
+  void* parallel;        // GNU OpenMP's GOMP_parallel
+  int64_t count;
+  int64_t page_size, kv_heads, head_size;
+  int64_t format;  // 0 float32, 1 bfloat16, 2 float16
+  int64_t threads;
+};
+
+// For each of `entries` query rows and each key head, ranges of key positions: the first pages, the pages chosen
+// by their digests, the recent pages.
+struct Selection {
+  const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
+  const void* digest;         // [pages, 2, kv_heads, head_size]
+  const int32_t* page_table;  // [sequences, table_width]
+  const int64_t* rows;        // [entries], indices of query rows
+  const int64_t* owners;      // [entries], the rows' sequences
+  const int64_t* positions;   // [entries]
+  int64_t* ranges;            // [entries, kv_heads, choices + 2, 2], to be filled, all of it
+  void* parallel;
+  int64_t entries, choices;  // choices: pages that a row chooses at most
+  int64_t query_heads, kv_heads, head_size;
+  int64_t row_stride, head_stride;
+  int64_t page_size, table_width;
+  int64_t sink_pages, recent_pages;  // always in
+  int64_t window;  // the layer's own, or 0
+  int64_t format, threads;
+  double scale;
+
+  int64_t shared() const { return query_heads / kv_heads; }
+};
+
+// Work that is done before a second thread has woken up, in products.
+constexpr int64_t kParallelProducts = 1 << 17;
+
+inline void in_parallel(void* parallel, void (*function)(void*), void* given, int64_t threads) {
+  if (threads > 1)
+    reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(parallel)(
+        function, given, static_cast<unsigned>(threads), 0);
+  else
+    function(given);
+}

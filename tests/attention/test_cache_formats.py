@@ -1,0 +1,145 @@
+"""Queries in one number format over keys and values in another; numbers that a format cannot hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention.kernels import flex
+from attention.kernels.base import Kernel
+from attention.kernels.cpu_paged import CpuPaged
+from attention.kernels.flex import Flex
+from attention.kernels.reference import Reference
+from attention.kernels.sdpa import Sdpa
+from attention.kernels.sdpa_flash import SdpaFlash
+from attention.patterns.base import Pattern
+from attention.patterns.full import Full
+from attention.patterns.sliding_window import SlidingWindow
+from attention.types import LayerSpec, PagedCache, narrowed
+from tests.attention.cases import (
+    Case,
+    by_definition,
+    content_patterns,
+    layers,
+    make_case,
+    patterns,
+    sequences,
+)
+
+FORMATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+PLAIN = LayerSpec(0, 6, 2, 16, 16, 0.25)
+
+# There cpu_paged rounds queries to bfloat16 where keys are.
+_MULTIPLIES_BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+
+page_sizes = st.integers(1, 32)
+seeds = st.integers(0, 1 << 30)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eager():
+    """FlexAttention by its definition, without compiling."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flex, "_compiled", lambda: flex._attend)
+        patch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+        yield
+
+
+def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+
+
+def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype, seed: int) -> None:
+    """Against the oracle over the same cache, with queries of more bits than it has."""
+    random = torch.Generator().manual_seed(seed + 1)
+    case.query = torch.randn(case.query.shape, generator=random).to(query_dtype)
+    turned = None
+    if pattern.turned:
+        turned = torch.randn(case.query.shape, generator=random).to(query_dtype)
+    result = compute(kernel, case, pattern, turned)
+    assert result.dtype == query_dtype
+    error = 1e-5
+    if query_dtype != torch.float32:  # the result, and logits where keys are in the same format
+        error = 4 * torch.finfo(query_dtype).eps
+    elif isinstance(kernel, CpuPaged) and case.cache.keys.dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16:
+        error = 2 * torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(result, compute(Reference(), case, pattern, turned), rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa(), SdpaFlash(), Flex()], ids=lambda kernel: kernel.name)
+def test_every_kernel_takes_queries_of_other_formats(kernel):
+    @settings(max_examples=20, deadline=None)
+    @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, FORMATS, FORMATS)
+    def run(layer, shapes, page_size, pattern, seed, dtype, query_dtype):
+        if isinstance(kernel, SdpaFlash):
+            layer, pattern = PLAIN, Full()
+        case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed)
+        check(kernel, case, pattern, query_dtype, seed)
+
+    run()
+
+
+@pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
+def test_rows_that_choose_by_content(kernel):
+    """The choice is by the rounded keys, in the digests as in the oracle."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(layers(), sequences(150, 3), page_sizes, content_patterns(), seeds, FORMATS, st.data())
+    def run(layer, shapes, page_size, pattern, seed, dtype, data):
+        prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
+        case = make_case(
+            layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed, prompt_lens=prompt_lens
+        )
+        check(kernel, case, pattern, torch.float32, seed)
+
+    run()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
+def test_turned_queries(kernel, dtype):
+    pattern = SlidingWindow(20, 4)
+    pattern.turned = 4
+    case = make_case(PLAIN, [(90, 1), (80, 30)], 8, pattern=pattern, dtype=dtype)
+    check(kernel, case, pattern, torch.float32, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_oracle_takes_keys_as_they_are_rounded(dtype):
+    case = make_case(PLAIN, [(40, 1), (30, 12)], 8, dtype=dtype)
+    case.query = torch.randn(case.query.shape)
+    expected = by_definition(case, Full())
+    torch.testing.assert_close(compute(Reference(), case, Full()).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@given(st.lists(st.floats(width=32), min_size=1), FORMATS, FORMATS)
+def test_what_a_format_cannot_hold_becomes_no_number(numbers, own, dtype):
+    wide = torch.tensor(numbers).to(own)
+    before = wide.clone()
+    result = narrowed(wide, dtype)
+    assert result.dtype == dtype
+    rounded = wide.to(dtype)
+    if torch.finfo(dtype).max < torch.finfo(own).max:
+        rounded = rounded.where(rounded.isfinite(), torch.nan)
+    torch.testing.assert_close(result, rounded, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(wide, before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kernel", [Reference(), CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("part", ["key", "value"])
+def test_a_number_beyond_the_format_shows_in_who_sees_it(kernel, part):
+    """As infinity it could hide: a query that points the other way would give the token no weight."""
+    cache = PagedCache([PLAIN], 11, 8, torch.float16).layers[0]
+    case = make_case(PLAIN, [(60, 60), (10, 10)], 8, dtype=torch.float16)
+    key, value = torch.ones(70, 2, 16), torch.ones(70, 2, 16)
+    (key if part == "key" else value)[20, 0, 3] = 7e4
+    cache.write(case.batch.slots, key, value)
+    case.cache, case.query = cache, -torch.ones(70, 6, 16)
+    failed = compute(kernel, case, Full()).isnan().any(dim=2)
+    assert failed[20:60, :3].all()
+    assert not failed[:, 3:].any()
+    assert not failed[60:].any()

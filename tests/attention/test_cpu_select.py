@@ -1,0 +1,290 @@
+"""The choice of ``topk`` in C++ against its definition from the keys themselves, and against torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention import AttentionBatch, LayerSpec, PagedCache, resolve
+from attention.kernels import cpu_select, native
+from attention.kernels.base import choosing_rows
+from attention.kernels.chain import Chain
+from attention.kernels.cpu_paged import CpuPaged
+from attention.patterns.full import Full
+from attention.patterns.topk import TopK
+from tests.attention.cases import Case, layers, make_case, selection, sequences
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Native(TopK):
+    """``TopK`` whose digests and choices are made in C++; its definition, ``chosen``, is torch's."""
+
+    def update(self, layer, cache, batch):
+        cpu_select.update(self, layer, cache, batch)
+
+    def select(self, layer, query, rows, cache, batch):
+        whole = query.new_full((batch.query_starts[-1], *query.shape[1:]), float("nan")).float()
+        whole[rows] = query.float()
+        kept = cpu_select.rows_of(self, layer.kv_heads, rows, batch)
+        kept.ranges.fill_(-1)
+        return cpu_select.select(self, layer, whole, kept, cache, batch).clone()
+
+
+patterns = st.builds(
+    Native, st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_from(["dense", "sparse"])
+)
+page_sizes = st.integers(1, 9)
+seeds = st.integers(0, 1 << 30)
+dtypes = st.sampled_from(DTYPES)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def ties(case: Case) -> None:
+    """Small whole numbers instead: many pages score the same."""
+    for tensor in [case.query, case.cache.keys, case.cache.digest, *case.keys]:
+        tensor.copy_(tensor.clamp(-1, 1).round())
+
+
+def check(case: Case, pattern: TopK) -> int:
+    """How many rows chose."""
+    rows = 0
+    for selected, chosen in selection(case, pattern):
+        assert torch.equal(selected, chosen)
+        rows += len(selected)
+    return rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(layers(), sequences(120, 5), page_sizes, patterns, seeds, st.booleans(), dtypes, st.integers(1, 2))
+def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, threads):
+    torch.set_num_threads(threads)
+    case = make_case(
+        layer,
+        shapes,
+        page_size,
+        pattern=pattern,
+        seed=seed,
+        dtype=dtype,
+        prompt_lens=[length // 2 for length, _ in shapes],
+    )
+    if tied:
+        ties(case)
+    assert check(case, pattern) == len(choosing_rows(case.batch, pattern))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "window"),
+    [(9, 3, 64, None), (5, 1, 80, None), (14, 2, 128, 3000), (4, 4, 33, None), (34, 1, 4, 500)],
+)
+def test_many_pages(dtype, tied, heads, kv_heads, size, window):
+    """Pages in many parts, heads that do and don't fill vectors, groups of any size."""
+    layer = LayerSpec(0, heads, kv_heads, size, size, size**-0.5, window=window)
+    pattern = Native(130, 1, 4)
+    case = make_case(
+        layer,
+        [(2500, 1), (20, 1), (1801, 3)],
+        4,
+        pattern=pattern,
+        dtype=dtype,
+        prompt_lens=[1, 1, 1],
+    )
+    if tied:
+        ties(case)
+    for threads in 1, 2:
+        torch.set_num_threads(threads)
+        assert check(case, pattern) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers(), sequences(200, 5), page_sizes, patterns, seeds, dtypes)
+def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern, seed, dtype):
+    pattern.prefill = "sparse"
+    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
+    rows = torch.arange(len(case.query))
+    torch.set_num_threads(2)
+    together = pattern.select(layer, case.query, rows, case.cache, case.batch)
+    torch.set_num_threads(1)
+    for b in range(len(shapes)):
+        alone = case.alone(b)
+        found = pattern.select(layer, alone.query, rows[: len(alone.query)], alone.cache, alone.batch)
+        start, stop = case.batch.query_starts[b : b + 2]
+        assert torch.equal(together[start:stop], found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers(), sequences(100, 5), page_sizes, seeds, dtypes, st.integers(1, 2))
+def test_digests_are_those_of_torch(layer, shapes, page_size, seed, dtype, threads):
+    """To the bit, and none that it need not write."""
+    torch.set_num_threads(threads)
+    made = [
+        make_case(layer, shapes, page_size, pattern=kind(64, 1, 1), seed=seed, dtype=dtype).cache.digest
+        for kind in (Native, TopK)
+    ]
+    assert torch.equal(made[0].isnan(), made[1].isnan())
+    assert torch.equal(made[0].nan_to_num(), made[1].nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_digests_of_every_kind_of_number(dtype):
+    """Signs, zeros, subnormal and infinite numbers; what is no number shows in whatever meets it."""
+    layer, page_size = LayerSpec(0, 1, 1, 70, 70, 1.0), 8
+    cache = PagedCache([layer], 3, page_size, dtype, pattern=Native(64, 1, 1), poison=True).layers[0]
+    batch = AttentionBatch.build([0], [16], [[2, 1]], page_size)
+    smallest = torch.finfo(dtype).smallest_normal
+    numbers = torch.tensor(
+        [0.0, -0.0, 1, -1, smallest / 4, -smallest / 4, 1e4, -1e4, float("inf"), -float("inf")], dtype=dtype
+    )
+    order = torch.randint(len(numbers), (16, 1, 70), generator=torch.Generator().manual_seed(0))
+    keys = numbers[order]
+    cache.write(batch.slots, keys, keys)
+    cpu_select.update(TopK(64, 1, 1), layer, cache, batch)
+    expected = torch.stack(keys.unflatten(0, (2, page_size)).aminmax(dim=1), dim=1)
+    assert torch.equal(cache.digest[[2, 1]], expected)
+
+    for bad in (float("nan"), -float("nan")):
+        spoiled = keys.clone()
+        spoiled[3, 0, 5] = bad
+        cache.write(batch.slots, spoiled, spoiled)
+        cpu_select.update(TopK(64, 1, 1), layer, cache, batch)
+        shown = cache.digest[[2, 1]].isnan().any(dim=1)
+        assert shown.nonzero().tolist() == [[0, 0, 5]]
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_pages_whose_keys_are_no_numbers_do_no_harm_to_other_sequences(signs):
+    """All their own row's scores are no numbers: the first pages are chosen, as by the definition."""
+    layer, pattern = LayerSpec(0, 4, 2, 8, 8, 0.3), Native(28, 1, 1)
+    case = make_case(layer, [(150, 1), (150, 1)], 4, pattern=pattern, prompt_lens=[1, 1])
+    for sign, index in zip(signs, (20, 27), strict=True):
+        page = int(case.batch.page_table[0, index])
+        case.cache.digest[page, :, 0, 3] = case.keys[0][4 * index + 3, 0, 3] = math.copysign(math.nan, sign)
+    assert check(case, pattern) == 2
+
+
+def test_rows_of_many_heads_and_pages():
+    """More than are looked at together."""
+    layer, pattern = LayerSpec(0, 32, 1, 4, 4, 0.5), Native(20, 1, 1, "sparse")
+    case = make_case(layer, [(700, 700)], 2, pattern=pattern)
+    torch.set_num_threads(2)
+    rows = torch.arange(700)
+    found = pattern.select(layer, case.query, rows, case.cache, case.batch)
+    at = torch.arange(700)
+    expected = TopK.select(pattern, layer, case.query, rows, case.cache, case.batch)
+    for one, other in zip(found, expected, strict=True):
+        inside = [((at >= ranges[..., :1]) & (at < ranges[..., 1:])).any(dim=1) for ranges in (one, other)]
+        assert torch.equal(*inside)
+
+
+def test_shares_too_small_for_double_precision():
+    """Bounds thousands apart are still in order, as they are by logarithms."""
+    layer, pattern = LayerSpec(0, 4, 2, 8, 8, 40.0), Native(48, 1, 1)
+    case = make_case(layer, [(900, 1), (901, 2)], 4, pattern=pattern, prompt_lens=[1, 1])
+    case.query *= 20
+    torch.set_num_threads(2)
+    assert check(case, pattern) == 3
+    ranges = pattern.select(layer, case.query, torch.arange(3), case.cache, case.batch)
+    assert not torch.equal(ranges[0, 0], ranges[0, 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_chooses_by_it(dtype, monkeypatch):
+    """And what it computes is what it would with the choice made in torch."""
+    layer, pattern = LayerSpec(0, 6, 2, 8, 8, 0.35, window=150), TopK(24, 1, 2)
+    case = make_case(
+        layer, [(300, 1), (200, 9), (7, 7)], 4, pattern=pattern, dtype=dtype, prompt_lens=[9, 195, 7]
+    )
+    spread = case.query.transpose(0, 1).contiguous().transpose(0, 1)
+    monkeypatch.setattr(TopK, "select", lambda *given: pytest.fail("chosen in torch"))
+    made = CpuPaged().forward(layer, spread, case.cache, case.batch, pattern, None)
+    monkeypatch.undo()
+    monkeypatch.setattr(cpu_select, "knows", lambda pattern: False)
+    batch = dataclasses.replace(case.batch, plans={})
+    assert torch.equal(made, CpuPaged().forward(layer, case.query, case.cache, batch, pattern, None))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 90), st.integers(1, 30)), min_size=1, max_size=4),
+    st.lists(st.sampled_from([None, None, 7, 40]), min_size=1, max_size=4),
+    st.builds(
+        TopK, st.integers(1, 30), st.integers(0, 2), st.integers(1, 2), st.sampled_from(["dense", "sparse"])
+    ),
+    st.integers(1, 6),
+    dtypes,
+    seeds,
+    st.data(),
+)
+def test_a_program_chooses_as_layers_do(lengths, windows, pattern, page_size, dtype, seed, data):
+    """Steps of one program, of prompts' rows and others, with a layer that is left alone; to the last bit."""
+    specs = [LayerSpec(i, 6, 2, 24, 24, 0.2, window=window) for i, window in enumerate(windows)]
+    pattern.dense_layers = data.draw(st.sampled_from([(), (0,)]), label="dense layers")
+    counts = [-(-sum(length) // page_size) for length in lengths]
+    ends = [sum(counts[: b + 1]) for b in range(len(counts))]
+    pages = [list(range(end, end - count, -1)) for end, count in zip(ends, counts, strict=True)]
+    prompts = [data.draw(st.integers(1, sum(length)), label="prompt") for length in lengths]
+    caches = [
+        PagedCache(specs, sum(counts) + 1, page_size, dtype, pattern=pattern, poison=True) for _ in range(2)
+    ]
+    random = torch.Generator().manual_seed(seed)
+    layered = [(layer, Full() if layer.index in pattern.dense_layers else pattern) for layer in specs]
+    program = CpuPaged().program(layered, caches[0])
+    assert program is not None
+    for computed, coming in (([0] * len(lengths), 0), ([there for there, _ in lengths], 1)):
+        step = [length[coming] for length in lengths]
+        some = [b for b, tokens in enumerate(step) if tokens]
+        if not some:
+            continue
+        batch = AttentionBatch.build(
+            *([of[b] for b in some] for of in (computed, step, pages)),
+            page_size,
+            prompt_lens=[prompts[b] for b in some],
+        )
+        for layer, own in layered:
+            heads = torch.randn(len(batch.slots), 10, 24, generator=random)
+            query, key, value = heads.split([6, 2, 2], dim=1)
+            output = torch.full((len(batch.slots), 6, 24), float("nan"))
+            program.prepare(batch, query, key, value, output)
+            Chain(program.calls[layer.index]).run()
+            cache = caches[1].layers[layer.index]
+            cache.write(batch.slots, key, value)
+            if own is pattern:
+                pattern.update(layer, cache, batch)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(cpu_select, "knows", lambda pattern: False)
+                expected = CpuPaged().forward(layer, query, cache, batch, own, None)
+            assert torch.equal(output, expected)
+
+
+def test_what_is_derived_from_topk_chooses_by_itself():
+    assert cpu_select.knows(TopK(64, 1, 1))
+    assert not cpu_select.knows(Native(64, 1, 1))
+
+
+def test_the_kernel_says_so_where_the_choice_cannot_be_compiled(monkeypatch):
+    def refuse():
+        raise native.NativeError("the compiler is broken")
+
+    monkeypatch.setattr(cpu_select, "compiled", refuse)
+    layer = LayerSpec(0, 6, 2, 8, 8, 0.35)
+
+    def chosen(backend, options):
+        return resolve(backend, options, "auto", [layer], "cpu", torch.float32, 16)
+
+    attention = chosen("sparse", {"pattern": "topk", "dense_layers": ""})
+    assert attention.kernel.name != "cpu_paged"
+    assert "cpu_paged cannot be compiled here: the compiler is broken" in attention.reason
+    assert chosen("full", {}).kernel.name == "cpu_paged"

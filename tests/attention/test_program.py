@@ -1,0 +1,128 @@
+"""Attention as native calls equals attention layer by layer, to the last bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention import AttentionBatch, LayerSpec, PagedCache, resolve
+from attention.kernels.chain import Chain
+from attention.types import narrowed
+from tests.attention.cases import patterns
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CPU = torch.device("cpu")
+
+
+def layers_of(windows: list[int | None]) -> list[LayerSpec]:
+    return [LayerSpec(i, 6, 2, 24, 24, 0.2, window=window) for i, window in enumerate(windows)]
+
+
+def batch_of(lengths: list[tuple[int, int]], page_size: int) -> tuple[AttentionBatch, int]:
+    """Sequences of (tokens there, tokens to come), on pages that don't lie in order."""
+    counts = [-(-sum(length) // page_size) for length in lengths]
+    ends = [sum(counts[: b + 1]) for b in range(len(counts))]
+    pages = [list(range(end, end - count, -1)) for end, count in zip(ends, counts, strict=True)]
+    there, coming = zip(*lengths, strict=True)
+    return AttentionBatch.build(there, coming, pages, page_size), sum(counts) + 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 70), st.integers(1, 70)), min_size=1, max_size=4),
+    st.lists(st.sampled_from([None, None, 7, 40]), min_size=1, max_size=4),
+    patterns,
+    st.integers(1, 20),
+    st.sampled_from(DTYPES),
+    st.integers(0, 1 << 30),
+)
+def test_a_program_writes_and_attends_as_layers_do(lengths, windows, pattern, page_size, dtype, seed):
+    layers = layers_of(windows)
+    attention = resolve("full", {}, "cpu_paged", layers, CPU, dtype, page_size)
+    batch, pages = batch_of(lengths, page_size)
+    random = torch.Generator().manual_seed(seed)
+    caches = [PagedCache(layers, pages, page_size, dtype, poison=True) for _ in range(2)]
+    for layer in layers:
+        shape = caches[0].layers[layer.index].keys.shape
+        past = torch.randn(2, *shape, generator=random).to(dtype)
+        for cache in caches:
+            cache.layers[layer.index].keys.copy_(past[0])
+            cache.layers[layer.index].values.copy_(past[1])
+    rows = torch.randn(len(batch.slots), 10, 24, generator=random)
+    query, key, value = rows.split([6, 2, 2], dim=1)
+
+    program = attention.kernel.program([(layer, pattern) for layer in layers], caches[0])
+    if pattern.turned or hasattr(pattern, "select"):
+        assert program is None
+        return
+    for layer in layers:
+        output = torch.full((len(batch.slots), 6, 24), float("nan"))
+        program.prepare(batch, query, key, value, output)
+        Chain(program.calls[layer.index]).run()
+        own = caches[1].layers[layer.index]
+        own.write(batch.slots, key, value)
+        expected = attention.kernel.forward(layer, query, own, batch, pattern, None)
+        assert torch.equal(output, expected)
+        for one, other in zip(caches[0].layers[layer.index][:2], own[:2], strict=True):
+            assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_are_written_as_torch_rounds_them(dtype):
+    layers = layers_of([None])
+    special = torch.tensor(
+        [
+            0.0,
+            -0.0,
+            float("inf"),
+            -float("inf"),
+            65519.0,
+            65519.99,
+            65520.0,
+            -7e4,
+            3.3895e38,
+            6e-8,
+            2.98e-8,
+            3e-8,
+        ]
+    )
+    bits = torch.randint(-(1 << 31), 1 << 31, (40000,), generator=torch.Generator().manual_seed(0))
+    numbers = torch.cat([special, bits.to(torch.int32).view(torch.float32)])
+    # Halfway between two of the format's numbers, and beside it.
+    middle = (numbers[:20000].to(dtype).float().view(torch.int32) | 0x1000).view(torch.float32)
+    numbers = torch.cat([numbers, middle, middle.nextafter(torch.tensor(0.0))])
+    numbers = numbers[~numbers.isnan()]
+    numbers = numbers[: len(numbers) // 96 * 96].view(-1, 4, 24)
+    batch, pages = batch_of([(0, len(numbers))], 16)
+    cache = PagedCache(layers, pages, 16, dtype, poison=True)
+    attention = resolve("full", {}, "cpu_paged", layers, CPU, dtype, 16)
+    program = attention.program(cache)
+    key, value = numbers.split([2, 2], dim=1)
+    query = torch.zeros(len(numbers), 6, 24)
+    program.prepare(batch, query, key, value, query)
+    Chain(program.calls[0][:1]).run()
+    where = batch.slots
+    assert dtype == torch.float32 or narrowed(key, dtype).isnan().any()
+    for written, numbers in zip(cache.layers[0][:2], (key, value), strict=True):
+        expected = narrowed(numbers, dtype)
+        torch.testing.assert_close(written.flatten(0, 1)[where], expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_no_number_is_written_as_none():
+    layers = layers_of([None])
+    batch, pages = batch_of([(0, 1)], 16)
+    for dtype in DTYPES:
+        cache = PagedCache(layers, pages, 16, dtype)
+        program = resolve("full", {}, "cpu_paged", layers, CPU, dtype, 16).program(cache)
+        key = torch.full((1, 2, 24), float("nan"))
+        query = torch.zeros(1, 6, 24)
+        program.prepare(batch, query, key, key, query)
+        Chain(program.calls[0][:1]).run()
+        assert cache.layers[0].keys.flatten(0, 1)[batch.slots].isnan().all()
+        assert cache.layers[0].values.flatten(0, 1)[batch.slots].isnan().all()
+
+
+def test_kernels_without_native_calls_say_so():
+    layers = layers_of([None])
+    cache = PagedCache(layers, 3, 16, torch.float32)
+    assert resolve("full", {}, "reference", layers, CPU, torch.float32, 16).program(cache) is None
