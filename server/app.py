@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,14 +46,19 @@ _PROGRESS_SECONDS = 0.1
 class Server:
     """One server of one model. ``run`` is its whole life.
 
+    Args:
+        settings: of the server.
+        process: what ``spawn_engine`` gave, if that was called already; it ends with the server.
+
     Attributes:
         state: what it is at this moment.
         port: of gRPC, once it listens.
         metrics_port: of ``/metrics``, once it listens.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, process: subprocess.Popen[bytes] | None = None) -> None:
         self._settings = settings
+        self._process = process
         self.state = ServerState(settings)
         self.port = 0
         self.metrics_port = 0
@@ -155,8 +161,10 @@ class Server:
             log.info("the engine is ready again")
 
     async def _start_engine(self, files: ModelFiles) -> EngineClient:
-        self._engine = EngineClient(self._settings, files.folder)
+        self._engine = EngineClient(self._settings, files.folder, self._process)
+        self._process = None
         self._engine.on_step = self._metrics.step
+        self._engine.on_measured = self._metrics.measured
         await self._engine.start()
         return self._engine
 
@@ -233,6 +241,9 @@ class Server:
             await self._grpc.stop(_LAST_WORDS_SECONDS)
         if self._engine is not None:
             await self._engine.stop()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
@@ -240,8 +251,12 @@ class Server:
             await in_thread(self._traces.close)
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, process: subprocess.Popen[bytes] | None = None) -> int:
     """Runs a server until it ends.
+
+    Args:
+        settings: of the server.
+        process: as of ``Server``.
 
     Returns:
         The process's exit code.
@@ -249,7 +264,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(settings).run())
+            return runner.run(Server(settings, process).run())
     except RefusedError as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1

@@ -56,9 +56,12 @@ def serve(context: typer.Context) -> None:
 
 
 def _serve(settings: Settings) -> int:
-    from server.app import serve
+    from server.engine.spawn import spawn_engine
 
-    return serve(settings)
+    process = spawn_engine(settings.threads)
+    from server.app import serve  # while the engine process imports torch
+
+    return serve(settings, process)
 
 
 application.command()(generate)

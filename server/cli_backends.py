@@ -11,11 +11,12 @@ import typer
 from server.cli_shared import UNBROKEN, fail, require_server
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from attention.survey import Verdict
     from attention.types import LayerSpec
-    from server.models.load import LoadedModel
+    from server.models.loaded import LoadedModel
     from server.settings import Settings
 
 _OF_SERVE = "Without it: the setting of `longspan serve`."
@@ -36,6 +37,9 @@ def backends(
     dtype: Annotated[
         str | None, typer.Option(metavar="auto|float32|bfloat16|float16", help=_OF_SERVE)
     ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(metavar="auto|float32|bfloat16|float16", help=_OF_SERVE)
+    ] = None,
     page_size: Annotated[str | None, typer.Option(metavar="INTEGER", help=_OF_SERVE)] = None,
     cache_dir: Annotated[str | None, typer.Option(metavar="PATH", help=_OF_SERVE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -48,6 +52,7 @@ def backends(
         "model": model,
         "device": device,
         "dtype": dtype,
+        "kv_dtype": kv_dtype,
         "page_size": page_size,
         "cache_dir": cache_dir,
     }
@@ -58,16 +63,16 @@ def backends(
     except SettingsRefusedError as error:
         fail(str(error), code=2)
     try:
-        name, loaded, place, verdicts = _survey(settings, attention, options)
+        name, loaded, place, cached, verdicts = _survey(settings, attention, options)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(_document(name, loaded, place, settings, verdicts), indent=2))
+        typer.echo(json.dumps(_document(name, loaded, place, cached, settings, verdicts), indent=2))
         return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else UNBROKEN, highlight=False)
-    where = f"on {place}, {_dtype(loaded)}, page size {settings.page_size}"
+    where = f"on {place}, {_name(loaded.dtype)}, KV cache {cached}, page size {settings.page_size}"
     console.print(f"{name}: {_structure(loaded.layers)}; {where}\n", markup=False)
     console.print(_works(verdicts))
     if any(verdict.refusal or any(verdict.kernels.values()) for verdict in verdicts):
@@ -77,8 +82,8 @@ def backends(
 
 def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
-) -> tuple[str, LoadedModel, str, list[Verdict]]:
-    """The model's name, the model as the server would load it, the device, and the verdicts."""
+) -> tuple[str, LoadedModel, str, str, list[Verdict]]:
+    """Name, model as the server would load it, device, number format of the KV cache, and verdicts."""
     from server.engine.types import RefusedError
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
@@ -89,12 +94,16 @@ def _survey(
         progress.report("importing torch", None)
         from attention.registry import UnsupportedError
         from attention.survey import survey
-        from server.engine.build import load_as_set
+        from server.engine.prepare import cache_format, load_as_set
+        from server.models.quantize import quantize
 
         loaded, place = load_as_set(settings, files.folder, progress.report)
+        # What the cache's format is by itself depends on whether weights can be packed.
+        weights = quantize(loaded.model, settings.weights) if settings.kv_dtype == "auto" else ""
+        kv_dtype = cache_format(settings, loaded, weights)
         try:
             verdicts = survey(
-                loaded.layers, place, loaded.dtype, settings.page_size, backend=attention, options=options
+                loaded.layers, place, kv_dtype, settings.page_size, backend=attention, options=options
             )
         except UnsupportedError as error:
             raise RefusedError(str(error)) from error
@@ -103,7 +112,7 @@ def _survey(
         fail(str(error))
     finally:
         progress.close()
-    return settings.model_name or files.name, loaded, place, verdicts
+    return settings.model_name or files.name, loaded, place, _name(kv_dtype), verdicts
 
 
 def _structure(layers: list[LayerSpec]) -> str:
@@ -168,12 +177,13 @@ def _table(*columns: str) -> Table:
 
 
 def _document(
-    name: str, loaded: LoadedModel, place: str, settings: Settings, verdicts: list[Verdict]
+    name: str, loaded: LoadedModel, place: str, cached: str, settings: Settings, verdicts: list[Verdict]
 ) -> dict[str, Any]:
     return {
         "model": name,
         "device": place,
-        "dtype": _dtype(loaded),
+        "dtype": _name(loaded.dtype),
+        "kv_dtype": cached,
         "page_size": settings.page_size,
         "backends": [
             {
@@ -192,5 +202,5 @@ def _document(
     }
 
 
-def _dtype(loaded: LoadedModel) -> str:
-    return str(loaded.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

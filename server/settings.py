@@ -104,6 +104,10 @@ class Settings(BaseSettings):
         "auto", description="What computes attention: auto, or a name that longspan backends shows."
     )
 
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of the KV cache. auto: float16 if weights are packed, else the model's.",
+    )
     page_size: int = Field(16, ge=1, le=1024, description="Tokens per page of the KV cache.")
     kv_memory: Bytes | None = Field(
         None, description="Memory of the KV cache, like 2GiB. Without it: --kv-memory-share."

@@ -142,13 +142,14 @@ class Delta:
     @classmethod
     def from_message(cls, delta: inference_pb2.Delta) -> Delta:
         """The event as the server sent it."""
+        ended = delta.HasField("result")
         return cls(
-            index=delta.index,
-            text=delta.text,
-            token_ids=list(delta.token_ids),
-            logprobs=list(delta.logprobs),
-            finish_reason=finish_reason(delta.result),
-            matched_stop=matched_stop(delta.result),
+            delta.index,
+            delta.text,
+            list(delta.token_ids),
+            list(delta.logprobs),
+            finish_reason(delta.result) if ended else None,
+            matched_stop(delta.result) if ended else None,
         )
 
 
@@ -184,6 +185,8 @@ class StreamState:
     def _take(self, response: inference_pb2.StreamGenerateResponse) -> Delta | None:
         """Notes an event; gives the delta if it is one."""
         match response.WhichOneof("event"):
+            case "delta":
+                return Delta.from_message(response.delta)
             case "accepted":
                 self.request_id = response.accepted.request_id
                 self.model = response.accepted.model
@@ -191,8 +194,6 @@ class StreamState:
                 self.cached_prompt_tokens = response.accepted.cached_prompt_tokens
             case "prompt_logprobs":
                 self.prompt_logprobs.extend(response.prompt_logprobs.positions)
-            case "delta":
-                return Delta.from_message(response.delta)
             case "finished":
                 self.results = list(response.finished.results)
                 self.usage = response.finished.usage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from longspan.v1 import inference_pb2, types_pb2
@@ -13,9 +13,6 @@ from server.observe.request import RequestRecord
 from server.text.assemble import OutputAssembler, OutputDelta
 
 Event = inference_pb2.StreamGenerateResponse
-
-# News merged into one message, at most: with log probabilities it stays far below gRPC's usual 4 MiB.
-_MOST_MERGED = 64
 
 # Prompt positions in one message, at most, for the same reason.
 _MOST_POSITIONS = 512
@@ -88,26 +85,27 @@ class Answer:
             for index, id_ in enumerate(ids)
         }
 
-    async def follow(self, stream: NewsStream, record: RequestRecord) -> AsyncGenerator[Event, None]:
-        """Events until the engine has ended all samples, but the last.
-
-        News that came while the client was slow to take the previous event becomes one event per sample.
-        """
-        async for news, when in stream:
-            for event in self._take(news, when, stream, record):
-                yield event
-            for _ in range(_MOST_MERGED):
-                item = await anext(stream, None) if stream.pending else None
-                if item is None:
-                    break
-                for event in self._take(*item, stream, record):
-                    yield event
-            for event in self._deltas():
-                yield event
+    def take(
+        self, taken: Sequence[tuple[SequenceNews, float]], stream: NewsStream, record: RequestRecord
+    ) -> Iterator[Event]:
+        """Events of news that came together: all that is new of a sample becomes one."""
+        for news, when in taken:
+            sample = self._samples[news.id]
+            if sample.output.finish is not None:
+                continue  # a stop string ended it earlier in ``taken``
+            if news.finish is FinishReason.FAILED:
+                raise RuntimeError(f"the engine could not compute sequence {news.id}; its log says more")
+            if not self._accepted:
+                yield self._accept(record, news)
+            if news.prompt_logprobs is not None:
+                yield from self._prompt(news.prompt_logprobs)
+            self._push(sample, news, when, stream, record)
+        yield from self._deltas()
 
     def close(self, record: RequestRecord) -> Iterable[Event]:
         """The last events; samples that the engine has not ended were aborted."""
-        yield from self._accept(record, None)
+        if not self._accepted:
+            yield self._accept(record, None)
         for sample in self._samples.values():
             if sample.output.finish is None:
                 sample.deltas.append(sample.output.push([], finish=FinishReason.ABORTED))
@@ -123,18 +121,14 @@ class Answer:
         ranked = (FinishReason.ABORTED, FinishReason.LENGTH, FinishReason.STOP)
         return next(reason.value for reason in ranked if reason in reasons)
 
-    def _take(
-        self, news: SequenceNews, when: float, stream: NewsStream, record: RequestRecord
-    ) -> Iterable[Event]:
-        if news.finish is FinishReason.FAILED:
-            raise RuntimeError(f"the engine could not compute sequence {news.id}; its log says more")
-        sample = self._samples[news.id]
-        yield from self._accept(record, news)
-        if news.prompt_logprobs is not None:
-            for start in range(0, len(news.prompt_logprobs), _MOST_POSITIONS):
-                part = news.prompt_logprobs[start : start + _MOST_POSITIONS]
-                positions = [self._position(position) for position in part]
-                yield Event(prompt_logprobs=inference_pb2.PromptLogprobs(positions=positions))
+    def _prompt(self, logprobs: Sequence[PositionLogprob]) -> Iterator[Event]:
+        for start in range(0, len(logprobs), _MOST_POSITIONS):
+            positions = [self._position(position) for position in logprobs[start : start + _MOST_POSITIONS]]
+            yield Event(prompt_logprobs=inference_pb2.PromptLogprobs(positions=positions))
+
+    def _push(
+        self, sample: _Sample, news: SequenceNews, when: float, stream: NewsStream, record: RequestRecord
+    ) -> None:
         before = sample.output.token_count
         delta = sample.output.push(news.tokens, news.logprobs, news.finish)
         record.tokens(sample.index, sample.output.token_count - before, when, news.preemptions)
@@ -144,12 +138,10 @@ class Answer:
         if delta.abort:
             stream.abort([news.id])
 
-    def _accept(self, record: RequestRecord, news: SequenceNews | None) -> Iterable[Event]:
-        if self._accepted:
-            return
+    def _accept(self, record: RequestRecord, news: SequenceNews | None) -> Event:
         self._accepted = True
         record.begin(self._prompt_tokens, news)
-        yield Event(
+        return Event(
             accepted=inference_pb2.Accepted(
                 request_id=self._request_id,
                 model=self._served.name,
@@ -158,23 +150,26 @@ class Answer:
             )
         )
 
-    def _deltas(self) -> Iterable[Event]:
+    def _deltas(self) -> Iterator[Event]:
         """One event for each sample that has something new."""
         for sample in self._samples.values():
             if not sample.deltas:
                 continue
             deltas, sample.deltas = sample.deltas, []
-            event = Event(
-                delta=inference_pb2.Delta(
-                    index=sample.index,
-                    text="".join(delta.text for delta in deltas),
-                    token_ids=[token for delta in deltas for token in delta.token_ids],
-                    logprobs=[self._position(entry) for delta in deltas for entry in delta.logprobs],
-                )
-            )
-            if any(delta.finish is not None for delta in deltas):
-                event.delta.result.CopyFrom(sample.result())
-            elif not event.delta.text and not event.delta.token_ids:
+            event = Event()
+            # Set in place, field by field: a message from keywords takes twice as long, once per token.
+            merged = event.delta
+            merged.index = sample.index
+            merged.text = "".join([delta.text for delta in deltas])
+            ended = False
+            for delta in deltas:
+                merged.token_ids.extend(delta.token_ids)
+                if delta.logprobs:
+                    merged.logprobs.extend(map(self._position, delta.logprobs))
+                ended = ended or delta.finish is not None
+            if ended:
+                merged.result.CopyFrom(sample.result())
+            elif not merged.text and not merged.token_ids:
                 continue
             yield event
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import conversion, errors
 from server.api.answer import Answer, Event
-from server.api.state import Served, ServerState
+from server.api.state import ServerState
 from server.engine.link import EngineDeadError, NewsStream
-from server.engine.types import Submit
 from server.observe.metrics import Metrics
 from server.observe.request import Moments, RequestRecord
 from server.observe.tracing import Metadata, Traces
 
 log = logging.getLogger("longspan.requests")
+
+# News merged into one message, at most: with log probabilities it stays far below gRPC's usual 4 MiB.
+_MOST_MERGED = 64
 
 
 class Generation:
@@ -74,11 +76,35 @@ class Generation:
         Raises:
             ServiceError: the request can't be answered, or no longer.
         """
+        # One generator for the whole way: each more on it would cost every token a few microseconds.
+        with self._accounted(cancellation, metadata):
+            served = self._state.model(self._request.model)
+            plan = conversion.plan(self._request, served, self._state.settings)
+            with self._state.admission.admit(self._request_id, self, plan.n):
+                prompt = await conversion.prompt_ids(self._request, served)
+                if self._error is not None:
+                    raise self._error
+                ids = served.engine.new_ids(plan.n)
+                answer = Answer(self._request, self._request_id, served, ids, len(prompt))
+                record = self._record = RequestRecord(self._metrics, plan.n, self._arrival)
+                if not self._aborted:
+                    with self._engine_errors():
+                        sequences = plan.sequences(ids, prompt, served.ready.context_length)
+                        stream = self._stream = served.engine.submit(sequences)
+                        # What came while the client was slow to take an event is taken together.
+                        while taken := await stream.take(_MOST_MERGED):
+                            for event in answer.take(taken, stream, record):
+                                yield event
+                for event in answer.close(record):
+                    yield event
+                self._finish = answer.finish()
+
+    @contextmanager
+    def _accounted(self, cancellation: Callable[[], grpc.StatusCode], metadata: Metadata) -> Iterator[None]:
+        """Counts, logs and traces how the request ended."""
         code = grpc.StatusCode.INTERNAL
         try:
-            async with aclosing(self._events()) as events:
-                async for event in events:
-                    yield event
+            yield
             code = grpc.StatusCode.OK
         except errors.ServiceError as error:
             code = error.code
@@ -92,33 +118,11 @@ class Generation:
             self._metrics.requests.labels(*self._metrics.labels(self._finish, code.name)).inc()
             self._tell(code, metadata)
 
-    async def _events(self) -> AsyncGenerator[Event, None]:
-        served = self._state.model(self._request.model)
-        plan = conversion.plan(self._request, served, self._state.settings)
-        with self._state.admission.admit(self._request_id, self, plan.n):
-            prompt = await conversion.prompt_ids(self._request, served)
-            if self._error is not None:
-                raise self._error
-            ids = served.engine.new_ids(plan.n)
-            answer = Answer(self._request, self._request_id, served, ids, len(prompt))
-            record = self._record = RequestRecord(self._metrics, plan.n, self._arrival)
-            if not self._aborted:
-                sequences = plan.sequences(ids, prompt, served.ready.context_length)
-                async with aclosing(self._follow(served, sequences, answer, record)) as events:
-                    async for event in events:
-                        yield event
-            for event in answer.close(record):
-                yield event
-            self._finish = answer.finish()
-
-    async def _follow(
-        self, served: Served, sequences: list[Submit], answer: Answer, record: RequestRecord
-    ) -> AsyncGenerator[Event, None]:
+    @contextmanager
+    def _engine_errors(self) -> Iterator[None]:
+        """Ends the request in the engine, and raises what ended it here."""
         try:
-            self._stream = served.engine.submit(sequences)
-            async with aclosing(answer.follow(self._stream, record)) as events:
-                async for event in events:
-                    yield event
+            yield
         except EngineDeadError as error:
             raise errors.engine_dead(str(error)) from error
         finally:

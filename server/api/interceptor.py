@@ -46,12 +46,9 @@ class _Call:
         self._metrics = metrics
         self._labels = (kind, service, name)
         self._begun = time.monotonic()
-        self._sent = metrics.sent.labels(*self._labels)
+        self.sent = metrics.sent.labels(*self._labels).inc
+        """To be called for every message that was sent."""
         metrics.started.labels(*self._labels).inc()
-
-    def sent(self) -> None:
-        """A message was sent."""
-        self._sent.inc()
 
     def ended(self, code: grpc.StatusCode) -> None:
         """The call ended."""
@@ -108,9 +105,11 @@ class Interceptor(aio.ServerInterceptor):
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method) as call:
                 request = await _begin(payload, parse, context)
-                async with aclosing(behavior(request, context)) as messages:
+                async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
-                        await _write(context, message)
+                        watch.begun = watch.time()
+                        await context.write(message)
+                        watch.begun = None
                         call.sent()
 
         return handle
@@ -159,9 +158,46 @@ async def _abort(context: Context, error: errors.ServiceError) -> None:
         await context.abort_with_status(error.status())
 
 
-async def _write(context: Context, message: Any) -> None:
+class _StallWatch:
+    """Looks now and then whether a write is overdue: a timer for a call, and none for each of its messages.
+
+    Attributes:
+        begun: when the write that is under way began; ``None`` while there is none.
+        time: the clock.
+    """
+
+    def __init__(self, limit: asyncio.Timeout) -> None:
+        loop = asyncio.get_running_loop()
+        self.begun: float | None = None
+        self.time = loop.time
+        self._limit = limit
+        self._call_at = loop.call_at
+        self._timer = self._call_at(self.time() + STALL_SECONDS, self._look)
+
+    def _look(self) -> None:
+        now = self.time()
+        end = (now if self.begun is None else self.begun) + STALL_SECONDS
+        if end <= now:
+            self._limit.reschedule(now)
+        else:
+            self._timer = self._call_at(end, self._look)
+
+    def close(self) -> None:
+        """Looks no more."""
+        self._timer.cancel()
+
+
+@asynccontextmanager
+async def _stall_watch() -> AsyncIterator[_StallWatch]:
+    """Ends what is inside with an error once a write has been under way for ``STALL_SECONDS``."""
     try:
-        async with asyncio.timeout(STALL_SECONDS):
-            await context.write(message)
+        async with asyncio.timeout(None) as limit:
+            watch = _StallWatch(limit)
+            try:
+                yield watch
+            finally:
+                watch.close()
     except TimeoutError as error:
+        if not limit.expired():
+            raise
         raise errors.stalled(STALL_SECONDS) from error

@@ -40,13 +40,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async with aclosing(self._events(request, context)) as events:
             return await collect(events)
 
-    async def StreamGenerate(  # noqa: N802
+    def StreamGenerate(  # noqa: N802
         self, request: inference_pb2.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[Event, None]:
         """Generates and streams."""
-        async with aclosing(self._events(request.request, context)) as events:
-            async for event in events:
-                yield event
+        return self._events(request.request, context)
 
     def _events(
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -119,6 +117,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             vocabulary_size=ready.vocabulary_size,
             context_length=ready.context_length,
             dtype=ready.dtype,
+            kv_dtype=ready.kv_dtype,
             attention=inference_pb2.AttentionInfo(
                 backend=ready.attention_backend,
                 pattern=ready.attention_pattern,

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 
-from attention.backends import Attention, UnsupportedError, make_pattern, resolve
-from attention.patterns.full import Full
+from attention.backends import Attention, UnsupportedError
 from attention.types import PagedCache
 from server.engine.core import EngineCore
+from server.engine.hardware import memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
+from server.engine.prepare import Report, prepare
 from server.engine.runner import Runner
 from server.engine.types import Ready, RefusedError
-from server.models.check import packed_check, sample_logits, self_check
-from server.models.load import LoadedModel, load_model
+from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
-from server.models.quantize import quantize
-from server.models.rope import read_scaling
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
-
-Report = Callable[[str, float], None]
 
 
 def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[EngineCore, Ready]:
@@ -49,36 +42,14 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         )
     threads = settings.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    loaded, device = load_as_set(settings, folder, report)
-    report("checking", 0.9)
-    choose = partial(
-        resolve,
-        layers=loaded.layers,
-        device=torch.device(device),
-        dtype=loaded.dtype,
-        page_size=settings.page_size,
-    )
-    try:
-        attention = choose(settings.attention, settings.attention_option, settings.kernel)
-        # What a pattern hides would be taken for a fault: the check is of the model and the kernel.
-        check_with = replace(attention, backend="full", pattern=Full(), family=False)
-        place = torch.device(device), loaded.dtype, settings.page_size
-        if attention.kernel.unsupported(loaded.layers, *place, check_with.pattern):
-            check_with = choose("full", {}, "auto")  # the kernel is for its own pattern alone
-    except UnsupportedError as error:
-        raise RefusedError(str(error)) from error
-    self_check(loaded, check_with, settings.page_size)
-    before = sample_logits(loaded, check_with, settings.page_size)
-    report("packing the weights", 0.93)
-    weights = quantize(loaded.model, settings.weights)
-    packed_check(before, sample_logits(loaded, check_with, settings.page_size), weights)
+    prepared = prepare(settings, folder, report)
+    loaded, device, weights = prepared.loaded, prepared.device, prepared.weights
+    attention, kv_dtype = prepared.attention, prepared.kv_dtype
 
     report("allocating the KV cache", 0.95)
-    page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, loaded.dtype, attention.pattern)
+    page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, kv_dtype, attention.pattern)
     pages, context_length = _size_cache(settings, loaded, attention, device, page_bytes)
-    cache = PagedCache(
-        loaded.layers, pages, settings.page_size, loaded.dtype, device, pattern=attention.pattern
-    )
+    cache = PagedCache(loaded.layers, pages, settings.page_size, kv_dtype, device, pattern=attention.pattern)
     try:
         runner = Runner(loaded.model, loaded.layers, attention, cache, loaded.rope)
     except UnsupportedError as error:
@@ -98,6 +69,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         vocabulary_size=loaded.vocabulary_size,
         context_length=context_length,
         dtype=str(loaded.dtype).removeprefix("torch."),
+        kv_dtype=str(kv_dtype).removeprefix("torch."),
         weights=weights,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         attention_backend=attention.backend,
@@ -108,43 +80,23 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         page_size=settings.page_size,
         pages_total=pages - 1,
         kv_bytes=pages * page_bytes,
+        weight_bytes=core.costs.weights.stored,
+        memory_total=memory_bytes(runner.device),
+        memory_used=used_bytes(runner.device),
         threads=threads,
-        versions={"torch": str(torch.__version__), "transformers": transformers.__version__},
+        versions={"torch": str(torch.__version__), "transformers": version("transformers")},
     )
     log.info(
-        "attention %s, kernel %s (%s); %d pages of %d tokens, %.2f GiB",
+        "attention %s, kernel %s (%s); %d pages of %d tokens in %s, %.2f GiB",
         ready.attention_backend,
         ready.attention_kernel,
         ready.attention_reason,
         ready.pages_total,
         ready.page_size,
+        ready.kv_dtype,
         ready.kv_bytes / 2**30,
     )
     return core, ready
-
-
-def load_as_set(settings: Settings, folder: Path, report: Report) -> tuple[LoadedModel, str]:
-    """The model as these settings want it, and the device that it is on: ``cpu`` or ``cuda``.
-
-    Raises:
-        RefusedError: the model can't be served so; the sentence says why.
-    """
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise RefusedError(
-            "--device cuda: torch sees no CUDA device; use --device cpu or a CUDA build of torch"
-        )
-    scaling = read_scaling(settings.rope_scaling, settings.rope_option)
-    try:
-        reach = make_pattern(settings.attention, settings.attention_option).reach
-    except UnsupportedError as error:
-        raise RefusedError(str(error)) from error
-    loaded = load_model(
-        folder, settings.dtype, device, settings.max_context, report, reach=reach, scaling=scaling
-    )
-    return loaded, device
 
 
 def _size_cache(
@@ -156,7 +108,8 @@ def _size_cache(
     else:
         # More than every running sequence at its longest, twice over for the prefix cache, is of no use.
         useful = 2 * settings.max_running * loaded.context_length * page_bytes // settings.page_size
-        budget = min(int(available_bytes(device) * settings.kv_memory_share), useful)
+        free = available_bytes(device) - loaded.mapped_bytes
+        budget = min(int(free * settings.kv_memory_share), useful)
     pages = budget // page_bytes
     if pages < 2:
         raise RefusedError(

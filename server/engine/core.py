@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from attention.patterns.base import ContentPattern
+from server.engine.costs import Cost, StepCosts
+from server.engine.hardware import MemoryMeter
 from server.engine.kv_manager import KVManager, most_pages
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Sequence
 from server.engine.types import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
+
+log = logging.getLogger("longspan.engine")
+
+_NOTHING = Cost(0, 0)
 
 
 class EngineCore:
@@ -22,6 +29,9 @@ class EngineCore:
         max_batch_tokens: tokens of a step, at most.
         prefix_cache: share the pages of equal prompts.
         check_integrity: check the allocator's books after every step.
+
+    Attributes:
+        costs: what its steps cost at least.
     """
 
     def __init__(
@@ -52,6 +62,8 @@ class EngineCore:
         if needed > self.kv.pool.total:
             raise ValueError(f"a context of {context_length} takes {needed} pages of {self.kv.pool.total}")
         self._pages_read = self._pages_skipped = 0
+        self._memory = MemoryMeter(runner.device)
+        self.costs = StepCosts(runner.model, list(runner.layers.values()), cache)
         self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens)
 
     def submit(self, request: Submit) -> None:
@@ -90,16 +102,18 @@ class EngineCore:
             min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in works
         )
         computed = sum(tokens for _, tokens in works)
-        news = self._run(works, set(fresh)) if works else []
+        news, cost = self._run(works, set(fresh)) if works else ([], _NOTHING)
         if self.check_integrity:
             self.scheduler.check_integrity()
         ended = time.monotonic()
-        return StepNews(ended, news, self.stats(prompt_tokens, computed - prompt_tokens, ended - began))
+        return StepNews(ended, news, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost))
 
-    def _run(self, works: list[Work], fresh: set[Sequence]) -> list[SequenceNews]:
+    def _run(self, works: list[Work], fresh: set[Sequence]) -> tuple[list[SequenceNews], Cost]:
         output = self.runner.run(works)
         self._pages_read += output.pages.read
         self._pages_skipped += output.pages.skipped
+        rows = len(output.sequences) + sum(map(len, output.prompt_logprobs))
+        cost = self.costs.of(sum(tokens for _, tokens in works), rows, output.pages.by_layer)
         for (sequence, tokens), prompt_logprobs in zip(works, output.prompt_logprobs, strict=True):
             sequence.prompt_logprobs.extend(prompt_logprobs)
             self.kv.advance(sequence, tokens)
@@ -118,10 +132,16 @@ class EngineCore:
             if sequence in fresh:
                 news[-1].started = sequence.started
                 news[-1].cached_tokens = sequence.cached_tokens
-        return news
+        return news, cost
 
     def _accept(self, sequence: Sequence, token: int | None, logprob: PositionLogprob | None) -> SequenceNews:
         if token is None:
+            log.error(
+                "sequence %d fails at token %d: the model's logits are no numbers%s",
+                sequence.id,
+                sequence.total,
+                self.runner.narrowness,
+            )
             self.scheduler.remove(sequence.id)
             return SequenceNews(sequence.id, [], finish=FinishReason.FAILED)
         first = sequence.output_len == 0
@@ -142,7 +162,9 @@ class EngineCore:
             preemptions=sequence.preemptions,
         )
 
-    def stats(self, prompt_tokens: int = 0, decode_tokens: int = 0, seconds: float = 0.0) -> Stats:
+    def stats(
+        self, prompt_tokens: int = 0, decode_tokens: int = 0, seconds: float = 0.0, cost: Cost = _NOTHING
+    ) -> Stats:
         """The load now, with the figures of the step that led to it."""
         pool = self.kv.pool
         return Stats(
@@ -159,4 +181,7 @@ class EngineCore:
             step_seconds=seconds,
             pages_read=self._pages_read,
             pages_skipped=self._pages_skipped,
+            bytes_moved=cost.bytes,
+            flops=cost.flops,
+            memory_used=self._memory.used(time.monotonic()),
         )

@@ -6,24 +6,26 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import shutil
-import sys
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import zmq
-import zmq.asyncio
 
+from server.background import in_thread
+from server.engine.spawn import spawn_engine
 from server.engine.types import (
     Abort,
     Failed,
     FromEngine,
     Launch,
     Loading,
+    Measured,
     Ready,
     RefusedError,
     SequenceNews,
@@ -45,41 +47,56 @@ class EngineDeadError(Exception):
     """The engine process is gone; the message is a sentence."""
 
 
-class NewsStream(AsyncIterator[tuple[SequenceNews, float]]):
-    """News of some sequences, each with the time of its step; ends when all of them have finished."""
+class NewsStream:
+    """News of some sequences, each with the time of its step, for one reader."""
 
     def __init__(self, link: EngineClient, ids: list[int]) -> None:
         self._link = link
         self._open = set(ids)
-        # None wakes a reader whose last sequence was aborted by another task.
-        self._queue: asyncio.Queue[tuple[SequenceNews, float] | EngineDeadError | None] = asyncio.Queue()
+        self._news: deque[tuple[SequenceNews, float]] = deque()
+        self._error: EngineDeadError | None = None
+        self._reader: asyncio.Future[None] | None = None
 
-    def put(self, item: tuple[SequenceNews, float] | EngineDeadError) -> None:
+    def put(self, news: SequenceNews, when: float) -> None:
         """Called by the link."""
-        self._queue.put_nowait(item)
+        self._news.append((news, when))
+        self._wake()
 
-    @property
-    def pending(self) -> bool:
-        """The next item is there already."""
-        return not self._queue.empty()
+    def fail(self, error: EngineDeadError) -> None:
+        """Called by the link: nothing more comes."""
+        self._error = error
+        self._wake()
 
-    async def __anext__(self) -> tuple[SequenceNews, float]:
-        """The next news.
+    async def take(self, most: int) -> list[tuple[SequenceNews, float]]:
+        """What has come since the last call, at most so many; waits until there is something.
+
+        Returns:
+            News in order; none when all sequences have finished or were aborted.
 
         Raises:
             EngineDeadError: the engine died before all sequences had finished.
         """
         while self._open:
-            item = await self._queue.get()
-            if isinstance(item, EngineDeadError):
+            taken: list[tuple[SequenceNews, float]] = []
+            while self._news and len(taken) < most:
+                item = self._news.popleft()
+                if item[0].id not in self._open:
+                    continue  # it was aborted while this was under way
+                if item[0].finish is not None:
+                    self._open.discard(item[0].id)
+                taken.append(item)
+            if taken:
+                return taken
+            if self._error is not None:
                 self._open.clear()
-                raise item
-            if item is None or item[0].id not in self._open:
-                continue  # it was aborted while this was under way
-            if item[0].finish is not None:
-                self._open.discard(item[0].id)
-            return item
-        raise StopAsyncIteration
+                raise self._error
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return []
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def abort(self, ids: list[int] | None = None) -> None:
         """Forgets all of the sequences, or those named, here and in the engine; harmless when repeated."""
@@ -87,11 +104,16 @@ class NewsStream(AsyncIterator[tuple[SequenceNews, float]]):
         self._open -= gone
         self._link.abort(sorted(gone))
         if not self._open:
-            self._queue.put_nowait(None)
+            self._wake()
 
 
 class EngineClient:
     """One engine process, used from one asyncio loop.
+
+    Args:
+        settings: of the server.
+        folder: the model, a Hugging Face folder.
+        process: what ``spawn_engine`` gave, if that was called already.
 
     Attributes:
         state: ``loading`` until the engine says it is ready; ``dead`` if it ended by itself.
@@ -99,9 +121,12 @@ class EngineClient:
         progress: what it said last while loading.
         stats: its load after the last step.
         on_step: called for the message of every step, before the streams get their news.
+        on_measured: called once the engine has measured its device.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self.state: Literal["loading", "ready", "dead", "stopped"] = "loading"
@@ -109,6 +134,7 @@ class EngineClient:
         self.progress: Loading | None = None
         self.stats = Stats()
         self.on_step: Callable[[StepNews], None] | None = None
+        self.on_measured: Callable[[Measured], None] | None = None
         self._streams: dict[int, NewsStream] = {}
         self._ids = itertools.count(1)
         self._ready_or_dead = asyncio.Event()
@@ -118,34 +144,32 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._directory = ""
-        self._process: asyncio.subprocess.Process | None = None
-        self._socket: zmq.asyncio.Socket | None = None
-        self._context: zmq.asyncio.Context | None = None
+        self._process = process
+        self._exit: asyncio.Task[int] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Starts the process and returns at once; ``wait_ready`` tells how it went."""
         self._directory = tempfile.mkdtemp(prefix="longspan-")
         endpoint = f"ipc://{self._directory}/engine"
-        self._context = zmq.asyncio.Context(io_threads=1)
+        self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.set_hwm(0)
         self._socket.bind(endpoint)
-        threads = str(self._settings.threads or len(os.sched_getaffinity(0)))
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "server.engine.process",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=sys.stderr.fileno(),
-            # torch reads the number of threads when it is imported, and a later call doesn't bind them.
-            env={**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
-        )
+        if self._process is None:
+            self._process = spawn_engine(self._settings.threads)
+        self._exit = asyncio.create_task(in_thread(self._process.wait))
         launch = Launch(endpoint, str(self._folder), self._settings.model_dump_json())
         assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+        with contextlib.suppress(BrokenPipeError):  # that it is gone, its exit tells
+            self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
+            self._process.stdin.flush()
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._receive)
+        self._receive()
+        self._tasks = [asyncio.create_task(self._watch())]
 
     async def wait_ready(self) -> Ready:
         """Waits until the engine serves.
@@ -192,7 +216,7 @@ class EngineClient:
 
     async def stop(self) -> None:
         """Ends the process: politely, then by force. Streams still open end with ``EngineDeadError``."""
-        if self.state == "stopped" or self._process is None:
+        if self.state == "stopped" or self._exit is None:
             return
         was, self.state = self.state, "stopped"
         if was in ("ready", "loading"):
@@ -200,48 +224,59 @@ class EngineClient:
                 self._send(Shutdown())
             else:
                 self._kill()
-            try:
-                await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
-            except TimeoutError:
+            await asyncio.wait({self._exit}, timeout=_STOP_SECONDS)
+            if not self._exit.done():
                 log.warning("the engine did not end within %.0f s and is killed", _STOP_SECONDS)
                 self._kill()
-                await self._process.wait()
+                await self._exit
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._end_streams("the server is shutting down")
         self._ready_or_dead.set()
         if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
+            self._socket = None
         if self._context is not None:
             self._context.term()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _kill(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.kill()
 
     def _send(self, message: ToEngine) -> None:
         assert self._socket is not None
         # Without a high-water mark the message is queued by the time that this returns; admission bounds how
-        # much that is. It must be the asyncio socket's own send: the socket's file descriptor signals edges,
-        # and a plain send can swallow the edge of a message that arrives just then.
-        self._socket.send(self._encoder.encode(message))
+        # much that is.
+        with contextlib.suppress(zmq.Again):  # that the engine is gone, its exit tells
+            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        # The socket's descriptor signals edges, and sending can swallow that of a message that came just now.
+        asyncio.get_running_loop().call_soon(self._receive)
 
-    async def _receive(self) -> None:
-        assert self._socket is not None
-        while True:
-            message = self._decoder.decode(await self._socket.recv())
-            if isinstance(message, StepNews):
-                self._deliver(message)
-            elif isinstance(message, Ready):
-                self.ready, self.state = message, "ready"
-                self._ready_or_dead.set()
-            elif isinstance(message, Failed):
-                self._failure = message
-            else:
-                self.progress = message
+    def _receive(self) -> None:
+        """Takes all messages that are there."""
+        while self._socket is not None:
+            try:
+                payload = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._handle(self._decoder.decode(payload))
+
+    def _handle(self, message: FromEngine) -> None:
+        if isinstance(message, StepNews):
+            self._deliver(message)
+        elif isinstance(message, Ready):
+            self.ready, self.state = message, "ready"
+            self._ready_or_dead.set()
+        elif isinstance(message, Measured):
+            if self.on_measured is not None:
+                self.on_measured(message)
+        elif isinstance(message, Failed):
+            self._failure = message
+        else:
+            self.progress = message
 
     def _deliver(self, news: StepNews) -> None:
         self.stats = news.stats
@@ -253,11 +288,11 @@ class EngineClient:
                 continue  # aborted while the step ran
             if item.finish is not None:
                 del self._streams[item.id]
-            stream.put((item, news.time))
+            stream.put(item, news.time)
 
     async def _watch(self) -> None:
-        assert self._process is not None
-        code = await self._process.wait()
+        assert self._exit is not None
+        code = await asyncio.shield(self._exit)
         if self.state == "stopped":
             return
         if code == 1:
@@ -271,5 +306,5 @@ class EngineClient:
 
     def _end_streams(self, reason: str) -> None:
         for stream in set(self._streams.values()):
-            stream.put(EngineDeadError(reason))
+            stream.fail(EngineDeadError(reason))
         self._streams.clear()

@@ -6,7 +6,9 @@ stays open for as long as the server process lives: its end tells the engine to 
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import json
 import logging
 import os
@@ -38,6 +40,9 @@ from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
 
+# An engine without work for so long is taken to be idle: the moment to measure the device.
+_QUIET_MS = 1000
+
 
 class Engine:
     """The message loop around an ``EngineCore``."""
@@ -50,6 +55,7 @@ class Engine:
         self._poller.register(alive_fd, zmq.POLLIN)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
+        self._measured = False
 
     def send(self, message: FromEngine) -> None:
         """Sends a message to the server process."""
@@ -58,7 +64,8 @@ class Engine:
     def run(self, core: Any) -> None:
         """Serves until it is told to end or the server process is gone."""
         while True:
-            events = dict(self._poller.poll(0 if core.has_work else None))
+            patience = None if self._measured else _QUIET_MS
+            events = dict(self._poller.poll(0 if core.has_work else patience))
             if self._alive_fd in events:
                 log.info("the server process is gone; the engine ends")
                 return
@@ -69,6 +76,25 @@ class Engine:
                 self._handle(core, message)
             if core.has_work:
                 self.send(core.step())
+            elif not events and not self._measured:
+                self._measure(core)
+
+    def _measure(self, core: Any) -> None:
+        """Measures the device, and gives it up as soon as there is something else to do."""
+        from server.engine.hardware import measure
+
+        slices = measure(core.runner.model)
+        try:
+            while not self._poller.poll(0):
+                next(slices)
+        except StopIteration as end:
+            self._measured = True
+            self.send(end.value)
+        except Exception as error:  # figures for people are not worth an engine
+            self._measured = True
+            log.warning("the device's bandwidth and matrix rate were not measured: %r", error)
+        finally:
+            slices.close()
 
     def _handle(self, core: Any, message: Submit | Abort) -> None:
         if isinstance(message, Abort):
@@ -91,6 +117,9 @@ def main() -> int:
     # Ctrl-C reaches the whole process group; the server process decides when the engine may end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Before the settings are there: it takes a second. What fails here fails again where it can be told.
+    with contextlib.suppress(Exception):
+        importlib.import_module("server.engine.build")
     line = b""
     while not line.endswith(b"\n"):
         chunk = os.read(0, 65536)

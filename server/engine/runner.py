@@ -78,6 +78,7 @@ class Runner:
                 "change with the distances that dense layers see; leave dense_layers out or choose "
                 "positions=original"
             )
+        self._program = attention.program(cache)
         self.rope = rope.fixed() if rope is not None and pattern.reach is not None else rope
 
     @torch.inference_mode()
@@ -106,12 +107,24 @@ class Runner:
                 position_ids=batch.positions[None],
                 use_cache=False,
                 logits_to_keep=torch.tensor(keep, device=self.device),
-                longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations),
+                longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program),
             ).logits[0]
         sequences = [works[b].sequence for b in caught_up]
         tokens, logprobs = self._sample(sequences, logits[: len(last_rows)])
         owed = self._echo(works, echo, logits[len(last_rows) :])
         return RunOutput(sequences, tokens, logprobs, owed, pages_of(self.attention, batch))
+
+    @property
+    def narrowness(self) -> str:
+        """What to do about logits that are no numbers, if the cache may be why: the end of a sentence."""
+        dtype = self.cache.dtype
+        most = torch.finfo(dtype).max
+        if most >= torch.finfo(self.model.dtype).max:
+            return ""
+        return (
+            f"; a key or value beyond {most:g}, the most that a KV cache in {str(dtype)[6:]} holds, does it: "
+            "choose another --kv-dtype"
+        )
 
     @staticmethod
     def _lengths(rope: LengthRope, works: list[Work]) -> torch.Tensor:

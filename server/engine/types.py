@@ -138,6 +138,9 @@ class Stats(msgspec.Struct, array_like=True):
         step_seconds: how long this step took.
         pages_read: total of pages that attention read, over steps, layers and sequences.
         pages_skipped: total of pages that it need not read, thanks to its pattern.
+        bytes_moved: to and from the device's memory in this step, at least; see ``server.engine.costs``.
+        flops: multiplications and additions of this step.
+        memory_used: bytes of the device's memory that are in use.
     """
 
     running: int = 0
@@ -153,6 +156,9 @@ class Stats(msgspec.Struct, array_like=True):
     step_seconds: float = 0.0
     pages_read: int = 0
     pages_skipped: int = 0
+    bytes_moved: int = 0
+    flops: int = 0
+    memory_used: int = 0
 
 
 class StepNews(msgspec.Struct, array_like=True, tag="step"):
@@ -183,7 +189,8 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         layers: attention layers.
         vocabulary_size: number of logits.
         context_length: most tokens of prompt and output together.
-        dtype: number format of computation and cache.
+        dtype: number format of computation.
+        kv_dtype: number format of the KV cache.
         weights: form of the linear layers' weights inside the decoder, like ``int4`` or ``float32``.
         device: ``cpu``, or the accelerator's name.
         attention_backend: what the operator chose.
@@ -194,6 +201,9 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         page_size: tokens per page.
         pages_total: pages that can be allocated.
         kv_bytes: bytes of the whole KV cache.
+        weight_bytes: bytes of all weights, in the form in which they are kept.
+        memory_total: bytes of memory that the device has.
+        memory_used: bytes of it in use now.
         threads: CPU threads of the engine.
         versions: of torch and transformers.
     """
@@ -204,6 +214,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     vocabulary_size: int
     context_length: int
     dtype: str
+    kv_dtype: str
     weights: str
     device: str
     attention_backend: str
@@ -214,8 +225,23 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     page_size: int
     pages_total: int
     kv_bytes: int
+    weight_bytes: int
+    memory_total: int
+    memory_used: int
     threads: int
     versions: dict[str, str]
+
+
+class Measured(msgspec.Struct, array_like=True, tag="measured"):
+    """What the device can do at best; sent once, when the engine has had nothing to do for a while.
+
+    Attributes:
+        bandwidth: bytes read from its memory per second.
+        matrix_rate: operations of a matrix product per second, two to a multiply-add.
+    """
+
+    bandwidth: float
+    matrix_rate: float
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed"):
@@ -239,7 +265,7 @@ class Launch(msgspec.Struct):
 
 
 ToEngine = Submit | Abort | Shutdown
-FromEngine = Loading | Ready | StepNews | Failed
+FromEngine = Loading | Ready | Measured | StepNews | Failed
 
 
 class RefusedError(Exception):

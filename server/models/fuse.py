@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from attention.hook import Attend
 from server.models.fused import FusedLayer, NotCommonError
 
 log = logging.getLogger("longspan.models")
@@ -54,7 +55,7 @@ def fuse(model: Any) -> int:
 def _proven(model: Any, candidates: Mapping[nn.Module, FusedLayer]) -> dict[nn.Module, FusedLayer]:
     """Those that compute what their plain layers do, in one forward of the model on a few tokens."""
     proven = {}
-    probe = _Probe()
+    probe = Probe()
 
     def compare(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         fused, plain_call = candidates[layer], probe.last
@@ -82,23 +83,29 @@ def _proven(model: Any, candidates: Mapping[nn.Module, FusedLayer]) -> dict[nn.M
 
     hooks = [layer.register_forward_pre_hook(forget) for layer in candidates]
     hooks += [layer.register_forward_hook(compare, with_kwargs=True) for layer in candidates]
-    device = next(model.parameters()).device
-    text = model.config.get_text_config(decoder=True)
-    most = getattr(text, "max_position_embeddings", None) or max(_POSITIONS) + 1
-    positions = torch.tensor([p for p in _POSITIONS if p < most], device=device)
     try:
-        with torch.inference_mode():
-            model(
-                input_ids=(7 * torch.arange(len(positions), device=device)[None] + 1) % text.vocab_size,
-                position_ids=positions[None],
-                use_cache=False,
-                logits_to_keep=torch.zeros(1, dtype=torch.long, device=device),
-                longspan=probe,
-            )
+        probe_forward(model, probe)
     finally:
         for hook in hooks:
             hook.remove()
     return proven
+
+
+def probe_forward(model: Any, attend: Attend) -> torch.Tensor:
+    """One forward of a model on a few tokens, near and far from each other; the first token's logits."""
+    device = next(model.parameters()).device
+    text = model.config.get_text_config(decoder=True)
+    most = getattr(text, "max_position_embeddings", None) or max(_POSITIONS) + 1
+    positions = torch.tensor([p for p in _POSITIONS if p < most], device=device)
+    with torch.inference_mode():
+        logits: torch.Tensor = model(
+            input_ids=(7 * torch.arange(len(positions), device=device)[None] + 1) % text.vocab_size,
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=torch.zeros(1, dtype=torch.long, device=device),
+            longspan=attend,
+        ).logits[0]
+    return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,7 @@ class _Call:
     features: dict[str, Any] = field(default_factory=dict)
 
 
-class _Probe:
+class Probe:
     """Computes plain causal attention and notes the last call."""
 
     def __init__(self) -> None:

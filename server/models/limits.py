@@ -10,7 +10,8 @@ from server.models.rope import RopeScaling, apply_scaling, ropes
 
 log = logging.getLogger("longspan.models")
 
-_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+"""What configs call the length of the context."""
 
 
 def context_length(
@@ -67,7 +68,7 @@ def steady_length(config: Any) -> int | None:
 def _own_length(config: Any) -> int | None:
     """What the checkpoint was made for, its own stretching of positions included."""
     text = config.get_text_config(decoder=True)
-    values = (getattr(text, name, None) for name in _LENGTHS)
+    values = (getattr(text, name, None) for name in LENGTHS)
     own = next((value for value in values if isinstance(value, int) and value > 0), None)
     if own is None:
         return None

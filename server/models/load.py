@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +14,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from attention.backends import UnsupportedError
 from attention.hook import read_layers, register
 from attention.rope import LengthRope
-from attention.types import LayerSpec
 from server.engine.types import RefusedError
 from server.models.folder import weight_files
 from server.models.fuse import fuse
 from server.models.limits import context_length, steady_length
+from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
 from server.models.rope import RopeScaling, check_scaling
 
 log = logging.getLogger("longspan.models")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model that is ready for forwards with ``longspan=Step(...)``.
-
-    Attributes:
-        model: the causal language model, in evaluation mode, its parameters frozen.
-        layers: what its attention layers ask for, in order.
-        architecture: its class in transformers.
-        parameters: number of weights, tied ones counted once.
-        vocabulary_size: number of logits.
-        context_length: the most tokens of prompt and output together.
-        dtype: number format of weights and computation.
-        rope: its rotary embeddings, if their frequencies depend on lengths.
-    """
-
-    model: Any
-    layers: list[LayerSpec]
-    architecture: str
-    parameters: int
-    vocabulary_size: int
-    context_length: int
-    dtype: torch.dtype
-    rope: LengthRope | None = None
 
 
 def load_model(

@@ -11,11 +11,13 @@ from torch import nn
 
 from attention.kernels.native import NativeError
 from server.engine.types import RefusedError
+from server.models.fuse import Probe, probe_forward
 from server.models.fused import FusedLayer
 from server.models.quantized import native
 from server.models.quantized.layer import QuantizedLayer, Workspace
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import Bits, Packed, pack
+from server.models.quantized.stack import QuantizedStack
 
 log = logging.getLogger("longspan.models")
 
@@ -123,6 +125,48 @@ def _use_operator(model: nn.Module) -> None:
         for index, layer in enumerate(modules):
             if isinstance(layer, FusedLayer) and QuantizedLayer.fits(layer):
                 modules[index] = QuantizedLayer(layer, workspace).eval()
+        if QuantizedStack.fits(list(modules)):
+            _stack(model, modules)
+
+
+def _stack(model: Any, modules: nn.ModuleList) -> None:
+    """Makes one module of all, if the model hands each what the one before gave, and the same besides."""
+    layers: list[Any] = list(modules)
+    calls: list[tuple[Any, ...]] = []
+
+    def note(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        calls.append((*args, *sorted(kwargs.items())))
+
+    def forward() -> torch.Tensor:
+        return probe_forward(model, Probe())
+
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        expected = forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(calls) != len(layers) or any(not _same(call, calls[0]) for call in calls):
+        log.info("layers are called one by one: the model gives them different arguments")
+        return
+    modules[0] = QuantizedStack(layers).eval()
+    del modules[1:]
+    try:
+        same = torch.equal(forward(), expected)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # it counts its layers
+        log.debug("a stack of layers cannot be called: %s", error)
+        same = False
+    if not same:
+        log.info("layers are called one by one: the model does not take one module for all of them")
+        modules[0] = layers[0]
+        modules.extend(layers[1:])
+
+
+def _same(one: Any, other: Any) -> bool:
+    """The very same objects, in the same structure of tuples."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one is other or (not isinstance(one, torch.Tensor) and type(one) is type(other) and one == other)
 
 
 def _forms(model: Any) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from server.engine.types import Ready, RefusedError, Stats, StepNews
+from server.engine.types import Measured, Ready, RefusedError, Stats, StepNews
 
 _FIRST_TOKEN = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
@@ -58,7 +59,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._model = ""
+        # Totals are counted from the step before; the load is what a scrape asks for.
         self._last = Stats()
+        self._load = Stats()
         self.requests = self._counter(
             "requests",
             "Generation requests that ended. finish_reason: stop or length (if any sample ended so), "
@@ -128,11 +131,36 @@ class Metrics:
             "engine_step_duration_seconds", "Duration of an engine step.", _BETWEEN_TOKENS, "phase"
         )
         self._step_tokens: Histogram | None = None
+        self._bytes_moved = self._counter(
+            "engine_bytes",
+            "Bytes that engine steps had to move to and from the device's memory: weights, keys, values.",
+        )
+        self._flops = self._counter(
+            "engine_flops", "Operations of engine steps, two to a multiply-add, in whatever number format."
+        )
+        self._memory = self._gauge(
+            "device_memory_bytes",
+            "Memory of the engine's device. kind: total, used (on a CPU by the engine process alone), and "
+            "what the engine set apart of it: kv, weights.",
+            "kind",
+        )
+        self._bandwidth = self._gauge(
+            "device_memory_bandwidth_bytes_per_second",
+            "Fastest reading from the device's memory, measured when the engine is idle for the first time.",
+        )
+        self._matrix_rate = self._gauge(
+            "device_matrix_flops_per_second",
+            "Fastest matrix product on the device, in the form of the model's weights, measured likewise.",
+        )
+        # Those that every step adds to, with the number's name in ``Stats``: totals, and of the step alone.
+        self._totals: list[tuple[Counter, str]] = []
+        self._of_step: list[tuple[Counter, str]] = []
+        self._durations: dict[str, Histogram] = {}
         self._info = self._gauge(
             "info",
             "Always 1; the labels say what runs.",
             *("version", "model", "attention_backend", "attention_options"),
-            *("kernel", "dtype", "weights", "page_size"),
+            *("kernel", "dtype", "kv_dtype", "weights", "page_size"),
         )
 
     def labels(self, *values: str) -> tuple[str, ...]:
@@ -149,7 +177,7 @@ class Metrics:
         self._info.clear()
         options = ",".join(f"{key}={value}" for key, value in sorted(ready.attention_options.items()))
         identity = (version, self._model, ready.attention_backend, options)
-        runs = (ready.attention_kernel, ready.dtype, weights, str(ready.page_size))
+        runs = (ready.attention_kernel, ready.dtype, ready.kv_dtype, weights, str(ready.page_size))
         self._info.labels(*self.labels(*identity, *runs)).set(1)
         if self._step_tokens is None:
             lengths = counts_up_to(ready.context_length)
@@ -162,48 +190,67 @@ class Metrics:
             self._step_tokens = self._histogram(
                 "engine_step_batch_tokens", "Tokens computed per engine step.", counts_up_to(max_batch_tokens)
             )
-        for family, _ in self._engine_totals():
-            family.labels(*self.labels())  # present from the start, as rate() needs
+        # Present from the start, as rate() needs.
+        self._totals = [
+            (self._preemptions.labels(*self.labels()), "preemptions"),
+            (self._prefix_queries.labels(*self.labels()), "prefix_queries"),
+            (self._prefix_hits.labels(*self.labels()), "prefix_hits"),
+            (self._pages_read.labels(*self.labels()), "pages_read"),
+            (self._pages_skipped.labels(*self.labels()), "pages_skipped"),
+        ]
+        self._of_step = [
+            (self._bytes_moved.labels(*self.labels()), "bytes_moved"),
+            (self._flops.labels(*self.labels()), "flops"),
+        ]
+        self._durations.clear()
         self.prompt_tokens.labels(*self.labels())
         self.generation_tokens.labels(*self.labels())
-        self._load(Stats(pages_total=ready.pages_total))
+        sizes = {"total": ready.memory_total, "kv": ready.kv_bytes, "weights": ready.weight_bytes}
+        for kind, size in sizes.items():
+            self._memory.labels(*self.labels(kind)).set(size)
+        self._load = Stats(pages_total=ready.pages_total, memory_used=ready.memory_used)
+        self._show_load()
+
+    def measured(self, found: Measured) -> None:
+        """Takes what the engine's device can do at best."""
+        self._bandwidth.labels(*self.labels()).set(found.bandwidth)
+        self._matrix_rate.labels(*self.labels()).set(found.matrix_rate)
 
     def engine_gone(self) -> None:
         """The engine's load is nothing, for it is dead."""
-        self._load(Stats())
+        self._load = Stats()
 
     def step(self, news: StepNews) -> None:
         """Takes one engine step."""
         stats, last = news.stats, self._last
-        labels = self.labels()
-        for family, total in self._engine_totals():
-            family.labels(*labels).inc(getattr(stats, total) - getattr(last, total))
-        self._last = stats
-        self._load(stats)
+        for total, name in self._totals:
+            if more := getattr(stats, name) - getattr(last, name):
+                total.inc(more)
+        self._last = self._load = stats
         tokens = stats.prompt_tokens + stats.decode_tokens
         if tokens and self._step_tokens is not None:
             phase = "mixed" if stats.prompt_tokens and stats.decode_tokens else None
             phase = phase or ("prefill" if stats.prompt_tokens else "decode")
-            self._step_duration.labels(*self.labels(phase)).observe(stats.step_seconds)
-            self._step_tokens.labels(*labels).observe(tokens)
+            if phase not in self._durations:
+                self._durations[phase] = self._step_duration.labels(*self.labels(phase))
+            self._durations[phase].observe(stats.step_seconds)
+            self._step_tokens.labels(*self.labels()).observe(tokens)
+            for counter, name in self._of_step:
+                counter.inc(getattr(stats, name))
 
-    def _engine_totals(self) -> list[tuple[Counter, str]]:
-        """Counters of what the engine counts since its start, and the total's name in ``Stats``."""
-        return [
-            (self._preemptions, "preemptions"),
-            (self._prefix_queries, "prefix_queries"),
-            (self._prefix_hits, "prefix_hits"),
-            (self._pages_read, "pages_read"),
-            (self._pages_skipped, "pages_skipped"),
-        ]
+    def _show_load(self) -> None:
+        """Has the gauges of the load read when they are scraped, and not set by every step."""
 
-    def _load(self, stats: Stats) -> None:
-        self._running.labels(*self.labels()).set(stats.running)
-        self._waiting.labels(*self.labels()).set(stats.waiting)
-        self._kv_usage.labels(*self.labels()).set(stats.pages_used / max(stats.pages_total, 1))
-        free = stats.pages_total - stats.pages_used - stats.pages_cached
-        for state, pages in (("used", stats.pages_used), ("cached", stats.pages_cached), ("free", free)):
-            self._kv_pages.labels(*self.labels(state)).set(pages)
+        def show(gauge: Gauge, value: Callable[[Stats], float], *labels: str) -> None:
+            gauge.labels(*self.labels(*labels)).set_function(lambda: value(self._load))
+
+        show(self._running, lambda load: load.running)
+        show(self._waiting, lambda load: load.waiting)
+        show(self._memory, lambda load: load.memory_used, "used")
+        show(self._kv_usage, lambda load: load.pages_used / max(load.pages_total, 1))
+        show(self._kv_pages, lambda load: load.pages_used, "used")
+        show(self._kv_pages, lambda load: load.pages_cached, "cached")
+        show(self._kv_pages, lambda load: load.pages_total - load.pages_used - load.pages_cached, "free")
 
     def _counter(self, name: str, words: str, *labels: str) -> Counter:
         return Counter(f"longspan_{name}", words, ("model_name", *labels), registry=self.registry)

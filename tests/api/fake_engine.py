@@ -32,6 +32,7 @@ READY = Ready(
     vocabulary_size=VOCABULARY,
     context_length=CONTEXT,
     dtype="float32",
+    kv_dtype="float16",
     weights="int4",
     device="cpu",
     attention_backend="full",
@@ -42,6 +43,9 @@ READY = Ready(
     page_size=16,
     pages_total=PAGES,
     kv_bytes=1,
+    weight_bytes=2,
+    memory_total=4,
+    memory_used=3,
     threads=1,
     versions={"torch": "0"},
 )
@@ -138,6 +142,9 @@ class FakeEngine(EngineClient):
                 prefix_hits=5 * len(self.submitted),
                 decode_tokens=len(news),
                 step_seconds=time.monotonic() - begun,
+                bytes_moved=1000 * len(news),
+                flops=3000 * len(news),
+                memory_used=3 * 10**9,
             )
             self._deliver(StepNews(time.monotonic(), news, stats))
             await asyncio.sleep(self.step_seconds)

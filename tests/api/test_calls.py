@@ -216,6 +216,7 @@ async def test_information(running):
     model = await stub.GetModelInfo(inference_pb2.GetModelInfoRequest())
     assert (model.name, model.source, model.context_length) == ("fake", "nowhere", 200)
     assert (model.attention.backend, dict(model.attention.options)) == ("full", {"window": "8"})
+    assert (model.dtype, model.kv_dtype) == ("float32", "float16")
     assert list(model.eos_token_ids) == [END]
     assert model.has_chat_template
     limits = model.limits

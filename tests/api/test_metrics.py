@@ -1,7 +1,9 @@
 """The metrics: every row is there, and totals equal what clients were told."""
 
 import asyncio
+import re
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,7 +22,8 @@ ROWS = {
     *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),
     *("request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens"),
     *("engine_step_duration_seconds", "engine_step_batch_tokens", "info"),
-    *("attention_pages_read", "attention_pages_skipped"),
+    *("attention_pages_read", "attention_pages_skipped", "engine_bytes", "engine_flops"),
+    *("device_memory_bytes", "device_memory_bandwidth_bytes_per_second", "device_matrix_flops_per_second"),
     *("grpc_server_started", "grpc_server_handled", "grpc_server_msg_sent", "grpc_server_handling_seconds"),
 }
 
@@ -32,7 +35,25 @@ async def test_every_row_is_there_and_none_is_about_creation(running):
     assert {f"longspan_{row}" for row in ROWS} <= families
     assert "_created" not in text
     assert 'longspan_info{attention_backend="full",attention_options="window=8",dtype="float32"' in text
-    assert 'kernel="reference"' in text
+    assert 'kernel="reference",kv_dtype="float16",' in text
+
+
+async def test_the_documentation_names_every_row_and_no_other(running):
+    await running.generate()
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    rows = re.findall(r"^\| [a-zA-Z ]+ \| (`[a-z].*) \|$", page.partition("## Metrics")[2], re.MULTILINE)
+    named = set()
+    for entry in re.findall("`([^`]+)`", " ".join(rows)):
+        # Braces at the end are labels, before it they hold several names.
+        name = re.sub(r"\{[^}]*\}$", "", entry)
+        first, brace, rest = name.partition("{")
+        inside, _, last = rest.partition("}")
+        named |= (
+            {f"longspan_{first}{part}{last}" for part in inside.split(",")} if brace else {f"longspan_{name}"}
+        )
+    text = generate_latest(running.registry).decode()
+    families = text_string_to_metric_families(text)
+    assert named == {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
 
 
 async def test_totals_equal_what_clients_were_told(running):
@@ -133,6 +154,24 @@ async def test_the_engines_load_and_totals(running):
     running.metrics.identify(running.engine.ready, version="0", weights="float32", max_batch_tokens=64)
     step(preemptions=1)
     assert running.sample("longspan_preemptions_total") == 6
+
+
+async def test_what_steps_cost_and_what_the_device_can_do(running):
+    def step(**stats):
+        running.metrics.step(StepNews(0.0, [], Stats(step_seconds=0.01, **stats)))
+
+    kinds = ("total", "used", "kv", "weights")
+    assert [running.sample("longspan_device_memory_bytes", kind=kind) for kind in kinds] == [4, 3, 1, 2]
+    assert running.sample("longspan_device_memory_bandwidth_bytes_per_second") == 1e12
+    assert running.sample("longspan_device_matrix_flops_per_second") == 2e12
+    # Figures of a step, not totals: a total of operations would outgrow 64 bits.
+    step(decode_tokens=1, bytes_moved=7, flops=2**62, memory_used=9)
+    step(decode_tokens=1, bytes_moved=5, flops=2**62, memory_used=8)
+    assert running.sample("longspan_engine_bytes_total") == 12
+    assert running.sample("longspan_engine_flops_total") == 2**63
+    assert running.sample("longspan_device_memory_bytes", kind="used") == 8
+    running.metrics.engine_gone()
+    assert running.sample("longspan_device_memory_bytes", kind="used") == 0
 
 
 def test_buckets_for_counts():

@@ -53,7 +53,8 @@ def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
     head, works, refused = done.stdout.split("\n\n")
     assert head == (
         "gemma2: layer 0: 4 query heads over 2 key heads of size 16, window 8, soft-cap 50; "
-        "layer 1: 4 query heads over 2 key heads of size 16, soft-cap 50; on cpu, float32, page size 16"
+        "layer 1: 4 query heads over 2 key heads of size 16, soft-cap 50; on cpu, float32, KV cache float32, "
+        "page size 16"
     )
     patterns = imported(BACKENDS["sparse"].family)
     title, *shown = [row[0] for row in rows(works)]
@@ -77,11 +78,12 @@ def test_the_table_folds_where_there_are_100_columns(gemma: Path, monkeypatch: p
 
 
 def test_json_says_all_of_it_and_options_are_judged(gemma: Path) -> None:
-    done = run("--model", gemma, "--json", "--attention-option", "window=9", "--page-size", "8")
+    options = ["--attention-option", "window=9", "--page-size", "8", "--kv-dtype", "bfloat16"]
+    done = run("--model", gemma, "--json", *options)
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["model"], document["device"]) == ("gemma2", "cpu")
-    assert (document["dtype"], document["page_size"]) == ("float32", 8)
+    assert (document["dtype"], document["kv_dtype"], document["page_size"]) == ("float32", "bfloat16", 8)
     by_name = {(entry["backend"], entry["options"].get("pattern")): entry for entry in document["backends"]}
     assert by_name["full", None]["refusal"] == "full attention takes no options; remove window"
     window = by_name["sliding_window", None]

@@ -52,6 +52,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "attention": ("sparse", "sparse"),
     "attention_option": ("window=512", {"window": "512"}),
     "kernel": ("sdpa", "sdpa"),
+    "kv_dtype": ("bfloat16", "bfloat16"),
     "page_size": ("32", 32),
     "kv_memory": ("1.5GiB", 3 << 29),
     "kv_memory_share": ("0.25", 0.25),

@@ -48,9 +48,13 @@ def make_core(
     kernel: str = "auto",
     backend: str = "full",
     options: Mapping[str, str] | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> EngineCore:
-    """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed."""
-    dtype = next(loaded.model.parameters()).dtype
+    """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed.
+
+    The cache is in the model's own number format, if none is given.
+    """
+    dtype = kv_dtype or next(loaded.model.parameters()).dtype
     attention = resolve(backend, options or {}, kernel, loaded.layers, torch.device("cpu"), dtype, page_size)
     cache = PagedCache(loaded.layers, pages, page_size, dtype, pattern=attention.pattern, poison=True)
     capacity = (pages - 1) * page_size

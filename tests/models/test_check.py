@@ -6,14 +6,15 @@ import transformers
 
 from attention.backends import resolve
 from server.engine.types import RefusedError
-from server.models.check import packed_check, relative_error, self_check
+from server.models.check import relative_error, self_check, served_check
 from server.models.load import load_model
 from tests.models_zoo import KINDS, save_tiny
 
 
-def check(loaded, kernel="auto", page_size=4):
-    attention = resolve("full", {}, kernel, loaded.layers, "cpu", loaded.dtype, page_size)
-    self_check(loaded, attention, page_size)
+def check(loaded, kernel="auto", page_size=4, kv_dtype=None):
+    kv_dtype = kv_dtype or loaded.dtype
+    attention = resolve("full", {}, kernel, loaded.layers, "cpu", kv_dtype, page_size)
+    self_check(loaded, attention, page_size, kv_dtype)
 
 
 @pytest.fixture
@@ -38,14 +39,21 @@ def test_the_default_model_passes(default_model):
     check(load_model(default_model, "float32", "cpu", None, lambda stage, fraction: None), page_size=16)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_cache_in_another_format_passes(kind, dtype, kv_dtype, serve):
+    check(serve(kind, dtype), kv_dtype=kv_dtype)
+
+
 @pytest.mark.parametrize("max_context", [2, 10, 33])
 def test_a_short_context_is_checked_as_far_as_it_goes(max_context, serve):
     check(serve("gpt2", max_context=max_context))
 
 
-def refused(loaded):
+def refused(loaded, kv_dtype=None):
     with pytest.raises(RefusedError, match=r"ForCausalLM|LMHead") as error:
-        check(loaded)
+        check(loaded, kv_dtype=kv_dtype)
     assert "its logits differ by up to" in str(error.value)
     assert loaded.model.config._attn_implementation == "longspan"
 
@@ -67,6 +75,23 @@ def test_a_lost_feature_is_noticed(kind, dtype, change, serve):
     layers = [dataclasses.replace(layer, **change) for layer in loaded.layers]
     assert layers != loaded.layers
     refused(dataclasses.replace(loaded, layers=layers))
+    if "softcap" not in change:  # which does less than a rounded cache
+        refused(dataclasses.replace(loaded, layers=layers), torch.float16)
+
+
+def test_a_cache_that_cannot_hold_the_keys_is_refused(serve):
+    loaded = serve("qwen2")
+    spec, layer = loaded.layers[1], loaded.model.model.layers[1]
+    # Numbers of a key that no query looks at: where they can be held, they change nothing.
+    pair = torch.arange(spec.query_heads)[:, None] * spec.head_size + torch.tensor([0, spec.head_size // 2])
+    plain = layer.plain.self_attn
+    layer.qkv.weight[pair.flatten()] = 0  # the plain layer's too
+    layer.qkv.bias[pair.flatten()] = plain.q_proj.bias[pair.flatten()] = 0
+    layer.qkv.bias[spec.query_heads * spec.head_size] = plain.k_proj.bias[0] = 7e4
+    for kv_dtype in (torch.float32, torch.bfloat16):
+        check(loaded, kv_dtype=kv_dtype)
+    with pytest.raises(RefusedError, match=r"up to 65504, .* choose --kv-dtype float32 or bfloat16"):
+        check(loaded, kv_dtype=torch.float16)
 
 
 def test_a_bias_by_distance_is_noticed(serve, monkeypatch):
@@ -114,7 +139,14 @@ def test_a_kernel_that_answers_no_numbers_is_noticed():
 
 def test_packed_weights_that_compute_something_else_are_refused():
     logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
-    packed_check(logits, logits + 0.1 * torch.randn(20, 50), "int4")
+    served_check(logits, logits + 0.1 * torch.randn(20, 50), "int4", torch.float16)
     for wrong in (logits.roll(1, dims=1), logits.new_zeros(20, 50) * float("nan")):
         with pytest.raises(RefusedError, match="choose --weights float"):
-            packed_check(logits, wrong, "int4")
+            served_check(logits, wrong, "int4", torch.float16)
+
+
+def test_a_cache_that_changes_more_than_rounding_is_refused():
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    served_check(logits, logits + 0.01 * torch.randn(20, 50), "float32", torch.float16)
+    with pytest.raises(RefusedError, match=r"KV cache in float16 .* \(up to 0.015 is .* --kv-dtype auto"):
+        served_check(logits, logits + 0.1 * torch.randn(20, 50), "float32", torch.float16)

@@ -207,7 +207,8 @@ def default_models(default_model):
 def test_the_default_model_keeps_its_published_weights(default_models):
     plain, packed = (loaded.model for loaded in default_models)
     own = {name: module for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
-    layers = packed.model.layers
+    (stack,) = packed.model.layers
+    layers = list(stack.layers)
     assert all(isinstance(layer, QuantizedLayer) for layer in layers)
     for index, layer in enumerate(layers):
         names = [f"model.layers.{index}.{part}" for part in ("qkv", "o", "gate_up", "down")]

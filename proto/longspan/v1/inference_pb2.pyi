@@ -204,7 +204,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "attention", "eos_token_ids", "has_chat_template", "limits")
+    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +213,7 @@ class GetModelInfoResponse(_message.Message):
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    KV_DTYPE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
@@ -225,11 +226,12 @@ class GetModelInfoResponse(_message.Message):
     vocabulary_size: int
     context_length: int
     dtype: str
+    kv_dtype: str
     attention: AttentionInfo
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     has_chat_template: bool
     limits: Limits
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class AttentionInfo(_message.Message):
     __slots__ = ("backend", "pattern", "kernel", "reason", "options")

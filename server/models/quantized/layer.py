@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.activations import SiLUActivation
 
 from attention.backends import UnsupportedError
 from attention.hook import Attend
 from server.models.fused import FusedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.native import Stage, run
+
+# By name, since importing the one of transformers takes longer than all else in a start.
+_SILU = ("SiLU", "SiLUActivation")
 
 
 class _Heads(NamedTuple):
@@ -29,6 +31,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._numbers = torch.empty(0)
+        self._attended = torch.empty(0)
         self._heads: dict[tuple[int, ...], _Heads] = {}
 
     def rows(self, count: int, size: int) -> torch.Tensor:
@@ -37,6 +40,12 @@ class Workspace:
             self._heads.clear()
             self._numbers = torch.empty(count * size)
         return self._numbers[: count * size].view(count, size)
+
+    def attended(self, count: int, heads: int, size: int) -> torch.Tensor:
+        """Float32 ``[count, heads, size]``, apart from ``rows``."""
+        if self._attended.numel() < count * heads * size:
+            self._attended = torch.empty(count * heads * size)
+        return self._attended[: count * heads * size].view(count, heads, size)
 
     def heads(self, count: int, query_heads: int, kv_heads: int, size: int) -> _Heads:
         """Rows of heads, as layers of a step ask for them again and again."""
@@ -54,6 +63,10 @@ class QuantizedLayer(nn.Module):
     Args:
         fused: a layer that ``fits``.
         workspace: shared by the model's layers.
+
+    Attributes:
+        heads: query heads, key heads, size of a head.
+        between: numbers of a row between gate and up projection and the last one.
     """
 
     def __init__(self, fused: FusedLayer, workspace: Workspace) -> None:
@@ -81,17 +94,23 @@ class QuantizedLayer(nn.Module):
                 head_epsilon=head_norms[0].epsilon if head_norms else 0.0,
             )
         )
+        self.between: int = gate_up.out_features
         self._after = (Stage * 3)(
             o.stage(added=1),
             gate_up.stage(norm=after, epsilon=fused.mlp_norm.epsilon),
             down.stage(gated=1, added=1, input_stride=gate_up.out_features),
         )
 
+    @property
+    def stages(self) -> list[Stage]:
+        """What it computes, in order; attention comes after the first. Where rows lie is not set."""
+        return [*self._before, *self._after]
+
     @staticmethod
     def fits(fused: FusedLayer) -> bool:
         """Its linear layers are packed, and the operator knows what goes between them."""
         return (
-            isinstance(fused.activation, nn.SiLU | SiLUActivation)
+            type(fused.activation).__name__ in _SILU
             and all(isinstance(linear, QuantizedLinear) for linear in _linears(fused))
             and len({norm.epsilon for norm in fused.head_norms}) <= 1
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from attention.kernels import native
+from attention.kernels.chain import NativeCall, calls_of, table
 
 _FOLDER = Path(__file__).parent
 _INCLUDED = [
@@ -31,8 +33,8 @@ class Stage(ctypes.Structure):
     ]
 
 
-class _Run(ctypes.Structure):
-    """``Run`` in stage.hpp."""
+class Run(ctypes.Structure):
+    """``Run`` in stage.hpp: stages of which each takes what the one before gave, on the same rows."""
 
     _fields_ = [  # noqa: RUF012: ctypes wants a list
         *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier")),
@@ -67,7 +69,7 @@ def run(stages: ctypes.Array[Stage], rows: int) -> None:
     compiled = _compiled()
     compiled.run(
         ctypes.byref(
-            _Run(
+            Run(
                 ctypes.addressof(stages),
                 compiled.parallel,
                 compiled.barrier,
@@ -77,6 +79,30 @@ def run(stages: ctypes.Array[Stage], rows: int) -> None:
             )
         )
     )
+
+
+def chained(
+    stages: np.ndarray[Any, Any], counts: Sequence[int]
+) -> tuple[np.ndarray[Any, Any], list[NativeCall]]:
+    """The same as ``run`` for later: calls of so many stages each, one after another.
+
+    Args:
+        stages: a table of ``Stage``.
+        counts: of each call; together all stages.
+
+    Returns:
+        A table of ``Run``, whose rows and threads are for the caller to set, and the calls. Both are good for
+        as long as the caller keeps the two tables.
+
+    Raises:
+        NativeError: as in ``run``.
+    """
+    compiled = _compiled()
+    runs = table(Run, len(counts))
+    runs["stages"] = stages.ctypes.data + np.cumsum([0, *counts[:-1]]) * stages.itemsize
+    runs["count"] = counts
+    runs["parallel"], runs["barrier"] = compiled.parallel, compiled.barrier
+    return runs, calls_of(compiled.run, runs)
 
 
 def pack(weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor) -> bool:
@@ -123,8 +149,7 @@ def check() -> None:
 
 @functools.cache
 def _compiled() -> _Compiled:
-    folder = Path(os.environ.get("LONGSPAN_CACHE_DIR", "~/.cache/longspan")).expanduser() / "kernels"
-    library = native.load(_FOLDER / "linear.cpp", _INCLUDED, folder)
+    library = native.load(_FOLDER / "linear.cpp", _INCLUDED, native.kept())
     library.longspan_run.restype = library.longspan_pack.restype = None
     return _Compiled(
         library.longspan_run, library.longspan_pack, *native.openmp("GOMP_parallel", "GOMP_barrier")

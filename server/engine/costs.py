@@ -1,0 +1,209 @@
+"""What a step costs at least: bytes moved to and from the device's memory, and arithmetic.
+
+The two figures that, divided by the step's time and by what the device can do, place it under the roofline
+(Williams, Waterman, Patterson: "Roofline", CACM 52(4), 2009). They are lower bounds from shapes, not counts
+of what a kernel did: every weight that the step needs is read once, every page of the KV cache that a query
+may see is read once per layer, and activations move nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from attention.reading import LayerReads
+from attention.types import LayerSpec, PagedCache
+from server.models.fused import FusedLayer
+from server.models.quantized.embedding import QuantizedEmbedding
+from server.models.quantized.linear import QuantizedLinear
+
+# What configs of transformers call the number of experts that tokens are routed among, and of those chosen.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+_CHOSEN = (
+    *("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
+    *("moe_topk", "moe_top_k", "moe_k"),
+)
+
+
+class Cost(NamedTuple):
+    """Of one step.
+
+    Attributes:
+        bytes: moved at least.
+        flops: a multiplication and an addition are two, in whatever number format.
+    """
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of a model's weights.
+
+    Attributes:
+        bytes: that they take, in the form in which they are kept.
+        products: multiply-adds for one row.
+    """
+
+    bytes: int = 0
+    products: int = 0
+
+    def __add__(self, other: Part) -> Part:
+        return Part(self.bytes + other.bytes, self.products + other.products)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    """A model's weights by how a forward uses them.
+
+    Attributes:
+        body: used by every token: norms, biases, linear layers outside of head and experts.
+        experts: of the layers that tokens are routed among, all of them.
+        chosen: the share of these that one token uses.
+        head: the output layer, used by every row whose logits are asked for.
+        row_bytes: what a token reads of embedding tables.
+        stored: bytes of all of them, embedding tables included.
+    """
+
+    body: Part
+    experts: Part
+    chosen: float
+    head: Part
+    row_bytes: int
+    stored: int
+
+    @classmethod
+    def of(cls, model: Any) -> ModelWeights:
+        """Those of a causal language model of transformers, fused or packed as it may be.
+
+        A config that says nothing of its experts' number lets all of them count for every token.
+        """
+        output = model.get_output_embeddings()
+        # Their weights are views of the fused layers' own.
+        plain = {module.plain for module in model.modules() if isinstance(module, FusedLayer)}
+        body, experts, head = Part(), Part(), Part()
+        row_bytes = stored = 0
+        seen: set[int] = set()
+        for name, module in model.named_modules(memo=plain):
+            packed = isinstance(module, QuantizedLinear | QuantizedEmbedding)
+            own: list[torch.Tensor] = list(module.buffers() if packed else module.parameters(recurse=False))
+            # A table of embeddings is often the output layer's too.
+            stored += sum(tensor.nbytes for tensor in own if id(tensor) not in seen)
+            seen |= {id(tensor) for tensor in own}
+            size = sum(tensor.nbytes for tensor in own)
+            if isinstance(module, QuantizedLinear):
+                part = Part(size, module.in_features * module.out_features)
+            else:
+                part = Part(size, sum(tensor.numel() for tensor in own if tensor.ndim > 1))
+            if isinstance(module, QuantizedEmbedding):
+                row_bytes += module.row_bytes
+            elif isinstance(module, nn.Embedding):
+                row_bytes += module.embedding_dim * module.weight.itemsize
+            elif module is output:
+                head += part
+            elif "experts" in name.split("."):
+                experts += part
+            else:
+                body += part
+        return cls(body, experts, _chosen(model.config), head, row_bytes, stored)
+
+    def cost(self, tokens: int, rows: int) -> Cost:
+        """Of a forward over ``tokens`` tokens that gives the logits of ``rows`` of them.
+
+        Which experts a forward needs, only its router knows. Here each token's choice is taken for
+        independent and even: of all experts, ``1 - (1 - chosen) ** tokens`` are read then. Routers that
+        prefer some read fewer. The arithmetic does not depend on it.
+
+        Example:
+            A body of 100 million bytes and 100 million products, a head of 10 and 10, rows of 1,000 bytes:
+            one token with its logits costs 110,001,000 bytes and 220 million flops; 512 tokens with the last
+            one's logits cost 110,512,000 bytes and 2 * (512 * 100 + 10) million = 102.42 billion flops.
+        """
+        needed = 1 - (1 - self.chosen) ** tokens
+        moved = self.body.bytes + self.head.bytes + tokens * self.row_bytes + needed * self.experts.bytes
+        products = tokens * (self.body.products + self.chosen * self.experts.products)
+        return Cost(round(moved), 2 * round(products + rows * self.head.products))
+
+
+class _Layers(NamedTuple):
+    """Of some attention layers together.
+
+    Attributes:
+        page: bytes of a page's keys and values.
+        digest: bytes of a page's digest.
+        products: multiply-adds of a query with a key.
+    """
+
+    page: int
+    digest: int
+    products: int
+
+
+class StepCosts:
+    """What steps of a model over a paged cache cost.
+
+    Args:
+        model: a causal language model of transformers.
+        layers: its attention layers.
+        cache: their keys and values.
+    """
+
+    def __init__(self, model: Any, layers: list[LayerSpec], cache: PagedCache) -> None:
+        self.weights = ModelWeights.of(model)
+        self._layers: dict[tuple[int, ...], _Layers] = {}
+        self._by_index: dict[int, _Layers] = {}
+        for layer in layers:
+            kept = cache.layers[layer.index]._asdict()
+            sizes = {name: tensor[0].nbytes for name, tensor in kept.items() if tensor is not None}
+            digest, page = sizes.pop("digest", 0), sum(sizes.values())
+            products = layer.query_heads * (layer.head_size + layer.value_size)
+            self._by_index[layer.index] = _Layers(page, digest, products)
+        self._token = sum(layer.page for layer in self._by_index.values()) // cache.page_size
+
+    def of(self, tokens: int, rows: int, reads: tuple[LayerReads, ...]) -> Cost:
+        """Of one step.
+
+        Weights as in ``ModelWeights.cost``. Attention reads the pages that its queries may see, and the
+        digests by which it chooses; it writes the keys and values of the step's tokens. A query with a key
+        takes ``head_size`` multiply-adds in each query head, and ``value_size`` more for the key's value.
+
+        Args:
+            tokens: computed.
+            rows: whose logits were computed.
+            reads: what attention read.
+
+        Example:
+            2 layers of 4 query heads over 2 key heads of size 16 in float32, pages of 16 tokens: a page takes
+            16 * 2 * (16 + 16) * 4 = 4,096 bytes in a layer. One token after 32 others reads 3 pages per layer
+            and writes one token's part of a page: 2 * (3 * 4,096 + 256) = 25,088 bytes. It sees 33 keys,
+            which is 33 * 4 * (16 + 16) = 4,224 multiply-adds in a layer: 16,896 flops.
+        """
+        cost = self.weights.cost(tokens, rows)
+        moved, products = cost.bytes + tokens * self._token, 0
+        for read in reads:
+            layers = self._together(read.layers)
+            moved += read.pages * layers.page + read.digests * layers.digest
+            products += read.pairs * layers.products
+        return Cost(moved, cost.flops + 2 * products)
+
+    def _together(self, indices: tuple[int, ...]) -> _Layers:
+        found = self._layers.get(indices)
+        if found is None:
+            figures = zip(*(self._by_index[index] for index in indices), strict=True)
+            found = self._layers[indices] = _Layers(*map(sum, figures))
+        return found
+
+
+def _chosen(config: Any) -> float:
+    text = config.get_text_config(decoder=True)
+    counts = [
+        next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)
+        for names in (_CHOSEN, _EXPERTS)
+    ]
+    if counts[0] is None or not counts[1]:
+        return 1.0
+    return min(1.0, counts[0] / counts[1])

@@ -1,0 +1,199 @@
+"""What the device can do at best, measured, and how much of its memory is in use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from server.engine.types import Measured
+from server.models.memory import available_bytes
+from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.packing import Bits, pack
+
+# A buffer so many times as large as the last cache is read from memory, but for some percent.
+_CACHES = 4
+_LEAST_BUFFER, _MOST_BUFFER = 64 << 20, 512 << 20
+_PIECE = 16 << 20
+_COLUMNS = 4096
+_REPEATS = 4
+
+# Products grow until one takes so long that its start does not count, or has so many rows.
+_ENOUGH_SECONDS = 0.002
+_LEAST_ROWS, _MOST_ROWS = 128, 8192
+_PACKED_SIZE = 1024
+
+_CPUS = Path("/sys/devices/system/cpu")
+_USUAL_CACHE = 32 << 20
+
+# Drivers take their time to answer, and people look less often.
+_MEMORY_SECONDS = 0.5
+
+# Multiplies with so many rows and says how many multiply-adds that were.
+Multiply = Callable[[int], int]
+
+
+def measure(model: Any) -> Generator[None, None, Measured]:
+    """Measures the device that a model is on, a few milliseconds at each step of the generator.
+
+    Between steps the caller may turn to something else; closing the generator frees its memory. Everything is
+    done several times and the best counts: what disturbs a measurement makes it slower, never faster.
+
+    - Memory bandwidth is that of reading a buffer much larger than the last cache: its sum, or its product
+      with a vector, whichever is faster.
+    - The matrix rate is that of a large product in the model's number format or, where it is faster, with
+      weights packed as the model's are: the most that its linear layers could reach.
+
+    On a CPU it uses the threads that torch has.
+
+    Args:
+        model: a language model.
+
+    Raises:
+        RuntimeError: there is not enough free memory; the message says how much would do.
+    """
+    device, dtype = next((p.device, p.dtype) for p in model.parameters() if p.is_floating_point())
+    bandwidth = yield from _bandwidth(device)
+    rate = yield from _rate(_square(device, dtype), device)
+    for bits in {module.bits for module in model.modules() if isinstance(module, QuantizedLinear)}:
+        rate = max(rate, (yield from _rate(_packed(bits), device)))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the buffer must not count as memory in use from now on
+    return Measured(bandwidth, rate)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All of the device's memory; of the machine, where it is the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return int(psutil.virtual_memory().total)
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory in use: on an accelerator by all processes, on the CPU what this process holds (its RSS)."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+    return int(psutil.Process().memory_info().rss)
+
+
+class MemoryMeter:
+    """Memory in use, looked up at most twice a second."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._looked_at = float("-inf")
+        self._used = 0
+
+    def used(self, now: float) -> int:
+        """Bytes in use at about ``now``, a monotonic time."""
+        if now - self._looked_at >= _MEMORY_SECONDS:
+            self._used, self._looked_at = used_bytes(self._device), now
+        return self._used
+
+
+def last_cache_bytes(cpus: Path = _CPUS) -> int:
+    """Size of the processors' last cache before memory, all parts of it together.
+
+    Args:
+        cpus: where Linux describes processors. Without it a usual size is taken.
+    """
+    sizes: dict[str, int] = {}
+    for folder in cpus.glob("cpu[0-9]*/cache/index3"):
+        try:
+            size = (folder / "size").read_text().strip()
+            shared = (folder / "shared_cpu_list").read_text()
+            sizes[shared] = int(size.removesuffix("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return sum(sizes.values()) or _USUAL_CACHE
+
+
+def _bandwidth(device: torch.device) -> Generator[None, None, float]:
+    """Bytes read per second."""
+    size = _MOST_BUFFER  # many times an accelerator's cache
+    if device.type == "cpu":
+        size = min(max(_CACHES * last_cache_bytes(), _LEAST_BUFFER), _MOST_BUFFER)
+    if available_bytes(device) < 2 * size:
+        raise RuntimeError(f"reading from memory takes {2 * size >> 20} MiB of free memory for a moment")
+    buffer = torch.empty(size // 4, device=device)
+    for piece in buffer.split(_PIECE // 4):
+        piece.fill_(1.0)
+        yield
+    matrix, vector = buffer[: size // 4 // _COLUMNS * _COLUMNS].view(-1, _COLUMNS), buffer[:_COLUMNS]
+    reads: list[Callable[[], object]] = [buffer.view(torch.int64).sum, lambda: matrix @ vector]
+    best = 0.0
+    for read in reads * (1 + _REPEATS):  # the first time warms up, and is not the best
+        best = max(best, size / _seconds(read, device))
+        yield
+    return best
+
+
+def _rate(multiply: Multiply, device: torch.device) -> Generator[None, None, float]:
+    """Operations per second, two to a multiply-add, of the best of ever larger products."""
+    best, rows = 0.0, _LEAST_ROWS
+    while True:
+        products = multiply(rows)  # warms up
+        yield
+        fastest = float("inf")
+        for _ in range(_REPEATS):
+            fastest = min(fastest, _seconds(partial(multiply, rows), device))
+            yield
+        best = max(best, 2 * products / fastest)
+        if fastest >= _ENOUGH_SECONDS or rows >= _MOST_ROWS:
+            return best
+        rows *= 2
+
+
+def _square(device: torch.device, dtype: torch.dtype) -> Multiply:
+    made: dict[int, torch.Tensor] = {}
+
+    def multiply(rows: int) -> int:
+        if rows not in made:
+            made.clear()
+            made[rows] = _numbers(rows, rows, device=device, dtype=dtype)
+        torch.mm(made[rows], made[rows])
+        return rows**3
+
+    return multiply
+
+
+def _packed(bits: Bits) -> Multiply:
+    weight = _numbers(_PACKED_SIZE, _PACKED_SIZE)
+    linear = QuantizedLinear(pack(weight, bits), _PACKED_SIZE, _PACKED_SIZE, None)
+    made: dict[int, torch.Tensor] = {}
+
+    def multiply(rows: int) -> int:
+        if rows not in made:
+            made.clear()
+            made[rows] = _numbers(rows, _PACKED_SIZE)
+        linear(made[rows])
+        return rows * _PACKED_SIZE**2
+
+    return multiply
+
+
+def _numbers(
+    rows: int, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    # A GPU multiplies equal numbers faster, since they take less power.
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(rows, columns, generator=generator, device=device, dtype=dtype)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        return max(begin.elapsed_time(end) / 1e3, 1e-9)
+    began = time.perf_counter()
+    work()
+    return max(time.perf_counter() - began, 1e-9)

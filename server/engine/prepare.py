@@ -1,0 +1,193 @@
+"""From settings and a model folder to a model that is checked with the attention that is to serve it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from attention.backends import Attention, UnsupportedError, make_pattern, resolve
+from attention.patterns.full import Full
+from server.engine.types import RefusedError
+from server.models.check import differs, oracle_logits, sample_logits, self_check, served_check
+from server.models.fused import NotCommonError
+from server.models.kept import KeptModel, keep, kept_file, read_kept
+from server.models.loaded import LoadedModel
+from server.models.quantize import quantize
+from server.models.quantized.model import QuantizedModel
+from server.models.rope import read_scaling
+from server.settings import Settings
+
+log = logging.getLogger("longspan.engine")
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model that is ready to be served.
+
+    Attributes:
+        loaded: the model.
+        device: ``cpu`` or ``cuda``.
+        weights: form of the weights inside the decoder, as ``quantize`` says.
+        kv_dtype: number format of the KV cache.
+        attention: pattern and kernel.
+    """
+
+    loaded: LoadedModel
+    device: str
+    weights: str
+    kv_dtype: torch.dtype
+    attention: Attention
+
+
+def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
+    """Loads the model, chooses its attention and checks the two together.
+
+    Packed weights that an earlier start kept are used where they are still good; else the model is loaded
+    with transformers, packed, and kept for the next start where that is possible.
+
+    Args:
+        settings: of the server.
+        folder: the model, a Hugging Face folder.
+        report: told what is going on, with the share done.
+
+    Raises:
+        RefusedError: the model, the settings and the machine don't go together; the sentence says why.
+    """
+    file = kept_file(folder, settings.weights, settings.cache_dir) if _may_be_packed(settings) else None
+    if file is not None:
+        report("reading the packed weights", 0.3)
+        kept = read_kept(file, folder, max_context=settings.max_context, reach=_reach(settings))
+        if kept is not None and (prepared := _from_kept(settings, kept, file, report)) is not None:
+            return prepared
+    return _from_source(settings, folder, file, report)
+
+
+def _may_be_packed(settings: Settings) -> bool:
+    return (
+        settings.weights != "float"
+        and _device(settings) == "cpu"
+        and settings.dtype in ("auto", "float32")
+        and settings.rope_scaling is None
+        and not settings.rope_option
+    )
+
+
+def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) -> Prepared | None:
+    report("checking", 0.8)
+    loaded, weights = kept.loaded, kept.weights
+    kv_dtype = cache_format(settings, loaded, weights)
+    attention, check_with = _choose(settings, loaded, "cpu", kv_dtype)
+    whole = replace(loaded, context_length=kept.length)
+    wrong = differs(kept.sample, sample_logits(whole, check_with, settings.page_size, kv_dtype))
+    if wrong:
+        log.warning("the packed weights in %s are made again: %s", file, wrong)
+        return None
+    log.info("weights are %s, packed by an earlier start in %s", weights, file)
+    return Prepared(loaded, "cpu", weights, kv_dtype, attention)
+
+
+def _from_source(settings: Settings, folder: Path, file: Path | None, report: Report) -> Prepared:
+    loaded, device = load_as_set(settings, folder, report)
+    report("checking", 0.9)
+    kv_dtype = cache_format(settings, loaded)
+    attention, check_with = _choose(settings, loaded, device, kv_dtype)
+    # A cache that rounds nothing shows more.
+    exact = loaded.layers, torch.device(device), loaded.dtype, settings.page_size, check_with.pattern
+    checked = kv_dtype if check_with.kernel.unsupported(*exact) else loaded.dtype
+    before = self_check(loaded, check_with, settings.page_size, checked)
+    report("packing the weights", 0.93)
+    weights = quantize(loaded.model, settings.weights)
+    kv_dtype = cache_format(settings, loaded, weights)
+    attention, check_with = _choose(settings, loaded, device, kv_dtype)
+    if "int" in weights or kv_dtype != checked:
+        after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
+        served_check(before, after, weights, kv_dtype)
+    if file is not None and "int" in weights and (kept := _from_parts(loaded, weights)) is not None:
+        loaded = kept.loaded
+        report("keeping the packed weights", 0.94)
+        keep(file, folder, kept)
+    return Prepared(loaded, device, weights, kv_dtype, attention)
+
+
+def _from_parts(loaded: LoadedModel, weights: str) -> KeptModel | None:
+    """The same model without what transformers has around its layers, if that computes the same."""
+    try:
+        if loaded.rope is not None:
+            raise NotCommonError("its rotary frequencies depend on lengths")
+        whole = replace(loaded, model=QuantizedModel.of(loaded.model))
+        sample = oracle_logits(whole)
+        if wrong := differs(oracle_logits(loaded), sample, same_kernel=True):
+            raise NotCommonError(f"made of its parts, {wrong}")
+    except (NotCommonError, AttributeError) as error:
+        log.info("every start packs the weights of %s: %s", loaded.architecture, error)
+        return None
+    return KeptModel(whole, weights, loaded.context_length, sample)
+
+
+def _choose(
+    settings: Settings, loaded: LoadedModel, device: str, kv_dtype: torch.dtype
+) -> tuple[Attention, Attention]:
+    """What is to serve, and what to check with: what a pattern hides would be taken for a fault."""
+    place = torch.device(device), kv_dtype, settings.page_size
+    try:
+        chosen = resolve(
+            settings.attention, settings.attention_option, settings.kernel, loaded.layers, *place
+        )
+        whole = replace(chosen, backend="full", pattern=Full(), family=False)
+        if chosen.kernel.unsupported(loaded.layers, *place, whole.pattern):
+            whole = resolve("full", {}, "auto", loaded.layers, *place)  # it is for its own pattern alone
+    except UnsupportedError as error:
+        raise RefusedError(str(error)) from error
+    return chosen, whole
+
+
+def load_as_set(settings: Settings, folder: Path, report: Report) -> tuple[LoadedModel, str]:
+    """The model as these settings want it, and the device that it is on: ``cpu`` or ``cuda``.
+
+    Raises:
+        RefusedError: the model can't be served so; the sentence says why.
+    """
+    # transformers takes seconds to import, and a packed model does without.
+    from server.models.load import load_model
+
+    device = _device(settings)
+    scaling = read_scaling(settings.rope_scaling, settings.rope_option)
+    loaded = load_model(
+        folder,
+        settings.dtype,
+        device,
+        settings.max_context,
+        report,
+        reach=_reach(settings),
+        scaling=scaling,
+    )
+    return loaded, device
+
+
+def _device(settings: Settings) -> str:
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise RefusedError(
+            "--device cuda: torch sees no CUDA device; use --device cpu or a CUDA build of torch"
+        )
+    return settings.device if settings.device != "auto" else "cuda" if available else "cpu"
+
+
+def _reach(settings: Settings) -> int | None:
+    try:
+        return make_pattern(settings.attention, settings.attention_option).reach
+    except UnsupportedError as error:
+        raise RefusedError(str(error)) from error
+
+
+def cache_format(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
+    """Number format of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
+    if settings.kv_dtype != "auto":
+        return getattr(torch, settings.kv_dtype)
+    return torch.float16 if "int" in weights else loaded.dtype

@@ -1,0 +1,39 @@
+"""A model that is ready to be served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attention.rope import LengthRope
+from attention.types import LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready for forwards with ``longspan=Step(...)``.
+
+    Attributes:
+        model: the causal language model, in evaluation mode, its parameters frozen.
+        layers: what its attention layers ask for, in order.
+        architecture: its class in transformers.
+        parameters: number of weights, tied ones counted once.
+        vocabulary_size: number of logits.
+        context_length: the most tokens of prompt and output together.
+        dtype: number format of weights and computation.
+        rope: its rotary embeddings, if their frequencies depend on lengths.
+        mapped_bytes: of weights that lie in a file's memory map, so that they count as free while they are
+            not.
+    """
+
+    model: Any
+    layers: list[LayerSpec]
+    architecture: str
+    parameters: int
+    vocabulary_size: int
+    context_length: int
+    dtype: torch.dtype
+    rope: LengthRope | None = None
+    mapped_bytes: int = 0

@@ -1,0 +1,68 @@
+"""A table of embeddings of few bits on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from server.models.quantized.packing import COLUMNS, Bits, Packed, pack, unpack
+
+# Rows that show whether a whole table can be exact.
+_SAMPLE = 64
+
+
+class QuantizedEmbedding(nn.Module):
+    """Rows of packed weights, unpacked when they are looked up.
+
+    Args:
+        packed: the table, which must be exact. It may be the output layer's own, which costs no memory.
+        tokens: number of rows.
+        size: numbers in a row.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def __init__(self, packed: Packed, tokens: int, size: int) -> None:
+        super().__init__()
+        assert packed.exact
+        self.num_embeddings, self.embedding_dim, self.bits = tokens, size, packed.bits
+        self.register_buffer("codes", packed.codes)
+        self.register_buffer("scales", packed.scales)
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes."""
+        return (self.codes[0].nbytes + self.scales[0].nbytes) // COLUMNS
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Integers ``[T]`` to float32 ``[T, size]``."""
+        panels, columns = ids // COLUMNS, ids % COLUMNS
+        codes, scales = self.codes[panels, :, :, columns], self.scales[panels, :, :, columns]
+        rows = Packed(self.bits, codes.unsqueeze(3), scales.unsqueeze(3), exact=True)
+        return unpack(rows, len(ids), self.embedding_dim)
+
+
+def packed_embedding(plain: nn.Embedding, head: Packed) -> nn.Module:
+    """The same table in few bits, if that loses nothing, else as it is.
+
+    Args:
+        plain: the table.
+        head: the output layer's weights, whose memory is used where they are the same.
+    """
+    weight = plain.weight
+    forms: tuple[Bits, Bits] = (4, 8) if head.bits == 4 else (8, 4)
+    for bits in forms:
+        if pack(weight[:_SAMPLE], bits).exact and (packed := pack(weight, bits)).exact:
+            if _same(packed, head):
+                packed = head
+            return QuantizedEmbedding(packed, plain.num_embeddings, plain.embedding_dim)
+    return plain
+
+
+def _same(one: Packed, other: Packed) -> bool:
+    return (
+        one.bits == other.bits
+        and torch.equal(one.codes, other.codes)
+        and torch.equal(one.scales, other.scales)
+    )

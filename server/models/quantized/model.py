@@ -1,0 +1,160 @@
+"""A whole language model of few bits: what transformers computes around the decoder layers, and no more."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from attention.hook import Attend
+from server.models.fused import Norm, NotCommonError
+from server.models.limits import LENGTHS
+from server.models.quantized.embedding import packed_embedding
+from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.native import Stage, run
+from server.models.quantized.packing import Packed
+from server.models.quantized.stack import QuantizedStack
+
+# Kinds of rotary embedding whose frequencies stay what they are at first.
+_STEADY = ("default", "linear", "llama3", "yarn")
+
+
+class Output(NamedTuple):
+    """What a forward gives.
+
+    Attributes:
+        logits: ``[1, N, V]``, one row for each token asked for.
+    """
+
+    logits: torch.Tensor
+
+
+class Config(SimpleNamespace):
+    """What serving asks a config of transformers for: lengths, rotary parameters, size of the vocabulary."""
+
+    NAMES = (*LENGTHS, "vocab_size", "rope_parameters")
+
+    def get_text_config(self, decoder: bool = False) -> Config:
+        """Itself: it has no other parts."""
+        return self
+
+
+class QuantizedModel(nn.Module):
+    """Embedding, rotary angles, packed decoder layers, RMSNorm and packed output layer.
+
+    It is called as a causal language model of transformers is.
+
+    Args:
+        embedding: ids ``[T]`` to rows ``[T, C]``.
+        inv_freq: float32 ``[D / 2]``, radians per position.
+        scaling: of cosines and sines.
+        decoder: the layers.
+        norm: before the output layer.
+        head: the output layer.
+        config: of the model.
+    """
+
+    inv_freq: torch.Tensor
+
+    def __init__(
+        self,
+        embedding: nn.Module,
+        inv_freq: torch.Tensor,
+        scaling: float,
+        decoder: QuantizedStack,
+        norm: Norm,
+        head: QuantizedLinear,
+        config: Config,
+    ) -> None:
+        super().__init__()
+        self.embedding, self.scaling, self.decoder = embedding, scaling, decoder
+        self.norm, self.head, self.config = norm, head, config
+        self.register_buffer("inv_freq", inv_freq)
+        self._last = (Stage * 1)(head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon))
+
+    @classmethod
+    def of(cls, model: Any) -> QuantizedModel:
+        """The same model, from its parts.
+
+        Args:
+            model: of transformers, quantized. That the two compute the same, the caller has to prove.
+
+        Raises:
+            NotCommonError: it is made of other parts; the message says which.
+        """
+        stacks = [module for module in model.modules() if isinstance(module, QuantizedStack)]
+        if len(stacks) != 1:
+            raise NotCommonError("its layers are not all packed and called one after another")
+        head, plain, base = model.get_output_embeddings(), model.get_input_embeddings(), model.get_decoder()
+        if not isinstance(head, QuantizedLinear):
+            raise NotCommonError("its output layer is not packed")
+        if type(plain) is not nn.Embedding:
+            raise NotCommonError(f"its embedding is a {type(plain).__name__}")
+        ropes = [module for module in base.modules() if hasattr(module, "inv_freq")]
+        if len(ropes) != 1 or getattr(ropes[0], "rope_type", None) not in _STEADY:
+            raise NotCommonError("its rotary angles are not of one kind that stays")
+        norm = getattr(base, "norm", None)
+        if norm is None:
+            raise NotCommonError(f"{type(base).__name__} has no norm after its layers")
+        text = model.config.get_text_config(decoder=True)
+        values = {name: getattr(text, name) for name in Config.NAMES if getattr(text, name, None) is not None}
+        packed = Packed(head.bits, head.codes, head.scales, head.exact)
+        return cls(
+            embedding=packed_embedding(plain, packed),
+            inv_freq=ropes[0].inv_freq.float(),
+            scaling=float(ropes[0].attention_scaling),
+            decoder=stacks[0],
+            norm=Norm(norm),
+            head=head,
+            config=Config(**values),
+        ).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return self.inv_freq.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the computation."""
+        return torch.float32
+
+    def get_output_embeddings(self) -> QuantizedLinear:
+        """The output layer, as transformers calls it."""
+        return self.head
+
+    def forward(
+        self,
+        *,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        longspan: Attend,
+        logits_to_keep: torch.Tensor | None = None,
+        use_cache: bool = False,
+    ) -> Output:
+        """Logits of one flattened batch.
+
+        Args:
+            input_ids: ``[1, T]``.
+            position_ids: ``[1, T]``.
+            longspan: what computes attention.
+            logits_to_keep: rows whose logits are wanted; without it all.
+            use_cache: must be false: keys and values are kept by ``longspan``.
+        """
+        assert not use_cache
+        angles = position_ids[0, :, None].float() * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)[None]
+        embedded = self.embedding(input_ids[0])[None]
+        hidden = self.decoder(
+            embedded,
+            position_embeddings=(angles.cos() * self.scaling, angles.sin() * self.scaling),
+            longspan=longspan,
+        )[0]
+        rows = (hidden if logits_to_keep is None else hidden[logits_to_keep]).contiguous()
+        logits = rows.new_empty(len(rows), self.head.out_features)
+        stage = self._last[0]
+        stage.input, stage.output = rows.data_ptr(), logits.data_ptr()
+        run(self._last, len(rows))
+        return Output(logits[None])

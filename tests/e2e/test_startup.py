@@ -1,0 +1,43 @@
+"""Servers that start from packed weights on disk, and what is left of one that never came to serve."""
+
+import subprocess
+
+import psutil
+
+from server.engine.spawn import spawn_engine
+from tests.e2e.server import Server
+
+ARGUMENTS = ("--weights", "int8", "--kv-memory", "8MiB", "--threads", "1")
+
+
+def tokens(server):
+    with server.client() as client:
+        return client.generate("def", max_tokens=12, temperature=0.0, ignore_eos=True).token_ids
+
+
+def test_two_first_starts_at_once_share_what_they_pack(tiny, tmp_path):
+    arguments = ("--model", tiny, "--cache-dir", tmp_path, *ARGUMENTS)
+    with Server(*arguments, wait=False) as one, Server(*arguments, wait=False) as other:
+        one.wait_ready()
+        other.wait_ready()
+        expected = tokens(one)
+        assert tokens(other) == expected
+    (file,) = (tmp_path / "packed").glob("*.safetensors")
+    assert [path for path in file.parent.iterdir() if "partial" in path.name] == []
+    with Server(*arguments) as again:
+        assert f"packed by an earlier start in {file}" in again.log
+        assert tokens(again) == expected
+        mapped = {entry.path for entry in psutil.Process(again.engine_pid).memory_maps()}
+        assert str(file) in mapped
+
+
+def test_an_engine_process_that_is_told_nothing_ends():
+    process = spawn_engine(1)
+    try:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 1
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise

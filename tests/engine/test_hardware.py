@@ -1,0 +1,141 @@
+"""What the device can do at best, and the memory in use."""
+
+import psutil
+import pytest
+import torch
+import zmq
+
+from server.engine import hardware
+from server.engine.hardware import MemoryMeter, last_cache_bytes, measure, used_bytes
+from server.engine.process import Engine
+from server.engine.types import Measured
+from server.models.quantize import quantize
+from tests.engine.harness import load, make_core
+from tests.models_zoo import save_tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    loaded = load(save_tiny("llama", tmp_path_factory.mktemp("llama")))
+    quantize(loaded.model, "int4")
+    return loaded
+
+
+def finished(slices):
+    """What a measurement gives, and in how many steps."""
+    count = 0
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            return end.value, count
+        count += 1
+
+
+def test_a_measurement_in_many_short_steps(model, monkeypatch):
+    clock = iter(range(10**6))
+    measured = []
+
+    def seconds(work, device):
+        work()
+        measured.append(0.5 if next(clock) == 2 else 2.0)  # one in the middle was the fastest
+        return measured[-1]
+
+    monkeypatch.setattr(hardware, "_seconds", seconds)
+    monkeypatch.setattr(hardware, "last_cache_bytes", lambda: 17 << 20)
+    found, steps = finished(measure(model.model))
+    assert found.bandwidth == (4 * 17 << 20) / 0.5
+    # One size is enough, since products take long: that of the packed weights has more multiply-adds.
+    assert found.matrix_rate == 2 * 128 * 1024**2 / 2.0
+    assert steps >= len(measured)
+
+
+def test_the_real_figures_are_of_this_world(model):
+    found, _ = finished(measure(model.model))
+    # From the slowest machine at its busiest to the fastest.
+    assert 1e8 < found.bandwidth < 1e14
+    assert 1e8 < found.matrix_rate < 1e16
+
+
+def test_a_measurement_needs_free_memory(model, monkeypatch):
+    monkeypatch.setattr(hardware, "available_bytes", lambda device: 100 << 20)
+    with pytest.raises(RuntimeError, match="MiB of free memory"):
+        next(measure(model.model))
+
+
+def test_the_parts_of_the_last_cache_are_added_up(tmp_path):
+    for cpu, shared, size in (
+        ("cpu0", "0-1", "32768K"),
+        ("cpu1", "0-1", "32768K"),
+        ("cpu2", "2-3", "16384K"),
+    ):
+        folder = tmp_path / cpu / "cache/index3"
+        folder.mkdir(parents=True)
+        (folder / "size").write_text(f"{size}\n")
+        (folder / "shared_cpu_list").write_text(f"{shared}\n")
+    (tmp_path / "cpu3/cache/index3").mkdir(parents=True)
+    assert last_cache_bytes(tmp_path) == 48 << 20
+    assert last_cache_bytes(tmp_path / "none") == 32 << 20
+
+
+def test_memory_in_use_is_looked_up_now_and_then(monkeypatch):
+    rss = psutil.Process().memory_info().rss
+    assert used_bytes(CPU) == pytest.approx(rss, rel=0.2)
+    answers = iter([1, 2, 3])
+    monkeypatch.setattr(hardware, "used_bytes", lambda device: next(answers))
+    meter = MemoryMeter(CPU)
+    assert [meter.used(now) for now in (10.0, 10.4, 10.6, 10.9, 99.0)] == [1, 1, 2, 2, 3]
+
+
+class Wire:
+    """An engine's socket and poller: messages come when the test says so, and those it sends are kept."""
+
+    def __init__(self, engine, quiet):
+        self.quiet = iter(quiet)
+        self.sent = []
+        engine.send = self.sent.append
+        engine._poller = self
+
+    def poll(self, timeout):
+        return [] if next(self.quiet) else [("socket", zmq.POLLIN)]
+
+
+def test_a_busy_engine_is_left_alone(model, monkeypatch):
+    """What comes in ends the measurement at once; at the next rest it begins anew."""
+    core = make_core(model)
+    engine = Engine.__new__(Engine)
+    engine._measured = False
+    begun, closed = [], []
+
+    def slices(model):
+        begun.append(model)
+        try:
+            for _ in range(3):
+                yield
+        finally:
+            closed.append(model)
+        return Measured(1.0, 2.0)
+
+    monkeypatch.setattr(hardware, "measure", slices)
+    wire = Wire(engine, [True, True, False])
+    engine._measure(core)
+    assert (wire.sent, engine._measured, len(begun), len(closed)) == ([], False, 1, 1)
+    wire.quiet = iter([True] * 9)
+    engine._measure(core)
+    assert (wire.sent, engine._measured, len(begun)) == ([Measured(1.0, 2.0)], True, 2)
+
+
+def test_a_device_that_cannot_be_measured_still_serves(model, monkeypatch, caplog):
+    def slices(model):
+        raise RuntimeError("it is full")
+        yield
+
+    monkeypatch.setattr(hardware, "measure", slices)
+    engine = Engine.__new__(Engine)
+    engine._measured = False
+    wire = Wire(engine, [True])
+    engine._measure(make_core(model))
+    assert (wire.sent, engine._measured) == ([], True)
+    assert "not measured: RuntimeError('it is full')" in caplog.text

@@ -1,0 +1,120 @@
+"""A KV cache in another number format than the model's."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import pytest
+import torch
+import transformers
+
+from server.engine.build import build_engine
+from server.engine.types import FinishReason, RefusedError
+from server.settings import Settings
+from tests.engine.harness import greedy_requests, load, make_core, run
+from tests.models_zoo import save_tiny
+
+HALVES = [torch.bfloat16, torch.float16]
+# A token whose keys are beyond float16.
+LOUD = 7
+
+
+def prompts_of(lengths, vocabulary):
+    rng = random.Random(0)
+    tokens = [token for token in range(4, vocabulary) if token != LOUD]
+    return [[rng.choice(tokens) for _ in range(length)] for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.mark.parametrize("kv_dtype", HALVES, ids=str)
+def test_kernels_and_schedules_write_the_same(llama, kv_dtype):
+    loaded = load(llama)
+    prompts = prompts_of((1, 4, 30, 71), loaded.vocabulary_size)
+
+    def tokens(kernel, **schedule):
+        core = make_core(loaded, kernel=kernel, page_size=4, kv_dtype=kv_dtype, **schedule)
+        assert core.runner.cache.dtype == kv_dtype
+        return [outcome.tokens for outcome in run(core, greedy_requests(prompts, 12)).values()]
+
+    expected = tokens("reference")
+    for kernel in ("cpu_paged", "sdpa"):
+        assert tokens(kernel) == expected
+        assert tokens(kernel, max_batch_tokens=9, max_running=3, pages=40) == expected
+
+
+def test_a_key_beyond_the_format_fails_its_request_alone_and_the_log_says_why(llama, tmp_path, caplog):
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    embedding, first = model.get_input_embeddings().weight.data, model.model.layers[0]
+    # Of the first layer's inputs only this token's have the number that the key projection enlarges.
+    embedding[:, 0] = 0
+    embedding[LOUD] = 0
+    embedding[LOUD, 0] = 10
+    first.self_attn.k_proj.weight.data[:, 0] = 1e5
+    model.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    prompts = prompts_of((40, 40), loaded.vocabulary_size)
+    prompts[1][20] = LOUD
+
+    def outcomes(kv_dtype):
+        core = make_core(loaded, kv_dtype=kv_dtype, max_running=2, max_batch_tokens=16)
+        return list(run(core, greedy_requests(prompts, 8)).values())
+
+    with caplog.at_level(logging.ERROR, "longspan.engine"):
+        for wide in (torch.float32, torch.bfloat16):
+            assert [outcome.finish for outcome in outcomes(wide)] == [FinishReason.LENGTH] * 2
+        assert not caplog.records
+        quiet, loud = outcomes(torch.float16)
+    assert (quiet.finish, len(quiet.tokens)) == (FinishReason.LENGTH, 8)
+    assert (loud.finish, loud.tokens) == (FinishReason.FAILED, [])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("sequence 2 fails at token 40: the model's logits are no numbers")
+    assert "beyond 65504, the most that a KV cache in float16 holds" in record.getMessage()
+
+
+def build(folder, cache_dir, **settings):
+    more = {"device": "cpu", "kv_memory": "1MiB", "threads": torch.get_num_threads(), "cache_dir": cache_dir}
+    return build_engine(Settings(**more | settings), folder, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kv_dtype"),
+    [
+        ({}, "float32"),
+        ({"weights": "float", "dtype": "bfloat16"}, "bfloat16"),
+        ({"weights": "int4"}, "float16"),
+        ({"weights": "int4", "kv_dtype": "float32"}, "float32"),
+        ({"weights": "float", "kv_dtype": "float16"}, "float16"),
+        ({"weights": "float", "dtype": "bfloat16", "kv_dtype": "float32"}, "float32"),
+    ],
+)
+def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype):
+    core, ready = build(llama, tmp_path, **settings)
+    assert ready.kv_dtype == kv_dtype
+    assert ready.dtype == settings.get("dtype", "float32")
+    cache = core.runner.cache
+    assert {str(cache.layers[index].keys.dtype) for index in cache.layers} == {f"torch.{kv_dtype}"}
+    bytes_of_all = sum(part.keys.nbytes + part.values.nbytes for part in cache.layers.values())
+    assert bytes_of_all == ready.kv_bytes
+    # Half the bytes, twice the pages.
+    page = sum(2 * layer.kv_heads * layer.head_size for layer in core.runner.layers.values()) * 16
+    assert ready.pages_total + 1 == 2**20 // (page * cache.dtype.itemsize)
+    (outcome,) = run(core, greedy_requests(prompts_of((30,), ready.vocabulary_size), 4)).values()
+    assert len(outcome.tokens) == 4
+
+
+def test_a_kernel_that_cannot_read_the_format_is_refused(llama, tmp_path, monkeypatch):
+    from attention.kernels.reference import Reference
+
+    def picky(self, layers, device, dtype, page_size, pattern):
+        return ["reference reads float32 only"] if dtype != torch.float32 else []
+
+    monkeypatch.setattr(Reference, "unsupported", picky)
+    assert build(llama, tmp_path, kernel="reference")[1].kv_dtype == "float32"
+    for settings in ({"kv_dtype": "float16"}, {"weights": "int8"}):
+        with pytest.raises(RefusedError, match="or kv dtype float32 for kernel reference"):
+            build(llama, tmp_path, kernel="reference", **settings)
