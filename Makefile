@@ -1,7 +1,7 @@
 # All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test bench quality stress lint format proto clean
+.PHONY: help install serve test bench quality growth device stress lint format proto clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -17,6 +17,8 @@ help:
 	@echo 'make test     install, then run all tests; some of them: make test ARGS="tests/client -k stream"'
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
 	@echo 'make quality  install, then measure what attention patterns do to the default model; minutes'
+	@echo 'make device   install, then measure how near the engine comes to what a GPU can do; 10 minutes'
+	@echo 'make growth   install, then time tokens as contexts and streams grow; 10 minutes'
 	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, descriptors'
 	@echo 'make lint     install, then check style, types, the proto and the Dockerfile'
 	@echo 'make format   install, then format the code'
@@ -46,6 +48,13 @@ bench: install
 
 quality: install
 	$(BIN)/python -m loadtest.quality $(ARGS)
+
+device: install
+	$(BIN)/python -m loadtest.direct.device $(ARGS)
+
+growth: install
+	@mkdir -p build
+	$(BIN)/python -m loadtest.growth --json build/growth.json --html build/growth.html $(ARGS)
 
 stress: install
 	$(BIN)/python -m pytest -m stress $(ARGS)

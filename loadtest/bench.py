@@ -21,8 +21,12 @@ from loadtest.load.workloads import Shape, fixed
 from loadtest.servers import Address, NotStartedError, serve
 from longspan import Client
 
-# (streams, requests, prompt tokens, output tokens)
-WORKLOADS = [(1, 3, 128, 128), (8, 16, 128, 128), (32, 32, 128, 128), (1, 2, 2048, 64), (4, 4, 2048, 64)]
+# (streams, requests, prompt tokens, output tokens); with one output token it is all prefill.
+WORKLOADS = [
+    *((1, 3, 128, 128), (8, 16, 128, 128), (32, 32, 128, 128)),
+    *((8, 24, 128, 1), (1, 4, 2048, 1)),
+    *((1, 2, 2048, 64), (4, 4, 2048, 64)),
+]
 
 
 def bench(address: Address, workloads: list[tuple[int, int, int, int]], console: Console) -> Result:

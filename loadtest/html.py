@@ -16,6 +16,9 @@ from matplotlib.figure import Figure
 _WIDTH, _HEIGHT = 7.2, 3.6
 _INK, _GRAY = "#222222", "#9aa5b1"
 
+COLORS = ("#222222", "#1f6fb4", "#d9822b", "#3a9a5b", "#a8447f", "#7b61c9", "#8a6d3b", "#2aa3a3", "#c23b3b")
+"""For the lines of a drawing, one after the other."""
+
 
 def plot(title: str, draw: Callable[[Any], None], caption: str) -> str:
     """A section with a drawing as SVG; ``draw`` gets matplotlib's axes."""

@@ -108,6 +108,7 @@ class Measurer:
             "architecture": model.architecture,
             "parameters": model.parameters,
             "dtype": model.dtype,
+            "kv_dtype": model.kv_dtype,
             "device": info.device,
         }
         attention = model.attention

@@ -9,9 +9,8 @@ from typing import Any
 from loadtest.compare.table import COLUMNS, cells
 from loadtest.compare.types import Comparison, Row
 from loadtest.compare.verdict import judge, recommendation
-from loadtest.html import page, plot, text
+from loadtest.html import COLORS, page, plot, text
 
-_COLORS = ("#222222", "#1f6fb4", "#d9822b", "#3a9a5b", "#a8447f", "#7b61c9", "#8a6d3b", "#2aa3a3")
 _LEAST_NEEDLES = 0.999
 
 
@@ -23,7 +22,8 @@ def write_report(comparison: Comparison, path: Path) -> None:
     judged = "".join(f"<li>{text(judgment.sentence)}</li>" for judgment in judge(comparison))
     longest = plan.contexts[-1]
     body = [
-        f"<p class='dim'>{text(model.get('dtype'))}, {text(model.get('device'))}, "
+        f"<p class='dim'>{text(model.get('dtype'))}, KV {text(model.get('kv_dtype'))}, "
+        f"{text(model.get('device'))}, "
         f"{text(machine.get('cores'))} cores of {text(machine.get('cpu'))}; text: {text(plan.text)}; "
         f"{text(comparison.created)}</p>",
         advice,
@@ -52,7 +52,7 @@ def _quality(axes: Any, comparison: Comparison, context: int) -> None:
         if math.isnan(x) or math.isnan(y):
             continue
         lost = row.found_share < base.found_share * _LEAST_NEEDLES
-        color = _COLORS[number % len(_COLORS)]
+        color = COLORS[number % len(COLORS)]
         axes.plot([x], [y], "o", color=color, markersize=9, markerfacecolor="white" if lost else color)
         axes.annotate(row.candidate, (x, y), textcoords="offset points", xytext=(7, 5), fontsize=8)
     axes.axhline(1.0, color="#9aa5b1", linewidth=0.8)
@@ -69,7 +69,7 @@ def _memory(axes: Any, comparison: Comparison) -> None:
             [row.context for row in rows],
             [row.kv_bytes / 2**20 for row in rows],
             "o-",
-            color=_COLORS[number % len(_COLORS)],
+            color=COLORS[number % len(COLORS)],
             label=candidate.name,
         )
     axes.set(xlabel="tokens", ylabel="MiB per sequence")

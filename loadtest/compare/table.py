@@ -55,7 +55,7 @@ def table(comparison: Comparison) -> RenderableType:
             grid.add_row("" if number else str(context), candidate.name, *cells(row, base))
         grid.add_row()
     heading = Text(
-        f"{model.get('name')}, {model.get('dtype')}, {model.get('device')}, "
+        f"{model.get('name')}, {model.get('dtype')}, KV {model.get('kv_dtype')}, {model.get('device')}, "
         f"{comparison.machine.get('cores')} cores of {comparison.machine.get('cpu')}; text: {plan.text}",
         style="dim",
     )

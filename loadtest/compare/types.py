@@ -110,7 +110,7 @@ class Comparison:
         created: UTC, ISO 8601.
         machine: what it runs on.
         versions: of Longspan and what it runs on.
-        model: name, architecture, dtype, device, parameters.
+        model: name, architecture, dtype, kv_dtype, device, parameters.
         kernels: what computed each candidate, and why.
         cells: figures by ``candidate | context | measurement``.
     """

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadtest.load import driver, reconcile, result, validity
+from loadtest.load.device import device_use, to_measure, watched
 from loadtest.load.measures import summarize
 from loadtest.load.result import Result, Run
 from loadtest.load.sweep import Sweep
@@ -22,7 +23,7 @@ from loadtest.load.types import ClosedLoop, Load, Session, Summary, Targets
 from loadtest.load.worker import Progress as Counts
 from longspan import Client
 
-# The server books a request just after its last message.
+# The server books a request just after its last message, and measures its device in its first second of rest.
 _SETTLE_SECONDS = 3.0
 # How long an open loop lasts, unless the number of its sessions is given.
 _OPEN_SECONDS = 30.0
@@ -74,7 +75,7 @@ def measure(plan: Plan, console: Console) -> Result:
     """
     found = describe(plan)
     for number, load in enumerate(plan.loads):
-        run = _run(plan, load, number, console)
+        run = _run(plan, load, number, found.server["device"], console)
         if run is None:
             break
         found.runs.append(run)
@@ -100,6 +101,7 @@ def describe(plan: Plan) -> Result:
             "architecture": model.architecture,
             "parameters": model.parameters,
             "dtype": model.dtype,
+            "kv_dtype": model.kv_dtype,
             "device": info.device,
             "context_length": model.context_length,
             "attention": {
@@ -124,7 +126,7 @@ def _counts(plan: Plan, load: Load) -> tuple[int, int, int]:
     return max(plan.sessions or usual, least), warmup, max(1, min(users, warmup))
 
 
-def _run(plan: Plan, load: Load, number: int, console: Console) -> Run | None:
+def _run(plan: Plan, load: Load, number: int, device: str, console: Console) -> Run | None:
     """One run after its warm-up; ``None`` if it was stopped before any request."""
     count, warmup, users = _counts(plan, load)
     seed = plan.seed + _SEEDS_PER_RUN * number
@@ -139,7 +141,7 @@ def _run(plan: Plan, load: Load, number: int, console: Console) -> Run | None:
             return None
     before = reconcile.scrape(plan.metrics_url) if plan.metrics_url else None
     requests = sum(len(session.turns) for session in sessions)
-    with _watch(console, _words(load), requests) as listener:
+    with _watch(console, _words(load), requests) as listener, watched(plan.metrics_url) as during:
         outcome = driver.run(
             plan.host,
             plan.port,
@@ -153,9 +155,11 @@ def _run(plan: Plan, load: Load, number: int, console: Console) -> Run | None:
     if not outcome.records:
         return None
     summary = summarize(outcome.records, plan.targets)
-    server = None
+    server = use = None
     if plan.metrics_url and before is not None:
-        server = _settled(plan.metrics_url, before, summary)
+        after = _settled(plan.metrics_url, before, summary)
+        server = reconcile.server_side(before, after)
+        use = device_use(device, [before, *during, after])
     return Run(
         load=dataclasses.asdict(load),
         workload=plan.workload,
@@ -167,16 +171,18 @@ def _run(plan: Plan, load: Load, number: int, console: Console) -> Run | None:
         server=server,
         disagreements=reconcile.disagreements(summary, server) if server else [],
         requests=result.condense(outcome.records),
+        device=use,
     )
 
 
-def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile.ServerSide:
-    """The server's counts once it has booked every request, or after a few seconds."""
+def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile.Samples:
+    """The server's metrics once it has booked every request and measured its device, or after some time."""
     end = time.monotonic() + _SETTLE_SECONDS
     while True:
-        server = reconcile.server_side(before, reconcile.scrape(url))
-        if server.requests >= summary.requests or time.monotonic() > end:
-            return server
+        after = reconcile.scrape(url)
+        booked = reconcile.server_side(before, after).requests >= summary.requests
+        if (booked and not to_measure(after)) or time.monotonic() > end:
+            return after
         time.sleep(0.1)
 
 

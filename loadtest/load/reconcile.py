@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import urllib.request
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ _TIMEOUT_SECONDS = 10.0
 # The client's clock starts before the network and the server's after it, so the client's times are longer; on
 # one machine by milliseconds. More than this is worth a look.
 _MOST_DIFFERENCE_SECONDS = 0.050
+
+_KIND = re.compile(r'\bkind="\w+"')
 
 Samples = dict[str, float]
 
@@ -52,7 +55,7 @@ class ServerSide:
 
 
 def scrape(url: str) -> Samples:
-    """All of Longspan's samples, summed over labels.
+    """All of Longspan's samples, summed over labels; those of a kind also as ``name{kind="K"}``.
 
     Raises:
         ScrapeError: nobody answers, or it is no metrics page.
@@ -68,8 +71,10 @@ def scrape(url: str) -> Samples:
             continue
         # Longspan's samples have no time stamp, and label values no line break: the value is the last word.
         name, _, value = line.rpartition(" ")
-        name = name.partition("{")[0]
-        samples[name] = samples.get(name, 0.0) + float(value)
+        name, _, labels = name.partition("{")
+        kind = _KIND.search(labels)
+        for key in [name, f"{name}{{{kind[0]}}}"] if kind else [name]:
+            samples[key] = samples.get(key, 0.0) + float(value)
     if not samples:
         raise ScrapeError(f"{url} shows no metrics of Longspan; give the server's --metrics-port")
     return samples

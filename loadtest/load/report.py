@@ -9,7 +9,7 @@ from typing import Any
 
 from loadtest.html import page, plot, text
 from loadtest.load.result import Result, Run
-from loadtest.load.table import COLUMNS, figure, heading, remarks
+from loadtest.load.table import COLUMNS, DEVICE_COLUMNS, figure, heading, remarks
 
 _BLUE, _ORANGE = "#1f6fb4", "#d9822b"
 _SHARES = [0.5, 0.9, 0.95, 0.99]
@@ -22,6 +22,7 @@ def write_report(result: Result, path: Path) -> None:
         f"<p class='dim'>{lines}<br>{text(result.created)}</p>",
         _table(result),
         *_remarks(result),
+        *_device(result),
         *_plots(result),
         _facts(result),
     ]
@@ -53,6 +54,25 @@ def _remarks(result: Result) -> list[str]:
     if not notes:
         return ["<p>Every run is valid, nothing failed, and the client's totals equal the server's.</p>"]
     return ["<h2>To know before believing the figures</h2><ul>", *notes, "</ul>"]
+
+
+def _device(result: Result) -> list[str]:
+    uses = [(run.label, run.device) for run in result.runs if run.device is not None]
+    if not uses:
+        return []
+    heads = "".join(f"<th>{name}<br><small>{unit}</small></th>" for name, unit, _ in DEVICE_COLUMNS)
+    rows = [
+        f"<tr><th>{text(label)}</th>"
+        + "".join(f"<td>{figure(get(use))}</td>" for _, _, get in DEVICE_COLUMNS)
+        + "</tr>"
+        for label, use in uses
+    ]
+    notes = [f"<li><b>{text(label)}</b>: {text(note)}</li>" for label, use in uses for note in use.unmeasured]
+    return [
+        f"<h2>Device: {text(', '.join(dict.fromkeys(use.name for _, use in uses)))}</h2>",
+        f"<table><thead><tr><th>load</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
+        *(["<ul>", *notes, "</ul>"] if notes else []),
+    ]
 
 
 def _plots(result: Result) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadtest.load.device import DeviceUse
 from loadtest.load.reconcile import ServerSide
 from loadtest.load.types import Record, Spread, Summary, Worker
 
@@ -36,6 +37,8 @@ class Run:
         disagreements: where client and server differ, a sentence each.
         requests: one object per request: ``session``, ``turn``, ``intended``, ``sent``, ``first`` and
             ``last`` token, ``ended``, ``prompt_tokens``, ``output_tokens``, ``code``.
+        device: what the run made of the server's device; ``None`` if the server's metrics were not read, and
+            in documents of earlier versions.
     """
 
     load: dict[str, Any]
@@ -48,6 +51,7 @@ class Run:
     server: ServerSide | None
     disagreements: list[str]
     requests: list[dict[str, Any]] = field(default_factory=list)
+    device: DeviceUse | None = None
 
     @property
     def label(self) -> str:
@@ -73,7 +77,7 @@ class Result:
         seed: of workload and arrivals.
         machine: of the client: ``cpu``, ``cores``, ``memory_bytes``, ``system``.
         versions: of Longspan and what both sides run on.
-        server: ``model``, ``dtype``, ``device``, ``attention`` and ``settings``, as the server says.
+        server: as it says: ``model``, ``dtype``, ``kv_dtype``, ``device``, ``attention``, ``settings``.
         runs: in the order in which they ran.
     """
 
@@ -155,11 +159,12 @@ def _run(run: dict[str, Any]) -> Run:
         else value
         for name, value in run.pop("summary").items()
     }
-    server = run.pop("server")
+    server, device = run.pop("server"), run.pop("device", None)
     return Run(
         **{**run, "workers": [Worker(**worker) for worker in run["workers"]]},
         summary=Summary(**summary),
         server=None if server is None else ServerSide(**{k: _number(v) for k, v in server.items()}),
+        device=None if device is None else DeviceUse(**{k: _number(v) for k, v in device.items()}),
     )
 
 

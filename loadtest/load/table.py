@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.load.device import DeviceUse
 from loadtest.load.result import Result, Run
 
 # Header, unit, and where the figure is; larger is better for rates, smaller for times.
@@ -24,6 +25,18 @@ COLUMNS: tuple[tuple[str, str, _Figure, bool], ...] = (
     ("gap p99", "ms", lambda run: run.summary.chunk_gap.p99 * 1e3, False),
     ("latency p50", "s", lambda run: run.summary.latency.p50, False),
 )
+
+DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
+    ("memory used", "GB", lambda use: use.memory_used / 1e9),
+    ("memory total", "GB", lambda use: use.memory_total / 1e9),
+    ("bandwidth measured", "GB/s", lambda use: use.bandwidth / 1e9),
+    ("bandwidth reached", "%", lambda use: use.bandwidth_share * 100),
+    ("matrices measured", "GFLOP/s", lambda use: use.matrix_rate / 1e9),
+    ("matrices reached", "%", lambda use: use.matrix_share * 100),
+)
+
+# What two servers have in common in a fair comparison.
+_SERVED = ("model", "dtype", "kv_dtype", "device")
 
 # Smaller changes than this have no color.
 _NOISE = 0.02
@@ -61,7 +74,22 @@ def runs_table(result: Result) -> RenderableType:
         cells.append(f"[red]{failed}[/red]" if failed else "0")
         table.add_row(*cells)
     notes = [Text(f"* {run.label}: {remark}") for run in result.runs for remark in remarks(run)]
-    return Group(heading(result), table, *notes)
+    return Group(heading(result), table, *notes, *_device_table(result))
+
+
+def _device_table(result: Result) -> list[RenderableType]:
+    """What runs made of the server's device; nothing where no metrics were read."""
+    uses = [(run.label, run.device) for run in result.runs if run.device is not None]
+    if not uses:
+        return []
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("\n".join(dict.fromkeys(use.name for _, use in uses)), no_wrap=True)
+    for name, unit, _ in DEVICE_COLUMNS:
+        table.add_column(_head(name, unit), justify="right", no_wrap=True)
+    for label, use in uses:
+        table.add_row(label, *(figure(get(use)) for _, _, get in DEVICE_COLUMNS))
+    notes = [Text(f"{label}: {sentence}", style="dim") for label, use in uses for sentence in use.unmeasured]
+    return [Text(), table, *notes]
 
 
 def remarks(run: Run) -> list[str]:
@@ -86,9 +114,10 @@ def heading(result: Result) -> Text:
     attention = server.get("attention", {})
     names = dict.fromkeys(str(run.workload.get("name")) for run in result.runs)
     return Text(
-        f"{server.get('model')}, {server.get('dtype')}, attention {attention.get('backend')} "
-        f"({attention.get('kernel')}), {server.get('device')}; client on {machine.get('cores')} cores of "
-        f"{machine.get('cpu')}\nworkload {', '.join(names)}, prompt/output tokens; seed {result.seed}",
+        f"{server.get('model')}, {server.get('dtype')}, KV {server.get('kv_dtype')}, "
+        f"attention {attention.get('backend')} ({attention.get('kernel')}), {server.get('device')}; "
+        f"client on {machine.get('cores')} cores of {machine.get('cpu')}\n"
+        f"workload {', '.join(names)}, prompt/output tokens; seed {result.seed}",
         style="dim",
     )
 
@@ -123,7 +152,7 @@ def differences(before: Result, after: Result) -> list[str]:
         *(("machine", before.machine.get(key), after.machine.get(key)) for key in ("cpu", "cores")),
         ("seed", before.seed, after.seed),
         ("workload", _workloads(before), _workloads(after)),
-        *((key, before.server.get(key), after.server.get(key)) for key in ("model", "dtype", "device")),
+        *((key, before.server.get(key), after.server.get(key)) for key in _SERVED),
         ("attention", before.server.get("attention"), after.server.get("attention")),
         *((name, before.versions.get(name), version) for name, version in after.versions.items()),
     ]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+import uvloop
+
 from loadtest.load.measures import percentile
 from loadtest.load.types import Message, Record, Session, Turn, Worker
 from longspan import AsyncClient, LongspanError
@@ -61,7 +63,8 @@ def main(connection: Connection, assignment: Assignment) -> None:
     A later message of any kind makes it stop where it is and report what it has.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
-    asyncio.run(_Client(connection, assignment).run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_Client(connection, assignment).run())
 
 
 class _Client:
@@ -70,6 +73,7 @@ class _Client:
         self._assignment = assignment
         self._records: list[Record] = []
         self._lags: list[float] = []
+        self._tokens = 0
 
     async def run(self) -> None:
         async with AsyncClient(self._assignment.host, self._assignment.port) as client:
@@ -126,18 +130,41 @@ class _Client:
             if isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
                 history += [message for message in prompt if isinstance(message, tuple)]
                 prompt = list(history)
-            answer = await _request(client, Turn(prompt, turn.output_tokens), record)
+            answer = await self._request(client, Turn(prompt, turn.output_tokens), record)
             if record.error:
                 return
             history.append(("assistant", answer))
+
+    async def _request(self, client: AsyncClient, turn: Turn, record: Record) -> str:
+        """Sends one greedy request of exactly so many output tokens and times its stream; gives its text."""
+        stream = client.stream(turn.prompt, max_tokens=turn.output_tokens, temperature=0.0, ignore_eos=True)
+        record.sent = time.monotonic()
+        parts = []
+        try:
+            async with stream:
+                async for delta in stream:
+                    if count := len(delta.token_ids):
+                        record.arrivals.append((time.monotonic(), count))
+                        self._tokens += count
+                    parts.append(delta.text)
+        except LongspanError as error:
+            record.code, record.error = error.code.name, str(error)
+        except asyncio.CancelledError:
+            record.code, record.error = "CANCELLED", "the load test was stopped"
+            raise
+        finally:
+            record.ended = time.monotonic()
+            record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
+        if not record.error and record.tokens != turn.output_tokens:
+            record.error = f"got {record.tokens} tokens instead of {turn.output_tokens}"
+        return "".join(parts)
 
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(_TELL_SECONDS)
             ended = [record for record in self._records if record.ended == record.ended]
             failed = sum(bool(record.error) for record in ended)
-            tokens = sum(record.tokens for record in self._records)
-            self._connection.send(Progress(len(self._records), len(ended), failed, tokens))
+            self._connection.send(Progress(len(self._records), len(ended), failed, self._tokens))
 
     async def _probe_lag(self) -> None:
         while True:
@@ -148,27 +175,3 @@ class _Client:
     async def _told_to_stop(self) -> None:
         while not self._connection.poll():  # noqa: ASYNC110 (a pipe tells no event loop)
             await asyncio.sleep(_TELL_SECONDS)
-
-
-async def _request(client: AsyncClient, turn: Turn, record: Record) -> str:
-    """Sends one greedy request of exactly so many output tokens and times its stream; gives its text."""
-    stream = client.stream(turn.prompt, max_tokens=turn.output_tokens, temperature=0.0, ignore_eos=True)
-    record.sent = time.monotonic()
-    parts = []
-    try:
-        async with stream:
-            async for delta in stream:
-                if delta.token_ids:
-                    record.arrivals.append((time.monotonic(), len(delta.token_ids)))
-                parts.append(delta.text)
-    except LongspanError as error:
-        record.code, record.error = error.code.name, str(error)
-    except asyncio.CancelledError:
-        record.code, record.error = "CANCELLED", "the load test was stopped"
-        raise
-    finally:
-        record.ended = time.monotonic()
-        record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
-    if not record.error and record.tokens != turn.output_tokens:
-        record.error = f"got {record.tokens} tokens instead of {turn.output_tokens}"
-    return "".join(parts)

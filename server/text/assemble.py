@@ -96,6 +96,8 @@ class OutputAssembler:
         """
         if self.finish is not None:
             return OutputDelta()
+        if len(tokens) == 1 and finish is None and not self._pending and not self._matcher.strings:
+            return self._push_one(tokens, logprobs)
         text = ""
         for index, token in enumerate(tokens):
             ended = finish is FinishReason.STOP and index == len(tokens) - 1
@@ -120,6 +122,17 @@ class OutputAssembler:
             matched,
             abort=self.finish is not None and finish is None,
         )
+
+    def _push_one(self, tokens: Sequence[int], logprobs: Sequence[PositionLogprob] | None) -> OutputDelta:
+        """The usual step in short: one more token, nothing held back, no stop strings."""
+        self.token_count += 1
+        text = self._detokenizer.push(tokens)
+        self._decoded += len(text)
+        held = self._detokenizer.held
+        if not held:
+            return OutputDelta(text, tokens, logprobs or ())
+        self._pending.append(_Pending(tokens[0], logprobs[0] if logprobs else None, self._decoded + held))
+        return OutputDelta(text)
 
     def _take(self, token: int, logprob: PositionLogprob | None, *, has_text: bool) -> str:
         """Adds one token and gives the text that can be passed on."""

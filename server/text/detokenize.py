@@ -59,6 +59,13 @@ class Detokenizer:
         return text
 
     def _push(self, token: int) -> str:
+        if self._boundary == len(self._window) and self._tokenizer.byte_level:
+            # What has come are whole characters; if this token is too, the two don't touch each other.
+            alone = self._tokenizer.decode_alone(token, self._skip_special_tokens)
+            if _REPLACEMENT not in alone:
+                if alone:
+                    self._window, self._boundary, self._given = [token], 1, len(alone)
+                return alone
         # A token without text must not stand between the parts of a character.
         if not self._tokenizer.is_text(token, skip_special_tokens=self._skip_special_tokens):
             return ""

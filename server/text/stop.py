@@ -17,12 +17,13 @@ class StopMatcher:
         include: pass on the stop string too.
 
     Attributes:
+        strings: as given.
         matched: the stop string found, or ``None``.
         held: characters held back, since they may be the beginning of a stop string.
     """
 
     def __init__(self, strings: Sequence[str], *, include: bool = False) -> None:
-        self._strings = list(strings)
+        self.strings = tuple(strings)
         self._include = include
         self._buffer = ""
         self.matched: str | None = None
@@ -59,7 +60,7 @@ class StopMatcher:
     def _find(self, buffer: str) -> tuple[int, str] | None:
         """Where the stop string that is complete first begins, and which it is."""
         best: tuple[int, int, str] | None = None
-        for string in self._strings:
+        for string in self.strings:
             # A string that ended in earlier text was not accepted then, and isn't now.
             start = buffer.find(string, max(len(self._buffer) - len(string) + 1, 0))
             if start >= 0 and (best is None or start + len(string) < best[0]):
@@ -69,7 +70,7 @@ class StopMatcher:
     def _open_at(self, buffer: str) -> int:
         """Where the longest tail begins that some stop string could still continue."""
         earliest = len(buffer)
-        for string in self._strings:
+        for string in self.strings:
             start = buffer.find(string[0], max(len(buffer) - len(string) + 1, 0))
             while 0 <= start < earliest:
                 if string.startswith(buffer[start:]):

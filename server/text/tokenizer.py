@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+from tokenizers.decoders import ByteLevel
 
 # This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
 # import torch, which costs the server process seconds and hundreds of megabytes.
@@ -39,6 +40,8 @@ class Tokenizer:
         special_token_ids: tokens that are no text, such as those that mark the turns of a conversation.
         vocabulary_size: one more than the largest token id.
         has_chat_template: whether conversations can be encoded.
+        byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
+            be decoded one by one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,6 +70,7 @@ class Tokenizer:
         self.eos_token_ids = sorted({*_eos_of_configs(folder), *_as_list(self._pretrained.eos_token_id)})
         self._template = _default_template(self._pretrained.chat_template)
         self.has_chat_template = self._template is not None
+        self.byte_level = isinstance(self._backend.decoder, ByteLevel)
         anchor = self._backend.encode("a", add_special_tokens=False).ids[-1:]
         self._anchor: list[int] = anchor
         self._anchor_text: str = self._backend.decode(anchor)
@@ -156,6 +160,11 @@ class Tokenizer:
         # Some decoders drop the space at the beginning of a text, hence a token in front.
         text: str = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
         return text.removeprefix(self._anchor_text)
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019 (as above)
+    def decode_alone(self, token_id: int, skip_special_tokens: bool) -> str:
+        """``decode_known`` of one token, kept: a look-up costs a fraction of decoding."""
+        return self.decode_known([token_id], skip_special_tokens=skip_special_tokens)
 
     def is_text(self, token_id: int, *, skip_special_tokens: bool) -> bool:
         """Whether decoding gives the token any text, or part of a character."""

@@ -45,7 +45,11 @@ def exact():
         yield client
 
 
-def test_tokens_equal_transformers(exact, default_model):
+def test_tokens_equal_transformers(exact, client, default_model):
+    assert (exact.model_info().kv_dtype, client.model_info().kv_dtype) == ("float32", "float16")
+    # A page takes twice the bytes.
+    kept, halved = exact.server_info().load, client.server_info().load
+    assert kept.kv_bytes / (kept.pages_total + 1) == 2 * halved.kv_bytes / (halved.pages_total + 1)
     tokenizer = AutoTokenizer.from_pretrained(default_model)
     texts = ["The river", "def fibonacci(n):\n", "Water boils at a temperature of", "Once upon a time " * 12]
     prompts = [tokenizer(text)["input_ids"] for text in texts]

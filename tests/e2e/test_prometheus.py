@@ -109,6 +109,7 @@ def summary(server, prometheus):
     time.sleep(max(0.0, 4 - (time.monotonic() - began)))
     found = summarize(outcome.records)
     prometheus.wait(f"sum(longspan_requests_total) == {found.requests}")
+    prometheus.wait("longspan_device_memory_bandwidth_bytes_per_second")
     return found
 
 

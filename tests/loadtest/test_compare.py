@@ -157,11 +157,12 @@ def test_a_document_comes_back_and_goes_on(tmp_path):
 
 def test_table_and_report_show_figures_losses_and_errors(tmp_path):
     comparison = make(window={"tpot": 0.02, "deep": 0}, topk={"perplexity": 10.7})
-    comparison.model = {"name": "<tiny>", "dtype": "float32", "device": "cpu"}
+    comparison.model = {"name": "<tiny>", "dtype": "float32", "kv_dtype": "float16", "device": "cpu"}
     comparison.cells[key(TOPK.name, 1024, "memory")] = {"error": "no room"}
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
     console.print(table(comparison))
     text = console.export_text()
+    assert "<tiny>, float32, KV float16, cpu" in text
     assert "10.7 (+7.0%)" in text
     assert "2 of 4" in text
     assert "! top-k 512, memory: no room" in text

@@ -144,6 +144,11 @@ async def test_a_measurement_agrees_with_the_servers_metrics(served, tmp_path):
         assert (run.server.requests, run.server.output_tokens, run.server.prompt_tokens) == (10, 60, 90)
         assert not [line for line in run.disagreements if "counted" in line]
         assert run.summary.goodput == 1.0
+        assert run.device is not None
+        # The scripted engine says 1,000 bytes and 3,000 operations per token and step.
+        assert (run.device.bytes_moved, run.device.flops, run.device.name) == (60_000, 180_000, "cpu")
+        assert 0 < run.device.bandwidth_share < 1
+        assert run.device.memory_used == 3e9
         assert len(run.requests) == 10
     assert found.runs[0].warmup == 2
     prompts = [tuple(request.prompt) for request in running.engine.submitted]

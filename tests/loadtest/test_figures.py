@@ -149,6 +149,7 @@ def make_result(*rates, seed=0):
         server={
             "model": "<b>tiny</b>",
             "dtype": "float32",
+            "kv_dtype": "float16",
             "device": "cpu",
             "attention": {"backend": "full"},
         },
@@ -198,11 +199,13 @@ def test_a_table_shows_what_is_wrong():
 
 def test_two_results_are_compared_run_by_run():
     before, after = make_result(1.0, 2.0), make_result(2.0, seed=5)
+    after.server["kv_dtype"] = "float32"
     text = shown(table.comparison(before, after))
     ratio = after.runs[0].summary.output_rate / before.runs[0].summary.output_rate
     assert f"x {ratio:.2f}" in text
     assert "only in one of the two: 2 users" in text
     assert "seed: 0 before, 5 after" in text
+    assert "kv_dtype: float16 before, float32 after" in text
 
 
 def test_the_report_is_one_file_and_escapes_what_servers_say(tmp_path):

@@ -1,0 +1,100 @@
+"""The benchmark's outcome for people and for programs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from loadtest.direct.device.rows import Row
+
+_COLORS = {"reached": "green", "missed": "yellow", "left out": "dim", "failed": "red"}
+_MEMORY = "_memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Everything that was found.
+
+    Attributes:
+        created: UTC, ISO 8601.
+        form: ``whole`` or ``small``.
+        shape: of the model, see ``shapes.Shape``.
+        machine: ``cpu``, ``cores``, ``memory_bytes``, ``system``.
+        facts: texts by name: ``device``, ``versions``, ``attention``, ``numbers`` and others.
+        figures: numbers by name, in seconds, bytes, and these per second.
+        seconds: that each part took.
+        rows: the table.
+        schema: of this document.
+    """
+
+    created: str
+    form: str
+    shape: dict[str, int]
+    machine: dict[str, Any]
+    facts: dict[str, str]
+    figures: dict[str, float]
+    seconds: dict[str, float]
+    rows: list[Row]
+    schema: Literal["longspan-device/1"] = "longspan-device/1"
+
+
+def save(document: Document, path: Path) -> None:
+    """Writes it in one go."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> Document:
+    """Reads what ``save`` wrote.
+
+    Raises:
+        msgspec.DecodeError: it is no such document; the message says where.
+    """
+    return msgspec.json.decode(path.read_bytes(), type=Document)
+
+
+def show(document: Document, console: Console) -> None:
+    """Prints the table, and under it what it is about."""
+    facts = document.facts
+    device = escape(facts.get("device", "unknown device"))
+    table = Table(title=f"{device}, {document.form} form", title_justify="left")
+    for column in ("", "measured", "against", "ratio", "aim", ""):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for row in document.rows:
+        color = _COLORS[row.verdict]
+        table.add_row(
+            escape(row.what),
+            _number(row.figure, row.unit),
+            f"{_number(row.against, row.unit)}\n[dim]{escape(row.base)}[/]",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            f"{'≥' if row.at_least else '≤'} {row.aim:g}",
+            f"[{color}]{row.verdict}[/]" + (f"\n[dim]{escape(row.note)}[/]" if row.note else ""),
+        )
+    console.print(table)
+    for name, fact in facts.items():
+        if fact and name != "device" and not name.endswith("_note"):
+            console.print(f"[dim]{name.replace('_', ' ')}:[/] {escape(fact)}", highlight=False)
+    memory = {
+        name.removesuffix(_MEMORY): f"{number / 2**30:.2f} GiB"
+        for name, number in document.figures.items()
+        if name.endswith(_MEMORY)
+    }
+    for title, entries in (
+        ("memory in use", memory),
+        ("took", {part: f"{seconds:.0f} s" for part, seconds in document.seconds.items()}),
+    ):
+        if entries:
+            text = ", ".join(f"{name} {entry}" for name, entry in entries.items())
+            console.print(f"[dim]{title}:[/] {text}", highlight=False)
+
+
+def _number(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:,.{1 if value >= 100 else 3}f} {unit}"

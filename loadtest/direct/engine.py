@@ -1,0 +1,324 @@
+"""The engine called directly, without server process, link and gRPC.
+
+The rest of the load test knows the public API alone. This package is the exception, for two things that the
+API cannot give: what a step costs at a context that would take hours to compute, and what of a served figure
+is the engine's own.
+
+A long context is not computed but *placed*: a sequence gets its pages from the KV manager, step by step as if
+it were computed, so that pages are let go as the pattern says, and the pages that it is left with are copies
+of pages that the model itself made of a short prompt, digests included. From there on everything is real: the
+scheduler admits the sequence, and every timed step is ``EngineCore.step``.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from loadtest.direct.template import Template
+from server.engine.build import build_engine
+from server.engine.core import EngineCore
+from server.engine.sequence import Sequence
+from server.engine.types import FinishReason, Ready, Sampling, Stats, StepNews, Submit
+from server.settings import Settings
+
+_GREEDY = Sampling(temperature=0.0)
+_TEMPLATE_TOKENS = 512
+_WARMUP_STEPS = 1
+
+
+class RoomError(ValueError):
+    """The engine has no room for what was asked of it; the sentence says which setting would give it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Real sequences from an empty cache to their ends.
+
+    Attributes:
+        seconds: from the first step's begin to the last one's end.
+        first_tokens: seconds until every sequence had its first token.
+        steps: of the engine.
+        prompt_tokens: of all prompts together.
+        output_tokens: of all sequences together.
+        outputs: the tokens of each, in the order of the prompts.
+    """
+
+    seconds: float
+    first_tokens: float
+    steps: int
+    prompt_tokens: int
+    output_tokens: int
+    outputs: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decode steps of sequences that were placed.
+
+    Attributes:
+        seconds: of each timed step.
+        pages_read: by the first of them, summed over layers and sequences.
+        pages_held: by all sequences after it.
+    """
+
+    seconds: list[float]
+    pages_read: int
+    pages_held: int
+
+
+def placed_tokens(context: int, steps: int) -> int:
+    """Tokens for which a sequence needs room, so that it doesn't end while ``decode`` times its steps."""
+    return context + steps + 2
+
+
+def open_engine(settings: Settings, folder: Path) -> DirectEngine:
+    """An engine in this process, as ``longspan serve`` would build it, but without a prefix cache.
+
+    Args:
+        settings: as the server takes them; ``prefix_cache`` counts as off, since placed pages hold what their
+            tokens would not give.
+        folder: the model, a Hugging Face folder.
+
+    Raises:
+        server.engine.types.RefusedError: the model, the settings and the machine don't go together.
+    """
+    core, ready = build_engine(
+        settings.model_copy(update={"prefix_cache": False}), folder, lambda stage, fraction: None
+    )
+    gc.collect()
+    gc.freeze()  # as the engine process does
+    return DirectEngine(core, ready)
+
+
+class DirectEngine:
+    """Times an engine's steps. Not for several threads.
+
+    Args:
+        core: the engine, without sequences and prefix cache.
+        ready: what it says of itself.
+
+    Attributes:
+        core: the engine.
+        ready: what it says of itself.
+    """
+
+    def __init__(self, core: EngineCore, ready: Ready) -> None:
+        if core.kv.prefix_cache:
+            raise ValueError("placed pages would be found by real prompts; turn the prefix cache off")
+        self.core, self.ready = core, ready
+        self._next_id = 1
+        self._template: Template | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives model and cache back; no method may be called after it."""
+        on_cuda = self.core.runner.device.type == "cuda"
+        del self.core
+        self._template = None
+        gc.unfreeze()
+        gc.collect()
+        if on_cuda:
+            torch.cuda.empty_cache()
+
+    def decode_times(self, context: int, streams: int, steps: int, seed: int = 0) -> list[float]:
+        """Seconds of each of ``steps`` decode steps; see ``decode``."""
+        return self.decode(context, streams, steps, seed).seconds
+
+    def decode(self, context: int, streams: int, steps: int, seed: int = 0) -> Decode:
+        """Times decode steps, after a few that don't count.
+
+        Args:
+            context: tokens in the cache before the first timed step, of each sequence; at least 1.
+            streams: sequences that run at once.
+            steps: to time, at least 1.
+            seed: of the tokens and of which pages are copied.
+
+        Raises:
+            RoomError: so many sequences of this length don't fit.
+        """
+        # The prompt's last token is computed first, which gives the first token to decode.
+        warmup = min(_WARMUP_STEPS, context - 1)
+        prompt = context - warmup
+        rng = random.Random(seed)
+        prompts = [self._random(prompt, rng) for _ in range(streams)]
+        sequences = self._place(prompts, prompt - 1, placed_tokens(context, steps) - prompt, rng)
+        try:
+            before = self._step_of(streams, 0)
+            for _ in range(warmup):
+                before = self._step_of(0, streams)
+            seconds, stats = [], []
+            for _ in range(steps):
+                began = self._now()
+                stats.append(self._step_of(0, streams))
+                seconds.append(self._now() - began)
+        finally:
+            self._abort(sequences)
+        first = stats[0]
+        return Decode(seconds, first.pages_read - before.pages_read, first.pages_used)
+
+    def prefill_times(self, context: int, tokens: int, repeats: int) -> list[float]:
+        """Seconds in which ``tokens`` tokens of a prompt are computed, once for each of ``repeats``.
+
+        They take as many steps as ``max_batch_tokens`` makes of them. One repeat more comes first, which does
+        not count.
+
+        Args:
+            context: tokens of the prompt that are in the cache before; may be 0.
+            tokens: to compute, at least 1.
+            repeats: of the whole.
+
+        Raises:
+            RoomError: they don't fit.
+        """
+        times = []
+        for seed in range(repeats + 1):
+            rng = random.Random(seed)
+            sequences = self._place([self._random(context + tokens, rng)], context, 1, rng)
+            try:
+                times.append(self._prefill(tokens))
+            finally:
+                self._abort(sequences)
+        return times[1:]
+
+    def generate(self, prompts: list[list[int]], output_tokens: int) -> Run:
+        """Real runs from an empty cache: all prompts at once, greedy, with no token that ends them.
+
+        Args:
+            prompts: token ids.
+            output_tokens: of each sequence.
+
+        Raises:
+            RoomError: they don't all fit at once.
+        """
+        self._check_room([len(prompt) + output_tokens for prompt in prompts])
+        requests = [self._request(prompt, output_tokens) for prompt in prompts]
+        outputs: dict[int, list[int]] = {request.id: [] for request in requests}
+        steps, first = 0, 0.0
+        began = self._now()
+        for request in requests:
+            self.core.submit(request)
+        while self.core.has_work:
+            news = self._step()
+            steps += 1
+            for item in news.sequences:
+                outputs[item.id] += item.tokens
+            if not first and all(outputs.values()):
+                first = self._now() - began
+        return Run(
+            seconds=self._now() - began,
+            first_tokens=first,
+            steps=steps,
+            prompt_tokens=sum(map(len, prompts)),
+            output_tokens=sum(map(len, outputs.values())),
+            outputs=list(outputs.values()),
+        )
+
+    def _step_of(self, prompt_tokens: int, decode_tokens: int) -> Stats:
+        """A step that does this and nothing else."""
+        stats = self._step().stats
+        done = (stats.prompt_tokens, stats.decode_tokens, stats.running)
+        if done != (prompt_tokens, decode_tokens, prompt_tokens + decode_tokens):
+            raise RuntimeError(
+                f"a step that had {prompt_tokens} sequences to begin and {decode_tokens} to go on with "
+                f"computed {done[0]} tokens of prompts and {done[1]} others, and {done[2]} sequences are left"
+            )
+        return stats
+
+    def _prefill(self, tokens: int) -> float:
+        """All steps until nothing is left to do; their seconds."""
+        computed = 0
+        began = self._now()
+        while self.core.has_work:
+            computed += self._step().stats.prompt_tokens
+        seconds = self._now() - began
+        if computed != tokens:
+            raise RuntimeError(f"{computed} tokens of a prompt were computed instead of {tokens}")
+        return seconds
+
+    def _step(self) -> StepNews:
+        news = self.core.step()
+        if any(item.finish is FinishReason.FAILED for item in news.sequences):
+            raise RuntimeError("the model's logits were no numbers")
+        return news
+
+    def _now(self) -> float:
+        if self.core.runner.device.type == "cuda":
+            torch.cuda.synchronize(self.core.runner.device)
+        return time.perf_counter()
+
+    def _place(
+        self, prompts: list[list[int]], computed: int, output_tokens: int, rng: random.Random
+    ) -> list[Sequence]:
+        """Submits sequences whose first ``computed`` tokens have keys and values in the cache already."""
+        self._check_room([len(prompt) + output_tokens for prompt in prompts])
+        core = self.core
+        self._template = self._template or self._make_template()
+        sequences = []
+        for prompt in prompts:
+            core.submit(self._request(prompt, output_tokens))
+            sequence = core.scheduler.waiting[-1]
+            sequences.append(sequence)
+            while sequence.computed < computed:
+                count = min(core.scheduler.max_batch_tokens, computed - sequence.computed)
+                if not core.kv.extend(sequence, count):
+                    raise RuntimeError("pages are short although there was room")
+                core.kv.advance(sequence, count)
+            self._template.fill(sequence.pages, rng)
+        return sequences
+
+    def _make_template(self) -> Template:
+        core, size = self.core, self.core.kv.page_size
+        longest = min(_TEMPLATE_TOKENS, core.context_length - 1, core.kv.pool.total * size)
+        tokens = longest // size * size or longest  # whole pages, if there is one
+        return Template(core, self._request(self._random(tokens, random.Random(0)), 1))
+
+    def _check_room(self, totals: list[int]) -> None:
+        """Refuses sequences of so many tokens, output included, that would not run all at once."""
+        core = self.core
+        if len(totals) > core.scheduler.max_running:
+            raise RoomError(
+                f"{len(totals)} sequences are more than --max-running {core.scheduler.max_running}; raise it"
+            )
+        longest = max(totals)
+        if longest > core.context_length:
+            raise RoomError(
+                f"{longest} tokens are more than the context of {core.context_length}; raise --max-context"
+            )
+        # The scheduler keeps a page for each sequence that runs already.
+        needed = sum(core.kv.demand(total, core.scheduler.max_batch_tokens) for total in totals)
+        needed += len(totals) - 1
+        if needed > core.kv.pool.total:
+            mebibytes = (needed + 1) * self.ready.kv_bytes / (self.ready.pages_total + 1) / 2**20
+            raise RoomError(
+                f"{len(totals)} sequences of up to {longest} tokens need {needed} pages, but the KV cache "
+                f"has {core.kv.pool.total}; raise --kv-memory to {math.ceil(mebibytes)}MiB"
+            )
+
+    def _request(self, prompt: list[int], output_tokens: int) -> Submit:
+        self._next_id += 1
+        return Submit(id=self._next_id, prompt=prompt, sampling=_GREEDY, max_tokens=output_tokens)
+
+    def _random(self, count: int, rng: random.Random) -> list[int]:
+        """Token ids; the first ones of a vocabulary, which often have a special meaning, are left out."""
+        vocabulary = self.ready.vocabulary_size
+        return rng.choices(range(min(1000, vocabulary // 2), vocabulary), k=count)
+
+    def _abort(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self.core.abort(sequence.id)

@@ -1,0 +1,116 @@
+"""``make growth``: what a token costs as contexts grow longer and streams more, for every backend.
+
+The engine is called directly, and long contexts are placed in its cache instead of computed (see
+``loadtest.direct.engine``). Decode steps are timed at each context length with the fewest streams, and with
+each number of streams at the shortest context. Each backend has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from loadtest.growth import document
+from loadtest.growth.measure import NothingToMeasureError, measure
+from loadtest.growth.table import table
+from loadtest.growth.types import Growth, Plan
+
+_CONTEXTS = tuple(1024 << n for n in range(7))
+_STREAMS = tuple(1 << n for n in range(7))
+_WIDTH = 200  # of the table where it goes to a file
+
+
+def main() -> int:
+    """Prints the tables; ends with 1 if a backend that ought to work has points without a figure."""
+    arguments = _arguments()
+    plan = Plan(
+        contexts=arguments.contexts,
+        streams=arguments.streams,
+        steps=arguments.steps,
+        backends=tuple(arguments.backends),
+        seconds=arguments.seconds,
+        arguments=(*(("--model", arguments.model) if arguments.model else ()), *arguments.serve),
+    )
+    progress = Console(stderr=True)
+
+    def keep(growth: Growth) -> None:
+        if arguments.json:
+            document.save(growth, arguments.json)
+
+    try:
+        growth = measure(plan, lambda words: progress.print(words, style="dim", markup=False), keep)
+    except NothingToMeasureError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        kept = f"; {arguments.json} has what was measured" if arguments.json else ""
+        print(f"interrupted{kept}", file=sys.stderr)
+        return 130
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    console.print(table(growth))
+    if arguments.html:
+        from loadtest.growth.report import write_report
+
+        write_report(growth, arguments.html)
+    return 1 if any(growth.failures.values()) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.growth",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", help="as for `longspan serve`")
+    parser.add_argument(
+        "--contexts",
+        type=_numbers,
+        default=_CONTEXTS,
+        metavar="N,...",
+        help="tokens; beyond what the model is made for, its positions are stretched. Default: 1024 to 65536",
+    )
+    parser.add_argument(
+        "--streams",
+        type=_numbers,
+        default=_STREAMS,
+        metavar="N,...",
+        help="sequences that run at once. Default: 1 to 64",
+    )
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        default=(),
+        metavar="BACKEND",
+        help="like flash or 'sliding_window window=512', beside full. Default: every backend and pattern",
+    )
+    parser.add_argument("--steps", type=_count, default=10, help="timed at each point; default: 10")
+    parser.add_argument("--seconds", type=float, default=180.0, help="a backend may take; default: 180")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="keep the result there")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a report with plots there")
+    parser.add_argument("serve", nargs="*", help="further arguments for `longspan serve`, after --")
+    arguments = parser.parse_args()
+    if any(word.startswith("--attention") for word in arguments.serve):
+        parser.error("give backends by --backends, with their options, like 'sliding_window window=512'")
+    if arguments.html and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--html draws with matplotlib, which is not installed: pip install 'longspan[load]'")
+    return arguments
+
+
+def _numbers(words: str) -> tuple[int, ...]:
+    return tuple(sorted({_count(word) for word in words.split(",")}))
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number above 0")
+    return int(word)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

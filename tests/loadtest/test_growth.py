@@ -1,0 +1,223 @@
+"""``python -m loadtest.growth``: what it does with its plan, and a tiny form of the real command."""
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import msgspec
+import pytest
+import torch
+from rich.console import Console
+
+from attention.patterns.sparse import PATTERNS
+from loadtest.direct.growth import decode, survey
+from loadtest.direct.settings import read_settings
+from loadtest.direct.work import NO_TIME, Findings
+from loadtest.growth import document, measure
+from loadtest.growth.report import write_report
+from loadtest.growth.table import milliseconds, ratio, table
+from loadtest.growth.types import Growth, Measurement, Plan, Point, Survey, Variant
+from server.engine.types import RefusedError
+from tests.models_zoo import CONTEXT, save_tiny
+
+PLAN = Plan((64, 256), (1, 2), 2, (), 60.0, ())
+POINTS = (Point(64, 1), Point(256, 1), Point(64, 2))
+MODEL = {"name": "m", "dtype": "float32", "weights": "int4", "kv_dtype": "float16", "device": "cpu"}
+
+
+def variant(name, refusal=None):
+    return Variant(name, {}, "cpu_paged", refusal, ("--attention", name))
+
+
+def surveyed(plan):
+    ((name, found),) = survey(plan)
+    assert name == "survey"
+    return msgspec.json.decode(found, type=Survey)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """An engine sets their number for its whole process, which is this one here."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(save_tiny("llama", tmp_path_factory.mktemp("growth") / "llama"))
+
+
+def test_one_point_is_not_measured_twice():
+    assert PLAN.points == POINTS
+    assert replace(PLAN, contexts=(64,), streams=(3,)).points == (Point(64, 3),)
+
+
+def test_by_default_all_backends_and_patterns_are_tried(folder):
+    found = surveyed(replace(PLAN, arguments=("--model", folder, "--threads", "1")))
+    names = [variant.name for variant in found.variants]
+    assert names[0] == "full"
+    assert set(names) >= {"full", "flash", "xformers", "sliding_window", *PATTERNS} - {"full attention"}
+    refusals = {variant.name: variant.refusal for variant in found.variants}
+    assert "xformers" in refusals["xformers"]
+    assert refusals["full"] is refusals["sliding_window"] is refusals["topk"] is None
+    assert found.contexts == PLAN.contexts
+    assert found.notes == ()
+
+
+def test_every_point_has_room_and_no_more_memory_is_taken_than_that(folder):
+    plan = replace(
+        PLAN,
+        backends=("sliding_window window=32",),
+        arguments=("--model", folder, "--threads", "1", "--max-batch-tokens", "64"),
+    )
+    found = surveyed(plan)
+    total = {}
+    for each in found.variants:
+        told = dict(decode(each, found.folder, plan.points, plan.steps))
+        results = [msgspec.json.decode(told[f"point {n}"], type=Measurement) for n in range(3)]
+        assert [(result.context, result.streams) for result in results] == list(plan.points)
+        assert all(len(result.seconds) == plan.steps for result in results)
+        total[each.name] = read_settings(each.arguments).kv_memory
+        assert max(result.pages_held for result in results) > 0
+    assert total["sliding_window window=32"] < total["full"]
+    told = dict(decode(found.variants[0], found.folder, (Point(256, 2), *plan.points), plan.steps))
+    assert set(told) == {"no room 0", "point 1", "point 2", "point 3"}
+    assert "raise --kv-memory" in told["no room 0"]
+
+
+def test_beyond_the_models_own_context_its_positions_are_stretched(folder):
+    shared = ("--model", folder, "--threads", "1")
+    beyond = replace(PLAN, contexts=(64, 3 * CONTEXT), backends=("full",), arguments=shared)
+    found = surveyed(beyond)
+    assert found.contexts == beyond.contexts
+    assert "--rope-scaling yarn" in found.notes[0]
+    settings = read_settings(found.variants[0].arguments)
+    assert settings.rope_scaling == "yarn"
+    assert float(settings.rope_option["factor"]) == 3.125
+    assert settings.max_context == 3 * CONTEXT + beyond.steps + 2
+    told = dict(decode(found.variants[0], found.folder, (Point(3 * CONTEXT, 1),), 1))
+    assert "point 0" in told
+    # What the user says of it stays.
+    own = (*shared, "--rope-scaling", "linear", "--rope-option", "factor=4")
+    found = surveyed(replace(beyond, arguments=own))
+    assert found.notes == ()
+    assert read_settings(found.variants[0].arguments).rope_scaling == "linear"
+
+
+def test_contexts_that_a_model_without_rotary_positions_lacks_are_left_out(tmp_path):
+    arguments = ("--model", str(save_tiny("gpt2", tmp_path / "gpt2")), "--threads", "1")
+    plan = replace(PLAN, contexts=(64, 2 * CONTEXT), backends=("full",), arguments=arguments)
+    found = surveyed(plan)
+    assert found.contexts == (64,)
+    assert f"beyond the model's own {CONTEXT} tokens are left out" in found.notes[0]
+    with pytest.raises(RefusedError, match="no rotary embedding"):
+        surveyed(replace(plan, contexts=(2 * CONTEXT,)))
+
+
+def test_memory_that_the_machine_lacks_is_a_sentence(folder, monkeypatch):
+    monkeypatch.setattr("loadtest.direct.growth.available_bytes", lambda device: 1 << 16)
+    found = surveyed(replace(PLAN, arguments=("--model", folder, "--threads", "1"), backends=("full",)))
+    assert "give shorter --contexts or fewer --streams" in found.variants[0].refusal
+
+
+def test_one_backend_that_fails_leaves_the_others_theirs(monkeypatch):
+    told = {}
+    for name in ("full", "slow"):
+        found = [Measurement(name, *point, [0.003, 0.001, 0.002], 9, 3) for point in POINTS]
+        told[name] = {f"point {n}": msgspec.json.encode(each).decode() for n, each in enumerate(found)}
+    del told["slow"]["point 2"]
+
+    def run(load, parts, arguments, end):
+        if "survey" in parts:
+            variants = (variant("full"), variant("broken"), variant("slow"), variant("absent", "not here"))
+            found = Survey(MODEL, {}, "folder", variants, (), PLAN.contexts)
+            return Findings(facts={"survey": msgspec.json.encode(found).decode()})
+        name = arguments[0].name
+        assert name != "absent"
+        if name == "broken":
+            return Findings(troubles={"decode": "failed: its process was killed by signal 9"})
+        return Findings(facts=told[name], troubles={"decode": NO_TIME} if name == "slow" else {})
+
+    monkeypatch.setattr(measure.work, "run", run)
+    kept = []
+    growth = measure.measure(PLAN, lambda words: None, lambda growth: kept.append(len(growth.measurements)))
+    assert kept == [3, 3, 5, 5]
+    assert milliseconds(growth, "full", POINTS[0]) == pytest.approx(2.0)
+    assert ratio(growth, "slow", POINTS[1]) == pytest.approx(1.0)
+    assert math.isnan(milliseconds(growth, "slow", POINTS[2]))
+    assert growth.failures["full"] == []
+    assert growth.failures["slow"] == [
+        "64 tokens x 2: not measured within 60 seconds; give more --seconds, or less to do"
+    ]
+    assert growth.failures["broken"][0].endswith("its process was killed by signal 9")
+    assert growth.reasons(growth.survey.variants[3]) == ["not here"]
+
+
+def test_a_model_that_cannot_be_served_at_all_is_said_in_a_sentence(monkeypatch):
+    troubles = {"survey": "failed: there is no model 'x'"}
+    monkeypatch.setattr(measure.work, "run", lambda *given: Findings(troubles=troubles))
+    with pytest.raises(measure.NothingToMeasureError, match=r"^there is no model 'x'$"):
+        measure.measure(PLAN, lambda words: None, lambda growth: None)
+
+
+def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
+    variants = (variant("full"), variant("window"), variant("flash", "flash needs <CUDA>"))
+    growth = Growth(
+        "now", {"cores": 2, "cpu": "c"}, PLAN, Survey(MODEL, {}, "f", variants, ("a note",), (64, 256))
+    )
+    for number, point in enumerate(POINTS):
+        growth.measurements.append(Measurement("full", *point, [0.01 * (number + 1)], 1, 1))
+    growth.measurements.append(Measurement("window", 256, 1, [0.005], 1, 1))
+    growth.failures["window"] = ["64 tokens x 1: it was tired"]
+    console = Console(width=150, file=io.StringIO())
+    console.print(table(growth))
+    text = console.file.getvalue()
+    assert re.search(r"window +cpu_paged +- +5\.00", text)
+    assert "x 0.25" in text
+    assert "! flash: flash needs <CUDA>" in text
+    assert "! window: 64 tokens x 1: it was tired" in text
+    write_report(growth, tmp_path / "growth.html")
+    html = (tmp_path / "growth.html").read_text()
+    assert html.count("<svg") == 2
+    assert "flash needs &lt;CUDA&gt;" in html
+    assert "a note" in html
+    document.save(growth, tmp_path / "growth.json")
+    kept = json.loads((tmp_path / "growth.json").read_text())
+    assert kept["schema"] == document.SCHEMA
+    assert kept["measurements"][0]["median"] == pytest.approx(0.01)
+    assert kept["plan"]["contexts"] == [64, 256]
+
+
+def test_the_command(tmp_path):
+    command = [sys.executable, "-m", "loadtest.growth", "--contexts", "1024,2048", "--streams", "1,2"]
+    command += ["--steps", "2", "--backends", "sliding_window window=508", "xformers"]
+    command += ["--json", str(tmp_path / "growth.json"), "--html", str(tmp_path / "growth.html")]
+    done = subprocess.run([*command, "--", "--threads", "1"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "sliding_window window=508" in done.stdout
+    assert "! xformers: " in done.stdout
+    result = json.loads((tmp_path / "growth.json").read_text())
+    read = {
+        (each["variant"], each["context"], each["streams"]): each["pages_read"]
+        for each in result["measurements"]
+    }
+    layers = result["survey"]["model"]["layers"]
+    assert read["full", 1024, 1] == layers * (1024 // 16 + 1)
+    assert read["full", 2048, 1] == layers * (2048 // 16 + 1)
+    assert read["full", 1024, 2] == 2 * read["full", 1024, 1]
+    window = "sliding_window window=508"
+    assert read[window, 2048, 1] == read[window, 1024, 1] < read["full", 1024, 1]
+    assert all(len(each["seconds"]) == 2 and each["median"] > 0 for each in result["measurements"])
+    assert (tmp_path / "growth.html").read_text().count("<svg") == 2
+
+
+def test_a_backend_is_asked_for_in_one_place_only():
+    command = [sys.executable, "-m", "loadtest.growth", "--", "--attention", "full"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "give backends by --backends" in done.stderr
