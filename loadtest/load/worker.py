@@ -80,7 +80,7 @@ class _Client:
             await client.server_info(timeout=30)  # the connection is there before the clock runs
             self._connection.send("ready")
             start: float = await asyncio.to_thread(self._connection.recv)
-            await asyncio.sleep(max(0.0, start - time.monotonic()))
+            await _sleep_until(start)
             busy = time.process_time()
             watchers = [asyncio.create_task(self._tell()), asyncio.create_task(self._probe_lag())]
             sending = asyncio.create_task(self._send_all(client, start))
@@ -112,7 +112,7 @@ class _Client:
             await self._session(client, session, None)
 
     async def _at(self, client: AsyncClient, session: Session, when: float) -> None:
-        await asyncio.sleep(max(0.0, when - time.monotonic()))
+        await _sleep_until(when)
         await self._session(client, session, when)
 
     def _over(self, seconds: float) -> bool:
@@ -170,8 +170,14 @@ class _Client:
         while True:
             before = time.monotonic()
             await asyncio.sleep(_LAG_PROBE_SECONDS)
-            self._lags.append(time.monotonic() - before - _LAG_PROBE_SECONDS)
+            self._lags.append(max(0.0, time.monotonic() - before - _LAG_PROBE_SECONDS))
 
     async def _told_to_stop(self) -> None:
         while not self._connection.poll():  # noqa: ASYNC110 (a pipe tells no event loop)
             await asyncio.sleep(_TELL_SECONDS)
+
+
+async def _sleep_until(when: float) -> None:
+    """Sleeps until this monotonic time; the loop's timers count whole milliseconds and may end early."""
+    while (left := when - time.monotonic()) > 0:  # noqa: ASYNC110 (it is the time that is waited for)
+        await asyncio.sleep(left)
