@@ -14,8 +14,9 @@ class PagePool:
     """Reference-counted pages, with an index of finished ones by content.
 
     A page is in exactly one of three states: *held* by one or more sequences; *cached*, held by nobody but
-    findable by its key; or *free*. Pages are taken from the free ones first, then from the cached ones,
-    the least recently used first. Page 0 is never handed out: page tables use it for "no page".
+    findable by its key; or *free*. Pages are taken from the free ones first, the last freed of them first, as
+    memory that was never used need not be touched for it; then from the cached ones, the least recently used
+    first. Page 0 is never handed out: page tables use it for "no page".
 
     Args:
         pages: number of pages, page 0 included; at least 2.
@@ -88,7 +89,7 @@ class PagePool:
             if self._holders[page] < 0:
                 raise IntegrityError(f"page {page} was released more often than it was held")
             if self._key_of[page] is None:
-                self._free.append(page)
+                self._free.appendleft(page)
             else:
                 self._cached[page] = None
 

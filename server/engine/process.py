@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from server.engine.types import (
     FromEngine,
     Launch,
     Loading,
+    Measured,
     RefusedError,
     SequenceNews,
     Shutdown,
@@ -42,6 +44,8 @@ log = logging.getLogger("longspan.engine")
 
 # An engine without work for so long is taken to be idle: the moment to measure the device.
 _QUIET_MS = 1000
+# So long after a measurement, and after more work, a rest is used for the next one.
+_MEASURE_SECONDS = 60.0
 
 
 class Engine:
@@ -55,7 +59,9 @@ class Engine:
         self._poller.register(alive_fd, zmq.POLLIN)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
-        self._measured = False
+        self._measured: Measured | None = None
+        self._measure_at = 0.0  # a monotonic time
+        self._worked = True
 
     def send(self, message: FromEngine) -> None:
         """Sends a message to the server process."""
@@ -64,7 +70,8 @@ class Engine:
     def run(self, core: Any) -> None:
         """Serves until it is told to end or the server process is gone."""
         while True:
-            patience = None if self._measured else _QUIET_MS
+            due = self._worked and time.monotonic() >= self._measure_at
+            patience = _QUIET_MS if due else None
             events = dict(self._poller.poll(0 if core.has_work else patience))
             if self._alive_fd in events:
                 log.info("the server process is gone; the engine ends")
@@ -76,11 +83,15 @@ class Engine:
                 self._handle(core, message)
             if core.has_work:
                 self.send(core.step())
-            elif not events and not self._measured:
+                self._worked = True
+            elif not events and due:
                 self._measure(core)
 
     def _measure(self, core: Any) -> None:
-        """Measures the device, and gives it up as soon as there is something else to do."""
+        """Measures the device, and gives it up as soon as there is something else to do.
+
+        What else the machine does at that moment makes it look slower, so the best of all times counts.
+        """
         from server.engine.hardware import measure
 
         slices = measure(core.runner.model)
@@ -88,10 +99,12 @@ class Engine:
             while not self._poller.poll(0):
                 next(slices)
         except StopIteration as end:
-            self._measured = True
-            self.send(end.value)
+            best = end.value if self._measured is None else end.value.better(self._measured)
+            self._measured, self._worked = best, False
+            self._measure_at = time.monotonic() + _MEASURE_SECONDS
+            self.send(best)
         except Exception as error:  # figures for people are not worth an engine
-            self._measured = True
+            self._measure_at = math.inf
             log.warning("the device's bandwidth and matrix rate were not measured: %r", error)
         finally:
             slices.close()

@@ -233,7 +233,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
 
 
 class Measured(msgspec.Struct, array_like=True, tag="measured"):
-    """What the device can do at best; sent once, when the engine has had nothing to do for a while.
+    """What the device can do at best; sent when the engine has had nothing to do for a while.
 
     Attributes:
         bandwidth: bytes read from its memory per second.
@@ -242,6 +242,10 @@ class Measured(msgspec.Struct, array_like=True, tag="measured"):
 
     bandwidth: float
     matrix_rate: float
+
+    def better(self, other: Measured) -> Measured:
+        """The best of both."""
+        return Measured(max(self.bandwidth, other.bandwidth), max(self.matrix_rate, other.matrix_rate))
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed"):

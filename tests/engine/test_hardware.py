@@ -1,5 +1,8 @@
 """What the device can do at best, and the memory in use."""
 
+import math
+import time
+
 import psutil
 import pytest
 import torch
@@ -102,12 +105,18 @@ class Wire:
         return [] if next(self.quiet) else [("socket", zmq.POLLIN)]
 
 
+def engine_at_rest():
+    engine = Engine.__new__(Engine)
+    engine._measured, engine._measure_at, engine._worked = None, 0.0, True
+    return engine
+
+
 def test_a_busy_engine_is_left_alone(model, monkeypatch):
     """What comes in ends the measurement at once; at the next rest it begins anew."""
     core = make_core(model)
-    engine = Engine.__new__(Engine)
-    engine._measured = False
+    engine = engine_at_rest()
     begun, closed = [], []
+    found = iter([Measured(1.0, 2.0), Measured(0.5, 3.0)])
 
     def slices(model):
         begun.append(model)
@@ -116,15 +125,19 @@ def test_a_busy_engine_is_left_alone(model, monkeypatch):
                 yield
         finally:
             closed.append(model)
-        return Measured(1.0, 2.0)
+        return next(found)
 
     monkeypatch.setattr(hardware, "measure", slices)
     wire = Wire(engine, [True, True, False])
     engine._measure(core)
-    assert (wire.sent, engine._measured, len(begun), len(closed)) == ([], False, 1, 1)
-    wire.quiet = iter([True] * 9)
+    assert (wire.sent, engine._measured, len(begun), len(closed)) == ([], None, 1, 1)
+    assert engine._worked
+    wire.quiet = iter([True] * 99)
     engine._measure(core)
-    assert (wire.sent, engine._measured, len(begun)) == ([Measured(1.0, 2.0)], True, 2)
+    assert (wire.sent, len(begun), engine._worked) == ([Measured(1.0, 2.0)], 2, False)
+    assert engine._measure_at > time.monotonic()
+    engine._measure(core)
+    assert wire.sent[1:] == [Measured(1.0, 3.0)]  # a busy machine looks slower: the best counts
 
 
 def test_a_device_that_cannot_be_measured_still_serves(model, monkeypatch, caplog):
@@ -133,9 +146,8 @@ def test_a_device_that_cannot_be_measured_still_serves(model, monkeypatch, caplo
         yield
 
     monkeypatch.setattr(hardware, "measure", slices)
-    engine = Engine.__new__(Engine)
-    engine._measured = False
+    engine = engine_at_rest()
     wire = Wire(engine, [True])
     engine._measure(make_core(model))
-    assert (wire.sent, engine._measured) == ([], True)
+    assert (wire.sent, engine._measured, engine._measure_at) == ([], None, math.inf)
     assert "not measured: RuntimeError('it is full')" in caplog.text
