@@ -58,7 +58,7 @@ def compiled():
     assert CpuPaged().unsupported([PLAIN], CPU, torch.float32, 16, Full()) == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(layers(features=True), sequences(300, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES))
 def test_equals_reference(layer, shapes, page_size, pattern, seed, dtype):
     check(make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed), pattern)

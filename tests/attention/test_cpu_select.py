@@ -66,7 +66,7 @@ def check(case: Case, pattern: TopK) -> int:
     return rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layers(), sequences(120, 5), page_sizes, patterns, seeds, st.booleans(), dtypes, st.integers(1, 2))
 def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, threads):
     torch.set_num_threads(threads)
@@ -109,7 +109,7 @@ def test_many_pages(dtype, tied, heads, kv_heads, size, window):
         assert check(case, pattern) == 5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(layers(), sequences(200, 5), page_sizes, patterns, seeds, dtypes)
 def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern, seed, dtype):
     pattern.prefill = "sparse"
@@ -125,7 +125,7 @@ def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern,
         assert torch.equal(together[start:stop], found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(layers(), sequences(100, 5), page_sizes, seeds, dtypes, st.integers(1, 2))
 def test_digests_are_those_of_torch(layer, shapes, page_size, seed, dtype, threads):
     """To the bit, and none that it need not write."""
@@ -216,7 +216,7 @@ def test_the_kernel_chooses_by_it(dtype, monkeypatch):
     assert torch.equal(made, CpuPaged().forward(layer, case.query, case.cache, batch, pattern, None))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 90), st.integers(1, 30)), min_size=1, max_size=4),
     st.lists(st.sampled_from([None, None, 7, 40]), min_size=1, max_size=4),

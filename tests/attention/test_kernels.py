@@ -32,7 +32,7 @@ def test_reference_follows_the_definition(layer, shapes, page_size, pattern, see
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(layers(), sequences(300, 6), page_sizes, patterns, seeds)
 def test_sdpa_equals_reference(layer, shapes, page_size, pattern, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)

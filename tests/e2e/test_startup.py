@@ -3,6 +3,7 @@
 import subprocess
 
 import psutil
+import pytest
 
 from server.engine.spawn import spawn_engine
 from tests.e2e.server import Server
@@ -15,6 +16,7 @@ def tokens(server):
         return client.generate("def", max_tokens=12, temperature=0.0, ignore_eos=True).token_ids
 
 
+@pytest.mark.stress
 def test_two_first_starts_at_once_share_what_they_pack(tiny, tmp_path):
     arguments = ("--model", tiny, "--cache-dir", tmp_path, *ARGUMENTS)
     with Server(*arguments, wait=False) as one, Server(*arguments, wait=False) as other:

@@ -140,7 +140,7 @@ def test_a_budget_below_the_running_sequences_is_refused() -> None:
         make(max_running=8, max_batch_tokens=7)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     pages=st.integers(8, 40),
