@@ -14,6 +14,7 @@ from tests.engine.harness import run as run_core
 CONTEXT, OUTPUT = 192, 16
 
 
+@pytest.mark.stress  # a minute; make quality checks the same and more
 def test_sinks_keep_perplexity_and_a_window_finds_what_it_holds():
     """Perplexity at 4,096 tokens and needles at 2,048, on real servers."""
     text = texts.prose(texts.reference())
