@@ -11,6 +11,7 @@
 #include "cpu_paged_blocks.hpp"
 #include "cpu_paged_rows.hpp"
 #include "cpu_paged_write.hpp"
+#include "cpu_threads.hpp"
 
 namespace {
 
@@ -46,27 +47,13 @@ void finish(const Run& run, const Group& group) {
   }
 }
 
-// Numbers that a thread keeps from call to call, at a cache line's beginning.
-class Scratch {
- public:
-  float* get(size_t count) {
-    if (numbers_.size() < count + 16) numbers_.resize(count + 16);
-    void* begin = numbers_.data();
-    size_t space = numbers_.size() * sizeof(float);
-    return static_cast<float*>(std::align(64, count * sizeof(float), begin, space));
-  }
-
- private:
-  std::vector<float> numbers_;
-};
-
 // Takes parts until there are none.
 template <class Format>
 void take_parts(void* given) {
   thread_local Scratch scratch;
   Run& run = *static_cast<Run*>(given);
   const Work& work = run.work;
-  float* room = scratch.get(std::max(row_scratch(run.call), block_scratch(run.call)));
+  float* room = scratch.get<float>(std::max(row_scratch(run.call), block_scratch(run.call)));
   for (size_t i; (i = run.next.fetch_add(1, std::memory_order_relaxed)) < work.parts.size();) {
     const Part& part = work.parts[i];
     const Group& group = work.groups[part.group];
@@ -83,15 +70,9 @@ extern "C" __attribute__((visibility("default"))) void longspan_attend(const Cal
   const Work work(*call);
   const std::unique_ptr<std::atomic<size_t>[]> waiting(new std::atomic<size_t>[work.groups.size()]);
   for (size_t i = 0; i < work.groups.size(); ++i) waiting[i] = work.groups[i].parts_end - work.groups[i].part;
-  Run run{*call, work, results.get(work.results_size), waiting.get()};
+  Run run{*call, work, results.get<float>(work.results_size), waiting.get()};
   void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>};
-  const auto threads = static_cast<unsigned>(std::min<size_t>(call->threads, work.parts.size()));
-  // A team of another size than torch's own would be made anew by each of the two in turn.
-  if (threads > 1)
-    reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(call->parallel)(
-        formats[call->format], &run, static_cast<unsigned>(call->threads), 0);
-  else
-    formats[call->format](&run);
+  in_parallel(call->parallel, formats[call->format], &run, work.parts.size() > 1 ? call->threads : 1);
 }
 
 extern "C" __attribute__((visibility("default"))) void longspan_write(const Write* write) {

@@ -25,7 +25,7 @@ _CHOOSING_ROWS = 64
 _FOLDER = Path(__file__).parent
 _SOURCE = _FOLDER / "cpu_paged.cpp"
 _PARTS = ("blocks", "heads", "lanes", "panels", "rows", "work", "write")
-_INCLUDED = [_FOLDER / f"cpu_paged_{part}.hpp" for part in _PARTS]
+_INCLUDED = [*(_FOLDER / f"cpu_paged_{part}.hpp" for part in _PARTS), _FOLDER / "cpu_threads.hpp"]
 
 
 class _Call(ctypes.Structure):

@@ -11,6 +11,7 @@
 #include "cpu_select_best.hpp"
 #include "cpu_select_bounds.hpp"
 #include "cpu_select_digest.hpp"
+#include "cpu_threads.hpp"
 
 namespace {
 
@@ -58,20 +59,6 @@ struct Choosing {
   std::atomic<size_t> next{0};
 };
 
-// Numbers that a thread keeps from call to call, at a cache line's beginning.
-class Scratch {
- public:
-  double* get(size_t count) {
-    if (numbers_.size() < count + 8) numbers_.resize(count + 8);
-    void* begin = numbers_.data();
-    size_t space = numbers_.size() * sizeof(double);
-    return static_cast<double*>(std::align(64, count * sizeof(double), begin, space));
-  }
-
- private:
-  std::vector<double> numbers_;
-};
-
 // Ranges of positions, cut where the layer's window begins, neighbors as one; the rest become empty.
 class Ranges {
  public:
@@ -115,7 +102,7 @@ void choose(void* given) {
   Choosing& choosing = *static_cast<Choosing*>(given);
   const Selection& call = choosing.call;
   const int64_t shared = call.shared();
-  double* packed = scratch.get(
+  double* packed = scratch.get<double>(
       std::max(shared * packed_size(call.head_size), best_scratch(shared, choosing.longest)));
   places.resize(call.choices);
   for (size_t i; (i = choosing.next.fetch_add(1, std::memory_order_relaxed)) < choosing.parts.size();) {
@@ -181,7 +168,7 @@ extern "C" __attribute__((visibility("default"))) void longspan_select(const Sel
     choosing.waiting.reset(new std::atomic<int64_t>[choosing.groups.size()]);
     for (size_t i = 0; i < choosing.groups.size(); ++i)
       choosing.waiting[i] = (choosing.groups[i].count + kPartPages - 1) / kPartPages;
-    choosing.bounds = scratch.get(choosing.bounds_size);
+    choosing.bounds = scratch.get<double>(choosing.bounds_size);
     in_parallel(call->parallel, formats[call->format], &choosing,
                 choosing.products < kParallelProducts ? 1 : call->threads);
   }

@@ -24,6 +24,7 @@ _SOURCE = _FOLDER / "cpu_select.cpp"
 _INCLUDED = [
     *(_FOLDER / f"cpu_select_{part}.hpp" for part in ("best", "bounds", "call", "digest", "doubles")),
     _FOLDER / "cpu_paged_lanes.hpp",
+    _FOLDER / "cpu_threads.hpp",
 ]
 
 

@@ -39,14 +39,3 @@ struct Selection {
 
   int64_t shared() const { return query_heads / kv_heads; }
 };
-
-// Work that is done before a second thread has woken up, in products.
-constexpr int64_t kParallelProducts = 1 << 17;
-
-inline void in_parallel(void* parallel, void (*function)(void*), void* given, int64_t threads) {
-  if (threads > 1)
-    reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(parallel)(
-        function, given, static_cast<unsigned>(threads), 0);
-  else
-    function(given);
-}

@@ -146,7 +146,7 @@ class Metrics:
         )
         self._bandwidth = self._gauge(
             "device_memory_bandwidth_bytes_per_second",
-            "Fastest reading from the device's memory, measured when the engine is idle for the first time.",
+            "Fastest reading from the device's memory, measured at rest; the best of all times.",
         )
         self._matrix_rate = self._gauge(
             "device_matrix_flops_per_second",

@@ -10,6 +10,8 @@ from itertools import pairwise
 import psutil
 import torch
 
+from server.engine.hardware import used_bytes
+
 _WARMUPS = 3
 
 
@@ -60,8 +62,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int, repeats: in
 def memory_in_use(device: torch.device) -> int:
     """Bytes in use: on the whole device, by whomever; on the CPU, of this process and its descendants."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(total - free)
+        return used_bytes(device)
     own = psutil.Process()
     return sum(int(process.memory_info().rss) for process in (own, *own.children(recursive=True)))
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "../../../attention/kernels/cpu_threads.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
 
@@ -15,23 +16,6 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 128;      // that stay in a core's cache while panels go by
 constexpr int64_t kOwnRows = 2;           // are prepared by each thread for itself, to save a barrier
-constexpr int64_t kParallelProducts = 1 << 17;  // fewer are done before a second thread has woken up
-
-// Memory that a thread keeps from call to call, at a cache line's beginning.
-class Scratch {
- public:
-  template <class T>
-  T* get(size_t count) {
-    const size_t size = count * sizeof(T);
-    if (bytes_.size() < size + 64) bytes_.resize(size + 64);
-    void* begin = bytes_.data();
-    size_t space = bytes_.size();
-    return static_cast<T*>(std::align(64, size, begin, space));
-  }
-
- private:
-  std::vector<uint8_t> bytes_;
-};
 
 struct Progress {
   std::atomic<int64_t> prepared{0}, multiplied{0}, rotated{0};
@@ -43,14 +27,6 @@ struct Job {
   Progress* progress;
   int64_t team;
 };
-
-void in_parallel(void* parallel, void (*function)(void*), void* given, int64_t team) {
-  if (team > 1)
-    reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(parallel)(
-        function, given, static_cast<unsigned>(team), 0);
-  else
-    function(given);
-}
 
 int64_t ceil(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
@@ -160,7 +136,6 @@ extern "C" __attribute__((visibility("default"))) void longspan_run(const Run* r
     products += run->rows * run->stages[s].inputs * run->stages[s].outputs;
   }
   const std::unique_ptr<Progress[]> progress(new Progress[run->count]);
-  // A team of another size than torch's own would be made anew by each of the two in turn.
   const int64_t team = products < kParallelProducts ? 1 : run->threads;
   Job job{*run, scratch.get<Block>(run->rows > kOwnRows ? run->rows * most : 0), progress.get(), team};
   in_parallel(run->parallel, work, &job, team);

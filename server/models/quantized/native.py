@@ -17,7 +17,7 @@ from attention.kernels.chain import NativeCall, calls_of, table
 _FOLDER = Path(__file__).parent
 _INCLUDED = [
     *(_FOLDER / f"{name}.hpp" for name in ("stage", "pack", "rows", "tile", "codes")),
-    Path(native.__file__).parent / "cpu_paged_lanes.hpp",
+    *(Path(native.__file__).parent / f"cpu_{name}.hpp" for name in ("paged_lanes", "threads")),
 ]
 
 

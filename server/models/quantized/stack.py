@@ -35,8 +35,7 @@ class QuantizedStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self._workspace: Workspace = layers[0].workspace
-        self._heads = layers[0].heads
-        query_heads, kv_heads, size = layers[0].heads
+        self._heads = query_heads, kv_heads, size = layers[0].heads
         self._widest = max((query_heads + 2 * kv_heads) * size, *(layer.between for layer in layers))
         self._stages = table(Stage, _STAGES * len(layers))
         for i, layer in enumerate(layers):
@@ -63,8 +62,7 @@ class QuantizedStack(nn.Module):
         **more: Any,
     ) -> torch.Tensor:
         """See ``FusedLayer.forward``."""
-        program = longspan.program if isinstance(longspan, Step) and attention_mask is None else None
-        if program is None:
+        if not isinstance(longspan, Step) or longspan.program is None or attention_mask is not None:
             for layer in self.layers:
                 hidden_states = layer(
                     hidden_states,
@@ -75,7 +73,6 @@ class QuantizedStack(nn.Module):
                 )
             return hidden_states
         assert position_embeddings is not None
-        assert isinstance(longspan, Step)
         assert hidden_states.is_contiguous()
         cosines, sines = (angles.contiguous() for angles in position_embeddings)
         rows, hidden = hidden_states.shape[1], hidden_states.data_ptr()
@@ -89,8 +86,8 @@ class QuantizedStack(nn.Module):
         before["cosines"], before["sines"] = cosines.data_ptr(), sines.data_ptr()
         self._runs["rows"], self._runs["threads"] = rows, torch.get_num_threads()
         queries, keys, values = (part[0].transpose(0, 1) for part in heads[1:])
-        program.prepare(longspan.batch, queries, keys, values, attended)
-        self._chained(program).run()
+        longspan.program.prepare(longspan.batch, queries, keys, values, attended)
+        self._chained(longspan.program).run()
         return hidden_states
 
     def _chained(self, program: Program) -> Chain:
