@@ -54,11 +54,20 @@ void take_parts(void* given) {
   Run& run = *static_cast<Run*>(given);
   const Work& work = run.work;
   float* room = scratch.get<float>(std::max(row_scratch(run.call), block_scratch(run.call)));
-  for (size_t i; (i = run.next.fetch_add(1, std::memory_order_relaxed)) < work.parts.size();) {
+  const auto claim = [&] { return run.next.fetch_add(1, std::memory_order_relaxed); };
+  for (size_t i = claim(), next; i < work.parts.size(); i = next) {
     const Part& part = work.parts[i];
     const Group& group = work.groups[part.group];
     float* result = run.results + group.results + (i - group.part) * work.result_size(group);
-    (group.rows > 1 ? attend_block<Format> : attend_row<Format>)(run.call, work, part, room, result);
+    if (group.rows > 1) {
+      attend_block<Format>(run.call, work, part, room, result);
+      next = claim();
+    } else {
+      attend_row<Format>(run.call, work, part, room, result, [&] {
+        next = claim();
+        return next < work.parts.size() ? &work.parts[next] : nullptr;
+      });
+    }
     if (run.waiting[part.group].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(run, group);
   }
 }
@@ -72,7 +81,7 @@ extern "C" __attribute__((visibility("default"))) void longspan_attend(const Cal
   for (size_t i = 0; i < work.groups.size(); ++i) waiting[i] = work.groups[i].parts_end - work.groups[i].part;
   Run run{*call, work, results.get<float>(work.results_size), waiting.get()};
   void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>};
-  in_parallel(call->parallel, formats[call->format], &run, work.parts.size() > 1 ? call->threads : 1);
+  in_parallel(call->parallel, formats[call->format], &run, work.threads());
 }
 
 extern "C" __attribute__((visibility("default"))) void longspan_write(const Write* write) {

@@ -1,4 +1,4 @@
-// One head of a tile's tokens, in the KV cache.
+// One head of some tokens, in the KV cache.
 
 #pragma once
 
@@ -7,23 +7,32 @@
 
 template <class Format>
 struct Heads {
-  const typename Format::Number* first;
+  using Number = typename Format::Number;
+  const Number* first;
   int64_t stride, size;
   const int64_t* slots;
 
   Heads(const Call& call, const void* pages, int64_t head, int64_t head_size, const Tile& tile)
-      : first(static_cast<const typename Format::Number*>(pages) + head * head_size),
+      : first(static_cast<const Number*>(pages) + head * head_size),
         stride(call.kv_heads * head_size),
         size(head_size),
         slots(tile.slots) {}
 
-  const typename Format::Number* operator[](int token) const { return first + slots[token] * stride; }
+  const Number* operator[](int token) const { return first + slots[token] * stride; }
   int64_t whole() const { return size / kBlock * kBlock; }
+
+  // Another head from a token on.
+  Heads at(int64_t heads, int token) const {
+    Heads other = *this;
+    other.first += heads * size;
+    other.slots += token;
+    return other;
+  }
 
   // Asks for a token's to come nearer.
   void prefetch(int token) const {
     const auto* from = reinterpret_cast<const char*>((*this)[token]);
-    const int64_t bytes = size * static_cast<int64_t>(sizeof(typename Format::Number));
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(Number));
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
   }
 };

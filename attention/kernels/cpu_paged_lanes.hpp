@@ -50,12 +50,14 @@ inline void store(void* to, Vector vector) {
 }
 
 inline Floats floats(const float* from) { return load<Floats>(from); }
-inline Floats splat(float number) { return Floats{} + number; }
+// A number minus 0 is itself, so the compiler leaves the subtraction out; 0 plus -0 is not -0, so it would add.
+inline Floats splat(float number) { return number - Floats{}; }
 inline Floats where(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // Makes the compiler keep a vector in a register instead of reading it from memory at each use.
-inline void keep_at_hand(Floats& vector) {
+template <class Vector>
+inline void keep_at_hand(Vector& vector) {
 #if defined(__x86_64__)
   asm("" : "+v"(vector));
 #elif defined(__aarch64__)
@@ -90,10 +92,14 @@ inline float largest_of(Floats vector) {
 inline Four sums(Floats a, Floats b, Floats c, Floats d) {
 #if defined(__AVX2__)
   const auto add = [](auto x, auto y) { return x + y; };
-  const __m256 left = _mm256_hadd_ps(folded<__m256>(a, add), folded<__m256>(b, add));
-  const __m256 right = _mm256_hadd_ps(folded<__m256>(c, add), folded<__m256>(d, add));
-  const __m256 pairs = _mm256_hadd_ps(left, right);
-  return _mm256_castps256_ps128(pairs) + _mm256_extractf128_ps(pairs, 1);
+  // A blend is cheap, a horizontal sum two shuffles and an addition.
+  const auto both = [&](Floats x, Floats y) {
+    const __m256 one = folded<__m256>(x, add), other = folded<__m256>(y, add);
+    return _mm256_shuffle_ps(one, other, 0x4e) + _mm256_blend_ps(one, other, 0xcc);
+  };
+  const __m256 left = both(a, b), right = both(c, d);
+  const __m256 all = _mm256_shuffle_ps(left, right, 0x88) + _mm256_shuffle_ps(left, right, 0xdd);
+  return _mm256_castps256_ps128(all) + _mm256_extractf128_ps(all, 1);
 #else
   return Four{sum_of(a), sum_of(b), sum_of(c), sum_of(d)};
 #endif
@@ -112,6 +118,26 @@ inline Floats exponential(Floats x) {
   sum = sum * rest * rest + rest + 1.0f;
   const Bits power = (Bits)sum + ((Bits)__builtin_convertvector(twos, Ints) << 23);
   return (Floats)(power & ~(Bits)(x < -87.0f));
+}
+
+// Logits are to the base of 2.
+constexpr float kLog2E = 1.44269504f;
+
+// 2 to the power of x <= 0, to 2e-7 of the result; below -126.5, where float's exponents end, 0. NaN stays NaN, so
+// that it shows. Of the polynomials of degree 5 that are 1 at 0, this one's largest relative error is least: 9.2e-8.
+inline Floats power_of_two(Floats x) {
+  Floats lowest = splat(-127.0f);
+  keep_at_hand(lowest);  // a known constant would be compared in an order for which there is no single instruction
+  const Floats bounded = larger(lowest, x);
+  const Floats magic = splat(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
+  const Floats shifted = bounded + magic;            // its last bits are the result's exponent
+  const Floats rest = bounded - (shifted - magic);
+  Floats sum = rest * 1.3264727e-3f + 9.6715128e-3f;
+  sum = sum * rest + 5.5507337e-2f;
+  sum = sum * rest + 2.4022242e-1f;
+  sum = sum * rest + 6.9314698e-1f;
+  sum = sum * rest + 1.0f;
+  return sum * (Floats)((Bits)shifted << 23);
 }
 
 inline Floats softcapped(Floats logits, float cap) {
@@ -139,16 +165,17 @@ struct Widened {
   // The place in the block of the number that lies in lane `i` of the two vectors.
   static int place(int i) { return i < kLanes ? 2 * i : 2 * (i - kLanes) + 1; }
 
-  using Keys = Lanes;
+  // What a block is multiplied as: a key's operand of each step with the query's.
+  static constexpr int kSteps = 2;
+  using Operand = Floats;
   template <class Number>
-  static Keys keys(const Number* from) {
-    return Format::widen(from);
+  static Operand key(const Number* from, int step) {
+    return Format::lane(from, step);
   }
+  static Operand query(const float* packed, int step) { return floats(packed + step * kLanes); }
+  static Floats multiply(Floats sum, Operand key, Operand query) { return sum + key * query; }
   static void pack(const float* query, float* packed) {
     for (int i = 0; i < kBlock; ++i) packed[i] = query[Format::place(i)];
-  }
-  static Floats multiply(Floats sum, Keys keys, const float* query) {
-    return sum + keys.first * floats(query) + keys.second * floats(query + kLanes);
   }
 };
 
@@ -173,13 +200,15 @@ struct BFloat16 : Widened<BFloat16> {
   }
 #if defined(__AVX512BF16__)
   // The machine's own products of pairs, summed in float32; the query is rounded to bfloat16.
-  using Keys = __m512bh;
-  static Keys keys(const uint16_t* from) { return load<Keys>(from); }
+  static constexpr int kSteps = 1;
+  using Operand = __m512bh;
+  static Operand key(const uint16_t* from, int) { return load<Operand>(from); }
+  static Operand query(const float* packed, int) { return load<Operand>(packed); }
+  static Floats multiply(Floats sum, Operand key, Operand query) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, key, query);
+  }
   static void pack(const float* query, float* packed) {
     store(packed, _mm512_cvtne2ps_pbh((__m512)floats(query + kLanes), (__m512)floats(query)));
-  }
-  static Floats multiply(Floats sum, Keys keys, const float* query) {
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, keys, load<Keys>(query));
   }
 #endif
 };

@@ -17,9 +17,6 @@ constexpr int kVectors = kRegisters == 32 ? 3 : 2;
 constexpr int kWide = kVectors * kLanes;
 static_assert(kBlock % kHigh == 0 && kTile % kHigh == 0, "tokens and numbers of a value are taken in rows");
 
-// Logits are to the base of 2.
-constexpr float kLog2E = 1.44269504f;
-
 // Some queries of a block, and what they have seen so far.
 struct Panel {
   int vectors;            // that hold queries, the first of kVectors
@@ -58,23 +55,6 @@ void multiply_panel(const float* a, int64_t row_step, int64_t depth_step, const 
   for (int row = 0; row < kHigh; ++row)
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) store(c + row * kWide + v * kLanes, sum[row][v]);
-}
-
-// 2 to the power of x <= 0, to 2e-7 of the result; below -126.5, where float's exponents end, 0. NaN stays NaN, so
-// that it shows. Of the polynomials of degree 5 that are 1 at 0, this one's largest relative error is least: 9.2e-8.
-inline Floats power_of_two(Floats x) {
-  Floats lowest = splat(-127.0f);
-  keep_at_hand(lowest);  // a known constant would be compared in an order for which there is no single instruction
-  const Floats bounded = larger(lowest, x);
-  const Floats magic = splat(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
-  const Floats shifted = bounded + magic;            // its last bits are the result's exponent
-  const Floats rest = bounded - (shifted - magic);
-  Floats sum = rest * 1.3264727e-3f + 9.6715128e-3f;
-  sum = sum * rest + 5.5507337e-2f;
-  sum = sum * rest + 2.4022242e-1f;
-  sum = sum * rest + 6.9314698e-1f;
-  sum = sum * rest + 1.0f;
-  return sum * (Floats)((Bits)shifted << 23);
 }
 
 // Logits [tokens, V vectors of kWide] become weights; what was summed before must be multiplied by `keep` [kWide].

@@ -6,12 +6,18 @@
 
 #include <type_traits>
 
-#include "cpu_paged_heads.hpp"
+#include "cpu_paged_ahead.hpp"
 
-// How many of `left` queries to take at once so that their sums stay in registers, and none is left alone.
+// Products whose sums stay in registers: queries, and tokens or vectors of a value.
+constexpr int kQueries = kRegisters == 32 ? 4 : 3;
+constexpr int kBeside = 4;
+
+// Tokens whose keys or values, of all heads, are worked on while the next ones come.
+constexpr int kChunk = 32;
+
+// How many of `left` queries to take at once so that none is left alone.
 inline int64_t together(int64_t left) {
-  constexpr int64_t most = kRegisters == 32 ? 4 : 3;
-  const int64_t rounds = (left + most - 1) / most;
+  const int64_t rounds = (left + kQueries - 1) / kQueries;
   return (left + rounds - 1) / rounds;
 }
 
@@ -22,115 +28,162 @@ inline void dispatch(int64_t count, Run run) {
     case 1: return run(std::integral_constant<int, 1>());
     case 2: return run(std::integral_constant<int, 2>());
     case 3: return run(std::integral_constant<int, 3>());
-    default: return run(std::integral_constant<int, 4>());
+    default: return run(std::integral_constant<int, kQueries>());
   }
 }
 
-// logits [Q, kTile] of a tile's tokens.
+// Adds a block's products of Q queries with the keys that lie at `from` + `place`.
 template <class Format, int Q>
-void multiply_keys(const float* query, int64_t query_stride, const Heads<Format>& keys, int count,
-                   const Heads<Format>& coming, int coming_count, float* logits) {
+[[gnu::always_inline]] inline void multiply_block(const float* query, int64_t query_stride,
+                                                  const typename Format::Number* const (&from)[kBeside], int64_t place,
+                                                  Floats (&sum)[Q][kBeside]) {
+#pragma GCC unroll 2
+  for (int step = 0; step < Format::kSteps; ++step) {
+    typename Format::Operand queries[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      auto operand = Format::query(query + q * query_stride, step);
+      keep_at_hand(operand);
+      queries[q] = operand;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kBeside; ++i) {
+      auto key = Format::key(from[i] + place, step);
+      keep_at_hand(key);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) sum[q][i] = Format::multiply(sum[q][i], key, queries[q]);
+    }
+  }
+}
+
+// logits [Q, kTile] of some tokens. A function of its own, since what else is at hand would take its registers.
+template <class Format, int Q>
+[[gnu::noinline]] void multiply_keys(const float* query, int64_t query_stride, const Heads<Format>& keys, int count,
+                                     Ahead& ahead, float* logits) {
+  using Number = typename Format::Number;
+  constexpr int64_t kLines = lines_of(kBeside * kBlock * sizeof(Number));
   const int64_t whole = keys.whole();
-  for (int token = 0; token < count; token += 4) {
-    const typename Format::Number* from[4];
-    for (int i = 0; i < 4; ++i) {
-      from[i] = keys[std::min(token + i, count - 1)];
-      if (token + i < coming_count) coming.prefetch(token + i);
+  for (int token = 0; token < count; token += kBeside) {
+    const char* asked = ahead.take(whole / kBlock * kLines);
+    const Number* from[kBeside];
+    for (int i = 0; i < kBeside; ++i) from[i] = keys[std::min(token + i, count - 1)];
+    Floats sum[Q][kBeside];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+      for (int i = 0; i < kBeside; ++i) sum[q][i] = Floats{};
+    for (int64_t d = 0; d < whole; d += kBlock) {
+      for (int line = 0; line < kLines; ++line, asked += kLine) prefetch(asked);
+      multiply_block<Format, Q>(query + d, query_stride, from, d, sum);
     }
-    Floats sum[Q][4] = {};
-    const auto add = [&](const auto& at, int64_t place) {
-      for (int i = 0; i < 4; ++i) {
-        const auto key = Format::keys(at(i));
-        for (int q = 0; q < Q; ++q)
-          sum[q][i] = Format::multiply(sum[q][i], key, query + q * query_stride + place);
-      }
-    };
-    for (int64_t d = 0; d < whole; d += kBlock) add([&](int i) { return from[i] + d; }, d);
     if (whole < keys.size) {
-      const Rest<Format> rest[4] = {{from[0] + whole, keys.size - whole},
-                                    {from[1] + whole, keys.size - whole},
-                                    {from[2] + whole, keys.size - whole},
-                                    {from[3] + whole, keys.size - whole}};
-      add([&](int i) { return rest[i].numbers; }, whole);
+      const int64_t left = keys.size - whole;
+      const Rest<Format> rest[kBeside] = {
+          {from[0] + whole, left}, {from[1] + whole, left}, {from[2] + whole, left}, {from[3] + whole, left}};
+      const Number* const numbers[kBeside] = {rest[0].numbers, rest[1].numbers, rest[2].numbers, rest[3].numbers};
+      multiply_block<Format, Q>(query + whole, query_stride, numbers, 0, sum);
     }
+#pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) store(logits + q * kTile + token, sums(sum[q][0], sum[q][1], sum[q][2], sum[q][3]));
   }
 }
 
-// output [Q, stride] = output * keep [Q] + weights [Q, kTile] times V blocks of the tile's values.
+// output [Q, stride] + weights [Q, kTile] times V vectors of some tokens' values, from the number `place` on.
 template <class Format, int Q, int V>
-void add_values(const float* weights, const float* keep, const Heads<Format>& values, int64_t place, int count,
-                const Heads<Format>& coming, int coming_count, float* output, int64_t stride) {
-  Floats sum[Q][2 * V];
+[[gnu::noinline]] void add_values(const float* weights, const Heads<Format>& values, int64_t place, int count,
+                                  Ahead& ahead, float* output, int64_t stride) {
+  using Number = typename Format::Number;
+  constexpr int kRound = 8;
+  constexpr int64_t kLines = lines_of(V * kLanes * sizeof(Number));
+  Floats sum[Q][V];
+#pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
-    for (int v = 0; v < 2 * V; ++v) sum[q][v] = floats(output + q * stride + place + v * kLanes) * keep[q];
-  const auto add = [&](int token, int v, const typename Format::Number* from) {
-    // One after the other, since there are registers for the sums, the weights and one vector more.
-    for (int which = 0; which < 2; ++which) {
-      const Floats lane = Format::lane(from, which);
-      for (int q = 0; q < Q; ++q) sum[q][2 * v + which] += weights[q * kTile + token] * lane;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[q][v] = floats(output + q * stride + place + v * kLanes);
+  const auto add = [&](int token, const Number* from) {
+    Floats weight[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) weight[q] = splat(weights[q * kTile + token]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      // One after the other, since there are registers for the sums, the weights and one vector more.
+      Floats lane = Format::lane(from + v / 2 * kBlock, v % 2);
+      keep_at_hand(lane);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) sum[q][v] += weight[q] * lane;
     }
   };
-  if (place + V * kBlock <= values.size) {
-    for (int token = 0; token < count; ++token) {
-      if (token < coming_count) coming.prefetch(token);
-      for (int v = 0; v < V; ++v) add(token, v, values[token] + place + v * kBlock);
+  if (place + V * kLanes <= values.size) {
+    for (int token = 0; token < count;) {
+      const char* asked = ahead.take(kRound * kLines);
+      for (const int stop = std::min(token + kRound, count); token < stop; ++token) {
+        for (int line = 0; line < kLines; ++line, asked += kLine) prefetch(asked);
+        add(token, values[token] + place);
+      }
     }
   } else {
-    for (int token = 0; token < count; ++token)
-      add(token, 0, Rest<Format>(values[token] + place, values.size - place).numbers);
+    for (int token = 0; token < count; ++token) {
+      Number rest[V * kLanes] = {};
+      std::memcpy(rest, values[token] + place, (values.size - place) * sizeof(Number));
+      add(token, rest);
+    }
   }
+#pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
-    for (int v = 0; v < 2 * V; ++v) store(output + q * stride + place + v * kLanes, sum[q][v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(output + q * stride + place + v * kLanes, sum[q][v]);
 }
 
 // One query's logits become weights; what was summed before must be multiplied by what this gives back.
 inline float weigh(const Call& call, float* logits, int count, float& top, float& sum) {
   const int padded = static_cast<int>(rounded(count, kLanes));
+  if (call.softcap > 0)
+    for (int i = 0; i < padded; i += kLanes)
+      store(logits + i, softcapped(floats(logits + i), static_cast<float>(call.softcap)) * kLog2E);
   for (int i = count; i < padded; ++i) logits[i] = -__builtin_inff();
   Floats most = splat(top);
-  for (int i = 0; i < padded; i += kLanes) {
-    Floats scaled = floats(logits + i) * static_cast<float>(call.scale);
-    if (call.softcap > 0) {
-      scaled = softcapped(scaled, static_cast<float>(call.softcap));
-      for (int lane = count - i; lane < kLanes; ++lane) scaled[lane] = -__builtin_inff();
-    }
-    store(logits + i, scaled);
-    most = larger(scaled, most);
-  }
+  for (int i = 0; i < padded; i += kLanes) most = larger(floats(logits + i), most);
   const float highest = largest_of(most);
   Floats total = {};
   for (int i = 0; i < padded; i += kLanes) {
-    const Floats weight = exponential(floats(logits + i) - highest);
+    const Floats weight = power_of_two(floats(logits + i) - highest);
     store(logits + i, weight);
     total += weight;
   }
-  const float keep = exponential(splat(top - highest))[0];
+  const float keep = highest > top ? power_of_two(splat(top - highest))[0] : 1.0f;
   sum = sum * keep + sum_of(total);
   top = highest;
   return keep;
 }
 
-template <class Format>
-void attend_row(const Call& call, const Work& work, const Part& part, float* scratch, float* result) {
+// A part of a row. `claim` is called once, before the end: it gives the part that this thread takes next, or null.
+template <class Format, class Claim>
+void attend_row(const Call& call, const Work& work, const Part& part, float* scratch, float* result, Claim claim) {
   const Group& group = work.groups[part.group];
   const int64_t shared = call.shared(), queries = group.heads * shared;
   const int64_t key_stride = rounded(call.head_size, kBlock), value_stride = rounded(call.value_size, kBlock);
   float* packed = scratch;  // [2, queries, key_stride]
   float* output = packed + 2 * queries * key_stride;  // [queries, value_stride]
-  float* logits = output + queries * value_stride;  // [shared, kTile]
-  float* keep = logits + rounded(shared, kLanes) * kTile;
+  float* logits = output + queries * value_stride;  // [queries, kTile]
   float* top = result;
   float* sum = top + queries;
 
   const int64_t first = call.rows[group.entry] * call.row_stride + group.head * shared * call.head_stride;
+  const auto factor = static_cast<float>(call.softcap > 0 ? call.scale : call.scale * kLog2E);
   for (int turned = 0; turned < (call.turned ? 2 : 1); ++turned) {
     for (int64_t q = 0; q < queries; ++q) {
       const float* from = (turned ? call.turned : call.query) + first + q * call.head_stride;
       float* to = packed + (turned * queries + q) * key_stride;
       for (int64_t d = 0; d < key_stride; d += kBlock) {
-        const Rest<Float32> padded(from + d, std::min<int64_t>(kBlock, call.head_size - d));
-        Format::pack(padded.numbers, to + d);
+        const auto put = [&](const float* block) {
+          float scaled[kBlock];
+          for (int i = 0; i < kBlock; ++i) scaled[i] = block[i] * factor;
+          Format::pack(scaled, to + d);
+        };
+        if (d + kBlock <= call.head_size)
+          put(from + d);
+        else
+          put(Rest<Float32>(from + d, call.head_size - d).numbers);
       }
     }
   }
@@ -138,59 +191,89 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
   std::fill(top, top + queries, kLowest);
   std::fill(sum, sum + queries, 0.0f);
 
-  const auto head = [&](const void* pages, int64_t h, int64_t size, const Tile& tile) {
-    return Heads<Format>(call, pages, group.head + h, size, tile);
+  // Calls `run` with a head, some of its queries as a compile-time number, and the first of them.
+  const auto each_queries = [&](auto run) {
+    for (int64_t h = 0; h < group.heads; ++h)
+      for (int64_t q = 0, taken; q < shared; q += taken) {
+        taken = together(shared - q);
+        dispatch(taken, [&](auto count) { run(h, count, h * shared + q); });
+      }
   };
+  // Calls `run` with the chunks of `heads`, and with what comes after each: the next one, or `after`.
+  const auto each_chunk = [&](const Heads<Format>& heads, int count, Ahead after, auto run) {
+    for (int begin = 0, size; begin < count; begin += size) {
+      size = std::min(kChunk, count - begin);
+      const int end = begin + size;
+      Ahead ahead = end < count ? Ahead(heads.at(0, end), std::min(kChunk, count - end), group.heads) : after;
+      run(begin, size, ahead);
+      ahead.ask_rest();
+    }
+  };
+
   Walk walk(call, work, part);
   Tile tiles[2];
   walk.next(tiles[0]);
-  for (int current = 0; tiles[current].count > 0; current = 1 - current) {
-    const Tile &tile = tiles[current], &after = tiles[1 - current];
-    walk.next(tiles[1 - current]);
-    for (int64_t h = 0; h < group.heads; ++h) {
-      const bool last = h + 1 == group.heads;
-      const Tile& coming = last ? after : tile;
-      const auto keys = head(call.keys, h, call.head_size, tile);
-      const auto coming_keys = head(call.keys, last ? 0 : h + 1, call.head_size, coming);
-      const float* query = packed + ((tile.near ? queries : 0) + h * shared) * key_stride;
-      int coming_count = coming.count;
-      for (int64_t q = 0, taken; q < shared; q += taken, coming_count = 0) {
-        taken = together(shared - q);
-        dispatch(taken, [&](auto constant) {
-          multiply_keys<Format, constant>(query + q * key_stride, key_stride, keys, tile.count, coming_keys,
-                                          coming_count, logits + q * kTile);
-        });
-      }
-      const auto coming_values = head(call.values, last ? 0 : h + 1, call.value_size, coming);
-      for (int64_t q = 0; q < shared; ++q)
-        keep[q] = weigh(call, logits + q * kTile, tile.count, top[h * shared + q], sum[h * shared + q]);
-      const auto values = head(call.values, h, call.value_size, tile);
-      coming_count = coming.count;
-      for (int64_t q = 0, taken; q < shared; q += taken) {
-        taken = together(shared - q);
-        dispatch(taken, [&](auto constant) {
-          float* to = output + (h * shared + q) * value_stride;
-          int64_t place = 0;
-          for (; place + 2 * kBlock <= call.value_size; place += 2 * kBlock, coming_count = 0)
-            add_values<Format, constant, 2>(logits + q * kTile, keep + q, values, place, tile.count, coming_values,
-                                            coming_count, to, value_stride);
-          for (; place < call.value_size; place += kBlock, coming_count = 0)
-            add_values<Format, constant, 1>(logits + q * kTile, keep + q, values, place, tile.count, coming_values,
-                                            coming_count, to, value_stride);
-        });
+  bool last = false;
+  for (int current = 0; !last; current = 1 - current) {
+    const Tile& tile = tiles[current];
+    Tile& coming = tiles[1 - current];
+    const Group* next_group = &group;
+    if (!walk.next(coming)) {
+      last = true;
+      if (const Part* next = claim()) {
+        next_group = &work.groups[next->group];
+        Walk(call, work, *next).next(coming);
       }
     }
+    const Heads<Format> keys(call, call.keys, group.head, call.head_size, tile);
+    const Heads<Format> values(call, call.values, group.head, call.value_size, tile);
+    const Heads<Format> next_keys(call, call.keys, next_group->head, call.head_size, coming);
+    const float* query = packed + (tile.near ? queries : 0) * key_stride;
+    each_chunk(keys, tile.count, Ahead(values, std::min(kChunk, tile.count), group.heads),
+               [&](int begin, int count, Ahead& ahead) {
+                 each_queries([&](int64_t h, auto taken, int64_t q) {
+                   multiply_keys<Format, taken>(query + q * key_stride, key_stride, keys.at(h, begin), count, ahead,
+                                                logits + q * kTile + begin);
+                 });
+               });
+    for (int64_t q = 0; q < queries; ++q) {
+      const float keep = weigh(call, logits + q * kTile, tile.count, top[q], sum[q]);
+      if (keep == 1.0f) continue;
+      float* to = output + q * value_stride;
+      for (int64_t d = 0; d < value_stride; d += kLanes) store(to + d, floats(to + d) * keep);
+    }
+    each_chunk(values, tile.count, Ahead(next_keys, std::min(kChunk, coming.count), next_group->heads),
+               [&](int begin, int count, Ahead& ahead) {
+                 each_queries([&](int64_t h, auto taken, int64_t q) {
+                   const float* weights = logits + q * kTile + begin;
+                   float* to = output + q * value_stride;
+                   const Heads<Format> chunk = values.at(h, begin);
+                   int64_t place = 0;
+                   for (; place + kBlock < call.value_size; place += 2 * kBlock)
+                     add_values<Format, taken, 4>(weights, chunk, place, count, ahead, to, value_stride);
+                   if (place < call.value_size)
+                     add_values<Format, taken, 2>(weights, chunk, place, count, ahead, to, value_stride);
+                 });
+               });
   }
 
   float* weighted = sum + queries;
-  for (int64_t q = 0; q < queries; ++q)
-    for (int64_t d = 0; d < value_stride; ++d) {
-      const int64_t place = d / kBlock * kBlock + Format::place(static_cast<int>(d % kBlock));
-      if (place < call.value_size) weighted[q * call.value_size + place] = output[q * value_stride + d];
+  for (int64_t q = 0; q < queries; ++q) {
+    top[q] /= kLog2E;
+    const float* from = output + q * value_stride;
+    float* to = weighted + q * call.value_size;
+    for (int64_t d = 0; d < value_stride; d += kBlock) {
+      float block[kBlock];
+      for (int i = 0; i < kBlock; ++i) block[Format::place(i)] = from[d + i];
+      if (d + kBlock <= call.value_size)
+        std::memcpy(to + d, block, sizeof block);
+      else
+        std::memcpy(to + d, block, (call.value_size - d) * sizeof *block);
     }
+  }
 }
 
 inline size_t row_scratch(const Call& call) {
   const int64_t key_stride = rounded(call.head_size, kBlock), value_stride = rounded(call.value_size, kBlock);
-  return call.query_heads * (2 * key_stride + value_stride) + rounded(call.shared(), kLanes) * (kTile + 1);
+  return call.query_heads * (2 * key_stride + value_stride + kTile);
 }

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu_threads.hpp"
+
 // One call; cpu_paged.py builds it. `entries` query rows, each with ranges of key positions of its own.
 struct Call {
   const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
@@ -39,12 +41,12 @@ struct Call {
 // Tokens that are worked on at once: their logits lie in the first cache.
 constexpr int kTile = 64;
 
-// Tokens of a part: enough to outweigh its share in the final sum, few enough that threads end together.
-constexpr int64_t kRowTokens = 256;
+// Tokens of a part: enough to outweigh its share in the final sum, few enough that threads end together. A row is cut
+// from twice the least on, into an even number of equal parts of at most the most.
+constexpr int64_t kLeastRowTokens = 64;
+constexpr int64_t kMostRowTokens = 256;
 constexpr int64_t kBlockTokens = 1024;
-
-// Parts for each thread, if heads can be split to get them.
-constexpr int64_t kParts = 4;
+constexpr int64_t kRowStep = 16;  // but for the last one, parts are whole multiples
 
 // Queries (rows times the heads that share a key head) that share each load of a key and a value in a block of
 // rows.
@@ -89,6 +91,15 @@ class Work {
   std::vector<Part> parts;
   size_t results_size = 0;
 
+  // Threads that pay.
+  int64_t threads() const {
+    int64_t products = 0;
+    for (const Part& part : parts)
+      products += part.tokens * groups[part.group].rows * groups[part.group].heads;
+    products *= call_.shared() * (call_.head_size + call_.value_size);
+    return parts.size() > 1 && products >= kParallelProducts ? call_.threads : 1;
+  }
+
   // Numbers of one part's result: for each query the largest logit, the sum of weights, the weighted values.
   size_t result_size(const Group& group) const {
     return group.rows * group.heads * call_.shared() * (2 + call_.value_size);
@@ -124,18 +135,21 @@ class Work {
       add_group({entry, rows, head, 1, first, ranges.size(), 0, 0, 0}, kBlockTokens);
   }
 
+  // Heads are taken together, as they lie, unless there are too few parts for the threads otherwise.
   void add_rows() {
     int64_t heads = 1;
     if (call_.range_heads == 1) {
-      int64_t expected = 0;
+      int64_t seen = 0, expected = 0;
       for (const int64_t entry : alone_) {
         const size_t first = ranges.size();
         add_ranges(entry, 0);
-        expected += tokens(first) / kRowTokens + 1;
+        seen += tokens(first);
+        expected += row_parts(tokens(first));
         ranges.resize(first);
       }
       heads = call_.kv_heads;
-      while (heads > 1 && expected * (call_.kv_heads / heads) < kParts * call_.threads) heads = (heads + 1) / 2;
+      if (seen * call_.query_heads * (call_.head_size + call_.value_size) >= kParallelProducts)
+        while (heads > 1 && expected * ((call_.kv_heads + heads - 1) / heads) < call_.threads) heads = (heads + 1) / 2;
     }
     for (const int64_t entry : alone_) {
       size_t first = ranges.size();
@@ -144,10 +158,15 @@ class Work {
           first = ranges.size();
           add_ranges(entry, head);
         }
+        const int64_t seen = tokens(first), parts = row_parts(seen);
         add_group({entry, 1, head, std::min(heads, call_.kv_heads - head), first, ranges.size(), 0, 0, 0},
-                  kRowTokens);
+                  rounded((seen + parts - 1) / parts, kRowStep));
       }
     }
+  }
+
+  static int64_t row_parts(int64_t tokens) {
+    return tokens < 2 * kLeastRowTokens ? 1 : 2 * ((tokens + 2 * kMostRowTokens - 1) / (2 * kMostRowTokens));
   }
 
   void add_ranges(int64_t entry, int64_t head) {

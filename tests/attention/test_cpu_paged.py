@@ -118,6 +118,23 @@ def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, 
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("lengths", [(1700,), (130, 1700), (127, 128, 600, 5, 300)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuts_of_enough_work_for_threads_change_no_bit(lengths, dtype):
+    """Parts by several threads, and with more threads than parts also heads apart from each other."""
+    case = make_case(LayerSpec(0, 9, 3, 64, 64, 0.125), [(length, 1) for length in lengths], 16, dtype=dtype)
+    check(case, Full())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [compute(CpuPaged(), case.alone(b), Full()) for b in range(len(lengths))]
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(compute(CpuPaged(), case, Full()), torch.cat(alone))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_large_logits_and_small_ones():
     """The running maximum moves by more than exponentials can hold, in one row and in a block."""
     case = make_case(LayerSpec(0, 2, 1, 8, 8, 4.0), [(700, 1), (700, 100)], 16)
