@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from attention.backends import Attention
-from attention.kernels.base import spans_within
+from attention.kernels.base import spans_of
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerSpec
 
@@ -79,20 +79,19 @@ def _seen(
     pattern: Pattern, window: int | None, batch: AttentionBatch, pages: list[int]
 ) -> tuple[int, int, int]:
     """Pages, pairs and digests, see ``LayerReads``."""
-    # Arrays, since with so few numbers a call of torch's costs more than what it computes.
-    starts = np.asarray(batch.query_starts)
-    owners = np.repeat(np.arange(batch.size), np.diff(starts))
-    positions = np.arange(len(owners)) + (np.asarray(batch.seq_lens) - starts[1:])[owners]
-    queries = torch.from_numpy(positions)
+    owners, positions = batch.host_owners.numpy(), batch.host_positions
     if isinstance(pattern, ContentPattern):
         prompt_lens = torch.from_numpy(np.asarray(batch.prompt_lens)[owners])
-        chosen = pattern.pages_chosen(queries, prompt_lens, batch.page_size).numpy()
+        chosen = pattern.pages_chosen(positions, prompt_lens, batch.page_size).numpy()
         # A chunk's rows choose by themselves; the one that reads most stands for what they read together.
-        most = np.maximum.reduceat(chosen, starts[:-1])
-        seen = np.minimum(chosen * batch.page_size, positions + 1)
-        choosing = set(owners[pattern.chooses(queries, prompt_lens).numpy()].tolist())
+        most = np.maximum.reduceat(chosen, batch.query_starts[:-1])
+        seen = np.minimum(chosen * batch.page_size, positions.numpy() + 1)
+        choosing = set(owners[pattern.chooses(positions, prompt_lens).numpy()].tolist())
         return int(most.sum()), int(seen.sum()), sum(pages[b] for b in choosing)
-    begin, end = np.moveaxis(spans_within(pattern.spans(queries), queries, window).numpy(), -1, 0)
+    spans = spans_of(batch, pattern, window)
+    if len(owners) == batch.size:
+        return *_seen_alone(spans.tolist(), batch.page_size), 0
+    begin, end = np.moveaxis(spans.numpy(), -1, 0)
     rows, some = np.broadcast_to(owners[:, None], begin.shape), begin < end
     # Where the number of open ranges is not 0, a page is read.
     width = max(pages) + 1
@@ -103,3 +102,16 @@ def _seen(
     )
     read = np.count_nonzero(edges.reshape(batch.size, width).cumsum(axis=1))
     return int(read), int((end - begin)[some].sum()), 0
+
+
+def _seen_alone(spans: list[list[tuple[int, int]]], page_size: int) -> tuple[int, int]:
+    """Pages and pairs where every sequence has one query; arrays cost more than so few numbers."""
+    pages = pairs = 0
+    for ranges in spans:
+        after = 0  # the last page that was counted
+        for begin, end in ranges:
+            if begin < end:
+                pairs += end - begin
+                first, after = max(after, begin // page_size), -(-end // page_size)
+                pages += after - first
+    return pages, pairs

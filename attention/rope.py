@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from attention.registry import UnsupportedError
+from attention.transfer import send
 
 _KINDS = ("dynamic", "longrope")
 # Frequencies of so many lengths are remembered.
@@ -169,7 +170,7 @@ class _Table:
             which: ``[T]``, each token's index into ``lengths``.
         """
         table = torch.stack([self.frequencies(length, x.device) for length in lengths])
-        angles = positions[..., None].float() * table[which.to(x.device)]
+        angles = positions[..., None].float() * table[send(which, x.device)]
         angles = angles.repeat_interleave(2, dim=-1) if self.interleaved else angles.repeat(1, 1, 2)
         scaling = getattr(self.module, f"{self.prefix}attention_scaling")
         return (angles.cos() * scaling).to(x.dtype), (angles.sin() * scaling).to(x.dtype)

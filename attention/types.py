@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from attention.patterns.base import ContentPattern, Pattern
+from attention.transfer import send
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class AttentionBatch:
             device: where the tensors go.
             prompt_lens: for each sequence, the tokens that were given to it; ``None`` for all so far.
         """
+        device = torch.device(device)
         have, add = np.asarray(computed, dtype=np.int64), np.asarray(counts, dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(add)])
         table = np.zeros((len(pages), max(map(len, pages))), dtype=np.int32)
@@ -107,9 +109,9 @@ class AttentionBatch:
             query_starts=starts.tolist(),
             seq_lens=(have + add).tolist(),
             prompt_lens=(have + add).tolist() if prompt_lens is None else list(prompt_lens),
-            page_table=torch.from_numpy(table).to(device),
-            slots=torch.from_numpy(slots).to(device),
-            positions=torch.from_numpy(positions).to(device),
+            page_table=send(torch.from_numpy(table), device),
+            slots=send(torch.from_numpy(slots), device),
+            positions=send(torch.from_numpy(positions), device),
             page_size=page_size,
         )
 
@@ -125,11 +127,32 @@ class AttentionBatch:
     @property
     def owners(self) -> torch.Tensor:
         """Each query row's sequence, int64 ``[T]`` on the device."""
-        return self.plan("owners", self._owners)
+        rows: torch.Tensor = self.plan("owners", lambda: send(self.host_owners, self.slots.device))
+        return rows
 
-    def _owners(self) -> torch.Tensor:
-        lengths = torch.tensor(self.query_starts, device=self.slots.device).diff()
-        return torch.repeat_interleave(lengths, output_size=self.query_starts[-1])
+    @property
+    def host_owners(self) -> torch.Tensor:
+        """The same on the host, which no device is asked for."""
+        rows: torch.Tensor = self.plan("host owners", self._host_owners)
+        return rows
+
+    @property
+    def host_positions(self) -> torch.Tensor:
+        """``positions`` on the host, which no device is asked for."""
+        rows: torch.Tensor = self.plan("host positions", self._host_positions)
+        return rows
+
+    # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+
+    def _host_owners(self) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(np.arange(self.size), np.diff(self.query_starts)))
+
+    def _host_positions(self) -> torch.Tensor:
+        if self.positions.device.type == "cpu":
+            return self.positions
+        first = np.subtract(self.seq_lens, self.query_starts[1:])
+        rows = np.arange(self.query_starts[-1])
+        return torch.from_numpy(rows + first[self.host_owners.numpy()])
 
     def plan(self, key: Any, build: Callable[[], Any]) -> Any:
         """What ``build`` makes, made once per batch and key: layers that agree share it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from attention.kernels.chain import Program
@@ -122,24 +123,35 @@ def spans_within(spans: torch.Tensor, positions: torch.Tensor, window: int | Non
     return spans.maximum(least)
 
 
+def spans_of(batch: AttentionBatch, pattern: Pattern, window: int | None) -> torch.Tensor:
+    """What each query row of the batch may see, as ``spans_within``, on the host."""
+    positions = batch.host_positions
+    spans: torch.Tensor = batch.plan(
+        ("spans", pattern, window), lambda: spans_within(pattern.spans(positions), positions, window)
+    )
+    return spans
+
+
 def choosing_rows(batch: AttentionBatch, pattern: ContentPattern) -> torch.Tensor:
-    """The query rows that see a choice only, int64 ``[N]``, ascending; the others see all before them."""
+    """The query rows that see a choice only, int64 ``[N]``, ascending, on the host; others see all before."""
 
     def find() -> torch.Tensor:
-        prompt_lens = torch.tensor(batch.prompt_lens, device=batch.positions.device)[batch.owners]
-        return pattern.chooses(batch.positions, prompt_lens).nonzero().flatten()
+        # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+        prompt_lens = np.asarray(batch.prompt_lens)[batch.host_owners.numpy()]
+        choosing = pattern.chooses(batch.host_positions, torch.from_numpy(prompt_lens))
+        return torch.from_numpy(np.flatnonzero(choosing.numpy()))
 
     return batch.plan(("choosing", pattern), find)
 
 
 def locate(
-    batch: AttentionBatch, sequences: torch.Tensor, positions: torch.Tensor
+    batch: AttentionBatch, sequences: torch.Tensor | int, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where tokens lie in the cache.
 
     Args:
         batch: the step's work.
-        sequences: indices into the batch.
+        sequences: indices into the batch, or one for all.
         positions: token positions, of a shape that broadcasts with ``sequences``.
 
     Returns:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from attention.kernels import cpu_select, native
-from attention.kernels.base import Kernel, choosing_rows, spans_within
+from attention.kernels.base import Kernel, choosing_rows, spans_of, spans_within
 from attention.kernels.chain import NativeCall, Program, calls_of, table
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
@@ -24,7 +24,7 @@ _CHOOSING_ROWS = 64
 
 _FOLDER = Path(__file__).parent
 _SOURCE = _FOLDER / "cpu_paged.cpp"
-_PARTS = ("blocks", "heads", "lanes", "panels", "rows", "work", "write")
+_PARTS = ("ahead", "blocks", "heads", "lanes", "panels", "rows", "work", "write")
 _INCLUDED = [*(_FOLDER / f"cpu_paged_{part}.hpp" for part in _PARTS), _FOLDER / "cpu_threads.hpp"]
 
 
@@ -234,14 +234,14 @@ def _planned(batch: AttentionBatch, window: int | None, pattern: Pattern) -> _Pl
 
 
 def _plan(batch: AttentionBatch, window: int | None, pattern: Pattern) -> _Plan:
-    rows, choosing = torch.arange(len(batch.positions)), []
+    rows, owners, ranges = torch.arange(len(batch.positions)), batch.owners, spans_of(batch, pattern, window)
+    choosing = []
     if isinstance(pattern, ContentPattern):
         found = choosing_rows(batch, pattern)
         choosing = [part for part in found.split(_CHOOSING_ROWS) if len(part)]
         rows = rows[~torch.isin(rows, found)]
-    positions = batch.positions[rows]
-    ranges = spans_within(pattern.spans(positions), positions, window)
-    return _Plan(_Rows(rows, batch.owners[rows], ranges[:, None].contiguous()), choosing)
+        owners, ranges = owners[rows], ranges[rows]
+    return _Plan(_Rows(rows, owners, ranges[:, None].contiguous()), choosing)
 
 
 def _chosen(

@@ -3,6 +3,8 @@
 Two shapes of work. Query rows that stand alone (decodes, and rows that choose by content) go together in
 padded groups of similar length, each row with keys of its own. Consecutive rows of one sequence (chunks of
 prompts) share what any of them sees, in blocks cut so that rows far apart need not share.
+
+Ranges, groups and blocks are found on the host, from what the host knows, while the device computes.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from attention.kernels.base import choosing_rows, locate, spans_within, visibility
+from attention.kernels.base import choosing_rows, locate, spans_of, visibility
 from attention.patterns.base import ContentPattern, Pattern
+from attention.transfer import send
 from attention.types import AttentionBatch
 
 # Up to this many tokens, a launch of its own costs more than the padding it saves.
@@ -92,10 +95,10 @@ def plan_alone(
     """Groups of query rows that stand alone and see what a rule over positions lets them see."""
     if not alone:
         return []
-    rows = torch.tensor(alone, device=batch.positions.device)
-    positions = batch.positions[rows]
-    spans = spans_within(pattern.spans(positions), positions, window)
-    return plan_rows(batch, rows, spans[:, None], pattern.turned, dtype)
+    rows = torch.tensor(alone)
+    spans = spans_of(batch, pattern, window)[rows]
+    exact = not _let_go(batch, batch.host_owners[rows].tolist(), spans, pattern)
+    return plan_rows(batch, rows, spans[:, None], pattern.turned, dtype, exact=exact)
 
 
 def plan_rows(
@@ -104,43 +107,65 @@ def plan_rows(
     spans: torch.Tensor,
     turned: int,
     dtype: torch.dtype,
+    *,
+    counts: list[int] | None = None,
+    exact: bool = True,
     most: int | None = None,
 ) -> list[Rows]:
     """Groups of rows that stand alone.
 
     Args:
         batch: the step's work.
-        rows: query rows, int64 ``[N]``.
+        rows: query rows, int64 ``[N]`` on the host.
         spans: what each sees, ``[N, heads, K, 2]``; ``heads`` is 1 where key heads see the same.
         turned: see ``Pattern.turned``.
         dtype: of the masks.
+        counts: how many tokens each item sees; ``None``: as many as its spans hold, for which the host waits
+            if they are on the device.
+        exact: an item sees no fewer, and none on a page that is gone.
         most: tokens that a group of more than one item may gather, padding included.
     """
-    heads = spans.shape[1]
-    device = spans.device
-    items = (rows[:, None] * heads + torch.arange(heads, device=device)).flatten()
+    heads, device = spans.shape[1], batch.slots.device
     begins, ends = spans.flatten(0, 1).unbind(-1)
-    stops = (ends - begins).clamp(min=0).cumsum(dim=1)
-    # From the column in which a range's token stands to the token's position.
-    shifts = ends.maximum(begins) - stops
+    held = (ends - begins).clamp(min=0).cumsum(dim=1)
+    if counts is None:
+        counts = held[:, -1].tolist()
+    # Where the ranges end as columns, and from the column in which a token stands to its position.
+    stops, shifts = send(torch.stack([held, ends.maximum(begins) - held]), device)
     planned = []
-    for members in groups(stops[:, -1].tolist(), most):
-        group = torch.tensor(members, device=device)
-        width = int(stops[group[0], -1])
+    for members in groups(counts, most):
+        group = torch.tensor(members)
+        at, head = rows[group // heads], group % heads
+        group, at, head, owners = send(torch.stack([group, at, head, batch.host_owners[at]]), device)
+        width = counts[members[0]]
         columns = torch.arange(width, device=device).expand(len(group), -1).contiguous()
         which = torch.searchsorted(stops[group], columns, right=True)
         real = which < stops.shape[1]
         positions = columns + shifts[group].gather(1, which.clamp(max=stops.shape[1] - 1))
         # Padding and what is gone must not read what was never written: the query's own key stands in.
-        at = items[group] // heads
-        own = batch.slots[at][:, None]
-        slots, there = locate(batch, batch.owners[at][:, None], positions.where(real, 0))
+        slots, there = locate(batch, owners[:, None], positions.where(real, 0))
         visible = real & there
-        slots = slots.where(visible, own) * heads + (items[group] % heads)[:, None]
-        mask = None if bool(visible.all()) else additive(visible, dtype)[:, None, None]
+        slots = slots.where(visible, batch.slots[at][:, None]) * heads + head[:, None]
+        even = exact and counts[members[-1]] == width
+        mask = None if even else additive(visible, dtype)[:, None, None]
         near = (visible & (positions < turned))[:, :turned] if turned else None
-        planned.append(Rows(heads, items[group], slots, mask, near))
+        planned.append(Rows(heads, at * heads + head, slots, mask, near))
     return planned
+
+
+def _let_go(batch: AttentionBatch, sequences: list[int], spans: torch.Tensor, pattern: Pattern) -> bool:
+    """Whether a row may see a page that the pattern has let go; where its rules agree, no row can.
+
+    Args:
+        batch: the step's work.
+        sequences: each row's sequence, or one for all rows.
+        spans: what each sees, ``[N, K, 2]`` on the host.
+        pattern: the rule in force.
+    """
+    gone = [pattern.expired(batch.seq_lens[b] - batch.query_len(b), batch.page_size) for b in sequences]
+    first, stop = batch.page_size * torch.tensor([(pages.start, pages.stop) for pages in gone]).T[..., None]
+    begins, ends = spans.unbind(-1)
+    return bool((begins.maximum(first) < ends.minimum(stop)).any())
 
 
 def groups(counts: list[int], most: int | None = None) -> list[list[int]]:
@@ -171,18 +196,22 @@ def plan_chunk(
 ) -> list[Block]:
     """Query rows ``start`` to ``stop`` of sequence ``b``, in blocks."""
     first = batch.seq_lens[b] - batch.query_starts[b + 1] + start
-    at = batch.positions[start:stop]
-    spans = spans_within(pattern.spans(at), at, window)
+    at = batch.host_positions[start:stop]
+    spans = spans_of(batch, pattern, window)[start:stop]
+    gone = _let_go(batch, [b], spans, pattern)
     blocks = []
     for low, high, held in _cut(spans, first):
-        positions = torch.cat([torch.arange(*span, device=at.device) for span in held])
-        slots, there = locate(batch, torch.tensor(b, device=at.device), positions)
-        if not bool(there.all()):
-            slots, positions = slots[there], positions[there]
+        positions = torch.cat([torch.arange(*span) for span in held])
+        seen = send(positions, batch.slots.device)
+        slots, there = locate(batch, b, seen)
+        if gone:
+            slots, seen = slots[there], seen[there]
+            positions = seen.cpu()
         near = int((positions < pattern.turned).sum()) if pattern.turned else 0
         mask = None
         if near or len(positions) != high - low or not _causal(spans[low:high], at[low:high]):
-            mask = additive(visibility(at[low:high, None], positions, window, pattern), dtype)
+            queries = batch.positions[start + low : start + high, None]
+            mask = additive(visibility(queries, seen, window, pattern), dtype)
         blocks.append(Block(start + low, start + high, slots, mask, near))
     return blocks
 

@@ -7,12 +7,15 @@ each layer.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.kernels.base import Kernel, choosing_rows, layer_ranges, spans_within
 from attention.kernels.plan import Block, Plan, Rows, plan_batch, plan_rows
 from attention.patterns.base import ContentPattern, Pattern
+from attention.transfer import send
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -180,12 +183,38 @@ def _attend_choosing(
     dtype = torch.promote_types(query.dtype, cache.keys.dtype)
     cast = query.to(dtype).contiguous()
     most = _GATHER_BYTES // ((layer.head_size + layer.value_size) * dtype.itemsize)
-    parts = batch.plan(
-        ("choosing in parts", pattern), lambda: choosing_rows(batch, pattern).split(_CHOOSING_ROWS)
-    )
-    for rows in parts:
-        if len(rows):
-            spans = pattern.select(layer, query[rows], rows, cache, batch)
-            spans = spans_within(spans, batch.positions[rows], layer.window)
-            for group in plan_rows(batch, rows, spans, 0, dtype, most):
-                attend_rows(layer, cast, cache, group, None, output)
+    key = ("choosing in parts", pattern, layer.window, layer.kv_heads)
+    parts: list[_Part] = batch.plan(key, lambda: _parts(layer, batch, pattern))
+    for rows, at, counts in parts:
+        spans = pattern.select(layer, query[at], rows, cache, batch)
+        spans = spans_within(spans, batch.positions[at], layer.window)
+        exact = counts is None or layer.window is None
+        for group in plan_rows(batch, rows, spans, 0, dtype, counts=counts, exact=exact, most=most):
+            attend_rows(layer, cast, cache, group, None, output)
+
+
+class _Part(NamedTuple):
+    """Rows that choose by content."""
+
+    rows: torch.Tensor  # [N] of the batch's query rows, on the host
+    at: torch.Tensor  # the same on the device
+    counts: list[int] | None  # how many tokens each row sees with each key head, at most, if that is known
+
+
+def _parts(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern) -> list[_Part]:
+    """All rows that choose, few enough at once."""
+    found = []
+    for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS):
+        if not len(rows):
+            continue
+        counts = None
+        if pattern.counted_ahead:
+            positions = batch.host_positions[rows]
+            prompt_lens = torch.tensor(batch.prompt_lens)[batch.host_owners[rows]]
+            pages = pattern.pages_chosen(positions, prompt_lens, batch.page_size)
+            tokens = (pages - 1) * batch.page_size + positions % batch.page_size + 1
+            if layer.window is not None:
+                tokens = tokens.clamp(max=layer.window)
+            counts = tokens.repeat_interleave(layer.kv_heads).tolist()
+        found.append(_Part(rows, send(rows, batch.slots.device), counts))
+    return found

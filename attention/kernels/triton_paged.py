@@ -22,6 +22,7 @@ from attention.kernels.triton_plan import (
     plan_rows,
 )
 from attention.patterns.base import ContentPattern, Pattern
+from attention.transfer import send
 from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,17 +107,17 @@ class Triton(Kernel):
             output,
         )
         if isinstance(pattern, ContentPattern):
-            choosing: list[tuple[torch.Tensor, Blocks]] = batch.plan(
+            choosing: list[tuple[torch.Tensor, torch.Tensor, Blocks]] = batch.plan(
                 (self.name, pattern, heads, alone),
                 lambda: [
-                    (rows, plan_choosing(batch, rows, heads, alone, processors))
+                    (rows, send(rows, query.device), plan_choosing(batch, rows, heads, alone, processors))
                     for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS)
                     if len(rows)
                 ],
             )
-            for rows, blocks in choosing:
-                spans = pattern.select(layer, query[rows], rows, cache, batch)
-                spans = spans_within(spans, batch.positions[rows], layer.window)
+            for rows, at, blocks in choosing:
+                spans = pattern.select(layer, query[at], rows, cache, batch)
+                spans = spans_within(spans, batch.positions[at], layer.window)
                 _launch(call, blocks, compact(spans, pattern.turned, _CHOSEN_RANGES))
         others: list[tuple[Blocks, torch.Tensor]] = batch.plan(
             (self.name, pattern, heads, alone, together, layer.window),

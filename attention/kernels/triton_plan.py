@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from attention.kernels.base import spans_within
+from attention.kernels.base import spans_of
 from attention.kernels.plan import split
 from attention.patterns.base import Pattern
+from attention.transfer import send
 from attention.types import AttentionBatch
 
 # Columns of ``Blocks.blocks`` and ``Blocks.items``, and numbers before the ranges of a cover.
@@ -97,8 +98,7 @@ def plan_rows(
         processors: multiprocessors of the device.
     """
     single, chunks = split(batch, pattern)
-    positions = _positions(batch)
-    spans = spans_within(pattern.spans(positions), positions, window)
+    spans = spans_of(batch, pattern, window)
     device = batch.page_table.device
     planned = []
     if single:
@@ -111,7 +111,7 @@ def plan_rows(
     if chunks:
         fields, full, hulls = _chunks(chunks, spans.numpy(), max(1, together.pairs // heads.group))
         covers = compact(torch.from_numpy(hulls)[:, None], pattern.turned)
-        ranges = spans.int().to(device, non_blocking=True)
+        ranges = send(spans.int(), device)
         planned.append(_blocks(together, fields, full, covers, ranges, heads, processors, device))
     return planned
 
@@ -119,22 +119,22 @@ def plan_rows(
 def plan_choosing(
     batch: AttentionBatch, rows: torch.Tensor, heads: Heads, tile: Tile, processors: int
 ) -> Blocks:
-    """Rows that choose by content, int64 ``[N]``, each a block of its own.
+    """Rows that choose by content, int64 ``[N]`` on the host, each a block of its own.
 
     How much they choose is known to the device alone, so all covers are cut into as many parts.
     """
     device = batch.page_table.device
-    owners = batch.owners[rows]
+    owners = batch.host_owners[rows]
     longest = max(batch.seq_lens)
     parts = max(
         1, min(processors * tile.programs // (len(rows) * heads.columns(tile)), -(-longest // tile.part))
     )
-    at = torch.arange(len(rows), device=device)
+    at = torch.arange(len(rows))
     zero = torch.zeros_like(at)
     blocks = torch.stack([rows, zero + 1, owners, zero, zero, at * parts], dim=1).int()
-    part = torch.arange(parts, device=device).repeat(len(rows))
+    part = torch.arange(parts).repeat(len(rows))
     items = torch.stack([at.repeat_interleave(parts), part, torch.full_like(part, parts)], dim=1).int()
-    return Blocks(tile, blocks, items, None, parts > 1, False)
+    return Blocks(tile, send(blocks, device), send(items, device), None, parts > 1, False)
 
 
 def compact(spans: torch.Tensor, turned: int, least: int = 1) -> torch.Tensor:
@@ -160,13 +160,6 @@ def compact(spans: torch.Tensor, turned: int, least: int = 1) -> torch.Tensor:
     beyond = stops[..., -1:].expand(-1, -1, room)
     shifts = torch.nn.functional.pad(begins - starts, (0, room))
     return torch.cat([stops[..., -1:], near, starts, beyond, shifts], dim=-1).int()
-
-
-def _positions(batch: AttentionBatch) -> torch.Tensor:
-    """Each query row's position, int64 ``[T]``, from what the host knows."""
-    starts = np.asarray(batch.query_starts)
-    ends = np.asarray(batch.seq_lens) - starts[1:]
-    return torch.from_numpy(np.arange(starts[-1]) + np.repeat(ends, np.diff(starts)))
 
 
 def _chunks(
@@ -245,8 +238,8 @@ def _blocks(
     blocks = np.concatenate([fields, full, firsts[:, None]], axis=1)
     straight = covers.shape[2] == COVER_FIELDS + 2 and not bool(covers[..., -1].any())
 
-    def send(numbers: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(numbers.astype(np.int32)).to(device, non_blocking=True)
-
-    planned = Blocks(tile, send(blocks), send(items), ranges, bool((parts > 1).any()), straight)
-    return planned, covers.to(device, non_blocking=True)
+    fields_sent, items_sent = (
+        send(torch.from_numpy(numbers.astype(np.int32)), device) for numbers in (blocks, items)
+    )
+    planned = Blocks(tile, fields_sent, items_sent, ranges, bool((parts > 1).any()), straight)
+    return planned, send(covers, device)

@@ -97,9 +97,13 @@ class ContentPattern(Pattern):
     Attributes:
         decoded_keys_differ: rows below ``prompt_lens`` see all, those after it choose, so that the deeper
             layers' keys of an output token are not those of the same token in a prompt.
+        counted_ahead: what a query reads are exactly ``pages_chosen`` pages, whole but for its own, or in a
+            layer with a window what it sees of at most so many; kernels can prepare for them before the
+            choice is made. Else they count what was chosen, for which the host waits.
     """
 
     decoded_keys_differ: bool = False
+    counted_ahead: bool = False
 
     def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """See ``Pattern.visible``: what may be chosen at best."""
@@ -180,7 +184,7 @@ class ContentPattern(Pattern):
         Args:
             layer: the layer.
             query: ``[N, H, D]``, after RoPE: the rows ``rows`` of the batch's queries.
-            rows: int64 ``[N]``, indices of query rows of the batch.
+            rows: int64 ``[N]`` on the host, indices of query rows of the batch.
             cache: the layer's keys, values and digest.
             batch: the step's work.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from attention.transfer import send
 from attention.types import AttentionBatch
 
 # Memory that looking at one block may take: enough to keep a device busy, little beside a cache.
@@ -35,7 +36,7 @@ def blocks(rows: torch.Tensor, batch: AttentionBatch, page_bytes: int, row_bytes
     Sequences with one row each come together, of similar length, so that padding never doubles the work.
 
     Args:
-        rows: int64 ``[N]``, query rows of the batch, ascending.
+        rows: int64 ``[N]`` on the host, query rows of the batch, ascending.
         batch: the step's work.
         page_bytes: memory that one page of one sequence takes in a block.
         row_bytes: memory that one row and one page take in a block.
@@ -46,18 +47,17 @@ def blocks(rows: torch.Tensor, batch: AttentionBatch, page_bytes: int, row_bytes
 
 
 def _build(rows: torch.Tensor, batch: AttentionBatch, page_bytes: int, row_bytes: int) -> list[Block]:
-    if len(rows) == batch.query_starts[-1] == batch.size:
-        owners = list(range(batch.size))  # known without asking the device
-    else:
-        owners = batch.owners[rows].tolist()
     asked: dict[int, list[int]] = {}
-    for index, owner in enumerate(owners):
+    for index, owner in enumerate(batch.host_owners[rows].tolist()):
         asked.setdefault(owner, []).append(index)
 
     def block(sequences: list[int], indices: list[list[int]]) -> Block:
-        at = torch.tensor(indices, device=rows.device)
-        pages = batch.page_table[sequences, : max(lengths[b] for b in sequences)].long()
-        return Block(at, batch.positions[rows[at]], pages)
+        at = torch.tensor(indices)
+        which, at, positions = (
+            send(numbers, batch.page_table.device)
+            for numbers in (torch.tensor(sequences), at, batch.host_positions[rows[at]])
+        )
+        return Block(at, positions, batch.page_table[which, : max(lengths[b] for b in sequences)].long())
 
     lengths = {b: -(-batch.seq_lens[b] // batch.page_size) for b in asked}
     result = []

@@ -176,7 +176,8 @@ def _runs(mask: torch.Tensor) -> torch.Tensor:
     edges = pad(mask, (1, 0)) != pad(mask, (0, 1))
     nth = edges.cumsum(dim=-1, dtype=torch.int32)
     width = int(nth[..., -1].max())
-    places = edges.nonzero(as_tuple=True)
-    runs = torch.zeros(*mask.shape[:-1], width, dtype=torch.long, device=mask.device)
-    runs[(*places[:-1], nth[places] - 1)] = places[-1]
-    return runs.unflatten(-1, (-1, 2))
+    runs = torch.zeros(*mask.shape[:-1], width + 1, dtype=torch.long, device=mask.device)
+    at = torch.arange(edges.shape[-1], device=mask.device).expand_as(edges)
+    # What is no edge goes to a last place that is left out.
+    runs.scatter_(-1, (nth.long() - 1).where(edges, width), at)
+    return runs[..., :width].unflatten(-1, (-1, 2))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import blocks
 from attention.patterns.options import NumberedPattern
+from attention.transfer import send
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 # However small the budget: the first page, the query's own and one that it chooses.
@@ -48,6 +50,7 @@ class TopK(NumberedPattern, ContentPattern):
     numbers: ClassVar = {"budget": (512, 1), "sink_pages": (1, 0), "recent_pages": (4, 1)}
     words: ClassVar = {"prefill": ("dense", "sparse")}
     dense_by_default = (0, 1)
+    counted_ahead = True
 
     def __init__(
         self,
@@ -82,8 +85,11 @@ class TopK(NumberedPattern, ContentPattern):
         """The pages that the step completes, int64 ``[N]``."""
 
         def find() -> torch.Tensor:
-            last = (batch.positions + 1) % batch.page_size == 0
-            return batch.slots[last] // batch.page_size
+            # An array, since with so few numbers a call of torch's costs more than what it computes.
+            last = np.flatnonzero((batch.host_positions.numpy() + 1) % batch.page_size == 0)
+            if not len(last):
+                return batch.slots[:0]
+            return batch.slots[send(torch.from_numpy(last), batch.slots.device)] // batch.page_size
 
         pages: torch.Tensor = batch.plan(("complete pages",), find)
         return pages

@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
+from attention.transfer import fetch
 from server.engine.types import Logprob, PositionLogprob
 
 # Rows taken at once, so that a long prompt needs no second copy of its logits.
 _ROWS = 64
 
 
-def logprobs(logits: torch.Tensor, tokens: torch.Tensor, top: Sequence[int]) -> list[PositionLogprob]:
-    """Each row's log probability and rank of its token, and its most likely tokens.
+class Measured(NamedTuple):
+    """What ``T`` rows of logits say of one token each, and of the ``K`` most likely ones, best first."""
+
+    tokens: torch.Tensor  # int64 [T]
+    chosen: torch.Tensor  # float32 [T], the tokens' log probabilities
+    ranks: torch.Tensor  # int64 [T]
+    top: torch.Tensor  # int64 [T, K], the most likely tokens
+    values: torch.Tensor  # float32 [T, K], their log probabilities
+    top_ranks: torch.Tensor  # int64 [T, K]
+
+
+def measure(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> Measured:
+    """Looks at each row's token and at its ``k`` most likely ones, without waiting for a device.
 
     A rank is one more than the number of tokens with a strictly greater logit.
 
     Args:
-        logits: ``[T, V]``, as the model gave them.
+        logits: ``[T, V]``, as the model gave them; at least one row.
         tokens: int64 ``[T]``, on the same device.
-        top: for each row, how many of the most likely tokens to give, best first.
+        k: how many of the most likely tokens to look at; all of them, if there are fewer.
     """
-    positions: list[PositionLogprob] = []
-    for start in range(0, len(top), _ROWS):
-        rows = slice(start, start + _ROWS)
-        positions += _logprobs(logits[rows].float(), tokens[rows], top[rows])
-    return positions
+    starts = range(0, len(tokens), _ROWS)
+    parts = [_measure(logits[at : at + _ROWS].float(), tokens[at : at + _ROWS], k) for at in starts]
+    return Measured(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def entries(measured: Measured, top: Sequence[int]) -> list[PositionLogprob]:
+    """What was measured, on the host by now; ``top`` is how many of the most likely tokens each row wants."""
+    columns = zip(*(column.tolist() for column in measured), top, strict=True)
+    return [
+        PositionLogprob(
+            Logprob(token, logprob, rank),
+            [Logprob(*entry) for entry in zip(top_ids[:k], top_logprobs[:k], top_ranks[:k], strict=True)],
+        )
+        for token, logprob, rank, top_ids, top_logprobs, top_ranks, k in columns
+    ]
 
 
 def prompt_logprobs(logits: torch.Tensor, targets: torch.Tensor, k: int) -> list[PositionLogprob]:
@@ -37,32 +60,17 @@ def prompt_logprobs(logits: torch.Tensor, targets: torch.Tensor, k: int) -> list
         targets: int64 ``[T]``: the prompt's token after each.
         k: how many of the most likely tokens to give, best first.
     """
-    return logprobs(logits, targets, [k] * len(targets))
+    if not len(targets):
+        return []
+    return entries(Measured(*fetch(measure(logits, targets, k))), [k] * len(targets))
 
 
-def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, top: Sequence[int]) -> list[PositionLogprob]:
+def _measure(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> Measured:
     total = logits.logsumexp(-1, keepdim=True)
     chosen = logits.gather(-1, tokens.unsqueeze(-1))
     ranks = (logits > chosen).sum(-1) + 1
-    values, ids = logits.topk(min(max(top), logits.shape[-1]))
-    chosen_list = (chosen - total).squeeze(-1).tolist()
-    columns = zip(
-        tokens.tolist(),
-        chosen_list,
-        ranks.tolist(),
-        ids.tolist(),
-        (values - total).tolist(),
-        _dense_ranks(values).tolist(),
-        top,
-        strict=True,
-    )
-    return [
-        PositionLogprob(
-            Logprob(token, logprob, rank),
-            [Logprob(*entry) for entry in zip(top_ids[:k], top_logprobs[:k], top_ranks[:k], strict=True)],
-        )
-        for token, logprob, rank, top_ids, top_logprobs, top_ranks, k in columns
-    ]
+    values, top = logits.topk(min(k, logits.shape[-1]))
+    return Measured(tokens, (chosen - total).squeeze(-1), ranks, top, values - total, _dense_ranks(values))
 
 
 def _dense_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from attention.transfer import send
 from server.engine.types import Sampling
 
 
@@ -70,10 +71,10 @@ class SamplerState:
         if self._counts is None or self._prompt_seen is None:
             size = self.vocabulary_size
             output = torch.tensor(self._output, dtype=torch.int64)
-            self._counts = torch.bincount(output, minlength=size).to(device, torch.int32)
+            self._counts = send(torch.bincount(output, minlength=size).int(), device)
             prompt = torch.zeros(size, dtype=torch.bool)
             prompt[torch.tensor(self._prompt, dtype=torch.int64)] = True
-            self._prompt_seen = prompt.to(device)
+            self._prompt_seen = send(prompt, device)
         return self._counts, self._prompt_seen
 
     def record(self, token: int) -> None:
@@ -110,9 +111,8 @@ def _add_bias(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sample
     entries = [(row, *item) for row in rows for item in states[row].sampling.logit_bias.items()]
     if entries:
         index, tokens, bias = zip(*entries, strict=True)
-        logits[_tensor(index, logits.device), _tensor(tokens, logits.device)] += torch.tensor(
-            bias, dtype=torch.float32, device=logits.device
-        )
+        at = _tensor(index, logits.device), _tensor(tokens, logits.device)
+        logits[at] += send(torch.tensor(bias, dtype=torch.float32), logits.device)
 
 
 def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
@@ -124,11 +124,8 @@ def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sample
     counts = torch.stack([output for output, _ in seen_by])
     seen = torch.stack([prompt for _, prompt in seen_by]) | (counts > 0)
     samplings = [states[row].sampling for row in rows]
-    repetition, presence, frequency = torch.tensor(
-        [(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in samplings],
-        dtype=torch.float32,
-        device=device,
-    ).T.unsqueeze(-1)
+    numbers = [(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in samplings]
+    repetition, presence, frequency = send(torch.tensor(numbers, dtype=torch.float32), device).T.unsqueeze(-1)
     index = _tensor(rows, device)
     x = logits[index]
     x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
@@ -143,4 +140,4 @@ def _ban_stops(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sampl
 
 
 def _tensor(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return send(torch.tensor(values, dtype=torch.int64), device)

@@ -13,6 +13,7 @@ from attention.hook import Step
 from attention.reading import Pages, pages_of
 from attention.rope import LengthRope
 from attention.rotation import Rotation, read_rotations
+from attention.transfer import send
 from attention.types import AttentionBatch, LayerSpec, PagedCache
 from server.engine import sampler
 from server.engine.scheduler import Work
@@ -103,10 +104,10 @@ class Runner:
             keep = [0]  # an empty selection is not something every model's head can handle
         with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, works)):
             logits = self.model(
-                input_ids=torch.from_numpy(ids).to(self.device)[None],
+                input_ids=send(torch.from_numpy(ids), self.device)[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
-                logits_to_keep=torch.tensor(keep, device=self.device),
+                logits_to_keep=send(torch.tensor(keep), self.device),
                 longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program),
             ).logits[0]
         sequences = [works[b].sequence for b in caught_up]

@@ -185,7 +185,7 @@ def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tenso
     for begin, end in zip(begins.flatten(0, 1).tolist(), ends.flatten(0, 1).tolist(), strict=True):
         full = [span for span in zip(begin, end, strict=True) if span[0] != span[1]]
         assert all(one[1] <= other[0] for one, other in itertools.pairwise(full))
-    owners = batch.owners[rows]
+    owners = batch.host_owners[rows]
     for b in owners.unique().tolist():
         mine, at = rows[owners == b], torch.arange(batch.seq_lens[b])
         ranges, positions = spans[owners == b][..., None], batch.positions[mine]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.kernels.base import choosing_rows
+from attention.kernels.base import choosing_rows, spans_within
 from attention.kernels.reference import Reference
 from attention.patterns import blocks
 from attention.patterns.full import Full
@@ -102,6 +102,23 @@ def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, 
             assert torch.equal(selected, chosen)
             rows += len(selected)
     assert rows == len(choosing_rows(case.batch, pattern))
+
+
+@settings(max_examples=40, deadline=None)
+@given(layers(), sequences(120, 5), page_sizes, topks, seeds)
+def test_what_is_counted_ahead_is_what_is_chosen(layer, shapes, page_size, pattern, seed):
+    lens = [length // 2 for length, _ in shapes]
+    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=lens)
+    rows = choosing_rows(case.batch, pattern)
+    positions = case.batch.positions[rows]
+    spans = pattern.select(layer, case.query[rows], rows, case.cache, case.batch)
+    chosen = (spans_within(spans, positions, layer.window).diff(dim=-1).clamp(min=0)).sum(dim=(2, 3))
+    pages = pattern.pages_chosen(positions, torch.tensor(lens)[case.batch.owners[rows]], page_size)
+    counted = ((pages - 1) * page_size + positions % page_size + 1)[:, None]
+    if layer.window is None:
+        assert (chosen == counted).all()
+    else:
+        assert (chosen <= counted.clamp(max=layer.window)).all()
 
 
 @settings(max_examples=20, deadline=None)
