@@ -73,33 +73,31 @@ inline void in_order(Ints& sum) {
 #endif
 }
 
-constexpr int kSpike = 128;  // how much more some activations' codes count
-
 // The sum over a group, for each of kLanes outputs.
 template <int kBits>
 struct Sum {
-  Ints sum = {};
-#if LONGSPAN_PRODUCTS == 2
-  Ints upper = {};
+  static constexpr int kParts = LONGSPAN_PRODUCTS == 2 && kBits == 8 ? 2 : 1;
+  Ints parts[kParts] = {};
+
   void add(Codes weights, Ints inputs) {
-    sum = products(sum, kBits == 4 ? weights : low(weights), inputs);
-    in_order(sum);
-    if (kBits == 8) {
-      upper = products(upper, high(weights), inputs);
-      in_order(upper);
+    parts[0] = products(parts[0], kParts == 2 ? low(weights) : weights, inputs);
+    in_order(parts[0]);
+    if constexpr (kParts == 2) {
+      parts[1] = products(parts[1], high(weights), inputs);
+      in_order(parts[1]);
     }
   }
-  // With four inputs that count kSpike times.
-  Ints total(Codes weights, Ints inputs) const {
-    const Ints most = products(Ints{}, kBits == 4 ? weights : low(weights), inputs);
-    const Ints whole = pairs(sum, 1) + pairs(most, kSpike);
-    if (kBits == 4) return whole;
-    return whole + pairs(upper, 16) + pairs(products(Ints{}, high(weights), inputs), 16 * kSpike);
+  void keep(Ints* kept) const {
+    for (int i = 0; i < kParts; ++i) store(kept + i, parts[i]);
   }
+  static Ints total(const Ints* kept) {
+#if LONGSPAN_PRODUCTS == 2
+    if constexpr (kParts == 2) return pairs(kept[0], 1) + pairs(kept[1], 16);
+    return pairs(kept[0], 1);
 #else
-  void add(Codes weights, Ints inputs) { sum = products(sum, weights, inputs); }
-  Ints total(Codes weights, Ints inputs) const { return sum + products(Ints{}, weights, inputs) * kSpike; }
+    return kept[0];
 #endif
+  }
 };
 
 // Rounded once, the same in every loop that it is compiled into.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from server.models.quantized.packing import COLUMNS, Bits, Packed, pack, unpack
+from server.models.quantized.native import look_up
+from server.models.quantized.packing import COLUMNS, Bits, Packed, pack
 
 # Rows that show whether a whole table can be exact.
 _SAMPLE = 64
@@ -36,11 +37,12 @@ class QuantizedEmbedding(nn.Module):
         return (self.codes[0].nbytes + self.scales[0].nbytes) // COLUMNS
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Integers ``[T]`` to float32 ``[T, size]``."""
-        panels, columns = ids // COLUMNS, ids % COLUMNS
-        codes, scales = self.codes[panels, :, :, columns], self.scales[panels, :, :, columns]
-        rows = Packed(self.bits, codes.unsqueeze(3), scales.unsqueeze(3), exact=True)
-        return unpack(rows, len(ids), self.embedding_dim)
+        """Integers ``[T]`` to float32 ``[T, size]``.
+
+        Raises:
+            IndexError: the table has no such row.
+        """
+        return look_up(ids, self.bits, self.codes, self.scales, self.num_embeddings, self.embedding_dim)
 
 
 def packed_embedding(plain: nn.Embedding, head: Packed) -> nn.Module:

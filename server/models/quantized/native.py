@@ -16,7 +16,7 @@ from attention.kernels.chain import NativeCall, calls_of, table
 
 _FOLDER = Path(__file__).parent
 _INCLUDED = [
-    *(_FOLDER / f"{name}.hpp" for name in ("stage", "pack", "rows", "tile", "codes")),
+    *(_FOLDER / f"{name}.hpp" for name in ("stage", "lookup", "pack", "rows", "tile", "codes")),
     *(Path(native.__file__).parent / f"cpu_{name}.hpp" for name in ("paged_lanes", "threads")),
 ]
 
@@ -51,11 +51,21 @@ class _Pack(ctypes.Structure):
     ]
 
 
+class _LookUp(ctypes.Structure):
+    """``LookUp`` in stage.hpp."""
+
+    _fields_ = [  # noqa: RUF012: ctypes wants a list
+        *((name, ctypes.c_void_p) for name in ("ids", "codes", "scales", "output")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "bits", "missing")),
+    ]
+
+
 class _Compiled(NamedTuple):
     """The functions, and the OpenMP runtime of torch itself, so that there is one pool of threads."""
 
     run: Any
     pack: Any
+    look_up: Any
     parallel: int
     barrier: int
 
@@ -138,6 +148,43 @@ def pack(weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Ten
     return bool(call.exact)
 
 
+def look_up(
+    ids: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor, outputs: int, inputs: int
+) -> torch.Tensor:
+    """Some outputs' weights, as floats.
+
+    Args:
+        ids: of the outputs, int64 ``[T]``.
+        bits: 4 or 8.
+        codes: contiguous, in the shape that ``packing.Packed`` says.
+        scales: likewise.
+        outputs: ``N``.
+        inputs: ``K``.
+
+    Returns:
+        float32 ``[T, K]``.
+
+    Raises:
+        IndexError: an id is not one of ``N``.
+        NativeError: as in ``run``.
+    """
+    ids, rows = ids.contiguous(), torch.empty(len(ids), inputs)
+    call = _LookUp(
+        ids=ids.data_ptr(),
+        codes=codes.data_ptr(),
+        scales=scales.data_ptr(),
+        output=rows.data_ptr(),
+        rows=len(ids),
+        inputs=inputs,
+        outputs=outputs,
+        bits=bits,
+    )
+    _compiled().look_up(ctypes.byref(call))
+    if call.missing:
+        raise IndexError(f"{call.missing} of {len(ids)} ids are none of the {outputs} there are")
+    return rows
+
+
 def check() -> None:
     """Compiles the operator if it is not there yet.
 
@@ -150,7 +197,7 @@ def check() -> None:
 @functools.cache
 def _compiled() -> _Compiled:
     library = native.load(_FOLDER / "linear.cpp", _INCLUDED, native.kept())
-    library.longspan_run.restype = library.longspan_pack.restype = None
-    return _Compiled(
-        library.longspan_run, library.longspan_pack, *native.openmp("GOMP_parallel", "GOMP_barrier")
-    )
+    functions = library.longspan_run, library.longspan_pack, library.longspan_look_up
+    for function in functions:
+        function.restype = None
+    return _Compiled(*functions, *native.openmp("GOMP_parallel", "GOMP_barrier"))

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 #include "stage.hpp"
@@ -34,9 +35,35 @@ inline Ints lanes() {
   return number;
 }
 
-// kGroup numbers to a block. All but the largest are rounded to the nearest of 255 steps up to the second
-// largest, the largest to multiples of the same step. What is no number makes the whole block none.
-inline void encode(const float* numbers, Block& block) {
+typedef int32_t FourInts __attribute__((vector_size(16)));
+
+struct TwoLargest {
+  int32_t first, second;
+};
+
+// Of all lanes; `next` has the second largest of each lane.
+inline TwoLargest two_largest(Ints most, Ints next) {
+  FourInts firsts[kLanes / 4], seconds[kLanes / 4];
+  std::memcpy(firsts, &most, sizeof most);
+  std::memcpy(seconds, &next, sizeof next);
+  FourInts first = firsts[0], second = seconds[0];
+  const auto join = [&](FourInts other, FourInts others_second) {
+    const FourInts lesser = first > other ? other : first;
+    first = first > other ? first : other;
+    second = second > others_second ? second : others_second;
+    second = second > lesser ? second : lesser;
+  };
+  for (int i = 1; i < kLanes / 4; ++i) join(firsts[i], seconds[i]);
+  join(FourInts{first[2], first[3], first[0], first[1]}, FourInts{second[2], second[3], second[0], second[1]});
+  join(FourInts{first[1], first[0], first[3], first[2]}, FourInts{second[1], second[0], second[3], second[2]});
+  return {first[0], second[0]};
+}
+
+constexpr float kApart = 2.0f;  // how many times the second largest of a group the largest must be to be apart
+
+// kGroup numbers to a block: rounded to the nearest of 255 steps up to the largest that is not apart. What is no
+// number makes the whole block none.
+inline void encode(const float* numbers, int64_t bits, Block& block) {
   // Bits of sizes are ordered as the sizes are; the last ones make room for the place.
   Ints most = {}, next = {};
   for (int i = 0; i < kGroup; i += kLanes) {
@@ -44,68 +71,83 @@ inline void encode(const float* numbers, Block& block) {
     next = larger(next, smaller(most, size));
     most = larger(most, size);
   }
-  int32_t first = 0, second = 0;
-  for (int i = 0; i < kLanes; ++i) {
-    second = std::max({second, next[i], std::min(first, most[i])});
-    first = std::max(first, most[i]);
-  }
+  const auto [first, second] = two_largest(most, next);
+  block = {};
   if (first >= 0x7f800000) {
-    block = {};
     block.scale = block.sum = NAN;
     return;
   }
-  const int32_t spike = first % kGroup;
-  const float top = std::fabs(numbers[spike]);
-  const float scale = std::max(std::fabs(numbers[second % kGroup]) / 127.0f, top / (127.0f * kSpike));
-  const Floats factor = even(scale > 0.0f ? 1.0f / scale : 0.0f), magic = even(12582912.0f);
+  const int32_t place = first % kGroup;
+  const float rest = std::fabs(numbers[second % kGroup]);
+  const float top = std::fabs(numbers[place]);
+  const bool apart = top > kApart * rest;
+  if (apart) {
+    block.spike = numbers[place];
+    const int steps = code_steps(bits == 8 ? Form::kEight : Form::kFour), step = place / 4;
+    block.at = static_cast<uint16_t>(step % steps * kStepBytes);
+    block.upward = static_cast<uint16_t>(place % 4 * 8 + step / steps * 4);
+  }
+  const int32_t coded_as_0 = apart ? place : kGroup;
+  const float scale = (apart ? rest : top) / 127.0f;
+  // What is so small that its inverse may be infinite counts as 0.
+  const Floats factor = even(scale >= FLT_MIN ? 1.0f / scale : 0.0f), magic = even(12582912.0f);
   Ints sums = {};
   alignas(64) int32_t codes[kGroup];
   for (int i = 0; i < kGroup; i += kLanes) {
-    const Floats whole = (floats(numbers + i) * factor + magic) - magic;
+    const Floats number = where(lanes() + i == coded_as_0, Floats{}, floats(numbers + i));
+    const Floats whole = (number * factor + magic) - magic;
     sums += __builtin_convertvector(whole, Ints);
     store(codes + i, __builtin_convertvector(whole, Ints));
   }
   for (int i = 0; i < kGroup; ++i) block.codes[i] = static_cast<int8_t>(codes[i]);
   int32_t sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += sums[i];
-  const int32_t code = codes[spike];
-  const int32_t times = (code + (code < 0 ? -kSpike / 2 : kSpike / 2)) / kSpike;
-  block.codes[spike] = static_cast<int8_t>(code - kSpike * times);
-  std::memset(block.spike, 0, sizeof block.spike);
-  block.spike[spike % 4] = static_cast<int8_t>(times);
-  block.spike_at = static_cast<uint32_t>(spike / 4 * kStepBytes);
   block.scale = scale;
   block.sum = scale * static_cast<float>(sum);
   block.shift = -128 * sum;
 }
 
-// At most kGroup numbers; with a count that is known, copies are a few instructions.
-inline void take(float* to, const float* from, int64_t count) {
-  std::memcpy(to, from, (count == kGroup ? kGroup : count) * sizeof(float));
+// A group of numbers where it lies, or, if some are missing, copied and filled up with zeros.
+inline const float* filled_up(const float* from, int64_t count, float* copy) {
+  if (count == kGroup) return from;
+  std::fill(std::copy(from, from + count, copy), copy + kGroup, 0.0f);
+  return copy;
 }
 
+// Memory that will be read next: as much of it is asked for with each group of a row.
+struct Ahead {
+  const uint8_t* from;
+  int64_t group_bytes;
+};
+
 // A row as a stage's product takes it.
-inline void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
+inline void prepare_row(const Stage& stage, int64_t row, Block* blocks, Ahead ahead = {}) {
   const float* x = stage.input + row * stage.input_stride;
   const float inverse = stage.norm ? inverse_rms(x, stage.inputs, stage.epsilon) : 0.0f;
   for (int64_t begin = 0; begin < stage.inputs; begin += kGroup) {
-    alignas(64) float numbers[kGroup] = {}, others[kGroup] = {};
+    for (int64_t i = 0; i < ahead.group_bytes; i += 64) __builtin_prefetch(ahead.from + i);
+    ahead.from += ahead.group_bytes;
+    alignas(64) float numbers[kGroup], copy[kGroup], other_copy[kGroup];
     const int64_t count = std::min<int64_t>(kGroup, stage.inputs - begin);
-    take(numbers, x + begin, count);
+    const float* from = filled_up(x + begin, count, copy);
     if (stage.norm) {
-      take(others, stage.norm + begin, count);
+      const float* weights = filled_up(stage.norm + begin, count, other_copy);
       for (int i = 0; i < kGroup; i += kLanes)
-        store(numbers + i, floats(numbers + i) * inverse * floats(others + i));
+        store(numbers + i, floats(from + i) * inverse * floats(weights + i));
+      from = numbers;
     } else if (stage.gated) {
-      take(others, x + stage.inputs + begin, count);
+      const float* others = filled_up(x + stage.inputs + begin, count, other_copy);
       for (int i = 0; i < kGroup; i += kLanes) {
-        const Floats gate = floats(numbers + i);
+        const Floats gate = floats(from + i);
         // Below -88 the divisor would be infinite, and the quotient -0.
         const Floats bounded = where(gate < splat(-80.0f), splat(-80.0f), gate);
         store(numbers + i, gate / (exponential(-bounded) + 1.0f) * floats(others + i));
       }
+      from = numbers;
     }
-    encode(numbers, *blocks++);
+    const int64_t group = begin / kGroup, at = group % kGroupsAtOnce;
+    encode(from, stage.bits, blocks[group]);
+    if (blocks[group].spike != 0.0f) blocks[group - at].spikes |= 1u << at;
   }
 }
 

@@ -40,3 +40,13 @@ struct Pack {
   int64_t inputs, outputs, bits, threads;
   int64_t exact, finite;  // the answers: the codes stand for exactly these weights; all scales are numbers
 };
+
+// Rows of a packed table of embeddings.
+struct LookUp {
+  const int64_t* ids;  // [rows]
+  const uint8_t* codes;
+  const uint16_t* scales;
+  float* output;  // [rows, inputs]
+  int64_t rows, inputs, outputs, bits;
+  int64_t missing;  // the answer: how many ids are none of the outputs; their rows are left as they are
+};

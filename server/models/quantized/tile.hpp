@@ -2,35 +2,181 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "codes.hpp"
 
-// Activations of one row and group: codes, and what brings them back to floats. The largest of a group is often
-// far above the others, whose scale it would make coarse: it has kSpike times a code of its own besides.
+constexpr int kGroupsAtOnce = 32;  // whose sums are kept in the first cache before they are scaled
+
+// Activations of one row and group: codes, and what brings them back to floats. The largest of a group may be so
+// far above the others that its scale would make them coarse: then it is apart, and its code is 0.
 struct alignas(64) Block {
   int8_t codes[kGroup];
-  int8_t spike[4];     // codes of four inputs, at most one of them not 0
-  uint32_t spike_at;    // where a panel has weights for these four, in bytes, if each had one
   float scale;
-  float sum;      // of all codes, times the scale
-  int32_t shift;  // what takes the 128 off weights' codes of 8 bits: -128 times the sum of these codes
+  float sum;        // of all codes, times the scale
+  int32_t shift;    // what takes the 128 off weights' codes of 8 bits: -128 times the sum of these codes
+  float spike;      // the number that is apart, or 0
+  uint16_t at;      // where a panel has weights for that number: bytes in a group's codes,
+  uint16_t upward;  // and bits
+  uint32_t spikes;  // in the first of kGroupsAtOnce blocks: a bit for each of them that has a spike
 };
 
-
 // How a panel's codes lie, for each group: 4 bits, where a byte's low half belongs to the group's first half
-// of inputs and its high half to the other; the same with a byte for each code; 8 bits.
-enum class Form { kFour, kSpread, kEight };
+// of inputs and its high half to the other; 8 bits.
+enum class Form { kFour, kEight };
 
-constexpr uint32_t group_bytes(Form form) { return (form == Form::kFour ? kSteps / 2 : kSteps) * kStepBytes; }
+constexpr int code_bits(Form form) { return form == Form::kFour ? 4 : 8; }
+
+// How many vectors' worth of codes a group has for each vector of outputs.
+constexpr int code_steps(Form form) { return form == Form::kFour ? kSteps / 2 : kSteps; }
+
+constexpr int64_t group_bytes(Form form) { return code_steps(form) * kStepBytes; }
 
 // Scales of a panel and group, in 16 bits; those of 4 bits are followed by offsets.
 constexpr int64_t group_scales(Form form) { return form == Form::kEight ? kColumns : 2 * kColumns; }
 
 constexpr int64_t kAhead = 2048;  // bytes, that memory is asked for beforehand
 
-// Which rows a tile can have at most, so that its sums stay in registers.
+constexpr int kMostSums = kRegisters / 2;  // of a group, that stay in registers
+constexpr int kFewRows = 2;                // wait for memory more than for arithmetic
+
+// How many rows a tile can have at most. The sums of a group must fit into registers, for a vector of outputs at a
+// time where they have two parts, and those of kGroupsAtOnce into the first cache.
 constexpr int most_rows(Form form) {
-  constexpr int halves = LONGSPAN_PRODUCTS == 2 ? 2 : 1;
-  return form == Form::kEight ? kRegisters / (2 * kVectors * halves) : kRegisters / (2 * kVectors);
+  const int parts = form == Form::kEight ? Sum<8>::kParts : 1;
+  return std::min(8, kMostSums / (parts == 2 ? parts : kVectors));
+}
+
+// Vector by vector, and so from register to register: as a whole, they would be copied through memory.
+inline void copy(const Floats (&from)[kVectors], Floats (&to)[kVectors]) {
+  for (int v = 0; v < kVectors; ++v) to[v] = from[v];
+}
+template <int kRows>
+void copy(const Floats (&from)[kRows][kVectors], Floats (&to)[kRows][kVectors]) {
+  for (int r = 0; r < kRows; ++r) copy(from[r], to[r]);
+}
+
+// A group's sums, [kRows][kVectors][kParts], for rows that lie `row_blocks` blocks apart.
+template <Form kForm, int kRows>
+[[gnu::always_inline]] inline void sum_group(
+    const uint8_t* codes, const Block* rows, int64_t row_blocks, Ints* sums) {
+  using GroupSum = Sum<code_bits(kForm)>;
+  constexpr int steps = code_steps(kForm);
+  constexpr int together = kRows * kVectors * GroupSum::kParts > kMostSums ? 1 : kVectors;
+  for (int first = 0; first < kVectors; first += together) {
+    GroupSum own[kRows][together];
+#pragma GCC unroll 8
+    for (int step = 0; step < steps; ++step) {
+      if (first == 0) __builtin_prefetch(codes + step * kStepBytes + kAhead);
+      Codes weights[together];
+      for (int v = 0; v < together; ++v)
+        weights[v] = load<Codes>(codes + step * kStepBytes + (first + v) * sizeof(Codes));
+      for (int r = 0; r < kRows; ++r) {
+        const Ints inputs = spread(rows[r * row_blocks].codes + 4 * step);
+        for (int v = 0; v < together; ++v)
+          own[r][v].add(kForm == Form::kFour ? low(weights[v]) : weights[v], inputs);
+      }
+      if (kForm != Form::kFour) continue;
+      for (int r = 0; r < kRows; ++r) {
+        const Ints inputs = spread(rows[r * row_blocks].codes + 4 * (step + steps));
+        for (int v = 0; v < together; ++v) own[r][v].add(high(weights[v]), inputs);
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < together; ++v) own[r][v].keep(sums + (r * kVectors + first + v) * GroupSum::kParts);
+  }
+}
+
+// Adds what a group's sums stand for to the results.
+template <Form kForm, int kRows>
+[[gnu::always_inline]] inline void scale_group(
+    const Ints* sums, const uint16_t* scales, const Block* rows, int64_t row_blocks,
+    Floats (&results)[kRows][kVectors]) {
+  using GroupSum = Sum<code_bits(kForm)>;
+  Floats scale[kVectors], offset[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    scale[v] = halves(scales + v * kLanes);
+    if (kForm == Form::kFour) offset[v] = halves(scales + kColumns + v * kLanes);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const Block& block = rows[r * row_blocks];
+    for (int v = 0; v < kVectors; ++v, sums += GroupSum::kParts) {
+      Ints total = GroupSum::total(sums);
+      if (kForm == Form::kEight) total += block.shift;
+      const Floats scaled = __builtin_convertvector(total, Floats) * scale[v];
+      Floats& result = results[r][v];
+      if (kForm == Form::kFour)
+        result += multiply_add(scaled, even(block.scale), offset[v] * even(block.sum));
+      else
+        result = multiply_add(scaled, even(block.scale), result);
+    }
+  }
+}
+
+// How many vectors the sums of a group fill.
+template <Form kForm, int kRows>
+constexpr int kSumVectors = kRows * kVectors * Sum<code_bits(kForm)>::kParts;
+
+// Some groups' sums. What they stand for comes later: with many rows the compiler runs out of registers in a loop
+// that does both, and the long chain of scaling a group's sums would hold up the next group's.
+template <Form kForm, int kRows>
+[[gnu::noinline]] void sum_groups(
+    const uint8_t* codes, const Block* rows, int64_t row_blocks, int64_t groups, Ints* sums) {
+  for (int64_t group = 0; group < groups; ++group)
+    sum_group<kForm, kRows>(
+        codes + group * group_bytes(kForm), rows + group, row_blocks,
+        sums + group * kSumVectors<kForm, kRows>);
+}
+
+template <Form kForm, int kRows>
+[[gnu::noinline]] void scale_groups(
+    const Ints* sums, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
+    Floats (&results)[kRows][kVectors]) {
+  Floats own[kRows][kVectors];
+  copy(results, own);
+  for (int64_t group = 0; group < groups; ++group)
+    scale_group<kForm, kRows>(
+        sums + group * kSumVectors<kForm, kRows>, scales + group * group_scales(kForm), rows + group,
+        row_blocks, own);
+  copy(own, results);
+}
+
+// The same in one loop, for few rows: memory must be asked for all the time.
+template <Form kForm, int kRows>
+[[gnu::noinline]] void sum_and_scale_groups(
+    const uint8_t* codes, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
+    Floats (&results)[kRows][kVectors]) {
+  Floats own[kRows][kVectors];
+  copy(results, own);
+  for (int64_t group = 0; group < groups; ++group) {
+    Ints sums[kSumVectors<kForm, kRows>];
+    sum_group<kForm, kRows>(codes + group * group_bytes(kForm), rows + group, row_blocks, sums);
+    scale_group<kForm, kRows>(sums, scales + group * group_scales(kForm), rows + group, row_blocks, own);
+  }
+  copy(own, results);
+}
+
+// Adds the products of a row's numbers that are apart. With one row, a call for each panel would be felt.
+template <Form kForm>
+[[gnu::always_inline]] inline void add_spikes(
+    const uint8_t* codes, const uint16_t* scales, const Block* row, Floats (&results)[kVectors]) {
+  Floats own[kVectors];
+  copy(results, own);
+  for (uint32_t left = row->spikes; left != 0; left &= left - 1) {
+    const int64_t group = __builtin_ctz(left);
+    const Block& block = row[group];
+    const uint8_t* from = codes + group * group_bytes(kForm) + block.at;
+    const uint16_t* factors = scales + group * group_scales(kForm);
+    for (int v = 0; v < kVectors; ++v) {
+      const Bits code = load<Bits>(from + v * sizeof(Codes)) >> block.upward;
+      const Ints whole = (Ints)(kForm == Form::kFour ? code & 15u : (code & 255u) - 128u);
+      const Floats offset = kForm == Form::kFour ? halves(factors + kColumns + v * kLanes) : Floats{};
+      const Floats weight =
+          multiply_add(halves(factors + v * kLanes), __builtin_convertvector(whole, Floats), offset);
+      own[v] = multiply_add(even(block.spike), weight, own[v]);
+    }
+  }
+  copy(own, results);
 }
 
 // The products of kRows rows, `row_blocks` blocks apart, with a panel, [kRows][kColumns].
@@ -39,60 +185,26 @@ constexpr int most_rows(Form form) {
 template <Form kForm, int kRows>
 void multiply_tile(
     const uint8_t* codes, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
-    float* results) {
-  constexpr int kBits = kForm == Form::kEight ? 8 : 4;
-  constexpr int kLoads = kForm == Form::kFour ? kSteps / 2 : kSteps;
-  Floats result[kRows][kVectors] = {};
-  for (int64_t group = 0; group < groups; ++group) {
-    Sum<kBits> sums[kRows][kVectors];
-#pragma GCC unroll 8
-    for (int step = 0; step < kLoads; ++step) {
-      if (kForm != Form::kSpread) __builtin_prefetch(codes + step * kStepBytes + kAhead);
-      Codes weights[kVectors];
-      for (int v = 0; v < kVectors; ++v) weights[v] = load<Codes>(codes + step * kStepBytes + v * sizeof(Codes));
-      for (int r = 0; r < kRows; ++r) {
-        const Ints inputs = spread(rows[r * row_blocks + group].codes + 4 * step);
-        for (int v = 0; v < kVectors; ++v)
-          sums[r][v].add(kForm == Form::kFour ? low(weights[v]) : weights[v], inputs);
-      }
-      if (kForm != Form::kFour) continue;
-      for (int r = 0; r < kRows; ++r) {
-        const Ints inputs = spread(rows[r * row_blocks + group].codes + 4 * (step + kLoads));
-        for (int v = 0; v < kVectors; ++v) sums[r][v].add(high(weights[v]), inputs);
-      }
+    float* products) {
+  Floats results[kRows][kVectors];
+  for (auto& row : results)
+    for (Floats& result : row) result = Floats{};
+  for (int64_t left = groups; left > 0; left -= kGroupsAtOnce) {
+    const int64_t count = std::min<int64_t>(left, kGroupsAtOnce);
+    if constexpr (kRows <= kFewRows) {
+      sum_and_scale_groups<kForm, kRows>(codes, scales, rows, row_blocks, count, results);
+    } else {
+      Ints sums[kGroupsAtOnce * kSumVectors<kForm, kRows>];
+      sum_groups<kForm, kRows>(codes, rows, row_blocks, count, sums);
+      scale_groups<kForm, kRows>(sums, scales, rows, row_blocks, count, results);
     }
-    for (int v = 0; v < kVectors; ++v) {
-      const Floats scale = halves(scales + v * kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const Block& block = rows[r * row_blocks + group];
-        const int64_t at = kForm == Form::kFour ? block.spike_at % group_bytes(kForm) : block.spike_at;
-        auto spiked = load<Codes>(codes + at + v * sizeof(Codes));
-        if (kForm == Form::kFour) spiked = low((Codes)((Bits)spiked >> (block.spike_at / group_bytes(kForm) * 4)));
-        Ints total = sums[r][v].total(spiked, spread(block.spike));
-        if (kForm == Form::kEight) total += block.shift;
-        const Floats scaled = __builtin_convertvector(total, Floats) * scale;
-        result[r][v] = multiply_add(scaled, even(block.scale), result[r][v]);
-        if (kForm != Form::kEight)
-          result[r][v] = multiply_add(halves(scales + kColumns + v * kLanes), even(block.sum), result[r][v]);
-      }
-    }
-    codes += group_bytes(kForm);
-    scales += group_scales(kForm);
+    for (int r = 0; r < kRows; ++r) add_spikes<kForm>(codes, scales, rows + r * row_blocks, results[r]);
+    codes += count * group_bytes(kForm);
+    scales += count * group_scales(kForm);
+    rows += count;
   }
-  std::memcpy(results, result, sizeof result);
-}
-
-// A panel's codes of 4 bits, a byte each.
-inline void spread_panel(const uint8_t* codes, int64_t groups, uint8_t* spread) {
-  for (int64_t group = 0; group < groups; ++group) {
-    for (int at = 0; at < kSteps / 2 * kStepBytes; at += sizeof(Codes)) {
-      const auto both = load<Codes>(codes + at);
-      store(spread + at, low(both));
-      store(spread + at + kSteps / 2 * kStepBytes, high(both));
-    }
-    codes += group_bytes(Form::kFour);
-    spread += group_bytes(Form::kSpread);
-  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) store(products + r * kColumns + v * kLanes, results[r][v]);
 }
 
 using Tile = void (*)(const uint8_t*, const uint16_t*, const Block*, int64_t, int64_t, float*);
