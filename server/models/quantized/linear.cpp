@@ -16,7 +16,6 @@
 namespace {
 
 constexpr int64_t kRowsAtOnce = 128;      // that stay in a core's cache while panels go by
-constexpr int64_t kPanelsAhead = 4;       // of a piece, that memory is asked for beforehand
 constexpr int64_t kOwnRows = 2;           // are prepared by each thread for itself, to save a barrier
 
 struct Progress {
@@ -78,30 +77,17 @@ void multiply_panels(
   }
 }
 
-// Panels of a piece: for threads of unequal speed, but each long enough to read memory in a stream.
-int64_t piece_panels(const Job& job, const Stage& stage) {
-  return std::max<int64_t>(1, ceil(stage.outputs, kColumns) / (8 * job.team));
-}
-
-// Takes pieces, from `piece` on, until there are none.
-void multiply(
-    const Job& job, const Stage& stage, const Block* blocks, int64_t taken, std::atomic<int64_t>& next) {
+void multiply(const Job& job, const Stage& stage, const Block* blocks, std::atomic<int64_t>& next) {
   const int64_t rows = job.run.rows, panels = ceil(stage.outputs, kColumns);
   const int64_t chunks = ceil(rows, kRowsAtOnce), chunk = ceil(rows, chunks);
-  const int64_t piece = piece_panels(job, stage), pieces = ceil(panels, piece);
-  for (; taken < pieces * chunks; taken = next.fetch_add(1, std::memory_order_relaxed)) {
-    const int64_t first = taken / pieces * chunk, panel = taken % pieces * piece;
+  // Pieces for threads of unequal speed, but each long enough to read memory in a stream.
+  const int64_t piece = std::max<int64_t>(1, panels / (8 * job.team));
+  const int64_t pieces = ceil(panels, piece);
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces * chunks;) {
+    const int64_t first = i / pieces * chunk, panel = i % pieces * piece;
     (stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>)(
         stage, blocks, first, std::min(chunk, rows - first), panel, std::min(piece, panels - panel));
   }
-}
-
-// The codes of a piece, to be asked for while rows are prepared: with one row, memory is what is waited for.
-Ahead codes_of(const Job& job, const Stage& stage, int64_t taken) {
-  const int64_t group = group_bytes(stage.bits == 8 ? Form::kEight : Form::kFour);
-  const int64_t piece = piece_panels(job, stage), panel = taken * piece;
-  const int64_t panels = std::clamp<int64_t>(ceil(stage.outputs, kColumns) - panel, 0, std::min(piece, kPanelsAhead));
-  return {stage.codes + panel * ceil(stage.inputs, kGroup) * group, panels * group};
 }
 
 void work(void* given) {
@@ -116,17 +102,15 @@ void work(void* given) {
     Progress& progress = job.progress[s];
     const int64_t groups = ceil(stage.inputs, kGroup);
     Block* blocks = job.blocks;
-    const int64_t taken = progress.multiplied.fetch_add(1, std::memory_order_relaxed);
     if (rows <= kOwnRows) {
       blocks = own.get<Block>(rows * groups);
-      const Ahead ahead = codes_of(job, stage, taken);
-      for (int64_t row = 0; row < rows; ++row) prepare_row(stage, row, blocks + row * groups, ahead);
+      for (int64_t row = 0; row < rows; ++row) prepare_row(stage, row, blocks + row * groups);
     } else {
       for (int64_t row; (row = progress.prepared.fetch_add(1, std::memory_order_relaxed)) < rows;)
         prepare_row(stage, row, blocks + row * groups);
       wait();
     }
-    multiply(job, stage, blocks, taken, progress.multiplied);
+    multiply(job, stage, blocks, progress.multiplied);
     if (stage.cosines) {
       wait();
       for (int64_t row; (row = progress.rotated.fetch_add(1, std::memory_order_relaxed)) < rows;)

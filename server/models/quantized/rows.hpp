@@ -114,19 +114,11 @@ inline const float* filled_up(const float* from, int64_t count, float* copy) {
   return copy;
 }
 
-// Memory that will be read next: as much of it is asked for with each group of a row.
-struct Ahead {
-  const uint8_t* from;
-  int64_t group_bytes;
-};
-
 // A row as a stage's product takes it.
-inline void prepare_row(const Stage& stage, int64_t row, Block* blocks, Ahead ahead = {}) {
+inline void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
   const float* x = stage.input + row * stage.input_stride;
   const float inverse = stage.norm ? inverse_rms(x, stage.inputs, stage.epsilon) : 0.0f;
   for (int64_t begin = 0; begin < stage.inputs; begin += kGroup) {
-    for (int64_t i = 0; i < ahead.group_bytes; i += 64) __builtin_prefetch(ahead.from + i);
-    ahead.from += ahead.group_bytes;
     alignas(64) float numbers[kGroup], copy[kGroup], other_copy[kGroup];
     const int64_t count = std::min<int64_t>(kGroup, stage.inputs - begin);
     const float* from = filled_up(x + begin, count, copy);
