@@ -14,19 +14,27 @@ import psutil
 import pytest
 
 from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
+from tests.e2e.conftest import TINY_CONTEXT
 from tests.e2e.server import Server
-from tests.models_zoo import save_tiny
 
-ENDLESS = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
+# A second or more, and within the model's context.
+ENDLESS = {"max_tokens": 1000, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_packed):
+    """One server of the tiny model, for all tests that leave it as they found it."""
+    with Server(*tiny_packed, "--max-running", "32") as running:
+        yield running
 
 
 @pytest.fixture
-def started(tiny):
+def started(tiny_packed):
     """Starts servers of the tiny model and ends those that the test has not."""
     servers = []
 
     def start(*arguments, **kwargs):
-        servers.append(Server("--model", tiny, *arguments, **kwargs))
+        servers.append(Server(*tiny_packed, *arguments, **kwargs))
         return servers[-1]
 
     yield start
@@ -160,16 +168,14 @@ def test_a_full_queue_turns_requests_away(started):
     assert server.metrics()['longspan_request_rejections_total{reason="queue_full"}'] == 1
 
 
-def test_a_deadline_frees_the_pages(started):
-    server = started()
-    with server.client() as client, pytest.raises(DeadlineError):
+def test_a_deadline_frees_the_pages(shared):
+    with shared.client() as client, pytest.raises(DeadlineError):
         client.generate("hello", timeout=0.2, **ENDLESS)
-    server.wait_idle(seconds=1)
+    shared.wait_idle(seconds=1)
 
 
-def test_abort_ends_a_stream_with_its_reason(started):
-    server = started()
-    with server.client() as client:
+def test_abort_ends_a_stream_with_its_reason(shared):
+    with shared.client() as client:
         stream = client.stream("hello", request_id="mine", **ENDLESS)
         seen, aborted = 0, False
         for delta in stream:
@@ -179,18 +185,16 @@ def test_abort_ends_a_stream_with_its_reason(started):
         assert aborted
         assert stream.finish_reason == "aborted"
         assert not client.abort("mine")
-    server.wait_idle(seconds=1)
+    shared.wait_idle(seconds=1)
 
 
-async def test_hundreds_of_cancellations_in_a_row_leave_nothing_behind(started):
-    server = started("--max-running", "32")
+async def test_hundreds_of_cancellations_in_a_row_leave_nothing_behind(shared):
     async with asyncio.timeout(60):
-        await server.cancel_many(400, random.Random(0))
-    server.wait_idle(seconds=2)
+        await shared.cancel_many(400, random.Random(0))
+    shared.wait_idle(seconds=2)
 
 
-def test_no_request_however_extreme_harms_the_engine(started):
-    server = started()
+def test_no_request_however_extreme_harms_the_engine(shared):
     extremes = [
         {"temperature": 1e-45, "top_p": 1e-45, "top_k": 2**32 - 1, "min_p": 1.0},
         {"temperature": 3e38, "repetition_penalty": 100.0, "presence_penalty": -2, "frequency_penalty": 2},
@@ -200,7 +204,7 @@ def test_no_request_however_extreme_harms_the_engine(started):
         {"stop": ["\ufffd", "a" * 5000, "🙂"], "ignore_eos": True, "keep_special_tokens": True},
         {"max_tokens": 2**32 - 1, "min_tokens": 2**32 - 1},
     ]
-    with server.client() as client:
+    with shared.client() as client:
         calm = client.generate("hello", max_tokens=20, temperature=0)
         for options in extremes:
             answer = client.generate([5] * 300, **{"max_tokens": 12, **options})
@@ -225,12 +229,11 @@ def test_a_window_is_served_as_chosen_and_keeps_few_pages(started):
     server.wait_idle()
 
 
-def test_a_second_server_on_the_same_port_is_refused(started, tiny):
-    server = started()
+def test_a_second_server_on_the_same_port_is_refused(shared, tiny_packed):
     second = subprocess.run(
         [
-            *(sys.executable, "-m", "server.cli", "serve", "--model", tiny),
-            *("--port", str(server.port), "--metrics-port", "0"),
+            *(sys.executable, "-m", "server.cli", "serve", *tiny_packed),
+            *("--port", str(shared.port), "--metrics-port", "0"),
         ],
         capture_output=True,
         text=True,
@@ -245,15 +248,15 @@ def test_a_second_server_on_the_same_port_is_refused(started, tiny):
     ("arguments", "sentence"),
     [
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--max-context", "100000"], "512"),
+        (["--max-context", "100000"], str(TINY_CONTEXT)),
         (["--kv-memory", "1KiB"], "--kv-memory"),
         (["--attention", "psychic"], "psychic"),
         (["--max-batch-tokens", "4"], "--max-batch-tokens"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, arguments, sentence):
+def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny_packed, arguments, sentence):
     command = [
-        *(sys.executable, "-m", "server.cli", "serve", "--model", tiny),
+        *(sys.executable, "-m", "server.cli", "serve", *tiny_packed),
         "--port",
         "0",
         "--metrics-port",
@@ -265,29 +268,9 @@ def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, arguments, 
     assert "Traceback" not in result.stderr
 
 
-def test_a_model_outside_the_attention_interface_is_refused(tmp_path):
-    folder = save_tiny("bloom", tmp_path / "bloom")
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "server.cli", "serve", "--model", folder),
-            "--port",
-            "0",
-            "--metrics-port",
-            "0",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == 1
-    assert "attention interface" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_short_of_pages_streams_are_preempted_and_still_say_the_same(started):
-    roomy = started()
-    # 2 layers of 2 key and value heads of 16 numbers: a page of 4 tokens takes 2 KiB.
-    tight = started("--page-size", "4", "--kv-memory", "300KiB", "--no-prefix-cache")
+def test_short_of_pages_streams_are_preempted_and_still_say_the_same(shared, started):
+    # 2 layers of 2 key and value heads of 16 numbers, 2 bytes each: a page of 4 tokens takes 1 KiB.
+    tight = started("--page-size", "4", "--kv-memory", "150KiB", "--no-prefix-cache")
 
     def ask(server):
         def one(i):
@@ -298,6 +281,6 @@ def test_short_of_pages_streams_are_preempted_and_still_say_the_same(started):
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             return list(pool.map(one, range(16)))
 
-    assert ask(tight) == ask(roomy)
+    assert ask(tight) == ask(shared)
     assert tight.metrics()["longspan_preemptions_total"] > 0
     tight.wait_idle()

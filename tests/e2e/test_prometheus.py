@@ -83,8 +83,8 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def server(tiny):
-    with Server("--model", tiny, "--threads", "1", "--max-context", "512") as running:
+def server(tiny_packed):
+    with Server(*tiny_packed, "--max-context", "512") as running:
         yield running
 
 

@@ -105,23 +105,18 @@ def collect(core: EngineCore, outcomes: dict[int, Outcome]) -> None:
             outcome.cached_tokens = item.cached_tokens
 
 
-def transformers_greedy(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """What ``generate`` of transformers itself gives for each prompt alone, in float32."""
+def transformers_next(folder: Path, prompts: list[list[int]], outputs: list[list[int]]) -> list[list[int]]:
+    """What transformers itself holds most likely after each prompt and each beginning of its output.
+
+    In float32, each prompt alone. Where this is the outputs themselves, they are what transformers would have
+    generated greedily: every token is its choice after those before it.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     results = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
+    for prompt, output in zip(prompts, outputs, strict=True):
         with torch.inference_mode():
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=max_tokens,
-                max_new_tokens=max_tokens,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        results.append(output[0, len(prompt) :].tolist())
+            logits = model(torch.tensor([prompt + output[:-1]]), use_cache=False).logits[0]
+        results.append(logits[len(prompt) - 1 :].argmax(dim=-1).tolist())
     return results

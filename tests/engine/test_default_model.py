@@ -15,12 +15,13 @@ from tests.engine.harness import (
     load,
     make_core,
     run,
-    transformers_greedy,
+    transformers_next,
 )
 
-MAX_TOKENS = 20
-# Word counts of the prompts: one-word questions to pages, so that one batch mixes them.
-WORDS = [1, 2, 3, 5, 8, 12, 16, 17, 24, 31, 33, 48, 50, 64, 90, 100, 128, 150, 220, 300]
+# So many that every sequence goes on into another page of 16.
+MAX_TOKENS = 17
+# Word counts of the prompts: one-word questions to a page of text, so that one batch mixes them.
+WORDS = [1, 2, 3, 5, 8, 12, 17, 24, 33, 50, 100, 220]
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +37,32 @@ def prompts(default_model):
 
 
 @pytest.fixture(scope="module")
-def expected(default_model, prompts):
-    return transformers_greedy(default_model, prompts, MAX_TOKENS)
+def loaded(default_model):
+    return load(default_model)
 
 
 @pytest.fixture(scope="module")
-def loaded(default_model):
-    return load(default_model)
+def expected(loaded, prompts):
+    """Each prompt's tokens, of one batch; ``test_in_one_batch`` holds them against transformers."""
+    core = make_core(loaded, max_batch_tokens=8192, prefix_cache=False)
+    return tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS)))
 
 
 def tokens_of(outcomes):
     return [outcome.tokens for outcome in outcomes.values()]
 
 
+def test_in_one_batch(default_model, prompts, expected):
+    assert [len(tokens) for tokens in expected] == [MAX_TOKENS] * len(prompts)
+    assert transformers_next(default_model, prompts, expected) == expected
+
+
 def test_alone(loaded, prompts, expected):
     core = make_core(loaded, prefix_cache=False)
-    for i, (prompt, tokens) in enumerate(zip(prompts, expected, strict=True)):
-        assert run(core, greedy_requests([prompt], MAX_TOKENS, first_id=i))[i].tokens == tokens
-
-
-def test_in_one_batch(loaded, prompts, expected):
-    core = make_core(loaded, max_batch_tokens=8192, prefix_cache=False)
-    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
+    some = [len(prompt) for prompt in prompts].index
+    # A token, less than a page, a page and one, whole pages, many.
+    for i in map(some, (1, 12, 17, 64, 286)):
+        assert run(core, greedy_requests([prompts[i]], MAX_TOKENS))[1].tokens == expected[i]
 
 
 def test_with_chunked_prefill(loaded, prompts, expected):
@@ -67,15 +72,15 @@ def test_with_chunked_prefill(loaded, prompts, expected):
 
 def test_after_preemption(loaded, prompts, expected):
     longest = max(len(prompt) for prompt in prompts) + MAX_TOKENS
-    core = make_core(loaded, pages=longest // 16 + 8, prefix_cache=False)
+    core = make_core(loaded, page_size=4, pages=longest // 4 + 3, prefix_cache=False)
     outcomes = run(core, greedy_requests(prompts, MAX_TOKENS))
-    assert sum(outcome.preemptions for outcome in outcomes.values()) > 0
+    assert sum(outcome.preemptions for outcome in outcomes.values()) > 1
     assert tokens_of(outcomes) == expected
 
 
 def test_after_prefix_hits(loaded, prompts, expected):
     core = make_core(loaded)
-    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
+    run(core, greedy_requests(prompts, 1))
     again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
     assert tokens_of(again) == expected
     for prompt, outcome in zip(prompts, again.values(), strict=True):
@@ -84,13 +89,13 @@ def test_after_prefix_hits(loaded, prompts, expected):
 
 def test_a_seeded_sample_is_the_same_alone_and_in_company(loaded, prompts):
     request = Submit(
-        id=1, prompt=prompts[9], sampling=Sampling(temperature=0.9, top_p=0.95, seed=77), max_tokens=24
+        id=1, prompt=prompts[9], sampling=Sampling(temperature=0.9, top_p=0.95, seed=77), max_tokens=16
     )
     alone = run(make_core(loaded), [request])[1].tokens
-    company = greedy_requests(prompts, 24, first_id=10)
+    company = greedy_requests(prompts, 16, first_id=10)
     core = make_core(loaded, max_batch_tokens=40)
-    assert run(core, [*company[:10], request, *company[10:]])[1].tokens == alone
-    other = Submit(id=2, prompt=prompts[9], sampling=Sampling(temperature=0.9, seed=78), max_tokens=24)
+    assert run(core, [*company[:6], request, *company[6:]])[1].tokens == alone
+    other = Submit(id=2, prompt=prompts[9], sampling=Sampling(temperature=0.9, seed=78), max_tokens=16)
     assert run(core, [other])[2].tokens != alone
 
 
