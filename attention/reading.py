@@ -6,7 +6,6 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from attention.backends import Attention
 from attention.kernels.base import spans_of
@@ -81,7 +80,7 @@ def _seen(
     """Pages, pairs and digests, see ``LayerReads``."""
     owners, positions = batch.host_owners.numpy(), batch.host_positions
     if isinstance(pattern, ContentPattern):
-        prompt_lens = torch.from_numpy(np.asarray(batch.prompt_lens)[owners])
+        prompt_lens = batch.host_prompt_lens
         chosen = pattern.pages_chosen(positions, prompt_lens, batch.page_size).numpy()
         # A chunk's rows choose by themselves; the one that reads most stands for what they read together.
         most = np.maximum.reduceat(chosen, batch.query_starts[:-1])

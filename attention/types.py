@@ -142,7 +142,16 @@ class AttentionBatch:
         rows: torch.Tensor = self.plan("host positions", self._host_positions)
         return rows
 
+    @property
+    def host_prompt_lens(self) -> torch.Tensor:
+        """The prompt length of each query row's sequence, int64 ``[T]`` on the host."""
+        rows: torch.Tensor = self.plan("host prompt lens", self._host_prompt_lens)
+        return rows
+
     # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+
+    def _host_prompt_lens(self) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self.prompt_lens)[self.host_owners.numpy()])
 
     def _host_owners(self) -> torch.Tensor:
         return torch.from_numpy(np.repeat(np.arange(self.size), np.diff(self.query_starts)))

@@ -136,9 +136,7 @@ def choosing_rows(batch: AttentionBatch, pattern: ContentPattern) -> torch.Tenso
     """The query rows that see a choice only, int64 ``[N]``, ascending, on the host; others see all before."""
 
     def find() -> torch.Tensor:
-        # Arrays, since with so few numbers a call of torch's costs more than what it computes.
-        prompt_lens = np.asarray(batch.prompt_lens)[batch.host_owners.numpy()]
-        choosing = pattern.chooses(batch.host_positions, torch.from_numpy(prompt_lens))
+        choosing = pattern.chooses(batch.host_positions, batch.host_prompt_lens)
         return torch.from_numpy(np.flatnonzero(choosing.numpy()))
 
     return batch.plan(("choosing", pattern), find)

@@ -6,12 +6,8 @@
 
 #include "cpu_paged_heads.hpp"
 
-constexpr int64_t kLine = 64;
-
 // Cache lines that hold so many bytes.
 constexpr int64_t lines_of(int64_t bytes) { return (bytes + kLine - 1) / kLine; }
-
-inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
 // Cache lines of some heads of tokens, in the order in which they lie, which is what memory is fastest at, and a few at
 // a time: asked for faster than they come, they stand in the way of what comes from the caches.

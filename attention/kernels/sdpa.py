@@ -210,8 +210,7 @@ def _parts(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern) -> 
         counts = None
         if pattern.counted_ahead:
             positions = batch.host_positions[rows]
-            prompt_lens = torch.tensor(batch.prompt_lens)[batch.host_owners[rows]]
-            pages = pattern.pages_chosen(positions, prompt_lens, batch.page_size)
+            pages = pattern.pages_chosen(positions, batch.host_prompt_lens[rows], batch.page_size)
             tokens = (pages - 1) * batch.page_size + positions % batch.page_size + 1
             if layer.window is not None:
                 tokens = tokens.clamp(max=layer.window)

@@ -175,9 +175,8 @@ class Runner:
                 continue
             k = sequence.request.prompt_logprobs or 0
             known = len(sequence.prompt_logprobs)
-            targets = torch.tensor(
-                sequence.request.prompt[known + 1 : known + 1 + len(owed)], device=logits.device
-            )
+            after = sequence.request.prompt[known + 1 : known + 1 + len(owed)]
+            targets = send(torch.tensor(after), logits.device)
             result.append(sampler.prompt_logprobs(logits[taken : taken + len(owed)], targets, k))
             taken += len(owed)
         return result

@@ -144,7 +144,7 @@ def _draw(
     logits: torch.Tensor, samplings: Sequence[Sampling], numbers: np.ndarray, widths: Sequence[int]
 ) -> torch.Tensor:
     """See ``_choose``; by the inverse of the cumulative distribution, in the order of token ids."""
-    best = logits.max(-1, keepdim=True).values
+    best = logits.amax(-1, keepdim=True)
     temperature = send(torch.tensor([s.temperature for s in samplings], dtype=torch.float32), logits.device)
     # The most likely token's becomes 0, so that no temperature, however low, can overflow.
     x = (logits - best).div_(temperature.clamp_(min=torch.finfo(torch.float32).tiny).unsqueeze(-1))

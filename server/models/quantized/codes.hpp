@@ -112,9 +112,6 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
-// The number in every lane; x + 0 would not be folded, for the sake of -0.
-inline Floats even(float number) { return number - Floats{}; }
-
 inline Floats halves(const uint16_t* from) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_cvtph_ps(load<__m256i>(from));

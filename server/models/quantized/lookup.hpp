@@ -28,7 +28,7 @@ void look_up(LookUp& call) {
       }
       // Rounded once, as when it was proven that the codes stand for the very weights.
       for (int i = 0; i < kGroup; i += kLanes)
-        store(numbers + i, multiply_add(even(scale), floats(numbers + i), even(offset)));
+        store(numbers + i, multiply_add(splat(scale), floats(numbers + i), splat(offset)));
       const int64_t count = std::min<int64_t>(kGroup, call.inputs - group * kGroup);
       std::memcpy(call.output + row * call.inputs + group * kGroup, numbers, count * sizeof(float));
     }

@@ -24,7 +24,7 @@ _INCLUDED = [
 class Stage(ctypes.Structure):
     """``Stage`` in stage.hpp. Who fills it keeps alive what its addresses point to."""
 
-    _fields_ = [  # noqa: RUF012: ctypes wants a list
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("input", "norm", "codes", "scales", "bias", "output")),
         *((name, ctypes.c_void_p) for name in ("cosines", "sines", "query_norm", "key_norm")),
         *((name, ctypes.c_int64) for name in ("input_stride", "output_stride", "inputs", "outputs", "bits")),
@@ -36,7 +36,7 @@ class Stage(ctypes.Structure):
 class Run(ctypes.Structure):
     """``Run`` in stage.hpp: stages of which each takes what the one before gave, on the same rows."""
 
-    _fields_ = [  # noqa: RUF012: ctypes wants a list
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier")),
         *((name, ctypes.c_int64) for name in ("count", "rows", "threads")),
     ]
@@ -45,7 +45,7 @@ class Run(ctypes.Structure):
 class _Pack(ctypes.Structure):
     """``Pack`` in stage.hpp."""
 
-    _fields_ = [  # noqa: RUF012: ctypes wants a list
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weights", "codes", "scales", "parallel")),
         *((name, ctypes.c_int64) for name in ("inputs", "outputs", "bits", "threads", "exact", "finite")),
     ]
@@ -54,7 +54,7 @@ class _Pack(ctypes.Structure):
 class _LookUp(ctypes.Structure):
     """``LookUp`` in stage.hpp."""
 
-    _fields_ = [  # noqa: RUF012: ctypes wants a list
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("ids", "codes", "scales", "output")),
         *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "bits", "missing")),
     ]

@@ -53,14 +53,14 @@ bool pack_group(const float* weights, uint8_t* codes, uint16_t* scales, bool& fi
   if (kBits == 4) scales[kColumns] = half(low);
   const float scale = whole(scales[0]), offset = kBits == 4 ? whole(scales[kColumns]) : 0.0f;
   finite = finite && std::isfinite(scale + offset + none);
-  const Floats magic = even(12582912.0f), most_code = even(kMost), least_code = even(kLeast);
+  const Floats magic = splat(12582912.0f), most_code = splat(kMost), least_code = splat(kLeast);
   Ints same = Ints{} - 1;
   alignas(64) int32_t places[kGroup];
   for (int i = 0; i < kGroup; i += kLanes) {
     const Floats x = floats(weights + i);
     Floats code = scale > 0.0f ? (((x - offset) / scale) + magic) - magic : Floats{};
     code = where(code > most_code, most_code, where(code < least_code, least_code, code));
-    same &= multiply_add(even(scale), code, even(offset)) == x;
+    same &= multiply_add(splat(scale), code, splat(offset)) == x;
     store(places + i, __builtin_convertvector(code, Ints) + (kBits == 8 ? 128 : 0));
   }
   for (int i = 0; i < kGroup; ++i) {

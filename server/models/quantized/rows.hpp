@@ -90,7 +90,7 @@ inline void encode(const float* numbers, int64_t bits, Block& block) {
   const int32_t coded_as_0 = apart ? place : kGroup;
   const float scale = (apart ? rest : top) / 127.0f;
   // What is so small that its inverse may be infinite counts as 0.
-  const Floats factor = even(scale >= FLT_MIN ? 1.0f / scale : 0.0f), magic = even(12582912.0f);
+  const Floats factor = splat(scale >= FLT_MIN ? 1.0f / scale : 0.0f), magic = splat(12582912.0f);
   Ints sums = {};
   alignas(64) int32_t codes[kGroup];
   for (int i = 0; i < kGroup; i += kLanes) {

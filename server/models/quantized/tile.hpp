@@ -106,9 +106,9 @@ template <Form kForm, int kRows>
       const Floats scaled = __builtin_convertvector(total, Floats) * scale[v];
       Floats& result = results[r][v];
       if (kForm == Form::kFour)
-        result += multiply_add(scaled, even(block.scale), offset[v] * even(block.sum));
+        result += multiply_add(scaled, splat(block.scale), offset[v] * splat(block.sum));
       else
-        result = multiply_add(scaled, even(block.scale), result);
+        result = multiply_add(scaled, splat(block.scale), result);
     }
   }
 }
@@ -173,7 +173,7 @@ template <Form kForm>
       const Floats offset = kForm == Form::kFour ? halves(factors + kColumns + v * kLanes) : Floats{};
       const Floats weight =
           multiply_add(halves(factors + v * kLanes), __builtin_convertvector(whole, Floats), offset);
-      own[v] = multiply_add(even(block.spike), weight, own[v]);
+      own[v] = multiply_add(splat(block.spike), weight, own[v]);
     }
   }
   copy(own, results);
