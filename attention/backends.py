@@ -9,7 +9,7 @@ import torch
 
 from attention.choice import Choice, Place, pattern_of
 from attention.kernels.base import Kernel
-from attention.kernels.chain import Program
+from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.registry import Backend, Registry, UnsupportedError, unknown
@@ -48,7 +48,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 KERNELS: dict[str, str] = {
-    "cpu_paged": "attention.kernels.cpu_paged:CpuPaged",
+    "cpu_paged": "attention.kernels.cpu.paged:CpuPaged",
     "triton": "attention.kernels.triton_paged:Triton",
     "sdpa": "attention.kernels.sdpa:Sdpa",
     "reference": "attention.kernels.reference:Reference",

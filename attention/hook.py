@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from attention.backends import Attention, UnsupportedError
-from attention.kernels.chain import Program
+from attention.kernels.cpu.chain import Program
 from attention.layers import IMPLEMENTATION, read_layers
 from attention.rotation import Rotation
 from attention.types import AttentionBatch, LayerSpec, PagedCache

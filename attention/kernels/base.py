@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from attention.kernels.chain import Program
+from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.kernels.base import Kernel
-from attention.kernels.cpu_paged import CpuPaged
+from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.sdpa import Sdpa
 from attention.patterns.full import Full
 from attention.types import AttentionBatch, LayerSpec, PagedCache

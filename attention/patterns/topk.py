@@ -35,7 +35,7 @@ class TopK(NumberedPattern, ContentPattern):
     behind it do not compete.
 
     Lossy, unless ``budget`` covers the context; no page is freed. Kernel ``cpu_paged`` makes the same choice
-    in C++ (``attention.kernels.cpu_select``); under any other ``update`` and ``select`` make it, in torch.
+    in C++ (``attention.kernels.cpu.select``); under any other ``update`` and ``select`` make it, in torch.
 
     Args:
         budget: tokens that a query sees, in whole pages, rounded up, at least 3 and at least those always in.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attention.kernels.native import NativeError
+from attention.kernels.cpu.native import NativeError
 from attention.types import LayerSpec
 from server.models.folder import weight_files
 from server.models.fused import FusedLayer, Norm

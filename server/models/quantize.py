@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from attention.kernels.native import NativeError
+from attention.kernels.cpu.native import NativeError
 from server.engine.types import RefusedError
 from server.models.fuse import Probe, probe_forward
 from server.models.fused import FusedLayer

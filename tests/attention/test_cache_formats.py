@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from attention.kernels import flex
 from attention.kernels.base import Kernel
-from attention.kernels.cpu_paged import CpuPaged
+from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.flex import Flex
 from attention.kernels.reference import Reference
 from attention.kernels.sdpa import Sdpa

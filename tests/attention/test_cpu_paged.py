@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec, UnsupportedError, resolve
-from attention.kernels import cpu_paged, native
 from attention.kernels.base import Kernel
-from attention.kernels.cpu_paged import CpuPaged
+from attention.kernels.cpu import calls, native
+from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.reference import Reference
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
@@ -229,10 +229,10 @@ def test_refusals():
 
 @pytest.fixture
 def not_yet_compiled():
-    cpu_paged._compiled.cache_clear()
+    calls.compiled.cache_clear()
     native._attempt.cache_clear()
     yield
-    cpu_paged._compiled.cache_clear()
+    calls.compiled.cache_clear()
     native._attempt.cache_clear()
 
 

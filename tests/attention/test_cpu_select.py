@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.kernels import cpu_select, native
 from attention.kernels.base import choosing_rows
-from attention.kernels.chain import Chain
-from attention.kernels.cpu_paged import CpuPaged
+from attention.kernels.cpu import native, select
+from attention.kernels.cpu.chain import Chain
+from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.full import Full
 from attention.patterns.topk import TopK
 from tests.attention.cases import Case, layers, make_case, selection, sequences
@@ -26,14 +26,14 @@ class Native(TopK):
     """``TopK`` whose digests and choices are made in C++; its definition, ``chosen``, is torch's."""
 
     def update(self, layer, cache, batch):
-        cpu_select.update(self, layer, cache, batch)
+        select.update(self, layer, cache, batch)
 
     def select(self, layer, query, rows, cache, batch):
         whole = query.new_full((batch.query_starts[-1], *query.shape[1:]), float("nan")).float()
         whole[rows] = query.float()
-        kept = cpu_select.rows_of(self, layer.kv_heads, rows, batch)
+        kept = select.rows_of(self, layer.kv_heads, rows, batch)
         kept.ranges.fill_(-1)
-        return cpu_select.select(self, layer, whole, kept, cache, batch).clone()
+        return select.select(self, layer, whole, kept, cache, batch).clone()
 
 
 patterns = st.builds(
@@ -151,7 +151,7 @@ def test_digests_of_every_kind_of_number(dtype):
     order = torch.randint(len(numbers), (16, 1, 70), generator=torch.Generator().manual_seed(0))
     keys = numbers[order]
     cache.write(batch.slots, keys, keys)
-    cpu_select.update(TopK(64, 1, 1), layer, cache, batch)
+    select.update(TopK(64, 1, 1), layer, cache, batch)
     expected = torch.stack(keys.unflatten(0, (2, page_size)).aminmax(dim=1), dim=1)
     assert torch.equal(cache.digest[[2, 1]], expected)
 
@@ -159,7 +159,7 @@ def test_digests_of_every_kind_of_number(dtype):
         spoiled = keys.clone()
         spoiled[3, 0, 5] = bad
         cache.write(batch.slots, spoiled, spoiled)
-        cpu_select.update(TopK(64, 1, 1), layer, cache, batch)
+        select.update(TopK(64, 1, 1), layer, cache, batch)
         shown = cache.digest[[2, 1]].isnan().any(dim=1)
         assert shown.nonzero().tolist() == [[0, 0, 5]]
 
@@ -211,7 +211,7 @@ def test_the_kernel_chooses_by_it(dtype, monkeypatch):
     monkeypatch.setattr(TopK, "select", lambda *given: pytest.fail("chosen in torch"))
     made = CpuPaged().forward(layer, spread, case.cache, case.batch, pattern, None)
     monkeypatch.undo()
-    monkeypatch.setattr(cpu_select, "knows", lambda pattern: False)
+    monkeypatch.setattr(select, "knows", lambda pattern: False)
     batch = dataclasses.replace(case.batch, plans={})
     assert torch.equal(made, CpuPaged().forward(layer, case.query, case.cache, batch, pattern, None))
 
@@ -264,21 +264,21 @@ def test_a_program_chooses_as_layers_do(lengths, windows, pattern, page_size, dt
             if own is pattern:
                 pattern.update(layer, cache, batch)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(cpu_select, "knows", lambda pattern: False)
+                patch.setattr(select, "knows", lambda pattern: False)
                 expected = CpuPaged().forward(layer, query, cache, batch, own, None)
             assert torch.equal(output, expected)
 
 
 def test_what_is_derived_from_topk_chooses_by_itself():
-    assert cpu_select.knows(TopK(64, 1, 1))
-    assert not cpu_select.knows(Native(64, 1, 1))
+    assert select.knows(TopK(64, 1, 1))
+    assert not select.knows(Native(64, 1, 1))
 
 
 def test_the_kernel_says_so_where_the_choice_cannot_be_compiled(monkeypatch):
     def refuse():
         raise native.NativeError("the compiler is broken")
 
-    monkeypatch.setattr(cpu_select, "compiled", refuse)
+    monkeypatch.setattr(select, "compiled", refuse)
     layer = LayerSpec(0, 6, 2, 8, 8, 0.35)
 
     def chosen(backend, options):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attention.kernels import native
+from attention.kernels.cpu import native
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +26,9 @@ def source(tmp_path):
     return path
 
 
-def write(path: Path, number: int) -> None:
+def write(path: Path, number: int | str, before: str = "") -> None:
     path.write_text(
-        f'extern "C" __attribute__((visibility("default"))) int answer() {{ return {number}; }}\n'
+        f'{before}extern "C" __attribute__((visibility("default"))) int answer() {{ return {number}; }}\n'
     )
 
 
@@ -39,7 +39,7 @@ def kept(folder: Path) -> list[Path]:
 def in_other_processes(source: Path, folder: Path, count: int) -> list[str]:
     program = (
         "import runpy, sys; from pathlib import Path; load = runpy.run_path(sys.argv[1])['load']; "
-        "print(load(Path(sys.argv[2]), [], Path(sys.argv[3])).answer())"
+        "print(load(Path(sys.argv[2]), Path(sys.argv[3])).answer())"
     )
     command = [sys.executable, "-c", program, native.__file__, str(source), str(folder)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
@@ -58,26 +58,27 @@ def no_compiler(monkeypatch):
 
 def test_what_is_compiled_once_is_kept(source, tmp_path, monkeypatch):
     folder = tmp_path / "made" / "kernels"
-    assert native.load(source, [], folder).answer() == 42
+    assert native.load(source, folder).answer() == 42
     assert len(kept(folder)) == 1
     assert kept(folder)[0].suffix == ".so"
     no_compiler(monkeypatch)
-    assert native.load(source, [], folder).answer() == 42
+    assert native.load(source, folder).answer() == 42
 
 
 def test_another_content_compiler_or_processor_is_compiled_anew(source, tmp_path, monkeypatch):
     included = tmp_path / "number.hpp"
-    included.write_text("// one")
-    native.load(source, [included], tmp_path / "kernels")
-    write(source, 43)
-    assert native.load(source, [included], tmp_path / "kernels").answer() == 43
-    included.write_text("// another")
-    native.load(source, [included], tmp_path / "kernels")
+    included.write_text("constexpr int number = 43;")
+    (tmp_path / "between.hpp").write_text('#include "number.hpp"\n')
+    native.load(source, tmp_path / "kernels")
+    write(source, "number", '#include "between.hpp"\n')
+    assert native.load(source, tmp_path / "kernels").answer() == 43
+    included.write_text("constexpr int number = 44;")
+    assert native.load(source, tmp_path / "kernels").answer() == 44
     monkeypatch.setenv("CXX", "c++ -DOTHER")
-    native.load(source, [included], tmp_path / "kernels")
+    native.load(source, tmp_path / "kernels")
     native._attempt.cache_clear()
     monkeypatch.setattr(native, "_processor", lambda: ("other",))
-    native.load(source, [included], tmp_path / "kernels")
+    native.load(source, tmp_path / "kernels")
     assert len(kept(tmp_path / "kernels")) == 5
 
 
@@ -86,13 +87,13 @@ def test_what_was_cut_short_is_compiled_anew(source, tmp_path):
     # In another process: a file that this one has loaded must not change under it.
     assert in_other_processes(source, folder, 1) == ["42\n"]
     kept(folder)[0].write_bytes(b"")
-    assert native.load(source, [], folder).answer() == 42
+    assert native.load(source, folder).answer() == 42
     assert kept(folder)[0].stat().st_size > 0
 
 
 def test_a_folder_that_cannot_be_made_is_no_hindrance(source, tmp_path):
     (tmp_path / "file").touch()
-    assert native.load(source, [], tmp_path / "file" / "kernels").answer() == 42
+    assert native.load(source, tmp_path / "file" / "kernels").answer() == 42
 
 
 def test_many_processes_at_once(source, tmp_path):
@@ -103,7 +104,7 @@ def test_many_processes_at_once(source, tmp_path):
 def test_the_first_error_is_told(source, tmp_path):
     source.write_text("int answer() { return nothing; }\nint other() { return neither; }\n")
     with pytest.raises(native.NativeError, match=r"cannot compile answer\.cpp: .*error: .nothing.") as error:
-        native.load(source, [], tmp_path / "kernels")
+        native.load(source, tmp_path / "kernels")
     assert "neither" not in str(error.value)
     assert kept(tmp_path / "kernels") == []
 
@@ -122,8 +123,8 @@ def test_a_compiler_that_is_none(source, tmp_path, monkeypatch):
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     with pytest.raises(native.NativeError, match=r"cannot compile answer\.cpp: exit status 3"):
-        native.load(source, [], tmp_path / "kernels")
+        native.load(source, tmp_path / "kernels")
     os.remove(broken)
     broken.mkdir()
     with pytest.raises(native.NativeError, match="which is not there"):
-        native.load(source, [], tmp_path / "kernels")
+        native.load(source, tmp_path / "kernels")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.kernels.chain import Chain
+from attention.kernels.cpu.chain import Chain
 from attention.types import narrowed
 from tests.attention.cases import patterns
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attention.hook import Step
-from attention.kernels.chain import Chain
+from attention.kernels.cpu.chain import Chain
 from server.models import quantize as quantizing
 from server.models.quantize import quantize
 from server.models.quantized.layer import QuantizedLayer

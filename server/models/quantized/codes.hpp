@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "../../../attention/kernels/cpu_paged_lanes.hpp"
+#include "../../../attention/kernels/cpu/lanes.hpp"
 
 constexpr int kGroup = 32;    // inputs that share a scale
 constexpr int kColumns = 16;  // outputs that lie together: a panel

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../../attention/kernels/cpu_threads.hpp"
+#include "../../../attention/kernels/cpu/threads.hpp"
 #include "lookup.hpp"
 #include "pack.hpp"
 #include "rows.hpp"

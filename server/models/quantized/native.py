@@ -11,14 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from attention.kernels import native
-from attention.kernels.chain import NativeCall, calls_of, table
+from attention.kernels.cpu import native
+from attention.kernels.cpu.chain import NativeCall, calls_of, table
 
-_FOLDER = Path(__file__).parent
-_INCLUDED = [
-    *(_FOLDER / f"{name}.hpp" for name in ("stage", "lookup", "pack", "rows", "tile", "codes")),
-    *(Path(native.__file__).parent / f"cpu_{name}.hpp" for name in ("paged_lanes", "threads")),
-]
+_SOURCE = Path(__file__).with_name("linear.cpp")
 
 
 class Stage(ctypes.Structure):
@@ -196,7 +192,7 @@ def check() -> None:
 
 @functools.cache
 def _compiled() -> _Compiled:
-    library = native.load(_FOLDER / "linear.cpp", _INCLUDED, native.kept())
+    library = native.load(_SOURCE, native.kept())
     functions = library.longspan_run, library.longspan_pack, library.longspan_look_up
     for function in functions:
         function.restype = None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attention.hook import Attend, Step
-from attention.kernels.chain import Chain, Program, table
+from attention.kernels.cpu.chain import Chain, Program, table
 from server.models.quantized.layer import QuantizedLayer, Workspace
 from server.models.quantized.native import Stage, chained
 

@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu_threads.hpp"
+#include "threads.hpp"
 
-// One call; cpu_paged.py builds it. `entries` query rows, each with ranges of key positions of its own.
+// One call; calls.py builds it. `entries` query rows, each with ranges of key positions of its own.
 struct Call {
   const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
   const float* turned;        // like query, with the same strides, or null

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu_select_doubles.hpp"
+#include "select_doubles.hpp"
 
 // Where shares are smaller, double precision ends.
 constexpr double kLeastShare = 1e-290;

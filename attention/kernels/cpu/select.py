@@ -1,4 +1,4 @@
-"""What ``topk`` remembers and chooses, in C++ where keys and digests lie; see cpu_select.cpp."""
+"""What ``topk`` remembers and chooses, in C++ where keys and digests lie; see select.cpp."""
 
 from __future__ import annotations
 
@@ -10,26 +10,18 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
-from attention.kernels import native
 from attention.kernels.base import choosing_rows
-from attention.kernels.chain import NativeCall, calls_of, table
+from attention.kernels.cpu import native
+from attention.kernels.cpu.chain import NativeCall, calls_of, table
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-_FOLDER = Path(__file__).parent
-_SOURCE = _FOLDER / "cpu_select.cpp"
-_INCLUDED = [
-    *(_FOLDER / f"cpu_select_{part}.hpp" for part in ("best", "bounds", "call", "digest", "doubles")),
-    _FOLDER / "cpu_paged_lanes.hpp",
-    _FOLDER / "cpu_threads.hpp",
-]
-
 
 class Update(ctypes.Structure):
-    """``Update`` in cpu_select_call.hpp. Who fills it keeps alive what its addresses point to."""
+    """``Update`` in select_call.hpp. Who fills it keeps alive what its addresses point to."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("keys", "digest", "pages", "parallel")),
@@ -39,7 +31,7 @@ class Update(ctypes.Structure):
 
 
 class Selection(ctypes.Structure):
-    """``Selection`` in cpu_select_call.hpp. Who fills it keeps alive what its addresses point to."""
+    """``Selection`` in select_call.hpp. Who fills it keeps alive what its addresses point to."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "digest", "page_table", "rows", "owners")),
@@ -72,7 +64,7 @@ def compiled() -> Compiled:
     Raises:
         NativeError: that is not possible; the message says why, as part of a sentence.
     """
-    library = native.load(_SOURCE, _INCLUDED, native.kept())
+    library = native.load(Path(__file__).with_name("select.cpp"), native.kept())
     library.longspan_update.restype = library.longspan_select.restype = None
     return Compiled(library.longspan_update, library.longspan_select, *native.openmp("GOMP_parallel"))
 

@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include "cpu_paged_lanes.hpp"
+#include "lanes.hpp"
 
-// Rows of a step; cpu_paged.py builds it. Strides are in numbers.
+// Rows of a step; calls.py builds it. Strides are in numbers.
 struct Write {
   const float* key;    // [rows, kv_heads, head_size]
   const float* value;  // [rows, kv_heads, value_size]

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "cpu_paged_lanes.hpp"
+#include "lanes.hpp"
 
 constexpr int kDoubles = kLanes / 2;
 

@@ -12,11 +12,11 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -25,6 +25,7 @@ _FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 _COMPILE_SECONDS = 300
+_INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 
 
 class NativeError(RuntimeError):
@@ -52,22 +53,22 @@ def kept() -> Path:
     return Path(os.environ.get("LONGSPAN_CACHE_DIR", "~/.cache/longspan")).expanduser() / "kernels"
 
 
-def load(main: Path, included: Sequence[Path], folder: Path) -> ctypes.CDLL:
+def load(main: Path, folder: Path) -> ctypes.CDLL:
     """A source file as a shared library for this machine's processor.
 
-    Compiled once for each compiler, processor and content of the files. Processes that do so at the same
-    time don't disturb each other. Where ``folder`` cannot be written, a temporary one serves.
+    Compiled once for each compiler, processor and content of the file and of all that it includes in quotes.
+    Processes that do so at the same time don't disturb each other. Where ``folder`` cannot be written, a
+    temporary one serves.
 
     Args:
         main: the source file.
-        included: files that it includes.
         folder: where compiled libraries are kept; made if it is missing.
 
     Raises:
         NativeError: no compiler, or it fails.
     """
     command = (*compiler(), *_FLAGS)
-    content = tuple((path.name, path.read_text()) for path in (main, *included))
+    content = tuple((path.name, path.read_text()) for path in _with_included(main))
     library = _attempt(command, main, content, folder)
     if isinstance(library, str):
         raise NativeError(library)
@@ -94,6 +95,15 @@ def openmp(*names: str) -> list[int]:
     if len(addresses) < len(names):
         raise NativeError("its threads are GNU OpenMP's, which this torch does not use")
     return addresses
+
+
+def _with_included(main: Path) -> list[Path]:
+    """The file and all that it includes in quotes, and so on, each once."""
+    found = [main.resolve()]
+    for path in found:
+        named = [(path.parent / name).resolve() for name in _INCLUDE.findall(path.read_text())]
+        found += [name for name in dict.fromkeys(named) if name not in found]
+    return found
 
 
 @functools.cache

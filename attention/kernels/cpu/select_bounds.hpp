@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cpu_select_call.hpp"
-#include "cpu_select_doubles.hpp"
+#include "select_call.hpp"
+#include "select_doubles.hpp"
 
 // Query heads and pages whose sums stay in registers, beside what they are made from.
 constexpr int kHeadsAtOnce = kRegisters == 32 ? 4 : 3;

@@ -7,8 +7,8 @@
 
 #include <type_traits>
 
-#include "cpu_paged_heads.hpp"
-#include "cpu_paged_panels.hpp"
+#include "paged_heads.hpp"
+#include "paged_panels.hpp"
 
 // How a thread's scratch is divided among a block's panels, in numbers.
 struct BlockRoom {

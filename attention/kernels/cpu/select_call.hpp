@@ -1,4 +1,4 @@
-// What is to be computed; cpu_select.py builds it. Addresses that are the same in every step and layer may be
+// What is to be computed; select.py builds it. Addresses that are the same in every step and layer may be
 // filled in once, so that a call can be made again without looking at the rest.
 
 #pragma once

@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "cpu_paged_ahead.hpp"
+#include "paged_ahead.hpp"
 
 // Products whose sums stay in registers: queries, and tokens or vectors of a value.
 constexpr int kQueries = kRegisters == 32 ? 4 : 3;

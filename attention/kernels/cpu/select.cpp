@@ -8,10 +8,10 @@
 #include <memory>
 #include <vector>
 
-#include "cpu_select_best.hpp"
-#include "cpu_select_bounds.hpp"
-#include "cpu_select_digest.hpp"
-#include "cpu_threads.hpp"
+#include "select_best.hpp"
+#include "select_bounds.hpp"
+#include "select_digest.hpp"
+#include "threads.hpp"
 
 namespace {
 

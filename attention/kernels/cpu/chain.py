@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from attention.kernels import native
+from attention.kernels.cpu import native
 from attention.types import AttentionBatch
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
@@ -91,6 +91,6 @@ def calls_of(function: Any, rows: np.ndarray[Any, Any]) -> list[NativeCall]:
 
 @functools.cache
 def _compiled() -> Any:
-    chain = native.load(_SOURCE, [], native.kept()).longspan_chain
+    chain = native.load(_SOURCE, native.kept()).longspan_chain
     chain.restype = None
     return chain

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu_paged_heads.hpp"
+#include "paged_heads.hpp"
 
 // Cache lines that hold so many bytes.
 constexpr int64_t lines_of(int64_t bytes) { return (bytes + kLine - 1) / kLine; }

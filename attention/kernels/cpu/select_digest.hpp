@@ -6,7 +6,7 @@
 #include <atomic>
 #include <limits>
 
-#include "cpu_select_call.hpp"
+#include "select_call.hpp"
 
 // A number's bits as a whole number of the same order, and back again. What is no number becomes the largest or
 // the smallest of all, and so shows in the digest.

@@ -8,10 +8,10 @@
 #include <cmath>
 #include <memory>
 
-#include "cpu_paged_blocks.hpp"
-#include "cpu_paged_rows.hpp"
-#include "cpu_paged_write.hpp"
-#include "cpu_threads.hpp"
+#include "paged_blocks.hpp"
+#include "paged_rows.hpp"
+#include "paged_write.hpp"
+#include "threads.hpp"
 
 namespace {
 

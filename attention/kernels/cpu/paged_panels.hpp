@@ -7,8 +7,8 @@
 
 #include <algorithm>
 
-#include "cpu_paged_lanes.hpp"
-#include "cpu_paged_work.hpp"
+#include "lanes.hpp"
+#include "paged_work.hpp"
 
 // Rows and columns of a product whose sums stay in registers: 8 sums hide a product's latency of 4 cycles where two
 // begin in each.

@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "cpu_paged_lanes.hpp"
-#include "cpu_paged_work.hpp"
+#include "lanes.hpp"
+#include "paged_work.hpp"
 
 constexpr int64_t kLine = 64;  // bytes that come from memory at once
 

@@ -1,0 +1,64 @@
+"""What paged.cpp takes, and its functions."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from attention.kernels.cpu import native
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Call(ctypes.Structure):
+    """``Call`` in paged_work.hpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "turned", "keys", "values", "page_table")),
+        *((name, ctypes.c_void_p) for name in ("rows", "owners", "ranges", "sinks", "output", "parallel")),
+        *((name, ctypes.c_int64) for name in ("entries", "range_heads", "range_count")),
+        *((name, ctypes.c_int64) for name in ("query_heads", "kv_heads", "head_size", "value_size")),
+        *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
+        *((name, ctypes.c_int64) for name in ("near", "format", "threads")),
+        *((name, ctypes.c_double) for name in ("scale", "softcap")),
+    ]
+
+
+class Write(ctypes.Structure):
+    """``Write`` in paged_write.hpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("key", "value", "keys", "values", "slots")),
+        *((name, ctypes.c_int64) for name in ("rows", "key_stride", "value_stride")),
+        *((name, ctypes.c_int64) for name in ("key_numbers", "value_numbers", "format")),
+    ]
+
+
+class Compiled(NamedTuple):
+    """The kernel, and the threads that it runs on.
+
+    Attributes:
+        attend: takes the address of a ``Call``.
+        write: takes the address of a ``Write``.
+        team: the address of GOMP_parallel in the OpenMP runtime of torch itself, so that there is one pool.
+    """
+
+    attend: Any
+    write: Any
+    team: int
+
+
+@functools.cache
+def compiled() -> Compiled:
+    """Compiles the kernel if it is not there yet.
+
+    Raises:
+        NativeError: that is not possible; the message says why, as part of a sentence.
+    """
+    library = native.load(Path(__file__).with_name("paged.cpp"), native.kept())
+    library.longspan_attend.restype = library.longspan_write.restype = None
+    return Compiled(library.longspan_attend, library.longspan_write, *native.openmp("GOMP_parallel"))

@@ -1,0 +1,46 @@
+"""Which query rows of a step see what, as the CPU kernel takes it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from attention.kernels.base import choosing_rows, spans_of
+from attention.patterns.base import ContentPattern, Pattern
+from attention.types import AttentionBatch
+
+# Rows whose choice is made at once, since their ranges may be many.
+_CHOOSING_ROWS = 64
+
+
+class Rows(NamedTuple):
+    """Query rows and what they see."""
+
+    rows: torch.Tensor  # [N] of the batch's query rows, ascending
+    owners: torch.Tensor  # [N]
+    ranges: torch.Tensor  # [N, 1 or Hkv, K, 2]
+
+
+class Plan(NamedTuple):
+    """What the layers of a step share."""
+
+    ruled: Rows  # what the rule over positions is enough for
+    choosing: list[torch.Tensor]  # the rows that choose by content, in parts
+
+
+def planned(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan:
+    """What layers with this window of their own see under a pattern, made once per batch."""
+    plan: Plan = batch.plan(("cpu_paged", window, pattern), lambda: _plan(batch, window, pattern))
+    return plan
+
+
+def _plan(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan:
+    rows, owners, ranges = torch.arange(len(batch.positions)), batch.owners, spans_of(batch, pattern, window)
+    choosing = []
+    if isinstance(pattern, ContentPattern):
+        found = choosing_rows(batch, pattern)
+        choosing = [part for part in found.split(_CHOOSING_ROWS) if len(part)]
+        rows = rows[~torch.isin(rows, found)]
+        owners, ranges = owners[rows], ranges[rows]
+    return Plan(Rows(rows, owners, ranges[:, None].contiguous()), choosing)
