@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import in_thread
 from server.engine.link import EngineClient, EngineDeadError
+from server.engine.spawn import Spawned
 from server.engine.types import Ready, RefusedError
 from server.models.resolve import ModelFiles, resolve_model
 from server.observe import metrics as observed
@@ -48,7 +48,7 @@ class Server:
 
     Args:
         settings: of the server.
-        process: what ``spawn_engine`` gave, if that was called already; it ends with the server.
+        spawned: what ``spawn_engine`` gave, if that was called already; it ends with the server.
 
     Attributes:
         state: what it is at this moment.
@@ -56,9 +56,9 @@ class Server:
         metrics_port: of ``/metrics``, once it listens.
     """
 
-    def __init__(self, settings: Settings, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, settings: Settings, spawned: Spawned | None = None) -> None:
         self._settings = settings
-        self._process = process
+        self._spawned = spawned
         self.state = ServerState(settings)
         self.port = 0
         self.metrics_port = 0
@@ -161,8 +161,8 @@ class Server:
             log.info("the engine is ready again")
 
     async def _start_engine(self, files: ModelFiles) -> EngineClient:
-        self._engine = EngineClient(self._settings, files.folder, self._process)
-        self._process = None
+        self._engine = EngineClient(self._settings, files.folder, self._spawned)
+        self._spawned = None
         self._engine.on_step = self._metrics.step
         self._engine.on_measured = self._metrics.measured
         await self._engine.start()
@@ -241,9 +241,8 @@ class Server:
             await self._grpc.stop(_LAST_WORDS_SECONDS)
         if self._engine is not None:
             await self._engine.stop()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        if self._spawned is not None:
+            self._spawned.kill()
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
@@ -251,12 +250,12 @@ class Server:
             await in_thread(self._traces.close)
 
 
-def serve(settings: Settings, process: subprocess.Popen[bytes] | None = None) -> int:
+def serve(settings: Settings, spawned: Spawned | None = None) -> int:
     """Runs a server until it ends.
 
     Args:
         settings: of the server.
-        process: as of ``Server``.
+        spawned: as of ``Server``.
 
     Returns:
         The process's exit code.
@@ -264,7 +263,7 @@ def serve(settings: Settings, process: subprocess.Popen[bytes] | None = None) ->
     configure_logging(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(settings, process).run())
+            return runner.run(Server(settings, spawned).run())
     except RefusedError as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1

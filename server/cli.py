@@ -58,10 +58,10 @@ def serve(context: typer.Context) -> None:
 def _serve(settings: Settings) -> int:
     from server.engine.spawn import spawn_engine
 
-    process = spawn_engine(settings.threads)
+    spawned = spawn_engine(settings.threads)
     from server.app import serve  # while the engine process imports torch
 
-    return serve(settings, process)
+    return serve(settings, spawned)
 
 
 application.command()(generate)

@@ -6,19 +6,15 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import shutil
-import subprocess
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import zmq
 
 from server.background import in_thread
-from server.engine.spawn import spawn_engine
+from server.engine.spawn import Spawned, spawn_engine
 from server.engine.types import (
     Abort,
     Failed,
@@ -35,12 +31,15 @@ from server.engine.types import (
     Submit,
     ToEngine,
 )
+from server.engine.wire import ServerEnd
 from server.settings import Settings
 
 log = logging.getLogger("longspan.link")
 
 # An engine that was told to end finishes its step first; one that takes longer than this is killed.
 _STOP_SECONDS = 10.0
+# What an engine that has ended said last is read long before.
+_LAST_WORDS_SECONDS = 0.5
 
 
 class EngineDeadError(Exception):
@@ -55,6 +54,7 @@ class NewsStream:
         self._open = set(ids)
         self._news: deque[tuple[SequenceNews, float]] = deque()
         self._error: EngineDeadError | None = None
+        self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
 
     def put(self, news: SequenceNews, when: float) -> None:
@@ -90,7 +90,7 @@ class NewsStream:
             if self._error is not None:
                 self._open.clear()
                 raise self._error
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._loop.create_future()
             await self._reader
         return []
 
@@ -113,7 +113,7 @@ class EngineClient:
     Args:
         settings: of the server.
         folder: the model, a Hugging Face folder.
-        process: what ``spawn_engine`` gave, if that was called already.
+        spawned: what ``spawn_engine`` gave, if that was called already.
 
     Attributes:
         state: ``loading`` until the engine says it is ready; ``dead`` if it ended by itself.
@@ -124,9 +124,7 @@ class EngineClient:
         on_measured: called once the engine has measured its device.
     """
 
-    def __init__(
-        self, settings: Settings, folder: Path, process: subprocess.Popen[bytes] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, folder: Path, spawned: Spawned | None = None) -> None:
         self._settings = settings
         self._folder = folder
         self.state: Literal["loading", "ready", "dead", "stopped"] = "loading"
@@ -143,32 +141,18 @@ class EngineClient:
         self._reason = ""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
-        self._directory = ""
-        self._process = process
+        self._spawned = spawned
+        self._wire = ServerEnd(self._receive)
         self._exit: asyncio.Task[int] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Starts the process and returns at once; ``wait_ready`` tells how it went."""
-        self._directory = tempfile.mkdtemp(prefix="longspan-")
-        endpoint = f"ipc://{self._directory}/engine"
-        self._context = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.set_hwm(0)
-        self._socket.bind(endpoint)
-        if self._process is None:
-            self._process = spawn_engine(self._settings.threads)
-        self._exit = asyncio.create_task(in_thread(self._process.wait))
-        launch = Launch(endpoint, str(self._folder), self._settings.model_dump_json())
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # that it is gone, its exit tells
-            self._process.stdin.write(msgspec.json.encode(launch) + b"\n")
-            self._process.stdin.flush()
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._receive)
-        self._receive()
+        if self._spawned is None:
+            self._spawned = spawn_engine(self._settings.threads)
+        self._exit = asyncio.create_task(in_thread(self._spawned.process.wait))
+        await self._wire.connect(self._spawned.stream)
+        self._send(Launch(str(self._folder), self._settings.model_dump_json()))
         self._tasks = [asyncio.create_task(self._watch())]
 
     async def wait_ready(self) -> Ready:
@@ -234,37 +218,17 @@ class EngineClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._end_streams("the server is shutting down")
         self._ready_or_dead.set()
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-        if self._context is not None:
-            self._context.term()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._wire.close()
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        if self._spawned is not None:
+            self._spawned.process.kill()
 
-    def _send(self, message: ToEngine) -> None:
-        assert self._socket is not None
-        # Without a high-water mark the message is queued by the time that this returns; admission bounds how
-        # much that is.
-        with contextlib.suppress(zmq.Again):  # that the engine is gone, its exit tells
-            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
-        # The socket's descriptor signals edges, and sending can swallow that of a message that came just now.
-        asyncio.get_running_loop().call_soon(self._receive)
+    def _send(self, message: Launch | ToEngine) -> None:
+        self._wire.send(self._encoder.encode(message))
 
-    def _receive(self) -> None:
-        """Takes all messages that are there."""
-        while self._socket is not None:
-            try:
-                payload = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._handle(self._decoder.decode(payload))
-
-    def _handle(self, message: FromEngine) -> None:
+    def _receive(self, payload: bytearray) -> None:
+        message = self._decoder.decode(payload)
         if isinstance(message, StepNews):
             self._deliver(message)
         elif isinstance(message, Ready):
@@ -295,8 +259,8 @@ class EngineClient:
         code = await asyncio.shield(self._exit)
         if self.state == "stopped":
             return
-        if code == 1:
-            await asyncio.sleep(0.1)  # its last message says more than its exit code
+        with contextlib.suppress(TimeoutError):  # its last message says more than its exit code
+            await asyncio.wait_for(self._wire.lost.wait(), _LAST_WORDS_SECONDS)
         self.state = "dead"
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         self._reason = self._failure.message if self._failure else f"the engine process {how}"

@@ -1,7 +1,7 @@
 """The engine's process: loads the model, then turns messages into steps and steps into messages.
 
-Started by ``server.engine.link``. The settings arrive as JSON in the first line of standard input, which then
-stays open for as long as the server process lives: its end tells the engine to end too.
+Started by ``server.engine.spawn`` with the descriptor of its end of the link; on it, ``Launch`` comes first.
+The end of the link, which is that of the server process, tells the engine to end too.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import zmq
 
 from server.engine.types import (
     Abort,
@@ -37,6 +37,7 @@ from server.engine.types import (
     Submit,
     ToEngine,
 )
+from server.engine.wire import EngineEnd
 from server.observe.logging import configure_logging
 from server.settings import Settings
 
@@ -51,12 +52,8 @@ _MEASURE_SECONDS = 60.0
 class Engine:
     """The message loop around an ``EngineCore``."""
 
-    def __init__(self, socket: zmq.Socket[bytes], alive_fd: int) -> None:
-        self._socket = socket
-        self._alive_fd = alive_fd
-        self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(alive_fd, zmq.POLLIN)
+    def __init__(self, wire: EngineEnd) -> None:
+        self._wire = wire
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
         self._measured: Measured | None = None
@@ -65,26 +62,28 @@ class Engine:
 
     def send(self, message: FromEngine) -> None:
         """Sends a message to the server process."""
-        self._socket.send(self._encoder.encode(message))
+        self._wire.send(self._encoder.encode(message))
 
     def run(self, core: Any) -> None:
         """Serves until it is told to end or the server process is gone."""
         while True:
             due = self._worked and time.monotonic() >= self._measure_at
-            patience = _QUIET_MS if due else None
-            events = dict(self._poller.poll(0 if core.has_work else patience))
-            if self._alive_fd in events:
-                log.info("the server process is gone; the engine ends")
-                return
-            while self._socket in events and self._socket.poll(0):
-                message = self._decoder.decode(self._socket.recv())
+            wait = 0 if core.has_work else _QUIET_MS if due else None
+            quiet = True
+            while self._wire.poll(wait):
+                payload = self._wire.receive()
+                if payload is None:
+                    log.info("the server process is gone; the engine ends")
+                    return
+                message = self._decoder.decode(payload)
                 if isinstance(message, Shutdown):
                     return
                 self._handle(core, message)
+                quiet, wait = False, 0
             if core.has_work:
                 self.send(core.step())
                 self._worked = True
-            elif not events and due:
+            elif quiet and due:
                 self._measure(core)
 
     def _measure(self, core: Any) -> None:
@@ -96,7 +95,7 @@ class Engine:
 
         slices = measure(core.runner.model)
         try:
-            while not self._poller.poll(0):
+            while not self._wire.poll(0):
                 next(slices)
         except StopIteration as end:
             best = end.value if self._measured is None else end.value.better(self._measured)
@@ -130,24 +129,20 @@ def main() -> int:
     # Ctrl-C reaches the whole process group; the server process decides when the engine may end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)  # programs that the engine runs must not keep the link open
+    wire = EngineEnd(socket.socket(fileno=descriptor))
     # Before the settings are there: it takes a second. What fails here fails again where it can be told.
     with contextlib.suppress(Exception):
         importlib.import_module("server.engine.build")
-    line = b""
-    while not line.endswith(b"\n"):
-        chunk = os.read(0, 65536)
-        if not chunk:
-            return 1
-        line += chunk
-    launch = msgspec.json.decode(line, type=Launch)
+    wire.poll(None)
+    first = wire.receive()
+    if first is None:
+        return 1
+    launch = msgspec.msgpack.decode(first, type=Launch)
     settings = Settings.model_validate(json.loads(launch.settings))
     configure_logging(settings.log_level, settings.log_format)
-    context = zmq.Context(io_threads=1)
-    socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-    socket.setsockopt(zmq.LINGER, 1000)
-    socket.set_hwm(0)
-    socket.connect(launch.endpoint)
-    engine = Engine(socket, alive_fd=0)
+    engine = Engine(wire)
     try:
         from server.engine.build import build_engine
 
@@ -166,8 +161,7 @@ def main() -> int:
         engine.send(Failed(f"the engine failed: {type(error).__name__}: {error}"))
         return 1
     finally:
-        socket.close()
-        context.term()
+        wire.finish()
     return 0
 
 

@@ -255,15 +255,13 @@ class Failed(msgspec.Struct, array_like=True, tag="failed"):
 
 
 class Launch(msgspec.Struct):
-    """What the server process tells a new engine.
+    """What the server process tells a new engine, before all else.
 
     Attributes:
-        endpoint: where to connect to, a zmq address.
         folder: the model, a Hugging Face folder.
         settings: ``Settings`` as JSON text, complete.
     """
 
-    endpoint: str
     folder: str
     settings: str
 

@@ -10,6 +10,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.engine.types import Measured, Ready, RefusedError, Stats, StepNews
+from server.observe.totals import EngineTotals
 
 _FIRST_TOKEN = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
@@ -59,8 +60,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._model = ""
-        # Totals are counted from the step before; the load is what a scrape asks for.
-        self._last = Stats()
+        # What a scrape asks for.
+        self._totals = EngineTotals()
+        self.registry.register(self._totals)
         self._load = Stats()
         self.requests = self._counter(
             "requests",
@@ -72,18 +74,10 @@ class Metrics:
         self.rejections = self._counter(
             "request_rejections", "Generation requests turned away before the engine saw them.", "reason"
         )
-        self._preemptions = self._counter("preemptions", "Sequences that gave up their pages.")
         self._running = self._gauge("requests_running", "Sequences that hold pages, after the last step.")
         self._waiting = self._gauge("requests_waiting", "Sequences that hold none, after the last step.")
         self._kv_usage = self._gauge("kv_cache_usage_ratio", "Share of the KV cache held by sequences.")
         self._kv_pages = self._gauge("kv_pages", "Pages of the KV cache: used, cached or free.", "state")
-        self._pages_read = self._counter(
-            "attention_pages_read",
-            "Pages of the KV cache that attention read, over engine steps, layers and sequences.",
-        )
-        self._pages_skipped = self._counter(
-            "attention_pages_skipped", "Pages that full attention would have read besides."
-        )
         self.prompt_tokens = self._counter(
             "prompt_tokens", "Prompt tokens of requests on which the engine began, as in their usage."
         )
@@ -91,10 +85,6 @@ class Metrics:
             "generation_tokens",
             "Tokens generated for requests: those of usage, and until then those of requests cut off.",
         )
-        self._prefix_queries = self._counter(
-            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
-        )
-        self._prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From a request's arrival until its first token.", _FIRST_TOKEN
         )
@@ -131,13 +121,6 @@ class Metrics:
             "engine_step_duration_seconds", "Duration of an engine step.", _BETWEEN_TOKENS, "phase"
         )
         self._step_tokens: Histogram | None = None
-        self._bytes_moved = self._counter(
-            "engine_bytes",
-            "Bytes that engine steps had to move to and from the device's memory: weights, keys, values.",
-        )
-        self._flops = self._counter(
-            "engine_flops", "Operations of engine steps, two to a multiply-add, in whatever number format."
-        )
         self._memory = self._gauge(
             "device_memory_bytes",
             "Memory of the engine's device. kind: total, used (on a CPU by the engine process alone), and "
@@ -152,9 +135,6 @@ class Metrics:
             "device_matrix_flops_per_second",
             "Fastest matrix product on the device, in the form of the model's weights, measured likewise.",
         )
-        # Those that every step adds to, with the number's name in ``Stats``: totals, and of the step alone.
-        self._totals: list[tuple[Counter, str]] = []
-        self._of_step: list[tuple[Counter, str]] = []
         self._durations: dict[str, Histogram] = {}
         self._info = self._gauge(
             "info",
@@ -173,7 +153,7 @@ class Metrics:
 
     def identify(self, ready: Ready, *, version: str, weights: str, max_batch_tokens: int) -> None:
         """Takes what a new engine says of itself; its totals begin at 0."""
-        self._last = Stats()
+        self._totals.begin(self._model)
         self._info.clear()
         options = ",".join(f"{key}={value}" for key, value in sorted(ready.attention_options.items()))
         identity = (version, self._model, ready.attention_backend, options)
@@ -189,19 +169,8 @@ class Metrics:
             )
             self._step_tokens = self._histogram(
                 "engine_step_batch_tokens", "Tokens computed per engine step.", counts_up_to(max_batch_tokens)
-            )
+            ).labels(*self.labels())
         # Present from the start, as rate() needs.
-        self._totals = [
-            (self._preemptions.labels(*self.labels()), "preemptions"),
-            (self._prefix_queries.labels(*self.labels()), "prefix_queries"),
-            (self._prefix_hits.labels(*self.labels()), "prefix_hits"),
-            (self._pages_read.labels(*self.labels()), "pages_read"),
-            (self._pages_skipped.labels(*self.labels()), "pages_skipped"),
-        ]
-        self._of_step = [
-            (self._bytes_moved.labels(*self.labels()), "bytes_moved"),
-            (self._flops.labels(*self.labels()), "flops"),
-        ]
         self._durations.clear()
         self.prompt_tokens.labels(*self.labels())
         self.generation_tokens.labels(*self.labels())
@@ -222,11 +191,8 @@ class Metrics:
 
     def step(self, news: StepNews) -> None:
         """Takes one engine step."""
-        stats, last = news.stats, self._last
-        for total, name in self._totals:
-            if more := getattr(stats, name) - getattr(last, name):
-                total.inc(more)
-        self._last = self._load = stats
+        stats = self._load = news.stats
+        self._totals.step(stats)
         tokens = stats.prompt_tokens + stats.decode_tokens
         if tokens and self._step_tokens is not None:
             phase = "mixed" if stats.prompt_tokens and stats.decode_tokens else None
@@ -234,9 +200,7 @@ class Metrics:
             if phase not in self._durations:
                 self._durations[phase] = self._step_duration.labels(*self.labels(phase))
             self._durations[phase].observe(stats.step_seconds)
-            self._step_tokens.labels(*self.labels()).observe(tokens)
-            for counter, name in self._of_step:
-                counter.inc(getattr(stats, name))
+            self._step_tokens.observe(tokens)
 
     def _show_load(self) -> None:
         """Has the gauges of the load read when they are scraped, and not set by every step."""

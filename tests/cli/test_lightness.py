@@ -19,7 +19,7 @@ from importlib.machinery import PathFinder
 class WithoutServer(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        blocked = {"torch", "transformers", "pydantic_settings", "msgspec", "numpy", "zmq"}
+        blocked = {"torch", "transformers", "pydantic_settings", "msgspec", "numpy"}
         return None if name.split(".")[0] in blocked else super().find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutServer
 sys.argv = ["longspan", *sys.argv[1:]]

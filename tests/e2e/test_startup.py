@@ -34,12 +34,10 @@ def test_two_first_starts_at_once_share_what_they_pack(tiny, tmp_path):
 
 
 def test_an_engine_process_that_is_told_nothing_ends():
-    process = spawn_engine(1)
+    spawned = spawn_engine(1)
     try:
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(60) == 1
+        spawned.stream.close()
+        assert spawned.process.wait(60) == 1
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        spawned.kill()
         raise

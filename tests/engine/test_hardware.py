@@ -6,8 +6,8 @@ import time
 import psutil
 import pytest
 import torch
-import zmq
 
+from loadtest.direct.device.machine import limits
 from server.engine import hardware
 from server.engine.hardware import MemoryMeter, last_cache_bytes, measure, used_bytes
 from server.engine.process import Engine
@@ -55,6 +55,21 @@ def test_a_measurement_in_many_short_steps(model, monkeypatch):
     assert steps >= len(measured)
 
 
+def test_a_thorough_measurement_in_one_go(monkeypatch):
+    """As ``make device`` does it: the same, from a buffer of its own size and repeated more often."""
+    measured = []
+
+    def seconds(work, device):
+        work()
+        measured.append(work)
+        return 1.0 if len(measured) == 2 * 8 else 2.0  # the last of the readings was the fastest
+
+    monkeypatch.setattr(hardware, "_seconds", seconds)
+    monkeypatch.setattr(hardware, "last_cache_bytes", lambda: 99 << 20)
+    assert limits(CPU, torch.float32, 80 << 20, 7) == Measured(80 << 20, 2 * 128**3 / 2.0)
+    assert len(measured) == 2 * 8 + 7
+
+
 def test_the_real_figures_are_of_this_world(model):
     found, _ = finished(measure(model.model))
     # From the slowest machine at its busiest to the fastest.
@@ -93,16 +108,16 @@ def test_memory_in_use_is_looked_up_now_and_then(monkeypatch):
 
 
 class Wire:
-    """An engine's socket and poller: messages come when the test says so, and those it sends are kept."""
+    """An engine's end of the link: messages come when the test says so, and those it sends are kept."""
 
     def __init__(self, engine, quiet):
         self.quiet = iter(quiet)
         self.sent = []
         engine.send = self.sent.append
-        engine._poller = self
+        engine._wire = self
 
-    def poll(self, timeout):
-        return [] if next(self.quiet) else [("socket", zmq.POLLIN)]
+    def poll(self, milliseconds):
+        return not next(self.quiet)
 
 
 def engine_at_rest():

@@ -1,0 +1,153 @@
+"""Messages as bytes between the server process and the engine process: a stream socket, each with its length.
+
+Both ends queue in memory what the other is slow to read: the server process never waits for the engine, which
+may be in a long step, and the engine only some milliseconds. Admission bounds how much is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections import deque
+from collections.abc import Callable
+from socket import socket
+from typing import cast
+
+# In front of each message: its length, most significant byte first.
+_LENGTH_BYTES = 4
+_READ_BYTES = 1 << 16
+# So long the engine waits for room for the rest of a message; a server process that reads makes it sooner.
+_ROOM_MS = 20
+_LAST_WORDS_MS = 1000
+
+
+def frame(message: bytes) -> bytes:
+    """The message as it goes over the wire."""
+    return len(message).to_bytes(_LENGTH_BYTES, "big") + message
+
+
+class Frames:
+    """Puts messages together again from the pieces in which a stream brings them."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> list[bytearray]:
+        """The messages that ``data`` completes, in order."""
+        pending = self._pending
+        pending += data
+        messages = []
+        while len(pending) >= _LENGTH_BYTES:
+            end = _LENGTH_BYTES + int.from_bytes(pending[:_LENGTH_BYTES], "big")
+            if len(pending) < end:
+                break
+            messages.append(pending[_LENGTH_BYTES:end])
+            del pending[:end]
+        return messages
+
+
+class ServerEnd(asyncio.Protocol):
+    """The server process's end, in its asyncio loop.
+
+    Args:
+        take: called with each message.
+
+    Attributes:
+        lost: set when nothing more comes, all that came before having been taken.
+    """
+
+    def __init__(self, take: Callable[[bytearray], None]) -> None:
+        self._take = take
+        self._frames = Frames()
+        self._transport: asyncio.Transport | None = None
+        self.lost = asyncio.Event()
+
+    async def connect(self, stream: socket) -> None:
+        """Begins; the socket is closed at the end."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=stream)
+
+    def send(self, message: bytes) -> None:
+        """Sends a message, or drops it where nobody is left to read it."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(message))
+
+    def close(self) -> None:
+        """Ends the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        for message in self._frames.feed(data):
+            self._take(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by the loop."""
+        self.lost.set()
+
+
+class EngineEnd:
+    """The engine process's end, looked at between steps."""
+
+    def __init__(self, stream: socket) -> None:
+        stream.setblocking(False)
+        self._stream = stream
+        self._poller = select.poll()
+        self._poller.register(stream)
+        self._frames = Frames()
+        self._received: deque[bytearray] = deque()
+        self._ended = False
+        self._unsent = bytearray()
+
+    def send(self, message: bytes) -> None:
+        """Sends a message; for what the server process leaves no room for, later calls try again."""
+        self._unsent += frame(message)
+        self._send_on(_ROOM_MS)
+
+    def poll(self, milliseconds: int | None) -> bool:
+        """Waits so long, or with ``None`` without end, until there is something to receive."""
+        while not self._received and not self._ended:
+            events = self._wait(
+                select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN, milliseconds
+            )
+            if events & select.POLLOUT:
+                self._send_on(0)
+            if not events & ~select.POLLOUT:
+                return False
+            self._read()
+        return True
+
+    def receive(self) -> bytearray | None:
+        """The next message, after ``poll`` said so; ``None`` if the server process is gone."""
+        return self._received.popleft() if self._received else None
+
+    def finish(self) -> None:
+        """Waits a little for what is still to be sent."""
+        self._send_on(_LAST_WORDS_MS)
+
+    def _read(self) -> None:
+        try:
+            data = self._stream.recv(_READ_BYTES)
+        except ConnectionError:  # it went without reading what it had been sent
+            data = b""
+        self._received += self._frames.feed(data)
+        self._ended = not data
+
+    def _wait(self, events: int, milliseconds: int | None) -> int:
+        self._poller.modify(self._stream, events)
+        found = self._poller.poll(milliseconds)
+        return found[0][1] if found else 0
+
+    def _send_on(self, patience_ms: int) -> None:
+        while self._unsent:
+            try:
+                del self._unsent[: self._stream.send(self._unsent)]
+            except BlockingIOError:
+                if not self._wait(select.POLLOUT, patience_ms):
+                    return
+            except ConnectionError:  # the server process is gone, as ``receive`` will tell
+                self._unsent.clear()

@@ -1,0 +1,148 @@
+"""The server process's side of the link, with engine processes that behave badly."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from server.engine import link
+from server.engine.link import EngineClient, EngineDeadError
+from server.engine.spawn import Spawned
+from server.engine.types import (
+    Abort,
+    Failed,
+    Launch,
+    RefusedError,
+    Sampling,
+    SequenceNews,
+    Stats,
+    StepNews,
+    Submit,
+    ToEngine,
+)
+from server.engine.wire import EngineEnd, frame
+from server.settings import Settings
+from tests.api.fake_engine import READY
+
+encode = msgspec.msgpack.encode
+NEWS = StepNews(1.0, [SequenceNews(1, [7])], Stats())
+
+# Says what it is to say first, then, once something follows its launch, the rest, and ends as it was told to.
+_PEER = """
+import os, pathlib, signal, socket, sys
+stream, folder, end = socket.socket(fileno=int(sys.argv[1])), pathlib.Path(sys.argv[2]), sys.argv[3]
+stream.sendall((folder / "first").read_bytes())
+if then := (folder / "then").read_bytes():
+    launch = int.from_bytes(stream.recv(4, socket.MSG_WAITALL), "big")
+    stream.recv(launch, socket.MSG_WAITALL)
+    stream.recv(1)
+    stream.sendall(then)
+os.kill(os.getpid(), signal.SIGKILL) if end == "killed" else sys.exit(int(end))
+"""
+
+
+@asynccontextmanager
+async def engine(tmp_path, command, theirs, ours):
+    with theirs:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: ASYNC220 (as ``spawn_engine``)
+    client = EngineClient(Settings(), tmp_path, Spawned(process, ours))
+    try:
+        await client.start()
+        yield client
+    finally:
+        process.kill()
+        await client.stop()
+        process.wait()
+
+
+def peer(tmp_path, *, end, first=b"", then=b""):
+    """A client of an engine process that sends ``first``, and ``then`` after the first submission."""
+    ours, theirs = socket.socketpair()
+    (tmp_path / "first").write_bytes(first)
+    (tmp_path / "then").write_bytes(then)
+    command = [sys.executable, "-c", _PEER, str(theirs.fileno()), str(tmp_path), end]
+    return engine(tmp_path, command, theirs, ours)
+
+
+@asynccontextmanager
+async def deaf(tmp_path):
+    """A client of an engine that is ready and has not read anything yet, and the engine's end of the link."""
+    ours, theirs = socket.socketpair()
+    wire = EngineEnd(theirs.dup())
+    wire.send(encode(READY))
+    async with engine(tmp_path, ["sleep", "60"], theirs, ours) as client:
+        await client.wait_ready()
+        yield client, wire
+
+
+def sequence(id_, prompt=1):
+    return Submit(id=id_, prompt=[40_000] * prompt, sampling=Sampling(), max_tokens=5)
+
+
+async def test_an_engine_that_dies_in_the_middle_of_a_message(tmp_path):
+    half = frame(encode(NEWS))[:-3]
+    then = frame(encode(NEWS)) + half
+    async with peer(tmp_path, first=frame(encode(READY)), then=then, end="killed") as client:
+        await client.wait_ready()
+        stream = client.submit([sequence(1)])
+        async with asyncio.timeout(5):
+            assert await stream.take(99) == [(NEWS.sequences[0], NEWS.time)]
+            with pytest.raises(EngineDeadError, match="signal 9"):
+                await stream.take(99)
+            assert "signal 9" in await client.wait_dead()
+        with pytest.raises(EngineDeadError, match="signal 9"):
+            client.submit([sequence(2)])
+
+
+async def test_the_last_words_of_an_engine_are_read_to_the_end(tmp_path):
+    words = "it does not fit; " * 10_000
+    async with peer(
+        tmp_path, first=frame(encode(READY)), then=frame(encode(Failed(words))), end="1"
+    ) as client:
+        await client.wait_ready()
+        stream = client.submit([sequence(1)])
+        async with asyncio.timeout(5):
+            with pytest.raises(EngineDeadError) as caught:
+                await stream.take(99)
+        assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [(frame(encode(Failed("no"))), RefusedError), (b"", EngineDeadError)],
+    ids=["refuses", "dies"],
+)
+async def test_an_engine_that_never_becomes_ready(tmp_path, first, error):
+    async with peer(tmp_path, first=first, end="1") as client, asyncio.timeout(5):
+        with pytest.raises(error, match="^no$" if first else "exit code 1"):
+            await client.wait_ready()
+
+
+async def test_what_is_submitted_and_aborted_while_the_engine_is_busy_reaches_it_in_order(tmp_path):
+    async with deaf(tmp_path) as (client, wire):
+        begun = [sequence(id_, prompt=200_000) for id_ in (1, 2, 3)]
+        streams = [client.submit([item]) for item in begun]
+        streams[1].abort()
+        assert await streams[1].take(99) == []
+        payloads = []
+        while len(payloads) < 5:
+            await asyncio.sleep(0.001)  # what did not fit follows from the loop
+            if wire.poll(0):
+                payloads.append(wire.receive())
+        assert msgspec.msgpack.decode(payloads[0], type=Launch).folder == str(tmp_path)
+        messages = [msgspec.msgpack.decode(payload, type=ToEngine) for payload in payloads[1:]]
+        assert messages == [*begun, Abort([2])]
+
+
+async def test_an_engine_that_reads_no_more_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "_STOP_SECONDS", 0.1)
+    async with deaf(tmp_path) as (client, _):
+        stream = client.submit([sequence(1, prompt=500_000)])
+        async with asyncio.timeout(5):
+            await client.stop()
+            with pytest.raises(EngineDeadError, match="shutting down"):
+                await stream.take(99)
