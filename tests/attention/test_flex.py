@@ -103,8 +103,9 @@ def test_what_lies_on_a_missing_page_is_invisible():
 
 
 @can_compile
-def test_one_compilation_serves_chunks_of_all_lengths(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+# Not monkeypatch, which would leave the setting deleted: torch keeps it beside the module, not in it.
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_one_compilation_serves_chunks_of_all_lengths():
     torch._dynamo.reset()
     flex._compiled.cache_clear()
     pattern = SlidingWindow(200, 4)

@@ -3,8 +3,6 @@ import pytest
 from tests.e2e.server import Server
 from tests.models_zoo import save_tiny
 
-TINY_CONTEXT = 1024
-
 
 @pytest.fixture(scope="session")
 def server(default_model):
@@ -16,7 +14,7 @@ def server(default_model):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A small random model's folder, for servers that tests break."""
-    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama", max_position_embeddings=TINY_CONTEXT)
+    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama", max_position_embeddings=1024)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
-from tests.e2e.conftest import TINY_CONTEXT
 from tests.e2e.server import Server
 
 # A second or more, and within the model's context.
@@ -223,7 +222,8 @@ def test_a_window_is_served_as_chosen_and_keeps_few_pages(started):
             **{"window": "64", "sinks": "4", "positions": "original"},
             "dense_layers": "",
         }
-        used = [client.server_info().load.pages_used for _ in client.stream("hello", **ENDLESS)]
+        stream = client.stream("hello", **{**ENDLESS, "max_tokens": 4 * 64})
+        used = [client.server_info().load.pages_used for _ in stream]
     assert max(used) <= 1 + 64 // 16 + 2
     assert 'attention_backend="sliding_window"' in "".join(server.metrics())
     server.wait_idle()
@@ -248,11 +248,9 @@ def test_a_second_server_on_the_same_port_is_refused(shared, tiny_packed):
     ("arguments", "sentence"),
     [
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--max-context", "100000"], str(TINY_CONTEXT)),
-        (["--kv-memory", "1KiB"], "--kv-memory"),
         (["--attention", "psychic"], "psychic"),
-        (["--max-batch-tokens", "4"], "--max-batch-tokens"),
     ],
+    ids=["by the server", "by the engine"],
 )
 def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny_packed, arguments, sentence):
     command = [

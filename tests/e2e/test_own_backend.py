@@ -64,10 +64,10 @@ def test_kernels_compute_it_without_knowing_it(strided):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_server_serves_it(package, tiny):
+def test_a_server_serves_it(package, tiny_packed):
     options = ["--attention", "strided", "--attention-option", "stride=16", "--attention-option", "window=8"]
     with (
-        Server("--model", tiny, *options, env={"PYTHONPATH": str(package)}) as server,
+        Server(*tiny_packed, *options, env={"PYTHONPATH": str(package)}) as server,
         server.client() as client,
     ):
         assert client.generate("hello " * 20, max_tokens=5, ignore_eos=True).usage.completion_tokens == 5

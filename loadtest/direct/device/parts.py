@@ -52,9 +52,9 @@ def _machine(form: Form, folder: Path) -> Found:
     yield "device", machine.device_name(device)
     yield "versions", _versions()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    yield "bandwidth", machine.memory_bandwidth(device, form.buffer, form.repeats)
-    yield "matrix_rate", machine.matrix_rate(device, dtype, form.matrix, form.repeats)
-    _give_back(device)
+    found = machine.limits(device, dtype, form.buffer, form.repeats)
+    yield "bandwidth", found.bandwidth
+    yield "matrix_rate", found.matrix_rate
 
 
 def _model(form: Form, folder: Path) -> Found:
