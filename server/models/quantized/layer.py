@@ -20,10 +20,10 @@ _SILU = ("SiLU", "SiLUActivation")
 class _Heads(NamedTuple):
     """Memory for what attention is asked, and views of it."""
 
-    address: int
-    queries: torch.Tensor  # [1, H, T, D]
-    keys: torch.Tensor  # [1, Hkv, T, D]
-    values: torch.Tensor  # [1, Hkv, T, D]
+    rows: torch.Tensor  # [T, (H + 2 * Hkv) * D]
+    queries: torch.Tensor  # [T, H, D]
+    keys: torch.Tensor  # [T, Hkv, D]
+    values: torch.Tensor  # [T, Hkv, D]
 
 
 class Workspace:
@@ -52,8 +52,8 @@ class Workspace:
         key = count, query_heads, kv_heads, size
         if key not in self._heads:
             rows = self.rows(count, (query_heads + 2 * kv_heads) * size)
-            parts = rows.view(1, count, -1, size).transpose(1, 2).split([query_heads, kv_heads, kv_heads], 1)
-            self._heads = {key: _Heads(rows.data_ptr(), parts[0], parts[1], parts[2])}
+            parts = rows.view(count, -1, size).split([query_heads, kv_heads, kv_heads], 1)
+            self._heads = {key: _Heads(rows, parts[0], parts[1], parts[2])}
         return self._heads[key]
 
 
@@ -132,13 +132,12 @@ class QuantizedLayer(nn.Module):
         rows, hidden = hidden_states.shape[1], hidden_states.data_ptr()
         heads = self.workspace.heads(rows, *self.heads)
         before, (o, gate_up, down) = self._before[0], self._after
-        before.input, before.output = hidden, heads.address
+        before.input, before.output = hidden, heads.rows.data_ptr()
         before.cosines, before.sines = cosines.data_ptr(), sines.data_ptr()
         run(self._before, rows)
 
-        attended = longspan.attend(
-            self, heads.queries, heads.keys, heads.values, attention_mask, self.features
-        ).contiguous()
+        query, key, value = (part.transpose(0, 1)[None] for part in heads[1:])
+        attended = longspan.attend(self, query, key, value, attention_mask, self.features).contiguous()
 
         between = self.workspace.rows(rows, gate_up.outputs).data_ptr()
         o.input, o.output = attended.data_ptr(), hidden

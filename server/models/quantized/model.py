@@ -15,6 +15,7 @@ from server.models.quantized.embedding import packed_embedding
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.native import Stage, run
 from server.models.quantized.packing import Packed
+from server.models.quantized.rotary import RotaryTable
 from server.models.quantized.stack import QuantizedStack
 
 # Kinds of rotary embedding whose frequencies stay what they are at first.
@@ -72,6 +73,7 @@ class QuantizedModel(nn.Module):
         self.embedding, self.scaling, self.decoder = embedding, scaling, decoder
         self.norm, self.head, self.config = norm, head, config
         self.register_buffer("inv_freq", inv_freq)
+        self._rotary = RotaryTable(inv_freq, scaling)
         self._last = (Stage * 1)(head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon))
 
     @classmethod
@@ -144,14 +146,7 @@ class QuantizedModel(nn.Module):
             use_cache: must be false: keys and values are kept by ``longspan``.
         """
         assert not use_cache
-        angles = position_ids[0, :, None].float() * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)[None]
-        embedded = self.embedding(input_ids[0])[None]
-        hidden = self.decoder(
-            embedded,
-            position_embeddings=(angles.cos() * self.scaling, angles.sin() * self.scaling),
-            longspan=longspan,
-        )[0]
+        hidden = self.decoder.run(self.embedding(input_ids[0]), self._rotary.at(position_ids[0]), longspan)
         rows = (hidden if logits_to_keep is None else hidden[logits_to_keep]).contiguous()
         logits = rows.new_empty(len(rows), self.head.out_features)
         stage = self._last[0]

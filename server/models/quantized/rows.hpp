@@ -146,7 +146,8 @@ inline void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
 // Norms of the heads of a row, where there are any, and rotary embedding of halves.
 inline void rotate_row(const Stage& stage, int64_t row) {
   const int64_t size = stage.head_size, half = size / 2;
-  const float *cosines = stage.cosines + row * size, *sines = stage.sines + row * size;
+  const int64_t position = stage.positions ? stage.positions[row] : row;
+  const float *cosines = stage.cosines + position * size, *sines = stage.sines + position * size;
   for (int64_t head = 0; head < stage.query_heads + stage.key_heads; ++head) {
     float* x = stage.output + row * stage.output_stride + head * size;
     const float* norm = head < stage.query_heads ? stage.query_norm : stage.key_norm;

@@ -13,6 +13,7 @@ from attention.hook import Attend, Step
 from attention.kernels.cpu.chain import Chain, Program, table
 from server.models.quantized.layer import QuantizedLayer, Workspace
 from server.models.quantized.native import Stage, chained
+from server.models.quantized.rotary import Angles
 
 # Of a layer: queries, keys and values; attention's output; gate and up; down.
 _STAGES = 4
@@ -44,6 +45,7 @@ class QuantizedStack(nn.Module):
         # What follows a layer's attention and what precedes the next one's go in one call.
         counts = [1, *[_STAGES] * (len(layers) - 1), _STAGES - 1]
         self._runs, self._calls = chained(self._stages, counts)
+        self._placed: tuple[int, ...] = ()
         self._program: Program | None = None
         self._chain: Chain | None = None
 
@@ -62,33 +64,56 @@ class QuantizedStack(nn.Module):
         **more: Any,
     ) -> torch.Tensor:
         """See ``FusedLayer.forward``."""
+        assert position_embeddings is not None
+        cosines, sines = (angles[0].contiguous() for angles in position_embeddings)
+        angles = Angles(cosines, sines, None)
+        return self.run(hidden_states[0], angles, longspan, attention_mask, **more)[None]
+
+    def run(
+        self,
+        hidden: torch.Tensor,
+        angles: Angles,
+        longspan: Attend | None,
+        attention_mask: torch.Tensor | None = None,
+        **more: Any,
+    ) -> torch.Tensor:
+        """What the layers make of rows ``[T, C]``, which are overwritten."""
         if not isinstance(longspan, Step) or longspan.program is None or attention_mask is not None:
+            states, embeddings = hidden[None], angles.by_token()
             for layer in self.layers:
-                hidden_states = layer(
-                    hidden_states,
+                states = layer(
+                    states,
                     attention_mask=attention_mask,
-                    position_embeddings=position_embeddings,
+                    position_embeddings=embeddings,
                     longspan=longspan,
                     **more,
                 )
-            return hidden_states
-        assert position_embeddings is not None
-        assert hidden_states.is_contiguous()
-        cosines, sines = (angles.contiguous() for angles in position_embeddings)
-        rows, hidden = hidden_states.shape[1], hidden_states.data_ptr()
-        between = self._workspace.rows(rows, self._widest).data_ptr()
+            return states[0]
+        assert hidden.is_contiguous()
+        rows = len(hidden)
+        between = self._workspace.rows(rows, self._widest)
         heads = self._workspace.heads(rows, *self._heads)
         attended = self._workspace.attended(rows, self._heads[0], self._heads[2])
+        places = hidden, heads.rows, attended, between, angles.cosines, angles.sines
+        self._place(*(tensor.data_ptr() for tensor in places))
+        positions = None if angles.positions is None else angles.positions.data_ptr()
+        self._stages["positions"][::_STAGES] = positions or 0
+        self._runs["rows"], self._runs["threads"] = rows, torch.get_num_threads()
+        longspan.program.prepare(longspan.batch, heads.queries, heads.keys, heads.values, attended)
+        self._chained(longspan.program).run()
+        return hidden
+
+    def _place(self, *places: int) -> None:
+        """Says where rows lie; from step to step they mostly stay."""
+        if places == self._placed:
+            return
+        self._placed = places
+        hidden, heads, attended, between, cosines, sines = places
         before, o, gate_up, down = (self._stages[k::_STAGES] for k in range(_STAGES))
         before["input"] = o["output"] = gate_up["input"] = down["output"] = hidden
-        before["output"], o["input"] = heads.address, attended.data_ptr()
+        before["output"], o["input"] = heads, attended
         gate_up["output"] = down["input"] = between
-        before["cosines"], before["sines"] = cosines.data_ptr(), sines.data_ptr()
-        self._runs["rows"], self._runs["threads"] = rows, torch.get_num_threads()
-        queries, keys, values = (part[0].transpose(0, 1) for part in heads[1:])
-        longspan.program.prepare(longspan.batch, queries, keys, values, attended)
-        self._chained(longspan.program).run()
-        return hidden_states
+        before["cosines"], before["sines"] = cosines, sines
 
     def _chained(self, program: Program) -> Chain:
         if self._chain is None or self._program is not program:

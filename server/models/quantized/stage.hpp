@@ -12,8 +12,9 @@ struct Stage {
   const uint16_t* scales;
   const float* bias;      // [outputs] or null
   float* output;          // [rows, outputs]
-  const float* cosines;   // [rows, head_size], where the first heads of the output are rotated; or null
+  const float* cosines;   // [positions, head_size], where the first heads of the output are rotated; or null
   const float* sines;
+  const int64_t* positions;  // [rows]; or null: each row's is its own number
   const float* query_norm;  // [head_size], weights of an RMSNorm of each head before; or null
   const float* key_norm;
   int64_t input_stride, output_stride, inputs, outputs, bits;
