@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -63,6 +64,20 @@ KERNELS: dict[str, str] = {
 _FULL = Full()
 
 
+class Alike(NamedTuple):
+    """Layers whose queries see the same keys.
+
+    Attributes:
+        pattern: the rule in force.
+        window: their own sliding window, or ``None``.
+        layers: their indices.
+    """
+
+    pattern: Pattern
+    window: int | None
+    layers: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """What a deployment runs.
@@ -74,6 +89,7 @@ class Attention:
         reason: why this kernel, in words.
         layers: the model's attention layers.
         family: the backend has several patterns, which its option ``pattern`` chooses among.
+        kinds: the layers by what their queries see.
     """
 
     backend: str
@@ -82,6 +98,17 @@ class Attention:
     reason: str
     layers: tuple[LayerSpec, ...]
     family: bool = False
+    kinds: tuple[Alike, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        alike: dict[tuple[bool, int | None], list[LayerSpec]] = {}
+        for layer in self.layers:
+            alike.setdefault((layer.index in self.pattern.dense_layers, layer.window), []).append(layer)
+        kinds = (
+            Alike(self.pattern_of(layers[0]), window, tuple(layer.index for layer in layers))
+            for (_, window), layers in alike.items()
+        )
+        object.__setattr__(self, "kinds", tuple(kinds))
 
     @property
     def options(self) -> dict[str, str]:
@@ -100,7 +127,7 @@ class Attention:
         expired, a page stays expired.
         """
         first, stop = 0, seq_len // page_size
-        for pattern, window in {(self.pattern_of(layer), layer.window) for layer in self.layers}:
+        for pattern, window, _ in self.kinds:
             gone = pattern.expired(seq_len, page_size)
             behind = 0 if window is None else max(0, seq_len - window + 1) // page_size
             if behind >= gone.start:

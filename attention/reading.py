@@ -10,7 +10,7 @@ import numpy as np
 from attention.backends import Attention
 from attention.kernels.base import spans_of
 from attention.patterns.base import ContentPattern, Pattern
-from attention.types import AttentionBatch, LayerSpec
+from attention.types import AttentionBatch
 
 
 class LayerReads(NamedTuple):
@@ -51,18 +51,12 @@ def pages_of(attention: Attention, batch: AttentionBatch) -> Pages:
     """
     pages = [-(-length // batch.page_size) for length in batch.seq_lens]
     total = sum(pages)
-    kinds: dict[tuple[bool, int | None], list[LayerSpec]] = {}
-    exempt = attention.pattern.dense_layers
-    for layer in attention.layers:
-        kinds.setdefault((layer.index in exempt, layer.window), []).append(layer)
     found = []
-    for (_, window), layers in kinds.items():
-        pattern = attention.pattern_of(layers[0])
-        indices = tuple([layer.index for layer in layers])
+    for pattern, window, layers in attention.kinds:
         if pattern.dense and window is None:
-            found.append(LayerReads(indices, total, _pairs(batch)))
+            found.append(LayerReads(layers, total, _pairs(batch)))
         else:
-            found.append(LayerReads(indices, *_seen(pattern, window, batch, pages)))
+            found.append(LayerReads(layers, *_seen(pattern, window, batch, pages)))
     read = sum(len(reads.layers) * reads.pages for reads in found)
     return Pages(read, len(attention.layers) * total - read, tuple(found))
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from attention.formats import narrowed, put
 from attention.patterns.base import ContentPattern, Pattern
 from attention.transfer import send
 
@@ -97,23 +98,31 @@ class AttentionBatch:
             prompt_lens: for each sequence, the tokens that were given to it; ``None`` for all so far.
         """
         device = torch.device(device)
-        have, add = np.asarray(computed, dtype=np.int64), np.asarray(counts, dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(add)])
+        have, add = np.array(computed, dtype=np.int64), np.array(counts, dtype=np.int64)
         table = np.zeros((len(pages), max(map(len, pages))), dtype=np.int32)
         for row, owned in zip(table, pages, strict=True):
             row[: len(owned)] = owned
-        owner = np.repeat(np.arange(len(pages)), add)
-        positions = np.arange(starts[-1]) - starts[owner] + have[owner]
-        slots = table[owner, positions // page_size].astype(np.int64) * page_size + positions % page_size
-        return cls(
-            query_starts=starts.tolist(),
-            seq_lens=(have + add).tolist(),
-            prompt_lens=(have + add).tolist() if prompt_lens is None else list(prompt_lens),
+        sequences = np.arange(len(pages))
+        if max(counts) == 1:  # decodes: this is done for every token, and each call costs
+            starts, owners, positions = range(len(pages) + 1), sequences, have
+        else:
+            edges = np.concatenate([[0], np.cumsum(add)])
+            owners = np.repeat(sequences, add)
+            positions = np.arange(edges[-1]) - edges[owners] + have[owners]
+            starts = edges.tolist()
+        slots = table[owners, positions // page_size] * np.int64(page_size) + positions % page_size
+        seq_lens = (have + add).tolist()
+        batch = cls(
+            query_starts=list(starts),
+            seq_lens=seq_lens,
+            prompt_lens=list(seq_lens if prompt_lens is None else prompt_lens),
             page_table=send(torch.from_numpy(table), device),
             slots=send(torch.from_numpy(slots), device),
             positions=send(torch.from_numpy(positions), device),
             page_size=page_size,
         )
+        batch.plans["host owners"] = torch.from_numpy(owners)
+        return batch
 
     @property
     def size(self) -> int:
@@ -187,20 +196,8 @@ class LayerCache(NamedTuple):
 
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Stores ``key`` ``[T, kv_heads, head_size]`` and ``value``, ``narrowed``, at ``slots`` ``[T]``."""
-        self.keys.view(-1, *self.keys.shape[2:])[slots] = narrowed(key, self.keys.dtype)
-        self.values.view(-1, *self.values.shape[2:])[slots] = narrowed(value, self.values.dtype)
-
-
-def narrowed(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers in another format, and NaN where that has no finite number for them.
-
-    An infinite key can hide: where a query's number is negative, the product is minus infinity and the token
-    gets no weight. NaN shows in the logits of every query that sees it.
-    """
-    result = numbers.to(dtype)
-    if torch.finfo(dtype).max >= torch.finfo(numbers.dtype).max:
-        return result
-    return result.sub_(result - result)  # infinity less itself
+        for pages, numbers in ((self.keys, key), (self.values, value)):
+            put(pages.view(-1, *pages.shape[2:]), slots, narrowed(numbers, pages.dtype))
 
 
 class PagedCache:

@@ -38,7 +38,7 @@ def backends(
         str | None, typer.Option(metavar="auto|float32|bfloat16|float16", help=_OF_SERVE)
     ] = None,
     kv_dtype: Annotated[
-        str | None, typer.Option(metavar="auto|float32|bfloat16|float16", help=_OF_SERVE)
+        str | None, typer.Option(metavar="auto|float32|bfloat16|float16|float8_e4m3", help=_OF_SERVE)
     ] = None,
     page_size: Annotated[str | None, typer.Option(metavar="INTEGER", help=_OF_SERVE)] = None,
     cache_dir: Annotated[str | None, typer.Option(metavar="PATH", help=_OF_SERVE)] = None,
@@ -203,4 +203,6 @@ def _document(
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    from attention.formats import format_name
+
+    return format_name(dtype)

@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         "auto", description="What computes attention: auto, or a name that longspan backends shows."
     )
 
-    kv_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "float8_e4m3"] = Field(
         "auto",
         description="Number format of the KV cache. auto: float16 if weights are packed, else the model's.",
     )

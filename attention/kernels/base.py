@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from attention.formats import CACHE_FORMATS, format_name
 from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
@@ -158,6 +159,14 @@ def locate(
     """
     pages = batch.page_table[sequences, positions // batch.page_size].long()
     return pages * batch.page_size + positions % batch.page_size, pages != 0
+
+
+def format_refusal(name: str, dtype: torch.dtype) -> list[str]:
+    """The reason, if a cache in ``dtype`` cannot be read by a kernel that reads all of ``CACHE_FORMATS``."""
+    if dtype in CACHE_FORMATS.values():
+        return []
+    *most, last = CACHE_FORMATS
+    return [f"{name} reads {', '.join(most)} or {last}, not {format_name(dtype)}"]
 
 
 def layer_ranges(layers: list[LayerSpec]) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from attention.formats import format_name
 from attention.kernels.base import layer_ranges, locate
 from attention.patterns.base import Pattern
 from attention.patterns.sliding_window import SlidingWindow
@@ -53,7 +54,7 @@ def refusals(
     elif found < (8, 0):
         reasons.append(f"{name} needs compute capability 8.0, this device has {found[0]}.{found[1]}")
     if dtype not in _DTYPES:
-        reasons.append(f"{name} computes in float16 or bfloat16, not {str(dtype).removeprefix('torch.')}")
+        reasons.append(f"{name} computes in float16 or bfloat16, not {format_name(dtype)}")
     if isinstance(pattern, SlidingWindow) and pattern.sinks:
         reasons.append(f"{name} computes sliding_window without sinks only, not with sinks={pattern.sinks}")
     elif not _windowed(pattern):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attention.formats import narrowed
 from attention.kernels.base import Kernel, layer_ranges
 from attention.kernels.cuda_packages import (
     Lengths,
@@ -30,7 +31,7 @@ from attention.kernels.cuda_packages import (
     window_of,
 )
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 
 class _Interface(ABC):

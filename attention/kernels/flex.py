@@ -19,9 +19,10 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from attention.kernels.base import Kernel, layer_ranges, locate, spans_within
+from attention.formats import wider
+from attention.kernels.base import Kernel, format_refusal, layer_ranges, locate, spans_within
 from attention.kernels.plan import Rows, plan_alone, split, union
-from attention.kernels.sdpa import DTYPES, attend_rows, gather
+from attention.kernels.sdpa import attend_rows, gather
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
@@ -64,8 +65,7 @@ class Flex(Kernel):
             reasons.append(f"flex cannot compute {pattern.name} with in-cache positions")
         if sinks := [layer for layer in layers if layer.sinks]:
             reasons.append(f"flex lacks learned sinks ({layer_ranges(sinks)})")
-        if dtype not in DTYPES:
-            reasons.append(f"flex computes in float32, bfloat16 or float16, not {str(dtype)[6:]}")
+        reasons += format_refusal(self.name, dtype)
         if device.type == "cpu":
             reasons += _lacking_on_cpu()
         elif device.type == "cuda":
@@ -87,7 +87,7 @@ class Flex(Kernel):
         turned: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``; computes in the format that holds queries and keys alike."""
-        dtype = torch.promote_types(query.dtype, cache.keys.dtype)
+        dtype = wider(query.dtype, cache.keys.dtype)
         # Soft-capping is beyond the path of sdpa, so even a row that stands alone is a chunk then.
         capped = layer.softcap is not None
         key = (self.name, layer.window, pattern, dtype, capped)

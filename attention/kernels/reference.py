@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from attention.formats import taken
 from attention.kernels.base import Kernel, choosing_rows, locate, visibility
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec
@@ -50,8 +51,8 @@ class Reference(Kernel):
             positions = torch.arange(seq_len, device=query.device)
             slots, there = locate(batch, torch.tensor(b, device=query.device), positions)
             positions, slots = positions[there], slots[there]
-            keys = cache.keys.flatten(0, 1)[slots].float()
-            values = cache.values.flatten(0, 1)[slots].float()
+            keys = taken(cache.keys.flatten(0, 1), slots).float()
+            values = taken(cache.values.flatten(0, 1), slots).float()
             # What lies on pages that are gone is behind the layer's window, but it counts as tokens.
             whole = keys.new_zeros(seq_len, *keys.shape[1:])
             whole[positions] = keys

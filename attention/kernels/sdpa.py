@@ -12,13 +12,12 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention.kernels.base import Kernel, choosing_rows, layer_ranges, spans_within
+from attention.formats import taken, wider
+from attention.kernels.base import Kernel, choosing_rows, format_refusal, layer_ranges, spans_within
 from attention.kernels.plan import Block, Plan, Rows, plan_batch, plan_rows
 from attention.patterns.base import ContentPattern, Pattern
 from attention.transfer import send
 from attention.types import AttentionBatch, LayerCache, LayerSpec
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # What rows that choose by content may gather at once, and the masks of a block with turned queries take.
 _GATHER_BYTES = 64 << 20
@@ -46,9 +45,7 @@ class Sdpa(Kernel):
             reasons.append(f"{self.name} lacks soft-capping ({layer_ranges(capped)})")
         if sinks := [layer for layer in layers if layer.sinks]:
             reasons.append(f"{self.name} lacks learned sinks ({layer_ranges(sinks)})")
-        if dtype not in DTYPES:
-            reasons.append(f"{self.name} computes in float32, bfloat16 or float16, not {str(dtype)[6:]}")
-        return reasons
+        return reasons + format_refusal(self.name, dtype)
 
     def forward(
         self,
@@ -67,7 +64,7 @@ class Sdpa(Kernel):
         """
         if not pattern.turned:
             turned = None
-        dtype = torch.promote_types(query.dtype, cache.keys.dtype) if turned is None else torch.float32
+        dtype = wider(query.dtype, cache.keys.dtype) if turned is None else torch.float32
         key = (self.name, layer.window, pattern, dtype)
         plan: Plan = batch.plan(key, lambda: plan_batch(batch, layer.window, pattern, dtype))
         output = query.new_empty(*query.shape[:2], layer.value_size)
@@ -133,7 +130,7 @@ def _items(query: torch.Tensor, rows: Rows, shared: int) -> torch.Tensor:
 def gather(pages: torch.Tensor, slots: torch.Tensor, heads: int = 1) -> torch.Tensor:
     """The tokens ``[*slots.shape, Hkv / heads, D]`` of ``pages`` ``[P, page_size, Hkv, D]`` at ``slots``."""
     tokens = pages.view(-1, pages.shape[2] // heads, pages.shape[3])
-    return tokens.index_select(0, slots.flatten()).unflatten(0, slots.shape)
+    return taken(tokens, slots.flatten()).unflatten(0, slots.shape)
 
 
 def _attend_block(
@@ -180,7 +177,7 @@ def _attend_choosing(
     output: torch.Tensor,
 ) -> None:
     """Computes the rows that choose by content; ``query`` as the model gave it."""
-    dtype = torch.promote_types(query.dtype, cache.keys.dtype)
+    dtype = wider(query.dtype, cache.keys.dtype)
     cast = query.to(dtype).contiguous()
     most = _GATHER_BYTES // ((layer.head_size + layer.value_size) * dtype.itemsize)
     key = ("choosing in parts", pattern, layer.window, layer.kv_heads)

@@ -35,6 +35,21 @@ def _product(left, right, total):
 
 
 @triton.jit
+def _widened(codes, like):
+    """Numbers of float8_e4m3, given as bytes, in the format of ``like``; any others as they are.
+
+    Done with whole numbers since not every GPU knows the format. In float16, whose exponents are biased by
+    8 more, the same bits are 2^-8 of the number. All ones are no number: the exponent's first bit is added.
+    """
+    if codes.dtype == tl.uint8:
+        wide = codes.to(tl.uint16)
+        bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+        bits |= (bits + 0x80) & 0x4000
+        codes = (bits.to(tl.float16, bitcast=True) * 256.0).to(like.dtype)
+    return codes
+
+
+@triton.jit
 def _tanh(x):
     """From powers of 2 that cannot overflow; ``x`` has been multiplied by twice the binary logarithm of e."""
     fall = tl.exp2(-tl.abs(x))
@@ -115,13 +130,15 @@ def _accumulate(
         key = tl.load(
             keys + slots[None, :] * key_stride + at_d[:, None],
             mask=there[None, :] & (at_d < HEAD_SIZE)[:, None],
-            other=0.0,
+            other=0,
         )
         value = tl.load(
             values + slots[:, None] * value_stride + at_v[None, :],
             mask=there[:, None] & (at_v < VALUE_SIZE)[None, :],
-            other=0.0,
+            other=0,
         )
+        key = _widened(key, query)
+        value = _widened(value, query)
         logits = _product(query, key, tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32))
         if SOFTCAP:
             logits = _tanh(logits * inner)
@@ -204,8 +221,9 @@ def attend(
         partial_log: float32 ``[items, grid[1], BLOCK_M]``: the logarithm of each part's denominator.
         query: ``[T, KV_HEADS * GROUP, HEAD_SIZE]``, and its strides.
         turned: the same as they meet the first tokens, if that differs.
-        keys: ``[slots, KV_HEADS, HEAD_SIZE]``, and its strides.
-        values: ``[slots, KV_HEADS, VALUE_SIZE]``, and its strides.
+        keys: ``[slots, KV_HEADS, HEAD_SIZE]`` in the queries' number format or, as bytes, in float8_e4m3, and
+            its strides.
+        values: ``[slots, KV_HEADS, VALUE_SIZE]``, likewise, and its strides.
         table: int32 ``[B, P]``, the page table, and its stride.
         sinks: ``[KV_HEADS * GROUP]``, the learned sinks, if there are.
         blocks: int32 ``[blocks, BLOCK_FIELDS]``.
@@ -270,7 +288,7 @@ def attend(
                 other=0.0,
             )
             .to(tl.float32)
-            .to(keys.dtype.element_ty)
+            .to(query.dtype.element_ty)
         )
         total, most, sums = _accumulate(
             tile,
@@ -316,7 +334,7 @@ def attend(
             other=0.0,
         )
         .to(tl.float32)
-        .to(keys.dtype.element_ty)
+        .to(query.dtype.element_ty)
     )
     total, most, sums = _accumulate(
         tile,

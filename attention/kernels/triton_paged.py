@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attention.kernels.base import Kernel, choosing_rows, layer_ranges, spans_within
+from attention.formats import narrowed
+from attention.kernels.base import Kernel, choosing_rows, format_refusal, layer_ranges, spans_within
 from attention.kernels.triton_plan import (
     COVER_FIELDS,
     LOG2_E,
@@ -23,9 +24,7 @@ from attention.kernels.triton_plan import (
 )
 from attention.patterns.base import ContentPattern, Pattern
 from attention.transfer import send
-from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 # Before this, the hardware has neither bfloat16 nor copies to shared memory that run by themselves.
 _LEAST_CAPABILITY = (8, 0)
@@ -75,8 +74,7 @@ class Triton(Kernel):
                 f"triton computes on a CUDA device, not on {device.type} (where its interpreter can, for "
                 "tests: TRITON_INTERPRET=1)"
             )
-        if dtype not in _DTYPES:
-            reasons.append(f"triton computes in float32, bfloat16 or float16, not {str(dtype)[6:]}")
+        reasons += format_refusal(self.name, dtype)
         if large := [layer for layer in layers if max(layer.head_size, layer.value_size) > _LARGEST_HEAD]:
             reasons.append(f"triton takes head sizes up to {_LARGEST_HEAD} ({layer_ranges(large)})")
         return reasons
@@ -91,19 +89,23 @@ class Triton(Kernel):
         sinks: torch.Tensor | None,
         turned: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``Kernel.forward``; queries are rounded to the cache's number format."""
+        """See ``Kernel.forward``; queries are rounded to the cache's format, unless that has 8 bits."""
         heads = Heads(layer.kv_heads, layer.query_heads // layer.kv_heads)
         processors, shared_memory = _multiprocessors(query.device)
-        alone, together = tiles(layer, cache.keys.dtype, shared_memory)
+        dtype = cache.keys.dtype
+        if dtype == torch.float8_e4m3fn:
+            dtype = query.dtype
+            cache = cache._replace(keys=cache.keys.view(torch.uint8), values=cache.values.view(torch.uint8))
+        alone, together = tiles(layer, dtype, shared_memory)
         output = query.new_empty(*query.shape[:2], layer.value_size)
         call = _Call(
             layer,
             heads,
-            _dense_heads(narrowed(query, cache.keys.dtype)),
+            _dense_heads(narrowed(query, dtype)),
             cache,
             batch,
             sinks,
-            None if turned is None else _dense_heads(narrowed(turned, cache.keys.dtype)),
+            None if turned is None else _dense_heads(narrowed(turned, dtype)),
             output,
         )
         if isinstance(pattern, ContentPattern):
@@ -146,7 +148,7 @@ def tiles(layer: LayerSpec, dtype: torch.dtype, shared_memory: int) -> tuple[Til
 
     Args:
         layer: what the layer asks for.
-        dtype: number format of the cache.
+        dtype: number format of products.
         shared_memory: bytes for each multiprocessor.
     """
     group = layer.query_heads // layer.kv_heads

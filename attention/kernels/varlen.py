@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
+from attention.formats import narrowed
 from attention.kernels.base import Kernel
 from attention.kernels.cuda_packages import Lengths, gather, gathered, refusals, window_of
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec, narrowed
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 # What the implementation within torch, FlashAttention-2, can read in place.
 _PAGE_MULTIPLE = 256

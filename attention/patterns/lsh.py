@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from attention.formats import taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import blocks
 from attention.patterns.options import NumberedPattern
@@ -84,7 +85,9 @@ class Lsh(NumberedPattern, ContentPattern):
     def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
         """See ``ContentPattern.update``; the step's tokens."""
         assert cache.digest is not None
-        cache.digest.flatten(0, 1)[batch.slots] = self._hash(layer, cache.keys.flatten(0, 1)[batch.slots])
+        cache.digest.flatten(0, 1)[batch.slots] = self._hash(
+            layer, taken(cache.keys.flatten(0, 1), batch.slots)
+        )
 
     def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
         """See ``ContentPattern.chooses``; every query does."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from attention.formats import put, taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import blocks
 from attention.patterns.options import NumberedPattern
@@ -78,7 +79,7 @@ class TopK(NumberedPattern, ContentPattern):
         assert cache.digest is not None
         pages = self.completed(batch)
         if len(pages):
-            cache.digest[pages] = _digests(cache.keys[pages])
+            put(cache.digest, pages, _digests(taken(cache.keys, pages)))
 
     @staticmethod
     def completed(batch: AttentionBatch) -> torch.Tensor:
@@ -138,7 +139,7 @@ class TopK(NumberedPattern, ContentPattern):
             if block.pages.shape[1] <= self.sink_pages + self.choices(page_size) + self.recent_pages:
                 ranges[block.rows, :, 0, 1] = block.positions[..., None] + 1
                 continue
-            digests = cache.digest.index_select(0, block.pages.flatten()).unflatten(0, block.pages.shape)
+            digests = taken(cache.digest, block.pages.flatten()).unflatten(0, block.pages.shape)
             picked = self._pick(layer, query[block.rows], block.positions, digests, page_size)
             recent = (block.positions // page_size - self.recent_pages + 1).clamp(min=0) * page_size
             between = pad(picked, (0, width - picked.shape[-1]), value=block.pages.shape[1])
@@ -193,7 +194,9 @@ class TopK(NumberedPattern, ContentPattern):
 
 def _digests(pages: torch.Tensor) -> torch.Tensor:
     """``[P, 2, Hkv, D]``: the smallest and the largest numbers of keys ``[P, page_size, Hkv, D]``."""
-    return torch.stack(pages.aminmax(dim=1), dim=1)
+    # torch compares no numbers of 8 bits, which float16 holds.
+    wide = pages.half() if pages.dtype == torch.float8_e4m3fn else pages
+    return torch.stack(wide.aminmax(dim=1), dim=1).to(pages.dtype)
 
 
 def _scores(

@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from attention.backends import UnsupportedError, resolve
+from attention.formats import format_name
 from attention.survey import survey as survey_backends
 from attention.types import PagedCache
 from loadtest.compare.candidates import parse
@@ -65,7 +66,7 @@ def survey(plan: Plan) -> Told:
         "context_length": loaded.context_length,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "weights": prepared.weights,
-        "kv_dtype": str(prepared.kv_dtype).removeprefix("torch."),
+        "kv_dtype": format_name(prepared.kv_dtype),
         "device": torch.cuda.get_device_name() if on_cuda else "cpu",
     }
     versions = {name: importlib.metadata.version(name) for name in ("longspan", "torch", "transformers")}

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.formats import format_name
 from attention.types import PagedCache
 from server.engine.core import EngineCore
 from server.engine.hardware import memory_bytes, used_bytes
@@ -69,7 +70,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         vocabulary_size=loaded.vocabulary_size,
         context_length=context_length,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        kv_dtype=str(kv_dtype).removeprefix("torch."),
+        kv_dtype=format_name(kv_dtype),
         weights=weights,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         attention_backend=attention.backend,

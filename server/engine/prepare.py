@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from attention.backends import Attention, UnsupportedError, make_pattern, resolve
+from attention.formats import CACHE_FORMATS
 from attention.patterns.full import Full
 from server.engine.types import RefusedError
 from server.models.check import differs, oracle_logits, sample_logits, self_check, served_check
@@ -84,7 +85,8 @@ def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) 
     kv_dtype = cache_format(settings, loaded, weights)
     attention, check_with = _choose(settings, loaded, "cpu", kv_dtype)
     whole = replace(loaded, context_length=kept.length)
-    wrong = differs(kept.sample, sample_logits(whole, check_with, settings.page_size, kv_dtype))
+    sample = sample_logits(whole, check_with, settings.page_size, kv_dtype)
+    wrong = differs(kept.sample, sample, kv_dtype=kv_dtype)
     if wrong:
         log.warning("the packed weights in %s are made again: %s", file, wrong)
         return None
@@ -189,5 +191,5 @@ def _reach(settings: Settings) -> int | None:
 def cache_format(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
     """Number format of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
     if settings.kv_dtype != "auto":
-        return getattr(torch, settings.kv_dtype)
+        return CACHE_FORMATS[settings.kv_dtype]
     return torch.float16 if "int" in weights else loaded.dtype

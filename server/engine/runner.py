@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.formats import format_name
 from attention.hook import Step
 from attention.reading import Pages, pages_of
 from attention.rope import LengthRope
@@ -93,22 +94,22 @@ class Runner:
             self.device,
             prompt_lens=[s.prompt_len for s, _ in works],
         )
-        ids = np.concatenate(
-            [np.asarray(s.tokens[s.computed : s.computed + n], dtype=np.int64) for s, n in works]
-        )
+        ids = np.array([i for s, n in works for i in s.tokens[s.computed : s.computed + n]], dtype=np.int64)
         caught_up = [b for b, (s, n) in enumerate(works) if n == s.remaining]
         last_rows = [batch.query_starts[b + 1] - 1 for b in caught_up]
         echo = [self._echo_rows(work, batch.query_starts[b]) for b, work in enumerate(works)]
         keep = last_rows + [row for rows in echo for row in rows]
-        if not keep:
-            keep = [0]  # an empty selection is not something every model's head can handle
+        selection = {}
+        if not len(keep) == len(last_rows) == len(ids):
+            # An empty selection is not something every model's head can handle.
+            selection = {"logits_to_keep": send(torch.tensor(keep or [0]), self.device)}
         with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, works)):
             logits = self.model(
                 input_ids=send(torch.from_numpy(ids), self.device)[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
-                logits_to_keep=send(torch.tensor(keep), self.device),
                 longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program),
+                **selection,
             ).logits[0]
         sequences = [works[b].sequence for b in caught_up]
         tokens, logprobs = self._sample(sequences, logits[: len(last_rows)])
@@ -123,8 +124,8 @@ class Runner:
         if most >= torch.finfo(self.model.dtype).max:
             return ""
         return (
-            f"; a key or value beyond {most:g}, the most that a KV cache in {str(dtype)[6:]} holds, does it: "
-            "choose another --kv-dtype"
+            f"; a key or value beyond {most:g}, the most that a KV cache in {format_name(dtype)} holds, does "
+            "it: choose another --kv-dtype"
         )
 
     @staticmethod

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from attention.backends import Attention, resolve
+from attention.formats import format_name
 from attention.hook import Step
 from attention.types import AttentionBatch, PagedCache
 from server.engine.types import RefusedError
@@ -16,8 +17,8 @@ from server.models.loaded import LoadedModel
 # The largest root mean square error of a position's logits, as a share of their standard deviation. Rounding
 # stays well below; a bias, an offset or a mask that is lost shows as 0.1 to 1 nearly everywhere.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
-# What a cache in another format than the model's adds; 0.004 and 0.03 were met.
-_CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.08}
+# What a cache in another format than the model's adds; 0.004, 0.03 and 0.2 were met.
+_CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.08, torch.float8_e4m3fn: 0.5}
 # The share of positions that must stay within it where rounding can do more: with 16 bits, and where a token
 # can be sent to other experts, which changes its logits at will.
 _SHARE = 0.75
@@ -96,9 +97,9 @@ def _check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype
     most = torch.finfo(kv_dtype).max
     if most < torch.finfo(loaded.dtype).max and bool(logits.isnan().any()):
         raise RefusedError(
-            f"with a KV cache in {str(kv_dtype)[6:]}, which holds numbers up to {most:g}, logits of "
+            f"with a KV cache in {format_name(kv_dtype)}, which holds numbers up to {most:g}, logits of "
             f"{loaded.architecture} are no numbers; choose --kv-dtype {str(loaded.dtype)[6:]}"
-            + (" or bfloat16" if kv_dtype == torch.float16 and loaded.dtype == torch.float32 else "")
+            + (" or bfloat16" if kv_dtype != torch.bfloat16 and loaded.dtype == torch.float32 else "")
         )
 
 
@@ -128,7 +129,7 @@ def served_check(before: torch.Tensor, after: torch.Tensor, weights: str, kv_dty
     tolerance = _PACKED_TOLERANCE if packed else _CACHE_TOLERANCE[kv_dtype]
     if not error <= tolerance:
         raise RefusedError(
-            f"with {weights} weights and a KV cache in {str(kv_dtype)[6:]} the model's logits differ by "
+            f"with {weights} weights and a KV cache in {format_name(kv_dtype)} the model's logits differ by "
             f"{error:.2g} of their standard deviation from those without either's rounding (up to "
             f"{tolerance:g} is rounding); choose "
             + (
@@ -159,12 +160,15 @@ def oracle_logits(loaded: LoadedModel) -> torch.Tensor:
     return _spread(logits)
 
 
-def differs(kept: torch.Tensor, now: torch.Tensor, *, same_kernel: bool = False) -> str:
+def differs(
+    kept: torch.Tensor, now: torch.Tensor, *, kv_dtype: torch.dtype = torch.float32, same_kernel: bool = False
+) -> str:
     """Compares what a packed model computes now with what it did when it was proven.
 
     Args:
         kept: its ``oracle_logits``.
         now: the same, or its ``sample_logits`` by any kernel over any cache.
+        kv_dtype: number format of the cache that ``now`` was computed over.
         same_kernel: ``now`` comes of ``oracle_logits`` in the same process, so that it must be nearer.
 
     Returns:
@@ -174,7 +178,7 @@ def differs(kept: torch.Tensor, now: torch.Tensor, *, same_kernel: bool = False)
         now = _spread(now)
     if now.shape != kept.shape:
         return f"it gives {list(now.shape)} logits instead of {list(kept.shape)}"
-    tolerance = _PARTS_TOLERANCE if same_kernel else _REPEATED_TOLERANCE
+    tolerance = _PARTS_TOLERANCE if same_kernel else max(_REPEATED_TOLERANCE, _CACHE_TOLERANCE[kv_dtype])
     error = float(relative_error(now, kept).quantile(_SHARE))
     if error <= tolerance:
         return ""

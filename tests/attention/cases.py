@@ -68,7 +68,8 @@ def make_case(
 ) -> Case:
     """``sequences`` are (length, query tokens). Only tokens on pages that have not expired are written.
 
-    A content pattern's digests are updated twice, as in serving: before the queries' own keys are written,
+    Where ``dtype`` has 8 bits, in which no model computes, queries and sinks are in float32. A content
+    pattern's digests are updated twice, as in serving: before the queries' own keys are written,
     and after. ``prompt_lens`` are the lengths if not given.
     """
     pattern = pattern or Full()
@@ -128,6 +129,8 @@ def make_case(
         pattern.update(layer, cache, batch)
     query = normal(starts[-1], layer.query_heads, layer.head_size)
     sinks = normal(layer.query_heads) if layer.sinks else None
+    if dtype.itemsize == 1:
+        query, sinks = query.float(), None if sinks is None else sinks.float()
     return Case(layer, cache, batch, query, keys, values, sinks)
 
 

@@ -91,7 +91,7 @@ def test_another_kernel_of_the_same_backend_is_nearest(monkeypatch):
     layers = [LayerSpec(0, 4, 2, 8, 8, 0.35, softcap=5.0, sinks=True)]
     assert refusal(layers=layers, kernel="sdpa", dtype=torch.float64) == (
         "sdpa lacks soft-capping (layer 0); sdpa lacks learned sinks (layer 0); "
-        "sdpa computes in float32, bfloat16 or float16, not float64; choose kernel reference or auto"
+        "sdpa reads float32, bfloat16, float16 or float8_e4m3, not float64; choose kernel reference or auto"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attention.formats import CACHE_FORMATS, narrowed
 from attention.kernels import flex
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.paged import CpuPaged
@@ -19,7 +20,7 @@ from attention.kernels.sdpa_flash import SdpaFlash
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
-from attention.types import LayerSpec, PagedCache, narrowed
+from attention.types import LayerSpec, PagedCache
 from tests.attention.cases import (
     Case,
     by_definition,
@@ -31,6 +32,8 @@ from tests.attention.cases import (
 )
 
 FORMATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+CACHED = st.sampled_from(list(CACHE_FORMATS.values()))
+SHORT = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 PLAIN = LayerSpec(0, 6, 2, 16, 16, 0.25)
 
 # There cpu_paged rounds queries to bfloat16 where keys are.
@@ -73,7 +76,7 @@ def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa(), SdpaFlash(), Flex()], ids=lambda kernel: kernel.name)
 def test_every_kernel_takes_queries_of_other_formats(kernel):
     @settings(max_examples=20, deadline=None)
-    @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, FORMATS, FORMATS)
+    @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, CACHED, FORMATS)
     def run(layer, shapes, page_size, pattern, seed, dtype, query_dtype):
         if isinstance(kernel, SdpaFlash):
             layer, pattern = PLAIN, Full()
@@ -88,7 +91,7 @@ def test_rows_that_choose_by_content(kernel):
     """The choice is by the rounded keys, in the digests as in the oracle."""
 
     @settings(max_examples=40, deadline=None)
-    @given(layers(), sequences(150, 3), page_sizes, content_patterns(), seeds, FORMATS, st.data())
+    @given(layers(), sequences(150, 3), page_sizes, content_patterns(), seeds, CACHED, st.data())
     def run(layer, shapes, page_size, pattern, seed, dtype, data):
         prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
         case = make_case(
@@ -99,7 +102,7 @@ def test_rows_that_choose_by_content(kernel):
     run()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", SHORT)
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
 def test_turned_queries(kernel, dtype):
     pattern = SlidingWindow(20, 4)
@@ -108,7 +111,7 @@ def test_turned_queries(kernel, dtype):
     check(kernel, case, pattern, torch.float32, 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", SHORT)
 def test_the_oracle_takes_keys_as_they_are_rounded(dtype):
     case = make_case(PLAIN, [(40, 1), (30, 12)], 8, dtype=dtype)
     case.query = torch.randn(case.query.shape)
@@ -129,14 +132,53 @@ def test_what_a_format_cannot_hold_becomes_no_number(numbers, own, dtype):
     torch.testing.assert_close(wide, before, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_are_rounded_to_the_nearest_of_8_bits_and_to_none_where_there_is_none(own):
+    """All numbers of float16, or those of float32 that lie about them, against a search among all codes."""
+    wide = torch.arange(1 << 16).int().short().view(torch.float16).float()
+    if own == torch.float32:
+        wide = torch.cat([wide, wide.nextafter(wide.new_tensor(0.0)), wide * 1.0001, wide * 1e30])
+    wide = wide.to(own)
+    codes = torch.arange(127, dtype=torch.uint8)
+    known = codes.view(torch.float8_e4m3fn).double()
+    size = wide.double().abs()
+    above = torch.searchsorted(known, size).clamp(1, 126)
+    down, up = size - known[above - 1], known[above] - size
+    nearest = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, above - 1)
+    # What would come after 448 is 480.
+    nearest = nearest.where(size <= 464, 127) | wide.signbit() * 128
+    found = narrowed(wide, torch.float8_e4m3fn).view(torch.uint8).long()
+    held = size <= 464
+    assert torch.equal(found[held], nearest[held])
+    assert (found[~held] % 128 == 127).all()
+    assert 0 < held.sum() < len(held)
+
+
+@pytest.mark.parametrize("saturating", [False, True])
+def test_whatever_torch_makes_of_what_is_too_large(saturating, monkeypatch):
+    """Some versions give the largest number, others none."""
+    to = torch.Tensor.to
+
+    def convert(tensor, dtype):
+        assert dtype == torch.float8_e4m3fn
+        fits = tensor.isnan() | (tensor.abs() <= 464)
+        return to(tensor.where(fits, 448.0 if saturating else torch.nan), dtype)
+
+    monkeypatch.setattr(torch.Tensor, "to", convert)
+    result = narrowed(torch.tensor([464.0, 465.0, -1e9, float("inf"), 1.0]), torch.float8_e4m3fn)
+    monkeypatch.undo()
+    assert torch.equal(result.float().nan_to_num(nan=-1), torch.tensor([448.0, -1, -1, -1, 1]))
+
+
 @pytest.mark.parametrize("kernel", [Reference(), CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("part", ["key", "value"])
-def test_a_number_beyond_the_format_shows_in_who_sees_it(kernel, part):
+@pytest.mark.parametrize(("dtype", "number"), [(torch.float16, 7e4), (torch.float8_e4m3fn, 500.0)], ids=str)
+def test_a_number_beyond_the_format_shows_in_who_sees_it(kernel, part, dtype, number):
     """As infinity it could hide: a query that points the other way would give the token no weight."""
-    cache = PagedCache([PLAIN], 11, 8, torch.float16).layers[0]
-    case = make_case(PLAIN, [(60, 60), (10, 10)], 8, dtype=torch.float16)
+    cache = PagedCache([PLAIN], 11, 8, dtype).layers[0]
+    case = make_case(PLAIN, [(60, 60), (10, 10)], 8, dtype=dtype)
     key, value = torch.ones(70, 2, 16), torch.ones(70, 2, 16)
-    (key if part == "key" else value)[20, 0, 3] = 7e4
+    (key if part == "key" else value)[20, 0, 3] = number
     cache.write(case.batch.slots, key, value)
     case.cache, case.query = cache, -torch.ones(70, 6, 16)
     failed = compute(kernel, case, Full()).isnan().any(dim=2)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec, UnsupportedError, resolve
+from attention.formats import CACHE_FORMATS
 from attention.kernels.base import Kernel
 from attention.kernels.cpu import calls, native
 from attention.kernels.cpu.paged import CpuPaged
@@ -31,12 +32,14 @@ from tests.attention.cases import (
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = list(CACHE_FORMATS.values())
 CPU = torch.device("cpu")
 PLAIN = LayerSpec(0, 6, 2, 8, 8, 0.35)
 
 page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
+# Prompt lengths by which rows belong to prompts, or come after them, which is how a row by itself is decoded.
+written = st.sampled_from([lambda shapes: None, lambda shapes: [1] * len(shapes)])
 
 
 def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
@@ -44,7 +47,7 @@ def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor |
 
 
 def check(case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> None:
-    dtype = case.cache.keys.dtype
+    dtype = case.query.dtype
     result = compute(CpuPaged(), case, pattern, turned)
     assert result.dtype == case.query.dtype
     # The result is rounded to the cache's format and, where the processor multiplies bfloat16, the query too.
@@ -59,9 +62,15 @@ def compiled():
 
 
 @settings(max_examples=80, deadline=None)
-@given(layers(features=True), sequences(300, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES))
-def test_equals_reference(layer, shapes, page_size, pattern, seed, dtype):
-    check(make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed), pattern)
+@given(
+    layers(features=True), sequences(300, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES), written
+)
+def test_equals_reference(layer, shapes, page_size, pattern, seed, dtype, prompts):
+    prompt_lens = prompts(shapes)
+    case = make_case(
+        layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed, prompt_lens=prompt_lens
+    )
+    check(case, pattern)
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,13 +88,16 @@ def test_rows_that_choose_by_content(layer, shapes, page_size, seed, pattern, da
     seeds,
     st.integers(1, 40),
     st.integers(0, 9),
+    written,
     st.data(),
 )
-def test_queries_turned_toward_the_first_keys(layer, shapes, page_size, seed, window, sinks, data):
+def test_queries_turned_toward_the_first_keys(layer, shapes, page_size, seed, window, sinks, prompts, data):
     pattern = SlidingWindow(window, sinks)
     pattern.turned = data.draw(st.integers(1, sinks + 2), label="turned")
     dtype = data.draw(st.sampled_from(DTYPES), label="dtype")
-    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
+    case = make_case(
+        layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype, prompt_lens=prompts(shapes)
+    )
     turned = torch.randn(case.query.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
     check(case, pattern, turned)
 
@@ -99,13 +111,19 @@ def test_queries_turned_toward_the_first_keys(layer, shapes, page_size, seed, wi
 def test_long_sequences(dtype, window, heads, kv_heads, size, value_size):
     """Rows in many parts, blocks of rows, heads that do and don't fill vectors, groups of any size."""
     layer = LayerSpec(0, heads, kv_heads, size, value_size, size**-0.5, window=window)
-    check(make_case(layer, [(1700, 1), (1300, 40), (3, 1), (900, 2), (300, 300)], 16, dtype=dtype), Full())
+    shapes = [(1700, 1), (1300, 40), (3, 1), (900, 2), (300, 300), (1100, 1)]
+    check(make_case(layer, shapes, 16, dtype=dtype, prompt_lens=[1700, 1, 1, 1, 300, 1]), Full())
 
 
 @settings(max_examples=40, deadline=None)
-@given(layers(features=True), sequences(600, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES))
-def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, seed, dtype):
-    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
+@given(
+    layers(features=True), sequences(600, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES), written
+)
+def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, seed, dtype, prompts):
+    prompt_lens = prompts(shapes)
+    case = make_case(
+        layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype, prompt_lens=prompt_lens
+    )
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -120,9 +138,17 @@ def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, 
 
 @pytest.mark.parametrize("lengths", [(1700,), (130, 1700), (127, 128, 600, 5, 300)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_cuts_of_enough_work_for_threads_change_no_bit(lengths, dtype):
+@pytest.mark.parametrize("prompt", [True, False])
+def test_cuts_of_enough_work_for_threads_change_no_bit(lengths, dtype, prompt):
     """Parts by several threads, and with more threads than parts also heads apart from each other."""
-    case = make_case(LayerSpec(0, 9, 3, 64, 64, 0.125), [(length, 1) for length in lengths], 16, dtype=dtype)
+    shapes = [(length, 1) for length in lengths]
+    case = make_case(
+        LayerSpec(0, 9, 3, 64, 64, 0.125),
+        shapes,
+        16,
+        dtype=dtype,
+        prompt_lens=None if prompt else [1] * len(lengths),
+    )
     check(case, Full())
     before = torch.get_num_threads()
     try:
@@ -137,7 +163,7 @@ def test_cuts_of_enough_work_for_threads_change_no_bit(lengths, dtype):
 
 def test_large_logits_and_small_ones():
     """The running maximum moves by more than exponentials can hold, in one row and in a block."""
-    case = make_case(LayerSpec(0, 2, 1, 8, 8, 4.0), [(700, 1), (700, 100)], 16)
+    case = make_case(LayerSpec(0, 2, 1, 8, 8, 4.0), [(700, 1), (700, 100)], 16, prompt_lens=[1, 1])
     case.cache.keys[1:] *= torch.linspace(0, 12, len(case.cache.keys) - 1)[:, None, None, None]
     expected = compute(Reference(), case, Full())
     # Logits of some hundreds, rounded to 24 bits.
@@ -163,7 +189,7 @@ def test_weights_are_exact_to_float32():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (8, 1)])
-@pytest.mark.parametrize("rows", [2, 16, 17, 85, 86, 257])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 85, 86, 257])
 def test_blocks_of_any_number_of_rows(rows, heads, kv_heads, dtype):
     """Panels that are full, begun, or hold one query; tiles that none, some or all of their queries see."""
     case = make_case(LayerSpec(0, heads, kv_heads, 24, 40, 0.2), [(rows + 130, rows)], 16, dtype=dtype)
@@ -203,6 +229,17 @@ def test_not_a_number_shows():
         assert compute(CpuPaged(), case, Full()).isnan().all()
 
 
+@pytest.mark.parametrize("queries", [1, 2], ids=["a row", "a block"])
+def test_every_number_of_8_bits_is_read(queries):
+    """One value each: no number stays none."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    case = make_case(LayerSpec(0, 1, 1, 1, 256, 1.0), [(queries, queries)], 4, dtype=torch.float8_e4m3fn)
+    case.cache.write(case.batch.slots, torch.zeros(queries, 1, 1), codes.expand(queries, 1, -1))
+    expected = codes.float().expand(queries, 1, -1)
+    torch.testing.assert_close(compute(CpuPaged(), case, Full()), expected, rtol=0, atol=0, equal_nan=True)
+    assert expected.isnan().sum() == 2 * queries
+
+
 def test_half_precision_is_read_to_the_bit():
     """Subnormal, largest and infinite numbers."""
     case = make_case(LayerSpec(0, 1, 1, 1, 1, 1.0), [(1, 1)], 1, dtype=torch.float16)
@@ -223,7 +260,7 @@ def test_refusals():
     kernel = CpuPaged()
     assert kernel.unsupported([PLAIN], torch.device("cuda"), torch.float64, 16, Full()) == [
         "cpu_paged computes on the CPU, not on cuda",
-        "cpu_paged reads float32, bfloat16 or float16, not float64",
+        "cpu_paged reads float32, bfloat16, float16 or float8_e4m3, not float64",
     ]
 
 
@@ -245,10 +282,10 @@ def test_narrower_vectors(not_yet_compiled, monkeypatch):
             LayerSpec(0, 9, 3, 64, 64, 0.125),
             LayerSpec(0, 5, 1, 20, 12, 0.2, window=50, softcap=8.0, sinks=True),
         ):
-            check(make_case(layer, [(200, 1), (190, 100), (70, 9)], 16, dtype=dtype), Full())
-            pattern = SlidingWindow(window=33, sinks=5)
-            case = make_case(layer, [(200, 1), (190, 100), (70, 9)], 16, pattern=pattern, dtype=dtype)
-            check(case, pattern)
+            shapes, prompt_lens = [(200, 1), (190, 100), (70, 9), (90, 1)], [200, 190, 70, 1]
+            for pattern in (Full(), SlidingWindow(window=33, sinks=5)):
+                case = make_case(layer, shapes, 16, pattern=pattern, dtype=dtype, prompt_lens=prompt_lens)
+                check(case, pattern)
 
 
 def choose(kernel="auto"):

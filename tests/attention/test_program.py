@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
+from attention.formats import CACHE_FORMATS, narrowed
 from attention.kernels.cpu.chain import Chain
-from attention.types import narrowed
 from tests.attention.cases import patterns
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = list(CACHE_FORMATS.values())
 CPU = torch.device("cpu")
 
 
@@ -19,12 +19,17 @@ def layers_of(windows: list[int | None]) -> list[LayerSpec]:
 
 
 def batch_of(lengths: list[tuple[int, int]], page_size: int) -> tuple[AttentionBatch, int]:
-    """Sequences of (tokens there, tokens to come), on pages that don't lie in order."""
+    """Sequences of (tokens there, tokens to come), on pages that don't lie in order.
+
+    The tokens to come of every second one belong to its prompt.
+    """
     counts = [-(-sum(length) // page_size) for length in lengths]
     ends = [sum(counts[: b + 1]) for b in range(len(counts))]
     pages = [list(range(end, end - count, -1)) for end, count in zip(ends, counts, strict=True)]
     there, coming = zip(*lengths, strict=True)
-    return AttentionBatch.build(there, coming, pages, page_size), sum(counts) + 1
+    prompt_lens = [sum(length) if b % 2 else length[0] for b, length in enumerate(lengths)]
+    batch = AttentionBatch.build(there, coming, pages, page_size, prompt_lens=prompt_lens)
+    return batch, sum(counts) + 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,12 +89,21 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
             6e-8,
             2.98e-8,
             3e-8,
+            448.0,
+            -464.0,
+            464.0001,
+            -480.0,
+            2**-10,
+            1.001 * 2**-10,
+            3 * 2**-10,
+            15.5 * 2**-10,
         ]
     )
     bits = torch.randint(-(1 << 31), 1 << 31, (40000,), generator=torch.Generator().manual_seed(0))
     numbers = torch.cat([special, bits.to(torch.int32).view(torch.float32)])
     # Halfway between two of the format's numbers, and beside it.
-    middle = (numbers[:20000].to(dtype).float().view(torch.int32) | 0x1000).view(torch.float32)
+    half = 0x80000 if dtype == torch.float8_e4m3fn else 0x1000
+    middle = (numbers[:20000].to(dtype).float().view(torch.int32) | half).view(torch.float32)
     numbers = torch.cat([numbers, middle, middle.nextafter(torch.tensor(0.0))])
     numbers = numbers[~numbers.isnan()]
     numbers = numbers[: len(numbers) // 96 * 96].view(-1, 4, 24)

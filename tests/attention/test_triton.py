@@ -189,7 +189,7 @@ def test_a_gpu_can_do_all(hopper):
 
 def test_what_it_lacks_is_named(hopper, monkeypatch):
     (reason,) = reasons("cuda", torch.float64)
-    assert reason == "triton computes in float32, bfloat16 or float16, not float64"
+    assert reason == "triton reads float32, bfloat16, float16 or float8_e4m3, not float64"
     (reason,) = reasons("cuda", layers=[*LAYERS, LayerSpec(3, 1, 1, 576, 512, 0.1)])
     assert reason == "triton takes head sizes up to 512 (layer 3)"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

@@ -25,7 +25,13 @@ from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
 from tests.attention.cases import make_case
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
+NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+}
 
 # Shared memory in KiB by compute capability: of a multiprocessor, and what a program may take.
 SHARED = {80: (164, 163), 89: (100, 99), 90: (228, 227)}
@@ -60,6 +66,8 @@ def launches(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_paged, "_code", lambda: Code)
         patch.setattr(triton_paged, "_multiprocessors", lambda _: (132, SHARED[capability][0] << 10))
+        if dtype == torch.float8_e4m3fn:
+            case.query = case.query.bfloat16()
         turned = case.query if pattern.turned else None
         Triton().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
     return found
@@ -108,8 +116,9 @@ def turning() -> SlidingWindow:
         (90, LLAMA, Full(), torch.bfloat16, 128, ["attend", "combine", "attend"]),
         (89, LayerSpec(0, 9, 3, 80, 128, 0.1, 700, 30.0, True), turning(), torch.float16, 16, None),
         (80, LayerSpec(0, 9, 3, 64, 64, 0.1), TopK(512, 1, 4), torch.float32, 16, None),
+        (90, LLAMA, Full(), torch.float8_e4m3fn, 128, ["attend", "combine", "attend"]),
     ],
-    ids=["full", "features", "float32"],
+    ids=["full", "features", "float32", "float8"],
 )
 def test_programs_compile_and_fit(
     capability, layer, pattern, dtype, page_size, programs, tmp_path, monkeypatch

@@ -98,6 +98,26 @@ def test_half_precision_errs_by_that_precision(layer, shapes, page_size, pattern
 
 
 @settings(max_examples=6, deadline=None, phases=PHASES)
+@given(layers(features=True), sequences(60, 2), page_sizes, patterns, seeds, tile_pairs())
+def test_keys_and_values_of_8_bits_are_as_exact_as_queries(layer, shapes, page_size, pattern, seed, tiles):
+    case = make_case(layer, shapes, page_size, pattern=pattern, dtype=torch.float8_e4m3fn, seed=seed)
+    assert case.query.dtype == torch.float32
+    assert_equal(case, pattern, tiles=tiles)
+
+
+def test_every_number_of_8_bits():
+    """One value each: no number stays none."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    case = make_case(LayerSpec(0, 1, 1, 1, 256, 1.0), [(1, 1)], 4, dtype=torch.float8_e4m3fn)
+    case.cache.write(case.batch.slots, torch.zeros(1, 1, 1), codes.view(1, 1, 256))
+    for query_dtype in (torch.float32, torch.float16, torch.bfloat16):
+        case.query = case.query.to(query_dtype)
+        result = interpreted(case, Full()).flatten()
+        expected = codes.to(query_dtype)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=6, deadline=None, phases=PHASES)
 @given(
     layers(features=True), few_queries(60, 2), page_sizes, content_patterns(), seeds, tile_pairs(), st.data()
 )
@@ -191,6 +211,8 @@ def test_what_lies_on_a_missing_page_is_invisible():
         (torch.float16, torch.float32),
         (torch.float16, torch.bfloat16),
         (torch.float32, torch.bfloat16),
+        (torch.float8_e4m3fn, torch.bfloat16),
+        (torch.float8_e4m3fn, torch.float16),
     ],
 )
 def test_a_cache_in_another_format_than_the_model(dtype, query_dtype):

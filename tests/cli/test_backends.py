@@ -78,12 +78,12 @@ def test_the_table_folds_where_there_are_100_columns(gemma: Path, monkeypatch: p
 
 
 def test_json_says_all_of_it_and_options_are_judged(gemma: Path) -> None:
-    options = ["--attention-option", "window=9", "--page-size", "8", "--kv-dtype", "bfloat16"]
+    options = ["--attention-option", "window=9", "--page-size", "8", "--kv-dtype", "float8_e4m3"]
     done = run("--model", gemma, "--json", *options)
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["model"], document["device"]) == ("gemma2", "cpu")
-    assert (document["dtype"], document["kv_dtype"], document["page_size"]) == ("float32", "bfloat16", 8)
+    assert (document["dtype"], document["kv_dtype"], document["page_size"]) == ("float32", "float8_e4m3", 8)
     by_name = {(entry["backend"], entry["options"].get("pattern")): entry for entry in document["backends"]}
     assert by_name["full", None]["refusal"] == "full attention takes no options; remove window"
     window = by_name["sliding_window", None]

@@ -9,13 +9,14 @@ import pytest
 import torch
 import transformers
 
+from attention.formats import CACHE_FORMATS
 from server.engine.build import build_engine
 from server.engine.types import FinishReason, RefusedError
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 
-HALVES = [torch.bfloat16, torch.float16]
+SHORT = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 # A token whose keys are beyond float16.
 LOUD = 7
 
@@ -31,7 +32,7 @@ def llama(tmp_path_factory):
     return save_tiny("llama", tmp_path_factory.mktemp("models") / "llama")
 
 
-@pytest.mark.parametrize("kv_dtype", HALVES, ids=str)
+@pytest.mark.parametrize("kv_dtype", SHORT, ids=str)
 def test_kernels_and_schedules_write_the_same(llama, kv_dtype):
     loaded = load(llama)
     prompts = prompts_of((1, 4, 30, 71), loaded.vocabulary_size)
@@ -47,14 +48,24 @@ def test_kernels_and_schedules_write_the_same(llama, kv_dtype):
         assert tokens(kernel, max_batch_tokens=9, max_running=3, pages=40) == expected
 
 
-def test_a_key_beyond_the_format_fails_its_request_alone_and_the_log_says_why(llama, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("key", "narrow", "most"),
+    [
+        (1e6, torch.float16, "65504, the most that a KV cache in float16 holds"),
+        (500.0, torch.float8_e4m3fn, "448, the most that a KV cache in float8_e4m3 holds"),
+    ],
+    ids=["float16", "float8"],
+)
+def test_a_key_beyond_the_format_fails_its_request_alone_and_the_log_says_why(
+    llama, tmp_path, caplog, key, narrow, most
+):
     model = transformers.AutoModelForCausalLM.from_pretrained(llama)
     embedding, first = model.get_input_embeddings().weight.data, model.model.layers[0]
     # Of the first layer's inputs only this token's have the number that the key projection enlarges.
     embedding[:, 0] = 0
     embedding[LOUD] = 0
     embedding[LOUD, 0] = 10
-    first.self_attn.k_proj.weight.data[:, 0] = 1e5
+    first.self_attn.k_proj.weight.data[:, 0] = key / 10
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path)
     prompts = prompts_of((40, 40), loaded.vocabulary_size)
@@ -65,15 +76,15 @@ def test_a_key_beyond_the_format_fails_its_request_alone_and_the_log_says_why(ll
         return list(run(core, greedy_requests(prompts, 8)).values())
 
     with caplog.at_level(logging.ERROR, "longspan.engine"):
-        for wide in (torch.float32, torch.bfloat16):
+        for wide in (torch.float32, torch.bfloat16, *([torch.float16] if key < 65504 else [])):
             assert [outcome.finish for outcome in outcomes(wide)] == [FinishReason.LENGTH] * 2
         assert not caplog.records
-        quiet, loud = outcomes(torch.float16)
+        quiet, loud = outcomes(narrow)
     assert (quiet.finish, len(quiet.tokens)) == (FinishReason.LENGTH, 8)
     assert (loud.finish, loud.tokens) == (FinishReason.FAILED, [])
     (record,) = caplog.records
     assert record.getMessage().startswith("sequence 2 fails at token 40: the model's logits are no numbers")
-    assert "beyond 65504, the most that a KV cache in float16 holds" in record.getMessage()
+    assert f"beyond {most}" in record.getMessage()
 
 
 def build(folder, cache_dir, **settings):
@@ -90,6 +101,8 @@ def build(folder, cache_dir, **settings):
         ({"weights": "int4", "kv_dtype": "float32"}, "float32"),
         ({"weights": "float", "kv_dtype": "float16"}, "float16"),
         ({"weights": "float", "dtype": "bfloat16", "kv_dtype": "float32"}, "float32"),
+        ({"weights": "float", "kv_dtype": "float8_e4m3"}, "float8_e4m3"),
+        ({"weights": "int4", "kv_dtype": "float8_e4m3"}, "float8_e4m3"),
     ],
 )
 def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype):
@@ -97,7 +110,7 @@ def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype)
     assert ready.kv_dtype == kv_dtype
     assert ready.dtype == settings.get("dtype", "float32")
     cache = core.runner.cache
-    assert {str(cache.layers[index].keys.dtype) for index in cache.layers} == {f"torch.{kv_dtype}"}
+    assert {cache.layers[index].keys.dtype for index in cache.layers} == {CACHE_FORMATS[kv_dtype]}
     bytes_of_all = sum(part.keys.nbytes + part.values.nbytes for part in cache.layers.values())
     assert bytes_of_all == ready.kv_bytes
     # Half the bytes, twice the pages.
@@ -105,6 +118,24 @@ def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype)
     assert ready.pages_total + 1 == 2**20 // (page * cache.dtype.itemsize)
     (outcome,) = run(core, greedy_requests(prompts_of((30,), ready.vocabulary_size), 4)).values()
     assert len(outcome.tokens) == 4
+
+
+def test_twice_the_sequences_of_float16_run_at_once(llama, tmp_path):
+    """In the same memory, until the last page is taken."""
+
+    def most_running(kv_dtype):
+        core, ready = build(llama, tmp_path, kv_dtype=kv_dtype, kv_memory="160KiB", prefix_cache=False)
+        pages, most = ready.pages_total, 0
+        prompts = prompts_of((20,) * (2 * pages), ready.vocabulary_size)  # 2 pages each, with what they write
+        for request in greedy_requests(prompts, 12):
+            core.submit(request)
+        while core.has_work:
+            core.step()
+            most = max(most, core.kv.pool.held // 2)
+        return most
+
+    narrow, wide = most_running("float8_e4m3"), most_running("float16")
+    assert narrow >= 2 * wide > 2
 
 
 def test_a_kernel_that_cannot_read_the_format_is_refused(llama, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from attention.backends import resolve
+from attention.formats import CACHE_FORMATS
 from server.engine.types import RefusedError
 from server.models.check import relative_error, self_check, served_check
 from server.models.load import load_model
@@ -41,7 +42,7 @@ def test_the_default_model_passes(default_model):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "mixtral"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_dtype", CACHE_FORMATS.values(), ids=str)
 def test_a_cache_in_another_format_passes(kind, dtype, kv_dtype, serve):
     check(serve(kind, dtype), kv_dtype=kv_dtype)
 
@@ -79,7 +80,19 @@ def test_a_lost_feature_is_noticed(kind, dtype, change, serve):
         refused(dataclasses.replace(loaded, layers=layers), torch.float16)
 
 
-def test_a_cache_that_cannot_hold_the_keys_is_refused(serve):
+@pytest.mark.parametrize(
+    ("key", "narrow", "sentence"),
+    [
+        (7e4, torch.float16, r"in float16, .* up to 65504, .* choose --kv-dtype float32 or bfloat16"),
+        (
+            500.0,
+            torch.float8_e4m3fn,
+            r"in float8_e4m3, .* up to 448, .* choose --kv-dtype float32 or bfloat16",
+        ),
+    ],
+    ids=["float16", "float8"],
+)
+def test_a_cache_that_cannot_hold_the_keys_is_refused(serve, key, narrow, sentence):
     loaded = serve("qwen2")
     spec, layer = loaded.layers[1], loaded.model.model.layers[1]
     # Numbers of a key that no query looks at: where they can be held, they change nothing.
@@ -87,11 +100,11 @@ def test_a_cache_that_cannot_hold_the_keys_is_refused(serve):
     plain = layer.plain.self_attn
     layer.qkv.weight[pair.flatten()] = 0  # the plain layer's too
     layer.qkv.bias[pair.flatten()] = plain.q_proj.bias[pair.flatten()] = 0
-    layer.qkv.bias[spec.query_heads * spec.head_size] = plain.k_proj.bias[0] = 7e4
+    layer.qkv.bias[spec.query_heads * spec.head_size] = plain.k_proj.bias[0] = key
     for kv_dtype in (torch.float32, torch.bfloat16):
         check(loaded, kv_dtype=kv_dtype)
-    with pytest.raises(RefusedError, match=r"up to 65504, .* choose --kv-dtype float32 or bfloat16"):
-        check(loaded, kv_dtype=torch.float16)
+    with pytest.raises(RefusedError, match=sentence):
+        check(loaded, kv_dtype=narrow)
 
 
 def test_a_bias_by_distance_is_noticed(serve, monkeypatch):

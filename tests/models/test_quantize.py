@@ -2,6 +2,7 @@
 
 import math
 import pydoc_data.topics
+import random as random_numbers
 
 import pytest
 import torch
@@ -246,3 +247,27 @@ def test_packed_tokens_do_not_depend_on_the_batch(default_models, default_model)
     for most in (512, 16):
         core = make_core(packed, max_batch_tokens=most, max_running=4, prefix_cache=False)
         assert [outcome.tokens for outcome in run(core, greedy_requests(prompts, 12)).values()] == alone
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"), [("full", {}), ("sliding_window", {"window": "40", "sinks": "4"})]
+)
+def test_a_prompt_gives_the_same_to_the_last_bit_however_it_is_cut(default_models, backend, options):
+    """Whole; found in the prefix cache but for one row; and in steps of which some leave one row."""
+    rng = random_numbers.Random(0)
+    prompts = [[rng.randrange(1000, 40000) for _ in range(length)] for length in (17, 97, 60)]
+
+    def outcomes(core):
+        found = run(core, greedy_requests(prompts, 2, first_id=10, logprobs=3))
+        return [(outcome.tokens, outcome.logprobs) for outcome in found.values()]
+
+    def core(**schedule):
+        return make_core(
+            default_models[1], backend=backend, options=options, kv_dtype=torch.float16, **schedule
+        )
+
+    whole = outcomes(core(prefix_cache=False))
+    asked_before = core()
+    run(asked_before, greedy_requests(prompts, 1))
+    assert outcomes(asked_before) == whole
+    assert outcomes(core(prefix_cache=False, max_batch_tokens=9, max_running=3)) == whole

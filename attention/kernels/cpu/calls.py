@@ -11,7 +11,7 @@ import torch
 
 from attention.kernels.cpu import native
 
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
 class Call(ctypes.Structure):
@@ -19,7 +19,8 @@ class Call(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "turned", "keys", "values", "page_table")),
-        *((name, ctypes.c_void_p) for name in ("rows", "owners", "ranges", "sinks", "output", "parallel")),
+        *((name, ctypes.c_void_p) for name in ("rows", "owners", "ranges", "given")),
+        *((name, ctypes.c_void_p) for name in ("sinks", "output", "parallel")),
         *((name, ctypes.c_int64) for name in ("entries", "range_heads", "range_count")),
         *((name, ctypes.c_int64) for name in ("query_heads", "kv_heads", "head_size", "value_size")),
         *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),

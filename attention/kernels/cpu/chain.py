@@ -16,6 +16,8 @@ from attention.types import AttentionBatch
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
+Places = slice | np.ndarray[Any, Any]
+
 
 class NativeCall(NamedTuple):
     """What is to be called.
@@ -79,6 +81,13 @@ class Program(Protocol):
 def table(structure: type[ctypes.Structure], count: int) -> np.ndarray[Any, Any]:
     """``count`` of a C structure, zeroed, whose fields are columns: one assignment sets them all."""
     return np.zeros(count, dtype=np.dtype(structure))
+
+
+def places(rows: Sequence[int]) -> Places:
+    """Some rows of a ``table`` in the form in which assigning to them is fastest."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    evenly = range(rows[0], rows[-1] + 1, step)
+    return slice(evenly.start, evenly.stop, step) if list(rows) == list(evenly) else np.array(rows)
 
 
 def calls_of(function: Any, rows: np.ndarray[Any, Any]) -> list[NativeCall]:

@@ -1,8 +1,8 @@
 // Attention on the pages of the KV cache in place, for any rule that can be said as ranges of positions.
 //
-// A query row alone streams its keys and values once, a group of heads per load; consecutive rows of a sequence
-// go in blocks, as matrix products. Rows are split over the keys, and whoever finishes a row's last part puts
-// its parts together (Dao et al.: Flash-Decoding for long-context inference, 2023).
+// A query row alone streams its keys and values once, a group of heads per load; consecutive rows of a sequence, and
+// all rows of a prompt, go in blocks, as matrix products. Both are split over the keys, and whoever finishes a row's
+// last part puts its parts together (Dao et al.: Flash-Decoding for long-context inference, 2023).
 
 #include <atomic>
 #include <cmath>
@@ -59,7 +59,7 @@ void take_parts(void* given) {
     const Part& part = work.parts[i];
     const Group& group = work.groups[part.group];
     float* result = run.results + group.results + (i - group.part) * work.result_size(group);
-    if (group.rows > 1) {
+    if (group.block) {
       attend_block<Format>(run.call, work, part, room, result);
       next = claim();
     } else {
@@ -80,11 +80,13 @@ extern "C" __attribute__((visibility("default"))) void longspan_attend(const Cal
   const std::unique_ptr<std::atomic<size_t>[]> waiting(new std::atomic<size_t>[work.groups.size()]);
   for (size_t i = 0; i < work.groups.size(); ++i) waiting[i] = work.groups[i].parts_end - work.groups[i].part;
   Run run{*call, work, results.get<float>(work.results_size), waiting.get()};
-  void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>};
+  void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>,
+                                    take_parts<Float8>};
   in_parallel(call->parallel, formats[call->format], &run, work.threads());
 }
 
 extern "C" __attribute__((visibility("default"))) void longspan_write(const Write* write) {
-  void (*const formats[])(const Write&) = {write_rows<Float32>, write_rows<BFloat16>, write_rows<Float16>};
+  void (*const formats[])(const Write&) = {write_rows<Float32>, write_rows<BFloat16>, write_rows<Float16>,
+                                           write_rows<Float8>};
   formats[write->format](*write);
 }

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from attention.kernels.base import Kernel, spans_within
+from attention.kernels.base import Kernel, format_refusal, spans_within
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.calls import FORMATS, Call, compiled
 from attention.kernels.cpu.chain import Program
-from attention.kernels.cpu.plan import Rows, planned
+from attention.kernels.cpu.plan import Rows, given, planned
 from attention.kernels.cpu.program import PagedProgram
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
@@ -20,8 +20,10 @@ from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
 class CpuPaged(Kernel):
     """Computes every feature of ``LayerSpec`` under any pattern, on the CPU, in float32 inside.
 
-    Compiled for the machine when first chosen. A row's result does not depend on the rest of the batch, to
-    the last bit where it is the only one of its sequence.
+    Compiled for the machine when first chosen. To the last bit, a row's result depends neither on other
+    sequences nor, where it belongs to the prompt, on how this is cut into steps. What comes after the prompt
+    is computed one row at a time in another order of sums; of several rows of it at once, as after
+    preemption, the last bits may come out otherwise.
     """
 
     name = "cpu_paged"
@@ -38,8 +40,7 @@ class CpuPaged(Kernel):
         reasons = []
         if device.type != "cpu":
             reasons.append(f"cpu_paged computes on the CPU, not on {device.type}")
-        if dtype not in FORMATS:
-            reasons.append(f"cpu_paged reads float32, bfloat16 or float16, not {str(dtype)[6:]}")
+        reasons += format_refusal(self.name, dtype)
         if not reasons:
             try:
                 compiled()
@@ -138,6 +139,7 @@ def _attend(
                 rows.rows.data_ptr(),
                 rows.owners.data_ptr(),
                 rows.ranges.data_ptr(),
+                given(batch).data_ptr(),
                 None if sinks is None else sinks.data_ptr(),
                 output.data_ptr(),
                 made.team,

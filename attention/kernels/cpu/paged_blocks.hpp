@@ -23,7 +23,7 @@ struct BlockRoom {
 };
 
 inline size_t block_scratch(const Call& call) {
-  const BlockRoom room(call, kBlockQueries);
+  const BlockRoom room(call, std::max(kBlockQueries, call.shared()));
   return room.panels * room.panel_size + kTile * (kWide + room.key_size + room.value_size) + kWide + call.range_count;
 }
 

@@ -17,6 +17,9 @@ struct Heads {
   int64_t stride, size;
   const int64_t* slots;
 
+  Heads(const Number* first, int64_t stride, int64_t size, const int64_t* slots)
+      : first(first), stride(stride), size(size), slots(slots) {}
+
   Heads(const Call& call, const void* pages, int64_t head, int64_t head_size, const Tile& tile)
       : first(static_cast<const Number*>(pages) + head * head_size),
         stride(call.kv_heads * head_size),

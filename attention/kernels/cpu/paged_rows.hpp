@@ -7,13 +7,11 @@
 #include <type_traits>
 
 #include "paged_ahead.hpp"
+#include "paged_staged.hpp"
 
 // Products whose sums stay in registers: queries, and tokens or vectors of a value.
 constexpr int kQueries = kRegisters == 32 ? 4 : 3;
 constexpr int kBeside = 4;
-
-// Tokens whose keys or values, of all heads, are worked on while the next ones come.
-constexpr int kChunk = 32;
 
 // How many of `left` queries to take at once so that none is left alone.
 inline int64_t together(int64_t left) {
@@ -159,17 +157,20 @@ inline float weigh(const Call& call, float* logits, int count, float& top, float
 // A part of a row. `claim` is called once, before the end: it gives the part that this thread takes next, or null.
 template <class Format, class Claim>
 void attend_row(const Call& call, const Work& work, const Part& part, float* scratch, float* result, Claim claim) {
+  using Stage = Staged<Format>;
+  using Working = typename Stage::Working;
   const Group& group = work.groups[part.group];
   const int64_t shared = call.shared(), queries = group.heads * shared;
   const int64_t key_stride = rounded(call.head_size, kBlock), value_stride = rounded(call.value_size, kBlock);
   float* packed = scratch;  // [2, queries, key_stride]
   float* output = packed + 2 * queries * key_stride;  // [queries, value_stride]
   float* logits = output + queries * value_stride;  // [queries, kTile]
+  auto* room = reinterpret_cast<uint16_t*>(logits + queries * kTile);  // for what is staged
   float* top = result;
   float* sum = top + queries;
 
   const int64_t first = call.rows[group.entry] * call.row_stride + group.head * shared * call.head_stride;
-  const auto factor = static_cast<float>(call.softcap > 0 ? call.scale : call.scale * kLog2E);
+  const auto factor = static_cast<float>(call.softcap > 0 ? call.scale : call.scale * kLog2E) * Stage::kUnit;
   for (int turned = 0; turned < (call.turned ? 2 : 1); ++turned) {
     for (int64_t q = 0; q < queries; ++q) {
       const float* from = (turned ? call.turned : call.query) + first + q * call.head_stride;
@@ -178,7 +179,7 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
         const auto put = [&](const float* block) {
           float scaled[kBlock];
           for (int i = 0; i < kBlock; ++i) scaled[i] = block[i] * factor;
-          Format::pack(scaled, to + d);
+          Working::pack(scaled, to + d);
         };
         if (d + kBlock <= call.head_size)
           put(from + d);
@@ -231,8 +232,9 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
     const float* query = packed + (tile.near ? queries : 0) * key_stride;
     each_chunk(keys, tile.count, Ahead(values, std::min(kChunk, tile.count), group.heads),
                [&](int begin, int count, Ahead& ahead) {
+                 const Heads<Working> chunk = Stage::stage(keys.at(0, begin), count, group.heads, room);
                  each_queries([&](int64_t h, auto taken, int64_t q) {
-                   multiply_keys<Format, taken>(query + q * key_stride, key_stride, keys.at(h, begin), count, ahead,
+                   multiply_keys<Working, taken>(query + q * key_stride, key_stride, chunk.at(h, 0), count, ahead,
                                                 logits + q * kTile + begin);
                  });
                });
@@ -244,15 +246,16 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
     }
     each_chunk(values, tile.count, Ahead(next_keys, std::min(kChunk, coming.count), next_group->heads),
                [&](int begin, int count, Ahead& ahead) {
+                 const Heads<Working> staged = Stage::stage(values.at(0, begin), count, group.heads, room);
                  each_queries([&](int64_t h, auto taken, int64_t q) {
                    const float* weights = logits + q * kTile + begin;
                    float* to = output + q * value_stride;
-                   const Heads<Format> chunk = values.at(h, begin);
+                   const Heads<Working> chunk = staged.at(h, 0);
                    int64_t place = 0;
                    for (; place + kBlock < call.value_size; place += 2 * kBlock)
-                     add_values<Format, taken, 4>(weights, chunk, place, count, ahead, to, value_stride);
+                     add_values<Working, taken, 4>(weights, chunk, place, count, ahead, to, value_stride);
                    if (place < call.value_size)
-                     add_values<Format, taken, 2>(weights, chunk, place, count, ahead, to, value_stride);
+                     add_values<Working, taken, 2>(weights, chunk, place, count, ahead, to, value_stride);
                  });
                });
   }
@@ -264,7 +267,7 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
     float* to = weighted + q * call.value_size;
     for (int64_t d = 0; d < value_stride; d += kBlock) {
       float block[kBlock];
-      for (int i = 0; i < kBlock; ++i) block[Format::place(i)] = from[d + i];
+      for (int i = 0; i < kBlock; ++i) block[Working::place(i)] = from[d + i] * Stage::kUnit;
       if (d + kBlock <= call.value_size)
         std::memcpy(to + d, block, sizeof block);
       else
@@ -275,5 +278,5 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
 
 inline size_t row_scratch(const Call& call) {
   const int64_t key_stride = rounded(call.head_size, kBlock), value_stride = rounded(call.value_size, kBlock);
-  return call.query_heads * (2 * key_stride + value_stride + kTile);
+  return call.query_heads * (2 * key_stride + value_stride + kTile) + stage_scratch(call);
 }

@@ -1,7 +1,10 @@
 // What is to be computed, and how it is cut into parts that threads take one after the other.
 //
-// Where a row is cut depends on what it sees only, never on its neighbors or on the number of threads, and the
-// parts' results are put together in order: a row alone gives the same to the last bit in any batch.
+// Two ways that sum in different orders: a block of rows, or a row by itself. A prompt's rows all go in blocks, even
+// one that is left over, so that it makes no difference how the prompt comes to be cut into steps; a row after the
+// prompt by itself, unless it is computed again with its neighbors; a row with ranges for each key head always so.
+// Either way, where a row's tokens are cut depends on what it sees only, never on other rows or on the number of
+// threads, and the parts' results are put together in order: the row gives the same to the last bit in any batch.
 
 #pragma once
 
@@ -22,6 +25,7 @@ struct Call {
   const int64_t* rows;        // [entries], ascending
   const int64_t* owners;      // [entries], the rows' sequences
   const int64_t* ranges;      // [entries, range_heads, range_count, 2]
+  const bool* given;          // [T], whether a row belongs to a prompt
   const float* sinks;         // [query_heads] or null
   float* output;              // [T, query_heads, value_size]
   void* parallel;             // GNU OpenMP's GOMP_parallel
@@ -30,7 +34,7 @@ struct Call {
   int64_t row_stride, head_stride;
   int64_t page_size, table_width;
   int64_t near;    // keys at positions below it meet `turned`
-  int64_t format;  // 0 float32, 1 bfloat16, 2 float16
+  int64_t format;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
   int64_t threads;
   double scale;
   double softcap;  // 0: off
@@ -42,7 +46,8 @@ struct Call {
 constexpr int kTile = 64;
 
 // Tokens of a part: enough to outweigh its share in the final sum, few enough that threads end together. A row is cut
-// from twice the least on, into an even number of equal parts of at most the most.
+// from twice the least on, into an even number of equal parts of at most the most. A block is cut at multiples of
+// some number of positions, so that a part has about kBlockTokens.
 constexpr int64_t kLeastRowTokens = 64;
 constexpr int64_t kMostRowTokens = 256;
 constexpr int64_t kBlockTokens = 1024;
@@ -63,6 +68,7 @@ struct Range {
 
 // Query rows and key heads that are computed together: one row and some heads, or a block of rows and one.
 struct Group {
+  bool block;
   int64_t entry, rows;
   int64_t head, heads;
   size_t ranges, ranges_end;  // what any of the rows sees
@@ -111,7 +117,19 @@ class Work {
 
   bool follows(int64_t entry) const {
     return call_.range_heads == 1 && call_.rows[entry] == call_.rows[entry - 1] + 1 &&
-           call_.owners[entry] == call_.owners[entry - 1];
+           call_.owners[entry] == call_.owners[entry - 1] && cut(entry) == cut(entry - 1);
+  }
+
+  // The positions of a part of a block in which this row is: more where it sees but some of them.
+  int64_t cut(int64_t entry) const {
+    int64_t seen = 0, last = 0, step = kBlockTokens;
+    each_range(entry, 0, [&](int64_t begin, int64_t end) {
+      seen += end - begin;
+      last = std::max(last, end);
+    });
+    if (seen <= kBlockTokens) return INT64_MAX;
+    while (2 * step * seen <= kBlockTokens * last) step *= 2;
+    return step;
   }
 
   // Rows that follow each other: blocks of about as many each, the last ones first, since these see most and the
@@ -120,7 +138,7 @@ class Work {
     const int64_t most = std::max<int64_t>(1, kBlockQueries / call_.shared()), blocks = (rows + most - 1) / most;
     for (int64_t block = blocks; block-- > 0;) {
       const int64_t first = rows * block / blocks, stop = rows * (block + 1) / blocks;
-      if (stop == first + 1)
+      if (stop == first + 1 && !(call_.range_heads == 1 && call_.given[call_.rows[entry + first]]))
         alone_.push_back(entry + first);
       else
         add_block(entry + first, stop - first);
@@ -132,7 +150,7 @@ class Work {
     for (int64_t row = entry; row < entry + rows; ++row) add_ranges(row, 0);
     merge(first);
     for (int64_t head = 0; head < call_.kv_heads; ++head)
-      add_group({entry, rows, head, 1, first, ranges.size(), 0, 0, 0}, kBlockTokens);
+      add_group({true, entry, rows, head, 1, first, ranges.size(), 0, 0, 0}, cut(entry));
   }
 
   // Heads are taken together, as they lie, unless there are too few parts for the threads otherwise.
@@ -159,7 +177,7 @@ class Work {
           add_ranges(entry, head);
         }
         const int64_t seen = tokens(first), parts = row_parts(seen);
-        add_group({entry, 1, head, std::min(heads, call_.kv_heads - head), first, ranges.size(), 0, 0, 0},
+        add_group({false, entry, 1, head, std::min(heads, call_.kv_heads - head), first, ranges.size(), 0, 0, 0},
                   rounded((seen + parts - 1) / parts, kRowStep));
       }
     }
@@ -169,10 +187,16 @@ class Work {
     return tokens < 2 * kLeastRowTokens ? 1 : 2 * ((tokens + 2 * kMostRowTokens - 1) / (2 * kMostRowTokens));
   }
 
-  void add_ranges(int64_t entry, int64_t head) {
+  // Calls `take` with the begin and the end of each range of positions that a row sees.
+  template <class Take>
+  void each_range(int64_t entry, int64_t head, Take take) const {
     const int64_t* range = call_.ranges + (entry * call_.range_heads + head) * call_.range_count * 2;
     for (int64_t i = 0; i < call_.range_count; ++i, range += 2)
-      if (range[0] < range[1]) ranges.push_back({range[0], range[1]});
+      if (range[0] < range[1]) take(range[0], range[1]);
+  }
+
+  void add_ranges(int64_t entry, int64_t head) {
+    each_range(entry, head, [&](int64_t begin, int64_t end) { ranges.push_back({begin, end}); });
   }
 
   int64_t tokens(size_t first) const {
@@ -195,19 +219,18 @@ class Work {
     ranges.resize(std::min(ranges.size(), last + 1));
   }
 
+  // A block is cut by position, a row by the number of tokens before.
   void add_group(Group group, int64_t part_tokens) {
     group.part = parts.size();
     group.results = results_size;
-    int64_t room = 0;
+    int64_t seen = 0, current = -1;
     for (size_t i = group.ranges; i < group.ranges_end; ++i) {
-      for (int64_t position = ranges[i].begin, taken; position < ranges[i].end; position += taken) {
-        if (room == 0) {
-          parts.push_back({groups.size(), i, position, 0});
-          room = part_tokens;
-        }
-        taken = std::min(room, ranges[i].end - position);
+      for (int64_t position = ranges[i].begin, taken; position < ranges[i].end; position += taken, seen += taken) {
+        const int64_t place = group.block ? position : seen;
+        if (place / part_tokens != current) parts.push_back({groups.size(), i, position, 0});
+        current = place / part_tokens;
+        taken = std::min(part_tokens - place % part_tokens, ranges[i].end - position);
         parts.back().tokens += taken;
-        room -= taken;
       }
     }
     group.parts_end = parts.size();
@@ -216,7 +239,7 @@ class Work {
   }
 };
 
-// Consecutive tokens that a part sees, those on pages that are gone left out.
+// Consecutive tokens that a part sees, those on pages that are gone left out; a block's are cut at multiples of kTile.
 struct Tile {
   int count = 0;
   bool near = false;  // all of them meet the turned queries, else none
@@ -232,7 +255,8 @@ class Walk {
         range_(&work.ranges[part.range]),
         table_(call.page_table + call.owners[work.groups[part.group].entry] * call.table_width),
         position_(part.position),
-        left_(part.tokens) {}
+        left_(part.tokens),
+        block_(work.groups[part.group].block) {}
 
   // The next tokens; false if there are no more.
   bool next(Tile& tile) {
@@ -240,10 +264,10 @@ class Walk {
     while (left_ > 0 && tile.count < kTile) {
       if (position_ >= range_->end) position_ = (++range_)->begin;
       const bool near = call_.turned && position_ < call_.near;
-      if (tile.count > 0 && near != tile.near) break;
+      if (tile.count > 0 && (near != tile.near || (block_ && position_ / kTile != tile.positions[0] / kTile))) break;
       const int64_t offset = position_ % call_.page_size;
       int64_t run = std::min({left_, range_->end - position_, call_.page_size - offset,
-                              static_cast<int64_t>(kTile - tile.count)});
+                              kTile - (block_ ? position_ % kTile : tile.count)});
       if (near) run = std::min(run, call_.near - position_);
       if (const int64_t page = table_[position_ / call_.page_size]) {
         tile.near = near;
@@ -263,4 +287,5 @@ class Walk {
   const Range* range_;
   const int32_t* table_;
   int64_t position_, left_;
+  const bool block_;
 };

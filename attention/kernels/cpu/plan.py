@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from attention.kernels.base import choosing_rows, spans_of
@@ -36,7 +37,8 @@ def planned(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan
 
 
 def _plan(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan:
-    rows, owners, ranges = torch.arange(len(batch.positions)), batch.owners, spans_of(batch, pattern, window)
+    owners, ranges = batch.host_owners, spans_of(batch, pattern, window)
+    rows = torch.from_numpy(np.arange(len(owners)))
     choosing = []
     if isinstance(pattern, ContentPattern):
         found = choosing_rows(batch, pattern)
@@ -44,3 +46,9 @@ def _plan(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan:
         rows = rows[~torch.isin(rows, found)]
         owners, ranges = owners[rows], ranges[rows]
     return Plan(Rows(rows, owners, ranges[:, None].contiguous()), choosing)
+
+
+def given(batch: AttentionBatch) -> torch.Tensor:
+    """Which query rows belong to a prompt: bool ``[T]``."""
+    rows: torch.Tensor = batch.plan("given", lambda: batch.host_positions < batch.host_prompt_lens)
+    return rows

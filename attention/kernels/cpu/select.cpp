@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "float8.hpp"
 #include "select_best.hpp"
 #include "select_bounds.hpp"
 #include "select_digest.hpp"
@@ -154,13 +155,14 @@ extern "C" __attribute__((visibility("default"))) void longspan_update(const Upd
   Updating updating{*update};
   const int64_t numbers = update->count * update->page_size * update->kv_heads * update->head_size;
   const int64_t threads = numbers < kParallelProducts ? 1 : update->threads;
-  in_parallel(update->parallel, update->format == 0 ? digest_pages<int32_t> : digest_pages<int16_t>, &updating,
-              threads);
+  void (*const formats[])(void*) = {digest_pages<int32_t>, digest_pages<int16_t>, digest_pages<int16_t>,
+                                    digest_pages<int8_t>};
+  in_parallel(update->parallel, formats[update->format], &updating, threads);
 }
 
 extern "C" __attribute__((visibility("default"))) void longspan_select(const Selection* call) {
   thread_local Scratch scratch;
-  void (*const formats[])(void*) = {choose<Float32>, choose<BFloat16>, choose<Float16>};
+  void (*const formats[])(void*) = {choose<Float32>, choose<BFloat16>, choose<Float16>, choose<Float8>};
   for (int64_t entry = 0; entry < call->entries;) {
     Choosing choosing{*call, {}, {}, {}};
     entry = plan(choosing, entry);

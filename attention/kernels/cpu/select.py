@@ -12,12 +12,12 @@ import torch
 
 from attention.kernels.base import choosing_rows
 from attention.kernels.cpu import native
-from attention.kernels.cpu.chain import NativeCall, calls_of, table
+from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
 
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
 class Update(ctypes.Structure):
@@ -204,11 +204,10 @@ class Choosing:
 
     def __init__(self, layers: Sequence[tuple[LayerSpec, TopK]], cache: PagedCache) -> None:
         made = compiled()
-        # Layers of as many key heads share memory.
-        self._alike: dict[tuple[TopK, int], list[int]] = {}
+        alike: dict[tuple[TopK, int], list[int]] = {}
         self._updates, self._selections = table(Update, len(layers)), table(Selection, len(layers))
         for i, (layer, pattern) in enumerate(layers):
-            self._alike.setdefault((pattern, layer.kv_heads), []).append(i)
+            alike.setdefault((pattern, layer.kv_heads), []).append(i)
             update, selection = self._updates[i], self._selections[i]
             keys, _, digest = cache.layers[layer.index]
             assert digest is not None
@@ -219,6 +218,8 @@ class Choosing:
             selection["query_heads"], selection["scale"] = layer.query_heads, layer.scale
             selection["window"] = layer.window or 0
             selection["sink_pages"], selection["recent_pages"] = pattern.sink_pages, pattern.recent_pages
+        # Layers of as many key heads share memory.
+        self._alike = [(*what, places(indices)) for what, indices in alike.items()]
         for rows in self._updates, self._selections:
             rows["parallel"], rows["page_size"] = made.team, cache.page_size
         updates, selections = calls_of(made.update, self._updates), calls_of(made.select, self._selections)
@@ -226,7 +227,7 @@ class Choosing:
             layer.index: (updates[i], selections[i]) for i, (layer, _) in enumerate(layers)
         }
 
-    def prepare(self, batch: AttentionBatch, query: torch.Tensor) -> list[tuple[list[int], Rows]]:
+    def prepare(self, batch: AttentionBatch, query: torch.Tensor) -> list[tuple[Places, Rows]]:
         """Says where the next step's calls find their work.
 
         Args:
@@ -245,7 +246,7 @@ class Choosing:
         selections["page_table"] = batch.page_table.data_ptr()
         selections["table_width"] = batch.page_table.shape[1]
         found = []
-        for (pattern, kv_heads), alike in self._alike.items():
+        for pattern, kv_heads, alike in self._alike:
             pages = pattern.completed(batch)
             updates["pages"][alike], updates["count"][alike] = pages.data_ptr(), len(pages)
             rows = rows_of(pattern, kv_heads, choosing_rows(batch, pattern), batch)

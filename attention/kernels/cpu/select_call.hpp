@@ -13,7 +13,7 @@ struct Update {
   void* parallel;        // GNU OpenMP's GOMP_parallel
   int64_t count;
   int64_t page_size, kv_heads, head_size;
-  int64_t format;  // 0 float32, 1 bfloat16, 2 float16
+  int64_t format;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
   int64_t threads;
 };
 

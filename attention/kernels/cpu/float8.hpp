@@ -1,0 +1,53 @@
+// The number format of 8 bits.
+//
+// Open Compute Project: 8-bit Floating Point Specification, revision 1.0, 2023: E4M3.
+
+#pragma once
+
+#include "lanes.hpp"
+
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+
+// A sign, 4 bits of exponent with a bias of 7, 3 of mantissa. All ones beside the sign are no number, and there are no
+// infinities. In float16, whose bias is 15, the same bits are 2^-8 of the number, subnormal ones too.
+struct Float8 {
+  using Number = uint8_t;
+  using Lanes = Float16::Lanes;
+  static constexpr float kOfHalf = 256.0f;
+  static int place(int i) { return Float16::place(i); }
+  static void halves(const uint8_t* from, int64_t count, uint16_t* to) {
+    int64_t i = 0;
+#if defined(__AVX2__)
+    // The largest is looked for, without the signs, since it is seldom that a number is none.
+    __m256i most = _mm256_setzero_si256();
+    for (; i + 32 <= count; i += 32) {
+      const __m256i codes = load<__m256i>(from + i);
+      most = _mm256_max_epu8(most, _mm256_add_epi8(codes, codes));
+      for (int64_t half = i; half < i + 32; half += 16) {
+        const __m256i wide = _mm256_cvtepi8_epi16(load<__m128i>(from + half));
+        store(to + half, _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbf80))));
+      }
+    }
+    if (_mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(static_cast<char>(0xfe))))) i = 0;
+#endif
+    for (; i < count; ++i) {
+      const int bits = (static_cast<int8_t>(from[i]) * 0x80) & 0xbf80;
+      to[i] = static_cast<uint16_t>(bits | ((bits + 0x80) & 0x4000));  // after all ones, the exponent's first bit
+    }
+  }
+  static Lanes widen(const uint8_t* from) {
+    uint16_t block[kBlock];
+    halves(from, kBlock, block);
+    const Lanes lanes = Float16::widen(block);
+    return {lanes.first * kOfHalf, lanes.second * kOfHalf};
+  }
+  static Bytes narrow(Floats numbers) {
+    const Bits bits = (Bits)numbers, magnitude = bits & 0x7fffffffu;
+    const Bits normal = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3);
+    // Below 2^-6: adding 2^14 leaves steps of 2^-9.
+    const Bits small = (Bits)((Floats)magnitude + 16384.0f) - 0x46800000u;
+    const Bits finite = magnitude < 0x3c800000u ? small : normal;
+    const Bits result = magnitude > 0x43e80000u ? Bits{} + 0x7fu : finite;  // 464 is the last that becomes 448
+    return __builtin_convertvector(result | (bits >> 24 & 0x80u), Bytes);
+  }
+};
