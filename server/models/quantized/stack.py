@@ -96,8 +96,8 @@ class QuantizedStack(nn.Module):
         attended = self._workspace.attended(rows, self._heads[0], self._heads[2])
         places = hidden, heads.rows, attended, between, angles.cosines, angles.sines
         self._place(*(tensor.data_ptr() for tensor in places))
-        positions = None if angles.positions is None else angles.positions.data_ptr()
-        self._stages["positions"][::_STAGES] = positions or 0
+        positions = angles.positions
+        self._stages["positions"][::_STAGES] = 0 if positions is None else positions.data_ptr()
         self._runs["rows"], self._runs["threads"] = rows, torch.get_num_threads()
         longspan.program.prepare(longspan.batch, heads.queries, heads.keys, heads.values, attended)
         self._chained(longspan.program).run()
