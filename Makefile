@@ -14,7 +14,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 help:
 	@echo 'make install  .venv with the pinned dependencies and this folder'
 	@echo 'make serve    install, then serve the default model; flags: make serve ARGS="--port 50052"'
-	@echo 'make test     install, then run all tests; some of them: make test ARGS="tests/client -k stream"'
+	@echo 'make test     install, then run all tests in two processes; some: make test ARGS="tests/client -k stream";'
+	@echo '              in one process, with a debugger: make test ARGS="-n 0 --pdb"'
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
 	@echo 'make quality  install, then measure what attention patterns do to the default model; minutes'
 	@echo 'make device   install, then measure how near the engine comes to what a GPU can do; 10 minutes'
