@@ -112,7 +112,7 @@ class AttentionBatch:
             starts = edges.tolist()
         slots = table[owners, positions // page_size] * np.int64(page_size) + positions % page_size
         seq_lens = (have + add).tolist()
-        batch = cls(
+        return cls(
             query_starts=list(starts),
             seq_lens=seq_lens,
             prompt_lens=list(seq_lens if prompt_lens is None else prompt_lens),
@@ -120,9 +120,8 @@ class AttentionBatch:
             slots=send(torch.from_numpy(slots), device),
             positions=send(torch.from_numpy(positions), device),
             page_size=page_size,
+            plans={"host owners": torch.from_numpy(owners)},
         )
-        batch.plans["host owners"] = torch.from_numpy(owners)
-        return batch
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from attention.kernels.cpu import native
 
+# What all native calls know a cache's number format by.
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 

@@ -12,12 +12,11 @@ import torch
 
 from attention.kernels.base import choosing_rows
 from attention.kernels.cpu import native
+from attention.kernels.cpu.calls import FORMATS
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
-
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
 class Update(ctypes.Structure):
