@@ -135,9 +135,18 @@ class Attention:
             first, stop = max(first, gone.start), min(stop, gone.stop)
         return range(first, max(first, stop))
 
+    def needs_host(self) -> str | None:
+        """Why steps of which the device alone knows can't be computed, if so; see ``Kernel.needs_host``."""
+        reasons = (self.kernel.needs_host(pattern) for pattern, _, _ in self.kinds)
+        return next(filter(None, reasons), None)
+
     def program(self, cache: PagedCache) -> Program | None:
         """All layers' attention as native calls, where the kernel has such; see ``Kernel.program``."""
         return self.kernel.program([(layer, self.pattern_of(layer)) for layer in self.layers], cache)
+
+    def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Stores a step's keys and values; see ``LayerCache.write``."""
+        self.kernel.write(cache, slots, key, value)
 
     def forward(
         self,

@@ -28,13 +28,18 @@ def narrowed(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     An infinite key can hide: where a query's number is negative, the product is minus infinity and the token
     gets no weight. So can the largest number. NaN shows in the logits of every query that sees it.
     """
-    if torch.finfo(dtype).max >= torch.finfo(numbers.dtype).max:
+    if not narrows(numbers.dtype, dtype):
         return numbers.to(dtype)
     if dtype == torch.float8_e4m3fn:
         # Some versions of torch make the largest number of what is too large, others NaN.
         return numbers.where(numbers.abs() <= _LARGEST_ROUNDED, torch.nan).to(dtype)
     result = numbers.to(dtype)
     return result.sub_(result - result)  # infinity less itself
+
+
+def narrows(numbers: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether the second format has no place for some finite numbers of the first."""
+    return torch.finfo(dtype).max < torch.finfo(numbers).max
 
 
 def taken(rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:

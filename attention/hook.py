@@ -89,7 +89,8 @@ class Step:
             )
         layer = self.layers[module.layer_idx]
         cache = self.cache.layers[layer.index]
-        cache.write(self.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        self.attention.write(cache, self.batch.slots, keys, values)
         rows = query[0].transpose(0, 1)
         output = self.attention.forward(
             layer, rows, cache, self.batch, features.get("s_aux"), self._turned(layer, rows)
@@ -105,7 +106,7 @@ class Step:
 
         def angles() -> tuple[torch.Tensor, torch.Tensor] | None:
             # The last query's turn is the largest; asked on the host, so that no device has to be waited for.
-            if not pattern.turn(torch.tensor(batch.seq_lens) - 1).any():
+            if not batch.fixed and not pattern.turn(torch.tensor(batch.seq_lens) - 1).any():
                 return None
             return rotation.angles(-pattern.turn(batch.positions))
 

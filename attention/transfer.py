@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+from torch import Event
+
+_alone = ContextVar("device alone", default=False)
+
+
+class DeviceOnlyError(RuntimeError):
+    """Something on the host is asked for, or given, where the device has to do without the host."""
+
+
+@contextmanager
+def device_alone() -> Iterator[None]:
+    """While entered, ``send`` and ``fetch`` raise ``DeviceOnlyError``: a captured step can't contain them."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 def send(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -13,20 +32,53 @@ def send(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
     The host goes on at once. From memory that is not pinned it would first have to wait until the device has
     done all that is queued.
     """
+    _refuse_if_alone("numbers of the host can't be part of a captured step")
     if numbers.device.type == device.type:
         return numbers
     return numbers.pin_memory().to(device, non_blocking=True)
 
 
+class Coming:
+    """Tensors on their way from a device to the host.
+
+    They are copied as soon as the device has computed what was queued before this was made, and need not wait
+    for what is queued after.
+
+    Args:
+        tensors: all of one device.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        _refuse_if_alone("the host can't read what a captured step computes")
+        self._tensors = list(tensors)
+        self._arrived: Event | None = None
+        if not tensors or tensors[0].device.type == "cpu":
+            return
+        # Larger numbers first, so that each lie where numbers of their size may.
+        self._order = sorted(range(len(tensors)), key=lambda i: -tensors[i].itemsize)
+        parts = [tensors[i].flatten().view(torch.uint8) for i in self._order]
+        # With non_blocking, torch copies to pinned memory and goes on at once.
+        self._bytes = torch.cat(parts).to("cpu", non_blocking=True)
+        self._arrived = Event(tensors[0].device)
+        self._arrived.record()
+
+    def wait(self) -> list[torch.Tensor]:
+        """The tensors on the host, after one wait for all of them."""
+        if self._arrived is None:
+            return self._tensors
+        self._arrived.synchronize()
+        sizes = [self._tensors[i].nbytes for i in self._order]
+        result = list(self._tensors)
+        for i, part in zip(self._order, self._bytes.split(sizes), strict=True):
+            result[i] = part.view(result[i].dtype).view(result[i].shape)
+        return result
+
+
 def fetch(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The tensors, all of one device, on the host, after one wait for all of them."""
-    if len(tensors) < 2 or tensors[0].device.type == "cpu":
-        return [tensor.cpu() for tensor in tensors]
-    # Larger numbers first, so that each lie where numbers of their size may.
-    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].itemsize)
-    parts = [tensors[i].flatten().view(torch.uint8) for i in order]
-    found = torch.cat(parts).cpu().split([len(part) for part in parts])
-    result = list(tensors)
-    for i, part in zip(order, found, strict=True):
-        result[i] = part.view(tensors[i].dtype).view(tensors[i].shape)
-    return result
+    return Coming(tensors).wait()
+
+
+def _refuse_if_alone(reason: str) -> None:
+    if _alone.get():
+        raise DeviceOnlyError(reason)

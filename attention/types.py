@@ -11,7 +11,7 @@ import torch
 
 from attention.formats import narrowed, put
 from attention.patterns.base import ContentPattern, Pattern
-from attention.transfer import send
+from attention.transfer import DeviceOnlyError, send
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class AttentionBatch:
         positions: int64 ``[T]`` on the device: each query token's position in its sequence.
         page_size: tokens per page.
         plans: what kernels prepared for this batch, by a key of their own; filled as layers run.
+        fixed: decodes whose lengths the device alone knows, see ``AttentionBatch.on_device``.
     """
 
     query_starts: list[int]
@@ -75,6 +76,7 @@ class AttentionBatch:
     positions: torch.Tensor
     page_size: int
     plans: dict[Any, Any] = field(default_factory=dict)
+    fixed: bool = False
 
     @classmethod
     def build(
@@ -123,10 +125,61 @@ class AttentionBatch:
             plans={"host owners": torch.from_numpy(owners)},
         )
 
+    @classmethod
+    def on_device(
+        cls, owners: torch.Tensor, positions: torch.Tensor, page_table: torch.Tensor, page_size: int
+    ) -> AttentionBatch:
+        """Decodes of one token each, of which the host knows nothing but their number.
+
+        What is computed from it takes the same operators on the same memory whatever the numbers are, so
+        that it can be captured once and replayed with others. ``seq_lens`` and ``prompt_lens`` are empty,
+        and what is ``host_...`` can't be had.
+
+        Args:
+            owners: int64 ``[T]`` on the device: each token's row of the page table. May be longer than the
+                table is; tokens of the same row at the same position must be the same.
+            positions: int64 ``[T]`` on the device.
+            page_table: int32 ``[R, P]`` on the device.
+            page_size: tokens per page.
+        """
+        pages = page_table[owners, positions // page_size].long()
+        return cls(
+            query_starts=list(range(len(owners) + 1)),
+            seq_lens=[],
+            prompt_lens=[],
+            page_table=page_table,
+            slots=pages * page_size + positions % page_size,
+            positions=positions,
+            page_size=page_size,
+            plans={"owners": owners},
+            fixed=True,
+        )
+
+    @classmethod
+    def counted(cls, computed: Sequence[int], page_size: int, prompt_lens: Sequence[int]) -> AttentionBatch:
+        """What the host alone wants to know of decodes, one token each: no pages, nothing on a device.
+
+        Args:
+            computed: for each sequence, its tokens whose keys are in the cache already.
+            page_size: tokens per page.
+            prompt_lens: for each sequence, the tokens that were given to it.
+        """
+        positions = np.array(computed, dtype=np.int64)
+        return cls(
+            query_starts=list(range(len(positions) + 1)),
+            seq_lens=(positions + 1).tolist(),
+            prompt_lens=list(prompt_lens),
+            page_table=torch.zeros(len(positions), 0, dtype=torch.int32),
+            slots=torch.zeros(0, dtype=torch.int64),
+            positions=torch.from_numpy(positions),
+            page_size=page_size,
+            plans={"host owners": torch.from_numpy(np.arange(len(positions)))},
+        )
+
     @property
     def size(self) -> int:
         """Number of sequences."""
-        return len(self.seq_lens)
+        return len(self.query_starts) - 1
 
     def query_len(self, b: int) -> int:
         """Number of query tokens of sequence ``b``."""
@@ -159,17 +212,24 @@ class AttentionBatch:
     # Arrays, since with so few numbers a call of torch's costs more than what it computes.
 
     def _host_prompt_lens(self) -> torch.Tensor:
+        self._refuse_if_fixed()
         return torch.from_numpy(np.asarray(self.prompt_lens)[self.host_owners.numpy()])
 
     def _host_owners(self) -> torch.Tensor:
+        self._refuse_if_fixed()
         return torch.from_numpy(np.repeat(np.arange(self.size), np.diff(self.query_starts)))
 
     def _host_positions(self) -> torch.Tensor:
+        self._refuse_if_fixed()
         if self.positions.device.type == "cpu":
             return self.positions
         first = np.subtract(self.seq_lens, self.query_starts[1:])
         rows = np.arange(self.query_starts[-1])
         return torch.from_numpy(rows + first[self.host_owners.numpy()])
+
+    def _refuse_if_fixed(self) -> None:
+        if self.fixed:
+            raise DeviceOnlyError("lengths and positions of a captured step are known to the device alone")
 
     def plan(self, key: Any, build: Callable[[], Any]) -> Any:
         """What ``build`` makes, made once per batch and key: layers that agree share it."""

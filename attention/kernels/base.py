@@ -68,6 +68,18 @@ class Kernel(ABC):
             ``[T, query_heads, value_size]`` in the query's number format.
         """
 
+    def needs_host(self, pattern: Pattern) -> str | None:
+        """Why a batch that the device alone knows (``AttentionBatch.on_device``) can't be computed, if so.
+
+        Part of a sentence. Where it is ``None``, ``update`` and ``forward`` of such a batch ask nothing of
+        the host, and launch the same whatever positions and pages are.
+        """
+        return f"kernel {self.name} plans every step on the host"
+
+    def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """``cache.write``, or a faster way to the same; called before ``update`` and ``forward``."""
+        cache.write(slots, key, value)
+
     def update(
         self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch, pattern: ContentPattern
     ) -> None:

@@ -74,7 +74,7 @@ def _proven(model: Any, candidates: Mapping[nn.Module, FusedLayer]) -> dict[nn.M
             log.debug("layer %d stays as transformers wrote it: %s", fused.layer_idx, error)
             return
         if probe.last is not None and all(
-            map(_close, (*probe.last.tensors, own), (*plain_call.tensors, output))
+            map(close, (*probe.last.tensors, own), (*plain_call.tensors, output))
         ):
             proven[layer] = fused
 
@@ -138,7 +138,8 @@ class Probe:
         ).transpose(1, 2)
 
 
-def _close(own: torch.Tensor, plain: torch.Tensor) -> bool:
+def close(own: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Whether what a layer of ours gives is what it should be, to rounding; NaN never is."""
     if own.shape != plain.shape or own.dtype != plain.dtype:
         return False
     largest = float(plain.abs().max())

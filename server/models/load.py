@@ -17,6 +17,7 @@ from attention.rope import LengthRope
 from server.engine.types import RefusedError
 from server.models.folder import weight_files
 from server.models.fuse import fuse
+from server.models.gpu.replace import replace_layers
 from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
@@ -76,6 +77,8 @@ def load_model(
         check_scaling(model, scaling)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%d of %d decoder layers are fused", fuse(model), len(layers))
+    if device.type == "cuda":
+        replace_layers(model)
     return LoadedModel(
         model=model,
         layers=layers,

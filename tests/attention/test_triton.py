@@ -1,12 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -22,36 +15,19 @@ from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
+from tests.apart import compile_only, interpret
 from tests.attention.cases import make_case, patterns, sequences
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = LayerSpec(0, 1, 1, 1, 1, 1.0)
 ALONE, TOGETHER = Tile(16, 16, 4, 1, 64, 4), Tile(64, 16, 4, 1, 256, 1)
 
 
-def release(package: str) -> tuple[int, ...]:
-    return tuple(map(int, version(package).split(".")[:2]))
+def test_interpreted():
+    interpret("tests/attention/triton_interpreted.py")
 
 
-@pytest.mark.parametrize(
-    ("tests", "interpret"), [("triton_interpreted.py", "1"), ("triton_compiled.py", "0")]
-)
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_in_a_process_of_its_own(tests, interpret):
-    """Whether Triton interprets is settled for a process when it first imports Triton."""
-    if interpret == "1" and release("triton") < (3, 7) and release("numpy") >= (2, 4):
-        pytest.skip("before 3.7 Triton's interpreter does not work with numpy 2.4")
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": interpret,
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    path = ROOT / "tests" / "attention" / tests
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+def test_compiled():
+    compile_only("tests/attention/triton_compiled.py")
 
 
 def covered(cover: torch.Tensor) -> list[int]:

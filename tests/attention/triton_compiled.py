@@ -17,9 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from attention import LayerSpec
-from attention.kernels import triton_code, triton_paged
+from attention.kernels import triton_code, triton_paged, triton_select, triton_select_code
 from attention.kernels.triton_paged import Triton
-from attention.patterns.base import Pattern
+from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
@@ -30,7 +30,11 @@ NAMES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.uint8: "u8",
+    torch.int8: "i8",
+    torch.int16: "i16",
     torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float64: "fp64",
 }
 
 # Shared memory in KiB by compute capability: of a multiprocessor, and what a program may take.
@@ -60,14 +64,23 @@ def launches(
         attend = Recorder(found, triton_code.attend)
         combine = Recorder(found, triton_code.combine)
 
+    class Select:
+        digest_pages = Recorder(found, triton_select_code.digest_pages)
+        bound = Recorder(found, triton_select_code.bound)
+        score = Recorder(found, triton_select_code.score)
+        choose = Recorder(found, triton_select_code.choose)
+
     case = make_case(
         layer, [(1500, 1), (100, 100)], page_size, pattern=pattern, dtype=dtype, prompt_lens=[1400, 100]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_paged, "_code", lambda: Code)
+        patch.setattr(triton_select, "_code", lambda: Select)
         patch.setattr(triton_paged, "_multiprocessors", lambda _: (132, SHARED[capability][0] << 10))
         if dtype == torch.float8_e4m3fn:
             case.query = case.query.bfloat16()
+        if isinstance(pattern, ContentPattern):
+            Triton().update(layer, case.cache, case.batch, pattern)
         turned = case.query if pattern.turned else None
         Triton().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
     return found
@@ -86,7 +99,8 @@ def compiled(program: Any, arguments: dict[str, Any], capability: int) -> Any:
             signature[parameter.name] = f"*{NAMES[value.dtype]}"
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (value % 16 == 0 and not parameter.do_not_specialize):
+        whole = isinstance(value, int) and value % 16 == 0
+        if isinstance(value, torch.Tensor) or (whole and not parameter.do_not_specialize):
             hints[(index,)] = [["tt.divisibility", 16]]
     options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
     source = ASTSource(program, signature, constants, hints)

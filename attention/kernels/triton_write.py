@@ -1,0 +1,69 @@
+"""Keys and values to the paged cache in one launch, by a program of our own in Triton."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from attention.formats import narrows
+from attention.types import LayerCache
+
+# Numbers that one program moves: a few for each thread, and programs enough for a step of few rows.
+_NUMBERS = 1024
+
+
+def write(cached: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """What ``LayerCache.write`` does, to the bit; both have the same number format.
+
+    Nothing is asked of the host, and the launch depends on shapes and strides alone.
+
+    Args:
+        cached: where they go, on the device.
+        slots: int64 ``[T]``.
+        key: ``[T, kv_heads, head_size]``, of any strides.
+        value: ``[T, kv_heads, value_size]``, likewise.
+    """
+    assert key.dtype == value.dtype
+    keys, values = cached.keys, cached.values
+    narrowing = narrows(key.dtype, keys.dtype)
+    if keys.dtype == torch.float8_e4m3fn:
+        keys, values = keys.view(torch.uint8), values.view(torch.uint8)
+    rows, heads, head_size = key.shape
+    value_size = value.shape[2]
+    blocks = [1 << (size - 1).bit_length() for size in (head_size, value_size)]
+    block_heads = min(1 << (heads - 1).bit_length(), max(1, _NUMBERS // max(blocks)))
+    with torch.cuda.device_of(keys):
+        _code().write[(rows, 2, -(-heads // block_heads))](
+            key=key,
+            key_row_stride=key.stride(0),
+            key_head_stride=key.stride(1),
+            key_stride=key.stride(2),
+            value=value,
+            value_row_stride=value.stride(0),
+            value_head_stride=value.stride(1),
+            value_stride=value.stride(2),
+            slots=slots,
+            keys=keys,
+            key_slot_stride=keys.stride(1),
+            key_page_head_stride=keys.stride(2),
+            values=values,
+            value_slot_stride=values.stride(1),
+            value_page_head_stride=values.stride(2),
+            HEADS=heads,
+            HEAD_SIZE=head_size,
+            VALUE_SIZE=value_size,
+            NARROWS=narrowing,
+            BLOCK_H=block_heads,
+            BLOCK_D=blocks[0],
+            BLOCK_V=blocks[1],
+            num_warps=4,
+        )
+
+
+@cache
+def _code() -> Any:
+    """The program; importing it needs Triton."""
+    return import_module("attention.kernels.triton_write_code")
