@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.formats import narrowed
+from attention.kernels import triton_select, triton_select_check, triton_write
 from attention.kernels.base import Kernel, choosing_rows, format_refusal, layer_ranges, spans_within
 from attention.kernels.triton_plan import (
     COVER_FIELDS,
@@ -20,7 +21,9 @@ from attention.kernels.triton_plan import (
     Tile,
     compact,
     plan_choosing,
+    plan_fixed,
     plan_rows,
+    rows_fixed,
 )
 from attention.patterns.base import ContentPattern, Pattern
 from attention.transfer import send
@@ -77,7 +80,29 @@ class Triton(Kernel):
         reasons += format_refusal(self.name, dtype)
         if large := [layer for layer in layers if max(layer.head_size, layer.value_size) > _LARGEST_HEAD]:
             reasons.append(f"triton takes head sizes up to {_LARGEST_HEAD} ({layer_ranges(large)})")
+        if not reasons and device.type == "cuda" and triton_select.knows(pattern):
+            place = device, dtype, page_size, _multiprocessors(device)[0], _CHOSEN_RANGES
+            reasons += triton_select_check.refusals(pattern, tuple(layers), *place)
         return reasons
+
+    def needs_host(self, pattern: Pattern) -> str | None:
+        """See ``Kernel.needs_host``."""
+        if isinstance(pattern, ContentPattern) and not triton_select.knows(pattern):
+            return f"{pattern.name} plans what its queries choose on the host"
+        return None
+
+    def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """See ``Kernel.write``."""
+        triton_write.write(cache, slots, key, value)
+
+    def update(
+        self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch, pattern: ContentPattern
+    ) -> None:
+        """See ``Kernel.update``."""
+        if triton_select.knows(pattern):
+            triton_select.update(layer, cache, batch)
+        else:
+            pattern.update(layer, cache, batch)
 
     def forward(
         self,
@@ -109,25 +134,66 @@ class Triton(Kernel):
             output,
         )
         if isinstance(pattern, ContentPattern):
-            choosing: list[tuple[torch.Tensor, torch.Tensor, Blocks]] = batch.plan(
-                (self.name, pattern, heads, alone),
-                lambda: [
-                    (rows, send(rows, query.device), plan_choosing(batch, rows, heads, alone, processors))
-                    for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS)
-                    if len(rows)
-                ],
+            choosing: list[_Choosing] = batch.plan(
+                (self.name, "choosing", pattern, heads, alone),
+                lambda: _choosing(batch, pattern, heads, alone, processors),
             )
-            for rows, at, blocks in choosing:
-                spans = pattern.select(layer, query[at], rows, cache, batch)
-                spans = spans_within(spans, batch.positions[at], layer.window)
-                _launch(call, blocks, compact(spans, pattern.turned, _CHOSEN_RANGES))
-        others: list[tuple[Blocks, torch.Tensor]] = batch.plan(
-            (self.name, pattern, heads, alone, together, layer.window),
-            lambda: plan_rows(batch, layer.window, pattern, heads, alone, together, processors),
-        )
-        for blocks, covers in others:
-            _launch(call, blocks, covers)
+            for some in choosing:
+                _launch(call, some.blocks, _chosen(call, pattern, some, query, processors))
+        if not batch.fixed:
+            others: list[tuple[Blocks, torch.Tensor]] = batch.plan(
+                (self.name, pattern, heads, alone, together, layer.window),
+                lambda: plan_rows(batch, layer.window, pattern, heads, alone, together, processors),
+            )
+            for blocks, covers in others:
+                _launch(call, blocks, covers)
+        elif not isinstance(pattern, ContentPattern):  # whose rows all choose: they are no prompt's
+            fixed: tuple[Blocks, torch.Tensor] = batch.plan(
+                (self.name, pattern, heads, alone, layer.window),
+                lambda: plan_fixed(batch, layer.window, pattern, heads, alone, processors),
+            )
+            _launch(call, *fixed)
         return output
+
+
+class _Choosing(NamedTuple):
+    """Rows that choose by content, on the host where it knows them and on the device."""
+
+    rows: torch.Tensor
+    at: torch.Tensor
+    blocks: Blocks
+
+
+def _choosing(
+    batch: AttentionBatch, pattern: ContentPattern, heads: Heads, tile: Tile, processors: int
+) -> list[_Choosing]:
+    """The rows of a batch that choose, in parts."""
+    if batch.fixed:
+        assert triton_select.knows(pattern)
+        every = torch.arange(len(batch.positions), device=batch.positions.device)
+        most = pattern.most_pages(batch.page_size)
+        return [_Choosing(every, every, rows_fixed(batch, heads, tile, processors, most))]
+    return [
+        _Choosing(
+            rows,
+            send(rows, batch.positions.device),
+            plan_choosing(batch, rows, heads, tile, processors),
+        )
+        for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS)
+        if len(rows)
+    ]
+
+
+def _chosen(
+    call: _Call, pattern: ContentPattern, some: _Choosing, query: torch.Tensor, processors: int
+) -> torch.Tensor:
+    """The covers of rows that choose; ``query`` as it came, before it is rounded."""
+    layer, cache, batch, at = call.layer, call.cache, call.batch, some.at
+    if triton_select.knows(pattern):
+        return triton_select.select(pattern, layer, query, at, cache, batch, processors, _CHOSEN_RANGES)
+    spans = pattern.select(layer, query[at], some.rows, cache, batch)
+    spans = spans_within(spans, batch.positions[at], layer.window)
+    return compact(spans, pattern.turned, _CHOSEN_RANGES)
 
 
 class _Call(NamedTuple):

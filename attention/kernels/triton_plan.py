@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from attention.kernels.base import spans_of
+from attention.kernels.base import spans_of, spans_within
 from attention.kernels.plan import split
 from attention.patterns.base import Pattern
 from attention.transfer import send
@@ -23,6 +23,10 @@ ITEM_FIELDS = 3
 COVER_FIELDS = 2
 
 LOG2_E = 1.4426950408889634
+
+# Programs for each multiprocessor where covers are cut without knowing their lengths: enough to read memory
+# at full speed, and few, since the parts of a row are put together one after another.
+_FIXED_PROGRAMS = 2
 
 
 class Tile(NamedTuple):
@@ -124,17 +128,62 @@ def plan_choosing(
     How much they choose is known to the device alone, so all covers are cut into as many parts.
     """
     device = batch.page_table.device
-    owners = batch.host_owners[rows]
-    longest = max(batch.seq_lens)
-    parts = max(
-        1, min(processors * tile.programs // (len(rows) * heads.columns(tile)), -(-longest // tile.part))
+    programs, longest = processors * tile.programs, max(batch.seq_lens)
+    planned = _evenly(rows, batch.host_owners[rows], heads, tile, programs, longest)
+    return planned._replace(blocks=send(planned.blocks, device), items=send(planned.items, device))
+
+
+def plan_fixed(
+    batch: AttentionBatch,
+    window: int | None,
+    pattern: Pattern,
+    heads: Heads,
+    tile: Tile,
+    processors: int,
+) -> tuple[Blocks, torch.Tensor]:
+    """All rows of a batch that the device alone knows, each a block of its own, with their covers.
+
+    Args:
+        batch: decodes, ``fixed``.
+        window: the layer's own sliding window, or ``None``.
+        pattern: which cached tokens a query may see, by position.
+        heads: the layer's heads.
+        tile: what programs work on at once.
+        processors: multiprocessors of the device.
+    """
+    positions = batch.positions
+    spans = spans_within(pattern.spans(positions), positions, window)
+    straight = pattern.dense and window is None
+    return rows_fixed(batch, heads, tile, processors)._replace(straight=straight), compact(
+        spans[:, None], pattern.turned
     )
-    at = torch.arange(len(rows))
+
+
+def rows_fixed(
+    batch: AttentionBatch, heads: Heads, tile: Tile, processors: int, most_pages: int | None = None
+) -> Blocks:
+    """All rows of a batch that the device alone knows, each a block of its own, whatever their covers are.
+
+    ``most_pages``: that a row sees, if it sees no more of longer sequences.
+    """
+    rows = torch.arange(len(batch.positions), device=batch.positions.device)
+    width = batch.page_table.shape[1]
+    longest = (width if most_pages is None else min(width, most_pages)) * batch.page_size
+    return _evenly(rows, batch.owners, heads, tile, processors * _FIXED_PROGRAMS, longest)
+
+
+def _evenly(
+    rows: torch.Tensor, owners: torch.Tensor, heads: Heads, tile: Tile, programs: int, longest: int
+) -> Blocks:
+    """Rows ``[N]`` that stand alone, all of whose covers are cut into as many parts."""
+    parts = max(1, min(programs // (len(rows) * heads.columns(tile)), -(-longest // tile.part)))
+    at = torch.arange(len(rows), device=rows.device)
     zero = torch.zeros_like(at)
     blocks = torch.stack([rows, zero + 1, owners, zero, zero, at * parts], dim=1).int()
-    part = torch.arange(parts).repeat(len(rows))
-    items = torch.stack([at.repeat_interleave(parts), part, torch.full_like(part, parts)], dim=1).int()
-    return Blocks(tile, send(blocks, device), send(items, device), None, parts > 1, False)
+    part = torch.arange(parts, device=rows.device).repeat(len(rows))
+    block = at[:, None].expand(-1, parts).flatten()
+    items = torch.stack([block, part, torch.full_like(part, parts)], dim=1).int()
+    return Blocks(tile, blocks, items, None, parts > 1, False)
 
 
 def compact(spans: torch.Tensor, turned: int, least: int = 1) -> torch.Tensor:

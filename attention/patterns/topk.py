@@ -35,8 +35,9 @@ class TopK(NumberedPattern, ContentPattern):
     not depend on the step in which it is computed. In a layer with a window of its own, pages that lie wholly
     behind it do not compete.
 
-    Lossy, unless ``budget`` covers the context; no page is freed. Kernel ``cpu_paged`` makes the same choice
-    in C++ (``attention.kernels.cpu.select``); under any other ``update`` and ``select`` make it, in torch.
+    Lossy, unless ``budget`` covers the context; no page is freed. Kernels ``cpu_paged`` and ``triton`` make
+    the same choice by programs of their own (``attention.kernels.cpu.select``,
+    ``attention.kernels.triton_select``); under any other ``update`` and ``select`` make it, in torch.
 
     Args:
         budget: tokens that a query sees, in whole pages, rounded up, at least 3 and at least those always in.
@@ -136,7 +137,7 @@ class TopK(NumberedPattern, ContentPattern):
         ranges = query.new_zeros(len(rows), layer.kv_heads, width + 2, 2, dtype=torch.long)
         numbers = layer.kv_heads * layer.head_size
         for block in blocks(rows, batch, 32 * numbers, 32 * layer.query_heads):
-            if block.pages.shape[1] <= self.sink_pages + self.choices(page_size) + self.recent_pages:
+            if block.pages.shape[1] <= self.most_pages(page_size):
                 ranges[block.rows, :, 0, 1] = block.positions[..., None] + 1
                 continue
             digests = taken(cache.digest, block.pages.flatten()).unflatten(0, block.pages.shape)
@@ -162,8 +163,12 @@ class TopK(NumberedPattern, ContentPattern):
     ) -> torch.Tensor:
         """See ``ContentPattern.pages_chosen``."""
         before = positions // page_size + 1
-        most = self.sink_pages + self.choices(page_size) + self.recent_pages
+        most = self.most_pages(page_size)
         return before.where(~self.chooses(positions, prompt_lens), before.clamp(max=most))
+
+    def most_pages(self, page_size: int) -> int:
+        """Pages that a query that chooses reads, at most."""
+        return self.sink_pages + self.choices(page_size) + self.recent_pages
 
     def choices(self, page_size: int) -> int:
         """Pages that a query chooses, at most."""
