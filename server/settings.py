@@ -70,10 +70,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format. auto: float32 on CPU, the checkpoint's own elsewhere."
     )
-    weights: Literal["auto", "float", "int8", "int4"] = Field(
+    weights: Literal["auto", "float", "int8", "int4", "fp8"] = Field(
         "auto",
-        description="Form of the linear layers' weights on CPU. float: exact. int8, int4: faster, with "
-        "activations rounded to 8 bits. auto: int4 or int8 if the weights were published so, else float.",
+        description="Form of the linear layers' weights. float: exact. On CPU int8, int4: faster, with "
+        "activations rounded to 8 bits. On CUDA int8, or fp8, less exact: half the bytes. auto: on CPU int4 "
+        "or int8 if the weights were published so, else float.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
     max_context: int | None = Field(
@@ -106,7 +107,8 @@ class Settings(BaseSettings):
 
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "float8_e4m3"] = Field(
         "auto",
-        description="Number format of the KV cache. auto: float16 if weights are packed, else the model's.",
+        description="Number format of the KV cache. auto: float16 if a CPU's weights are packed, else the "
+        "model's.",
     )
     page_size: int = Field(16, ge=1, le=1024, description="Tokens per page of the KV cache.")
     kv_memory: Bytes | None = Field(
@@ -117,6 +119,9 @@ class Settings(BaseSettings):
     )
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 
+    cuda_graphs: bool = Field(
+        True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
+    )
     max_batch_tokens: int = Field(512, ge=1, description="Tokens computed per engine step, at most.")
     max_running: int = Field(64, ge=1, description="Sequences worked on at once, at most.")
     max_queue: int = Field(256, ge=0, description="Sequences waiting beyond those; more are turned away.")

@@ -17,6 +17,7 @@ from torch import nn
 from attention.reading import LayerReads
 from attention.types import LayerSpec, PagedCache
 from server.models.fused import FusedLayer
+from server.models.gpu.linear import EightBitLinear
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.linear import QuantizedLinear
 
@@ -89,13 +90,13 @@ class ModelWeights:
         row_bytes = stored = 0
         seen: set[int] = set()
         for name, module in model.named_modules(memo=plain):
-            packed = isinstance(module, QuantizedLinear | QuantizedEmbedding)
+            packed = isinstance(module, QuantizedLinear | QuantizedEmbedding | EightBitLinear)
             own: list[torch.Tensor] = list(module.buffers() if packed else module.parameters(recurse=False))
             # A table of embeddings is often the output layer's too.
             stored += sum(tensor.nbytes for tensor in own if id(tensor) not in seen)
             seen |= {id(tensor) for tensor in own}
             size = sum(tensor.nbytes for tensor in own)
-            if isinstance(module, QuantizedLinear):
+            if isinstance(module, QuantizedLinear | EightBitLinear):
                 part = Part(size, module.in_features * module.out_features)
             else:
                 part = Part(size, sum(tensor.numel() for tensor in own if tensor.ndim > 1))

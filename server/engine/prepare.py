@@ -17,7 +17,7 @@ from server.models.check import differs, oracle_logits, sample_logits, self_chec
 from server.models.fused import NotCommonError
 from server.models.kept import KeptModel, keep, kept_file, read_kept
 from server.models.loaded import LoadedModel
-from server.models.quantize import quantize
+from server.models.quantize import check_form, is_packed, quantize
 from server.models.quantized.model import QuantizedModel
 from server.models.rope import read_scaling
 from server.settings import Settings
@@ -60,6 +60,7 @@ def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
+    check_form(settings.weights, _device(settings))
     file = kept_file(folder, settings.weights, settings.cache_dir) if _may_be_packed(settings) else None
     if file is not None:
         report("reading the packed weights", 0.3)
@@ -107,10 +108,10 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
     weights = quantize(loaded.model, settings.weights)
     kv_dtype = cache_format(settings, loaded, weights)
     attention, check_with = _choose(settings, loaded, device, kv_dtype)
-    if "int" in weights or kv_dtype != checked:
+    if is_packed(weights) or kv_dtype != checked:
         after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
         served_check(before, after, weights, kv_dtype)
-    if file is not None and "int" in weights and (kept := _from_parts(loaded, weights)) is not None:
+    if file is not None and is_packed(weights) and (kept := _from_parts(loaded, weights)) is not None:
         loaded = kept.loaded
         report("keeping the packed weights", 0.94)
         keep(file, folder, kept)
@@ -192,4 +193,6 @@ def cache_format(settings: Settings, loaded: LoadedModel, weights: str = "") -> 
     """Number format of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
     if settings.kv_dtype != "auto":
         return CACHE_FORMATS[settings.kv_dtype]
-    return torch.float16 if "int" in weights else loaded.dtype
+    # On a GPU activations are not rounded, so that the cache's rounding would not be small beside theirs.
+    rounded = is_packed(weights) and loaded.model.device.type == "cpu"
+    return torch.float16 if rounded else loaded.dtype

@@ -13,6 +13,7 @@ from attention.hook import Step
 from attention.types import AttentionBatch, PagedCache
 from server.engine.types import RefusedError
 from server.models.loaded import LoadedModel
+from server.models.quantize import is_packed
 
 # The largest root mean square error of a position's logits, as a share of their standard deviation. Rounding
 # stays well below; a bias, an offset or a mask that is lost shows as 0.1 to 1 nearly everywhere.
@@ -124,7 +125,7 @@ def served_check(before: torch.Tensor, after: torch.Tensor, weights: str, kv_dty
     Raises:
         RefusedError: packing, or the cache, changed more than rounding can.
     """
-    packed = "int" in weights
+    packed = is_packed(weights)
     error = float(relative_error(after, before).median())
     tolerance = _PACKED_TOLERANCE if packed else _CACHE_TOLERANCE[kv_dtype]
     if not error <= tolerance:
@@ -133,7 +134,7 @@ def served_check(before: torch.Tensor, after: torch.Tensor, weights: str, kv_dty
             f"{error:.2g} of their standard deviation from those without either's rounding (up to "
             f"{tolerance:g} is rounding); choose "
             + (
-                "--weights float, or int8 for a model that 4 bits are too few for"
+                "--weights float, or int8 for a model that int4 or fp8 is too coarse for"
                 if packed
                 else "--kv-dtype auto"
             )

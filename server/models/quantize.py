@@ -1,10 +1,13 @@
-"""Packs a model's linear layers into few bits, for the CPU; see ``server.models.quantized``."""
+"""Packs a model's linear layers into few bits.
+
+For the CPU see ``server.models.quantized``, for a GPU ``server.models.gpu.quantize``.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -13,6 +16,8 @@ from attention.kernels.cpu.native import NativeError
 from server.engine.types import RefusedError
 from server.models.fuse import Probe, probe_forward
 from server.models.fused import FusedLayer
+from server.models.gpu import quantize as gpu
+from server.models.gpu.linear import EightBitLinear, Form
 from server.models.quantized import native
 from server.models.quantized.layer import QuantizedLayer, Workspace
 from server.models.quantized.linear import QuantizedLinear
@@ -21,7 +26,10 @@ from server.models.quantized.stack import QuantizedStack
 
 log = logging.getLogger("longspan.models")
 
-Weights = Literal["auto", "float", "int8", "int4"]
+Weights = Literal["auto", "float", "int8", "int4", "fp8"]
+
+# Forms that a device has no operators for, and what there is in their place.
+_ELSEWHERE = {("cpu", "fp8"): "int8", ("cuda", "int4"): "int8 or fp8"}
 
 # What sends tokens to experts: an error there sends them elsewhere.
 _ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -30,12 +38,38 @@ _ROUTERS = ("gate", "router", "shared_expert_gate")
 _SAMPLE = 64
 
 
+def check_form(weights: Weights, device: str) -> None:
+    """Refuses what a kind of device can't compute with, before a model is loaded.
+
+    Args:
+        weights: which.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        RefusedError: another form is for this device; the sentence says which.
+    """
+    if instead := _ELSEWHERE.get((device, weights)):
+        raise RefusedError(
+            f"--weights {weights} is not for {device}; choose --weights {instead}, or float for exact weights"
+        )
+
+
+def is_packed(weights: str) -> bool:
+    """Whether weights are packed, of which ``quantize`` said what they are."""
+    return "int" in weights or "fp8" in weights
+
+
 def quantize(model: Any, weights: Weights) -> str:
     """Packs what can be packed, in place; weights that are packed are freed.
 
-    ``auto`` packs where it loses nothing of the weights: those published in groups of 4 or 8 bits. ``int8``
-    rounds weights by groups of 32 to 8 bits, ``int4`` to 4 bits and the output layer to 8, except where their
-    numbers are exactly of fewer bits. Before packed weights, activations are rounded to 8 bits by groups.
+    On a CPU ``auto`` packs where it loses nothing of the weights: those published in groups of 4 or 8 bits.
+    ``int8`` rounds weights by groups of 32 to 8 bits, ``int4`` to 4 bits and the output layer to 8, except
+    where their numbers are exactly of fewer bits. Before packed weights, activations are rounded to 8 bits by
+    groups.
+
+    On a GPU ``auto`` packs nothing. ``int8`` and ``fp8`` round weights by groups of 128, those of the output
+    layer included: where it shares its weights with the embedding, that one keeps them as they are.
+    Activations are not rounded.
 
     Args:
         model: a causal language model, fused. Layers with packed weights compute with ``longspan`` only.
@@ -45,18 +79,23 @@ def quantize(model: Any, weights: Weights) -> str:
         What the weights inside the decoder are now, like ``int4`` or ``float32``.
 
     Raises:
-        RefusedError: ``int8`` or ``int4`` is not possible here; the sentence says why.
+        RefusedError: the form is not possible here; the sentence says why.
     """
-    reason = None if weights == "float" else _obstacle(model)
+    check_form(weights, model.device.type)
+    reason = None if weights == "float" else _obstacle(model, weights)
     if reason is None and weights != "float":
         try:
-            _pack(model, weights)
+            if model.device.type == "cpu":
+                _pack(model, weights)
+            else:
+                gpu.replace_linears(_linears(model), cast(Form, weights))
         except ValueError as error:
             reason = str(error)
         else:
-            _use_operator(model)
+            if model.device.type == "cpu":
+                _use_operator(model)
     forms = _forms(model)
-    if reason is None and weights in ("int8", "int4") and "int" not in forms:
+    if reason is None and weights not in ("auto", "float") and not is_packed(forms):
         reason = f"{type(model).__name__} has no linear layers that can be packed"
     if reason is not None and weights != "auto":
         raise RefusedError(f"--weights {weights}: {reason}; choose --weights float")
@@ -69,10 +108,12 @@ def quantize(model: Any, weights: Weights) -> str:
     return forms
 
 
-def _obstacle(model: Any) -> str | None:
+def _obstacle(model: Any, weights: Weights) -> str | None:
     """Why nothing can be packed here."""
     if model.device.type != "cpu":
-        return f"packed weights are for the CPU, not for {model.device.type}"
+        if weights == "auto":
+            return f"on {model.device.type} they are packed where int8 or fp8 is asked for"
+        return gpu.obstacle(model.device, model.dtype)
     if model.dtype != torch.float32:
         return f"packed weights go with --dtype float32, not with {_name(model.dtype)}"
     try:
@@ -94,16 +135,18 @@ def _pack(model: Any, weights: Weights) -> None:
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    # By number and by name, so that nothing here holds on to weights that are replaced.
     plain = {
-        part
+        id(part)
         for layer in model.modules()
         if isinstance(layer, FusedLayer) and layer.plain is not None
         for part in layer.plain.modules()
     }
     for parent in model.modules():
-        for name, child in parent.named_children():
+        for name in [name for name, _ in parent.named_children()]:
+            child = getattr(parent, name)
             # A class derived from Linear computes something else.
-            if parent not in plain and type(child) is nn.Linear and name not in _ROUTERS:
+            if id(parent) not in plain and type(child) is nn.Linear and name not in _ROUTERS:
                 yield parent, name, child
 
 
@@ -175,7 +218,8 @@ def _forms(model: Any) -> str:
         _form(module)
         for module in model.modules()
         if module is not head and not isinstance(module, nn.Embedding)
-        if isinstance(module, QuantizedLinear) or any(p.ndim > 1 for p in module.parameters(recurse=False))
+        if isinstance(module, QuantizedLinear | EightBitLinear)
+        or any(p.ndim > 1 for p in module.parameters(recurse=False))
     }
     return "+".join(sorted(found))
 
@@ -183,6 +227,8 @@ def _forms(model: Any) -> str:
 def _form(module: Any) -> str:
     if isinstance(module, QuantizedLinear):
         return f"int{module.bits}"
+    if isinstance(module, EightBitLinear):
+        return module.form
     return _name(next(parameter for parameter in module.parameters(recurse=False)).dtype)
 
 

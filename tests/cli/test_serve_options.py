@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_memory": ("1.5GiB", 3 << 29),
     "kv_memory_share": ("0.25", 0.25),
     "prefix_cache": ("false", False),
+    "cuda_graphs": ("false", False),
     "max_batch_tokens": ("64", 64),
     "max_running": ("3", 3),
     "max_queue": ("0", 0),
@@ -73,7 +74,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "otlp_endpoint": ("http://127.0.0.1:4317", "http://127.0.0.1:4317"),
 }
 # Those whose flag takes no value, or may be repeated, are not of the plain form --NAME VALUE.
-OTHERS = ("attention_option", "rope_option", "prefix_cache", "check_integrity")
+OTHERS = ("attention_option", "rope_option", "prefix_cache", "cuda_graphs", "check_integrity")
 PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
 
 
