@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from attention import transfer
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SOURCES = ("attention", "server")
@@ -23,7 +26,12 @@ _TRANSFER = Path("attention", "transfer.py")
 # What torch has of its own for each kind of device stays one operator, as a GPU's would.
 _WHOLE = {"scaled_dot_product_attention", "linear", "matmul", "rms_norm", "pin_memory"}
 
-_INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+# What torch's tags call of dynamic shape always, and is so with masks only.
+INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+
+
+# What a copy holds until it is there, in each byte.
+_GARBAGE = 0xA5
 
 
 class _OnDevice(torch.Tensor):
@@ -74,7 +82,9 @@ class StandInDevice:
     A wait is noted where torch itself says that what an operator returns, or its shape, depends on numbers
     that the operator is given (its tags; indexing by masks, which has none, is known here), and where tensors
     are copied between the device and the host. Copies to the device from pinned memory with ``non_blocking``
-    are no waits. ``x[mask] = number`` counts as one, though CUDA has a way around it.
+    are no waits, nor are copies to the host with ``non_blocking``: these hold something else until a
+    torch event that was recorded after them is waited for, which is noted. ``x[mask] = number`` counts as
+    one, though CUDA has a way around it.
 
     It can't see what a GPU's operators do inside, where they have other implementations: allocate memory,
     launch several kernels, wait. Nor can it see what goes past torch's dispatcher: ``data_ptr``, Triton, C++.
@@ -93,6 +103,7 @@ class StandInDevice:
         self.reads: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
+        self.coming: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._modes = ExitStack()
 
     def forget(self) -> None:
@@ -101,6 +112,7 @@ class StandInDevice:
             notes.clear()
 
     def __enter__(self) -> Self:
+        self._modes.enter_context(mock.patch.object(transfer, "Event", partial(_Event, self)))
         self._modes.enter_context(torch.inference_mode())
         self._modes.enter_context(_Functions())
         self._modes.enter_context(_Watch(self))
@@ -108,6 +120,23 @@ class StandInDevice:
 
     def __exit__(self, *error: Any) -> None:
         self._modes.close()
+
+
+class _Event:
+    """What stands for ``torch.Event``."""
+
+    def __init__(self, notes: StandInDevice, device: torch.device) -> None:
+        assert _is_stand_in(device)
+        self._notes = notes
+        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def record(self) -> None:
+        self._before, self._notes.coming = self._notes.coming, []
+
+    def synchronize(self) -> None:
+        self._notes.reads[_where()] += 1
+        for copy, numbers in self._before:
+            copy.copy_(numbers)
 
 
 class _Watch(TorchDispatchMode):
@@ -139,6 +168,9 @@ class _Watch(TorchDispatchMode):
         if kwargs.get("pin_memory"):
             raise NotImplementedError("the stand-in device pins by pin_memory() only")
         result = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+        if wrapped and not there and name == "aten::_to_copy" and kwargs.get("non_blocking"):
+            self._notes.coming.append((result, result.clone()))
+            result.untyped_storage().fill_(_GARBAGE)
 
         def wrap(found: Any) -> Any:
             if not isinstance(found, torch.Tensor) or not there:
@@ -162,7 +194,8 @@ class _Watch(TorchDispatchMode):
             source = args[1] if name == "aten::copy_" else args[0]
             to = args[0].device if name == "aten::copy_" else kwargs.get("device") or source.device
             if isinstance(source, _OnDevice) and not _is_stand_in(to):
-                self._notes.reads[_where()] += 1
+                if name == "aten::copy_" or not kwargs.get("non_blocking"):
+                    self._notes.reads[_where()] += 1
             elif not isinstance(source, _OnDevice) and _is_stand_in(to):
                 pinned = any(source is each for each in self._pinned) and (
                     kwargs.get("non_blocking") or (name == "aten::copy_" and args[2:] == (True,))
@@ -171,7 +204,7 @@ class _Watch(TorchDispatchMode):
             return
         if not there:
             return
-        if name in _INDEXED:
+        if name in INDEXED:
             for index in args[1]:
                 if isinstance(index, _OnDevice) and index.dtype in (torch.bool, torch.uint8):
                     self._notes.reads[_where()] += 1

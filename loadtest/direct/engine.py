@@ -164,9 +164,9 @@ class DirectEngine:
                 before = self._step_of(0, streams)
             seconds, stats = [], []
             for _ in range(steps):
-                began = self._now()
+                began = time.perf_counter()
                 stats.append(self._step_of(0, streams))
-                seconds.append(self._now() - began)
+                seconds.append(time.perf_counter() - began)
         finally:
             self._abort(sequences)
         first = stats[0]
@@ -210,7 +210,7 @@ class DirectEngine:
         requests = [self._request(prompt, output_tokens) for prompt in prompts]
         outputs: dict[int, list[int]] = {request.id: [] for request in requests}
         steps, first = 0, 0.0
-        began = self._now()
+        began = time.perf_counter()
         for request in requests:
             self.core.submit(request)
         while self.core.has_work:
@@ -219,9 +219,9 @@ class DirectEngine:
             for item in news.sequences:
                 outputs[item.id] += item.tokens
             if not first and all(outputs.values()):
-                first = self._now() - began
+                first = time.perf_counter() - began
         return Run(
-            seconds=self._now() - began,
+            seconds=time.perf_counter() - began,
             first_tokens=first,
             steps=steps,
             prompt_tokens=sum(map(len, prompts)),
@@ -243,10 +243,10 @@ class DirectEngine:
     def _prefill(self, tokens: int) -> float:
         """All steps until nothing is left to do; their seconds."""
         computed = 0
-        began = self._now()
+        began = time.perf_counter()
         while self.core.has_work:
             computed += self._step().stats.prompt_tokens
-        seconds = self._now() - began
+        seconds = time.perf_counter() - began
         if computed != tokens:
             raise RuntimeError(f"{computed} tokens of a prompt were computed instead of {tokens}")
         return seconds
@@ -256,11 +256,6 @@ class DirectEngine:
         if any(item.finish is FinishReason.FAILED for item in news.sequences):
             raise RuntimeError("the model's logits were no numbers")
         return news
-
-    def _now(self) -> float:
-        if self.core.runner.device.type == "cuda":
-            torch.cuda.synchronize(self.core.runner.device)
-        return time.perf_counter()
 
     def _place(
         self, prompts: list[list[int]], computed: int, output_tokens: int, rng: random.Random

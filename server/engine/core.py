@@ -4,23 +4,59 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Set
+from dataclasses import dataclass, field
 
 from attention.patterns.base import ContentPattern
 from server.engine.costs import Cost, StepCosts
 from server.engine.hardware import MemoryMeter
 from server.engine.kv_manager import KVManager, most_pages
-from server.engine.runner import Runner
+from server.engine.runner import Launched, Runner, RunOutput
 from server.engine.scheduler import Scheduler, Work
-from server.engine.sequence import Sequence
+from server.engine.sequence import Sequence, State
 from server.engine.types import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
 
 log = logging.getLogger("longspan.engine")
 
 _NOTHING = Cost(0, 0)
+_NOBODY: Set[Sequence] = frozenset()
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step that is launched and not yet collected.
+
+    Attributes:
+        began: monotonic time.
+        works: what it computes.
+        launched: the pass.
+        fresh: sequences that begin with it.
+        prompt_tokens: of those computed.
+        taken_back: sequences for which it computes the wrong token.
+    """
+
+    began: float
+    works: list[Work]
+    launched: Launched
+    fresh: set[Sequence]
+    prompt_tokens: int
+    taken_back: set[Sequence] = field(default_factory=set)
+
+    def void(self) -> set[Sequence]:
+        """Sequences for which it comes to nothing."""
+        gone = {work.sequence for work in self.works if work.sequence.state is State.FINISHED}
+        return gone | self.taken_back
 
 
 class EngineCore:
     """Runs sequences to their ends: schedule, run, sample, tell.
+
+    With ``ahead``, a step is launched before the one before it is collected, so that a device that computes
+    by itself finds the next step waiting while the host reads tokens, tells them and schedules. Such a step
+    takes tokens from the one before it on the device. Where these show that a sequence has ended, it computes
+    one token too many: nobody is told, and the pages are free for others at once. What it writes there does
+    no harm, for the device works in order: whoever gets the pages writes them in a later step, and reads
+    nothing of them that was not written since.
 
     Args:
         runner: the model over its paged cache.
@@ -28,6 +64,8 @@ class EngineCore:
         max_running: sequences that run at once, at most.
         max_batch_tokens: tokens of a step, at most.
         prefix_cache: share the pages of equal prompts.
+        ahead: launch a step before the one before it is collected, where that is possible. Of use where the
+            device computes by itself; a CPU has computed a step when it is launched.
         check_integrity: check the allocator's books after every step.
 
     Attributes:
@@ -42,10 +80,12 @@ class EngineCore:
         max_running: int,
         max_batch_tokens: int,
         prefix_cache: bool = True,
+        ahead: bool = False,
         check_integrity: bool = False,
     ) -> None:
         self.runner = runner
         self.context_length = context_length
+        self.ahead = ahead
         self.check_integrity = check_integrity
         expired = runner.attention.expired
         cache = runner.cache
@@ -65,6 +105,8 @@ class EngineCore:
         self._memory = MemoryMeter(runner.device)
         self.costs = StepCosts(runner.model, list(runner.layers.values()), cache)
         self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens)
+        self._flight: _Flight | None = None
+        self._ended = 0.0
 
     def submit(self, request: Submit) -> None:
         """Queues a sequence.
@@ -79,7 +121,10 @@ class EngineCore:
         self.scheduler.add(request)
 
     def abort(self, sequence_id: int) -> None:
-        """Forgets a sequence and frees its pages at once; unknown ids are ignored."""
+        """Forgets a sequence and frees its pages at once; unknown ids are ignored.
+
+        What a step in flight brings for it is left out of the news.
+        """
         self.scheduler.remove(sequence_id)
 
     @property
@@ -94,45 +139,100 @@ class EngineCore:
             server.engine.page_pool.IntegrityError: the books are wrong, where they are checked.
         """
         began = time.monotonic()
-        works = self.scheduler.schedule()
-        fresh = [work.sequence for work in works if work.sequence.started is None]
+        flight, self._flight = self._flight, None
+        if flight is None or len(flight.void()) == len(flight.works):
+            flight = self._launch(began, self.scheduler.schedule())
+        if flight is not None and self.ahead:
+            self._flight = self._launch_ahead(flight)
+        news, cost = ([], _NOTHING) if flight is None else self._collect(flight)
+        if self.check_integrity:
+            self.scheduler.check_integrity()
+        ended = time.monotonic()
+        prompt_tokens = computed = 0
+        if flight is not None:
+            prompt_tokens = flight.prompt_tokens
+            computed = sum(tokens for _, tokens in flight.works)
+            began = max(flight.began, self._ended)  # before that the device computed the step before
+        self._ended = ended
+        return StepNews(ended, news, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost))
+
+    def _launch(self, began: float, works: list[Work], before: _Flight | None = None) -> _Flight | None:
+        if not works:
+            return None
+        fresh = {work.sequence for work in works if work.sequence.started is None}
         for sequence in fresh:
             sequence.started = began
         prompt_tokens = sum(
             min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in works
         )
-        computed = sum(tokens for _, tokens in works)
-        news, cost = self._run(works, set(fresh)) if works else ([], _NOTHING)
-        if self.check_integrity:
-            self.scheduler.check_integrity()
-        ended = time.monotonic()
-        return StepNews(ended, news, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost))
-
-    def _run(self, works: list[Work], fresh: set[Sequence]) -> tuple[list[SequenceNews], Cost]:
-        output = self.runner.run(works)
-        self._pages_read += output.pages.read
-        self._pages_skipped += output.pages.skipped
-        rows = len(output.sequences) + sum(map(len, output.prompt_logprobs))
-        cost = self.costs.of(sum(tokens for _, tokens in works), rows, output.pages.by_layer)
-        for (sequence, tokens), prompt_logprobs in zip(works, output.prompt_logprobs, strict=True):
-            sequence.prompt_logprobs.extend(prompt_logprobs)
+        launched = self.runner.launch(works, None if before is None else before.launched)
+        for sequence in launched.sequences:
+            sequence.pending += 1
+        for sequence, tokens in works:
             self.kv.advance(sequence, tokens)
+        return _Flight(began, works, launched, fresh, prompt_tokens)
+
+    def _launch_ahead(self, flight: _Flight) -> _Flight | None:
+        """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
+        sequences = flight.launched.sequences
+        if any(sequence.request.sampling.penalized for sequence in sequences):
+            return None
+        began = time.monotonic()
+        held = {sequence for sequence in sequences if self._is_held(sequence)}
+        return self._launch(began, self.scheduler.schedule_ahead(held), flight)
+
+    def _is_held(self, sequence: Sequence) -> bool:
+        """Whether a sequence surely ends with its pending token, or has to begin again because of it."""
+        return (
+            sequence.output_len + sequence.pending >= sequence.request.max_tokens
+            or sequence.expected >= self.context_length
+            or (self.runner.rope is not None and self.runner.rope.stale(sequence.expected))
+        )
+
+    def _collect(self, flight: _Flight) -> tuple[list[SequenceNews], Cost]:
+        works, launched = flight.works, flight.launched
+        void = flight.void() if self.ahead else _NOBODY
+        output = self.runner.collect(launched, void)
+        self._pages_read += launched.pages.read
+        self._pages_skipped += launched.pages.skipped
+        cost = self.costs.of(sum(tokens for _, tokens in works), launched.rows, launched.pages.by_layer)
+        for sequence in output.late:
+            self._take_back(sequence)
+        return self._news(flight, output, void), cost
+
+    def _take_back(self, sequence: Sequence) -> None:
+        """Has the sequence's newest token computed again if the step launched last had to do without it.
+
+        The next step writes the right key and value where that one writes the wrong ones.
+        """
+        ahead = self._flight
+        if ahead is not None and any(work.sequence is sequence for work in ahead.works):
+            ahead.taken_back.add(sequence)
+            sequence.computed -= 1
+            sequence.pending -= 1
+
+    def _news(self, flight: _Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceNews]:
         sampled = {
             sequence: (token, logprob)
-            for sequence, token, logprob in zip(output.sequences, output.tokens, output.logprobs, strict=True)
+            for sequence, token, logprob in zip(
+                flight.launched.sequences, output.tokens, output.logprobs, strict=True
+            )
         }
         news = []
-        for sequence, _ in works:
+        for (sequence, _), prompt_logprobs in zip(flight.works, output.prompt_logprobs, strict=True):
+            if sequence in void:
+                continue
+            sequence.prompt_logprobs.extend(prompt_logprobs)
             if sequence in sampled:
                 news.append(self._accept(sequence, *sampled[sequence]))
-            elif sequence in fresh:
+            elif sequence in flight.fresh:
                 news.append(SequenceNews(sequence.id, []))
             else:
                 continue
-            if sequence in fresh:
+            if sequence in flight.fresh:
                 news[-1].started = sequence.started
                 news[-1].cached_tokens = sequence.cached_tokens
-        return news, cost
+        return news
 
     def _accept(self, sequence: Sequence, token: int | None, logprob: PositionLogprob | None) -> SequenceNews:
         if token is None:
@@ -145,7 +245,8 @@ class EngineCore:
             self.scheduler.remove(sequence.id)
             return SequenceNews(sequence.id, [], finish=FinishReason.FAILED)
         first = sequence.output_len == 0
-        sequence.tokens.append(token)
+        sequence.pending -= 1
+        self.kv.learn(sequence, token)
         finish = sequence.finish_reason(token, self.context_length)
         if finish is not None:
             self.scheduler.remove(sequence.id)

@@ -123,15 +123,37 @@ class KVManager:
         return True
 
     def advance(self, sequence: Sequence, tokens: int) -> None:
-        """Books ``tokens`` more as computed, publishes pages that this completes and frees expired ones."""
-        before = sequence.computed // self.page_size
+        """Books ``tokens`` more as computed, publishes pages that this completes and frees expired ones.
+
+        The step that computes them need only be launched: a device computes in order, so whoever finds these
+        pages, or gets those that are freed, reads and writes them after this step did.
+        """
+        before = min(sequence.computed, len(sequence.tokens))
         sequence.computed += tokens
-        full = min(sequence.computed, self._shareable(sequence)) // self.page_size
-        if self.prefix_cache and full > before:
+        self._settle(sequence, before)
+
+    def learn(self, sequence: Sequence, token: int) -> None:
+        """Books the sequence's next token as known, which may have been computed already: see ``advance``."""
+        before = len(sequence.tokens)
+        sequence.tokens.append(token)
+        if sequence.computed > before:
+            self._settle(sequence, before)
+
+    def _settle(self, sequence: Sequence, before: int) -> None:
+        """Publishes and frees pages, now that more than ``before`` tokens are both known and computed.
+
+        A token that is computed but not known can be in no page's key, and it may have to be computed again:
+        for that it needs the pages that it saw.
+        """
+        settled = min(sequence.computed, len(sequence.tokens))
+        if settled == before:
+            return
+        first, full = before // self.page_size, min(settled, self._shareable(sequence)) // self.page_size
+        if self.prefix_cache and full > first:
             keys = self._keys(sequence, full)
-            for index in range(before, full):
+            for index in range(first, full):
                 self.pool.publish(sequence.pages[index], keys[index])
-        gone = self._expired(sequence.computed, self.page_size)
+        gone = self._expired(settled, self.page_size)
         news = range(max(gone.start, sequence.let_go), gone.stop)
         if news:
             self.pool.release(sequence.pages[news.start : news.stop])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from attention.transfer import fetch
+from attention.transfer import Coming
 from server.engine.types import Logprob, PositionLogprob
 
 # Rows taken at once, so that a long prompt needs no second copy of its logits.
@@ -52,17 +52,14 @@ def entries(measured: Measured, top: Sequence[int]) -> list[PositionLogprob]:
     ]
 
 
-def prompt_logprobs(logits: torch.Tensor, targets: torch.Tensor, k: int) -> list[PositionLogprob]:
-    """What a prompt's logits said about the tokens that follow in it.
+def prompt_logprobs(measured: Coming) -> list[PositionLogprob]:
+    """What a prompt's logits said about the tokens that follow in it, after a wait for it.
 
     Args:
-        logits: ``[T, V]`` of ``T`` prompt positions.
-        targets: int64 ``[T]``: the prompt's token after each.
-        k: how many of the most likely tokens to give, best first.
+        measured: what ``measure`` found of prompt positions and the prompt's token after each.
     """
-    if not len(targets):
-        return []
-    return entries(Measured(*fetch(measure(logits, targets, k))), [k] * len(targets))
+    found = Measured(*measured.wait())
+    return entries(found, [found.top.shape[1]] * len(found.tokens))
 
 
 def _measure(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> Measured:

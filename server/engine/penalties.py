@@ -96,10 +96,19 @@ def adjust(logits: torch.Tensor, states: Sequence[SamplerState], positions: Sequ
 
     Returns:
         ``logits`` itself where nothing applies, else a changed copy. Never ``+inf``.
+
+    Raises:
+        ValueError: a penalty needs tokens that are not recorded.
     """
     rows = [row for row, state in enumerate(states) if state.adjusts(positions[row])]
     if not rows:
         return logits
+    for row in rows:
+        if states[row].sampling.penalized and states[row].output_length != positions[row]:
+            raise ValueError(
+                f"a penalty is asked for after {positions[row]} output tokens, and "
+                f"{states[row].output_length} are recorded"
+            )
     logits = logits.clone()
     _add_bias(logits, rows, states)
     _penalize(logits, [row for row in rows if states[row].sampling.penalized], states)

@@ -1,7 +1,13 @@
-"""One forward pass over all scheduled tokens, flattened, then the sampler."""
+"""One forward pass over all scheduled tokens, flattened, then the sampler.
+
+A step is launched and then collected. Launching queues work on the device and waits for nothing, so that a
+step can be launched before the one before it is collected: the tokens that the host does not know yet it
+takes from there, on the device. On a CPU all is computed when it is launched.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -14,30 +20,50 @@ from attention.hook import Step
 from attention.reading import Pages, pages_of
 from attention.rope import LengthRope
 from attention.rotation import Rotation, read_rotations
-from attention.transfer import send
+from attention.transfer import Coming, send
 from attention.types import AttentionBatch, LayerSpec, PagedCache
 from server.engine import sampler
+from server.engine.graphs import DecodeGraphs
+from server.engine.logprobs import measure, prompt_logprobs
 from server.engine.scheduler import Work
 from server.engine.sequence import Sequence
 from server.engine.types import PositionLogprob
+
+_NO_ROWS: Set[int] = frozenset()
+
+
+class Launched(NamedTuple):
+    """A pass that the device computes, or has computed.
+
+    Attributes:
+        sequences: those that catch up and get a token each.
+        chosen: their tokens, if there are any.
+        echo: for each ``Work``, log probabilities of further prompt tokens, where owed.
+        rows: whose logits are computed.
+        pages: that attention reads, and that it need not.
+    """
+
+    sequences: list[Sequence]
+    chosen: sampler.Chosen | None
+    echo: list[Coming | None]
+    rows: int
+    pages: Pages
 
 
 class RunOutput(NamedTuple):
     """What one pass gave.
 
     Attributes:
-        sequences: those that have caught up and got a token each.
-        tokens: their tokens; ``None`` where the model gave no numbers.
+        tokens: of each of ``Launched.sequences``; ``None`` where the model gave no numbers.
         logprobs: the tokens' log probabilities, where asked for.
+        late: sequences whose tokens a pass launched after this one can't have taken from it.
         prompt_logprobs: for each ``Work``, log probabilities of further prompt tokens, where owed.
-        pages: that attention read, and that it need not.
     """
 
-    sequences: list[Sequence]
     tokens: list[int | None]
     logprobs: list[PositionLogprob | None]
+    late: list[Sequence]
     prompt_logprobs: list[list[PositionLogprob]]
-    pages: Pages
 
 
 class Runner:
@@ -51,6 +77,7 @@ class Runner:
         rope: the model's rotary embeddings, if their frequencies depend on lengths.
 
     Attributes:
+        graphs: captured decode steps, where there are any.
         rope: the same as it is in force; with a pattern of a short reach, lengths don't count.
 
     Raises:
@@ -81,11 +108,20 @@ class Runner:
                 "positions=original"
             )
         self._program = attention.program(cache)
+        self.graphs: DecodeGraphs | None = None
         self.rope = rope.fixed() if rope is not None and pattern.reach is not None else rope
 
     @torch.inference_mode()
-    def run(self, works: list[Work]) -> RunOutput:
-        """Computes the scheduled tokens and samples for every sequence that has caught up by that."""
+    def launch(self, works: list[Work], before: Launched | None = None) -> Launched:
+        """Queues the computation of the scheduled tokens, and the choice of a token for every sequence that
+        has caught up by that.
+
+        Args:
+            works: with pages for all of it.
+            before: the pass launched last, if it is not collected yet: the works' pending tokens are there.
+        """
+        if self.graphs is not None and self.graphs.fits(works):
+            return self._replay(self.graphs, works, self._ids(works, before))
         batch = AttentionBatch.build(
             [s.computed for s, _ in works],
             [n for _, n in works],
@@ -94,27 +130,70 @@ class Runner:
             self.device,
             prompt_lens=[s.prompt_len for s, _ in works],
         )
-        ids = np.array([i for s, n in works for i in s.tokens[s.computed : s.computed + n]], dtype=np.int64)
         caught_up = [b for b, (s, n) in enumerate(works) if n == s.remaining]
         last_rows = [batch.query_starts[b + 1] - 1 for b in caught_up]
-        echo = [self._echo_rows(work, batch.query_starts[b]) for b, work in enumerate(works)]
-        keep = last_rows + [row for rows in echo for row in rows]
-        selection = {}
-        if not len(keep) == len(last_rows) == len(ids):
-            # An empty selection is not something every model's head can handle.
-            selection = {"logits_to_keep": send(torch.tensor(keep or [0]), self.device)}
-        with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, works)):
-            logits = self.model(
-                input_ids=send(torch.from_numpy(ids), self.device)[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program),
-                **selection,
-            ).logits[0]
+        echo = [self._echo_positions(work) for work in works]
+        keep = last_rows + [
+            batch.query_starts[b] + position - works[b].sequence.computed
+            for b, positions in enumerate(echo)
+            for position in positions
+        ]
+        every = len(keep) == len(last_rows) == batch.query_starts[-1]
+        logits = self._logits(works, batch, self._ids(works, before), None if every else keep)
         sequences = [works[b].sequence for b in caught_up]
-        tokens, logprobs = self._sample(sequences, logits[: len(last_rows)])
-        owed = self._echo(works, echo, logits[len(last_rows) :])
-        return RunOutput(sequences, tokens, logprobs, owed, pages_of(self.attention, batch))
+        return Launched(
+            sequences,
+            self._choose(sequences, logits[: len(last_rows)]) if sequences else None,
+            self._echo(works, echo, logits[len(last_rows) :]),
+            len(keep),
+            pages_of(self.attention, batch),
+        )
+
+    def _replay(self, graphs: DecodeGraphs, works: list[Work], ids: torch.Tensor) -> Launched:
+        """Launches a captured step; ``ids`` are int64 ``[B]`` on the device."""
+        sequences = [work.sequence for work in works]
+        batch = AttentionBatch.counted(
+            [s.computed for s in sequences], self.cache.page_size, [s.prompt_len for s in sequences]
+        )
+        chosen = self._choose(sequences, graphs.logits(sequences, ids))
+        nothing: list[Coming | None] = [None] * len(works)
+        return Launched(sequences, chosen, nothing, len(works), pages_of(self.attention, batch))
+
+    @torch.inference_mode()
+    def collect(self, launched: Launched, void: Set[Sequence] = frozenset()) -> RunOutput:
+        """Waits for what a pass gave.
+
+        Args:
+            launched: the pass; to be collected once, and before all that were launched after it.
+            void: sequences for which it came to nothing; what is given of their tokens means nothing.
+        """
+        tokens, logprobs, late = sampler.Found([], [], [])
+        if launched.chosen is not None:
+            rows = {i for i, s in enumerate(launched.sequences) if s in void} if void else _NO_ROWS
+            tokens, logprobs, late = sampler.read(launched.chosen, rows)
+        owed = [[] if part is None else prompt_logprobs(part) for part in launched.echo]
+        return RunOutput(tokens, logprobs, [launched.sequences[i] for i in late], owed)
+
+    def run(self, works: list[Work]) -> RunOutput:
+        """Launches and collects."""
+        return self.collect(self.launch(works))
+
+    def forward(self, ids: torch.Tensor, batch: AttentionBatch, **selection: torch.Tensor) -> torch.Tensor:
+        """The model's logits ``[N, V]`` of a flattened batch.
+
+        Args:
+            ids: int64 ``[T]`` on the device.
+            batch: the step's work.
+            selection: ``logits_to_keep``, int64 ``[N]``; without it of all tokens.
+        """
+        logits: torch.Tensor = self.model(
+            input_ids=ids[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program),
+            **selection,
+        ).logits[0]
+        return logits
 
     @property
     def narrowness(self) -> str:
@@ -128,20 +207,55 @@ class Runner:
             "it: choose another --kv-dtype"
         )
 
+    def _ids(self, works: list[Work], before: Launched | None) -> torch.Tensor:
+        """The token ids to compute, int64 ``[T]`` on the device."""
+        known = [s.tokens[s.computed : s.computed + n] for s, n in works]
+        if before is not None and before.chosen is not None:
+            rows = {sequence: row for row, sequence in enumerate(before.sequences)}
+            for (sequence, count), ids in zip(works, known, strict=True):
+                if len(ids) < count:  # by one: its newest, which says below zero in which row it is
+                    ids.append(-1 - rows[sequence])
+        flat = np.array([token for ids in known for token in ids], dtype=np.int64)
+        numbers = send(torch.from_numpy(flat), self.device)
+        if before is None or before.chosen is None:
+            return numbers
+        newest = before.chosen.tokens[(-1 - numbers).clamp(min=0)]
+        # Where no token was found the step comes to nothing for that sequence; it must only not fail.
+        return torch.where(numbers < 0, newest.clamp(min=0), numbers)
+
+    def _logits(
+        self, works: list[Work], batch: AttentionBatch, ids: torch.Tensor, keep: list[int] | None
+    ) -> torch.Tensor:
+        """Queues the model's forward.
+
+        Args:
+            works: what the batch was built of.
+            batch: the step's work.
+            ids: int64 ``[T]`` on the device.
+            keep: rows of the batch; ``None`` for all of them.
+
+        Returns:
+            The rows' logits, ``[len(keep), V]``; one of a token that nobody asked for, if there are none.
+            What is computed later must leave them as they are.
+        """
+        selection = {}
+        if keep is not None:
+            # An empty selection is not something every model's head can handle.
+            selection = {"logits_to_keep": send(torch.tensor(keep or [0]), self.device)}
+        with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, works)):
+            return self.forward(ids, batch, **selection)
+
     @staticmethod
     def _lengths(rope: LengthRope, works: list[Work]) -> torch.Tensor:
         return rope.lengths(
             [s.computed for s, _ in works],
             [n for _, n in works],
             [s.prompt_len for s, _ in works],
-            [s.total for s, _ in works],
+            [s.expected for s, _ in works],
         )
 
-    def _sample(
-        self, sequences: list[Sequence], logits: torch.Tensor
-    ) -> tuple[list[int | None], list[PositionLogprob | None]]:
-        if not sequences:
-            return [], []
+    @staticmethod
+    def _choose(sequences: list[Sequence], logits: torch.Tensor) -> sampler.Chosen:
         rows = []
         for sequence in sequences:
             request = sequence.request
@@ -153,31 +267,30 @@ class Runner:
                     stop_token_ids=request.stop_token_ids,
                     vocabulary_size=logits.shape[-1],
                 )
-            rows.append(sampler.Row(sequence.sampler, sequence.output_len, request.logprobs))
-        return sampler.sample(logits, rows)
+            position = sequence.output_len + sequence.pending
+            rows.append(sampler.Row(sequence.sampler, position, request.logprobs))
+        return sampler.choose(logits, rows)
 
     @staticmethod
-    def _echo_rows(work: Work, start: int) -> list[int]:
-        """Rows of the flattened batch whose logits give log probabilities of prompt tokens still owed."""
+    def _echo_positions(work: Work) -> range:
+        """Positions in this work whose logits give log probabilities of prompt tokens still owed."""
         sequence, tokens = work
         if not sequence.wants_prompt_logprobs:
-            return []
+            return range(0)
         first = max(sequence.computed, len(sequence.prompt_logprobs))
-        end = min(sequence.computed + tokens, sequence.prompt_len - 1)
-        return [start + position - sequence.computed for position in range(first, end)]
+        return range(first, min(sequence.computed + tokens, sequence.prompt_len - 1))
 
     @staticmethod
-    def _echo(works: list[Work], rows: list[list[int]], logits: torch.Tensor) -> list[list[PositionLogprob]]:
-        result: list[list[PositionLogprob]] = []
+    def _echo(works: list[Work], positions: list[range], logits: torch.Tensor) -> list[Coming | None]:
+        result: list[Coming | None] = []
         taken = 0
-        for (sequence, _), owed in zip(works, rows, strict=True):
+        for (sequence, _), owed in zip(works, positions, strict=True):
             if not owed:
-                result.append([])
+                result.append(None)
                 continue
-            k = sequence.request.prompt_logprobs or 0
-            known = len(sequence.prompt_logprobs)
-            after = sequence.request.prompt[known + 1 : known + 1 + len(owed)]
-            targets = send(torch.tensor(after), logits.device)
-            result.append(sampler.prompt_logprobs(logits[taken : taken + len(owed)], targets, k))
+            request = sequence.request
+            targets = send(torch.tensor(request.prompt[owed.start + 1 : owed.stop + 1]), logits.device)
+            rows = logits[taken : taken + len(owed)]
+            result.append(Coming(measure(rows, targets, request.prompt_logprobs or 0)))
             taken += len(owed)
         return result

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from attention.transfer import fetch, send
+from attention.transfer import Coming, send
 from server.engine.chance import uniforms
-from server.engine.logprobs import Measured, entries, measure, prompt_logprobs
+from server.engine.logprobs import Measured, entries, measure
 from server.engine.penalties import SamplerState, adjust
 from server.engine.types import PositionLogprob, Sampling
 
-__all__ = ["Row", "SamplerState", "prompt_logprobs", "sample"]
+__all__ = ["Chosen", "Found", "Row", "SamplerState", "choose", "read"]
 
 # Probabilities become integers, in units of 2^-40 of the most likely token's. Sums of integers are exact in
 # any order, so a token's fate can depend neither on the batch nor on how a device adds up, and a token of
@@ -43,73 +44,126 @@ class Row(NamedTuple):
     logprobs: int | None = None
 
 
-def sample(
-    logits: torch.Tensor, rows: Sequence[Row]
-) -> tuple[list[int | None], list[PositionLogprob | None]]:
-    """Chooses one token per row and records it in the row's state.
+class _Unread(NamedTuple):
+    """Logits whose tokens may be looked for once more; see ``_queue``."""
+
+    logits: torch.Tensor
+    adjusted: torch.Tensor
+    widths: Sequence[Sequence[int]]
+
+
+@dataclass(slots=True)
+class Chosen:
+    """Tokens as a device chooses them, one per row.
+
+    Attributes:
+        tokens: int64 ``[B]`` on the device; negative where none is found, or only a second look finds it.
+    """
+
+    tokens: torch.Tensor
+    _rows: Sequence[Row]
+    _coming: Coming
+    _again: _Unread | None
+
+
+class Found(NamedTuple):
+    """What was chosen, one per row.
+
+    Attributes:
+        tokens: ``None`` where the logits have NaN or no finite maximum.
+        logprobs: where asked for, and where there is a token.
+        late: the rows whose tokens took a second look: ``Chosen.tokens`` does not have them.
+    """
+
+    tokens: list[int | None]
+    logprobs: list[PositionLogprob | None]
+    late: list[int]
+
+
+def choose(logits: torch.Tensor, rows: Sequence[Row]) -> Chosen:
+    """Has one token chosen per row, without waiting for the device.
 
     Log probabilities are those of ``logits`` as they come. Then apply, in this order: bias, repetition,
     presence and frequency penalties, the ban on early stop tokens, temperature, top-k, top-p, min-p. What is
-    left is drawn from by the row's own random number (see ``chance.py``).
+    left is drawn from by the row's own random number (see ``chance.py``). A row gets what it would get in any
+    other batch.
 
     Args:
-        logits: ``[B, V]`` of any floating type; left as they are.
+        logits: ``[B, V]`` of any floating type; left as they are, and kept until they are read.
         rows: one per row of ``logits``.
 
-    Returns:
-        The tokens, and each row's log probabilities where asked for. A row with NaN among its logits, or
-        with no finite maximum, gets ``None`` for both, and the others what they would get without it.
-
     Raises:
-        ValueError: a row's position does not follow from the tokens recorded in its state.
+        ValueError: a penalty needs tokens that are not recorded yet.
     """
-    for row in rows:
-        if row.position != row.state.output_length:
-            raise ValueError(
-                f"this is output position {row.position}, and {row.state.output_length} tokens are recorded"
-            )
-    if not rows:
-        return [], []
     logits = logits.float()
     adjusted = adjust(logits, [row.state for row in rows], [row.position for row in rows])
     widths = [*(size for size in _NUCLEUS if size < logits.shape[-1]), logits.shape[-1]]
     # Where looking at what was found is a wait, it is looked at with the tokens.
     attempts = [widths] if logits.device.type == "cpu" else [[width] for width in widths]
-    found, logprobs = _sample(logits, adjusted, rows, attempts)
-    tokens = [None if token == _NONE else token for token in found]
-    for row, token in zip(rows, tokens, strict=True):
-        if token is not None:
-            row.state.record(token)
-    return tokens, logprobs
+    return _queue(logits, adjusted, rows, attempts)
 
 
-def _sample(
-    logits: torch.Tensor, adjusted: torch.Tensor, rows: Sequence[Row], attempts: Sequence[Sequence[int]]
-) -> tuple[list[int], list[PositionLogprob | None]]:
-    """The rows' tokens or ``_NONE``, and log probabilities where asked for.
+def read(chosen: Chosen, void: Set[int] = frozenset()) -> Found:
+    """Waits for what was chosen and records it in the rows' states.
 
-    Top-p looks at so many tokens as the first of ``attempts`` says. The host waits once for all of it, and
-    again for the rows whose nucleus has more.
+    The host waits once for all of it, and again for rows whose nucleus has more tokens than top-p looked at.
+
+    Args:
+        chosen: by ``choose``; to be read once.
+        void: rows that are of no use any more; what is found of them is left open.
+
+    Raises:
+        ValueError: a row's position does not follow from the tokens recorded in its state.
     """
+    found, logprobs, late = _read(chosen, void)
+    tokens = [None if token == _NONE else token for token in found]
+    for i, (state, position, _) in enumerate(chosen._rows):
+        token = tokens[i]
+        if token is None or i in void:
+            continue
+        if position != state.output_length:
+            raise ValueError(
+                f"this is output position {position}, and {state.output_length} tokens are recorded"
+            )
+        state.record(token)
+    return Found(tokens, logprobs, late)
+
+
+def _queue(
+    logits: torch.Tensor, adjusted: torch.Tensor, rows: Sequence[Row], attempts: Sequence[Sequence[int]]
+) -> Chosen:
+    """Top-p looks at so many tokens as the first of ``attempts`` says; what follows is for second looks."""
     samplings, positions = [row.state.sampling for row in rows], [row.position for row in rows]
-    chosen = _choose(adjusted, samplings, positions, attempts[0])
-    asked = {i: row.logprobs for i, row in enumerate(rows) if row.logprobs is not None}
+    tokens = _choose(adjusted, samplings, positions, attempts[0])
+    asked = [i for i, row in enumerate(rows) if row.logprobs is not None]
     measured: Sequence[torch.Tensor] = ()
     if asked:
-        of_asked = _take(chosen, list(asked)).clamp(min=0)
-        measured = measure(_take(logits, list(asked)), of_asked, max(asked.values()))
-    on_host, *measured = fetch([chosen, *measured])
+        of_asked = _take(tokens, asked).clamp(min=0)
+        measured = measure(_take(logits, asked), of_asked, max(rows[i].logprobs or 0 for i in asked))
+    uncertain = len(attempts) > 1 and any(s.top_p < 1 and not s.greedy for s in samplings)
+    again = _Unread(logits, adjusted, attempts[1:]) if uncertain else None
+    return Chosen(tokens, rows, Coming([tokens, *measured]), again)
+
+
+def _read(chosen: Chosen, void: Set[int]) -> tuple[list[int], list[PositionLogprob | None], list[int]]:
+    """Tokens or ``_NONE``, log probabilities where asked for, and which rows took a second look."""
+    rows = chosen._rows
+    on_host, *measured = chosen._coming.wait()
     tokens = on_host.tolist()
     logprobs: list[PositionLogprob | None] = [None] * len(rows)
-    if asked:
+    if measured:
+        asked = {i: row.logprobs for i, row in enumerate(rows) if row.logprobs is not None}
         for i, entry in zip(asked, entries(Measured(*measured), list(asked.values())), strict=True):
             logprobs[i] = None if tokens[i] == _NONE else entry
-    wide = [i for i, token in enumerate(tokens) if token == _WIDER]
-    if wide:
-        again = _sample(_take(logits, wide), _take(adjusted, wide), [rows[i] for i in wide], attempts[1:])
-        for i, token, logprob in zip(wide, *again, strict=True):
+    if chosen._again is None:
+        return tokens, logprobs, []
+    late = [i for i, token in enumerate(tokens) if token == _WIDER and i not in void]
+    if late:
+        logits, adjusted, widths = chosen._again
+        again = _queue(_take(logits, late), _take(adjusted, late), [rows[i] for i in late], widths)
+        for i, token, logprob in zip(late, *_read(again, frozenset())[:2], strict=True):
             tokens[i], logprobs[i] = token, logprob
-    return tokens, logprobs
+    return tokens, logprobs, late
 
 
 def _choose(

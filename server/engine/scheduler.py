@@ -7,6 +7,7 @@ its own tokens. Chunked prefill, prefix hits and preemption by recomputation all
 from __future__ import annotations
 
 import bisect
+from collections.abc import Set
 from typing import NamedTuple
 
 from server.engine.kv_manager import KVManager
@@ -23,10 +24,17 @@ class Work(NamedTuple):
 
 
 class _Step:
-    """A step's plan in the making."""
+    """A step's plan in the making.
 
-    def __init__(self, budget: int) -> None:
+    Attributes:
+        preempts: sequences may have to give way to others.
+        stuck: somebody would have had to, but must not.
+    """
+
+    def __init__(self, budget: int, *, preempts: bool) -> None:
         self.budget = budget
+        self.preempts = preempts
+        self.stuck = False
         self.work: dict[Sequence, int] = {}
 
     def plan(self, sequence: Sequence, tokens: int) -> None:
@@ -75,13 +83,40 @@ class Scheduler:
         sequence.state = State.FINISHED
 
     def schedule(self) -> list[Work]:
-        """The next step's work, with pages allocated for all of it. Empty only if nothing is queued."""
-        step = _Step(self.max_batch_tokens)
+        """The next step's work, with pages allocated for all of it. Empty only if nothing is queued.
+
+        No step may be in flight: a sequence that has to give way must have no pending tokens.
+        """
+        step = _Step(self.max_batch_tokens, preempts=True)
+        self._plan(step, self.running)
+        return [Work(sequence, tokens) for sequence, tokens in step.work.items()]
+
+    def schedule_ahead(self, leave_out: Set[Sequence]) -> list[Work]:
+        """The work of the step after the one in flight, whose tokens are not known yet.
+
+        Nobody is preempted for it, for the step in flight may end a sequence and so make room.
+
+        Args:
+            leave_out: running sequences that can't go on before their tokens are known.
+
+        Returns:
+            The work; empty if it can't be told yet, or if there is none.
+        """
+        step = _Step(self.max_batch_tokens, preempts=False)
+        self._plan(step, [sequence for sequence in self.running if sequence not in leave_out])
+        if step.stuck:
+            # Who was admitted runs, and is part of the next step.
+            return []
+        return [Work(sequence, tokens) for sequence, tokens in step.work.items()]
+
+    def _plan(self, step: _Step, running: list[Sequence]) -> None:
         # Who lacks a single token goes first: a long prompt must not hold up anybody's next token.
-        for sequence in sorted(self.running, key=lambda s: (s.remaining > 1, s.urgency)):
+        for sequence in sorted(running, key=lambda s: (s.remaining > 1, s.urgency)):
             tokens = min(sequence.remaining, step.budget)
             if tokens and sequence.state is State.RUNNING and self._make_room(sequence, tokens, step):
                 step.plan(sequence, tokens)
+        if step.stuck:
+            return
         for sequence in list(self.waiting):
             if self._follows_leader(sequence):
                 continue
@@ -91,7 +126,6 @@ class Scheduler:
             if not self.kv.extend(sequence, tokens):
                 raise RuntimeError("a sequence was admitted without room for it")
             step.plan(sequence, tokens)
-        return [Work(sequence, tokens) for sequence, tokens in step.work.items()]
 
     def restart(self, sequence: Sequence) -> None:
         """Has a running sequence compute all its tokens again, since its keys don't fit it any longer."""
@@ -128,6 +162,9 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, tokens: int, step: _Step) -> bool:
         """Gets pages for a running sequence, from the least urgent ones if need be, itself at the last."""
         while not self.kv.extend(sequence, tokens):
+            if not step.preempts:
+                step.stuck = True
+                return False
             victim = max(self.running, key=lambda s: s.urgency)
             self._preempt(victim, step)
             if victim is sequence:
@@ -148,7 +185,9 @@ class Scheduler:
             if len(self.running) < self.max_running and missing + reserve <= self.kv.pool.available:
                 break
             victim = max(self.running, key=lambda s: s.urgency, default=None)
-            if victim is None or victim.request.priority >= sequence.request.priority:
+            outranked = victim is not None and victim.request.priority < sequence.request.priority
+            if victim is None or not outranked or not step.preempts:
+                step.stuck = step.stuck or outranked
                 self.kv.release(sequence)
                 return False
             self._preempt(victim, step)

@@ -30,7 +30,8 @@ class Sequence:
         request: what was asked for.
         arrival: order of arrival, the first is 0; ties of priority go to the earlier.
         tokens: prompt and output.
-        computed: leading tokens whose keys and values are in ``pages``.
+        pending: tokens after those, chosen by steps that are launched, which the host does not know yet.
+        computed: leading tokens whose keys and values are in ``pages``, or will be by the steps launched.
         pages: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
             pattern has let it go.
         let_go: the index up to which ``pages`` has been searched for such pages.
@@ -49,6 +50,7 @@ class Sequence:
         "let_go",
         "page_keys",
         "pages",
+        "pending",
         "preemptions",
         "prompt_logprobs",
         "request",
@@ -63,6 +65,7 @@ class Sequence:
         self.arrival = arrival
         self.state = State.WAITING
         self.tokens = list(request.prompt)
+        self.pending = 0
         self.computed = 0
         self.pages: list[int] = []
         self.let_go = 0
@@ -85,18 +88,23 @@ class Sequence:
 
     @property
     def output_len(self) -> int:
-        """Tokens generated so far."""
+        """Tokens generated so far, as far as the host knows."""
         return len(self.tokens) - self.prompt_len
 
     @property
     def total(self) -> int:
-        """Tokens so far."""
+        """Tokens so far, as far as the host knows."""
         return len(self.tokens)
+
+    @property
+    def expected(self) -> int:
+        """Tokens so far, those pending included."""
+        return len(self.tokens) + self.pending
 
     @property
     def remaining(self) -> int:
         """Tokens still to compute before the next one can be sampled; 1 for a decode."""
-        return len(self.tokens) - self.computed
+        return len(self.tokens) + self.pending - self.computed
 
     @property
     def urgency(self) -> tuple[int, int]:

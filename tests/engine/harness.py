@@ -49,14 +49,18 @@ def make_core(
     backend: str = "full",
     options: Mapping[str, str] | None = None,
     kv_dtype: torch.dtype | None = None,
+    ahead: bool = False,
 ) -> EngineCore:
     """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed.
 
     The cache is in the model's own number format, if none is given.
     """
-    dtype = kv_dtype or next(loaded.model.parameters()).dtype
+    weight = next(loaded.model.parameters())
+    dtype = kv_dtype or weight.dtype
     attention = resolve(backend, options or {}, kernel, loaded.layers, torch.device("cpu"), dtype, page_size)
-    cache = PagedCache(loaded.layers, pages, page_size, dtype, pattern=attention.pattern, poison=True)
+    cache = PagedCache(
+        loaded.layers, pages, page_size, dtype, weight.device, pattern=attention.pattern, poison=True
+    )
     capacity = (pages - 1) * page_size
     return EngineCore(
         Runner(loaded.model, loaded.layers, attention, cache, loaded.rope),
@@ -64,6 +68,7 @@ def make_core(
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         prefix_cache=prefix_cache,
+        ahead=ahead,
         check_integrity=True,
     )
 

@@ -10,8 +10,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from server.engine.sampler import Row, SamplerState, sample
-from server.engine.types import Sampling
+from server.engine.sampler import Row, SamplerState, choose, read
+from server.engine.types import PositionLogprob, Sampling
 
 VOCABULARY = 49152
 
@@ -23,6 +23,12 @@ def logits_of(rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0) -> 
 def state_of(vocabulary: int, prompt: list[int] | None = None, **kwargs) -> SamplerState:
     extra = {key: kwargs.pop(key) for key in ("min_tokens", "stop_token_ids", "output") if key in kwargs}
     return SamplerState(Sampling(**kwargs), prompt or [0], vocabulary, **extra)
+
+
+def sample(logits: torch.Tensor, rows: list[Row]) -> tuple[list[int | None], list[PositionLogprob | None]]:
+    """Tokens and log probabilities, chosen and read at once."""
+    found = read(choose(logits, rows))
+    return found.tokens, found.logprobs
 
 
 def draw(logits: torch.Tensor, seeds: range, **kwargs) -> list[int]:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine import sampler
-from server.engine.sampler import Row, sample
-from tests.engine.sampling import VOCABULARY, draw, logits_of, reference, state_of
+from server.engine.sampler import Row
+from tests.engine.sampling import VOCABULARY, draw, logits_of, reference, sample, state_of
 
 
 def support(logits: torch.Tensor, **kwargs) -> set[int]:

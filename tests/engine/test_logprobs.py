@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from server.engine.sampler import Row, prompt_logprobs, sample
-from tests.engine.sampling import logits_of, state_of
+from attention.transfer import Coming
+from server.engine.logprobs import measure, prompt_logprobs
+from server.engine.sampler import Row
+from tests.engine.sampling import logits_of, sample, state_of
 
 
 def test_logprobs_are_those_of_the_raw_logits() -> None:
@@ -38,7 +40,7 @@ def test_prompt_logprobs_over_many_rows() -> None:
     logits = logits_of(150, 500, seed=4)
     targets = torch.randint(500, (150,), generator=torch.Generator().manual_seed(1))
     expected = logits.double().log_softmax(-1)
-    positions = prompt_logprobs(logits, targets, 3)
+    positions = prompt_logprobs(Coming(measure(logits, targets, 3)))
     assert len(positions) == 150
     for row, position in enumerate(positions):
         target = int(targets[row])
@@ -46,10 +48,10 @@ def test_prompt_logprobs_over_many_rows() -> None:
         assert position.chosen.logprob == pytest.approx(float(expected[row, target]), abs=1e-5)
         assert position.chosen.rank == 1 + int((logits[row] > logits[row, target]).sum())
         assert [entry.token for entry in position.top] == logits[row].topk(3).indices.tolist()
-    assert prompt_logprobs(logits[:0], targets[:0], 3) == []
 
 
 def test_equal_logits_share_a_rank() -> None:
-    (position,) = prompt_logprobs(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), torch.tensor([0]), 4)
+    measured = measure(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), torch.tensor([0]), 4)
+    (position,) = prompt_logprobs(Coming(measured))
     assert position.chosen.rank == 3
     assert [entry.rank for entry in position.top] == [1, 1, 3, 4]

@@ -10,9 +10,9 @@ from transformers import (
 )
 
 from server.engine.penalties import adjust
-from server.engine.sampler import Row, SamplerState, sample
+from server.engine.sampler import Row, SamplerState
 from server.engine.types import Sampling
-from tests.engine.sampling import VOCABULARY, logits_of, state_of
+from tests.engine.sampling import VOCABULARY, logits_of, sample, state_of
 
 
 def reference_adjusted(

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from server.engine import sampler
-from server.engine.sampler import Row, SamplerState, sample
+from server.engine.sampler import Row, SamplerState
 from server.engine.types import Sampling
-from tests.engine.sampling import VOCABULARY, logits_of, state_of
+from tests.engine.sampling import VOCABULARY, logits_of, sample, state_of
 
 
 def test_greedy_is_argmax_and_changes_nothing() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from attention.backends import resolve
-from attention.kernels import triton_paged
+from attention.kernels import triton_paged, triton_select
+from attention.kernels.base import Kernel
 from attention.types import PagedCache
 from server.engine import sampler
 from server.engine.core import EngineCore
@@ -18,6 +19,7 @@ from server.engine.sampler import Row, SamplerState
 from server.engine.types import Sampling, Submit
 from server.models.loaded import LoadedModel
 from tests.engine.harness import GREEDY, load
+from tests.engine.sampling import sample
 from tests.models_zoo import save_tiny
 from tests.stand_in_device import StandInDevice
 
@@ -37,7 +39,7 @@ RULES = {
 }
 COUNTED = [rule for rule in RULES if rule != "lsh"]  # on the host, before anything is computed
 
-SAMPLER = "server/engine/sampler.py:_sample"
+SAMPLER = "server/engine/sampler.py:_read"
 
 DRAWN = [
     Sampling(seed=1, temperature=0.7, top_k=20),
@@ -153,8 +155,14 @@ def test_the_triton_plan_waits_for_nothing(models, rule, monkeypatch):
         launched.append(len(blocks.items))
         call.output.zero_()
 
+    def select(pattern, layer, query, rows, *_) -> torch.Tensor:
+        return torch.zeros(len(rows), layer.kv_heads, 2, dtype=torch.int32, device=query.device)
+
     # The programs themselves read memory past torch; that they compute is tested elsewhere.
     monkeypatch.setattr(triton_paged, "_launch", launch)
+    monkeypatch.setattr(triton_paged.Triton, "write", Kernel.write)
+    monkeypatch.setattr(triton_select, "update", lambda *_: None)
+    monkeypatch.setattr(triton_select, "select", select)
     watched(models, "triton", rule, requests([GREEDY] * 4), {SAMPLER: 1})
     assert len(launched) >= STEPS * LAYERS
 
@@ -202,10 +210,10 @@ def test_a_nucleus_of_many_tokens_waits_once_more(monkeypatch):
     def rows() -> list[Row]:
         return [Row(SamplerState(Sampling(seed=i, top_p=0.9), [0], 100), 0, logprobs=1) for i in range(3)]
 
-    expected = sampler.sample(logits, rows())
+    expected = sample(logits, rows())
     for few, reads in ((1, 1), (2, 2), (3, 3)):
         with StandInDevice() as device:
             there = logits[:few].to(device.device)
-            found = sampler.sample(there, rows()[:few])
+            found = sample(there, rows()[:few])
         assert device.reads == {SAMPLER: reads}
         assert found == (expected[0][:few], expected[1][:few])

@@ -77,6 +77,16 @@ def test_preemption_changes_no_token(models, alone, kind):
     assert tokens_of(found) == expected[kind]
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_steps_ahead_have_the_same_frequencies(models, alone, kind):
+    """Also where a token that the host does not know yet makes a sequence too long for the short factors."""
+    prompts, expected = alone
+    core = make_core(models[kind], page_size=4, max_batch_tokens=16, max_running=7, ahead=True)
+    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected[kind]
+    again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
+    assert tokens_of(again) == expected[kind]
+
+
 def test_a_sequence_that_outgrows_the_short_factors_starts_again(models):
     core = make_core(models["longrope"], page_size=4, max_batch_tokens=16, max_running=7, prefix_cache=False)
     (prompt,) = prompts_of(OWN - 3)

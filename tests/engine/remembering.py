@@ -1,0 +1,65 @@
+"""A model whose next token depends on every token that it finds in its pages, and on nothing else.
+
+What stands in a page that should not, or does not stand where it should, changes what it says next.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from attention.types import LayerSpec
+
+VOCABULARY = 13
+CONTEXT = 64
+_ROWS = 997
+
+
+class _Remembering(nn.Module):
+    """Has token ids for keys, in a single layer with a single head of size 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        logits = torch.randn(_ROWS, VOCABULARY, generator=torch.Generator().manual_seed(0))
+        self.table = nn.Parameter(3 * logits, requires_grad=False)
+        self.config = SimpleNamespace(get_text_config=lambda decoder: None)
+        self.dtype = torch.float32
+
+    def get_output_embeddings(self) -> None:
+        """It has none."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        use_cache: bool,
+        longspan: Any,
+        logits_to_keep: torch.Tensor | None = None,
+    ) -> Any:
+        """Logits ``[1, N, V]``."""
+        batch, pattern, size = longspan.batch, longspan.attention.pattern, longspan.batch.page_size
+        keys = longspan.cache.layers[0].keys.view(-1)
+        assert ((input_ids >= 0) & (input_ids < VOCABULARY)).all()
+        keys[batch.slots] = input_ids[0].float()
+        rows = []
+        for row, position in enumerate(position_ids[0].tolist()):
+            at = torch.arange(position + 1)
+            at = at[pattern.visible(torch.tensor(position), at)]
+            pages = batch.page_table[batch.host_owners[row], at // size]
+            assert (pages > 0).all(), "a page that was let go is still seen"
+            found = keys[pages * size + at % size]
+            assert not found.isnan().any(), "nobody wrote what is read"
+            rows.append(hash((position, *found.int().tolist())) % _ROWS)
+        if logits_to_keep is not None:
+            rows = [rows[row] for row in logits_to_keep.tolist()]
+        return SimpleNamespace(logits=self.table[torch.tensor(rows)][None])
+
+
+def remembering() -> Any:
+    """What ``tests.engine.harness.make_core`` needs to know of it."""
+    return SimpleNamespace(
+        model=_Remembering(), layers=[LayerSpec(0, 1, 1, 1, 1, 1.0)], rope=None, context_length=CONTEXT
+    )
