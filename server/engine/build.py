@@ -13,6 +13,7 @@ from attention.backends import Attention, UnsupportedError
 from attention.formats import format_name
 from attention.types import PagedCache
 from server.engine.core import EngineCore
+from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
 from server.engine.hardware import memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Report, prepare
@@ -55,12 +56,16 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         runner = Runner(loaded.model, loaded.layers, attention, cache, loaded.rope)
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error
+    if device == "cuda" and settings.cuda_graphs:
+        report("capturing decode steps", 0.97)
+        runner.graphs = _captured(runner, attention, settings.max_running, context_length)
     core = EngineCore(
         runner,
         context_length=context_length,
         max_running=settings.max_running,
         max_batch_tokens=settings.max_batch_tokens,
         prefix_cache=settings.prefix_cache,
+        ahead=device == "cuda",  # a CPU has computed a step when it is launched
         check_integrity=settings.check_integrity,
     )
     ready = Ready(
@@ -85,6 +90,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         memory_total=memory_bytes(runner.device),
         memory_used=used_bytes(runner.device),
         threads=threads,
+        cuda_graphs=0 if runner.graphs is None else len(runner.graphs.sizes),
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
     )
     log.info(
@@ -98,6 +104,36 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         ready.kv_bytes / 2**30,
     )
     return core, ready
+
+
+def _captured(
+    runner: Runner, attention: Attention, max_running: int, context_length: int
+) -> DecodeGraphs | None:
+    """Decode steps as graphs, or a warning why there are none."""
+    reason = attention.needs_host()
+    if reason is None and runner.rope is not None:
+        reason = f"{runner.rope.kind} RoPE turns each sequence by its own length"
+    if reason is None:
+        pool = torch.cuda.graph_pool_handle()
+        try:
+            graphs = DecodeGraphs(
+                runner.forward,
+                lambda: CudaGraph(pool),
+                most=max_running,
+                context_length=context_length,
+                pages=runner.cache.pages,
+                page_size=runner.cache.page_size,
+                device=runner.device,
+            )
+        except CaptureError as error:
+            reason = str(error)
+        else:
+            log.info("decode steps of up to %d sequences are captured in CUDA graphs", max_running)
+            return graphs
+    log.warning(
+        "decode steps are not captured in CUDA graphs, and their kernels launched one by one: %s", reason
+    )
+    return None
 
 
 def _size_cache(

@@ -205,6 +205,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         memory_total: bytes of memory that the device has.
         memory_used: bytes of it in use now.
         threads: CPU threads of the engine.
+        cuda_graphs: how many batch sizes' decode steps are captured.
         versions: of torch and transformers.
     """
 
@@ -229,6 +230,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     memory_total: int
     memory_used: int
     threads: int
+    cuda_graphs: int
     versions: dict[str, str]
 
 

@@ -140,7 +140,7 @@ class Metrics:
             "info",
             "Always 1; the labels say what runs.",
             *("version", "model", "attention_backend", "attention_options"),
-            *("kernel", "dtype", "kv_dtype", "weights", "page_size"),
+            *("kernel", "dtype", "kv_dtype", "weights", "page_size", "cuda_graphs"),
         )
 
     def labels(self, *values: str) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ class Metrics:
         options = ",".join(f"{key}={value}" for key, value in sorted(ready.attention_options.items()))
         identity = (version, self._model, ready.attention_backend, options)
         runs = (ready.attention_kernel, ready.dtype, ready.kv_dtype, weights, str(ready.page_size))
-        self._info.labels(*self.labels(*identity, *runs)).set(1)
+        self._info.labels(*self.labels(*identity, *runs, str(ready.cuda_graphs))).set(1)
         if self._step_tokens is None:
             lengths = counts_up_to(ready.context_length)
             self.request_prompt_tokens = self._histogram(

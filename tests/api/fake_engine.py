@@ -46,6 +46,7 @@ READY = Ready(
     weight_bytes=2,
     memory_total=4,
     memory_used=3,
+    cuda_graphs=0,
     threads=1,
     versions={"torch": "0"},
 )

@@ -34,7 +34,7 @@ async def test_every_row_is_there_and_none_is_about_creation(running):
     families = {family.name for family in text_string_to_metric_families(text)}
     assert {f"longspan_{row}" for row in ROWS} <= families
     assert "_created" not in text
-    assert 'longspan_info{attention_backend="full",attention_options="window=8",dtype="float32"' in text
+    assert 'longspan_info{attention_backend="full",attention_options="window=8",cuda_graphs="0",' in text
     assert 'kernel="reference",kv_dtype="float16",' in text
 
 

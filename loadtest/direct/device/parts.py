@@ -74,7 +74,8 @@ def _direct(form: Form, folder: Path) -> Found:
                 "and sums counted here are not its own"
             )
         yield "attention", f"{ready.attention_backend}, kernel {ready.attention_kernel}"
-        yield "numbers", f"weights {ready.weights}, computing in {ready.dtype}"
+        captured = f"decode steps of {ready.cuda_graphs} batch sizes captured"
+        yield "numbers", f"weights {ready.weights}, computing in {ready.dtype}, {captured}"
 
         times = engine.decode_times(form.decode_context, 1, form.decode_steps)
         middle = form.decode_context + (form.decode_steps + 1) / 2

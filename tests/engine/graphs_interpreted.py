@@ -1,0 +1,222 @@
+"""Captured decode steps by a graph that stands for CUDA's, with Triton's interpreter for attention.
+
+Whether it interprets is settled when Triton is imported, so ``test_graphs`` runs this in its own process.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attention.backends import resolve
+from attention.kernels import triton_paged
+from attention.types import AttentionBatch, PagedCache
+from server.engine import graphs
+from server.engine.graphs import CaptureError, DecodeGraphs
+from server.engine.runner import Runner
+from server.engine.scheduler import Work
+from server.engine.sequence import Sequence
+from server.engine.types import Sampling, Submit
+from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
+from tests.models_zoo import save_tiny
+from tests.stand_in_graph import StandInGraph
+
+torch.set_num_threads(1)
+PAGE_SIZE = 4
+PAGES = 60
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """Each takes the interpreter some 25 ms."""
+    monkeypatch.setattr(triton_paged, "_INTERPRETED", (2, 160 << 10))
+    triton_paged._multiprocessors.cache_clear()
+    yield
+    triton_paged._multiprocessors.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load(save_tiny("llama", tmp_path_factory.mktemp("graphs") / "llama", num_hidden_layers=2))
+
+
+def capture(forward, graph, most=1):
+    with torch.inference_mode():
+        return DecodeGraphs(
+            forward,
+            graph,
+            most=most,
+            context_length=40,
+            pages=PAGES,
+            page_size=PAGE_SIZE,
+            device=torch.device("cpu"),
+        )
+
+
+class Engine:
+    """A model over a poisoned cache, whose decodes are computed directly and by captured steps."""
+
+    def __init__(self, loaded, backend="full", options=None, sizes=(1,)):
+        place = torch.device("cpu"), torch.float32, PAGE_SIZE
+        self.attention = resolve(backend, options or {}, "triton", loaded.layers, *place)
+        pattern = self.attention.pattern
+        self.cache = PagedCache(loaded.layers, PAGES, PAGE_SIZE, torch.float32, pattern=pattern, poison=True)
+        self.runner = Runner(loaded.model, loaded.layers, self.attention, self.cache)
+        self.recorded: list[StandInGraph] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graphs, "batch_sizes", lambda most: sizes)
+            self.graphs = capture(self.runner.forward, self._graph, sizes[-1])
+        for tensor in self.tensors():
+            tensor.fill_(torch.nan)
+
+    def tensors(self):
+        """All of the cache."""
+        return [each for layer in self.cache.layers.values() for each in layer if each is not None]
+
+    def _graph(self):
+        self.recorded.append(StandInGraph())
+        return self.recorded[-1]
+
+    def sequence(self, number, length, pages):
+        """One whose prompt is in the cache, all but the last token."""
+        prompt = [(11 * number + 5 * i) % 300 + 4 for i in range(length)]
+        sequence = Sequence(Submit(id=number, prompt=prompt, sampling=GREEDY, max_tokens=30), number)
+        sequence.pages = list(pages)
+        self.compute([sequence], [length])
+        sequence.computed = length
+        sequence.tokens.append(number + 9)
+        return sequence
+
+    @torch.inference_mode()
+    def compute(self, sequences, counts):
+        batch = AttentionBatch.build(
+            [s.computed for s in sequences],
+            counts,
+            [s.pages for s in sequences],
+            PAGE_SIZE,
+            prompt_lens=[s.prompt_len for s in sequences],
+        )
+        ids = [
+            i for s, n in zip(sequences, counts, strict=True) for i in s.tokens[s.computed : s.computed + n]
+        ]
+        return self.runner.forward(torch.tensor(ids), batch).clone()
+
+    @torch.inference_mode()
+    def captured(self, sequences):
+        assert self.graphs.fits([Work(sequence, 1) for sequence in sequences])
+        return self.graphs.logits(sequences, torch.tensor([s.tokens[s.computed] for s in sequences]))
+
+    def step(self, sequences):
+        """One token for each, directly and captured, from the same cache, to the same effect."""
+        tensors = self.tensors()
+        before = [tensor.clone() for tensor in tensors]
+        direct = self.compute(sequences, [1] * len(sequences))
+        written = [tensor.clone() for tensor in tensors]
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(old)
+        captured = self.captured(sequences)
+        torch.testing.assert_close(tensors, written, rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(captured, direct, rtol=1e-4, atol=1e-4)
+        for sequence, row in zip(sequences, direct, strict=True):
+            sequence.computed += 1
+            sequence.tokens.append(int(row.argmax()))
+
+
+BACKENDS = {
+    "full": ("full", {}),
+    "window": ("sliding_window", {"window": "8", "sinks": "2"}),
+    "turned": ("sliding_window", {"window": "8", "sinks": "2", "positions": "cache"}),
+    "bigbird": ("sparse", {"pattern": "bigbird", "block": "4"}),
+    "topk": ("sparse", {"pattern": "topk", "budget": "12", "recent_pages": "1", "dense_layers": "0"}),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_captured_steps_equal_direct_ones(model, backend):
+    """With sequences that grow over pages, in batches that were captured and that are filled up."""
+    engine = Engine(model, *BACKENDS[backend], sizes=(1, 3))
+    first = engine.sequence(1, 11, [7, 9, 3, 20, 21, 22])
+    engine.step([first])
+    others = [engine.sequence(2, 3, [8, 10, 31, 32]), engine.sequence(3, 17, [50, 41, 42, 43, 44, 45])]
+    for _ in range(2):
+        engine.step([first, *others])
+    engine.step([others[1], first])
+
+
+def test_rows_of_the_table_pass_on(model):
+    """To sequences that come later, and to one that was preempted and lies on other pages."""
+    engine = Engine(model, sizes=(2,))
+    one, two = engine.sequence(1, 5, [7, 9, 3]), engine.sequence(2, 6, [11, 12, 13])
+    engine.step([one, two])
+    three = engine.sequence(3, 7, [21, 22, 23])
+    engine.step([three, two])
+    tokens, computed = two.tokens, two.computed
+    two.pages, two.computed, two.preemptions = [31, 32, 33], 0, 1
+    engine.compute([two], [computed])
+    two.tokens, two.computed = tokens, computed
+    for tensor in engine.tensors():
+        tensor[[11, 12, 13]] = torch.nan
+    engine.step([two, three])
+    engine.step([engine.sequence(1, 5, [7, 9, 3]), two])
+
+
+def test_a_step_launches_the_same_whatever_the_lengths(model):
+    engine = Engine(model)
+    (graph,) = engine.recorded
+    launches = len(graph.calls)
+    sequence = engine.sequence(1, 30, list(range(20, 30)))
+    engine.step([sequence])
+    assert len(graph.calls) == launches
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_engine_gives_the_same_tokens(model, ahead):
+    """With sequences that come and end, a token drawn, and a step ahead on memory that the next one fills."""
+    sampling = Sampling(seed=3, temperature=0.8, top_p=0.9)
+    requests = [
+        *greedy_requests([[5, 9, 12, 30, 31], [40, 41, 7]], 7),
+        Submit(id=9, prompt=[8, 8, 9, 100], sampling=sampling, max_tokens=3, logprobs=1),
+    ]
+    sizes = {"pages": PAGES, "page_size": PAGE_SIZE, "max_running": 3, "context_length": 40}
+    expected = run(make_core(model, kernel="reference", **sizes), requests)
+    core = make_core(model, kernel="triton", ahead=ahead, **sizes)
+    core.runner.graphs = capture(core.runner.forward, StandInGraph, most=3)
+    replayed = []
+    logits = core.runner.graphs.logits
+    core.runner.graphs.logits = lambda *step: replayed.append(len(step[0])) or logits(*step)
+    outcomes = run(core, requests)
+    for number, outcome in expected.items():
+        assert outcomes[number].tokens == outcome.tokens
+    assert len(replayed) >= 5
+    assert set(replayed) <= {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda ids, batch: batch.host_positions, "known to the device alone"),
+        (lambda ids, batch: ids.max().item(), "wait for the device"),
+        (lambda ids, batch: ids.nonzero(), "wait for the device"),
+    ],
+)
+def test_what_needs_the_host_is_refused(model, fault, reason):
+    engine = Engine(model)
+
+    def forward(ids, batch):
+        if batch.fixed:
+            fault(ids, batch)
+        return engine.runner.forward(ids, batch)
+
+    with pytest.raises(CaptureError, match=reason):
+        capture(forward, StandInGraph)
+
+
+def test_a_step_that_computes_something_else_is_refused(model):
+    engine = Engine(model)
+
+    def forward(ids, batch):
+        logits = engine.runner.forward(ids, batch)
+        return logits * 1.1 if batch.fixed else logits
+
+    with pytest.raises(CaptureError, match=r"differ by 0\.1 of the largest"):
+        capture(forward, StandInGraph)

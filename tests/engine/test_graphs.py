@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.build import _captured
+from server.engine.graphs import batch_sizes
+from tests.apart import interpret
+from tests.engine.harness import load, make_core
+from tests.models_zoo import save_tiny
+
+
+def test_captured_steps():
+    interpret("tests/engine/graphs_interpreted.py")
+
+
+def test_a_kernel_that_plans_on_the_host_is_left_out_with_a_warning(tmp_path, caplog):
+    core = make_core(load(save_tiny("llama", tmp_path)))
+    assert _captured(core.runner, core.runner.attention, 4, 64) is None
+    assert "launched one by one: kernel cpu_paged plans every step on the host" in caplog.text
+
+
+@given(st.integers(1, 5000))
+def test_a_batch_is_filled_up_by_at_most_a_half(most):
+    sizes = batch_sizes(most)
+    assert sizes == tuple(sorted(set(sizes)))
+    assert (sizes[0], sizes[-1]) == (1, most)
+    for count in range(1, most + 1):
+        assert next(size for size in sizes if size >= count) <= max(count, count * 3 // 2 - 1)
