@@ -111,10 +111,11 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
     if is_packed(weights) or kv_dtype != checked:
         after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
         served_check(before, after, weights, kv_dtype)
-    if file is not None and is_packed(weights) and (kept := _from_parts(loaded, weights)) is not None:
-        loaded = kept.loaded
-        report("keeping the packed weights", 0.94)
-        keep(file, folder, kept)
+    if device == "cpu" and is_packed(weights) and (whole := _from_parts(loaded, weights)) is not None:
+        loaded = whole.loaded
+        if file is not None:
+            report("keeping the packed weights", 0.94)
+            keep(file, folder, whole)
     return Prepared(loaded, device, weights, kv_dtype, attention)
 
 

@@ -170,6 +170,7 @@ def test_settings_that_packed_weights_do_not_go_with(start, tmp_path):
     stretched, asked = start(folder, rope_scaling="linear", rope_option={"factor": "2"})
     assert asked
     assert stretched.loaded.context_length == 1024
+    assert isinstance(stretched.loaded.model, QuantizedModel)  # of its parts all the same
     assert not start(folder, kv_dtype="float32", page_size=4, kernel="sdpa", max_context=33)[1]
     assert not start(folder, kv_dtype="float8_e4m3")[1]
     with pytest.raises(RefusedError, match="--max-context 513 is more than the model's own 512"):
