@@ -42,7 +42,7 @@ class Graph(Protocol):
             What ``compute`` gave; every replay fills it anew.
 
         Raises:
-            RuntimeError: what is computed needs the host.
+            Exception: what is computed needs the host, or the device can't do it.
         """
 
     def replay(self) -> None:
@@ -152,8 +152,11 @@ class DecodeGraphs:
             # The largest first: the others find their memory in what it gave back.
             for size in reversed(self.sizes):
                 self._steps[size] = self._capture(size, graph(), trial[:size])
-        except (RuntimeError, ValueError) as error:  # torch's own, for waits, captures and memory
-            raise CaptureError(" ".join(str(error).split()) or type(error).__name__) from error
+        except CaptureError:
+            raise
+        except Exception as error:  # waits, memory, compilers and drivers fail in many ways
+            reason = " ".join(str(error).split())
+            raise CaptureError(f"{type(error).__name__}: {reason}") from error
 
     def fits(self, works: Listed[Work]) -> bool:
         """Whether these are decodes, a token each, as many as a captured step can compute."""

@@ -194,6 +194,7 @@ def test_an_engine_gives_the_same_tokens(model):
         (lambda ids, batch: batch.host_positions, "known to the device alone"),
         (lambda ids, batch: ids.max().item(), "wait for the device"),
         (lambda ids, batch: ids.nonzero(), "wait for the device"),
+        (lambda ids, batch: {}["launch"], "KeyError: 'launch'"),
     ],
 )
 def test_what_needs_the_host_is_refused(model, fault, reason):
