@@ -74,7 +74,7 @@ class Kernel(ABC):
         Part of a sentence. Where it is ``None``, ``update`` and ``forward`` of such a batch ask nothing of
         the host, and launch the same whatever positions and pages are.
         """
-        return f"kernel {self.name} plans every step on the host"
+        return f"kernel {self.name} plans every step on the host, as all but triton do"
 
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """``cache.write``, or a faster way to the same; called before ``update`` and ``forward``."""
