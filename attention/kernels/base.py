@@ -99,6 +99,11 @@ class Kernel(ABC):
         return None
 
 
+def power_of_two(number: int) -> int:
+    """The next power of two from ``number``, at least 1, on."""
+    return 1 << (number - 1).bit_length()
+
+
 def visibility(
     queries: torch.Tensor, keys: torch.Tensor, window: int | None, pattern: Pattern
 ) -> torch.Tensor:

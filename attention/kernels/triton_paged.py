@@ -11,8 +11,16 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.formats import narrowed
-from attention.kernels import triton_select, triton_select_check, triton_write
-from attention.kernels.base import Kernel, choosing_rows, format_refusal, layer_ranges, spans_within
+from attention.kernels import triton_digest, triton_select, triton_select_check, triton_write
+from attention.kernels.base import (
+    Kernel,
+    choosing_rows,
+    format_refusal,
+    layer_ranges,
+    power_of_two,
+    spans_within,
+)
+from attention.kernels.triton_device import LARGE_SHARED_MEMORY, device_of
 from attention.kernels.triton_plan import (
     COVER_FIELDS,
     LOG2_E,
@@ -40,12 +48,6 @@ _CHOOSING_ROWS = 128
 
 # How many ranges a choice has differs from step to step; up to this many, one program does for all.
 _CHOSEN_RANGES = 32
-
-# What data center GPUs have for each multiprocessor; the others have 100 KiB.
-_LARGE_SHARED_MEMORY = 160 << 10
-
-# What is taken for multiprocessors and their shared memory where there are none, with the interpreter.
-_INTERPRETED = 8, _LARGE_SHARED_MEMORY
 
 
 class Triton(Kernel):
@@ -81,7 +83,7 @@ class Triton(Kernel):
         if large := [layer for layer in layers if max(layer.head_size, layer.value_size) > _LARGEST_HEAD]:
             reasons.append(f"triton takes head sizes up to {_LARGEST_HEAD} ({layer_ranges(large)})")
         if not reasons and device.type == "cuda" and triton_select.knows(pattern):
-            place = device, dtype, page_size, _multiprocessors(device)[0], _CHOSEN_RANGES
+            place = device, dtype, page_size, device_of(device).processors, _CHOSEN_RANGES
             reasons += triton_select_check.refusals(pattern, tuple(layers), *place)
         return reasons
 
@@ -100,7 +102,7 @@ class Triton(Kernel):
     ) -> None:
         """See ``Kernel.update``."""
         if triton_select.knows(pattern):
-            triton_select.update(layer, cache, batch)
+            triton_digest.update(layer, cache, batch)
         else:
             pattern.update(layer, cache, batch)
 
@@ -116,7 +118,7 @@ class Triton(Kernel):
     ) -> torch.Tensor:
         """See ``Kernel.forward``; queries are rounded to the cache's format, unless that has 8 bits."""
         heads = Heads(layer.kv_heads, layer.query_heads // layer.kv_heads)
-        processors, shared_memory = _multiprocessors(query.device)
+        processors, shared_memory, _ = device_of(query.device)
         dtype = cache.keys.dtype
         if dtype == torch.float8_e4m3fn:
             dtype = query.dtype
@@ -218,13 +220,13 @@ def tiles(layer: LayerSpec, dtype: torch.dtype, shared_memory: int) -> tuple[Til
         shared_memory: bytes for each multiprocessor.
     """
     group = layer.query_heads // layer.kv_heads
-    pairs = min(64, max(16, 1 << (group - 1).bit_length()))
+    pairs = min(64, max(16, power_of_two(group)))
     size = _padded(max(layer.head_size, layer.value_size))
     if dtype == torch.float32:
         tokens, stages = 32 if size <= 64 else 16, 2 if size <= 256 else 1
         return Tile(min(pairs, 32), tokens, 8, stages, 256, 4), Tile(32, tokens, 8, stages, 1024, 1)
     if size <= 128:
-        stages = 3 if size <= 64 or shared_memory >= _LARGE_SHARED_MEMORY else 2
+        stages = 3 if size <= 64 or shared_memory >= LARGE_SHARED_MEMORY else 2
         return Tile(pairs, 64, 4, 3, 256, 4), Tile(128, 64, 8, stages, 1024, 1)
     tokens = 32 if size <= 256 else 16
     return Tile(min(pairs, 32), tokens, 4, 2, 256, 4), Tile(64, tokens, 8, 2, 1024, 1)
@@ -293,7 +295,7 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
 
 def _padded(size: int) -> int:
     """What a program makes of a head size: a power of two, large enough for a matrix product."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(16, power_of_two(size))
 
 
 def _dense_heads(query: torch.Tensor) -> torch.Tensor:
@@ -305,15 +307,6 @@ def _dense_heads(query: torch.Tensor) -> torch.Tensor:
 def _code() -> Any:
     """The programs; importing them needs Triton."""
     return import_module("attention.kernels.triton_code")
-
-
-@cache
-def _multiprocessors(device: torch.device) -> tuple[int, int]:
-    """How many the device has, and bytes of shared memory of each."""
-    if device.type != "cuda":
-        return _INTERPRETED
-    properties = torch.cuda.get_device_properties(device)
-    return int(properties.multi_processor_count), int(properties.shared_memory_per_multiprocessor)
 
 
 def _lacking(device: torch.device) -> list[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from attention.kernels.base import spans_of, spans_within
+from attention.kernels.base import power_of_two, spans_of, spans_within
 from attention.kernels.plan import split
 from attention.patterns.base import Pattern
 from attention.transfer import send
@@ -204,7 +204,7 @@ def compact(spans: torch.Tensor, turned: int, least: int = 1) -> torch.Tensor:
     stops = lengths.cumsum(dim=-1)
     near = (turned - begins).clamp(min=0).minimum(lengths).sum(dim=-1, keepdim=True)
     starts = stops - lengths
-    room = max(least, 1 << (spans.shape[2] - 1).bit_length()) - spans.shape[2]
+    room = max(least, power_of_two(spans.shape[2])) - spans.shape[2]
     # What no token's number reaches, so that no search ends there.
     beyond = stops[..., -1:].expand(-1, -1, room)
     shifts = torch.nn.functional.pad(begins - starts, (0, room))

@@ -1,13 +1,14 @@
-"""What ``topk`` remembers and chooses, by programs of our own in Triton; see ``triton_select_code``."""
+"""What ``topk`` chooses, by programs of our own in Triton; see ``triton_select_code``."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 
+from attention.kernels.base import power_of_two
 from attention.kernels.triton_plan import COVER_FIELDS
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
@@ -23,68 +24,19 @@ _LONGEST_PART = 1024
 _MOST_BOUNDS = 1 << 24
 
 # What a program looks at together, so that it stays in registers: numbers of digests (of the smallest, and as
-# many of the largest), of bounds, of scores, of a page's keys.
+# many of the largest), of bounds, of scores.
 _DIGEST_NUMBERS = 4096
 _BOUNDS = 512
 _SCORES = 4096
-_KEYS = 1024
 
-# Pages, parts and tokens that a program looks at together, at most.
+# Pages and parts that a program looks at together, at most.
 _PAGES = 64
 _PARTS = 64
-_TOKENS = 16
-
-
-class _Codes(NamedTuple):
-    """The whole numbers that have a format's bits, and the bits of its largest number, infinity included."""
-
-    dtype: torch.dtype
-    largest_number: int
-
-
-_CODES = {
-    torch.float32: _Codes(torch.int32, 0x7F800000),
-    torch.bfloat16: _Codes(torch.int16, 0x7F80),
-    torch.float16: _Codes(torch.int16, 0x7C00),
-    torch.float8_e4m3fn: _Codes(torch.int8, 0x7E),
-}
 
 
 def knows(pattern: Pattern) -> TypeGuard[TopK]:
     """Whether a pattern's choice is made here."""
     return type(pattern) is TopK  # what is derived from it may choose otherwise
-
-
-def update(layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
-    """See ``ContentPattern.update``, of ``TopK``.
-
-    Nothing is asked of the host: programs of rows that complete no page return at once.
-
-    Args:
-        layer: the layer.
-        cache: its keys, with the step's own, and its digests.
-        batch: the step's work.
-    """
-    assert cache.digest is not None
-    assert cache.keys.is_contiguous()
-    assert cache.digest.is_contiguous()
-    codes = _CODES[cache.keys.dtype]
-    numbers = layer.kv_heads * layer.head_size
-    block = min(_KEYS, _power(numbers))
-    with torch.cuda.device_of(cache.keys):
-        _code().digest_pages[(len(batch.slots), -(-numbers // block))](
-            digest=cache.digest.view(codes.dtype),
-            keys=cache.keys.view(codes.dtype),
-            slots=batch.slots,
-            positions=batch.positions,
-            NUMBERS=numbers,
-            PAGE_SIZE=batch.page_size,
-            LARGEST=torch.iinfo(codes.dtype).max,
-            LARGEST_NUMBER=codes.largest_number,
-            BLOCK_T=min(_TOKENS, _power(batch.page_size)),
-            BLOCK=block,
-            num_warps=8,
-        )
 
 
 def select(
@@ -118,7 +70,7 @@ def select(
     table = batch.page_table.contiguous()
     width = table.shape[1]
     choices = min(pattern.choices(batch.page_size), width)
-    ranges = max(least, _power(choices + 2))
+    ranges = max(least, power_of_two(choices + 2))
     covers = torch.empty(
         len(rows), layer.kv_heads, COVER_FIELDS + 2 * ranges, dtype=torch.int32, device=query.device
     )
@@ -148,7 +100,7 @@ def _choose(
     if digest.dtype == torch.float8_e4m3fn:
         digest = digest.view(torch.uint8)
     group = layer.query_heads // layer.kv_heads
-    block_g, block_d = _power(group), _power(layer.head_size)
+    block_g, block_d = power_of_two(group), power_of_two(layer.head_size)
     block_p = max(1, min(_PAGES, _DIGEST_NUMBERS // block_d, 2 * _BOUNDS // block_g))
     parts = max(processors * _PROGRAMS // (len(rows) * layer.kv_heads), -(-width // _LONGEST_PART))
     parts = max(1, min(parts, -(-width // block_p)))
@@ -204,11 +156,6 @@ def _choose(
         code.choose[(layer.kv_heads, len(rows))](
             **shared, covers=covers, RANGES=(covers.shape[2] - COVER_FIELDS) // 2, BLOCK=_SCORES, num_warps=8
         )
-
-
-def _power(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()
 
 
 @cache

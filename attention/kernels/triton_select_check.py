@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from attention.kernels import triton_select
+from attention.kernels import triton_digest, triton_select
 from attention.kernels.base import spans_within
 from attention.kernels.triton_plan import COVER_FIELDS, compact
 from attention.patterns.topk import TopK
@@ -70,7 +70,7 @@ def _same_digests(
     batch = AttentionBatch.build([0], [2 * page_size - 1], [[2, 1]], page_size, device)
     keys = _numbers((4, page_size, layer.kv_heads, layer.head_size), dtype, device)
     digests = []
-    for update in (triton_select.update, pattern.update):
+    for update in (triton_digest.update, pattern.update):
         digest = torch.zeros(4, 2, layer.kv_heads, layer.head_size, dtype=dtype, device=device)
         update(layer, LayerCache(keys, keys, digest), batch)
         digests.append(digest.float())

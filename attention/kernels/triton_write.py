@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from attention.formats import narrows
+from attention.kernels.base import power_of_two
 from attention.types import LayerCache
 
 # Numbers that one program moves: a few for each thread, and programs enough for a step of few rows.
@@ -33,8 +34,8 @@ def write(cached: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: tor
         keys, values = keys.view(torch.uint8), values.view(torch.uint8)
     rows, heads, head_size = key.shape
     value_size = value.shape[2]
-    blocks = [1 << (size - 1).bit_length() for size in (head_size, value_size)]
-    block_heads = min(1 << (heads - 1).bit_length(), max(1, _NUMBERS // max(blocks)))
+    blocks = [power_of_two(size) for size in (head_size, value_size)]
+    block_heads = min(power_of_two(heads), max(1, _NUMBERS // max(blocks)))
     with torch.cuda.device_of(keys):
         _code().write[(rows, 2, -(-heads // block_heads))](
             key=key,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.formats import narrowed
-from attention.kernels.base import Kernel, layer_ranges
+from attention.kernels.base import Kernel, layer_ranges, power_of_two
 from attention.kernels.cuda_packages import (
     begins,
     capability,
@@ -138,9 +138,9 @@ def _plan_decodes(batch: AttentionBatch, sequences: list[int], window: int | Non
     are rounded up to powers of two: the first sequence repeats, and pages follow that no sequence reaches.
     """
     fmha = import_module("xformers.ops.fmha")
-    sequences = sequences + sequences[:1] * (_power_of_two(len(sequences)) - len(sequences))
+    sequences = sequences + sequences[:1] * (power_of_two(len(sequences)) - len(sequences))
     device = batch.page_table.device
-    width = _power_of_two(batch.page_table.shape[1])
+    width = power_of_two(batch.page_table.shape[1])
     table = batch.page_table.new_zeros(len(sequences), width)
     table[:, : batch.page_table.shape[1]] = batch.page_table[torch.tensor(sequences, device=device)]
     counts, lengths = [1] * len(sequences), [batch.seq_lens[b] for b in sequences]
@@ -182,8 +182,3 @@ def _plan_chunks(batch: AttentionBatch, sequences: list[int], window: int | None
     )
     rows = [row for b in sequences for row in range(batch.query_starts[b], batch.query_starts[b + 1])]
     return _Part(torch.tensor(rows, device=device), slots, bias, fmha.flash.FwOp)
-
-
-def _power_of_two(number: int) -> int:
-    """The least that is no smaller."""
-    return 1 << (number - 1).bit_length()

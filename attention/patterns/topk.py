@@ -37,7 +37,8 @@ class TopK(NumberedPattern, ContentPattern):
 
     Lossy, unless ``budget`` covers the context; no page is freed. Kernels ``cpu_paged`` and ``triton`` make
     the same choice by programs of their own (``attention.kernels.cpu.select``,
-    ``attention.kernels.triton_select``); under any other ``update`` and ``select`` make it, in torch.
+    ``attention.kernels.triton_digest`` and ``triton_select``); under any other ``update`` and ``select`` make
+    it, in torch.
 
     Args:
         budget: tokens that a query sees, in whole pages, rounded up, at least 3 and at least those always in.

@@ -58,7 +58,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         raise RefusedError(str(error)) from error
     if device == "cuda" and settings.cuda_graphs:
         report("capturing decode steps", 0.97)
-        runner.graphs = _captured(runner, attention, settings.max_running, context_length)
+        runner.graphs = _captured(runner, settings.max_running, context_length)
     core = EngineCore(
         runner,
         context_length=context_length,
@@ -106,11 +106,9 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     return core, ready
 
 
-def _captured(
-    runner: Runner, attention: Attention, max_running: int, context_length: int
-) -> DecodeGraphs | None:
+def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGraphs | None:
     """Decode steps as graphs, or a warning why there are none."""
-    reason = attention.needs_host()
+    reason = runner.attention.needs_host()
     if reason is None and runner.rope is not None:
         reason = f"{runner.rope.kind} RoPE turns each sequence by its own length"
     if reason is None:
@@ -119,11 +117,9 @@ def _captured(
             graphs = DecodeGraphs(
                 runner.forward,
                 lambda: CudaGraph(pool),
+                runner.cache,
                 most=max_running,
                 context_length=context_length,
-                pages=runner.cache.pages,
-                page_size=runner.cache.page_size,
-                device=runner.device,
             )
         except CaptureError as error:
             reason = str(error)

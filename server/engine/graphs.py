@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from attention.transfer import device_alone, send
-from attention.types import AttentionBatch
+from attention.types import AttentionBatch, PagedCache
 from server.engine.scheduler import Work
 from server.engine.sequence import Sequence
 
@@ -115,11 +115,9 @@ class DecodeGraphs:
     Args:
         forward: the model's logits ``[T, V]`` of ids ``[T]``, over the engine's cache.
         graph: makes an empty graph.
+        cache: the engine's, none of whose pages may be in use yet.
         most: sequences of a step, at most.
         context_length: tokens of a sequence, at most.
-        pages: of the cache, page 0 included. None of them may be in use yet.
-        page_size: tokens per page.
-        device: where the cache lies.
 
     Attributes:
         sizes: of the batches that are captured.
@@ -133,20 +131,19 @@ class DecodeGraphs:
         self,
         forward: Forward,
         graph: Callable[[], Graph],
+        cache: PagedCache,
         *,
         most: int,
         context_length: int,
-        pages: int,
-        page_size: int,
-        device: torch.device,
     ) -> None:
         self.sizes = batch_sizes(most)
-        self._forward, self._page_size = forward, page_size
-        self._width = -(-context_length // page_size)
+        self._forward, self._page_size = forward, cache.page_size
+        self._width = -(-context_length // cache.page_size)
+        device = next(iter(cache.layers.values())).keys.device
         self._table = torch.zeros(most, self._width, dtype=torch.int32, device=device)
         self._rows: dict[Sequence, _Row] = {}
         self._steps: dict[int, _Captured] = {}
-        trial = [1 + row % (pages - 1) for row in range(most)]
+        trial = [1 + row % (cache.pages - 1) for row in range(most)]
         self._put([(row, 0, [page]) for row, page in enumerate(trial)])
         try:
             # The largest first: the others find their memory in what it gave back.

@@ -7,7 +7,7 @@ its place only if, on the same input, it asks the same of attention and returns 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,14 +81,37 @@ def _proven(model: Any, candidates: Mapping[nn.Module, FusedLayer]) -> dict[nn.M
     def forget(*_: Any) -> None:
         probe.last = None
 
-    hooks = [layer.register_forward_pre_hook(forget) for layer in candidates]
-    hooks += [layer.register_forward_hook(compare, with_kwargs=True) for layer in candidates]
+    watch(model, probe, candidates, forget, compare)
+    return proven
+
+
+def watch(
+    model: Any,
+    probe: Probe,
+    layers: Iterable[nn.Module],
+    before: Callable[..., None],
+    after: Callable[..., None],
+) -> None:
+    """One forward of a model on a few tokens, in which some of its layers are looked at.
+
+    Args:
+        model: a causal language model of transformers whose attention implementation is ``longspan``.
+        probe: computes attention.
+        layers: to look at.
+        before: called with a layer and its positional arguments, before the layer computes.
+        after: called with a layer, its positional and keyword arguments, and its output.
+    """
+    hooks = []
+    for layer in layers:
+        hooks += [
+            layer.register_forward_pre_hook(before),
+            layer.register_forward_hook(after, with_kwargs=True),
+        ]
     try:
         probe_forward(model, probe)
     finally:
         for hook in hooks:
             hook.remove()
-    return proven
 
 
 def probe_forward(model: Any, attend: Attend) -> torch.Tensor:

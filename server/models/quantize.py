@@ -92,8 +92,7 @@ def quantize(model: Any, weights: Weights) -> str:
         except ValueError as error:
             reason = str(error)
         else:
-            if model.device.type == "cpu":
-                _use_operator(model)
+            _use_operator(model)
     forms = _forms(model)
     if reason is None and weights not in ("auto", "float") and not is_packed(forms):
         reason = f"{type(model).__name__} has no linear layers that can be packed"
@@ -162,7 +161,7 @@ def _packed(weight: torch.Tensor, weights: Weights, *, is_head: bool) -> Packed 
 
 
 def _use_operator(model: nn.Module) -> None:
-    """Lets the operator compute whole fused layers where it can."""
+    """Lets the CPU's operator compute whole fused layers where it can."""
     workspace = Workspace()
     for modules in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for index, layer in enumerate(modules):

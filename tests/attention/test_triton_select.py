@@ -4,6 +4,7 @@ import torch
 
 from attention import LayerSpec
 from attention.kernels import triton_paged, triton_select_check
+from attention.kernels.triton_device import Device
 from attention.kernels.triton_paged import Triton
 from attention.patterns.full import Full
 from attention.patterns.topk import TopK
@@ -21,7 +22,7 @@ def test_compiled():
 def test_a_gpu_that_chooses_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(triton_paged, "_multiprocessors", lambda device: (132, 228 << 10))
+    monkeypatch.setattr(triton_paged, "device_of", lambda device: Device(132, 228 << 10, (9, 0)))
     asked = []
     monkeypatch.setattr(
         triton_select_check, "refusals", lambda *given: asked.append(given) or ["it is wrong"]

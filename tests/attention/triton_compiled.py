@@ -17,7 +17,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from attention import LayerSpec
-from attention.kernels import triton_code, triton_paged, triton_select, triton_select_code
+from attention.kernels import (
+    triton_code,
+    triton_digest,
+    triton_digest_code,
+    triton_paged,
+    triton_select,
+    triton_select_code,
+)
+from attention.kernels.triton_device import Device
 from attention.kernels.triton_paged import Triton
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
@@ -64,8 +72,10 @@ def launches(
         attend = Recorder(found, triton_code.attend)
         combine = Recorder(found, triton_code.combine)
 
+    class Digest:
+        digest_pages = Recorder(found, triton_digest_code.digest_pages)
+
     class Select:
-        digest_pages = Recorder(found, triton_select_code.digest_pages)
         bound = Recorder(found, triton_select_code.bound)
         score = Recorder(found, triton_select_code.score)
         choose = Recorder(found, triton_select_code.choose)
@@ -75,8 +85,10 @@ def launches(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_paged, "_code", lambda: Code)
+        patch.setattr(triton_digest, "_code", lambda: Digest)
         patch.setattr(triton_select, "_code", lambda: Select)
-        patch.setattr(triton_paged, "_multiprocessors", lambda _: (132, SHARED[capability][0] << 10))
+        gpu = Device(132, SHARED[capability][0] << 10, divmod(capability, 10))
+        patch.setattr(triton_paged, "device_of", lambda _: gpu)
         if dtype == torch.float8_e4m3fn:
             case.query = case.query.bfloat16()
         if isinstance(pattern, ContentPattern):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache
 from attention.formats import CACHE_FORMATS
-from attention.kernels import triton_select, triton_select_check
+from attention.kernels import triton_digest, triton_select, triton_select_check
 from attention.kernels import triton_select_code as code
 from attention.kernels.base import choosing_rows, spans_within
 from attention.kernels.reference import Reference
@@ -259,7 +259,7 @@ def test_digests_are_those_of_torch(layer, shapes, page_size, seed, dtype):
     case = make_case(layer, shapes, page_size, pattern=TopK(64, 1, 1), dtype=dtype, seed=seed)
     expected, pages = case.cache.digest.float(), TopK.completed(case.batch)
     case.cache.digest[pages] = torch.nan
-    triton_select.update(layer, case.cache, case.batch)
+    triton_digest.update(layer, case.cache, case.batch)
     found = case.cache.digest.float()
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
@@ -284,7 +284,7 @@ def test_digests_of_every_kind_of_number(dtype):
             keys[3, 0, 5], keys[30, 0, 69] = bad, bad
         cache.write(batch.slots, keys, keys)
         cache.digest.view(torch.uint8).fill_(0x55)
-        triton_select.update(layer, cache, batch)
+        triton_digest.update(layer, cache, batch)
         expected = torch.stack(keys.float().unflatten(0, (2, page_size)).aminmax(dim=1), dim=1)
         found = cache.digest[[2, 1]].float()
         assert torch.equal(found.isnan(), expected.isnan())
@@ -352,10 +352,9 @@ def test_it_is_tried_before_it_serves(broken, monkeypatch):
         raise RuntimeError("out of\nresources")
 
     if broken != "nothing":
-        name = "update" if broken == "update" else "select"
-        monkeypatch.setattr(
-            triton_select, name, {"select": upside_down, "update": lambda *given: None, "error": stop}[broken]
-        )
+        place = (triton_digest, "update") if broken == "update" else (triton_select, "select")
+        wrong = {"select": upside_down, "update": lambda *given: None, "error": stop}[broken]
+        monkeypatch.setattr(*place, wrong)
     place = torch.device("cpu"), torch.bfloat16, 4, 8, 32
     assert (
         triton_select_check.refusals(pattern, tuple(layers), *place)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attention.backends import resolve
-from attention.kernels import triton_paged
+from attention.kernels import triton_device, triton_paged
 from attention.types import AttentionBatch, PagedCache
 from server.engine import graphs
 from server.engine.graphs import CaptureError, DecodeGraphs
@@ -29,10 +29,8 @@ PAGES = 60
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
     """Each takes the interpreter some 25 ms."""
-    monkeypatch.setattr(triton_paged, "_INTERPRETED", (2, 160 << 10))
-    triton_paged._multiprocessors.cache_clear()
-    yield
-    triton_paged._multiprocessors.cache_clear()
+    small = triton_device.INTERPRETED._replace(processors=2)
+    monkeypatch.setattr(triton_paged, "device_of", lambda _: small)
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +38,9 @@ def model(tmp_path_factory):
     return load(save_tiny("llama", tmp_path_factory.mktemp("graphs") / "llama", num_hidden_layers=2))
 
 
-def capture(forward, graph, most=1):
+def capture(runner, graph, most=1, forward=None):
     with torch.inference_mode():
-        return DecodeGraphs(
-            forward,
-            graph,
-            most=most,
-            context_length=40,
-            pages=PAGES,
-            page_size=PAGE_SIZE,
-            device=torch.device("cpu"),
-        )
+        return DecodeGraphs(forward or runner.forward, graph, runner.cache, most=most, context_length=40)
 
 
 class Engine:
@@ -65,7 +55,7 @@ class Engine:
         self.recorded: list[StandInGraph] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(graphs, "batch_sizes", lambda most: sizes)
-            self.graphs = capture(self.runner.forward, self._graph, sizes[-1])
+            self.graphs = capture(self.runner, self._graph, sizes[-1])
         for tensor in self.tensors():
             tensor.fill_(torch.nan)
 
@@ -177,7 +167,7 @@ def test_an_engine_gives_the_same_tokens(model):
     sizes = {"pages": PAGES, "page_size": PAGE_SIZE, "max_running": 3, "context_length": 40}
     expected = run(make_core(model, kernel="reference", **sizes), requests)
     core = make_core(model, kernel="triton", ahead=True, **sizes)
-    core.runner.graphs = capture(core.runner.forward, StandInGraph, most=3)
+    core.runner.graphs = capture(core.runner, StandInGraph, most=3)
     replayed = []
     logits = core.runner.graphs.logits
     core.runner.graphs.logits = lambda *step: replayed.append(len(step[0])) or logits(*step)
@@ -206,7 +196,7 @@ def test_what_needs_the_host_is_refused(model, fault, reason):
         return engine.runner.forward(ids, batch)
 
     with pytest.raises(CaptureError, match=reason):
-        capture(forward, StandInGraph)
+        capture(engine.runner, StandInGraph, forward=forward)
 
 
 def test_a_step_that_computes_something_else_is_refused(model):
@@ -217,4 +207,4 @@ def test_a_step_that_computes_something_else_is_refused(model):
         return logits * 1.1 if batch.fixed else logits
 
     with pytest.raises(CaptureError, match=r"differ by 0\.1 of the largest"):
-        capture(forward, StandInGraph)
+        capture(engine.runner, StandInGraph, forward=forward)

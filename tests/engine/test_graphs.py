@@ -16,7 +16,7 @@ def test_captured_steps():
 
 def test_a_kernel_that_plans_on_the_host_is_left_out_with_a_warning(tmp_path, caplog):
     core = make_core(load(save_tiny("llama", tmp_path)))
-    assert _captured(core.runner, core.runner.attention, 4, 64) is None
+    assert _captured(core.runner, 4, 64) is None
     assert "launched one by one: kernel cpu_paged plans every step on the host" in caplog.text
 
 

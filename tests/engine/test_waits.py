@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attention.backends import resolve
-from attention.kernels import triton_paged, triton_select
+from attention.kernels import triton_digest, triton_paged, triton_select
 from attention.kernels.base import Kernel
 from attention.types import PagedCache
 from server.engine import sampler
@@ -161,7 +161,7 @@ def test_the_triton_plan_waits_for_nothing(models, rule, monkeypatch):
     # The programs themselves read memory past torch; that they compute is tested elsewhere.
     monkeypatch.setattr(triton_paged, "_launch", launch)
     monkeypatch.setattr(triton_paged.Triton, "write", Kernel.write)
-    monkeypatch.setattr(triton_select, "update", lambda *_: None)
+    monkeypatch.setattr(triton_digest, "update", lambda *_: None)
     monkeypatch.setattr(triton_select, "select", select)
     watched(models, "triton", rule, requests([GREEDY] * 4), {SAMPLER: 1})
     assert len(launched) >= STEPS * LAYERS

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from attention.kernels.triton_device import Device
 from server.models.gpu import linear as module
 from server.models.gpu import linear_code
-from server.models.gpu.linear import Device, EightBitLinear
+from server.models.gpu.linear import EightBitLinear
 from tests.attention.triton_compiled import SHARED, Recorder, compiled, stack
 
 

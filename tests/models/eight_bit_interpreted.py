@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from attention.kernels.triton_device import INTERPRETED
 from server.engine.types import RefusedError
 from server.models import quantize as quantizing
 from server.models.fused import FusedLayer
@@ -68,10 +69,8 @@ def check(found, right, sizes):
 
 @pytest.fixture(params=[(8, 0), (9, 0)], ids=["by bits", "by hardware"])
 def converts(request, monkeypatch):
-    monkeypatch.setattr(module, "_INTERPRETED", module._INTERPRETED._replace(capability=request.param))
-    module.device_of.cache_clear()
-    yield
-    module.device_of.cache_clear()
+    device = INTERPRETED._replace(capability=request.param)
+    monkeypatch.setattr(module, "device_of", lambda _: device)
 
 
 def test_it_is_the_interpreter():
@@ -127,7 +126,7 @@ def test_any_shape(form, dtype, rows, inputs, outputs, bias):
 @pytest.mark.parametrize("rows", [20, 66])
 def test_parts_are_put_together(rows):
     packed = make(1500, 60, "int8", torch.bfloat16)
-    assert tiles_for(rows, 1500, 60, torch.bfloat16, module._INTERPRETED).split == 3
+    assert tiles_for(rows, 1500, 60, torch.bfloat16, INTERPRETED).split == 3
     x = rows_of(rows, 1500, torch.bfloat16)
     right, sizes = expected(packed, x)
     if rows == 20:

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,36 +12,17 @@ from server.models import load as loading
 from server.models.fuse import Probe, probe_forward
 from server.models.gpu import layer as gpu
 from server.models.gpu.layer import TritonLayer
+from tests.apart import compile_only, interpret
 from tests.engine.harness import load
 from tests.models_zoo import save_tiny
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = ["tests/models/triton_layer_interpreted.py", "tests/attention/triton_write_interpreted.py"]
-COMPILED = ["tests/models/triton_layer_compiled.py"]
+
+def test_interpreted():
+    interpret("tests/models/triton_layer_interpreted.py", "tests/attention/triton_write_interpreted.py")
 
 
-def release(package: str) -> tuple[int, ...]:
-    return tuple(map(int, version(package).split(".")[:2]))
-
-
-@pytest.mark.parametrize(
-    ("tests", "interpret"), [(INTERPRETED, "1"), (COMPILED, "0")], ids=["interpreted", "compiled"]
-)
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_in_a_process_of_its_own(tests, interpret):
-    """Whether Triton interprets is settled for a process when it first imports Triton."""
-    if interpret == "1" and release("triton") < (3, 7) and release("numpy") >= (2, 4):
-        pytest.skip("before 3.7 Triton's interpreter does not work with numpy 2.4")
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": interpret,
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+def test_compiled():
+    compile_only("tests/models/triton_layer_compiled.py")
 
 
 # What allocates, and what looks at the same memory in another way.

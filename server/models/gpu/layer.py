@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from attention.hook import Attend
+from attention.kernels.base import power_of_two
 from server.models.fused import FusedLayer, Norm
 
 # By name, since what they compute is proven before a layer is used; whether it is GELU.
@@ -104,7 +105,7 @@ def _normed(rows: torch.Tensor, norm: Norm) -> torch.Tensor:
     """RMSNorm of ``[T, C]``."""
     count, size = rows.shape
     output = rows.new_empty(count, size)
-    block = _power_of_two(size)
+    block = power_of_two(size)
     with torch.cuda.device_of(rows):
         _code().norm[(count,)](
             rows=rows,
@@ -129,7 +130,7 @@ def _rotate(rows: torch.Tensor, fused: FusedLayer, cosines: torch.Tensor, sines:
         sines: likewise.
     """
     heads, half = fused.query_heads + fused.kv_heads, fused.head_size // 2
-    block_half = _power_of_two(half)
+    block_half = power_of_two(half)
     block_heads = max(1, _NUMBERS // 4 // block_half)
     norms = _head_norms(fused)
     query_weight, key_weight = [norm.weight for norm in norms] or (None, None)
@@ -170,10 +171,6 @@ def _gated(rows: torch.Tensor, activation: nn.Module) -> torch.Tensor:
 
 def _head_norms(fused: FusedLayer) -> list[Norm]:
     return [cast(Norm, norm) for norm in fused.head_norms]
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 @cache

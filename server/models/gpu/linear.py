@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from attention.kernels.triton_device import LARGE_SHARED_MEMORY, Device, device_of
+
 Form = Literal["int8", "fp8"]
 
 GROUP = 128
@@ -29,9 +31,6 @@ _FEW = 16
 # The ends of the ranges beyond them.
 _RANGES = (64, 256, None)
 
-# What data center GPUs have for each multiprocessor; the others have 100 KiB.
-_LARGE_SHARED_MEMORY = 160 << 10
-
 # Outputs of a program that puts parts together.
 _COMBINED = 1024
 
@@ -40,24 +39,6 @@ _CONVERTS_FROM = (8, 9)
 # Major compute capability of those whose registers hold large tiles, since tensor cores read one side of a
 # product from shared memory.
 _LARGE_TILES = (9, 10)
-
-
-class Device(NamedTuple):
-    """What products are cut by.
-
-    Attributes:
-        processors: number of multiprocessors.
-        shared_memory: bytes of each.
-        capability: compute capability.
-    """
-
-    processors: int
-    shared_memory: int
-    capability: tuple[int, int]
-
-
-# What is taken for a device where there is none, with Triton's interpreter.
-_INTERPRETED = Device(8, _LARGE_SHARED_MEMORY, (9, 0))
 
 
 class Tiles(NamedTuple):
@@ -223,7 +204,7 @@ def tiles_for(count: int, inputs: int, outputs: int, dtype: torch.dtype, device:
         device: what it is for.
     """
     narrow = dtype != torch.float32
-    large = device.shared_memory >= _LARGE_SHARED_MEMORY
+    large = device.shared_memory >= LARGE_SHARED_MEMORY
     if count <= _FEW:
         if not narrow:
             return Tiles(_FEW, 32, 2, 1, 4, 2)
@@ -241,19 +222,6 @@ def tiles_for(count: int, inputs: int, outputs: int, dtype: torch.dtype, device:
         programs = device.processors * (2 if large and rows == 64 else 1)
         split = max(1, min(programs // tiles, -(-inputs // GROUP) // 4))
     return Tiles(rows, columns, 0, split, 8, 3 if narrow else 2)
-
-
-@cache
-def device_of(device: torch.device) -> Device:
-    """What is known of a device."""
-    if device.type != "cuda":
-        return _INTERPRETED
-    properties = torch.cuda.get_device_properties(device)
-    return Device(
-        int(properties.multi_processor_count),
-        int(properties.shared_memory_per_multiprocessor),
-        torch.cuda.get_device_capability(device),
-    )
 
 
 @cache

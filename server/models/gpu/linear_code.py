@@ -10,8 +10,7 @@ The weights are the left operand, so that they go from bytes to numbers in regis
 import triton
 import triton.language as tl
 
-# Whether Triton's interpreter runs the programs, in place of a GPU; decided when they are defined.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+from attention.kernels.triton_code import INTERPRETED
 
 
 @triton.jit

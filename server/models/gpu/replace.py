@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from server.models.fuse import Probe, close, probe_forward
+from server.models.fuse import Probe, close, watch
 from server.models.fused import FusedLayer
 from server.models.gpu.layer import TritonLayer
 
@@ -84,11 +84,5 @@ def _proven(model: Any, candidates: Mapping[FusedLayer, TritonLayer]) -> set[Fus
         if all(map(close, (*probe.last.tensors, own), (*expected.tensors, output))):
             proven.add(layer)
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in candidates]
-    hooks += [layer.register_forward_hook(compare, with_kwargs=True) for layer in candidates]
-    try:
-        probe_forward(model, probe)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(model, probe, candidates, note, compare)
     return proven

@@ -1,0 +1,110 @@
+"""What an engine tells, kept and compared, for tests of steps that are launched ahead."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from server.engine.core import EngineCore
+from server.engine.sequence import Sequence
+from server.engine.types import FinishReason, Sampling, SequenceNews, Submit
+from tests.engine.harness import GREEDY, make_core, run
+
+DRAWN = [
+    Sampling(seed=3, temperature=0.8),
+    GREEDY,
+    Sampling(seed=4, top_p=0.9, min_p=0.02, logit_bias={3: 1.0}),
+    Sampling(seed=5, top_k=20),
+]
+PENALIZED = Sampling(seed=6, repetition_penalty=1.3, frequency_penalty=0.4)
+
+
+def prompts_of(*lengths: int, vocabulary: int = 300) -> list[list[int]]:
+    rng = random.Random(7)
+    return [[rng.randrange(4, vocabulary) for _ in range(length)] for length in lengths]
+
+
+def launched_ahead(core: EngineCore) -> list[int]:
+    """Gets the number of sequences of each step that is launched before the one before it is collected."""
+    found: list[int] = []
+    launch = core.runner.launch
+
+    def watched(works, before=None):
+        if before is not None:
+            found.append(len(works))
+        return launch(works, before)
+
+    core.runner.launch = watched
+    return found
+
+
+class Journal:
+    """What an engine tells of its sequences, and whether that is consistent; its pages too, at the end."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self.core = core
+        self.tokens: dict[int, list[int]] = {}
+        self.finish: dict[int, FinishReason] = {}
+        self.sequences: list[Sequence] = []
+        self._aborted: set[int] = set()
+
+    def submit(self, request: Submit) -> None:
+        self.core.submit(request)
+        self.sequences.append(self.core.scheduler._by_id[request.id])
+
+    def abort(self, sequence_id: int) -> None:
+        self.core.abort(sequence_id)
+        self._aborted.add(sequence_id)
+
+    def step(self) -> list[SequenceNews]:
+        news = self.core.step().sequences
+        for item in news:
+            assert item.id not in self._aborted
+            assert item.id not in self.finish
+            assert (item.started is None) == (item.id in self.tokens)
+            self.tokens.setdefault(item.id, []).extend(item.tokens)
+            if item.finish is not None:
+                self.finish[item.id] = item.finish
+        return news
+
+    def drain(self, limit: int = 2000) -> None:
+        while self.core.has_work:
+            self.step()
+            limit -= 1
+            assert limit, "the engine does not come to an end"
+        assert self.core.kv.pool.held == 0
+
+    def check_published(self) -> None:
+        """Every published page must hold the tokens that its key stands for; keys are token ids here."""
+        kv, keys = self.core.kv, self.core.runner.cache.layers[0].keys
+        known = set()
+        for sequence in self.sequences:
+            for i, key in enumerate(kv._keys(sequence, sequence.total // kv.page_size)):
+                known.add(key)
+                page = kv.pool._page_of.get(key)
+                if page is not None:
+                    expected = sequence.tokens[i * kv.page_size : (i + 1) * kv.page_size]
+                    assert keys[page].flatten().tolist() == expected
+        assert set(kv.pool._page_of) <= known
+
+
+def told(core: EngineCore, requests: Iterable[Submit]) -> list[list[tuple]]:
+    """The news of every step but for times."""
+    for request in requests:
+        core.submit(request)
+    news = []
+    while core.has_work:
+        news.append(
+            [
+                (i.id, i.tokens, i.logprobs, i.prompt_logprobs, i.finish, i.cached_tokens)
+                for i in core.step().sequences
+            ]
+        )
+    assert core.kv.pool.held == 0
+    return news
+
+
+def alone(loaded, request: Submit, **kwargs) -> tuple[list[int], FinishReason | None]:
+    """What a sequence gets without neighbors, prefix cache and steps ahead."""
+    outcome = run(make_core(loaded, prefix_cache=False, **kwargs), [request])[request.id]
+    return outcome.tokens, outcome.finish

@@ -1,0 +1,196 @@
+"""Steps ahead on a device that computes by itself, and in the engine's message loop."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+
+from attention.transfer import Coming
+from server.engine import sampler
+from server.engine.core import EngineCore
+from server.engine.process import Engine
+from server.engine.runner import Launched, Runner
+from server.engine.types import Abort, Sampling, Shutdown, Submit, ToEngine
+from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
+from tests.engine.journal import DRAWN, launched_ahead, prompts_of, told
+from tests.engine.remembering import remembering
+from tests.models_zoo import save_tiny
+from tests.stand_in_device import StandInDevice
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return load(save_tiny("llama", tmp_path_factory.mktemp("ahead") / "llama"))
+
+
+@pytest.fixture(scope="module")
+def simple():
+    return remembering()
+
+
+WIDE = [Sampling(seed=i, temperature=2.0, top_p=share) for i, share in enumerate((0.6, 0.9, 0.99, 0.9))]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A model on the stand-in device."""
+    loaded = load(save_tiny("llama", tmp_path_factory.mktemp("there") / "llama"))
+    with StandInDevice():
+        loaded.model.to(StandInDevice.device)
+    return loaded
+
+
+def long_requests(samplings: list[Sampling]) -> list[Submit]:
+    return [
+        Submit(id=i, prompt=prompt, sampling=sampling, max_tokens=10, logprobs=i % 2 or None)
+        for i, (prompt, sampling) in enumerate(zip(prompts_of(5, 12, 9, 30), samplings, strict=True))
+    ]
+
+
+def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
+    """The host waits once for a step, and nothing of a launch waits."""
+    requests = long_requests([GREEDY, *DRAWN[:3]])
+    events: list[tuple[str, int]] = []
+    steps: dict[int, int] = {}
+
+    def watch(runner: Runner, device: StandInDevice) -> None:
+        launch, collect = runner.launch, runner.collect
+
+        def launched(works, before=None) -> Launched:
+            device.forget()
+            result = launch(works, before)
+            assert not device.reads
+            assert not device.copies
+            assert device.sent
+            steps[id(result.chosen)] = len(steps)
+            events.append(("launch", steps[id(result.chosen)]))
+            kept.append(result)
+            return result
+
+        def collected(flight: Launched, void) -> object:
+            device.forget()
+            result = collect(flight, void)
+            assert device.reads == {"server/engine/sampler.py:_read": 1}
+            assert not device.copies
+            events.append(("read", steps[id(flight.chosen)]))
+            return result
+
+        kept: list[Launched] = []
+        runner.launch, runner.collect = launched, collected
+
+    with StandInDevice() as device:
+        core = make_core(there, page_size=4, kernel="sdpa", ahead=True)
+        watch(core.runner, device)
+        news = told(core, requests)
+    assert news == told(make_core(llama, page_size=4, kernel="sdpa"), requests)
+    at = {event: i for i, event in enumerate(events)}
+    last = len(steps) - 1
+    assert last == 9
+    assert all(at["launch", step + 1] < at["read", step] for step in range(last))
+    assert all(at["read", step] < at["read", step + 1] for step in range(last))
+    # Not two ahead: news would come late for nothing.
+    assert all(at["read", step] < at["launch", step + 2] for step in range(last - 1))
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [
+        ("sliding_window", {"window": "6", "sinks": "2"}),
+        ("sparse", {"pattern": "topk", "budget": "8", "recent_pages": "1", "dense_layers": ""}),
+        ("sparse", {"pattern": "lsh", "hashes": "2", "buckets": "8", "window": "4"}),
+    ],
+)
+def test_a_token_that_took_a_second_look_is_computed_again(llama, there, monkeypatch, backend, options):
+    """The step ahead had to do without it, and wrote another token's keys, and digests of them."""
+    monkeypatch.setattr(sampler, "_NUCLEUS", (2, 30))
+    late, read = [], sampler.read
+
+    def watched(chosen, void):
+        found = read(chosen, void)
+        late.extend(found.late)
+        return found
+
+    monkeypatch.setattr(sampler, "read", watched)
+    requests = long_requests(WIDE)
+    rule = {"page_size": 2, "backend": backend, "options": options, "kernel": "sdpa", "prefix_cache": True}
+    expected = run(make_core(llama, **rule), requests)
+    assert not late  # on the CPU there is no second look
+    with StandInDevice():
+        core = make_core(there, ahead=True, **rule)
+        ahead = launched_ahead(core)
+        found = run(core, requests)
+        assert len(late) > 5
+        assert ahead
+        for request in requests:
+            assert found[request.id].tokens == expected[request.id].tokens
+            assert found[request.id].finish == expected[request.id].finish
+        # What such sequences published holds what it claims.
+        again = [
+            Submit(id=10 + r.id, prompt=r.prompt + found[r.id].tokens, sampling=GREEDY, max_tokens=2)
+            for r in requests
+        ]
+        hits = run(core, again)
+        assert backend == "sparse" or all(hits[r.id].cached_tokens > 0 for r in again)
+    fresh = run(make_core(llama, **{**rule, "prefix_cache": False}), again)
+    assert all(hits[r.id].tokens == fresh[r.id].tokens for r in again)
+
+
+def test_numbers_on_their_way_are_not_there_before_they_are_waited_for():
+    """What the device is given later has no part in it."""
+    numbers = torch.arange(4)
+    with StandInDevice() as device:
+        on_device = numbers.to(device.device)
+        coming = Coming([on_device, on_device.float()])
+        on_device.add_(1)
+        device.forget()
+        found = coming.wait()
+        assert device.reads.total() == 1
+    assert [part.tolist() for part in found] == [[0, 1, 2, 3], [0.0, 1.0, 2.0, 3.0]]
+
+
+class Wire:
+    """The engine's end of a link whose other end sends ``messages``, and ``Shutdown`` to an idle engine."""
+
+    def __init__(self, messages: list[ToEngine], core: EngineCore) -> None:
+        self.messages = list(messages)
+        self.core = core
+        self.waits: list[int | None] = []
+        self.flying: list[bool] = []
+
+    def poll(self, milliseconds: int | None) -> bool:
+        if not self.messages and milliseconds != 0:
+            self.waits.append(milliseconds)
+            self.messages.append(Shutdown())
+        return bool(self.messages)
+
+    def receive(self) -> bytes:
+        return msgspec.msgpack.encode(self.messages.pop(0))
+
+    def send(self, message: bytes) -> None:
+        self.flying.append(self.core._flight is not None)
+
+
+def test_news_are_sent_while_the_next_step_is_in_flight(simple):
+    core = make_core(simple, ahead=True)
+    wire = Wire([*greedy_requests(prompts_of(4, 6, vocabulary=8), 7)], core)
+    Engine(wire).run(core)
+    assert wire.flying == [True] * 6 + [False]
+    assert len(wire.waits) == 1, "an idle engine waits, and is not asked again and again"
+    assert wire.waits[0] != 0
+
+
+def test_an_engine_ends_with_a_step_in_flight(simple):
+    core = make_core(simple, ahead=True)
+    requests = greedy_requests(prompts_of(4, 6, vocabulary=8), 7)
+    core.submit(requests[0])
+    core.step()
+    wire = Wire([Abort([requests[0].id])], core)
+    Engine(wire).run(core)
+    assert not core.has_work
+    core.submit(requests[1])
+    core.step()
+    assert core._flight is not None
+    wire = Wire([Shutdown()], core)
+    Engine(wire).run(core)
+    assert not wire.flying
