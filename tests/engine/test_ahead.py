@@ -10,20 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.types import FinishReason, Sampling, Submit
-from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
+from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.journal import DRAWN, PENALIZED, Journal, alone, launched_ahead, prompts_of, told
 from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
-from tests.models_zoo import save_tiny
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return load(save_tiny("llama", tmp_path_factory.mktemp("ahead") / "llama"))
-
-
-@pytest.fixture(scope="module")
-def simple():
-    return remembering()
 
 
 @pytest.mark.parametrize(

@@ -14,20 +14,8 @@ from server.engine.runner import Launched, Runner
 from server.engine.types import Abort, Sampling, Shutdown, Submit, ToEngine
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
 from tests.engine.journal import DRAWN, launched_ahead, prompts_of, told
-from tests.engine.remembering import remembering
 from tests.models_zoo import save_tiny
 from tests.stand_in_device import StandInDevice
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return load(save_tiny("llama", tmp_path_factory.mktemp("ahead") / "llama"))
-
-
-@pytest.fixture(scope="module")
-def simple():
-    return remembering()
-
 
 WIDE = [Sampling(seed=i, temperature=2.0, top_p=share) for i, share in enumerate((0.6, 0.9, 0.99, 0.9))]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 import torch
 
 from server.engine.kv_manager import KVManager
@@ -11,12 +10,6 @@ from server.engine.scheduler import Scheduler, Work
 from server.engine.types import FinishReason, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.journal import PENALIZED, Journal, alone, launched_ahead, prompts_of
-from tests.engine.remembering import remembering
-
-
-@pytest.fixture(scope="module")
-def simple():
-    return remembering()
 
 
 def test_nobody_gives_way_to_a_step_ahead():

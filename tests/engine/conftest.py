@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.harness import load
+from tests.engine.remembering import remembering
+from tests.models_zoo import save_tiny
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return load(save_tiny("llama", tmp_path_factory.mktemp("engine") / "llama"))
+
+
+@pytest.fixture(scope="module")
+def simple():
+    """A model whose next token depends on every token in its pages."""
+    return remembering()
