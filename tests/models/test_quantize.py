@@ -92,9 +92,9 @@ def test_what_no_scale_can_express_is_refused(wrong):
     bits=st.sampled_from([4, 8]),
     rows=st.integers(1, 140),
     inputs=st.sampled_from([1, 31, 32, 50, 96, 160, 1024, 2085]),
-    outputs=st.sampled_from([1, 15, 16, 33, 80]),
+    outputs=st.sampled_from([1, 15, 16, 33, 80, 400]),
     bias=st.booleans(),
-    threads=st.integers(1, 2),
+    threads=st.integers(1, 3),
 )
 def test_the_operator_computes_what_it_says(bits, rows, inputs, outputs, bias, threads):
     packed = pack(random(outputs, inputs), bits)

@@ -49,7 +49,7 @@ constexpr int kTile = 64;
 // from twice the least on, into an even number of equal parts of at most the most. A block is cut at multiples of
 // some number of positions, so that a part has about kBlockTokens.
 constexpr int64_t kLeastRowTokens = 64;
-constexpr int64_t kMostRowTokens = 256;
+constexpr int64_t kMostRowTokens = 512;
 constexpr int64_t kBlockTokens = 1024;
 constexpr int64_t kRowStep = 16;  // but for the last one, parts are whole multiples
 

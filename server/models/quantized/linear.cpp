@@ -19,14 +19,32 @@ constexpr int64_t kRowsAtOnce = 128;      // that stay in a core's cache while p
 constexpr int64_t kOwnRows = 2;           // are prepared by each thread for itself, to save a barrier
 
 struct Progress {
-  std::atomic<int64_t> prepared{0}, multiplied{0}, rotated{0};
+  std::atomic<int64_t> prepared{0}, rotated{0};
+};
+
+// A thread's share of a stage's products, a stretch of memory: the thread takes them from the front, and the others,
+// when they have none of their own left, from the back.
+class alignas(64) Share {
+ public:
+  // A number below `size` that nobody has taken yet, or -1.
+  int64_t take(int64_t size, bool back) {
+    const uint64_t before = taken_.fetch_add(back ? uint64_t{1} << 32 : 1, std::memory_order_relaxed);
+    const auto front = static_cast<int64_t>(before & 0xffffffffu), behind = static_cast<int64_t>(before >> 32);
+    if (front + behind >= size) return -1;
+    return back ? size - 1 - behind : front;
+  }
+
+ private:
+  std::atomic<uint64_t> taken_{0};
 };
 
 struct Job {
   const Run& run;
   Block* blocks;
-  Progress* progress;
+  Progress* progress;  // of each stage
+  Share* shares;       // [stages, team]
   int64_t team;
+  std::atomic<int64_t> begun{0};  // threads
 };
 
 int64_t ceil(int64_t number, int64_t by) { return (number + by - 1) / by; }
@@ -68,31 +86,37 @@ void multiply_rows(
 // Some panels' products with some rows.
 template <Form kForm>
 void multiply_panels(
-    const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t panels) {
+    const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end) {
   const int64_t groups = ceil(stage.inputs, kGroup);
-  for (; panels-- > 0; ++panel) {
+  for (; panel < end; ++panel) {
     const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
     const uint16_t* scales = stage.scales + panel * groups * group_scales(kForm);
     multiply_rows<kForm>(stage, codes, scales, blocks, first, rows, panel * kColumns);
   }
 }
 
-void multiply(const Job& job, const Stage& stage, const Block* blocks, std::atomic<int64_t>& next) {
-  const int64_t rows = job.run.rows, panels = ceil(stage.outputs, kColumns);
-  const int64_t chunks = ceil(rows, kRowsAtOnce), chunk = ceil(rows, chunks);
-  // Pieces for threads of unequal speed, but each long enough to read memory in a stream.
-  const int64_t piece = std::max<int64_t>(1, panels / (8 * job.team));
-  const int64_t pieces = ceil(panels, piece);
-  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces * chunks;) {
-    const int64_t first = i / pieces * chunk, panel = i % pieces * piece;
-    (stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>)(
-        stage, blocks, first, std::min(chunk, rows - first), panel, std::min(piece, panels - panel));
+// A share are some panels with all rows. It begins with a long piece: memory is slow when a stretch of it begins, and
+// when it has to wait for an atomic number. The short ones after it are for threads of unequal speed.
+void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t own, Share* shares) {
+  constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
+  const int64_t rows = job.run.rows, chunks = ceil(rows, kRowsAtOnce), chunk = ceil(rows, chunks);
+  const int64_t panels = ceil(stage.outputs, kColumns);
+  for (int64_t k = 0; k < job.team; ++k) {
+    const int64_t thread = (own + k) % job.team;
+    const int64_t begin = panels * thread / job.team, size = panels * (thread + 1) / job.team - begin;
+    for (int64_t i; (i = shares[thread].take(kPieces * chunks, k > 0)) >= 0;) {
+      const int64_t first = i / kPieces * chunk, piece = i % kPieces;
+      (stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>)(
+          stage, blocks, first, std::min(chunk, rows - first), begin + size * kEdges[piece] / 8,
+          begin + size * kEdges[piece + 1] / 8);
+    }
   }
 }
 
 void work(void* given) {
-  thread_local Scratch own;
-  const Job& job = *static_cast<Job*>(given);
+  thread_local Scratch scratch;
+  Job& job = *static_cast<Job*>(given);
+  const int64_t own = job.begun.fetch_add(1, std::memory_order_relaxed);
   const int64_t rows = job.run.rows;
   const auto wait = [&] {
     if (job.team > 1) reinterpret_cast<void (*)()>(job.run.barrier)();
@@ -103,14 +127,14 @@ void work(void* given) {
     const int64_t groups = ceil(stage.inputs, kGroup);
     Block* blocks = job.blocks;
     if (rows <= kOwnRows) {
-      blocks = own.get<Block>(rows * groups);
+      blocks = scratch.get<Block>(rows * groups);
       for (int64_t row = 0; row < rows; ++row) prepare_row(stage, row, blocks + row * groups);
     } else {
       for (int64_t row; (row = progress.prepared.fetch_add(1, std::memory_order_relaxed)) < rows;)
         prepare_row(stage, row, blocks + row * groups);
       wait();
     }
-    multiply(job, stage, blocks, progress.multiplied);
+    multiply(job, stage, blocks, own, job.shares + s * job.team);
     if (stage.cosines) {
       wait();
       for (int64_t row; (row = progress.rotated.fetch_add(1, std::memory_order_relaxed)) < rows;)
@@ -131,7 +155,9 @@ extern "C" __attribute__((visibility("default"))) void longspan_run(const Run* r
   }
   const std::unique_ptr<Progress[]> progress(new Progress[run->count]);
   const int64_t team = products < kParallelProducts ? 1 : run->threads;
-  Job job{*run, scratch.get<Block>(run->rows > kOwnRows ? run->rows * most : 0), progress.get(), team};
+  const std::unique_ptr<Share[]> shares(new Share[run->count * team]);
+  Block* const blocks = scratch.get<Block>(run->rows > kOwnRows ? run->rows * most : 0);
+  Job job{*run, blocks, progress.get(), shares.get(), team};
   in_parallel(run->parallel, work, &job, team);
 }
 
