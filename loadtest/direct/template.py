@@ -7,12 +7,16 @@ from collections.abc import Sequence as Items
 
 import torch
 
+from attention.formats import put, taken
 from server.engine.core import EngineCore
 from server.engine.scheduler import Work
 from server.engine.sequence import Sequence
 from server.engine.types import Submit
 
 _Parts = list[torch.Tensor | None]
+
+# How long a copied page's keys are at least, as a share of what they were.
+_SHORTEST = 0.9
 
 
 class Template:
@@ -48,7 +52,8 @@ class Template:
         """Gives every page of a sequence the content of one of these.
 
         The first page gets that of the first, since keys and values at a sequence's begin are unlike all
-        others. The other pages come in any order, lest a choice by content find them in regular places.
+        others. The other pages come in any order, lest a choice by content find them in regular places, and
+        their keys a little shortened, lest it find equals: no two pages of a text are.
 
         Args:
             pages: of the sequence, in order; 0 where the pattern has let one go.
@@ -58,7 +63,19 @@ class Template:
         if not copied:
             return
         places, sources = torch.tensor(copied, device=self._device).unbind(dim=1)
+        lengths = torch.tensor([rng.uniform(_SHORTEST, 1) for _ in copied], device=self._device)
         for index, layer in self._cache.layers.items():
-            for tensor, source in zip(layer, self._layers[index], strict=True):
-                if tensor is not None and source is not None:
-                    tensor[places] = source[sources]
+            keys, values, digest = self._layers[index]
+            assert keys is not None
+            assert values is not None
+            put(layer.keys, places, _shortened(taken(keys, sources), lengths))
+            put(layer.values, places, taken(values, sources))
+            if layer.digest is not None and digest is not None:
+                found = taken(digest, sources)
+                # What is in numbers is of the keys' size; buckets and the like go by direction.
+                put(layer.digest, places, _shortened(found, lengths) if digest.is_floating_point() else found)
+
+
+def _shortened(numbers: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Each of ``[N, ...]`` times one of ``lengths`` ``[N]``; the order of sizes stays."""
+    return (numbers.float() * lengths.view(-1, *[1] * (numbers.ndim - 1))).to(numbers.dtype)

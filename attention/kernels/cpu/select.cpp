@@ -1,17 +1,18 @@
 // Which pages a query sees under `topk`, from digests where they lie; see attention/patterns/topk.py.
 //
-// The pages of a row and key head are cut into parts that threads take one after the other; whoever finishes the
-// last of them chooses. What is chosen depends on the row and its sequence alone.
+// A row's pages are cut into parts, all key heads together as they lie. Threads take these one after the other, then
+// the choices of each row and key head. What is chosen depends on the row and its sequence alone.
 
 #include <atomic>
-#include <functional>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "float8.hpp"
 #include "select_best.hpp"
 #include "select_bounds.hpp"
 #include "select_digest.hpp"
+#include "select_quick.hpp"
 #include "threads.hpp"
 
 namespace {
@@ -39,25 +40,26 @@ struct Between {
   int64_t count() const { return all ? 0 : end - begin; }
 };
 
-// One row and key head whose pages have to be scored.
-struct Group {
-  int64_t entry, head, begin, count;
+// One row whose pages have to be scored.
+struct Row {
+  int64_t entry, begin, count;
   int64_t bounds;  // where they lie
   int64_t stride;
 };
 
 struct Part {
-  int64_t group, first;
+  int64_t row, first;
 };
 
 struct Choosing {
   const Selection& call;
-  std::vector<Group> groups;
+  std::vector<Row> rows;
   std::vector<Part> parts;
-  std::unique_ptr<std::atomic<int64_t>[]> waiting;  // for each group, its parts that are not done
+  std::unique_ptr<std::atomic<int64_t>[]> waiting;  // for each row, its parts that are not done
   int64_t bounds_size = 0, longest = 0, products = 0;
-  double* bounds = nullptr;
-  std::atomic<size_t> next{0};
+  float* bounds = nullptr;
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> exact{0};  // choices that took double precision
 };
 
 // Ranges of positions, cut where the layer's window begins, neighbors as one; the rest become empty.
@@ -95,28 +97,57 @@ void add_ranges(const Selection& call, int64_t entry, int64_t head, const int64_
   ranges.add(between.recent * call.page_size, position + 1);
 }
 
-// Takes parts until there are none.
+// The pages of a row whose bounds are all there, for a key head; places [choices].
+template <class Format>
+void choose_pages(Choosing& choosing, const Row& row, int64_t head, float* scratch, int64_t* places) {
+  thread_local Scratch exact;
+  const Selection& call = choosing.call;
+  const int64_t shared = call.shared(), size = call.head_size;
+  const float* query = call.query + call.rows[row.entry] * call.row_stride + head * shared * call.head_stride;
+  const double reach = longest(query, shared, call.head_stride, size) * std::fabs(call.scale);
+  float* bounds = choosing.bounds + row.bounds + head * (shared + 1) * row.stride;
+  if (surely_best(bounds, shared, row.stride, row.count, call.choices, size, reach, scratch, places)) return;
+  choosing.exact.fetch_add(1, std::memory_order_relaxed);
+  const int64_t packed_numbers = call.query_heads * packed_size(size), bound_numbers = shared * row.stride;
+  double* packed = exact.get<double>(packed_numbers + bound_numbers + best_scratch(shared, row.stride));
+  double* doubles = packed + packed_numbers;
+  pack_row<Format>(call, row.entry, packed);
+  const int32_t* pages = call.page_table + call.owners[row.entry] * call.table_width + row.begin;
+  bound_pages<Format>(call, packed, head, head + 1, pages, row.count, doubles, row.stride);
+  best_pages(doubles, shared, row.stride, row.count, call.choices, doubles + bound_numbers, places);
+}
+
+// Takes parts and then choices until there are none.
 template <class Format>
 void choose(void* given) {
   thread_local Scratch scratch;
   thread_local std::vector<int64_t> places;
   Choosing& choosing = *static_cast<Choosing*>(given);
   const Selection& call = choosing.call;
-  const int64_t shared = call.shared();
-  double* packed = scratch.get<double>(
-      std::max(shared * packed_size(call.head_size), best_scratch(shared, choosing.longest)));
+  float* room =
+      scratch.get<float>(std::max(call.query_heads * packed_size(call.head_size), quick_scratch(choosing.longest)));
   places.resize(call.choices);
-  for (size_t i; (i = choosing.next.fetch_add(1, std::memory_order_relaxed)) < choosing.parts.size();) {
-    const Part& part = choosing.parts[i];
-    const Group& group = choosing.groups[part.group];
-    double* bounds = choosing.bounds + group.bounds;
-    const int32_t* pages = call.page_table + call.owners[group.entry] * call.table_width + group.begin + part.first;
-    bound_pages<Format>(call, group.entry, group.head, pages, std::min(kPartPages, group.count - part.first), packed,
-                        bounds + part.first, group.stride);
-    if (choosing.waiting[part.group].fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
-    best_pages(bounds, shared, group.stride, group.count, call.choices, packed, places.data());
-    for (int64_t& place : places) place += group.begin;
-    add_ranges(call, group.entry, group.head, places.data(), call.choices);
+  const auto parts = static_cast<int64_t>(choosing.parts.size());
+  const int64_t tasks = parts + static_cast<int64_t>(choosing.rows.size()) * call.kv_heads;
+  for (int64_t i, packed = -1; (i = choosing.next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+    if (i < parts) {
+      const Part& part = choosing.parts[i];
+      const Row& row = choosing.rows[part.row];
+      if (packed != part.row) pack_row<Format>(call, row.entry, room);
+      packed = part.row;
+      const int32_t* pages = call.page_table + call.owners[row.entry] * call.table_width + row.begin + part.first;
+      bound_pages<Format>(call, room, 0, call.kv_heads, pages, std::min(kPartPages, row.count - part.first),
+                          choosing.bounds + row.bounds + part.first, row.stride);
+      choosing.waiting[part.row].fetch_sub(1, std::memory_order_release);
+      continue;
+    }
+    const int64_t number = (i - parts) / call.kv_heads, head = (i - parts) % call.kv_heads;
+    const Row& row = choosing.rows[number];
+    // Its parts are all taken; other threads may still be at them.
+    while (choosing.waiting[number].load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    choose_pages<Format>(choosing, row, head, room, places.data());
+    for (int64_t& place : places) place += row.begin;
+    add_ranges(call, row.entry, head, places.data(), call.choices);
   }
 }
 
@@ -134,17 +165,13 @@ int64_t plan(Choosing& choosing, int64_t entry) {
       continue;
     }
     // Parts write some numbers more than they have pages.
-    const int64_t stride = (count + kPagesAtOnce + kDoubles - 1) / kDoubles * kDoubles;
+    const int64_t stride = (count + kPagesAtOnce + kLanes - 1) / kLanes * kLanes;
     choosing.longest = std::max(choosing.longest, stride);
     choosing.products += 2 * count * call.query_heads * call.head_size;
-    const auto group = static_cast<int64_t>(choosing.groups.size());
-    for (int64_t head = 0; head < call.kv_heads; ++head) {
-      choosing.groups.push_back({entry, head, between.begin, count, choosing.bounds_size, stride});
-      choosing.bounds_size += call.shared() * stride;
-    }
-    // All heads of some pages after each other, since their digests lie side by side.
-    for (int64_t first = 0; first < count; first += kPartPages)
-      for (int64_t head = 0; head < call.kv_heads; ++head) choosing.parts.push_back({group + head, first});
+    const auto row = static_cast<int64_t>(choosing.rows.size());
+    choosing.rows.push_back({entry, between.begin, count, choosing.bounds_size, stride});
+    choosing.bounds_size += call.kv_heads * (call.shared() + 1) * stride;
+    for (int64_t first = 0; first < count; first += kPartPages) choosing.parts.push_back({row, first});
   }
   return entry;
 }
@@ -160,18 +187,20 @@ extern "C" __attribute__((visibility("default"))) void longspan_update(const Upd
   in_parallel(update->parallel, formats[update->format], &updating, threads);
 }
 
-extern "C" __attribute__((visibility("default"))) void longspan_select(const Selection* call) {
+extern "C" __attribute__((visibility("default"))) void longspan_select(Selection* call) {
   thread_local Scratch scratch;
+  call->exact = 0;
   void (*const formats[])(void*) = {choose<Float32>, choose<BFloat16>, choose<Float16>, choose<Float8>};
   for (int64_t entry = 0; entry < call->entries;) {
     Choosing choosing{*call, {}, {}, {}};
     entry = plan(choosing, entry);
-    if (choosing.groups.empty()) continue;
-    choosing.waiting.reset(new std::atomic<int64_t>[choosing.groups.size()]);
-    for (size_t i = 0; i < choosing.groups.size(); ++i)
-      choosing.waiting[i] = (choosing.groups[i].count + kPartPages - 1) / kPartPages;
-    choosing.bounds = scratch.get<double>(choosing.bounds_size);
+    if (choosing.rows.empty()) continue;
+    choosing.waiting.reset(new std::atomic<int64_t>[choosing.rows.size()]);
+    for (size_t i = 0; i < choosing.rows.size(); ++i)
+      choosing.waiting[i] = (choosing.rows[i].count + kPartPages - 1) / kPartPages;
+    choosing.bounds = scratch.get<float>(choosing.bounds_size);
     in_parallel(call->parallel, formats[call->format], &choosing,
                 choosing.products < kParallelProducts ? 1 : call->threads);
+    call->exact += choosing.exact;
   }
 }

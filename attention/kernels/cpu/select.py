@@ -38,6 +38,7 @@ class Selection(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("entries", "choices", "query_heads", "kv_heads", "head_size")),
         *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
         *((name, ctypes.c_int64) for name in ("sink_pages", "recent_pages", "window", "format", "threads")),
+        ("exact", ctypes.c_int64),
         ("scale", ctypes.c_double),
     ]
 
@@ -179,6 +180,7 @@ def select(
                 layer.window or 0,
                 FORMATS[cache.digest.dtype],
                 torch.get_num_threads(),
+                0,
                 layer.scale,
             )
         )

@@ -1,7 +1,8 @@
 // What a query head's product with any key of a page is at most, from the page's digest.
 //
 // Tang et al.: Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, 2024, section 3.4. Products of
-// two floats are exact in double precision, and sums are rounded to floats in the end: their order does not show.
+// two floats are exact in double precision, and scores are rounded to floats in the end: the order of sums does not
+// show. Single precision is for a first look; see select_quick.hpp.
 
 #pragma once
 
@@ -15,122 +16,176 @@
 constexpr int kHeadsAtOnce = kRegisters == 32 ? 4 : 3;
 constexpr int kPagesAtOnce = kRegisters == 32 ? 4 : 3;
 
+// What sums are made in: two parts of a vector of floats, or the vector itself.
+template <class Sum>
+struct Summed;
+
+template <>
+struct Summed<double> {
+  using Vector = Doubles;
+  static constexpr int kParts = 2, kNumbers = kDoubles;
+  template <int kPart>
+  static Vector part(Floats numbers) { return half<kPart>(numbers); }
+};
+
+template <>
+struct Summed<float> {
+  using Vector = Floats;
+  static constexpr int kParts = 1, kNumbers = kLanes;
+  template <int>
+  static Vector part(Floats numbers) { return numbers; }
+};
+
 // Numbers of a packed query head: its negative numbers and zeros for others, its positive ones and zeros.
 inline int64_t packed_size(int64_t head_size) { return 2 * ((head_size + kBlock - 1) / kBlock * kBlock); }
 
 // The larger product is with the largest key number where the query's is positive, else with the smallest.
-template <class Format>
-void pack_head(const float* query, int64_t size, double* packed) {
+template <class Format, class Sum>
+void pack_head(const float* query, int64_t size, Sum* packed) {
   const int64_t whole = packed_size(size) / 2;
   for (int64_t d = 0; d < whole; ++d) {
     const int64_t place = d / kBlock * kBlock + Format::place(static_cast<int>(d % kBlock));
-    const double number = place < size ? query[place] : 0.0;
-    packed[d] = number > 0 ? 0.0 : number;
-    packed[whole + d] = number < 0 ? 0.0 : number;
+    const Sum number = place < size ? query[place] : 0;
+    packed[d] = number > 0 ? 0 : number;
+    packed[whole + d] = number < 0 ? 0 : number;
   }
 }
 
-// The smallest and the largest key numbers of one head in a page.
+// The smallest and the largest key numbers of one head in some pages.
 template <class Format>
 struct Extremes {
-  const typename Format::Number *least, *most;
+  const typename Format::Number *least[kPagesAtOnce], *most[kPagesAtOnce];
 };
 
+// Sums of H heads' products with kPagesAtOnce pages, and of the pages' squares, which only single precision needs.
+template <class Sum, int H>
+struct Sums {
+  using Vector = typename Summed<Sum>::Vector;
+  Vector products[H][kPagesAtOnce] = {}, squares[kPagesAtOnce] = {};
+};
+
+// Adds the products of page `p` with one part of a vector of its numbers.
+template <int kPart, class Sum, int H>
+[[gnu::always_inline]] inline void add_part(const Sum* query, int64_t stride, Floats numbers, int p,
+                                            Sums<Sum, H>& sums) {
+  using Vector = typename Summed<Sum>::Vector;
+  Vector key = Summed<Sum>::template part<kPart>(numbers);
+  keep_at_hand(key);
+#pragma GCC unroll 4
+  for (int h = 0; h < H; ++h) sums.products[h][p] += key * load<Vector>(query + h * stride);
+  if constexpr (std::is_same_v<Sum, float>) sums.squares[p] += key * key;
+}
+
+// Adds the products of a block of numbers. All loops have to be unrolled and nothing may be a function of its own, else
+// the compiler keeps the sums in memory.
+template <class Format, class Sum, int H>
+[[gnu::always_inline]] inline void add_block(const Sum* query, int64_t stride,
+                                             const typename Format::Number* const (&from)[kPagesAtOnce], int64_t place,
+                                             Sums<Sum, H>& sums) {
+  constexpr int kNumbers = Summed<Sum>::kNumbers;
+#pragma GCC unroll 4
+  for (int p = 0; p < kPagesAtOnce; ++p) {
+    const auto lanes = Format::widen(from[p] + place);
+    add_part<0>(query, stride, lanes.first, p, sums);
+    if constexpr (Summed<Sum>::kParts == 2) add_part<1>(query + kNumbers, stride, lanes.first, p, sums);
+    add_part<0>(query + kLanes, stride, lanes.second, p, sums);
+    if constexpr (Summed<Sum>::kParts == 2) add_part<1>(query + kLanes + kNumbers, stride, lanes.second, p, sums);
+  }
+}
+
 // bounds [H, stride]: of H heads and the pages from..from + kPagesAtOnce - 1, all of which there must be room for.
-template <class Format, int H, bool kRest>
-void bound_heads(const double* packed, const Extremes<Format> (&pages)[kPagesAtOnce], int64_t size, double scale,
-                 double* bounds, int64_t stride) {
+// norms [the same pages], only in floats: the sum of the squares of all numbers of the page's extremes.
+template <class Format, class Sum, int H, bool kRest>
+void bound_heads(const Sum* packed, const Extremes<Format>& pages, int64_t size, Sum scale, Sum* bounds, Sum* norms,
+                 int64_t stride) {
   using Number = typename Format::Number;
   const int64_t whole = size / kBlock * kBlock, rounded = packed_size(size) / 2;
-  Doubles sum[H][kPagesAtOnce] = {};
-  const auto multiply = [&](const Doubles (&keys)[kPagesAtOnce], const double* query) {
-    for (int h = 0; h < H; ++h) {
-      const Doubles numbers = doubles(query + 2 * h * rounded);
-      for (int p = 0; p < kPagesAtOnce; ++p) sum[h][p] += keys[p] * numbers;
-    }
-  };
-  const auto add = [&](const Number* const (&from)[kPagesAtOnce], const double* query) {
-    Floats first[kPagesAtOnce], second[kPagesAtOnce];
-    Doubles keys[kPagesAtOnce];
-    for (int p = 0; p < kPagesAtOnce; ++p) {
-      const auto lanes = Format::widen(from[p]);
-      first[p] = lanes.first;
-      second[p] = lanes.second;
-    }
-    for (int p = 0; p < kPagesAtOnce; ++p) keys[p] = half<0>(first[p]);
-    multiply(keys, query);
-    for (int p = 0; p < kPagesAtOnce; ++p) keys[p] = half<1>(first[p]);
-    multiply(keys, query + kDoubles);
-    for (int p = 0; p < kPagesAtOnce; ++p) keys[p] = half<0>(second[p]);
-    multiply(keys, query + 2 * kDoubles);
-    for (int p = 0; p < kPagesAtOnce; ++p) keys[p] = half<1>(second[p]);
-    multiply(keys, query + 3 * kDoubles);
-  };
+  Sums<Sum, H> sums;
   for (int64_t d = 0; d < whole; d += kBlock) {
-    const Number *least[kPagesAtOnce], *most[kPagesAtOnce];
-    for (int p = 0; p < kPagesAtOnce; ++p) {
-      least[p] = pages[p].least + d;
-      most[p] = pages[p].most + d;
-    }
-    add(least, packed + d);
-    add(most, packed + rounded + d);
+    add_block<Format>(packed + d, 2 * rounded, pages.least, d, sums);
+    add_block<Format>(packed + rounded + d, 2 * rounded, pages.most, d, sums);
   }
   if (kRest) {
     Number numbers[2][kPagesAtOnce][kBlock] = {};
     const Number *least[kPagesAtOnce], *most[kPagesAtOnce];
     for (int p = 0; p < kPagesAtOnce; ++p) {
-      std::memcpy(numbers[0][p], pages[p].least + whole, (size - whole) * sizeof(Number));
-      std::memcpy(numbers[1][p], pages[p].most + whole, (size - whole) * sizeof(Number));
+      std::memcpy(numbers[0][p], pages.least[p] + whole, (size - whole) * sizeof(Number));
+      std::memcpy(numbers[1][p], pages.most[p] + whole, (size - whole) * sizeof(Number));
       least[p] = numbers[0][p];
       most[p] = numbers[1][p];
     }
-    add(least, packed + whole);
-    add(most, packed + rounded + whole);
+    add_block<Format>(packed + whole, 2 * rounded, least, 0, sums);
+    add_block<Format>(packed + rounded + whole, 2 * rounded, most, 0, sums);
   }
-  for (int h = 0; h < H; ++h)
-    for (int p = 0; p < kPagesAtOnce; ++p) bounds[h * stride + p] = sum_of(sum[h][p]) * scale;
+#pragma GCC unroll 4
+  for (int p = 0; p < kPagesAtOnce; ++p) {
+    if constexpr (std::is_same_v<Sum, float>) {
+      const auto product = [&](int h) { return sums.products[std::min(h, H - 1)][p]; };
+      const Four totals = ::sums(product(0), product(1), product(2), sums.squares[p]);
+      for (int h = 0; h < std::min(H, 3); ++h) bounds[h * stride + p] = totals[h] * scale;
+      if constexpr (H > 3) bounds[3 * stride + p] = sum_of(sums.products[3][p]) * scale;
+      norms[p] = totals[3];
+    } else {
+      for (int h = 0; h < H; ++h) bounds[h * stride + p] = sum_of(sums.products[h][p]) * scale;
+    }
+  }
 }
 
-// bounds [shared, stride]: of the query heads that share `head`, and `count` pages; room for kPagesAtOnce - 1 more is
-// written, too.
-template <class Format>
-void bound_pages(const Selection& call, int64_t entry, int64_t head, const int32_t* pages, int64_t count,
-                 double* packed, double* bounds, int64_t stride) {
+// The queries of one row, packed [query_heads, packed_size].
+template <class Format, class Sum>
+void pack_row(const Selection& call, int64_t entry, Sum* packed) {
+  const float* query = call.query + call.rows[entry] * call.row_stride;
+  for (int64_t h = 0; h < call.query_heads; ++h)
+    pack_head<Format>(query + h * call.head_stride, call.head_size, packed + h * packed_size(call.head_size));
+}
+
+// The bounds of some pages: of the key heads from `head` to `end`, side by side as their digests lie, and of the query
+// heads that share each.
+//
+// packed as pack_row gives it. bounds [end - head, shared, stride], and in floats [end - head, shared + 1, stride] with
+// the pages' norms as one more head; room for kPagesAtOnce - 1 pages more is written, too.
+template <class Format, class Sum>
+void bound_pages(const Selection& call, const Sum* packed, int64_t head, int64_t end, const int32_t* pages,
+                 int64_t count, Sum* bounds, int64_t stride) {
   using Number = typename Format::Number;
-  const int64_t shared = call.shared(), size = call.head_size, head_numbers = packed_size(size);
-  const float* query = call.query + call.rows[entry] * call.row_stride + head * shared * call.head_stride;
-  for (int64_t h = 0; h < shared; ++h)
-    pack_head<Format>(query + h * call.head_stride, size, packed + h * head_numbers);
+  const int64_t shared = call.shared(), size = call.head_size, all = call.kv_heads * size;
+  const int64_t rows = shared + (std::is_same_v<Sum, float> ? 1 : 0);
   const bool rest = size % kBlock > 0;
-  const auto extremes = [&](int64_t page) {
-    const Number* least = static_cast<const Number*>(call.digest) +
-                          (2 * pages[std::min(page, count - 1)] * call.kv_heads + head) * size;
-    return Extremes<Format>{least, least + call.kv_heads * size};
+  const auto digest = [&](int64_t page) {
+    return static_cast<const Number*>(call.digest) + 2 * pages[std::min(page, count - 1)] * all;
   };
   for (int64_t page = 0; page < count; page += kPagesAtOnce) {
-    Extremes<Format> together[kPagesAtOnce];
+    const Number *together[kPagesAtOnce], *coming[kPagesAtOnce];
     for (int p = 0; p < kPagesAtOnce; ++p) {
-      together[p] = extremes(page + p);
-      const auto coming = extremes(page + p + 2 * kPagesAtOnce);
-      for (int64_t d = 0; d < size; d += 64 / static_cast<int64_t>(sizeof(Number))) {
-        __builtin_prefetch(coming.least + d, 0, 2);
-        __builtin_prefetch(coming.most + d, 0, 2);
-      }
+      together[p] = digest(page + p);
+      coming[p] = digest(page + p + kPagesAtOnce);
     }
-    for (int64_t h = 0; h < shared;) {
-      const double* heads = packed + h * head_numbers;
-      double* to = bounds + h * stride + page;
-      const auto bound = [&](auto constant) {
-        (rest ? bound_heads<Format, constant, true> : bound_heads<Format, constant, false>)(heads, together, size, call.scale, to, stride);
-        h += constant;
-      };
-      const int64_t left = shared - h;
-      if (left >= kHeadsAtOnce)
-        bound(std::integral_constant<int, kHeadsAtOnce>());
-      else if (left >= 2)
-        bound(std::integral_constant<int, 2>());
-      else
-        bound(std::integral_constant<int, 1>());
+    for (int64_t k = head; k < end; ++k) {
+      Extremes<Format> extremes;
+      for (int p = 0; p < kPagesAtOnce; ++p) {
+        extremes.least[p] = together[p] + k * size;
+        extremes.most[p] = extremes.least[p] + all;
+        for (int64_t d = k * size; d < (k + 1) * size; d += 64 / static_cast<int64_t>(sizeof(Number))) {
+          __builtin_prefetch(coming[p] + d, 0, 2);
+          __builtin_prefetch(coming[p] + all + d, 0, 2);
+        }
+      }
+      Sum* to = bounds + (k - head) * rows * stride + page;
+      for (int64_t h = 0; h < shared;) {
+        const auto bound = [&](auto constant) {
+          (rest ? bound_heads<Format, Sum, constant, true> : bound_heads<Format, Sum, constant, false>)(
+              packed + (k * shared + h) * packed_size(size), extremes, size, static_cast<Sum>(call.scale),
+              to + h * stride, to + shared * stride, stride);
+          h += constant;
+        };
+        const int64_t left = shared - h;
+        if (left >= kHeadsAtOnce)
+          bound(std::integral_constant<int, kHeadsAtOnce>());
+        else if (left >= 2)
+          bound(std::integral_constant<int, 2>());
+        else
+          bound(std::integral_constant<int, 1>());
+      }
     }
   }
 }

@@ -35,6 +35,7 @@ struct Selection {
   int64_t sink_pages, recent_pages;  // always in
   int64_t window;  // the layer's own, or 0
   int64_t format, threads;
+  int64_t exact;  // the answer: for how many rows and key heads the choice took double precision
   double scale;
 
   int64_t shared() const { return query_heads / kv_heads; }

@@ -1,0 +1,84 @@
+// The pages that score highest, from single precision where that is sure to find what double precision finds.
+//
+// How far a score in single precision can be from the true one is known. Where the last page chosen is further above
+// the first one left out, both precisions choose the same pages, in half the time or less. Elsewhere, as with pages
+// that are alike, with numbers that are too large or with what is no number, there is no answer.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "lanes.hpp"
+
+constexpr double kRounding = 0x1p-24;  // the largest relative error of one operation in single precision
+
+// Smaller shares of attention are too near to where single precision ends.
+constexpr float kLeastQuickShare = 0x1p-100f;
+
+// The length of the longest of some query heads, in double precision.
+inline double longest(const float* query, int64_t heads, int64_t stride, int64_t size) {
+  double most = 0;
+  for (int64_t h = 0; h < heads; ++h, query += stride) {
+    double squares = 0;
+    for (int64_t d = 0; d < size; ++d) squares += static_cast<double>(query[d]) * query[d];
+    most = std::max(most, squares);
+  }
+  return std::sqrt(most);
+}
+
+// How far the logarithms of two pages' shares can be from the true ones, both together.
+//
+// A bound is a chain of sums in each lane, a sum across lanes and a product; its error is that many roundings of the
+// sum of all products' sizes, which is at most the product of two lengths (Cauchy and Schwarz): `reach`. A weight is 2
+// to the power of a number of at most 127, which three roundings make, and of which power_of_two gives 2e-7. Their
+// total and the shares are plain sums.
+inline double doubt(double reach, int64_t size, int64_t heads, int64_t count) {
+  const int64_t chain = 2 * ((size + kLanes - 1) / kLanes + 2);
+  const double bound = 1.01 * static_cast<double>(chain + kLanes + 2) * kRounding * reach;
+  const double weight = 3 * 127 * kRounding + 2e-7;
+  const double sums = static_cast<double>(count / kLanes + kLanes + heads + 8) * kRounding;
+  const double score = 0x1p-17;  // what rounding a score of -70 or more to a float can move it by
+  return 2 * (2 * bound + 2 * weight + sums) + score;
+}
+
+// Numbers of `scratch` that `surely_best` needs.
+inline int64_t quick_scratch(int64_t stride) { return 3 * stride; }
+
+// The places of the `choices` best of `count` pages, ascending, if that is sure.
+//
+// bounds [heads + 1, stride], stride a multiple of kLanes and at least count: the last row are norms; what comes after
+// a head's `count` is overwritten. `reach` is the longest query's length times the scale.
+inline bool surely_best(float* bounds, int64_t heads, int64_t stride, int64_t count, int64_t choices, int64_t size,
+                        double reach, float* scratch, int64_t* places) {
+  float *shares = scratch, *weights = shares + stride, *sorted = weights + stride;  // [stride] each
+  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+  std::fill_n(shares, padded, 0.0f);
+  for (int64_t h = 0; h < heads; ++h) {
+    float* own = bounds + h * stride;
+    std::fill(own + count, own + padded, -HUGE_VALF);
+    Floats most = floats(own);
+    for (int64_t i = 0; i < padded; i += kLanes) most = larger(floats(own + i), most);
+    const float top = largest_of(most);
+    Floats sum = {};
+    for (int64_t i = 0; i < padded; i += kLanes) {
+      const Floats weight = power_of_two((floats(own + i) - top) * kLog2E);
+      store(weights + i, weight);
+      sum += weight;
+    }
+    const float total = sum_of(sum);
+    if (!std::isfinite(total)) return false;
+    for (int64_t i = 0; i < padded; i += kLanes)
+      store(shares + i, floats(shares + i) + floats(weights + i) * (1.0f / total));
+  }
+  const float* norms = bounds + heads * stride;
+  // Squares may have been too small for single precision.
+  const double norm = std::sqrt(*std::max_element(norms, norms + count) + static_cast<double>(size) * 0x1p-124);
+  std::copy_n(shares, count, sorted);
+  std::nth_element(sorted, sorted + choices, sorted + count, [](float a, float b) { return a > b; });
+  const float last = *std::min_element(sorted, sorted + choices), next = sorted[choices];
+  if (!(next >= kLeastQuickShare && last > next * std::exp(doubt(reach * norm, size, heads, count)))) return false;
+  for (int64_t i = 0; i < count; ++i)
+    if (shares[i] > next) *places++ = i;
+  return true;
+}
