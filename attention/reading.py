@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from attention.backends import Attention
-from attention.kernels.base import spans_of
+from attention.kernels.base import choosing_rows, spans_of
 from attention.patterns.base import ContentPattern, Pattern
+from attention.patterns.table import pages_chosen_at
 from attention.types import AttentionBatch
 
 
@@ -72,14 +73,14 @@ def _seen(
     pattern: Pattern, window: int | None, batch: AttentionBatch, pages: list[int]
 ) -> tuple[int, int, int]:
     """Pages, pairs and digests, see ``LayerReads``."""
-    owners, positions = batch.host_owners.numpy(), batch.host_positions
+    owners = batch.host_owners.numpy()
     if isinstance(pattern, ContentPattern):
-        prompt_lens = batch.host_prompt_lens
-        chosen = pattern.pages_chosen(positions, prompt_lens, batch.page_size).numpy()
+        positions, prompt_lens = batch.host_positions.numpy(), batch.host_prompt_lens.numpy()
+        chosen = pages_chosen_at(pattern, positions, prompt_lens, batch.page_size)
         # A chunk's rows choose by themselves; the one that reads most stands for what they read together.
         most = np.maximum.reduceat(chosen, batch.query_starts[:-1])
-        seen = np.minimum(chosen * batch.page_size, positions.numpy() + 1)
-        choosing = set(owners[pattern.chooses(positions, prompt_lens).numpy()].tolist())
+        seen = np.minimum(chosen * batch.page_size, positions + 1)
+        choosing = set(owners[choosing_rows(batch, pattern).numpy()].tolist())
         return int(most.sum()), int(seen.sum()), sum(pages[b] for b in choosing)
     spans = spans_of(batch, pattern, window)
     if len(owners) == batch.size:

@@ -11,6 +11,7 @@ import torch
 from attention.formats import CACHE_FORMATS, format_name
 from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
+from attention.patterns.table import chooses_at, spans_at
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
 
 
@@ -143,10 +144,13 @@ def spans_within(spans: torch.Tensor, positions: torch.Tensor, window: int | Non
 
 def spans_of(batch: AttentionBatch, pattern: Pattern, window: int | None) -> torch.Tensor:
     """What each query row of the batch may see, as ``spans_within``, on the host."""
-    positions = batch.host_positions
-    spans: torch.Tensor = batch.plan(
-        ("spans", pattern, window), lambda: spans_within(pattern.spans(positions), positions, window)
-    )
+
+    def find() -> torch.Tensor:
+        positions = batch.host_positions
+        spans = torch.from_numpy(spans_at(pattern, positions.numpy()))
+        return spans_within(spans, positions, window)
+
+    spans: torch.Tensor = batch.plan(("spans", pattern, window), find)
     return spans
 
 
@@ -154,8 +158,8 @@ def choosing_rows(batch: AttentionBatch, pattern: ContentPattern) -> torch.Tenso
     """The query rows that see a choice only, int64 ``[N]``, ascending, on the host; others see all before."""
 
     def find() -> torch.Tensor:
-        choosing = pattern.chooses(batch.host_positions, batch.host_prompt_lens)
-        return torch.from_numpy(np.flatnonzero(choosing.numpy()))
+        positions, prompt_lens = batch.host_positions.numpy(), batch.host_prompt_lens.numpy()
+        return torch.from_numpy(np.flatnonzero(chooses_at(pattern, positions, prompt_lens)))
 
     return batch.plan(("choosing", pattern), find)
 

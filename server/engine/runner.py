@@ -107,6 +107,7 @@ class Runner:
                 "change with the distances that dense layers see; leave dense_layers out or choose "
                 "positions=original"
             )
+        self._flat = getattr(model, "flat", None)  # what takes a flattened batch as it is
         self._program = attention.program(cache)
         self.graphs: DecodeGraphs | None = None
         self.rope = rope.fixed() if rope is not None and pattern.reach is not None else rope
@@ -143,8 +144,8 @@ class Runner:
         sequences = [works[b].sequence for b in caught_up]
         return Launched(
             sequences,
-            self._choose(sequences, logits[: len(last_rows)]) if sequences else None,
-            self._echo(works, echo, logits[len(last_rows) :]),
+            self._choose(sequences, logits if every else logits[: len(last_rows)]) if sequences else None,
+            self._echo(works, echo, logits, len(last_rows)),
             len(keep),
             pages_of(self.attention, batch),
         )
@@ -186,13 +187,18 @@ class Runner:
             batch: the step's work.
             selection: ``logits_to_keep``, int64 ``[N]``; without it of all tokens.
         """
-        logits: torch.Tensor = self.model(
-            input_ids=ids[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            longspan=Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program),
-            **selection,
-        ).logits[0]
+        step = Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program)
+        logits: torch.Tensor
+        if self._flat is not None:
+            logits = self._flat(ids, batch.positions, step, **selection)
+        else:
+            logits = self.model(
+                input_ids=ids[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                longspan=step,
+                **selection,
+            ).logits[0]
         return logits
 
     @property
@@ -281,9 +287,11 @@ class Runner:
         return range(first, min(sequence.computed + tokens, sequence.prompt_len - 1))
 
     @staticmethod
-    def _echo(works: list[Work], positions: list[range], logits: torch.Tensor) -> list[Coming | None]:
+    def _echo(
+        works: list[Work], positions: list[range], logits: torch.Tensor, taken: int
+    ) -> list[Coming | None]:
+        """Measures what is owed; the rows of ``logits`` for it come after the first ``taken``."""
         result: list[Coming | None] = []
-        taken = 0
         for (sequence, _), owed in zip(works, positions, strict=True):
             if not owed:
                 result.append(None)

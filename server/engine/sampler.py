@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -189,7 +190,9 @@ def _most_likely(logits: torch.Tensor) -> torch.Tensor:
         # The same, ten times as fast: torch's does not use vectors there.
         rows = logits.numpy()
         likely = rows.argmax(-1)
-        likely[~np.isfinite(rows[np.arange(len(rows)), likely])] = _NONE
+        for row, token in enumerate(likely.tolist()):
+            if not math.isfinite(rows[row, token]):
+                likely[row] = _NONE
         return torch.from_numpy(likely)
     best, tokens = logits.max(-1)
     return tokens.masked_fill_(~best.isfinite(), _NONE)

@@ -28,11 +28,12 @@ from server.models.loaded import LoadedModel
 from server.models.packed_file import BrokenFileError, read, write
 from server.models.quantized import native
 from server.models.quantized.embedding import QuantizedEmbedding
-from server.models.quantized.layer import QuantizedLayer, Workspace
+from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.model import Config, QuantizedModel
 from server.models.quantized.packing import Packed
 from server.models.quantized.stack import QuantizedStack
+from server.models.quantized.workspace import Workspace
 
 log = logging.getLogger("longspan.models")
 

@@ -19,10 +19,11 @@ from server.models.fused import FusedLayer
 from server.models.gpu import quantize as gpu
 from server.models.gpu.linear import EightBitLinear, Form
 from server.models.quantized import native
-from server.models.quantized.layer import QuantizedLayer, Workspace
+from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import Bits, Packed, pack
 from server.models.quantized.stack import QuantizedStack
+from server.models.quantized.workspace import Workspace
 
 log = logging.getLogger("longspan.models")
 

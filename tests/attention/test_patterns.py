@@ -1,8 +1,9 @@
 """Each pattern against its own rule, token by token."""
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention.backends import Attention, UnsupportedError, resolve
@@ -10,8 +11,12 @@ from attention.kernels.base import visibility
 from attention.kernels.reference import Reference
 from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
+from attention.patterns.full import Full
+from attention.patterns.lsh import Lsh
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
+from attention.patterns.table import chooses_at, pages_chosen_at, spans_at
+from attention.patterns.topk import TopK
 from attention.types import LayerSpec
 from tests.attention.cases import patterns
 
@@ -152,6 +157,52 @@ def test_spans_are_the_rule(pattern: Pattern, positions):
     assert torch.equal(covered.sum(dim=1), expected.long()), "ranges overlap, or are not the rule"
     for begin, end in (row[row[:, 0] < row[:, 1]].T for row in spans):
         assert (begin[1:] >= end[:-1]).all(), "ranges are not in order"
+
+
+@given(patterns, st.lists(st.integers(0, 1200), max_size=20))
+def test_what_is_looked_up_is_what_the_pattern_says(pattern: Pattern, positions):
+    """Of few positions and many, near each other and apart."""
+    found = spans_at(pattern, np.array(positions, dtype=np.int64))
+    expected = pattern.spans(torch.tensor(positions, dtype=torch.long)).numpy()
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
+
+
+class Uneven(Full):
+    """One more range, an empty one, from position 256 on."""
+
+    def spans(self, positions):
+        spans = super().spans(positions)
+        return (
+            spans if len(positions) and positions[0] < 256 else torch.nn.functional.pad(spans, (0, 0, 1, 0))
+        )
+
+
+def test_patterns_may_give_more_ranges_for_some_positions():
+    """Looked up, they don't fit beside each other: then the pattern is asked for all of them."""
+    positions = np.array([3, 700])
+    assert spans_at(Uneven(), positions).tolist() == [[[0, 4]], [[0, 701]]]
+    assert spans_at(Uneven(), positions[1:]).tolist() == [[[0, 0], [0, 701]]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([TopK(48, 1, 2), TopK(48, 1, 2, "sparse"), Lsh.from_options({})]),
+    st.lists(st.tuples(st.integers(0, 900), st.integers(1, 900)), max_size=20),
+    st.integers(1, 20),
+)
+def test_choices_that_are_looked_up_are_what_the_pattern_says(pattern, rows, page_size):
+    positions, prompt_lens = np.array(rows, dtype=np.int64).reshape(-1, 2).T.copy()
+    asked = torch.from_numpy(positions), torch.from_numpy(prompt_lens)
+    for found, expected in (
+        (chooses_at(pattern, positions, prompt_lens), pattern.chooses(*asked)),
+        (
+            pages_chosen_at(pattern, positions, prompt_lens, page_size),
+            pattern.pages_chosen(*asked, page_size),
+        ),
+    ):
+        assert found.dtype == expected.numpy().dtype
+        assert np.array_equal(found, expected.numpy())
 
 
 @given(

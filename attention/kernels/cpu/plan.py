@@ -23,6 +23,9 @@ class Rows(NamedTuple):
     ranges: torch.Tensor  # [N, 1 or Hkv, K, 2]
 
 
+_NOTHING = Rows(*(torch.empty(shape, dtype=torch.long) for shape in ((0,), (0,), (0, 1, 0, 2))))
+
+
 class Plan(NamedTuple):
     """What the layers of a step share."""
 
@@ -37,18 +40,27 @@ def planned(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan
 
 
 def _plan(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan:
-    owners, ranges = batch.host_owners, spans_of(batch, pattern, window)
-    rows = torch.from_numpy(np.arange(len(owners)))
-    choosing = []
+    # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+    owners, choosing = batch.host_owners.numpy(), []
+    rows, ruled = np.arange(len(owners)), None
     if isinstance(pattern, ContentPattern):
         found = choosing_rows(batch, pattern)
         choosing = [part for part in found.split(_CHOOSING_ROWS) if len(part)]
-        rows = rows[~torch.isin(rows, found)]
-        owners, ranges = owners[rows], ranges[rows]
-    return Plan(Rows(rows, owners, ranges[:, None].contiguous()), choosing)
+        if len(found) == len(rows):
+            return Plan(_NOTHING, choosing)
+        ruled = np.ones(len(rows), dtype=bool)
+        ruled[found.numpy()] = False
+    ranges = spans_of(batch, pattern, window).numpy()[:, None]
+    if ruled is not None:
+        rows, owners, ranges = rows[ruled], owners[ruled], ranges[ruled]
+    return Plan(Rows(*map(torch.from_numpy, (rows, owners, np.ascontiguousarray(ranges)))), choosing)
 
 
 def given(batch: AttentionBatch) -> torch.Tensor:
     """Which query rows belong to a prompt: bool ``[T]``."""
-    rows: torch.Tensor = batch.plan("given", lambda: batch.host_positions < batch.host_prompt_lens)
+
+    def find() -> torch.Tensor:
+        return torch.from_numpy(batch.host_positions.numpy() < batch.host_prompt_lens.numpy())
+
+    rows: torch.Tensor = batch.plan("given", find)
     return rows

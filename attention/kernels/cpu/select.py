@@ -122,7 +122,9 @@ def rows_of(pattern: TopK, kv_heads: int, rows: torch.Tensor, batch: AttentionBa
     def make() -> Rows:
         width = min(pattern.choices(batch.page_size), batch.page_table.shape[1])
         ranges = torch.empty(len(rows), kv_heads, width + 2, 2, dtype=torch.long)
-        return Rows(rows, batch.owners[rows], batch.positions[rows], ranges)
+        # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+        owners, positions = (numbers.numpy()[rows.numpy()] for numbers in (batch.owners, batch.positions))
+        return Rows(rows, torch.from_numpy(owners), torch.from_numpy(positions), ranges)
 
     # The plan holds the rows, so nothing else can get their id while the batch lives.
     made: Rows = batch.plan(("chosen", pattern, kv_heads, id(rows)), make)

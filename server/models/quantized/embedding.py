@@ -7,6 +7,7 @@ from torch import nn
 
 from server.models.quantized.native import look_up
 from server.models.quantized.packing import COLUMNS, Bits, Packed, pack
+from server.models.quantized.workspace import Workspace
 
 # Rows that show whether a whole table can be exact.
 _SAMPLE = 64
@@ -30,6 +31,7 @@ class QuantizedEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim, self.bits = tokens, size, packed.bits
         self.register_buffer("codes", packed.codes)
         self.register_buffer("scales", packed.scales)
+        self._workspace = Workspace()
 
     @property
     def row_bytes(self) -> int:
@@ -37,12 +39,14 @@ class QuantizedEmbedding(nn.Module):
         return (self.codes[0].nbytes + self.scales[0].nbytes) // COLUMNS
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Integers ``[T]`` to float32 ``[T, size]``.
+        """Integers ``[T]`` to float32 ``[T, size]``, good until the next call.
 
         Raises:
             IndexError: the table has no such row.
         """
-        return look_up(ids, self.bits, self.codes, self.scales, self.num_embeddings, self.embedding_dim)
+        rows = self._workspace.rows(len(ids), self.embedding_dim)
+        look_up(ids, self.bits, self.codes, self.scales, rows, self.num_embeddings)
+        return rows
 
 
 def packed_embedding(plain: nn.Embedding, head: Packed) -> nn.Module:

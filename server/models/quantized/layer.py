@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,49 +12,10 @@ from attention.hook import Attend
 from server.models.fused import FusedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.native import Stage, run
+from server.models.quantized.workspace import Workspace
 
 # By name, since importing the one of transformers takes longer than all else in a start.
 _SILU = ("SiLU", "SiLUActivation")
-
-
-class _Heads(NamedTuple):
-    """Memory for what attention is asked, and views of it."""
-
-    rows: torch.Tensor  # [T, (H + 2 * Hkv) * D]
-    queries: torch.Tensor  # [T, H, D]
-    keys: torch.Tensor  # [T, Hkv, D]
-    values: torch.Tensor  # [T, Hkv, D]
-
-
-class Workspace:
-    """Memory for what layers compute on the way, the same for all of them, kept from step to step."""
-
-    def __init__(self) -> None:
-        self._numbers = torch.empty(0)
-        self._attended = torch.empty(0)
-        self._heads: dict[tuple[int, ...], _Heads] = {}
-
-    def rows(self, count: int, size: int) -> torch.Tensor:
-        """Float32 ``[count, size]``; what was there before is lost."""
-        if self._numbers.numel() < count * size:
-            self._heads.clear()
-            self._numbers = torch.empty(count * size)
-        return self._numbers[: count * size].view(count, size)
-
-    def attended(self, count: int, heads: int, size: int) -> torch.Tensor:
-        """Float32 ``[count, heads, size]``, apart from ``rows``."""
-        if self._attended.numel() < count * heads * size:
-            self._attended = torch.empty(count * heads * size)
-        return self._attended[: count * heads * size].view(count, heads, size)
-
-    def heads(self, count: int, query_heads: int, kv_heads: int, size: int) -> _Heads:
-        """Rows of heads, as layers of a step ask for them again and again."""
-        key = count, query_heads, kv_heads, size
-        if key not in self._heads:
-            rows = self.rows(count, (query_heads + 2 * kv_heads) * size)
-            parts = rows.view(count, -1, size).split([query_heads, kv_heads, kv_heads], 1)
-            self._heads = {key: _Heads(rows, parts[0], parts[1], parts[2])}
-        return self._heads[key]
 
 
 class QuantizedLayer(nn.Module):

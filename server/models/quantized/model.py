@@ -17,6 +17,10 @@ from server.models.quantized.native import Stage, run
 from server.models.quantized.packing import Packed
 from server.models.quantized.rotary import RotaryTable
 from server.models.quantized.stack import QuantizedStack
+from server.models.quantized.workspace import Workspace
+
+# Rows of logits whose memory is kept: for more, the time that new memory takes is nothing beside the rest.
+_KEPT_ROWS = 16
 
 # Kinds of rotary embedding whose frequencies stay what they are at first.
 _STEADY = ("default", "linear", "llama3", "yarn")
@@ -74,6 +78,7 @@ class QuantizedModel(nn.Module):
         self.norm, self.head, self.config = norm, head, config
         self.register_buffer("inv_freq", inv_freq)
         self._rotary = RotaryTable(inv_freq, scaling)
+        self._logits = Workspace()
         self._last = (Stage * 1)(head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon))
 
     @classmethod
@@ -146,10 +151,28 @@ class QuantizedModel(nn.Module):
             use_cache: must be false: keys and values are kept by ``longspan``.
         """
         assert not use_cache
-        hidden = self.decoder.run(self.embedding(input_ids[0]), self._rotary.at(position_ids[0]), longspan)
-        rows = (hidden if logits_to_keep is None else hidden[logits_to_keep]).contiguous()
-        logits = rows.new_empty(len(rows), self.head.out_features)
+        return Output(self.flat(input_ids[0], position_ids[0], longspan, logits_to_keep)[None].clone())
+
+    def flat(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        longspan: Attend,
+        logits_to_keep: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The same without the dimension of 1: logits ``[N, V]``, good until the next call.
+
+        Args:
+            ids: int64 ``[T]``.
+            positions: int64 ``[T]``.
+            longspan: what computes attention.
+            logits_to_keep: rows whose logits are wanted; without it all.
+        """
+        hidden = self.decoder.run(self.embedding(ids), self._rotary.at(positions), longspan)
+        rows = hidden if logits_to_keep is None else hidden[logits_to_keep]
+        many = len(rows) > _KEPT_ROWS
+        logits = (Workspace() if many else self._logits).rows(len(rows), self.head.out_features)
         stage = self._last[0]
         stage.input, stage.output = rows.data_ptr(), logits.data_ptr()
         run(self._last, len(rows))
-        return Output(logits[None])
+        return logits

@@ -145,40 +145,31 @@ def pack(weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Ten
 
 
 def look_up(
-    ids: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor, outputs: int, inputs: int
-) -> torch.Tensor:
-    """Some outputs' weights, as floats.
+    ids: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor, rows: torch.Tensor, outputs: int
+) -> None:
+    """Fills rows with some outputs' weights, as floats.
 
     Args:
         ids: of the outputs, int64 ``[T]``.
         bits: 4 or 8.
         codes: contiguous, in the shape that ``packing.Packed`` says.
         scales: likewise.
+        rows: float32 ``[T, K]``, contiguous, to be filled.
         outputs: ``N``.
-        inputs: ``K``.
-
-    Returns:
-        float32 ``[T, K]``.
 
     Raises:
         IndexError: an id is not one of ``N``.
         NativeError: as in ``run``.
     """
-    ids, rows = ids.contiguous(), torch.empty(len(ids), inputs)
+    ids = ids.contiguous()
+    count, inputs = rows.shape
+    assert len(ids) == count
     call = _LookUp(
-        ids=ids.data_ptr(),
-        codes=codes.data_ptr(),
-        scales=scales.data_ptr(),
-        output=rows.data_ptr(),
-        rows=len(ids),
-        inputs=inputs,
-        outputs=outputs,
-        bits=bits,
+        ids.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows.data_ptr(), count, inputs, outputs, bits
     )
     _compiled().look_up(ctypes.byref(call))
     if call.missing:
-        raise IndexError(f"{call.missing} of {len(ids)} ids are none of the {outputs} there are")
-    return rows
+        raise IndexError(f"{call.missing} of {count} ids are none of the {outputs} there are")
 
 
 def check() -> None:

@@ -45,7 +45,7 @@ class RotaryTable:
     def at(self, positions: torch.Tensor) -> Angles:
         """Of tokens at ``positions``, int64 ``[T]``."""
         positions = positions.contiguous()
-        most = int(positions.numpy().max(initial=0))
+        most = max(positions.tolist(), default=0)  # for few positions faster than to look for it in an array
         if most >= len(self._cosines):
             self._grow(most + 1)
         return Angles(self._cosines, self._sines, positions)

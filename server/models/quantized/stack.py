@@ -11,9 +11,10 @@ from torch import nn
 
 from attention.hook import Attend, Step
 from attention.kernels.cpu.chain import Chain, Program, table
-from server.models.quantized.layer import QuantizedLayer, Workspace
+from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.native import Stage, chained
 from server.models.quantized.rotary import Angles
+from server.models.quantized.workspace import Workspace
 
 # Of a layer: queries, keys and values; attention's output; gate and up; down.
 _STAGES = 4
