@@ -77,11 +77,15 @@ def _seen(
     if isinstance(pattern, ContentPattern):
         positions, prompt_lens = batch.host_positions.numpy(), batch.host_prompt_lens.numpy()
         chosen = pages_chosen_at(pattern, positions, prompt_lens, batch.page_size)
+        choosing = choosing_rows(batch, pattern).numpy()
+        if len(owners) == batch.size:
+            read = chosen.tolist()
+            pairs = (min(n * batch.page_size, at + 1) for n, at in zip(read, positions.tolist(), strict=True))
+            return sum(read), sum(pairs), sum(pages[b] for b in owners[choosing].tolist())
         # A chunk's rows choose by themselves; the one that reads most stands for what they read together.
         most = np.maximum.reduceat(chosen, batch.query_starts[:-1])
         seen = np.minimum(chosen * batch.page_size, positions + 1)
-        choosing = set(owners[choosing_rows(batch, pattern).numpy()].tolist())
-        return int(most.sum()), int(seen.sum()), sum(pages[b] for b in choosing)
+        return int(most.sum()), int(seen.sum()), sum(pages[b] for b in set(owners[choosing].tolist()))
     spans = spans_of(batch, pattern, window)
     if len(owners) == batch.size:
         return *_seen_alone(spans.tolist(), batch.page_size), 0

@@ -18,6 +18,8 @@ from attention.types import AttentionBatch, LayerCache, LayerSpec
 # However small the budget: the first page, the query's own and one that it chooses.
 _LEAST_PAGES = 3
 
+_NO_PAGES = torch.empty(0, dtype=torch.long)
+
 
 class TopK(NumberedPattern, ContentPattern):
     """The first pages, the recent ones, and of those between them the ones that score highest.
@@ -91,7 +93,7 @@ class TopK(NumberedPattern, ContentPattern):
             # An array, since with so few numbers a call of torch's costs more than what it computes.
             last = np.flatnonzero((batch.host_positions.numpy() + 1) % batch.page_size == 0)
             if not len(last):
-                return batch.slots[:0]
+                return _NO_PAGES if batch.slots.device == _NO_PAGES.device else batch.slots[:0]
             return batch.slots[send(torch.from_numpy(last), batch.slots.device)] // batch.page_size
 
         pages: torch.Tensor = batch.plan(("complete pages",), find)

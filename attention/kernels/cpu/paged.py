@@ -11,7 +11,7 @@ from attention.kernels.base import Kernel, format_refusal, spans_within
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.calls import FORMATS, Call, compiled
 from attention.kernels.cpu.chain import Program
-from attention.kernels.cpu.plan import Rows, given, planned
+from attention.kernels.cpu.plan import Rows, choosing, given, ruled
 from attention.kernels.cpu.program import PagedProgram
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
@@ -67,11 +67,11 @@ class CpuPaged(Kernel):
             wide, near = wide.contiguous(), None if near is None else near.contiguous()
         output = wide.new_empty(len(query), layer.query_heads, layer.value_size)
         weights = None if sinks is None else sinks.float().contiguous()
-        plan = planned(batch, layer.window, pattern)
-        if len(plan.ruled.rows):
-            _attend(layer, wide, near, cache, batch, pattern.turned, plan.ruled, weights, output)
+        by_rule = ruled(batch, layer.window, pattern)
+        if len(by_rule.rows):
+            _attend(layer, wide, near, cache, batch, pattern.turned, by_rule, weights, output)
         if isinstance(pattern, ContentPattern):
-            for rows in plan.choosing:
+            for rows in choosing(batch, pattern):
                 chosen = _chosen(layer, query, wide, rows, cache, batch, pattern)
                 _attend(layer, wide, near, cache, batch, pattern.turned, chosen, weights, output)
         return output.to(query.dtype)

@@ -26,34 +26,31 @@ class Rows(NamedTuple):
 _NOTHING = Rows(*(torch.empty(shape, dtype=torch.long) for shape in ((0,), (0,), (0, 1, 0, 2))))
 
 
-class Plan(NamedTuple):
-    """What the layers of a step share."""
-
-    ruled: Rows  # what the rule over positions is enough for
-    choosing: list[torch.Tensor]  # the rows that choose by content, in parts
-
-
-def planned(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan:
-    """What layers with this window of their own see under a pattern, made once per batch."""
-    plan: Plan = batch.plan(("cpu_paged", window, pattern), lambda: _plan(batch, window, pattern))
-    return plan
+def ruled(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Rows:
+    """The rows for which the rule over positions is enough, in layers with this window of their own."""
+    rows: Rows = batch.plan(("cpu_paged", window, pattern), lambda: _ruled(batch, window, pattern))
+    return rows
 
 
-def _plan(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Plan:
+def choosing(batch: AttentionBatch, pattern: ContentPattern) -> list[torch.Tensor]:
+    """The rows that choose by content, in parts."""
+    return [part for part in choosing_rows(batch, pattern).split(_CHOOSING_ROWS) if len(part)]
+
+
+def _ruled(batch: AttentionBatch, window: int | None, pattern: Pattern) -> Rows:
     # Arrays, since with so few numbers a call of torch's costs more than what it computes.
-    owners, choosing = batch.host_owners.numpy(), []
-    rows, ruled = np.arange(len(owners)), None
+    owners = batch.host_owners.numpy()
+    rows, others = np.arange(len(owners)), None
     if isinstance(pattern, ContentPattern):
         found = choosing_rows(batch, pattern)
-        choosing = [part for part in found.split(_CHOOSING_ROWS) if len(part)]
         if len(found) == len(rows):
-            return Plan(_NOTHING, choosing)
-        ruled = np.ones(len(rows), dtype=bool)
-        ruled[found.numpy()] = False
+            return _NOTHING
+        others = np.ones(len(rows), dtype=bool)
+        others[found.numpy()] = False
     ranges = spans_of(batch, pattern, window).numpy()[:, None]
-    if ruled is not None:
-        rows, owners, ranges = rows[ruled], owners[ruled], ranges[ruled]
-    return Plan(Rows(*map(torch.from_numpy, (rows, owners, np.ascontiguousarray(ranges)))), choosing)
+    if others is not None:
+        rows, owners, ranges = rows[others], owners[others], ranges[others]
+    return Rows(*map(torch.from_numpy, (rows, owners, np.ascontiguousarray(ranges))))
 
 
 def given(batch: AttentionBatch) -> torch.Tensor:

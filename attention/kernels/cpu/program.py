@@ -11,7 +11,7 @@ import torch
 from attention.kernels.cpu import select
 from attention.kernels.cpu.calls import FORMATS, Call, Write, compiled
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
-from attention.kernels.cpu.plan import Rows, given, planned
+from attention.kernels.cpu.plan import Rows, given, ruled
 from attention.patterns.base import Pattern
 from attention.types import AttentionBatch, LayerSpec, PagedCache
 
@@ -69,7 +69,7 @@ class PagedProgram:
         calls["page_table"], calls["table_width"] = pages.data_ptr(), pages.shape[1]
         calls["given"], calls["threads"] = given(batch).data_ptr(), threads
         for window, pattern, alike in self._alike:
-            _attend(calls, alike, planned(batch, window, pattern).ruled)
+            _attend(calls, alike, ruled(batch, window, pattern))
         if self._choosing is not None:
             self._chosen[:] = calls[self._choosers]
             for alike, rows in self._choosing.prepare(batch, query):
