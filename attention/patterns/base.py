@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Pattern(ABC):
     """A rule over positions. What a layer adds of its own (its window) comes on top, in the kernels.
 
+    A rule knows nothing but what it is asked with, and stays as it is: answers are kept and looked up.
+
     Attributes:
         name: what the pattern is called in settings, logs and metrics.
         dense: every earlier token is visible and no page ever expires, so kernels may skip the rule.
