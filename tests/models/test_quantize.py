@@ -1,6 +1,7 @@
 """Packed weights: what they stand for, what is computed with them, and what runs in which mode."""
 
 import math
+import platform
 import pydoc_data.topics
 import random as random_numbers
 
@@ -138,6 +139,28 @@ def test_without_special_instructions_results_are_the_same(bits, monkeypatch):
         monkeypatch.undo()
         native._compiled.cache_clear()
     assert torch.equal(portable, fast)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions left out are x86's")
+def test_older_processors_pack_and_refuse_the_same(monkeypatch):
+    """Those without F16C, whose numbers of 16 bits are made without it."""
+    weight = random(40, 100)
+    wrong = weight.clone()
+    wrong[5, 40] = 1e9
+    newer = [pack(weight, bits) for bits in (4, 8)]
+    command = native.native.compiler()
+    monkeypatch.setenv("CXX", " ".join([*command, "-mno-avx", "-mno-f16c", "-mno-fma"]))
+    native._compiled.cache_clear()
+    try:
+        older = [pack(weight, bits) for bits in (4, 8)]
+        for bits in (4, 8):
+            with pytest.raises(ValueError, match="no numbers, or too large"):
+                pack(wrong, bits)
+    finally:
+        monkeypatch.undo()
+        native._compiled.cache_clear()
+    for one, other in zip(older, newer, strict=True):
+        assert torch.equal(unpack(one, 40, 100), unpack(other, 40, 100))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ inline uint16_t half(float number) {
 #endif
 }
 
+inline bool is_finite(uint16_t number) { return (number & 0x7c00u) != 0x7c00u; }
+
+// Of a finite number.
 inline float whole(uint16_t number) {
   uint16_t numbers[kLanes] = {number};
   return halves(numbers)[0];
@@ -52,7 +55,7 @@ bool pack_group(const float* weights, uint8_t* codes, uint16_t* scales, bool& fi
   scales[0] = half(kBits == 4 ? (high - low) / 15.0f : high / 127.0f);
   if (kBits == 4) scales[kColumns] = half(low);
   const float scale = whole(scales[0]), offset = kBits == 4 ? whole(scales[kColumns]) : 0.0f;
-  finite = finite && std::isfinite(scale + offset + none);
+  finite = finite && std::isfinite(none) && is_finite(scales[0]) && (kBits == 8 || is_finite(scales[kColumns]));
   const Floats magic = splat(12582912.0f), most_code = splat(kMost), least_code = splat(kLeast);
   Ints same = Ints{} - 1;
   alignas(64) int32_t places[kGroup];
