@@ -78,7 +78,7 @@ def _seen(
         positions, prompt_lens = batch.host_positions.numpy(), batch.host_prompt_lens.numpy()
         chosen = pages_chosen_at(pattern, positions, prompt_lens, batch.page_size)
         choosing = choosing_rows(batch, pattern).numpy()
-        if len(owners) == batch.size:
+        if batch.alone:
             read = chosen.tolist()
             pairs = (min(n * batch.page_size, at + 1) for n, at in zip(read, positions.tolist(), strict=True))
             return sum(read), sum(pairs), sum(pages[b] for b in owners[choosing].tolist())
@@ -87,7 +87,7 @@ def _seen(
         seen = np.minimum(chosen * batch.page_size, positions + 1)
         return int(most.sum()), int(seen.sum()), sum(pages[b] for b in set(owners[choosing].tolist()))
     spans = spans_of(batch, pattern, window)
-    if len(owners) == batch.size:
+    if batch.alone:
         return *_seen_alone(spans.tolist(), batch.page_size), 0
     begin, end = np.moveaxis(spans.numpy(), -1, 0)
     rows, some = np.broadcast_to(owners[:, None], begin.shape), begin < end

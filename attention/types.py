@@ -188,6 +188,11 @@ class AttentionBatch:
         """Number of sequences."""
         return len(self.query_starts) - 1
 
+    @property
+    def alone(self) -> bool:
+        """Every sequence has a single query token."""
+        return self.query_starts == list(range(self.size + 1))
+
     def query_len(self, b: int) -> int:
         """Number of query tokens of sequence ``b``."""
         return self.query_starts[b + 1] - self.query_starts[b]
@@ -221,8 +226,7 @@ class AttentionBatch:
     def _host_prompt_lens(self) -> torch.Tensor:
         self._refuse_if_fixed()
         lens = np.array(self.prompt_lens)
-        alone = self.query_starts == list(range(self.size + 1))
-        return torch.from_numpy(lens if alone else lens[self.host_owners.numpy()])
+        return torch.from_numpy(lens if self.alone else lens[self.host_owners.numpy()])
 
     def _host_owners(self) -> torch.Tensor:
         self._refuse_if_fixed()

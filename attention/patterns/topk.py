@@ -18,6 +18,7 @@ from attention.types import AttentionBatch, LayerCache, LayerSpec
 # However small the budget: the first page, the query's own and one that it chooses.
 _LEAST_PAGES = 3
 
+# What most decodes complete. To make it anew would take longer than to find that out.
 _NO_PAGES = torch.empty(0, dtype=torch.long)
 
 

@@ -170,8 +170,8 @@ class QuantizedModel(nn.Module):
         """
         hidden = self.decoder.run(self.embedding(ids), self._rotary.at(positions), longspan)
         rows = hidden if logits_to_keep is None else hidden[logits_to_keep]
-        many = len(rows) > _KEPT_ROWS
-        logits = (Workspace() if many else self._logits).rows(len(rows), self.head.out_features)
+        shape = len(rows), self.head.out_features
+        logits = self._logits.rows(*shape) if len(rows) <= _KEPT_ROWS else torch.empty(shape)
         stage = self._last[0]
         stage.input, stage.output = rows.data_ptr(), logits.data_ptr()
         run(self._last, len(rows))
