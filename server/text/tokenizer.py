@@ -15,6 +15,7 @@ from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from server.engine.types import RefusedError
+from server.text.token_text import TokenTexts
 
 _USUAL_ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
 
@@ -42,6 +43,7 @@ class Tokenizer:
         has_chat_template: whether conversations can be encoded.
         byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
             be decoded one by one.
+        token_text: a token's text as it stands within a text, such as ``" the"``, by its id.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,9 +73,7 @@ class Tokenizer:
         self._template = _default_template(self._pretrained.chat_template)
         self.has_chat_template = self._template is not None
         self.byte_level = isinstance(self._backend.decoder, ByteLevel)
-        anchor = self._backend.encode("a", add_special_tokens=False).ids[-1:]
-        self._anchor: list[int] = anchor
-        self._anchor_text: str = self._backend.decode(anchor)
+        self.token_text = TokenTexts(self._backend, byte_level=self.byte_level).of
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. A special token that the text spells out becomes that token.
@@ -155,13 +155,6 @@ class Tokenizer:
         return self._backend.id_to_token(token_id) or ""
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 (a process has one tokenizer, and keeps it)
-    def token_text(self, token_id: int) -> str:
-        """A token's text as it stands within a text, such as ``" the"``; special tokens are spelled out."""
-        # Some decoders drop the space at the beginning of a text, hence a token in front.
-        text: str = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
-        return text.removeprefix(self._anchor_text)
-
-    @functools.lru_cache(maxsize=65536)  # noqa: B019 (as above)
     def decode_alone(self, token_id: int, skip_special_tokens: bool) -> str:
         """``decode_known`` of one token, kept: a look-up costs a fraction of decoding."""
         return self.decode_known([token_id], skip_special_tokens=skip_special_tokens)
