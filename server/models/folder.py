@@ -12,7 +12,7 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_folder(folder: Path) -> None:
-    """Looks for a config, complete weights and a tokenizer.
+    """Looks for a config and complete weights.
 
     Raises:
         RefusedError: something is missing or unreadable; the sentence says what.
@@ -25,11 +25,6 @@ def check_folder(folder: Path) -> None:
         raise RefusedError(f"{folder} has no config.json, so it is no Hugging Face model folder")
     _read(folder / "config.json")
     weight_files(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise RefusedError(
-            f"{folder} has no tokenizer.json; write one with transformers: "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-        )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from server.models.cache import Report
 from server.models.convert import convert_once, converted, models_folder, read_record
 from server.models.folder import check_folder
 from server.models.hub import fetch_from_hub
+from server.models.tokenizer_files import find_tokenizer
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -20,14 +21,16 @@ class ModelFiles(NamedTuple):
     """A model that is ready to be loaded.
 
     Attributes:
-        folder: a Hugging Face folder: config, weights, tokenizer.
+        folder: a Hugging Face folder: config and weights.
         name: the model's name in requests and metrics, in lower case.
         source: where it came from, for people.
+        tokenizer: a folder with its tokenizer and the same configs; ``None`` where it has no tokenizer.
     """
 
     folder: Path
     name: str
     source: str
+    tokenizer: Path | None
 
 
 class CachedModel(NamedTuple):
@@ -63,18 +66,19 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
         folder = convert_once(file, default.NAME, default.REQUIREMENT, cache_dir, report)
         if read_record(folder).get("sha256") != default.SHA256:
             raise RefusedError(f"{file} has been changed; delete it, and it will be fetched again")
-        return ModelFiles(folder, default.NAME, default.REQUIREMENT)
+        return ModelFiles(folder, default.NAME, default.REQUIREMENT, folder)
     path = Path(model).expanduser()
     if path.is_dir():
         path = path.resolve()
         check_folder(path)
-        return ModelFiles(path, path.name.lower(), str(path))
+        return ModelFiles(path, path.name.lower(), str(path), find_tokenizer(path, cache_dir, report))
     if path.is_file():
         return _from_file(path.resolve(), cache_dir, report)
     if _HUB_NAME.fullmatch(model) and path.suffix.lower() != ".gguf" and model[0] != ".":
         folder = fetch_from_hub(model, report)
         check_folder(folder)
-        return ModelFiles(folder, model.rpartition("/")[2].lower(), model)
+        tokenizer = find_tokenizer(folder, cache_dir, report)
+        return ModelFiles(folder, model.rpartition("/")[2].lower(), model, tokenizer)
     raise RefusedError(
         f"there is no model {model!r}: neither a folder nor a GGUF file of this path exists, "
         "and a hub name has the form ORGANIZATION/MODEL"
@@ -100,7 +104,8 @@ def _from_file(path: Path, cache_dir: Path, report: Report) -> ModelFiles:
             f"{path} is no GGUF file; for other formats name the model's folder: {path.parent}"
         )
     name = path.stem.lower()
-    return ModelFiles(convert_once(path, name, str(path), cache_dir, report), name, str(path))
+    folder = convert_once(path, name, str(path), cache_dir, report)
+    return ModelFiles(folder, name, str(path), find_tokenizer(folder, cache_dir, report))
 
 
 def _hub_cached() -> list[CachedModel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -40,6 +40,7 @@ class Tokenizer:
             tokenizer taken together, in ascending order.
         special_token_ids: tokens that are no text, such as those that mark the turns of a conversation.
         vocabulary_size: one more than the largest token id.
+        has_text: whether there is a tokenizer at all.
         has_chat_template: whether conversations can be encoded.
         byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
             be decoded one by one.
@@ -53,10 +54,7 @@ class Tokenizer:
             RefusedError: the folder has no ``tokenizer.json``, or an unreadable one.
         """
         if not (folder / "tokenizer.json").is_file():
-            raise RefusedError(
-                f"{folder} has no tokenizer.json; write one with transformers: "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            )
+            raise RefusedError(f"{folder} has no tokenizer.json")
         try:
             self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -66,14 +64,15 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocabulary_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.special_token_ids = frozenset(
+        self.special_token_ids: frozenset[int] = frozenset(
             token for token, added in self._backend.get_added_tokens_decoder().items() if added.special
         )
-        self.eos_token_ids = sorted({*_eos_of_configs(folder), *_as_list(self._pretrained.eos_token_id)})
+        self.eos_token_ids = sorted({*eos_of_configs(folder), *_as_list(self._pretrained.eos_token_id)})
+        self.has_text = True
         self._template = _default_template(self._pretrained.chat_template)
         self.has_chat_template = self._template is not None
         self.byte_level = isinstance(self._backend.decoder, ByteLevel)
-        self.token_text = TokenTexts(self._backend, byte_level=self.byte_level).of
+        self.token_text: Callable[[int], str] = TokenTexts(self._backend, byte_level=self.byte_level).of
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. A special token that the text spells out becomes that token.
@@ -187,7 +186,8 @@ def _default_template(template: str | dict[str, str] | None) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _eos_of_configs(folder: Path) -> Iterator[int]:
+def eos_of_configs(folder: Path) -> Iterator[int]:
+    """End-of-sequence tokens that a model's configs name."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
