@@ -53,7 +53,8 @@ def convert(file: Path, folder: Path) -> None:
     tokenizer = read_tokenizer(file, metadata)
     _say(0.8, "writing")
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     readable = (folder / "config.json").stat().st_mode
     for weights in folder.glob("*.safetensors"):  # written for their owner only, unlike the rest
         weights.chmod(readable)
