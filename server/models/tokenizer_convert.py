@@ -60,9 +60,15 @@ def convert(folder: Path, target: Path) -> None:
         _prove(tokenizer, reference)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
-    for name in ("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"):
+    for name in ("generation_config.json", "chat_template.jinja", "chat_template.json"):
         if (folder / name).is_file():
             shutil.copy(folder / name, target)
+    templates = "additional_chat_templates"
+    if (folder / templates).is_dir():
+        shutil.copytree(folder / templates, target / templates, dirs_exist_ok=True)
+    # By this version transformers knows that the tokenizer is none of Mistral's faulty early ones.
+    own = {**_read(folder / "config.json"), "transformers_version": transformers.__version__}
+    (target / "config.json").write_text(json.dumps(own, indent=2))
 
 
 def _prove(tokenizer: Any, reference: Callable[[str], list[int]]) -> None:

@@ -19,7 +19,7 @@ _VOCABULARIES = ("*.model", "*.tiktoken", "tekken.json", "vocab.json", "vocab.tx
 # What else says how text is treated.
 _ALSO = (
     *("config.json", "generation_config.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "chat_template.*"),
+    *("special_tokens_map.json", "chat_template.*", "additional_chat_templates/*"),
 )
 # Raised when conversion changes, so that what older versions made is made again.
 _VERSION = 1
