@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from attention.backends import Attention, resolve
+from attention.backends import Attention, UnsupportedError, resolve
 from attention.formats import format_name
+from attention.forward import forward
 from attention.hook import Step
 from attention.types import AttentionBatch, PagedCache
 from server.engine.types import RefusedError
@@ -231,16 +232,30 @@ def _paged(
             page_size,
             device,
         )
+        ids = torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])
+        serving = Step(attention, cache, batch, layers, program=program)
         with _own_lengths(loaded, [step[b] for b in rows], [len(sequences[b]) for b in rows]):
-            output = loaded.model(
-                input_ids=torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                longspan=Step(attention, cache, batch, layers, program=program),
-            ).logits[0]
+            try:
+                output = _served(loaded.model, ids, batch.positions, serving, some=step is rest)
+            except UnsupportedError as error:
+                raise RefusedError(
+                    f"{loaded.architecture} cannot be served: {error}; choose another model"
+                ) from error
         for b, part in zip(rows, output.split([len(step[b]) for b in rows]), strict=True):
             logits[b].append(part)
     return [torch.cat(parts) for parts in logits]
+
+
+def _served(
+    model: Any, ids: torch.Tensor, positions: torch.Tensor, step: Step, *, some: bool
+) -> torch.Tensor:
+    """Logits ``[T, V]`` as serving asks for them: of all rows, or of some, in any order."""
+    if not some:
+        return forward(model, ids, positions, step).clone()
+    backwards = torch.arange(len(ids), device=ids.device).flip(0)
+    rows = [part for part in (backwards[::2], backwards[1::2]) if len(part)]
+    logits = torch.cat([forward(model, ids, positions, step, part).clone() for part in rows])
+    return logits[torch.cat(rows).argsort()]
 
 
 def _own_lengths(loaded: LoadedModel, spans: list[range], lengths: list[int]) -> AbstractContextManager[None]:

@@ -11,7 +11,14 @@ from server.models.rope import RopeScaling, apply_scaling, ropes
 
 log = logging.getLogger("longspan.models")
 
-LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "seq_length",
+    "max_target_positions",
+)
 """What configs call the length of the context."""
 
 

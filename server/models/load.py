@@ -129,7 +129,8 @@ def read_config(folder: Path) -> Any:
             f"{kind} is no causal language model; Longspan serves decoder-only language models"
         )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not model_class._can_set_attn_implementation():
+    parts = {type(config), type(config.get_text_config(decoder=True))} & set(MODEL_FOR_CAUSAL_LM_MAPPING)
+    if not any(MODEL_FOR_CAUSAL_LM_MAPPING[part]._can_set_attn_implementation() for part in parts):
         raise RefusedError(
             f"{model_class.__name__} does not go through transformers' attention interface, which Longspan "
             "needs; choose another architecture"
