@@ -25,7 +25,8 @@ IMPLEMENTATION = "longspan"
 # Arguments that may be tensors: they change nothing about attention, or serving honors them.
 _HARMLESS = {"position_ids", "logits_to_keep", "s_aux"}
 
-_KNOWN_TYPES = ("full_attention", "sliding_attention")
+KNOWN_TYPES = ("full_attention", "sliding_attention")
+"""What configs call layers whose keys and values are all that they keep."""
 
 _TOKENS = 40
 
@@ -45,9 +46,13 @@ def read_layers(model: Any) -> list[LayerSpec]:
         return _read(model)
     except UnsupportedError as error:
         raise UnsupportedError(
-            f"{type(model).__name__} cannot be served: {error}; choose a decoder whose layers all call "
-            "transformers' attention interface"
+            f"{type(model).__name__} cannot be served: {error}; choose another model"
         ) from error
+
+
+def strange_types(config: Any) -> list[str]:
+    """Kinds of layers in a text model's config that keep something else than keys and values."""
+    return sorted(set(filter(None, getattr(config, "layer_types", None) or [])) - set(KNOWN_TYPES))
 
 
 def _read(model: Any) -> list[LayerSpec]:
@@ -55,9 +60,11 @@ def _read(model: Any) -> list[LayerSpec]:
         raise UnsupportedError("it is an encoder-decoder model")
     config = model.config.get_text_config(decoder=True)
     # Of the decoder of an encoder-decoder model, the other is the encoder's.
-    count = getattr(config, "decoder_layers", None) or config.num_hidden_layers
+    count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
+    if count is None:
+        raise UnsupportedError("it is made of several transformers, and its config tells no number of layers")
     types = getattr(config, "layer_types", None) or [None] * count
-    if strange := sorted({kind for kind in types if kind} - set(_KNOWN_TYPES)):
+    if strange := strange_types(config):
         raise UnsupportedError(f"the paged cache would lose the structure of its {', '.join(strange)} layers")
     window = getattr(config, "sliding_window", None) or None
     tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
@@ -66,7 +73,7 @@ def _read(model: Any) -> list[LayerSpec]:
     _forward(model, torch.arange(tokens).repeat(2), serving)
     if sorted(serving.layers) != list(range(count)):
         raise UnsupportedError(
-            f"{len(serving.layers)} layers go through the attention interface, its config says {count}"
+            f"{len(serving.layers)} of its {count} layers go through transformers' attention interface"
         )
     if serving.masked:
         raise UnsupportedError(f"{layer_ranges(serving.masked)} use a mask even where none is asked for")

@@ -66,7 +66,14 @@ def self_check(
     if kv_dtype != loaded.dtype:
         tolerance += _CACHE_TOLERANCE[kv_dtype]
     strict = loaded.dtype == kv_dtype == torch.float32 and not _has_experts(model.config)
-    if not error.quantile(1.0 if strict else _SHARE) <= tolerance:
+    share = 1.0 if strict else _SHARE
+    if not error.quantile(share) <= tolerance:
+        if _counts_otherwise(model, sequences, plain):
+            raise RefusedError(
+                f"{loaded.architecture} cannot be served: left to itself it counts a text's positions in "
+                "another way than 0, 1, 2 and so on, as RoBERTa's family does, which begins after the number "
+                "of its padding token; choose another architecture"
+            )
         raise RefusedError(
             f"{loaded.architecture} does not go through the attention interface in a way that Longspan can "
             f"serve: its logits differ by up to {float(error.max()):.2g} of their standard deviation from "
@@ -74,6 +81,19 @@ def self_check(
             + ("" if attention.kernel.name == "reference" else ", or try --kernel reference")
         )
     return served
+
+
+def _counts_otherwise(model: Any, sequences: list[torch.Tensor], plain: list[torch.Tensor]) -> bool:
+    """Whether ``plain``, the logits by positions of the model's own, are not those by 0, 1, 2 and so on."""
+    ids = sequences[0]
+    at = torch.arange(len(ids), device=ids.device)
+    with torch.inference_mode():
+        model.set_attn_implementation("eager")
+        try:
+            counted = model(input_ids=ids[None], position_ids=at[None], use_cache=False).logits[0]
+        finally:
+            model.set_attn_implementation("longspan")
+    return bool(relative_error(counted, plain[0]).max() > _TOLERANCE[plain[0].dtype])
 
 
 # Packed weights and rounded activations change logits by a few hundredths where the weights are exact, and by

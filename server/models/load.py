@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from attention.backends import UnsupportedError
 from attention.hook import read_layers, register
@@ -21,6 +20,7 @@ from server.models.gpu.replace import replace_layers
 from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
+from server.models.recognize import read_config, refusing, sentence
 from server.models.rope import RopeScaling, check_scaling
 
 log = logging.getLogger("longspan.models")
@@ -68,16 +68,19 @@ def load_model(
     model.eval().requires_grad_(False)
 
     report("reading the attention layers", 0.8)
-    try:
-        model.set_attn_implementation("longspan")
-        layers = read_layers(model)
-    except (UnsupportedError, ValueError) as error:
-        raise RefusedError(str(error)) from error
+    with refusing(type(model).__name__, "reading its layers"):
+        return _read(model, config, length, scaling)
+
+
+def _read(model: Any, config: Any, length: int, scaling: RopeScaling | None) -> LoadedModel:
+    """Reads and fuses the layers of a model that was loaded."""
+    model.set_attn_implementation("longspan")
+    layers = read_layers(model)
     if scaling is not None:
         check_scaling(model, scaling)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%d of %d decoder layers are fused", fuse(model), len(layers))
-    if device.type == "cuda":
+    if model.device.type == "cuda":
         replace_layers(model)
     return LoadedModel(
         model=model,
@@ -102,42 +105,6 @@ def _length_rope(model: Any, config: Any, length: int) -> LengthRope | None:
         return None
 
 
-def read_config(folder: Path) -> Any:
-    """The config of a causal language model.
-
-    Raises:
-        RefusedError: it can't be read, needs code of its own, or is of a kind of model that can't be served.
-    """
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # configs validate themselves in many ways
-        if "trust_remote_code" in str(error):
-            raise RefusedError(
-                f"{folder} needs Python code that comes with the checkpoint, which Longspan never runs; "
-                "choose a model that transformers itself supports"
-            ) from error
-        raise RefusedError(f"{folder}/config.json can't be used: {_sentence(error)}") from error
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        raise RefusedError(
-            f"{kind} is an encoder-decoder model; Longspan serves decoder-only language models"
-        )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise RefusedError(
-            f"{kind} is no causal language model; Longspan serves decoder-only language models"
-        )
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    parts = {type(config), type(config.get_text_config(decoder=True))} & set(MODEL_FOR_CAUSAL_LM_MAPPING)
-    if not any(MODEL_FOR_CAUSAL_LM_MAPPING[part]._can_set_attn_implementation() for part in parts):
-        raise RefusedError(
-            f"{model_class.__name__} does not go through transformers' attention interface, which Longspan "
-            "needs; choose another architecture"
-        )
-    return config
-
-
 def _load(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
     # Elsewhere than on the CPU, weights go straight to the device.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
@@ -158,7 +125,7 @@ def _load(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.dev
             "choose a smaller model or --dtype bfloat16"
         ) from error
     except Exception as error:  # broken files fail in many ways
-        raise RefusedError(f"the model in {folder} can't be loaded: {_sentence(error)}") from error
+        raise RefusedError(f"the model in {folder} can't be loaded: {sentence(error)}") from error
     wrong = {
         "are missing": sorted(info["missing_keys"]),
         "have another shape": sorted(name for name, *_ in info["mismatched_keys"]),
@@ -187,7 +154,3 @@ def _check_memory(folder: Path, config: Any, dtype: torch.dtype | str, device: t
             f"the weights of {folder} need {stored / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB of "
             f"{device} are free; choose a smaller model, or --dtype bfloat16 if it is wider"
         )
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
