@@ -13,7 +13,6 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
 )
 
@@ -136,8 +135,10 @@ def _check_kind(folder: Path, config: Any) -> None:
         )
     if own is None:
         what = "is no causal language model"
-        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        if config.get_text_config(decoder=True) is not config:
             what = "is a multimodal model that transformers can't load as a causal language model"
+        elif named and named[0].endswith("ForCausalLM"):
+            what = f"describes a part of a model, from which transformers can't load {named[0]} alone"
         raise RefusedError(f"{kind} {what}; {_CHOOSE}")
     _check_class(own, config)
 

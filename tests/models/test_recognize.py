@@ -62,6 +62,13 @@ def edit(folder, **values):
             {},
             r"^llava is a multimodal model that transformers can't",
         ),
+        ("qwen2_audio", "Qwen2AudioForConditionalGeneration", {}, r"^qwen2_audio is a multimodal model that"),
+        (
+            "mllama_text_model",
+            "MllamaForCausalLM",
+            {},
+            r"^mllama_text_model describes a part of a model, .* can't load MllamaForCausalLM alone",
+        ),
         (
             "mamba",
             "MambaForCausalLM",
