@@ -22,6 +22,7 @@ from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
 from server.models.rope import RopeScaling, check_scaling
+from server.models.weights import check_finite, check_made, check_read, noting, read_stored
 
 log = logging.getLogger("longspan.models")
 
@@ -140,36 +141,28 @@ def read_config(folder: Path) -> Any:
 def _load(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
     # Elsewhere than on the CPU, weights go straight to the device.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
-    try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **place,
-        )
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise RefusedError(
-            f"the weights of {folder} don't fit into the memory of {device}; "
-            "choose a smaller model or --dtype bfloat16"
-        ) from error
-    except Exception as error:  # broken files fail in many ways
-        raise RefusedError(f"the model in {folder} can't be loaded: {_sentence(error)}") from error
-    wrong = {
-        "are missing": sorted(info["missing_keys"]),
-        "have another shape": sorted(name for name, *_ in info["mismatched_keys"]),
-    }
-    for what, names in wrong.items():
-        if names:
-            raise RefusedError(
-                f"the weights in {folder} are not those of {type(model).__name__}: {len(names)} {what}, "
-                f"{names[0]} among them; choose a complete checkpoint of a causal language model"
+    stored = read_stored(weight_files(folder))
+    with noting() as reading:
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **place,
             )
-    if info["unexpected_keys"]:
-        log.info("%d weights in %s are not used", len(info["unexpected_keys"]), folder)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise RefusedError(
+                f"the weights of {folder} don't fit into the memory of {device}; "
+                "choose a smaller model or --dtype bfloat16"
+            ) from error
+        except Exception as error:  # broken files fail in many ways
+            check_made(reading, folder)
+            raise RefusedError(f"the model in {folder} can't be loaded: {_sentence(error)}") from error
+    check_read(model, reading, stored, folder, None)
+    check_finite(model, stored, folder)
     return model
 
 
