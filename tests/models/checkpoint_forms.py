@@ -5,64 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from tests.models.form import EXACT, Form, Tensors, edit_json, edited, plain, put
+from tests.models.quantized_forms import QUANTIZED
 from tests.models_zoo import save_tiny
-
-EXACT = "exact"
-
-
-class Form(NamedTuple):
-    """One of them.
-
-    Attributes:
-        name: as a table shows it.
-        write: writes the folder; where the form is served, returns the model whose logits it must give, made
-            by transformers from plain weights.
-        expected: ``EXACT``, or a pattern of the sentence that refuses it.
-        needs: the module without which the form is refused for that reason alone, if any.
-    """
-
-    name: str
-    write: Callable[[Path], Any]
-    expected: str
-    needs: str = ""
-
-
-Tensors = dict[str, torch.Tensor]
-
-
-def plain(folder: Path) -> Any:
-    """The model in a folder, as transformers itself reads it."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-
-
-def edit_json(file: Path, **values: Any) -> None:
-    """Sets values of a JSON object in a file; ``None`` takes one away."""
-    content = json.loads(file.read_text()) | values
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-
-
-def edited(
-    edit: Callable[[Tensors], Any], kind: str = "llama", config: dict[str, Any] | None = None, **made: Any
-) -> Callable[[Path], Any]:
-    """Writes a tiny model, then changes its tensors and its config; gives the model as it was before."""
-
-    def write(folder: Path) -> Any:
-        model = plain(save_tiny(kind, folder, **made))
-        tensors = load_file(folder / "model.safetensors")
-        edit(tensors)
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        edit_json(folder / "config.json", **(config or {}))
-        return model
-
-    return write
 
 
 def _adding(added: Tensors, kind: str = "llama", config: dict[str, Any] | None = None, **made: Any) -> Any:
@@ -89,13 +40,6 @@ def _layer(tensors: Tensors, number: int, kept: Iterable[str] = ("",)) -> Tensor
         for name, tensor in tensors.items()
         if ".layers.0." in name and any(part in name for part in kept)
     }
-
-
-def put(tensors: Tensors, value: float, *places: tuple[int, int]) -> None:
-    """Sets numbers of one weight."""
-    weight = tensors["model.layers.1.mlp.down_proj.weight"]
-    for place in places:
-        weight[place] = value
 
 
 def _sharded(
@@ -182,7 +126,7 @@ _LORA = {
     "model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(64, 2),
 }
 
-FORMS = [
+_PLAIN = [
     # What is in the file and has no place in the model.
     Form(
         "a tensor that nobody knows",
@@ -350,3 +294,6 @@ FORMS = [
     ),
     Form(".bin weights inside another object", _pickled(lambda t: {"model": t}), "no dictionary of tensors"),
 ]
+
+FORMS = _PLAIN + QUANTIZED
+"""All, in the order of a table."""
