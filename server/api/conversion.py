@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -15,6 +14,7 @@ from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
 from server.api.errors import Violation, quote
 from server.api.state import Served
+from server.engine.ranges import RANGED, violation
 from server.engine.types import Sampling, Submit
 from server.settings import Settings
 
@@ -113,7 +113,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         raise errors.no_chat_template(served.name)
     stop_ids = set(request.stop.stop_token_ids)
     if not request.stop.ignore_eos:
-        stop_ids.update(served.tokenizer.eos_token_ids)
+        stop_ids.update(served.generation.eos_token_ids)
     if request.stop.min_tokens and len(stop_ids) >= vocabulary:
         sentence = "leave no token to choose before min_tokens; name fewer"
         raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
@@ -122,7 +122,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         request=request,
         n=n,
         seed=request.sampling.seed if seeded else secrets.randbits(64),
-        sampling=_sampling(request.sampling),
+        sampling=_sampling(request.sampling, served.generation.sampling),
         stop_token_ids=sorted(stop_ids),
     )
 
@@ -210,26 +210,18 @@ def _check_prompt(request: inference_pb2.GenerateRequest, vocabulary: int) -> li
     return check_token_ids("token_ids.ids", request.token_ids.ids, vocabulary)
 
 
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "temperature": ("at least 0", lambda value: value >= 0),
-    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    # 0.01 arrives as a float32, which is a little less.
-    "repetition_penalty": ("from 0.01 to 100", lambda value: 0.009999 <= value <= 100),
-    "presence_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
-    "frequency_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
-}
+_SAMPLING_FIELDS = (*RANGED, "top_k")
 _MOST_BIAS = 100.0
 # Each is looked at for every token.
 _MOST_STOP_TOKENS = 256
 
 
 def _check_sampling(sampling: types_pb2.SamplingParams, vocabulary: int) -> list[Violation]:
-    found = []
-    for name, (words, inside) in _RANGES.items():
-        value = getattr(sampling, name)
-        if sampling.HasField(name) and not (math.isfinite(value) and inside(value)):
-            found.append(Violation(f"sampling.{name}", f"is {value:g}; it must be a number {words}"))
+    found = [
+        Violation(f"sampling.{name}", wrong)
+        for name in RANGED
+        if sampling.HasField(name) and (wrong := violation(name, getattr(sampling, name))) is not None
+    ]
     for token, bias in sorted(sampling.logit_bias.items()):
         field = f"sampling.logit_bias[{token}]"
         if token >= vocabulary:
@@ -277,7 +269,11 @@ def _check_logprobs(logprobs: types_pb2.LogprobParams, most: int) -> list[Violat
     ]
 
 
-def _sampling(sampling: types_pb2.SamplingParams) -> Sampling:
-    names = (*_RANGES, "top_k")
-    given = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
-    return Sampling(**given, logit_bias=dict(sampling.logit_bias))
+def sampling_params(sampling: Sampling) -> types_pb2.SamplingParams:
+    """The values of fields that a request may leave unset."""
+    return types_pb2.SamplingParams(**{name: getattr(sampling, name) for name in _SAMPLING_FIELDS})
+
+
+def _sampling(sampling: types_pb2.SamplingParams, default: Sampling) -> Sampling:
+    given = {name: getattr(sampling, name) for name in _SAMPLING_FIELDS if sampling.HasField(name)}
+    return msgspec.structs.replace(default, **given, logit_bias=dict(sampling.logit_bias))

@@ -101,7 +101,7 @@ async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
         assert re.fullmatch(
             rf"Longspan is ready: fake on 127\.0\.0\.1:{port} \(full attention, reference kernel\), "
             rf"metrics http://127\.0\.0\.1:{metrics_port}/metrics  ·  try: \S*longspan generate "
-            rf'"What is the capital of France\?" --chat --port {port}\n',
+            rf'"What is the capital of Japan\?" --chat --port {port}\n',
             line,
         )
         assert (await life.stub.Generate(ask())).model == "fake"

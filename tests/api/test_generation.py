@@ -3,6 +3,7 @@
 import asyncio
 
 from longspan.v1 import inference_pb2, types_pb2
+from server.engine.types import Sampling
 from tests.api.conftest import END, ask
 
 
@@ -84,11 +85,19 @@ async def test_unset_seeds_are_drawn_anew(running):
     assert one != two
 
 
-async def test_unset_fields_take_their_defaults_and_zeros_are_kept(running):
-    await running.generate(sampling={"temperature": 0}, n=2)
-    sampling = running.engine.submitted[0].sampling
-    assert sampling.greedy
-    assert (sampling.top_p, sampling.repetition_penalty, sampling.top_k) == (1.0, 1.0, 0)
+async def test_unset_fields_take_the_models_defaults_and_zeros_are_kept(running):
+    await running.generate(sampling={"temperature": 0, "seed": 5}, n=2)
+    for submit in running.engine.submitted:
+        assert submit.sampling.greedy
+        assert (submit.sampling.top_p, submit.sampling.repetition_penalty, submit.sampling.top_k) == (
+            0.75,
+            1.0,
+            40,
+        )
+    await running.generate(sampling={"top_k": 0, "top_p": 1, "logit_bias": {3: 1}, "seed": 5})
+    assert running.engine.submitted[-1].sampling == Sampling(temperature=0.25, logit_bias={3: 1.0}, seed=5)
+    await running.generate(sampling={"seed": 6})
+    assert running.engine.submitted[-1].sampling == Sampling(temperature=0.25, top_k=40, top_p=0.75, seed=6)
 
 
 async def test_max_tokens_is_bounded_by_the_context(running):

@@ -75,7 +75,7 @@ def test_stop_strings_before_min_tokens_are_text(tokenizer):
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_token_that_ended_the_sequence_counts_but_has_no_text(tokenizer, keep):
-    end = tokenizer.eos_token_ids[-1]
+    end = tokenizer.token_id(tokenizer.eos_token)
     tokens = [*tokenizer.encode("bye"), end]
     assembler = OutputAssembler(tokenizer, keep_special_tokens=keep)
     text, ids = joined(deltas := feed(assembler, tokens, FinishReason.STOP))
