@@ -149,6 +149,8 @@ def _load(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.dev
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
+            # The folder's own is for generate, which is not used; a faulty one must not keep the model away.
+            generation_config=transformers.GenerationConfig(),
             **place,
         )
     except (MemoryError, torch.OutOfMemoryError) as error:
