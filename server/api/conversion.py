@@ -17,6 +17,7 @@ from server.api.state import Served
 from server.engine.ranges import RANGED, violation
 from server.engine.types import Sampling, Submit
 from server.settings import Settings
+from server.text.stop import StopStrings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -36,6 +37,7 @@ class Plan:
         n: samples.
         seed: of sample 0, given or drawn.
         sampling: of all samples, but for the seed.
+        stop: its stop strings.
         stop_token_ids: what ends a sample, end-of-sequence tokens included unless ignored.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     n: int
     seed: int
     sampling: Sampling
+    stop: StopStrings
     stop_token_ids: list[int]
 
     def sequences(self, ids: list[int], prompt: list[int], context_length: int) -> list[Submit]:
@@ -111,7 +114,8 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         raise errors.invalid(found)
     if request.HasField("chat") and not served.tokenizer.has_chat_template:
         raise errors.no_chat_template(served.name)
-    stop_ids = set(request.stop.stop_token_ids)
+    stop = StopStrings(request.stop.stop_strings, served.tokenizer.special_tokens)
+    stop_ids = {*request.stop.stop_token_ids, *(id_ for id_ in stop.token_ids if id_ < vocabulary)}
     if not request.stop.ignore_eos:
         stop_ids.update(served.generation.eos_token_ids)
     if request.stop.min_tokens and len(stop_ids) >= vocabulary:
@@ -123,6 +127,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         n=n,
         seed=request.sampling.seed if seeded else secrets.randbits(64),
         sampling=_sampling(request.sampling, served.generation.sampling),
+        stop=stop,
         stop_token_ids=sorted(stop_ids),
     )
 

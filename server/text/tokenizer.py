@@ -35,7 +35,9 @@ class Tokenizer:
 
     Attributes:
         eos_token: the end-of-sequence token that the tokenizer names, ``None`` if it names none.
-        special_token_ids: tokens that are no text, such as those that mark the turns of a conversation.
+        special_tokens: tokens that are no text, such as those that mark the turns of a conversation: ids by
+            spelling.
+        special_token_ids: their ids.
         vocabulary_size: one more than the largest token id.
         has_chat_template: whether conversations can be encoded.
         byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
@@ -62,9 +64,12 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocabulary_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.special_token_ids = frozenset(
-            token for token, added in self._backend.get_added_tokens_decoder().items() if added.special
-        )
+        self.special_tokens: dict[str, int] = {
+            added.content: token
+            for token, added in self._backend.get_added_tokens_decoder().items()
+            if added.special
+        }
+        self.special_token_ids = frozenset(self.special_tokens.values())
         self.eos_token: str | None = self._pretrained.eos_token
         self._template = _default_template(self._pretrained.chat_template)
         self.has_chat_template = self._template is not None
