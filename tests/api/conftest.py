@@ -30,7 +30,7 @@ from server.text.tokenizer import Tokenizer
 from tests.api.fake_engine import READY, FakeEngine
 
 END = 256
-GENERATION = Generation([END], Sampling(temperature=0.25, top_k=40, top_p=0.75))
+GENERATION = Generation([END], Sampling(temperature=0.25, top_k=40, top_p=0.75, repetition_penalty=1.5))
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
     "{% if messages[0].content == 'refuse' %}{{ raise_exception('not that') }}{% endif %}"

@@ -221,7 +221,7 @@ async def test_information(running):
     default = model.default_sampling
     assert (default.temperature, default.top_k, default.top_p) == (0.25, 40, 0.75)
     assert (default.min_p, default.presence_penalty, default.frequency_penalty) == (0, 0, 0)
-    assert default.repetition_penalty == 1
+    assert default.repetition_penalty == 1.5
     assert all(default.HasField(name) for name in ("min_p", "presence_penalty", "frequency_penalty"))
     assert not default.HasField("seed")
     assert model.has_chat_template

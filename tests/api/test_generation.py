@@ -2,11 +2,12 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.engine.types import Sampling
-from tests.api.conftest import END, ask
+from tests.api.conftest import END, GENERATION, ask
 
 
 def kinds(events):
@@ -88,18 +89,17 @@ async def test_unset_seeds_are_drawn_anew(running):
 
 
 async def test_unset_fields_take_the_models_defaults_and_zeros_are_kept(running):
+    default = GENERATION.sampling
     await running.generate(sampling={"temperature": 0, "seed": 5}, n=2)
-    for submit in running.engine.submitted:
-        assert submit.sampling.greedy
-        assert (submit.sampling.top_p, submit.sampling.repetition_penalty, submit.sampling.top_k) == (
-            0.75,
-            1.0,
-            40,
-        )
-    await running.generate(sampling={"top_k": 0, "top_p": 1, "logit_bias": {3: 1}, "seed": 5})
+    seeds = [submit.sampling.seed for submit in running.engine.submitted]
+    assert [submit.sampling for submit in running.engine.submitted] == [
+        Sampling(temperature=0.0, top_k=40, top_p=0.75, repetition_penalty=1.5, seed=seed) for seed in seeds
+    ]
+    given = {"top_k": 0, "top_p": 1, "repetition_penalty": 1, "logit_bias": {3: 1}, "seed": 5}
+    await running.generate(sampling=given)
     assert running.engine.submitted[-1].sampling == Sampling(temperature=0.25, logit_bias={3: 1.0}, seed=5)
     await running.generate(sampling={"seed": 6})
-    assert running.engine.submitted[-1].sampling == Sampling(temperature=0.25, top_k=40, top_p=0.75, seed=6)
+    assert running.engine.submitted[-1].sampling == msgspec.structs.replace(default, seed=6)
 
 
 async def test_max_tokens_is_bounded_by_the_context(running):
