@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
 from server.api.errors import Violation, quote
 from server.api.state import Served
-from server.engine.ranges import RANGED, violation
+from server.engine.ranges import RANGES
 from server.engine.types import Sampling, Submit
 from server.settings import Settings
 from server.text.stop import StopStrings
@@ -215,18 +216,18 @@ def _check_prompt(request: inference_pb2.GenerateRequest, vocabulary: int) -> li
     return check_token_ids("token_ids.ids", request.token_ids.ids, vocabulary)
 
 
-_SAMPLING_FIELDS = (*RANGED, "top_k")
+_SAMPLING_FIELDS = (*RANGES, "top_k")
 _MOST_BIAS = 100.0
 # Each is looked at for every token.
 _MOST_STOP_TOKENS = 256
 
 
 def _check_sampling(sampling: types_pb2.SamplingParams, vocabulary: int) -> list[Violation]:
-    found = [
-        Violation(f"sampling.{name}", wrong)
-        for name in RANGED
-        if sampling.HasField(name) and (wrong := violation(name, getattr(sampling, name))) is not None
-    ]
+    found = []
+    for name, (words, inside) in RANGES.items():
+        value = getattr(sampling, name)
+        if sampling.HasField(name) and not (math.isfinite(value) and inside(value)):
+            found.append(Violation(f"sampling.{name}", f"is {value:g}; it must be a number {words}"))
     for token, bias in sorted(sampling.logit_bias.items()):
         field = f"sampling.logit_bias[{token}]"
         if token >= vocabulary:

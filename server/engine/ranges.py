@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda value: value >= 0),
     "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
@@ -14,14 +13,4 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "presence_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
     "frequency_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
 }
-
-RANGED = tuple(_RANGES)
-"""Parameters that are real numbers of a range."""
-
-
-def violation(name: str, value: float) -> str | None:
-    """What is wrong with a value of a parameter of ``RANGED``, as the end of a sentence; else ``None``."""
-    words, inside = _RANGES[name]
-    if math.isfinite(value) and inside(value):
-        return None
-    return f"is {value:g}; it must be a number {words}"
+"""By parameter: the range in words, and whether a finite number is in it."""

@@ -61,4 +61,4 @@ def _ids(
             )
         case _:
             reason = "is no token id"
-    log.warning("%s: the end-of-sequence token %r %s; it is not used", place, value, reason)
+    log.warning("%s: the end-of-sequence token %.60r %s; it is not used", place, value, reason)

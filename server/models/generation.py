@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from server.engine.ranges import RANGED, violation
+from server.engine.ranges import RANGES
 from server.engine.types import Ready, Sampling
 from server.models.eos import eos_ids
 
@@ -20,7 +22,7 @@ log = logging.getLogger("longspan.models")
 
 FILE = "generation_config.json"
 
-_TAKEN = (*RANGED, "top_k")
+_TAKEN = (*RANGES, "top_k")
 _MOST_TOP_K = 2**32 - 1
 
 # Fields that change nothing in what a decoder's answer says: tokens of the prompt, what ``generate`` returns,
@@ -123,7 +125,7 @@ def read_generation(
     ends = eos_ids(named, token_id, ready.vocabulary_size)
     if recommended is None:
         return Generation(ends, Sampling())
-    values = {**recommended, **_sampling(file)}
+    values = {name: _as_requested(name, value) for name, value in recommended.items()} | _sampling(file)
     if values:
         log.info(
             "requests that leave sampling unset get %s, as the model's makers recommend",
@@ -136,20 +138,17 @@ def read_generation(
 
 def _sampling(file: Mapping[str, Any]) -> dict[str, float]:
     """Values of ``Sampling``; those that no request could have are left out."""
-    values: dict[str, float] = {}
+    values = {}
     for name in _TAKEN:
-        value = file.get(name)
-        if value is None:
+        if (value := file.get(name)) is None:
             continue
-        if name == "top_k" and value == -1:  # none, in other servers
-            value = 0
-        if (wrong := _violation(name, value)) is None:
-            values[name] = int(value) if name == "top_k" else float(value)
-        else:
-            log.warning("%s: %s %s; it is not used", FILE, name, wrong)
+        try:
+            values[name] = _as_requested(name, value)
+        except ValueError as error:
+            log.warning("%s: %s is %.40r; it must be %s; it is not used", FILE, name, value, error)
     do_sample = file.get("do_sample")
-    if do_sample not in (None, True, False):
-        log.warning("%s: do_sample is %r, neither true nor false; it is not used", FILE, do_sample)
+    if do_sample is not None and not isinstance(do_sample, bool):
+        log.warning("%s: do_sample is %.40r, neither true nor false; it is not used", FILE, do_sample)
     if do_sample is not False:
         return values
     # As in transformers, the rest is for sampling only: it must not narrow a request that has a temperature.
@@ -159,14 +158,26 @@ def _sampling(file: Mapping[str, Any]) -> dict[str, float]:
     return {"temperature": 0.0, **penalties}
 
 
-def _violation(name: str, value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"is {value!r}, no number"
-    if name != "top_k":
-        return violation(name, value)
-    if math.isfinite(value) and value == int(value) and 0 <= value <= _MOST_TOP_K:
-        return None
-    return f"is {value:g}; it must be a whole number at least 0"
+def _as_requested(name: str, value: Any) -> float:
+    """A value as a request for it would bring it.
+
+    Raises:
+        ValueError: no request could; the message says what it must be.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name == "top_k":
+        if number and value == -1:  # none, in other servers
+            return 0
+        if number and 0 <= value <= _MOST_TOP_K and value == int(value):
+            return int(value)
+        raise ValueError("a whole number at least 0")
+    words, inside = RANGES[name]
+    if number:
+        with suppress(OverflowError, struct.error):
+            rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+            if math.isfinite(rounded) and inside(rounded):
+                return rounded
+    raise ValueError(f"a number {words}")
 
 
 def _unused(file: Mapping[str, Any], context_length: int) -> list[str]:
@@ -193,7 +204,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s can't be read and is not used: %s", path, error)
         return {}
     if not isinstance(content, dict):

@@ -4,6 +4,7 @@ import json
 import logging
 
 import msgspec
+import numpy as np
 import pytest
 import transformers
 
@@ -93,7 +94,9 @@ def test_all_places_count(read):
     assert read({"eos_token_id": 1}, {"text_config": "x"})[0].eos_token_ids == [1]
 
 
-@pytest.mark.parametrize("broken", ["", "{", '{"eos_token_id": 2', "[1]", "null", "\x00", "2" * 5000])
+@pytest.mark.parametrize(
+    "broken", ["", "{", '{"eos_token_id": 2', "[1]", "null", "\x00", "2" * 5000, "[" * 100_000]
+)
 def test_a_broken_file_is_said_and_the_rest_counts(read, broken):
     found, log = read(broken, {"eos_token_id": 2}, recommended={"top_k": 4})
     assert found.eos_token_ids == [2]
@@ -115,7 +118,8 @@ def test_values_are_those_that_transformers_reads(read, tmp_path):
     theirs = transformers.GenerationConfig.from_pretrained(tmp_path)
     ours = msgspec.structs.asdict(found.sampling)
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
-        assert ours[name] == getattr(theirs, name) == file[name]
+        # A request brings a float32.
+        assert ours[name] == np.float32(getattr(theirs, name)) == np.float32(file[name])
     assert "temperature 0.6, top_p 0.95, min_p 0.05, repetition_penalty 1.05, top_k 20" in log
     assert "WARNING" not in log
     assert read(file, recommended=None)[0].sampling == Sampling()
@@ -129,12 +133,12 @@ def test_without_values_the_choice_is_neutral(read):
 
 def test_recommended_values_give_way_to_the_files_own(read):
     found, _ = read({"temperature": 0.5}, recommended={"temperature": 0.2, "top_p": 0.9})
-    assert found.sampling == Sampling(temperature=0.5, top_p=0.9)
+    assert found.sampling == Sampling(temperature=0.5, top_p=float(np.float32(0.9)))
 
 
 def test_without_sampling_the_most_likely_token_is_taken(read):
-    found, log = read({"do_sample": False, "temperature": 0.7, "top_k": 50, "repetition_penalty": 1.1})
-    assert found.sampling == Sampling(temperature=0.0, repetition_penalty=1.1)
+    found, log = read({"do_sample": False, "temperature": 0.7, "top_k": 50, "repetition_penalty": 1.25})
+    assert found.sampling == Sampling(temperature=0.0, repetition_penalty=1.25)
     assert "do_sample is false, so that these are not used: temperature, top_k" in log
 
 
@@ -151,6 +155,9 @@ def test_no_top_k_in_other_servers_words(read):
         ("temperature", "hot"),
         ("temperature", True),
         ("temperature", [1]),
+        ("temperature", 10**400),
+        ("temperature", 1e39),
+        ("temperature", "x" * 1000),
         ("temperature", float("nan")),
         ("top_p", 0),
         ("top_p", 1.5),
@@ -167,6 +174,14 @@ def test_values_that_no_request_could_have_are_said_and_not_used(read, name, val
     assert found.sampling == Sampling()
     assert "WARNING  longspan.models" in log
     assert f"generation_config.json: {name} is " in log
+    assert len(log) < 300
+
+
+@pytest.mark.parametrize("value", ["false", 0, []])
+def test_do_sample_that_is_no_answer_is_said(read, value):
+    found, log = read({"do_sample": value, "temperature": 0.5, "eos_token_id": 1})
+    assert found.sampling == Sampling(temperature=0.5)
+    assert "neither true nor false" in log
 
 
 def test_what_is_not_done_here_is_said_once(read):
