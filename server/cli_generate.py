@@ -32,7 +32,10 @@ def generate(
         int | None, typer.Option(help="Most tokens to generate. Without it: what the server allows.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 takes the most likely token. Without it: 1.")
+        float | None,
+        typer.Option(
+            help="0 takes the most likely token. Without it, or the next three: the server's default."
+        ),
     ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Choose among the most likely tokens of this probability together.")

@@ -81,6 +81,12 @@ class Settings(BaseSettings):
         None, ge=2, description="Most tokens of prompt and output together. Without it: the model's own."
     )
 
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="Where a request leaves sampling unset. auto: as the model's generation_config.json has "
+        "it; none: temperature 1, all tokens, no penalties.",
+    )
+
     rope_scaling: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] | None = Field(
         None,
         description="How rotary positions are stretched; default: not at all. Without it: as the model says.",

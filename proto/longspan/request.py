@@ -20,6 +20,8 @@ Prompt = str | Sequence[int] | Sequence[Message]
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate`` and ``stream``; ranges and defaults are in ``types.proto``.
 
+    Sampling that is left out is the model's own, see ``default_sampling`` of ``Client.model_info``.
+
     Attributes:
         model: its name; the server's only model if left out.
         temperature: divides the logits; 0 takes the most likely token.

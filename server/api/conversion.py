@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -15,8 +15,10 @@ from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
 from server.api.errors import Violation, quote
 from server.api.state import Served
+from server.engine.ranges import RANGES
 from server.engine.types import Sampling, Submit
 from server.settings import Settings
+from server.text.stop import StopStrings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -36,6 +38,7 @@ class Plan:
         n: samples.
         seed: of sample 0, given or drawn.
         sampling: of all samples, but for the seed.
+        stop: its stop strings.
         stop_token_ids: what ends a sample, end-of-sequence tokens included unless ignored.
     """
 
@@ -43,6 +46,7 @@ class Plan:
     n: int
     seed: int
     sampling: Sampling
+    stop: StopStrings
     stop_token_ids: list[int]
 
     def sequences(self, ids: list[int], prompt: list[int], context_length: int) -> list[Submit]:
@@ -111,9 +115,10 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         raise errors.invalid(found)
     if request.HasField("chat") and not served.tokenizer.has_chat_template:
         raise errors.no_chat_template(served.name)
-    stop_ids = set(request.stop.stop_token_ids)
+    stop = StopStrings(request.stop.stop_strings, served.tokenizer.special_tokens)
+    stop_ids = {*request.stop.stop_token_ids, *(id_ for id_ in stop.token_ids if id_ < vocabulary)}
     if not request.stop.ignore_eos:
-        stop_ids.update(served.tokenizer.eos_token_ids)
+        stop_ids.update(served.generation.eos_token_ids)
     if request.stop.min_tokens and len(stop_ids) >= vocabulary:
         sentence = "leave no token to choose before min_tokens; name fewer"
         raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
@@ -122,7 +127,8 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         request=request,
         n=n,
         seed=request.sampling.seed if seeded else secrets.randbits(64),
-        sampling=_sampling(request.sampling),
+        sampling=_sampling(request.sampling, served.generation.sampling),
+        stop=stop,
         stop_token_ids=sorted(stop_ids),
     )
 
@@ -210,15 +216,7 @@ def _check_prompt(request: inference_pb2.GenerateRequest, vocabulary: int) -> li
     return check_token_ids("token_ids.ids", request.token_ids.ids, vocabulary)
 
 
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "temperature": ("at least 0", lambda value: value >= 0),
-    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    # 0.01 arrives as a float32, which is a little less.
-    "repetition_penalty": ("from 0.01 to 100", lambda value: 0.009999 <= value <= 100),
-    "presence_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
-    "frequency_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
-}
+_SAMPLING_FIELDS = (*RANGES, "top_k")
 _MOST_BIAS = 100.0
 # Each is looked at for every token.
 _MOST_STOP_TOKENS = 256
@@ -226,7 +224,7 @@ _MOST_STOP_TOKENS = 256
 
 def _check_sampling(sampling: types_pb2.SamplingParams, vocabulary: int) -> list[Violation]:
     found = []
-    for name, (words, inside) in _RANGES.items():
+    for name, (words, inside) in RANGES.items():
         value = getattr(sampling, name)
         if sampling.HasField(name) and not (math.isfinite(value) and inside(value)):
             found.append(Violation(f"sampling.{name}", f"is {value:g}; it must be a number {words}"))
@@ -277,7 +275,11 @@ def _check_logprobs(logprobs: types_pb2.LogprobParams, most: int) -> list[Violat
     ]
 
 
-def _sampling(sampling: types_pb2.SamplingParams) -> Sampling:
-    names = (*_RANGES, "top_k")
-    given = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
-    return Sampling(**given, logit_bias=dict(sampling.logit_bias))
+def sampling_params(sampling: Sampling) -> types_pb2.SamplingParams:
+    """The values of fields that a request may leave unset."""
+    return types_pb2.SamplingParams(**{name: getattr(sampling, name) for name in _SAMPLING_FIELDS})
+
+
+def _sampling(sampling: types_pb2.SamplingParams, default: Sampling) -> Sampling:
+    given = {name: getattr(sampling, name) for name in _SAMPLING_FIELDS if sampling.HasField(name)}
+    return msgspec.structs.replace(default, **given, logit_bias=dict(sampling.logit_bias))

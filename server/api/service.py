@@ -125,7 +125,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 reason=ready.attention_reason,
                 options=ready.attention_options,
             ),
-            eos_token_ids=served.tokenizer.eos_token_ids,
+            eos_token_ids=served.generation.eos_token_ids,
+            default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
             limits=conversion.limits(self._state.settings, ready.context_length),
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -35,9 +34,10 @@ class Tokenizer:
     """Text to token ids and back. Methods may be called from several threads.
 
     Attributes:
-        eos_token_ids: the model's end-of-sequence tokens: those of its generation config, its config and its
-            tokenizer taken together, in ascending order.
-        special_token_ids: tokens that are no text, such as those that mark the turns of a conversation.
+        eos_token: the end-of-sequence token that the tokenizer names, ``None`` if it names none.
+        special_tokens: tokens that are no text, such as those that mark the turns of a conversation: ids by
+            spelling.
+        special_token_ids: their ids.
         vocabulary_size: one more than the largest token id.
         has_chat_template: whether conversations can be encoded.
         byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
@@ -64,10 +64,13 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocabulary_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.special_token_ids = frozenset(
-            token for token, added in self._backend.get_added_tokens_decoder().items() if added.special
-        )
-        self.eos_token_ids = sorted({*_eos_of_configs(folder), *_as_list(self._pretrained.eos_token_id)})
+        self.special_tokens: dict[str, int] = {
+            added.content: token
+            for token, added in self._backend.get_added_tokens_decoder().items()
+            if added.special
+        }
+        self.special_token_ids = frozenset(self.special_tokens.values())
+        self.eos_token: str | None = self._pretrained.eos_token
         self._template = _default_template(self._pretrained.chat_template)
         self.has_chat_template = self._template is not None
         self.byte_level = isinstance(self._backend.decoder, ByteLevel)
@@ -150,6 +153,11 @@ class Tokenizer:
                 f"token id {token} at index {index}: the vocabulary has ids 0 to {self.vocabulary_size - 1}",
             )
 
+    def token_id(self, token: str) -> int | None:
+        """The id of an entry of the vocabulary, ``None`` if there is none of that spelling."""
+        known: int | None = self._backend.token_to_id(token)
+        return known
+
     def token(self, token_id: int) -> str:
         """A token's entry in the vocabulary, such as ``Ġthe``; empty for an id that has none."""
         return self._backend.id_to_token(token_id) or ""
@@ -192,18 +200,3 @@ def _check_unicode(field: str, text: str) -> None:
 
 def _default_template(template: str | dict[str, str] | None) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
-
-
-def _eos_of_configs(folder: Path) -> Iterator[int]:
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        if path.is_file():
-            config = json.loads(path.read_text(encoding="utf-8"))
-            yield from _as_list(config.get("eos_token_id"))
-            yield from _as_list((config.get("text_config") or {}).get("eos_token_id"))
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else ids

@@ -218,6 +218,12 @@ async def test_information(running):
     assert (model.attention.backend, dict(model.attention.options)) == ("full", {"window": "8"})
     assert (model.dtype, model.kv_dtype) == ("float32", "float16")
     assert list(model.eos_token_ids) == [END]
+    default = model.default_sampling
+    assert (default.temperature, default.top_k, default.top_p) == (0.25, 40, 0.75)
+    assert (default.min_p, default.presence_penalty, default.frequency_penalty) == (0, 0, 0)
+    assert default.repetition_penalty == 1.5
+    assert all(default.HasField(name) for name in ("min_p", "presence_penalty", "frequency_penalty"))
+    assert not default.HasField("seed")
     assert model.has_chat_template
     limits = model.limits
     assert (limits.max_tokens, limits.n, limits.logprobs, limits.stop_strings) == (199, 4, 5, 3)

@@ -43,6 +43,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "weights": ("int4", "int4"),
     "device": ("cpu", "cpu"),
     "max_context": ("1024", 1024),
+    "generation_config": ("none", "none"),
     "rope_scaling": ("yarn", "yarn"),
     "rope_option": ("factor=4", {"factor": "4"}),
     "host": ("0.0.0.0", "0.0.0.0"),

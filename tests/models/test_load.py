@@ -54,6 +54,13 @@ def test_bloom_is_refused(tmp_path):
         serve(save_tiny("bloom", tmp_path))
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "null", '{"watermarking_config": 5, "eos_token_id": "x"}'])
+def test_a_faulty_generation_config_keeps_no_model_away(content, tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    (folder / "generation_config.json").write_text(content)
+    assert serve(folder).architecture == "LlamaForCausalLM"
+
+
 def test_code_of_a_checkpoint_is_never_run(tmp_path):
     folder = save_tiny("llama", tmp_path)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
