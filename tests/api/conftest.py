@@ -30,7 +30,9 @@ from tests.api.fake_engine import READY, FakeEngine
 
 END = 256
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role in ('system', 'user', 'assistant') %}{{ m.role }}:{{ m.content }}\n{% endif %}"
+    "{% endfor %}"
     "{% if messages[0].content == 'refuse' %}{{ raise_exception('not that') }}{% endif %}"
 )
 
