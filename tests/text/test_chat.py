@@ -182,6 +182,16 @@ def test_a_template_that_takes_only_some_contents_is_still_used(load):
         ours(tokenizer, [("user", "yes"), ("user", "perhaps")])
 
 
+def test_contents_are_looked_for_where_the_template_takes_no_words_of_ours(load):
+    template = (
+        "{% if messages|length > 1 and messages[0].content != 'yes' %}"
+        "{{ raise_exception('say yes') }}{% endif %}{{ messages[0].content }}"
+    )
+    with pytest.raises(TextError, match="leaves it out of the prompt") as caught:
+        ours(load(template), [("user", "yes"), ("user", "no")])
+    assert caught.value.field == "chat.messages[1].content"
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

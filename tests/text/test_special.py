@@ -183,6 +183,12 @@ def test_the_default_model(default_model):
         ("{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}", ("x</", "s>")),
         ("{% for m in messages %}{{ m.content | trim }}{% endfor %}{{ eos_token }}", ("x< \n", "/s>")),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}", ("<", "<s>", "</s>", "</")),
+        (
+            "{% for m in messages %}{{ '!' if m.content.startswith('<') }}{{ m.content }}{% endfor %}"
+            "{{ eos_token }}",
+            ("<b> x</", "s>"),
+        ),
+        ("{% for m in messages %}{{ m.content | replace('-', '') }}{% endfor %}{{ eos_token }}", ("</-s>",)),
     ],
 )
 def test_contents_cannot_spell_a_token_together(tmp_path, template, contents):
