@@ -110,6 +110,18 @@ async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
         assert b'longspan_generation_tokens_total{model_name="fake"} 5.0' in page
 
 
+async def test_a_chat_template_that_is_asked_for_is_used(tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("Mine: {{ messages[0].content }}")
+    async with Life(chat_template=str(file)) as life:
+        await life.engine()
+        request = inference_pb2.TokenizeRequest(chat={"messages": [{"role": "user", "content": "x"}]})
+        assert bytes((await life.stub.Tokenize(request)).token_ids) == b"Mine: x"
+    async with Life(chat_template="nowhere") as life:
+        with pytest.raises(RefusedError, match="--chat-template nowhere is neither the name of"):
+            await asyncio.wait_for(life.task, 10)
+
+
 async def test_running_requests_finish_while_new_ones_are_refused():
     async with Life() as life:
         await life.engine()
