@@ -32,6 +32,9 @@ _MOST_UNUSUAL_ROLES = 16
 _KEPT = 256
 _KEPT_CHARACTERS = 4096
 
+# A status has room for a few thousand characters, of which some letters take twelve.
+_MOST_SAID, _MOST_QUOTED = 200, 40
+
 # What templates raise, beside their own errors, where they meet what they don't expect.
 _FAILURES = (
     jinja2.TemplateError,
@@ -125,7 +128,7 @@ class ChatTemplate:
             text = self._render(turns, finding.parts)
         except _FAILURES as error:
             raise TextError(
-                "chat.messages", f"the model's chat template refuses this conversation: {error}"
+                "chat.messages", f"the model's chat template refuses this conversation: {_short(error)}"
             ) from error
         if finding.failure is not None:  # it took these contents, though not ours
             _check_whole(text, turns)
@@ -189,14 +192,15 @@ class ChatTemplate:
             index = min(lost)
             instead = "send fewer messages" if roles[index] == "user" else "say it in a user's message"
             sentence = (
-                f"the model's chat template leaves a message of role {roles[index]!r} in this place out of "
-                f"the prompt; {instead}"
+                f"the model's chat template leaves a message of role {_quote(roles[index])} in this place "
+                f"out of the prompt; {instead}"
             )
             return _Finding(parts, (index, "", sentence))
         for role in unusual:
             if self._ignores(role, turns, parts, text):
                 sentence = (
-                    f"the model's chat template has no role {role!r}; usual are system, user and assistant"
+                    f"the model's chat template has no role {_quote(role)}; usual are system, user and "
+                    "assistant"
                 )
                 return _Finding(parts, (roles.index(role), ".role", sentence))
         return _Finding(parts)
@@ -223,7 +227,7 @@ class ChatTemplate:
             what = (error.message or "").rstrip(".")
             return f"has a chat template with an error in line {error.lineno} of {place}: {what}"
         if first.failure is not None:
-            return f"has a chat template in {place} that fails on a plain question: {first.failure}"
+            return f"has a chat template in {place} that fails on a plain question: {_short(first.failure)}"
         return (
             f"has a chat template in {place} that leaves what the user says out of the prompt, whether it is "
             "passed as text or as parts"
@@ -240,6 +244,16 @@ class ChatTemplate:
         if turns.problem or turns.failure:
             why = f": {turns.failure}" if turns.failure else ", since the template leaves some of them out"
             log.warning("conversations of several turns are refused%s", why)
+
+
+def _short(error: Exception) -> str:
+    """What a template says, which may quote the conversation."""
+    text = str(error)
+    return text if len(text) <= _MOST_SAID else text[:_MOST_SAID] + "..."
+
+
+def _quote(role: str) -> str:
+    return ascii(role if len(role) <= _MOST_QUOTED else role[:_MOST_QUOTED] + "...")
 
 
 def _words(roles: Sequence[str]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
+from server.api import errors
 from server.engine.types import RefusedError
 from server.text.errors import TextError
 from server.text.tokenizer import Tokenizer
@@ -159,6 +160,25 @@ def test_roles_are_those_that_change_the_prompt(load, tmp_path, template, role, 
     with pytest.raises(TextError, match=f"no role '{role}'") as caught:
         ours(tokenizer, turns)
     assert caught.value.field == "chat.messages[1].role"
+
+
+@pytest.mark.parametrize(
+    ("template", "role"),
+    [
+        (FEW_ROLES, "🙂" * 10_000),
+        (ONE_OF_TWO, "🙂" * 10_000),
+        (
+            "{% if messages|length > 1 %}{{ raise_exception(messages[1].role) }}{% endif %}" + CHATML,
+            "🙂" * 10_000,
+        ),
+    ],
+)
+def test_what_a_client_sent_is_quoted_in_part(load, template, role):
+    with pytest.raises(TextError) as caught:
+        ours(load(template), [("user", "x"), (role, "y")])
+    status = errors.invalid([errors.Violation(caught.value.field, str(caught.value))]).status()
+    size = sum(len(key) + len(value) for key, value in status.trailing_metadata)
+    assert size + 3 * len(status.details.encode()) < 8000
 
 
 def test_a_conversation_may_have_a_few_unusual_roles(load):
