@@ -139,7 +139,8 @@ class Server:
             progress.report("starting the engine", None)
             engine = await self._start_engine(files)
             tokenizer, ready = await asyncio.gather(
-                in_thread(lambda: _load_tokenizer(files.folder)), self._wait_ready(engine, progress)
+                in_thread(lambda: _load_tokenizer(files.folder, self._settings.chat_template)),
+                self._wait_ready(engine, progress),
             )
         except EngineDeadError as error:
             raise RefusedError(f"the engine did not start: {error}") from error
@@ -276,10 +277,10 @@ def serve(settings: Settings, spawned: Spawned | None = None) -> int:
         return 1
 
 
-def _load_tokenizer(folder: Path) -> Tokenizer:
+def _load_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer:
     from server.text.tokenizer import Tokenizer  # its import takes a second, while the engine starts
 
-    return Tokenizer(folder)
+    return Tokenizer(folder, chat_template)
 
 
 def _command() -> str:

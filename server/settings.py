@@ -67,6 +67,10 @@ class Settings(BaseSettings):
         description="Local Hugging Face folder, hub name, or GGUF file. Without it: SmolLM2-135M-Instruct.",
     )
     model_name: str | None = Field(None, description="Name in requests and metrics. Without it: from MODEL.")
+    chat_template: str | None = Field(
+        None,
+        description="Name of one of the model's chat templates, or a Jinja file. Without it: its default.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format. auto: float32 on CPU, the checkpoint's own elsewhere."
     )

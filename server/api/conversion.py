@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -18,12 +19,15 @@ from server.api.state import Served
 from server.engine.ranges import RANGES
 from server.engine.types import Sampling, Submit
 from server.settings import Settings
+from server.text.errors import TextError
 from server.text.stop import StopStrings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 # A longer text is tokenized in a thread: it would hold up every stream for more than about a millisecond.
 _THREAD_CHARACTERS = 2000
+# Rendering a message takes as long as tokenizing about so many.
+_MESSAGE_CHARACTERS = 50
 
 # Seeds of a request's samples lie this far apart (an odd number near 2**64 / golden ratio, as in SplitMix64).
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -114,7 +118,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
     if found:
         raise errors.invalid(found)
     if request.HasField("chat") and not served.tokenizer.has_chat_template:
-        raise errors.no_chat_template(served.name)
+        raise errors.no_chat_template(served.name, served.tokenizer.chat_refusal)
     stop = StopStrings(request.stop.stop_strings, served.tokenizer.special_tokens)
     stop_ids = {*request.stop.stop_token_ids, *(id_ for id_ in stop.token_ids if id_ < vocabulary)}
     if not request.stop.ignore_eos:
@@ -143,9 +147,9 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> 
     if kind == "token_ids":
         ids = list(request.token_ids.ids)
     elif kind == "chat":
-        ids = await chat_ids(request.chat, served)
+        ids = await chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
     else:
-        ids = await text_ids(request.text, served)
+        ids = await text_ids(request.text, served, as_text=request.special_tokens_as_text)
     if not ids:
         raise errors.invalid([Violation(str(kind), "has no tokens; send at least one character")])
     if max(ids) >= served.ready.vocabulary_size:  # some tokenizers know more tokens than their model
@@ -156,29 +160,36 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> 
     return ids
 
 
-async def text_ids(text: str, served: Served, *, special: bool = True) -> list[int]:
-    """Token ids of a text, with the tokens that the tokenizer adds unless ``special`` is false."""
-    if len(text) <= _THREAD_CHARACTERS:
-        return served.tokenizer.encode(text, add_special_tokens=special)
-    return await asyncio.to_thread(served.tokenizer.encode, text, add_special_tokens=special)
+async def text_ids(text: str, served: Served, *, special: bool = True, as_text: bool = False) -> list[int]:
+    """Token ids of a text, with the tokens that the tokenizer adds unless ``special`` is false.
+
+    Raises:
+        ServiceError: special tokens that the text spells out can't be kept text, as ``as_text`` asks.
+    """
+    encode = functools.partial(
+        served.tokenizer.encode, text, add_special_tokens=special, special_tokens_as_text=as_text
+    )
+    return await _encoded(encode, at_once=len(text) <= _THREAD_CHARACTERS and not as_text)
 
 
-async def chat_ids(chat: types_pb2.Chat, served: Served) -> list[int]:
+async def chat_ids(chat: types_pb2.Chat, served: Served, *, as_text: bool = False) -> list[int]:
     """Token ids of a conversation, up to where the assistant speaks.
 
     Raises:
-        ServiceError: the model has no template, or the template refuses the conversation.
+        ServiceError: the model has no template, or the template refuses the conversation; or special tokens
+            that it spells out can't be kept text, as ``as_text`` asks.
     """
     if not served.tokenizer.has_chat_template:
-        raise errors.no_chat_template(served.name)
-    from server.text.tokenizer import TextError  # its import takes a second, which the start can't spare
-
+        raise errors.no_chat_template(served.name, served.tokenizer.chat_refusal)
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-    size = sum(len(message.content) for message in chat.messages)
+    size = sum(len(message.role) + len(message.content) + _MESSAGE_CHARACTERS for message in chat.messages)
+    encode = functools.partial(served.tokenizer.encode_chat, messages, special_tokens_as_text=as_text)
+    return await _encoded(encode, at_once=size <= _THREAD_CHARACTERS and not as_text)
+
+
+async def _encoded(encode: Callable[[], list[int]], *, at_once: bool) -> list[int]:
     try:
-        if size <= _THREAD_CHARACTERS:
-            return served.tokenizer.encode_chat(messages)
-        return await asyncio.to_thread(served.tokenizer.encode_chat, messages)
+        return encode() if at_once else await asyncio.to_thread(encode)
     except TextError as error:
         raise errors.invalid([Violation(error.field, str(error))]) from error
 
@@ -213,6 +224,8 @@ def _check_prompt(request: inference_pb2.GenerateRequest, vocabulary: int) -> li
         return [] if request.text else [Violation("text", "is empty; send at least one character")]
     if not request.token_ids.ids:
         return [Violation("token_ids.ids", "is empty; send at least one token id")]
+    if request.special_tokens_as_text:
+        return [Violation("special_tokens_as_text", "is for text and chat; token ids are taken as they are")]
     return check_token_ids("token_ids.ids", request.token_ids.ids, vocabulary)
 
 

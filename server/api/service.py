@@ -170,11 +170,13 @@ async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int
     """
     match request.WhichOneof("input"):
         case "text":
-            return await conversion.text_ids(request.text, served, special=special)
+            return await conversion.text_ids(
+                request.text, served, special=special, as_text=request.special_tokens_as_text
+            )
         case "chat":
             found = conversion.check_chat(request.chat)
             if found:
                 raise errors.invalid(found)
-            return await conversion.chat_ids(request.chat, served)
+            return await conversion.chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
         case _:
             raise errors.invalid([Violation("input", "is not set; send text or chat")])

@@ -136,7 +136,7 @@ def _load(
                 local_files_only=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                # The folder's own is for generate, which is not used; a faulty one must not keep the model away.
+                # The folder's own is for generate, which is not used; a faulty one must keep no model away.
                 generation_config=transformers.GenerationConfig(),
                 **place,
             )

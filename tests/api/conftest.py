@@ -32,7 +32,9 @@ from tests.api.fake_engine import READY, FakeEngine
 END = 256
 GENERATION = Generation([END], Sampling(temperature=0.25, top_k=40, top_p=0.75, repetition_penalty=1.5))
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role in ('system', 'user', 'assistant') %}{{ m.role }}:{{ m.content }}\n{% endif %}"
+    "{% endfor %}"
     "{% if messages[0].content == 'refuse' %}{{ raise_exception('not that') }}{% endif %}"
 )
 

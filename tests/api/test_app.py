@@ -127,6 +127,18 @@ async def test_generation_config_says_what_requests_leave_unset(choice, temperat
     assert ("top_p is 'most'" in caplog.text) == (choice == "auto")
 
 
+async def test_a_chat_template_that_is_asked_for_is_used(tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("Mine: {{ messages[0].content }}")
+    async with Life(chat_template=str(file)) as life:
+        await life.engine()
+        request = inference_pb2.TokenizeRequest(chat={"messages": [{"role": "user", "content": "x"}]})
+        assert bytes((await life.stub.Tokenize(request)).token_ids) == b"Mine: x"
+    async with Life(chat_template="nowhere") as life:
+        with pytest.raises(RefusedError, match="--chat-template nowhere is neither the name of"):
+            await asyncio.wait_for(life.task, 10)
+
+
 async def test_running_requests_finish_while_new_ones_are_refused():
     async with Life() as life:
         await life.engine()

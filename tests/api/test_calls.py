@@ -210,6 +210,22 @@ async def test_tokenize_detokenize_count(running):
         assert (await stub.Detokenize(request)).text == text
 
 
+async def test_special_tokens_as_text(running):
+    stub, chat = running.stub, {"messages": [{"role": "user", "content": "<end>"}]}
+    for given, spelled, special in (
+        ({"text": "<end>"}, b"<end>", [END]),
+        ({"chat": chat}, b"user:<end>\n", [*b"user:", END, *b"\n"]),
+    ):
+        for as_text, expected in ((False, special), (True, list(spelled))):
+            fields = {**given, "special_tokens_as_text": as_text}
+            tokens = await stub.Tokenize(inference_pb2.TokenizeRequest(**fields))
+            assert list(tokens.token_ids) == expected
+            counted = await stub.CountTokens(inference_pb2.CountTokensRequest(**fields))
+            assert counted.token_count == len(expected)
+            answer = await running.stub.Generate(inference_pb2.GenerateRequest(**fields))
+            assert answer.usage.prompt_tokens == len(expected)
+
+
 async def test_information(running):
     stub = running.stub
     assert list((await stub.ListModels(inference_pb2.ListModelsRequest())).models) == ["fake"]

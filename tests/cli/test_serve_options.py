@@ -39,6 +39,7 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 VALUES: dict[str, tuple[str, Any]] = {
     "model": ("folder", "folder"),
     "model_name": ("mine", "mine"),
+    "chat_template": ("mine.jinja", "mine.jinja"),
     "dtype": ("bfloat16", "bfloat16"),
     "weights": ("int4", "int4"),
     "device": ("cpu", "cpu"),
