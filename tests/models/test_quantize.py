@@ -1,7 +1,6 @@
 """Packed weights: what they stand for, what is computed with them, and what runs in which mode."""
 
 import math
-import platform
 import pydoc_data.topics
 import random as random_numbers
 
@@ -21,6 +20,7 @@ from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import GROUP, pack, unpack
 from tests.engine.harness import greedy_requests, load, make_core, run
+from tests.instructions import OLDER, compiled_with, without
 from tests.models.test_fuse import logits_of
 from tests.models_zoo import VOCABULARY, save_tiny
 
@@ -127,38 +127,25 @@ def test_no_number_stays_in_its_row():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_without_special_instructions_results_are_the_same(bits, monkeypatch):
+def test_without_special_instructions_results_are_the_same(bits):
     x, weight = uneven(21, 1088), random(40, 1088, seed=1)
     fast = QuantizedLinear(pack(weight, bits), 1088, 40, None)(x)
-    command = native.native.compiler()
-    monkeypatch.setenv("CXX", " ".join([*command, "-DLONGSPAN_PORTABLE"]))
-    native._compiled.cache_clear()
-    try:
+    with compiled_with("-DLONGSPAN_PORTABLE"):
         portable = QuantizedLinear(pack(weight, bits), 1088, 40, None)(x)
-    finally:
-        monkeypatch.undo()
-        native._compiled.cache_clear()
     assert torch.equal(portable, fast)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions left out are x86's")
-def test_older_processors_pack_and_refuse_the_same(monkeypatch):
+def test_older_processors_pack_and_refuse_the_same():
     """Those without F16C, whose numbers of 16 bits are made without it."""
     weight = random(40, 100)
     wrong = weight.clone()
     wrong[5, 40] = 1e9
     newer = [pack(weight, bits) for bits in (4, 8)]
-    command = native.native.compiler()
-    monkeypatch.setenv("CXX", " ".join([*command, "-mno-avx", "-mno-f16c", "-mno-fma"]))
-    native._compiled.cache_clear()
-    try:
+    with without(*OLDER):
         older = [pack(weight, bits) for bits in (4, 8)]
         for bits in (4, 8):
             with pytest.raises(ValueError, match="no numbers, or too large"):
                 pack(wrong, bits)
-    finally:
-        monkeypatch.undo()
-        native._compiled.cache_clear()
     for one, other in zip(older, newer, strict=True):
         assert torch.equal(unpack(one, 40, 100), unpack(other, 40, 100))
 
