@@ -24,6 +24,12 @@ def multiplies_bfloat16() -> bool:
     return "__AVX512BF16__" in _macros(*native.compiler())
 
 
+def fuses_products() -> bool:
+    """Whether products and the sums that they are part of are rounded once."""
+    macros = _macros(*native.compiler())
+    return "__FMA__" in macros or "__aarch64__" in macros
+
+
 @contextmanager
 def compiled_with(*flags: str) -> Iterator[None]:
     """Code that is called in here was compiled with these flags too."""
