@@ -2,12 +2,9 @@
 
 import logging
 
-import gguf
 import numpy as np
 import pytest
 import torch
-from gguf.quants import dequantize
-from gguf.quants import quantize as to_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,32 +12,16 @@ from server.models.quantize import quantize
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import GROUP, pack, pack_exactly
 from tests.engine.harness import load
+from tests.gguf_blocks import as_published, published
 from tests.instructions import OLDER, without
 from tests.models.test_fuse import logits_of
 from tests.models_zoo import VOCABULARY, save_tiny
 
 TOKENS = torch.randint(VOCABULARY, (40,), generator=torch.Generator().manual_seed(1))
 
-# The fewest bits that hold a block type's weights exactly, if any do. Blocks that gguf cannot make are random
-# bytes around scales whose places are given.
+# The fewest bits that hold a block type's weights exactly, if any do.
 BITS = {"Q4_0": 4, "Q4_1": 4, "TQ2_0": 4, "Q8_0": 8, "Q5_0": 8, "MXFP4": 8, "IQ4_NL": 8, "Q3_K": 8}
-NOT_EXACT = ("Q5_1", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16")
-SCALES_AT = {"IQ4_NL": (0,), "Q3_K": (-2,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (-2,)}
-
-
-def published(name, outputs=37, inputs=512):
-    """What a file with blocks of this type says, in float32, as gguf reads it."""
-    kind = gguf.GGMLQuantizationType[name]
-    random = np.random.default_rng(0)
-    if name in SCALES_AT:
-        numbers, size = gguf.GGML_QUANT_SIZES[kind]
-        blocks = random.integers(0, 256, (outputs * inputs // numbers, size), dtype=np.uint8)
-        for place in SCALES_AT[name]:
-            scales = (0.02 * random.standard_normal(len(blocks))).astype(np.float16)
-            blocks[:, place % size : place % size + 2] = scales.view(np.uint8).reshape(-1, 2)
-    else:
-        blocks = to_blocks(0.02 * random.standard_normal((outputs, inputs), dtype=np.float32), kind)
-    return torch.from_numpy(np.array(dequantize(blocks, kind), np.float32)).view(outputs, inputs)
+NOT_EXACT = ("Q5_1", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16")
 
 
 def operators(packed, outputs, inputs):
@@ -154,8 +135,7 @@ def publish(folder, types):
     model = load(save_tiny("llama", folder)).model
     for name, linear in model.named_modules():
         if block := types.get(name.rpartition(".")[2]):
-            weight, kind = linear.weight.data, gguf.GGMLQuantizationType[block]
-            weight.copy_(torch.from_numpy(dequantize(to_blocks(weight.numpy(), kind), kind)))
+            linear.weight.data.copy_(as_published(linear.weight.data, block))
     return model
 
 
