@@ -156,6 +156,12 @@ def publish(folder, types):
         ),
         ({}, "float32", "float32", ["9 left in float32", "--weights int8 rounds them"]),
         (
+            {"qkv": "Q4_0", "o": "Q8_0", "gate_up": "Q4_1", "down": "Q5_0", "lm_head": "Q8_0"},
+            "int4+int8",
+            "int8",
+            ["4 packed in 4 bits, 5 packed in 8 bits"],
+        ),
+        (
             {"qkv": "Q5_1", "o": "Q4_0", "gate_up": "Q4_1", "down": "Q5_0", "lm_head": "Q8_0"},
             "float32+int4+int8",
             "int8",
@@ -168,7 +174,7 @@ def publish(folder, types):
             ["8 packed in 4 bits, 1 left in float32"],
         ),
     ],
-    ids=["Q4_0", "Q8_0", "floats", "mixed", "head apart"],
+    ids=["Q4_0", "Q8_0", "floats", "both", "mixed", "head apart"],
 )
 def test_auto_packs_what_is_exact_and_says_the_rest(types, forms, head, said, tmp_path, caplog):
     model = publish(tmp_path / "llama", types)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +54,7 @@ class LlamaCpp:
 
     def __init__(self, file: Path, context: int = 1024) -> None:
         path = os.pathsep.join([str(installed()), os.environ.get("PYTHONPATH", "")])
-        self._errors = file.with_suffix(".llama.log").open("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
         self._process = subprocess.Popen(
             [sys.executable, str(_PROGRAM), str(file), str(context)],
             stdin=subprocess.PIPE,
