@@ -1,0 +1,67 @@
+"""Keys and tensors that say nothing of what a model computes, each with the reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from server.models.gguf.file import GgufFile
+
+_FILE = "it describes the file or where it comes from"
+
+# Patterns of keys; ``{a}`` stands for the architecture's name.
+_KEYS: Mapping[str, str] = {
+    r"general\.sampling\..+": "a suggestion for sampling",
+    r"general\..+": _FILE,
+    r"quantize\..+": "how the file was quantized",
+    r"imatrix\..+": "how the file was quantized",
+    r"{a}\.rope\.scaling\.finetuned": "whether the model was trained with its scaling, which changes nothing",
+    r"{a}\.tensor_data_layout": "the layout is that of llama.cpp in every file that it reads",
+    r"{a}\.vision\..+": "of an image encoder, which text does not pass",
+    r"tokenizer\..+": "the tokenizer's reader says what it does not know",
+}
+_TENSORS: Mapping[str, str] = {
+    r"blk\.\d+\.(attn_rot_embd|attn\.rot_embd)\.weight": "rotary frequencies, which the metadata gives",
+    r"(v|mm|a)\..+": "of an image or sound encoder, which text does not pass",
+}
+
+
+def refuse_unused(
+    file: GgufFile, architecture: str, unused: Mapping[str, str], layers: int, drafting: int
+) -> None:
+    """Refuses a file that says more than was read.
+
+    Args:
+        file: after everything was taken from it that is known.
+        architecture: as the file calls it.
+        unused: keys of this architecture that say nothing more, without its name.
+        layers: of the model.
+        drafting: layers after them that predict further tokens, which is not how Longspan generates.
+
+    Raises:
+        ValueError: a key or a tensor is left; the message names it.
+    """
+    patterns = [pattern.replace("{a}", re.escape(architecture)) for pattern in _KEYS]
+    known = {f"{architecture}.{key}" for key in unused}
+    keys = [key for key in file.metadata.unread() if key not in known and not _matches(patterns, key)]
+    if keys:
+        value = str(file.metadata[keys[0]])
+        raise ValueError(
+            f"it says {keys[0]} = {value[:60]}, and what that means for a {architecture} model is unknown to "
+            f"Longspan{_others(keys)}"
+        )
+    further = [rf"blk\.{layer}\..+" for layer in range(layers, layers + drafting)]
+    tensors = [name for name in file.unclaimed() if not _matches([*_TENSORS, *further], name)]
+    if tensors:
+        raise ValueError(
+            f"it has the tensor {tensors[0]}, which {architecture} models of transformers don't"
+            f"{_others(tensors)}"
+        )
+
+
+def _matches(patterns: list[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _others(names: list[str]) -> str:
+    return f" ({len(names) - 1} more like this)" if len(names) > 1 else ""
