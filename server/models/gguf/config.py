@@ -64,7 +64,11 @@ def read_config(reading: Reading, row: Row) -> Described:
         rope = read_rope(
             reading, sizes.head_size, context, partial=row.rope == "partial", truncate=row.truncate
         )
-        values["rope_parameters"] = _by_layer(reading, row, rope) if _is_by_layer(known) else rope
+        if _is_by_layer(known):
+            values["rope_parameters"] = _by_layer(reading, row, rope)
+        else:
+            values["rope_parameters"] = rope
+            reading.expect("rope.freq_base_swa", rope["rope_theta"])
     values |= _tokens(reading, values["vocab_size"])
     # Some configs take the size of a head without declaring it; it shows in the shapes.
     if strange := [name for name in values if name != row.head_size and not hasattr(known, name)]:
@@ -86,14 +90,14 @@ def _check_kind(reading: Reading) -> None:
         raise ValueError(f"it holds no model but what it calls {kind}; name the file of the model itself")
     reading.expect("attention.causal", True)
     reading.expect("pooling_type", _NO_POOLING)
-    reading.expect("attention.clamp_kqv", 0.0)
-    reading.expect("attention.max_alibi_bias", 0.0)
 
 
 def _read_sizes(reading: Reading, row: Row, hidden: int, heads: int) -> Sizes:
     size = reading.get("attention.key_length", hidden // heads)
     if reading.get("attention.value_length", size) != size:
         raise ValueError("its keys and values differ in size, which Longspan can't serve")
+    for key in ("attention.key_length_swa", "attention.value_length_swa"):
+        reading.expect(key, size)
     if row.head_size is None and size != hidden // heads:
         raise ValueError(
             f"its heads have {size} numbers, but those of {reading.architecture} models of transformers have "

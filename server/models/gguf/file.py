@@ -158,7 +158,7 @@ def _open(path: Path) -> Any:
         if "GGMLQuantizationType" in reason:
             raise ValueError(
                 f"{path.name} has tensors of a type that this version of the gguf package does not know "
-                f"({reason.split()[0]}); upgrade it: pip install -U gguf"
+                f"({reason}); upgrade it: pip install -U gguf"
             ) from error
         if "version" in reason:
             raise ValueError(f"{path.name}: {reason}; fetch a newer file") from error

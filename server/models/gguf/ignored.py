@@ -20,6 +20,24 @@ _KEYS: Mapping[str, str] = {
     r"{a}\.vision\..+": "of an image encoder, which text does not pass",
     r"tokenizer\..+": "the tokenizer's reader says what it does not know",
 }
+# Keys of the architecture that, with this value, say that it does not have something.
+_ABSENT: Mapping[str, object] = {
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.scale": 0.0,
+    "attention.sliding_window": 0,
+    "attn_logit_softcapping": 0.0,
+    "embedding_scale": 0.0,
+    "expert_count": 0,
+    "expert_group_count": 0,
+    "expert_group_used_count": 0,
+    "expert_shared_count": 0,
+    "expert_used_count": 0,
+    "final_logit_softcapping": 0.0,
+    "leading_dense_block_count": 0,
+    "logit_scale": 0.0,
+    "residual_scale": 0.0,
+}
 _TENSORS: Mapping[str, str] = {
     r"blk\.\d+\.(attn_rot_embd|attn\.rot_embd)\.weight": "rotary frequencies, which the metadata gives",
     r"(v|mm|a)\..+": "of an image or sound encoder, which text does not pass",
@@ -43,7 +61,11 @@ def refuse_unused(
     """
     patterns = [pattern.replace("{a}", re.escape(architecture)) for pattern in _KEYS]
     known = {f"{architecture}.{key}" for key in unused}
-    keys = [key for key in file.metadata.unread() if key not in known and not _matches(patterns, key)]
+    keys = [
+        key
+        for key in file.metadata.unread()
+        if key not in known and not _is_absent(file, architecture, key) and not _matches(patterns, key)
+    ]
     if keys:
         value = str(file.metadata[keys[0]])
         raise ValueError(
@@ -57,6 +79,11 @@ def refuse_unused(
             f"it has the tensor {tensors[0]}, which {architecture} models of transformers don't"
             f"{_others(tensors)}"
         )
+
+
+def _is_absent(file: GgufFile, architecture: str, key: str) -> bool:
+    name = key.removeprefix(f"{architecture}.")
+    return name in _ABSENT and name != key and file.metadata[key] == _ABSENT[name]
 
 
 def _matches(patterns: list[str], name: str) -> bool:

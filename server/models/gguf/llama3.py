@@ -15,7 +15,8 @@ import torch
 # What published models have, and their like: tried first, since several numbers can give the same factors.
 _ORIGINAL = (8192, 4096, 2048, 16384, 32768, 65536)
 _BOUNDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0))
-_TOLERANCE = 2e-6
+# Converters compute with float32. Bounds that are fitted must keep closer to what the file says.
+_USUAL_TOLERANCE, _FITTED_TOLERANCE, _ROUNDING = 1e-5, 2e-6, 1e-6
 
 
 def recover_llama3(factors: torch.Tensor, base: float) -> dict[str, Any] | None:
@@ -31,18 +32,24 @@ def recover_llama3(factors: torch.Tensor, base: float) -> dict[str, Any] | None:
     wanted = factors.double()
     count = wanted.numel()
     waves = 2 * math.pi * base ** (torch.arange(count, dtype=torch.float64) / count)
-    factor = float(str(factors.max().numpy()))
-    if factor <= 1 or float(wanted.min()) < 1:
+    largest = float(wanted.max())
+    if largest <= 1 + _ROUNDING or float(wanted.min()) < 1 - _ROUNDING:
         return None
-    for low, high, original in [*_usual(), *_fitted(wanted, waves, factor)]:
-        if high > low > 0 and _close(_factors(waves, factor, low, high, original), wanted):
-            return {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original,
-            }
+    for factor in (float(f"{largest:.6g}"), largest):
+        usual = [(each, _USUAL_TOLERANCE) for each in _usual()]
+        fitted = [(each, _FITTED_TOLERANCE) for each in _fitted(wanted, waves, factor)]
+        for (low, high, original), tolerance in usual + fitted:
+            if not high > low > 0:
+                continue
+            found = _factors(waves, factor, low, high, original)
+            if bool(((found / wanted - 1).abs() <= tolerance).all()):
+                return {
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                }
     return None
 
 
@@ -52,7 +59,8 @@ def _usual() -> list[tuple[float, float, int]]:
 
 def _fitted(wanted: torch.Tensor, waves: torch.Tensor, factor: float) -> list[tuple[float, float, int]]:
     """Bounds that fit what lies between them, for an original length that makes the lower one 1 or nearly."""
-    between = (wanted > 1) & (wanted < factor * (1 - 1e-7))
+    plain = wanted <= 1 + _ROUNDING
+    between = ~plain & (wanted < factor * (1 - _ROUNDING))
     share = (1 / wanted[between] - 1 / factor) / (1 - 1 / factor)
     inverse = 1 / waves[between]
     bounds: list[tuple[float, float]] = []
@@ -69,8 +77,8 @@ def _fitted(wanted: torch.Tensor, waves: torch.Tensor, factor: float) -> list[tu
         for ratio in (4.0, 2.0, 8.0, 3.0, 16.0, 1.5, 1.1):
             longest = wave * (part * (ratio - 1) + 1)
             bounds.append((longest, longest / ratio))
-    elif bool((wanted == 1).any()):
-        last, first = float(waves[wanted == 1].max()), float(waves[wanted > 1].min())
+    elif bool(plain.any()):
+        last, first = float(waves[plain].max()), float(waves[~plain].min())
         bounds.append((last ** (1 / 3) * first ** (2 / 3), last ** (2 / 3) * first ** (1 / 3)))
     else:
         shortest = float(waves.min())
@@ -86,7 +94,3 @@ def _fitted(wanted: torch.Tensor, waves: torch.Tensor, factor: float) -> list[tu
 def _factors(waves: torch.Tensor, factor: float, low: float, high: float, original: int) -> torch.Tensor:
     share = ((original / waves - low) / (high - low)).clamp(0, 1)
     return 1 / ((1 - share) / factor + share)
-
-
-def _close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return bool(((found / wanted - 1).abs() <= _TOLERANCE).all())

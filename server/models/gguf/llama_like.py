@@ -65,9 +65,6 @@ def _qwen3_moe(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _query_scale(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
-    scale = reading.get("attention.scale", 0.0)
-    if scale:
-        return {"query_pre_attn_scalar": round(scale**-2)}
     if values["num_hidden_layers"] == _LARGEST_GEMMA[reading.architecture]:
         return {"query_pre_attn_scalar": values["hidden_size"] // values["num_attention_heads"]}
     return {"query_pre_attn_scalar": values["head_dim"]}

@@ -7,7 +7,7 @@ from typing import Any
 from server.models.gguf.experts import read_experts
 from server.models.gguf.reading import Reading
 from server.models.gguf.row import ATTENTION, ATTENTION_BIASES, MLP, MODEL, NORMS, SIZES, Row, Rule
-from server.models.gguf.transforms import by_head, in_turn, minus_one, row, transposed
+from server.models.gguf.transforms import by_head, in_turn, key_row, minus_one, query_row, transposed
 from server.models.gguf.windows import Window
 
 _LAYER_NORM = "attention.layer_norm_epsilon"
@@ -150,8 +150,8 @@ ROWS = {
             **ATTENTION,
             **MLP,
             **NORMS,
-            "self_attn.q_layernorm.norms.#.weight": Rule(("attn_q_norm.weight",), row),
-            "self_attn.k_layernorm.norms.#.weight": Rule(("attn_k_norm.weight",), row),
+            "self_attn.q_layernorm.norms.#.weight": Rule(("attn_q_norm.weight",), query_row),
+            "self_attn.k_layernorm.norms.#.weight": Rule(("attn_k_norm.weight",), key_row),
         },
         keys={**SIZES, _LAYER_NORM: "layer_norm_eps"},
         head_size=None,

@@ -50,18 +50,17 @@ class Parameter:
         """
         if not self.sources:
             return torch.zeros(self.shape)
-        parts = [_read(file, source, self.sizes) for source in self.sources]
         try:
+            parts = [_read(file, source, self.sizes) for source in self.sources]
             made = self.transform(self.sizes, *parts)
         except (RuntimeError, IndexError):
             made = None
         if made is None or _core(made.shape) != _core(self.shape):
-            shapes = ", ".join(
-                f"{name} {tuple(part.shape)}" for name, part in zip(self.sources, parts, strict=True)
-            )
+            stored = [name for source in self.sources for name in _stored(file, source)]
+            shapes = " and ".join(f"{name} {file.shape(name)}" for name in stored)
             raise ValueError(
-                f"{shapes}: this is not the shape of its tensor that the metadata asks for, which is "
-                f"{self.shape} for {self.name} of transformers"
+                f"its tensor {shapes} has another shape than the metadata asks for, which is {self.shape} "
+                f"for {self.name} of transformers"
             )
         return made.reshape(self.shape).contiguous()
 

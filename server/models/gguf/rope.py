@@ -33,6 +33,7 @@ def read_rope(
     """
     base = float(reading.get("rope.freq_base", _BASE))
     rotated = reading.get("rope.dimension_count", head_size)
+    reading.expect("rope.dimension_count_swa", rotated)
     parameters = _scaling(reading, base, rotated, context)
     if parameters["rope_type"] == "yarn" and not truncate:
         parameters["truncate"] = False

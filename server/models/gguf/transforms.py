@@ -78,6 +78,15 @@ def by_head(sizes: Sizes, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.unflatten(0, (3, sizes.heads, -1)).transpose(0, 1).reshape(tensor.shape)
 
 
-def row(sizes: Sizes, tensor: torch.Tensor) -> torch.Tensor:
-    """One head's part of what the file keeps for all."""
-    return tensor[sizes.index]
+def query_row(sizes: Sizes, tensor: torch.Tensor) -> torch.Tensor:
+    """One query head's part of what the file keeps for all."""
+    return _row(tensor, sizes.index, sizes.heads)
+
+
+def key_row(sizes: Sizes, tensor: torch.Tensor) -> torch.Tensor:
+    """As ``query_row``, for keys."""
+    return _row(tensor, sizes.index, sizes.kv_heads)
+
+
+def _row(tensor: torch.Tensor, index: int, heads: int) -> torch.Tensor:
+    return tensor[index] if tensor.shape[0] == heads else tensor

@@ -35,14 +35,7 @@ def read_window(reading: Reading, window: Window | None, layers: int) -> dict[st
         ValueError: the file says what the architecture can't have.
     """
     if window is None:
-        # Another value than none stays unread, and is refused by that.
-        if not reading.items("attention.sliding_window"):
-            reading.get("attention.sliding_window", 0)
-            return {}
-        raise ValueError(
-            f"it has a window ({reading.architecture}.attention.sliding_window), which "
-            f"{reading.architecture} models of transformers don't"
-        )
+        return {}
     size = reading.get("attention.sliding_window", window.default)
     pattern = reading.items("attention.sliding_window_pattern")
     if isinstance(pattern, list):
