@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 
 from attention.backends import UnsupportedError
@@ -120,11 +121,8 @@ def _check_kind(folder: Path, config: Any) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise RefusedError(f"{kind} is an encoder-decoder model; {_CHOOSE}")
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     named = config.architectures or []
-    own = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else None
-    if encoder and (own is None or own.__name__ not in named):
+    if _sees_all(config):
         raise RefusedError(
             f"{folder} holds {named[0] if named else kind}, an encoder: its tokens see those after them too, "
             f"so that it gives embeddings or labels and writes no text; {_CHOOSE}"
@@ -133,6 +131,7 @@ def _check_kind(folder: Path, config: Any) -> None:
         raise RefusedError(
             f"{folder} holds {named[0]}, whose output are labels or scores and no next tokens; {_CHOOSE}"
         )
+    own = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if own is None:
         what = "is no causal language model"
         if config.get_text_config(decoder=True) is not config:
@@ -143,6 +142,15 @@ def _check_kind(folder: Path, config: Any) -> None:
     _check_class(own, config)
 
 
+def _sees_all(config: Any) -> bool:
+    """Classes of encoders can be decoders too, and tell by a field."""
+    return (
+        type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        and type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        and not getattr(config, "is_decoder", False)
+    )
+
+
 def _check_class(own: Any, config: Any) -> None:
     text = config.get_text_config(decoder=True)
     strange = strange_types(text)
@@ -150,14 +158,19 @@ def _check_class(own: Any, config: Any) -> None:
     if getattr(own, "_is_stateful", False) and not (types and types <= set(KNOWN_TYPES)):
         where = f" in its {', '.join(strange)} layers" if types - set(strange) else ""
         raise RefusedError(
-            f"{own.__name__} keeps a recurrent state from token to token{where}, as state-space and "
-            "linear-attention models do, and a paged KV cache holds keys and values only; "
+            f"{own.__name__} keeps a state from token to token{where} beside keys and values, as state-space "
+            "and linear-attention models do, and a paged KV cache has no place for it; "
             "choose a model whose layers all attend"
         )
     if strange:
         raise RefusedError(
             f"{own.__name__} cannot be served: the paged cache would lose the structure of its "
             f"{', '.join(strange)} layers; choose a model whose layers all attend"
+        )
+    if getattr(text, "attn_temperature_tuning", False):
+        raise RefusedError(
+            f"{own.__name__} scales its queries by positions that it counts in each batch itself "
+            "(attn_temperature_tuning), so that sequences cannot share one; choose another architecture"
         )
     # A multimodal model may leave attention to its text model's class.
     attending = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), own)

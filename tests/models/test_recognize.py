@@ -14,6 +14,7 @@ from server.models.recognize import read_config
 from tests.models_zoo import save_tiny
 
 CONV = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
+WHOLE = {"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2}
 
 
 def serve(folder):
@@ -45,6 +46,7 @@ def edit(folder, **values):
         ("bert", "BertForMaskedLM", {}, r"holds BertForMaskedLM, an encoder"),
         ("bert", "BertForSequenceClassification", {}, r"holds BertForSequenceClassification, an encoder"),
         ("xlm-roberta", "XLMRobertaModel", {}, r"holds XLMRobertaModel, an encoder"),
+        ("roberta", "RobertaForCausalLM", {}, r"holds RobertaForCausalLM, an encoder"),
         ("distilbert", "DistilBertModel", {}, r"holds DistilBertModel, an encoder"),
         ("modernbert", "ModernBertForMaskedLM", {}, r"holds ModernBertForMaskedLM, an encoder"),
         (
@@ -73,19 +75,26 @@ def edit(folder, **values):
             "mamba",
             "MambaForCausalLM",
             {},
-            r"^MambaForCausalLM keeps a recurrent state from token to token, as",
+            r"^MambaForCausalLM keeps a state from token to token beside",
         ),
-        ("rwkv", "RwkvForCausalLM", {}, r"^RwkvForCausalLM keeps a recurrent state"),
-        ("recurrent_gemma", "RecurrentGemmaForCausalLM", {}, r"^RecurrentGemmaForCausalLM keeps a recurrent"),
-        ("xlstm", "xLSTMForCausalLM", {}, r"^xLSTMForCausalLM keeps a recurrent state"),
+        ("rwkv", "RwkvForCausalLM", {}, r"^RwkvForCausalLM keeps a state from"),
+        ("recurrent_gemma", "RecurrentGemmaForCausalLM", {}, r"^RecurrentGemmaForCausalLM keeps a state"),
+        ("xlstm", "xLSTMForCausalLM", {}, r"^xLSTMForCausalLM keeps a state from"),
         (
             "jamba",
             "JambaForCausalLM",
             {},
-            r"^JambaForCausalLM keeps a recurrent state from token to token in ",
+            r"^JambaForCausalLM keeps a state from token to token in ",
         ),
-        ("qwen3_next", "Qwen3NextForCausalLM", {}, r"recurrent state .* in its linear_attention layers, as"),
+        ("qwen3_next", "Qwen3NextForCausalLM", {}, r"a state .* in its linear_attention layers beside"),
         ("lfm2", "Lfm2ForCausalLM", CONV, r"^Lfm2ForCausalLM .* lose the structure of its conv layers"),
+        ("llama4_text", "Llama4ForCausalLM", {}, r"lose the structure of its chunked_attention layers"),
+        (
+            "llama4_text",
+            "Llama4ForCausalLM",
+            WHOLE,
+            r"scales its queries by positions that it counts in each",
+        ),
         ("bloom", "BloomForCausalLM", {}, r"^BloomForCausalLM does not go through .* attention interface"),
     ],
 )
