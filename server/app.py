@@ -139,13 +139,14 @@ class Server:
             progress.report("starting the engine", None)
             engine = await self._start_engine(files)
             tokenizer, ready = await asyncio.gather(
-                in_thread(lambda: _load_tokenizer(files.folder, self._settings.chat_template)),
+                in_thread(lambda: _load_tokenizer(files, self._settings.chat_template)),
                 self._wait_ready(engine, progress),
             )
         except EngineDeadError as error:
             raise RefusedError(f"the engine did not start: {error}") from error
         finally:
             progress.close()
+        _warn_of_tokens(tokenizer, ready)
         generation = read_generation(
             files.folder,
             ready,
@@ -216,6 +217,13 @@ class Server:
         served, settings = self.state.served, self._settings
         assert served is not None
         ready = served.ready
+        line = (
+            f"Longspan is ready: {served.name} on {settings.host}:{self.port} "
+            f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
+            f"metrics http://{settings.metrics_host}:{self.metrics_port}/metrics  ·  "
+        )
+        if not served.tokenizer.has_text:
+            return f"{line}token ids only: the model has no tokenizer"
         command = [_command(), "generate"]
         command += [EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]
         if settings.host != DEFAULT_HOST:
@@ -223,11 +231,7 @@ class Server:
         if self.port != DEFAULT_PORT:
             command += ["--port", str(self.port)]
         hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
-        return (
-            f"Longspan is ready: {served.name} on {settings.host}:{self.port} "
-            f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
-            f"metrics http://{settings.metrics_host}:{self.metrics_port}/metrics  ·  try: {hint}"
-        )
+        return f"{line}try: {hint}"
 
     async def _drain(self) -> None:
         """Running requests may finish for a while; then they are told that the server ends."""
@@ -277,10 +281,25 @@ def serve(settings: Settings, spawned: Spawned | None = None) -> int:
         return 1
 
 
-def _load_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer:
-    from server.text.tokenizer import Tokenizer  # its import takes a second, while the engine starts
+def _load_tokenizer(files: ModelFiles, chat_template: str | None) -> Tokenizer:
+    from server.text.no_tokenizer import NoTokenizer  # its import takes a second, while the engine starts
+    from server.text.tokenizer import Tokenizer
 
-    return Tokenizer(folder, chat_template)
+    if files.tokenizer is not None:
+        return Tokenizer(files.tokenizer, chat_template)
+    log.warning("%s has no tokenizer: token ids are served, and no text", files.source)
+    return NoTokenizer()
+
+
+def _warn_of_tokens(tokenizer: Tokenizer, ready: Ready) -> None:
+    """Says that some texts can't be prompts, which is no reason not to serve the others."""
+    beyond = tokenizer.vocabulary_size - ready.vocabulary_size
+    if beyond > 0:
+        log.warning(
+            "the tokenizer has %d tokens that the model lacks, from %d on; prompts with them are refused",
+            beyond,
+            ready.vocabulary_size,
+        )
 
 
 def _command() -> str:

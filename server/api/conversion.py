@@ -99,7 +99,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
 
     Raises:
         ServiceError: INVALID_ARGUMENT with all fields at fault; FAILED_PRECONDITION for a chat where the
-            model has no template.
+            model has no template, and for text where it has no tokenizer.
     """
     limit = limits(settings, served.ready.context_length)
     vocabulary = served.ready.vocabulary_size
@@ -117,6 +117,8 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         found.append(Violation("request_id", f"is {quote(request.request_id)}; it may have {allowed}"))
     if found:
         raise errors.invalid(found)
+    if request.WhichOneof("prompt") != "token_ids" or request.stop.stop_strings:
+        check_tokenizer(served)
     if request.HasField("chat") and not served.tokenizer.has_chat_template:
         raise errors.no_chat_template(served.name, served.tokenizer.chat_refusal)
     stop = StopStrings(request.stop.stop_strings, served.tokenizer.special_tokens)
@@ -192,6 +194,16 @@ async def _encoded(encode: Callable[[], list[int]], *, at_once: bool) -> list[in
         return encode() if at_once else await asyncio.to_thread(encode)
     except TextError as error:
         raise errors.invalid([Violation(error.field, str(error))]) from error
+
+
+def check_tokenizer(served: Served) -> None:
+    """Refuses what needs text.
+
+    Raises:
+        ServiceError: the model has no tokenizer.
+    """
+    if not served.tokenizer.has_text:
+        raise errors.no_tokenizer(served.name)
 
 
 def check_chat(chat: types_pb2.Chat) -> list[Violation]:

@@ -174,6 +174,17 @@ def no_chat_template(model: str, reason: str) -> ServiceError:
     )
 
 
+def no_tokenizer(model: str) -> ServiceError:
+    """The model has nothing that turns text into tokens or back."""
+    return ServiceError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"the model {model!r} has no tokenizer: it takes prompts as token ids, stops at stop_token_ids, and "
+        "answers with token ids",
+        "NO_TOKENIZER",
+        _info("NO_TOKENIZER", model=model),
+    )
+
+
 def stalled(seconds: float) -> ServiceError:
     """The client did not read its stream."""
     return ServiceError(

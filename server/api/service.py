@@ -78,6 +78,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.DetokenizeResponse:
         """Token ids to text; ids that the model has and the tokenizer doesn't name are no text."""
         served = self._state.model(request.model)
+        conversion.check_tokenizer(served)
         found = conversion.check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size)
         if found:
             raise errors.invalid(found)
@@ -166,8 +167,9 @@ async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int
     """Token ids of a request's ``input``; an empty text has none.
 
     Raises:
-        ServiceError: there is no input, or the chat template refuses it.
+        ServiceError: there is no input, the model has no tokenizer, or the chat template refuses it.
     """
+    conversion.check_tokenizer(served)
     match request.WhichOneof("input"):
         case "text":
             return await conversion.text_ids(

@@ -13,7 +13,7 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_folder(folder: Path) -> None:
-    """Looks for a config, complete weights and a tokenizer.
+    """Looks for a config and complete weights.
 
     Raises:
         RefusedError: something is missing, unreadable or contradictory; the sentence says what.
@@ -28,11 +28,6 @@ def check_folder(folder: Path) -> None:
     _check_adapter(folder)
     files, index = _weights(folder)
     check_shards(folder, files, index)
-    if not (folder / "tokenizer.json").is_file():
-        raise RefusedError(
-            f"{folder} has no tokenizer.json; write one with transformers: "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-        )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers.decoders import ByteLevel
@@ -17,6 +17,7 @@ from server.text.chat import ChatTemplate, Messages
 from server.text.chat_source import choose_template
 from server.text.errors import TextError, check_unicode
 from server.text.special import SpecialAsText
+from server.text.token_text import TokenTexts
 
 
 class Tokenizer:
@@ -28,10 +29,12 @@ class Tokenizer:
             spelling.
         special_token_ids: their ids.
         vocabulary_size: one more than the largest token id.
+        has_text: whether there is a tokenizer at all.
         has_chat_template: whether conversations can be encoded.
         chat_refusal: why they can't, what a sentence says of the model.
         byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
             be decoded one by one.
+        token_text: a token's text as it stands within a text, such as ``" the"``, by its id.
     """
 
     def __init__(self, folder: Path, chat_template: str | None = None) -> None:
@@ -46,10 +49,7 @@ class Tokenizer:
                 asked for can't be used.
         """
         if not (folder / "tokenizer.json").is_file():
-            raise RefusedError(
-                f"{folder} has no tokenizer.json; write one with transformers: "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            )
+            raise RefusedError(f"{folder} has no tokenizer.json")
         try:
             self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -65,6 +65,7 @@ class Tokenizer:
             if added.special
         }
         self.special_token_ids = frozenset(self.special_tokens.values())
+        self.has_text = True
         self.eos_token: str | None = self._pretrained.eos_token
         self._chat = ChatTemplate(
             self._pretrained, choose_template(folder, self._pretrained.chat_template, chat_template)
@@ -73,9 +74,7 @@ class Tokenizer:
         self.chat_refusal = self._chat.refusal
         self._special_as_text = SpecialAsText(self._backend, self._chat)
         self.byte_level = isinstance(self._backend.decoder, ByteLevel)
-        anchor = self._backend.encode("a", add_special_tokens=False).ids[-1:]
-        self._anchor: list[int] = anchor
-        self._anchor_text: str = self._backend.decode(anchor)
+        self.token_text: Callable[[int], str] = TokenTexts(self._backend, byte_level=self.byte_level).of
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, special_tokens_as_text: bool = False
@@ -149,13 +148,6 @@ class Tokenizer:
         return self._backend.id_to_token(token_id) or ""
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 (a process has one tokenizer, and keeps it)
-    def token_text(self, token_id: int) -> str:
-        """A token's text as it stands within a text, such as ``" the"``; special tokens are spelled out."""
-        # Some decoders drop the space at the beginning of a text, hence a token in front.
-        text: str = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
-        return text.removeprefix(self._anchor_text)
-
-    @functools.lru_cache(maxsize=65536)  # noqa: B019 (as above)
     def decode_alone(self, token_id: int, skip_special_tokens: bool) -> str:
         """``decode_known`` of one token, kept: a look-up costs a fraction of decoding."""
         return self.decode_known([token_id], skip_special_tokens=skip_special_tokens)

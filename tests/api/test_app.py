@@ -84,7 +84,7 @@ def _model(monkeypatch, tmp_path):
     folder = save_tokenizer(tmp_path / "model")
     SlowEngine.made = []
     monkeypatch.setattr(app, "EngineClient", SlowEngine)
-    monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere"))
+    monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere", folder))
 
 
 async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
