@@ -81,10 +81,12 @@ def load_model(
 
     report("reading the attention layers", 0.8)
     with refusing(type(model).__name__, "reading its layers"):
-        return _read(model, config, length, scaling)
+        return _read(model, config, length, scaling, device)
 
 
-def _read(model: Any, config: Any, length: int, scaling: RopeScaling | None) -> LoadedModel:
+def _read(
+    model: Any, config: Any, length: int, scaling: RopeScaling | None, device: torch.device
+) -> LoadedModel:
     """Reads and fuses the layers of a model that was loaded."""
     model.set_attn_implementation("longspan")
     layers = read_layers(model)
@@ -92,7 +94,7 @@ def _read(model: Any, config: Any, length: int, scaling: RopeScaling | None) -> 
         check_scaling(model, scaling)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%d of %d decoder layers are fused", fuse(model), len(layers))
-    if model.device.type == "cuda":
+    if device.type == "cuda":
         replace_layers(model)
     return LoadedModel(
         model=model,

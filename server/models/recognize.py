@@ -156,10 +156,14 @@ def _check_class(own: Any, config: Any) -> None:
     strange = strange_types(text)
     types = set(filter(None, getattr(text, "layer_types", None) or []))
     if getattr(own, "_is_stateful", False) and not (types and types <= set(KNOWN_TYPES)):
-        where = f" in its {', '.join(strange)} layers" if types - set(strange) else ""
+        what = (
+            f"in its {', '.join(strange)} layers it keeps something else than each token's keys and values, "
+            "like a state or keys that several tokens share"
+            if strange
+            else "it keeps a state from token to token, as state-space and linear-attention models do"
+        )
         raise RefusedError(
-            f"{own.__name__} keeps a state from token to token{where} beside keys and values, as state-space "
-            "and linear-attention models do, and a paged KV cache has no place for it; "
+            f"{own.__name__} cannot be served: {what}, and a paged KV cache has no place for that; "
             "choose a model whose layers all attend"
         )
     if strange:
