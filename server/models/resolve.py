@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from server.engine.types import RefusedError
@@ -11,6 +13,7 @@ from server.models import default
 from server.models.cache import Report
 from server.models.convert import convert_once, converted, models_folder, read_record
 from server.models.folder import check_folder
+from server.models.gguf.parts import model_stem
 from server.models.hub import fetch_from_hub
 from server.models.tokenizer_files import find_tokenizer
 
@@ -25,12 +28,14 @@ class ModelFiles(NamedTuple):
         name: the model's name in requests and metrics, in lower case.
         source: where it came from, for people.
         tokenizer: a folder with its tokenizer and the same configs; ``None`` where it has no tokenizer.
+        sampling: values that its makers recommend elsewhere than in the folder, by their names in requests.
     """
 
     folder: Path
     name: str
     source: str
     tokenizer: Path | None
+    sampling: Mapping[str, float] = MappingProxyType({})
 
 
 class CachedModel(NamedTuple):
@@ -66,7 +71,7 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
         folder = convert_once(file, default.NAME, default.REQUIREMENT, cache_dir, report)
         if read_record(folder).get("sha256") != default.SHA256:
             raise RefusedError(f"{file} has been changed; delete it, and it will be fetched again")
-        return ModelFiles(folder, default.NAME, default.REQUIREMENT, folder)
+        return ModelFiles(folder, default.NAME, default.REQUIREMENT, folder, default.SAMPLING)
     path = Path(model).expanduser()
     if path.is_dir():
         path = path.resolve()
@@ -103,7 +108,7 @@ def _from_file(path: Path, cache_dir: Path, report: Report) -> ModelFiles:
         raise RefusedError(
             f"{path} is no GGUF file; for other formats name the model's folder: {path.parent}"
         )
-    name = path.stem.lower()
+    name = model_stem(path).lower()
     folder = convert_once(path, name, str(path), cache_dir, report)
     return ModelFiles(folder, name, str(path), find_tokenizer(folder, cache_dir, report))
 

@@ -27,6 +27,12 @@ _PLAIN_MODELS = {
     *("llama", "mistral", "mixtral", "ministral", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3"),
     *("internlm2", "starcoder2", "stablelm", "olmo", "granite", "nemotron"),
 }
+COPIED = (
+    *("config.json", "generation_config.json", "processor_config.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates"),
+)
+"""Files and folders beside a tokenizer that are read with it."""
+
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 _SAMPLES = (
@@ -60,12 +66,11 @@ def convert(folder: Path, target: Path) -> None:
         _prove(tokenizer, reference)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
-    for name in ("generation_config.json", "chat_template.jinja", "chat_template.json"):
+    for name in COPIED:
         if (folder / name).is_file():
             shutil.copy(folder / name, target)
-    templates = "additional_chat_templates"
-    if (folder / templates).is_dir():
-        shutil.copytree(folder / templates, target / templates, dirs_exist_ok=True)
+        elif (folder / name).is_dir():
+            shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
     # By this version transformers knows that the tokenizer is none of Mistral's faulty early ones.
     own = {**_read(folder / "config.json"), "transformers_version": transformers.__version__}
     (target / "config.json").write_text(json.dumps(own, indent=2))

@@ -19,7 +19,7 @@ _VOCABULARIES = ("*.model", "*.tiktoken", "tekken.json", "vocab.json", "vocab.tx
 # What else says how text is treated.
 _ALSO = (
     *("config.json", "generation_config.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "chat_template.*", "additional_chat_templates/*"),
+    *("special_tokens_map.json", "processor_config.json", "chat_template.*", "additional_chat_templates/*"),
 )
 # Raised when conversion changes, so that what older versions made is made again.
 _VERSION = 1
@@ -53,7 +53,7 @@ def find_tokenizer(folder: Path, cache_dir: Path, report: Report) -> Path | None
     digest = hashlib.sha256(f"{_VERSION} {importlib.metadata.version('transformers')}".encode())
     for file in files:
         content = file.read_bytes()
-        digest.update(f"\n{file.name} {len(content)}\n".encode())
+        digest.update(f"\n{file.relative_to(folder)} {len(content)}\n".encode())
         digest.update(content)
     target = cache_dir / "tokenizers" / f"{folder.name.lower()}-{digest.hexdigest()[:16]}"
     return make_once(target, lambda partial: _convert(folder, partial, report), report)
