@@ -194,7 +194,11 @@ _PLAIN = [
         r"norm\.weight and norm\.weight in .* are both model\.norm\.weight",
     ),
     # Other kinds of models.
-    Form("a classification head", _classifier, r"reward or classification model: its head score\.weight"),
+    Form(
+        "a classification head",
+        _classifier,
+        "LlamaForSequenceClassification, whose output are labels or scores",
+    ),
     Form(
         "a reward head beside the output head (v_head)",
         _adding({"v_head.summary.weight": torch.ones(1, 64)}),
