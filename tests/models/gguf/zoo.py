@@ -97,7 +97,7 @@ CASES = {
     "qwen2moe": Case("qwen2moe", "qwen2_moe", {**_SIZES, **_EXPERTS, "shared_expert_intermediate_size": 28}),
     "qwen3": Case("qwen3", "qwen3", {**_WIDE, **_scaled("linear", 4.0)}),
     "qwen3moe": Case("qwen3moe", "qwen3_moe", {**_WIDE, **_EXPERTS, "norm_topk_prob": True}),
-    "phi2": Case("phi2", "phi", {**_SIZES, "num_key_value_heads": 4, **_HALF}),
+    "phi2": Case("phi2", "phi", {**_SIZES, "intermediate_size": 128, "num_key_value_heads": 4, **_HALF}),
     "phi3": Case("phi3", "phi3", {**_SIZES, "sliding_window": WINDOW}, {"attention.sliding_window": WINDOW}),
     "phi3, longrope": Case(
         "phi3",
