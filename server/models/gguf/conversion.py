@@ -48,7 +48,8 @@ def convert(file: Path, folder: Path) -> None:
     layers = described.config.num_hidden_layers
     refuse_unused(source, reading.architecture, row.unused, layers, described.drafting)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
     _write_config(folder, model, _exact_dtype(source, plan))
     write_weights(folder, model, source, plan, lambda done: _say("writing", 0.2 + 0.8 * done))
@@ -84,6 +85,8 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        sys.exit(reason)
+    except ValueError as error:
+        sys.exit(" ".join(str(error).split()))
+    except Exception as error:  # a file can contradict itself in more ways than are looked for
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.exit(f"what it says does not make a model ({reason})")
