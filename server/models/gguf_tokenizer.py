@@ -14,8 +14,8 @@ from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from server.models.gguf_cuts import Cut, cut_named
-from server.models.gguf_spm import Spaces, merged, scored
 from server.models.gguf_vocabulary import Vocabulary, read_vocabulary, token_with_role
+from server.models.spm import Spaces, merged, scored
 
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 

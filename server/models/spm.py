@@ -1,7 +1,7 @@
-"""Tokenizers of GGUF files whose vocabulary SentencePiece made.
+"""Tokenizers whose vocabulary SentencePiece made, from a GGUF file or from its own.
 
-They join neighboring characters, then tokens, in the order of the scores of what comes out. The tokenizers
-library does the same by a list of merges, which is derived from the scores.
+Those of the kind BPE join neighboring characters, then tokens, in the order of the scores of what comes out.
+The tokenizers library does the same by a list of merges, which is derived from the scores.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from server.models.gguf_vocabulary import Vocabulary
 
 _SPACE = "\u2581"
 _ALL = 1 << 16
+# SentencePiece's own score for tokens that its user defined, by which they compete with the others.
+_DEFINED = -0.1
+_NORMAL = (TokenType.NORMAL, 0)
 
 
 class Spaces(NamedTuple):
@@ -26,12 +29,15 @@ class Spaces(NamedTuple):
         collapse: of several spaces only one is kept, at either end of a text none.
         charsmap: SentencePiece's table of characters to replace; may be empty.
         eaten: those that follow a control token are dropped.
+        first: with ``prefix``, only the beginning of the whole text has one, as in transformers' tokenizers
+            that are not ``legacy``.
     """
 
     prefix: bool
     collapse: bool = False
     charsmap: bytes = b""
     eaten: bool = False
+    first: bool = False
 
 
 def scored(vocabulary: Vocabulary, scores: list[float], unknown: int | None, spaces: Spaces) -> Tokenizer:
@@ -43,10 +49,7 @@ def scored(vocabulary: Vocabulary, scores: list[float], unknown: int | None, spa
         unknown: the token of characters that the vocabulary has no token for, where it has no bytes.
         spaces: how they are treated.
     """
-    normal = vocabulary.of_kind(TokenType.NORMAL, 0)
-    defined = vocabulary.of_kind(TokenType.USER_DEFINED)
-    merges = _merges(normal, scores)
-    return _build(vocabulary, normal, defined, merges, unknown, spaces)
+    return _bpe(vocabulary, _merges(vocabulary.of_kind(*_NORMAL), scores), unknown, spaces)
 
 
 def merged(vocabulary: Vocabulary, merges: list[tuple[str, str]], unknown: int | None) -> Tokenizer:
@@ -57,9 +60,26 @@ def merged(vocabulary: Vocabulary, merges: list[tuple[str, str]], unknown: int |
         merges: in their order.
         unknown: as for ``scored``.
     """
-    normal = vocabulary.of_kind(TokenType.NORMAL, 0)
-    defined = vocabulary.of_kind(TokenType.USER_DEFINED)
-    return _build(vocabulary, normal, defined, merges, unknown, Spaces(prefix=False))
+    return _bpe(vocabulary, merges, unknown, Spaces(prefix=False))
+
+
+def unigram(vocabulary: Vocabulary, scores: list[float], unknown: int, spaces: Spaces) -> Tokenizer:
+    """A tokenizer that takes the most likely of all ways to cut a text.
+
+    Args:
+        vocabulary: of the model.
+        scores: log probabilities of its tokens.
+        unknown: as for ``scored``.
+        spaces: how they are treated.
+    """
+    entries = list(zip(vocabulary.tokens, scores, strict=True))
+    never = 10 * min(scores) - 1000
+    for token, index in vocabulary.of_kind(TokenType.BYTE, TokenType.UNUSED).items():
+        entries[index] = (token, never)  # a text that spells one is not that token
+    for token, index in _defined(vocabulary).items():
+        entries[index] = (token, _DEFINED)
+    byte_fallback = bool(vocabulary.of_kind(TokenType.BYTE))
+    return _finish(Tokenizer(models.Unigram(entries, unknown, byte_fallback)), vocabulary, {}, spaces)
 
 
 def _merges(normal: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
@@ -77,32 +97,44 @@ def _merges(normal: dict[str, int], scores: list[float]) -> list[tuple[str, str]
     return [(left, right) for *_, left, right in sorted(found)]
 
 
-def _build(
-    vocabulary: Vocabulary,
-    normal: dict[str, int],
-    defined: dict[str, int],
-    merges: list[tuple[str, str]],
-    unknown: int | None,
-    spaces: Spaces,
+def _defined(vocabulary: Vocabulary) -> dict[str, int]:
+    return {
+        token.replace(" ", _SPACE): index
+        for token, index in vocabulary.of_kind(TokenType.USER_DEFINED).items()
+    }
+
+
+def _late(defined: dict[str, int], spaces: Spaces) -> bool:
+    """Whether tokens that the user defined are cut out after all else that is done to a text.
+
+    The library would do all of it to the token, and to what follows as if a text began there.
+    """
+    return bool(defined) and (spaces.prefix or spaces.collapse or bool(spaces.charsmap)) and not spaces.first
+
+
+def _bpe(
+    vocabulary: Vocabulary, merges: list[tuple[str, str]], unknown: int | None, spaces: Spaces
 ) -> Tokenizer:
+    defined = _defined(vocabulary)
     byte_tokens = vocabulary.of_kind(TokenType.BYTE)
     special = vocabulary.of_kind(TokenType.CONTROL, TokenType.UNKNOWN)
-    defined = {token.replace(" ", _SPACE): index for token, index in defined.items()}
-    # Where more is done to a text than to mark its spaces, tokens that the user defined are cut out after
-    # that: the library would do all of it to the token, and to what follows as if a text began there.
-    late = bool(defined) and (spaces.prefix or spaces.collapse or bool(spaces.charsmap))
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={**normal, **byte_tokens, **special, **defined},
-            merges=merges,
-            unk_token=None if unknown is None else vocabulary.tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=bool(byte_tokens),
-            ignore_merges=late,
-        )
+    model = models.BPE(
+        vocab={**vocabulary.of_kind(*_NORMAL), **byte_tokens, **special, **defined},
+        merges=merges,
+        unk_token=None if unknown is None else vocabulary.tokens[unknown],
+        fuse_unk=True,
+        byte_fallback=bool(byte_tokens),
+        ignore_merges=_late(defined, spaces),
     )
+    return _finish(Tokenizer(model), vocabulary, defined, spaces)
+
+
+def _finish(
+    tokenizer: Tokenizer, vocabulary: Vocabulary, defined: dict[str, int], spaces: Spaces
+) -> Tokenizer:
+    """What is done to a text before and after, and the tokens that are cut out of it."""
     tokenizer.normalizer = _normalizer(spaces)
-    if late:
+    if _late(defined, spaces):
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(_any_of(list(defined))), behavior="isolated"),
@@ -111,11 +143,13 @@ def _build(
             ]
         )
     else:
+        if spaces.prefix and spaces.first:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "first", split=False)
         tokenizer.add_tokens([AddedToken(token, normalized=True) for token in defined])
     tokenizer.add_special_tokens(
         [
             AddedToken(token, normalized=False, special=True, rstrip=spaces.eaten and _eats(token))
-            for token in special
+            for token in vocabulary.of_kind(TokenType.CONTROL, TokenType.UNKNOWN)
         ]
     )
     steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -134,7 +168,7 @@ def _normalizer(spaces: Spaces) -> Any:
     steps.append(normalizers.Replace(" ", _SPACE))
     if spaces.collapse:
         steps.append(normalizers.Replace(Regex(rf"{_SPACE}+\z"), ""))
-    if spaces.prefix:
+    if spaces.prefix and not spaces.first:
         steps.append(normalizers.Prepend(_SPACE))
     return normalizers.Sequence(steps)
 
