@@ -102,10 +102,15 @@ _MISTRAL_ROW = Row("mistral", _LLAMA, window=Window())
 _MIXTRAL_ROW = Row(
     "mixtral", {**ATTENTION, **_SIDE_BY_SIDE, **NORMS, **EXPERTS}, window=Window(), more=_mixtral
 )
+# Mistral whose queries grow with their position.
+_MINISTRAL3_ROW = Row(
+    "ministral3", _LLAMA, window=Window(), rope_keys={"attention.temperature_scale": "llama_4_scaling_beta"}
+)
 _OLMO = {**ATTENTION, **MLP, **_HEAD_NORMS, **_AFTER}
 
 ROWS = {
     "llama": _LLAMA_ROW,
+    "mistral3": _MISTRAL_ROW,
     "qwen2": Row("qwen2", _PLAIN, head_size=None),
     "qwen2moe": Row(
         "qwen2_moe",
@@ -175,6 +180,11 @@ def choose_llama(reading: Reading) -> Row:
     if reading.get("expert_count", 0):
         return _MIXTRAL_ROW
     return _MISTRAL_ROW if reading.get("attention.sliding_window", 0) else _LLAMA_ROW
+
+
+def choose_mistral(reading: Reading) -> Row:
+    """Mistral; where positions scale its queries, Ministral 3."""
+    return _MINISTRAL3_ROW if reading.get("attention.temperature_scale", 0.0) else _MISTRAL_ROW
 
 
 def choose_olmo(reading: Reading) -> Row:
