@@ -11,6 +11,7 @@ from server.models import default
 from server.models.cache import Report
 from server.models.convert import convert_once, converted, models_folder, read_record
 from server.models.folder import check_folder
+from server.models.gguf.parts import model_stem
 from server.models.hub import fetch_from_hub
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -99,7 +100,7 @@ def _from_file(path: Path, cache_dir: Path, report: Report) -> ModelFiles:
         raise RefusedError(
             f"{path} is no GGUF file; for other formats name the model's folder: {path.parent}"
         )
-    name = path.stem.lower()
+    name = model_stem(path).lower()
     return ModelFiles(convert_once(path, name, str(path), cache_dir, report), name, str(path))
 
 

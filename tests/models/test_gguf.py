@@ -11,7 +11,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from server.engine.types import RefusedError
 from server.models.convert import RECORD, convert_once
 from server.models.default import FILE, SHA256
-from server.models.gguf import convert
+from server.models.gguf.conversion import convert
 from server.models.gguf_tokenizer import read_tokenizer
 from server.models.resolve import resolve_model
 from server.text.tokenizer import Tokenizer
