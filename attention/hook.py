@@ -1,51 +1,25 @@
 """The one function that transformers calls for attention, and what it is given.
 
 A model whose attention implementation is ``longspan`` calls the function with whatever object the caller
-gave as ``model(..., longspan=...)``: a ``Step`` when it serves.
+gave ``attention.forward``, or as ``model(..., longspan=...)``: a ``Step`` when it serves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.forward import Attend, attending
 from attention.kernels.cpu.chain import Program
 from attention.layers import IMPLEMENTATION, read_layers
 from attention.rotation import Rotation
 from attention.types import AttentionBatch, LayerSpec, PagedCache
 
 __all__ = ["Attend", "Step", "read_layers", "register"]
-
-
-class Attend(Protocol):
-    """What a model's forward may be given as ``longspan``."""
-
-    def attend(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        features: Mapping[str, Any],
-    ) -> torch.Tensor:
-        """One layer's attention.
-
-        Args:
-            module: the layer's attention module, with its ``layer_idx``.
-            query: ``[1, H, T, D]``, after RoPE.
-            key: ``[1, Hkv, T, D]``, after RoPE.
-            value: ``[1, Hkv, T, Dv]``.
-            mask: what the model prepared, if it did.
-            features: the other keyword arguments of the layer's call.
-
-        Returns:
-            ``[1, T, H, Dv]``.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +106,10 @@ def _attend(
     **features: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls; returns ``[1, T, H, Dv]`` and no weights."""
+    longspan = attending() if longspan is None else longspan
     if longspan is None:
         raise UnsupportedError(
-            f"{type(module).__name__} was called without the keyword argument longspan: pass "
-            "longspan=Step(...) to the model's forward, or serve a model that hands its keyword arguments on"
+            f"{type(module).__name__} was called without the keyword argument longspan: call the model by "
+            "attention.forward.forward"
         )
     return longspan.attend(module, query, key, value, attention_mask, features), None

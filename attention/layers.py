@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from attention.backends import UnsupportedError
+from attention.forward import forward
 from attention.kernels.base import layer_ranges
 from attention.types import LayerSpec
 
@@ -23,7 +25,8 @@ IMPLEMENTATION = "longspan"
 # Arguments that may be tensors: they change nothing about attention, or serving honors them.
 _HARMLESS = {"position_ids", "logits_to_keep", "s_aux"}
 
-_KNOWN_TYPES = ("full_attention", "sliding_attention")
+KNOWN_TYPES = ("full_attention", "sliding_attention")
+"""What configs call layers whose keys and values are all that they keep."""
 
 _TOKENS = 40
 
@@ -43,18 +46,25 @@ def read_layers(model: Any) -> list[LayerSpec]:
         return _read(model)
     except UnsupportedError as error:
         raise UnsupportedError(
-            f"{type(model).__name__} cannot be served: {error}; choose a decoder whose layers all call "
-            "transformers' attention interface"
+            f"{type(model).__name__} cannot be served: {error}; choose another model"
         ) from error
+
+
+def strange_types(config: Any) -> list[str]:
+    """Kinds of layers in a text model's config that keep something else than keys and values."""
+    return sorted(set(filter(None, getattr(config, "layer_types", None) or [])) - set(KNOWN_TYPES))
 
 
 def _read(model: Any) -> list[LayerSpec]:
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError("it is an encoder-decoder model")
     config = model.config.get_text_config(decoder=True)
-    count = config.num_hidden_layers
+    # Of the decoder of an encoder-decoder model, the other is the encoder's.
+    count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
+    if count is None:
+        raise UnsupportedError("it is made of several transformers, and its config tells no number of layers")
     types = getattr(config, "layer_types", None) or [None] * count
-    if strange := sorted({kind for kind in types if kind} - set(_KNOWN_TYPES)):
+    if strange := strange_types(config):
         raise UnsupportedError(f"the paged cache would lose the structure of its {', '.join(strange)} layers")
     window = getattr(config, "sliding_window", None) or None
     tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
@@ -63,7 +73,7 @@ def _read(model: Any) -> list[LayerSpec]:
     _forward(model, torch.arange(tokens).repeat(2), serving)
     if sorted(serving.layers) != list(range(count)):
         raise UnsupportedError(
-            f"{len(serving.layers)} layers go through the attention interface, its config says {count}"
+            f"{len(serving.layers)} of its {count} layers go through transformers' attention interface"
         )
     if serving.masked:
         raise UnsupportedError(f"{layer_ranges(serving.masked)} use a mask even where none is asked for")
@@ -89,15 +99,15 @@ def _read(model: Any) -> list[LayerSpec]:
 
 def _forward(model: Any, positions: torch.Tensor, recorder: _Recorder) -> None:
     """Runs the model on tokens that follow from their ``positions`` ``[T]``."""
-    at = positions.to(next(model.parameters()).device)[None]
+    at = positions.to(next(model.parameters()).device)
     try:
         with torch.inference_mode():
-            model(
-                input_ids=at % model.config.get_text_config(decoder=True).vocab_size,
-                position_ids=at,
-                use_cache=False,
-                logits_to_keep=torch.tensor([len(positions) - 1], device=at.device),
-                longspan=recorder,
+            forward(
+                model,
+                at % model.config.get_text_config(decoder=True).vocab_size,
+                at,
+                recorder,
+                torch.tensor([len(positions) - 1], device=at.device),
             )
     except UnsupportedError:
         raise
@@ -150,9 +160,10 @@ class _Recorder:
                 first, second, rtol=0, atol=0.02 * float(first.abs().max())
             )
         self.layers[layer.index] = layer
-        return scaled_dot_product_attention(
+        output = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=layer.scale, enable_gqa=True
-        ).transpose(1, 2)
+        )
+        return output.transpose(1, 2).contiguous()
 
     def _follows(self, window: int | None, mask: torch.Tensor) -> bool:
         """The mask says what causality and the window say."""
@@ -205,6 +216,31 @@ def _probe_positions(window: int | None, tokens: int) -> torch.Tensor:
     return torch.tensor(sorted([0, *dict.fromkeys([n for n in [*around, *powers] if n > 0])][:tokens]))
 
 
+class _TokensAt(TorchFunctionMode):
+    """Lets mask functions look up what they know of each token, like which image it is part of, by position.
+
+    Args:
+        positions: of the tokens, ascending.
+    """
+
+    def __init__(self, positions: torch.Tensor) -> None:
+        super().__init__()
+        self.positions = positions
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Queries and keys are the indices of two dimensions."""
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            tensor, index = args
+            args = (
+                tensor,
+                tuple(self._token(i) if isinstance(i, torch.Tensor) and i.ndim else i for i in index),
+            )
+        return func(*args, **(kwargs or {}))
+
+    def _token(self, position: torch.Tensor) -> torch.Tensor:
+        return torch.searchsorted(self.positions, position)
+
+
 @contextmanager
 def _masks_at(positions: torch.Tensor) -> Iterator[None]:
     """Lets models build their masks as if their tokens had these ``positions``.
@@ -217,7 +253,8 @@ def _masks_at(positions: torch.Tensor) -> Iterator[None]:
     def build(*, mask_function: Any, device: torch.device, **_: Any) -> torch.Tensor:
         at = positions.to(device)
         zero = torch.zeros((), dtype=torch.long, device=device)
-        visible: torch.Tensor = mask_function(zero, zero, at[:, None], at[None])
+        with _TokensAt(at):
+            visible: torch.Tensor = mask_function(zero, zero, at[:, None], at[None])
         return visible.expand(len(at), len(at))[None, None]
 
     AttentionMaskInterface.register(IMPLEMENTATION, build)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from attention.forward import forward
 from attention.kernels.base import layer_ranges
 from attention.registry import UnsupportedError
 from attention.types import LayerSpec
@@ -97,12 +98,12 @@ def read_rotations(model: Any, layers: list[LayerSpec]) -> dict[int, Rotation]:
     tokens = torch.tensor(_PROBE_TOKENS, device=device) % text.vocab_size
     recorder = _Recorder()
     with torch.inference_mode():
-        model(
-            input_ids=tokens.repeat_interleave(len(positions))[None],
-            position_ids=positions.repeat(len(tokens))[None],
-            use_cache=False,
-            logits_to_keep=torch.zeros(1, dtype=torch.long, device=device),
-            longspan=recorder,
+        forward(
+            model,
+            tokens.repeat_interleave(len(positions)),
+            positions.repeat(len(tokens)),
+            recorder,
+            torch.zeros(1, dtype=torch.long, device=device),
         )
     found: dict[int, Rotation] = {}
     lost = []
@@ -144,7 +145,8 @@ class _Recorder:
         """See ``attention.hook.Attend.attend``."""
         # The layer may use its memory again.
         self.keys[module.layer_idx] = key[0].transpose(0, 1).clone()
-        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
+        repeats = query.shape[1] // value.shape[1]
+        return value.repeat_interleave(repeats, dim=1).transpose(1, 2).contiguous()
 
 
 def _steady(text: Any) -> int:

@@ -67,6 +67,10 @@ class Settings(BaseSettings):
         description="Local Hugging Face folder, hub name, or GGUF file. Without it: SmolLM2-135M-Instruct.",
     )
     model_name: str | None = Field(None, description="Name in requests and metrics. Without it: from MODEL.")
+    chat_template: str | None = Field(
+        None,
+        description="Name of one of the model's chat templates, or a Jinja file. Without it: its default.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format. auto: float32 on CPU, the checkpoint's own elsewhere."
     )
@@ -79,6 +83,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
     max_context: int | None = Field(
         None, ge=2, description="Most tokens of prompt and output together. Without it: the model's own."
+    )
+
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="Where a request leaves sampling unset. auto: as the model's generation_config.json has "
+        "it; none: temperature 1, all tokens, no penalties.",
     )
 
     rope_scaling: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] | None = Field(

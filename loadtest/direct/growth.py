@@ -102,7 +102,7 @@ def _contexts(
     arguments: tuple[str, ...] = ("--max-context", str(longest))
     if longest <= own or settings.rope_scaling is not None:
         return asked, arguments, []
-    from server.models.load import read_config  # transformers takes seconds to import
+    from server.models.recognize import read_config  # transformers takes seconds to import
 
     try:
         trained = apply_scaling(read_config(folder), RopeScaling("yarn", {"factor": 1.0}))

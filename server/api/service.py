@@ -125,7 +125,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 reason=ready.attention_reason,
                 options=ready.attention_options,
             ),
-            eos_token_ids=served.tokenizer.eos_token_ids,
+            eos_token_ids=served.generation.eos_token_ids,
+            default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
             limits=conversion.limits(self._state.settings, ready.context_length),
         )
@@ -169,11 +170,13 @@ async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int
     """
     match request.WhichOneof("input"):
         case "text":
-            return await conversion.text_ids(request.text, served, special=special)
+            return await conversion.text_ids(
+                request.text, served, special=special, as_text=request.special_tokens_as_text
+            )
         case "chat":
             found = conversion.check_chat(request.chat)
             if found:
                 raise errors.invalid(found)
-            return await conversion.chat_ids(request.chat, served)
+            return await conversion.chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
         case _:
             raise errors.invalid([Violation("input", "is not set; send text or chat")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,13 +104,15 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
     # A cache that rounds nothing shows more.
     exact = loaded.layers, torch.device(device), loaded.dtype, settings.page_size, check_with.pattern
     checked = kv_dtype if check_with.kernel.unsupported(*exact) else loaded.dtype
-    before = self_check(loaded, check_with, settings.page_size, checked)
+    with _refusing(loaded):
+        before = self_check(loaded, check_with, settings.page_size, checked)
     report("packing the weights", 0.93)
     weights = quantize(loaded.model, settings.weights)
     kv_dtype = cache_format(settings, loaded, weights)
     attention, check_with = _choose(settings, loaded, device, kv_dtype)
     if is_packed(weights) or kv_dtype != checked:
-        after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
+        with _refusing(loaded):
+            after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
         served_check(before, after, weights, kv_dtype)
     if device == "cpu" and is_packed(weights) and (whole := _from_parts(loaded, weights)) is not None:
         loaded = whole.loaded
@@ -117,6 +120,12 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
             report("keeping the packed weights", 0.94)
             keep(file, folder, whole)
     return Prepared(loaded, device, weights, kv_dtype, attention)
+
+
+def _refusing(loaded: LoadedModel) -> AbstractContextManager[None]:
+    from server.models.recognize import refusing  # with transformers, which a packed model does without
+
+    return refusing(loaded.architecture, "the start-up check")
 
 
 def _from_parts(loaded: LoadedModel, weights: str) -> KeptModel | None:

@@ -16,6 +16,7 @@ import torch
 
 from attention.backends import Attention, UnsupportedError
 from attention.formats import format_name
+from attention.forward import forward
 from attention.hook import Step
 from attention.reading import Pages, pages_of
 from attention.rope import LengthRope
@@ -107,7 +108,6 @@ class Runner:
                 "change with the distances that dense layers see; leave dense_layers out or choose "
                 "positions=original"
             )
-        self._flat = getattr(model, "flat", None)  # what takes a flattened batch as it is
         self._program = attention.program(cache)
         self.graphs: DecodeGraphs | None = None
         self.rope = rope.fixed() if rope is not None and pattern.reach is not None else rope
@@ -179,27 +179,18 @@ class Runner:
         """Launches and collects."""
         return self.collect(self.launch(works))
 
-    def forward(self, ids: torch.Tensor, batch: AttentionBatch, **selection: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, ids: torch.Tensor, batch: AttentionBatch, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The model's logits ``[N, V]`` of a flattened batch.
 
         Args:
             ids: int64 ``[T]`` on the device.
             batch: the step's work.
-            selection: ``logits_to_keep``, int64 ``[N]``; without it of all tokens.
+            rows: int64 ``[N]`` on the device; ``None`` for all tokens.
         """
         step = Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program)
-        logits: torch.Tensor
-        if self._flat is not None:
-            logits = self._flat(ids, batch.positions, step, **selection)
-        else:
-            logits = self.model(
-                input_ids=ids[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                longspan=step,
-                **selection,
-            ).logits[0]
-        return logits
+        return forward(self.model, ids, batch.positions, step, rows)
 
     @property
     def narrowness(self) -> str:
@@ -244,12 +235,10 @@ class Runner:
             The rows' logits, ``[len(keep), V]``; one of a token that nobody asked for, if there are none.
             What is computed later must leave them as they are.
         """
-        selection = {}
-        if keep is not None:
-            # An empty selection is not something every model's head can handle.
-            selection = {"logits_to_keep": send(torch.tensor(keep or [0]), self.device)}
+        # An empty selection is not something every model's head can handle.
+        rows = None if keep is None else send(torch.tensor(keep or [0]), self.device)
         with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, works)):
-            return self.forward(ids, batch, **selection)
+            return self.forward(ids, batch, rows)
 
     @staticmethod
     def _lengths(rope: LengthRope, works: list[Work]) -> torch.Tensor:

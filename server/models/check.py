@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from attention.backends import Attention, resolve
+from attention.backends import Attention, UnsupportedError, resolve
 from attention.formats import format_name
+from attention.forward import forward
 from attention.hook import Step
 from attention.types import AttentionBatch, PagedCache
 from server.engine.types import RefusedError
@@ -65,7 +66,14 @@ def self_check(
     if kv_dtype != loaded.dtype:
         tolerance += _CACHE_TOLERANCE[kv_dtype]
     strict = loaded.dtype == kv_dtype == torch.float32 and not _has_experts(model.config)
-    if not error.quantile(1.0 if strict else _SHARE) <= tolerance:
+    share = 1.0 if strict else _SHARE
+    if not error.quantile(share) <= tolerance:
+        if _counts_otherwise(model, sequences, plain):
+            raise RefusedError(
+                f"{loaded.architecture} cannot be served: left to itself it counts a text's positions in "
+                "another way than 0, 1, 2 and so on, as RoBERTa's family does, which begins after the number "
+                "of its padding token; choose another architecture"
+            )
         raise RefusedError(
             f"{loaded.architecture} does not go through the attention interface in a way that Longspan can "
             f"serve: its logits differ by up to {float(error.max()):.2g} of their standard deviation from "
@@ -73,6 +81,19 @@ def self_check(
             + ("" if attention.kernel.name == "reference" else ", or try --kernel reference")
         )
     return served
+
+
+def _counts_otherwise(model: Any, sequences: list[torch.Tensor], plain: list[torch.Tensor]) -> bool:
+    """Whether ``plain``, the logits by positions of the model's own, are not those by 0, 1, 2 and so on."""
+    ids = sequences[0]
+    at = torch.arange(len(ids), device=ids.device)
+    with torch.inference_mode():
+        model.set_attn_implementation("eager")
+        try:
+            counted = model(input_ids=ids[None], position_ids=at[None], use_cache=False).logits[0]
+        finally:
+            model.set_attn_implementation("longspan")
+    return bool(relative_error(counted, plain[0]).max() > _TOLERANCE[plain[0].dtype])
 
 
 # Packed weights and rounded activations change logits by a few hundredths where the weights are exact, and by
@@ -231,16 +252,30 @@ def _paged(
             page_size,
             device,
         )
+        ids = torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])
+        serving = Step(attention, cache, batch, layers, program=program)
         with _own_lengths(loaded, [step[b] for b in rows], [len(sequences[b]) for b in rows]):
-            output = loaded.model(
-                input_ids=torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                longspan=Step(attention, cache, batch, layers, program=program),
-            ).logits[0]
+            try:
+                output = _served(loaded.model, ids, batch.positions, serving, some=step is rest)
+            except UnsupportedError as error:
+                raise RefusedError(
+                    f"{loaded.architecture} cannot be served: {error}; choose another model"
+                ) from error
         for b, part in zip(rows, output.split([len(step[b]) for b in rows]), strict=True):
             logits[b].append(part)
     return [torch.cat(parts) for parts in logits]
+
+
+def _served(
+    model: Any, ids: torch.Tensor, positions: torch.Tensor, step: Step, *, some: bool
+) -> torch.Tensor:
+    """Logits ``[T, V]`` as serving asks for them: of all rows, or of some, in any order."""
+    if not some:
+        return forward(model, ids, positions, step).clone()
+    backwards = torch.arange(len(ids), device=ids.device).flip(0)
+    rows = [part for part in (backwards[::2], backwards[1::2]) if len(part)]
+    logits = torch.cat([forward(model, ids, positions, step, part).clone() for part in rows])
+    return logits[torch.cat(rows).argsort()]
 
 
 def _own_lengths(loaded: LoadedModel, spans: list[range], lengths: list[int]) -> AbstractContextManager[None]:

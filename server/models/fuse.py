@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention.hook import Attend
+from attention.forward import Attend, forward
 from server.models.fused import FusedLayer, NotCommonError
 
 log = logging.getLogger("longspan.models")
@@ -121,14 +121,13 @@ def probe_forward(model: Any, attend: Attend) -> torch.Tensor:
     most = getattr(text, "max_position_embeddings", None) or max(_POSITIONS) + 1
     positions = torch.tensor([p for p in _POSITIONS if p < most], device=device)
     with torch.inference_mode():
-        logits: torch.Tensor = model(
-            input_ids=(7 * torch.arange(len(positions), device=device)[None] + 1) % text.vocab_size,
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=torch.zeros(1, dtype=torch.long, device=device),
-            longspan=attend,
-        ).logits[0]
-    return logits
+        return forward(
+            model,
+            (7 * torch.arange(len(positions), device=device) + 1) % text.vocab_size,
+            positions,
+            attend,
+            torch.zeros(1, dtype=torch.long, device=device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +155,10 @@ class Probe:
     ) -> torch.Tensor:
         """See ``attention.hook.Attend.attend``."""
         self.last = _Call((query, key, value), dict(features))
-        return scaled_dot_product_attention(
+        output = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=features.get("scaling"), enable_gqa=True
-        ).transpose(1, 2)
+        )
+        return output.transpose(1, 2).contiguous()
 
 
 def close(own: torch.Tensor, plain: torch.Tensor) -> bool:

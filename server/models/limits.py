@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from server.engine.types import RefusedError
@@ -10,7 +11,14 @@ from server.models.rope import RopeScaling, apply_scaling, ropes
 
 log = logging.getLogger("longspan.models")
 
-LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "seq_length",
+    "max_target_positions",
+)
 """What configs call the length of the context."""
 
 
@@ -72,12 +80,18 @@ def _own_length(config: Any) -> int | None:
     own = next((value for value in values if isinstance(value, int) and value > 0), None)
     if own is None:
         return None
-    lengths = [own]
-    for rope in ropes(config):
-        factor = rope.get("factor") or 1
-        # Configs of the others differ on whether the length that they give is stretched already.
-        if rope["rope_type"] in ("yarn", "llama3", "longrope"):
-            lengths.append(int(factor * (rope.get("original_max_position_embeddings") or own)))
-        elif rope["rope_type"] == "dynamic":
-            lengths.append(int(factor * own))
-    return max(lengths)
+    return max([own, *(_stretched(rope, own) for rope in ropes(config, far=True))])
+
+
+def _stretched(rope: Mapping[str, Any], own: int) -> int:
+    """What a rotary embedding's factor makes of a config's length.
+
+    Only two kinds are added to a config whose length stays as it was: ``yarn`` for all of Qwen2.5, Qwen3 and
+    their like, and ``dynamic``, whose formula stretches from that length on. With the others the length is
+    that of the stretched model: Llama 3.2 was made for 131,072 tokens, though a factor of 32 would reach
+    262,144 from its first 8,192; Gemma 3 for 131,072 with a linear factor of 8.
+    """
+    factor = rope.get("factor") or 1
+    if rope["rope_type"] == "yarn":
+        return int(factor * (rope.get("original_max_position_embeddings") or own))
+    return int(factor * own) if rope["rope_type"] == "dynamic" else own

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from server.engine.types import RefusedError
@@ -24,11 +26,13 @@ class ModelFiles(NamedTuple):
         folder: a Hugging Face folder: config, weights, tokenizer.
         name: the model's name in requests and metrics, in lower case.
         source: where it came from, for people.
+        sampling: values that its makers recommend elsewhere than in the folder, by their names in requests.
     """
 
     folder: Path
     name: str
     source: str
+    sampling: Mapping[str, float] = MappingProxyType({})
 
 
 class CachedModel(NamedTuple):
@@ -64,7 +68,7 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
         folder = convert_once(file, default.NAME, default.REQUIREMENT, cache_dir, report)
         if read_record(folder).get("sha256") != default.SHA256:
             raise RefusedError(f"{file} has been changed; delete it, and it will be fetched again")
-        return ModelFiles(folder, default.NAME, default.REQUIREMENT)
+        return ModelFiles(folder, default.NAME, default.REQUIREMENT, default.SAMPLING)
     path = Path(model).expanduser()
     if path.is_dir():
         path = path.resolve()

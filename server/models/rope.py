@@ -176,15 +176,21 @@ def check_scaling(model: Any, scaling: RopeScaling) -> None:
         )
 
 
-def ropes(config: Any) -> Iterator[dict[str, Any]]:
-    """The parameters of every rotary embedding: some models have one, some one per type of layer."""
+def ropes(config: Any, *, far: bool = False) -> Iterator[dict[str, Any]]:
+    """The parameters of every rotary embedding: some models have one, some one per type of layer.
+
+    Args:
+        config: of the model.
+        far: only of layers that see all of the context, where the others have parameters of their own.
+    """
     parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None)
     if isinstance(parameters, dict):
         if "rope_type" in parameters:
             yield parameters
         else:
-            nested = (each for each in parameters.values() if isinstance(each, dict))
-            yield from (each for each in nested if "rope_type" in each)
+            names = ["full_attention"] if far and parameters.get("full_attention") else list(parameters)
+            nested = (parameters[name] for name in names)
+            yield from (each for each in nested if isinstance(each, dict) and "rope_type" in each)
 
 
 def _value(name: str, text: str) -> Any:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from attention import Attention, AttentionBatch, LayerSpec, PagedCache, Step, register
+from attention.forward import forward
 
 SIZES = {
     "vocab_size": 97,
@@ -41,14 +42,36 @@ OWN: dict[str, dict[str, Any]] = {
         "max_window_layers": 4,
     },
     "phimoe": {**EXPERTS, "sliding_window": 9},
+    "stablelm": {"use_qkv_bias": True},
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "afmoe": {**EXPERTS, "sliding_window": 9, "num_dense_layers": 1, "global_attn_every_n_layers": 2},
+    # Two that also see images, whose other parts stay as small as they can be.
+    "got_ocr2": {
+        "text_config": {**SIZES, "model_type": "qwen2"},
+        "vision_config": {
+            "hidden_size": 8,
+            "output_channels": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "mlp_dim": 8,
+            "global_attn_indexes": [0],
+        },
+    },
+    "gemma4_unified": {
+        "text_config": {**SIZES, "global_head_dim": 16, "sliding_window": 9},
+        "vision_config": {"mm_embed_dim": 8, "mm_posemb_size": 4, "output_proj_dims": 32, "patch_size": 2},
+        "audio_config": {"audio_embed_dim": 8},
+    },
 }
 
 
 def tiny(kind: str, implementation: str = "longspan", **own: Any) -> Any:
     """Random weights, the same for the same arguments; large enough that attention matters."""
     register()
-    sizes = {} if kind in ("gpt2", "falcon") else SIZES
-    config = AutoConfig.for_model(kind, **{**sizes, **OWN.get(kind, {}), **own})
+    values = {**OWN.get(kind, {}), **own}
+    sizes = {} if kind in ("gpt2", "falcon") or "text_config" in values else SIZES
+    config = AutoConfig.for_model(kind, **{**sizes, **values})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -78,12 +101,7 @@ def paged_logits(
         batch = AttentionBatch.build([begin] * len(works), lengths, [pages[b] for b in present], page_size)
         ids = torch.tensor([token for work in works for token in work])
         with torch.inference_mode():
-            logits = model(
-                input_ids=ids[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                longspan=Step(attention, cache, batch, by_index),
-            ).logits[0]
+            logits = forward(model, ids, batch.positions, Step(attention, cache, batch, by_index))
         for b, part in zip(present, logits.split(lengths), strict=True):
             found[b].append(part)
     return [torch.cat(parts) for parts in found]

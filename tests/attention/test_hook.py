@@ -121,9 +121,11 @@ def test_a_model_that_counts_its_own_positions_is_refused():
         read_layers(model)
 
 
-def test_a_model_that_keeps_the_keyword_to_itself_is_refused():
-    with pytest.raises(UnsupportedError, match="without the keyword argument longspan"):
-        read_layers(tiny("stablelm"))
+def test_layers_that_keep_their_arguments_to_themselves_are_served_by_forward_alone():
+    model = tiny("stablelm")
+    assert len(read_layers(model)) == 4
+    with pytest.raises(UnsupportedError, match=r"call the model by attention\.forward\.forward"):
+        model(torch.tensor([[1, 2]]), use_cache=False, longspan=object())
 
 
 def test_a_bidirectional_model_is_refused():

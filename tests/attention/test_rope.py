@@ -129,6 +129,8 @@ def test_a_turn_of_half_of_the_head(at, shift):
         ("llama", False, 8, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0}}),
         ("cohere", True, 8, {}),
         ("glm", True, 4, {}),
+        ("stablelm", False, 2, {}),
+        ("nemotron", False, 4, {}),
         ("gpt_neox", False, 2, {}),
         ("qwen3", False, 8, {}),
     ],
@@ -166,7 +168,8 @@ def test_layers_of_two_types_have_two_rotations():
 
 
 @pytest.mark.parametrize(
-    ("kind", "layers"), [("gpt2", "layers 0-3"), ("opt", "layers 0-3"), ("smollm3", "layer 3")]
+    ("kind", "layers"),
+    [("gpt2", "layers 0-3"), ("opt", "layers 0-3"), ("smollm3", "layer 3"), ("afmoe", "layers 1, 3")],
 )
 def test_keys_that_do_not_turn_are_refused(kind, layers):
     model = tiny(kind)

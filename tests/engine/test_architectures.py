@@ -7,7 +7,22 @@ import pytest
 from tests.engine.harness import greedy_requests, load, make_core, run, transformers_next
 from tests.models_zoo import save_tiny
 
-KINDS = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "gpt2", "mixtral"]
+KINDS = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "gpt_neox",
+    "gpt2",
+    "mixtral",
+    "stablelm",
+    "nemotron",
+    "got_ocr2",
+    "gemma4_unified",
+    "gemma4_unified_text",
+]
 LENGTHS = [1, 5, 17, 33, 60]
 MAX_TOKENS = 12
 

@@ -86,7 +86,7 @@ def test_the_default_models_tokenizer(default_model):
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
     ours = Tokenizer(default_model)
-    assert ours.eos_token_ids == [2]
+    assert ours.eos_token == "<|im_end|>"
     assert ours.encode(text) == ids
 
 

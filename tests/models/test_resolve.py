@@ -22,7 +22,7 @@ def tiny(tmp_path):
 
 def test_a_folder_is_taken_as_it_is(tiny, tmp_path, monkeypatch):
     found = resolve(tiny, tmp_path)
-    assert found == (tiny, "tiny-llama", str(tiny))
+    assert found == (tiny, "tiny-llama", str(tiny), {})
     monkeypatch.chdir(tiny)
     assert resolve(".", tmp_path) == found
     assert not (tmp_path / "cache").exists()

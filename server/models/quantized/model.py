@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,16 +26,6 @@ _KEPT_ROWS = 16
 _STEADY = ("default", "linear", "llama3", "yarn")
 
 
-class Output(NamedTuple):
-    """What a forward gives.
-
-    Attributes:
-        logits: ``[1, N, V]``, one row for each token asked for.
-    """
-
-    logits: torch.Tensor
-
-
 class Config(SimpleNamespace):
     """What serving asks a config of transformers for: lengths, rotary parameters, size of the vocabulary."""
 
@@ -49,7 +39,7 @@ class Config(SimpleNamespace):
 class QuantizedModel(nn.Module):
     """Embedding, rotary angles, packed decoder layers, RMSNorm and packed output layer.
 
-    It is called as a causal language model of transformers is.
+    ``attention.forward`` calls it as it does a causal language model of transformers.
 
     Args:
         embedding: ids ``[T]`` to rows ``[T, C]``.
@@ -132,47 +122,26 @@ class QuantizedModel(nn.Module):
         """The output layer, as transformers calls it."""
         return self.head
 
-    def forward(
-        self,
-        *,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        longspan: Attend,
-        logits_to_keep: torch.Tensor | None = None,
-        use_cache: bool = False,
-    ) -> Output:
-        """Logits of one flattened batch.
-
-        Args:
-            input_ids: ``[1, T]``.
-            position_ids: ``[1, T]``.
-            longspan: what computes attention.
-            logits_to_keep: rows whose logits are wanted; without it all.
-            use_cache: must be false: keys and values are kept by ``longspan``.
-        """
-        assert not use_cache
-        return Output(self.flat(input_ids[0], position_ids[0], longspan, logits_to_keep)[None].clone())
-
     def flat(
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
         longspan: Attend,
-        logits_to_keep: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The same without the dimension of 1: logits ``[N, V]``, good until the next call.
+        """Logits ``[N, V]`` of one flattened batch, good until the next call.
 
         Args:
             ids: int64 ``[T]``.
             positions: int64 ``[T]``.
             longspan: what computes attention.
-            logits_to_keep: rows whose logits are wanted; without it all.
+            rows: those whose logits are wanted; ``None`` for all.
         """
         hidden = self.decoder.run(self.embedding(ids), self._rotary.at(positions), longspan)
-        rows = hidden if logits_to_keep is None else hidden[logits_to_keep]
-        shape = len(rows), self.head.out_features
-        logits = self._logits.rows(*shape) if len(rows) <= _KEPT_ROWS else torch.empty(shape)
+        wanted = hidden if rows is None else hidden[rows]
+        shape = len(wanted), self.head.out_features
+        logits = self._logits.rows(*shape) if len(wanted) <= _KEPT_ROWS else torch.empty(shape)
         stage = self._last[0]
-        stage.input, stage.output = rows.data_ptr(), logits.data_ptr()
-        run(self._last, len(rows))
+        stage.input, stage.output = wanted.data_ptr(), logits.data_ptr()
+        run(self._last, len(wanted))
         return logits

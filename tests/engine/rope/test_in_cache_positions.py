@@ -14,8 +14,14 @@ from tests.engine.rope.texts import IN_CACHE, MAX_TOKENS, WINDOW, prompts_of, to
 from tests.models_zoo import save_tiny
 
 
+def rotate(x, cos, sin):
+    """Some models rotate the beginning of each head only."""
+    size = cos.shape[-1]
+    return torch.cat([apply_rotary_pos_emb(x[..., :size], x[..., :size], cos, sin)[1], x[..., size:]], dim=-1)
+
+
 def streaming(folder, prompt, window, sinks, max_tokens=MAX_TOKENS):
-    """StreamingLLM on a Llama by its definition: keys are cached before RoPE and rotated by cache index."""
+    """StreamingLLM by its definition: keys are cached before RoPE and rotated by cache index."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     caches = [([], []) for _ in model.model.layers]
     tokens = list(prompt)
@@ -35,9 +41,8 @@ def streaming(folder, prompt, window, sinks, max_tokens=MAX_TOKENS):
                     del keys[sinks], values[sinks]
                 cos, sin = model.model.rotary_emb(query, torch.arange(len(keys))[None])
                 rows = torch.stack(keys, dim=1)[None]  # [1, Hkv, L, D]
-                rotated = apply_rotary_pos_emb(rows, rows, cos, sin)[1]
-                query = query[None, :, None]
-                query = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])[0]
+                rotated = rotate(rows, cos, sin)
+                query = rotate(query[None, :, None], cos[:, -1:], sin[:, -1:])
                 groups = query.shape[1] // rows.shape[1]
                 logits = query @ rotated.repeat_interleave(groups, 1).transpose(2, 3) * attention.scaling
                 mixed = logits.softmax(-1) @ torch.stack(values, dim=1)[None].repeat_interleave(groups, 1)
@@ -85,6 +90,15 @@ def test_in_cache_positions_keep_a_stretched_models_short_frequencies(models, st
     prompts, expected = streamed
     core = make_core(models[kind], page_size=4, context_length=200, kernel="reference", **IN_CACHE)
     assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected[kind]
+
+
+@pytest.mark.parametrize("kind", ["stablelm", "nemotron"])
+def test_in_cache_positions_of_heads_that_rotate_in_part(kind, tmp_path):
+    folder = save_tiny(kind, tmp_path)
+    prompts = prompts_of(9, 60)
+    core = make_core(load(folder), page_size=4, max_batch_tokens=40, context_length=200, **IN_CACHE)
+    expected = [streaming(folder, prompt, 17, 3) for prompt in prompts]
+    assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected
 
 
 def test_in_cache_positions_are_the_original_ones_until_the_window_moves(models):

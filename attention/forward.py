@@ -1,0 +1,104 @@
+"""The one call that computes a model's logits: when it serves, when it is read, and when it is checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from attention.registry import UnsupportedError
+
+log = logging.getLogger("longspan.attention")
+
+
+class Attend(Protocol):
+    """What a model's forward may be given as ``longspan``."""
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        features: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """One layer's attention.
+
+        Args:
+            module: the layer's attention module, with its ``layer_idx``.
+            query: ``[1, H, T, D]``, after RoPE.
+            key: ``[1, Hkv, T, D]``, after RoPE.
+            value: ``[1, Hkv, T, Dv]``.
+            mask: what the model prepared, if it did.
+            features: the other keyword arguments of the layer's call.
+
+        Returns:
+            ``[1, T, H, Dv]``, contiguous: some layers view it otherwise.
+        """
+
+
+# Some models' layers don't hand their keyword arguments on to their attention.
+_attending: ContextVar[Attend | None] = ContextVar("attending", default=None)
+
+
+def attending() -> Attend | None:
+    """What computes attention in the ``forward`` that is running."""
+    return _attending.get()
+
+
+def forward(
+    model: Any,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    attend: Attend,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A model's logits of a flattened batch.
+
+    Args:
+        model: a causal language model of transformers whose attention implementation is ``longspan``, or one
+            that has ``flat``, which takes such a batch as it is and gives logits that are good until the
+            next call.
+        ids: int64 ``[T]``.
+        positions: int64 ``[T]``.
+        attend: what computes attention.
+        rows: int64 ``[N]``, those whose logits are wanted; ``None`` for all of them.
+
+    Returns:
+        ``[N, V]``. From a model that computes all rows whatever it is asked for, those wanted are taken here.
+
+    Raises:
+        UnsupportedError: the model gives another number of rows.
+    """
+    if (flat := getattr(type(model), "flat", None)) is not None:
+        logits: torch.Tensor = flat(model, ids, positions, attend, rows)
+        return logits
+    # As many as there are: what a model that takes no notice of them gives would look the same.
+    asked = None if rows is None or len(rows) == len(ids) else rows
+    selection = {} if asked is None else {"logits_to_keep": asked}
+    before = _attending.set(attend)
+    try:
+        logits = model(
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, longspan=attend, **selection
+        ).logits[0]
+    finally:
+        _attending.reset(before)
+    if asked is not None and len(logits) == len(ids):
+        _note(type(model).__name__)
+        return logits[asked]
+    wanted = len(ids if rows is None else rows)
+    if len(logits) != wanted:
+        raise UnsupportedError(
+            f"asked for the logits of {wanted} of {len(ids)} tokens, it gives those of {len(logits)}"
+        )
+    return logits[rows] if rows is not None and asked is None else logits
+
+
+@cache
+def _note(architecture: str) -> None:
+    log.info("%s computes the logits of all tokens, also of those that nobody asked for", architecture)

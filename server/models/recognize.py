@@ -1,0 +1,181 @@
+"""What kind of model a folder holds; those that can't be served are refused before any weights are read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
+
+from attention.backends import UnsupportedError
+from attention.layers import KNOWN_TYPES, strange_types
+from server.engine.types import RefusedError
+
+log = logging.getLogger("longspan.models")
+
+# How transformers' classes are called whose output is no next token.
+_OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+    "ForRewardModel",
+    "RewardModel",
+)
+_CHOOSE = "choose a decoder-only language model"
+
+
+def read_config(folder: Path) -> Any:
+    """The config of a causal language model.
+
+    Raises:
+        RefusedError: it can't be read, needs code of its own, or is of a kind of model that can't be served.
+    """
+    _check_type(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # configs validate themselves in many ways
+        if "trust_remote_code" in str(error):
+            raise RefusedError(_needs_code(folder)) from error
+        raise RefusedError(f"{folder}/config.json can't be used: {sentence(error)}") from error
+    with refusing(f"the model in {folder}", "reading its config"):
+        _check_kind(folder, config)
+    return config
+
+
+@contextmanager
+def refusing(what: str, doing: str) -> Iterator[None]:
+    """Whatever a model that was not made for this trips over becomes a refusal in one sentence.
+
+    Args:
+        what: the model.
+        doing: what is being done with it.
+
+    Raises:
+        RefusedError: something was raised.
+    """
+    try:
+        yield
+    except RefusedError:
+        raise
+    except UnsupportedError as error:
+        raise RefusedError(str(error)) from error
+    except Exception as error:
+        log.debug("%s of %s failed", doing, what, exc_info=True)
+        raise RefusedError(
+            f"{what} cannot be served: {doing} fails with {type(error).__name__}: {sentence(error)}; "
+            "choose another model"
+        ) from error
+
+
+def sentence(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _needs_code(folder: Path) -> str:
+    return (
+        f"{folder} needs Python code that comes with the checkpoint, which Longspan never runs; "
+        "choose a model that transformers itself supports"
+    )
+
+
+def _check_type(folder: Path) -> None:
+    """Looks at the architecture's name, which transformers would guess from the folder's if it had none."""
+    try:
+        written = json.loads((folder / "config.json").read_text())
+        kind, code = written.get("model_type"), written.get("auto_map")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RefusedError(f"{folder}/config.json can't be used: {sentence(error)}") from error
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+        if code:
+            log.info("the Python code in %s is not run: transformers has %s itself", folder, kind)
+        return
+    if code:
+        raise RefusedError(_needs_code(folder))
+    if not kind:
+        raise RefusedError(
+            f"{folder}/config.json names no model_type, so it can't be told which architecture this is; "
+            "choose a checkpoint in transformers' format"
+        )
+    raise RefusedError(
+        f"{folder}/config.json can't be used: transformers {transformers.__version__} knows no model type "
+        f"{kind!r}; choose another model, or install a version of transformers that knows it"
+    )
+
+
+def _check_kind(folder: Path, config: Any) -> None:
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise RefusedError(f"{kind} is an encoder-decoder model; {_CHOOSE}")
+    named = config.architectures or []
+    if _sees_all(config):
+        raise RefusedError(
+            f"{folder} holds {named[0] if named else kind}, an encoder: its tokens see those after them too, "
+            f"so that it gives embeddings or labels and writes no text; {_CHOOSE}"
+        )
+    if named and all(name.endswith(_OTHER_HEADS) for name in named):
+        raise RefusedError(
+            f"{folder} holds {named[0]}, whose output are labels or scores and no next tokens; {_CHOOSE}"
+        )
+    own = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if own is None:
+        what = "is no causal language model"
+        if config.get_text_config(decoder=True) is not config:
+            what = "is a multimodal model that transformers can't load as a causal language model"
+        elif named and named[0].endswith("ForCausalLM"):
+            what = f"describes a part of a model, from which transformers can't load {named[0]} alone"
+        raise RefusedError(f"{kind} {what}; {_CHOOSE}")
+    _check_class(own, config)
+
+
+def _sees_all(config: Any) -> bool:
+    """Classes of encoders can be decoders too, and tell by a field."""
+    return (
+        type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        and type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        and not getattr(config, "is_decoder", False)
+    )
+
+
+def _check_class(own: Any, config: Any) -> None:
+    text = config.get_text_config(decoder=True)
+    strange = strange_types(text)
+    types = set(filter(None, getattr(text, "layer_types", None) or []))
+    if getattr(own, "_is_stateful", False) and not (types and types <= set(KNOWN_TYPES)):
+        where = f" in its {', '.join(strange)} layers" if types - set(strange) else ""
+        raise RefusedError(
+            f"{own.__name__} keeps a state from token to token{where} beside keys and values, as state-space "
+            "and linear-attention models do, and a paged KV cache has no place for it; "
+            "choose a model whose layers all attend"
+        )
+    if strange:
+        raise RefusedError(
+            f"{own.__name__} cannot be served: the paged cache would lose the structure of its "
+            f"{', '.join(strange)} layers; choose a model whose layers all attend"
+        )
+    if getattr(text, "attn_temperature_tuning", False):
+        raise RefusedError(
+            f"{own.__name__} scales its queries by positions that it counts in each batch itself "
+            "(attn_temperature_tuning), so that sequences cannot share one; choose another architecture"
+        )
+    # A multimodal model may leave attention to its text model's class.
+    attending = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), own)
+    if not own._can_set_attn_implementation() and not attending._can_set_attn_implementation():
+        raise RefusedError(
+            f"{own.__name__} does not go through transformers' attention interface, which Longspan "
+            "needs; choose another architecture"
+        )
