@@ -20,7 +20,8 @@ from server.models.gpu.replace import replace_layers
 from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
-from server.models.recognize import read_config, refusing, sentence
+from server.models.recognize import read_config
+from server.models.refusing import refusing, sentence
 from server.models.rope import RopeScaling, check_scaling
 
 log = logging.getLogger("longspan.models")
