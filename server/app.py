@@ -26,6 +26,7 @@ from server.background import in_thread
 from server.engine.link import EngineClient, EngineDeadError
 from server.engine.spawn import Spawned
 from server.engine.types import Ready, RefusedError
+from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
 from server.observe import metrics as observed
 from server.observe.logging import configure_logging
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("longspan.server")
+
+EXAMPLE = "What is the capital of Japan?"
+"""A question that the default model answers rightly, and far from any tie, under every backend."""
 
 # How long gRPC may take to send what is under way, once no request is left to wait for.
 _LAST_WORDS_SECONDS = 0.5
@@ -135,13 +139,22 @@ class Server:
             progress.report("starting the engine", None)
             engine = await self._start_engine(files)
             tokenizer, ready = await asyncio.gather(
-                in_thread(lambda: _load_tokenizer(files.folder)), self._wait_ready(engine, progress)
+                in_thread(lambda: _load_tokenizer(files, self._settings.chat_template)),
+                self._wait_ready(engine, progress),
             )
         except EngineDeadError as error:
             raise RefusedError(f"the engine did not start: {error}") from error
         finally:
             progress.close()
-        self._set_ready(Served(name, files.source, tokenizer, engine, ready))
+        _warn_of_tokens(tokenizer, ready)
+        generation = read_generation(
+            files.folder,
+            ready,
+            eos_token=tokenizer.eos_token,
+            token_id=tokenizer.token_id,
+            recommended=files.sampling if self._settings.generation_config == "auto" else None,
+        )
+        self._set_ready(Served(name, files.source, tokenizer, engine, ready, generation))
         print(self._ready_line(), flush=True)
         gc.collect()
         gc.freeze()  # what was loaded stays: later collections need not look at it
@@ -157,7 +170,7 @@ class Server:
                 ready = await engine.wait_ready()
             except EngineDeadError as error:
                 return f"the engine died ({reason}) and could not be started again: {error}"
-            self._set_ready(Served(name, files.source, tokenizer, engine, ready))
+            self._set_ready(Served(name, files.source, tokenizer, engine, ready, generation))
             log.info("the engine is ready again")
 
     async def _start_engine(self, files: ModelFiles) -> EngineClient:
@@ -204,22 +217,21 @@ class Server:
         served, settings = self.state.served, self._settings
         assert served is not None
         ready = served.ready
-        command = [_command(), "generate"]
-        command += (
-            ["What is the capital of France?", "--chat"]
-            if served.tokenizer.has_chat_template
-            else ["Once upon a time"]
+        line = (
+            f"Longspan is ready: {served.name} on {settings.host}:{self.port} "
+            f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
+            f"metrics http://{settings.metrics_host}:{self.metrics_port}/metrics  ·  "
         )
+        if not served.tokenizer.has_text:
+            return f"{line}token ids only: the model has no tokenizer"
+        command = [_command(), "generate"]
+        command += [EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]
         if settings.host != DEFAULT_HOST:
             command += ["--host", settings.host]
         if self.port != DEFAULT_PORT:
             command += ["--port", str(self.port)]
         hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
-        return (
-            f"Longspan is ready: {served.name} on {settings.host}:{self.port} "
-            f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
-            f"metrics http://{settings.metrics_host}:{self.metrics_port}/metrics  ·  try: {hint}"
-        )
+        return f"{line}try: {hint}"
 
     async def _drain(self) -> None:
         """Running requests may finish for a while; then they are told that the server ends."""
@@ -269,10 +281,25 @@ def serve(settings: Settings, spawned: Spawned | None = None) -> int:
         return 1
 
 
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    from server.text.tokenizer import Tokenizer  # its import takes a second, while the engine starts
+def _load_tokenizer(files: ModelFiles, chat_template: str | None) -> Tokenizer:
+    from server.text.no_tokenizer import NoTokenizer  # its import takes a second, while the engine starts
+    from server.text.tokenizer import Tokenizer
 
-    return Tokenizer(folder)
+    if files.tokenizer is not None:
+        return Tokenizer(files.tokenizer, chat_template)
+    log.warning("%s has no tokenizer: token ids are served, and no text", files.source)
+    return NoTokenizer()
+
+
+def _warn_of_tokens(tokenizer: Tokenizer, ready: Ready) -> None:
+    """Says that some texts can't be prompts, which is no reason not to serve the others."""
+    beyond = tokenizer.vocabulary_size - ready.vocabulary_size
+    if beyond > 0:
+        log.warning(
+            "the tokenizer has %d tokens that the model lacks, from %d on; prompts with them are refused",
+            beyond,
+            ready.vocabulary_size,
+        )
 
 
 def _command() -> str:

@@ -28,11 +28,18 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help="Name of the model. Without it: the server's only one.")
     ] = None,
+    special_tokens_as_text: Annotated[
+        bool,
+        typer.Option("--special-tokens-as-text", help="Special tokens spelled out in PROMPT stay text."),
+    ] = False,
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens to generate. Without it: what the server allows.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 takes the most likely token. Without it: 1.")
+        float | None,
+        typer.Option(
+            help="0 takes the most likely token. Without it, or the next three: the server's default."
+        ),
     ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Choose among the most likely tokens of this probability together.")
@@ -76,6 +83,7 @@ def generate(
         "min_p": min_p,
         "seed": seed,
         "stop": stop,
+        "special_tokens_as_text": special_tokens_as_text or None,
     }
     options = cast(GenerateOptions, {name: value for name, value in given.items() if value is not None})
     with Client(host, port, timeout=timeout) as client, _Interrupt() as interrupt:

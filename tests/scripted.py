@@ -223,6 +223,7 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
         return pb.DetokenizeResponse(text="".join(map(chr, ids)))
 
     def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
+        self.requests.append(request)
         text = request.text if request.HasField("text") else request.chat.messages[-1].content
         return pb.CountTokensResponse(token_count=len(text), context_length=4096)
 

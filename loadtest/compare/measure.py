@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loadtest.compare.types import Candidate, Cell, Comparison, key
+from loadtest.greedy import GREEDY
 from loadtest.quality import text as texts
 from loadtest.quality.decode_time import decode_times
 from loadtest.quality.needle import needles
@@ -118,7 +119,7 @@ class Measurer:
         """Prompts of random tokens, which no prefix cache knows."""
         output = self._plan.output_tokens
         ids = _random_ids(client, context - output, context)
-        first = client.generate(ids, max_tokens=1, temperature=0.0, ignore_eos=True)
+        first = client.generate(ids, max_tokens=1, ignore_eos=True, **GREEDY)
         (time,) = decode_times(client, ids, [len(ids)], output)
         return {
             "prefill_rate": len(ids) / first.timings.prefill_seconds,
@@ -158,7 +159,7 @@ class Measurer:
         """The greedy answers to the user's prompts, as tokens and text."""
         answers: list[dict[str, Any]] = []
         for prompt in self._plan.prompts:
-            answer = client.generate(prompt, max_tokens=self._plan.output_tokens, temperature=0.0)
+            answer = client.generate(prompt, max_tokens=self._plan.output_tokens, **GREEDY)
             answers.append({"tokens": list(answer.token_ids), "text": answer.text})
         return {"answers": answers}
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import uvloop
 
+from loadtest.greedy import GREEDY
 from loadtest.load.measures import percentile
 from loadtest.load.types import Message, Record, Session, Turn, Worker
 from longspan import AsyncClient, LongspanError
@@ -137,7 +138,7 @@ class _Client:
 
     async def _request(self, client: AsyncClient, turn: Turn, record: Record) -> str:
         """Sends one greedy request of exactly so many output tokens and times its stream; gives its text."""
-        stream = client.stream(turn.prompt, max_tokens=turn.output_tokens, temperature=0.0, ignore_eos=True)
+        stream = client.stream(turn.prompt, max_tokens=turn.output_tokens, ignore_eos=True, **GREEDY)
         record.sent = time.monotonic()
         parts = []
         try:

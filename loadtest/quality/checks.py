@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from loadtest.greedy import GREEDY
 from loadtest.quality import text as texts
 from loadtest.quality.decode_time import decode_times
 from loadtest.quality.deployments import (
@@ -126,7 +127,7 @@ def coverage(text: str) -> Check:
 
     def measure(client: Client) -> list[int]:
         ids = texts.tokens(client, text, context - output)
-        answer = client.generate(ids, max_tokens=output, temperature=0.0, ignore_eos=True)
+        answer = client.generate(ids, max_tokens=output, ignore_eos=True, **GREEDY)
         return list(answer.token_ids)
 
     full = Measurement(exact(FULL), measure)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
+from loadtest.greedy import GREEDY
 from loadtest.quality.types import DecodeTime
 from longspan import Client
 
@@ -34,7 +35,7 @@ def decode_times(
 def _gap(client: Client, prompt: Sequence[int], output_tokens: int) -> float:
     """Median time between tokens, in seconds; a mean would take in what a machine does now and then."""
     gaps, last = [], None
-    for delta in client.stream(prompt, max_tokens=output_tokens, temperature=0.0, ignore_eos=True):
+    for delta in client.stream(prompt, max_tokens=output_tokens, ignore_eos=True, **GREEDY):
         now = time.monotonic()
         if delta.token_ids:
             if last is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from loadtest.greedy import GREEDY
 from loadtest.quality.types import Needle
 from longspan import Client
 
@@ -43,7 +44,7 @@ def needles(
     for depth in sorted(depths, reverse=True):
         for number in range(keys_per_depth):
             key = str(random.Random(f"{number} {depth}").randrange(10**6, 10**7))
-            answer = client.generate(_prompt(filler, count, depth, key), max_tokens=12, temperature=0.0)
+            answer = client.generate(_prompt(filler, count, depth, key), max_tokens=12, **GREEDY)
             results.append(Needle(depth, key, answer.text.strip(), answer.usage.prompt_tokens))
     return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from loadtest.greedy import GREEDY
 from loadtest.quality.types import Perplexity
 from longspan import Client
 
@@ -24,7 +25,7 @@ def perplexity(client: Client, ids: Sequence[int], first: int) -> Perplexity:
     if not 1 <= first < len(ids):
         raise ValueError(f"tokens from {first} on are to count, but there are {len(ids)}")
     # A stream gives the log probabilities in parts, so that no message grows with the prompt.
-    with client.stream(ids, max_tokens=1, temperature=0.0, prompt_logprobs=0) as stream:
+    with client.stream(ids, max_tokens=1, prompt_logprobs=0, **GREEDY) as stream:
         for _ in stream:
             pass
     logprobs = [position.chosen.logprob for position in stream.prompt_logprobs[first - 1 :]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loadtest.greedy import GREEDY
 from longspan import Client
 
 
@@ -21,7 +22,7 @@ def pages_held(client: Client, ids: Sequence[int], output_tokens: int) -> int:
         LongspanError: the server cannot take the prompt.
     """
     held = []
-    with client.stream(ids, max_tokens=output_tokens, temperature=0.0, ignore_eos=True) as stream:
+    with client.stream(ids, max_tokens=output_tokens, ignore_eos=True, **GREEDY) as stream:
         seen = 0
         for delta in stream:
             seen += len(delta.token_ids)

@@ -115,10 +115,15 @@ class AsyncClient:
         *,
         model: str = "",
         special_tokens: bool = True,
+        special_tokens_as_text: bool = False,
         timeout: float | None = None,
     ) -> inference_pb2.TokenizeResponse:
         """Like ``Client.tokenize``."""
-        request = inference_pb2.TokenizeRequest(model=model, without_special_tokens=not special_tokens)
+        request = inference_pb2.TokenizeRequest(
+            model=model,
+            without_special_tokens=not special_tokens,
+            special_tokens_as_text=special_tokens_as_text,
+        )
         set_input(request, value)
         return await self._ask(self._stub.Tokenize, request, timeout)
 
@@ -137,10 +142,15 @@ class AsyncClient:
         return (await self._ask(self._stub.Detokenize, request, timeout)).text
 
     async def count_tokens(
-        self, value: str | Sequence[Message], *, model: str = "", timeout: float | None = None
+        self,
+        value: str | Sequence[Message],
+        *,
+        model: str = "",
+        special_tokens_as_text: bool = False,
+        timeout: float | None = None,
     ) -> inference_pb2.CountTokensResponse:
         """Like ``Client.count_tokens``."""
-        request = inference_pb2.CountTokensRequest(model=model)
+        request = inference_pb2.CountTokensRequest(model=model, special_tokens_as_text=special_tokens_as_text)
         set_input(request, value)
         return await self._ask(self._stub.CountTokens, request, timeout)
 

@@ -119,6 +119,7 @@ class Client:
         *,
         model: str = "",
         special_tokens: bool = True,
+        special_tokens_as_text: bool = False,
         timeout: float | None = None,
     ) -> inference_pb2.TokenizeResponse:
         """Token ids of text or messages (``.token_ids``), and their entries in the vocabulary (``.tokens``).
@@ -127,9 +128,14 @@ class Client:
             value: text, or messages for the model's chat template.
             model: its name; the server's only model if left out.
             special_tokens: adds those that the tokenizer puts around text.
+            special_tokens_as_text: those that the text or the messages spell out stay text.
             timeout: seconds.
         """
-        request = inference_pb2.TokenizeRequest(model=model, without_special_tokens=not special_tokens)
+        request = inference_pb2.TokenizeRequest(
+            model=model,
+            without_special_tokens=not special_tokens,
+            special_tokens_as_text=special_tokens_as_text,
+        )
         set_input(request, value)
         return self._ask(self._stub.Tokenize, request, timeout)
 
@@ -148,10 +154,22 @@ class Client:
         return self._ask(self._stub.Detokenize, request, timeout).text
 
     def count_tokens(
-        self, value: str | Sequence[Message], *, model: str = "", timeout: float | None = None
+        self,
+        value: str | Sequence[Message],
+        *,
+        model: str = "",
+        special_tokens_as_text: bool = False,
+        timeout: float | None = None,
     ) -> inference_pb2.CountTokensResponse:
-        """How many tokens a prompt has (``.token_count``), and how many fit (``.context_length``)."""
-        request = inference_pb2.CountTokensRequest(model=model)
+        """How many tokens a prompt has (``.token_count``), and how many fit (``.context_length``).
+
+        Args:
+            value: text, or messages for the model's chat template.
+            model: its name; the server's only model if left out.
+            special_tokens_as_text: special tokens that the text or the messages spell out stay text.
+            timeout: seconds.
+        """
+        request = inference_pb2.CountTokensRequest(model=model, special_tokens_as_text=special_tokens_as_text)
         set_input(request, value)
         return self._ask(self._stub.CountTokens, request, timeout)
 

@@ -20,6 +20,8 @@ Prompt = str | Sequence[int] | Sequence[Message]
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate`` and ``stream``; ranges and defaults are in ``types.proto``.
 
+    Sampling that is left out is the model's own, see ``default_sampling`` of ``Client.model_info``.
+
     Attributes:
         model: its name; the server's only model if left out.
         temperature: divides the logits; 0 takes the most likely token.
@@ -43,6 +45,7 @@ class GenerateOptions(TypedDict, total=False):
         priority: higher is served sooner.
         request_id: a name of your own, for ``abort`` and logs.
         keep_special_tokens: special tokens appear in the text.
+        special_tokens_as_text: special tokens that the prompt's text or messages spell out stay text.
     """
 
     model: str
@@ -67,6 +70,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     request_id: str
     keep_special_tokens: bool
+    special_tokens_as_text: bool
 
 
 _SAMPLING = types_pb2.SamplingParams.DESCRIPTOR.fields_by_name.keys()

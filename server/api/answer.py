@@ -11,6 +11,7 @@ from server.engine.link import NewsStream
 from server.engine.types import FinishReason, PositionLogprob, SequenceNews
 from server.observe.request import RequestRecord
 from server.text.assemble import OutputAssembler, OutputDelta
+from server.text.stop import StopStrings
 
 Event = inference_pb2.StreamGenerateResponse
 
@@ -54,6 +55,7 @@ class Answer:
         request: as it came.
         request_id: its name.
         served: the model that answers.
+        stop: its stop strings.
         ids: of its sequences in the engine, one per sample.
         prompt_tokens: tokens of its prompt.
     """
@@ -63,6 +65,7 @@ class Answer:
         request: inference_pb2.GenerateRequest,
         request_id: str,
         served: Served,
+        stop: StopStrings,
         ids: Sequence[int],
         prompt_tokens: int,
     ) -> None:
@@ -76,7 +79,7 @@ class Answer:
                 id_,
                 OutputAssembler(
                     served.tokenizer,
-                    stop_strings=list(request.stop.stop_strings),
+                    stop=stop,
                     include_stop_string=request.stop.include_stop_string,
                     keep_special_tokens=request.keep_special_tokens,
                     min_tokens=request.stop.min_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import re
 import secrets
@@ -15,13 +16,18 @@ from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
 from server.api.errors import Violation, quote
 from server.api.state import Served
+from server.engine.ranges import RANGES
 from server.engine.types import Sampling, Submit
 from server.settings import Settings
+from server.text.errors import TextError
+from server.text.stop import StopStrings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 # A longer text is tokenized in a thread: it would hold up every stream for more than about a millisecond.
 _THREAD_CHARACTERS = 2000
+# Rendering a message takes as long as tokenizing about so many.
+_MESSAGE_CHARACTERS = 50
 
 # Seeds of a request's samples lie this far apart (an odd number near 2**64 / golden ratio, as in SplitMix64).
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -36,6 +42,7 @@ class Plan:
         n: samples.
         seed: of sample 0, given or drawn.
         sampling: of all samples, but for the seed.
+        stop: its stop strings.
         stop_token_ids: what ends a sample, end-of-sequence tokens included unless ignored.
     """
 
@@ -43,6 +50,7 @@ class Plan:
     n: int
     seed: int
     sampling: Sampling
+    stop: StopStrings
     stop_token_ids: list[int]
 
     def sequences(self, ids: list[int], prompt: list[int], context_length: int) -> list[Submit]:
@@ -91,7 +99,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
 
     Raises:
         ServiceError: INVALID_ARGUMENT with all fields at fault; FAILED_PRECONDITION for a chat where the
-            model has no template.
+            model has no template, and for text where it has no tokenizer.
     """
     limit = limits(settings, served.ready.context_length)
     vocabulary = served.ready.vocabulary_size
@@ -109,11 +117,14 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         found.append(Violation("request_id", f"is {quote(request.request_id)}; it may have {allowed}"))
     if found:
         raise errors.invalid(found)
+    if request.WhichOneof("prompt") != "token_ids" or request.stop.stop_strings:
+        check_tokenizer(served)
     if request.HasField("chat") and not served.tokenizer.has_chat_template:
-        raise errors.no_chat_template(served.name)
-    stop_ids = set(request.stop.stop_token_ids)
+        raise errors.no_chat_template(served.name, served.tokenizer.chat_refusal)
+    stop = StopStrings(request.stop.stop_strings, served.tokenizer.special_tokens)
+    stop_ids = {*request.stop.stop_token_ids, *(id_ for id_ in stop.token_ids if id_ < vocabulary)}
     if not request.stop.ignore_eos:
-        stop_ids.update(served.tokenizer.eos_token_ids)
+        stop_ids.update(served.generation.eos_token_ids)
     if request.stop.min_tokens and len(stop_ids) >= vocabulary:
         sentence = "leave no token to choose before min_tokens; name fewer"
         raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
@@ -122,7 +133,8 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         request=request,
         n=n,
         seed=request.sampling.seed if seeded else secrets.randbits(64),
-        sampling=_sampling(request.sampling),
+        sampling=_sampling(request.sampling, served.generation.sampling),
+        stop=stop,
         stop_token_ids=sorted(stop_ids),
     )
 
@@ -137,9 +149,9 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> 
     if kind == "token_ids":
         ids = list(request.token_ids.ids)
     elif kind == "chat":
-        ids = await chat_ids(request.chat, served)
+        ids = await chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
     else:
-        ids = await text_ids(request.text, served)
+        ids = await text_ids(request.text, served, as_text=request.special_tokens_as_text)
     if not ids:
         raise errors.invalid([Violation(str(kind), "has no tokens; send at least one character")])
     if max(ids) >= served.ready.vocabulary_size:  # some tokenizers know more tokens than their model
@@ -150,31 +162,48 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> 
     return ids
 
 
-async def text_ids(text: str, served: Served, *, special: bool = True) -> list[int]:
-    """Token ids of a text, with the tokens that the tokenizer adds unless ``special`` is false."""
-    if len(text) <= _THREAD_CHARACTERS:
-        return served.tokenizer.encode(text, add_special_tokens=special)
-    return await asyncio.to_thread(served.tokenizer.encode, text, add_special_tokens=special)
+async def text_ids(text: str, served: Served, *, special: bool = True, as_text: bool = False) -> list[int]:
+    """Token ids of a text, with the tokens that the tokenizer adds unless ``special`` is false.
+
+    Raises:
+        ServiceError: special tokens that the text spells out can't be kept text, as ``as_text`` asks.
+    """
+    encode = functools.partial(
+        served.tokenizer.encode, text, add_special_tokens=special, special_tokens_as_text=as_text
+    )
+    return await _encoded(encode, at_once=len(text) <= _THREAD_CHARACTERS and not as_text)
 
 
-async def chat_ids(chat: types_pb2.Chat, served: Served) -> list[int]:
+async def chat_ids(chat: types_pb2.Chat, served: Served, *, as_text: bool = False) -> list[int]:
     """Token ids of a conversation, up to where the assistant speaks.
 
     Raises:
-        ServiceError: the model has no template, or the template refuses the conversation.
+        ServiceError: the model has no template, or the template refuses the conversation; or special tokens
+            that it spells out can't be kept text, as ``as_text`` asks.
     """
     if not served.tokenizer.has_chat_template:
-        raise errors.no_chat_template(served.name)
-    from server.text.tokenizer import TextError  # its import takes a second, which the start can't spare
-
+        raise errors.no_chat_template(served.name, served.tokenizer.chat_refusal)
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-    size = sum(len(message.content) for message in chat.messages)
+    size = sum(len(message.role) + len(message.content) + _MESSAGE_CHARACTERS for message in chat.messages)
+    encode = functools.partial(served.tokenizer.encode_chat, messages, special_tokens_as_text=as_text)
+    return await _encoded(encode, at_once=size <= _THREAD_CHARACTERS and not as_text)
+
+
+async def _encoded(encode: Callable[[], list[int]], *, at_once: bool) -> list[int]:
     try:
-        if size <= _THREAD_CHARACTERS:
-            return served.tokenizer.encode_chat(messages)
-        return await asyncio.to_thread(served.tokenizer.encode_chat, messages)
+        return encode() if at_once else await asyncio.to_thread(encode)
     except TextError as error:
         raise errors.invalid([Violation(error.field, str(error))]) from error
+
+
+def check_tokenizer(served: Served) -> None:
+    """Refuses what needs text.
+
+    Raises:
+        ServiceError: the model has no tokenizer.
+    """
+    if not served.tokenizer.has_text:
+        raise errors.no_tokenizer(served.name)
 
 
 def check_chat(chat: types_pb2.Chat) -> list[Violation]:
@@ -207,18 +236,12 @@ def _check_prompt(request: inference_pb2.GenerateRequest, vocabulary: int) -> li
         return [] if request.text else [Violation("text", "is empty; send at least one character")]
     if not request.token_ids.ids:
         return [Violation("token_ids.ids", "is empty; send at least one token id")]
+    if request.special_tokens_as_text:
+        return [Violation("special_tokens_as_text", "is for text and chat; token ids are taken as they are")]
     return check_token_ids("token_ids.ids", request.token_ids.ids, vocabulary)
 
 
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "temperature": ("at least 0", lambda value: value >= 0),
-    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    # 0.01 arrives as a float32, which is a little less.
-    "repetition_penalty": ("from 0.01 to 100", lambda value: 0.009999 <= value <= 100),
-    "presence_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
-    "frequency_penalty": ("from -2 to 2", lambda value: -2 <= value <= 2),
-}
+_SAMPLING_FIELDS = (*RANGES, "top_k")
 _MOST_BIAS = 100.0
 # Each is looked at for every token.
 _MOST_STOP_TOKENS = 256
@@ -226,7 +249,7 @@ _MOST_STOP_TOKENS = 256
 
 def _check_sampling(sampling: types_pb2.SamplingParams, vocabulary: int) -> list[Violation]:
     found = []
-    for name, (words, inside) in _RANGES.items():
+    for name, (words, inside) in RANGES.items():
         value = getattr(sampling, name)
         if sampling.HasField(name) and not (math.isfinite(value) and inside(value)):
             found.append(Violation(f"sampling.{name}", f"is {value:g}; it must be a number {words}"))
@@ -277,7 +300,11 @@ def _check_logprobs(logprobs: types_pb2.LogprobParams, most: int) -> list[Violat
     ]
 
 
-def _sampling(sampling: types_pb2.SamplingParams) -> Sampling:
-    names = (*_RANGES, "top_k")
-    given = {name: getattr(sampling, name) for name in names if sampling.HasField(name)}
-    return Sampling(**given, logit_bias=dict(sampling.logit_bias))
+def sampling_params(sampling: Sampling) -> types_pb2.SamplingParams:
+    """The values of fields that a request may leave unset."""
+    return types_pb2.SamplingParams(**{name: getattr(sampling, name) for name in _SAMPLING_FIELDS})
+
+
+def _sampling(sampling: types_pb2.SamplingParams, default: Sampling) -> Sampling:
+    given = {name: getattr(sampling, name) for name in _SAMPLING_FIELDS if sampling.HasField(name)}
+    return msgspec.structs.replace(default, **given, logit_bias=dict(sampling.logit_bias))

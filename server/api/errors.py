@@ -164,13 +164,24 @@ def engine_dead(reason: str) -> ServiceError:
     return unavailable("ENGINE_DEAD", f"the server has lost its engine: {reason}", _ENGINE_RETRY_SECONDS)
 
 
-def no_chat_template(model: str) -> ServiceError:
-    """The model as served can't render a conversation."""
+def no_chat_template(model: str, reason: str) -> ServiceError:
+    """The model as served can't render a conversation. ``reason`` is what a sentence says of the model."""
     return ServiceError(
         grpc.StatusCode.FAILED_PRECONDITION,
-        f"the model {model!r} has no chat template; send the prompt as text or token ids",
+        f"the model {model!r} {reason}; send the prompt as text or token ids",
         "NO_CHAT_TEMPLATE",
         _info("NO_CHAT_TEMPLATE", model=model),
+    )
+
+
+def no_tokenizer(model: str) -> ServiceError:
+    """The model has nothing that turns text into tokens or back."""
+    return ServiceError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"the model {model!r} has no tokenizer: it takes prompts as token ids, stops at stop_token_ids, and "
+        "answers with token ids",
+        "NO_TOKENIZER",
+        _info("NO_TOKENIZER", model=model),
     )
 
 

@@ -85,7 +85,7 @@ class Generation:
                 if self._error is not None:
                     raise self._error
                 ids = served.engine.new_ids(plan.n)
-                answer = Answer(self._request, self._request_id, served, ids, len(prompt))
+                answer = Answer(self._request, self._request_id, served, plan.stop, ids, len(prompt))
                 record = self._record = RequestRecord(self._metrics, plan.n, self._arrival)
                 if not self._aborted:
                     with self._engine_errors():

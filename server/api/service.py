@@ -78,6 +78,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.DetokenizeResponse:
         """Token ids to text; ids that the model has and the tokenizer doesn't name are no text."""
         served = self._state.model(request.model)
+        conversion.check_tokenizer(served)
         found = conversion.check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size)
         if found:
             raise errors.invalid(found)
@@ -125,7 +126,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 reason=ready.attention_reason,
                 options=ready.attention_options,
             ),
-            eos_token_ids=served.tokenizer.eos_token_ids,
+            eos_token_ids=served.generation.eos_token_ids,
+            default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
             limits=conversion.limits(self._state.settings, ready.context_length),
         )
@@ -165,15 +167,18 @@ async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int
     """Token ids of a request's ``input``; an empty text has none.
 
     Raises:
-        ServiceError: there is no input, or the chat template refuses it.
+        ServiceError: there is no input, the model has no tokenizer, or the chat template refuses it.
     """
+    conversion.check_tokenizer(served)
     match request.WhichOneof("input"):
         case "text":
-            return await conversion.text_ids(request.text, served, special=special)
+            return await conversion.text_ids(
+                request.text, served, special=special, as_text=request.special_tokens_as_text
+            )
         case "chat":
             found = conversion.check_chat(request.chat)
             if found:
                 raise errors.invalid(found)
-            return await conversion.chat_ids(request.chat, served)
+            return await conversion.chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
         case _:
             raise errors.invalid([Violation("input", "is not set; send text or chat")])

@@ -10,6 +10,7 @@ from server.api import errors
 from server.api.admission import Admission
 from server.engine.link import EngineClient
 from server.engine.types import Ready
+from server.models.generation import Generation
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Served:
         tokenizer: its text side.
         engine: its engine process, ready.
         ready: what the engine says it runs.
+        generation: what ends its outputs, and how tokens are chosen where a request leaves that open.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Served:
     tokenizer: Tokenizer
     engine: EngineClient
     ready: Ready
+    generation: Generation
 
 
 class ServerState:

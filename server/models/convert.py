@@ -11,12 +11,14 @@ from pathlib import Path
 
 from server.engine.types import RefusedError
 from server.models.cache import Report, make_once
+from server.models.gguf.parts import find_parts
 
 RECORD = "longspan.json"
 """File in a converted folder that says where it comes from."""
 
 # Raised when conversion changes, so that folders of older versions are made again.
-_VERSION = 1
+_VERSION = 2
+_CHUNK = 1 << 20
 
 
 def models_folder(cache_dir: Path) -> Path:
@@ -28,10 +30,11 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
     """The Hugging Face folder of a GGUF file.
 
     The folder's ``longspan.json`` keeps ``name``, ``source``, the path of the file (``gguf``), its
-    ``size``, ``mtime_ns`` and ``sha256``. A file whose path, size and time are recorded is not read again.
+    ``size``, ``mtime_ns`` and ``sha256``; of a split set, the first file's path, and the others of all files
+    together. A file whose path, size and time are recorded is not read again.
 
     Args:
-        file: the GGUF file.
+        file: the GGUF file, or any part of a split set.
         name: the model's name in requests.
         source: where it came from, for people.
         cache_dir: of the settings.
@@ -41,19 +44,33 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
         RefusedError: the file is none that can be converted, or the cache can't be written.
     """
     file = file.resolve()
-    with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise RefusedError(f"{file} is no GGUF file; fetch it again, or name a Hugging Face folder")
-    status = file.stat()
-    record = {"gguf": str(file), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    try:
+        parts = find_parts(file)
+    except ValueError as error:
+        raise RefusedError(f"{file.name} can't be read: {error}") from error
+    for part in parts:
+        with part.open("rb") as opened:
+            if opened.read(4) != b"GGUF":
+                raise RefusedError(f"{part} is no GGUF file; fetch it again, or name a Hugging Face folder")
+    file, states = parts[0], [part.stat() for part in parts]
+    record = {
+        "gguf": str(file),
+        "size": sum(state.st_size for state in states),
+        # Of a split set, all together: whichever part changes, the number does.
+        "mtime_ns": sum(state.st_mtime_ns for state in states),
+    }
     for folder in converted(cache_dir):
         known = read_record(folder)
         if folder.name.endswith(f"-v{_VERSION}") and record.items() <= known.items():
             return folder
 
-    report(f"reading {file.name}", None)
-    with file.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in parts:
+        report(f"reading {part.name}", None)
+        with part.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                digest.update(chunk)
+    sha256 = digest.hexdigest()
     record |= {"sha256": sha256, "name": name, "source": source}
     target = models_folder(cache_dir) / f"{name}-{sha256[:12]}-v{_VERSION}"
 

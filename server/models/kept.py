@@ -38,7 +38,7 @@ from server.models.quantized.workspace import Workspace
 log = logging.getLogger("longspan.models")
 
 # Raised when what is kept, or how it is packed or proven, changes.
-_VERSION = 1
+_VERSION = 2
 
 _LINEARS = ("qkv", "o", "gate_up", "down")
 _NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,19 @@ from server.models.gpu.replace import replace_layers
 from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
+from server.models.quantized_checkpoint import (
+    dequantize,
+    dequantizing,
+    quantization_details,
+    read_method,
+)
+from server.models.quantized_parts import weight_count
+from server.models.reading import noting, read_stored
 from server.models.recognize import read_config
 from server.models.refusing import refusing, sentence
 from server.models.rope import RopeScaling, check_scaling
+from server.models.weight_files import Stored
+from server.models.weights import check_finite, check_made, check_read
 
 log = logging.getLogger("longspan.models")
 
@@ -58,14 +68,16 @@ def load_model(
     length = context_length(config, max_context, reach=reach, scaling=scaling)
     chosen = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
     wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
-    _check_memory(folder, config, wanted, device)
+    stored = read_stored(weight_files(folder))
+    method = read_method(folder, config, stored)
+    _check_memory(folder, config, stored, wanted, device)
 
     report("loading the weights", 0.1)
     # What matters of its reports, the refusals here say; its bars would run through the server's own.
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     register()
-    model = _load(folder, config, wanted, device)
+    model = _load(folder, config, stored, method, wanted, device)
     model.eval().requires_grad_(False)
 
     report("reading the attention layers", 0.8)
@@ -108,52 +120,58 @@ def _length_rope(model: Any, config: Any, length: int) -> LengthRope | None:
         return None
 
 
-def _load(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+def _load(
+    folder: Path,
+    config: Any,
+    stored: Mapping[str, Stored],
+    method: str | None,
+    dtype: torch.dtype | str,
+    device: torch.device,
+) -> Any:
     # Elsewhere than on the CPU, weights go straight to the device.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
-    try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **place,
-        )
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise RefusedError(
-            f"the weights of {folder} don't fit into the memory of {device}; "
-            "choose a smaller model or --dtype bfloat16"
-        ) from error
-    except Exception as error:  # broken files fail in many ways
-        raise RefusedError(f"the model in {folder} can't be loaded: {sentence(error)}") from error
-    wrong = {
-        "are missing": sorted(info["missing_keys"]),
-        "have another shape": sorted(name for name, *_ in info["mismatched_keys"]),
-    }
-    for what, names in wrong.items():
-        if names:
-            raise RefusedError(
-                f"the weights in {folder} are not those of {type(model).__name__}: {len(names)} {what}, "
-                f"{names[0]} among them; choose a complete checkpoint of a causal language model"
+    with noting() as reading:
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=dequantizing(config, method),
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                # The folder's own is for generate, which is not used; a faulty one must keep no model away.
+                generation_config=transformers.GenerationConfig(),
+                **place,
             )
-    if info["unexpected_keys"]:
-        log.info("%d weights in %s are not used", len(info["unexpected_keys"]), folder)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise RefusedError(
+                f"the weights of {folder} don't fit into the memory of {device}; "
+                "choose a smaller model or --dtype bfloat16"
+            ) from error
+        except Exception as error:  # broken files fail in many ways
+            check_made(reading, folder)
+            raise RefusedError(f"the model in {folder} can't be loaded: {sentence(error)}") from error
+    check_read(model, reading, stored, folder, method)
+    if method is not None:
+        model = dequantize(model, method, dtype)
+    check_finite(model, stored, folder)
     return model
 
 
-def _check_memory(folder: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> None:
+def _check_memory(
+    folder: Path,
+    config: Any,
+    stored: Mapping[str, Stored],
+    dtype: torch.dtype | str,
+    device: torch.device,
+) -> None:
     """Refuses weights that can't fit, since running out would kill this process without a word."""
-    stored = sum(file.stat().st_size for file in weight_files(folder))
-    own = config.dtype if isinstance(config.dtype, torch.dtype) else None
-    quantized = getattr(config, "quantization_config", None) is not None
-    if own is not None and isinstance(dtype, torch.dtype) and not quantized:
-        stored = stored * dtype.itemsize // own.itemsize
+    own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.get_default_dtype()
+    each = dtype.itemsize if isinstance(dtype, torch.dtype) else own.itemsize
+    needed = weight_count(stored, quantization_details(config)) * each
     free = available_bytes(device)
-    if stored > free:
+    if needed > free:
         raise RefusedError(
-            f"the weights of {folder} need {stored / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB of "
+            f"the weights of {folder} need {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB of "
             f"{device} are free; choose a smaller model, or --dtype bfloat16 if it is wider"
         )

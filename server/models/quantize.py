@@ -6,6 +6,7 @@ For the CPU see ``server.models.quantized``, for a GPU ``server.models.gpu.quant
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
@@ -21,7 +22,7 @@ from server.models.gpu.linear import EightBitLinear, Form
 from server.models.quantized import native
 from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
-from server.models.quantized.packing import Bits, Packed, pack
+from server.models.quantized.packing import Bits, Packed, pack, pack_exactly
 from server.models.quantized.stack import QuantizedStack
 from server.models.quantized.workspace import Workspace
 
@@ -34,9 +35,6 @@ _ELSEWHERE = {("cpu", "fp8"): "int8", ("cuda", "int4"): "int8 or fp8"}
 
 # What sends tokens to experts: an error there sends them elsewhere.
 _ROUTERS = ("gate", "router", "shared_expert_gate")
-
-# Outputs that show whether a whole matrix can be exact.
-_SAMPLE = 64
 
 
 def check_form(weights: Weights, device: str) -> None:
@@ -83,11 +81,11 @@ def quantize(model: Any, weights: Weights) -> str:
         RefusedError: the form is not possible here; the sentence says why.
     """
     check_form(weights, model.device.type)
-    reason = None if weights == "float" else _obstacle(model, weights)
+    reason, done = None if weights == "float" else _obstacle(model, weights), ""
     if reason is None and weights != "float":
         try:
             if model.device.type == "cpu":
-                _pack(model, weights)
+                done = _pack(model, weights)
             else:
                 gpu.replace_linears(_linears(model), cast(Form, weights))
         except ValueError as error:
@@ -103,7 +101,7 @@ def quantize(model: Any, weights: Weights) -> str:
         "weights are %s, those of the output layer %s%s",
         forms,
         _form(model.get_output_embeddings()),
-        f": {reason}" if reason else "",
+        f": {reason or done}" if reason or done else "",
     )
     return forms
 
@@ -123,25 +121,50 @@ def _obstacle(model: Any, weights: Weights) -> str | None:
     return None
 
 
-def _pack(model: Any, weights: Weights) -> None:
+def _pack(model: Any, weights: Weights) -> str:
+    """Says what became of how many linear layers, and why."""
     head = model.get_output_embeddings()
+    packed_in: Counter[Bits] = Counter()
+    rounded = kept = 0
     for parent, name, linear in list(_linears(model)):
         packed = _packed(linear.weight, weights, is_head=linear is head)
-        if packed is not None:
-            if isinstance(parent, FusedLayer):
-                parent.plain = None
-            quantized = QuantizedLinear(packed, linear.in_features, linear.out_features, linear.bias)
-            setattr(parent, name, quantized)
+        if packed is None:
+            kept += 1
+            continue
+        packed_in[packed.bits] += 1
+        rounded += not packed.exact
+        if isinstance(parent, FusedLayer):
+            parent.plain = None
+        quantized = QuantizedLinear(packed, linear.in_features, linear.out_features, linear.bias)
+        setattr(parent, name, quantized)
+    said = [f"{count} packed in {bits} bits" for bits, count in sorted(packed_in.items())]
+    if rounded:
+        said.append(f"{rounded} of these rounded")
+    if kept:
+        said.append(
+            f"{kept} left in float32, as groups of 32 in 4 or 8 bits don't hold their weights exactly "
+            "(--weights int8 rounds them)"
+        )
+    if others := _others(model):
+        said.append(f"not packed for what they are: {', '.join(others)}")
+    return f"of its linear layers {', '.join(said)}" if packed_in or kept else "; ".join(said)
+
+
+def _others(model: Any) -> list[str]:
+    """What has matrices and is never packed: routers and experts, for example."""
+    known = {id(linear) for *_, linear in _linears(model)} | _fused(model)
+    found = {
+        type(module).__name__ if type(module) is not nn.Linear else name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if id(module) not in known and not isinstance(module, nn.Embedding | QuantizedLinear)
+        if any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+    }
+    return sorted(found)
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     # By number and by name, so that nothing here holds on to weights that are replaced.
-    plain = {
-        id(part)
-        for layer in model.modules()
-        if isinstance(layer, FusedLayer) and layer.plain is not None
-        for part in layer.plain.modules()
-    }
+    plain = _fused(model)
     for parent in model.modules():
         for name in [name for name, _ in parent.named_children()]:
             child = getattr(parent, name)
@@ -150,11 +173,21 @@ def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
                 yield parent, name, child
 
 
+def _fused(model: nn.Module) -> set[int]:
+    """Numbers of the modules that a fused layer has its weights from."""
+    return {
+        id(part)
+        for layer in model.modules()
+        if isinstance(layer, FusedLayer) and layer.plain is not None
+        for part in layer.plain.modules()
+    }
+
+
 def _packed(weight: torch.Tensor, weights: Weights, *, is_head: bool) -> Packed | None:
     """The fewest bits that ``weights`` allows."""
     forms: tuple[Bits, Bits] = (4, 8)
     for bits in forms:
-        if pack(weight[:_SAMPLE], bits).exact and (packed := pack(weight, bits)).exact:
+        if (packed := pack_exactly(weight, bits)) is not None:
             return packed
     if weights == "auto":
         return None

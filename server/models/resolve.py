@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from server.engine.types import RefusedError
@@ -11,7 +13,9 @@ from server.models import default
 from server.models.cache import Report
 from server.models.convert import convert_once, converted, models_folder, read_record
 from server.models.folder import check_folder
+from server.models.gguf.parts import model_stem
 from server.models.hub import fetch_from_hub
+from server.models.tokenizer_files import find_tokenizer
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -20,14 +24,18 @@ class ModelFiles(NamedTuple):
     """A model that is ready to be loaded.
 
     Attributes:
-        folder: a Hugging Face folder: config, weights, tokenizer.
+        folder: a Hugging Face folder: config and weights.
         name: the model's name in requests and metrics, in lower case.
         source: where it came from, for people.
+        tokenizer: a folder with its tokenizer and the same configs; ``None`` where it has no tokenizer.
+        sampling: values that its makers recommend elsewhere than in the folder, by their names in requests.
     """
 
     folder: Path
     name: str
     source: str
+    tokenizer: Path | None
+    sampling: Mapping[str, float] = MappingProxyType({})
 
 
 class CachedModel(NamedTuple):
@@ -63,18 +71,19 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
         folder = convert_once(file, default.NAME, default.REQUIREMENT, cache_dir, report)
         if read_record(folder).get("sha256") != default.SHA256:
             raise RefusedError(f"{file} has been changed; delete it, and it will be fetched again")
-        return ModelFiles(folder, default.NAME, default.REQUIREMENT)
+        return ModelFiles(folder, default.NAME, default.REQUIREMENT, folder, default.SAMPLING)
     path = Path(model).expanduser()
     if path.is_dir():
         path = path.resolve()
         check_folder(path)
-        return ModelFiles(path, path.name.lower(), str(path))
+        return ModelFiles(path, path.name.lower(), str(path), find_tokenizer(path, cache_dir, report))
     if path.is_file():
         return _from_file(path.resolve(), cache_dir, report)
     if _HUB_NAME.fullmatch(model) and path.suffix.lower() != ".gguf" and model[0] != ".":
         folder = fetch_from_hub(model, report)
         check_folder(folder)
-        return ModelFiles(folder, model.rpartition("/")[2].lower(), model)
+        tokenizer = find_tokenizer(folder, cache_dir, report)
+        return ModelFiles(folder, model.rpartition("/")[2].lower(), model, tokenizer)
     raise RefusedError(
         f"there is no model {model!r}: neither a folder nor a GGUF file of this path exists, "
         "and a hub name has the form ORGANIZATION/MODEL"
@@ -99,8 +108,9 @@ def _from_file(path: Path, cache_dir: Path, report: Report) -> ModelFiles:
         raise RefusedError(
             f"{path} is no GGUF file; for other formats name the model's folder: {path.parent}"
         )
-    name = path.stem.lower()
-    return ModelFiles(convert_once(path, name, str(path), cache_dir, report), name, str(path))
+    name = model_stem(path).lower()
+    folder = convert_once(path, name, str(path), cache_dir, report)
+    return ModelFiles(folder, name, str(path), find_tokenizer(folder, cache_dir, report))
 
 
 def _hub_cached() -> list[CachedModel]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from server.engine.types import FinishReason, PositionLogprob
 from server.text.detokenize import Detokenizer
-from server.text.stop import StopMatcher
+from server.text.stop import StopMatcher, StopStrings
 
 if TYPE_CHECKING:  # it brings transformers, whose import takes a second
     from server.text.tokenizer import Tokenizer
@@ -45,11 +45,12 @@ class OutputAssembler:
 
     A token that ended the sequence has no text, unless it is special and special tokens are kept. A stop
     string ends the output with the token that completes it, wherever in that token's text; tokens that the
-    engine chose after it are dropped.
+    engine chose after it are dropped. Special tokens without text count as they are spelled, for stop strings
+    that spell them.
 
     Args:
         tokenizer: the model's.
-        stop_strings: what ends the text, none of them empty.
+        stop: what ends the text.
         include_stop_string: the text includes the stop string that ended it.
         keep_special_tokens: special tokens appear in the text.
         min_tokens: a stop string that is complete before this many tokens is text like any other.
@@ -63,14 +64,17 @@ class OutputAssembler:
         self,
         tokenizer: Tokenizer,
         *,
-        stop_strings: Sequence[str] = (),
+        stop: StopStrings | None = None,
         include_stop_string: bool = False,
         keep_special_tokens: bool = False,
         min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=not keep_special_tokens)
-        self._matcher = StopMatcher(stop_strings, include=include_stop_string)
+        stop = stop or StopStrings()
+        self._stops = bool(stop.given)
+        self._marks = {} if keep_special_tokens else stop.marks
+        self._matcher = StopMatcher(stop, include=include_stop_string)
         self._keep_special_tokens = keep_special_tokens
         self._min_tokens = min_tokens
         self._pending: deque[_Pending] = deque()
@@ -96,7 +100,7 @@ class OutputAssembler:
         """
         if self.finish is not None:
             return OutputDelta()
-        if len(tokens) == 1 and finish is None and not self._pending and not self._matcher.strings:
+        if len(tokens) == 1 and finish is None and not self._pending and not self._stops:
             return self._push_one(tokens, logprobs)
         text = ""
         for index, token in enumerate(tokens):
@@ -139,6 +143,8 @@ class OutputAssembler:
         self.token_count += 1
         shown = has_text or (self._keep_special_tokens and token in self._tokenizer.special_token_ids)
         text = self._decode_more(self._detokenizer.push([token])) if shown else ""
+        if (mark := self._marks.get(token)) is not None:
+            text += self._search(mark)
         held = self._detokenizer.held
         self._pending.append(_Pending(token, logprob, self._decoded + held))
         if not held:
@@ -154,6 +160,9 @@ class OutputAssembler:
 
     def _decode_more(self, text: str) -> str:
         self._decoded += len(text)
+        return self._search(text)
+
+    def _search(self, text: str) -> str:
         return self._matcher.feed(text, accept=self.token_count >= self._min_tokens)
 
     def _release(self) -> list[_Pending]:

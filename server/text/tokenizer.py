@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jinja2
 from tokenizers.decoders import ByteLevel
 
 # This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
@@ -15,46 +13,43 @@ from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from server.engine.types import RefusedError
-
-_USUAL_ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
-
-
-class TextError(ValueError):
-    """A request's text can't be used; the message is a sentence for the client.
-
-    Attributes:
-        field: what is at fault, by its name in the request: ``text``, ``token_ids``, ``chat`` or part of it.
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
+from server.text.chat import ChatTemplate, Messages
+from server.text.chat_source import choose_template
+from server.text.errors import TextError, check_unicode
+from server.text.special import SpecialAsText
+from server.text.token_text import TokenTexts
 
 
 class Tokenizer:
     """Text to token ids and back. Methods may be called from several threads.
 
     Attributes:
-        eos_token_ids: the model's end-of-sequence tokens: those of its generation config, its config and its
-            tokenizer taken together, in ascending order.
-        special_token_ids: tokens that are no text, such as those that mark the turns of a conversation.
+        eos_token: the end-of-sequence token that the tokenizer names, ``None`` if it names none.
+        special_tokens: tokens that are no text, such as those that mark the turns of a conversation: ids by
+            spelling.
+        special_token_ids: their ids.
         vocabulary_size: one more than the largest token id.
+        has_text: whether there is a tokenizer at all.
         has_chat_template: whether conversations can be encoded.
+        chat_refusal: why they can't, what a sentence says of the model.
         byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
             be decoded one by one.
+        token_text: a token's text as it stands within a text, such as ``" the"``, by its id.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chat_template: str | None = None) -> None:
         """Loads from a Hugging Face folder.
 
+        Args:
+            folder: the model's.
+            chat_template: name of one of its templates, or a file with one. Without it: transformers' choice.
+
         Raises:
-            RefusedError: the folder has no ``tokenizer.json``, or an unreadable one.
+            RefusedError: the folder has no ``tokenizer.json``, or an unreadable one; or the template that was
+                asked for can't be used.
         """
         if not (folder / "tokenizer.json").is_file():
-            raise RefusedError(
-                f"{folder} has no tokenizer.json; write one with transformers: "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            )
+            raise RefusedError(f"{folder} has no tokenizer.json")
         try:
             self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -64,65 +59,58 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocabulary_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.special_token_ids = frozenset(
-            token for token, added in self._backend.get_added_tokens_decoder().items() if added.special
+        self.special_tokens: dict[str, int] = {
+            added.content: token
+            for token, added in self._backend.get_added_tokens_decoder().items()
+            if added.special
+        }
+        self.special_token_ids = frozenset(self.special_tokens.values())
+        self.has_text = True
+        self.eos_token: str | None = self._pretrained.eos_token
+        self._chat = ChatTemplate(
+            self._pretrained, choose_template(folder, self._pretrained.chat_template, chat_template)
         )
-        self.eos_token_ids = sorted({*_eos_of_configs(folder), *_as_list(self._pretrained.eos_token_id)})
-        self._template = _default_template(self._pretrained.chat_template)
-        self.has_chat_template = self._template is not None
+        self.has_chat_template = not self._chat.refusal
+        self.chat_refusal = self._chat.refusal
+        self._special_as_text = SpecialAsText(self._backend, self._chat)
         self.byte_level = isinstance(self._backend.decoder, ByteLevel)
-        anchor = self._backend.encode("a", add_special_tokens=False).ids[-1:]
-        self._anchor: list[int] = anchor
-        self._anchor_text: str = self._backend.decode(anchor)
+        self.token_text: Callable[[int], str] = TokenTexts(self._backend, byte_level=self.byte_level).of
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, special_tokens_as_text: bool = False
+    ) -> list[int]:
         """Token ids of a text. A special token that the text spells out becomes that token.
 
         Args:
             text: what to encode.
             add_special_tokens: add those with which the model expects a text to begin or end.
+            special_tokens_as_text: those that the text spells out stay text.
 
         Raises:
-            TextError: the text has a lone surrogate.
+            TextError: the text has a lone surrogate, or spellings in it can't be kept text.
         """
-        _check_unicode("text", text)
+        check_unicode("text", text)
+        if special_tokens_as_text:
+            return self._special_as_text.encode(text, add_special_tokens=add_special_tokens)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Messages, *, special_tokens_as_text: bool = False) -> list[int]:
         """Token ids of a conversation, up to where the model's next turn begins.
 
         As in transformers, what the template renders is encoded as one text. So content that spells out a
-        special token, such as ``<|im_end|>``, becomes that token: whoever passes on the words of people that
-        they don't trust has to take such spellings out first.
+        special token, such as ``<|im_end|>``, becomes that token, unless it is asked to stay text.
 
         Args:
             messages: the turns, oldest first, each with ``role`` and ``content``.
+            special_tokens_as_text: special tokens that roles and contents spell out stay text.
 
         Raises:
-            TextError: the model has no chat template, the template refuses the conversation, a role is
-                unknown to it, or a text has a lone surrogate.
+            TextError: the template can't render the conversation, a text has a lone surrogate, or spellings
+                can't be kept text.
         """
-        if self._template is None:
-            raise TextError("chat", "this model has no chat template; send the prompt as text")
-        if not messages:
-            raise TextError("chat.messages", "a conversation needs at least one message")
-        for index, message in enumerate(messages):
-            field = f"chat.messages[{index}]"
-            _check_unicode(f"{field}.role", message["role"])
-            _check_unicode(f"{field}.content", message["content"])
-            self._check_role(f"{field}.role", message["role"], self._template)
-        try:
-            text = self._pretrained.apply_chat_template(
-                [{"role": message["role"], "content": message["content"]} for message in messages],
-                chat_template=self._template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise TextError(
-                "chat.messages", f"the model's chat template refuses this conversation: {error}"
-            ) from error
-        return self._backend.encode(text, add_special_tokens=False).ids
+        if special_tokens_as_text:
+            return self._special_as_text.encode_chat(messages)
+        return self._backend.encode(self._chat.render(messages), add_special_tokens=False).ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD.
@@ -150,18 +138,16 @@ class Tokenizer:
                 f"token id {token} at index {index}: the vocabulary has ids 0 to {self.vocabulary_size - 1}",
             )
 
+    def token_id(self, token: str) -> int | None:
+        """The id of an entry of the vocabulary, ``None`` if there is none of that spelling."""
+        known: int | None = self._backend.token_to_id(token)
+        return known
+
     def token(self, token_id: int) -> str:
         """A token's entry in the vocabulary, such as ``Ġthe``; empty for an id that has none."""
         return self._backend.id_to_token(token_id) or ""
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 (a process has one tokenizer, and keeps it)
-    def token_text(self, token_id: int) -> str:
-        """A token's text as it stands within a text, such as ``" the"``; special tokens are spelled out."""
-        # Some decoders drop the space at the beginning of a text, hence a token in front.
-        text: str = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
-        return text.removeprefix(self._anchor_text)
-
-    @functools.lru_cache(maxsize=65536)  # noqa: B019 (as above)
     def decode_alone(self, token_id: int, skip_special_tokens: bool) -> str:
         """``decode_known`` of one token, kept: a look-up costs a fraction of decoding."""
         return self.decode_known([token_id], skip_special_tokens=skip_special_tokens)
@@ -171,39 +157,3 @@ class Tokenizer:
         if skip_special_tokens and token_id in self.special_token_ids:
             return False
         return bool(self.token(token_id))
-
-    @staticmethod
-    def _check_role(field: str, role: str, template: str) -> None:
-        if role in _USUAL_ROLES or (role and (f"'{role}'" in template or f'"{role}"' in template)):
-            return
-        raise TextError(
-            field, f"the model's chat template has no role {role!r}; usual are system, user and assistant"
-        )
-
-
-def _check_unicode(field: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TextError(
-            field, f"the character at index {error.start} is a lone surrogate, which no valid text has"
-        ) from None
-
-
-def _default_template(template: str | dict[str, str] | None) -> str | None:
-    return template.get("default") if isinstance(template, dict) else template
-
-
-def _eos_of_configs(folder: Path) -> Iterator[int]:
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        if path.is_file():
-            config = json.loads(path.read_text(encoding="utf-8"))
-            yield from _as_list(config.get("eos_token_id"))
-            yield from _as_list((config.get("text_config") or {}).get("eos_token_id"))
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else ids

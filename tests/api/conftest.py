@@ -22,15 +22,19 @@ from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import InferenceServicer
 from server.api.state import Served, ServerState
-from server.engine.types import Measured
+from server.engine.types import Measured, Sampling
+from server.models.generation import Generation
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.api.fake_engine import READY, FakeEngine
 
 END = 256
+GENERATION = Generation([END], Sampling(temperature=0.25, top_k=40, top_p=0.75, repetition_penalty=1.5))
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role in ('system', 'user', 'assistant') %}{{ m.role }}:{{ m.content }}\n{% endif %}"
+    "{% endfor %}"
     "{% if messages[0].content == 'refuse' %}{{ raise_exception('not that') }}{% endif %}"
 )
 
@@ -163,7 +167,7 @@ async def running(loading, settings, tokenizer):
     loading.engine.on_step = loading.metrics.step
     loading.metrics.identify(READY, version="0", weights="float32", max_batch_tokens=64)
     loading.metrics.measured(Measured(bandwidth=1e12, matrix_rate=2e12))
-    loading.state.set_ready(Served("fake", "nowhere", tokenizer, loading.engine, READY))
+    loading.state.set_ready(Served("fake", "nowhere", tokenizer, loading.engine, READY, GENERATION))
     loading.health.set_ready(True)
     yield loading
     assert len(loading.state.admission) == loading.state.admission.sequences == 0

@@ -1,6 +1,7 @@
 """The server's life: loading, ready, the engine's death, draining; with the fake engine."""
 
 import asyncio
+import json
 import re
 import urllib.request
 
@@ -15,7 +16,7 @@ from server.api.health import READINESS
 from server.engine.types import Loading, RefusedError
 from server.models.resolve import ModelFiles
 from server.settings import Settings
-from tests.api.conftest import ask, save_tokenizer, until
+from tests.api.conftest import END, ask, save_tokenizer, until
 from tests.api.fake_engine import FakeEngine
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -83,7 +84,7 @@ def _model(monkeypatch, tmp_path):
     folder = save_tokenizer(tmp_path / "model")
     SlowEngine.made = []
     monkeypatch.setattr(app, "EngineClient", SlowEngine)
-    monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere"))
+    monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere", folder))
 
 
 async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
@@ -101,13 +102,41 @@ async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
         assert re.fullmatch(
             rf"Longspan is ready: fake on 127\.0\.0\.1:{port} \(full attention, reference kernel\), "
             rf"metrics http://127\.0\.0\.1:{metrics_port}/metrics  ·  try: \S*longspan generate "
-            rf'"What is the capital of France\?" --chat --port {port}\n',
+            rf'"What is the capital of Japan\?" --chat --port {port}\n',
             line,
         )
         assert (await life.stub.Generate(ask())).model == "fake"
         address = f"http://127.0.0.1:{life.server.metrics_port}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(address, timeout=5).read())
         assert b'longspan_generation_tokens_total{model_name="fake"} 5.0' in page
+
+
+@pytest.mark.parametrize(("choice", "temperature"), [("auto", 0.5), ("none", 1.0)])
+async def test_generation_config_says_what_requests_leave_unset(choice, temperature, tmp_path, caplog):
+    file = {"temperature": 0.5, "top_p": "most", "eos_token_id": [-1, 5, 100000, "<end>", None]}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(file))
+    async with Life(generation_config=choice) as life:
+        engine = await life.engine()
+        info = await life.stub.GetModelInfo(inference_pb2.GetModelInfoRequest())
+        assert list(info.eos_token_ids) == [5, END]
+        assert (info.default_sampling.temperature, info.default_sampling.top_p) == (temperature, 1.0)
+        await life.stub.Generate(ask())
+        assert engine.submitted[0].sampling.temperature == temperature
+        assert engine.submitted[0].stop_token_ids == [5, END]
+    assert "100000 is outside the model's vocabulary" in caplog.text
+    assert ("top_p is 'most'" in caplog.text) == (choice == "auto")
+
+
+async def test_a_chat_template_that_is_asked_for_is_used(tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("Mine: {{ messages[0].content }}")
+    async with Life(chat_template=str(file)) as life:
+        await life.engine()
+        request = inference_pb2.TokenizeRequest(chat={"messages": [{"role": "user", "content": "x"}]})
+        assert bytes((await life.stub.Tokenize(request)).token_ids) == b"Mine: x"
+    async with Life(chat_template="nowhere") as life:
+        with pytest.raises(RefusedError, match="--chat-template nowhere is neither the name of"):
+            await asyncio.wait_for(life.task, 10)
 
 
 async def test_running_requests_finish_while_new_ones_are_refused():

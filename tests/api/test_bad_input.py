@@ -31,8 +31,10 @@ def violated(error):
         ({"text": None, "token_ids": {"ids": [2**32 - 1]}}, "token_ids.ids[0]"),
         ({"text": None, "chat": {}}, "chat.messages"),
         ({"text": None, "chat": {"messages": [{"content": "hi"}]}}, "chat.messages[0].role"),
-        ({"text": None, "chat": {"messages": [{"role": "wizard"}]}}, "chat.messages[0].role"),
+        ({"text": None, "chat": {"messages": [{"role": "wizard"}]}}, "chat.messages[0]"),
         ({"text": None, "chat": {"messages": [{"role": "user", "content": "refuse"}]}}, "chat.messages"),
+        ({"text": None, "token_ids": {"ids": [1]}, "special_tokens_as_text": True}, "special_tokens_as_text"),
+        ({"text": "\U0010fffd", "special_tokens_as_text": True}, "text"),
         ({"n": 0}, "n"),
         ({"n": 5}, "n"),
         ({"request_id": "a b"}, "request_id"),
@@ -149,9 +151,13 @@ async def test_an_unknown_model(running):
 
 async def test_a_chat_without_a_template(running, monkeypatch):
     monkeypatch.setattr(running.state.served.tokenizer, "has_chat_template", False)
+    monkeypatch.setattr(running.state.served.tokenizer, "chat_refusal", "has a broken chat template")
     error = await running.refused(ask(None, chat={"messages": [{"role": "user", "content": "hi"}]}))
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert details(error)["ErrorInfo"].reason == "NO_CHAT_TEMPLATE"
+    assert error.details() == (
+        "the model 'fake' has a broken chat template; send the prompt as text or token ids"
+    )
 
 
 async def test_a_full_queue(running):

@@ -210,6 +210,22 @@ async def test_tokenize_detokenize_count(running):
         assert (await stub.Detokenize(request)).text == text
 
 
+async def test_special_tokens_as_text(running):
+    stub, chat = running.stub, {"messages": [{"role": "user", "content": "<end>"}]}
+    for given, spelled, special in (
+        ({"text": "<end>"}, b"<end>", [END]),
+        ({"chat": chat}, b"user:<end>\n", [*b"user:", END, *b"\n"]),
+    ):
+        for as_text, expected in ((False, special), (True, list(spelled))):
+            fields = {**given, "special_tokens_as_text": as_text}
+            tokens = await stub.Tokenize(inference_pb2.TokenizeRequest(**fields))
+            assert list(tokens.token_ids) == expected
+            counted = await stub.CountTokens(inference_pb2.CountTokensRequest(**fields))
+            assert counted.token_count == len(expected)
+            answer = await running.stub.Generate(inference_pb2.GenerateRequest(**fields))
+            assert answer.usage.prompt_tokens == len(expected)
+
+
 async def test_information(running):
     stub = running.stub
     assert list((await stub.ListModels(inference_pb2.ListModelsRequest())).models) == ["fake"]
@@ -218,6 +234,12 @@ async def test_information(running):
     assert (model.attention.backend, dict(model.attention.options)) == ("full", {"window": "8"})
     assert (model.dtype, model.kv_dtype) == ("float32", "float16")
     assert list(model.eos_token_ids) == [END]
+    default = model.default_sampling
+    assert (default.temperature, default.top_k, default.top_p) == (0.25, 40, 0.75)
+    assert (default.min_p, default.presence_penalty, default.frequency_penalty) == (0, 0, 0)
+    assert default.repetition_penalty == 1.5
+    assert all(default.HasField(name) for name in ("min_p", "presence_penalty", "frequency_penalty"))
+    assert not default.HasField("seed")
     assert model.has_chat_template
     limits = model.limits
     assert (limits.max_tokens, limits.n, limits.logprobs, limits.stop_strings) == (199, 4, 5, 3)

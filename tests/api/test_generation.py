@@ -2,8 +2,12 @@
 
 import asyncio
 
+import msgspec
+import pytest
+
 from longspan.v1 import inference_pb2, types_pb2
-from tests.api.conftest import END, ask
+from server.engine.types import Sampling
+from tests.api.conftest import END, GENERATION, ask
 
 
 def kinds(events):
@@ -84,11 +88,18 @@ async def test_unset_seeds_are_drawn_anew(running):
     assert one != two
 
 
-async def test_unset_fields_take_their_defaults_and_zeros_are_kept(running):
-    await running.generate(sampling={"temperature": 0}, n=2)
-    sampling = running.engine.submitted[0].sampling
-    assert sampling.greedy
-    assert (sampling.top_p, sampling.repetition_penalty, sampling.top_k) == (1.0, 1.0, 0)
+async def test_unset_fields_take_the_models_defaults_and_zeros_are_kept(running):
+    default = GENERATION.sampling
+    await running.generate(sampling={"temperature": 0, "seed": 5}, n=2)
+    seeds = [submit.sampling.seed for submit in running.engine.submitted]
+    assert [submit.sampling for submit in running.engine.submitted] == [
+        Sampling(temperature=0.0, top_k=40, top_p=0.75, repetition_penalty=1.5, seed=seed) for seed in seeds
+    ]
+    given = {"top_k": 0, "top_p": 1, "repetition_penalty": 1, "logit_bias": {3: 1}, "seed": 5}
+    await running.generate(sampling=given)
+    assert running.engine.submitted[-1].sampling == Sampling(temperature=0.25, logit_bias={3: 1.0}, seed=5)
+    await running.generate(sampling={"seed": 6})
+    assert running.engine.submitted[-1].sampling == msgspec.structs.replace(default, seed=6)
 
 
 async def test_max_tokens_is_bounded_by_the_context(running):
@@ -124,6 +135,33 @@ async def test_a_stop_string_ends_the_sequence_in_the_engine(running):
         assert completion.result.token_count == answer.usage.completion_tokens == 7
         assert running.engine.aborted == [submit.id for submit in running.engine.submitted]
         assert running.engine.running == 0
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("include", [False, True])
+async def test_a_stop_string_that_spells_a_special_token_is_that_stop_token(running, include, keep):
+    running.engine.tokens = lambda request, position: END if position == 3 else ord("a") + position
+    stop = {"stop_strings": ["x", "<end>"], "max_tokens": 9, "ignore_eos": True, "min_tokens": 2}
+    fields = {
+        "stop": {**stop, "include_stop_string": include},
+        "keep_special_tokens": keep,
+        "n": 2,
+        "sampling": {"seed": 0},
+    }
+    answer = await running.generate(**fields)
+    assert {tuple(submit.stop_token_ids) for submit in running.engine.submitted} == {(END,)}
+    assert {submit.min_tokens for submit in running.engine.submitted} == {2}
+    assert not running.engine.aborted, "the engine has ended them itself"
+    for completion in answer.completions:
+        assert completion.text == ("abc<end>" if include else "abc")
+        assert completion.result.finish_reason == types_pb2.FINISH_REASON_STOP
+        assert completion.result.matched_stop.text == "<end>"
+        assert list(completion.token_ids) == [*b"abc", END]
+    events = await running.events(ask(**fields))
+    for index, completion in enumerate(answer.completions):
+        deltas = [event.delta for event in events if event.HasField("delta") and event.delta.index == index]
+        assert "".join(delta.text for delta in deltas) == completion.text
+        assert deltas[-1].result.matched_stop.text == "<end>"
 
 
 async def test_one_sample_stops_and_the_other_goes_on(running):

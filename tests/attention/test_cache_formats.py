@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,14 +28,12 @@ from tests.attention.cases import (
     patterns,
     sequences,
 )
+from tests.instructions import multiplies_bfloat16
 
 FORMATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 CACHED = st.sampled_from(list(CACHE_FORMATS.values()))
 SHORT = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 PLAIN = LayerSpec(0, 6, 2, 16, 16, 0.25)
-
-# There cpu_paged rounds queries to bfloat16 where keys are.
-_MULTIPLIES_BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
 
 page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
@@ -68,7 +64,7 @@ def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype
     error = 1e-5
     if query_dtype != torch.float32:  # the result, and logits where keys are in the same format
         error = 4 * torch.finfo(query_dtype).eps
-    elif isinstance(kernel, CpuPaged) and case.cache.keys.dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16:
+    elif isinstance(kernel, CpuPaged) and case.cache.keys.dtype == torch.bfloat16 and multiplies_bfloat16():
         error = 2 * torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(result, compute(Reference(), case, pattern, turned), rtol=error, atol=error)
 

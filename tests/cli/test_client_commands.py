@@ -50,6 +50,9 @@ def test_options_arrive(server: Running) -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 0.5, 4)
     assert (sampling.min_p, sampling.seed) == (0.25, 9)
     assert (request.model, request.text, list(request.stop.stop_strings)) == ("mirror", "hello", ["a", "b"])
+    assert not request.special_tokens_as_text
+    generate(server, "hello", "--special-tokens-as-text")
+    assert server.service.requests[-1].special_tokens_as_text
 
 
 def test_chat_with_a_system_turn(server: Running) -> None:

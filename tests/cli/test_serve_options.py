@@ -39,10 +39,12 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 VALUES: dict[str, tuple[str, Any]] = {
     "model": ("folder", "folder"),
     "model_name": ("mine", "mine"),
+    "chat_template": ("mine.jinja", "mine.jinja"),
     "dtype": ("bfloat16", "bfloat16"),
     "weights": ("int4", "int4"),
     "device": ("cpu", "cpu"),
     "max_context": ("1024", 1024),
+    "generation_config": ("none", "none"),
     "rope_scaling": ("yarn", "yarn"),
     "rope_option": ("factor=4", {"factor": "4"}),
     "host": ("0.0.0.0", "0.0.0.0"),

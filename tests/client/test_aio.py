@@ -114,10 +114,14 @@ async def test_errors(client: AsyncClient, server: Running) -> None:
     assert await ended(server)
 
 
-async def test_the_other_calls(client: AsyncClient) -> None:
+async def test_the_other_calls(client: AsyncClient, server: Running) -> None:
     assert list((await client.tokenize("hi")).tokens) == ["<s>", "h", "i"]
     assert await client.detokenize([104, 105]) == "hi"
     assert (await client.count_tokens("hey")).token_count == 3
+    await client.tokenize("hey", special_tokens_as_text=True)
+    await client.count_tokens("hey", special_tokens_as_text=True)
+    flags = [getattr(request, "special_tokens_as_text", None) for request in server.service.requests]
+    assert flags == [False, False, True, True]
     assert await client.models() == ["mirror"]
     assert (await client.model_info()).name == "mirror"
     assert (await client.server_info()).version == "1.2.3"

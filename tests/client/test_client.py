@@ -217,6 +217,13 @@ def test_tokenize_count_and_back(client: Client) -> None:
     assert (count.token_count, count.context_length) == (3, 4096)
 
 
+def test_special_tokens_as_text(client: Client, server: Running) -> None:
+    client.tokenize("hey", special_tokens_as_text=True)
+    client.count_tokens("hey", special_tokens_as_text=True)
+    client.generate("hey", special_tokens_as_text=True)
+    assert [request.special_tokens_as_text for request in server.service.requests] == [True] * 3
+
+
 def test_models_and_server(client: Client) -> None:
     assert client.models() == ["mirror"]
     assert client.model_info().limits.n == 16

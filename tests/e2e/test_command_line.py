@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+from server.app import EXAMPLE
+
 CLI = [sys.executable, "-m", "server.cli"]
 
 
@@ -16,11 +18,9 @@ def run(server, *arguments, **kwargs):
 
 
 def test_generate_answers_a_question(server):
-    result = run(
-        server, "generate", "What is the capital of France?", "--chat", "--temperature", "0", "--stats"
-    )
+    result = run(server, "generate", EXAMPLE, "--chat", "--stats")
     assert result.returncode == 0
-    assert "Paris" in result.stdout
+    assert "Tokyo" in result.stdout
     assert "tokens/s" in result.stderr
 
 

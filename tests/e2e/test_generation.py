@@ -7,10 +7,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from longspan import FinishReason
+from server.app import EXAMPLE
 from tests.e2e.server import Server
 from tests.engine.harness import transformers_next
 
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+JAPAN = [{"role": "user", "content": EXAMPLE}]
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +20,32 @@ def client(server):
         yield client
 
 
-def test_the_capital_of_france(client):
-    answer = client.generate(FRANCE, max_tokens=40, temperature=0)
-    assert "Paris" in answer.text
+def test_the_capital_of_japan(client):
+    answer = client.generate(JAPAN, max_tokens=40, temperature=0)
+    assert "Tokyo" in answer.text
     assert answer.finish_reason is FinishReason.STOP
     assert answer.usage.completion_tokens == len(answer.token_ids)
     assert answer.timings.total_seconds >= answer.timings.time_to_first_token_seconds > 0
 
 
+def test_unset_sampling_is_that_of_the_models_card(client):
+    default = client.model_info().default_sampling
+    assert (round(default.temperature, 6), round(default.top_p, 6), default.top_k) == (0.2, 0.9, 0)
+    answers = client.generate(JAPAN, max_tokens=40, n=16)
+    assert {completion.text for completion in answers.completions} == {"The capital of Japan is Tokyo."}
+    given = {"temperature": 0.2, "top_p": 0.9, "seed": 5, "max_tokens": 30}
+    unset = {"seed": 5, "max_tokens": 30}
+    assert client.generate("Once upon", **unset).token_ids == client.generate("Once upon", **given).token_ids
+
+
 def test_a_stream_says_the_same_piece_by_piece(client):
-    whole = client.generate(FRANCE, max_tokens=40, temperature=0)
-    stream = client.stream(FRANCE, max_tokens=40, temperature=0)
+    whole = client.generate(JAPAN, max_tokens=40, temperature=0)
+    stream = client.stream(JAPAN, max_tokens=40, temperature=0)
     deltas = list(stream)
     assert len(deltas) > 3
     assert "".join(delta.text for delta in deltas) == whole.text
     assert [token for delta in deltas for token in delta.token_ids] == list(whole.token_ids)
-    assert stream.prompt_tokens == whole.usage.prompt_tokens == client.count_tokens(FRANCE).token_count
+    assert stream.prompt_tokens == whole.usage.prompt_tokens == client.count_tokens(JAPAN).token_count
     assert stream.usage.completion_tokens == whole.usage.completion_tokens
 
 
@@ -84,16 +95,16 @@ def test_n_samples_differ_and_repeat_with_their_seed(client):
 
 
 def test_a_stop_string_ends_the_text_before_it(client):
-    free = client.generate(FRANCE, max_tokens=30, temperature=0)
-    cut = free.text.index("Paris")
-    stream = client.stream(FRANCE, max_tokens=30, temperature=0, stop=["Paris"])
+    free = client.generate(JAPAN, max_tokens=30, temperature=0)
+    cut = free.text.index("Tokyo")
+    stream = client.stream(JAPAN, max_tokens=30, temperature=0, stop=["Tokyo"])
     shown = ""
     for delta in stream:
         shown += delta.text
         assert free.text.startswith(shown)
     assert shown == free.text[:cut]
     assert stream.finish_reason is FinishReason.STOP
-    assert stream.results[0].matched_stop.text == "Paris"
+    assert stream.results[0].matched_stop.text == "Tokyo"
 
 
 def test_logprobs(client):
@@ -154,7 +165,7 @@ async def test_cancelled_streams_give_their_pages_back(server):
 
         async def leave(after):
             seen = 0
-            async with client.stream(FRANCE, max_tokens=2000, temperature=1, ignore_eos=True) as stream:
+            async with client.stream(JAPAN, max_tokens=2000, temperature=1, ignore_eos=True) as stream:
                 async for delta in stream:
                     seen += len(delta.token_ids)
                     if seen >= after:

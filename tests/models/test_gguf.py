@@ -11,7 +11,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from server.engine.types import RefusedError
 from server.models.convert import RECORD, convert_once
 from server.models.default import FILE, SHA256
-from server.models.gguf import convert
+from server.models.gguf.conversion import convert
 from server.models.gguf_tokenizer import read_tokenizer
 from server.models.resolve import resolve_model
 from server.text.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ def test_the_default_models_tokenizer(default_model):
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
     ours = Tokenizer(default_model)
-    assert ours.eos_token_ids == [2]
+    assert ours.eos_token == "<|im_end|>"
     assert ours.encode(text) == ids
 
 

@@ -1,7 +1,7 @@
 """Packed weights: what they stand for, what is computed with them, and what runs in which mode."""
 
+import contextlib
 import math
-import platform
 import pydoc_data.topics
 import random as random_numbers
 
@@ -21,6 +21,7 @@ from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import GROUP, pack, unpack
 from tests.engine.harness import greedy_requests, load, make_core, run
+from tests.instructions import OLDER, compiled_with, fuses_products, without
 from tests.models.test_fuse import logits_of
 from tests.models_zoo import VOCABULARY, save_tiny
 
@@ -31,14 +32,18 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def rounded(x):
-    """Activations as the operator takes them, by the definition."""
+def rounded(x, *, fused):
+    """Activations as the operator takes them, by the definition.
+
+    As in C++, by a factor in float32: where its products are fused with sums they are rounded once, so that
+    numbers between two codes may go another way than where there is no such instruction.
+    """
     groups = pad(x, (0, -x.shape[1] % GROUP)).view(len(x), -1, GROUP)
     top, second = groups.abs().topk(2).values.split(1, dim=-1)
     apart = top > 2 * second
     scales = second.where(apart, top) / 127
-    # As in C++, by a factor in float32 and rounded once, so that numbers between two codes go the same way.
-    codes = (groups.double() * (1 / scales).where(scales > 0, 0)).round()
+    factor = (1 / scales).where(scales > 0, 0)
+    codes = (groups.double() * factor if fused else groups * factor).round()
     spikes = apart & (groups.abs() == top)
     return groups.double().where(spikes, codes * scales.double()).flatten(1)[:, : x.shape[1]]
 
@@ -88,32 +93,39 @@ def test_what_no_scale_can_express_is_refused(wrong):
             pack(weight, bits)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    bits=st.sampled_from([4, 8]),
-    rows=st.integers(1, 140),
-    inputs=st.sampled_from([1, 31, 32, 50, 96, 160, 1024, 2085]),
-    outputs=st.sampled_from([1, 15, 16, 33, 80, 400]),
-    bias=st.booleans(),
-    threads=st.integers(1, 3),
-)
-def test_the_operator_computes_what_it_says(bits, rows, inputs, outputs, bias, threads):
-    packed = pack(random(outputs, inputs), bits)
-    shift = random(outputs, seed=1) if bias else None
-    linear = QuantizedLinear(packed, inputs, outputs, shift)
-    x = uneven(rows, inputs)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        result = linear(x[None])[0]
-    finally:
-        torch.set_num_threads(before)
-    expected = rounded(x) @ linear.weight.double().T + (shift if bias else 0)
-    sizes = rounded(x).abs() @ linear.weight.double().abs().T + 1
-    assert ((result - expected).abs() <= 1e-5 * sizes).all()
-    # A row's result is the same to the last bit, whatever is computed beside it.
-    alone = linear(x[rows // 2][None])
-    assert torch.equal(alone[0], result[rows // 2])
+@pytest.mark.parametrize(("examples", "left_out"), [(60, ()), (20, OLDER)], ids=["here", "older processors"])
+def test_the_operator_computes_what_it_says(examples, left_out):
+    @settings(max_examples=examples, deadline=None)
+    @given(
+        bits=st.sampled_from([4, 8]),
+        rows=st.integers(1, 140),
+        inputs=st.sampled_from([1, 31, 32, 50, 96, 160, 1024, 2085]),
+        outputs=st.sampled_from([1, 15, 16, 33, 80, 400]),
+        bias=st.booleans(),
+        threads=st.integers(1, 3),
+    )
+    def check(bits, rows, inputs, outputs, bias, threads):
+        packed = pack(random(outputs, inputs), bits)
+        shift = random(outputs, seed=1) if bias else None
+        linear = QuantizedLinear(packed, inputs, outputs, shift)
+        x = uneven(rows, inputs)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(threads)
+            result = linear(x[None])[0]
+        finally:
+            torch.set_num_threads(before)
+        taken = rounded(x, fused=fused)
+        expected = taken @ linear.weight.double().T + (shift if bias else 0)
+        sizes = taken.abs() @ linear.weight.double().abs().T + 1
+        assert ((result - expected).abs() <= 1e-5 * sizes).all()
+        # A row's result is the same to the last bit, whatever is computed beside it.
+        alone = linear(x[rows // 2][None])
+        assert torch.equal(alone[0], result[rows // 2])
+
+    with without(*left_out) if left_out else contextlib.nullcontext():
+        fused = fuses_products()
+        check()
 
 
 def test_no_number_stays_in_its_row():
@@ -127,38 +139,25 @@ def test_no_number_stays_in_its_row():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_without_special_instructions_results_are_the_same(bits, monkeypatch):
+def test_without_special_instructions_results_are_the_same(bits):
     x, weight = uneven(21, 1088), random(40, 1088, seed=1)
     fast = QuantizedLinear(pack(weight, bits), 1088, 40, None)(x)
-    command = native.native.compiler()
-    monkeypatch.setenv("CXX", " ".join([*command, "-DLONGSPAN_PORTABLE"]))
-    native._compiled.cache_clear()
-    try:
+    with compiled_with("-DLONGSPAN_PORTABLE"):
         portable = QuantizedLinear(pack(weight, bits), 1088, 40, None)(x)
-    finally:
-        monkeypatch.undo()
-        native._compiled.cache_clear()
     assert torch.equal(portable, fast)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions left out are x86's")
-def test_older_processors_pack_and_refuse_the_same(monkeypatch):
+def test_older_processors_pack_and_refuse_the_same():
     """Those without F16C, whose numbers of 16 bits are made without it."""
     weight = random(40, 100)
     wrong = weight.clone()
     wrong[5, 40] = 1e9
     newer = [pack(weight, bits) for bits in (4, 8)]
-    command = native.native.compiler()
-    monkeypatch.setenv("CXX", " ".join([*command, "-mno-avx", "-mno-f16c", "-mno-fma"]))
-    native._compiled.cache_clear()
-    try:
+    with without(*OLDER):
         older = [pack(weight, bits) for bits in (4, 8)]
         for bits in (4, 8):
             with pytest.raises(ValueError, match="no numbers, or too large"):
                 pack(wrong, bits)
-    finally:
-        monkeypatch.undo()
-        native._compiled.cache_clear()
     for one, other in zip(older, newer, strict=True):
         assert torch.equal(unpack(one, 40, 100), unpack(other, 40, 100))
 

@@ -22,7 +22,7 @@ def tiny(tmp_path):
 
 def test_a_folder_is_taken_as_it_is(tiny, tmp_path, monkeypatch):
     found = resolve(tiny, tmp_path)
-    assert found == (tiny, "tiny-llama", str(tiny))
+    assert found == (tiny, "tiny-llama", str(tiny), tiny, {})
     monkeypatch.chdir(tiny)
     assert resolve(".", tmp_path) == found
     assert not (tmp_path / "cache").exists()
@@ -43,7 +43,7 @@ def test_what_is_nowhere_is_refused(model, tmp_path, monkeypatch):
     [
         ("config.json", "has no config.json"),
         ("model.safetensors", "has no weights"),
-        ("tokenizer.json", "has no tokenizer.json"),
+        ("tokenizer.json", "but no vocabulary"),
     ],
 )
 def test_an_incomplete_folder_is_refused(missing, sentence, tiny, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.text.stop import StopMatcher
+from server.text.stop import StopMatcher, StopStrings
 
 letters = st.text("ab", max_size=30)
 strings = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
@@ -21,7 +21,7 @@ def first_complete(text, stops):
 
 @given(text=letters, stops=strings, cuts=st.lists(st.integers(1, 6)), include=st.booleans())
 def test_pieces_give_what_the_whole_text_gives(text, stops, cuts, include):
-    matcher = StopMatcher(stops, include=include)
+    matcher = StopMatcher(StopStrings(stops), include=include)
     found = first_complete(text, stops)
     allowed = text if found is None else text[: found[0] + (len(found[1]) if include else 0)]
     shown, rest = "", text
@@ -36,7 +36,7 @@ def test_pieces_give_what_the_whole_text_gives(text, stops, cuts, include):
 
 @given(text=letters, stops=strings)
 def test_no_more_is_held_back_than_a_stop_string_could_need(text, stops):
-    matcher = StopMatcher(stops)
+    matcher = StopMatcher(StopStrings(stops))
     for end, letter in enumerate(text, 1):
         matcher.feed(letter)
         if matcher.matched is None:
@@ -46,13 +46,13 @@ def test_no_more_is_held_back_than_a_stop_string_could_need(text, stops):
 
 def test_of_two_that_end_together_the_one_given_first_counts():
     for stops in (["cd", "bcd"], ["bcd", "cd"]):
-        matcher = StopMatcher(stops)
+        matcher = StopMatcher(StopStrings(stops))
         matcher.feed("abcd")
         assert matcher.matched == stops[0]
 
 
 def test_a_string_complete_before_it_is_accepted_is_text():
-    matcher = StopMatcher(["stop"])
+    matcher = StopMatcher(StopStrings(["stop"]))
     assert matcher.feed("a stop ", accept=False) == "a stop "
     assert matcher.feed("b stop c") == "b "
     assert matcher.matched == "stop"
@@ -60,6 +60,6 @@ def test_a_string_complete_before_it_is_accepted_is_text():
 
 @pytest.mark.parametrize("include", [False, True])
 def test_nothing_comes_after_a_match(include):
-    matcher = StopMatcher(["."], include=include)
+    matcher = StopMatcher(StopStrings(["."]), include=include)
     assert matcher.feed("one.two") == ("one." if include else "one")
     assert matcher.feed("three") == matcher.flush() == ""

@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from server.engine.types import RefusedError
-from server.text.tokenizer import TextError, Tokenizer
+from server.text.errors import TextError
+from server.text.tokenizer import Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -29,14 +30,15 @@ def test_texts_become_the_same_tokens_and_come_back(tokenizer, transformers_own,
 
 
 def test_conversations_become_the_same_tokens(tokenizer, transformers_own):
-    expected = transformers_own.apply_chat_template(
-        CONVERSATION, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    assert tokenizer.encode_chat(CONVERSATION) == expected
+    for conversation in (CONVERSATION, [{"role": "robot", "content": "x"}]):
+        expected = transformers_own.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        assert tokenizer.encode_chat(conversation) == expected
 
 
 def test_the_end_of_a_turn_is_an_end_of_sequence(tokenizer):
-    assert tokenizer.encode("<|im_end|>")[0] in tokenizer.eos_token_ids
+    assert tokenizer.encode("<|im_end|>") == [tokenizer.token_id(tokenizer.eos_token)]
     assert tokenizer.has_chat_template
 
 
@@ -44,7 +46,6 @@ def test_the_end_of_a_turn_is_an_end_of_sequence(tokenizer):
     ("messages", "field"),
     [
         ([], "chat.messages"),
-        ([{"role": "robot", "content": "x"}], "chat.messages[0].role"),
         ([{"role": "", "content": "x"}], "chat.messages[0].role"),
         (
             [{"role": "user", "content": "fine"}, {"role": "user", "content": "\ud800"}],

@@ -6,11 +6,8 @@ import torch
 from torch import nn
 
 from server.models.quantized.native import look_up
-from server.models.quantized.packing import COLUMNS, Bits, Packed, pack
+from server.models.quantized.packing import COLUMNS, Bits, Packed, pack_exactly
 from server.models.quantized.workspace import Workspace
-
-# Rows that show whether a whole table can be exact.
-_SAMPLE = 64
 
 
 class QuantizedEmbedding(nn.Module):
@@ -59,7 +56,7 @@ def packed_embedding(plain: nn.Embedding, head: Packed) -> nn.Module:
     weight = plain.weight
     forms: tuple[Bits, Bits] = (4, 8) if head.bits == 4 else (8, 4)
     for bits in forms:
-        if pack(weight[:_SAMPLE], bits).exact and (packed := pack(weight, bits)).exact:
+        if (packed := pack_exactly(weight, bits)) is not None:
             if _same(packed, head):
                 packed = head
             return QuantizedEmbedding(packed, plain.num_embeddings, plain.embedding_dim)

@@ -43,7 +43,8 @@ class _Pack(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weights", "codes", "scales", "parallel")),
-        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "bits", "threads", "exact", "finite")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "bits", "threads", "exactly")),
+        *((name, ctypes.c_int64) for name in ("exact", "finite")),
     ]
 
 
@@ -111,7 +112,9 @@ def chained(
     return runs, calls_of(compiled.run, runs)
 
 
-def pack(weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor) -> bool:
+def pack(
+    weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Tensor, *, exactly: bool
+) -> bool:
     """Fills ``codes`` and ``scales``, which have the shapes that ``packing.Packed`` says.
 
     Args:
@@ -119,12 +122,13 @@ def pack(weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Ten
         bits: 4 or 8.
         codes: what to fill.
         scales: what to fill.
+        exactly: search for codes that stand for exactly these weights, and stop where there are none.
 
     Returns:
         Whether the codes stand for exactly these weights.
 
     Raises:
-        ValueError: a group's weights need scales beyond 16 bits, or are no numbers.
+        ValueError: weights that may be rounded need scales beyond 16 bits, or are no numbers.
         NativeError: as in ``run``.
     """
     compiled = _compiled()
@@ -137,11 +141,12 @@ def pack(weight: torch.Tensor, bits: int, codes: torch.Tensor, scales: torch.Ten
         outputs=weight.shape[0],
         bits=bits,
         threads=torch.get_num_threads(),
+        exactly=exactly,
     )
     compiled.pack(ctypes.byref(call))
-    if not call.finite:
+    if not call.finite and not exactly:
         raise ValueError("weights are no numbers, or too large for scales of 16 bits")
-    return bool(call.exact)
+    return bool(call.exact and call.finite)
 
 
 def look_up(

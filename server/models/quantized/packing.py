@@ -1,8 +1,9 @@
 """Weights of a linear layer in groups of few bits, as linear.cpp reads them.
 
 A group is 32 neighboring weights of one output. 4 bits: ``scale * code + offset`` with codes 0 to 15, as
-GGUF's Q4_1 stores them; 8 bits: ``scale * code`` with codes -127 to 127, as its Q8_0 does. Scales and offsets
-have 16 bits. Weights that were published so are therefore packed without loss.
+GGUF's Q4_1 stores them; 8 bits: ``scale * code`` with codes -128 to 127, as its Q8_0 does. Scales and offsets
+have 16 bits, and may be negative. Weights that were published in such groups are therefore packed without
+loss.
 """
 
 from __future__ import annotations
@@ -50,12 +51,33 @@ def pack(weight: torch.Tensor, bits: Bits) -> Packed:
         ValueError: a group's weights need scales beyond 16 bits, or are no numbers.
         NativeError: the operator cannot be compiled here.
     """
+    return _pack(weight, bits, exactly=False)
+
+
+def pack_exactly(weight: torch.Tensor, bits: Bits) -> Packed | None:
+    """Codes that stand for the very weights, or ``None`` where a group has none.
+
+    They are found from the numbers alone: each group's scale is searched, and proven weight by weight. GGUF's
+    Q4_0 and Q4_1 have them in 4 bits, its Q8_0, Q5_0, Q3_K, IQ4_NL and MXFP4 in 8.
+
+    Args:
+        weight: ``[N, K]``, floats on the CPU.
+        bits: 4 or 8.
+
+    Raises:
+        NativeError: the operator cannot be compiled here.
+    """
+    packed = _pack(weight, bits, exactly=True)
+    return packed if packed.exact else None
+
+
+def _pack(weight: torch.Tensor, bits: Bits, *, exactly: bool) -> Packed:
     outputs, inputs = weight.shape
     panels, groups = -(-outputs // COLUMNS), -(-inputs // GROUP)
     steps, kinds = (4, 2) if bits == 4 else (8, 1)
     codes = torch.empty(panels, groups, steps, COLUMNS, 4, dtype=torch.uint8)
     scales = torch.empty(panels, groups, kinds, COLUMNS, dtype=torch.float16)
-    exact = native.pack(weight.detach().float().contiguous(), bits, codes, scales)
+    exact = native.pack(weight.detach().float().contiguous(), bits, codes, scales, exactly=exactly)
     return Packed(bits, codes, scales, exact)
 
 

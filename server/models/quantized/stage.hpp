@@ -39,6 +39,7 @@ struct Pack {
   uint16_t* scales;
   void* parallel;
   int64_t inputs, outputs, bits, threads;
+  int64_t exactly;        // or not at all: what there is after a group without exact codes is left out
   int64_t exact, finite;  // the answers: the codes stand for exactly these weights; all scales are numbers
 };
 

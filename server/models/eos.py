@@ -1,0 +1,64 @@
+"""The tokens that end a model's output, from all places where a checkpoint names them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+log = logging.getLogger("longspan.models")
+
+
+def eos_ids(
+    named: Mapping[str, Any], token_id: Callable[[str], int | None], vocabulary_size: int
+) -> list[int]:
+    """End-of-sequence tokens in ascending order. What names no token is not used, with a warning.
+
+    Args:
+        named: by the place that says so, as part of a sentence: a token id, a token, a list of these, or
+            nothing (``None`` or -1).
+        token_id: the id of a token of the tokenizer, ``None`` if it has none.
+        vocabulary_size: number of the model's logits.
+    """
+    found = {id_ for place, value in named.items() for id_ in _ids(place, value, token_id, vocabulary_size)}
+    if not found:
+        log.warning(
+            "no end-of-sequence token of this model is known: its answers end where the request's stop "
+            "conditions or the context do; name one as eos_token_id in generation_config.json"
+        )
+    return sorted(found)
+
+
+def _ids(
+    place: str, value: Any, token_id: Callable[[str], int | None], vocabulary_size: int
+) -> Iterator[int]:
+    match value:
+        case None | -1:
+            return
+        case list():
+            for each in value:
+                yield from _ids(place, each, token_id, vocabulary_size)
+            return
+        case bool():
+            reason = "is no token id"
+        case int():
+            if 0 <= value < vocabulary_size:
+                yield value
+                return
+            reason = f"is outside the model's vocabulary, whose ids go from 0 to {vocabulary_size - 1}"
+        case str():
+            known = token_id(value)
+            if known is not None and known < vocabulary_size:
+                yield known
+                return
+            if known is None and value.isdecimal():
+                yield from _ids(place, int(value), token_id, vocabulary_size)
+                return
+            reason = (
+                "is no token of its tokenizer"
+                if known is None
+                else f"has id {known}, which the model does not know"
+            )
+        case _:
+            reason = "is no token id"
+    log.warning("%s: the end-of-sequence token %.60r %s; it is not used", place, value, reason)

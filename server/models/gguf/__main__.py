@@ -1,0 +1,9 @@
+"""``python -m server.models.gguf FILE FOLDER``: a GGUF file to a Hugging Face folder.
+
+Prints ``FRACTION STAGE`` lines; on failure, the last line of standard error is the reason.
+"""
+
+from server.models.gguf.conversion import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""A GGUF file to a Hugging Face folder, without loss."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from server.models.gguf.config import read_config
+from server.models.gguf.file import GgufFile
+from server.models.gguf.ignored import refuse_unused
+from server.models.gguf.parameters import Parameter, plan_parameters
+from server.models.gguf.reading import Reading
+from server.models.gguf.table import find_row
+from server.models.gguf.writing import write_weights
+from server.models.gguf_tokenizer import read_tokenizer
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Writes config, weights, tokenizer and chat template.
+
+    Weights keep their exact values: quantized ones are stored as float32, since ``scale * q + offset`` has
+    no shorter form; 16-bit ones as they are, where the file's float32 tensors lose nothing by it.
+
+    Args:
+        file: a GGUF file of a causal language model, or any part of a split set.
+        folder: where to write; made if missing.
+
+    Raises:
+        ValueError: the file can't be converted; the message says why.
+    """
+    _say("reading", 0.0)
+    source = GgufFile(file)
+    reading = Reading(source)
+    row = find_row(reading)
+    described = read_config(reading, row)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(described.config)
+    plan = plan_parameters(source, row, described.sizes, model)
+    _say("tokenizer", 0.1)
+    tokenizer = read_tokenizer(source.path, source.metadata)
+    layers = described.config.num_hidden_layers
+    refuse_unused(source, reading.architecture, row.unused, layers, described.drafting)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    _write_config(folder, model, _exact_dtype(source, plan))
+    write_weights(folder, model, source, plan, lambda done: _say("writing", 0.2 + 0.8 * done))
+
+
+def _write_config(folder: Path, model: Any, dtype: torch.dtype) -> None:
+    config = model.config
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    transformers.GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    ).save_pretrained(folder)
+
+
+def _say(stage: str, fraction: float) -> None:
+    print(round(fraction, 3), stage, flush=True)
+
+
+def _exact_dtype(file: GgufFile, plan: list[Parameter]) -> torch.dtype:
+    """The shortest dtype that holds every weight exactly."""
+    kinds = {name: file.kind(name) for name in file.claimed()}
+    for kind, dtype in (("F16", torch.float16), ("BF16", torch.bfloat16)):
+        if set(kinds.values()) <= {kind, "F32"} and all(
+            torch.equal(weight.to(dtype).float(), weight)
+            for parameter in plan
+            if parameter.kinds(file) != {kind}
+            for weight in (parameter.compute(file),)
+        ):
+            return dtype
+    return torch.float32
+
+
+def main() -> None:
+    """The program: ``FILE FOLDER``."""
+    transformers.logging.disable_progress_bar()
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        sys.exit(reason)

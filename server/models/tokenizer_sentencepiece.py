@@ -1,0 +1,93 @@
+"""A model's ``tokenizer.model`` of SentencePiece, read as SentencePiece reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gguf import TokenType
+from tokenizers import AddedToken, Tokenizer
+
+from server.models.gguf_vocabulary import Vocabulary
+from server.models.spm import Spaces, scored, unigram
+
+# SentencePiece's own names for its kinds of models.
+_UNIGRAM, _BPE = 1, 2
+
+
+def parse_model(file: Path) -> Any:
+    """The file as SentencePiece's message.
+
+    Raises:
+        ValueError: it is none of SentencePiece's.
+    """
+    # transformers' copy: that of the package sentencepiece wants a newer protobuf than gRPC may bring.
+    from transformers.utils import sentencepiece_model_pb2_new as proto
+
+    model = proto.ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except Exception as error:  # protobuf's own, which differ between its versions
+        raise ValueError(f"{file.name} is no SentencePiece model") from error
+    if not model.pieces:
+        raise ValueError(f"{file.name} is no SentencePiece model")
+    return model
+
+
+def build_tokenizer(model: Any, *, legacy: bool) -> Tokenizer:
+    """The tokenizer of a parsed model.
+
+    Args:
+        model: of ``parse_model``.
+        legacy: as transformers means it: a space is put before what follows a control token, too.
+
+    Raises:
+        ValueError: the model is of a kind that is not supported.
+    """
+    normalizer, trainer = model.normalizer_spec, model.trainer_spec
+    if not normalizer.escape_whitespaces or trainer.treat_whitespace_as_suffix:
+        raise ValueError("its SentencePiece model treats spaces in an unusual way")
+    vocabulary = Vocabulary([piece.piece for piece in model.pieces], [piece.type for piece in model.pieces])
+    scores = [piece.score for piece in model.pieces]
+    unknown = vocabulary.kinds.index(TokenType.UNKNOWN)
+    spaces = Spaces(
+        prefix=normalizer.add_dummy_prefix,
+        collapse=normalizer.remove_extra_whitespaces,
+        charsmap=normalizer.precompiled_charsmap,
+        first=not legacy,
+    )
+    if trainer.model_type == _BPE:
+        return scored(vocabulary, scores, unknown, spaces)
+    if trainer.model_type == _UNIGRAM:
+        return unigram(vocabulary, scores, unknown, spaces)
+    raise ValueError("its SentencePiece model is neither BPE nor unigram")
+
+
+def add_tokens(tokenizer: Tokenizer, folder: Path, config: dict[str, Any]) -> None:
+    """Adds the tokens that the model's folder names beside its SentencePiece model.
+
+    Args:
+        tokenizer: of ``build_tokenizer``.
+        folder: of the model.
+        config: its ``tokenizer_config.json``.
+
+    Raises:
+        ValueError: one has another id than it should.
+    """
+    wanted: dict[int, AddedToken] = {}
+    file = folder / "added_tokens.json"
+    if file.is_file():
+        for text, index in json.loads(file.read_text(encoding="utf-8")).items():
+            wanted[index] = AddedToken(text, normalized=False)
+    for index, said in (config.get("added_tokens_decoder") or {}).items():
+        wanted[int(index)] = AddedToken(
+            said["content"],
+            **{name: bool(said.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "special")},
+            normalized=False,
+        )
+    for index, token in sorted(wanted.items()):
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([token])
+        if (found := tokenizer.token_to_id(token.content)) != index:
+            raise ValueError(f"its added token {token.content!r} should have the id {index}, not {found}")

@@ -1,0 +1,268 @@
+"""A model's chat template: what it does with a conversation is found out by rendering, not by reading it.
+
+Templates are programs. One may take contents as texts or as lists of parts, print any role or know a few,
+and leave messages out without a word. So conversations of the same roles are rendered with words of our own
+first, and the words must be found in the prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from server.engine.types import RefusedError
+from server.text.chat_source import NO_TEMPLATE, ChatSource
+from server.text.errors import TextError, check_unicode
+
+log = logging.getLogger("longspan.text")
+
+# Every template that has roles at all has these, by some name of its own.
+_USUAL_ROLES = frozenset({"system", "user", "assistant"})
+_NO_ROLE = "zqrolezq"
+_WORD = re.compile(r"zq(\d+)zq")
+# Each costs a rendering.
+_MOST_UNUSUAL_ROLES = 16
+# What is found out of conversations is kept by their roles; of longer ones it is found out again.
+_KEPT = 256
+_KEPT_CHARACTERS = 4096
+
+# A status has room for a few thousand characters, of which some letters take twelve.
+_MOST_SAID, _MOST_QUOTED = 200, 40
+
+# What templates raise, beside their own errors, where they meet what they don't expect.
+_FAILURES = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
+
+_QUESTION, _SYSTEM, _TURNS = ("user",), ("system", "user"), ("user", "assistant", "user")
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the template does with conversations of certain roles.
+
+    Attributes:
+        parts: for each message, whether its content is passed as a list of parts.
+        problem: index, field and sentence for a message that would be served wrong.
+        failure: what the template raised, where it rendered nothing.
+    """
+
+    parts: tuple[bool, ...]
+    problem: tuple[int, str, str] | None = None
+    failure: Exception | None = None
+
+
+class ChatTemplate:
+    """Renders conversations as transformers does, and refuses those that would not be rendered whole.
+
+    Attributes:
+        refusal: why no conversation can be rendered, what a sentence says of the model; empty if they can.
+        template: as it was chosen; ``None`` if there is none.
+    """
+
+    def __init__(self, pretrained: Any, source: ChatSource) -> None:
+        """Proves that what a user says reaches the prompt.
+
+        Args:
+            pretrained: transformers' tokenizer, which renders.
+            source: the template.
+
+        Raises:
+            RefusedError: the template that the operator asked for can't be used.
+        """
+        self._pretrained = pretrained
+        self.template = source.template
+        self._parts = False
+        self._kept = functools.lru_cache(maxsize=_KEPT)(self._examine)
+        self.refusal = source.refusal or self._prove(source.place)
+        if self.refusal and source.asked:
+            raise RefusedError(f"--chat-template: the model {self.refusal}")
+        if source is NO_TEMPLATE:
+            return  # as usual for models that weren't made for conversations
+        if self.refusal:
+            log.warning("conversations are refused: the model %s", self.refusal)
+        else:
+            self._tell()
+
+    def render(self, messages: Messages, alter: Callable[[str], str] = str) -> str:
+        """The prompt for a conversation, up to where the model's next turn begins.
+
+        Args:
+            messages: the turns, oldest first, each with ``role`` and ``content``.
+            alter: applied to every role and content after they have been checked.
+
+        Raises:
+            TextError: there is no template, it refuses the conversation, has no such role, or would leave a
+                message out; or a text has a lone surrogate.
+        """
+        if self.refusal:
+            raise TextError("chat", f"this model {self.refusal}; send the prompt as text")
+        if not messages:
+            raise TextError("chat.messages", "a conversation needs at least one message")
+        for index, message in enumerate(messages):
+            field = f"chat.messages[{index}]"
+            check_unicode(f"{field}.role", message["role"])
+            check_unicode(f"{field}.content", message["content"])
+            if not message["role"]:
+                raise TextError(f"{field}.role", "is empty; name who speaks, such as user")
+        finding = self._find([message["role"] for message in messages])
+        if finding.problem is not None:
+            index, part, sentence = finding.problem
+            raise TextError(f"chat.messages[{index}]{part}", sentence)
+        turns = [(alter(message["role"]), alter(message["content"])) for message in messages]
+        try:
+            text = self._render(turns, finding.parts)
+        except _FAILURES as error:
+            raise TextError(
+                "chat.messages", f"the model's chat template refuses this conversation: {_short(error)}"
+            ) from error
+        if finding.failure is not None:  # it took these contents, though not ours
+            _check_whole(text, turns)
+        return text
+
+    def writes(self) -> str:
+        """What the template may write by itself: its own text, and prompts for a few conversations."""
+        if self.template is None:
+            return ""
+        texts = [self.template]
+        for roles in (_QUESTION, _SYSTEM, _TURNS):
+            finding = self._find(roles)
+            if finding.failure is None:
+                texts.append(self._render(_words(roles), finding.parts))
+        return "\n".join(texts)
+
+    def _render(self, turns: Sequence[tuple[str, str]], parts: Sequence[bool]) -> str:
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": content}] if as_parts else content}
+            for (role, content), as_parts in zip(turns, parts, strict=True)
+        ]
+        return self._pretrained.apply_chat_template(
+            messages, chat_template=self.template, add_generation_prompt=True, tokenize=False
+        )
+
+    def _find(self, roles: Sequence[str]) -> _Finding:
+        find = self._kept if sum(map(len, roles)) <= _KEPT_CHARACTERS else self._examine
+        return find(tuple(roles))
+
+    def _examine(self, roles: tuple[str, ...]) -> _Finding:
+        unusual = sorted(set(roles) - _USUAL_ROLES)
+        if len(unusual) > _MOST_UNUSUAL_ROLES:
+            sentence = (
+                f"is one of {len(unusual)} unusual roles; a conversation may have {_MOST_UNUSUAL_ROLES}"
+            )
+            return _Finding((), (roles.index(unusual[0]), ".role", sentence))
+        turns = _words(roles)
+        tried: list[tuple[set[int], tuple[bool, ...], str]] = []
+        failure: Exception | None = None
+        texts, lists = (False,) * len(roles), (True,) * len(roles)
+        for parts in (texts, None, lists):
+            if parts is None:  # of some roles as texts, of others as parts
+                if not tried:
+                    continue
+                lost = tried[0][0]
+                parts = tuple(index in lost for index in range(len(roles)))
+            try:
+                text = self._render(turns, parts)
+            except _FAILURES as error:
+                failure = failure or error
+                continue
+            shown = {int(index) for index in _WORD.findall(text.casefold())}
+            lost = set(range(len(roles))) - shown
+            tried.append((lost, parts, text))
+            if not lost:
+                break
+        if not tried:
+            return _Finding((self._parts,) * len(roles), failure=failure)
+        lost, parts, text = min(tried, key=lambda one: len(one[0]))
+        if lost:
+            index = min(lost)
+            instead = "send fewer messages" if roles[index] == "user" else "say it in a user's message"
+            sentence = (
+                f"the model's chat template leaves a message of role {_quote(roles[index])} in this place "
+                f"out of the prompt; {instead}"
+            )
+            return _Finding(parts, (index, "", sentence))
+        for role in unusual:
+            if self._ignores(role, turns, parts, text):
+                sentence = (
+                    f"the model's chat template has no role {_quote(role)}; usual are system, user and "
+                    "assistant"
+                )
+                return _Finding(parts, (roles.index(role), ".role", sentence))
+        return _Finding(parts)
+
+    def _ignores(self, role: str, turns: Sequence[tuple[str, str]], parts: Sequence[bool], text: str) -> bool:
+        """Whether the prompt would be the same if the role had a name that no template knows."""
+        renamed = [(_NO_ROLE if turn[0] == role else turn[0], turn[1]) for turn in turns]
+        try:
+            return self._render(renamed, parts) == text
+        except _FAILURES:
+            return False
+
+    def _prove(self, place: str) -> str:
+        """Why no conversation can be rendered, empty if they can."""
+        first = self._find(_QUESTION)
+        found = first
+        if first.failure is not None or first.problem is not None:
+            found = self._find(_SYSTEM)  # some templates insist on one
+        if found.failure is None and found.problem is None:
+            self._parts = found.parts[-1]
+            return ""
+        if isinstance(first.failure, jinja2.TemplateSyntaxError):
+            error = first.failure
+            what = (error.message or "").rstrip(".")
+            return f"has a chat template with an error in line {error.lineno} of {place}: {what}"
+        if first.failure is not None:
+            return f"has a chat template in {place} that fails on a plain question: {_short(first.failure)}"
+        return (
+            f"has a chat template in {place} that leaves what the user says out of the prompt, whether it is "
+            "passed as text or as parts"
+        )
+
+    def _tell(self) -> None:
+        if self._parts:
+            log.info("the chat template takes contents as lists of parts, and gets them so")
+        system = self._find(_SYSTEM)
+        if system.problem or system.failure:
+            why = f": {system.failure}" if system.failure else ", since the template leaves them out"
+            log.info("system messages are refused%s", why)
+        turns = self._find(_TURNS)
+        if turns.problem or turns.failure:
+            why = f": {turns.failure}" if turns.failure else ", since the template leaves some of them out"
+            log.warning("conversations of several turns are refused%s", why)
+
+
+def _short(error: Exception) -> str:
+    """What a template says, which may quote the conversation."""
+    text = str(error)
+    return text if len(text) <= _MOST_SAID else text[:_MOST_SAID] + "..."
+
+
+def _quote(role: str) -> str:
+    return ascii(role if len(role) <= _MOST_QUOTED else role[:_MOST_QUOTED] + "...")
+
+
+def _words(roles: Sequence[str]) -> list[tuple[str, str]]:
+    return [(role, f"zq{index}zq") for index, role in enumerate(roles)]
+
+
+def _check_whole(text: str, turns: Sequence[tuple[str, str]]) -> None:
+    for index, (_, content) in enumerate(turns):
+        if content.strip() not in text:
+            raise TextError(
+                f"chat.messages[{index}].content", "the model's chat template leaves it out of the prompt"
+            )

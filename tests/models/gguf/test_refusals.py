@@ -1,0 +1,148 @@
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from server.models.gguf.conversion import convert
+from tests.models.gguf.files import rewrite, write
+from tests.models.gguf.zoo import CASES, save
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    save(CASES["llama"], folder / "model")
+    return write(folder / "model", folder / "llama.gguf", "llama")
+
+
+def convert_with(source, folder, **changes):
+    convert(rewrite(source, folder / "changed.gguf", **changes), folder / "converted")
+    return load_file(folder / "converted" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.something_new", 3),
+        ("llama.attention.temperature_scale", 0.5),
+        ("llama.logit_scale", 2.0),
+        ("llama.attention.scale", 0.1),
+        ("llama.rope.scaling.alpha", 1000.0),
+        ("something.else", True),
+    ],
+)
+def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, value):
+    with pytest.raises(ValueError, match=rf"it says {key} = {value}, and what that means for a llama"):
+        convert_with(llama, tmp_path, keys={key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("llama.attention.causal", False, "llama.attention.causal is False; Longspan computes it with True"),
+        ("llama.attention.value_length", 4, "keys and values differ in size"),
+        ("llama.rope.dimension_count", 4, "it rotates 4 of 8 numbers per head"),
+        ("llama.rope.scaling.type", "dynamic", "scaling of positions, dynamic, is unknown"),
+        ("llama.rope.scaling.attn_factor", 1.5, r"llama.rope.scaling.attn_factor"),
+        ("llama.attention.head_count_kv", [2, 4], "layers differ in llama.attention.head_count_kv"),
+        ("llama.vocab_size", 12, "vocabulary has 12 tokens, but token_embd.weight has 320"),
+        ("llama.block_count", None, "it does not say llama.block_count"),
+        ("general.type", "mmproj", "it holds no model but what it calls mmproj"),
+        ("split.count", 2, "part 1 of 2; give the files of a split set the names"),
+    ],
+)
+def test_a_key_that_cannot_be_honored_refuses_the_file(llama, tmp_path, key, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        convert_with(llama, tmp_path, keys={key: value})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        (
+            {"blk.0.attn_sinks.weight": np.zeros(4, np.float32)},
+            r"it has the tensor blk\.0\.attn_sinks\.weight, ",
+        ),
+        (
+            {"blk.2.attn_q.weight": np.zeros((32, 32), np.float32)},
+            r"it has the tensor blk\.2\.attn_q\.weight, ",
+        ),
+        ({"blk.1.ffn_up.weight": None}, r"it has no tensor blk\.1\.ffn_up\.weight, which llama models"),
+        ({"token_embd.weight": None}, r"it has no tensor token_embd\.weight"),
+        (
+            {"blk.0.attn_k.weight": np.zeros((32, 32), np.float32)},
+            r"tensor blk\.0\.attn_k\.weight \(32, 32\) has another shape .* \(16, 32\)",
+        ),
+        (
+            {"rope_freqs.weight": np.full(3, 2.0, np.float32)},
+            r"rope_freqs\.weight has 3 numbers instead of 4",
+        ),
+    ],
+)
+def test_a_tensor_too_many_too_few_or_of_another_shape_refuses_the_file(llama, tmp_path, tensors, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        convert_with(llama, tmp_path, tensors=tensors)
+
+
+def test_what_is_known_to_say_nothing_is_no_hindrance(llama, tmp_path):
+    convert(llama, tmp_path / "own")
+    own = load_file(tmp_path / "own" / "model.safetensors")
+    keys = {"llama.expert_used_count": 0, "llama.logit_scale": 0.0, "quantize.imatrix.file": "x"}
+    tensors = {"blk.0.attn_rot_embd.weight": np.ones(4, np.float32), "v.patch.weight": np.ones(4, np.float32)}
+    found = convert_with(llama, tmp_path, keys=keys, tensors=tensors)
+    assert own.keys() == found.keys()
+    assert all(torch.equal(own[name], found[name]) for name in own)
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known(llama, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "newest")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(
+        ValueError, match=r"its architecture, newest, is none of those .*: cohere2, .* starcoder2"
+    ):
+        convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
+def test_a_file_that_is_cut_short_says_so(llama, tmp_path):
+    content = llama.read_bytes()
+    for length in (len(content) - 64, 5000, 30):
+        (tmp_path / "cut.gguf").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"cut\.gguf is cut short or damaged \(.*\); fetch it again"):
+            convert(tmp_path / "cut.gguf", tmp_path / "cut")
+
+
+def test_a_type_of_blocks_that_cannot_be_read_is_refused_by_name(llama, tmp_path):
+    content = llama.read_bytes()
+    at = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 2 * 8
+    for number, sentence in (
+        (26, "tensor blk.0.ffn_down.weight is stored as I32, which"),
+        (250, r"a type that this version of the gguf package does not know .*250"),
+    ):
+        (tmp_path / "x.gguf").write_bytes(content[:at] + number.to_bytes(4, "little") + content[at + 4 :])
+        with pytest.raises(ValueError, match=sentence):
+            convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
+def test_layers_that_draft_tokens_are_left_out(tmp_path):
+    model = save(CASES["glm4"], tmp_path / "model")
+    file = write(tmp_path / "model", tmp_path / "glm4.gguf", "glm4")
+    extra = {
+        f"blk.2.{name}": np.ones((32, 64), np.float32) for name in ("nextn.eh_proj.weight", "attn_q.weight")
+    }
+    keys = {"glm4.block_count": 3, "glm4.nextn_predict_layers": 1}
+    weights = convert_with(file, tmp_path, keys=keys, tensors=extra)
+    assert weights.keys() == model.state_dict().keys()
+    with pytest.raises(
+        ValueError, match=r"it has the tensor blk\.2\.nextn\.eh_proj\.weight, .* \(1 more like this\)"
+    ):
+        convert_with(file, tmp_path, keys={"glm4.nextn_predict_layers": 0}, tensors=extra)
+
+
+def test_the_name_that_people_gave_decides_nothing(llama, tmp_path):
+    convert_with(llama, tmp_path, keys={"general.name": "mistral"})
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "converted").model_type == "llama"

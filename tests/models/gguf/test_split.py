@@ -1,0 +1,92 @@
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from server.engine.types import RefusedError
+from server.models.convert import read_record
+from server.models.gguf.conversion import convert
+from server.models.resolve import resolve_model
+from tests.models.gguf.files import add_key, close, write
+from tests.models.gguf.zoo import CASES, save
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A file in three parts, as llama-gguf-split writes them: the first has the metadata and no tensor."""
+    save(CASES["llama"], tmp_path / "model")
+    whole = write(tmp_path / "model", tmp_path / "whole.gguf", "llama")
+    reader = gguf.GGUFReader(whole)
+    half = len(reader.tensors) // 2
+    found = []
+    for number, tensors in enumerate(([], reader.tensors[:half], reader.tensors[half:])):
+        path = tmp_path / f"Tiny-{number + 1:05d}-of-00003.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        for key, field in reader.fields.items() if number == 0 else ():
+            if not key.startswith("GGUF.") and key != "general.architecture" and field.contents() != []:
+                add_key(writer, key, field.contents())
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 3)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        found.append(close(writer, path))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """A process of its own would spend most of its time on imports."""
+    monkeypatch.setattr("server.models.convert._convert", lambda file, folder, report: convert(file, folder))
+
+
+def resolve(file, folder):
+    return resolve_model(str(file), folder / "cache", lambda *_: None)
+
+
+def test_a_split_set_is_read_as_one_whatever_part_is_named(parts, tmp_path):
+    found = resolve(parts[1], tmp_path)
+    assert found.name == "tiny"
+    own, weights = (
+        load_file(tmp_path / "model" / "model.safetensors"),
+        load_file(found.folder / "model.safetensors"),
+    )
+    assert own.keys() == weights.keys()
+    assert all(torch.equal(weights[name], own[name]) for name in own)
+    record = read_record(found.folder)
+    assert (record["gguf"], record["size"]) == (str(parts[0]), sum(part.stat().st_size for part in parts))
+    assert resolve(parts[2], tmp_path).folder == found.folder
+    changed = parts[2].read_bytes()
+    parts[2].write_bytes(changed[:-1] + bytes([changed[-1] ^ 1]))
+    assert resolve(parts[0], tmp_path).folder != found.folder, "a part has changed"
+
+
+def test_a_missing_part_is_named(parts, tmp_path):
+    parts[1].unlink()
+    with pytest.raises(
+        RefusedError, match=r"3 files, of which 1 are missing, Tiny-00002-of-00003\.gguf among"
+    ):
+        resolve(parts[0], tmp_path)
+
+
+def test_parts_under_each_others_names_are_refused(parts, tmp_path):
+    parts[1].rename(tmp_path / "x")
+    parts[2].rename(parts[1])
+    (tmp_path / "x").rename(parts[2])
+    with pytest.raises(ValueError, match=r"Tiny-00002-of-00003\.gguf says that it is part 3 of 3"):
+        resolve(parts[0], tmp_path)
+
+
+def test_a_part_under_another_name_is_refused(parts, tmp_path):
+    moved = parts[0].rename(tmp_path / "alone.gguf")
+    with pytest.raises(
+        ValueError, match=r"alone\.gguf says that it is part 1 of 3; give the files of a split"
+    ):
+        resolve(moved, tmp_path)
+
+
+def test_a_part_that_is_no_gguf_file_is_refused(parts, tmp_path):
+    parts[2].write_text("<!doctype html>")
+    with pytest.raises(RefusedError, match=r"Tiny-00003-of-00003\.gguf is no GGUF file"):
+        resolve(parts[0], tmp_path)
