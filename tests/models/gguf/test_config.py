@@ -62,3 +62,14 @@ def test_frequency_factors_of_another_kind_are_kept_as_they_are(llama, tmp_path)
     assert rope["rope_type"] == "longrope"
     assert rope["short_factor"] == rope["long_factor"] == factors.tolist()
     assert rope["attention_factor"] == 1.0
+
+
+def test_older_files_leave_the_size_of_experts_to_that_of_a_dense_layer(tmp_path):
+    config = {**CASES["qwen2moe"].config, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 48}
+    case = CASES["qwen2moe"]._replace(config=config)
+    save(case, tmp_path / "model")
+    file = write(tmp_path / "model", tmp_path / "moe.gguf", "qwen2moe")
+    sizes = ("qwen2moe.expert_feed_forward_length", "qwen2moe.expert_shared_feed_forward_length")
+    convert(rewrite(file, tmp_path / "x.gguf", keys=dict.fromkeys(sizes)), tmp_path / "x")
+    found = AutoConfig.from_pretrained(tmp_path / "x")
+    assert (found.moe_intermediate_size, found.shared_expert_intermediate_size) == (24, 48)
