@@ -31,11 +31,13 @@ TOKENS = random.Random(0).choices(range(3, VOCABULARY), k=LENGTH)
 
 # Where llama.cpp itself does not compute what the model does.
 KNOWN = {
+    "llama, yarn": "llama.cpp reads rope.scaling.yarn_beta_fast and _slow for grok and mistral3 only",
     "llama, yarn with a factor": "llama.cpp reads rope.scaling.yarn_attn_factor for grok only",
     "mistral": "llama.cpp gives the llama architecture no window",
     "phi3": "llama.cpp gives phi3 no window",
     "starcoder2, no biases": "llama.cpp asks for these biases",
     "command-r, norms": "llama.cpp reads these norms in models of 64 layers and more only",
+    "gpt-oss": "llama.cpp rounds the bounds of yarn, which gpt-oss does not (truncate: false)",
     "exaone4": "llama.cpp gives exaone4 a window in models of 64 layers only",
 }
 # llama.cpp looks this function up in a table of 16-bit numbers.
