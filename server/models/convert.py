@@ -17,7 +17,7 @@ RECORD = "longspan.json"
 """File in a converted folder that says where it comes from."""
 
 # Raised when conversion changes, so that folders of older versions are made again.
-_VERSION = 2
+_VERSION = 3
 _CHUNK = 1 << 20
 
 

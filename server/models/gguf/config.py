@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import transformers
@@ -12,8 +13,7 @@ from server.models.gguf.row import Row
 from server.models.gguf.transforms import Sizes
 from server.models.gguf.windows import read_window
 
-# What the tokens are called that begin, end and fill up texts.
-_TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _NO_POOLING = 0
 
 
@@ -31,12 +31,13 @@ class Described(NamedTuple):
     drafting: int
 
 
-def read_config(reading: Reading, row: Row) -> Described:
+def read_config(reading: Reading, row: Row, generation: Mapping[str, Any]) -> Described:
     """Reads every key that the architecture computes with.
 
     Args:
         reading: the file's metadata.
         row: of its architecture.
+        generation: the model's generation config, which has the tokens that begin, end and fill up texts.
 
     Raises:
         ValueError: a key is missing, or says what the architecture of transformers can't compute.
@@ -64,12 +65,13 @@ def read_config(reading: Reading, row: Row) -> Described:
         rope = read_rope(
             reading, sizes.head_size, context, partial=row.rope == "partial", truncate=row.truncate
         )
+        rope |= {name: reading.get(key) for key, name in row.rope_keys.items()}
         if _is_by_layer(known):
             values["rope_parameters"] = _by_layer(reading, row, rope)
         else:
             values["rope_parameters"] = rope
             reading.expect("rope.freq_base_swa", rope["rope_theta"])
-    values |= _tokens(reading, values["vocab_size"])
+    values |= {name: generation.get(name) for name in _TOKENS}
     # Some configs take the size of a head without declaring it; it shows in the shapes.
     if strange := [name for name in values if name != row.head_size and not hasattr(known, name)]:
         raise ValueError(
@@ -120,6 +122,9 @@ def _vocabulary(reading: Reading) -> int:
         raise ValueError(
             f"it says that its vocabulary has {reading.get('vocab_size')} tokens, but {name} has {size}"
         )
+    tokens = len(reading.file.metadata.get("tokenizer.ggml.tokens", ()))
+    if tokens > size:
+        raise ValueError(f"its tokenizer has {tokens} tokens, but {name} only {size}")
     return size
 
 
@@ -132,11 +137,3 @@ def _by_layer(reading: Reading, row: Row, rope: dict[str, Any]) -> dict[str, Any
     base = row.local_base or rope["rope_theta"]
     local = {"rope_type": "default", "rope_theta": float(reading.get("rope.freq_base_swa", base))}
     return {"full_attention": rope, "sliding_attention": local}
-
-
-def _tokens(reading: Reading, vocabulary: int) -> dict[str, int | None]:
-    values = {}
-    for name, key in _TOKENS.items():
-        token = reading.file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        values[name] = token if token is not None and 0 <= token < vocabulary else None
-    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from server.models.gguf.parameters import Parameter, plan_parameters
 from server.models.gguf.reading import Reading
 from server.models.gguf.table import find_row
 from server.models.gguf.writing import write_weights
+from server.models.gguf_generation import generation_config
 from server.models.gguf_tokenizer import read_tokenizer
 
 
@@ -36,7 +38,8 @@ def convert(file: Path, folder: Path) -> None:
     source = GgufFile(file)
     reading = Reading(source)
     row = find_row(reading)
-    described = read_config(reading, row)
+    generation = generation_config(source.metadata)
+    described = read_config(reading, row, generation)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(described.config)
     plan = plan_parameters(source, row, described.sizes, model)
@@ -45,7 +48,9 @@ def convert(file: Path, folder: Path) -> None:
     layers = described.config.num_hidden_layers
     refuse_unused(source, reading.architecture, row.unused, layers, described.drafting)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
     _write_config(folder, model, _exact_dtype(source, plan))
     write_weights(folder, model, source, plan, lambda done: _say("writing", 0.2 + 0.8 * done))
 
@@ -55,9 +60,6 @@ def _write_config(folder: Path, model: Any, dtype: torch.dtype) -> None:
     config.dtype = dtype
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    transformers.GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    ).save_pretrained(folder)
 
 
 def _say(stage: str, fraction: float) -> None:
@@ -83,6 +85,8 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        sys.exit(reason)
+    except ValueError as error:
+        sys.exit(" ".join(str(error).split()))
+    except Exception as error:  # a file can contradict itself in more ways than are looked for
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.exit(f"what it says does not make a model ({reason})")

@@ -42,12 +42,3 @@ def read_experts(reading: Reading, count: str, *, normalized: bool | None = None
         reading.expect("expert_weights_norm", True)
         return values
     return values | {"norm_topk_prob": bool(reading.get("expert_weights_norm", normalized))}
-
-
-def dense_layers(reading: Reading, values: dict[str, Any]) -> list[int]:
-    """Layers without experts, seen from their tensors."""
-    return [
-        layer
-        for layer in range(values["num_hidden_layers"])
-        if f"blk.{layer}.ffn_gate_inp.weight" not in reading.file
-    ]

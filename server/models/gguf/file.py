@@ -137,7 +137,7 @@ class GgufFile:
             raise ValueError(
                 f"its tensor {name} is stored as {tensor.tensor_type.name}, which Longspan can't read"
             ) from error
-        if values.base is not None or not values.flags.writeable:  # it may lie in the file itself
+        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:  # these still lie in the file
             values = values.copy()
         return torch.from_numpy(values).reshape(self.shape(name))
 

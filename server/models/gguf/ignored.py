@@ -11,14 +11,12 @@ _FILE = "it describes the file or where it comes from"
 
 # Patterns of keys; ``{a}`` stands for the architecture's name.
 _KEYS: Mapping[str, str] = {
-    r"general\.sampling\..+": "a suggestion for sampling",
-    r"general\..+": _FILE,
+    r"general\.(?!sampling\.).+": _FILE,
     r"quantize\..+": "how the file was quantized",
     r"imatrix\..+": "how the file was quantized",
     r"{a}\.rope\.scaling\.finetuned": "whether the model was trained with its scaling, which changes nothing",
     r"{a}\.tensor_data_layout": "the layout is that of llama.cpp in every file that it reads",
-    r"{a}\.vision\..+": "of an image encoder, which text does not pass",
-    r"tokenizer\..+": "the tokenizer's reader says what it does not know",
+    r"{a}\.(vision|audio|mm)\..+": "of an image or sound encoder, which text does not pass",
 }
 # Keys of the architecture that, with this value, say that it does not have something.
 _ABSENT: Mapping[str, object] = {
@@ -26,6 +24,7 @@ _ABSENT: Mapping[str, object] = {
     "attention.max_alibi_bias": 0.0,
     "attention.scale": 0.0,
     "attention.sliding_window": 0,
+    "attention.temperature_scale": 0.0,
     "attn_logit_softcapping": 0.0,
     "embedding_scale": 0.0,
     "expert_count": 0,

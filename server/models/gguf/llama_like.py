@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.models.gguf.experts import EXPERTS, dense_layers, read_experts
+from server.models.gguf.experts import EXPERTS, read_experts
 from server.models.gguf.reading import Reading
 from server.models.gguf.row import ATTENTION, ATTENTION_BIASES, MLP, MLP_BIASES, MODEL, NORMS, Row, Rule
 from server.models.gguf.transforms import minus_one, rotary_key, rotary_query
@@ -47,19 +47,25 @@ def _mixtral(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
 
 def _qwen2_moe(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
     return {
-        **read_experts(reading, "num_experts", normalized=False),
-        "moe_intermediate_size": reading.get("expert_feed_forward_length"),
-        "shared_expert_intermediate_size": reading.get("expert_shared_feed_forward_length"),
-        "mlp_only_layers": dense_layers(reading, values),
-        "decoder_sparse_step": 1,
+        **_qwen_experts(reading, values, normalized=False),
+        "shared_expert_intermediate_size": reading.get(
+            "expert_shared_feed_forward_length", values["intermediate_size"]
+        ),
     }
 
 
 def _qwen3_moe(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
+    return _qwen_experts(reading, values, normalized=True)
+
+
+def _qwen_experts(reading: Reading, values: dict[str, Any], *, normalized: bool) -> dict[str, Any]:
+    found = read_experts(reading, "num_experts", normalized=normalized)
+    # Where older files don't say the size of experts, together they have that of a dense layer.
+    size = values["intermediate_size"] // max(1, found["num_experts_per_tok"])
     return {
-        **read_experts(reading, "num_experts", normalized=True),
-        "moe_intermediate_size": reading.get("expert_feed_forward_length"),
-        "mlp_only_layers": dense_layers(reading, values),
+        **found,
+        "moe_intermediate_size": reading.get("expert_feed_forward_length", size),
+        "mlp_only_layers": [],
         "decoder_sparse_step": 1,
     }
 
@@ -102,15 +108,21 @@ _MISTRAL_ROW = Row("mistral", _LLAMA, window=Window())
 _MIXTRAL_ROW = Row(
     "mixtral", {**ATTENTION, **_SIDE_BY_SIDE, **NORMS, **EXPERTS}, window=Window(), more=_mixtral
 )
+# Mistral whose queries grow with their position.
+_MINISTRAL3_ROW = Row(
+    "ministral3", _LLAMA, window=Window(), rope_keys={"attention.temperature_scale": "llama_4_scaling_beta"}
+)
 _OLMO = {**ATTENTION, **MLP, **_HEAD_NORMS, **_AFTER}
 
 ROWS = {
     "llama": _LLAMA_ROW,
+    "mistral3": _MISTRAL_ROW,
     "qwen2": Row("qwen2", _PLAIN, head_size=None),
     "qwen2moe": Row(
         "qwen2_moe",
         {
-            **_PLAIN,
+            **ATTENTION,
+            **NORMS,
             **EXPERTS,
             "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
             "mlp.shared_expert.up_proj": "ffn_up_shexp",
@@ -123,11 +135,12 @@ ROWS = {
     "qwen3": Row("qwen3", {**_PLAIN, **_HEAD_NORMS}, biases={"attention_bias": ATTENTION_BIASES}),
     "qwen3moe": Row(
         "qwen3_moe",
-        {**_PLAIN, **_HEAD_NORMS, **EXPERTS},
+        {**ATTENTION, **NORMS, **_HEAD_NORMS, **EXPERTS},
         biases={"attention_bias": ATTENTION_BIASES},
         more=_qwen3_moe,
     ),
-    "smollm3": Row("smollm3", _LLAMA, biases=_BIASES, head_size=None),
+    # Files do not say that every fourth layer has no rotary embedding.
+    "smollm3": Row("smollm3", _LLAMA, biases=_BIASES, head_size=None, fixed={"no_rope_layer_interval": 4}),
     "granite": Row("granite", _LLAMA, biases=_BIASES, head_size=None, more=_granite),
     "olmo2": Row("olmo2", _OLMO, biases={"attention_bias": ATTENTION_BIASES}, head_size=None),
     "exaone4": Row(
@@ -175,6 +188,11 @@ def choose_llama(reading: Reading) -> Row:
     if reading.get("expert_count", 0):
         return _MIXTRAL_ROW
     return _MISTRAL_ROW if reading.get("attention.sliding_window", 0) else _LLAMA_ROW
+
+
+def choose_mistral(reading: Reading) -> Row:
+    """Mistral; where positions scale its queries, Ministral 3."""
+    return _MINISTRAL3_ROW if reading.get("attention.temperature_scale", 0.0) else _MISTRAL_ROW
 
 
 def choose_olmo(reading: Reading) -> Row:

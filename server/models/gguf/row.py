@@ -80,6 +80,7 @@ class Row:
         fixed: values of the config that the architecture's name implies.
         more: what else the config says, from the file and the config so far.
         unused: keys that say nothing beyond what is read, with the reason.
+        rope_keys: keys whose values belong to transformers' rope parameters, with their names there.
         truncate: as of ``read_rope``.
         local_base: base of the rotary embeddings of layers with a window, where the file does not say it and
             it is not that of the others.
@@ -98,5 +99,6 @@ class Row:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     more: Callable[[Reading, dict[str, Any]], dict[str, Any]] = _nothing
     unused: Mapping[str, str] = field(default_factory=dict)
+    rope_keys: Mapping[str, str] = field(default_factory=dict)
     truncate: bool = True
     local_base: float | None = None

@@ -10,7 +10,11 @@ from server.models.gguf.row import Row
 
 _ROWS = {**llama_like.ROWS, **others.ROWS}
 # Names that stand for several architectures, told apart by what the file says.
-_CHOICES = {"llama": llama_like.choose_llama, "olmo2": llama_like.choose_olmo}
+_CHOICES = {
+    "llama": llama_like.choose_llama,
+    "mistral3": llama_like.choose_mistral,
+    "olmo2": llama_like.choose_olmo,
+}
 
 ARCHITECTURES = tuple(sorted(_ROWS))
 """What files call the architectures."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-INTERLEAVED = ("llama", "granite", "smollm3")
+INTERLEAVED = ("llama", "mistral3", "granite", "smollm3")
 PLUS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 _ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 

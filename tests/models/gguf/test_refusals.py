@@ -70,6 +70,10 @@ def test_a_key_that_cannot_be_honored_refuses_the_file(llama, tmp_path, key, val
             r"it has the tensor blk\.2\.attn_q\.weight, ",
         ),
         ({"blk.1.ffn_up.weight": None}, r"it has no tensor blk\.1\.ffn_up\.weight, which llama models"),
+        (
+            {"token_embd.weight": np.zeros((319, 32), np.float32)},
+            r"has 320 tokens, but token_embd\.weight only 319",
+        ),
         ({"token_embd.weight": None}, r"it has no tensor token_embd\.weight"),
         (
             {"blk.0.attn_k.weight": np.zeros((32, 32), np.float32)},

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from server.models.gguf.conversion import convert
 from server.models.gguf.file import GgufFile
-from tests.models.gguf.files import rewrite, write
+from tests.models.gguf.files import close, rewrite, write
 from tests.models.gguf.zoo import CASES, save
 
 _KINDS = gguf.GGMLQuantizationType
@@ -42,31 +43,31 @@ def test_blocks_become_exactly_the_numbers_that_they_stand_for(files, tmp_path, 
     assert np.array_equal(weights["model.layers.1.mlp.up_proj.weight"].numpy(), expected)
 
 
-# One block of each type, by hand from ggml's definitions: two scales of a half, all codes alike.
+# One block of each type, by hand from ggml's definitions, and the number that all of its codes stand for.
 _HALF = np.array([0.5], np.float16).tobytes()
+_SCALES_3_MINIMA_1 = bytes([3] * 4 + [1] * 4 + [0x13] * 4)
 _BLOCKS = {
-    _KINDS.Q4_K: (_HALF + _HALF + bytes([3] * 4 + [1] * 4 + [0x13] * 4) + bytes([0x55]) * 128, [7.0, 7.0]),
+    _KINDS.Q4_K: (_HALF + _HALF + _SCALES_3_MINIMA_1 + bytes([0x55]) * 128, 0.5 * 3 * 5 - 0.5 * 1),
     _KINDS.Q5_K: (
-        _HALF + _HALF + bytes([3] * 4 + [1] * 4 + [0x13] * 4) + bytes([0xFF]) * 32 + bytes([0x55]) * 128,
-        None,
+        _HALF + _HALF + _SCALES_3_MINIMA_1 + bytes([0xFF]) * 32 + bytes([0x55]) * 128,
+        0.5 * 3 * (16 + 5) - 0.5 * 1,
     ),
-    _KINDS.Q6_K: (bytes([0x22]) * 128 + bytes([0xFF]) * 64 + bytes([2]) * 16 + _HALF, [18.0, 18.0]),
+    _KINDS.Q6_K: (
+        bytes([0x22]) * 128 + bytes([0xFF]) * 64 + bytes([2]) * 16 + _HALF,
+        0.5 * 2 * (3 * 16 + 2 - 32),
+    ),
+    _KINDS.MXFP4: (bytes([128]) + bytes([0x22]) * 16, 2.0 * 1.0),
 }
 
 
-def test_larger_blocks_are_decoded(tmp_path):
-    for kind, (block, ends) in _BLOCKS.items():
-        writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
-        data = np.frombuffer(block, np.uint8).reshape(1, -1)
-        writer.add_tensor("x", data, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        values = GgufFile(tmp_path / "x.gguf").take("x")
-        assert values.shape == (1, 256)
-        if ends is not None:
-            assert [values[0, 0].item(), values[0, -1].item()] == ends
+@pytest.mark.parametrize("kind", _BLOCKS)
+def test_larger_blocks_are_decoded(tmp_path, kind):
+    block, number = _BLOCKS[kind]
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("x", np.frombuffer(block, np.uint8).reshape(1, -1), raw_dtype=kind)
+    values = GgufFile(close(writer, tmp_path / "x.gguf")).take("x")
+    assert values.shape == (1, 32 if kind == _KINDS.MXFP4 else 256)
+    assert set(values.flatten().tolist()) == {number}
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(_KINDS.F16, torch.float16), (_KINDS.BF16, torch.bfloat16)])
@@ -149,7 +150,5 @@ def test_weights_are_written_in_shards_where_they_are_many(files, tmp_path, monk
     found = {name: weight for shard in shards for name, weight in load_file(shard).items()}
     assert found.keys() == own.keys()
     assert all(torch.equal(found[each], own[each]) for each in own)
-    from transformers import AutoModelForCausalLM
-
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "x", output_loading_info=True)
     assert not any(info.values()), info

@@ -28,7 +28,9 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 _WIDE = {**_SIZES, "head_dim": 12}
+_LARGE = {**_SIZES, "head_dim": 32}
 _NEOX = {name: value for name, value in _SIZES.items() if name != "num_key_value_heads"}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 
@@ -80,22 +82,42 @@ CASES = {
     "llama, tied, wide heads": Case("llama", "llama", {**_WIDE, "tie_word_embeddings": True}),
     "llama, biases": Case("llama", "llama", {**_SIZES, "attention_bias": True, "mlp_bias": True}),
     "llama, linear": Case("llama", "llama", {**_SIZES, **_scaled("linear", 4.0)}),
-    "llama, yarn": Case("llama", "llama", {**_SIZES, **_scaled("yarn", 8.0, beta_fast=16.0, **_YARN)}),
+    "llama, yarn": Case(
+        "llama", "llama", {**_LARGE, **_scaled("yarn", 8.0, beta_fast=2.0, beta_slow=0.5, **_YARN)}
+    ),
     "llama, yarn with a factor": Case(
         "llama", "llama", {**_SIZES, **_scaled("yarn", 8.0, attention_factor=1.3, **_YARN)}
     ),
-    "llama, frequency factors": Case(
-        "llama", "llama", {**_SIZES, "head_dim": 32, **_scaled("llama3", 32.0, **_LLAMA3)}
-    ),
+    "llama, frequency factors": Case("llama", "llama", {**_LARGE, **_scaled("llama3", 32.0, **_LLAMA3)}),
     "mistral": Case(
         "llama", "mistral", {**_SIZES, "sliding_window": WINDOW}, {"attention.sliding_window": WINDOW}
+    ),
+    "mistral3": Case("mistral3", "mistral", {**_WIDE, "sliding_window": None}),
+    "ministral3": Case(
+        "mistral3",
+        "ministral3",
+        {
+            **_WIDE,
+            "sliding_window": None,
+            **_scaled(
+                "yarn",
+                8.0,
+                beta_fast=32.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=0.5,
+                llama_4_scaling_beta=0.1,
+                **_YARN,
+            ),
+        },
+        {"attention.temperature_scale": 0.1, "rope.scaling.yarn_log_multiplier": 0.5},
     ),
     "mixtral": Case("llama", "mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": Case("qwen2", "qwen2", {**_SIZES, **_scaled("yarn", 4.0, **_YARN)}),
     "qwen2moe": Case("qwen2moe", "qwen2_moe", {**_SIZES, **_EXPERTS, "shared_expert_intermediate_size": 28}),
     "qwen3": Case("qwen3", "qwen3", {**_WIDE, **_scaled("linear", 4.0)}),
     "qwen3moe": Case("qwen3moe", "qwen3_moe", {**_WIDE, **_EXPERTS, "norm_topk_prob": True}),
-    "phi2": Case("phi2", "phi", {**_SIZES, "num_key_value_heads": 4, **_HALF}),
+    "phi2": Case("phi2", "phi", {**_SIZES, "intermediate_size": 128, "num_key_value_heads": 4, **_HALF}),
     "phi3": Case("phi3", "phi3", {**_SIZES, "sliding_window": WINDOW}, {"attention.sliding_window": WINDOW}),
     "phi3, longrope": Case(
         "phi3",
@@ -207,7 +229,7 @@ CASES = {
         "gpt-oss",
         "gpt_oss",
         {
-            **_WIDE,
+            **_LARGE,
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "sliding_window": WINDOW,
@@ -243,6 +265,9 @@ def save(case: Case, folder: Path) -> Any:
     try:
         torch.manual_seed(1)
         config = transformers.AutoConfig.for_model(case.kind, **case.config)
+        for name in _EPSILONS:
+            if hasattr(config, name):
+                setattr(config, name, 3e-3)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
