@@ -11,10 +11,10 @@ import pytest
 
 from server.models.gguf.file import GgufFile
 from server.models.gguf_tokenizer import read_tokenizer
-from tests.models.gguf.files import rewrite
+from tests.models.gguf.files import rewrite, write
 from tests.models.test_gguf_sentencepiece import TEXTS, metadata, train
+from tests.models_zoo import save_tiny
 from tests.stress.llama_cpp import LlamaCpp
-from tests.stress.tiny_gguf import write_llama
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(600)]
 
@@ -41,8 +41,8 @@ def test_sentencepiece_vocabularies(options, tmp_path):
 
 
 def check(said, size, folder):
-    table = np.zeros((size, 256), np.float32)
-    source = write_llama(folder / "source.gguf")
+    table = np.zeros((size, 64), np.float32)
+    source = write(save_tiny("llama", folder / "llama"), folder / "source.gguf", "llama")
     gone = ("tokenizer.ggml.merges", "tokenizer.ggml.pre", "llama.vocab_size")
     file = rewrite(
         source,
