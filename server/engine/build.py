@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from attention.backends import Attention, UnsupportedError
+from attention.backends import Attention
 from attention.formats import format_name
 from attention.types import PagedCache
 from server.engine.core import EngineCore
@@ -21,6 +21,7 @@ from server.engine.runner import Runner
 from server.engine.types import Ready, RefusedError
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
+from server.models.refusing import refusing
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
@@ -52,10 +53,8 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, kv_dtype, attention.pattern)
     pages, context_length = _size_cache(settings, loaded, attention, device, page_bytes)
     cache = PagedCache(loaded.layers, pages, settings.page_size, kv_dtype, device, pattern=attention.pattern)
-    try:
+    with refusing(loaded.architecture, "reading its rotation"):
         runner = Runner(loaded.model, loaded.layers, attention, cache, loaded.rope)
-    except UnsupportedError as error:
-        raise RefusedError(str(error)) from error
     if device == "cuda" and settings.cuda_graphs:
         report("capturing decode steps", 0.97)
         runner.graphs = _captured(runner, settings.max_running, context_length)

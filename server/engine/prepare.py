@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from server.models.kept import KeptModel, keep, kept_file, read_kept
 from server.models.loaded import LoadedModel
 from server.models.quantize import check_form, is_packed, quantize
 from server.models.quantized.model import QuantizedModel
+from server.models.refusing import refusing
 from server.models.rope import read_scaling
 from server.settings import Settings
 
@@ -104,14 +104,14 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
     # A cache that rounds nothing shows more.
     exact = loaded.layers, torch.device(device), loaded.dtype, settings.page_size, check_with.pattern
     checked = kv_dtype if check_with.kernel.unsupported(*exact) else loaded.dtype
-    with _refusing(loaded):
+    with refusing(loaded.architecture, "the start-up check"):
         before = self_check(loaded, check_with, settings.page_size, checked)
     report("packing the weights", 0.93)
     weights = quantize(loaded.model, settings.weights)
     kv_dtype = cache_format(settings, loaded, weights)
     attention, check_with = _choose(settings, loaded, device, kv_dtype)
     if is_packed(weights) or kv_dtype != checked:
-        with _refusing(loaded):
+        with refusing(loaded.architecture, "the start-up check"):
             after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
         served_check(before, after, weights, kv_dtype)
     if device == "cpu" and is_packed(weights) and (whole := _from_parts(loaded, weights)) is not None:
@@ -120,12 +120,6 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
             report("keeping the packed weights", 0.94)
             keep(file, folder, whole)
     return Prepared(loaded, device, weights, kv_dtype, attention)
-
-
-def _refusing(loaded: LoadedModel) -> AbstractContextManager[None]:
-    from server.models.recognize import refusing  # with transformers, which a packed model does without
-
-    return refusing(loaded.architecture, "the start-up check")
 
 
 def _from_parts(loaded: LoadedModel, weights: str) -> KeptModel | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from server.models.gguf_vocabulary import read_vocabulary, token_with_role
+from server.models.gguf_vocabulary import has_vocabulary, read_vocabulary, token_with_role
 
 _SAMPLING = "general.sampling."
 _NAMES = {
@@ -39,6 +39,8 @@ def generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a key names a token that the vocabulary does not have.
     """
+    if not has_vocabulary(metadata):
+        return _sampling(metadata)
     config: dict[str, Any] = {}
     vocabulary = read_vocabulary(metadata)
     size = len(vocabulary.tokens)

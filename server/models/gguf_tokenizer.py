@@ -14,7 +14,7 @@ from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from server.models.gguf_cuts import Cut, cut_named
-from server.models.gguf_vocabulary import Vocabulary, read_vocabulary, token_with_role
+from server.models.gguf_vocabulary import Vocabulary, has_vocabulary, read_vocabulary, token_with_role
 from server.models.spm import Spaces, merged, scored
 
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -44,7 +44,7 @@ _SAYS_NOTHING = {
 
 
 def read_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
-    """A fast tokenizer of transformers, chat templates included.
+    """A fast tokenizer of transformers, chat templates included; ``None`` where the file says it has none.
 
     Args:
         file: the GGUF file.
@@ -55,6 +55,8 @@ def read_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
     """
     for key in _SAYS_NOTHING:
         metadata.get(key)
+    if not has_vocabulary(metadata):
+        return None
     model = metadata.get("tokenizer.ggml.model")
     if model not in _KINDS:
         raise ValueError(

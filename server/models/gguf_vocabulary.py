@@ -22,6 +22,11 @@ _END_MARKS = {
 _END_WORDS = {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
 
 
+def has_vocabulary(metadata: Mapping[str, Any]) -> bool:
+    """Whether the file has a tokenizer; one that says it has none serves token ids."""
+    return metadata.get("tokenizer.ggml.model") not in ("none", "no_vocab")
+
+
 class Vocabulary(NamedTuple):
     """Tokens by their ids.
 

@@ -28,7 +28,8 @@ from server.models.quantized_checkpoint import (
 )
 from server.models.quantized_parts import weight_count
 from server.models.reading import noting, read_stored
-from server.models.recognize import read_config, refusing, sentence
+from server.models.recognize import read_config
+from server.models.refusing import refusing, sentence
 from server.models.rope import RopeScaling, check_scaling
 from server.models.weight_files import Stored
 from server.models.weights import check_finite, check_made, check_read

@@ -13,7 +13,7 @@ from attention.types import LayerSpec
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready for forwards with ``longspan=Step(...)``.
+    """A model that is ready for ``attention.forward`` with a ``Step``.
 
     Attributes:
         model: the causal language model, in evaluation mode, its parameters frozen.

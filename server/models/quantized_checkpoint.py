@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import json
 import logging
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer as _Compressed
 
 from server.engine.types import RefusedError
 from server.models.quantized_parts import INSTEAD, check_partners
@@ -199,8 +199,6 @@ def _obstacle(method: str, details: dict[str, Any]) -> str | None:
 
 
 def _compressed_obstacle(details: dict[str, Any]) -> str | None:
-    if "dequantize" not in inspect.signature(transformers.CompressedTensorsConfig.__init__).parameters:
-        return f"which transformers {transformers.__version__} does not dequantize; take a newer one"
     groups = [group for group in (details.get("config_groups") or {}).values() if isinstance(group, dict)]
     if not groups:
         return "and its config_groups are missing"
@@ -212,6 +210,9 @@ def _compressed_obstacle(details: dict[str, Any]) -> str | None:
         return f"in format {form}, and Longspan reads {', '.join(_FORMATS)}"
     if weights.get("strategy") not in _STRATEGIES or weights.get("actorder") == "group":
         return f"with strategy {weights.get('strategy')} and actorder {weights.get('actorder')}"
+    if form in ("int-quantized", "naive-quantized") and not hasattr(_Compressed, "serialized_names"):
+        version = transformers.__version__
+        return f"in format {form}, which transformers {version} does not dequantize (a newer one does)"
     sparsity = (details.get("sparsity_config") or {}).get("format") or "dense"
     if sparsity != "dense":
         return f"and sparse ({sparsity})"

@@ -24,8 +24,7 @@ class Reading:
         taken: those that have a place there.
         converted: those that are one of several that a weight is made of.
         missing: places that no tensor was for.
-        unexpected: places that the model does not have, also those that its class drops without a word.
-        told: what of ``unexpected`` is left after that.
+        told: places that the model does not have, without those that its class drops without a word.
         failures: weights that could not be made, and why.
         mismatched: weights of another shape: name, shape in the file, shape by the config.
     """
@@ -34,7 +33,6 @@ class Reading:
     taken: set[str] = field(default_factory=set)
     converted: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
-    unexpected: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
@@ -61,7 +59,6 @@ def noting() -> Iterator[Reading]:
 
     def note_result(model: Any, info: Any) -> None:
         reading.missing = set(info.missing_keys)
-        reading.unexpected = set(info.unexpected_keys)
         reading.failures = dict(info.conversion_errors)
         reading.mismatched = sorted(info.mismatched_keys)
         adjust(model, info)

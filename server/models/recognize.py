@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 
-from attention.backends import UnsupportedError
 from attention.layers import KNOWN_TYPES, strange_types
 from server.engine.types import RefusedError
+from server.models.refusing import refusing, sentence
 
 log = logging.getLogger("longspan.models")
 
@@ -54,36 +52,6 @@ def read_config(folder: Path) -> Any:
     with refusing(f"the model in {folder}", "reading its config"):
         _check_kind(folder, config)
     return config
-
-
-@contextmanager
-def refusing(what: str, doing: str) -> Iterator[None]:
-    """Whatever a model that was not made for this trips over becomes a refusal in one sentence.
-
-    Args:
-        what: the model.
-        doing: what is being done with it.
-
-    Raises:
-        RefusedError: something was raised.
-    """
-    try:
-        yield
-    except RefusedError:
-        raise
-    except UnsupportedError as error:
-        raise RefusedError(str(error)) from error
-    except Exception as error:
-        log.debug("%s of %s failed", doing, what, exc_info=True)
-        raise RefusedError(
-            f"{what} cannot be served: {doing} fails with {type(error).__name__}: {sentence(error)}; "
-            "choose another model"
-        ) from error
-
-
-def sentence(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _needs_code(folder: Path) -> str:

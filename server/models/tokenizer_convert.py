@@ -70,7 +70,10 @@ def convert(folder: Path, target: Path) -> None:
         if (folder / name).is_file():
             shutil.copy(folder / name, target)
         elif (folder / name).is_dir():
-            shutil.copytree(folder / name, target / name)
+            shutil.copytree(folder / name, target / name, dirs_exist_ok=True)
+    # By this version transformers knows that the tokenizer is none of Mistral's faulty early ones.
+    own = {**_read(folder / "config.json"), "transformers_version": transformers.__version__}
+    (target / "config.json").write_text(json.dumps(own, indent=2))
 
 
 def _prove(tokenizer: Any, reference: Callable[[str], list[int]]) -> None:

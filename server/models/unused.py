@@ -22,7 +22,7 @@ _PARTS = {
     _VISION: (
         "vision_tower|vision_model|vision_encoder|vision_backbone|vision_embed_tokens|vision_projection|visual"
         "|multi_modal_projector|multimodal_projector|mm_projector|image_newline|img_processor|embed_vision"
-        "|vision_embedder|vision_projector|image_encoder|image_projector"
+        "|vision_embedder|vision_projector|image_encoder|image_projector|vqmodel"
     ),
     _AUDIO: (
         "audio_tower|audio_model|audio_encoder|embed_audio|audio_projector|audio_embed|talker|token2wav|code2wav"
@@ -30,11 +30,15 @@ _PARTS = {
     _DRAFT: r"mtp|mtp_\w+|medusa_heads?",
 }
 _ENDS = {
-    _ROTARY: r"(?:rotary\w*|rope)\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)",
+    _ROTARY: r"(?:\w*rotary\w*|rope)\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)",
     "positions are counted": "position_ids",
+    "sinusoidal positions are computed": r"embed_positions\.(?:weights|_float_tensor)",
+    "a version of the format": r"decoder\.version",
     _CACHE: r"(?:self_attn|attn|attention|[kv]_proj)\.(?:k|v|kv|q|prob)(?:_cache)?_scale",
 }
-_MASK_NAMES = re.compile(r"(?:attn|attention|crossattention)\.(?:attention\.)?(?:bias|masked_bias)$")
+_MASK_NAMES = re.compile(
+    r"(?:attn|attention|crossattention)\.(?:attention\.)?(?:bias|masked_bias|causal_mask)$"
+)
 
 # By model type, what makers left in their files though their own code does not use it.
 _LEFT_OVER = {

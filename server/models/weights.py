@@ -117,8 +117,8 @@ def _check_unknown(
 ) -> None:
     if scales := [name for name in unknown if looks_quantized(name)]:
         raise RefusedError(
-            f"the weights in {folder} are quantized: {scales[0]} and {len(scales) - 1} more belong to that, "
-            + "but "
+            f"the weights in {folder} are quantized: {len(scales)} tensors belong to that, {scales[0]} among "
+            "them, but "
             + (
                 f"quantization method {method} as transformers reads it has no place for them"
                 if method
@@ -222,7 +222,7 @@ def check_finite(model: Any, stored: Mapping[str, Stored], folder: Path) -> None
     name, count = broken[0]
     narrow = model.dtype == torch.float16 and any(tensor.dtype != "F16" for tensor in stored.values())
     raise RefusedError(
-        f"{name} in {folder} has {count} NaN or infinite numbers"
+        f"{name} in {folder} has {count} non-finite numbers (NaN or infinite)"
         + (f", and {len(broken) - 1} other weights have some" if len(broken) > 1 else "")
         + (
             "; choose --dtype bfloat16 or float32, whose range is larger"

@@ -194,7 +194,11 @@ _PLAIN = [
         r"norm\.weight and norm\.weight in .* are both model\.norm\.weight",
     ),
     # Other kinds of models.
-    Form("a classification head", _classifier, r"reward or classification model: its head score\.weight"),
+    Form(
+        "a classification head",
+        _classifier,
+        "LlamaForSequenceClassification, whose output are labels or scores",
+    ),
     Form(
         "a reward head beside the output head (v_head)",
         _adding({"v_head.summary.weight": torch.ones(1, 64)}),
@@ -241,12 +245,12 @@ _PLAIN = [
     Form(
         "NaN weights",
         edited(lambda t: put(t, float("nan"), (0, 0), (5, 9))),
-        r"model\.layers\.1\.mlp\.down_proj\.weight in .* has 2 NaN or infinite numbers; fetch",
+        r"model\.layers\.1\.mlp\.down_proj\.weight in .* has 2 non-finite numbers .*; fetch",
     ),
     Form(
         "infinite weights",
         edited(lambda t: put(t, float("-inf"), (3, 3))),
-        r"down_proj\.weight in .* has 1 NaN",
+        r"down_proj\.weight in .* has 1 non-finite",
     ),
     Form("float64 weights", edited(lambda t: t.update({n: w.double() for n, w in t.items()})), EXACT),
     Form(

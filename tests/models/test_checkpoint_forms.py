@@ -60,6 +60,6 @@ def test_an_output_layer_that_the_config_denies_is_said(tied, tmp_path, caplog):
 
 def test_weights_beyond_half_precision_are_named_with_another_choice(tmp_path):
     edited(lambda tensors: put(tensors, 1e5, (3, 3)))(tmp_path / "model")
-    with pytest.raises(RefusedError, match=r"down_proj.* has 1 NaN .*; choose --dtype bfloat16 or"):
+    with pytest.raises(RefusedError, match=r"down_proj.* has 1 non-finite .*; choose --dtype bfloat16 or"):
         serve(tmp_path / "model", "float16")
     assert serve(tmp_path / "model", "bfloat16").dtype == torch.bfloat16

@@ -79,6 +79,14 @@ def test_a_token_that_ends_turns_is_special_whatever_the_file_calls_it():
     assert generation_config(metadata) == {"eos_token_id": 1}
 
 
+def test_a_file_that_says_it_has_no_tokenizer_has_none():
+    metadata = {"tokenizer.ggml.model": "no_vocab", "general.sampling.top_k": 20}
+    assert read_tokenizer("x.gguf", metadata) is None
+    assert generation_config(metadata) == {"do_sample": True, "top_k": 20}
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model None"):
+        read_tokenizer("x.gguf", {})
+
+
 def test_templates_keep_their_names():
     metadata = {
         **said(["a"]),

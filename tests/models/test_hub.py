@@ -97,8 +97,8 @@ def pull(name, home, endpoint):
 
 
 def test_a_model_is_fetched_listed_and_found_again_without_a_network(hub, tmp_path):
-    (folder, name, source, tokenizer), told, listed = pull("org/Tiny", tmp_path, hub)
-    assert (name, source, tokenizer) == ("tiny", "org/Tiny", folder)
+    (folder, name, source, tokenizer, sampling), told, listed = pull("org/Tiny", tmp_path, hub)
+    assert (name, source, tokenizer, sampling) == ("tiny", "org/Tiny", folder, "{}")
     files = sorted(os.listdir(folder))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert not {"README.md", "onnx"} & set(files)
@@ -106,7 +106,7 @@ def test_a_model_is_fetched_listed_and_found_again_without_a_network(hub, tmp_pa
     assert max(fraction for _, fraction in told[1:]) == 1
     assert [model[:2] for model in listed] == [["org/Tiny", "hub"]]
     assert listed[0][2] > 100_000
-    assert pull("org/Tiny", tmp_path, "http://127.0.0.1:9")[0] == [folder, name, source, folder]
+    assert pull("org/Tiny", tmp_path, "http://127.0.0.1:9")[0] == [folder, name, source, folder, sampling]
 
 
 @pytest.mark.parametrize(

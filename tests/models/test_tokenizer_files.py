@@ -80,12 +80,15 @@ def test_tokens_and_settings_of_the_folder_are_added(folder, tmp_path):
         "added_tokens_decoder": {"600": {"content": "<turn>", "special": True}},
         "chat_template": "{{ messages[0].content }}<turn>",
     }
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
     write(folder / "tokenizer_config.json", config)
     tokenizer = converted(folder, tmp_path)
     # Not legacy: nothing is put before what follows a control token.
     assert tokenizer.encode("the<turn>the") == [*processor.encode("the"), 600, *processor.encode("\nthe")[2:]]
     assert tokenizer.token_id(tokenizer.eos_token) == 600
     assert tokenizer.has_chat_template
+    assert (tmp_path / "converted" / "additional_chat_templates" / "rag.jinja").read_text() == "rag"
     config["added_tokens_decoder"] = {"700": {"content": "<turn>"}}
     write(folder / "tokenizer_config.json", config)
     with pytest.raises(ValueError, match="'<turn>' should have the id 700, not 600"):

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import gguf
@@ -118,8 +118,10 @@ class LlamaCpp:
             return json.load(response)
 
 
-def in_float32(file: Path, target: Path) -> Path:
-    """The same model without blocks.
+def in_float32(
+    file: Path, target: Path, blocks: Mapping[str, tuple[str, np.ndarray]] = MappingProxyType({})
+) -> Path:
+    """The same model without blocks, or with others.
 
     llama.cpp rounds activations before it multiplies them with blocks or numbers of 16 bits; with float32 it
     does not.
@@ -127,6 +129,7 @@ def in_float32(file: Path, target: Path) -> Path:
     Args:
         file: a GGUF file.
         target: the one to write.
+        blocks: of some tensors by their names, and the type of these blocks.
     """
     reader = gguf.GGUFReader(str(file))
     keys = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
@@ -135,6 +138,10 @@ def in_float32(file: Path, target: Path) -> Path:
         element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, field.contents(), field.types[0], element)
     for tensor in reader.tensors:
+        if tensor.name in blocks:
+            kind, data = blocks[tensor.name]
+            writer.add_tensor(tensor.name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+            continue
         weights = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
         writer.add_tensor(tensor.name, weights.reshape(tuple(int(size) for size in reversed(tensor.shape))))
     writer.write_header_to_file()

@@ -128,7 +128,7 @@ def pack(
         Whether the codes stand for exactly these weights.
 
     Raises:
-        ValueError: weights that may be rounded need scales beyond 16 bits, or are no numbers.
+        ValueError: weights that may be rounded need scales beyond 16 bits, or are not finite.
         NativeError: as in ``run``.
     """
     compiled = _compiled()
@@ -145,7 +145,7 @@ def pack(
     )
     compiled.pack(ctypes.byref(call))
     if not call.finite and not exactly:
-        raise ValueError("weights are no numbers, or too large for scales of 16 bits")
+        raise ValueError("weights are NaN, infinite, or too large for scales of 16 bits")
     return bool(call.exact and call.finite)
 
 

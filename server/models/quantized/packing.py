@@ -48,7 +48,7 @@ def pack(weight: torch.Tensor, bits: Bits) -> Packed:
         bits: 4 or 8.
 
     Raises:
-        ValueError: a group's weights need scales beyond 16 bits, or are no numbers.
+        ValueError: a group's weights need scales beyond 16 bits, or are not finite.
         NativeError: the operator cannot be compiled here.
     """
     return _pack(weight, bits, exactly=False)
