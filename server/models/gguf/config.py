@@ -77,7 +77,13 @@ def read_config(reading: Reading, row: Row, generation: Mapping[str, Any]) -> De
         raise ValueError(
             f"{row.model_type} of transformers {transformers.__version__} has no {strange[0]}; upgrade it"
         )
-    return Described(transformers.AutoConfig.for_model(row.model_type, **values), sizes, drafting)
+    try:
+        config = transformers.AutoConfig.for_model(row.model_type, **values)
+    except Exception as error:  # configs validate themselves in many ways
+        raise ValueError(
+            f"a {row.model_type} model of transformers can't compute what it says: {error}"
+        ) from error
+    return Described(config, sizes, drafting)
 
 
 def has_bias(reading: Reading, stem: str) -> bool:
