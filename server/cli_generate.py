@@ -30,7 +30,7 @@ def generate(
     ] = None,
     special_tokens_as_text: Annotated[
         bool,
-        typer.Option("--special-tokens-as-text", help="Special tokens spelled out in PROMPT stay text."),
+        typer.Option("--as-text", help="Special tokens spelled out in PROMPT stay text."),
     ] = False,
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens to generate. Without it: what the server allows.")

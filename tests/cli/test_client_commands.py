@@ -51,7 +51,7 @@ def test_options_arrive(server: Running) -> None:
     assert (sampling.min_p, sampling.seed) == (0.25, 9)
     assert (request.model, request.text, list(request.stop.stop_strings)) == ("mirror", "hello", ["a", "b"])
     assert not request.special_tokens_as_text
-    generate(server, "hello", "--special-tokens-as-text")
+    generate(server, "hello", "--as-text")
     assert server.service.requests[-1].special_tokens_as_text
 
 
