@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,13 @@ from server.engine.types import RefusedError
 from server.models.cache import Report, make_once
 from server.models.gguf.parts import find_parts
 
+log = logging.getLogger("longspan.models")
+
 RECORD = "longspan.json"
 """File in a converted folder that says where it comes from."""
 
 # Raised when conversion changes, so that folders of older versions are made again.
-_VERSION = 3
+_SUFFIX = "-v3"
 _CHUNK = 1 << 20
 
 
@@ -60,8 +63,7 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
         "mtime_ns": sum(state.st_mtime_ns for state in states),
     }
     for folder in converted(cache_dir):
-        known = read_record(folder)
-        if folder.name.endswith(f"-v{_VERSION}") and record.items() <= known.items():
+        if record.items() <= read_record(folder).items():
             return folder
 
     digest = hashlib.sha256()
@@ -72,13 +74,18 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
                 digest.update(chunk)
     sha256 = digest.hexdigest()
     record |= {"sha256": sha256, "name": name, "source": source}
-    target = models_folder(cache_dir) / f"{name}-{sha256[:12]}-v{_VERSION}"
+    target = models_folder(cache_dir) / f"{name}-{sha256[:12]}{_SUFFIX}"
 
     def make(partial: Path) -> None:
         _convert(file, partial, report)
         (partial / RECORD).write_text(json.dumps(record, indent=2))
 
     make_once(target, make, report)
+    same = f"{name}-{sha256[:12]}-v"
+    for other in models_folder(cache_dir).iterdir():
+        if other.is_dir() and other.name.startswith(same) and other != target:
+            # Not deleted: a server of that version may still need it.
+            log.info("%s is of another version of Longspan; delete it if that is not used any more", other)
     if not record.items() <= read_record(target).items():
         moved = target / f".{RECORD}.partial"
         moved.write_text(json.dumps(record, indent=2))
@@ -87,8 +94,8 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
 
 
 def converted(cache_dir: Path) -> list[Path]:
-    """All converted folders, in order of their names."""
-    return sorted(record.parent for record in models_folder(cache_dir).glob(f"[!.]*/{RECORD}"))
+    """All folders that this version converted, in order of their names."""
+    return sorted(record.parent for record in models_folder(cache_dir).glob(f"[!.]*{_SUFFIX}/{RECORD}"))
 
 
 def read_record(folder: Path) -> dict[str, str | int]:
