@@ -1,7 +1,7 @@
 # All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test bench quality growth device stress lint format proto clean
+.PHONY: help install serve test bench quality growth device models stress lint format proto clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -20,6 +20,8 @@ help:
 	@echo 'make quality  install, then measure what attention patterns do to the default model; minutes'
 	@echo 'make device   install, then measure how near the engine comes to what a GPU can do; 10 minutes'
 	@echo 'make growth   install, then time tokens as contexts and streams grow; 10 minutes'
+	@echo 'make models   install, then try every architecture and checkpoint form and write docs/models.md; 15 minutes;'
+	@echo '              some: make models ARGS="llama gemma2"'
 	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, descriptors'
 	@echo 'make lint     install, then check style, types, the proto and the Dockerfile'
 	@echo 'make format   install, then format the code'
@@ -57,6 +59,9 @@ device: install
 growth: install
 	@mkdir -p build
 	$(BIN)/python -m loadtest.growth --json build/growth.json --html build/growth.html $(ARGS)
+
+models: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.survey $(ARGS)
 
 stress: install
 	$(BIN)/python -m pytest -m stress $(ARGS)
