@@ -22,7 +22,7 @@ help:
 	@echo 'make growth   install, then time tokens as contexts and streams grow; 10 minutes'
 	@echo 'make models   install, then try every architecture and checkpoint form and write docs/models.md; 15 minutes;'
 	@echo '              some: make models ARGS="llama gemma2"'
-	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, descriptors'
+	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, every architecture, llama.cpp'
 	@echo 'make lint     install, then check style, types, the proto and the Dockerfile'
 	@echo 'make format   install, then format the code'
 	@echo 'make proto    install, then generate the stubs from the proto'

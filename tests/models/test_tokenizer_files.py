@@ -9,6 +9,7 @@ import tiktoken
 import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
+from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
 from server.engine.types import RefusedError
 from server.models import tokenizer_convert
@@ -107,8 +108,6 @@ def byte_level():
 
 
 def ranks(model):
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     return {bytes(map(byte_of.get, token)): rank for token, rank in model["vocab"].items()}
 
@@ -140,7 +139,7 @@ def test_llama_3s_tiktoken_file_is_read_and_others_are_refused(byte_level, folde
     said = {"added_tokens_decoder": added, "bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     write(folder / "tokenizer_config.json", said)
     tokenizer = converted(folder, tmp_path)
-    pattern = next(iter(transformers.convert_slow_tokenizer.TikTokenConverter.__init__.__defaults__[1:]))
+    pattern = next(iter(TikTokenConverter.__init__.__defaults__[1:]))
     oracle = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks(byte_level), special_tokens={})
     for text in TEXTS:
         assert tokenizer.encode(text) == [size, *oracle.encode(text)], text
