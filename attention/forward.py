@@ -101,4 +101,4 @@ def forward(
 
 @cache
 def _note(architecture: str) -> None:
-    log.info("%s computes the logits of all tokens, also of those that nobody asked for", architecture)
+    log.info("%s computes the logits of all tokens, however few are asked for", architecture)

@@ -129,7 +129,7 @@ _LORA = {
 _PLAIN = [
     # What is in the file and has no place in the model.
     Form(
-        "a tensor that nobody knows",
+        "an unknown tensor",
         _adding({"model.layers.0.mlp.extra": _SMALL}),
         r"1 is not part of it, .*extra",
     ),

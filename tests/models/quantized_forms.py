@@ -337,7 +337,7 @@ QUANTIZED = [
         r"quantized with modelopt \(FP8, says hf_quant_config\.json\)",
     ),
     Form(
-        "a quantization method that nobody knows",
+        "an unknown quantization method",
         _quantized(_int8(), {"quant_method": "own"}),
         r"quantized with own: neither transformers nor Longspan knows it",
     ),

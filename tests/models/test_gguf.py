@@ -15,6 +15,7 @@ from server.models.gguf.conversion import convert
 from server.models.gguf_tokenizer import read_tokenizer
 from server.models.resolve import resolve_model
 from server.text.tokenizer import Tokenizer
+from tests.models.gguf.files import rewrite, write
 from tests.models_zoo import save_tiny
 
 NAMES = {
@@ -93,42 +94,13 @@ def test_the_default_models_tokenizer(default_model):
 
 def write_gguf(folder, file, *, pre="gpt-2"):
     """The tiny Llama model in ``folder`` as a GGUF file; its weights must fit 16 bits."""
-    config = json.loads((folder / "config.json").read_text())
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    special = {token["id"] for token in tokenizer["added_tokens"]}
-    vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([3 if index in special else 1 for _, index in vocabulary])
-    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(True)
-    for name, weight in load_file(folder / "model.safetensors").items():
-        data = weight.float().numpy()
-        if "q_proj" in name or "k_proj" in name:
-            data = interleave(
-                data, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-            )
-        own = gguf.GGMLQuantizationType.F16 if weight.dim() > 1 else gguf.GGMLQuantizationType.F32
-        blocks = gguf.quants.quantize(np.ascontiguousarray(data), own)
-        writer.add_tensor(gguf_name(name), blocks, raw_dtype=own)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+    plain = write(folder, file.with_suffix(".plain"), "llama")
+    kinds = {
+        tensor.name: gguf.GGMLQuantizationType.F16
+        for tensor in gguf.GGUFReader(plain).tensors
+        if len(tensor.shape) > 1
+    }
+    return rewrite(plain, file, keys={"tokenizer.ggml.pre": pre}, kinds=kinds)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ FEW = (
     "gpt2",
     "mamba",
     "bert, as an encoder",
-    "a tensor that nobody knows",
+    "an unknown tensor",
 )
 
 

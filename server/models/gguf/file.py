@@ -49,7 +49,7 @@ class Metadata(Mapping[str, Any]):
         return len(self._fields)
 
     def unread(self) -> list[str]:
-        """Keys that nobody asked for, in the file's order."""
+        """Keys that were not asked for, in the file's order."""
         return [key for key in self._fields if key not in self._read]
 
 

@@ -16,6 +16,17 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 INTERLEAVED = ("llama", "mistral3", "granite", "smollm3")
 PLUS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
+# Blocks that the library reads and does not write: bytes of each, and by their places the scales of 16 bits
+# with which random bytes give numbers around 0 of about 0.1.
+RANDOM: dict[gguf.GGMLQuantizationType, tuple[int, dict[int, float]]] = {
+    gguf.GGMLQuantizationType.Q2_K: (84, {80: 0.01, 82: 0.015}),
+    gguf.GGMLQuantizationType.Q3_K: (110, {108: 0.0025}),
+    gguf.GGMLQuantizationType.Q4_K: (144, {0: 0.0006, 2: 0.0045}),
+    gguf.GGMLQuantizationType.Q5_K: (176, {0: 0.00025, 2: 0.0039}),
+    gguf.GGMLQuantizationType.Q6_K: (210, {208: 0.00008}),
+}
+WIDE = 256
+"""The numbers of such a block."""
 _ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
@@ -45,19 +56,22 @@ def rewrite(
     keys: dict[str, Any] | None = None,
     tensors: dict[str, Any] | None = None,
     kinds: dict[str, gguf.GGMLQuantizationType] | None = None,
+    parts: int = 1,
 ) -> Path:
     """A GGUF file with some keys and tensors in place of its own; ``None`` leaves one out.
 
     Args:
         source: the file to start from.
-        file: where to write.
+        file: where to write; of several files, what their names are made of.
         keys: by their whole names.
         tensors: arrays by name.
         kinds: how to store tensors, by name.
+        parts: how many files to write.
     """
     reader = gguf.GGUFReader(source)
     old = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    writer = gguf.GGUFWriter(file, old.pop("general.architecture"))
+    most = -(-len(reader.tensors) // parts) if parts > 1 else 0
+    writer = gguf.GGUFWriter(file, old.pop("general.architecture"), split_max_tensors=most)
     for key, value in {**old, **(keys or {})}.items():
         if value is not None and value != []:
             add_key(writer, key, value)
@@ -65,8 +79,22 @@ def rewrite(
     for name, array in {**data, **(tensors or {})}.items():
         if array is not None:
             kind = (kinds or {}).get(name, gguf.GGMLQuantizationType.F32)
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+            writer.add_tensor(name, blocks(array, kind), raw_dtype=kind)
     return close(writer, file)
+
+
+def blocks(weight: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """The bytes of a weight, rounded; random ones around 0 where the library can't write the kind."""
+    if kind not in RANDOM:
+        return gguf.quants.quantize(weight, kind)
+    size, scales = RANDOM[kind]
+    rows, columns = weight.shape
+    random = np.random.default_rng(weight.size).integers(
+        0, 256, (rows * columns // WIDE, size), dtype=np.uint8
+    )
+    for at, scale in scales.items():
+        random[:, at : at + 2] = np.full((len(random), 1), scale, np.float16).view(np.uint8)
+    return random.reshape(rows, -1)
 
 
 def close(writer: gguf.GGUFWriter, file: Path) -> Path:
