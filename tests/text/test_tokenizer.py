@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from transformers import AutoTokenizer
@@ -9,6 +11,7 @@ from transformers import AutoTokenizer
 from server.engine.types import RefusedError
 from server.text.errors import TextError
 from server.text.tokenizer import Tokenizer
+from tests.api.conftest import save_tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -67,6 +70,30 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(RefusedError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path)
+
+
+def test_a_settings_file_that_cannot_be_read_is_named(tmp_path):
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(RefusedError, match=r"tokenizer_config\.json that can't be read: Expecting"):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("special_tokens_as_text", [False, True])
+def test_other_threads_run_while_a_long_text_is_encoded(tokenizer, special_tokens_as_text):
+    """With the interpreter's lock held, one client's text would stop every stream for seconds."""
+    tokenizer.encode("", special_tokens_as_text=special_tokens_as_text)  # loaded beforehand
+    encoding = threading.Thread(
+        target=tokenizer.encode,
+        args=["hello world " * 100_000],
+        kwargs={"special_tokens_as_text": special_tokens_as_text},
+    )
+    encoding.start()
+    turns = 0
+    while encoding.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 10
 
 
 def test_it_needs_no_torch(default_model):
