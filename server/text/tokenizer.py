@@ -55,7 +55,7 @@ class Tokenizer:
             self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise RefusedError(
-                f"{folder} has a tokenizer.json or tokenizer_config.json that can't be read: {error}"
+                f"{folder}: tokenizer.json, tokenizer_config.json or a chat template can't be read: {error}"
             ) from error
         # The wrapper changes its settings with every call, which is not safe between threads; this isn't.
         self._backend = self._pretrained.backend_tokenizer
@@ -127,6 +127,11 @@ class Tokenizer:
     def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """``decode`` without its check, for ids that the model chose; those with no entry are no text."""
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def decode_aside(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """``decode_known`` for many tokens, during which other threads run."""
+        (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+        return text
 
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Checks that ids are in the vocabulary.
