@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import platform
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -21,6 +22,10 @@ from server.api.state import Served, ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import Metrics
 from server.observe.tracing import Traces
+
+_T = TypeVar("_T")
+
+_THREAD_TOKENS = 1000
 
 VERSION = importlib.metadata.version("longspan")
 
@@ -70,7 +75,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Text or a conversation to token ids."""
         served = self._state.model(request.model)
         ids = await _input_ids(request, served, special=not request.without_special_tokens)
-        tokens = [served.tokenizer.token(id_) for id_ in ids]
+        tokens = await _beside(ids, lambda: [served.tokenizer.token(id_) for id_ in ids])
         return inference_pb2.TokenizeResponse(token_ids=ids, tokens=tokens)
 
     async def Detokenize(  # noqa: N802
@@ -82,9 +87,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         found = conversion.check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size)
         if found:
             raise errors.invalid(found)
-        text = served.tokenizer.decode_known(
-            list(request.token_ids), skip_special_tokens=not request.keep_special_tokens
-        )
+        ids = list(request.token_ids)
+        skip = not request.keep_special_tokens
+        text = await _beside(ids, lambda: served.tokenizer.decode_aside(ids, skip_special_tokens=skip))
         return inference_pb2.DetokenizeResponse(text=text)
 
     async def CountTokens(  # noqa: N802
@@ -161,6 +166,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 )
             )
         return response
+
+
+async def _beside(ids: Sequence[int], work: Callable[[], _T]) -> _T:
+    """Does something with token ids; with many, in a thread, since it would hold up every stream."""
+    return work() if len(ids) <= _THREAD_TOKENS else await asyncio.to_thread(work)
 
 
 async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int]:

@@ -195,6 +195,8 @@ def _unused(file: Mapping[str, Any], context_length: int) -> list[str]:
 
 
 def _asks(name: str, value: Any) -> bool:
+    if name.startswith("forced_"):  # ids of tokens, and 0 is one
+        return value is not None
     return bool(value) and value != _NEUTRAL.get(name)
 
 

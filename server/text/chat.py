@@ -26,6 +26,8 @@ log = logging.getLogger("longspan.text")
 _USUAL_ROLES = frozenset({"system", "user", "assistant"})
 _NO_ROLE = "zqrolezq"
 _WORD = re.compile(r"zq(\d+)zq")
+# A part that was printed as it is, as Python or JSON, where its text should be.
+_PART = re.compile(r"""['"]text['"]: ?['"]zq(\d+)zq""")
 # Each costs a rendering.
 _MOST_UNUSUAL_ROLES = 16
 # What is found out of conversations is kept by their roles; of longer ones it is found out again.
@@ -34,17 +36,6 @@ _KEPT_CHARACTERS = 4096
 
 # A status has room for a few thousand characters, of which some letters take twelve.
 _MOST_SAID, _MOST_QUOTED = 200, 40
-
-# What templates raise, beside their own errors, where they meet what they don't expect.
-_FAILURES = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    RecursionError,
-)
 
 _QUESTION, _SYSTEM, _TURNS = ("user",), ("system", "user"), ("user", "assistant", "user")
 
@@ -126,7 +117,7 @@ class ChatTemplate:
         turns = [(alter(message["role"]), alter(message["content"])) for message in messages]
         try:
             text = self._render(turns, finding.parts)
-        except _FAILURES as error:
+        except Exception as error:
             raise TextError(
                 "chat.messages", f"the model's chat template refuses this conversation: {_short(error)}"
             ) from error
@@ -177,10 +168,14 @@ class ChatTemplate:
                 parts = tuple(index in lost for index in range(len(roles)))
             try:
                 text = self._render(turns, parts)
-            except _FAILURES as error:
+                text.encode()  # escapes in a template can write lone surrogates, which are no text
+            except Exception as error:  # a template is a program, and raises whatever it likes
                 failure = failure or error
                 continue
-            shown = {int(index) for index in _WORD.findall(text.casefold())}
+            folded = text.casefold()
+            shown = {int(index) for index in _WORD.findall(folded)}
+            if any(parts):
+                shown -= {int(index) for index in _PART.findall(folded)}
             lost = set(range(len(roles))) - shown
             tried.append((lost, parts, text))
             if not lost:
@@ -210,7 +205,7 @@ class ChatTemplate:
         renamed = [(_NO_ROLE if turn[0] == role else turn[0], turn[1]) for turn in turns]
         try:
             return self._render(renamed, parts) == text
-        except _FAILURES:
+        except Exception:
             return False
 
     def _prove(self, place: str) -> str:
@@ -238,17 +233,21 @@ class ChatTemplate:
             log.info("the chat template takes contents as lists of parts, and gets them so")
         system = self._find(_SYSTEM)
         if system.problem or system.failure:
-            why = f": {system.failure}" if system.failure else ", since the template leaves them out"
+            why = f": {_short(system.failure)}" if system.failure else ", since the template leaves them out"
             log.info("system messages are refused%s", why)
         turns = self._find(_TURNS)
         if turns.problem or turns.failure:
-            why = f": {turns.failure}" if turns.failure else ", since the template leaves some of them out"
+            why = (
+                f": {_short(turns.failure)}"
+                if turns.failure
+                else ", since the template leaves some of them out"
+            )
             log.warning("conversations of several turns are refused%s", why)
 
 
 def _short(error: Exception) -> str:
     """What a template says, which may quote the conversation."""
-    text = str(error)
+    text = str(error) or type(error).__name__
     return text if len(text) <= _MOST_SAID else text[:_MOST_SAID] + "..."
 
 

@@ -102,6 +102,8 @@ def _of_processor(folder: Path) -> dict[str, ChatSource]:
             continue
         except (OSError, ValueError, AttributeError) as error:
             return {"default": ChatSource(refusal=f"has a {file} that can't be read: {error}")}
+        if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+            value = {str(one["name"]): one.get("template") for one in value}
         if value is not None:
             templates = value if isinstance(value, Mapping) else {"default": value}
             return {name: _source(template, file) for name, template in templates.items()}

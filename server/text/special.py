@@ -7,22 +7,22 @@ all other tokens are those that the first tokenizer gives.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import re
 import threading
-from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from server.text.chat import ChatTemplate, Messages
+from server.text.encode import token_ids
 from server.text.errors import TextError
 
 # Names begin and end with it. It is for private use, so that no text has it by chance.
 _DELIMITER = "\U0010fffd"
-_FIRST_MARK = 0xF0000
+# Stands before what stays text. No message has it: it is a lone surrogate.
+_MARK = "\ud800"
 
 
 class SpecialAsText:
@@ -46,7 +46,7 @@ class SpecialAsText:
         """
         renamed = self._load()
         _check_delimiter("text", text)
-        return renamed.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return token_ids(renamed.tokenizer, text, add_special_tokens=add_special_tokens)
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Token ids of a conversation; special are only the tokens that the template writes.
@@ -60,16 +60,17 @@ class SpecialAsText:
         for index, message in enumerate(messages):
             for part in ("role", "content"):
                 _check_delimiter(f"chat.messages[{index}].{part}", message[part])
-        mark = _unused([rendered, *(text for message in messages for text in message.values())])
         # Marks tell what the client began to spell from what the template did. A template that looks for such
         # a spelling may be misled by a mark; then the prompt differs in more than the marks.
         for insert in (renamed.mark_beginnings, renamed.mark_spellings):
+            if all(insert(text) == text for message in messages for text in message.values()):
+                return renamed.encode_marked(rendered)  # rendered anew, it may tell another time
             try:
-                marked = self._chat.render(messages, functools.partial(insert, mark))
+                marked = self._chat.render(messages, insert)
             except TextError:
                 continue
-            if marked.replace(mark, "") == rendered:
-                return renamed.encode_marked(marked, mark)
+            if marked.replace(_MARK, "") == rendered:
+                return renamed.encode_marked(marked)
         raise TextError(
             "special_tokens_as_text",
             "what the model's chat template makes of this conversation depends on special tokens that its "
@@ -117,11 +118,11 @@ class _Renamed:
         self._whole = re.compile(f"(?={self._spelling})")
         self._longest = max(map(len, tokens), default=0)
 
-    def mark_beginnings(self, mark: str, text: str) -> str:
+    def mark_beginnings(self, text: str) -> str:
         """Puts a mark before each character with which a special token's spelling may begin."""
-        return self._beginning.sub(rf"{mark}\g<0>", text)
+        return self._beginning.sub(rf"{_MARK}\g<0>", text)
 
-    def mark_spellings(self, mark: str, text: str) -> str:
+    def mark_spellings(self, text: str) -> str:
         """Puts a mark before each spelling, and before one that the text's end breaks off.
 
         What breaks off may meet the rest in what the template writes next, also where that cuts off spaces.
@@ -131,15 +132,15 @@ class _Renamed:
         places = {match.start() for match in self._whole.finditer(text)}
         places.update(place for place in ends if any(token.startswith(body[place:]) for token in self._names))
         cuts = [0, *sorted(places), len(text)]
-        return mark.join(text[start:end] for start, end in itertools.pairwise(cuts))
+        return _MARK.join(text[start:end] for start, end in itertools.pairwise(cuts))
 
-    def encode_marked(self, text: str, mark: str) -> list[int]:
+    def encode_marked(self, text: str) -> list[int]:
         """Token ids of a text in which a mark stands before each spelling that is to stay one."""
-        pattern = re.compile(f"({mark})?({self._spelling})|{mark}")
+        pattern = re.compile(f"({_MARK})?({self._spelling})|{_MARK}")
         plain = pattern.sub(
             lambda match: match[2] if match[1] else self._names[match[2]] if match[2] else "", text
         )
-        return self.tokenizer.encode(plain, add_special_tokens=False).ids
+        return token_ids(self.tokenizer, plain, add_special_tokens=False)
 
 
 def _keeps(backend: Tokenizer, name: str) -> bool:
@@ -173,12 +174,6 @@ def _check_delimiter(field: str, text: str) -> None:
             "has the character U+10FFFD, which stands for special tokens where those spelled out are kept "
             "text; take it out",
         )
-
-
-def _unused(texts: Iterable[str]) -> str:
-    """A character for private use that no text has."""
-    used = set().union(*texts)
-    return next(mark for mark in map(chr, range(_FIRST_MARK, 0x10FFFD)) if mark not in used)
 
 
 def _impossible() -> TextError:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from server.engine.types import RefusedError
 from server.text.chat import ChatTemplate, Messages
 from server.text.chat_source import choose_template
+from server.text.encode import token_ids
 from server.text.errors import TextError, check_unicode
 from server.text.special import SpecialAsText
 from server.text.token_text import TokenTexts
@@ -53,7 +54,9 @@ class Tokenizer:
         try:
             self._pretrained = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing narrower
-            raise RefusedError(f"{folder}/tokenizer.json can't be read: {error}") from error
+            raise RefusedError(
+                f"{folder}: tokenizer.json, tokenizer_config.json or a chat template can't be read: {error}"
+            ) from error
         # The wrapper changes its settings with every call, which is not safe between threads; this isn't.
         self._backend = self._pretrained.backend_tokenizer
         self._backend.no_truncation()
@@ -92,7 +95,7 @@ class Tokenizer:
         check_unicode("text", text)
         if special_tokens_as_text:
             return self._special_as_text.encode(text, add_special_tokens=add_special_tokens)
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return token_ids(self._backend, text, add_special_tokens=add_special_tokens)
 
     def encode_chat(self, messages: Messages, *, special_tokens_as_text: bool = False) -> list[int]:
         """Token ids of a conversation, up to where the model's next turn begins.
@@ -110,7 +113,7 @@ class Tokenizer:
         """
         if special_tokens_as_text:
             return self._special_as_text.encode_chat(messages)
-        return self._backend.encode(self._chat.render(messages), add_special_tokens=False).ids
+        return token_ids(self._backend, self._chat.render(messages), add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD.
@@ -124,6 +127,11 @@ class Tokenizer:
     def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """``decode`` without its check, for ids that the model chose; those with no entry are no text."""
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def decode_aside(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """``decode_known`` for many tokens, during which other threads run."""
+        (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+        return text
 
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Checks that ids are in the vocabulary.

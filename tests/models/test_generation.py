@@ -197,6 +197,12 @@ def test_what_is_not_done_here_is_said_once(read):
         assert part in lines[0]
 
 
+def test_a_forced_token_of_id_0_is_said(read):
+    _, log = read({"forced_bos_token_id": 0, "forced_eos_token_id": None, "eos_token_id": 1})
+    assert log.count("forced_") == 1
+    assert "forced_bos_token_id 0" in log
+
+
 def test_what_transformers_itself_writes_is_no_reason_for_a_word(read, tmp_path):
     config = transformers.GenerationConfig(eos_token_id=1, max_length=CONTEXT, bos_token_id=0)
     _, log = read(

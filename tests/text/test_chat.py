@@ -57,6 +57,7 @@ FEW_ROLES = (
 ONE_OF_TWO = EACH + "{% if m.role == 'user' %}Q: {{ m.content }}{% else %}A: {{ m.content }}{% endif %}" + END
 LOUD = EACH + "{{ m.role | capitalize }}: {{ m.content | upper }}" + END
 LAST = "Q: {{ messages[-1].content }}"
+NESTED = "{% for i in [1] %}" * 30 + "{{ messages[0].content }}" + "{% endfor %}" * 30
 CONTINUE = (
     EACH + "{% if m.role == 'note' %}{% continue %}{% endif %}{{ m.content }}{{ strftime_now('%Y') }}" + END
 )
@@ -224,6 +225,12 @@ def test_contents_are_looked_for_where_the_template_takes_no_words_of_ours(load)
             r"error in line 2 of chat_template\.jinja: unexpected '}'$",
         ),
         ("\n\n{{ messages | shout }}", r"error in line 3 of chat_template\.jinja: No filter named 'shout'$"),
+        (NESTED, "fails on a plain question: too many statically nested blocks"),
+        ("{{ 'a' * 10 ** 18 }}{{ messages[0].content }}", "fails on a plain question: MemoryError"),
+        ("{{ '\\ud800' }}{{ messages[0].content }}", "fails on a plain question: .* surrogates not allowed"),
+        # As a list, the content is printed as Python or JSON writes it.
+        (EACH + "{{ m.content[:2] }}" + END, "leaves what the user says out of the prompt"),
+        (EACH + "{{ m.content[:2] | tojson }}" + END, "leaves what the user says out of the prompt"),
     ],
 )
 def test_a_template_of_no_use_is_said_at_the_start(load, caplog, template, reason):

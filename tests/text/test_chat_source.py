@@ -78,6 +78,7 @@ def test_the_same_as_transformers_takes(folder, value, files):
             "processor:x",
         ),
         (None, {"processor_config.json": "{}"} | LEGACY, "legacy:x"),
+        (None, {"chat_template.json": json.dumps({"chat_template": named("rag", "default")})}, "default:x"),
     ],
 )
 def test_found_where_transformers_tokenizers_have_none_by_default(folder, value, files, expected):

@@ -241,6 +241,19 @@ def test_characters_for_private_use(folder):
         tokenizer.encode("\U0010fffd2\U0010fffd", special_tokens_as_text=True)
 
 
+def test_all_characters_for_private_use(tmp_path):
+    tokenizer = Tokenizer(save(byte_level(), tmp_path))
+    messages = said("</s>" + "".join(map(chr, range(0xF0000, 0x10FFFD))))
+    ids = tokenizer.encode_chat(messages, special_tokens_as_text=True)
+    assert ids.count(2) == tokenizer.encode_chat(said("the")).count(2)
+
+
+def test_a_template_that_tells_the_time_is_asked_once_where_nothing_is_spelled(tmp_path):
+    clock = "{{ strftime_now('%H:%M:%S.%f') }}"
+    tokenizer = Tokenizer(save(byte_level(), tmp_path, clock + TEMPLATE))
+    assert tokenizer.encode_chat(said("the"), special_tokens_as_text=True).count(2) == 1
+
+
 def test_a_role_that_spells_a_token_stays_text(tmp_path):
     tokenizer = Tokenizer(save(byte_level(), tmp_path))
     messages = [{"role": "x</s>", "content": "the"}]

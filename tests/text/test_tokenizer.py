@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from transformers import AutoTokenizer
@@ -9,6 +11,7 @@ from transformers import AutoTokenizer
 from server.engine.types import RefusedError
 from server.text.errors import TextError
 from server.text.tokenizer import Tokenizer
+from tests.api.conftest import save_tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -67,6 +70,33 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(RefusedError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path)
+
+
+def test_a_settings_file_that_cannot_be_read_is_named(tmp_path):
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(RefusedError, match=r"tokenizer_config\.json or a chat template can't be read: "):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda tokenizer: tokenizer.encode("hello world " * 100_000),
+        lambda tokenizer: tokenizer.encode("hello world " * 100_000, special_tokens_as_text=True),
+        lambda tokenizer: tokenizer.decode_aside([40] * 400_000, skip_special_tokens=True),
+    ],
+)
+def test_other_threads_run_beside_long_texts(tokenizer, work):
+    """With the interpreter's lock held, one client's text would stop every stream for seconds."""
+    tokenizer.encode("", special_tokens_as_text=True)  # loads what it needs
+    working = threading.Thread(target=work, args=[tokenizer])
+    working.start()
+    turns = 0
+    while working.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 10
 
 
 def test_it_needs_no_torch(default_model):
