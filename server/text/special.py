@@ -103,6 +103,9 @@ class _Renamed:
             token.normalized and not _keeps(backend, self._names[token.content]) for token in added.values()
         ):
             raise _impossible()  # what is left of the name might be found in a text
+        characters = backend.get_vocab(with_added_tokens=False).keys()
+        if any(len(token) == 1 and token in characters for token in tokens):
+            raise _impossible()  # renamed, it would leave nothing to write that character with
         try:
             document = _rename(json.loads(backend.to_str()), self._names)
             self.tokenizer = Tokenizer.from_str(json.dumps(document))
