@@ -37,6 +37,7 @@ class SpecialAsText:
         self._chat = chat
         self._lock = threading.Lock()
         self._renamed: _Renamed | None = None
+        self._possible = True
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; special are only those that the tokenizer adds.
@@ -79,8 +80,12 @@ class SpecialAsText:
 
     def _load(self) -> _Renamed:
         with self._lock:
+            if not self._possible:  # to find that out again would take as long
+                raise _impossible()
             if self._renamed is None:
+                self._possible = False
                 self._renamed = _Renamed(self._backend, self._chat.writes())
+                self._possible = True
             return self._renamed
 
 
