@@ -287,6 +287,10 @@ def _load_tokenizer(files: ModelFiles, chat_template: str | None) -> Tokenizer:
 
     if files.tokenizer is not None:
         return Tokenizer(files.tokenizer, chat_template)
+    if chat_template is not None:
+        raise RefusedError(
+            f"--chat-template: {files.source} has no tokenizer, so there are no chats; leave it out"
+        )
     log.warning("%s has no tokenizer: token ids are served, and no text", files.source)
     return NoTokenizer()
 

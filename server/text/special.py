@@ -37,6 +37,7 @@ class SpecialAsText:
         self._chat = chat
         self._lock = threading.Lock()
         self._renamed: _Renamed | None = None
+        self._possible = True
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; special are only those that the tokenizer adds.
@@ -79,8 +80,12 @@ class SpecialAsText:
 
     def _load(self) -> _Renamed:
         with self._lock:
+            if not self._possible:  # to find that out again would take as long
+                raise _impossible()
             if self._renamed is None:
+                self._possible = False
                 self._renamed = _Renamed(self._backend, self._chat.writes())
+                self._possible = True
             return self._renamed
 
 
@@ -103,6 +108,9 @@ class _Renamed:
             token.normalized and not _keeps(backend, self._names[token.content]) for token in added.values()
         ):
             raise _impossible()  # what is left of the name might be found in a text
+        characters = backend.get_vocab(with_added_tokens=False).keys()
+        if any(len(token) == 1 and token in characters for token in tokens):
+            raise _impossible()  # renamed, it would leave nothing to write that character with
         try:
             document = _rename(json.loads(backend.to_str()), self._names)
             self.tokenizer = Tokenizer.from_str(json.dumps(document))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Mapping, Sequence
 
@@ -108,19 +109,31 @@ class StopMatcher:
         """Where the pattern that is complete first begins, and which it is."""
         best: tuple[int, int, str] | None = None
         for string in self._patterns:
+            text, places = self._view(string, buffer)
             # A string that ended in earlier text was not accepted then, and isn't now.
-            start = buffer.find(string, max(len(self._buffer) - len(string) + 1, 0))
-            if start >= 0 and (best is None or start + len(string) < best[0]):
-                best = (start + len(string), start, string)
+            seen = bisect.bisect_left(places, len(self._buffer))
+            start = text.find(string, max(seen - len(string) + 1, 0))
+            if start >= 0 and (best is None or places[start + len(string) - 1] < best[0]):
+                best = (places[start + len(string) - 1], places[start], string)
         return None if best is None else best[1:]
 
     def _open_at(self, buffer: str) -> int:
         """Where the longest tail begins that some stop string could still continue."""
         earliest = len(buffer)
         for string in self._patterns:
-            start = buffer.find(string[0], max(len(buffer) - len(string) + 1, 0))
-            while 0 <= start < earliest:
-                if string.startswith(buffer[start:]):
-                    earliest = start
-                start = buffer.find(string[0], start + 1)
+            text, places = self._view(string, buffer)
+            start = text.find(string[0], max(len(text) - len(string) + 1, 0))
+            while start >= 0 and places[start] < earliest:
+                if string.startswith(text[start:]):
+                    earliest = places[start]
+                start = text.find(string[0], start + 1)
         return earliest
+
+    def _view(self, pattern: str, buffer: str) -> tuple[str, Sequence[int]]:
+        """Where a pattern is searched, and the places of these characters in the buffer.
+
+        A special token without text does not part text for a pattern that spells none.
+        """
+        if not self._marked or pattern.translate(_NO_MARKS) != pattern:
+            return buffer, range(len(buffer))
+        return self._shown(buffer), [i for i, letter in enumerate(buffer) if ord(letter) not in _MARKS]

@@ -1,11 +1,14 @@
 """A model that has no tokenizer serves token ids."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 from grpc import aio
 
 from longspan.v1 import inference_pb2
 from server import app
+from server.engine.types import RefusedError
 from server.models.resolve import ModelFiles
 from server.text.no_tokenizer import NoTokenizer
 from tests.api.conftest import ask, details
@@ -71,6 +74,12 @@ def test_the_start_says_so(tmp_path, caplog):
     tokenizer = app._load_tokenizer(ModelFiles(tmp_path, "m", "a folder", None), None)
     assert "a folder has no tokenizer: token ids are served" in caplog.text
     assert not tokenizer.has_text
+
+
+def test_a_chat_template_needs_one():
+    files = ModelFiles(Path("m"), "m", "the model", None)
+    with pytest.raises(RefusedError, match="--chat-template: the model has no tokenizer"):
+        app._load_tokenizer(files, "default")
 
 
 def test_the_start_says_that_some_texts_can_be_no_prompts(caplog, running_tokenizer):

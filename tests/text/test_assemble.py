@@ -136,6 +136,9 @@ def test_stop_strings_may_spell_special_tokens(tokenizer, stops, before, matched
         (["im", "<|im_end|>"], False, "one two", "<|im_end|>"),
         (["|>", "x<|im_end|>"], False, "one two three", None),
         (["two three"], False, "one ", "two three"),
+        (["two three", "x<|im_end|>"], False, "one ", "two three"),
+        (["two th", "<|im_end|> three"], False, "one ", "two th"),
+        (["two th", "<|im_end|> t"], False, "one two", "<|im_end|> t"),
         (["two three"], True, TEXT, None),
     ],
 )

@@ -265,6 +265,16 @@ def test_a_tokenizer_that_cannot_do_it_says_so(tmp_path):
     backend = word_pieces()
     backend.add_special_tokens([AddedToken("[mask]", normalized=True)])
     tokenizer = Tokenizer(save(backend, tmp_path))
-    with pytest.raises(TextError, match="this model's tokenizer can't") as caught:
-        tokenizer.encode("the", special_tokens_as_text=True)
-    assert caught.value.field == "special_tokens_as_text"
+    for _ in range(2):
+        with pytest.raises(TextError, match="this model's tokenizer can't") as caught:
+            tokenizer.encode("the", special_tokens_as_text=True)
+        assert caught.value.field == "special_tokens_as_text"
+
+
+def test_a_special_token_that_is_a_character_of_the_vocabulary_is_not_lost(tmp_path):
+    backend = byte_level()
+    backend.add_special_tokens(["|"])
+    tokenizer = Tokenizer(save(backend, tmp_path))
+    assert tokenizer.decode(tokenizer.encode("a|b"), skip_special_tokens=False).endswith("a|b")
+    with pytest.raises(TextError, match="this model's tokenizer can't"):
+        tokenizer.encode("a|b", special_tokens_as_text=True)
