@@ -124,7 +124,8 @@ def command(run: Callable[[Settings], int]) -> typer.Typer:
         "Serve a model over gRPC.\n\n"
         "Flags go before environment variables, those before the TOML file, and that before the defaults."
     )
-    application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    # In a table of 80 columns the longer flags would be cut off.
+    application = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     application.command("serve")(serve)
     return application
 

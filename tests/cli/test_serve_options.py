@@ -139,7 +139,7 @@ def test_precedence(tmp_path: Path) -> None:
 
 
 def test_help_shows_every_setting_with_its_variable_and_default() -> None:
-    outcome = Outcome(["--help"])
+    outcome = Outcome(["--help"], {"COLUMNS": "80"})
     assert outcome.code == 0
     for name, field in Settings.model_fields.items():
         assert flag(name) in outcome.output
