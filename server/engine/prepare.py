@@ -63,7 +63,7 @@ def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
     """
     check_form(settings.weights, _device(settings))
     file = kept_file(folder, settings.weights, settings.cache_dir) if _may_be_packed(settings) else None
-    if file is not None:
+    if file is not None and file.is_file():
         report("reading the packed weights", 0.3)
         kept = read_kept(file, folder, max_context=settings.max_context, reach=_reach(settings))
         if kept is not None and (prepared := _from_kept(settings, kept, file, report)) is not None:

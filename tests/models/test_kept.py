@@ -154,6 +154,16 @@ def test_what_has_more_than_the_common_parts_is_served_as_before(start, tmp_path
     assert not (tmp_path / "cache" / "packed").exists()
 
 
+def test_packed_weights_are_not_said_to_be_read_where_there_are_none(tmp_path):
+    folder = save_tiny("llama", tmp_path / "llama")
+    settings = Settings(cache_dir=tmp_path / "cache", weights="int8", kv_memory="8MiB")
+    told: list[list[str]] = []
+    for _ in range(2):
+        told.append([])
+        prepare(settings, folder, lambda stage, fraction: told[-1].append(stage))
+    assert ["reading the packed weights" in stages for stages in told] == [False, True]
+
+
 def test_a_cache_that_cannot_be_written_is_said(start, tmp_path, caplog):
     folder = save_tiny("llama", tmp_path / "llama")
     (tmp_path / "cache").write_text("in the way")
