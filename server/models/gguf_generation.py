@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from server.models.gguf_vocabulary import has_vocabulary, read_vocabulary, token_with_role
 
 _SAMPLING = "general.sampling."
@@ -58,9 +56,7 @@ def generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     asked = {
-        key.removeprefix(_SAMPLING): _shortest(metadata[key])
-        for key in list(metadata)
-        if key.startswith(_SAMPLING)
+        key.removeprefix(_SAMPLING): metadata[key] for key in list(metadata) if key.startswith(_SAMPLING)
     }
     for switch, details in _OFF.items():
         if not asked.get(switch):
@@ -74,8 +70,3 @@ def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if temperature <= 0:
         del asked["temp"]
     return {"do_sample": temperature > 0, **{_NAMES.get(name, name): value for name, value in asked.items()}}
-
-
-def _shortest(value: Any) -> Any:
-    """A float32 number as it was written: 0.2, not 0.20000000298."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value

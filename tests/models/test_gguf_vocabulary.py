@@ -10,6 +10,7 @@ import transformers
 from gguf import TokenType
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from server.models.gguf.file import GgufFile
 from server.models.gguf_generation import generation_config
 from server.models.gguf_tokenizer import read_tokenizer
 
@@ -133,13 +134,13 @@ def test_every_sampling_key_that_is_written_is_read():
     values = {
         **{
             "top_k": 20,
-            "top_p": 0.8999999761581421,
-            "min_p": 0.05000000074505806,
-            "temp": 0.20000000298023224,
+            "top_p": 0.9,
+            "min_p": 0.05,
+            "temp": 0.2,
         },
-        **{"penalty_repeat": 1.100000023841858, "penalty_last_n": 64, "sequence": "top_k;temperature"},
+        **{"penalty_repeat": 1.1, "penalty_last_n": 64, "sequence": "top_k;temperature"},
         **{"xtc_probability": 0.5, "xtc_threshold": 0.25, "mirostat": 2, "mirostat_tau": 5.0},
-        **{"mirostat_eta": 0.10000000149011612},
+        **{"mirostat_eta": 0.1},
     }
     assert values.keys() == set(names)
     asked = {f"general.sampling.{name}": value for name, value in values.items()}
@@ -154,3 +155,14 @@ def test_every_sampling_key_that_is_written_is_read():
     asked = {f"general.sampling.{name}": value for name, value in off.items()}
     assert generation_config({**said(["a"]), **asked}) == {}
     assert generation_config({**said(["a"]), "general.sampling.temp": 0.0}) == {"do_sample": False}
+
+
+def test_sampling_is_as_it_was_written_before_the_file_rounded_it(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_float32("general.sampling.temp", 0.2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = GgufFile(tmp_path / "a.gguf").metadata
+    assert generation_config(metadata) == {"do_sample": True, "temperature": 0.2}
