@@ -78,11 +78,7 @@ def read_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
 
 def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
     cut: Cut = cut_named(metadata.get("tokenizer.ggml.pre"))
-    if metadata.get("tokenizer.ggml.add_space_prefix"):
-        raise ValueError(
-            "it puts a space before texts (tokenizer.ggml.add_space_prefix), which is unusual here"
-        )
-    _no_characters(metadata)
+    _refuse_sentencepiece_keys(metadata)
     merges = _merges(metadata)
     tokenizer = Tokenizer(
         models.BPE(vocab=_with_text(vocabulary, merges), merges=merges, ignore_merges=cut.whole_words)
@@ -115,11 +111,7 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple
 
 
 def _gemma4(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
-    if metadata.get("tokenizer.ggml.add_space_prefix"):
-        raise ValueError(
-            "it puts a space before texts (tokenizer.ggml.add_space_prefix), which is unusual here"
-        )
-    _no_characters(metadata)
+    _refuse_sentencepiece_keys(metadata)
     return merged(vocabulary, _merges(metadata), _unknown(metadata, vocabulary)), True
 
 
@@ -133,9 +125,9 @@ def _unknown(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> int | None:
     return unknown
 
 
-def _no_characters(metadata: Mapping[str, Any]) -> None:
+def _refuse_sentencepiece_keys(metadata: Mapping[str, Any]) -> None:
     """Refuses what only SentencePiece vocabularies are known to have."""
-    for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
+    for key in ("add_space_prefix", "precompiled_charsmap", "remove_extra_whitespaces"):
         if metadata.get(f"tokenizer.ggml.{key}"):
             raise ValueError(
                 f"it has tokenizer.ggml.{key}, which Longspan does not know for its kind of tokenizer"
