@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 from server.engine.types import RefusedError
 from server.models.cache import Report, make_once
+from server.models.conversions import ConversionError, run_conversion
 from server.models.gguf.parts import find_parts
 
 log = logging.getLogger("longspan.models")
@@ -108,24 +106,14 @@ def read_record(folder: Path) -> dict[str, str | int]:
 
 
 def _convert(file: Path, folder: Path, report: Report) -> None:
-    """Runs the conversion in a process of its own, which keeps torch out of this one."""
-    command = [sys.executable, "-m", "server.models.gguf", str(file), str(folder)]
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                fraction, _, stage = line.strip().partition(" ")
-                report(f"converting {file.name}: {stage}", float(fraction))
-        except BaseException:
-            process.kill()
-            raise
-        if process.wait() == 0:
-            return
-        errors.seek(0)
-        last = (errors.read().strip().splitlines() or [f"it ended with code {process.returncode}"])[-1]
-    raise RefusedError(
-        f"{file.name} can't be converted: {last}; use the model's Hugging Face folder or hub name instead"
-    )
+    def told(line: str) -> None:
+        fraction, _, stage = line.partition(" ")
+        report(f"converting {file.name}: {stage}", float(fraction))
+
+    try:
+        run_conversion("server.models.gguf", file, folder, told)
+    except ConversionError as error:
+        raise RefusedError(
+            f"{file.name} can't be converted: {error}; use the model's Hugging Face folder or hub name "
+            "instead"
+        ) from error

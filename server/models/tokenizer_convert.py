@@ -1,7 +1,7 @@
 """A model's tokenizer files to a ``tokenizer.json``, proven on sample texts.
 
-A program: ``python -m server.models.tokenizer_convert FOLDER TARGET``; on failure, the last line of standard
-error is the reason.
+A program: ``python -m server.models.tokenizer_convert FOLDER TARGET``; for failures see
+``server.models.conversions``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import transformers
 from tokenizers import processors
 from tokenizers.models import Unigram
 
+from server.models.conversions import writing
 from server.models.tokenizer_sentencepiece import add_tokens, build_tokenizer, parse_model
 
 # Whose token ids are those of the SentencePiece model: classes of transformers, and models that name none.
@@ -64,6 +65,11 @@ def convert(folder: Path, target: Path) -> None:
         tokenizer, reference = _by_class(folder), None
     if reference is not None:
         _prove(tokenizer, reference)
+    with writing():
+        _write(tokenizer, folder, target)
+
+
+def _write(tokenizer: Any, folder: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
     for name in COPIED:

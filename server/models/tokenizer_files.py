@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import subprocess
-import sys
 from pathlib import Path
 
 from server.engine.types import RefusedError
 from server.models.cache import Report, make_once
+from server.models.conversions import ConversionError, run_conversion
 
 READY = "tokenizer.json"
 """What a tokenizer is served from."""
@@ -64,14 +63,11 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _convert(folder: Path, target: Path, report: Report) -> None:
-    """Runs the conversion in a process of its own, which keeps torch out of this one."""
     report("converting the tokenizer", None)
-    command = [sys.executable, "-m", "server.models.tokenizer_convert", str(folder), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == 0:
-        return
-    lines = done.stderr.strip().splitlines() or [f"the conversion ended with code {done.returncode}"]
-    raise RefusedError(
-        f"{folder} has no tokenizer.json, and its other tokenizer files can't be converted: {lines[-1]}; "
-        "put the model's tokenizer.json beside them, or move them away: then the model serves token ids"
-    )
+    try:
+        run_conversion("server.models.tokenizer_convert", folder, target, lambda line: None)
+    except ConversionError as error:
+        raise RefusedError(
+            f"{folder} has no tokenizer.json, and its other tokenizer files can't be converted: {error}; "
+            "put the model's tokenizer.json beside them, or move them away: then the model serves token ids"
+        ) from error

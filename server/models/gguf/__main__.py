@@ -1,6 +1,6 @@
 """``python -m server.models.gguf FILE FOLDER``: a GGUF file to a Hugging Face folder.
 
-Prints ``FRACTION STAGE`` lines; on failure, the last line of standard error is the reason.
+Prints ``FRACTION STAGE`` lines; for failures see ``server.models.conversions``.
 """
 
 from server.models.gguf.conversion import main

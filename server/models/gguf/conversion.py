@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from server.models.conversions import writing
 from server.models.gguf.config import read_config
 from server.models.gguf.file import GgufFile
 from server.models.gguf.ignored import refuse_unused
@@ -47,12 +48,13 @@ def convert(file: Path, folder: Path) -> None:
     tokenizer = read_tokenizer(source.path, source.metadata)
     layers = described.config.num_hidden_layers
     refuse_unused(source, reading.architecture, row.unused, layers, described.drafting)
-    folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
-    _write_config(folder, model, _exact_dtype(source, plan))
-    write_weights(folder, model, source, plan, lambda done: _say("writing", 0.2 + 0.8 * done))
+    with writing():
+        folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+        _write_config(folder, model, _exact_dtype(source, plan))
+        write_weights(folder, model, source, plan, lambda done: _say("writing", 0.2 + 0.8 * done))
 
 
 def _write_config(folder: Path, model: Any, dtype: torch.dtype) -> None:

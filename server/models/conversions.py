@@ -1,0 +1,72 @@
+"""Conversions of a model's files, each in a process of its own, which keeps torch out of the server's.
+
+A program is a module that is called with a source and a target. When it fails, the last line of its standard
+error is the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class ConversionError(Exception):
+    """The files can't be converted; the message says why, as part of a sentence."""
+
+
+def run_conversion(program: str, source: Path, target: Path, told: Callable[[str], None]) -> None:
+    """Runs a program until it ends.
+
+    Args:
+        program: the module.
+        source: its first argument.
+        target: its second, where it writes.
+        told: of each line that it prints.
+
+    Raises:
+        ConversionError: it fails, or is killed.
+        OSError: the target can't be written.
+    """
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", program, str(source), str(target)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                told(line.strip())
+        except BaseException:
+            process.kill()
+            raise
+        if (code := process.wait()) == 0:
+            return
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or [f"the conversion ended with code {code}"])[-1]
+    if code == os.EX_IOERR:
+        raise OSError(last)
+    if code < 0:  # what it wrote before is not why
+        last = f"the conversion was ended by signal {-code}, as it is where memory runs out"
+    raise ConversionError(last)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """What a program writes: where that is not possible, it ends so that ``run_conversion`` can tell."""
+    try:
+        yield
+    except Exception as error:
+        # The libraries that write tokenizers and weights have exceptions of their own for a full disk.
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(os.EX_IOERR)
