@@ -83,7 +83,9 @@ class QuantizedModel(nn.Module):
         """
         stacks = [module for module in model.modules() if isinstance(module, QuantizedStack)]
         if len(stacks) != 1:
-            raise NotCommonError("not all of its layers are packed, or they are not called one after another")
+            raise NotCommonError(
+                "its layers are not one native call, for which all must be of Llama's form and packed"
+            )
         head, plain, base = model.get_output_embeddings(), model.get_input_embeddings(), model.get_decoder()
         if not isinstance(head, QuantizedLinear):
             raise NotCommonError("its output layer is not packed")
