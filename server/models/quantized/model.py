@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attention.hook import Attend
+from attention.forward import Attend
 from server.models.fused import Norm, NotCommonError
 from server.models.limits import LENGTHS
 from server.models.quantized.embedding import packed_embedding
