@@ -15,11 +15,9 @@ import torch
 from attention.backends import Attention, UnsupportedError
 from attention.forward import Attend, attending
 from attention.kernels.cpu.chain import Program
-from attention.layers import IMPLEMENTATION, read_layers
+from attention.layers import IMPLEMENTATION
 from attention.rotation import Rotation
 from attention.types import AttentionBatch, LayerSpec, PagedCache
-
-__all__ = ["Attend", "Step", "read_layers", "register"]
 
 
 @dataclass(frozen=True, slots=True)

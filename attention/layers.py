@@ -145,7 +145,7 @@ class _Recorder:
         mask: torch.Tensor | None,
         features: Mapping[str, Any],
     ) -> torch.Tensor:
-        """See ``attention.hook.Attend.attend``."""
+        """See ``attention.forward.Attend.attend``."""
         layer = _spec(module, query, key, value, features)
         if layer.index in self.layers:
             raise UnsupportedError(f"layer {layer.index} calls attention more than once per forward")

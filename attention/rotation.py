@@ -142,7 +142,7 @@ class _Recorder:
         mask: torch.Tensor | None,
         features: Mapping[str, Any],
     ) -> torch.Tensor:
-        """See ``attention.hook.Attend.attend``."""
+        """See ``attention.forward.Attend.attend``."""
         # The layer may use its memory again.
         self.keys[module.layer_idx] = key[0].transpose(0, 1).clone()
         repeats = query.shape[1] // value.shape[1]

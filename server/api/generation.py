@@ -13,6 +13,7 @@ import grpc
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import conversion, errors
 from server.api.answer import Answer, Event
+from server.api.prompt import prompt_ids
 from server.api.state import ServerState
 from server.engine.link import EngineDeadError, NewsStream
 from server.observe.metrics import Metrics
@@ -81,7 +82,7 @@ class Generation:
             served = self._state.model(self._request.model)
             plan = conversion.plan(self._request, served, self._state.settings)
             with self._state.admission.admit(self._request_id, self, plan.n):
-                prompt = await conversion.prompt_ids(self._request, served)
+                prompt = await prompt_ids(self._request, served)
                 if self._error is not None:
                     raise self._error
                 ids = served.engine.new_ids(plan.n)

@@ -18,6 +18,7 @@ from server.api.answer import Event, collect
 from server.api.errors import Violation
 from server.api.generation import Generation
 from server.api.interceptor import Context, cancellation_code
+from server.api.prompt import chat_ids, check_tokenizer, text_ids
 from server.api.state import Served, ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import Metrics
@@ -83,7 +84,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.DetokenizeResponse:
         """Token ids to text; ids that the model has and the tokenizer doesn't name are no text."""
         served = self._state.model(request.model)
-        conversion.check_tokenizer(served)
+        check_tokenizer(served)
         found = conversion.check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size)
         if found:
             raise errors.invalid(found)
@@ -179,16 +180,16 @@ async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int
     Raises:
         ServiceError: there is no input, the model has no tokenizer, or the chat template refuses it.
     """
-    conversion.check_tokenizer(served)
+    check_tokenizer(served)
     match request.WhichOneof("input"):
         case "text":
-            return await conversion.text_ids(
+            return await text_ids(
                 request.text, served, special=special, as_text=request.special_tokens_as_text
             )
         case "chat":
             found = conversion.check_chat(request.chat)
             if found:
                 raise errors.invalid(found)
-            return await conversion.chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
+            return await chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
         case _:
             raise errors.invalid([Violation("input", "is not set; send text or chat")])

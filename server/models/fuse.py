@@ -153,7 +153,7 @@ class Probe:
         mask: torch.Tensor | None,
         features: Mapping[str, Any],
     ) -> torch.Tensor:
-        """See ``attention.hook.Attend.attend``."""
+        """See ``attention.forward.Attend.attend``."""
         self.last = _Call((query, key, value), dict(features))
         output = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=features.get("scaling"), enable_gqa=True

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import rms_norm
 
 from attention.backends import UnsupportedError
-from attention.hook import Attend
+from attention.forward import Attend
 
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -11,8 +11,9 @@ from typing import Any
 
 import transformers
 from gguf import TokenType
-from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from server.models.frame import frame
 from server.models.gguf_cuts import Cut, cut_named
 from server.models.gguf_vocabulary import Vocabulary, has_vocabulary, read_vocabulary, token_with_role
 from server.models.spm import Spaces, merged, scored
@@ -167,13 +168,7 @@ def _frame(tokenizer: Any, metadata: Mapping[str, Any], adds_bos: bool) -> None:
         if wants and getattr(tokenizer, f"{role}_token") is None:
             raise ValueError(f"it asks for a token (tokenizer.ggml.add_{role}_token) that it does not name")
     begins = adds_bos if wanted["bos"] is None else wanted["bos"]
-    begin = [tokenizer.bos_token] if begins and tokenizer.bos_token is not None else []
-    end = [tokenizer.eos_token] if wanted["eos"] else []
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*begin, "$A:0", *end],
-        pair=[*begin, "$A:0", *end, *begin, "$B:1", *end],
-        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in {*begin, *end}],
-    )
+    frame(tokenizer, bos=bool(begins), eos=bool(wanted["eos"]))
 
 
 def _templates(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:

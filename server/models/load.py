@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from attention.backends import UnsupportedError
-from attention.hook import read_layers, register
+from attention.hook import register
+from attention.layers import read_layers
 from attention.rope import LengthRope
 from server.engine.types import RefusedError
 from server.models.folder import weight_files

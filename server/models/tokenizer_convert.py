@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import processors
 from tokenizers.models import Unigram
 
 from server.models.conversions import writing
+from server.models.frame import frame
 from server.models.tokenizer_sentencepiece import add_tokens, build_tokenizer, parse_model
 
 # Whose token ids are those of the SentencePiece model: classes of transformers, and models that name none.
@@ -120,7 +120,7 @@ def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, 
         "pad_token": trainer.pad_piece if trainer.pad_id >= 0 else None,
     }
     _set_roles(tokenizer, {**_read(folder / "special_tokens_map.json"), **config}, pieces)
-    _frame(tokenizer, bos=config.get("add_bos_token", True), eos=config.get("add_eos_token", False))
+    frame(tokenizer, bos=config.get("add_bos_token", True), eos=config.get("add_eos_token", False))
     tokenizer.chat_template = _template(config)
     return tokenizer, library.SentencePieceProcessor(model_proto=file.read_bytes()).encode
 
@@ -135,7 +135,7 @@ def _tekken(file: Path) -> tuple[Any, Callable[[str], list[int]]]:
     for role, token in zip(_ROLES, ("<s>", "</s>", "<unk>", "<pad>"), strict=True):
         if backend.token_to_id(token) is not None:
             setattr(tokenizer, role, token)
-    _frame(tokenizer, bos=True, eos=False)
+    frame(tokenizer, bos=True, eos=False)
     if not any(file.with_name(name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         tokenizer.chat_template = _mistral_template(file)
     said = _read(file)
@@ -186,7 +186,7 @@ def _tiktoken(file: Path, config: dict[str, Any], kind: str | None) -> tuple[Any
     converter = TikTokenConverter(str(file), extra_special_tokens=[added[index] for index in sorted(added)])
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=converter.converted())
     _set_roles(tokenizer, config, {})
-    _frame(tokenizer, bos=True, eos=False)
+    frame(tokenizer, bos=True, eos=False)
     tokenizer.chat_template = _template(config)
     encoding = library.Encoding(
         "tiktoken", pat_str=converter.pattern, mergeable_ranks=ranks, special_tokens={}
@@ -215,17 +215,6 @@ def _set_roles(tokenizer: Any, config: dict[str, Any], otherwise: dict[str, str 
     for role in _ROLES:
         said = config.get(role, otherwise.get(role))
         setattr(tokenizer, role, said.get("content") if isinstance(said, dict) else said)
-
-
-def _frame(tokenizer: Any, *, bos: bool, eos: bool) -> None:
-    """Makes texts begin and end with these tokens."""
-    begin = [tokenizer.bos_token] if bos and tokenizer.bos_token else []
-    end = [tokenizer.eos_token] if eos and tokenizer.eos_token else []
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*begin, "$A:0", *end],
-        pair=[*begin, "$A:0", *end, *begin, "$B:1", *end],
-        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in {*begin, *end}],
-    )
 
 
 def _template(config: dict[str, Any]) -> str | dict[str, str] | None:

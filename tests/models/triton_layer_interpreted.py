@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from attention.hook import Attend
+from attention.forward import Attend
 from server.models.fuse import Probe, probe_forward
 from server.models.fused import FusedLayer, Norm
 from server.models.gpu import layer as gpu

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from attention.hook import Attend
+from attention.forward import Attend
 from attention.kernels.base import power_of_two
 from server.models.fused import FusedLayer, Norm
 

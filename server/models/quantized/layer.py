@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attention.backends import UnsupportedError
-from attention.hook import Attend
+from attention.forward import Attend
 from server.models.fused import FusedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.native import Stage, run

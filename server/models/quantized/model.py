@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attention.hook import Attend
+from attention.forward import Attend
 from server.models.fused import Norm, NotCommonError
 from server.models.limits import LENGTHS
 from server.models.quantized.embedding import packed_embedding
@@ -83,7 +83,9 @@ class QuantizedModel(nn.Module):
         """
         stacks = [module for module in model.modules() if isinstance(module, QuantizedStack)]
         if len(stacks) != 1:
-            raise NotCommonError("not all of its layers are packed, or they are not called one after another")
+            raise NotCommonError(
+                "its layers are not one native call, for which all must be of Llama's form and packed"
+            )
         head, plain, base = model.get_output_embeddings(), model.get_input_embeddings(), model.get_decoder()
         if not isinstance(head, QuantizedLinear):
             raise NotCommonError("its output layer is not packed")

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from attention.hook import Attend, Step
+from attention.forward import Attend
+from attention.hook import Step
 from attention.kernels.cpu.chain import Chain, Program, table
 from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.native import Stage, chained
