@@ -257,6 +257,16 @@ _PLAIN = [
         "a config of another dtype than the file", edited(lambda t: None, config={"dtype": "bfloat16"}), EXACT
     ),
     Form(
+        "an attention package that the config names and that is not installed",
+        edited(lambda t: None, config={"_attn_implementation": "flash_attention_2"}),
+        EXACT,
+    ),
+    Form(
+        "a kind of rotary scaling that transformers does not know",
+        edited(lambda t: None, config={"rope_scaling": {"type": "ntk", "factor": 2.0}}),
+        r"can't be loaded: its config makes transformers look for 'ntk', which it does not know",
+    ),
+    Form(
         "int8 weights and a config that does not say so",
         edited(lambda t: t.update({n: w.to(torch.int8) for n, w in t.items() if "mlp" in n})),
         r"6 weights in .* are not in floating point: model\.layers\.0\.mlp\.down_proj\.weight is I8",
@@ -289,6 +299,11 @@ _PLAIN = [
         "an index without a list",
         _sharded(lambda f, index: index.update(weight_map=["model-00001-of-00002.safetensors"])),
         "has no weight_map",
+    ),
+    Form(
+        "an index without metadata",
+        _sharded(lambda f, index: index.pop("metadata")),
+        r'index\.json can\'t be read: it has no metadata, .* add "metadata": \{\}',
     ),
     Form("consolidated.safetensors and .bin beside model.safetensors", _consolidated, EXACT),
     Form("weights that the config names (transformers_weights)", _named_by_the_config, EXACT),

@@ -478,4 +478,9 @@ QUANTIZED = [
         _quantized(_torchao(_int8()), _torchao_config("Int8DynamicActivationInt8WeightConfig")),
         "not Int8DynamicActivationInt8WeightConfig",
     ),
+    Form(
+        "torchao of the time when its configs were words",
+        _quantized(_torchao(_int8()), {"quant_method": "torchao", "quant_type": "int8_weight_only"}),
+        "not int8_weight_only",
+    ),
 ]
