@@ -53,16 +53,16 @@ def _weights(folder: Path) -> tuple[list[Path], list[str]]:
                 isinstance(shard, str) for shard in weight_map.values()
             ):
                 raise RefusedError(f"{index} can't be read: it has no weight_map of file names")
-            if not isinstance(_read(index).get("metadata"), dict):
-                raise RefusedError(
-                    f"{index} can't be read: it has no metadata, which transformers asks for; "
-                    'add "metadata": {} beside its weight_map'
-                )
             shards = sorted(set(weight_map.values()))
             if missing := [shard for shard in shards if not (folder / shard).is_file()]:
                 raise RefusedError(
                     f"{folder} lacks {len(missing)} of its {len(shards)} weight files, "
                     f"{missing[0]} among them; fetch it again"
+                )
+            if not isinstance(_read(index).get("metadata"), dict):
+                raise RefusedError(
+                    f"{index} can't be read: it has no metadata, which transformers asks for; "
+                    'add "metadata": {} beside its weight_map'
                 )
             if shards:
                 return [folder / shard for shard in shards], sorted(weight_map)
