@@ -93,7 +93,8 @@ def read_rotations(model: Any, layers: list[LayerSpec]) -> dict[int, Rotation]:
     """
     device = next(model.parameters()).device
     text = model.config.get_text_config(decoder=True)
-    own = getattr(text, "max_position_embeddings", None) or max(_PROBE_POSITIONS) + 1
+    lengths = (getattr(text, name, None) for name in ("max_position_embeddings", "max_target_positions"))
+    own = next(filter(None, lengths), max(_PROBE_POSITIONS) + 1)
     positions = torch.tensor([p for p in _PROBE_POSITIONS if p < min(own, _steady(text))], device=device)
     tokens = torch.tensor(_PROBE_TOKENS, device=device) % text.vocab_size
     recorder = _Recorder()

@@ -82,7 +82,10 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
     max_context: int | None = Field(
-        None, ge=2, description="Most tokens of prompt and output together. Without it: the model's own."
+        None,
+        ge=2,
+        le=2**31 - 1,
+        description="Most tokens of prompt and output together. Without it: the model's own.",
     )
 
     generation_config: Literal["auto", "none"] = Field(

@@ -14,6 +14,7 @@ from attention.hook import Step
 from attention.types import AttentionBatch, PagedCache
 from server.engine.types import RefusedError
 from server.models.loaded import LoadedModel
+from server.models.numbers import check_computed, check_held
 from server.models.quantize import is_packed
 
 # The largest root mean square error of a position's logits, as a share of their standard deviation. Rounding
@@ -60,7 +61,8 @@ def self_check(
             plain = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
         finally:
             model.set_attn_implementation("longspan")
-    _check_held(loaded, served, kv_dtype)
+    check_computed(loaded, torch.cat(plain))
+    check_held(loaded, served, kv_dtype)
     error = relative_error(served, torch.cat(plain))
     tolerance = _TOLERANCE[loaded.dtype]
     if kv_dtype != loaded.dtype:
@@ -111,18 +113,8 @@ def sample_logits(
     """
     with torch.inference_mode():
         logits = torch.cat(_paged(loaded, attention, page_size, kv_dtype, _sequences(loaded)))
-    _check_held(loaded, logits, kv_dtype)
+    check_held(loaded, logits, kv_dtype)
     return logits
-
-
-def _check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype) -> None:
-    most = torch.finfo(kv_dtype).max
-    if most < torch.finfo(loaded.dtype).max and bool(logits.isnan().any()):
-        raise RefusedError(
-            f"with a KV cache in {format_name(kv_dtype)}, which holds numbers up to {most:g}, logits of "
-            f"{loaded.architecture} are no numbers; choose --kv-dtype {str(loaded.dtype)[6:]}"
-            + (" or bfloat16" if kv_dtype != torch.bfloat16 and loaded.dtype == torch.float32 else "")
-        )
 
 
 def _sequences(loaded: LoadedModel) -> list[torch.Tensor]:
@@ -220,7 +212,8 @@ def relative_error(served: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
     The root mean square over the vocabulary, as a share of the standard deviation of ``plain`` there; what
     is no number counts as infinite.
     """
-    served, plain = served.float(), plain.float()
+    # Squares of large logits would be beyond float32.
+    served, plain = served.double(), plain.double()
     error = (served - plain).square().mean(-1).sqrt() / plain.std(-1).clamp_min(1e-6)
     return error.nan_to_num(nan=float("inf"))
 

@@ -59,6 +59,11 @@ def _weights(folder: Path) -> tuple[list[Path], list[str]]:
                     f"{folder} lacks {len(missing)} of its {len(shards)} weight files, "
                     f"{missing[0]} among them; fetch it again"
                 )
+            if not isinstance(_read(index).get("metadata"), dict):
+                raise RefusedError(
+                    f"{index} can't be read: it has no metadata, which transformers asks for; "
+                    'add "metadata": {} beside its weight_map'
+                )
             if shards:
                 return [folder / shard for shard in shards], sorted(weight_map)
     raise RefusedError(

@@ -21,6 +21,9 @@ LENGTHS = (
 )
 """What configs call the length of the context."""
 
+# What the API can say. Some configs have 10**30 for "no limit".
+_MOST = 2**31 - 1
+
 
 def context_length(
     config: Any, max_context: int | None, *, reach: int | None = None, scaling: RopeScaling | None = None
@@ -58,7 +61,7 @@ def context_length(
             max_context,
             own,
         )
-    return max_context or own or 0
+    return min(max_context or own or 0, _MOST)
 
 
 def steady_length(config: Any) -> int | None:
@@ -80,18 +83,22 @@ def _own_length(config: Any) -> int | None:
     own = next((value for value in values if isinstance(value, int) and value > 0), None)
     if own is None:
         return None
-    return max([own, *(_stretched(rope, own) for rope in ropes(config, far=True))])
+    said = getattr(text, "max_sequence_length", None)
+    return max([own, *(_stretched(rope, own, said) for rope in ropes(config, far=True))])
 
 
-def _stretched(rope: Mapping[str, Any], own: int) -> int:
+def _stretched(rope: Mapping[str, Any], own: int, said: Any) -> int:
     """What a rotary embedding's factor makes of a config's length.
 
     Only two kinds are added to a config whose length stays as it was: ``yarn`` for all of Qwen2.5, Qwen3 and
     their like, and ``dynamic``, whose formula stretches from that length on. With the others the length is
     that of the stretched model: Llama 3.2 was made for 131,072 tokens, though a factor of 32 would reach
-    262,144 from its first 8,192; Gemma 3 for 131,072 with a linear factor of 8.
+    262,144 from its first 8,192; Gemma 3 for 131,072 with a linear factor of 8. Unless the config says
+    otherwise: Vicuna 16k has 4,096, a linear factor of 4, and ``max_sequence_length`` for the product.
     """
     factor = rope.get("factor") or 1
+    if rope["rope_type"] == "linear" and said == factor * own:
+        return int(said)
     if rope["rope_type"] == "yarn":
         return int(factor * (rope.get("original_max_position_embeddings") or own))
     return int(factor * own) if rope["rope_type"] == "dynamic" else own

@@ -139,6 +139,8 @@ def _load(
                 dtype=dtype,
                 local_files_only=True,
                 trust_remote_code=False,
+                # Of any model. Its config may name a package that only transformers would use.
+                attn_implementation="eager",
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 # The folder's own is for generate, which is not used; a faulty one must keep no model away.
                 generation_config=transformers.GenerationConfig(),
@@ -151,7 +153,9 @@ def _load(
             ) from error
         except Exception as error:  # broken files fail in many ways
             check_made(reading, folder)
-            raise RefusedError(f"the model in {folder} can't be loaded: {sentence(error)}") from error
+            unknown = f"its config makes transformers look for {error}, which it does not know"
+            reason = unknown if isinstance(error, KeyError) else sentence(error)
+            raise RefusedError(f"the model in {folder} can't be loaded: {reason}") from error
     check_read(model, reading, stored, folder, method)
     if method is not None:
         model = dequantize(model, method, dtype)

@@ -190,8 +190,9 @@ def _obstacle(method: str, details: dict[str, Any]) -> str | None:
     if method == "compressed-tensors":
         return _compressed_obstacle(details)
     if method == "torchao":
-        names = _type_names(details.get("quant_type"))
-        if strange := sorted(names - set(_CONFIGS)) or (not names and ["no quant_type"]):
+        kind = details.get("quant_type")
+        names = _type_names(kind) or {str(kind or "a checkpoint without a quant_type")}
+        if strange := sorted(names - set(_CONFIGS)):
             return f"and of its configs Longspan reads {', '.join(_CONFIGS)}, not {strange[0]}"
     if method == "fp8" and details.get("modules_to_convert"):
         return "and modules_to_convert is not read"

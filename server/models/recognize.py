@@ -123,11 +123,12 @@ def _check_class(own: Any, config: Any) -> None:
     text = config.get_text_config(decoder=True)
     strange = strange_types(text)
     types = set(filter(None, getattr(text, "layer_types", None) or []))
+    keeping = [kind for kind in strange if kind not in ("mlp", "moe")]  # which keep nothing
     if getattr(own, "_is_stateful", False) and not (types and types <= set(KNOWN_TYPES)):
         what = (
-            f"in its {', '.join(strange)} layers it keeps something else than each token's keys and values, "
+            f"in its {', '.join(keeping)} layers it keeps something else than each token's keys and values, "
             "like a state or keys that several tokens share"
-            if strange
+            if keeping
             else "it keeps a state from token to token, as state-space and linear-attention models do"
         )
         raise RefusedError(

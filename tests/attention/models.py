@@ -44,6 +44,17 @@ OWN: dict[str, dict[str, Any]] = {
     "phimoe": {**EXPERTS, "sliding_window": 9},
     "stablelm": {"use_qkv_bias": True},
     "nemotron": {"partial_rotary_factor": 0.5},
+    "whisper": {
+        "d_model": 32,
+        "decoder_layers": 4,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 48,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "max_target_positions": 128,
+        "is_encoder_decoder": False,
+    },
     "afmoe": {**EXPERTS, "sliding_window": 9, "num_dense_layers": 1, "global_attn_every_n_layers": 2},
     # Two that also see images, whose other parts stay as small as they can be.
     "got_ocr2": {

@@ -169,7 +169,13 @@ def test_layers_of_two_types_have_two_rotations():
 
 @pytest.mark.parametrize(
     ("kind", "layers"),
-    [("gpt2", "layers 0-3"), ("opt", "layers 0-3"), ("smollm3", "layer 3"), ("afmoe", "layers 1, 3")],
+    [
+        ("gpt2", "layers 0-3"),
+        ("opt", "layers 0-3"),
+        ("whisper", "layers 0-3"),
+        ("smollm3", "layer 3"),
+        ("afmoe", "layers 1, 3"),
+    ],
 )
 def test_keys_that_do_not_turn_are_refused(kind, layers):
     model = tiny(kind)

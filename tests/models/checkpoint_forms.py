@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.models.form import EXACT, Form, Tensors, edit_json, edited, plain, put
+from tests.models.form import EXACT, Form, Tensors, edit_json, edited, plain, put, sharded
 from tests.models.quantized_forms import QUANTIZED
 from tests.models_zoo import save_tiny
 
@@ -40,31 +40,6 @@ def _layer(tensors: Tensors, number: int, kept: Iterable[str] = ("",)) -> Tensor
         for name, tensor in tensors.items()
         if ".layers.0." in name and any(part in name for part in kept)
     }
-
-
-def _sharded(
-    change: Callable[[Path, dict[str, Any]], Any] | None = None, suffix: str = "safetensors"
-) -> Callable[[Path], Any]:
-    """Writes a tiny model in two files and an index, and changes those."""
-
-    def write(folder: Path) -> Any:
-        model = plain(save_tiny("llama", folder))
-        tensors = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").unlink()
-        stem = "model" if suffix == "safetensors" else "pytorch_model"
-        weight_map = {}
-        for number, half in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
-            shard = folder / f"{stem}-0000{number}-of-00002.{suffix}"
-            part = {name: tensors[name] for name in half}
-            save_file(part, shard, {"format": "pt"}) if suffix == "safetensors" else torch.save(part, shard)
-            weight_map |= dict.fromkeys(half, shard.name)
-        index = {"metadata": {}, "weight_map": weight_map}
-        if change:
-            change(folder, index)
-        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
-        return model
-
-    return write
 
 
 def _twice(folder: Path, index: dict[str, Any]) -> None:
@@ -257,38 +232,53 @@ _PLAIN = [
         "a config of another dtype than the file", edited(lambda t: None, config={"dtype": "bfloat16"}), EXACT
     ),
     Form(
+        "an attention package that the config names and that is not installed",
+        edited(lambda t: None, config={"_attn_implementation": "flash_attention_2"}),
+        EXACT,
+    ),
+    Form(
+        "a kind of rotary scaling that transformers does not know",
+        edited(lambda t: None, config={"rope_scaling": {"type": "ntk", "factor": 2.0}}),
+        r"can't be loaded: its config makes transformers look for 'ntk', which it does not know",
+    ),
+    Form(
         "int8 weights and a config that does not say so",
         edited(lambda t: t.update({n: w.to(torch.int8) for n, w in t.items() if "mlp" in n})),
         r"6 weights in .* are not in floating point: model\.layers\.0\.mlp\.down_proj\.weight is I8",
     ),
     # Files.
     Form("a file cut off", _cut, r"model\.safetensors is damaged or incomplete"),
-    Form("two files and an index", _sharded(), EXACT),
-    Form("two .bin files and an index", _sharded(suffix="bin"), EXACT),
+    Form("two files and an index", sharded(), EXACT),
+    Form("two .bin files and an index", sharded(suffix="bin"), EXACT),
     Form(
         "a file that the index lacks",
-        _sharded(lambda f, index: save_file({"a": _SMALL}, f / "model-00003-of-00003.safetensors")),
+        sharded(lambda f, index: save_file({"a": _SMALL}, f / "model-00003-of-00003.safetensors")),
         r"model-00003-of-00003\.safetensors, of which its index says nothing",
     ),
     Form(
         "a tensor that the index names and no file holds",
-        _sharded(
+        sharded(
             lambda f, index: index["weight_map"].update({"model.lost": "model-00001-of-00002.safetensors"})
         ),
         r"the index of .* names model\.lost, which none of its files holds",
     ),
     Form(
-        "a tensor in two files", _sharded(_twice), r"lm_head\.weight is in both model-00001.* and model-00002"
+        "a tensor in two files", sharded(_twice), r"lm_head\.weight is in both model-00001.* and model-00002"
     ),
     Form(
         "one file beside those of an index",
-        _sharded(lambda f, index: save_file({"a": _SMALL}, f / "model.safetensors")),
+        sharded(lambda f, index: save_file({"a": _SMALL}, f / "model.safetensors")),
         r"model-00001-of-00002\.safetensors and 1 more, of which model\.safetensors says nothing",
     ),
     Form(
         "an index without a list",
-        _sharded(lambda f, index: index.update(weight_map=["model-00001-of-00002.safetensors"])),
+        sharded(lambda f, index: index.update(weight_map=["model-00001-of-00002.safetensors"])),
         "has no weight_map",
+    ),
+    Form(
+        "an index without metadata",
+        sharded(lambda f, index: index.pop("metadata")),
+        r'index\.json can\'t be read: it has no metadata, .* add "metadata": \{\}',
     ),
     Form("consolidated.safetensors and .bin beside model.safetensors", _consolidated, EXACT),
     Form("weights that the config names (transformers_weights)", _named_by_the_config, EXACT),

@@ -70,3 +70,28 @@ def put(tensors: Tensors, value: float, *places: tuple[int, int]) -> None:
     weight = tensors["model.layers.1.mlp.down_proj.weight"]
     for place in places:
         weight[place] = value
+
+
+def sharded(
+    change: Callable[[Path, dict[str, Any]], Any] | None = None, suffix: str = "safetensors"
+) -> Callable[[Path], Any]:
+    """Writes a tiny model in two files and an index, and changes those."""
+
+    def write(folder: Path) -> Any:
+        model = plain(save_tiny("llama", folder))
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        stem = "model" if suffix == "safetensors" else "pytorch_model"
+        weight_map = {}
+        for number, half in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
+            shard = folder / f"{stem}-0000{number}-of-00002.{suffix}"
+            part = {name: tensors[name] for name in half}
+            save_file(part, shard, {"format": "pt"}) if suffix == "safetensors" else torch.save(part, shard)
+            weight_map |= dict.fromkeys(half, shard.name)
+        index = {"metadata": {}, "weight_map": weight_map}
+        if change:
+            change(folder, index)
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+        return model
+
+    return write

@@ -215,4 +215,9 @@ QUANTIZED = [
         quantized(torchao(int8()), torchao_config("Int8DynamicActivationInt8WeightConfig")),
         "not Int8DynamicActivationInt8WeightConfig",
     ),
+    Form(
+        "torchao of the time when its configs were words",
+        _quantized(_torchao(_int8()), {"quant_method": "torchao", "quant_type": "int8_weight_only"}),
+        "not int8_weight_only",
+    ),
 ]

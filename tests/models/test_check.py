@@ -107,6 +107,26 @@ def test_a_cache_that_cannot_hold_the_keys_is_refused(serve, key, narrow, senten
         check(loaded, kv_dtype=narrow)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "factor", "advice"),
+    [("float32", 1e15, "fetch the model again"), ("float16", 30.0, "choose --dtype bfloat16 or float32")],
+)
+def test_finite_weights_whose_logits_are_no_numbers_are_refused_as_such(dtype, factor, advice, serve):
+    loaded = serve("llama", dtype)
+    for name, weight in loaded.model.named_parameters():
+        if "layers" in name and weight.dim() > 1:
+            weight *= factor
+    assert all(bool(weight.isfinite().all()) for weight in loaded.model.parameters())
+    with pytest.raises(RefusedError, match=rf"logits in {dtype} are NaN or infinite, in trans.*; {advice}"):
+        check(loaded)
+
+
+def test_logits_whose_squares_are_beyond_float32_pass(serve):
+    loaded = serve("llama")
+    loaded.model.model.norm.weight *= 1e30
+    check(loaded)
+
+
 def test_a_bias_by_distance_is_noticed(serve, monkeypatch):
     """Like ALiBi in a model that keeps it to itself: its own attention adds what the hook never sees."""
     loaded = serve("llama")

@@ -3,6 +3,8 @@ import logging
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from attention.backends import resolve
 from server.engine.types import RefusedError
@@ -56,6 +58,26 @@ def test_an_output_layer_that_the_config_denies_is_said(tied, tmp_path, caplog):
     next(form for form in FORMS if form.name == name).write(tmp_path / "model")
     serve(tmp_path / "model")
     assert ("tie_word_embeddings" in caplog.text) == tied
+
+
+@pytest.mark.parametrize(("kind", "optional"), [("deepseek_v3", False), ("axk1", True)])
+def test_corrections_of_experts_may_miss_only_where_transformers_says_so(kind, optional, tmp_path):
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+    parts = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "max_position_embeddings": 64}
+    layers = {"num_hidden_layers": 2, "first_k_dense_replace": 1, "n_routed_experts": 4, "n_group": 1}
+    config = transformers.AutoConfig.for_model(
+        kind, **sizes, **heads, **parts, **layers, topk_group=1, num_experts_per_tok=2, pad_token_id=0
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.gate.e_score_correction_bias"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    if optional:
+        serve(tmp_path)
+        return
+    with pytest.raises(RefusedError, match=r"1 is missing, .*e_score_correction_bias"):
+        serve(tmp_path)
 
 
 def test_weights_beyond_half_precision_are_named_with_another_choice(tmp_path):

@@ -56,6 +56,10 @@ def test_the_models_own_length(own, length, steady):
         context_length(config(**own), length + 1)
 
 
+def test_a_length_without_end_is_what_the_api_can_say():
+    assert context_length(config(max_position_embeddings=10**30), None) == 2**31 - 1
+
+
 def test_rotary_positions_can_be_stretched_instead():
     with pytest.raises(RefusedError, match="choose at most that or stretch them by --rope-scaling"):
         context_length(config(), 513)

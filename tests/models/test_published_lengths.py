@@ -50,6 +50,8 @@ PUBLISHED = {
         65536,
     ),
     "DeepSeek-Coder 6.7B: card, 16k": ("llama", 16384, {"type": "linear", "factor": 4.0}, 16384),
+    "Vicuna 1.5 16k": ("llama", 4096, {"type": "linear", "factor": 4.0}, 16384),
+    "Chinese-Alpaca-2 16k": ("llama", 16384, {"type": "linear", "factor": 4.0}, 16384),
     "Phi-3-mini 128k: its name": (
         "phi3",
         131072,
@@ -64,7 +66,11 @@ PUBLISHED = {
     ),
     "Gemma 4's text model, proportional on its global layers": ("gemma4_text", 131072, None, 131072),
 }
-OTHERS = {"phi3": {"hidden_size": 3072, "num_attention_heads": 32, "original_max_position_embeddings": 4096}}
+# By the model's type or name, what else its config says.
+OTHERS = {
+    "phi3": {"hidden_size": 3072, "num_attention_heads": 32, "original_max_position_embeddings": 4096},
+    "Vicuna 1.5 16k": {"max_sequence_length": 16384},
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -76,5 +82,6 @@ def test_it_is_what_the_makers_say(name):
         rope_theta=10000.0,
         **({} if scaling is None else {"rope_scaling": dict(scaling)}),
         **OTHERS.get(kind, {}),
+        **OTHERS.get(name, {}),
     )
     assert context_length(config, None) == length

@@ -80,6 +80,7 @@ def edit(folder, **values):
         ("rwkv", "RwkvForCausalLM", {}, r"^RwkvForCausalLM cannot be served: it keeps a state from token to"),
         ("recurrent_gemma", "RecurrentGemmaForCausalLM", {}, r"keeps something else than each token's keys"),
         ("xlstm", "xLSTMForCausalLM", {}, r"^xLSTMForCausalLM cannot be served: .* keeps"),
+        ("nemotron_h", "NemotronHForCausalLM", {}, r"in its linear_attention layers it keeps something else"),
         ("jamba", "JambaForCausalLM", {}, r"^JambaForCausalLM cannot be served: in its linear_attention lay"),
         ("qwen3_next", "Qwen3NextForCausalLM", {}, r"in its linear_attention layers it keeps something else"),
         (

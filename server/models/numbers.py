@@ -1,0 +1,49 @@
+"""Logits that are no numbers: in whose number format they went beyond its range."""
+
+from __future__ import annotations
+
+import torch
+
+from attention.formats import format_name
+from server.engine.types import RefusedError
+from server.models.loaded import LoadedModel
+
+
+def check_computed(loaded: LoadedModel, plain: torch.Tensor) -> None:
+    """Refuses a model whose weights are finite and whose logits are not, with which nothing can be compared.
+
+    Args:
+        loaded: the model.
+        plain: its logits as transformers itself computes them.
+
+    Raises:
+        RefusedError: some are NaN or infinite.
+    """
+    if bool(plain.isfinite().all()):
+        return
+    narrow = loaded.dtype == torch.float16
+    raise RefusedError(
+        f"{loaded.architecture} cannot be served: with these weights its logits in {str(loaded.dtype)[6:]} "
+        "are NaN or infinite, in transformers itself too; "
+        + ("choose --dtype bfloat16 or float32" if narrow else "fetch the model again, or choose another one")
+    )
+
+
+def check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype) -> None:
+    """Refuses a KV cache that is too narrow for a model's keys and values.
+
+    Args:
+        loaded: the model.
+        logits: as computed through the cache.
+        kv_dtype: number format of the cache.
+
+    Raises:
+        RefusedError: some are NaN, and the cache holds a smaller range than the model's own format.
+    """
+    most = torch.finfo(kv_dtype).max
+    if most < torch.finfo(loaded.dtype).max and bool(logits.isnan().any()):
+        raise RefusedError(
+            f"with a KV cache in {format_name(kv_dtype)}, which holds numbers up to {most:g}, logits of "
+            f"{loaded.architecture} are no numbers; choose --kv-dtype {str(loaded.dtype)[6:]}"
+            + (" or bfloat16" if kv_dtype != torch.bfloat16 and loaded.dtype == torch.float32 else "")
+        )
