@@ -29,6 +29,10 @@ class Metadata(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         self._read.add(key)
+        return self.peek(key)
+
+    def peek(self, key: str) -> Any:
+        """The value of a key, which does not count as having asked for it."""
         if key not in self._values:
             field = self._fields[key]
             value = field.contents()
@@ -98,6 +102,9 @@ class GgufFile:
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, as torch counts dimensions."""

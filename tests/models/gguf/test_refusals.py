@@ -49,6 +49,11 @@ def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, v
         ("llama.attention.head_count_kv", [2, 4], "layers differ in llama.attention.head_count_kv"),
         ("llama.vocab_size", 12, "vocabulary has 12 tokens, but token_embd.weight has 320"),
         ("llama.block_count", None, "it does not say llama.block_count"),
+        (
+            "llama.block_count",
+            2**31 - 1,
+            "says that it has 2147483647 layers, but it has no tensor of the last",
+        ),
         ("general.type", "mmproj", "it holds no model but what it calls mmproj"),
         ("split.count", 2, "part 1 of 2; give the files of a split set the names"),
     ],
@@ -56,6 +61,40 @@ def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, v
 def test_a_key_that_cannot_be_honored_refuses_the_file(llama, tmp_path, key, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         convert_with(llama, tmp_path, keys={key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("tokenizer.ggml.add_bos_token", "false", "true or false"),
+        ("tokenizer.chat_template", 5, "a text"),
+        ("tokenizer.ggml.merges", [1, 2], "a list, each of a text"),
+        ("tokenizer.ggml.suppress_tokens", 5, "a list, each of a whole number"),
+        ("general.sampling.temp", "0.2", "a finite number"),
+        ("general.sampling.top_p", float("nan"), "a finite number"),
+        ("llama.context_length", 0, "a whole number of at least 1"),
+        ("llama.feed_forward_length", "48", "a whole number of at least 0"),
+        ("llama.rope.freq_base", 0.0, "a finite number above 0"),
+        ("llama.attention.layer_norm_rms_epsilon", float("inf"), "a finite number of at least 0"),
+        ("llama.rope.scaling.factor", float("nan"), "a finite number of at least 0"),
+    ],
+)
+def test_a_value_of_another_kind_refuses_the_file(llama, tmp_path, key, value, kind):
+    with pytest.raises(ValueError, match=rf"its {key} is .*; it must be {kind}$"):
+        convert_with(llama, tmp_path, keys={key: value})
+
+
+def test_flags_that_are_numbers_and_lists_of_one_value_are_understood(llama, tmp_path):
+    keys = {"tokenizer.ggml.add_bos_token": 1, "llama.feed_forward_length": [48, 48]}
+    assert convert_with(llama, tmp_path, keys=keys)
+
+
+@pytest.mark.parametrize("used", [0, 5])
+def test_more_experts_than_there_are_refuse_the_file(tmp_path, used):
+    save(CASES["mixtral"], tmp_path / "model")
+    file = write(tmp_path / "model", tmp_path / "mixtral.gguf", "llama")
+    with pytest.raises(ValueError, match=rf"a token is seen by {used} of 4 experts"):
+        convert_with(file, tmp_path, keys={"llama.expert_used_count": used})
 
 
 @pytest.mark.parametrize(
