@@ -159,6 +159,34 @@ def test_a_file_that_is_cut_short_says_so(llama, tmp_path):
             convert(tmp_path / "cut.gguf", tmp_path / "cut")
 
 
+def test_a_list_of_absurd_length_ends_with_the_file(llama, tmp_path):
+    keys = {"llama.attention.sliding_window_pattern": [True] * 3}
+    content = rewrite(llama, tmp_path / "x.gguf", keys=keys).read_bytes()
+    key = b"sliding_window_pattern"
+    at = content.index(key) + len(key) + 4 + 4
+    (tmp_path / "x.gguf").write_bytes(content[:at] + (1 << 60).to_bytes(8, "little") + content[at + 8 :])
+    with pytest.raises(ValueError, match=r"x\.gguf is cut short or damaged \(it ends too early\); fetch it"):
+        convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
+def test_a_tensor_out_of_its_place_is_damage(llama, tmp_path):
+    content = llama.read_bytes()
+    at = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 2 * 8 + 4
+    (tmp_path / "x.gguf").write_bytes(content[:at] + (64).to_bytes(8, "little") + content[at + 8 :])
+    with pytest.raises(ValueError, match=r"its tensor blk\.0\.ffn_down\.weight does not begin where"):
+        convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
+def test_tokens_that_are_no_text_are_named(llama, tmp_path):
+    content = llama.read_bytes()
+    assert content.count(b"<|start|>") == 1
+    (tmp_path / "x.gguf").write_bytes(content.replace(b"<|start|>", b"<|sta\xff\xff|>"))
+    with pytest.raises(
+        ValueError, match=r"its tokenizer\.ggml\.tokens has text that is not UTF-8 \(b'<\|sta"
+    ):
+        convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
 def test_a_type_of_blocks_that_cannot_be_read_is_refused_by_name(llama, tmp_path):
     content = llama.read_bytes()
     at = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 2 * 8
