@@ -185,12 +185,12 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path.name} is cut short or damaged ({reason}); fetch it again") from error
     if reader.byte_order != "I":
         raise ValueError(f"{path.name} has the byte order of another kind of processor")
-    begin = reader.data_offset
+    begin, alignment = int(reader.data_offset), int(reader.alignment)
     for tensor in reader.tensors:  # llama.cpp demands the same
         if tensor.data_offset != begin:
             raise ValueError(
                 f"{path.name} is damaged (its tensor {tensor.name} does not begin where the one before "
                 "ends); fetch it again"
             )
-        begin += -(-tensor.n_bytes // reader.alignment) * int(reader.alignment)
+        begin += -(-tensor.n_bytes // alignment) * alignment
     return reader

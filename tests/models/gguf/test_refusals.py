@@ -6,7 +6,8 @@ import transformers
 from safetensors.torch import load_file
 
 from server.models.gguf.conversion import convert
-from tests.models.gguf.files import rewrite, write
+from server.models.gguf.file import GgufFile
+from tests.models.gguf.files import close, rewrite, write
 from tests.models.gguf.zoo import CASES, save
 
 
@@ -175,6 +176,17 @@ def test_a_tensor_out_of_its_place_is_damage(llama, tmp_path):
     (tmp_path / "x.gguf").write_bytes(content[:at] + (64).to_bytes(8, "little") + content[at + 8 :])
     with pytest.raises(ValueError, match=r"its tensor blk\.0\.ffn_down\.weight does not begin where"):
         convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_tensors_may_be_aligned_in_other_ways(llama, tmp_path, alignment):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_custom_alignment(alignment)
+    tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(llama).tensors}
+    for name, data in tensors.items():
+        writer.add_tensor(name, data)
+    file = GgufFile(close(writer, tmp_path / "x.gguf"))
+    assert all(np.array_equal(file.read(name).numpy(), data) for name, data in tensors.items())
 
 
 def test_tokens_that_are_no_text_are_named(llama, tmp_path):
