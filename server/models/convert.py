@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,9 @@ log = logging.getLogger("longspan.models")
 
 RECORD = "longspan.json"
 """File in a converted folder that says where it comes from."""
+
+UNWRITABLE = 3
+"""Exit code of the conversion where it is the folder that fails, not the file."""
 
 # Raised when conversion changes, so that folders of older versions are made again.
 _SUFFIX = "-v3"
@@ -131,7 +135,15 @@ def _convert(file: Path, folder: Path, report: Report) -> None:
         if process.wait() == 0:
             return
         errors.seek(0)
-        last = (errors.read().strip().splitlines() or [f"it ended with code {process.returncode}"])[-1]
+        last = (errors.read().strip().splitlines() or [_ended(process.returncode)])[-1]
+    if process.returncode == UNWRITABLE:
+        raise OSError(last)
     raise RefusedError(
         f"{file.name} can't be converted: {last}; use the model's Hugging Face folder or hub name instead"
     )
+
+
+def _ended(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "the conversion was killed, as systems do when memory runs out"
+    return f"the conversion ended with code {code} and no reason"

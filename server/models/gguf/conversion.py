@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from server.models.convert import UNWRITABLE
 from server.models.gguf.config import read_config
 from server.models.gguf.file import GgufFile
 from server.models.gguf.ignored import refuse_unused
@@ -90,5 +91,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(" ".join(str(error).split()))
     except Exception as error:  # a file can contradict itself in more ways than are looked for
+        # What is written in Rust says so of files that can't be written.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            print(" ".join(str(error).split()), file=sys.stderr)
+            sys.exit(UNWRITABLE)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         sys.exit(f"what it says does not make a model ({reason})")
