@@ -106,7 +106,8 @@ def _read_sizes(reading: Reading, row: Row, hidden: int, heads: int) -> Sizes:
     size = reading.get("attention.key_length", hidden // heads)
     if reading.get("attention.value_length", size) != size:
         raise ValueError("its keys and values differ in size, which Longspan can't serve")
-    for key in ("attention.key_length_swa", "attention.value_length_swa"):
+    # The last is another name for the first, which Ollama writes too.
+    for key in ("attention.key_length_swa", "attention.value_length_swa", "attention.head_dim"):
         reading.expect(key, size)
     if row.head_size is None and size != hidden // heads:
         raise ValueError(

@@ -55,7 +55,7 @@ _KINDS = {
     r"{a}\.(use_parallel_residual|attention\.causal|expert_weights_norm|rope\.scaling\.finetuned)": _FLAG,
     r"tokenizer\.ggml\.(model|pre)|tokenizer\.chat_template(\..+)?|{a}\.rope\.scaling\.type": _TEXT,
     r"tokenizer\.ggml\.(tokens|merges)|tokenizer\.chat_templates": _TEXTS,
-    r"tokenizer\.ggml\.(token_type|suppress_tokens)": _WHOLE._replace(many=True),
+    r"tokenizer\.ggml\.(token_type|suppress_tokens|eos_token_ids)": _WHOLE._replace(many=True),
     r"tokenizer\.ggml\.scores": _NUMBERS,
     r"tokenizer\.ggml\..+_token_id": _WHOLE,
     r"general\.sampling\.(temp|top_.|min_p|penalty_.+|xtc_.+|mirostat.*)": _NUMBER,

@@ -140,6 +140,28 @@ def test_what_is_known_to_say_nothing_is_no_hindrance(llama, tmp_path):
     assert all(torch.equal(own[name], found[name]) for name in own)
 
 
+def test_what_other_converters_write_is_no_hindrance(llama, tmp_path):
+    """Ollama's, and yarn that does not scale."""
+    roles = ("unknown", "padding", "seperator", "cls", "mask")
+    keys = {
+        **{f"tokenizer.ggml.add_{role}_token": False for role in roles},
+        "tokenizer.ggml.eos_token_ids": [2, 5],
+        "llama.attention.head_dim": 8,
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 1.0,
+        "llama.rope.scaling.yarn_beta_fast": 32.0,
+    }
+    assert convert_with(llama, tmp_path, keys=keys)
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "converted").eos_token_id == [2, 5]
+    for key, value, sentence in (
+        ("tokenizer.ggml.add_mask_token", True, "adds tokens to texts"),
+        ("llama.attention.head_dim", 16, "llama.attention.head_dim is 16; Longspan computes it with 8"),
+        ("tokenizer.ggml.eos_token_ids", [2, 320], "eos_token_ids is 320; its vocabulary has the"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            convert_with(llama, tmp_path, keys={key: value})
+
+
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(llama, tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "newest")
     writer.write_header_to_file()
