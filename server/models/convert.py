@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 from server.engine.types import RefusedError
@@ -44,15 +45,14 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
     Raises:
         RefusedError: the file is none that can be converted, or the cache can't be written.
     """
-    file = file.resolve()
+    file = Path(os.path.abspath(file))
     try:
         parts = find_parts(file)
     except ValueError as error:
         raise RefusedError(f"{file.name} can't be read: {error}") from error
     for part in parts:
-        with part.open("rb") as opened:
-            if opened.read(4) != b"GGUF":
-                raise RefusedError(f"{part} is no GGUF file; fetch it again, or name a Hugging Face folder")
+        if not is_gguf(part):
+            raise RefusedError(f"{part} is no GGUF file; fetch it again, or name a Hugging Face folder")
     file, states = parts[0], [part.stat() for part in parts]
     record = {
         "gguf": str(file),
@@ -91,9 +91,15 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
     return target
 
 
+def is_gguf(file: Path) -> bool:
+    """Whether the file begins as GGUF files do, whatever its name."""
+    with file.open("rb") as opened:
+        return opened.read(4) == b"GGUF"
+
+
 def converted(cache_dir: Path) -> list[Path]:
     """All folders that this version converted, in order of their names."""
-    return sorted(record.parent for record in models_folder(cache_dir).glob(f"[!.]*{_SUFFIX}/{RECORD}"))
+    return sorted(record.parent for record in models_folder(cache_dir).glob(f"*{_SUFFIX}/{RECORD}"))
 
 
 def read_record(folder: Path) -> dict[str, str | int]:

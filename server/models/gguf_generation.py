@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.models.gguf_vocabulary import has_vocabulary, read_vocabulary, token_with_role
+from server.models.gguf_vocabulary import has_vocabulary, listed_ends, read_vocabulary, token_with_role
 
 _SAMPLING = "general.sampling."
 _NAMES = {
@@ -27,7 +27,7 @@ _ALL_TOKENS = -1
 def generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What belongs into ``generation_config.json``.
 
-    Tokens that end generation are those of ``eos_token_id``, ``eot_token_id`` and ``eom_token_id``, and
+    Tokens that end generation are those of ``eos_token_id(s)``, ``eot_token_id`` and ``eom_token_id``, and
     the control tokens that llama.cpp knows as ends by their text. What ``general.sampling`` asks for and
     transformers has no name for keeps llama.cpp's name, so that whoever reads the config can say so.
 
@@ -43,7 +43,8 @@ def generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     vocabulary = read_vocabulary(metadata)
     size = len(vocabulary.tokens)
     ends = [token_with_role(metadata, role, size) for role in ("eos", "eot", "eom")]
-    ids = list(dict.fromkeys(token for token in (*ends, *vocabulary.ends()) if token is not None))
+    listed = listed_ends(metadata, size)
+    ids = list(dict.fromkeys(token for token in (*ends, *listed, *vocabulary.ends()) if token is not None))
     if ids:
         config["eos_token_id"] = ids[0] if len(ids) == 1 else ids
     for name, role in (("bos_token_id", "bos"), ("pad_token_id", "padding")):

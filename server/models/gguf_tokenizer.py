@@ -20,6 +20,9 @@ from server.models.spm import Spaces, merged, scored
 
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
+# Roles for which Ollama's converter says, too, that their token is not added to texts.
+_NEVER_ADDED = ("unknown", "padding", "seperator", "cls", "mask")
+
 # Keys that say nothing about how text becomes tokens and back, and why.
 _SAYS_NOTHING = {
     "tokenizer.ggml.scores": "byte-level vocabularies merge by their list of merges",
@@ -160,6 +163,11 @@ def _frame(tokenizer: Any, metadata: Mapping[str, Any], adds_bos: bool) -> None:
     """Makes texts begin and end with the tokens that the file says."""
     if metadata.get("tokenizer.ggml.add_sep_token"):
         raise ValueError("it puts separators between texts (tokenizer.ggml.add_sep_token), as encoders do")
+    for role in _NEVER_ADDED:
+        if metadata.get(f"tokenizer.ggml.add_{role}_token"):
+            raise ValueError(
+                f"it adds tokens to texts (tokenizer.ggml.add_{role}_token), but where is unknown"
+            )
     wanted = {
         "bos": metadata.get("tokenizer.ggml.add_bos_token", None),
         "eos": metadata.get("tokenizer.ggml.add_eos_token", False),

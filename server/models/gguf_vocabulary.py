@@ -101,6 +101,24 @@ def token_with_role(metadata: Mapping[str, Any], role: str, size: int) -> int | 
     token = metadata.get(key)
     if token is None or token in _NO_TOKEN:
         return None
+    return _checked(key, token, size)
+
+
+def listed_ends(metadata: Mapping[str, Any], size: int) -> list[int]:
+    """Further tokens that end generation, in Ollama's key for models that have several.
+
+    Args:
+        metadata: the file's values, by key.
+        size: of the vocabulary.
+
+    Raises:
+        ValueError: the vocabulary has no such token.
+    """
+    key = "tokenizer.ggml.eos_token_ids"
+    return [_checked(key, token, size) for token in metadata.get(key) or []]
+
+
+def _checked(key: str, token: Any, size: int) -> int:
     if not isinstance(token, int) or not 0 <= token < size:
         raise ValueError(f"its {key} is {token!r}; its vocabulary has the tokens 0 to {size - 1}")
     return token

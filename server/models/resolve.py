@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from server.engine.types import RefusedError
 from server.models import default
 from server.models.cache import Report
-from server.models.convert import convert_once, converted, models_folder, read_record
+from server.models.convert import convert_once, converted, is_gguf, models_folder, read_record
 from server.models.folder import check_folder
 from server.models.gguf.parts import model_stem
 from server.models.hub import fetch_from_hub
@@ -78,7 +79,8 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
         check_folder(path)
         return ModelFiles(path, path.name.lower(), str(path), find_tokenizer(path, cache_dir, report))
     if path.is_file():
-        return _from_file(path.resolve(), cache_dir, report)
+        # The hub's cache links to files whose names say nothing: the name that was given is the model's.
+        return _from_file(Path(os.path.abspath(path)), cache_dir, report)
     if _HUB_NAME.fullmatch(model) and path.suffix.lower() != ".gguf" and model[0] != ".":
         folder = fetch_from_hub(model, report)
         check_folder(folder)
@@ -97,14 +99,14 @@ def list_cached(cache_dir: Path) -> list[CachedModel]:
         record = read_record(folder)
         size = _size(folder)
         kept = Path(str(record.get("gguf")))
-        if kept.parent == models_folder(cache_dir).resolve() and kept.is_file():
+        if kept.parent.resolve() == models_folder(cache_dir).resolve() and kept.is_file():
             size += kept.stat().st_size
         own.append(CachedModel(str(record.get("name")), str(record.get("source")), size, folder))
     return own + _hub_cached()
 
 
 def _from_file(path: Path, cache_dir: Path, report: Report) -> ModelFiles:
-    if path.suffix.lower() != ".gguf":
+    if path.suffix.lower() != ".gguf" and not is_gguf(path):
         raise RefusedError(
             f"{path} is no GGUF file; for other formats name the model's folder: {path.parent}"
         )

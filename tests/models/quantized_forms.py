@@ -217,7 +217,7 @@ QUANTIZED = [
     ),
     Form(
         "torchao of the time when its configs were words",
-        _quantized(_torchao(_int8()), {"quant_method": "torchao", "quant_type": "int8_weight_only"}),
+        quantized(torchao(int8()), {"quant_method": "torchao", "quant_type": "int8_weight_only"}),
         "not int8_weight_only",
     ),
 ]

@@ -1,4 +1,5 @@
 import json
+import resource
 
 import gguf
 import numpy as np
@@ -146,6 +147,22 @@ def test_a_file_that_cannot_be_converted_is_refused_with_its_reason(half, tmp_pa
     (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:5000])
     with pytest.raises(RefusedError, match=r"cut\.gguf can't be converted: .*Hugging Face folder"):
         resolve_model(str(tmp_path / "cut.gguf"), tmp_path / "cache", lambda *_: None)
+    assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("room", [2000, 40_000])
+def test_a_full_disk_is_not_blamed_on_the_file(room, half, tmp_path):
+    """There is no room for the tokenizer, or for the weights."""
+    file = write_gguf(half, tmp_path / "tiny.gguf")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(
+            RefusedError, match=r"models can't hold the model \(.*File too large.*\); make room"
+        ):
+            resolve_model(str(file), tmp_path / "cache", lambda *_: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
 
 

@@ -108,6 +108,7 @@ def test_templates_keep_their_names():
         ({"eos_token_id": 1, "eot_token_id": 2, "eom_token_id": 3}, [1, 2, 3]),
         ({"eos_token_id": 1, "eot_token_id": 1}, 1),
         ({"eos_token_id": 0xFFFF_FFFF, "eot_token_id": 2}, 2),
+        ({"eos_token_id": 1, "eos_token_ids": [1, 3]}, [1, 3]),
     ],
 )
 def test_the_ends_of_turns_and_messages_are_ends(more, expected):

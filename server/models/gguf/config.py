@@ -46,6 +46,8 @@ def read_config(reading: Reading, row: Row, generation: Mapping[str, Any]) -> De
     values = {name: reading.get(key) for key, name in row.keys.items()}
     drafting = int(reading.get("nextn_predict_layers", 0))
     layers = values[row.keys["block_count"]] = values[row.keys["block_count"]] - drafting
+    if not any(name.startswith(f"blk.{layers - 1}.") for name in reading.file):
+        raise ValueError(f"it says that it has {layers} layers, but it has no tensor of the last of them")
     hidden, heads = values[row.keys["embedding_length"]], values[row.keys["attention.head_count"]]
     sizes = _read_sizes(reading, row, hidden, heads)
     if row.kv_heads:
@@ -104,7 +106,8 @@ def _read_sizes(reading: Reading, row: Row, hidden: int, heads: int) -> Sizes:
     size = reading.get("attention.key_length", hidden // heads)
     if reading.get("attention.value_length", size) != size:
         raise ValueError("its keys and values differ in size, which Longspan can't serve")
-    for key in ("attention.key_length_swa", "attention.value_length_swa"):
+    # The last is another name for the first, which Ollama writes too.
+    for key in ("attention.key_length_swa", "attention.value_length_swa", "attention.head_dim"):
         reading.expect(key, size)
     if row.head_size is None and size != hidden // heads:
         raise ValueError(

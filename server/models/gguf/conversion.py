@@ -17,6 +17,7 @@ from server.models.gguf.ignored import refuse_unused
 from server.models.gguf.parameters import Parameter, plan_parameters
 from server.models.gguf.reading import Reading
 from server.models.gguf.table import find_row
+from server.models.gguf.values import check_values
 from server.models.gguf.writing import write_weights
 from server.models.gguf_generation import generation_config
 from server.models.gguf_tokenizer import read_tokenizer
@@ -38,6 +39,7 @@ def convert(file: Path, folder: Path) -> None:
     _say("reading", 0.0)
     source = GgufFile(file)
     reading = Reading(source)
+    check_values(source, reading.architecture)
     row = find_row(reading)
     generation = generation_config(source.metadata)
     described = read_config(reading, row, generation)

@@ -17,6 +17,18 @@ EXPERTS: Mapping[str, str | Rule] = {
 _SOFTMAX = 1
 
 
+def count_experts(reading: Reading) -> tuple[int, int]:
+    """How many there are, and how many of them see a token.
+
+    Raises:
+        ValueError: they are not said, or can't be.
+    """
+    count, used = reading.get("expert_count"), reading.get("expert_used_count")
+    if not 1 <= used <= count:
+        raise ValueError(f"it says that a token is seen by {used} of {count} experts")
+    return count, used
+
+
 def read_experts(reading: Reading, count: str, *, normalized: bool | None = None) -> dict[str, Any]:
     """How many there are, and how they are chosen.
 
@@ -37,7 +49,7 @@ def read_experts(reading: Reading, count: str, *, normalized: bool | None = None
             )
     if reading.get("expert_weights_scale", 1.0) not in (0.0, 1.0):
         reading.expect("expert_weights_scale", 1.0)
-    values = {count: reading.get("expert_count"), "num_experts_per_tok": reading.get("expert_used_count")}
+    values: dict[str, Any] = dict(zip((count, "num_experts_per_tok"), count_experts(reading), strict=True))
     if normalized is None:
         reading.expect("expert_weights_norm", True)
         return values

@@ -29,9 +29,16 @@ class Metadata(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         self._read.add(key)
+        return self.peek(key)
+
+    def peek(self, key: str) -> Any:
+        """The value of a key, which does not count as having asked for it."""
         if key not in self._values:
             field = self._fields[key]
-            value = field.contents()
+            try:
+                value = field.contents()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"its {key} has text that is not UTF-8 ({error.object!r})") from error
             if field.types == [gguf.GGUFValueType.FLOAT32]:
                 value = float(str(np.float32(value)))
             self._values[key] = value
@@ -99,6 +106,9 @@ class GgufFile:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, as torch counts dimensions."""
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
@@ -150,9 +160,19 @@ class GgufFile:
         return [name for name in self._tensors if name in self._claimed]
 
 
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]  # the package has no types
+    """The package's reader, which takes what lies beyond the end of a file for lists of any length."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        found = super()._get(offset, dtype, count, override_order)
+        if len(found) != count:
+            raise ValueError("it ends too early")
+        return found
+
+
 def _open(path: Path) -> Any:
     try:
-        reader = gguf.GGUFReader(str(path))
+        reader = _Reader(str(path))
     except Exception as error:  # a file that is cut short fails in many ways
         reason = str(error)
         if "GGMLQuantizationType" in reason:
@@ -165,4 +185,12 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path.name} is cut short or damaged ({reason}); fetch it again") from error
     if reader.byte_order != "I":
         raise ValueError(f"{path.name} has the byte order of another kind of processor")
+    begin, alignment = int(reader.data_offset), int(reader.alignment)
+    for tensor in reader.tensors:  # llama.cpp demands the same
+        if tensor.data_offset != begin:
+            raise ValueError(
+                f"{path.name} is damaged (its tensor {tensor.name} does not begin where the one before "
+                "ends); fetch it again"
+            )
+        begin += -(-tensor.n_bytes // alignment) * alignment
     return reader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.models.gguf.experts import read_experts
+from server.models.gguf.experts import count_experts, read_experts
 from server.models.gguf.reading import Reading
 from server.models.gguf.row import ATTENTION, ATTENTION_BIASES, MLP, MODEL, NORMS, SIZES, Row, Rule
 from server.models.gguf.transforms import by_head, in_turn, key_row, minus_one, query_row, transposed
@@ -43,10 +43,8 @@ def _gpt_oss(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
     # of its own.
     softmax_of_chosen = 3
     if reading.get("expert_gating_func", softmax_of_chosen) == softmax_of_chosen:
-        return {
-            "num_local_experts": reading.get("expert_count"),
-            "num_experts_per_tok": reading.get("expert_used_count"),
-        }
+        count, used = count_experts(reading)
+        return {"num_local_experts": count, "num_experts_per_tok": used}
     return read_experts(reading, "num_local_experts")
 
 

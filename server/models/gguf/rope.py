@@ -12,6 +12,9 @@ from server.models.gguf.reading import Reading
 
 _FREQUENCIES = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+_YARN_MIXES = tuple(
+    f"rope.scaling.yarn_{key}" for key in ("beta_fast", "beta_slow", "ext_factor", "log_multiplier")
+)
 # What files that don't say it mean.
 _BASE = 10000.0
 
@@ -74,6 +77,9 @@ def _scaling(reading: Reading, base: float, rotated: int, context: int) -> dict[
         )
     elif kind in ("none", "linear", "yarn"):
         linear = kind == "linear" and factor != 1.0
+        # How yarn mixes its frequencies changes nothing where they are all the same.
+        for key in _YARN_MIXES if factor == 1.0 else ():
+            reading.get(key, None)
         parameters = {"rope_type": "linear", "factor": factor} if linear else {"rope_type": "default"}
     else:
         raise ValueError(f"its scaling of positions, {kind}, is unknown to Longspan")

@@ -6,7 +6,8 @@ import transformers
 from safetensors.torch import load_file
 
 from server.models.gguf.conversion import convert
-from tests.models.gguf.files import rewrite, write
+from server.models.gguf.file import GgufFile
+from tests.models.gguf.files import close, rewrite, write
 from tests.models.gguf.zoo import CASES, save
 
 
@@ -49,6 +50,11 @@ def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, v
         ("llama.attention.head_count_kv", [2, 4], "layers differ in llama.attention.head_count_kv"),
         ("llama.vocab_size", 12, "vocabulary has 12 tokens, but token_embd.weight has 320"),
         ("llama.block_count", None, "it does not say llama.block_count"),
+        (
+            "llama.block_count",
+            2**31 - 1,
+            "says that it has 2147483647 layers, but it has no tensor of the last",
+        ),
         ("general.type", "mmproj", "it holds no model but what it calls mmproj"),
         ("split.count", 2, "part 1 of 2; give the files of a split set the names"),
     ],
@@ -56,6 +62,40 @@ def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, v
 def test_a_key_that_cannot_be_honored_refuses_the_file(llama, tmp_path, key, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         convert_with(llama, tmp_path, keys={key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("tokenizer.ggml.add_bos_token", "false", "true or false"),
+        ("tokenizer.chat_template", 5, "a text"),
+        ("tokenizer.ggml.merges", [1, 2], "a list, each of a text"),
+        ("tokenizer.ggml.suppress_tokens", 5, "a list, each of a whole number"),
+        ("general.sampling.temp", "0.2", "a finite number"),
+        ("general.sampling.top_p", float("nan"), "a finite number"),
+        ("llama.context_length", 0, "a whole number of at least 1"),
+        ("llama.feed_forward_length", "48", "a whole number of at least 0"),
+        ("llama.rope.freq_base", 0.0, "a finite number above 0"),
+        ("llama.attention.layer_norm_rms_epsilon", float("inf"), "a finite number of at least 0"),
+        ("llama.rope.scaling.factor", float("nan"), "a finite number of at least 0"),
+    ],
+)
+def test_a_value_of_another_kind_refuses_the_file(llama, tmp_path, key, value, kind):
+    with pytest.raises(ValueError, match=rf"its {key} is .*; it must be {kind}$"):
+        convert_with(llama, tmp_path, keys={key: value})
+
+
+def test_flags_that_are_numbers_and_lists_of_one_value_are_understood(llama, tmp_path):
+    keys = {"tokenizer.ggml.add_bos_token": 1, "llama.feed_forward_length": [48, 48]}
+    assert convert_with(llama, tmp_path, keys=keys)
+
+
+@pytest.mark.parametrize("used", [0, 5])
+def test_more_experts_than_there_are_refuse_the_file(tmp_path, used):
+    save(CASES["mixtral"], tmp_path / "model")
+    file = write(tmp_path / "model", tmp_path / "mixtral.gguf", "llama")
+    with pytest.raises(ValueError, match=rf"a token is seen by {used} of 4 experts"):
+        convert_with(file, tmp_path, keys={"llama.expert_used_count": used})
 
 
 @pytest.mark.parametrize(
@@ -100,6 +140,28 @@ def test_what_is_known_to_say_nothing_is_no_hindrance(llama, tmp_path):
     assert all(torch.equal(own[name], found[name]) for name in own)
 
 
+def test_what_other_converters_write_is_no_hindrance(llama, tmp_path):
+    """Ollama's, and yarn that does not scale."""
+    roles = ("unknown", "padding", "seperator", "cls", "mask")
+    keys = {
+        **{f"tokenizer.ggml.add_{role}_token": False for role in roles},
+        "tokenizer.ggml.eos_token_ids": [2, 5],
+        "llama.attention.head_dim": 8,
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 1.0,
+        "llama.rope.scaling.yarn_beta_fast": 32.0,
+    }
+    assert convert_with(llama, tmp_path, keys=keys)
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "converted").eos_token_id == [2, 5]
+    for key, value, sentence in (
+        ("tokenizer.ggml.add_mask_token", True, "adds tokens to texts"),
+        ("llama.attention.head_dim", 16, "llama.attention.head_dim is 16; Longspan computes it with 8"),
+        ("tokenizer.ggml.eos_token_ids", [2, 320], "eos_token_ids is 320; its vocabulary has the"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            convert_with(llama, tmp_path, keys={key: value})
+
+
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(llama, tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "newest")
     writer.write_header_to_file()
@@ -118,6 +180,45 @@ def test_a_file_that_is_cut_short_says_so(llama, tmp_path):
         (tmp_path / "cut.gguf").write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"cut\.gguf is cut short or damaged \(.*\); fetch it again"):
             convert(tmp_path / "cut.gguf", tmp_path / "cut")
+
+
+def test_a_list_of_absurd_length_ends_with_the_file(llama, tmp_path):
+    keys = {"llama.attention.sliding_window_pattern": [True] * 3}
+    content = rewrite(llama, tmp_path / "x.gguf", keys=keys).read_bytes()
+    key = b"sliding_window_pattern"
+    at = content.index(key) + len(key) + 4 + 4
+    (tmp_path / "x.gguf").write_bytes(content[:at] + (1 << 60).to_bytes(8, "little") + content[at + 8 :])
+    with pytest.raises(ValueError, match=r"x\.gguf is cut short or damaged \(it ends too early\); fetch it"):
+        convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
+def test_a_tensor_out_of_its_place_is_damage(llama, tmp_path):
+    content = llama.read_bytes()
+    at = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 2 * 8 + 4
+    (tmp_path / "x.gguf").write_bytes(content[:at] + (64).to_bytes(8, "little") + content[at + 8 :])
+    with pytest.raises(ValueError, match=r"its tensor blk\.0\.ffn_down\.weight does not begin where"):
+        convert(tmp_path / "x.gguf", tmp_path / "x")
+
+
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_tensors_may_be_aligned_in_other_ways(llama, tmp_path, alignment):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_custom_alignment(alignment)
+    tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(llama).tensors}
+    for name, data in tensors.items():
+        writer.add_tensor(name, data)
+    file = GgufFile(close(writer, tmp_path / "x.gguf"))
+    assert all(np.array_equal(file.read(name).numpy(), data) for name, data in tensors.items())
+
+
+def test_tokens_that_are_no_text_are_named(llama, tmp_path):
+    content = llama.read_bytes()
+    assert content.count(b"<|start|>") == 1
+    (tmp_path / "x.gguf").write_bytes(content.replace(b"<|start|>", b"<|sta\xff\xff|>"))
+    with pytest.raises(
+        ValueError, match=r"its tokenizer\.ggml\.tokens has text that is not UTF-8 \(b'<\|sta"
+    ):
+        convert(tmp_path / "x.gguf", tmp_path / "x")
 
 
 def test_a_type_of_blocks_that_cannot_be_read_is_refused_by_name(llama, tmp_path):

@@ -90,3 +90,24 @@ def test_a_part_that_is_no_gguf_file_is_refused(parts, tmp_path):
     parts[2].write_text("<!doctype html>")
     with pytest.raises(RefusedError, match=r"Tiny-00003-of-00003\.gguf is no GGUF file"):
         resolve(parts[0], tmp_path)
+
+
+def test_links_keep_their_names_whatever_they_lead_to(parts, tmp_path):
+    """As in the hub's cache, whose files are links to blobs with hashes for names."""
+    (tmp_path / "blobs").mkdir()
+    for number, part in enumerate(parts):
+        part.symlink_to(part.rename(tmp_path / "blobs" / f"{number}abc"))
+    found = resolve(parts[1], tmp_path)
+    assert (found.name, read_record(found.folder)["gguf"]) == ("tiny", str(parts[0]))
+
+
+def test_a_gguf_file_needs_no_ending(parts, tmp_path):
+    whole = (tmp_path / "whole.gguf").rename(tmp_path / "sha256-v1.5")
+    assert resolve(whole, tmp_path).name == "sha256-v1.5"
+
+
+@pytest.mark.parametrize("name", ["x-00000-of-00000.gguf", "x-00003-of-00002.gguf"])
+def test_a_number_outside_of_the_set_is_refused(name, parts, tmp_path):
+    moved = parts[0].rename(tmp_path / name)
+    with pytest.raises(RefusedError, match=r"its name says that it is part \d of \d; give it the name that"):
+        resolve(moved, tmp_path)
