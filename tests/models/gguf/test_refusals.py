@@ -154,7 +154,7 @@ def test_what_other_converters_write_is_no_hindrance(llama, tmp_path):
     assert convert_with(llama, tmp_path, keys=keys)
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "converted").eos_token_id == [2, 5]
     for key, value, sentence in (
-        ("tokenizer.ggml.add_mask_token", True, "adds tokens to texts"),
+        ("tokenizer.ggml.add_mask_token", True, "where it adds a token to texts"),
         ("llama.attention.head_dim", 16, "llama.attention.head_dim is 16; Longspan computes it with 8"),
         ("tokenizer.ggml.eos_token_ids", [2, 320], "eos_token_ids is 320; its vocabulary has the"),
     ):
