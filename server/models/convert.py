@@ -21,6 +21,7 @@ RECORD = "longspan.json"
 # Raised when conversion changes, so that folders of older versions are made again.
 _SUFFIX = "-v3"
 _CHUNK = 1 << 20
+_NAME = 150
 
 
 def models_folder(cache_dir: Path) -> Path:
@@ -72,14 +73,15 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
                 digest.update(chunk)
     sha256 = digest.hexdigest()
     record |= {"sha256": sha256, "name": name, "source": source}
-    target = models_folder(cache_dir) / f"{name}-{sha256[:12]}{_SUFFIX}"
+    # Cut where names of folders could become too long.
+    same = f"{name.encode()[:_NAME].decode(errors='ignore')}-{sha256[:12]}-v"
+    target = models_folder(cache_dir) / f"{same.removesuffix('-v')}{_SUFFIX}"
 
     def make(partial: Path) -> None:
         _convert(file, partial, report)
         (partial / RECORD).write_text(json.dumps(record, indent=2))
 
     make_once(target, make, report)
-    same = f"{name}-{sha256[:12]}-v"
     for other in models_folder(cache_dir).iterdir():
         if other.is_dir() and other.name.startswith(same) and other != target:
             # Not deleted: a server of that version may still need it.

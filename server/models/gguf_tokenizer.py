@@ -165,9 +165,7 @@ def _frame(tokenizer: Any, metadata: Mapping[str, Any], adds_bos: bool) -> None:
         raise ValueError("it puts separators between texts (tokenizer.ggml.add_sep_token), as encoders do")
     for role in _NEVER_ADDED:
         if metadata.get(f"tokenizer.ggml.add_{role}_token"):
-            raise ValueError(
-                f"it adds tokens to texts (tokenizer.ggml.add_{role}_token), but where is unknown"
-            )
+            raise ValueError(f"where it adds a token to texts (tokenizer.ggml.add_{role}_token) is unknown")
     wanted = {
         "bos": metadata.get("tokenizer.ggml.add_bos_token", None),
         "eos": metadata.get("tokenizer.ggml.add_eos_token", False),

@@ -17,6 +17,7 @@ from server.models.gguf.ignored import refuse_unused
 from server.models.gguf.parameters import Parameter, plan_parameters
 from server.models.gguf.reading import Reading
 from server.models.gguf.table import find_row
+from server.models.gguf.transforms import minus_one
 from server.models.gguf.values import check_values
 from server.models.gguf.writing import write_weights
 from server.models.gguf_generation import generation_config
@@ -77,7 +78,7 @@ def _exact_dtype(file: GgufFile, plan: list[Parameter]) -> torch.dtype:
         if set(kinds.values()) <= {kind, "F32"} and all(
             torch.equal(weight.to(dtype).float(), weight)
             for parameter in plan
-            if parameter.kinds(file) != {kind}
+            if parameter.kinds(file) != {kind} or parameter.transform is minus_one
             for weight in (parameter.compute(file),)
         ):
             return dtype

@@ -63,8 +63,8 @@ def _scaling(reading: Reading, base: float, rotated: int, context: int) -> dict[
             raise ValueError("it has both longrope factors and another scaling of positions")
         return {
             "rope_type": "longrope",
-            "long_factor": file.take(_LONG).tolist(),
-            "short_factor": file.take(_SHORT).tolist(),
+            "long_factor": _factors(reading, _LONG, rotated).tolist(),
+            "short_factor": _factors(reading, _SHORT, rotated).tolist(),
             "attention_factor": more,
             "original_max_position_embeddings": original,
         }
@@ -87,7 +87,7 @@ def _scaling(reading: Reading, base: float, rotated: int, context: int) -> dict[
         return parameters
     if parameters["rope_type"] != "default":
         raise ValueError(f"it has both {_FREQUENCIES} and another scaling of positions")
-    return _frequencies(file.take(_FREQUENCIES), base, rotated, context)
+    return _frequencies(_factors(reading, _FREQUENCIES, rotated), base, context)
 
 
 def _yarn(reading: Reading, factor: float, more: float) -> dict[str, Any]:
@@ -111,10 +111,17 @@ def _yarn(reading: Reading, factor: float, more: float) -> dict[str, Any]:
     return parameters | {"attention_factor": own * more}
 
 
-def _frequencies(factors: torch.Tensor, base: float, rotated: int, context: int) -> dict[str, Any]:
-    """What divides each frequency: as llama3 where it is that, else as longrope with one set of factors."""
+def _factors(reading: Reading, name: str, rotated: int) -> torch.Tensor:
+    factors = reading.file.take(name)
     if factors.numel() != rotated // 2:
-        raise ValueError(f"{_FREQUENCIES} has {factors.numel()} numbers instead of {rotated // 2}")
+        raise ValueError(f"{name} has {factors.numel()} numbers instead of {rotated // 2}")
+    if not bool(((factors > 0) & factors.isfinite()).all()):
+        raise ValueError(f"{name} divides positions by numbers that are not above 0 or not finite")
+    return factors.flatten()
+
+
+def _frequencies(factors: torch.Tensor, base: float, context: int) -> dict[str, Any]:
+    """What divides each frequency: as llama3 where it is that, else as longrope with one set of factors."""
     if bool((factors == 1).all()):
         return {"rope_type": "default"}
     parameters = recover_llama3(factors, base)

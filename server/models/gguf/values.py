@@ -49,6 +49,8 @@ _NOT_NEGATIVE = _Kind("a finite number of at least 0", lambda value: _is_number(
 _POSITIVE = _Kind("a finite number above 0", lambda value: _is_number(value) and value > 0)
 _NUMBERS = _Kind("a number", lambda value: isinstance(value, int | float), many=True)
 
+_PATTERN = _Kind("a whole number of at least 0, or true or false for each layer", _SIZE.fits)
+
 # By patterns of keys, the first that fits; ``{a}`` stands for the architecture's name.
 _KINDS = {
     r"tokenizer\.ggml\.(add_.+_token|add_space_prefix|remove_extra_whitespaces)": _FLAG,
@@ -59,6 +61,7 @@ _KINDS = {
     r"tokenizer\.ggml\.scores": _NUMBERS,
     r"tokenizer\.ggml\..+_token_id": _WHOLE,
     r"general\.sampling\.(temp|top_.|min_p|penalty_.+|xtc_.+|mirostat.*)": _NUMBER,
+    r"{a}\.attention\.sliding_window_pattern": _PATTERN,
     r"{a}\.(block_count|context_length|embedding_length|attention\.head_count(_kv)?)": _COUNT,
     r"{a}\.(attention\.(key|value)_length(_swa)?|rope\.scaling\.original_context_length)": _COUNT,
     r"{a}\.(.+_(length|count)|attention\.sliding_window|expert_gating_func)": _SIZE,
@@ -98,6 +101,8 @@ def _fits(kind: _Kind, value: Any) -> bool:
         return isinstance(value, list) and all(map(kind.fits, value))
     if not isinstance(value, list):
         return kind.fits(value)
+    if kind is _PATTERN:
+        return bool(value) and all(map(_FLAG.fits, value))
     if len(set(value)) == 1:
         return kind.fits(value[0])
     # Whether layers may differ in it, whoever reads the key decides.

@@ -73,6 +73,12 @@ def test_a_key_that_cannot_be_honored_refuses_the_file(llama, tmp_path, key, val
         ("tokenizer.ggml.suppress_tokens", 5, "a list, each of a whole number"),
         ("general.sampling.temp", "0.2", "a finite number"),
         ("general.sampling.top_p", float("nan"), "a finite number"),
+        (
+            "llama.attention.sliding_window_pattern",
+            "abc",
+            "a whole number of at least 0, or true or false .*",
+        ),
+        ("llama.attention.sliding_window_pattern", ["a", "b"], "a whole number of at least 0, or .*"),
         ("llama.context_length", 0, "a whole number of at least 1"),
         ("llama.feed_forward_length", "48", "a whole number of at least 0"),
         ("llama.rope.freq_base", 0.0, "a finite number above 0"),
@@ -120,6 +126,14 @@ def test_more_experts_than_there_are_refuse_the_file(tmp_path, used):
             r"tensor blk\.0\.attn_k\.weight \(32, 32\) has another shape .* \(16, 32\)",
         ),
         (
+            {"rope_freqs.weight": np.full(4, np.nan, np.float32)},
+            r"rope_freqs\.weight divides positions by numbers that are not above 0",
+        ),
+        (
+            {f"rope_factors_{each}.weight": np.zeros(4, np.float32) for each in ("long", "short")},
+            r"rope_factors_long\.weight divides positions by numbers that are not above 0",
+        ),
+        (
             {"rope_freqs.weight": np.full(3, 2.0, np.float32)},
             r"rope_freqs\.weight has 3 numbers instead of 4",
         ),
@@ -154,7 +168,7 @@ def test_what_other_converters_write_is_no_hindrance(llama, tmp_path):
     assert convert_with(llama, tmp_path, keys=keys)
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "converted").eos_token_id == [2, 5]
     for key, value, sentence in (
-        ("tokenizer.ggml.add_mask_token", True, "adds tokens to texts"),
+        ("tokenizer.ggml.add_mask_token", True, "where it adds a token to texts"),
         ("llama.attention.head_dim", 16, "llama.attention.head_dim is 16; Longspan computes it with 8"),
         ("tokenizer.ggml.eos_token_ids", [2, 320], "eos_token_ids is 320; its vocabulary has the"),
     ):

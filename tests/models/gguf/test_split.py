@@ -101,6 +101,11 @@ def test_links_keep_their_names_whatever_they_lead_to(parts, tmp_path):
     assert (found.name, read_record(found.folder)["gguf"]) == ("tiny", str(parts[0]))
 
 
+def test_a_name_may_be_as_long_as_those_of_files(parts, tmp_path):
+    whole = (tmp_path / "whole.gguf").rename(tmp_path / f"{'长' * 80}.gguf")
+    assert resolve(whole, tmp_path).name == "长" * 80
+
+
 def test_a_gguf_file_needs_no_ending(parts, tmp_path):
     whole = (tmp_path / "whole.gguf").rename(tmp_path / "sha256-v1.5")
     assert resolve(whole, tmp_path).name == "sha256-v1.5"

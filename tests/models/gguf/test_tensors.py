@@ -89,6 +89,17 @@ def test_16_bits_stay_where_the_rest_of_the_file_fits_them(files, tmp_path, kind
     assert weights["model.norm.weight"][0] == np.float32(1 / 3)
 
 
+def test_norms_in_16_bits_that_lose_their_one_are_exact(tmp_path):
+    save(CASES["gemma"], tmp_path / "gemma")
+    file = write(tmp_path / "gemma", tmp_path / "gemma.gguf", "gemma")
+    data = {name: array.astype(np.float16).astype(np.float32) for name, array in data_of(file).items()}
+    data["output_norm.weight"][:] = np.float16(1e-3)
+    kinds = dict.fromkeys(data, gguf.GGMLQuantizationType.F16)
+    weights = weights_of(rewrite(file, tmp_path / "a.gguf", tensors=data, kinds=kinds), tmp_path / "a")
+    assert weights["model.norm.weight"].dtype == torch.float32
+    assert weights["model.norm.weight"][0] == np.float32(np.float16(1e-3)) - np.float32(1)
+
+
 def data_of(file):
     return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(file).tensors}
 
