@@ -190,7 +190,7 @@ def _measure(plan: Plan) -> Result:
     try:
         result = measure(plan, Console(stderr=True))
     except ScrapeError as error:
-        fail(f"{error}; or leave them out with --no-metrics")
+        fail(f"{error}; name their --metrics-host and --metrics-port, or leave them out with --no-metrics")
     except (WorkerDiedError, WorkloadError) as error:
         fail(str(error))
     except LongspanError as error:

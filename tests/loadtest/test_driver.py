@@ -202,7 +202,7 @@ async def test_the_command(served, tmp_path):
         assert refused.exit_code == 1
         assert sentence in refused.stderr
     refused = await run("--port", str(port), "--metrics-port", "1", *sizes)
-    assert "leave them out with --no-metrics" in refused.stderr
+    assert "--metrics-host and --metrics-port, or leave them out with --no-metrics" in refused.stderr
 
 
 def test_no_process_is_left():
