@@ -14,7 +14,7 @@ from attention.hook import Step
 from attention.types import AttentionBatch, PagedCache
 from server.engine.types import RefusedError
 from server.models.loaded import LoadedModel
-from server.models.numbers import check_computed, check_held
+from server.models.non_finite import check_computed, check_held
 from server.models.quantize import is_packed
 
 # The largest root mean square error of a position's logits, as a share of their standard deviation. Rounding

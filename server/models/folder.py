@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server.engine.types import RefusedError
-from server.models.weight_files import check_shards
+from server.models.checkpoint.files import check_shards
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 

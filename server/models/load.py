@@ -15,25 +15,25 @@ from attention.hook import register
 from attention.layers import read_layers
 from attention.rope import LengthRope
 from server.engine.types import RefusedError
+from server.models.checkpoint.files import Stored
+from server.models.checkpoint.quantization import (
+    dequantize,
+    dequantizing,
+    quantization_details,
+    read_method,
+)
+from server.models.checkpoint.quantization_parts import weight_count
+from server.models.checkpoint.reading import noting, read_stored
+from server.models.checkpoint.weights import check_finite, check_made, check_read
 from server.models.folder import weight_files
 from server.models.fuse import fuse
 from server.models.gpu.replace import replace_layers
 from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
-from server.models.quantized_checkpoint import (
-    dequantize,
-    dequantizing,
-    quantization_details,
-    read_method,
-)
-from server.models.quantized_parts import weight_count
-from server.models.reading import noting, read_stored
 from server.models.recognize import read_config
 from server.models.refusing import refusing, sentence
 from server.models.rope import RopeScaling, check_scaling
-from server.models.weight_files import Stored
-from server.models.weights import check_finite, check_made, check_read
 
 log = logging.getLogger("longspan.models")
 

@@ -16,7 +16,7 @@ from server.models.convert import convert_once, converted, is_gguf, models_folde
 from server.models.folder import check_folder
 from server.models.gguf.parts import model_stem
 from server.models.hub import fetch_from_hub
-from server.models.tokenizer_files import find_tokenizer
+from server.models.tokenizing.files import find_tokenizer
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.models.quantized_checkpoint import UNSERVED
+from server.models.checkpoint.quantization import UNSERVED
 from tests.models.form import EXACT, Form
 from tests.models.quantized_writers import (
     BITSANDBYTES,

@@ -9,7 +9,7 @@ import pytest
 from server.engine.types import RefusedError
 from server.models.conversions import ConversionError, run_conversion
 from server.models.resolve import resolve_model
-from server.models.tokenizer_files import find_tokenizer
+from server.models.tokenizing.files import find_tokenizer
 from tests.models.gguf.files import write
 from tests.models_zoo import save_tiny
 

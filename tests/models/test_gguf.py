@@ -13,7 +13,7 @@ from server.engine.types import RefusedError
 from server.models.convert import RECORD, convert_once
 from server.models.default import FILE, SHA256
 from server.models.gguf.conversion import convert
-from server.models.gguf_tokenizer import read_tokenizer
+from server.models.gguf.tokenizer import read_tokenizer
 from server.models.resolve import resolve_model
 from server.text.tokenizer import Tokenizer
 from tests.models.gguf.files import rewrite, write

@@ -12,10 +12,10 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
 from server.engine.types import RefusedError
-from server.models import tokenizer_convert
-from server.models.tokenizer_files import find_tokenizer
+from server.models.tokenizing import convert as tokenizer_convert
+from server.models.tokenizing.files import find_tokenizer
 from server.text.tokenizer import Tokenizer
-from tests.models.test_gguf_sentencepiece import DEFINED, TEXTS, train
+from tests.models.gguf.test_sentencepiece import DEFINED, TEXTS, train
 
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 

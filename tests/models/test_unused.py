@@ -4,10 +4,10 @@ import pytest
 import transformers
 
 from server.engine.types import RefusedError
-from server.models.reading import Reading
-from server.models.unused import layer_beyond, reason_unused
-from server.models.weight_files import Stored
-from server.models.weights import check_read
+from server.models.checkpoint.files import Stored
+from server.models.checkpoint.reading import Reading
+from server.models.checkpoint.unused import layer_beyond, reason_unused
+from server.models.checkpoint.weights import check_read
 
 
 def config(**values):

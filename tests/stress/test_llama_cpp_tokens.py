@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from server.models.gguf.file import GgufFile
-from server.models.gguf_tokenizer import read_tokenizer
+from server.models.gguf.tokenizer import read_tokenizer
 from tests.models.gguf.files import rewrite, write
-from tests.models.test_gguf_sentencepiece import TEXTS, metadata, train
+from tests.models.gguf.test_sentencepiece import TEXTS, metadata, train
 from tests.models_zoo import save_tiny
 from tests.stress.llama_cpp import LlamaCpp
 

@@ -13,15 +13,15 @@ import transformers
 from server.models.conversions import writing
 from server.models.gguf.config import read_config
 from server.models.gguf.file import GgufFile
+from server.models.gguf.generation import generation_config
 from server.models.gguf.ignored import refuse_unused
 from server.models.gguf.parameters import Parameter, plan_parameters
 from server.models.gguf.reading import Reading
 from server.models.gguf.table import find_row
+from server.models.gguf.tokenizer import read_tokenizer
 from server.models.gguf.transforms import minus_one
 from server.models.gguf.values import check_values
 from server.models.gguf.writing import write_weights
-from server.models.gguf_generation import generation_config
-from server.models.gguf_tokenizer import read_tokenizer
 
 
 def convert(file: Path, folder: Path) -> None:

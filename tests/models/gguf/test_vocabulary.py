@@ -11,8 +11,8 @@ from gguf import TokenType
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from server.models.gguf.file import GgufFile
-from server.models.gguf_generation import generation_config
-from server.models.gguf_tokenizer import read_tokenizer
+from server.models.gguf.generation import generation_config
+from server.models.gguf.tokenizer import read_tokenizer
 
 TEXTS = [
     "In 2024 it's 3.14159 I'M\n\n  X!",

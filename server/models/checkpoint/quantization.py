@@ -20,8 +20,8 @@ import transformers
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer as _Compressed
 
 from server.engine.types import RefusedError
-from server.models.quantized_parts import INSTEAD, check_partners
-from server.models.weight_files import Stored
+from server.models.checkpoint.files import Stored
+from server.models.checkpoint.quantization_parts import INSTEAD, check_partners
 
 log = logging.getLogger("longspan.models")
 

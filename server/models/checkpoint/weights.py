@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from server.engine.types import RefusedError
-from server.models.quantized_parts import looks_quantized, of_activations
-from server.models.reading import Reading
-from server.models.unused import layer_beyond, reason_unused
-from server.models.weight_files import Stored
+from server.models.checkpoint.files import Stored
+from server.models.checkpoint.quantization_parts import looks_quantized, of_activations
+from server.models.checkpoint.reading import Reading
+from server.models.checkpoint.unused import layer_beyond, reason_unused
 
 log = logging.getLogger("longspan.models")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from server.models.weight_files import Stored
+from server.models.checkpoint.files import Stored
 
 _VISION = "images are not served"
 _AUDIO = "sound is not served"

@@ -10,7 +10,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers.utils import sentencepiece_model_pb2_new as proto
 
-from server.models.gguf_tokenizer import read_tokenizer
+from server.models.gguf.tokenizer import read_tokenizer
 
 DEFINED = ["<ud>", "\u2581\u2581", "aaa"]
 PIECES = [

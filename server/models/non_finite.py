@@ -1,4 +1,4 @@
-"""Logits that are no numbers: in whose number format they went beyond its range."""
+"""Logits that are NaN or infinite: in which dtype they went beyond its range."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, core_model_loading
 
 from server.engine.types import RefusedError
-from server.models.weight_files import Stored, stored_tensors
+from server.models.checkpoint.files import Stored, stored_tensors
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ def noting() -> Iterator[Reading]:
 
 
 def read_stored(files: Sequence[Path]) -> dict[str, Stored]:
-    """All tensors of a checkpoint's files; see ``weight_files.stored_tensors``.
+    """All tensors of a checkpoint's files; see ``checkpoint.files.stored_tensors``.
 
     Raises:
         RefusedError: a file is damaged, holds more than tensors, or two hold the same tensor.

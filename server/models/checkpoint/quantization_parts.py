@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from server.engine.types import RefusedError
-from server.models.weight_files import Stored
+from server.models.checkpoint.files import Stored
 
 INSTEAD = "choose the unquantized checkpoint, or a GGUF file of the model"
 

@@ -1,6 +1,6 @@
 """A model's tokenizer files to a ``tokenizer.json``, proven on sample texts.
 
-A program: ``python -m server.models.tokenizer_convert FOLDER TARGET``; for failures see
+A program: ``python -m server.models.tokenizing.convert FOLDER TARGET``; for failures see
 ``server.models.conversions``.
 """
 
@@ -19,8 +19,8 @@ import transformers
 from tokenizers.models import Unigram
 
 from server.models.conversions import writing
-from server.models.frame import frame
-from server.models.tokenizer_sentencepiece import add_tokens, build_tokenizer, parse_model
+from server.models.tokenizing.frame import frame
+from server.models.tokenizing.sentencepiece_file import add_tokens, build_tokenizer, parse_model
 
 # Whose token ids are those of the SentencePiece model: classes of transformers, and models that name none.
 _PLAIN_CLASSES = {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "TokenizersBackend"}

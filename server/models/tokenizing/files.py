@@ -65,7 +65,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 def _convert(folder: Path, target: Path, report: Report) -> None:
     report("converting the tokenizer", None)
     try:
-        run_conversion("server.models.tokenizer_convert", folder, target, lambda line: None)
+        run_conversion("server.models.tokenizing.convert", folder, target, lambda line: None)
     except ConversionError as error:
         raise RefusedError(
             f"{folder} has no tokenizer.json, and its other tokenizer files can't be converted: {error}; "
