@@ -1,3 +1,7 @@
+import json
+import os
+import shutil
+
 import gguf
 import numpy as np
 import pytest
@@ -5,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from server.engine.types import RefusedError
-from server.models.convert import read_record
+from server.models.convert import RECORD, read_record
 from server.models.gguf.conversion import convert
 from server.models.resolve import resolve_model
 from tests.models.gguf.files import add_key, close, write
@@ -116,3 +120,17 @@ def test_a_number_outside_of_the_set_is_refused(name, parts, tmp_path):
     moved = parts[0].rename(tmp_path / name)
     with pytest.raises(RefusedError, match=r"its name says that it is part \d of \d; give it the name that"):
         resolve(moved, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_conversion_says_how_it_is_made_again(name, parts, tmp_path):
+    folder = resolve(parts[0], tmp_path).folder
+    (folder / name).unlink()
+    with pytest.raises(RefusedError, match=rf"{name} is missing or damaged; delete {folder}, and it will be"):
+        resolve(parts[0], tmp_path)
+    shutil.rmtree(folder)
+    assert resolve(parts[0], tmp_path).folder == folder
+    os.truncate(folder / "model.safetensors", 1000)
+    (folder / RECORD).write_text(json.dumps({**read_record(folder), "mtime_ns": 0}))  # as if moved
+    with pytest.raises(RefusedError, match=r"model\.safetensors is missing or damaged"):
+        resolve(parts[0], tmp_path)
