@@ -97,8 +97,11 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
             log.info("%s is of another version of Longspan; delete it if that is not used any more", other)
     if not record.items() <= read_record(target).items():
         moved = target / f".{RECORD}.partial"
-        moved.write_text(json.dumps({**read_record(target), **record}, indent=2))
-        moved.replace(target / RECORD)
+        try:
+            moved.write_text(json.dumps({**read_record(target), **record}, indent=2))
+            moved.replace(target / RECORD)
+        except OSError as error:
+            log.warning("%s is read as a whole at every start: its place can't be noted (%s)", file, error)
     return _whole(target)
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -134,3 +135,17 @@ def test_a_damaged_conversion_says_how_it_is_made_again(name, parts, tmp_path):
     (folder / RECORD).write_text(json.dumps({**read_record(folder), "mtime_ns": 0}))  # as if moved
     with pytest.raises(RefusedError, match=r"model\.safetensors is missing or damaged"):
         resolve(parts[0], tmp_path)
+
+
+def test_a_moved_file_is_served_from_a_cache_that_cannot_be_written(parts, tmp_path, monkeypatch, caplog):
+    whole = tmp_path / "whole.gguf"
+    folder = resolve(whole, tmp_path).folder
+    (tmp_path / "elsewhere").mkdir()
+    moved = whole.rename(tmp_path / "elsewhere" / "whole.gguf")
+
+    def refuse(*_):
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert resolve(moved, tmp_path).folder == folder
+    assert "is read as a whole at every start" in caplog.text
