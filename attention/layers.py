@@ -155,6 +155,11 @@ class _Recorder:
             elif not self._follows(layer.window, mask):
                 self.masked.append(layer)
         if layer.index == 0:
+            if bool(key.isnan().any()):
+                raise UnsupportedError(
+                    "its first layer's keys are no numbers (NaN): a number in its weights or config, such as "
+                    "the base of its rotary embeddings, is not one that can be computed with"
+                )
             first, second = key.float().chunk(2, dim=2)
             self.repeats = first.shape == second.shape and torch.allclose(
                 first, second, rtol=0, atol=0.02 * float(first.abs().max())

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from server.engine.types import RefusedError
 from server.models.cache import Report, make_once
@@ -34,7 +35,8 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
 
     The folder's ``longspan.json`` keeps ``name``, ``source``, the path of the file (``gguf``), its
     ``size``, ``mtime_ns`` and ``sha256``; of a split set, the first file's path, and the others of all files
-    together. A file whose path, size and time are recorded is not read again.
+    together; and the sizes of what was written (``files``). A file whose path, size and time are recorded is
+    not read again.
 
     Args:
         file: the GGUF file, or any part of a split set.
@@ -63,7 +65,7 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
     }
     for folder in converted(cache_dir):
         if record.items() <= read_record(folder).items():
-            return folder
+            return _whole(folder)
 
     digest = hashlib.sha256()
     for part in parts:
@@ -79,7 +81,8 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
 
     def make(partial: Path) -> None:
         _convert(file, partial, report)
-        (partial / RECORD).write_text(json.dumps(record, indent=2))
+        files = {path.name: path.stat().st_size for path in partial.iterdir()}
+        (partial / RECORD).write_text(json.dumps({**record, "files": files}, indent=2))
 
     make_once(target, make, report)
     for other in models_folder(cache_dir).iterdir():
@@ -88,9 +91,21 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
             log.info("%s is of another version of Longspan; delete it if that is not used any more", other)
     if not record.items() <= read_record(target).items():
         moved = target / f".{RECORD}.partial"
-        moved.write_text(json.dumps(record, indent=2))
-        moved.replace(target / RECORD)
-    return target
+        try:
+            moved.write_text(json.dumps({**read_record(target), **record}, indent=2))
+            moved.replace(target / RECORD)
+        except OSError as error:
+            log.warning("%s is read as a whole at every start: its place can't be noted (%s)", file, error)
+    return _whole(target)
+
+
+def _whole(folder: Path) -> Path:
+    """The folder, if it still has what was written: nothing else would say that it can be made again."""
+    for name, size in dict(read_record(folder).get("files", {})).items():
+        path = folder / name
+        if not path.is_file() or (path.suffix == ".safetensors" and path.stat().st_size != size):
+            raise RefusedError(f"{path} is missing or damaged; delete {folder}, and it will be made again")
+    return folder
 
 
 def is_gguf(file: Path) -> bool:
@@ -104,7 +119,7 @@ def converted(cache_dir: Path) -> list[Path]:
     return sorted(record.parent for record in models_folder(cache_dir).glob(f"*{_SUFFIX}/{RECORD}"))
 
 
-def read_record(folder: Path) -> dict[str, str | int]:
+def read_record(folder: Path) -> dict[str, Any]:
     """What ``longspan.json`` of a converted folder says; nothing where it can't be read."""
     try:
         content = json.loads((folder / RECORD).read_text())

@@ -1,3 +1,8 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -5,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from server.engine.types import RefusedError
-from server.models.convert import read_record
+from server.models.convert import RECORD, read_record
 from server.models.gguf.conversion import convert
 from server.models.resolve import resolve_model
 from tests.models.gguf.files import add_key, close, write
@@ -116,3 +121,31 @@ def test_a_number_outside_of_the_set_is_refused(name, parts, tmp_path):
     moved = parts[0].rename(tmp_path / name)
     with pytest.raises(RefusedError, match=r"its name says that it is part \d of \d; give it the name that"):
         resolve(moved, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_conversion_says_how_it_is_made_again(name, parts, tmp_path):
+    folder = resolve(parts[0], tmp_path).folder
+    (folder / name).unlink()
+    with pytest.raises(RefusedError, match=rf"{name} is missing or damaged; delete {folder}, and it will be"):
+        resolve(parts[0], tmp_path)
+    shutil.rmtree(folder)
+    assert resolve(parts[0], tmp_path).folder == folder
+    os.truncate(folder / "model.safetensors", 1000)
+    (folder / RECORD).write_text(json.dumps({**read_record(folder), "mtime_ns": 0}))  # as if moved
+    with pytest.raises(RefusedError, match=r"model\.safetensors is missing or damaged"):
+        resolve(parts[0], tmp_path)
+
+
+def test_a_moved_file_is_served_from_a_cache_that_cannot_be_written(parts, tmp_path, monkeypatch, caplog):
+    whole = tmp_path / "whole.gguf"
+    folder = resolve(whole, tmp_path).folder
+    (tmp_path / "elsewhere").mkdir()
+    moved = whole.rename(tmp_path / "elsewhere" / "whole.gguf")
+
+    def refuse(*_):
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert resolve(moved, tmp_path).folder == folder
+    assert "is read as a whole at every start" in caplog.text
