@@ -136,10 +136,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def _convert(file: Path, folder: Path, report: Report) -> None:
     """Runs the conversion in a process of its own, which keeps torch out of this one."""
-    command = [sys.executable, "-m", "server.models.gguf", str(file), str(folder)]
+    command = [sys.executable, "-m", "server.models.gguf", str(file), str(folder), "--with-parent"]
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        # Nothing is written to its standard input, which ends when this process does, however that ends.
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
     ):
         try:
             assert process.stdout is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,16 @@ def _exact_dtype(file: GgufFile, plan: list[Parameter]) -> torch.dtype:
     return torch.float32
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has gone, and with it what held the folder locked."""
+    os.read(0, 1)  # sys.stdin would be locked meanwhile, also when this process ends
+    os._exit(1)
+
+
 def main() -> None:
-    """The program: ``FILE FOLDER``."""
+    """The program: ``FILE FOLDER``, and ``--with-parent`` where standard input ends with what started it."""
+    if sys.argv[3:] == ["--with-parent"]:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     transformers.logging.disable_progress_bar()
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
