@@ -1,7 +1,8 @@
 """Conversions of a model's files, each in a process of its own, which keeps torch out of the server's.
 
-A program is a module that is called with a source and a target. When it fails, the last line of its standard
-error is the reason.
+A program is a module that is called with a source and a target, and with ``--with-parent`` where it is to end
+when its standard input does, so that it never writes a folder whose lock has ended with the process that held
+it. When it fails, the last line of its standard error is the reason.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_WITH_PARENT = "--with-parent"
 
 
 class ConversionError(Exception):
@@ -35,7 +39,9 @@ def run_conversion(program: str, source: Path, target: Path, told: Callable[[str
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", program, str(source), str(target)],
+            [sys.executable, "-m", program, str(source), str(target), _WITH_PARENT],
+            # Nothing is written there; it ends when this process does, however that ends.
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -57,6 +63,18 @@ def run_conversion(program: str, source: Path, target: Path, told: Callable[[str
     if code < 0:  # what it wrote before is not why
         last = f"the conversion was ended by signal {-code}, as it is where memory runs out"
     raise ConversionError(last)
+
+
+def arguments() -> tuple[Path, Path]:
+    """A program's source and target."""
+    if sys.argv[3:] == [_WITH_PARENT]:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    return Path(sys.argv[1]), Path(sys.argv[2])
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # sys.stdin would be locked meanwhile, also when this process ends
+    os._exit(1)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from server.models.conversions import writing
+from server.models.conversions import arguments, writing
 from server.models.gguf.config import read_config
 from server.models.gguf.file import GgufFile
 from server.models.gguf.generation import generation_config
@@ -86,10 +86,11 @@ def _exact_dtype(file: GgufFile, plan: list[Parameter]) -> torch.dtype:
 
 
 def main() -> None:
-    """The program: ``FILE FOLDER``."""
+    """The program."""
+    source, target = arguments()
     transformers.logging.disable_progress_bar()
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        convert(source, target)
     except ValueError as error:
         sys.exit(" ".join(str(error).split()))
     except Exception as error:  # a file can contradict itself in more ways than are looked for

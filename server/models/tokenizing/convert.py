@@ -1,6 +1,6 @@
 """A model's tokenizer files to a ``tokenizer.json``, proven on sample texts.
 
-A program: ``python -m server.models.tokenizing.convert FOLDER TARGET``; for failures see
+A program: ``python -m server.models.tokenizing.convert FOLDER TARGET [--with-parent]``; for failures see
 ``server.models.conversions``.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import transformers
 from tokenizers.models import Unigram
 
-from server.models.conversions import writing
+from server.models.conversions import arguments, writing
 from server.models.tokenizing.frame import frame
 from server.models.tokenizing.sentencepiece_file import add_tokens, build_tokenizer, parse_model
 
@@ -244,9 +244,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 def main() -> None:
     """The program."""
+    source, target = arguments()
     transformers.logging.set_verbosity_error()
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        convert(source, target)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         sys.exit(reason)
