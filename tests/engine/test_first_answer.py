@@ -20,6 +20,8 @@ CASES = [
     for kernel in ("cpu_paged", "sdpa", "reference")
     for weights in ("auto", "float")
 ]
+# xformers has no kernel for a CPU.
+CASES += [("flash", {}, "auto", "auto"), ("flash", {}, "auto", "float"), ("full", {}, "flex", "float")]
 # At temperature 0.2 and top-p 0.9 a runner-up whose log probability is less by this is never drawn.
 CERTAIN = 0.44
 

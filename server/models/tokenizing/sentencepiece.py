@@ -48,6 +48,9 @@ def scored(vocabulary: Vocabulary, scores: list[float], unknown: int | None, spa
         scores: one per token.
         unknown: the token of characters that the vocabulary has no token for, where it has no bytes.
         spaces: how they are treated.
+
+    Raises:
+        ValueError: SentencePiece would give texts other tokens.
     """
     return _bpe(vocabulary, _merges(vocabulary.of_kind(*_NORMAL), scores), unknown, spaces)
 
@@ -87,7 +90,16 @@ def _merges(normal: dict[str, int], scores: list[float]) -> list[tuple[str, str]
 
     Of two pairs that make the same token, the one with the longer first half comes first: in a text it is
     the one further left.
+
+    Raises:
+        ValueError: SentencePiece would join characters that are no tokens, from which no merge can begin.
     """
+    for token in normal:
+        if lost := [letter for letter in token if letter not in normal]:
+            raise ValueError(
+                f"SentencePiece makes its token {token!r} of characters of which {lost[0]!r} is no token, "
+                "which Longspan can't"
+            )
     found = [
         (-scores[index], index, -cut, token[:cut], token[cut:])
         for token, index in normal.items()

@@ -145,3 +145,12 @@ def test_spaces_after_phi_3s_control_tokens_are_dropped():
 def test_what_a_file_lacks_is_said(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_tokenizer("x.gguf", metadata(train(), **wrong))
+
+
+def test_tokens_of_characters_that_are_none_are_refused():
+    """SentencePiece joins any characters; the merges of the tokenizers library begin with tokens."""
+    said = metadata(train())
+    tokens = said["tokenizer.ggml.tokens"]
+    tokens[tokens.index("e")] = "\u2603"
+    with pytest.raises(ValueError, match="of which 'e' is no token"):
+        read_tokenizer("x.gguf", said)
