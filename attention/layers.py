@@ -157,7 +157,7 @@ class _Recorder:
         if layer.index == 0:
             if bool(key.isnan().any()):
                 raise UnsupportedError(
-                    "its first layer's keys are no numbers (NaN): a number in its weights or config, such as "
+                    "its first layer's keys are NaN: a number in its weights or config, such as "
                     "the base of its rotary embeddings, is not one that can be computed with"
                 )
             first, second = key.float().chunk(2, dim=2)
