@@ -163,8 +163,8 @@ def test_tokens_that_mix_outside_attention_are_noticed(serve):
     refused(loaded)
 
 
-def test_a_config_that_computes_no_numbers_is_refused_as_such(serve):
-    with pytest.raises(RefusedError, match=r"its first layer's keys are NaN .*base of its rotary"):
+def test_a_config_that_computes_nan_is_refused_as_such(serve):
+    with pytest.raises(RefusedError, match=r"its first layer's keys are NaN: .*base of its rotary"):
         serve("llama", rope_parameters={"rope_type": "default", "rope_theta": 0.0})
 
 
