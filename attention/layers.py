@@ -62,7 +62,7 @@ def _read(model: Any) -> list[LayerSpec]:
     # Of the decoder of an encoder-decoder model, the other is the encoder's.
     count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if count is None:
-        raise UnsupportedError("it is made of several transformers, and its config tells no number of layers")
+        raise UnsupportedError("it is made of several transformers, and its config has no number of layers")
     types = getattr(config, "layer_types", None) or [None] * count
     if strange := strange_types(config):
         raise UnsupportedError(f"the paged cache would lose the structure of its {', '.join(strange)} layers")

@@ -132,7 +132,7 @@ def read_generation(
             ", ".join(f"{name} {value:g}" for name, value in values.items()),
         )
     if unused := _unused(file, ready.context_length):
-        log.warning("%s asks for what is not done here: %s", FILE, ", ".join(unused))
+        log.warning("%s asks for what Longspan does not do: %s", FILE, ", ".join(unused))
     return Generation(ends, msgspec.structs.replace(Sampling(), **values))
 
 

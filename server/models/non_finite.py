@@ -44,6 +44,6 @@ def check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype)
     if most < torch.finfo(loaded.dtype).max and bool(logits.isnan().any()):
         raise RefusedError(
             f"with a KV cache in {format_name(kv_dtype)}, which holds numbers up to {most:g}, logits of "
-            f"{loaded.architecture} are no numbers; choose --kv-dtype {str(loaded.dtype)[6:]}"
+            f"{loaded.architecture} are NaN; choose --kv-dtype {str(loaded.dtype)[6:]}"
             + (" or bfloat16" if kv_dtype != torch.bfloat16 and loaded.dtype == torch.float32 else "")
         )

@@ -189,7 +189,7 @@ def test_what_is_not_done_here_is_said_once(read):
     _, log = read(
         {**file, "min_length": 5, "max_length": CONTEXT - 1, "hot_new_thing": "x", "eos_token_id": 1}
     )
-    lines = [line for line in log.splitlines() if "not done here" in line]
+    lines = [line for line in log.splitlines() if "Longspan does not do" in line]
     assert len(lines) == 1
     for part in ("num_beams 4", "length_penalty 2.0", "no_repeat_ngram_size 3", "suppress_tokens [1, 2]"):
         assert part in lines[0]
