@@ -1,34 +1,37 @@
-"""What a comparison of attention variants consists of."""
+"""A comparison of attention variants: what is asked, what was measured, what follows."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.quality.types import Deployment
+from loadtest.deployment import Deployment
+from loadtest.evaluation.types import Answer, Memory, TextBlock
+from loadtest.measuring.types import Interval, Load, Measurement
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """An attention variant to be compared.
+class Margins:
+    """How much worse than full attention a variant may be and still be called safe.
 
     Attributes:
-        deployment: as it would be served.
-        predicting: the same for measuring perplexity, where that takes other options: a pattern that leaves
-            prompts alone must apply to them, or perplexity would be full attention's.
-        exact: it computes full attention.
+        perplexity: of the text, as a share: 0.05 allows 1.05 times full's. Quantization to 4 bits, which
+            people deploy without a second thought, costs about as much.
+        score: of the tasks, in points of 1: 0.05 allows 5 of 100 answers fewer.
+        logprob: of right answers, nats per token, where a task's answers fail under full attention too.
+        agreement: share of greedy tokens of the user's prompts that may differ from full's.
+        effective: share of full's score at the shortest context that a variant has to keep for a length to
+            count as effective (RULER takes a fixed score of 85.6; here full is the measure).
+        speed: a gain below this share is not worth a change, however certain.
     """
 
-    deployment: Deployment
-    predicting: Deployment
-    exact: bool = False
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return self.deployment.name
+    perplexity: float = 0.05
+    score: float = 0.05
+    logprob: float = 0.1
+    agreement: float = 0.1
+    effective: float = 0.85
+    speed: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,67 +41,34 @@ class Plan:
     Attributes:
         candidates: the first is full attention, which the others are held against.
         contexts: lengths in tokens, ascending.
+        loads: of the cells; the first of each context is the operator's own.
+        tasks: names of ``loadtest.tasks``.
         text: where the text came from: a file's name, or words.
         text_hash: of its content.
-        depths: where needles stand, as shares of the text.
-        keys_per_depth: needles at each.
-        slices: of the text, for perplexity.
-        output_tokens: of each timed stream.
-        prompts: the user's own, whose answers are compared.
+        own: where the user's own questions came from; empty for none.
+        own_hash: of their content.
+        chat: questions are asked through the model's chat template.
+        margins: of the verdict.
+        confidence: of every interval and test, 0 to 1.
+        seed: of all that is drawn.
+        kv_memory: bytes of KV cache that ``fits`` is counted for; the same for all.
         arguments: of ``longspan serve``, for every server.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Deployment, ...]
     contexts: tuple[int, ...]
+    loads: tuple[Load, ...]
+    tasks: tuple[str, ...]
     text: str
     text_hash: str
-    depths: tuple[float, ...]
-    keys_per_depth: int
-    slices: int
-    output_tokens: int
-    prompts: tuple[str, ...]
-    arguments: tuple[str, ...]
-
-
-Cell = Mapping[str, Any]
-"""One measurement's figures, or ``{"error": sentence}``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A candidate at one context length; NaN or ``None`` where there is no figure.
-
-    Attributes:
-        candidate: its name.
-        context: tokens.
-        prefill_rate: prompt tokens per second.
-        ttft: time to first token of a prompt of that length, seconds.
-        tpot: time per output token after it, seconds.
-        kv_bytes: KV cache held by one sequence.
-        fits: sequences of that length that the server's KV cache holds at once.
-        perplexity: of the text's last three quarters.
-        found: needles found by depth.
-        hidden: needles hidden by depth.
-        errors: what could not be measured, and why.
-    """
-
-    candidate: str
-    context: int
-    prefill_rate: float = math.nan
-    ttft: float = math.nan
-    tpot: float = math.nan
-    kv_bytes: float = math.nan
-    fits: float = math.nan
-    perplexity: float = math.nan
-    found: dict[float, int] = field(default_factory=dict)
-    hidden: dict[float, int] = field(default_factory=dict)
-    errors: tuple[str, ...] = ()
-
-    @property
-    def found_share(self) -> float:
-        """Needles found, of those hidden; NaN if none was."""
-        hidden = sum(self.hidden.values())
-        return sum(self.found.values()) / hidden if hidden else math.nan
+    own: str = ""
+    own_hash: str = ""
+    chat: bool = False
+    margins: Margins = field(default_factory=Margins)
+    confidence: float = 0.95
+    seed: int = 0
+    kv_memory: int = 0
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -110,9 +80,16 @@ class Comparison:
         created: UTC, ISO 8601.
         machine: what it runs on.
         versions: of Longspan and what it runs on.
-        model: name, architecture, dtype, kv_dtype, device, parameters.
-        kernels: what computed each candidate, and why.
-        cells: figures by ``candidate | context | measurement``.
+        model: name, architecture, parameters, dtype, kv_dtype, device, context_length.
+        running: how each candidate is served, by name: ``kernel``, ``reason``, ``options``.
+        budget: seconds that it was given.
+        spent: seconds that it has used, over all runs that were joined.
+        speed: cells, in the order in which they were measured.
+        answers: of tasks and of the user's own questions.
+        text: blocks of text.
+        memory: KV cache.
+        failed: candidates that failed while they were measured, by name: why.
+        busy: why this machine is too busy to tell speeds apart, a sentence; empty if it is not.
     """
 
     plan: Plan
@@ -120,41 +97,152 @@ class Comparison:
     machine: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
-    kernels: dict[str, dict[str, str]] = field(default_factory=dict)
-    cells: dict[str, Cell] = field(default_factory=dict)
-
-    def cell(self, candidate: str, context: int, measurement: str) -> Cell | None:
-        """A measurement's figures; ``None`` if it was not made."""
-        return self.cells.get(key(candidate, context, measurement))
-
-    def rows(self) -> list[Row]:
-        """All candidates at all contexts, as far as there are figures."""
-        return [
-            self._row(candidate.name, context)
-            for candidate in self.plan.candidates
-            for context in self.plan.contexts
-        ]
-
-    def row(self, candidate: str, context: int) -> Row:
-        """One of them."""
-        return self._row(candidate, context)
-
-    def _row(self, candidate: str, context: int) -> Row:
-        figures: dict[str, Any] = {}
-        errors = []
-        for measurement in ("speed", "memory", "perplexity", "needles"):
-            cell = self.cell(candidate, context, measurement)
-            if cell is None:
-                continue
-            if "error" in cell:
-                errors.append(f"{measurement}: {cell['error']}")
-            else:
-                figures |= cell
-        for name in ("found", "hidden"):
-            figures[name] = {float(depth): count for depth, count in figures.get(name, {}).items()}
-        return Row(candidate, context, **figures, errors=tuple(errors))
+    running: dict[str, dict[str, Any]] = field(default_factory=dict)
+    budget: float = 0.0
+    spent: float = 0.0
+    speed: list[Measurement] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    text: list[TextBlock] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    busy: str = ""
 
 
-def key(candidate: str, context: int, measurement: str) -> str:
-    """Where a measurement's figures are in ``Comparison.cells``."""
-    return f"{candidate} | {context} | {measurement}"
+class Outcome(enum.StrEnum):
+    """Of a test of non-inferiority."""
+
+    SAFE = "safe"
+    UNSAFE = "not safe"
+    UNKNOWN = "not enough evidence"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One test: how much worse than full attention a variant is in one respect, and whether that is too much.
+
+    Attributes:
+        deployment: the variant.
+        measure: ``text``, ``tasks`` (informative ones together), ``task:NAME``, ``own``.
+        length: context length; 0 where it does not depend on one.
+        unit: of ``loss`` and ``margin``: ``perplexity`` (a ratio less 1), ``score``, ``logprob`` (nats per
+            token), ``agreement``.
+        loss: of the variant against full, paired; more is worse.
+        margin: the most that is allowed.
+        full: full's own value, for context.
+        own: the variant's.
+        outcome: of the test.
+        more: samples that would probably settle it, beyond those that there are; ``None`` if it is settled.
+        decides: it is part of the verdict; else it only tells where something was lost.
+        where: in words where it loses, like "at depth 0.1 and 0.3: 0 of 8 found where full finds 8".
+        note: why it can't tell, or what to know of it; empty for nothing.
+    """
+
+    deployment: str
+    measure: str
+    length: int
+    unit: str
+    loss: Interval
+    margin: float
+    full: float
+    own: float
+    outcome: Outcome
+    more: int | None = None
+    decides: bool = True
+    where: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """One figure of speed or memory against full attention's.
+
+    Attributes:
+        deployment: the variant.
+        load: label of the load.
+        context: tokens.
+        figure: ``ttft``, ``tpot``, ``output_rate``, ``bytes``, ``fits``.
+        full: full's own.
+        own: the variant's.
+        ratio: how many times better than full, paired by round; below 1 is worse.
+        equal_work: the variant computes here what full computes: any difference is the machine's noise.
+    """
+
+    deployment: str
+    load: str
+    context: int
+    figure: str
+    full: Interval
+    own: Interval
+    ratio: Interval
+    equal_work: bool = False
+
+    @property
+    def different(self) -> bool:
+        """The interval excludes no difference, and the work is not the same."""
+        return self.ratio.excludes(1.0) and not self.equal_work
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the evidence says of one variant.
+
+    Attributes:
+        deployment: its name.
+        outcome: safe only if every deciding test is.
+        evidence: all tests of it.
+        gains: all its figures of speed and memory.
+        effective: longest context at which it keeps the margin's share of full's score at its shortest; 0 for
+            none, ``None`` where no task is informative.
+        exact: it computes full attention.
+        sentence: what it brings and costs, a line.
+        command: what to type to deploy it.
+    """
+
+    deployment: str
+    outcome: Outcome
+    evidence: tuple[Evidence, ...]
+    gains: tuple[Gain, ...]
+    effective: int | None
+    exact: bool
+    sentence: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to deploy.
+
+    Attributes:
+        winner: name of the deployment; empty where nothing can be said.
+        sentences: why, and what is known of the others; they name load, lengths, text and confidence.
+        command: what to type; empty without a winner.
+        quality_speed: names on the Pareto front of quality against time per token at the longest context.
+        quality_memory: names on that of quality against KV bytes.
+    """
+
+    winner: str
+    sentences: tuple[str, ...]
+    command: str
+    quality_speed: tuple[str, ...] = ()
+    quality_memory: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """A whole comparison, judged.
+
+    Attributes:
+        verdicts: of every candidate but full, in the plan's order.
+        advice: what to deploy.
+        uninformative: tasks and lengths where full itself fails, or none can fail, in words.
+        busy: why speeds can't be told apart on this machine, in words; empty if they can.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    advice: Advice
+    uninformative: tuple[str, ...] = ()
+    busy: str = ""
+
+
+EXACT = ("full", "flash", "xformers")
+"""Backends that compute full attention."""

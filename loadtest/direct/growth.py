@@ -15,11 +15,10 @@ from attention.backends import UnsupportedError, resolve
 from attention.formats import format_name
 from attention.survey import survey as survey_backends
 from attention.types import PagedCache
-from loadtest.compare.candidates import parse
+from loadtest.deployment import Deployment, parse
 from loadtest.direct.engine import RoomError, open_engine, placed_tokens
 from loadtest.direct.settings import read_settings
 from loadtest.growth.types import FULL, Measurement, Plan, Point, Survey, Variant
-from loadtest.quality.types import Deployment
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, prepare
 from server.engine.types import RefusedError
@@ -125,7 +124,7 @@ def _contexts(
 def _deployments(plan: Plan, settings: Settings, prepared: Prepared) -> list[Deployment]:
     """Full attention, then those asked for, or every backend and every pattern of a family."""
     if plan.backends:
-        asked = [parse(text).deployment for text in plan.backends]
+        asked = [parse(text) for text in plan.backends]
     else:
         layers, kv_dtype = prepared.loaded.layers, prepared.kv_dtype
         asked = []

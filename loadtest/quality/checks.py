@@ -11,20 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from loadtest.deployment import FULL, topk, window
 from loadtest.greedy import GREEDY
 from loadtest.quality import text as texts
 from loadtest.quality.decode_time import decode_times
-from loadtest.quality.deployments import (
-    BEYOND,
-    FULL,
-    FULL_BEYOND,
-    TRAINED,
-    covering,
-    exact,
-    topk,
-    window,
-    window_beyond,
-)
+from loadtest.quality.deployments import BEYOND, FULL_BEYOND, TRAINED, covering, exact, window_beyond
 from loadtest.quality.measurement import Check, Measurement
 from loadtest.quality.needle import needles
 from loadtest.quality.perplexity import perplexity, pooled

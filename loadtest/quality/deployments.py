@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loadtest.quality.types import Deployment
+from loadtest.deployment import Deployment, sparse, window
 
 # What the default model was trained for, and half as much again.
 TRAINED = 8192
 BEYOND = 12288
 
-FULL = Deployment("full")
 _LONG = ("--max-context", str(BEYOND + 64))
 # Unless the frequencies are said to stay, a model is refused any context beyond its own.
 FULL_BEYOND = Deployment("full, 12k context", others=("--rope-scaling", "default", *_LONG))
-
-
-def window(size: int, sinks: int) -> Deployment:
-    """A sliding window at the keys' original positions."""
-    options = {"window": str(size), "sinks": str(sinks)}
-    return Deployment(f"window {size} + {sinks} sinks", "sliding_window", options)
 
 
 def window_beyond(size: int, sinks: int) -> Deployment:
@@ -28,17 +21,6 @@ def window_beyond(size: int, sinks: int) -> Deployment:
     return Deployment(
         f"{near.name}, in-cache positions", near.attention, {**near.options, "positions": "cache"}, _LONG
     )
-
-
-def sparse(name: str, pattern: str, **options: int | str) -> Deployment:
-    """A sparse pattern."""
-    texts = {key: str(value) for key, value in options.items()}
-    return Deployment(name, "sparse", {"pattern": pattern, **texts})
-
-
-def topk(budget: int) -> Deployment:
-    """The pages that promise most to each query, the first and the recent ones always among them."""
-    return sparse(f"top-k {budget}", "topk", budget=budget)
 
 
 def exact(deployment: Deployment) -> Deployment:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from loadtest.quality.types import Deployment, Outcome
+from loadtest.deployment import Deployment
+from loadtest.quality.types import Outcome
 from loadtest.servers import NotStartedError, serve
 from longspan import Client, LongspanError
 

@@ -3,31 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """A server to be measured.
-
-    Attributes:
-        name: what tables call it.
-        attention: ``--attention``.
-        options: ``--attention-option``, by key.
-        others: further arguments of ``longspan serve``.
-    """
-
-    name: str
-    attention: str = "full"
-    options: Mapping[str, str] = field(default_factory=dict, hash=False)
-    others: tuple[str, ...] = ()
-
-    @property
-    def arguments(self) -> list[str]:
-        """All arguments of ``longspan serve`` that make it."""
-        options = [("--attention-option", f"{key}={value}") for key, value in self.options.items()]
-        return ["--attention", self.attention, *(part for option in options for part in option), *self.others]
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from loadtest.quality import __main__ as command
 from loadtest.quality import checks, measurement, report
-from loadtest.quality.deployments import FULL, covering, window
+from loadtest.deployment import FULL, Deployment, window
+from loadtest.quality.deployments import covering
 from loadtest.quality.measurement import Check, Measurement, MeasurementError
-from loadtest.quality.types import DecodeTime, Deployment, Needle, Outcome, Perplexity
+from loadtest.quality.types import DecodeTime, Needle, Outcome, Perplexity
 from tests.scripted import serving
 
 LONG = "\n".join(["So it goes on and on."] * 4000)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention.backends import resolve
 from attention.types import AttentionBatch, LayerSpec, PagedCache
-from loadtest.quality.deployments import FULL, window
+from loadtest.deployment import FULL, window
 
 PAGE = 16
 LAYER = LayerSpec(index=0, query_heads=4, kv_heads=2, head_size=8, value_size=8, scale=0.35)

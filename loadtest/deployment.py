@@ -1,0 +1,88 @@
+"""Servers to be measured: one attention variant each."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A server to be measured.
+
+    Attributes:
+        name: what tables call it.
+        attention: ``--attention``.
+        options: ``--attention-option``, by key.
+        others: further arguments of ``longspan serve``.
+    """
+
+    name: str
+    attention: str = "full"
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    others: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """All arguments of ``longspan serve`` that make it."""
+        options = [("--attention-option", f"{key}={value}") for key, value in self.options.items()]
+        return ["--attention", self.attention, *(part for option in options for part in option), *self.others]
+
+    @property
+    def command(self) -> str:
+        """What to type to serve it."""
+        return shlex.join(["longspan", "serve", *self.arguments])
+
+
+def parse(text: str) -> Deployment:
+    """A deployment from ``"sliding_window window=512 sinks=4"``.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    words = shlex.split(text)
+    if not words or "=" in words[0] or any("=" not in word for word in words[1:]):
+        raise ValueError(
+            f"{text!r} is no candidate; write a backend and its options, like 'sliding_window window=512'"
+        )
+    options = dict(word.split("=", 1) for word in words[1:])
+    return Deployment(text.strip(), words[0], options)
+
+
+def window(size: int, sinks: int) -> Deployment:
+    """A sliding window at the keys' original positions."""
+    options = {"window": str(size), "sinks": str(sinks)}
+    return Deployment(f"window {size} + {sinks} sinks", "sliding_window", options)
+
+
+def sparse(name: str, pattern: str, **options: int | str) -> Deployment:
+    """A sparse pattern."""
+    texts = {key: str(value) for key, value in options.items()}
+    return Deployment(name, "sparse", {"pattern": pattern, **texts})
+
+
+def topk(budget: int) -> Deployment:
+    """The pages that promise most to each query, the first and the recent ones always among them."""
+    return sparse(f"top-k {budget}", "topk", budget=budget)
+
+
+FULL = Deployment("full")
+
+QUICK: tuple[Deployment, ...] = (FULL, window(1020, 4), topk(512))
+"""What a first look compares."""
+
+WHOLE: tuple[Deployment, ...] = (
+    FULL,
+    window(508, 4),
+    window(1020, 4),
+    window(2044, 4),
+    topk(256),
+    topk(512),
+    topk(1024),
+    sparse("longformer", "longformer"),
+    sparse("segment 512", "segment"),
+    sparse("bigbird", "bigbird"),
+    sparse("lsh", "lsh"),
+)
+"""What an evening compares."""
