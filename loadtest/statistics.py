@@ -1,7 +1,7 @@
 """Intervals: how far a figure of few samples can be trusted.
 
-Everything is deterministic: resampling draws from a fixed seed, so that a document gives the same verdict each
-time that it is read.
+Everything is deterministic: resampling draws from a fixed seed, so that a document gives the same verdict
+each time that it is read.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist, median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +17,19 @@ from numpy.typing import NDArray
 from loadtest.measuring.types import Interval
 
 LEAST = 6
-"""Samples below which no interval is claimed: even the whole range of five misses their median 1 time in 16."""
+"""Samples below which no interval is claimed: the whole range of five misses the median 1 time in 16."""
 
 _RESAMPLES = 4000
 _SEED = 20240613
 
-_Floats = NDArray[np.float64]
+_Floats = NDArray[np.floating[Any]]
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The median of independent values, and its bootstrap interval.
 
-    The interval is the expanded percentile interval (Hesterberg: What Teachers Should Know About the Bootstrap,
-    2015, section 4.2.2), since plain percentiles are too narrow where samples are few.
+    The interval is the expanded percentile interval (Hesterberg: What Teachers Should Know About the
+    Bootstrap, 2015, section 4.2.2), since plain percentiles are too narrow where samples are few.
     """
     if len(values) < LEAST:
         return Interval(median(values) if values else math.nan, count=len(values))
@@ -67,10 +68,10 @@ def score_loss(
 ) -> Interval:
     """How many points of 1 ``own`` loses against ``full``, paired, and its interval.
 
-    Agresti and Min (Simple improved confidence intervals for comparing matched proportions, 2005): one sample
-    more, half of which lost and half of which won, is added to either side, so that no loss in ten samples
-    does not pass for certainty. For scores between 0 and 1 the same with their squares; for samples that share a
-    context the variance is that of the contexts' sums.
+    Agresti and Min (Simple improved confidence intervals for comparing matched proportions, 2005): two
+    samples are imagined beside the real ones, one half lost and one half won of each, so that no loss in
+    ten samples does not pass for certainty. For scores between 0 and 1 the same with their squares; for
+    samples that share a context the variance is that of the contexts' sums.
 
     Args:
         full: scores of full attention, 0 to 1.
@@ -93,8 +94,8 @@ def score_loss(
 def to_settle(loss: Interval, margin: float) -> int | None:
     """Samples beyond ``loss.count`` with which its interval would probably lie on one side of ``margin``.
 
-    An interval narrows with the square root of the samples. ``None`` where the interval lies on one side already;
-    where none is claimed yet, as many as a claim takes.
+    An interval narrows with the square root of the samples. ``None`` where the interval lies on one side
+    already; where none is claimed yet, as many as a claim takes.
     """
     if not loss.claimed:
         return max(1, LEAST - loss.count)
