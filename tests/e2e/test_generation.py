@@ -141,6 +141,23 @@ def test_forced_tokens_are_decoded(exact):
         assert "".join(delta.text for delta in own) == answer.text
 
 
+def test_forcing_what_a_seed_draws_changes_nothing(client):
+    options = {"n": 2, "seed": 5, "temperature": 1, "max_tokens": 12, "logprobs": 0}
+    free = client.generate(JAPAN, **options).completions
+    forced = list(free[0].token_ids[:5])
+    assert list(free[1].token_ids[:5]) != forced
+    first, second = client.generate(JAPAN, forced_token_ids=forced, **options).completions
+    assert (first.token_ids, first.text, first.finish_reason) == (
+        free[0].token_ids,
+        free[0].text,
+        free[0].finish_reason,
+    )
+    found, expected = ([e.chosen.logprob for e in sample.logprobs] for sample in (first, free[0]))
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert list(second.token_ids[:5]) == forced
+    assert second.token_ids != free[1].token_ids
+
+
 def test_a_repeated_prompt_comes_from_the_prefix_cache(client):
     prompt = "The history of the lighthouse keeper and his seven improbable daughters. " * 6
     first = client.generate(prompt, max_tokens=4, temperature=0)
