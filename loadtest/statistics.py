@@ -113,7 +113,7 @@ def _by_cluster(values: _Floats, clusters: Sequence[object] | None) -> tuple[_Fl
     order = {label: number for number, label in enumerate(dict.fromkeys(clusters))}
     numbers = np.asarray([order[label] for label in clusters])
     counts = np.bincount(numbers, minlength=len(order)).astype(float)
-    return np.bincount(numbers, weights=values, minlength=len(order)), counts
+    return np.bincount(numbers, weights=values, minlength=len(order)).astype(float), counts
 
 
 def _drawn(count: int) -> NDArray[np.int64]:
