@@ -9,11 +9,12 @@ from statistics import fmean
 
 from loadtest.compare.equal import sees_all
 from loadtest.compare.ground import Ground
+from loadtest.compare.phrases import listed
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
 from loadtest.evaluation import analysis
 from loadtest.evaluation.pairs import OWN, AnswerPair, answer_key, answer_pairs
 from loadtest.measuring.types import Interval
-from loadtest.statistics import mean_interval
+from loadtest.statistics import mean_interval, score_loss
 
 PENDING = "not measured yet"
 EQUAL = "it sees the whole context, as full attention does"
@@ -71,14 +72,13 @@ def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> li
 
 def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks: Sequence[str]) -> Evidence:
     pairs = _pairs(comparison, name, length, tasks)
-    if measure == "tasks":
-        loss = analysis.pooled_score_loss(comparison, name, length)
-    else:
-        loss = analysis.score_losses(comparison, name, length).get(tasks[0], Interval())
-    means = (_mean(pair.full.score for pair in pairs), _mean(pair.own.score for pair in pairs))
+    full, own = [pair.full.score for pair in pairs], [pair.own.score for pair in pairs]
+    contexts = [pair.context for pair in pairs]
+    loss = score_loss(full, own, comparison.plan.confidence, contexts)
     return replace(
-        _test(comparison, name, measure, length, "score", loss, means),
+        _test(comparison, name, measure, length, "score", loss, (_mean(full), _mean(own))),
         decides=measure == "tasks",
+        contexts=len(set(contexts)),
         where=_where(comparison, name, length, tasks),
     )
 
@@ -164,11 +164,6 @@ def _pairs(comparison: Comparison, name: str, length: int, tasks: Sequence[str])
 def _mean(values: Iterable[float]) -> float:
     kept = list(values)
     return fmean(kept) if kept else math.nan
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as a list in a sentence: a, b and c."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def failures(comparison: Comparison, name: str) -> list[str]:

@@ -53,7 +53,7 @@ def _speed(comparison: Comparison, full: str, name: str, load: Load, figure: str
         figure,
         own_figure(cells, full, load.label, figure, confidence),
         own_figure(cells, name, load.label, figure, confidence),
-        ratio(cells, full, name, load.label, figure, confidence),
+        ratio(cells, name, full, load.label, figure, confidence),
         equal_work(comparison, name, load, figure),
     )
 

@@ -25,7 +25,7 @@ def own(cells: Sequence[Measurement], deployment: str, load: str, figure: str, c
 
 
 def ratio(
-    cells: Sequence[Measurement], base: str, name: str, load: str, figure: str, confidence: float
+    cells: Sequence[Measurement], name: str, base: str, load: str, figure: str, confidence: float
 ) -> Interval:
     theirs, ours = series(cells, base, load, figure), series(cells, name, load, figure)
     rate = figure in ("output_rate", "prefill_rate")
