@@ -88,6 +88,7 @@ class Rounds(Generic[LoadT]):
         self._offset = max((m.began + m.seconds for m in self.measurements), default=0.0)
         self._began = self._run_began = clock()
         self._end = float("inf")
+        self._hopeless = False
 
     @property
     def rounds(self) -> dict[str, int]:
@@ -109,7 +110,8 @@ class Rounds(Generic[LoadT]):
     def step(self, load: LoadT) -> list[Measurement]:
         """One round of one load: every target that has not failed under it, there and back.
 
-        Visits that other work disturbed are repeated at the end of their pass.
+        Visits that other work disturbed are repeated at the end of their pass, unless the last round before
+        this one, of whichever load, stayed disturbed throughout in spite of that.
 
         Returns:
             All attempts.
@@ -121,7 +123,7 @@ class Rounds(Generic[LoadT]):
             order.reverse()
         for visit in (0, 1):
             left = order if visit == 0 else order[::-1]
-            for attempt in range(1 + MOST_REPEATS):
+            for attempt in range(1 if self._hopeless else 1 + MOST_REPEATS):
                 found = [
                     self._visit(load, name, number, visit, attempt)
                     for name in left
@@ -131,6 +133,7 @@ class Rounds(Generic[LoadT]):
                 left = [each.deployment for each in found if each.disturbed]
                 if not left or self._clock() >= self._end:
                     break
+        self._hopeless = all(each.disturbed for each in made if not each.error)
         self._rounds[label] = number + 1
         return made
 
