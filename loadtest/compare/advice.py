@@ -50,7 +50,7 @@ def _recommend(comparison: Comparison, verdicts: Sequence[Verdict], ground: Grou
         ]
     others = [verdict for verdict in verdicts if verdict.deployment not in comparison.failed]
     if comparison.busy:
-        return "", [comparison.busy, *_standing(others)]
+        return "", [comparison.busy[0].upper() + comparison.busy[1:], *_standing(others)]
     if load is None or not _has_speed(comparison, full, load):
         missing = f"at {load.label}" if load else "at the longest context"
         return "", [
@@ -60,9 +60,14 @@ def _recommend(comparison: Comparison, verdicts: Sequence[Verdict], ground: Grou
     served = [verdict for verdict in others if is_served(comparison, verdict.deployment)]
     winners = [verdict for verdict in served if _proven(comparison, verdict, load)]
     best = _best(comparison, winners, load) if winners else None
-    sentences = _deploy(comparison, best, load) if best else _stay(comparison, served, load)
-    asides = [*_faster(comparison, served, best, load), *_smaller(comparison, served, best, load)]
-    return best.deployment if best else full, [*sentences, *asides, *selectors(comparison, verdicts)]
+    sentences = [
+        *(_deploy(comparison, best, load) if best else _stay(comparison, served, load)),
+        *_smaller(comparison, served, best, load),
+        *_faster(comparison, served, best, load),
+        *selectors(comparison, verdicts),
+        _holds(comparison),
+    ]
+    return best.deployment if best else full, sentences
 
 
 def _has_speed(comparison: Comparison, full: str, load: Load) -> bool:
@@ -121,15 +126,15 @@ def _deploy(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
     if costs:
         sentences.append(f"It costs: at {context} it {listed(costs)}")
     return [
-        *sentences,
-        *_other_loads(comparison, best, load),
-        *_growth(best),
+        sentences[0],
         _safe(comparison, best),
-        _holds(comparison),
+        *sentences[1:],
+        *_growth(best),
+        *_others(comparison, best, load),
     ]
 
 
-def _other_loads(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
+def _others(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
     """What is certain under loads that are not the one that decides."""
     others = [one for one in comparison.plan.loads if one.context == load.context and one != load]
     gains = [_speed(best, other) for other in others]
@@ -159,16 +164,15 @@ def _safe(comparison: Comparison, best: Verdict) -> str:
 
 def _holds(comparison: Comparison) -> str:
     model, machine = comparison.model.get("name", "this model"), comparison.machine.get("cpu", "this machine")
-    return (
-        f'This holds for {model} on {machine}, for the text "{comparison.plan.text}", these lengths and loads'
-    )
+    text = comparison.plan.text
+    return f'This holds for {model} on {machine}, for the text "{text}", these lengths and loads'
 
 
 def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list[str]:
     """Why full attention is kept, by reason."""
     full, least = comparison.plan.candidates[0].name, comparison.plan.margins.speed
     sentences = [
-        f"Deploy {full}: at {load.label} no other variant is both safe and surely faster by {least:.0%} or more"
+        f"Deploy {full}: at {load.label} no other variant is both safe and surely faster by {least:.0%}"
     ]
     unsafe = [one.deployment for one in served if one.outcome is Outcome.UNSAFE]
     if unsafe:
@@ -232,8 +236,8 @@ def _smaller(
     ]
     if best and mine and mine.different:
         first = (
-            f"{where} {mine.own.value:,.0f} sequences of {length_label(load.context)} under {best.deployment}, "
-            f"{mine.full.value:,.0f} under full attention"
+            f"{where} {mine.own.value:,.0f} sequences of {length_label(load.context)} under "
+            f"{best.deployment}, {mine.full.value:,.0f} under full attention"
         )
         return [first, *sentences]
     return sentences

@@ -61,10 +61,15 @@ def _text(comparison: Comparison, name: str, length: int, ground: Ground) -> Evi
 
 
 def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> list[Evidence]:
-    informative, failed = ground.informative[length], ground.failed[length]
+    informative, failed, unsettled = ground.informative[length], ground.failed[length], ground.open[length]
     found = []
-    if informative or (comparison.plan.tasks and not failed):
+    if informative:
         found.append(_scores(comparison, name, length, "tasks", informative))
+    elif unsettled or (comparison.plan.tasks and not failed):
+        test = _scores(comparison, name, length, "tasks", unsettled)
+        # Of tasks that full attention may fail, no loss is no sign of safety.
+        nothing = Interval(test.loss.value, count=test.loss.count)
+        found.append(replace(test, loss=nothing, contexts=1, note="too few questions yet"))
     if failed:
         found.append(_logprobs(comparison, name, length, failed))
     return found + [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
@@ -134,7 +139,7 @@ def _test(
 def _noted(comparison: Comparison, test: Evidence) -> Evidence:
     """The test, with why it need not or can't decide."""
     if not test.loss.count:
-        test = replace(test, note=PENDING)
+        test = replace(test, note=test.note if test.unit == "logprob" else PENDING)
     if is_exact(comparison, test.deployment):
         return replace(test, decides=False, note=test.note or "it computes full attention")
     if test.length and sees_all(comparison, test.deployment, test.length):

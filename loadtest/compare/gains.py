@@ -5,8 +5,8 @@ from __future__ import annotations
 from loadtest.compare.equal import equal_work
 from loadtest.compare.types import Comparison, Gain
 from loadtest.evaluation.types import Memory
-from loadtest.compare.paired import own as own_figure
-from loadtest.compare.paired import ratio
+from loadtest.measuring.analysis import own as own_figure
+from loadtest.measuring.analysis import ratio
 from loadtest.measuring.types import Interval, Load
 
 FIGURES = ("ttft", "tpot", "output_rate")
