@@ -28,6 +28,11 @@ def gains(comparison: Comparison, name: str) -> list[Gain]:
     return found
 
 
+def figures(comparison: Comparison) -> list[Gain]:
+    """Full attention's own figures, as gains over itself."""
+    return gains(comparison, comparison.plan.candidates[0].name)
+
+
 def operators_load(comparison: Comparison, context: int) -> Load | None:
     """The load that a recommendation at a context is for: the first of that context."""
     return next((load for load in comparison.plan.loads if load.context == context), None)

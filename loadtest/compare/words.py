@@ -71,7 +71,8 @@ def verdict(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
 def claimed(comparison: Comparison, gains: Iterable[Gain], context: int) -> list[Gain]:
     """What differs for certain from full attention at a context: the load's figure, TTFT, KV cache.
 
-    On a machine that is too busy nothing is claimed of speeds.
+    Of speeds only what is worth a change by ``Margins.speed``: with many variants some smaller difference
+    looks certain by chance. On a machine that is too busy none.
     """
     load, new = operators_load(comparison, context), new_prompts(comparison, context)
     wanted = [("", "bytes")]
@@ -79,7 +80,12 @@ def claimed(comparison: Comparison, gains: Iterable[Gain], context: int) -> list
         speeds = [(load.label, deciding_figure(load))] if load else []
         wanted = [*speeds, *([(new.label, "ttft")] if new else []), *wanted]
     at = {(gain.load, gain.figure): gain for gain in gains if gain.context == context}
-    return [at[key] for key in wanted if key in at and at[key].different]
+    return [at[key] for key in wanted if key in at and _matters(comparison, at[key])]
+
+
+def _matters(comparison: Comparison, gain: Gain) -> bool:
+    least = 1.0 if gain.figure in ("bytes", "fits") else 1 + comparison.plan.margins.speed
+    return gain.different and max(gain.ratio.value, 1 / gain.ratio.value) >= least
 
 
 def gain_words(gain: Gain, against: str = "") -> str:
