@@ -133,7 +133,8 @@ class Rounds(Generic[LoadT]):
                 left = [each.deployment for each in found if each.disturbed]
                 if not left or self._clock() >= self._end:
                     break
-        self._hopeless = all(each.disturbed for each in made if not each.error)
+        answered = [each for each in made if not each.error]
+        self._hopeless = bool(answered) and all(each.disturbed for each in answered)
         self._rounds[label] = number + 1
         return made
 
