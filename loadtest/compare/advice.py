@@ -185,7 +185,8 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
             )
         elif one.outcome is Outcome.SAFE:
             gain = _speed(one, load)
-            why = words.figure_words(gain) if gain else "its speed was not measured"
+            confidence = comparison.plan.confidence
+            why = words.figure_words(gain, confidence) if gain else "its speed was not measured"
             sentences.append(f"{one.deployment} is safe, but not surely faster by {least:.0%}: {why}")
     return sentences
 

@@ -114,23 +114,25 @@ def _grid(comparison: Comparison, judgment: Judgment, context: int) -> Renderabl
         )
     title = load.label if load else length_label(context)
     others = [one for one in comparison.plan.loads if one.context == context and one not in (load, new)]
-    return Group(
-        Text(f"\n{title}", style="bold"), grid, *(_load(comparison, judgment, one) for one in others)
-    )
+    beside = [_load(comparison, judgment, one) for one in others]
+    return Group(Text(f"\n{title}", style="bold"), grid, *beside)
 
 
 def _load(comparison: Comparison, judgment: Judgment, load: Load) -> RenderableType:
     """Speeds under a load that is not the one that decides."""
     grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column("attention")
-    for head in ("TPOT\nms", "x full", "tok/s", "x full", "TTFT\ns", "x full"):
+    shown = [("tpot", "TPOT\nms", 1e3), ("output_rate", "tok/s", 1.0)]
+    shown += [] if load.cached else [("ttft", "TTFT\ns", 1.0)]
+    for _, head, _ in shown:
         grid.add_column(head, justify="right", no_wrap=True)
+        grid.add_column("x full", justify="right", no_wrap=True)
     by_name = {verdict.deployment: verdict.gains for verdict in judgment.verdicts}
     for candidate in comparison.plan.candidates:
         own = candidate.name in by_name
         gains = by_name.get(candidate.name, figures(comparison))
-        cells = []
-        for name, scale in (("tpot", 1e3), ("output_rate", 1.0), ("ttft", 1.0)):
+        cells: list[Text] = []
+        for name, _, scale in shown:
             gain = _find(gains, load, name)
             cells += [_interval(gain, scale, own=own), _times(gain, own=own)]
         grid.add_row(candidate.name, *cells)

@@ -10,7 +10,7 @@ from loadtest.compare.ground import Ground
 from loadtest.compare.phrases import amount, ended, ends, inverse, listed, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
 from loadtest.measuring.types import length_label
-from loadtest.statistics import LEAST
+from loadtest.statistics import least
 
 # Tests that a sentence names where there are many.
 _NAMED = 2
@@ -101,13 +101,18 @@ def gain_words(gain: Gain, against: str = "") -> str:
     return words[gain.figure].format(times(ratio.value), against, ends(ratio, times))
 
 
-def figure_words(gain: Gain) -> str:
-    """A figure with its name, also where it tells nothing."""
+def figure_words(gain: Gain, confidence: float) -> str:
+    """A figure with its name, also where it tells nothing.
+
+    Args:
+        gain: of it.
+        confidence: of its intervals.
+    """
     name = _FIGURES[gain.figure]
     if gain.equal_work:
         return f"{name}: it computes what full attention computes, so any difference is the machine's"
     if not gain.ratio.claimed:
-        return f"{name}: {gain.ratio.count} of the {LEAST} rounds that an interval takes"
+        return f"{name}: {gain.ratio.count} of the {least(confidence)} rounds that an interval takes"
     if not gain.different:
         between = f"{times(gain.ratio.low)} to {times(gain.ratio.high)} times"
         return f"{name}: no difference could be shown ({between})"
