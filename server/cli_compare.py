@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_shared import UNBROKEN, fail, require_server
+from server.cli_shared import fail, require_server
+
+if TYPE_CHECKING:
+    from loadtest.compare.plan import Material
+    from loadtest.compare.types import Comparison, Plan
 
 _REFUSED = 2
 _INTERRUPTED = 130
+_ENDING_SECONDS = 5.0
+_WIDTH = 100  # of what goes to a file
 
 
 def compare(
@@ -79,3 +85,133 @@ def compare(
     Serves them side by side. What follows -- goes to every `longspan serve`. Ends with 0 if all was measured, 1 if
     a candidate failed meanwhile, 2 if something was refused before.
     """
+    require_server()
+    from loadtest.compare import document
+    from loadtest.compare.plan import Asked, PlanError, make_plan
+    from loadtest.compare.plan import budget as seconds
+
+    if show is not None:
+        try:
+            _tell(document.load(show), html_file, csv_folder)
+        except (document.DocumentError, OSError) as error:
+            fail(str(error))
+        return
+    if tasks == ["help"]:
+        _list_tasks()
+        return
+    try:
+        asked = Asked(
+            whole=full,
+            model=model,
+            contexts=_numbers(contexts or [], "--context"),
+            candidates=candidates or [],
+            tasks=tasks or [],
+            concurrency=_numbers([concurrency] if concurrency else [], "--concurrency"),
+            rate=rate,
+            text=text,
+            questions=questions,
+            chat=chat,
+            margins=margins or [],
+            confidence=confidence,
+            seed=seed,
+            arguments=context.args,
+        )
+        plan, material = make_plan(asked)
+        _measure(plan, material, seconds(asked, budget), json_file, html_file, csv_folder, live)
+    except PlanError as error:
+        fail(str(error), _REFUSED)
+
+
+def _measure(
+    plan: Plan,
+    material: Material,
+    budget: float,
+    json_file: Path | None,
+    html_file: Path | None,
+    csv_folder: Path | None,
+    live: bool,
+) -> None:
+    import time
+    from datetime import UTC, datetime
+
+    from loadtest.compare import document
+    from loadtest.compare.preflight import describe, look
+    from loadtest.compare.progress import Watcher
+    from loadtest.compare.run import FullFailedError, run
+    from loadtest.compare.types import Comparison
+    from loadtest.document import machine
+
+    began = time.monotonic()
+    with Watcher(budget, json_file, live) as watcher:
+        watcher.doing(describe(plan))
+        found = look(plan, material, watcher.doing)
+        comparison = Comparison(
+            found.plan,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            machine(),
+            found.versions,
+            found.model,
+            budget=budget,
+        )
+        try:
+            if json_file is not None:
+                comparison = document.join(comparison, json_file)
+            watcher.watch(comparison)
+            # The servers take a moment to end.
+            run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
+        except document.DocumentError as error:
+            fail(str(error), _REFUSED)
+        except FullFailedError as error:
+            watcher.keep()
+            fail(str(error))
+        except KeyboardInterrupt:
+            watcher.keep()
+            kept = f"; the same command goes on from {json_file}" if json_file else "; with --json it could go on"
+            fail(f"interrupted{kept}", _INTERRUPTED)
+        watcher.keep()
+    _tell(comparison, html_file, csv_folder)
+    if comparison.failed:
+        raise typer.Exit(1)
+
+
+def _tell(comparison: Comparison, html_file: Path | None, csv_folder: Path | None) -> None:
+    from rich.console import Console
+
+    from loadtest.compare.csv import write_csv
+    from loadtest.compare.judge import judge
+    from loadtest.compare.table import table
+    from loadtest.report.compare import render
+
+    judgment = judge(comparison)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    console.print(table(comparison, judgment))
+    try:
+        if html_file is not None:
+            html_file.write_text(render(comparison, judgment), encoding="utf-8")
+        if csv_folder is not None:
+            write_csv(comparison, csv_folder)
+    except OSError as error:
+        fail(f"the result can't be written: {error}")
+
+
+def _list_tasks() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from loadtest.tasks.registry import TASKS
+
+    grid = Table(box=None, pad_edge=False)
+    for column in ("task", "asks for", "source"):
+        grid.add_column(column)
+    for task in TASKS.values():
+        grid.add_row(task.name, task.description, task.source)
+    Console().print(grid)
+
+
+def _numbers(texts: list[str], option: str) -> list[int]:
+    words = [word for text in texts for word in text.split(",")]
+    if wrong := [word for word in words if not word.strip().isdecimal() or not int(word)]:
+        fail(f"{option} {wrong[0]!r} is no number above 0; write numbers with commas between, like 1024,8192", _REFUSED)
+    return [int(word) for word in words]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from loadtest import texts
 from loadtest.compare.types import Margins, Plan
 from loadtest.deployment import FULL, QUICK, WHOLE, Deployment, parse
-from loadtest.measuring.types import Load, length_label
-from loadtest.tasks.own import read_own
+from loadtest.measuring.types import Load
+from loadtest.tasks import own as own_questions
 from loadtest.tasks.registry import TASKS
 from loadtest.tasks.types import Sample
 
@@ -26,6 +26,10 @@ _WHOLE_SECONDS = 2 * 3600.0
 _OUTPUT_TOKENS = 32
 _OWN_TEXT = "the manual that comes with Python"
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+Tell = Callable[[str], None]
+"""Told what goes on, in a few words."""
 
 
 class PlanError(ValueError):
@@ -74,12 +78,14 @@ class Material:
     """What is measured on, beside the plan: it is long, and a plan keeps its hashes.
 
     Attributes:
-        text: for perplexity and haystacks.
+        text: that is decoded.
+        prose: running text in which tasks hide what they ask for.
         own: the operator's own questions.
         chat: what was asked for; see ``Asked``.
     """
 
     text: str
+    prose: str
     own: tuple[Sample, ...]
     chat: bool | None
 
@@ -94,8 +100,9 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
     if contexts[0] < LEAST_CONTEXT:
         raise PlanError(f"a context of {contexts[0]} tokens is too short to compare on; give {LEAST_CONTEXT} or more")
     try:
-        text = texts.prose(texts.reference()) if asked.text is None else texts.read(asked.text)
-        own = tuple(read_own(asked.questions)) if asked.questions else ()
+        prose = texts.prose(texts.reference())
+        text = prose if asked.text is None else texts.read(asked.text)
+        own = tuple(own_questions.read(asked.questions)) if asked.questions else ()
     except (OSError, ValueError) as error:
         raise PlanError(str(error)) from error
     if not 0.5 <= asked.confidence < 1:
@@ -114,7 +121,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         seed=asked.seed,
         arguments=(*(("--model", asked.model) if asked.model else ()), *asked.arguments),
     )
-    return plan, Material(text, own, asked.chat)
+    return plan, Material(text, prose, own, asked.chat)
 
 
 def budget(asked: Asked, words: str | None) -> float:
@@ -192,9 +199,3 @@ def _margins(changes: Sequence[str]) -> Margins:
 
 def _hash(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def describe(plan: Plan) -> str:
-    """The plan in a line."""
-    lengths = ", ".join(length_label(context) for context in plan.contexts)
-    return f"{len(plan.candidates)} variants at {lengths}; tasks: {', '.join(plan.tasks)}; text: {plan.text}"
