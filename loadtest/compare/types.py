@@ -135,6 +135,7 @@ class Evidence:
         decides: it is part of the verdict; else it only tells where something was lost.
         where: in words where it loses, like "at depth 0.1 and 0.3: 0 of 8 found where full finds 8".
         note: why it can't tell, or what to know of it; empty for nothing.
+        contexts: that the samples of ``loss`` come from; samples of one context depend on one another.
     """
 
     deployment: str
@@ -150,6 +151,7 @@ class Evidence:
     decides: bool = True
     where: str = ""
     note: str = ""
+    contexts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
