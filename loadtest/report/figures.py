@@ -1,0 +1,97 @@
+"""Every figure of a judgment as rows of one table that sorts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from loadtest.compare.types import Evidence, Gain, Judgment
+from loadtest.measuring.types import Interval
+from loadtest.report import words
+
+Cell = tuple[str, float | str]
+"""Its words, and what it sorts by."""
+
+HEADS = (
+    "attention",
+    "figure",
+    "context",
+    "load",
+    "full",
+    "variant",
+    "against full",
+    "interval",
+    "samples",
+    "margin",
+    "outcome",
+    "samples missing",
+)
+
+
+def rows(judgment: Judgment) -> list[dict[str, Any]]:
+    """One row per test and per gain: ``key``, ``name`` of the variant, ``cells`` in the heads' order."""
+    found = []
+    for verdict in judgment.verdicts:
+        for number, evidence in enumerate(verdict.evidence):
+            found.append(_row(verdict.deployment, "test", number, _test(evidence)))
+        for number, gain in enumerate(verdict.gains):
+            found.append(_row(verdict.deployment, "gain", number, _gain(gain)))
+    return found
+
+
+def _row(name: str, kind: str, number: int, cells: list[Cell]) -> dict[str, Any]:
+    return {"key": f"{kind} {number} {name}", "name": name, "cells": cells}
+
+
+def _test(one: Evidence) -> list[Cell]:
+    show = partial(words.loss, one.unit)
+    return [
+        (f"{words.measure(one.measure)}, {one.unit}", one.measure),
+        (words.tokens(one.length), one.length),
+        (words.NONE, ""),
+        (words.quality(one.unit, one.full), _key(one.full)),
+        (words.quality(one.unit, one.own), _key(one.own)),
+        *_interval(show, one.loss),
+        (show(one.margin), _key(one.margin)),
+        (str(one.outcome) if one.decides else f"({one.outcome})", str(one.outcome)),
+        (words.NONE if one.more is None else str(one.more), -1 if one.more is None else one.more),
+    ]
+
+
+def _gain(one: Gain) -> list[Cell]:
+    show = partial(words.measured, one.figure)
+    return [
+        (words.FIGURES.get(one.figure, one.figure), one.figure),
+        (words.tokens(one.context), one.context),
+        (one.load or words.NONE, one.load),
+        (words.interval(show, one.full), _key(one.full.value)),
+        (words.interval(show, one.own), _key(one.own.value)),
+        *_interval(words.ratio, one.ratio),
+        (words.NONE, ""),
+        (_difference(one), _difference(one)),
+        (words.NONE, -1),
+    ]
+
+
+def _interval(show: Callable[[float], str], found: Interval) -> list[Cell]:
+    return [
+        (show(found.value), _key(found.value)),
+        (words.ends(show, found), _key(found.low)),
+        (str(found.count), found.count),
+    ]
+
+
+def _difference(one: Gain) -> str:
+    if one.equal_work:
+        return "the same work"
+    if not one.ratio.claimed:
+        return words.NONE
+    if not one.different:
+        return "no difference shown"
+    return "better" if one.ratio.value > 1 else "worse"
+
+
+def _key(value: float) -> float | str:
+    return value if math.isfinite(value) else ""
