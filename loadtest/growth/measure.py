@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import msgspec
 
 from loadtest.direct import work
+from loadtest.document import machine
 from loadtest.growth.types import Growth, Measurement, Plan, Survey, Variant
-from loadtest.load.result import machine
 
 Tell = Callable[[str], None]
 

@@ -123,7 +123,7 @@ class Growth:
 
     Attributes:
         created: UTC, ISO 8601.
-        machine: see ``loadtest.load.result.machine``.
+        machine: see ``loadtest.document.machine``.
         plan: what was asked for.
         survey: what there was.
         measurements: in the order in which they were made.

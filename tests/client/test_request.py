@@ -24,7 +24,7 @@ def test_every_field_of_the_proto_has_an_option() -> None:
                 found.add(prefix + field.name)
         return found
 
-    values: dict[str, Any] = {"logit_bias": {1: 1.0}, "stop": ["x"], "stop_token_ids": [1]}
+    values: dict[str, Any] = {"logit_bias": {1: 1.0}, "stop": ["x"], "stop_token_ids": [1], "forced_token_ids": [1]}
     built: set[str] = set()
     for option, kind in GenerateOptions.__annotations__.items():
         value = values.get(option, "x" if "str" in str(kind) else 1)

@@ -16,7 +16,7 @@ from loadtest.direct import work
 from loadtest.direct.device import report
 from loadtest.direct.device.forms import Form
 from loadtest.direct.device.rows import rows
-from loadtest.load.result import machine
+from loadtest.document import machine
 
 
 def load_parts() -> Mapping[str, work.Part]:

@@ -1,0 +1,103 @@
+"""JSON documents that measurements are kept in: written whole, read with a sentence for what is wrong.
+
+Non-finite numbers, which JSON lacks, become null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+class DocumentError(ValueError):
+    """A file is no document of the schema that is wanted; the message says what it is and what to do."""
+
+
+def machine() -> dict[str, Any]:
+    """What this process runs on: ``cpu``, ``cores`` that it may use, ``memory_bytes``, ``system``."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = (line for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
+        cpu = next(names, cpu).partition(":")[2].strip() or cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(terse=True),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of installed distributions, by name."""
+    return {package: version(package) for package in packages}
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold of ``value``: dataclasses and mappings as objects, tuples as lists.
+
+    NaN and infinities become ``None``.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save(document: Mapping[str, Any], path: Path) -> None:
+    """Writes a document in one go: an interrupted run leaves the last whole one.
+
+    Args:
+        document: with its ``schema``, a name and a version like ``longspan-load/1``; ``plain`` is applied.
+        path: replaced if it exists.
+
+    Raises:
+        ValueError: the document has no schema, so that ``read`` could not know it.
+        OSError: the file can't be written.
+    """
+    if not isinstance(document.get("schema"), str):
+        raise ValueError("a document needs a schema")
+    text = json.dumps(plain(document), indent=1, allow_nan=False, ensure_ascii=False)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, schema: str) -> dict[str, Any]:
+    """A document without its ``schema``.
+
+    Args:
+        path: of the file.
+        schema: that it must have.
+
+    Raises:
+        DocumentError: it can't be read, or is of another schema.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DocumentError(f"{path} can't be read: {error}") from error
+    found = document.pop("schema", None) if isinstance(document, dict) else None
+    if found == schema:
+        return dict(document)
+    if isinstance(found, str) and found.partition("/")[0] == schema.partition("/")[0]:
+        raise DocumentError(
+            f"{path} is of schema {found}, which this version of Longspan doesn't read ({schema} it does); "
+            "measure again, or name another file"
+        )
+    raise DocumentError(f"{path} is no {schema.partition('/')[0]} document ({schema}); name another file")
