@@ -26,7 +26,7 @@ class Chart:
         self.size, self.x, self.y = size, x, y
         self._y_ticks = y.ticked(5 if size.narrow else 7)
         widest = max((width_of(y.show(tick)) for tick in self._y_ticks), default=0)
-        self.left, self.right = max(34.0, widest + 12), size.width - right
+        self.left, self.right = max(34.0, widest + 14), size.width - right
         self.top, self.bottom = 30.0, size.height - 44
         self._parts: list[str] = []
         self._below = 0.0
@@ -130,7 +130,7 @@ class Chart:
             if abs(value - place) > 2:
                 self._line(self.right + 3, value, self.right + 12, place, "var(--dim)", 0.8)
             self.add(marker(look, self.right + 19, place, 4.5))
-            self.add(words(shortened(name, 26), self.right + 29, place + FONT * 0.35))
+            self.add(words(shortened(name, 22), self.right + 29, place + FONT * 0.35))
 
     def names_below(self, entries: Iterable[tuple[str, Look]]) -> None:
         """A legend below the axes, in as many rows as it needs."""

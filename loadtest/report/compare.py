@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from loadtest.compare.document import SCHEMA
+from loadtest.compare.gains import operators_load
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
+from loadtest.document import plain
 from loadtest.measuring.types import length_label
 from loadtest.report import evidence, figures, needles, page, tradeoff, view, words
 from loadtest.report.memory import memory_against_length
-
-SCHEMA = "longspan-compare-report/1"
-"""Of the document in the page, where no other is given."""
+from loadtest.report.tiles import tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,6 @@ def render(
     *,
     live: bool = False,
     progress: Progress | None = None,
-    document: Any = None,
 ) -> str:
     """The page.
 
@@ -45,13 +45,12 @@ def render(
         judgment: what follows from it.
         live: the page asks its server for news; see ``loadtest.report.live``.
         progress: of a comparison that is still going on.
-        document: mapping to embed and offer for download; by default both arguments under their names.
     """
-    context = view.longest(comparison)
-    if document is None:
-        document = {"schema": SCHEMA, "comparison": comparison, "judgment": judgment}
+    context, winner = view.longest(comparison), _winner(judgment)
+    document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
+    busy = judgment.busy or comparison.busy
     drawings = [
-        tradeoff.quality_against_speed(comparison, judgment),
+        None if busy else tradeoff.quality_against_speed(comparison, judgment),
         tradeoff.quality_against_memory(comparison, judgment),
         memory_against_length(comparison),
     ]
@@ -61,16 +60,17 @@ def render(
         live=live,
         progress=None if progress is None else asdict(progress),
         advice=judgment.advice,
-        tiles=_tiles(comparison, judgment),
-        busy=judgment.busy or comparison.busy,
-        failed=comparison.failed,
+        tiles=tiles(comparison, winner) if winner else [],
+        warnings=_warnings(comparison, judgment),
         variants=[_variant(comparison, verdict) for verdict in judgment.verdicts],
         context=context,
-        load=view.operators_load(comparison, context),
+        busy=busy,
+        load=load.label if (load := operators_load(comparison, context)) else "",
         summary=_summary(comparison, judgment),
         drawings=[drawing for drawing in drawings if drawing is not None],
         needles=needles.tables(comparison),
         scale=evidence.scale(),
+        lines=evidence.lines(),
         heads=figures.HEADS,
         figures=figures.rows(judgment),
         numbers=view.numbers(comparison),
@@ -84,39 +84,16 @@ def render(
     )
 
 
-def _tiles(comparison: Comparison, judgment: Judgment) -> list[dict[str, str]]:
-    """What the winner brings and costs at the longest context, a figure each."""
-    verdict = next((one for one in judgment.verdicts if one.deployment == judgment.advice.winner), None)
-    if verdict is None:
-        return []
-    context = view.longest(comparison)
-    gains = [
-        (label, view.gain(verdict, comparison, context, figure))
-        for figure, label in (
-            ("tpot", "speed per token"),
-            ("ttft", "speed to first token"),
-            ("bytes", "less KV memory"),
-        )
-    ]
-    tests = [
-        (label, view.first(verdict.evidence, measure, context))
-        for measure, label in (("text", "text"), ("tasks", "tasks"), ("own", "your questions"))
-    ]
-    tiles = [_gain_tile(label, gain) for label, gain in gains if gain is not None]
-    return tiles + [_test_tile(label, test) for label, test in tests if test is not None]
+def _warnings(comparison: Comparison, judgment: Judgment) -> list[str]:
+    """What the advice doesn't say already."""
+    found = [judgment.busy or comparison.busy]
+    found += [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
+    told = " ".join(judgment.advice.sentences)
+    return [sentence for sentence in found if sentence and sentence not in told]
 
 
-def _gain_tile(label: str, gain: Gain) -> dict[str, str]:
-    note = words.ends(words.ratio, gain.ratio) if gain.ratio.claimed else ""
-    if gain.ratio.claimed and not gain.different:
-        note = f"{note}: no difference shown"
-    return {"label": label, "value": words.ratio(gain.ratio.value), "note": note}
-
-
-def _test_tile(label: str, test: Evidence) -> dict[str, str]:
-    note = f"{_ends(test)}; up to {words.loss(test.unit, test.margin)} allowed"
-    name = {"perplexity": "perplexity of the text", "score": f"lost in {label}"}.get(test.unit, label)
-    return {"label": name, "value": words.loss(test.unit, test.loss.value), "note": note}
+def _winner(judgment: Judgment) -> Verdict | None:
+    return next((one for one in judgment.verdicts if one.deployment == judgment.advice.winner), None)
 
 
 def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
@@ -124,7 +101,7 @@ def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "name": verdict.deployment,
         "number": view.numbers(comparison)[verdict.deployment],
         "badge": view.badge(verdict.outcome),
-        "sentence": verdict.sentence,
+        "sentence": _without_name(verdict),
         "command": verdict.command,
         "exact": verdict.exact,
         "effective": _effective(verdict),
@@ -134,13 +111,25 @@ def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def _without_name(verdict: Verdict) -> str:
+    """Its sentence where name and outcome stand above it."""
+    told = verdict.sentence.removeprefix(f"{verdict.deployment}: {verdict.outcome}: ")
+    return told if told == verdict.sentence else told[:1].upper() + told[1:]
+
+
 def _effective(verdict: Verdict) -> str:
     if verdict.effective is None:
         return words.NONE
     return length_label(verdict.effective) if verdict.effective else "none"
 
 
-_SPEEDS = ("ttft", "tpot", "output_rate", "bytes", "fits")
+_SPEEDS = {
+    "tpot": "time per token",
+    "output_rate": "tokens per second",
+    "ttft": "time to first token",
+    "bytes": "KV memory",
+    "fits": "fits",
+}
 _TESTS = (("text", "text"), ("tasks", "tasks"), ("own", "own questions"))
 
 
@@ -157,8 +146,8 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
         for measure, label in _TESTS
         if any(view.first(verdict.evidence, measure, context) for verdict in judgment.verdicts)
     ]
-    heads = ["attention", "outcome", *(words.FIGURES[figure] for figure in speeds)]
-    heads += [f"loss: {label}" for _, label in tests] + ["effective length"]
+    heads = ["attention", "outcome", *(_SPEEDS[figure] for figure in speeds)]
+    heads += [f"lost: {label}" for _, label in tests] + ["effective length"]
     own = {
         figure: next(
             words.measured(figure, gain.full.value)
@@ -201,10 +190,12 @@ def _ends(test: Evidence) -> str:
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     plan, model = comparison.plan, comparison.model
-    margins = plan.margins
+    margins, budget = plan.margins, ""
+    if comparison.budget:
+        budget = f" of {words.duration(comparison.budget)}"
     facts = [
         ("model", _pairs(model)),
-        ("kernels", "; ".join(f"{name}: {_pairs(how)}" for name, how in comparison.running.items())),
+        ("kernels", _kernels(comparison)),
         ("machine", _pairs(comparison.machine)),
         ("versions", _pairs(comparison.versions)),
         ("contexts", ", ".join(length_label(length) for length in plan.contexts)),
@@ -226,15 +217,28 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("seed", str(plan.seed)),
         ("KV memory for what fits", words.size(plan.kv_memory) if plan.kv_memory else ""),
         ("arguments of every server", " ".join(plan.arguments)),
-        ("time", f"{words.duration(comparison.spent)} of {words.duration(comparison.budget)}"),
+        ("time", words.duration(comparison.spent) + budget),
         ("created", comparison.created),
     ]
     return [(name, text) for name, text in facts if text]
 
 
+def _kernels(comparison: Comparison) -> str:
+    """Each kernel with the candidates that it serves."""
+    served: dict[str, list[str]] = {}
+    for name, how in comparison.running.items():
+        served.setdefault(f"{how.get('kernel', '?')} ({how.get('reason', '')})", []).append(name)
+    return "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in served.items())
+
+
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {_plain(value)}" for key, value in values.items())
+    names = {key: key.removesuffix("_bytes").replace("_", " ") for key in values}
+    return ", ".join(f"{names[key]} {_fact(key, value)}" for key, value in values.items())
 
 
-def _plain(value: Any) -> str:
-    return _pairs(value) if isinstance(value, dict) else str(value)
+def _fact(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return _pairs(value)
+    if isinstance(value, int) and key.endswith("_bytes"):
+        return words.size(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -13,7 +13,7 @@ from loadtest.compare.types import Evidence
 from loadtest.report import view, words
 from loadtest.report.svg import element
 
-_WIDTH, _HEIGHT = 220.0, 30.0
+_WIDTH, _HEIGHT = 220.0, 28.0
 _LEFT, _RIGHT = -1.0, 2.5
 _COLORS = {kind: f"var(--{kind})" for kind, _ in view.BADGES.values()}
 
@@ -50,6 +50,11 @@ def scale() -> Markup:
     )
 
 
+def lines() -> dict[str, str]:
+    """Where full attention and the margin are in all rows, as shares of the plots' width, for their lines."""
+    return {"zero": f"{_x(0.0) / _WIDTH:.4f}", "margin": f"{_x(1.0) / _WIDTH:.4f}"}
+
+
 def _x(share: float) -> float:
     inside = min(max(share, _LEFT), _RIGHT)
     return 6 + (inside - _LEFT) / (_RIGHT - _LEFT) * (_WIDTH - 12)
@@ -59,13 +64,10 @@ def _plot(one: Evidence) -> Markup:
     color = _COLORS[view.BADGES[one.outcome][0]]
     middle = _HEIGHT / 2
     value, low, high = (view.used(one, end) for end in (one.loss.value, one.loss.low, one.loss.high))
-    parts = [
-        element(
-            "line", x1=_x(0.0), x2=_x(0.0), y1=0, y2=_HEIGHT, stroke="var(--dim)", stroke_dasharray="2 3"
-        ),
-        element("line", x1=_x(1.0), x2=_x(1.0), y1=0, y2=_HEIGHT, stroke="var(--unsafe)", stroke_width=1.4),
-    ]
-    if math.isfinite(low) and math.isfinite(high):
+    parts: list[str] = []
+    if math.isfinite(low) and (low > _RIGHT or high < _LEFT):
+        parts.append(_beyond(low > _RIGHT, color))
+    elif math.isfinite(low) and math.isfinite(high):
         style = {"stroke": color, "stroke_width": 2.4}
         parts.append(element("line", x1=_x(low), x2=_x(high), y1=middle, y2=middle, **style))
         for end, edge, inward in ((low, _LEFT, 1), (high, _RIGHT, -1)):
@@ -87,6 +89,14 @@ def _plot(one: Evidence) -> Markup:
             aria_hidden="true",
         )
     )
+
+
+def _beyond(right: bool, color: str) -> str:
+    """An arrow at the edge that all of the interval lies beyond."""
+    x, turn, y = (_x(_RIGHT), -1, _HEIGHT / 2) if right else (_x(_LEFT), 1, _HEIGHT / 2)
+    tip = f"M{x + 6 * turn:.1f},{y - 5}L{x:.1f},{y}L{x + 6 * turn:.1f},{y + 5}"
+    shape = f"M{x + 16 * turn:.1f},{y}H{x:.1f}{tip}"
+    return element("path", d=shape, fill="none", stroke=color, stroke_width=2.4)
 
 
 def _mark(one: Evidence, x: float, y: float, color: str) -> str:

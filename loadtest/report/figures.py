@@ -11,8 +11,8 @@ from loadtest.compare.types import Evidence, Gain, Judgment
 from loadtest.measuring.types import Interval
 from loadtest.report import words
 
-Cell = tuple[str, float | str]
-"""Its words, and what it sorts by."""
+Cell = tuple[str, float | str, str]
+"""Its words, what it sorts by, and its interval."""
 
 HEADS = (
     "attention",
@@ -22,7 +22,6 @@ HEADS = (
     "full",
     "variant",
     "against full",
-    "interval",
     "samples",
     "margin",
     "outcome",
@@ -48,39 +47,38 @@ def _row(name: str, kind: str, number: int, cells: list[Cell]) -> dict[str, Any]
 def _test(one: Evidence) -> list[Cell]:
     show = partial(words.loss, one.unit)
     return [
-        (f"{words.measure(one.measure)}, {one.unit}", one.measure),
-        (words.tokens(one.length), one.length),
-        (words.NONE, ""),
-        (words.quality(one.unit, one.full), _key(one.full)),
-        (words.quality(one.unit, one.own), _key(one.own)),
-        *_interval(show, one.loss),
-        (show(one.margin), _key(one.margin)),
-        (str(one.outcome) if one.decides else f"({one.outcome})", str(one.outcome)),
-        (words.NONE if one.more is None else str(one.more), -1 if one.more is None else one.more),
+        (f"{words.measure(one.measure)}, {one.unit}", one.measure, ""),
+        (words.tokens(one.length), one.length, ""),
+        (words.NONE, "", ""),
+        (words.quality(one.unit, one.full), _key(one.full), ""),
+        (words.quality(one.unit, one.own), _key(one.own), ""),
+        _cell(show, one.loss),
+        (str(one.loss.count), one.loss.count, ""),
+        (show(one.margin), _key(one.margin), ""),
+        (str(one.outcome) if one.decides else f"({one.outcome})", str(one.outcome), ""),
+        (words.NONE, "", "") if one.more is None else (f"{one.more:,}", one.more, ""),
     ]
 
 
 def _gain(one: Gain) -> list[Cell]:
     show = partial(words.measured, one.figure)
+    difference = _difference(one)
     return [
-        (words.FIGURES.get(one.figure, one.figure), one.figure),
-        (words.tokens(one.context), one.context),
-        (one.load or words.NONE, one.load),
-        (words.interval(show, one.full), _key(one.full.value)),
-        (words.interval(show, one.own), _key(one.own.value)),
-        *_interval(words.ratio, one.ratio),
-        (words.NONE, ""),
-        (_difference(one), _difference(one)),
-        (words.NONE, -1),
+        (words.FIGURES.get(one.figure, one.figure), one.figure, ""),
+        (words.tokens(one.context), one.context, ""),
+        (one.load.removeprefix(f"{words.tokens(one.context)}, ") or words.NONE, one.load, ""),
+        _cell(show, one.full),
+        _cell(show, one.own),
+        _cell(words.ratio, one.ratio),
+        (str(one.ratio.count), one.ratio.count, ""),
+        (words.NONE, "", ""),
+        (difference, difference, ""),
+        (words.NONE, "", ""),
     ]
 
 
-def _interval(show: Callable[[float], str], found: Interval) -> list[Cell]:
-    return [
-        (show(found.value), _key(found.value)),
-        (words.ends(show, found), _key(found.low)),
-        (str(found.count), found.count),
-    ]
+def _cell(show: Callable[[float], str], found: Interval) -> Cell:
+    return show(found.value), _key(found.value), words.ends(show, found)
 
 
 def _difference(one: Gain) -> str:

@@ -11,9 +11,9 @@ from loadtest.report.chart import Chart
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import look
 from loadtest.report.scale import Axis, span
-from loadtest.report.svg import Size
+from loadtest.report.svg import HALF, NARROW, Size
 
-_NAMES = 205.0
+_NAMES = 175.0
 
 
 def memory_against_length(comparison: Comparison) -> Drawing | None:
@@ -52,4 +52,4 @@ def memory_against_length(comparison: Comparison) -> Drawing | None:
         return chart
 
     caption = "What one sequence holds of the KV cache while it is continued. Lower is better."
-    return drawing("memory-length", "KV memory against length", caption, draw)
+    return drawing("memory-length", "KV memory against length", caption, draw, sizes=(HALF, NARROW))

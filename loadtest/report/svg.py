@@ -11,7 +11,7 @@ from loadtest.report.look import Look, resolved
 FONT = 12
 """Height of a drawing's letters, in its units, which are a browser's pixels at full width."""
 
-_LETTER = 0.56 * FONT  # mean width of a letter of common sans-serif fonts, a little rounded up
+_LETTER = 0.6 * FONT  # mean width of a letter in the wider ones of common sans-serif fonts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Size:
 
 
 WIDE = Size(720, 400)
+HALF = Size(520, 350)
 NARROW = Size(350, 330, narrow=True)
 
 
@@ -48,6 +49,12 @@ def words(
     return element(
         "text", html.escape(text), x=x, y=y, text_anchor=anchor, fill=color, **{"font_size": FONT, **more}
     )
+
+
+def over(text: str, x: float, y: float, anchor: str, color: str = "var(--ink)", **more: object) -> str:
+    """A line of text with the page's color around its letters, so that it can be read over lines."""
+    edge = {"stroke": "var(--card)", "stroke_width": 3.5, "stroke_opacity": 0.8, "paint_order": "stroke"}
+    return words(text, x, y, anchor, color, **edge, stroke_linejoin="round", **more)
 
 
 def width_of(text: str) -> float:

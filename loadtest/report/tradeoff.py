@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from loadtest.compare.gains import deciding_figure, operators_load
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.measuring.types import Interval, length_label
 from loadtest.report import labels, view, words
@@ -13,7 +15,7 @@ from loadtest.report.chart import Chart
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import Look, look
 from loadtest.report.scale import Axis, span
-from loadtest.report.svg import FONT, Size, shortened, width_of
+from loadtest.report.svg import FONT, HALF, NARROW, WIDE, Size, over, shortened, width_of
 from loadtest.report.svg import words as line_of
 
 _MOST_LOSS = 3.0  # shares of the margin beyond which losses are drawn at the edge
@@ -33,43 +35,51 @@ class _Point:
 
 
 def quality_against_speed(comparison: Comparison, judgment: Judgment) -> Drawing | None:
-    """Loss against time per token; ``None`` before anything of both is known."""
+    """Loss against the figure that the operator's load is judged by; ``None`` before both are known."""
     context = view.longest(comparison)
-
-    def gain(verdict: Verdict) -> Gain | None:
-        return view.speed(verdict, comparison, context)
-
-    figure = next((found.figure for verdict in judgment.verdicts if (found := gain(verdict))), "tpot")
-    label = {"tpot": "times faster per token", "output_rate": "times as many tokens per second"}.get(
-        figure, "times faster to the first token"
+    load = operators_load(comparison, context)
+    if load is None:
+        return None
+    per_token = deciding_figure(load) == "tpot"
+    return _drawing(
+        "speed",
+        f"Quality against speed at {length_label(context)}",
+        "times faster per token than full" if per_token else "times as many tokens per second as full",
+        f"Load: {load.label}. ",
+        comparison,
+        judgment,
+        lambda verdict: view.speed(verdict, comparison, context),
+        judgment.advice.quality_speed,
+        (WIDE, NARROW),
     )
-    load = view.operators_load(comparison, context)
-    title = f"Quality against speed at {length_label(context)}"
-    front = judgment.advice.quality_speed
-    return _drawing("speed", title, f"{label} than full ({load})", comparison, judgment, gain, front)
 
 
 def quality_against_memory(comparison: Comparison, judgment: Judgment) -> Drawing | None:
-    """Loss against bytes of KV cache; ``None`` before anything of both is known."""
+    """Loss against bytes of KV cache; ``None`` before both are known."""
     context = view.longest(comparison)
-
-    def gain(verdict: Verdict) -> Gain | None:
-        return view.gain(verdict, comparison, context, "bytes")
-
-    title = f"Quality against memory at {length_label(context)}"
-    front = judgment.advice.quality_memory
-    label = "times less KV memory per sequence than full"
-    return _drawing("memory", title, label, comparison, judgment, gain, front)
+    return _drawing(
+        "memory",
+        f"Quality against memory at {length_label(context)}",
+        "times less KV memory per sequence than full",
+        "",
+        comparison,
+        judgment,
+        lambda verdict: view.gain(verdict, comparison, context, "bytes"),
+        judgment.advice.quality_memory,
+        (HALF, NARROW),
+    )
 
 
 def _drawing(
     key: str,
     title: str,
     label: str,
+    remark: str,
     comparison: Comparison,
     judgment: Judgment,
     gain: Callable[[Verdict], Gain | None],
     front: Sequence[str],
+    sizes: tuple[Size, Size],
 ) -> Drawing | None:
     points = _points(comparison, judgment, gain)
     if len(points) < 2:
@@ -77,8 +87,8 @@ def _drawing(
     drawn = {point.name for point in points}
     missing = [each.name for each in comparison.plan.candidates if each.name not in drawn]
     caption = (
-        "Up and right is better. Down: the part of its margin that a variant's worst test uses; the red line "
-        f"is all of it. Bars: {comparison.plan.confidence:.0%} intervals. Hollow: not shown to be safe."
+        f"{remark}Up and right is better. Down: the part of its margin that a variant's worst test uses; the "
+        f"red line is all of it. Bars: {comparison.plan.confidence:.0%} intervals. Hollow: not shown safe."
         + (" The dashed line joins the variants that no other beats in both." if len(front) > 1 else "")
         + (f" Not drawn, since there is no figure yet: {', '.join(missing)}." if missing else "")
     )
@@ -87,7 +97,7 @@ def _drawing(
     def draw(size: Size) -> Chart:
         return _draw(size, label, points, front)
 
-    return drawing(f"quality-{key}", title, caption, draw, description)
+    return drawing(f"quality-{key}", title, caption, draw, description, sizes)
 
 
 def _points(
@@ -137,8 +147,8 @@ def _draw(size: Size, label: str, points: Sequence[_Point], front: Sequence[str]
         ("too much is lost", "unsafe", FONT + 4.0),
     ):
         chart.add(line_of(text, chart.right - 8, at + down, "end", f"var(--{kind})", font_size=11))
-    ends = [(point.gain.value, point.loss.value) for point in points if point.name in front]
-    chart.line(sorted(ends), Look("var(--dim)", "", "4 4"), 1.4)
+    ends = sorted((point.gain.value, point.loss.value) for point in points if point.name in front)
+    chart.line(ends, Look("var(--dim)", "", "4 4"), 1.4)
     for point in points:
         if point.gain.claimed:
             chart.interval(
@@ -152,7 +162,7 @@ def _draw(size: Size, label: str, points: Sequence[_Point], front: Sequence[str]
         hollow = point.outcome not in (None, Outcome.SAFE)
         note = f"{point.name}: {point.words}" + (f"; {point.outcome}" if point.outcome else "")
         chart.point(point.gain.value, point.loss.value, point.look, note, hollow)
-    _name(chart, size, points)
+    _name(chart, size, points, ends)
     return chart
 
 
@@ -170,20 +180,25 @@ def _axes(label: str, points: Sequence[_Point]) -> tuple[Axis, Axis]:
     low, high = span(known, include=(0.95, 1.05), pad=0.08, log=log)
     top, bottom = span(losses, include=(-0.15, 1.35), pad=0.06)
     return (
-        Axis(label, low, high, log, show=words.ratio),
+        Axis(label, low, high, log, show=_times),
         Axis("part of the margin that is used", bottom, top, show=words.share),
     )
+
+
+def _times(value: float) -> str:
+    return f"{words.plain(value)}\N{MULTIPLICATION SIGN}"
 
 
 def _ends(interval: Interval) -> tuple[float, ...]:
     return (interval.low, interval.high) if interval.claimed else ()
 
 
-def _name(chart: Chart, size: Size, points: Sequence[_Point]) -> None:
-    """Writes names where nothing else is; on a phone without the figures."""
+def _name(chart: Chart, size: Size, points: Sequence[_Point], front: Sequence[tuple[float, float]]) -> None:
+    """Writes names where nothing else is; with figures where there is room."""
     places = [(chart.at_x(point.gain.value), chart.at_y(point.loss.value)) for point in points]
     texts = [
-        [shortened(point.name, 24), *([] if size.narrow else [_second(chart, point)])] for point in points
+        [shortened(point.name, 24), *([_second(chart, point)] if len(points) <= size.width / 120 else [])]
+        for point in points
     ]
     sizes = [(max(map(width_of, text)), (FONT + 3.0) * len(text)) for text in texts]
     taken = []
@@ -193,6 +208,11 @@ def _name(chart: Chart, size: Size, points: Sequence[_Point]) -> None:
         if point.loss.claimed:
             ends = chart.at_y(point.loss.low), chart.at_y(point.loss.high)
             taken.append(labels.Box(x - 3, min(ends), x + 3, max(ends)))
+    corners = [(chart.at_x(x), chart.at_y(y)) for x, y in front]
+    for (x1, y1), (x2, y2) in itertools.pairwise(corners):
+        steps = max(1, int(math.hypot(x2 - x1, y2 - y1) / 6))
+        along = [(x1 + (x2 - x1) * step / steps, y1 + (y2 - y1) * step / steps) for step in range(steps + 1)]
+        taken += [labels.Box(x - 3, y - 3, x + 3, y + 3) for x, y in along]
     margin = chart.at_y(1.0)
     taken.append(labels.Box(chart.right - 120, margin - 18, chart.right, margin + 18))
     room = labels.Box(chart.left, chart.top, chart.right, chart.bottom)
@@ -203,9 +223,9 @@ def _name(chart: Chart, size: Size, points: Sequence[_Point]) -> None:
         anchor, at = ("end", box.right) if box.right <= x else ("start", box.left)
         if box.left < x < box.right:
             anchor, at = "middle", (box.left + box.right) / 2
-        chart.add(line_of(text[0], at, box.top + FONT, anchor, font_weight=600))
+        chart.add(over(text[0], at, box.top + FONT, anchor, font_weight=600))
         if text[1:]:
-            chart.add(line_of(text[1], at, box.top + 2 * FONT + 2, anchor, "var(--dim)", font_size=11))
+            chart.add(over(text[1], at, box.top + 2 * FONT + 2, anchor, "var(--dim)", font_size=11))
 
 
 def _second(chart: Chart, point: _Point) -> str:

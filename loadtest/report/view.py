@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
 from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
 
 BADGES = {
@@ -26,29 +27,23 @@ def longest(comparison: Comparison) -> int:
     return max(comparison.plan.contexts, default=0)
 
 
-def operators_load(comparison: Comparison, context: int) -> str:
-    """Label of the load that the advice is for, at this context; empty if there is none."""
-    return next((load.label for load in comparison.plan.loads if load.context == context), "")
-
-
 def numbers(comparison: Comparison) -> dict[str, int]:
     """Each candidate's place in the plan, which gives it its look."""
     return {candidate.name: number for number, candidate in enumerate(comparison.plan.candidates)}
 
 
 def gain(verdict: Verdict, comparison: Comparison, context: int, figure: str) -> Gain | None:
-    """A variant's gain at a context: of speed, under the operator's load."""
-    load = operators_load(comparison, context)
-    found = [one for one in verdict.gains if one.context == context and one.figure == figure]
-    return next((one for one in found if one.load == load), None) or (
-        found[0] if found and figure in ("bytes", "fits") else None
-    )
+    """A variant's gain at a context: under the operator's load, to the first token for new prompts."""
+    load = new_prompts(comparison, context) if figure == "ttft" else operators_load(comparison, context)
+    label = "" if figure in ("bytes", "fits") or load is None else load.label
+    wanted = (context, figure, label)
+    return next((one for one in verdict.gains if (one.context, one.figure, one.load) == wanted), None)
 
 
 def speed(verdict: Verdict, comparison: Comparison, context: int) -> Gain | None:
-    """The gain that says how fast a variant decodes there: per token, else of all tokens, else of prefill."""
-    found = (gain(verdict, comparison, context, figure) for figure in ("tpot", "output_rate", "ttft"))
-    return next((one for one in found if one is not None and math.isfinite(one.ratio.value)), None)
+    """The gain that the operator's load is judged by."""
+    load = operators_load(comparison, context)
+    return None if load is None else gain(verdict, comparison, context, deciding_figure(load))
 
 
 def used(evidence: Evidence, loss: float) -> float:

@@ -19,7 +19,7 @@ FIGURES = {
 }
 """Figures of speed and memory, in words."""
 
-MEASURES = {"text": "text", "tasks": "tasks, together", "own": "your own questions"}
+MEASURES = {"text": "text", "tasks": "tasks", "own": "own questions"}
 """Tests of quality, in words; those of one task are called by its name."""
 
 
@@ -127,15 +127,31 @@ def interval(show: Callable[[float], str], found: Interval) -> str:
 
 
 def ends(show: Callable[[float], str], found: Interval) -> str:
-    """The interval alone, in brackets; empty where there is no estimate either."""
+    """The interval alone, in brackets; empty where there is no estimate either, and where it is exact."""
     if not math.isfinite(found.value):
         return ""
-    return f"({show(found.low)} to {show(found.high)})" if found.claimed else "(no interval)"
+    if not found.claimed:
+        return "(no interval)"
+    if found.low == found.high == found.value:
+        return ""
+    return f"({_without_unit(show(found.low), show(found.high))} to {show(found.high)})"
 
 
 def measure(name: str) -> str:
     """A test of quality in words."""
     return MEASURES.get(name, name.removeprefix("task:"))
+
+
+def _without_unit(low: str, high: str) -> str:
+    """The lower end without its unit, if the upper end has the same one."""
+    unit = _unit(high)
+    return low.removesuffix(unit) if unit and _unit(low) == unit else low
+
+
+def _unit(text: str) -> str:
+    """What stands behind the last digit."""
+    digits = [place for place, letter in enumerate(text) if letter.isdigit()]
+    return text[digits[-1] + 1 :] if digits else ""
 
 
 def _minus(text: str) -> str:
