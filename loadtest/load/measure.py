@@ -9,18 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from loadtest import document
 from loadtest.load import driver, reconcile, result, validity
 from loadtest.load.device import device_use, to_measure, watched
 from loadtest.load.measures import summarize
 from loadtest.load.result import Result, Run
 from loadtest.load.sweep import Sweep
+from loadtest.load.targets import Endpoint, Server, Target
 from loadtest.load.types import ClosedLoop, Load, Session, Summary, Targets
 from loadtest.load.worker import Progress as Counts
+from loadtest.load.worker import loop_name
 from longspan import Client
 
 # The server books a request just after its last message, and measures its device in its first second of rest.
@@ -49,6 +52,9 @@ class Plan:
         seed: of workload and arrivals.
         most_seconds: no session begins later than this in a run.
         targets: of a good request.
+        repeats: of every load, there and back.
+        endpoint: a second target, which takes turns with the server.
+        alone: the endpoint is the only target.
     """
 
     host: str
@@ -63,6 +69,31 @@ class Plan:
     seed: int
     most_seconds: float | None
     targets: Targets | None
+    repeats: int = 1
+    endpoint: Endpoint | None = None
+    alone: bool = False
+
+    @property
+    def measured(self) -> list[Target]:
+        """What is measured."""
+        server = [] if self.alone else [Server(self.host, self.port)]
+        return [*server, *([self.endpoint] if self.endpoint else [])]
+
+
+class Cell(NamedTuple):
+    """One run to make.
+
+    Attributes:
+        target: what to measure.
+        load: what to put on it.
+        repeat: from 0.
+        seed: of sessions and arrivals; the same for all targets, which get the same prompts.
+    """
+
+    target: Target
+    load: Load
+    repeat: int
+    seed: int
 
 
 def measure(plan: Plan, console: Console) -> Result:
@@ -74,46 +105,62 @@ def measure(plan: Plan, console: Console) -> Result:
         driver.WorkerDiedError: a client process failed.
     """
     found = describe(plan)
-    for number, load in enumerate(plan.loads):
-        run = _run(plan, load, number, found.server["device"], console)
-        if run is None:
-            break
-        found.runs.append(run)
-        if isinstance(plan.loads, Sweep):
-            plan.loads.learn(run.summary)
-        if run.interrupted:
-            break
+    loads: list[Load] = []
+    number = 0
+    for repeat in range(plan.repeats):
+        # There and back: what drifts evenly over the whole time falls on all loads alike.
+        for load in plan.loads if not repeat else loads[:: -1 if repeat % 2 else 1]:
+            if not repeat:
+                loads.append(load)
+            targets = plan.measured[:: -1 if (repeat + number) % 2 else 1]
+            for target in targets:
+                cell = Cell(target, load, repeat, plan.seed + _SEEDS_PER_RUN * number)
+                run = _run(plan, cell, found.server.get("device", ""), console)
+                if run is None:
+                    return found
+                found.runs.append(run)
+                if isinstance(plan.loads, Sweep) and not repeat and target == plan.measured[0]:
+                    plan.loads.learn(run.summary)
+                if run.interrupted:
+                    return found
+            number += 1
     return found
 
 
 def describe(plan: Plan) -> Result:
-    """A result without runs: the machine and the server."""
+    """A result without runs: the machine, the server, and the endpoint."""
+    found = Result(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=plan.seed,
+        machine={**document.machine(), "loop": loop_name()},
+        versions={"client": version("longspan")},
+        server={},
+        runs=[],
+        peers={target.name: target.described() for target in plan.measured if isinstance(target, Endpoint)},
+    )
+    if plan.alone:
+        return found
     with Client(plan.host, plan.port, timeout=30) as client:
         model, info = client.model_info(), client.server_info()
     attention = model.attention
-    return Result(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=plan.seed,
-        machine=result.machine(),
-        versions={"longspan": info.version, "client": version("longspan"), **info.versions},
-        server={
-            "model": model.name,
-            "architecture": model.architecture,
-            "parameters": model.parameters,
-            "dtype": model.dtype,
-            "kv_dtype": model.kv_dtype,
-            "device": info.device,
-            "context_length": model.context_length,
-            "attention": {
-                "backend": attention.backend,
-                "pattern": attention.pattern,
-                "kernel": attention.kernel,
-                "options": dict(attention.options),
-            },
-            "settings": dict(info.settings),
+    found.versions = {"longspan": info.version, **found.versions, **info.versions}
+    found.server = {
+        "model": model.name,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "dtype": model.dtype,
+        "kv_dtype": model.kv_dtype,
+        "device": info.device,
+        "context_length": model.context_length,
+        "attention": {
+            "backend": attention.backend,
+            "pattern": attention.pattern,
+            "kernel": attention.kernel,
+            "options": dict(attention.options),
         },
-        runs=[],
-    )
+        "settings": dict(info.settings),
+    }
+    return found
 
 
 def _counts(plan: Plan, load: Load) -> tuple[int, int, int]:
@@ -126,25 +173,24 @@ def _counts(plan: Plan, load: Load) -> tuple[int, int, int]:
     return max(plan.sessions or usual, least), warmup, max(1, min(users, warmup))
 
 
-def _run(plan: Plan, load: Load, number: int, device: str, console: Console) -> Run | None:
+def _run(plan: Plan, cell: Cell, device: str, console: Console) -> Run | None:
     """One run after its warm-up; ``None`` if it was stopped before any request."""
+    target, load, seed = cell.target, cell.load, cell.seed
     count, warmup, users = _counts(plan, load)
-    seed = plan.seed + _SEEDS_PER_RUN * number
     sessions = plan.draw(count, seed)
+    title = _title(plan, cell)
     if warmup:
         warm = plan.draw(warmup, seed + 5)
-        with _watch(console, f"warm-up for {_words(load)}", len(warm)) as listener:
-            outcome = driver.run(
-                plan.host, plan.port, warm, ClosedLoop(users), workers=plan.workers, listener=listener
-            )
+        with _watch(console, f"warm-up for {title}", len(warm)) as listener:
+            outcome = driver.run(target, warm, ClosedLoop(users), workers=plan.workers, listener=listener)
         if outcome.interrupted:
             return None
-    before = reconcile.scrape(plan.metrics_url) if plan.metrics_url else None
+    url = plan.metrics_url if isinstance(target, Server) else None
+    before = reconcile.scrape(url) if url else None
     requests = sum(len(session.turns) for session in sessions)
-    with _watch(console, _words(load), requests) as listener, watched(plan.metrics_url) as during:
+    with _watch(console, title, requests) as listener, watched(url) as during:
         outcome = driver.run(
-            plan.host,
-            plan.port,
+            target,
             sessions,
             load,
             workers=plan.workers,
@@ -156,8 +202,8 @@ def _run(plan: Plan, load: Load, number: int, device: str, console: Console) -> 
         return None
     summary = summarize(outcome.records, plan.targets)
     server = use = None
-    if plan.metrics_url and before is not None:
-        after = _settled(plan.metrics_url, before, summary)
+    if url and before is not None:
+        after = _settled(url, before, summary)
         server = reconcile.server_side(before, after)
         use = device_use(device, [before, *during, after])
     return Run(
@@ -169,9 +215,12 @@ def _run(plan: Plan, load: Load, number: int, device: str, console: Console) -> 
         summary=summary,
         workers=outcome.workers,
         server=server,
-        disagreements=reconcile.disagreements(summary, server) if server else [],
+        disagreements=(reconcile.disagreements(summary, server) if server else reconcile.miscounts(summary)),
         requests=result.condense(outcome.records),
         device=use,
+        target=target.name,
+        repeat=cell.repeat,
+        seed=seed,
     )
 
 
@@ -184,6 +233,12 @@ def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile
         if (booked and not to_measure(after)) or time.monotonic() > end:
             return after
         time.sleep(0.1)
+
+
+def _title(plan: Plan, cell: Cell) -> str:
+    """What a progress line calls a run."""
+    repeat = f"{cell.repeat + 1} of {plan.repeats}: " if plan.repeats > 1 else ""
+    return repeat + _words(cell.load) + (f" on {cell.target.name}" if plan.endpoint else "")
 
 
 def _words(load: Load) -> str:
