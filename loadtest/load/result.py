@@ -47,8 +47,10 @@ class Run:
         target: what the load was put on, by name.
         repeat: from 0; runs of one label that differ in it are repeats of one another.
         seed: of this run's sessions and arrivals.
-        weather: what else used this machine's processors; ``None`` if the target is on another, or nobody
-            looked.
+        weather: what else used this machine's processors; ``None`` if the target is on another, or it can't
+            be told.
+        attempt: 0, or how often this repeat was measured before, since other work disturbed it.
+        disturbed: by what it was disturbed, a sentence; empty if it counts.
     """
 
     load: dict[str, Any]
@@ -66,6 +68,8 @@ class Run:
     repeat: int = 0
     seed: int = 0
     weather: Weather | None = None
+    attempt: int = 0
+    disturbed: str = ""
 
     @property
     def label(self) -> str:

@@ -94,7 +94,9 @@ class Row:
         label: load, sizes and target.
         target: what the load was put on.
         load: see ``Run.load``.
-        runs: in the order in which they ran.
+        runs: those that count, in the order in which they ran: the undisturbed ones, or all if there are
+            none.
+        disturbed: runs that don't, since other work on the machine disturbed them; they were measured again.
         cells: by key of the figure, all of ``FIGURES``.
     """
 
@@ -102,6 +104,7 @@ class Row:
     target: str
     load: dict[str, Any]
     runs: list[Run]
+    disturbed: list[Run]
     cells: dict[str, Cell]
 
 
@@ -110,16 +113,29 @@ def rows(result: Result) -> list[Row]:
     together: dict[str, list[Run]] = {}
     for run in result.runs:
         together.setdefault(run.label, []).append(run)
-    return [
-        Row(
-            label,
-            runs[0].target,
-            runs[0].load,
-            runs,
-            {figure.key: cell(figure, runs, result.confidence) for figure in FIGURES},
-        )
-        for label, runs in together.items()
-    ]
+    return [_row(label, runs, result.confidence) for label, runs in together.items()]
+
+
+def clean(result: Result) -> bool:
+    """Every run that counts is valid and whole, and no request failed."""
+    return all(
+        not (run.objections or run.disturbed or run.interrupted or run.summary.failed)
+        for row in rows(result)
+        for run in row.runs
+    )
+
+
+def _row(label: str, runs: list[Run], confidence: float) -> Row:
+    quiet = [run for run in runs if not run.disturbed]
+    counted = quiet or runs
+    return Row(
+        label,
+        runs[0].target,
+        runs[0].load,
+        counted,
+        [run for run in runs if run.disturbed] if quiet else [],
+        {figure.key: cell(figure, counted, confidence) for figure in FIGURES},
+    )
 
 
 def cell(figure: Figure, runs: list[Run], confidence: float) -> Cell:

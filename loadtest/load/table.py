@@ -75,7 +75,7 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     found = rows(result)
     for row in found:
         failed = sum(sum(run.summary.failed.values()) for run in row.runs)
-        cells = [row.label + (" *" if any(remarks(run) for run in row.runs) else "")]
+        cells = [row.label + (" *" if _remarks_of(row) else "")]
         cells += [
             shown(row.cells[figure_.key], figure_.factor, " " if one_line else "\n") for figure_ in FIGURES
         ]
@@ -123,7 +123,11 @@ def _remarks_of(row: Row) -> list[tuple[str, str]]:
     for run in row.runs:
         for remark in remarks(run):
             said.setdefault(remark, []).append(run.repeat + 1)
-    return [
+    notes = [
+        (f"{row.label}, run {run.repeat + 1}", f"was measured again: {run.disturbed}")
+        for run in row.disturbed
+    ]
+    return notes + [
         (row.label + (f", run {', '.join(map(str, which))}" if len(which) < len(row.runs) else ""), remark)
         for remark, which in said.items()
     ]
@@ -150,6 +154,11 @@ def remarks(run: Run) -> list[str]:
     return [
         *(["INTERRUPTED: it was stopped before its end"] if run.interrupted else []),
         *(f"INVALID: {objection}" for objection in run.objections),
+        *(
+            [f"INVALID: {run.disturbed}, while client and server shared this machine"]
+            if run.disturbed
+            else []
+        ),
         *([f"failed: {failed}"] if failed else []),
         *(f"client and server disagree: {sentence}" for sentence in run.disagreements),
         *(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from loadtest.load.measures import percentile
 from loadtest.load.types import Record, Worker
-from loadtest.measuring.types import Weather
 
 # An open loop that sends later than this measures itself.
 MOST_DELAY_SECONDS = 0.010
@@ -15,20 +14,8 @@ MOST_CPU_SHARE = 0.85
 MOST_LOOP_LAG_SECONDS = 0.050
 
 
-# What others take of this machine, client and server lack; a tenth of it is beyond what repeats show anyway.
-MOST_FOREIGN_SHARE = 0.10
-
-
-def objections(
-    records: Sequence[Record], workers: Sequence[Worker], weather: Weather | None = None
-) -> list[str]:
-    """Why the run's figures are not the server's, a sentence each; empty for a valid run.
-
-    Args:
-        records: of the run.
-        workers: its client processes.
-        weather: what else used this machine's processors; ``None`` if the target is on another.
-    """
+def objections(records: Sequence[Record], workers: Sequence[Worker]) -> list[str]:
+    """Why the run's figures are not the server's, a sentence each; empty for a valid run."""
     found = []
     late = percentile(sorted(record.delay for record in records), 0.99)
     if late > MOST_DELAY_SECONDS:
@@ -48,21 +35,6 @@ def objections(
             f"a client process noticed events {lag * 1e3:.0f} ms late at the 99th percentile "
             f"({MOST_LOOP_LAG_SECONDS * 1e3:.0f} ms is allowed); the client lacks processor time: give it "
             "cores of its own"
-        )
-    for share, who in (
-        ((weather.foreign, "other processes used"), (weather.stolen, "the hypervisor gave others"))
-        if weather is not None
-        else ()
-    ):
-        if share > MOST_FOREIGN_SHARE:
-            found.append(
-                f"{who} {share:.0%} of this machine's processor time while client and server shared it "
-                f"({MOST_FOREIGN_SHARE:.0%} is allowed); end what else runs here, or take another machine"
-            )
-    if weather is not None and weather.throttled > MOST_FOREIGN_SHARE:
-        found.append(
-            f"a quota took {weather.throttled:.0%} of this machine's processor time away "
-            f"({MOST_FOREIGN_SHARE:.0%} is allowed); raise the container's limit"
         )
     if not records:
         found.append("no request was sent")
