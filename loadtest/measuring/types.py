@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 
+class CannotMeasureError(RuntimeError):
+    """A target can't be measured under a load, although no request failed; the message says what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """An estimate and how far it can be trusted, at the confidence of the run that it belongs to.
@@ -109,6 +113,7 @@ class Target(Protocol[LoadT]):
 
         Raises:
             longspan.LongspanError: a request failed.
+            CannotMeasureError: what was measured is not what the load is about.
         """
         ...
 

@@ -1,0 +1,170 @@
+"""From measurements to figures with intervals. A round is one sample; those of a pair are held together."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from loadtest.measuring.types import Interval, Measurement
+from loadtest.statistics import LEAST, median_interval
+
+NARROW = 0.025
+"""Half an interval's width, as a share of its value, below which more rounds would tell nothing that matters:
+half of the least gain that is worth a change."""
+
+
+def is_rate(figure: str) -> bool:
+    """More of it is better; of times, less is."""
+    return figure.endswith("_rate")
+
+
+def visits(
+    measurements: Iterable[Measurement], deployment: str, load: str, figure: str
+) -> dict[tuple[int, int], float]:
+    """The figure of each visit, by round and visit; attempts that were disturbed or failed don't count."""
+    return {
+        (each.round, each.visit): each.figures[figure]
+        for each in measurements
+        if (each.deployment, each.load) == (deployment, load)
+        and not each.disturbed
+        and not each.error
+        and figure in each.figures
+    }
+
+
+def series(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> dict[int, float]:
+    """One value per round, by round: the mean of its visits that count."""
+    return _by_round(visits(measurements, deployment, load, figure))
+
+
+def own(
+    measurements: Iterable[Measurement], deployment: str, load: str, figure: str, confidence: float = 0.95
+) -> Interval:
+    """A deployment's figure: the median of its rounds."""
+    return median_interval(list(series(measurements, deployment, load, figure).values()), confidence)
+
+
+def ratio(
+    measurements: Sequence[Measurement],
+    deployment: str,
+    base: str,
+    load: str,
+    figure: str,
+    confidence: float = 0.95,
+) -> Interval:
+    """How many times better than the base: the median of the rounds' ratios.
+
+    Above 1 is better: base's time over own time, own rate over base's rate. Within a round only visits that
+    both have are compared, so that what changes while a round lasts weighs on both.
+
+    Args:
+        measurements: of a run.
+        deployment: the numerator's name.
+        base: the other's.
+        load: label.
+        figure: name.
+        confidence: of the interval.
+    """
+    mine = visits(measurements, deployment, load, figure)
+    theirs = visits(measurements, base, load, figure)
+    both = mine.keys() & theirs.keys()
+    ours = _by_round({place: mine[place] for place in both})
+    bases = _by_round({place: theirs[place] for place in both})
+    return median_interval(
+        [
+            (ours[number] / bases[number]) if is_rate(figure) else (bases[number] / ours[number])
+            for number in sorted(ours)
+            if ours[number] > 0 and bases[number] > 0
+        ],
+        confidence,
+    )
+
+
+def null(
+    measurements: Iterable[Measurement], deployment: str, load: str, figure: str, confidence: float = 0.95
+) -> Interval:
+    """How much the machine differs from itself: the ratio of a round's two visits to one deployment.
+
+    Both did equal work. Above 1: the second was the faster one.
+    """
+    return median_interval(_repeated(measurements, deployment, load, figure), confidence)
+
+
+def resolution(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> float:
+    """Half the width that an interval of a ratio of equal work typically has after so many rounds, a share.
+
+    From the quartiles of the logarithms, so that a single outlier does not count: 1.96 standard errors of a
+    normal sample's median, which are 1.2533 sigma / sqrt(n). NaN where there are too few rounds to tell.
+    """
+    ratios = _repeated(measurements, deployment, load, figure)
+    if len(ratios) < LEAST:
+        return math.nan
+    low, _, high = statistics.quantiles([math.log(each) for each in ratios], n=4, method="inclusive")
+    sigma = (high - low) / 1.349
+    return math.expm1(1.96 * 1.2533 * sigma / math.sqrt(len(ratios)))
+
+
+def drift(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> float:
+    """How much a deployment's rounds differ over time: largest over smallest median of three in a row.
+
+    1 is none, NaN where there are fewer than three. A single slow round is no drift.
+    """
+    values = list(series(measurements, deployment, load, figure).values())
+    smooth = [statistics.median(values[at : at + 3]) for at in range(len(values) - 2)]
+    return max(smooth) / min(smooth) if smooth and min(smooth) > 0 else math.nan
+
+
+def settled(
+    measurements: Sequence[Measurement],
+    deployment: str,
+    base: str,
+    load: str,
+    figure: str,
+    margin: float = 0.05,
+    confidence: float = 0.95,
+) -> bool:
+    """More rounds would not change what can be said of this ratio.
+
+    Its interval is narrow, or beyond the margin of equivalence on one side. That it excludes 1 is not enough:
+    who stops as soon as it does finds differences where there are none.
+
+    Args:
+        measurements: of a run.
+        deployment: name.
+        base: the other's.
+        load: label.
+        figure: name.
+        margin: share below which a difference is not worth a change.
+        confidence: of the interval.
+    """
+    found = ratio(measurements, deployment, base, load, figure, confidence)
+    if found.count < LEAST or not found.claimed:
+        return False
+    narrow = (found.high - found.low) / 2 < NARROW * found.value
+    return narrow or found.low > 1 + margin or found.high < 1 / (1 + margin)
+
+
+def steady(
+    measurements: Iterable[Measurement], deployment: str, load: str, figure: str, confidence: float = 0.95
+) -> bool:
+    """The interval of a deployment's own figure is narrow: for runs that compare nothing."""
+    found = own(measurements, deployment, load, figure, confidence)
+    return found.claimed and (found.high - found.low) / 2 < NARROW * found.value
+
+
+def _repeated(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> list[float]:
+    """How many times better a round's second visit was than its first, for each round that has both."""
+    found = visits(measurements, deployment, load, figure)
+    found = {place: value for place, value in found.items() if value > 0}
+    both = [number for number, visit in found if visit == 0 and (number, 1) in found]
+    pairs = [(found[number, 0], found[number, 1]) for number in both]
+    return [second / first if is_rate(figure) else first / second for first, second in pairs]
+
+
+def _by_round(found: dict[tuple[int, int], float]) -> dict[int, float]:
+    numbers = sorted({number for number, _ in found})
+    return {
+        number: statistics.fmean(found[number, visit] for visit in (0, 1) if (number, visit) in found)
+        for number in numbers
+    }

@@ -1,0 +1,272 @@
+"""Rounds, their analysis and the judgment of the machine, over a machine that is simulated."""
+
+import math
+import random
+import re
+from dataclasses import dataclass, field
+
+import pytest
+
+from loadtest.measuring.analysis import drift, null, own, ratio, series, settled
+from loadtest.measuring.busy import EqualPair, busy
+from loadtest.measuring.rounds import Rounds
+from loadtest.measuring.types import CannotMeasureError, Load, Measurement, Weather
+from loadtest.measuring.weather import Observed
+from longspan import LongspanError, UnavailableError
+
+SHORT = Load(1024, 16, cached=True)
+LONG = Load(8192, 16, cached=True)
+
+
+@dataclass
+class Machine:
+    """Time passes only while something is measured."""
+
+    noise: float = 0.03
+    seed: int = 0
+    now: float = 100.0
+    foreign: float = 0.0
+    drift: float = 0.0  # growth of all times per second
+    spikes: dict[int, float] = field(default_factory=dict)  # by number of the visit
+    disturbed: set[int] = field(default_factory=set)
+    visits: int = 0
+    seen: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.rng = random.Random(self.seed)
+
+    def clock(self):
+        return self.now
+
+    def take(self, seconds):
+        number, self.visits = self.visits, self.visits + 1
+        slow = 2.0 if number in self.disturbed else 1.0
+        took = seconds * math.exp(self.rng.gauss(0, self.noise)) * (1 + self.drift * (self.now - 100.0))
+        took *= self.spikes.get(number, 1.0) * slow
+        self.now += took
+        return took
+
+    def observe(self, pids, idle):
+        self.seen.append((tuple(pids), frozenset(idle)))
+        number, began = self.visits, self.now
+
+        def so_far():
+            share = 0.48 if number in self.disturbed else self.foreign
+            return Observed(Weather(foreign=share), 2 * (self.now - began), "PID 7 python train.py")
+
+        return so_far
+
+
+@dataclass
+class Simulated:
+    machine: Machine
+    tpot: float
+    pid: int
+    error: Exception | None = None
+    fails_at: int = -1
+    seeds: list = field(default_factory=list)
+
+    @property
+    def pids(self):
+        return (self.pid,)
+
+    def measure(self, load, seed):
+        self.seeds.append(seed)
+        if len(self.seeds) - 1 == self.fails_at:
+            raise self.error
+        took = self.machine.take(self.tpot * load.context / 1024)
+        return {"tpot": took, "output_rate": 1 / took}
+
+
+def simulate(machine, *, rounds=0, budget=0.0, loads=(SHORT,), **tpots):
+    targets = {name: Simulated(machine, tpot, 10 + n) for n, (name, tpot) in enumerate(tpots.items())}
+    made = Rounds(targets, loads, clock=machine.clock, observe=machine.observe)
+    for _ in range(rounds):
+        for load in loads:
+            made.step(load)
+    if budget:
+        made.run(budget, lambda load: False)
+    return made
+
+
+def test_a_round_goes_there_and_back_and_the_next_begins_at_the_other_end():
+    machine = Machine()
+    made = simulate(machine, rounds=2, a=1.0, b=1.0, c=1.0)
+    names = "".join(each.deployment for each in made.measurements)
+    assert names == "abccba" + "cbaabc"
+    assert [each.visit for each in made.measurements] == [0, 0, 0, 1, 1, 1] * 2
+    seeds = [target.seeds for target in made._targets.values()]
+    assert seeds[0] == seeds[1] == seeds[2]
+    assert len(set(seeds[0])) == 4
+    # The server that is measured has a part in the measurement, the others have none.
+    assert machine.seen[:2] == [((10,), {11, 12}), ((11,), {10, 12})]
+
+
+def test_a_disturbed_visit_is_repeated_and_only_the_quiet_attempt_counts():
+    machine = Machine(noise=0.0, disturbed={1, 3, 4, 5})
+    made = simulate(machine, rounds=1, a=1.0, b=0.5)
+    told = [(each.deployment, each.visit, each.attempt, bool(each.disturbed)) for each in made.measurements]
+    assert told == [
+        *(("a", 0, 0, False), ("b", 0, 0, True), ("b", 0, 1, False)),
+        *(("b", 1, 0, True), ("a", 1, 0, True), ("b", 1, 1, True), ("a", 1, 1, False), ("b", 1, 2, False)),
+    ]
+    assert "48% of the processor time, most of all PID 7 python train.py" in made.measurements[1].disturbed
+    assert series(made.measurements, "b", SHORT.label, "tpot") == {0: pytest.approx(0.5)}
+    seeds = made._targets["b"].seeds
+    assert len(set(seeds)) == len(seeds)  # the prefix cache knows what was drawn before
+
+
+def test_a_visit_that_stays_disturbed_leaves_the_pair_out():
+    machine = Machine(noise=0.0, disturbed={1, 2, 3})
+    made = simulate(machine, rounds=1, a=1.0, b=0.5)
+    assert [each.attempt for each in made.measurements if each.deployment == "b"] == [0, 1, 2, 0]
+    assert ratio(made.measurements, "b", "a", SHORT.label, "tpot").value == pytest.approx(2.0)
+    assert null(made.measurements, "b", SHORT.label, "tpot").count == 0
+
+
+@pytest.mark.parametrize("error", [UnavailableError("it is gone"), CannotMeasureError("it is gone")])
+def test_a_target_that_fails_is_named_and_left_out_under_that_load_alone(error):
+    machine = Machine()
+    targets = {
+        "a": Simulated(machine, 1.0, 1),
+        "b": Simulated(machine, 1.0, 2, error, 1),
+        "c": Simulated(machine, 1.0, 3),
+    }
+    made = Rounds(targets, [SHORT, LONG], clock=machine.clock, observe=machine.observe)
+    for _ in range(2):
+        made.step(SHORT)
+        made.step(LONG)
+    assert made.failed == {(SHORT.label, "b"): "it is gone"}
+    assert [each.error for each in made.measurements if each.error] == ["it is gone"]
+    assert len([each for each in made.measurements if each.deployment == "b"]) == 2 + 4
+    assert made.alive(SHORT) == ["a", "c"]
+    assert own(made.measurements, "b", SHORT.label, "tpot").count == 1
+
+
+def test_a_run_ends_where_the_base_fails_and_other_errors_are_no_results():
+    machine = Machine()
+    error = LongspanError.__subclasses__()[0]("no")
+    targets = {"a": Simulated(machine, 1.0, 1, error, 0), "b": Simulated(machine, 1.0, 2)}
+    made = Rounds(targets, [SHORT], clock=machine.clock, observe=machine.observe)
+    assert made.run(1000, lambda load: False)
+    assert [each.deployment for each in made.measurements] == ["a", "b", "b"]
+    targets["b"].error, targets["b"].fails_at = ZeroDivisionError(), 2
+    with pytest.raises(ZeroDivisionError):
+        made.step(SHORT)
+
+
+def test_loads_take_turns_until_the_budget_is_spent_and_it_is_kept():
+    machine = Machine()
+    made = simulate(machine, budget=300.0, loads=(SHORT, LONG), a=1.0, b=0.5)
+    order = [each.load for each in made.measurements]
+    assert order[:12] == [SHORT.label] * 4 + [LONG.label] * 4 + [SHORT.label] * 4
+    rounds = made.rounds
+    # A round of LONG costs 24 s, of SHORT 3 s: both as long as both are affordable, then the cheaper one.
+    assert rounds[LONG.label] == 11
+    assert rounds[SHORT.label] - rounds[LONG.label] in range(8)
+    assert 295 < machine.now - 100 < 301
+
+
+def test_a_settled_load_gets_no_more_rounds_and_a_later_run_goes_on():
+    machine = Machine()
+    kept = []
+    targets = {"a": Simulated(machine, 1.0, 1), "b": Simulated(machine, 0.5, 2)}
+    first = Rounds(targets, [SHORT, LONG], measurements=kept, clock=machine.clock, observe=machine.observe)
+
+    def done(load):
+        return settled(kept, "b", "a", load.label, "tpot")
+
+    assert first.run(10_000, done)
+    assert first.rounds == {SHORT.label: 6, LONG.label: 6}
+    told = []
+    machine.now = 0.0
+    second = Rounds(
+        targets, [SHORT], measurements=kept, clock=machine.clock, observe=machine.observe, tell=told.append
+    )
+    second.step(SHORT)
+    assert told[-1].rounds == {SHORT.label: 6}  # the seventh is not complete before step returns
+    assert second.rounds == {SHORT.label: 7}
+    began = [each.began for each in kept]
+    assert began == sorted(began)
+    assert kept[-1].round == 6
+
+
+def cell(deployment, number, visit, figures, **rest):
+    return Measurement(deployment, "l", number, visit, 0, 0.0, 1.0, figures, **rest)
+
+
+def test_ratios_are_above_one_where_better_and_pair_what_both_have():
+    made = []
+    for number in range(8):
+        for visit in (0, 1):
+            made.append(cell("a", number, visit, {"tpot": 2.0 + visit, "output_rate": 10.0}))
+            if visit == 0:
+                made.append(cell("b", number, visit, {"tpot": 1.0, "output_rate": 5.0}))
+    assert ratio(made, "b", "a", "l", "tpot").value == 2.0  # not the 2.5 of means over different visits
+    assert ratio(made, "b", "a", "l", "output_rate").value == 0.5
+    assert ratio(made, "b", "a", "l", "tpot").excludes(1.0)
+    assert own(made, "a", "l", "tpot").value == 2.5
+    assert null(made, "a", "l", "tpot").value == pytest.approx(2 / 3)
+    assert not ratio(made, "c", "a", "l", "tpot").claimed
+    assert math.isnan(drift(made, "c", "l", "tpot"))
+
+
+def runs(count, **settings):
+    for seed in range(count):
+        yield Machine(seed=seed, **settings)
+
+
+def test_a_quiet_machine_raises_no_alarm_and_finds_no_more_differences_than_its_confidence_allows():
+    false, alarms, missed = 0, [], 0
+    pairs = [EqualPair("b", "a", SHORT.label)]
+    for machine in runs(200):
+        made = simulate(machine, rounds=8, a=1.0, b=1.0, c=0.85).measurements
+        alarms += filter(None, [busy(made, pairs)])
+        false += ratio(made, "b", "a", SHORT.label, "tpot").excludes(1.0)
+        missed += not ratio(made, "c", "a", SHORT.label, "tpot").excludes(1.0)
+    assert alarms == []
+    assert false <= 20  # 5% of 200 is 10; more than 20 would happen once in 500 times
+    assert missed == 0
+
+
+def test_one_spike_neither_alarms_nor_makes_a_difference():
+    for machine in runs(50, spikes={9: 10.0}):
+        made = simulate(machine, rounds=8, a=1.0, b=1.0).measurements
+        assert busy(made, [EqualPair("b", "a", SHORT.label)]) == ""
+        found = ratio(made, "b", "a", SHORT.label, "tpot")
+        assert 0.95 < found.value < 1.05
+        assert not found.low > 1.05
+
+
+def test_drift_cancels():
+    wrong = 0
+    for machine in runs(100, drift=0.5 / 32):
+        made = simulate(machine, rounds=8, a=1.0, b=1.0).measurements
+        assert made[-1].figures["tpot"] > 1.3
+        assert busy(made, [EqualPair("b", "a", SHORT.label)]) == ""
+        wrong += ratio(made, "b", "a", SHORT.label, "tpot").excludes(1.0)
+    assert wrong <= 12
+
+
+def test_a_core_that_is_busy_all_the_time_is_an_alarm_that_names_who():
+    made = simulate(Machine(foreign=0.5), rounds=3, a=1.0, b=1.0).measurements
+    assert len(made) == 3 * 2 * 2 * 3  # every visit was tried three times
+    words = busy(made)
+    assert "12 of 12 measurements of 1k, 1 user, cached prompts stayed disturbed" in words
+    assert "50% of the processor time, most of all PID 7 python train.py" in words
+    assert "take another machine" in words
+
+
+def test_equal_work_that_differs_is_an_alarm():
+    made = simulate(Machine(), rounds=8, a=1.0, b=1.3).measurements
+    assert busy(made) == ""
+    words = busy(made, [EqualPair("b", "a", SHORT.label)])
+    assert "b and a compute the same at 1k, 1 user, cached prompts" in words
+    assert re.search(r"token differs by a factor of 1\.[23]\d \(1\.[23]\d to 1\.[34]\d\)", words)
+
+
+def test_a_machine_that_differs_from_itself_is_an_alarm():
+    wild = simulate(Machine(noise=0.8, seed=3), rounds=8, a=1.0, b=1.0).measurements
+    assert "visits that do the same" in busy(wild)
+    halved = simulate(Machine(spikes=dict.fromkeys(range(16, 32), 3.0)), rounds=8, a=1.0, b=1.0).measurements
+    assert "changed by a factor of 3" in busy(halved)
