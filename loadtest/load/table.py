@@ -75,7 +75,7 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     found = rows(result)
     for row in found:
         failed = sum(sum(run.summary.failed.values()) for run in row.runs)
-        cells = [row.label + (" *" if _remarks_of(row) else "")]
+        cells = [row.label + (" *" if remarks_of(row) else "")]
         cells += [
             shown(row.cells[figure_.key], figure_.factor, " " if one_line else "\n") for figure_ in FIGURES
         ]
@@ -84,7 +84,7 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
             cells.append(f"{sum(goods) / len(goods):.1%}"[:-1] if goods else "-")
         cells.append(f"[red]{failed}[/red]" if failed else "0")
         table.add_row(*cells)
-    notes = [Text(f"* {label}: {remark}") for row in found for label, remark in _remarks_of(row)]
+    notes = [Text(f"* {label}: {remark}") for row in found for label, remark in remarks_of(row)]
     return Group(heading(result), table, *footnotes(found), *notes, *_device_table(result))
 
 
@@ -117,7 +117,7 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
     return [Text(note, style="dim") for note in notes]
 
 
-def _remarks_of(row: Row) -> list[tuple[str, str]]:
+def remarks_of(row: Row) -> list[tuple[str, str]]:
     """Remarks of all repeats of a row, which repeat it was said where not all share it."""
     said: dict[str, list[int]] = {}
     for run in row.runs:

@@ -68,27 +68,34 @@ class Chart:
         self._line(x1, y1, x2, y2, color, 1.4, dash)
 
     def line(
-        self, points: Sequence[tuple[float, float]], look: Look, width: float = 2, stepped: bool = False
+        self,
+        points: Sequence[tuple[float, float]],
+        look: Look,
+        width: float = 2,
+        stepped: bool = False,
+        filled: bool = False,
     ) -> None:
-        """A line through points with two finite values; ``stepped`` keeps each value until the next."""
+        """A line through points with two finite values.
+
+        Args:
+            points: in the order in which they are joined.
+            look: its color and dashes.
+            width: of the line.
+            stepped: each value holds until the next.
+            filled: what lies below it is tinted.
+        """
         places = [(self.at_x(x), self.at_y(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if len(places) < 2:
             return
         path = f"M{pair(places[0])}"
         for x, y in places[1:]:
-            path += (f"H{shown(x)}V{shown(y)}") if stepped else f"L{pair((x, y))}"
+            path += f"H{shown(x)}V{shown(y)}" if stepped else f"L{pair((x, y))}"
+        if filled:
+            below = f"{path}V{shown(self.bottom)}H{shown(places[0][0])}Z"
+            self.add(element("path", d=below, fill=look.color, fill_opacity=0.13))
         dash = {"stroke_dasharray": look.dash} if look.dash else {}
-        self.add(
-            element(
-                "path",
-                d=path,
-                fill="none",
-                stroke=look.color,
-                stroke_width=width,
-                stroke_linejoin="round",
-                **dash,
-            )
-        )
+        style = {"fill": "none", "stroke": look.color, "stroke_width": width, "stroke_linejoin": "round"}
+        self.add(element("path", d=path, **style, **dash))
 
     def interval(self, x: tuple[float, float], y: tuple[float, float], color: str) -> None:
         """A bar from one point to another along an axis, with feet where it ends within it."""
@@ -100,17 +107,12 @@ class Chart:
                 across = (0, 3.5) if y1 == y2 else (3.5, 0)
                 self._line(at_x - across[0], at_y - across[1], at_x + across[0], at_y + across[1], color, 1.6)
 
-    def point(self, x: float, y: float, look: Look, note: str, hollow: bool = False) -> None:
+    def point(
+        self, x: float, y: float, look: Look, note: str, hollow: bool = False, radius: float = 5.5
+    ) -> None:
         """A marker; its note shows when it is pointed at."""
-        drawn = marker(look, self.at_x(x), self.at_y(y), hollow=hollow)
+        drawn = marker(look, self.at_x(x), self.at_y(y), radius, hollow)
         self.add(element("g", element("title", html.escape(note)) + drawn))
-
-    def bar(self, left: float, right: float, value: float, color: str, opacity: float, note: str) -> None:
-        """A bar from the bottom; ``left`` and ``right`` are values of the horizontal axis."""
-        x1, x2, y = self.at_x(left), self.at_x(right), self.at_y(value)
-        title = element("title", html.escape(note))
-        shape = {"x": x1, "y": y, "width": max(0.0, x2 - x1), "height": max(0.0, self.bottom - y)}
-        self.add(element("rect", title, **shape, fill=color, fill_opacity=opacity))
 
     def leader(self, x1: float, y1: float, x2: float, y2: float) -> None:
         """A thin line between two places, from a mark to its name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -29,19 +29,23 @@ HEADS = (
 )
 
 
-def rows(judgment: Judgment) -> list[dict[str, Any]]:
-    """One row per test and per gain: ``key``, ``name`` of the variant, ``cells`` in the heads' order."""
-    found = []
+def rows(judgment: Judgment, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One row per test and per gain: ``key``, ``name`` and ``number`` of the variant, ``cells`` by the heads.
+
+    Args:
+        judgment: whose figures they are.
+        numbers: places of the variants in the plan.
+    """
+    found: list[dict[str, Any]] = []
     for verdict in judgment.verdicts:
-        for number, evidence in enumerate(verdict.evidence):
-            found.append(_row(verdict.deployment, "test", number, _test(evidence)))
-        for number, gain in enumerate(verdict.gains):
-            found.append(_row(verdict.deployment, "gain", number, _gain(gain)))
+        cells = [("test", number, _test(one)) for number, one in enumerate(verdict.evidence)]
+        cells += [("gain", number, _gain(one)) for number, one in enumerate(verdict.gains)]
+        name = verdict.deployment
+        found += [
+            {"key": f"{kind} {number} {name}", "name": name, "number": numbers[name], "cells": row}
+            for kind, number, row in cells
+        ]
     return found
-
-
-def _row(name: str, kind: str, number: int, cells: list[Cell]) -> dict[str, Any]:
-    return {"key": f"{kind} {number} {name}", "name": name, "cells": cells}
 
 
 def _test(one: Evidence) -> list[Cell]:
