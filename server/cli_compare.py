@@ -42,7 +42,8 @@ def compare(
         str | None, typer.Option(help="Time to spend, like 5m or 2h. [default: 5m, with --full 2h]")
     ] = None,
     concurrency: Annotated[
-        str | None, typer.Option(help="Your load: numbers of users, like 1,8; the first decides. [default: 1]")
+        str | None,
+        typer.Option(help="Your load: users, like 1,8; the first decides. [default: 1]"),
     ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Your load as sessions per second, instead of users.")
@@ -82,18 +83,19 @@ def compare(
 ) -> None:
     """Compare attention variants on your model, this machine and your text, and say which to deploy.
 
-    Serves them side by side. What follows -- goes to every `longspan serve`. Ends with 0 if all was measured, 1 if
-    a candidate failed meanwhile, 2 if something was refused before.
+    Serves them side by side. What follows -- goes to every `longspan serve`. Ends with 0 if all was
+    measured, 1 if a candidate failed meanwhile, 2 if something was refused before.
     """
     require_server()
     from loadtest.compare import document
     from loadtest.compare.plan import Asked, PlanError, make_plan
     from loadtest.compare.plan import budget as seconds
+    from loadtest.document import DocumentError
 
     if show is not None:
         try:
             _tell(document.load(show), html_file, csv_folder)
-        except (document.DocumentError, OSError) as error:
+        except (DocumentError, OSError) as error:
             fail(str(error))
         return
     if tasks == ["help"]:
@@ -139,7 +141,7 @@ def _measure(
     from loadtest.compare.progress import Watcher
     from loadtest.compare.run import FullFailedError, run
     from loadtest.compare.types import Comparison
-    from loadtest.document import machine
+    from loadtest.document import DocumentError, machine
 
     began = time.monotonic()
     with Watcher(budget, json_file, live) as watcher:
@@ -159,15 +161,19 @@ def _measure(
             watcher.watch(comparison)
             # The servers take a moment to end.
             run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
-        except document.DocumentError as error:
+        except DocumentError as error:
             fail(str(error), _REFUSED)
         except FullFailedError as error:
             watcher.keep()
             fail(str(error))
         except KeyboardInterrupt:
             watcher.keep()
-            kept = f"; the same command goes on from {json_file}" if json_file else "; with --json it could go on"
-            fail(f"interrupted{kept}", _INTERRUPTED)
+            kept = (
+                f"; the same command goes on from {json_file}"
+                if json_file
+                else "; with --json it could go on"
+            )
+            fail(f"interrupted; {more}", _INTERRUPTED)
         watcher.keep()
     _tell(comparison, html_file, csv_folder)
     if comparison.failed:
@@ -177,7 +183,7 @@ def _measure(
 def _tell(comparison: Comparison, html_file: Path | None, csv_folder: Path | None) -> None:
     from rich.console import Console
 
-    from loadtest.compare.csv import write_csv
+    from loadtest.compare import csv
     from loadtest.compare.judge import judge
     from loadtest.compare.table import table
     from loadtest.report.compare import render
@@ -191,7 +197,7 @@ def _tell(comparison: Comparison, html_file: Path | None, csv_folder: Path | Non
         if html_file is not None:
             html_file.write_text(render(comparison, judgment), encoding="utf-8")
         if csv_folder is not None:
-            write_csv(comparison, csv_folder)
+            csv.write(comparison, csv_folder)
     except OSError as error:
         fail(f"the result can't be written: {error}")
 
@@ -213,5 +219,8 @@ def _list_tasks() -> None:
 def _numbers(texts: list[str], option: str) -> list[int]:
     words = [word for text in texts for word in text.split(",")]
     if wrong := [word for word in words if not word.strip().isdecimal() or not int(word)]:
-        fail(f"{option} {wrong[0]!r} is no number above 0; write numbers with commas between, like 1024,8192", _REFUSED)
+        fail(
+            f"{option} {wrong[0]!r} is no number above 0; write them like 1024,8192",
+            _REFUSED,
+        )
     return [int(word) for word in words]

@@ -1,4 +1,4 @@
-"""From what an operator asks to a plan: candidates, lengths, loads, text and margins, refused where they can't be."""
+"""From what an operator asks to a plan; what can't be measured is refused."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ class Material:
 
 
 def make_plan(asked: Asked) -> tuple[Plan, Material]:
-    """The plan and what it is measured on; what only a server knows is checked by ``loadtest.compare.preflight``.
+    """The plan and what it is measured on; ``preflight`` checks what only a server knows.
 
     Raises:
         PlanError: something can't be measured.
     """
     contexts = tuple(sorted(set(asked.contexts))) or (WHOLE_CONTEXTS if asked.whole else QUICK_CONTEXTS)
     if contexts[0] < LEAST_CONTEXT:
-        raise PlanError(f"a context of {contexts[0]} tokens is too short to compare on; give {LEAST_CONTEXT} or more")
+        raise PlanError(f"a context of {contexts[0]} tokens is too short; give {LEAST_CONTEXT} or more")
     try:
         prose = texts.prose(texts.reference())
         text = prose if asked.text is None else texts.read(asked.text)
@@ -190,8 +190,8 @@ def _margins(changes: Sequence[str]) -> Margins:
             value = -1.0
         if name not in names or not 0 < value < 1:
             raise PlanError(
-                f"the margin {change!r} says nothing; write NAME=SHARE with one of {', '.join(names)} and a share "
-                "between 0 and 1, like perplexity=0.03"
+                f"the margin {change!r} says nothing; write NAME=SHARE with one of {', '.join(names)} "
+                "and a share between 0 and 1, like perplexity=0.03"
             )
         changed[name] = value
     return replace(Margins(), **changed)

@@ -1,4 +1,4 @@
-"""What only a server of the model can tell: asked before anything is measured, so that refusals come at once."""
+"""What only a server of the model can tell, asked before anything is measured: refusals come at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loadtest.measuring.types import length_label
 from longspan import Client, LongspanError
 
 _SPARE = 4
-"""Times the longest load that each server's KV cache holds: prompts of several lengths stay in its prefix cache."""
+"""Times the longest load that a server's KV cache holds, so that prompts stay in its prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
     longest = plan.contexts[-1]
     if longest > model.context_length:
         raise PlanError(
-            f"{model.name} is served with a context of {model.context_length} tokens, and {longest} can't be measured; "
-            "leave out the longer --context, or stretch the model's by --rope-scaling after --"
+            f"{model.name} is served with a context of {model.context_length} tokens, and {longest} can't be "
+            "measured; leave out the longer --context, or stretch the model's by --rope-scaling after --"
         )
     if material.chat and not model.has_chat_template:
         raise PlanError(f"{model.name} has no chat template; leave out --chat")
@@ -82,8 +82,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
         count = len(prompt(client, sample, chat=chat).ids) + sample.max_new_tokens
         if count > model.context_length:
             raise PlanError(
-                f"question {sample.turn + 1} about context {sample.index + 1} of {plan.own} takes {count} tokens with "
-                f"its answer, and {model.name} has a context of {model.context_length}; shorten it"
+                f"question {sample.turn + 1} about context {sample.index + 1} of {plan.own} takes {count} tokens "
+                f"with its answer, and {model.name} has a context of {model.context_length}; shorten it"
             )
     return Found(
         plan,

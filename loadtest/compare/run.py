@@ -1,4 +1,4 @@
-"""Measures a comparison: rounds of speed and steps of quality by turns, until there is evidence or no time left."""
+"""Measures a comparison: rounds of speed and steps of quality by turns, until the evidence suffices."""
 
 from __future__ import annotations
 
