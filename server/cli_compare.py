@@ -39,11 +39,11 @@ def compare(
         typer.Option("--full", help="More variants, lengths and tasks: an evening, not minutes."),
     ] = False,
     budget: Annotated[
-        str | None, typer.Option(help="Time to spend, like 5m or 2h. [default: 5m, with --full 2h]")
+        str | None, typer.Option(help="Time to spend, like 5m or 2h.", show_default="5m, with --full 2h")
     ] = None,
     concurrency: Annotated[
         str | None,
-        typer.Option(help="Your load: users, like 1,8; the first decides. [default: 1]"),
+        typer.Option(help="Your load: users, like 1,8; the first decides.", show_default="1"),
     ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Your load as sessions per second, instead of users.")
@@ -60,7 +60,9 @@ def compare(
     ] = None,
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--no-chat", help="Ask through the chat template. [default: if there is one]"),
+        typer.Option(
+            "--chat/--no-chat", help="Ask through the chat template.", show_default="if there is one"
+        ),
     ] = None,
     margins: Annotated[
         list[str] | None,
@@ -168,11 +170,7 @@ def _measure(
             fail(str(error))
         except KeyboardInterrupt:
             watcher.keep()
-            kept = (
-                f"; the same command goes on from {json_file}"
-                if json_file
-                else "; with --json it could go on"
-            )
+            more = f"the same command goes on from {json_file}" if json_file else "with --json it could go on"
             fail(f"interrupted; {more}", _INTERRUPTED)
         watcher.keep()
     _tell(comparison, html_file, csv_folder)

@@ -82,8 +82,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
         count = len(prompt(client, sample, chat=chat).ids) + sample.max_new_tokens
         if count > model.context_length:
             raise PlanError(
-                f"question {sample.turn + 1} about context {sample.index + 1} of {plan.own} takes {count} tokens "
-                f"with its answer, and {model.name} has a context of {model.context_length}; shorten it"
+                f"question {sample.turn + 1} about context {sample.index + 1} of {plan.own} takes {count} "
+                f"tokens with its answer, but {model.name} has a context of {model.context_length}"
             )
     return Found(
         plan,
