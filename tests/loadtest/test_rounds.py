@@ -172,6 +172,10 @@ def test_nothing_is_repeated_when_the_time_is_up():
     machine = Machine(noise=0.0, disturbed=set(range(100)))
     made = simulate(machine, budget=3.0, a=1.0, b=1.0)  # each visit takes 2 seconds
     assert [each.attempt for each in made.measurements] == [0] * 4
+    machine = Machine(noise=0.0, disturbed=set(range(100)))
+    made = simulate(machine, a=1.0, b=1.0)
+    # The way there is tried once more, which ends at 8 of 7 seconds; after that nothing is.
+    assert [each.attempt for each in made.step(SHORT, machine.now + 7)] == [0, 0, 1, 1, 0, 0]
 
 
 def pairs(*ratios):
