@@ -292,6 +292,20 @@ def test_a_core_that_is_busy_all_the_time_is_an_alarm_that_names_who():
     assert "take another machine" in words
 
 
+def test_a_run_that_goes_on_when_the_machine_is_quiet_is_not_held_back_by_the_busy_one_before():
+    machine = Machine(foreign=0.5)
+    made = simulate(machine, rounds=10, a=1.0, b=1.0)
+    machine.foreign = 0.0
+    for number in range(1, 7):
+        assert bool(busy(made.measurements)) == (number <= 3)
+        made.step(SHORT)
+    assert busy(made.measurements) == ""
+    machine.foreign = 0.5  # most of all and of the latest, once more
+    for _ in range(5):
+        made.step(SHORT)
+    assert busy(made.measurements) != ""
+
+
 def test_equal_work_that_differs_is_an_alarm():
     made = simulate(Machine(), rounds=8, a=1.0, b=1.3).measurements
     assert busy(made) == ""
