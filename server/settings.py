@@ -154,8 +154,8 @@ class Settings(BaseSettings):
     )
     measure_device: bool = Field(
         True,
-        description="When idle, measure what the device can do at best, for /metrics. Off, an idle server does "
-        "nothing at all.",
+        description="When idle, measure what the device can do at best, for /metrics. Off, an idle server "
+        "does nothing at all.",
     )
     check_integrity: bool = Field(
         False,

@@ -146,7 +146,7 @@ class _Group:
                 return
             while load is not None and (waiting is None or self._speed_is_due()):
                 began = self._clock()
-                rounds.step(load)
+                rounds.step(load, self._end)
                 self._fail({name: reason for (_, name), reason in rounds.failed.items()})
                 self._spent["speed"] += self._clock() - began
                 load = self._next_load(rounds, self._end - self._clock())

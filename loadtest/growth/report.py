@@ -8,9 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from loadtest.document import plain
 from loadtest.growth.document import SCHEMA
 from loadtest.growth.table import cell, heading, milliseconds, series
+=======
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
+>>>>>>> core
 from loadtest.growth.types import Growth, Point
 from loadtest.report import page, words
 from loadtest.report.chart import Chart
@@ -23,6 +29,7 @@ _NAMES = 185.0
 
 
 def write_report(growth: Growth, path: Path) -> None:
+<<<<<<< HEAD
     """Writes the report.
 
     Raises:
@@ -48,6 +55,74 @@ def render(growth: Growth) -> str:
         facts=_facts(growth),
         json=page.embedded({"schema": SCHEMA, **plain(growth)}),
         json_name="longspan-growth.json",
+=======
+    """Writes the report."""
+    body = [f"<p class='dim'>{text(heading(growth))}; {text(growth.created)}</p>"]
+    body += [f"<p>{text(note)}</p>" for note in (*growth.survey.notes, growth.busy) if note]
+    for name, points in series(growth):
+        by_context = points[0].context != points[-1].context
+
+        def draw(axes: Any, points: Sequence[Point] = points, by_context: bool = by_context) -> None:
+            _draw(axes, growth, points, by_context)
+
+        body.append(
+            plot(
+                f"Milliseconds per token {name}",
+                draw,
+                f"median of the rounds; in the table, {LEGEND}",
+            )
+        )
+        body.append(_table(growth, points, by_context))
+    body += [_missing(growth), _facts(growth)]
+    title = f"Cost as work grows: {growth.survey.model['name']}"
+    path.write_text(page(title, body), encoding="utf-8")
+
+
+def _draw(axes: Any, growth: Growth, points: Sequence[Point], by_context: bool) -> None:
+    for number, variant in enumerate(growth.survey.variants):
+        known = [point for point in points if growth.seconds(variant.name, point).count]
+        if known:
+            axes.plot(
+                [_at(point, by_context) for point in known],
+                [milliseconds(growth, variant.name, point) for point in known],
+                "o-",
+                color=COLORS[number % len(COLORS)],
+                markersize=4,
+                label=variant.name,
+            )
+    ticks = [_at(point, by_context) for point in points]
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set(xlabel="tokens of context" if by_context else "streams", ylabel="milliseconds per token")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _at(point: Point, by_context: bool) -> int:
+    return point.context if by_context else point.streams
+
+
+def _table(growth: Growth, points: Sequence[Point], by_context: bool) -> str:
+    head = "".join(f"<th>{_at(point, by_context)}</th>" for point in points)
+    rows = []
+    for variant in growth.survey.variants:
+        cells = ""
+        for point in points:
+            first, *others = cell(growth, variant.name, point)
+            cells += f"<td>{first}{''.join(f'<br><small>{other}</small>' for other in others)}</td>"
+        rows.append(f"<tr><th>{text(variant.name)}</th>{cells}</tr>")
+    return f"<table><thead><tr><th>attention</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _missing(growth: Growth) -> str:
+    items = "".join(
+        f"<li><b>{text(variant.name)}</b>: {text(reason)}</li>"
+        for variant in growth.survey.variants
+        for reason in growth.reasons(variant)
+>>>>>>> core
     )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from loadtest.measuring.analysis import drift, null, ratio, resolution, visits
 from loadtest.measuring.types import Interval, Measurement
+from loadtest.statistics import LEAST
 
 MOST_DISTURBED = 0.5
 """Share of visits that may stay disturbed: beyond it the quiet ones are the exception, not the rule."""
@@ -20,7 +21,11 @@ MOST_DRIFT = 2.0
 grows warm loses a third; where speed halves, the machine is another one."""
 
 MARGIN = 0.05
-"""Share by which equal work may differ."""
+"""Share by which a deployment may differ from itself."""
+
+PAIR_MARGIN = 0.1
+"""Share by which two deployments may differ whose attention reads the same: more than ``MARGIN``, since a
+pattern has work of its own, like reading the summaries of pages."""
 
 _BUSY = "this machine is too busy to tell speeds apart: "
 _REMEDY = "; end other programs, or take another machine"
@@ -28,7 +33,7 @@ _WORDS = {"tpot": "time per output token", "ttft": "time to first token"}
 
 
 class EqualPair(NamedTuple):
-    """Two deployments that compute the same under a load.
+    """Two deployments whose attention reads the same under a load.
 
     Attributes:
         first: name.
@@ -47,42 +52,52 @@ def busy(
     *,
     figures: Sequence[str] = ("tpot", "ttft"),
     margin: float = MARGIN,
+    pair_margin: float = PAIR_MARGIN,
     confidence: float = 0.95,
 ) -> str:
     """Why this machine is too busy to tell speeds apart, a sentence without a full stop; empty if it is not.
 
     Args:
         measurements: of a run; the first is of the base.
-        equal_pairs: deployments whose work is the same.
+        equal_pairs: deployments whose work is the same, as patterns' is where they cover the context.
         figures: to look at where they were measured; times.
-        margin: share by which equal work may differ.
+        margin: share by which a deployment may differ from itself.
+        pair_margin: share by which those of a pair may differ.
         confidence: of intervals. Since they must also lie beyond the margin, a quiet machine raises no false
             alarm although many are looked at.
     """
-    places = list(dict.fromkeys((each.load, each.deployment) for each in measurements))
+    # Each question needs few of them, and there may be thousands.
+    by_load: dict[str, list[Measurement]] = {}
+    by_place: dict[tuple[str, str], list[Measurement]] = {}
+    for each in measurements:
+        by_load.setdefault(each.load, []).append(each)
+        by_place.setdefault((each.load, each.deployment), []).append(each)
+    base = measurements[0].deployment if measurements else ""
+    pairs = [(pair, figure) for pair in equal_pairs for figure in figures]
     reasons = [
-        *(_disturbed(measurements, load) for load in dict.fromkeys(load for load, _ in places)),
-        *(
-            _unequal(measurements, pair, figure, margin, confidence)
-            for pair in equal_pairs
-            for figure in figures
-        ),
-        *(_unsteady(measurements, *place, figures, margin, confidence) for place in places),
+        *(_disturbed(those, load) for load, those in by_load.items()),
+        *(_unequal(by_load.get(pair.load, []), pair, each, pair_margin, confidence) for pair, each in pairs),
+        *(_unsteady(those, place, base, figures, margin, confidence) for place, those in by_place.items()),
     ]
     return next((f"{_BUSY}{reason}{_REMEDY}" for reason in reasons if reason), "")
 
 
 def _disturbed(measurements: Sequence[Measurement], load: str) -> str:
-    """The visits of a load that stayed disturbed, if they are too many."""
+    """The visits of a load that stayed disturbed, if they are too many: of all and of the latest rounds.
+
+    A run that goes on with an earlier one when the machine is quiet is not held back by that one for long.
+    """
     quiet: dict[tuple[str, int, int], bool] = {}
     disturbed = []
     for each in measurements:
-        if each.load == load and not each.error:
+        if not each.error:
             place = (each.deployment, each.round, each.visit)
-            quiet[place] = quiet.get(place, False) or not each.disturbed
+            quiet[place] = not each.disturbed  # the last attempt is the one that is left
             disturbed += [each] if each.disturbed else []
+    first = max((number for _, number, _ in quiet), default=0) - LEAST
+    recent = [fine for (_, number, _), fine in quiet.items() if number > first]
     bad = sum(not fine for fine in quiet.values())
-    if not bad or bad <= MOST_DISTURBED * len(quiet):
+    if bad <= MOST_DISTURBED * len(quiet) or sum(recent) >= (1 - MOST_DISTURBED) * len(recent):
         return ""
     disturbed.sort(key=lambda each: each.weather.stolen + each.weather.foreign + each.weather.throttled)
     typical = disturbed[len(disturbed) // 2].disturbed
@@ -97,29 +112,28 @@ def _unequal(
     if not _beyond(found, margin):
         return ""
     return (
-        f"{pair.first} and {pair.second} compute the same at {pair.load}, but {_WORDS.get(figure, figure)} "
+        f"{pair.first} and {pair.second} read the same at {pair.load}, but {_WORDS.get(figure, figure)} "
         f"differs by a factor of {_factor(found)}"
     )
 
 
 def _unsteady(
     measurements: Sequence[Measurement],
-    load: str,
-    deployment: str,
+    place: tuple[str, str],
+    base: str,
     figures: Sequence[str],
     margin: float,
     confidence: float,
 ) -> str:
     """A deployment that differs from itself, within rounds or, if it is the base, from round to round."""
+    load, deployment = place
     for figure in figures:
         if not visits(measurements, deployment, load, figure):
             continue
         words = f"{_WORDS.get(figure, figure)} of {deployment} at {load}"
         found = null(measurements, deployment, load, figure, confidence)
         if _beyond(found, margin):
-            return (
-                f"{words} differs between the two visits of a round, which do the same, by {_factor(found)}"
-            )
+            return f"{words} differs between visits that do the same by a factor of {_factor(found)}"
         spread = resolution(measurements, deployment, load, figure)
         if spread > MOST_SPREAD:  # NaN is not
             return (
@@ -127,7 +141,7 @@ def _unsteady(
                 f"{spread:.0%} can be told"
             )
         change = drift(measurements, deployment, load, figure)
-        if deployment == measurements[0].deployment and change > MOST_DRIFT:  # NaN is not
+        if deployment == base and change > MOST_DRIFT:  # NaN is not
             return f"{words} changed by a factor of {change:.1f} from round to round"
     return ""
 

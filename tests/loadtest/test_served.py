@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from loadtest.deployment import FULL, Deployment, window
 from loadtest.measuring import servers
+from loadtest.measuring.busy import busy
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError, attach, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
@@ -57,10 +59,11 @@ def at_work(target):
     "load",
     [
         CACHED,
-        replace(CACHED, concurrency=3, requests=6),
+        replace(CACHED, concurrency=3),
+        replace(CACHED, rate=50.0, concurrency=0, requests=3),
         NEW,
         replace(NEW, concurrency=2, requests=4),
-        replace(NEW, rate=50.0, requests=3),
+        replace(NEW, rate=50.0, concurrency=0, requests=3),
     ],
     ids=lambda load: load.label,
 )
@@ -125,6 +128,20 @@ def test_rounds_over_real_servers_know_whose_time_is_whose(targets):
     assert not any(str(target.pids[0]) in each.disturbed for each in made for target in targets.values())
 
 
+def test_a_core_that_another_process_keeps_busy_is_noticed(targets):
+    # The shell has ended when it is measured, so that what it started descends from this process no more.
+    spin = f"{shlex.quote(sys.executable)} -c 'while True: pass' >/dev/null & echo $!"
+    pid = int(subprocess.run(["sh", "-c", spin], stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        rounds = Rounds(targets, [Load(CONTEXT, 400, concurrency=4, cached=True)])
+        rounds.run(60, lambda load: rounds.rounds[load.label] == 1)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert not rounds.failed
+    assert all(each.disturbed for each in rounds.measurements)
+    assert "other processes used" in busy(rounds.measurements)
+
+
 def test_all_that_refuse_to_start_are_named_and_none_is_left(arguments):
     before = set(psutil.Process().children(recursive=True))
     wrong = [
@@ -145,15 +162,18 @@ def test_ctrl_c_ends_all_servers(arguments):
         "import sys, time\n"
         "from loadtest.deployment import FULL\n"
         "from loadtest.measuring.servers import open_all\n"
+        "from loadtest.measuring.types import Load\n"
         "with open_all([FULL], sys.argv[1:], 1 << 20) as opened:\n"
         "    print(opened['full'].pids[0], flush=True)\n"
-        "    time.sleep(60)\n"
+        "    while True:\n"
+        "        opened['full'].measure(Load(500, 400, 4), time.monotonic_ns())\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         pid = int(process.stdout.readline())
         assert psutil.pid_exists(pid)
+        time.sleep(0.2)  # somewhere within a cell
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
@@ -168,7 +188,7 @@ def test_a_server_that_is_there_already_is_measured_and_its_processes_are_found(
     with attach(own.host, own.port) as target:
         assert target.pids == own.pids
         assert target.measure(CACHED, 0).keys() == {"tpot", "output_rate"}
-    monkeypatch.setattr(servers, "_listening", lambda port: ())
+    monkeypatch.setattr(servers, "processes_on", lambda port: ())
     with pytest.raises(OpenError, match="as the user that the server runs as"), attach(own.host, own.port):
         pass
 
