@@ -14,11 +14,11 @@ from tests.loadtest.synthetic import Sizes, Truth, draw
 LENGTHS = (1024, 4096, 8192)
 
 
-def three() -> tuple[Comparison, Judgment]:
+def three(rounds: int = 8) -> tuple[Comparison, Judgment]:
     """A variant that is safe and one that loses what is deep in the context."""
     found = draw(
         0,
-        Sizes(lengths=LENGTHS, rounds=8),
+        Sizes(lengths=LENGTHS, rounds=rounds),
         topk=Truth(nats=0.012, lost=0.004, speed=1.42, memory=0.94),
         window=Truth(nats=0.028, lost=1.0, speed=2.1, memory=7.6, depths=(0.1, 0.3, 0.5)),
     )
