@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from loadtest.compare.types import Comparison
 from loadtest.deployment import Deployment
+from loadtest.measuring.busy import EqualPair
 from loadtest.measuring.types import Load
 
 _PREFILL = ("ttft", "prefill_rate")
@@ -80,11 +81,11 @@ def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bo
     return figure in _PREFILL and alone and not load.cached and options.get("prefill") == "dense"
 
 
-def equal_pairs(comparison: Comparison) -> list[tuple[str, str, str]]:
+def equal_pairs(comparison: Comparison) -> list[EqualPair]:
     """Full attention and each candidate whose whole work is the same, with the label of that load."""
     full, *others = comparison.plan.candidates
     return [
-        (full.name, other.name, load.label)
+        EqualPair(full.name, other.name, load.label)
         for other in others
         for load in comparison.plan.loads
         if equal_work(comparison, other.name, load, "output_rate")

@@ -9,11 +9,12 @@ from statistics import fmean
 
 from loadtest.compare.equal import sees_all
 from loadtest.compare.ground import Ground
+from loadtest.compare.phrases import listed
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
 from loadtest.evaluation import analysis
 from loadtest.evaluation.pairs import OWN, AnswerPair, answer_key, answer_pairs
 from loadtest.measuring.types import Interval
-from loadtest.statistics import mean_interval
+from loadtest.statistics import mean_interval, score_loss
 
 PENDING = "not measured yet"
 EQUAL = "it sees the whole context, as full attention does"
@@ -60,10 +61,15 @@ def _text(comparison: Comparison, name: str, length: int, ground: Ground) -> Evi
 
 
 def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> list[Evidence]:
-    informative, failed = ground.informative[length], ground.failed[length]
+    informative, failed, unsettled = ground.informative[length], ground.failed[length], ground.open[length]
     found = []
-    if informative or (comparison.plan.tasks and not failed):
+    if informative:
         found.append(_scores(comparison, name, length, "tasks", informative))
+    elif unsettled or (comparison.plan.tasks and not failed):
+        test = _scores(comparison, name, length, "tasks", unsettled)
+        # Of tasks that full attention may fail, no loss is no sign of safety.
+        nothing = Interval(test.loss.value, count=test.loss.count)
+        found.append(replace(test, loss=nothing, contexts=1, note="too few questions yet"))
     if failed:
         found.append(_logprobs(comparison, name, length, failed))
     return found + [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
@@ -71,14 +77,13 @@ def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> li
 
 def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks: Sequence[str]) -> Evidence:
     pairs = _pairs(comparison, name, length, tasks)
-    if measure == "tasks":
-        loss = analysis.pooled_score_loss(comparison, name, length)
-    else:
-        loss = analysis.score_losses(comparison, name, length).get(tasks[0], Interval())
-    means = (_mean(pair.full.score for pair in pairs), _mean(pair.own.score for pair in pairs))
+    full, own = [pair.full.score for pair in pairs], [pair.own.score for pair in pairs]
+    contexts = [pair.context for pair in pairs]
+    loss = score_loss(full, own, comparison.plan.confidence, contexts)
     return replace(
-        _test(comparison, name, measure, length, "score", loss, means),
+        _test(comparison, name, measure, length, "score", loss, (_mean(full), _mean(own))),
         decides=measure == "tasks",
+        contexts=len(set(contexts)),
         where=_where(comparison, name, length, tasks),
     )
 
@@ -134,7 +139,7 @@ def _test(
 def _noted(comparison: Comparison, test: Evidence) -> Evidence:
     """The test, with why it need not or can't decide."""
     if not test.loss.count:
-        test = replace(test, note=PENDING)
+        test = replace(test, note=test.note if test.unit == "logprob" else PENDING)
     if is_exact(comparison, test.deployment):
         return replace(test, decides=False, note=test.note or "it computes full attention")
     if test.length and sees_all(comparison, test.deployment, test.length):
@@ -164,11 +169,6 @@ def _pairs(comparison: Comparison, name: str, length: int, tasks: Sequence[str])
 def _mean(values: Iterable[float]) -> float:
     kept = list(values)
     return fmean(kept) if kept else math.nan
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as a list in a sentence: a, b and c."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def failures(comparison: Comparison, name: str) -> list[str]:

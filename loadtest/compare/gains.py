@@ -5,8 +5,8 @@ from __future__ import annotations
 from loadtest.compare.equal import equal_work
 from loadtest.compare.types import Comparison, Gain
 from loadtest.evaluation.types import Memory
-from loadtest.compare.paired import own as own_figure
-from loadtest.compare.paired import ratio
+from loadtest.measuring.analysis import own as own_figure
+from loadtest.measuring.analysis import ratio
 from loadtest.measuring.types import Interval, Load
 
 FIGURES = ("ttft", "tpot", "output_rate")
@@ -26,6 +26,11 @@ def gains(comparison: Comparison, name: str) -> list[Gain]:
     for context in comparison.plan.contexts:
         found += _memory(comparison, full, name, context)
     return found
+
+
+def figures(comparison: Comparison) -> list[Gain]:
+    """Full attention's own figures, as gains over itself."""
+    return gains(comparison, comparison.plan.candidates[0].name)
 
 
 def operators_load(comparison: Comparison, context: int) -> Load | None:
@@ -53,7 +58,7 @@ def _speed(comparison: Comparison, full: str, name: str, load: Load, figure: str
         figure,
         own_figure(cells, full, load.label, figure, confidence),
         own_figure(cells, name, load.label, figure, confidence),
-        ratio(cells, full, name, load.label, figure, confidence),
+        ratio(cells, name, full, load.label, figure, confidence),
         equal_work(comparison, name, load, figure),
     )
 

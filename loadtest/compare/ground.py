@@ -21,6 +21,7 @@ class Ground:
     Attributes:
         informative: by length, tasks that full attention can do.
         failed: by length, tasks that were asked and that it can't do.
+        open: by length, tasks with too few questions so far to tell which.
         guessed: lengths at which it predicts the text no better than from how frequent tokens are.
         unread: lengths at which it has decoded no text yet.
         own: it answers enough of the user's own questions; ``None`` where no answer is known.
@@ -29,6 +30,7 @@ class Ground:
 
     informative: dict[int, tuple[str, ...]]
     failed: dict[int, tuple[str, ...]]
+    open: dict[int, tuple[str, ...]]
     guessed: frozenset[int]
     unread: frozenset[int]
     own: bool | None
@@ -36,7 +38,7 @@ class Ground:
 
     def tells(self, length: int) -> bool:
         """At a length there is something to lose, as far as is known."""
-        return length not in self.guessed or bool(self.informative[length])
+        return length not in self.guessed or bool(self.informative[length] or self.open[length])
 
     @property
     def none(self) -> bool:
@@ -48,7 +50,8 @@ class Ground:
 def survey(comparison: Comparison) -> Ground:
     """Looks at what full attention did in a comparison."""
     full, contexts = analysis.full_name(comparison), comparison.plan.contexts
-    informative, failed = {}, {}
+    informative: dict[int, tuple[str, ...]] = {}
+    failed, unsettled = dict(informative), dict(informative)
     guessed, unread = set(), set()
     remarks = []
     for length in contexts:
@@ -62,8 +65,10 @@ def survey(comparison: Comparison) -> Ground:
                 "as a guess from how frequent tokens are"
             )
         asked = analysis.tasks_at(comparison, length)
+        claimed = {task: analysis.full_score(comparison, task, length).claimed for task in asked}
         informative[length] = tuple(one for one in asked if analysis.is_informative(comparison, one, length))
-        failed[length] = tuple(task for task in asked if task not in informative[length])
+        failed[length] = tuple(one for one in asked if claimed[one] and one not in informative[length])
+        unsettled[length] = tuple(one for one in asked if not claimed[one])
         remarks += [_failed(comparison, task, length) for task in failed[length]]
     scores = [
         row.score
@@ -75,7 +80,7 @@ def survey(comparison: Comparison) -> Ground:
         remarks.append(
             f"your own questions: full attention itself scores {fmean(scores):.2f} in {len(scores)}"
         )
-    return Ground(informative, failed, frozenset(guessed), frozenset(unread), own, tuple(remarks))
+    return Ground(informative, failed, unsettled, frozenset(guessed), frozenset(unread), own, tuple(remarks))
 
 
 def frequency_perplexity(vocabulary: int) -> float:
@@ -97,8 +102,7 @@ def frequency_perplexity(vocabulary: int) -> float:
 
 def _failed(comparison: Comparison, task: str, length: int) -> str:
     score = analysis.full_score(comparison, task, length)
-    ends = f" ({max(score.low, 0):.2f} to {min(score.high, 1):.2f})" if score.claimed else ""
     return (
-        f"{task} at {length_label(length)}: full attention itself scores {score.value:.2f}{ends} in "
-        f"{score.count} questions"
+        f"{task} at {length_label(length)}: full attention itself scores {score.value:.2f} "
+        f"({max(score.low, 0):.2f} to {min(score.high, 1):.2f}) in {score.count} questions"
     )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from statistics import NormalDist
+from collections.abc import Sequence
 
 from loadtest.compare.types import Evidence
 from loadtest.measuring.types import Interval
-
-_NORMAL = NormalDist()
 
 
 def p_worse(evidence: Evidence, confidence: float) -> float:
     """Chance of a loss that looks at least as bad, were the true one just the margin; 1 without an interval.
 
-    It is the level at which the lower end of the interval would reach the margin. Intervals of scores widen
-    with the normal quantile, those of resampled means with Student's (see ``loadtest.statistics``).
+    It is the level at which the lower end of the interval would reach the margin, if intervals widen with
+    Student's t by the number of contexts. Those of scores widen less where contexts don't matter (see
+    ``loadtest.statistics``), so that for them it is an upper bound.
 
     Args:
         evidence: with its interval.
@@ -28,8 +26,8 @@ def p_worse(evidence: Evidence, confidence: float) -> float:
     if loss.low >= loss.value:
         return 0.0  # no two samples differ
     reached = (loss.value - margin) / (loss.value - loss.low)
-    tail = (1 - confidence) / 2
-    return _tail(evidence)(_quantile(_tail(evidence), tail) * reached)
+    freedom = _freedom(evidence)
+    return student_tail(student_quantile((1 - confidence) / 2, freedom) * reached, freedom)
 
 
 def holm(chances: Sequence[float], level: float) -> list[bool]:
@@ -51,8 +49,8 @@ def holm(chances: Sequence[float], level: float) -> list[bool]:
 
 def widened(evidence: Evidence, confidence: float, tests: int) -> Interval:
     """The interval whose lower end is that of one test among so many (Bonferroni, Holm's first step)."""
-    loss, tail = evidence.loss, (1 - confidence) / 2
-    by = _quantile(_tail(evidence), tail / max(tests, 1)) / _quantile(_tail(evidence), tail)
+    loss, tail, freedom = evidence.loss, (1 - confidence) / 2, _freedom(evidence)
+    by = student_quantile(tail / max(tests, 1), freedom) / student_quantile(tail, freedom)
     return Interval(loss.value, loss.value - (loss.value - loss.low) * by, loss.high, loss.count)
 
 
@@ -61,15 +59,12 @@ def _on_scale(evidence: Evidence) -> tuple[Interval, float]:
     loss, margin = evidence.loss, evidence.margin
     if evidence.unit != "perplexity":
         return loss, margin
-    ends = (math.log1p(end) for end in (loss.value, loss.low, loss.high))
-    return Interval(*ends, loss.count), math.log1p(margin)
+    value, low, high = (math.log1p(end) for end in (loss.value, loss.low, loss.high))
+    return Interval(value, low, high, loss.count), math.log1p(margin)
 
 
-def _tail(evidence: Evidence) -> Callable[[float], float]:
-    if evidence.unit in ("score", "agreement"):
-        return lambda value: _NORMAL.cdf(-value)
-    freedom = max(evidence.loss.count - 1, 1)
-    return lambda value: student_tail(value, freedom)
+def _freedom(evidence: Evidence) -> int:
+    return max((evidence.contexts or evidence.loss.count) - 1, 1)
 
 
 def student_tail(value: float, freedom: int) -> float:
@@ -90,12 +85,12 @@ def student_tail(value: float, freedom: int) -> float:
     return max((1 - within) / 2, 0.0)
 
 
-def _quantile(tail: Callable[[float], float], chance: float) -> float:
-    """The value that is exceeded with this chance, below one half."""
+def student_quantile(chance: float, freedom: int) -> float:
+    """The value that Student's t exceeds with this chance, below one half."""
     low, high = 0.0, 1.0
-    while tail(high) > chance:
+    while student_tail(high, freedom) > chance:
         low, high = high, 2 * high
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if tail(middle) > chance else (low, middle)
+        low, high = (middle, high) if student_tail(middle, freedom) > chance else (low, middle)
     return high

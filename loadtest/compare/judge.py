@@ -33,8 +33,20 @@ def judge(comparison: Comparison) -> Judgment:
         comparison: whole or in the making; its first candidate is the measure of the others.
     """
     ground = survey(comparison)
-    verdicts = tuple(_verdict(comparison, one.name, ground) for one in comparison.plan.candidates[1:])
+    names = [one.name for one in comparison.plan.candidates]
+    verdicts = tuple(_verdict(_pair(comparison, names[0], name), name, ground) for name in names[1:])
     return Judgment(verdicts, advise(comparison, verdicts, ground), ground.remarks, comparison.busy)
+
+
+def _pair(comparison: Comparison, full: str, name: str) -> Comparison:
+    """The comparison with the rows of these two alone, among which those of many are not searched again."""
+    kept = (full, name)
+    return replace(
+        comparison,
+        answers=[row for row in comparison.answers if row.deployment in kept],
+        text=[row for row in comparison.text if row.deployment in kept],
+        speed=[row for row in comparison.speed if row.deployment in kept],
+    )
 
 
 def _verdict(comparison: Comparison, name: str, ground: Ground) -> Verdict:
@@ -87,6 +99,8 @@ def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, test
         return replace(test, outcome=Outcome.UNSAFE, decides=True)
     if test.loss.claimed and test.loss.high <= test.margin:
         return replace(test, outcome=Outcome.SAFE)
+    if test.loss.count and not test.loss.claimed and test.contexts == 1:
+        return replace(test, more=test.loss.count)  # from one context nobody can tell: one more like it
     more = to_settle(test.loss, test.margin)
     if more is None:  # beyond the margin by itself, but not surely enough for one test of many
         more = to_settle(widened(test, confidence, tests_made), test.margin) or 1
