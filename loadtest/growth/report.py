@@ -10,7 +10,7 @@ from typing import Any
 
 from loadtest.document import plain
 from loadtest.growth.document import SCHEMA
-from loadtest.growth.table import cell, heading, milliseconds, series
+from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
 from loadtest.growth.types import Growth, Point
 from loadtest.report import page, words
 from loadtest.report.chart import Chart
@@ -39,7 +39,8 @@ def render(growth: Growth) -> str:
         title=f"Cost as work grows: {growth.survey.model['name']}",
         live=False,
         heading=[heading(growth), growth.created],
-        notes=growth.survey.notes,
+        notes=[*growth.survey.notes, *([growth.busy] if growth.busy else [])],
+        legend=LEGEND,
         series=[
             {"drawing": drawn, **_table(growth, points)}
             for drawn, (_, points) in zip(drawings(growth), series(growth), strict=True)
@@ -53,7 +54,7 @@ def render(growth: Growth) -> str:
 
 def drawings(growth: Growth) -> list[Drawing]:
     """Milliseconds per token by context length, and by streams."""
-    caption = "Median of the steps, both axes logarithmic. Lower is better."
+    caption = "Medians of the rounds with their intervals, both axes logarithmic. Lower is better."
     return [
         drawing(
             f"growth-{number}",
@@ -67,13 +68,16 @@ def drawings(growth: Growth) -> list[Drawing]:
 
 def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
     lines = {
-        number: [(float(_at(points, point)), milliseconds(growth, variant.name, point)) for point in points]
+        number: [(float(_at(points, point)), growth.seconds(variant.name, point)) for point in points]
         for number, variant in enumerate(growth.survey.variants)
     }
-    lines = {number: line for number, line in lines.items() if any(math.isfinite(y) for _, y in line)}
+    lines = {number: [(at, found) for at, found in line if found.count] for number, line in lines.items()}
+    lines = {number: line for number, line in lines.items() if line}
     places = [float(_at(points, point)) for point in points]
     low, high = span(places, log=True, pad=0.02)
-    bottom, top = span([y for line in lines.values() for _, y in line], log=True, pad=0.05)
+    shown = [interval for line in lines.values() for _, interval in line]
+    values = [end * 1e3 for one in shown for end in (one.value, one.low, one.high)]
+    bottom, top = span(values, log=True, pad=0.05)
     x = Axis(
         "tokens of context" if _by_context(points) else "streams",
         *(low, high, True, tuple(places)),
@@ -83,15 +87,17 @@ def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
     chart = Chart(size, x, y, right=12 if size.narrow else _NAMES)
     for number, line in lines.items():
         name = growth.survey.variants[number].name
-        chart.line(line, look(number))
-        for at, value in line:
-            if math.isfinite(value):
-                chart.point(at, value, look(number), f"{name}: {words.number(value)} ms at {at:g}", radius=4)
+        chart.line([(at, found.value * 1e3) for at, found in line], look(number))
+        for at, found in line:
+            value = found.value * 1e3
+            if found.claimed:
+                chart.interval((at, at), (found.low * 1e3, found.high * 1e3), look(number).color)
+            chart.point(at, value, look(number), f"{name}: {words.number(value)} ms at {at:g}", radius=4)
     names = [(number, growth.survey.variants[number].name) for number in lines]
     if size.narrow:
         chart.names_below([(name, look(number)) for number, name in names])
     else:
-        ends = {number: [y for _, y in line if math.isfinite(y)][-1] for number, line in lines.items()}
+        ends = {number: line[-1][1].value * 1e3 for number, line in lines.items()}
         chart.names_beside([(ends[number], name, look(number)) for number, name in names])
     return chart
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from loadtest.compare.document import SCHEMA
 from loadtest.compare.gains import operators_load
+from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
 from loadtest.measuring.types import length_label
@@ -44,10 +44,12 @@ def render(
         comparison: what was measured.
         judgment: what follows from it.
         live: the page asks its server for news; see ``loadtest.report.live``.
-        progress: of a comparison that is still going on.
+        progress: of a comparison that is still going on, whose page has no document to download yet.
     """
     context, winner = view.longest(comparison), _winner(judgment)
-    document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
+    document = None
+    if progress is None:
+        document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
     busy = judgment.busy or comparison.busy
     drawings = [
         None if busy else tradeoff.quality_against_speed(comparison, judgment),
@@ -79,8 +81,13 @@ def render(
         full_name=comparison.plan.candidates[0].name,
         confidence=f"{comparison.plan.confidence:.0%}",
         json=page.embedded(document),
-        json_name="longspan-compare.json",
+        json_name="longspan-compare.json" if progress is None else "",
     )
+
+
+def render_progress(progress: Progress) -> str:
+    """The part of a live page that says how far the comparison is."""
+    return page.render_part("parts.html.j2", "progress", asdict(progress), True)
 
 
 def _warnings(comparison: Comparison, judgment: Judgment) -> list[str]:

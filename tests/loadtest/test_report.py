@@ -157,11 +157,19 @@ def test_who_waits_for_news_gets_the_last_page_before_the_server_ends():
     waiting.start()
     time.sleep(0.2)
     assert waiting.is_alive()
+    live.progress(Progress("half of it", 0.5, 30.0))
+    waiting.join(10)
+    half = json.loads(news.pop())
+    assert half["version"] == 2
+    assert "html" not in half
+    assert "half of it" in half["progress"]
+    waiting = threading.Thread(target=lambda: news.append(ask(live, "/next?after=2")[1]))
+    waiting.start()
     live.end(*found)
     waiting.join(10)
     last = json.loads(news[0])
     assert last["ended"]
-    assert last["version"] == 2
+    assert last["version"] == 3
     assert "Still measuring" not in last["html"]
     with pytest.raises(ConnectionRefusedError):
         ask(live)

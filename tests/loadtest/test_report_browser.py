@@ -12,9 +12,9 @@ import pytest
 
 from loadtest.compare import document
 from loadtest.growth.report import write_report as write_growth
-from loadtest.growth.types import Growth, Measurement, Plan, Survey, Variant
+from loadtest.growth.types import Growth, Plan, Survey, Variant
 from loadtest.load.report import write_report as write_load
-from loadtest.measuring.types import Interval
+from loadtest.measuring.types import Interval, Measurement
 from loadtest.report import words
 from loadtest.report.compare import Progress, render
 from loadtest.report.live import Live
@@ -58,16 +58,19 @@ def reports(tmp_path_factory, three):
 
 
 def _growth():
-    plan = Plan((1024, 4096, 65536), (1, 8), 2, (), 60.0, ())
+    plan = Plan((1024, 4096, 65536), (1, 8), 2, 6, (), 60.0, ())
     variants = tuple(Variant(name, {}, "cpu_paged", None, ()) for name in ("full", "sliding_window", "topk"))
     refused = Variant("flash", {}, "-", "flash needs <CUDA>", ())
     model = {"name": "m", "dtype": "float32", "weights": "int4", "kv_dtype": "float16", "device": "cpu"}
     survey = Survey(model, {}, "folder", (*variants, refused), ("a note",), plan.contexts)
-    growth = Growth("now", {"cores": 2, "cpu": "c"}, plan, survey)
+    growth = Growth("now", {"cores": 2, "cpu": "c"}, plan, survey, busy="this machine is too busy")
     for number, variant in enumerate(variants, start=1):
-        for point in growth.points:
-            seconds = 0.005 + 1e-6 * point.context * point.streams / number
-            growth.measurements.append(Measurement(variant.name, *point, [seconds], 1, 1))
+        for point, lap, visit in itertools.product(growth.points, range(6), range(2)):
+            seconds = 0.005 + 1e-6 * point.context * point.streams / number * (1 + 0.01 * lap)
+            figures = {"tpot": seconds}
+            growth.measurements.append(
+                Measurement(variant.name, point.label, lap, visit, 0, 0.0, 1.0, figures)
+            )
     return growth
 
 
@@ -255,10 +258,18 @@ def test_a_live_page_follows_the_run_and_keeps_what_its_reader_did(browser, thre
             assert abs(page.evaluate("scrollY") - where) < 60
             # What has not changed is the same element as before.
             assert page.evaluate("window.kept === document.getElementById('head')")
+            page.evaluate("window.evidence = document.getElementById('evidence')")
+            live.progress(Progress("measuring round 8", 0.8, 200.0))
+            page.locator("#progress", has_text="round 8").wait_for()
+            assert "3 min left" in page.locator("#progress").text_content()
+            assert page.evaluate("window.evidence === document.getElementById('evidence')")
+            assert page.evaluate("JSON.parse(document.getElementById('document').textContent)") is None
             live.end(*three)
             page.locator("#progress").wait_for(state="detached")
             assert page.locator("#said").text_content() == "The comparison is finished."
             page.locator("#summary-table th button").first.click()
+            assert json.loads(page.locator("#document").text_content())["judgment"]
+            assert page.locator("#download").is_visible()
             assert page.faults == []
 
 
