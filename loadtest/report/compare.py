@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from loadtest.compare.advice import is_served
 from loadtest.compare.gains import operators_load
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
@@ -110,6 +111,7 @@ def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "sentence": _without_name(verdict),
         "command": verdict.command,
         "exact": verdict.exact,
+        "served": is_served(comparison, verdict.deployment),
         "effective": _effective(verdict),
         "kernel": comparison.running.get(verdict.deployment, {}).get("kernel", ""),
         "deciding": evidence.rows([one for one in verdict.evidence if one.decides]),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from loadtest.compare.advice import is_served
 from loadtest.compare.gains import deciding_figure, operators_load
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.measuring.types import Interval, length_label
@@ -49,7 +50,7 @@ def quality_against_speed(comparison: Comparison, judgment: Judgment) -> Drawing
         f"Load: {load.label}. ",
         comparison,
         judgment,
-        lambda verdict: view.speed(verdict, comparison, context),
+        lambda one: view.speed(one, comparison, context) if is_served(comparison, one.deployment) else None,
         judgment.advice.quality_speed,
         (WIDE, NARROW),
     )
@@ -87,11 +88,14 @@ def _drawing(
         return None
     drawn = {point.name for point in points}
     missing = [each.name for each in comparison.plan.candidates if each.name not in drawn]
+    measures = [name for name in missing if not is_served(comparison, name)]
+    missing = [name for name in missing if name not in measures]
     caption = (
         f"{remark}Up and right is better. Down: the part of its margin that a variant's worst test uses; the "
         f"red line is all of it. Bars: {comparison.plan.confidence:.0%} intervals. Hollow: not shown safe."
         + (" The dashed line joins the variants that no other beats in both." if len(front) > 1 else "")
-        + (f" Not drawn, since there is no figure yet: {', '.join(missing)}." if missing else "")
+        + (f" Not drawn, since it is not for serving: {', '.join(measures)}." if measures else "")
+        + (f" Not drawn, since there is no figure: {', '.join(missing)}." if missing else "")
     )
     description = "; ".join(f"{point.name}: {point.words}" for point in points)
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from loadtest.measuring.types import Interval
 from loadtest.report import labels, words
-from loadtest.report.compare import Progress
+from loadtest.report.compare import Progress, render
 from loadtest.report.live import Live
 from loadtest.report.look import DARK, LIGHT, look
 from loadtest.report.scale import Axis, log_ticks, round_ticks, span
+from loadtest.report.tradeoff import quality_against_speed
 from tests.loadtest.browser import sample
 
 SIZES = st.floats(1e-9, 1e9)
@@ -102,6 +103,30 @@ def test_eleven_series_look_different_and_every_color_has_a_dark_form():
     assert len({(one.color, one.dash) for one in looks}) == 11
     assert LIGHT.keys() == DARK.keys()
     assert {one.color for one in looks} <= {f"var(--{name})" for name in LIGHT}
+
+
+@pytest.mark.parametrize("colors", [LIGHT, DARK])
+def test_marks_and_outcomes_stand_out_from_the_page(colors):
+    def light(color):
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for name, color in colors.items():
+        if name not in ("page", "card", "line"):
+            one, other = sorted((light(color), light(colors["card"])))
+            assert (other + 0.05) / (one + 0.05) >= 3, name
+
+
+def test_what_only_measures_others_is_not_offered_for_serving():
+    found, judgment = sample.oracle()
+    page = render(found, judgment)
+    assert page.count("A measure of the others, not for serving") == 1
+    assert 'aria-label="Copy the command that serves oracle 512"' in page
+    drawing = quality_against_speed(found, judgment)
+    assert "top-k 512" in drawing.wide
+    assert "oracle 512" not in drawing.wide
+    assert "oracle 512" in drawing.caption
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -281,6 +283,17 @@ def test_a_page_whose_run_ends_early_says_so(browser, three):
             live.close()
             page.locator("#progress", has_text="The run has ended").wait_for(timeout=15_000)
             assert page.locator("#figures-table tbody tr").count() > 30
+
+
+def test_a_picture_for_the_docs_is_made_of_a_document(three, tmp_path):
+    document.save(three[0], tmp_path / "kept.json")
+    files = [str(tmp_path / "kept.json"), str(tmp_path / "shot.png")]
+    command = [sys.executable, "-m", "tests.loadtest.browser.screenshot", *files, "--height", "800"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    head = (tmp_path / "shot.png").read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    assert (int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")) == (1200, 800)
 
 
 def test_a_drawing_is_a_file_of_its_own(browser, three, tmp_path):
