@@ -201,6 +201,29 @@ def test_who_waits_for_news_gets_the_last_page_before_the_server_ends():
     live.close()
 
 
+def test_a_page_that_is_between_two_questions_gets_the_last_version_too(live):
+    assert json.loads(ask(live, "/next?after=-1")[1])["version"] == 1
+    ending = threading.Thread(target=live.end, args=sample.beginning())
+    ending.start()
+    while not live.closing:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    last = json.loads(ask(live, "/next?after=1")[1])
+    assert last["ended"]
+    assert "html" in last
+    ending.join(1)
+    assert not ending.is_alive()
+
+
+def test_nobody_is_waited_for_where_nobody_looked(monkeypatch):
+    monkeypatch.setattr("loadtest.report.live._LINGER", 60.0)
+    found, live = sample.beginning(), Live()
+    live.update(*found, Progress("beginning", 0.1, 60.0))
+    began = time.monotonic()
+    live.end(*found)
+    assert time.monotonic() - began < 30
+
+
 def test_a_port_that_is_taken_is_an_error_at_once(live):
     with pytest.raises(OSError, match="in use"):
         Live(urlsplit(live.address).port)
