@@ -23,7 +23,7 @@ _MOST_LOSS = 3.0  # shares of the margin beyond which losses are drawn at the ed
 _LEAST_LOSS = -0.6
 _MOST_RATIO = 3.0  # an interval of a few samples must not squeeze all points into a corner
 _LOG_FROM = 4.0
-_MOST_NAMES = 6  # beside the points of a phone's drawing; more stand below it
+_ROOM = 52.0  # of a drawing's width that a point's name takes; where there is less, names stand below
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _draw(size: Size, label: str, points: Sequence[_Point], front: Sequence[str]
         hollow = point.outcome not in (None, Outcome.SAFE)
         note = f"{point.name}: {point.words}" + (f"; {point.outcome}" if point.outcome else "")
         chart.point(point.gain.value, point.loss.value, point.look, note, hollow)
-    if size.narrow and len(points) > _MOST_NAMES:
+    if len(points) > size.width / _ROOM:
         chart.names_below([(point.name, point.look) for point in points])
     else:
         _name(chart, size, points, ends)

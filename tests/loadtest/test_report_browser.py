@@ -139,6 +139,15 @@ def test_every_figure_of_the_judgment_is_in_its_row(browser, reports):
         assert sentence in text
 
 
+def test_it_prints_on_white_within_the_paper(browser, reports):
+    with opened(browser, reports["three"], (718, 1000), "dark") as page:  # A4 without its margins
+        page.emulate_media(media="print", color_scheme="dark")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 718
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.evaluate(CONTRAST, 4.5)["poor"] == []
+        assert not page.locator(".copy").first.is_visible()
+
+
 def _number(value):
     return math.nan if value is None else value
 
