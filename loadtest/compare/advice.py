@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtest.compare import words
-from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
+from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load
 from loadtest.compare.ground import Ground
 from loadtest.compare.pareto import fronts
 from loadtest.compare.phrases import ended, listed, times
@@ -25,17 +25,11 @@ def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) 
     full attention. Nothing where nothing could be judged or speeds could not be told apart.
     """
     plan = comparison.plan
-    speed, memory = fronts(comparison, verdicts)
+    speed, memory = ((), ()) if ground.none else fronts(comparison, verdicts)
     winner, sentences = _recommend(comparison, verdicts, ground)
     failed = [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
     command = next((one.command for one in plan.candidates if one.name == winner), "")
     return Advice(winner, tuple(map(ended, [*sentences, *failed])), command, speed, memory)
-
-
-def is_served(comparison: Comparison, name: str) -> bool:
-    """A candidate is for serving; the oracle, which looks at every key, only measures others."""
-    one = next(one for one in comparison.plan.candidates if one.name == name)
-    return one.options.get("pattern") != "oracle"
 
 
 def _recommend(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) -> tuple[str, list[str]]:

@@ -151,8 +151,8 @@ def test_words(test: Evidence) -> str:
 
 
 def more_words(test: Evidence) -> str:
-    """How many samples would settle a test; empty if it is settled or none would."""
-    if not test.more:
+    """How many samples would settle a test; empty if it is settled, or if nobody knows yet."""
+    if not test.more or not test.loss.count:
         return ""
     return f"about {test.more:,} more {_SAMPLES[test.unit].format('s' * (test.more > 1))} would settle it"
 
