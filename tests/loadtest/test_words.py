@@ -68,22 +68,25 @@ def test_the_winner(usual):
         "At 4k, 1 user, new prompts it decodes 1.25 times as fast (1.24 to 1.26).",
         "1 GiB of KV cache holds 30 sequences of 4k under top-k 512, 32 under full attention.",
         "window 1020 + 4 sinks decodes 2.00 times as fast (1.98 to 2.02), but is not safe.",
-        'This holds for SmolLM2-135M-Instruct on abacus, for the text "pydoc topics", these lengths and loads.',
+        'This holds for SmolLM2-135M-Instruct on abacus, for the text "pydoc topics", these lengths and '
+        "loads.",
     ]
 
 
 def test_the_variants(usual):
     window, topk = judge(usual).verdicts
-    assert re.fullmatch(
-        r"window 1020 \+ 4 sinks: not safe: loses 3\d\.\d of 100 points in tasks at 4k \(.* to .*; margin 5\), "
-        r"at depth 0\.1 to 0\.3: 0 of 128 found where full finds 1\d\d\. At 4k it decodes 2\.00 times as fast \(1\.98 to 2\.02\) "
-        r"and has a KV cache 4\.00 times smaller\.",
-        window.sentence,
+    numbers = re.sub(
+        r"(loses|100 points in tasks at 4k|full finds) ([\d.(]+( to [\d.]+)?)", r"\1 N", window.sentence
+    )
+    assert numbers == (
+        "window 1020 + 4 sinks: not safe: loses N of 100 points in tasks at 4k N; margin 5), at depth 0.1 to "
+        "0.3: 0 of 128 found where full finds N At 4k it decodes 2.00 times as fast (1.98 to 2.02) and has a "
+        "KV cache 4.00 times smaller."
     )
     assert topk.sentence == (
         "top-k 512: safe: perplexity at most 1.01 times full's (margin 1.05) and at most 0.6 of 100 points "
-        "lost in tasks (margin 5). At 4k it decodes 1.25 times as fast (1.24 to 1.26). It costs: at 4k it has "
-        "a KV cache 1.06 times as large."
+        "lost in tasks (margin 5). At 4k it decodes 1.25 times as fast (1.24 to 1.26). It costs: at 4k it "
+        "has a KV cache 1.06 times as large."
     )
     assert (window.effective, topk.effective) == (1024, LONG)
 
