@@ -24,8 +24,9 @@ from longspan import Client, LongspanError, UnavailableError
 TOP = 20
 """Most likely tokens that are looked at, each place of the text."""
 
-TURNS = 24
-"""Questions about one context, where a task has so many: its prefill costs more than they do."""
+TURNS = 12
+"""Questions about one context, where a task has so many. More would cost less than another context, but they
+depend on one another: as many questions about more contexts tell more."""
 
 _SLICES = 64  # of the text that are of use, at the longest context
 _CHARACTERS = 4.0  # of a token, about

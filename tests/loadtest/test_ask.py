@@ -114,6 +114,15 @@ def test_a_chat_prompt_ends_where_the_assistant_speaks(clients):
     assert client.detokenize(prompt(client, sample, chat=True).target) == sample.target
 
 
+def test_messages_are_a_conversation_as_they_are(clients):
+    client, _ = clients
+    messages = (("system", "Answer briefly."), ("user", "Where do rivers run?"))
+    sample = replace(samples(turns=1)[0], context="", question="", answer_prefix="To", messages=messages)
+    ids = prompt(client, sample, chat=False).ids
+    assert list(ids[:-1]) == list(client.tokenize(messages).token_ids)
+    assert client.detokenize(ids[-1:]) == "To"
+
+
 def test_special_tokens_in_a_context_stay_text(clients):
     client, _ = clients
     (sample,) = samples(turns=1)
