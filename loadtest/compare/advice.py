@@ -240,9 +240,13 @@ def _smaller(
 
 def _standing(verdicts: Sequence[Verdict]) -> list[str]:
     """Outcomes of quality, which need no quiet machine."""
+    if not verdicts:
+        return []
+    if all(one.outcome is Outcome.UNKNOWN for one in verdicts):
+        return ["Of no variant there is enough evidence of its quality either"]
     parts = [
         f"{outcome}: {listed(names)}"
         for outcome in Outcome
         if (names := [one.deployment for one in verdicts if one.outcome is outcome])
     ]
-    return [f"The verdicts on quality stand: {'; '.join(parts)}"] if parts else []
+    return [f"The verdicts on quality stand: {'; '.join(parts)}"]

@@ -28,12 +28,18 @@ def open_tests(verdict: Verdict) -> frozenset[tuple[str, int]]:
     """Measure and length of the tests of a variant on which more samples should still be spent.
 
     A variant with one loss that is firmly beyond its margin needs none, nor has one whose deciding tests
-    are all firmly within theirs. Measures are those of ``Evidence``, single tasks among ``tasks``.
+    are all firmly within theirs, nor one whose open tests no samples would settle. Measures are those of
+    ``Evidence``, single tasks among ``tasks``.
     """
     if any(test.outcome is Outcome.UNSAFE and is_firm(test) for test in verdict.evidence):
         return frozenset()
     return frozenset(
         ("tasks" if test.measure.startswith("task") else test.measure, test.length)
         for test in verdict.evidence
-        if test.decides and not is_firm(test)
+        if test.decides and not is_firm(test) and not _is_hopeless(test)
     )
+
+
+def _is_hopeless(test: Evidence) -> bool:
+    """No samples would settle it, since full attention itself has nothing to lose there."""
+    return test.outcome is Outcome.UNKNOWN and test.more is None
