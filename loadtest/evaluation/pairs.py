@@ -16,13 +16,13 @@ class AnswerKey(NamedTuple):
 
     task: str
     length: int
-    index: int
+    number: int
     turn: int
 
     @property
     def context(self) -> tuple[str, int, int]:
         """What questions about one context have in common."""
-        return self.task, self.length, self.index
+        return self.task, self.length, self.number
 
 
 class AnswerPair(NamedTuple):
