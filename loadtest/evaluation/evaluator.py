@@ -110,10 +110,7 @@ class Evaluator:
             raise ValueError(f"nothing can be compared without a server of {full!r}; start one")
         began = time.monotonic()
         rows = Rows()
-        due = self._lacking(unit)
-        if unit.kind == "text" or unit.task == OWN:
-            due |= {full}
-        names = [one.name for one in self._plan.candidates if one.name in due and one.name in clients]
+        names = [name for name in self._due(unit) if name in clients]
         do = {"answers": self._answer, "text": self._decode, "memory": self._hold}[unit.kind]
         on = do(unit, rows)
         for name in names:
@@ -129,8 +126,8 @@ class Evaluator:
         return rows
 
     def cost(self, unit: Unit) -> float:
-        """Seconds that a unit will probably take on all candidates that have not failed."""
-        candidates = len(self._plan.candidates) - len(self._comparison.failed)
+        """Seconds that a unit will probably take on all candidates that lack it."""
+        candidates = len(self._due(unit))
         known = self._seconds.get((unit.kind, unit.length, unit.task))
         if known:
             return candidates * fmean(known)
@@ -173,6 +170,13 @@ class Evaluator:
             rows.memory.append(memory(client, name, part.ids, self._plan.kv_memory))
 
         return on
+
+    def _due(self, unit: Unit) -> list[str]:
+        """Candidates on which a unit is to be done, in the plan's order."""
+        due = self._lacking(unit)
+        if due and (unit.kind == "text" or unit.task == OWN):
+            due.add(self._plan.candidates[0].name)
+        return [candidate.name for candidate in self._plan.candidates if candidate.name in due]
 
     def _lacking(self, unit: Unit) -> set[str]:
         return lacking(unit, self._comparison, self._slice(unit) if unit.kind == "text" else None)
