@@ -46,6 +46,30 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(median(values), *_percentiles(medians, len(values), confidence), len(values))
 
 
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """The ratio of the medians of two unpaired samples of positive values, and its bootstrap interval.
+
+    See ``median_interval``; both are drawn anew each time, and the smaller one sets how much the interval is
+    expanded. ``count`` is the smaller one's.
+    """
+    count = min(len(numerators), len(denominators))
+    if not count or not median(denominators):
+        return Interval(count=count)
+    value = median(numerators) / median(denominators)
+    if count < LEAST or min(*numerators, *denominators) <= 0:
+        return Interval(value, count=count)
+    draws = np.random.default_rng(_SEED)
+    above, below = (
+        np.median(
+            np.asarray(values, float)[draws.integers(0, len(values), (_RESAMPLES, len(values)))], axis=1
+        )
+        for values in (numerators, denominators)
+    )
+    return Interval(value, *_percentiles(above / below, count, confidence), count)
+
+
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95, clusters: Sequence[object] | None = None
 ) -> Interval:

@@ -1,8 +1,9 @@
-"""``longspan load``: measures a server through gRPC."""
+"""``longspan load``: measures a server through gRPC, and a peer of it through HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -12,24 +13,27 @@ import typer
 from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, UNBROKEN, Host, Port, fail, fail_call
 
 if TYPE_CHECKING:
-    from loadtest.load.measure import Plan
+    from loadtest.load.drawing import Wanted
+    from loadtest.load.plan import Plan
     from loadtest.load.result import Result
-    from loadtest.load.types import Session
 
 _METRICS_PORT = 9464
+_SEEDS = 1 << 31
 
 
 def load(
     workload: Annotated[
         str,
         typer.Option(
-            help="fixed, sharegpt, long-context, shared-prefix, multi-turn, or a JSONL file of prompts."
+            help="fixed, sharegpt, long-context, shared-prefix, multi-turn; a .jsonl file of prompts; or a "
+            ".json file in ShareGPT's format."
         ),
     ] = "fixed",
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Closed loop: so many users, one request each. [default: 8]")
+        str | None,
+        typer.Option(help="Closed loop: so many users, one request each; several: 1,8. [default: 8]"),
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0.0, help="Open loop: sessions per second.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Open loop: sessions per second; several: 0.5,1.")] = None,
     burstiness: Annotated[
         float, typer.Option(min=0.0, help="Open loop: 1 is Poisson, less is burstier, inf is evenly spaced.")
     ] = 1.0,
@@ -37,6 +41,9 @@ def load(
         bool,
         typer.Option("--sweep", help="1, 2, 4 ... users until the server is full, then rates below that."),
     ] = False,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Of every load, there and back; 6 or more give 95% intervals.")
+    ] = 1,
     requests: Annotated[
         int | None, typer.Option(min=1, help="Sessions per run. Without it: a number that suits the load.")
     ] = None,
@@ -46,13 +53,30 @@ def load(
     warmup: Annotated[
         int | None, typer.Option(min=0, help="Sessions before each run. Without it: one per user.")
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt, or the most.")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an output, or the most.")] = 128,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt, or the most. [default: 128]")
+    ] = None,
+    output_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of an output, or the most. [default: 128; ShareGPT file: its own]"),
+    ] = None,
     groups: Annotated[int, typer.Option(min=1, help="shared-prefix: how many prefixes.")] = 4,
     prefix_tokens: Annotated[int, typer.Option(min=1, help="shared-prefix: tokens of each.")] = 512,
-    turns: Annotated[int, typer.Option(min=1, help="multi-turn: questions of a conversation.")] = 4,
+    turns: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions of a conversation. [default: 4; ShareGPT file: the first alone]"),
+    ] = None,
+    most_prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="ShareGPT file: longer prompts are left out.")
+    ] = 1024,
+    most_total_tokens: Annotated[
+        int, typer.Option(min=1, help="ShareGPT file: prompts and outputs with more together are left out.")
+    ] = 2048,
     workers: Annotated[int, typer.Option(min=1, help="Client processes.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of workload and arrivals.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of workload and arrivals. Without it: a new one, so that prompts are new."),
+    ] = None,
     target_ttft: Annotated[
         float | None, typer.Option(min=0.0, help="Goodput: seconds to the first token.")
     ] = None,
@@ -63,6 +87,9 @@ def load(
         float | None, typer.Option(min=0.0, help="Goodput: seconds of a request.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write every request there, a row each.")
+    ] = None,
     html_file: Annotated[
         Path | None, typer.Option("--html", help="Write a report with plots there; needs the extra load.")
     ] = None,
@@ -77,121 +104,133 @@ def load(
     no_metrics: Annotated[
         bool, typer.Option("--no-metrics", help="Don't compare with the server's metrics.")
     ] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A second target with OpenAI's HTTP interface, measured by turns: http://127.0.0.1:8000/v1."
+        ),
+    ] = None,
+    endpoint_only: Annotated[
+        bool, typer.Option("--endpoint-only", help="Measure the endpoint alone.")
+    ] = False,
+    endpoint_model: Annotated[str | None, typer.Option(help="The model that its requests name.")] = None,
+    endpoint_name: Annotated[str, typer.Option(help="What tables call it.")] = "endpoint",
+    endpoint_api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    endpoint_prompts: Annotated[
+        str, typer.Option(help="How completions get prompts of token ids: as ids, or as text.")
+    ] = "ids",
+    endpoint_extra: Annotated[
+        str | None,
+        typer.Option(help='JSON object: more fields of its requests. [default: {"ignore_eos": true}]'),
+    ] = None,
+    endpoint_key_env: Annotated[
+        str | None, typer.Option(help="Variable of the environment that holds its key.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Counts the endpoint's tokens: tokenizer.json, its folder, or a name on the Hugging Face "
+            "Hub. Without it: its own count."
+        ),
+    ] = None,
 ) -> None:
     """Measure a server: throughput, time to first token, time per token; greedy, outputs of exact length.
 
     Ends with 0 if every run is valid and nothing failed, else with 1.
     """
+    from loadtest.load import asked
+    from loadtest.load.drawing import Wanted
     from loadtest.load.result import ResultError
     from loadtest.load.result import load as read
-    from loadtest.load.types import ClosedLoop, OpenLoop, Targets
+    from loadtest.load.types import Targets
 
     if sum([concurrency is not None, rate is not None, sweep]) > 1:
         fail("--concurrency, --rate and --sweep exclude one another; give one")
-    if rate == 0 or burstiness == 0:
-        fail("--rate and --burstiness must be more than 0")
-    if html_file is not None:
-        require_plots()
+    if endpoint is None and (endpoint_only or endpoint_model or tokenizer):
+        fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
     try:
+        if html_file is not None:
+            require_plots()
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
-    except ResultError as error:
+        if repeats > 1 or _repeated(earlier) or _repeated(result):
+            _require_numpy()
+        one = asked.loads(concurrency, rate, burstiness)
+        peer = None
+        if endpoint is not None:
+            peer = asked.endpoint(
+                endpoint,
+                model=endpoint_model,
+                name=endpoint_name,
+                api=endpoint_api,
+                prompts=endpoint_prompts,
+                tokenizer=tokenizer,
+                extra=endpoint_extra,
+                key_env=endpoint_key_env,
+            )
+    except (ResultError, asked.OptionError) as error:
         fail(str(error))
     if result is None:
-        from loadtest.load.measure import Plan
+        from loadtest.load.plan import Plan
         from loadtest.load.sweep import Sweep
 
         url = f"http://{metrics_host or host}:{metrics_port}/metrics"
-        described, draw = _workload(
-            workload, prompt_tokens, output_tokens, groups, prefix_tokens, turns, host, port
+        plan = Plan(
+            host=host,
+            port=port,
+            metrics_url=None if no_metrics or endpoint_only else url,
+            workload={},
+            draw=lambda sessions, seed: [],
+            loads=Sweep(256, burstiness) if sweep else one,
+            sessions=requests,
+            warmup=warmup,
+            workers=workers,
+            seed=secrets.randbelow(_SEEDS) if seed is None else seed,
+            most_seconds=duration,
+            targets=Targets(target_ttft, target_tpot, target_latency),
+            repeats=repeats,
+            endpoint=peer,
+            alone=endpoint_only,
         )
-        one = OpenLoop(rate, burstiness) if rate is not None else ClosedLoop(concurrency or 8)
-        result = _measure(
-            Plan(
-                host=host,
-                port=port,
-                metrics_url=None if no_metrics else url,
-                workload=described,
-                draw=draw,
-                loads=Sweep(256, burstiness) if sweep else [one],
-                sessions=requests,
-                warmup=warmup,
-                workers=workers,
-                seed=seed,
-                most_seconds=duration,
-                targets=Targets(target_ttft, target_tpot, target_latency),
-            )
+        wanted = Wanted(
+            *(workload, prompt_tokens, output_tokens, groups, prefix_tokens, turns),
+            *(most_prompt_tokens, most_total_tokens),
         )
-    _tell(result, earlier, json_file if show is None else None, html_file)
+        result = _measure(plan, wanted)
+    _tell(result, earlier, json_file if show is None else None, csv_file, html_file)
 
 
-def _workload(
-    name: str,
-    prompt_tokens: int,
-    output_tokens: int,
-    groups: int,
-    prefix_tokens: int,
-    turns: int,
-    host: str,
-    port: int,
-) -> tuple[dict[str, str | int], Callable[[int, int], list[Session]]]:
-    """The workload's description, and what draws so many sessions of it from a seed."""
-    from loadtest.load.workloads import WORKLOADS, Shape, WorkloadError, from_file
-    from longspan import Client, LongspanError
+def _measure(plan: Plan, wanted: Wanted) -> Result:
+    import dataclasses
 
-    file = Path(name)
-    if name not in WORKLOADS and file.suffix != ".jsonl":
-        fail(f"there is no workload {name!r}; choose {', '.join(WORKLOADS)}, or a file that ends in .jsonl")
-    try:
-        with Client(host, port, timeout=30) as client:
-            model = client.model_info()
-    except LongspanError as error:
-        fail_call(error)
-    described: dict[str, str | int] = {
-        "name": name,
-        "prompt_tokens": prompt_tokens,
-        "output_tokens": output_tokens,
-    }
-    if name == "shared-prefix":
-        described |= {"groups": groups, "prefix_tokens": prefix_tokens}
-    if name == "multi-turn":
-        described |= {"turns": turns}
-
-    def draw(sessions: int, seed: int) -> list[Session]:
-        shape = Shape(
-            sessions=sessions,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            vocabulary=model.vocabulary_size,
-            context=model.context_length,
-            seed=seed,
-            groups=groups,
-            prefix_tokens=prefix_tokens,
-            turns=turns,
-        )
-        return WORKLOADS[name](shape) if name in WORKLOADS else from_file(file, shape)
-
-    try:
-        draw(1, 0)
-    except WorkloadError as error:
-        fail(str(error))
-    return described, draw
-
-
-def _measure(plan: Plan) -> Result:
     from rich.console import Console
 
+    from loadtest.load.drawing import drawing, known
     from loadtest.load.driver import WorkerDiedError
-    from loadtest.load.measure import measure
+    from loadtest.load.measure import NotMeasuredError, measure
     from loadtest.load.reconcile import ScrapeError
+    from loadtest.load.targets import EndpointError
     from loadtest.load.workloads import WorkloadError
-    from longspan import LongspanError
+    from longspan import Client, LongspanError
 
     try:
-        result = measure(plan, Console(stderr=True))
+        with ExitStack() as stack:
+            client = None
+            if not plan.alone:
+                client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
+            context = 0
+            if plan.endpoint is not None:
+                from loadtest.load import examine
+
+                context = examine.context(plan.endpoint)
+            workload, draw = drawing(wanted, known(client, plan.endpoint, context))
+            if plan.endpoint is not None:
+                examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0])
+            plan = dataclasses.replace(plan, workload=workload, draw=draw)
+            result = measure(plan, Console(stderr=True))
     except ScrapeError as error:
         fail(f"{error}; name their --metrics-host and --metrics-port, or leave them out with --no-metrics")
-    except (WorkerDiedError, WorkloadError) as error:
+    except (WorkerDiedError, WorkloadError, EndpointError, NotMeasuredError) as error:
         fail(str(error))
     except LongspanError as error:
         fail_call(error)
@@ -202,29 +241,51 @@ def _measure(plan: Plan) -> Result:
     return result
 
 
-def _tell(result: Result, earlier: Result | None, json_file: Path | None, html_file: Path | None) -> NoReturn:
+def _tell(
+    result: Result,
+    earlier: Result | None,
+    json_file: Path | None,
+    csv_file: Path | None,
+    html_file: Path | None,
+) -> NoReturn:
     from rich.console import Console
 
     from loadtest.load.result import save
+    from loadtest.load.rows import clean
     from loadtest.load.table import comparison, runs_table
 
     console = Console()
-    if not console.is_terminal:
+    piped = not console.is_terminal
+    if piped:
         console = Console(width=UNBROKEN)
-    console.print(runs_table(result))
+    console.print(runs_table(result, one_line=piped))
     if earlier is not None:
         console.print(comparison(earlier, result))
     try:
         if json_file is not None:
             save(result, json_file)
+        if csv_file is not None:
+            from loadtest.load.request_rows import save_csv
+
+            save_csv(result, csv_file)
         if html_file is not None:
             from loadtest.load.report import write_report
 
             write_report(result, html_file)
     except OSError as error:
         fail(f"the result can't be written: {error}")
-    clean = all(not (run.objections or run.interrupted or run.summary.failed) for run in result.runs)
-    raise typer.Exit(0 if clean else 1)
+    raise typer.Exit(0 if clean(result) else 1)
+
+
+def _repeated(result: Result | None) -> bool:
+    """A document has loads that were measured more than once."""
+    return result is not None and len({run.label for run in result.runs}) < len(result.runs)
+
+
+def _require_numpy() -> None:
+    """Ends the command unless intervals across runs can be computed."""
+    if not find_spec("numpy"):
+        fail("intervals across --repeats need numpy; run: pip install 'longspan[load]'")
 
 
 def require_plots() -> None:

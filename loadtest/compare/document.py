@@ -6,6 +6,7 @@ file describes each. The judgment is written for readers and made anew from the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,15 @@ import msgspec
 
 from loadtest import document
 from loadtest.compare.judge import judge
+from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.document import DocumentError, plain
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Load, Measurement
 
-SCHEMA = "longspan-compare/2"
-
-# Fields that mean something else than NaN where they are null.
+# Where null is NaN, but in fields that may be without a value.
+_ROWS = ("speed", "answers", "text", "memory")
 _OPTIONAL = ("depth",)
 
 # What rows of two runs must have in common to stand in one table.
@@ -62,11 +63,15 @@ def load(path: Path) -> Comparison:
     found = document.read(path, SCHEMA)
     found.pop("judgment", None)
     try:
-        return msgspec.convert(_without_nulls(found), Comparison)
+        found |= {name: _with_nan(found[name]) for name in _ROWS if name in found}
+        comparison = msgspec.convert(found, Comparison)
     except msgspec.ValidationError as error:
         raise DocumentError(
             f"{path} is damaged: {error}; remove it, or restore it from a copy, and run again"
         ) from error
+    if not comparison.plan.candidates or not comparison.plan.contexts:
+        raise DocumentError(f"{path} is damaged: its plan has no candidates or no contexts; remove it")
+    return comparison
 
 
 def join(comparison: Comparison, path: Path) -> Comparison:
@@ -106,15 +111,13 @@ def join(comparison: Comparison, path: Path) -> Comparison:
     )
 
 
-def _without_nulls(value: Any) -> Any:
-    """Objects without the fields that are null: each has a default, which is NaN where a number is meant."""
+def _with_nan(value: Any) -> Any:
+    """Rows as they were written: JSON has no NaN."""
     if isinstance(value, dict):
-        return {
-            key: _without_nulls(item) for key, item in value.items() if item is not None or key in _OPTIONAL
-        }
+        return {key: _with_nan(item) if key not in _OPTIONAL else item for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value
 
 
 def _whole(rows: Iterable[_Row]) -> list[_Row]:

@@ -1,18 +1,18 @@
-"""From what an operator asks to a plan: candidates, lengths, loads, text and margins, refused where they can't be."""
+"""From what an operator asks to a plan; what can't be measured is refused."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from loadtest import texts
 from loadtest.compare.types import Margins, Plan
 from loadtest.deployment import FULL, QUICK, WHOLE, Deployment, parse
-from loadtest.measuring.types import Load, length_label
-from loadtest.tasks.own import read_own
+from loadtest.measuring.types import Load
+from loadtest.tasks import own as own_questions
 from loadtest.tasks.registry import TASKS
 from loadtest.tasks.types import Sample
 
@@ -26,6 +26,10 @@ _WHOLE_SECONDS = 2 * 3600.0
 _OUTPUT_TOKENS = 32
 _OWN_TEXT = "the manual that comes with Python"
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+Tell = Callable[[str], None]
+"""Told what goes on, in a few words."""
 
 
 class PlanError(ValueError):
@@ -74,28 +78,31 @@ class Material:
     """What is measured on, beside the plan: it is long, and a plan keeps its hashes.
 
     Attributes:
-        text: for perplexity and haystacks.
+        text: that is decoded.
+        prose: running text in which tasks hide what they ask for.
         own: the operator's own questions.
         chat: what was asked for; see ``Asked``.
     """
 
     text: str
+    prose: str
     own: tuple[Sample, ...]
     chat: bool | None
 
 
 def make_plan(asked: Asked) -> tuple[Plan, Material]:
-    """The plan and what it is measured on; what only a server knows is checked by ``loadtest.compare.preflight``.
+    """The plan and what it is measured on; ``preflight`` checks what only a server knows.
 
     Raises:
         PlanError: something can't be measured.
     """
     contexts = tuple(sorted(set(asked.contexts))) or (WHOLE_CONTEXTS if asked.whole else QUICK_CONTEXTS)
     if contexts[0] < LEAST_CONTEXT:
-        raise PlanError(f"a context of {contexts[0]} tokens is too short to compare on; give {LEAST_CONTEXT} or more")
+        raise PlanError(f"a context of {contexts[0]} tokens is too short; give {LEAST_CONTEXT} or more")
     try:
-        text = texts.prose(texts.reference()) if asked.text is None else texts.read(asked.text)
-        own = tuple(read_own(asked.questions)) if asked.questions else ()
+        prose = texts.prose(texts.reference())
+        text = prose if asked.text is None else texts.read(asked.text)
+        own = tuple(own_questions.read(asked.questions)) if asked.questions else ()
     except (OSError, ValueError) as error:
         raise PlanError(str(error)) from error
     if not 0.5 <= asked.confidence < 1:
@@ -114,7 +121,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         seed=asked.seed,
         arguments=(*(("--model", asked.model) if asked.model else ()), *asked.arguments),
     )
-    return plan, Material(text, own, asked.chat)
+    return plan, Material(text, prose, own, asked.chat)
 
 
 def budget(asked: Asked, words: str | None) -> float:
@@ -183,8 +190,8 @@ def _margins(changes: Sequence[str]) -> Margins:
             value = -1.0
         if name not in names or not 0 < value < 1:
             raise PlanError(
-                f"the margin {change!r} says nothing; write NAME=SHARE with one of {', '.join(names)} and a share "
-                "between 0 and 1, like perplexity=0.03"
+                f"the margin {change!r} says nothing; write NAME=SHARE with one of {', '.join(names)} "
+                "and a share between 0 and 1, like perplexity=0.03"
             )
         changed[name] = value
     return replace(Margins(), **changed)
@@ -192,9 +199,3 @@ def _margins(changes: Sequence[str]) -> Margins:
 
 def _hash(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def describe(plan: Plan) -> str:
-    """The plan in a line."""
-    lengths = ", ".join(length_label(context) for context in plan.contexts)
-    return f"{len(plan.candidates)} variants at {lengths}; tasks: {', '.join(plan.tasks)}; text: {plan.text}"

@@ -80,7 +80,7 @@ class Comparison:
         created: UTC, ISO 8601.
         machine: what it runs on.
         versions: of Longspan and what it runs on.
-        model: name, architecture, parameters, dtype, kv_dtype, device, context_length.
+        model: name, architecture, parameters, dtype, kv_dtype, device, context_length, vocabulary_size.
         running: how each candidate is served, by name: ``kernel``, ``reason``, ``options``.
         budget: seconds that it was given.
         spent: seconds that it has used, over all runs that were joined.
@@ -122,7 +122,8 @@ class Evidence:
 
     Attributes:
         deployment: the variant.
-        measure: ``text``, ``tasks`` (informative ones together), ``task:NAME``, ``own``.
+        measure: ``text``, ``tasks`` (together: by ``score`` those that full attention can do, by ``logprob``
+            those that it fails), ``task:NAME``, ``own``.
         length: context length; 0 where it does not depend on one.
         unit: of ``loss`` and ``margin``: ``perplexity`` (a ratio less 1), ``score``, ``logprob`` (nats per
             token), ``agreement``.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from loadtest.load import worker
 from loadtest.load.arrivals import arrival_times
+from loadtest.load.targets import Target
 from loadtest.load.types import ClosedLoop, Load, Record, Session, Worker
 from loadtest.load.worker import Assignment, Progress, Report
 
@@ -42,8 +43,7 @@ Listener = Callable[[Progress], None]
 
 
 def run(
-    host: str,
-    port: int,
+    target: Target,
     sessions: Sequence[Session],
     load: Load,
     *,
@@ -52,11 +52,10 @@ def run(
     most_seconds: float | None = None,
     listener: Listener = lambda progress: None,
 ) -> Outcome:
-    """Sends ``sessions`` to a server and waits for all answers. Ctrl-C stops it and keeps what there is.
+    """Sends ``sessions`` to a target and waits for all answers. Ctrl-C stops it and keeps what there is.
 
     Args:
-        host: of the server.
-        port: its gRPC port.
+        target: where to.
         sessions: what to send.
         load: how.
         workers: client processes; no more than users in a closed loop.
@@ -67,7 +66,7 @@ def run(
     Raises:
         WorkerDiedError: a client process failed, since no server answers, say.
     """
-    parts = _split(host, port, sessions, load, workers, seed, most_seconds)
+    parts = _split(target, sessions, load, workers, seed, most_seconds)
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     processes, connections = [], []
     try:
@@ -97,8 +96,7 @@ def run(
 
 
 def _split(
-    host: str,
-    port: int,
+    target: Target,
     sessions: Sequence[Session],
     load: Load,
     workers: int,
@@ -115,8 +113,7 @@ def _split(
             sessions = sessions[: len(begins)]
     return [
         Assignment(
-            host=host,
-            port=port,
+            target=target,
             sessions=list(sessions[index::count]),
             begins=None if begins is None else begins[index::count],
             concurrency=(users + count - 1 - index) // count,

@@ -1,217 +1,136 @@
-"""One load or a sweep of them: measured, checked against the server's metrics, and kept."""
+"""Loads, one or a sweep, on one target or two: measured by the core in passes there and back, and kept."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loadtest.load import driver, reconcile, result, validity
-from loadtest.load.device import device_use, to_measure, watched
-from loadtest.load.measures import summarize
-from loadtest.load.result import Result, Run
+from loadtest import document
+from loadtest.load.cell import Cell, StoppedError
+from loadtest.load.plan import Plan
+from loadtest.load.result import Result
 from loadtest.load.sweep import Sweep
-from loadtest.load.types import ClosedLoop, Load, Session, Summary, Targets
-from loadtest.load.worker import Progress as Counts
+from loadtest.load.targets import Endpoint
+from loadtest.load.worker import loop_name
+from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
 from longspan import Client
 
-# The server books a request just after its last message, and measures its device in its first second of rest.
-_SETTLE_SECONDS = 3.0
-# How long an open loop lasts, unless the number of its sessions is given.
-_OPEN_SECONDS = 30.0
-# Workloads use a few seeds from the one that they are given.
-_SEEDS_PER_RUN = 10
+__all__ = ["Plan", "describe", "measure"]
+
+
+class NotMeasuredError(RuntimeError):
+    """A run could not be made; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to measure.
+class _Pass:
+    """The core's load: a pass over all cells, which have loads of their own."""
 
-    Attributes:
-        host: of the server.
-        port: its gRPC port.
-        metrics_url: where its metrics are; ``None`` to leave them out.
-        workload: name and what it was drawn with, for the result.
-        draw: makes so many sessions from a seed. Each run gets its own, so that the server's prefix cache
-            knows nothing of it from the one before.
-        loads: how to send them, one run each; a ``Sweep`` decides as it goes.
-        sessions: of each run; ``None`` for a number that suits the load.
-        warmup: sessions sent before each run; ``None`` for a number that suits the load.
-        workers: client processes.
-        seed: of workload and arrivals.
-        most_seconds: no session begins later than this in a run.
-        targets: of a good request.
-    """
+    label: str = "pass"
 
-    host: str
-    port: int
-    metrics_url: str | None
-    workload: dict[str, Any]
-    draw: Callable[[int, int], list[Session]]
-    loads: list[Load] | Sweep
-    sessions: int | None
-    warmup: int | None
-    workers: int
-    seed: int
-    most_seconds: float | None
-    targets: Targets | None
+
+_PASS = _Pass()
+
+_UNKNOWN = (
+    "what else used this machine was not watched: the server's processes can't be told from others; run "
+    "longspan load as the server's user"
+)
 
 
 def measure(plan: Plan, console: Console) -> Result:
     """Runs the plan, with live progress on ``console``. Ctrl-C ends the run under way and the plan.
 
+    A round of the measuring core is two passes over all cells, there and back. A run that other work on this
+    machine disturbs is measured again, but not where there are no repeats: then it only says so.
+
     Raises:
         longspan.LongspanError: the server does not answer.
         reconcile.ScrapeError: its metrics can't be read.
         driver.WorkerDiedError: a client process failed.
+        NotMeasuredError: a run could not be made.
     """
     found = describe(plan)
-    for number, load in enumerate(plan.loads):
-        run = _run(plan, load, number, found.server["device"], console)
-        if run is None:
-            break
-        found.runs.append(run)
-        if isinstance(plan.loads, Sweep):
-            plan.loads.learn(run.summary)
-        if run.interrupted:
-            break
+    cells: list[Cell] = []
+    try:
+        for number, load in enumerate(plan.loads):
+            own = [
+                Cell(plan, target, load, number, found.server.get("device", ""), console, found.runs.append)
+                for target in plan.measured
+            ]
+            cells += own
+            if not number and any(target.local for target in plan.measured):
+                found.notes += [] if all(cell.pids for cell in own) else [_UNKNOWN]
+            first = len(found.runs)
+            _pass(found, own, 0, plan.repeats, turned=number % 2 == 1)
+            if isinstance(plan.loads, Sweep):
+                name = plan.measured[0].name
+                plan.loads.learn([run for run in found.runs[first:] if run.target == name][-1].summary)
+        for repeat in range(1, plan.repeats):
+            _pass(found, cells, repeat, plan.repeats)
+    except StoppedError:
+        pass
     return found
 
 
+def _pass(found: Result, cells: Sequence[Cell], repeat: int, repeats: int, *, turned: bool = False) -> None:
+    """One pass over cells; each run learns where in the whole it belongs, and what the weather was."""
+    first = len(found.runs)
+    known = all(cell.pids for cell in cells)
+
+    def tell(progress: Progress) -> None:
+        if known and not progress.last.error:
+            run, last = found.runs[-1], progress.last
+            run.attempt, run.weather, run.disturbed = last.attempt, last.weather, last.disturbed
+
+    for cell in cells:
+        cell.prefix = f"{repeat + 1} of {repeats}: " if repeats > 1 else ""
+    order = cells[::-1] if turned else cells
+    rounds = Rounds({cell.name: cell for cell in order}, [_PASS], tell=tell)
+    again = MOST_REPEATS if known and repeats > 1 else 0
+    try:
+        rounds.half(_PASS, repeat // 2, repeat % 2, again)
+    finally:
+        for run in found.runs[first:]:
+            run.repeat = repeat
+    for why in rounds.failed.values():
+        raise NotMeasuredError(why)
+
+
 def describe(plan: Plan) -> Result:
-    """A result without runs: the machine and the server."""
+    """A result without runs: the machine, the server, and the endpoint."""
+    found = Result(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=plan.seed,
+        machine={**document.machine(), "loop": loop_name()},
+        versions={"client": version("longspan")},
+        server={},
+        runs=[],
+        peers={target.name: target.described() for target in plan.measured if isinstance(target, Endpoint)},
+    )
+    if plan.alone:
+        return found
     with Client(plan.host, plan.port, timeout=30) as client:
         model, info = client.model_info(), client.server_info()
     attention = model.attention
-    return Result(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=plan.seed,
-        machine=result.machine(),
-        versions={"longspan": info.version, "client": version("longspan"), **info.versions},
-        server={
-            "model": model.name,
-            "architecture": model.architecture,
-            "parameters": model.parameters,
-            "dtype": model.dtype,
-            "kv_dtype": model.kv_dtype,
-            "device": info.device,
-            "context_length": model.context_length,
-            "attention": {
-                "backend": attention.backend,
-                "pattern": attention.pattern,
-                "kernel": attention.kernel,
-                "options": dict(attention.options),
-            },
-            "settings": dict(info.settings),
+    found.versions = {"longspan": info.version, **found.versions, **info.versions}
+    found.server = {
+        "model": model.name,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "dtype": model.dtype,
+        "kv_dtype": model.kv_dtype,
+        "device": info.device,
+        "context_length": model.context_length,
+        "attention": {
+            "backend": attention.backend,
+            "pattern": attention.pattern,
+            "kernel": attention.kernel,
+            "options": dict(attention.options),
         },
-        runs=[],
-    )
-
-
-def _counts(plan: Plan, load: Load) -> tuple[int, int, int]:
-    """Sessions of a run, and of its warm-up, and users of the warm-up."""
-    users = load.concurrency if isinstance(load, ClosedLoop) else 4
-    usual = max(16, 4 * users if isinstance(load, ClosedLoop) else round(_OPEN_SECONDS * load.rate))
-    warmup = users if plan.warmup is None else plan.warmup
-    # Fewer sessions than users would measure fewer users.
-    least = users if isinstance(load, ClosedLoop) else 1
-    return max(plan.sessions or usual, least), warmup, max(1, min(users, warmup))
-
-
-def _run(plan: Plan, load: Load, number: int, device: str, console: Console) -> Run | None:
-    """One run after its warm-up; ``None`` if it was stopped before any request."""
-    count, warmup, users = _counts(plan, load)
-    seed = plan.seed + _SEEDS_PER_RUN * number
-    sessions = plan.draw(count, seed)
-    if warmup:
-        warm = plan.draw(warmup, seed + 5)
-        with _watch(console, f"warm-up for {_words(load)}", len(warm)) as listener:
-            outcome = driver.run(
-                plan.host, plan.port, warm, ClosedLoop(users), workers=plan.workers, listener=listener
-            )
-        if outcome.interrupted:
-            return None
-    before = reconcile.scrape(plan.metrics_url) if plan.metrics_url else None
-    requests = sum(len(session.turns) for session in sessions)
-    with _watch(console, _words(load), requests) as listener, watched(plan.metrics_url) as during:
-        outcome = driver.run(
-            plan.host,
-            plan.port,
-            sessions,
-            load,
-            workers=plan.workers,
-            seed=seed,
-            most_seconds=plan.most_seconds,
-            listener=listener,
-        )
-    if not outcome.records:
-        return None
-    summary = summarize(outcome.records, plan.targets)
-    server = use = None
-    if plan.metrics_url and before is not None:
-        after = _settled(plan.metrics_url, before, summary)
-        server = reconcile.server_side(before, after)
-        use = device_use(device, [before, *during, after])
-    return Run(
-        load=dataclasses.asdict(load),
-        workload=plan.workload,
-        warmup=warmup,
-        interrupted=outcome.interrupted,
-        objections=validity.objections(outcome.records, outcome.workers),
-        summary=summary,
-        workers=outcome.workers,
-        server=server,
-        disagreements=reconcile.disagreements(summary, server) if server else [],
-        requests=result.condense(outcome.records),
-        device=use,
-    )
-
-
-def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile.Samples:
-    """The server's metrics once it has booked every request and measured its device, or after some time."""
-    end = time.monotonic() + _SETTLE_SECONDS
-    while True:
-        after = reconcile.scrape(url)
-        booked = reconcile.server_side(before, after).requests >= summary.requests
-        if (booked and not to_measure(after)) or time.monotonic() > end:
-            return after
-        time.sleep(0.1)
-
-
-def _words(load: Load) -> str:
-    if isinstance(load, ClosedLoop):
-        return f"{load.concurrency} user{'s' if load.concurrency > 1 else ''}"
-    return f"{load.rate:.3g} sessions/s"
-
-
-@contextmanager
-def _watch(console: Console, title: str, requests: int) -> Iterator[driver.Listener]:
-    """A live line while a run is under way."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total:.0f} requests, {task.fields[more]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=requests, more="")
-        began = time.monotonic()
-
-        def listen(counts: Counts) -> None:
-            rate = counts.tokens / (time.monotonic() - began)
-            progress.update(
-                task,
-                total=max(requests, counts.sent),
-                completed=counts.ended,
-                more=f"{counts.sent - counts.ended} running, {counts.failed} failed, {rate:.0f} tok/s",
-            )
-
-        yield listen
+        "settings": dict(info.settings),
+    }
+    return found

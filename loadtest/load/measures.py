@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from loadtest.load.order_statistics import interval, needed
 from loadtest.load.types import Record, Spread, Summary, Targets
 
 
@@ -16,12 +17,33 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 
-def spread(values: Iterable[float | None]) -> Spread:
-    """A distribution in figures; ``None`` is left out."""
+SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+"""The percentiles that are told, by name."""
+
+
+def spread(values: Iterable[float | None], independent: bool = True) -> Spread:
+    """A distribution in figures.
+
+    Args:
+        values: ``None`` is left out.
+        independent: each comes from a request of its own, so that percentiles can have intervals.
+    """
     ordered = sorted(value for value in values if value is not None)
     mean = sum(ordered) / len(ordered) if ordered else math.nan
-    shares = [percentile(ordered, share) for share in (0.5, 0.9, 0.95, 0.99, 1.0)]
-    return Spread(len(ordered), mean, *shares)
+    intervals = {name: interval(ordered, share) for name, share in SHARES.items()} if independent else {}
+    return Spread(
+        len(ordered),
+        mean,
+        **{name: percentile(ordered, share) for name, share in SHARES.items()},
+        most=ordered[-1] if ordered else math.nan,
+        intervals={name: ends for name, ends in intervals.items() if ends is not None},
+        weak=weak(len(ordered)),
+    )
+
+
+def weak(count: int) -> list[str]:
+    """Names of the percentiles that so many values cannot carry."""
+    return [name for name, share in SHARES.items() if 0 < count < needed(share)]
 
 
 def failures(records: Iterable[Record]) -> dict[str, int]:
@@ -73,8 +95,10 @@ def summarize(records: Sequence[Record], targets: Targets | None = None) -> Summ
         goodput=goodput,
         ttft=spread(record.ttft for record in good),
         tpot=spread(record.tpot for record in good),
-        chunk_gap=spread(gap for record in good for gap in record.gaps),
+        chunk_gap=spread((gap for record in good for gap in record.gaps), independent=False),
         latency=spread(record.latency for record in good),
         ttft_intended=spread(None if r.ttft is None else r.ttft + r.delay for r in good),
         latency_intended=spread(record.latency + record.delay for record in good),
+        other_length=sum(record.tokens != record.expected_tokens for record in good),
+        told_tokens=sum(record.told_tokens for record in good),
     )

@@ -14,6 +14,9 @@ _TIMEOUT_SECONDS = 10.0
 # one machine by milliseconds. More than this is worth a look.
 _MOST_DIFFERENCE_SECONDS = 0.050
 
+# A text need not be cut into the tokens that it was made of, though mostly it is.
+_MOST_MISCOUNT = 0.02
+
 _KIND = re.compile(r'\bkind="\w+"')
 
 Samples = dict[str, float]
@@ -128,3 +131,13 @@ def disagreements(client: Summary, server: ServerSide) -> list[str]:
                 "difference is the network's, or the client's"
             )
     return found
+
+
+def miscounts(summary: Summary) -> list[str]:
+    """Where an endpoint counts its output tokens otherwise than its tokenizer does, a sentence."""
+    ours, theirs = summary.output_tokens, summary.told_tokens
+    if not theirs or summary.failed or abs(ours - theirs) <= _MOST_MISCOUNT * theirs:
+        return []
+    return [
+        f"output tokens: the tokenizer counts {ours}, the endpoint {theirs}; is it its model's tokenizer?"
+    ]

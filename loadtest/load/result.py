@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadtest import document
+from loadtest.document import DocumentError, plain
 from loadtest.load.device import DeviceUse
+from loadtest.load.measures import weak
+from loadtest.load.order_statistics import CONFIDENCE
 from loadtest.load.reconcile import ServerSide
+from loadtest.load.targets import LONGSPAN
 from loadtest.load.types import Record, Spread, Summary, Worker
+from loadtest.measuring.types import Weather
 
-SCHEMA = "longspan-load/1"
+SCHEMA = "longspan-load/2"
+_EARLIER = "longspan-load/1"
 
 
 class ResultError(ValueError):
@@ -27,7 +31,7 @@ class Run:
 
     Attributes:
         load: ``kind`` closed with ``concurrency``, or open with ``rate`` and ``burstiness``.
-        workload: ``name`` and what it was drawn with.
+        workload: ``name`` and what it was drawn with; ``fresh`` where no two prompts share a beginning.
         warmup: sessions sent before, at the same load, which count nowhere.
         interrupted: it was stopped before its end.
         objections: why the figures are not the server's; empty for a valid run.
@@ -36,9 +40,17 @@ class Run:
         server: what the server counted; ``None`` if its metrics were not read.
         disagreements: where client and server differ, a sentence each.
         requests: one object per request: ``session``, ``turn``, ``intended``, ``sent``, ``first`` and
-            ``last`` token, ``ended``, ``prompt_tokens``, ``output_tokens``, ``code``.
+            ``last`` token, ``ended``, ``prompt_tokens``, ``cached_tokens``, ``output_tokens``,
+            ``expected_tokens``, ``code``, ``error``.
         device: what the run made of the server's device; ``None`` if the server's metrics were not read, and
             in documents of earlier versions.
+        target: what the load was put on, by name.
+        repeat: from 0; runs of one label that differ in it are repeats of one another.
+        seed: of this run's sessions and arrivals.
+        weather: what else used this machine's processors; ``None`` if the target is on another, or it can't
+            be told.
+        attempt: 0, or how often this repeat was measured before, since other work disturbed it.
+        disturbed: by what it was disturbed, a sentence; empty if it counts.
     """
 
     load: dict[str, Any]
@@ -52,12 +64,22 @@ class Run:
     disagreements: list[str]
     requests: list[dict[str, Any]] = field(default_factory=list)
     device: DeviceUse | None = None
+    target: str = LONGSPAN
+    repeat: int = 0
+    seed: int = 0
+    weather: Weather | None = None
+    attempt: int = 0
+    disturbed: str = ""
 
     @property
     def label(self) -> str:
-        """Load and sizes in a few letters; runs of one label are comparable."""
+        """Load, sizes and target in a few letters; runs of one label are comparable."""
         sizes = [self.workload.get(key) for key in ("prompt_tokens", "output_tokens")]
-        return self.load_label + ("" if None in sizes else f", {sizes[0]}/{sizes[1]}")
+        return (
+            self.load_label
+            + ("" if None in sizes else f", {sizes[0]}/{sizes[1]}")
+            + ("" if self.target == LONGSPAN else f", {self.target}")
+        )
 
     @property
     def load_label(self) -> str:
@@ -77,8 +99,13 @@ class Result:
         seed: of workload and arrivals.
         machine: of the client: ``cpu``, ``cores``, ``memory_bytes``, ``system``.
         versions: of Longspan and what both sides run on.
-        server: as it says: ``model``, ``dtype``, ``kv_dtype``, ``device``, ``attention``, ``settings``.
+        server: as it says: ``model``, ``dtype``, ``kv_dtype``, ``device``, ``attention``, ``settings``; empty
+            where only an endpoint was measured.
         runs: in the order in which they ran.
+        peers: endpoints by name, with ``endpoint`` (its address), ``model``, ``api``, ``prompts``, ``tokens``
+            (who counted them) and ``extra``.
+        confidence: of all intervals.
+        notes: what to know of the document as a whole.
     """
 
     created: str
@@ -87,6 +114,9 @@ class Result:
     versions: dict[str, str]
     server: dict[str, Any]
     runs: list[Run]
+    peers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    confidence: float = CONFIDENCE
+    notes: list[str] = field(default_factory=list)
 
 
 def condense(records: list[Record]) -> list[dict[str, Any]]:
@@ -106,77 +136,85 @@ def condense(records: list[Record]) -> list[dict[str, Any]]:
             "last": since(record.arrivals[-1][0]) if record.arrivals else None,
             "ended": since(record.ended),
             "prompt_tokens": record.prompt_tokens,
+            "cached_tokens": record.cached_tokens,
             "output_tokens": record.tokens,
+            "expected_tokens": record.expected_tokens,
             "code": record.code,
+            "error": record.error,
         }
         for record in records
     ]
 
 
-def machine() -> dict[str, Any]:
-    """What this process runs on."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = (line for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
-        cpu = next(names, cpu).partition(":")[2].strip() or cpu
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(terse=True),
-    }
-
-
 def save(result: Result, path: Path) -> None:
-    """Writes the document; what is no number becomes null."""
-    path.write_text(json.dumps({"schema": SCHEMA, **_plain(asdict(result))}, indent=1) + "\n")
+    """Writes the document, with the figures of all repeats together.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    from loadtest.load.rows import rows  # which knows results
+
+    figures = [
+        {
+            "label": row.label,
+            "target": row.target,
+            "figure": key,
+            **plain(cell.interval),
+            "across_runs": cell.across_runs,
+            "weak": cell.weak,
+        }
+        for row in rows(result)
+        for key, cell in row.cells.items()
+    ]
+    document.save({"schema": SCHEMA, **plain(result), "figures": figures}, path)
 
 
 def load(path: Path) -> Result:
-    """Reads a document.
+    """Reads a document, of this schema or the one before.
 
     Raises:
         ResultError: it is none, or of another schema.
     """
+    notes = []
     try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path} can't be read: {error}") from error
-    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
-        raise ResultError(f"{path} is no result of longspan load ({SCHEMA})")
+        try:
+            found = document.read(path, SCHEMA)
+        except DocumentError:
+            found = document.read(path, _EARLIER)
+            notes = [
+                f"{path.name} is of schema {_EARLIER}: its percentiles have no intervals, and its requests "
+                "no cached tokens"
+            ]
+    except DocumentError as error:
+        raise ResultError(f"{path} is no result of longspan load ({SCHEMA}): {error}") from error
     try:
-        runs = [_run(run) for run in document.pop("runs")]
-        return Result(**document, runs=runs)
-    except (KeyError, TypeError) as error:
+        found.pop("figures", None)  # they follow from the runs
+        found["notes"] = [*found.pop("notes", []), *notes]
+        runs = [_run(run) for run in found.pop("runs")]
+        return Result(**found, runs=runs)
+    except (KeyError, TypeError, AttributeError) as error:
         raise ResultError(f"{path} is damaged: {error}") from error
 
 
 def _run(run: dict[str, Any]) -> Run:
     summary: dict[str, Any] = {
-        name: Spread(**{key: _number(number) for key, number in value.items()})
-        if isinstance(value, dict) and "p50" in value
-        else value
+        name: _spread(value) if isinstance(value, dict) and "p50" in value else value
         for name, value in run.pop("summary").items()
     }
-    server, device = run.pop("server"), run.pop("device", None)
+    server, device, weather = run.pop("server"), run.pop("device", None), run.pop("weather", None)
     return Run(
         **{**run, "workers": [Worker(**worker) for worker in run["workers"]]},
         summary=Summary(**summary),
         server=None if server is None else ServerSide(**{k: _number(v) for k, v in server.items()}),
         device=None if device is None else DeviceUse(**{k: _number(v) for k, v in device.items()}),
+        weather=None if weather is None else Weather(**{k: _number(v) for k, v in weather.items()}),
     )
+
+
+def _spread(value: dict[str, Any]) -> Spread:
+    known = {"weak": weak(value["count"]), **value}
+    return Spread(**{key: _number(number) for key, number in known.items()})
 
 
 def _number(value: Any) -> Any:
     return math.nan if value is None else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -9,22 +9,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.load.against import Change, Finding, changes
 from loadtest.load.device import DeviceUse
 from loadtest.load.result import Result, Run
+from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
 
-# Header, unit, and where the figure is; larger is better for rates, smaller for times.
-_Figure = Callable[[Run], float]
-COLUMNS: tuple[tuple[str, str, _Figure, bool], ...] = (
-    ("output", "tok/s", lambda run: run.summary.output_rate, True),
-    ("prompt", "tok/s", lambda run: run.summary.prompt_rate, True),
-    ("requests", "/s", lambda run: run.summary.request_rate, True),
-    ("TTFT p50", "ms", lambda run: run.summary.ttft.p50 * 1e3, False),
-    ("TTFT p99", "ms", lambda run: run.summary.ttft.p99 * 1e3, False),
-    ("TPOT p50", "ms", lambda run: run.summary.tpot.p50 * 1e3, False),
-    ("TPOT p99", "ms", lambda run: run.summary.tpot.p99 * 1e3, False),
-    ("gap p99", "ms", lambda run: run.summary.chunk_gap.p99 * 1e3, False),
-    ("latency p50", "s", lambda run: run.summary.latency.p50, False),
-)
+
+def _column(figure: Figure) -> tuple[str, str, Callable[[Run], float], bool]:
+    return (
+        *(figure.name, figure.unit),
+        lambda run: figure.get(run.summary) * figure.factor,
+        figure.more_is_better,
+    )
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Run], float], bool], ...] = tuple(map(_column, FIGURES))
+"""Header, unit, the figure of one run in that unit, and whether larger is better."""
 
 DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
     ("memory used", "GB", lambda use: use.memory_used / 1e9),
@@ -35,11 +35,13 @@ DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
     ("matrices reached", "%", lambda use: use.matrix_share * 100),
 )
 
+# A chat template begins all prompts alike.
+_MOST_CHANCE = 0.05
+
 # What two servers have in common in a fair comparison.
 _SERVED = ("model", "dtype", "kv_dtype", "device")
 
-# Smaller changes than this have no color.
-_NOISE = 0.02
+_COLORS = {Finding.BETTER: "green", Finding.WORSE: "red"}
 
 
 def _head(name: str, unit: str) -> str:
@@ -55,26 +57,80 @@ def figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def runs_table(result: Result) -> RenderableType:
-    """One row per run, and below it what is wrong with some."""
+def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
+    """One row per load and target, its repeats together, and below it what is wrong with some.
+
+    Args:
+        result: to be shown.
+        one_line: intervals stand beside their figures, for what reads a pipe; else below them.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("load", no_wrap=True)
-    for name, unit, _, _ in COLUMNS:
-        table.add_column(_head(name, unit), justify="right", no_wrap=True)
+    for figure_ in FIGURES:
+        table.add_column(_head(figure_.name, figure_.unit), justify="right", no_wrap=True)
     with_goodput = any(run.summary.goodput is not None for run in result.runs)
     if with_goodput:
         table.add_column("good\n%", justify="right")
     table.add_column("failed", justify="right")
-    for run in result.runs:
-        failed = sum(run.summary.failed.values())
-        cells = [run.label + (" *" if remarks(run) else "")]
-        cells += [figure(get(run)) for _, _, get, _ in COLUMNS]
+    found = rows(result)
+    for row in found:
+        failed = sum(sum(run.summary.failed.values()) for run in row.runs)
+        cells = [row.label + (" *" if remarks_of(row) else "")]
+        cells += [
+            shown(row.cells[figure_.key], figure_.factor, " " if one_line else "\n") for figure_ in FIGURES
+        ]
         if with_goodput:
-            cells.append("-" if run.summary.goodput is None else f"{run.summary.goodput:.1%}"[:-1])
+            goods = [run.summary.goodput for run in row.runs if run.summary.goodput is not None]
+            cells.append(f"{sum(goods) / len(goods):.1%}"[:-1] if goods else "-")
         cells.append(f"[red]{failed}[/red]" if failed else "0")
         table.add_row(*cells)
-    notes = [Text(f"* {run.label}: {remark}") for run in result.runs for remark in remarks(run)]
-    return Group(heading(result), table, *notes, *_device_table(result))
+    notes = [Text(f"* {label}: {remark}") for row in found for label, remark in remarks_of(row)]
+    return Group(heading(result), table, *footnotes(found), *notes, *_device_table(result))
+
+
+def shown(cell: Cell, factor: float, joint: str = "\n") -> str:
+    """A figure, and after ``joint`` how far its interval reaches to both sides, in percent of it."""
+    interval = cell.interval
+    text = figure(interval.value * factor) + ("?" if cell.weak else "")
+    if interval.claimed and interval.value:
+        low, high = (round(100 * (end / interval.value - 1)) for end in (interval.low, interval.high))
+        text += f"{joint}[dim]{'-' if low <= 0 else '+'}{abs(low)}{high:+d}%[/dim]"
+    return text
+
+
+def footnotes(found: Sequence[Row]) -> list[Text]:
+    """What the signs in the table mean."""
+    cells = [cell for row in found for cell in row.cells.values()]
+    claimed = [cell for cell in cells if cell.interval.claimed]
+    notes = []
+    repeats = max((len(row.runs) for row in found), default=1)
+    if any(cell.across_runs for cell in claimed):
+        notes.append(f"figures: medians of {repeats} runs; -A+B%: their 95% intervals, in percent")
+    elif claimed:
+        notes.append(
+            "-A+B%: 95% intervals of percentiles within the one run, in percent; from run to run figures "
+            "differ more (--repeats 6 tells how much)"
+        )
+    if repeats > 1 and not any(cell.across_runs for cell in claimed):
+        notes.append(f"figures: medians of {repeats} runs, too few for intervals; --repeats 6 has them")
+    notes += [f"? {weak}" for weak in dict.fromkeys(cell.weak for cell in cells if cell.weak)]
+    return [Text(note, style="dim") for note in notes]
+
+
+def remarks_of(row: Row) -> list[tuple[str, str]]:
+    """Remarks of all repeats of a row, which repeat it was said where not all share it."""
+    said: dict[str, list[int]] = {}
+    for run in row.runs:
+        for remark in remarks(run):
+            said.setdefault(remark, []).append(run.repeat + 1)
+    notes = [
+        (f"{row.label}, run {run.repeat + 1}", f"was measured again: {run.disturbed}")
+        for run in row.disturbed
+    ]
+    return notes + [
+        (row.label + (f", run {', '.join(map(str, which))}" if len(which) < len(row.runs) else ""), remark)
+        for remark, which in said.items()
+    ]
 
 
 def _device_table(result: Result) -> list[RenderableType]:
@@ -98,51 +154,102 @@ def remarks(run: Run) -> list[str]:
     return [
         *(["INTERRUPTED: it was stopped before its end"] if run.interrupted else []),
         *(f"INVALID: {objection}" for objection in run.objections),
+        *(
+            [f"INVALID: {run.disturbed}, while client and server shared this machine"]
+            if run.disturbed
+            else []
+        ),
         *([f"failed: {failed}"] if failed else []),
         *(f"client and server disagree: {sentence}" for sentence in run.disagreements),
         *(
-            [f"{cached / run.summary.prompt_tokens:.0%} of the prompt tokens came from the prefix cache"]
-            if (cached := run.summary.cached_tokens)
+            [f"{other} of {run.summary.requests} answers had another length than asked for"]
+            if (other := run.summary.other_length)
             else []
         ),
+        *_cached(run),
     ]
 
 
+def _cached(run: Run) -> list[str]:
+    cached, prompts = run.summary.cached_tokens, run.summary.prompt_tokens
+    if not cached:
+        return []
+    told = f"{cached / prompts:.0%} of the prompt tokens came from the prefix cache"
+    if run.workload.get("fresh") and cached > _MOST_CHANCE * prompts:
+        told += (
+            f", though no two prompts of this workload share a beginning: it knows them from an earlier run "
+            f"with seed {run.seed}; leave out --seed to draw new ones"
+        )
+    return [told]
+
+
 def heading(result: Result) -> Text:
-    """What was measured, in a line or two."""
+    """What was measured, in a few lines."""
     server, machine = result.server, result.machine
     attention = server.get("attention", {})
     names = dict.fromkeys(str(run.workload.get("name")) for run in result.runs)
-    return Text(
+    served = (
         f"{server.get('model')}, {server.get('dtype')}, KV {server.get('kv_dtype')}, "
         f"attention {attention.get('backend')} ({attention.get('kernel')}), {server.get('device')}; "
-        f"client on {machine.get('cores')} cores of {machine.get('cpu')}\n"
-        f"workload {', '.join(names)}, prompt/output tokens; seed {result.seed}",
+    )
+    peers = "".join(
+        f"{name}: {peer.get('model')} at {peer.get('endpoint')} ({peer.get('api')}, "
+        f"tokens {peer.get('tokens')})\n"
+        for name, peer in result.peers.items()
+    )
+    return Text(
+        f"{served if server else ''}client on {machine.get('cores')} cores of {machine.get('cpu')}\n{peers}"
+        f"workload {', '.join(names)}, prompt/output tokens; seed {result.seed}"
+        + "".join(f"\n{note}" for note in result.notes),
         style="dim",
     )
 
 
 def comparison(before: Result, after: Result) -> RenderableType:
-    """The runs of two results that had the same load, as ratios after / before."""
-    earlier = {run.label: run for run in before.runs}
-    shared = [run for run in after.runs if run.label in earlier]
+    """The rows of two results that had the same load: before, after, and after / before."""
+    found = changes(before, after)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("load", no_wrap=True)
-    for name, unit, _, _ in COLUMNS:
-        table.add_column(_head(name, unit), justify="right")
-    for run in shared:
-        cells = [run.label]
-        for _, _, get, more_is_better in COLUMNS:
-            cells.append(_change(get(earlier[run.label]), get(run), more_is_better))
-        table.add_row(*cells)
-    notes: list[RenderableType] = [Text("before / after, and after ÷ before", style="dim")]
+    table.add_column("")
+    for figure_ in FIGURES:
+        table.add_column(_head(figure_.name, figure_.unit), justify="right", no_wrap=True)
+    for label in dict.fromkeys(change.label for change in found):
+        own = [change for change in found if change.label == label]
+        table.add_row(label, "before", *(figure(each.before.value * each.figure.factor) for each in own))
+        table.add_row("", "after", *(figure(each.after.value * each.figure.factor) for each in own))
+        table.add_row("", "after / before", *(_ratio(each) for each in own))
+    notes: list[RenderableType] = [Text(note, style="dim") for note in _basis(found)]
     notes += [Text(f"! {line}", style="yellow") for line in differences(before, after)]
-    missing = _labels(before.runs, after.runs) + _labels(after.runs, before.runs)
+    shared = {change.label for change in found}
+    missing = [row.label for result in (after, before) for row in rows(result) if row.label not in shared]
     if missing:
         notes.append(Text(f"only in one of the two: {', '.join(missing)}", style="dim"))
-    if any(remarks(run) for run in [*shared, *(earlier[run.label] for run in shared)]):
+    if any(run.label in shared and remarks(run) for run in [*before.runs, *after.runs]):
         notes.append(Text("! some of these runs have remarks; look at each result by itself", style="yellow"))
     return Group(table, *notes)
+
+
+def _ratio(change: Change) -> str:
+    """The ratio; in color where a difference is shown by repeats, with = where none is."""
+    if math.isnan(change.ratio.value):
+        return "-"
+    text = f"x {change.ratio.value:.2f}"
+    if change.finding is Finding.NONE:
+        return f"[dim]= {text}[/dim]"
+    color = _COLORS.get(change.finding) if change.across_runs else None
+    return f"[{color}]{text}[/{color}]" if color else text
+
+
+def _basis(found: Sequence[Change]) -> list[str]:
+    """What the ratios rest on."""
+    notes = []
+    if any(change.finding is Finding.NONE for change in found):
+        notes.append("=: no difference shown, the 95% interval of the ratio has 1 in it")
+    if not all(change.across_runs and change.ratio.claimed for change in found):
+        notes.append(
+            "ratios without color are not tested from run to run; --repeats 6, before and after, tests them"
+        )
+    return notes
 
 
 def differences(before: Result, after: Result) -> list[str]:
@@ -150,9 +257,9 @@ def differences(before: Result, after: Result) -> list[str]:
     found = []
     pairs: Iterable[tuple[str, object, object]] = [
         *(("machine", before.machine.get(key), after.machine.get(key)) for key in ("cpu", "cores")),
-        ("seed", before.seed, after.seed),
         ("workload", _workloads(before), _workloads(after)),
         *((key, before.server.get(key), after.server.get(key)) for key in _SERVED),
+        ("peers", before.peers, after.peers),
         ("attention", before.server.get("attention"), after.server.get("attention")),
         *((name, before.versions.get(name), version) for name, version in after.versions.items()),
     ]
@@ -164,20 +271,3 @@ def differences(before: Result, after: Result) -> list[str]:
 
 def _workloads(result: Result) -> list[str]:
     return sorted({", ".join(f"{key} {value}" for key, value in run.workload.items()) for run in result.runs})
-
-
-def _labels(runs: Sequence[Run], others: Sequence[Run]) -> list[str]:
-    known = {run.label for run in others}
-    return [run.label for run in runs if run.label not in known]
-
-
-def _change(before: float, after: float, more_is_better: bool) -> str:
-    if math.isnan(before) or math.isnan(after) or not before:
-        return f"{figure(before)}\n{figure(after)}"
-    ratio = after / before
-    better = ratio > 1 if more_is_better else ratio < 1
-    color = "green" if better else "red"
-    mark = f"x {ratio:.2f}"
-    if abs(ratio - 1) >= _NOISE:
-        mark = f"[{color}]{mark}[/{color}]"
-    return f"{figure(before)}\n{figure(after)}\n{mark}"

@@ -83,8 +83,9 @@ class Record:
         prompt_tokens: by the server's count.
         cached_tokens: of those, found in the server's prefix cache.
         expected_tokens: output tokens asked for.
-        code: gRPC status; ``OK`` if it was answered.
-        error: the error's sentence; empty if it was answered in full.
+        told_tokens: output tokens by the server's own count, where the client counts them itself; else 0.
+        code: gRPC status, or what an HTTP endpoint did; ``OK`` if it was answered.
+        error: the error's sentence; empty if it was answered.
     """
 
     session: int
@@ -96,6 +97,7 @@ class Record:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     expected_tokens: int = 0
+    told_tokens: int = 0
     code: str = "OK"
     error: str = ""
 
@@ -158,6 +160,11 @@ class Spread:
         p95: percentile.
         p99: percentile.
         most: the largest.
+        intervals: by name of the percentile the ends of its 95% interval, of independent requests; names
+            that the sample is too small for are left out, and there are none where values depend on one
+            another.
+        weak: names of percentiles that the sample cannot carry: the largest value, or near it, passes for
+            them; see ``order_statistics.needed``.
     """
 
     count: int
@@ -167,6 +174,8 @@ class Spread:
     p95: float
     p99: float
     most: float
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    weak: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +199,7 @@ class Summary:
 
     Attributes:
         requests: sent.
-        failed: of those, by gRPC status; answers of the wrong length count as ``WRONG_LENGTH``.
+        failed: of those, by code; answers of the wrong length count as ``WRONG_LENGTH``.
         wall: from the first request sent to the last stream's end, in seconds.
         request_rate: requests answered.
         output_rate: generated tokens.
@@ -206,6 +215,9 @@ class Summary:
         latency: from sending to the last message.
         ttft_intended: time to first token from the intended time of sending.
         latency_intended: from then to the last message.
+        other_length: answers of another length than asked for, where that is no failure: an endpoint may not
+            know how to go on past the end of an answer.
+        told_tokens: output tokens by the endpoint's own count, where the client counts them itself; else 0.
     """
 
     requests: int
@@ -225,3 +237,5 @@ class Summary:
     latency: Spread
     ttft_intended: Spread
     latency_intended: Spread
+    other_length: int = 0
+    told_tokens: int = 0

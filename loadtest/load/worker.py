@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-import uvloop
-
-from loadtest.greedy import GREEDY
 from loadtest.load.measures import percentile
+from loadtest.load.senders import Sender, sender
+from loadtest.load.targets import Target
 from loadtest.load.types import Message, Record, Session, Turn, Worker
-from longspan import AsyncClient, LongspanError
 
 _TELL_SECONDS = 0.25
 _LAG_PROBE_SECONDS = 0.02
@@ -26,16 +25,14 @@ class Assignment:
     """One worker's part of a run.
 
     Attributes:
-        host: of the server.
-        port: its gRPC port.
+        target: where to.
         sessions: to send.
         begins: seconds after the start at which each begins; ``None`` in a closed loop.
         concurrency: users, in a closed loop.
         most_seconds: no session begins later than this after the start; ``None`` for no limit.
     """
 
-    host: str
-    port: int
+    target: Target
     sessions: list[Session]
     begins: list[float] | None
     concurrency: int
@@ -64,8 +61,21 @@ def main(connection: Connection, assignment: Assignment) -> None:
     A later message of any kind makes it stop where it is and report what it has.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_Client(connection, assignment).run())
+
+
+def loop_name() -> str:
+    """The event loop of client processes: uvloop, which costs less, where it is installed."""
+    return "uvloop" if find_spec("uvloop") else "asyncio"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if loop_name() == "asyncio":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
 class _Client:
@@ -74,11 +84,9 @@ class _Client:
         self._assignment = assignment
         self._records: list[Record] = []
         self._lags: list[float] = []
-        self._tokens = 0
 
     async def run(self) -> None:
-        async with AsyncClient(self._assignment.host, self._assignment.port) as client:
-            await client.server_info(timeout=30)  # the connection is there before the clock runs
+        async with sender(self._assignment.target) as client:  # connected before the clock runs
             self._connection.send("ready")
             start: float = await asyncio.to_thread(self._connection.recv)
             await _sleep_until(start)
@@ -94,9 +102,10 @@ class _Client:
             if sending.done() and not sending.cancelled() and (error := sending.exception()):
                 raise error
             share = (time.process_time() - busy) / max(wall, 1e-9)
+            client.finish()
         self._connection.send(Report(self._records, Worker(share, percentile(sorted(self._lags), 0.99))))
 
-    async def _send_all(self, client: AsyncClient, start: float) -> None:
+    async def _send_all(self, client: Sender, start: float) -> None:
         assignment = self._assignment
         if assignment.begins is None:
             left = iter(assignment.sessions)
@@ -106,13 +115,13 @@ class _Client:
             begins = zip(assignment.sessions, assignment.begins, strict=True)
             await asyncio.gather(*(self._at(client, session, start + begin) for session, begin in begins))
 
-    async def _user(self, client: AsyncClient, left: Iterator[Session], start: float) -> None:
+    async def _user(self, client: Sender, left: Iterator[Session], start: float) -> None:
         for session in left:
             if self._over(time.monotonic() - start):
                 return
             await self._session(client, session, None)
 
-    async def _at(self, client: AsyncClient, session: Session, when: float) -> None:
+    async def _at(self, client: Sender, session: Session, when: float) -> None:
         await _sleep_until(when)
         await self._session(client, session, when)
 
@@ -120,52 +129,39 @@ class _Client:
         limit = self._assignment.most_seconds
         return limit is not None and seconds > limit
 
-    async def _session(self, client: AsyncClient, session: Session, begin: float | None) -> None:
+    async def _session(self, client: Sender, session: Session, begin: float | None) -> None:
         history: list[Message] = []
         for number, turn in enumerate(session.turns):
             now = time.monotonic()
             intended = begin if begin is not None and number == 0 else now
             record = Record(session.index, number, intended, now, expected_tokens=turn.output_tokens)
             self._records.append(record)
-            prompt, answer = turn.prompt, ""
+            prompt = turn.prompt
             if isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
                 history += [message for message in prompt if isinstance(message, tuple)]
                 prompt = list(history)
-            answer = await self._request(client, Turn(prompt, turn.output_tokens), record)
+            try:
+                answer = await client.send(Turn(prompt, turn.output_tokens), record)
+            except asyncio.CancelledError:
+                record.code, record.error = "CANCELLED", "the load test was stopped"
+                raise
             if record.error:
                 return
             history.append(("assistant", answer))
 
-    async def _request(self, client: AsyncClient, turn: Turn, record: Record) -> str:
-        """Sends one greedy request of exactly so many output tokens and times its stream; gives its text."""
-        stream = client.stream(turn.prompt, max_tokens=turn.output_tokens, ignore_eos=True, **GREEDY)
-        record.sent = time.monotonic()
-        parts = []
-        try:
-            async with stream:
-                async for delta in stream:
-                    if count := len(delta.token_ids):
-                        record.arrivals.append((time.monotonic(), count))
-                        self._tokens += count
-                    parts.append(delta.text)
-        except LongspanError as error:
-            record.code, record.error = error.code.name, str(error)
-        except asyncio.CancelledError:
-            record.code, record.error = "CANCELLED", "the load test was stopped"
-            raise
-        finally:
-            record.ended = time.monotonic()
-            record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
-        if not record.error and record.tokens != turn.output_tokens:
-            record.error = f"got {record.tokens} tokens instead of {turn.output_tokens}"
-        return "".join(parts)
-
     async def _tell(self) -> None:
+        running: list[Record] = []
+        seen = ended = failed = tokens = 0
         while True:
             await asyncio.sleep(_TELL_SECONDS)
-            ended = [record for record in self._records if record.ended == record.ended]
-            failed = sum(bool(record.error) for record in ended)
-            self._connection.send(Progress(len(self._records), len(ended), failed, self._tokens))
+            running += self._records[seen:]
+            seen = len(self._records)
+            for record in running:
+                if record.ended == record.ended:
+                    ended, failed, tokens = ended + 1, failed + bool(record.error), tokens + record.tokens
+            running = [record for record in running if record.ended != record.ended]
+            under_way = sum(record.tokens for record in running)
+            self._connection.send(Progress(seen, ended, failed, tokens + under_way))
 
     async def _probe_lag(self) -> None:
         while True:

@@ -116,26 +116,35 @@ class Rounds(Generic[LoadT]):
         Returns:
             All attempts.
         """
-        number, label = self._rounds[load.label], load.label
-        made: list[Measurement] = []
-        order = self.alive(load)
-        if number % 2:
-            order.reverse()
-        for visit in (0, 1):
-            left = order if visit == 0 else order[::-1]
-            for attempt in range(1 if self._hopeless else 1 + MOST_REPEATS):
-                found = [
-                    self._visit(load, name, number, visit, attempt)
-                    for name in left
-                    if (label, name) not in self.failed
-                ]
-                made += found
-                left = [each.deployment for each in found if each.disturbed]
-                if not left or self._clock() >= self._end:
-                    break
+        number = self._rounds[load.label]
+        repeats = 0 if self._hopeless else MOST_REPEATS
+        made = [each for visit in (0, 1) for each in self.half(load, number, visit, repeats)]
         answered = [each for each in made if not each.error]
         self._hopeless = bool(answered) and all(each.disturbed for each in answered)
-        self._rounds[label] = number + 1
+        self._rounds[load.label] = number + 1
+        return made
+
+    def half(self, load: LoadT, number: int, visit: int, repeats: int = MOST_REPEATS) -> list[Measurement]:
+        """One pass of a round: every target that has not failed under the load, there or back.
+
+        Args:
+            load: to put on them.
+            number: of the round.
+            visit: 0 there, 1 back.
+            repeats: of a visit that was disturbed, at the end of the pass.
+
+        Returns:
+            All attempts.
+        """
+        left = self.alive(load)[:: -1 if (number + visit) % 2 else 1]
+        made: list[Measurement] = []
+        for attempt in range(1 + repeats):
+            alive = self.alive(load)
+            found = [self._visit(load, name, number, visit, attempt) for name in left if name in alive]
+            made += found
+            left = [each.deployment for each in found if each.disturbed]
+            if not left or self._clock() >= self._end:
+                break
         return made
 
     def run(self, budget: float, settled: Callable[[LoadT], bool]) -> bool:

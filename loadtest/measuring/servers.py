@@ -52,9 +52,10 @@ def open_all(
     Raises:
         OpenError: some did not start.
     """
-    memory = () if kv_memory is None else ("--kv-memory", str(kv_memory))
+    # A server that measures its device as soon as it is idle would do so in the others' cells.
+    more = ("--no-measure-device", *(() if kv_memory is None else ("--kv-memory", str(kv_memory))))
     with ExitStack() as stack:
-        addresses = _start(stack, deployments, (*arguments, *memory))
+        addresses = _start(stack, deployments, (*arguments, *more))
         run = stack.enter_context(event_loop())
         targets = {}
         for deployment, address in zip(deployments, addresses, strict=True):

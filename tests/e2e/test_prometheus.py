@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.load import driver
+from loadtest.load import driver, targets
 from loadtest.load.measures import summarize
 from loadtest.load.types import ClosedLoop
 from loadtest.load.workloads import Shape, fixed
@@ -105,7 +105,7 @@ def summary(server, prometheus):
         vocabulary = client.model_info().vocabulary_size
     sessions = fixed(Shape(60, 20, 30, vocabulary, 512))
     began = time.monotonic()
-    outcome = driver.run(server.host, server.port, sessions, ClosedLoop(4), workers=1)
+    outcome = driver.run(targets.Server(server.host, server.port), sessions, ClosedLoop(4), workers=1)
     time.sleep(max(0.0, 4 - (time.monotonic() - began)))
     found = summarize(outcome.records)
     prometheus.wait(f"sum(longspan_requests_total) == {found.requests}")

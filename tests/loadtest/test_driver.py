@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from loadtest.load import driver, reconcile, result
 from loadtest.load.measure import Plan, measure
 from loadtest.load.measures import summarize
+from loadtest.load.targets import Server
 from loadtest.load.types import ClosedLoop, OpenLoop, Session, Targets, Turn
 from loadtest.load.workloads import WORKLOADS, Shape
 from server.cli import application
@@ -32,7 +33,9 @@ async def served(running):
 
 
 async def drive(port, sessions, load, **options):
-    return await asyncio.to_thread(driver.run, "127.0.0.1", port, sessions, load, workers=2, **options)
+    return await asyncio.to_thread(
+        driver.run, Server("127.0.0.1", port), sessions, load, workers=2, **options
+    )
 
 
 async def test_a_closed_loop_sends_all_and_times_them(served):

@@ -183,7 +183,7 @@ def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
     assert "! window: 64 tokens x 1: it was tired" in text
     write_report(growth, tmp_path / "growth.html")
     html = (tmp_path / "growth.html").read_text()
-    assert html.count("<svg") == 2
+    assert html.count("<figure") == 2
     assert "flash needs &lt;CUDA&gt;" in html
     assert "a note" in html
     document.save(growth, tmp_path / "growth.json")
@@ -213,7 +213,7 @@ def test_the_command(tmp_path):
     window = "sliding_window window=508"
     assert read[window, 2048, 1] == read[window, 1024, 1] < read["full", 1024, 1]
     assert all(len(each["seconds"]) == 2 and each["median"] > 0 for each in result["measurements"])
-    assert (tmp_path / "growth.html").read_text().count("<svg") == 2
+    assert (tmp_path / "growth.html").read_text().count("<figure") == 2
 
 
 def test_a_backend_is_asked_for_in_one_place_only():

@@ -1,0 +1,175 @@
+"""From what the user asks for to what draws the sessions of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from loadtest.load.sharegpt_file import MOST_PROMPT, MOST_TOTAL, Conversations, Limits
+from loadtest.load.targets import Endpoint
+from loadtest.load.tokens import counter
+from loadtest.load.types import Session
+from loadtest.load.workloads import WORKLOADS, Shape, WorkloadError, from_file
+from longspan import Client
+
+Draw = Callable[[int, int], list[Session]]
+"""So many sessions from a seed."""
+
+_CONVERSATIONS = "multi-turn"
+_SHARING = frozenset({"shared-prefix", _CONVERSATIONS})
+_TOKENS = 128
+_TURNS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A workload as it is asked for.
+
+    Attributes:
+        name: of a workload, or a file.
+        prompt_tokens: of a prompt, or the most; ``None`` for 128.
+        output_tokens: of an output, or the most; ``None`` for 128, or the answers' own in a ShareGPT file.
+        groups: prefixes of ``shared-prefix``.
+        prefix_tokens: of each.
+        turns: questions of a conversation; ``None`` for 4, or in a ShareGPT file the first alone.
+        most_prompt_tokens: of a ShareGPT file's prompts.
+        most_total_tokens: of its prompts and outputs together.
+    """
+
+    name: str = "fixed"
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    groups: int = 4
+    prefix_tokens: int = 512
+    turns: int | None = None
+    most_prompt_tokens: int = MOST_PROMPT
+    most_total_tokens: int = MOST_TOTAL
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the models that are measured.
+
+    Attributes:
+        vocabulary: token ids that all of them have are below this; 0 if it is not known.
+        context: most tokens of prompt and output that all of them take; 0 if it is not known.
+        count: tokens of a text; ``None`` if nothing can count them.
+    """
+
+    vocabulary: int = 0
+    context: int = 0
+    count: Callable[[str], int] | None = None
+
+
+def known(client: Client | None, endpoint: Endpoint | None, context: int = 0) -> Known:
+    """What both targets have in common.
+
+    Args:
+        client: of Longspan's server; ``None`` if it is not measured. It must stay open while sessions are
+            drawn.
+        endpoint: the other target.
+        context: the endpoint's, if it says.
+
+    Raises:
+        longspan.LongspanError: the server does not answer.
+        EndpointError: the endpoint's tokenizer can't be read.
+    """
+    vocabularies, contexts, count = [], [context], None
+    if endpoint is not None and endpoint.tokenizer is not None:
+        tokens = counter(endpoint.tokenizer)
+        vocabularies.append(tokens.vocabulary)
+        count = tokens.count
+    if client is not None:
+        model = client.model_info()
+        vocabularies.append(model.vocabulary_size)
+        contexts.append(model.context_length)
+        count = partial(_count, client)
+    return Known(min(vocabularies, default=0), min((each for each in contexts if each), default=0), count)
+
+
+def _count(client: Client, text: str) -> int:
+    return len(client.tokenize(text, special_tokens=False).token_ids)
+
+
+def drawing(wanted: Wanted, models: Known) -> tuple[dict[str, str | int], Draw]:
+    """The workload's description for documents, and what draws it.
+
+    Raises:
+        WorkloadError: it can't be made; says what to change.
+    """
+    file = Path(wanted.name)
+    if wanted.name in WORKLOADS:
+        made = _synthetic(wanted, models)
+    elif file.suffix == ".json":
+        made = _sharegpt(wanted, models)
+    elif file.suffix == ".jsonl":
+        shape = _shape(wanted, models)
+        made = {"name": wanted.name}, lambda sessions, seed: from_file(file, shape(sessions, seed))
+    else:
+        raise WorkloadError(
+            f"there is no workload {wanted.name!r}; choose {', '.join(WORKLOADS)}, or a file: .jsonl of "
+            "prompts, or .json in ShareGPT's format"
+        )
+    made[1](1, 0)
+    return made
+
+
+def _shape(wanted: Wanted, models: Known) -> Callable[[int, int], Shape]:
+    return lambda sessions, seed: Shape(
+        sessions=sessions,
+        prompt_tokens=wanted.prompt_tokens or _TOKENS,
+        output_tokens=wanted.output_tokens or _TOKENS,
+        vocabulary=models.vocabulary,
+        context=models.context or 1 << 30,
+        seed=seed,
+        groups=wanted.groups,
+        prefix_tokens=wanted.prefix_tokens,
+        turns=wanted.turns or _TURNS,
+    )
+
+
+def _synthetic(wanted: Wanted, models: Known) -> tuple[dict[str, str | int], Draw]:
+    name = wanted.name
+    if not models.vocabulary and name != _CONVERSATIONS:
+        raise WorkloadError(
+            f"the workload {name} draws token ids, and the size of the endpoint's vocabulary is not known; "
+            "give its --tokenizer, or --workload multi-turn or a file"
+        )
+    described: dict[str, str | int] = {
+        "name": name,
+        "prompt_tokens": wanted.prompt_tokens or _TOKENS,
+        "output_tokens": wanted.output_tokens or _TOKENS,
+        "fresh": name not in _SHARING,
+    }
+    if name == "shared-prefix":
+        described |= {"groups": wanted.groups, "prefix_tokens": wanted.prefix_tokens}
+    if name == _CONVERSATIONS:
+        described["turns"] = wanted.turns or _TURNS
+    shape = _shape(wanted, models)
+    return described, lambda sessions, seed: WORKLOADS[name](shape(sessions, seed))
+
+
+def _sharegpt(wanted: Wanted, models: Known) -> tuple[dict[str, str | int], Draw]:
+    if models.count is None:
+        raise WorkloadError("the lengths of a ShareGPT file are counted with --tokenizer; give the model's")
+    count = models.count
+    conversations = Conversations(Path(wanted.name))
+    limits = Limits(
+        prompt=wanted.most_prompt_tokens,
+        total=wanted.most_total_tokens,
+        context=models.context or 1 << 30,
+        output=wanted.output_tokens,
+        turns=wanted.turns,
+    )
+    described: dict[str, str | int] = {
+        "name": wanted.name,
+        "conversations": len(conversations),
+        "most_prompt_tokens": limits.prompt,
+        "most_total_tokens": limits.total,
+        "turns": wanted.turns or 1,
+    }
+    if wanted.output_tokens:
+        described["output"] = wanted.output_tokens
+    return described, lambda sessions, seed: conversations.draw(sessions, seed, limits, count)

@@ -1,0 +1,79 @@
+"""Asks an endpoint before it is measured, so that what can be refused is refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import httpx2
+
+from loadtest.load.over_http import HttpSender, http_client
+from loadtest.load.targets import Endpoint, EndpointError
+from loadtest.load.types import Record, Turn
+
+_LIST_SECONDS = 10.0
+_NAMES = 8
+_TOKENS = 4
+
+
+def context(endpoint: Endpoint) -> int:
+    """Most tokens of prompt and output, as the endpoint's list of models tells it; 0 if it does not.
+
+    Raises:
+        EndpointError: no server answers, or its list lacks the model.
+    """
+    return asyncio.run(_context(endpoint))
+
+
+def try_out(endpoint: Endpoint, turn: Turn) -> None:
+    """Sends one short request.
+
+    Args:
+        endpoint: to be asked.
+        turn: one as those that will be sent; its output is cut to 4 tokens.
+
+    Raises:
+        EndpointError: it failed; says how.
+    """
+    record = asyncio.run(_tried(endpoint, turn))
+    if record.error:
+        raise EndpointError(f"{endpoint.url} can't be measured: {record.error}")
+
+
+async def _context(endpoint: Endpoint) -> int:
+    async with http_client(endpoint) as client:
+        url = endpoint.url.rstrip("/") + "/models"
+        try:
+            response = await client.get(url, timeout=_LIST_SECONDS)
+        except httpx2.HTTPError as error:
+            raise EndpointError(
+                f"no server answers at {endpoint.url}: {error or type(error).__name__}; look at --endpoint"
+            ) from error
+    try:
+        found = response.json()
+    except ValueError:
+        return 0
+    models = found.get("data") if response.status_code == 200 and isinstance(found, dict) else None
+    if not isinstance(models, list) or not models:
+        return 0  # not every server lists its models; the request that is tried will tell
+    known = {model.get("id"): model for model in models if isinstance(model, dict)}
+    if endpoint.model not in known:
+        names = ", ".join(str(name) for name in list(known)[:_NAMES])
+        raise EndpointError(
+            f"{endpoint.url} has no model {endpoint.model!r}; name one with --endpoint-model: {names}"
+        )
+    return _told_context(known[endpoint.model])
+
+
+def _told_context(model: dict[str, Any]) -> int:
+    """vLLM and SGLang call it ``max_model_len``."""
+    length = model.get("max_model_len")
+    return length if isinstance(length, int) and length > 0 else 0
+
+
+async def _tried(endpoint: Endpoint, turn: Turn) -> Record:
+    record = Record(0, 0, 0.0, 0.0, ended=math.nan, expected_tokens=_TOKENS)
+    async with HttpSender(endpoint) as sender:
+        await sender.send(Turn(turn.prompt, min(_TOKENS, turn.output_tokens)), record)
+    return record

@@ -1,0 +1,50 @@
+"""Which processes of this machine listen on a port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_LISTENS = "0A"
+
+
+def processes_on(port: int, root: Path = Path("/proc")) -> tuple[int, ...]:
+    """Processes that listen on a TCP port; none where the system does not tell, or not this user.
+
+    Args:
+        port: of this machine.
+        root: ``/proc``.
+    """
+    sockets = _sockets(port, root)
+    if not sockets:
+        return ()
+    found = []
+    for folder in root.iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            if any(_link(entry) in sockets for entry in (folder / "fd").iterdir()):
+                found.append(int(folder.name))
+        except OSError:  # another user's, or ended
+            continue
+    return tuple(sorted(found))
+
+
+def _sockets(port: int, root: Path) -> set[str]:
+    """How ``/proc`` calls the sockets that listen there."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (root / "net" / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for fields in map(str.split, lines):
+            if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def _link(entry: Path) -> str:
+    try:
+        return str(entry.readlink())
+    except OSError:
+        return ""

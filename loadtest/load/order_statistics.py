@@ -1,0 +1,93 @@
+"""How far a percentile of one run can be trusted: intervals from ranks alone, whatever the distribution.
+
+Of ``count`` independent values, the number that lie below the true percentile is binomial. So ranks can be
+named between which it lies with a given confidence (David and Nagaraja: Order Statistics, 2003, section
+7.1). Nothing here needs more than Python, since ``longspan load`` runs where the client alone is installed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+CONFIDENCE = 0.95
+
+
+@lru_cache(maxsize=1024)
+def ranks(count: int, share: float, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
+    """The ranks, from 1, of the ordered values between which the true percentile lies.
+
+    Tails are equal where there are enough values. With fewer the upper end is the largest value, and what
+    its tail takes more is taken from the lower one.
+
+    Args:
+        count: of values.
+        share: of the percentile, 0.99 for the 99th; at least a half.
+        confidence: at least this of such intervals hold the true percentile.
+
+    Returns:
+        ``None`` where there are too few values for any such ranks.
+    """
+    if count < 1:
+        return None
+    tail = (1 - confidence) / 2
+    upper = max(tail, share**count)  # all of them can lie below the true percentile
+    low = _last_below(count, share, min(tail, 1 - confidence - upper))
+    if low is None:
+        return None
+    return low + 1, min(count, _first_reaching(count, share, 1 - upper) + 1)
+
+
+def interval(ordered: Sequence[float], share: float, confidence: float = CONFIDENCE) -> list[float] | None:
+    """The ends of the interval of a percentile, or ``None`` where the values cannot carry one.
+
+    Args:
+        ordered: independent values, ascending.
+        share: of the percentile.
+        confidence: of the interval.
+    """
+    found = ranks(len(ordered), share, confidence)
+    return None if found is None else [ordered[found[0] - 1], ordered[found[1] - 1]]
+
+
+def needed(share: float, confidence: float = CONFIDENCE) -> int:
+    """The fewest values of which the largest is beyond the true percentile with that confidence.
+
+    Below it, what passes for the percentile is the largest value or near it, and nothing limits the true one
+    from above: 299 for the 99th, 29 for the 90th.
+    """
+    return math.ceil(math.log(1 - confidence) / math.log(share))
+
+
+def _last_below(count: int, share: float, tail: float) -> int | None:
+    """The largest number that at most so many values lie below with a probability within ``tail``."""
+    total, found = 0.0, None
+    for below in range(count + 1):
+        total += _probability(count, share, below)
+        if total > tail:
+            break
+        found = below
+    return found
+
+
+def _first_reaching(count: int, share: float, probability: float) -> int:
+    """The smallest number that the values below do not exceed with this probability."""
+    total = 0.0
+    for below in range(count + 1):
+        total += _probability(count, share, below)
+        if total >= probability - 1e-12:
+            return below
+    return count
+
+
+def _probability(count: int, share: float, below: int) -> float:
+    """That so many of the values lie below the true percentile."""
+    logarithm = (
+        math.lgamma(count + 1)
+        - math.lgamma(below + 1)
+        - math.lgamma(count - below + 1)
+        + below * math.log(share)
+        + (count - below) * math.log1p(-share)
+    )
+    return math.exp(logarithm)

@@ -1,0 +1,265 @@
+"""Requests to a server with OpenAI's HTTP interface: completions and chat completions, streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from loadtest.load.targets import Endpoint, EndpointError
+from loadtest.load.tokens import counter, spread_evenly
+from loadtest.load.types import Record, Turn
+
+_CONNECT_SECONDS = 10.0
+# After its last message a server ends its stream; what keeps it open is not waited for.
+_END_SECONDS = 1.0
+_MOST_WORDS = 300
+_HINTS = {
+    400: "if it does not know a field or token ids, change --endpoint-extra or --endpoint-prompts",
+    401: "name the variable that holds its key with --endpoint-key-env",
+    403: "name the variable that holds its key with --endpoint-key-env",
+    404: "look at --endpoint, which mostly ends in /v1, at --endpoint-model and at --endpoint-api",
+    422: "if it does not know a field or token ids, change --endpoint-extra or --endpoint-prompts",
+}
+
+
+class _FailedError(Exception):
+    """A request failed: a code and a sentence."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class HttpSender:
+    """A pool of connections to one endpoint, as an asynchronous context manager.
+
+    Tokens are counted by the endpoint's tokenizer where it names one: not while streams are timed, but in
+    ``finish``. Else ``usage`` counts them, spread evenly over the messages.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        path = "/chat/completions" if endpoint.api == "chat" else "/completions"
+        self._url = endpoint.url.rstrip("/") + path
+        self._client = http_client(endpoint)
+        self._uncounted: list[tuple[Record, list[str]]] = []
+
+    async def __aenter__(self) -> Self:
+        """Prepares; the first request connects."""
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes all connections."""
+        await self._client.__aexit__(kind, error, trace)
+
+    async def send(self, turn: Turn, record: Record) -> str:
+        """Sends one greedy request and times its stream; gives its text. What fails is in the record.
+
+        An answer of another length than asked for is no failure: not every server can be told to go on.
+        """
+        request = self._client.build_request(
+            "POST", self._url, json=body(self._endpoint, turn), headers={"Accept": "text/event-stream"}
+        )
+        answer = _Answer()
+        record.sent = time.monotonic()
+        try:
+            async for when, text in self._stream(request, answer):
+                record.arrivals.append((when, 1))
+                answer.parts.append(text)
+        except _FailedError as error:
+            record.code, record.error = error.code, str(error)
+        finally:
+            record.ended = answer.ended or time.monotonic()
+            self._count(record, answer)
+        return "".join(answer.parts)
+
+    def finish(self) -> None:
+        """Counts the tokens of what was received, with the endpoint's tokenizer."""
+        if self._endpoint.tokenizer is None:
+            return
+        tokens = counter(self._endpoint.tokenizer)
+        for record, parts in self._uncounted:
+            times = [when for when, _ in record.arrivals]
+            record.arrivals = list(zip(times, tokens.per_part(parts), strict=True))
+        self._uncounted.clear()
+
+    async def _stream(self, request: httpx2.Request, answer: _Answer) -> AsyncIterator[tuple[float, str]]:
+        """Texts and when they came. Raises ``_FailedError``."""
+        response: httpx2.Response | None = None
+        try:
+            response = await self._client.send(request, stream=True)
+            if response.status_code != 200:
+                raise await _refused(response)
+            async with asyncio.timeout(None) as limit:
+                async for event in httpx2.EventSource(response):
+                    now = time.monotonic()
+                    if event.data == "[DONE]":
+                        answer.done, answer.ended = True, answer.ended or now
+                        limit.reschedule(asyncio.get_running_loop().time() + _END_SECONDS)
+                    elif not answer.done and (text := answer.take(event.data)):
+                        yield now, text
+        except TimeoutError:
+            pass  # it is done, and keeps its stream open
+        except httpx2.SSEError as error:
+            raise _FailedError("NOT_A_STREAM", f"the endpoint answered with no stream: {error}") from error
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            where = self._endpoint.url
+            raise _FailedError(
+                "UNAVAILABLE", f"no server answers at {where}: {error or 'in time'}"
+            ) from error
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            if not answer.done:
+                raise _FailedError(
+                    "DISCONNECTED" if response is not None else "UNAVAILABLE",
+                    f"the connection broke after {len(answer.parts)} messages with text: "
+                    f"{error or type(error).__name__}",
+                ) from error
+        finally:
+            if response is not None:
+                await response.aclose()
+        if not answer.done and not answer.finish_reason:
+            raise _FailedError(
+                "DISCONNECTED", f"the stream ended early, after {len(answer.parts)} messages with text"
+            )
+        if not answer.parts:
+            raise _FailedError(
+                "NO_TEXT", "the endpoint answered without any text, so that nothing can be timed"
+            )
+        if self._endpoint.tokenizer is None and answer.told("completion_tokens") is None:
+            raise _FailedError(
+                "NO_USAGE",
+                "the endpoint does not tell how many tokens it generated (stream_options.include_usage); "
+                "give --tokenizer, to count them here",
+            )
+
+    def _count(self, record: Record, answer: _Answer) -> None:
+        told = answer.told("completion_tokens")
+        record.prompt_tokens = answer.told("prompt_tokens") or 0
+        record.cached_tokens = answer.cached
+        if self._endpoint.tokenizer is not None:
+            record.told_tokens = told or 0
+            self._uncounted.append((record, answer.parts))
+        elif told is not None and record.arrivals:
+            times = [when for when, _ in record.arrivals]
+            record.arrivals = list(zip(times, spread_evenly(told, len(times)), strict=True))
+
+
+class _Answer:
+    """What one stream has brought so far."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.usage: dict[str, Any] = {}
+        self.finish_reason = ""
+        self.done = False
+        self.ended = 0.0
+
+    def take(self, data: str) -> str:
+        """The text of an event's data. Raises ``_FailedError``."""
+        try:
+            message = json.loads(data)
+        except ValueError as error:
+            raise _FailedError("MALFORMED", f"a message is no JSON ({error}): {data[:80]!r}") from error
+        if not isinstance(message, dict):
+            raise _FailedError("MALFORMED", f"a message is no JSON object: {data[:80]!r}")
+        if message.get("error"):
+            raise _FailedError("STREAM_ERROR", f"the endpoint says midway: {_words(message)}")
+        if isinstance(message.get("usage"), dict):
+            self.usage = message["usage"]
+        choices = message.get("choices")
+        if choices is None and self.usage and message.get("usage"):
+            return ""
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise _FailedError("MALFORMED", f"a message has no choices: {data[:80]!r}")
+        texts = []
+        for choice in choices:
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            delta = choice.get("delta")
+            delta = delta if isinstance(delta, dict) else {}
+            said = (
+                choice.get("text"),
+                delta.get("reasoning_content") or delta.get("reasoning"),
+                delta.get("content"),
+            )
+            texts += [text for text in said if isinstance(text, str)]
+        return "".join(texts)
+
+    def told(self, name: str) -> int | None:
+        """A count of the usage."""
+        count = self.usage.get(name)
+        return count if isinstance(count, int) and count >= 0 else None
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens from the endpoint's prefix cache, as it says."""
+        details = self.usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return cached if isinstance(cached, int) else 0
+
+
+def http_client(endpoint: Endpoint) -> httpx2.AsyncClient:
+    """A client that waits for answers as long as they take."""
+    headers = {"Accept-Encoding": "identity"}
+    if endpoint.key:
+        headers["Authorization"] = f"Bearer {endpoint.key}"
+    return httpx2.AsyncClient(
+        headers=headers,
+        timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        trust_env=not endpoint.local,  # a proxy of the environment is not for this machine
+    )
+
+
+def body(endpoint: Endpoint, turn: Turn) -> dict[str, Any]:
+    """The JSON of a request: greedy, streamed, with usage at the end.
+
+    Raises:
+        EndpointError: this prompt can't be sent through this interface.
+    """
+    fields: dict[str, Any] = {
+        "model": endpoint.model,
+        "max_tokens": turn.output_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    prompt = turn.prompt
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
+        if endpoint.api != "chat":
+            raise EndpointError("conversations need messages; give --endpoint-api chat")
+        messages = [{"role": each[0], "content": each[1]} for each in prompt if isinstance(each, tuple)]
+        return {**fields, "messages": messages, **endpoint.extra}
+    if isinstance(prompt, list) and (endpoint.api == "chat" or endpoint.prompts == "text"):
+        if endpoint.tokenizer is None:
+            raise EndpointError("prompts of token ids become text with --tokenizer; give that of the model")
+        prompt = counter(endpoint.tokenizer).text([each for each in prompt if isinstance(each, int)])
+    if endpoint.api == "chat":
+        return {**fields, "messages": [{"role": "user", "content": prompt}], **endpoint.extra}
+    return {**fields, "prompt": prompt, **endpoint.extra}
+
+
+async def _refused(response: httpx2.Response) -> _FailedError:
+    status = response.status_code
+    try:
+        said = _words(json.loads(await response.aread()))
+    except ValueError:
+        said = response.text.strip()[:_MOST_WORDS]
+    hint = f"; {_HINTS[status]}" if status in _HINTS else ""
+    return _FailedError(f"HTTP_{status}", f"the endpoint answered {status}: {said or 'nothing'}{hint}")
+
+
+def _words(message: Any) -> str:
+    """What an error object says."""
+    error = message.get("error", message) if isinstance(message, dict) else message
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or json.dumps(error)
+    return str(error)[:_MOST_WORDS]
