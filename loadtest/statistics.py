@@ -133,7 +133,8 @@ def score_loss(
         together = groups / (groups - 1) * float(((sums - counts * center) ** 2).sum()) + 1.0
         if together > squares:
             half = _student(share, groups - 1) * math.sqrt(together) / (count + 2)
-    return Interval(float(losses.mean()), mean - half, mean + half, count)
+    # With two contexts that differ the interval would leave what scores can lose.
+    return Interval(float(losses.mean()), max(-1.0, mean - half), min(1.0, mean + half), count)
 
 
 def to_settle(loss: Interval, margin: float) -> int | None:

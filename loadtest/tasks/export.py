@@ -49,4 +49,5 @@ def _sample(line: str, place: str) -> Sample:
         raise ValueError(f"{place} is no JSON ({error}); write the file anew") from error
     if not isinstance(row, dict) or row.keys() != _NAMES:
         raise ValueError(f"{place} is no sample: one has {', '.join(sorted(_NAMES))}; write the file anew")
-    return Sample(**{**row, "answer": tuple(row["answer"])})
+    messages = tuple((role, content) for role, content in row["messages"])
+    return Sample(**{**row, "answer": tuple(row["answer"]), "messages": messages})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -60,8 +62,17 @@ def depths(request: Request, count: int) -> list[float]:
 
 
 def hide(items: Sequence[str], needles: Sequence[tuple[float, str]]) -> list[str]:
-    """The items with each needle at its depth; at one place, in the order in which they are given."""
-    places = sorted((round(depth * len(items)), number) for number, (depth, _) in enumerate(needles))
+    """The items with each needle before the item that is nearest to its depth, by characters.
+
+    Needles at one place are in the order in which they are given.
+    """
+    starts = list(itertools.accumulate((len(item) for item in items), initial=0))
+
+    def nearest(depth: float) -> int:
+        after = min(bisect.bisect_left(starts, depth * starts[-1]), len(items))
+        return min((after, max(after - 1, 0)), key=lambda place: abs(starts[place] - depth * starts[-1]))
+
+    places = sorted((nearest(depth), number) for number, (depth, _) in enumerate(needles))
     whole: list[str] = []
     taken = 0
     for place, number in places:

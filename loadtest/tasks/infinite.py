@@ -44,14 +44,15 @@ def pairs(request: Request, places: Sequence[float]) -> list[Sample]:
         drawn = words.uuids(request.random("pairs"))
         asked = [(next(drawn), next(drawn)) for _ in places]
         others = [(next(drawn), next(drawn)) for _ in range(items)]
-        hidden = [(depth, _pair(*pair)) for depth, pair in zip(places, asked, strict=True)]
-        listed = haystack.hide([_pair(*pair) for pair in others], hidden)
-        return Draft(f"{_KV_TASK}\n{{{', '.join(listed)}}}\n", tuple(_asked(*pair) for pair in asked))
+        hidden = [(depth, pair(*each)) for depth, each in zip(places, asked, strict=True)]
+        listed = haystack.hide([pair(*each) for each in others], hidden)
+        return Draft(f"{_KV_TASK}\n{{{', '.join(listed)}}}\n", tuple(_asked(*each) for each in asked))
 
     return fit(request, build, least, KV_TOKENS)
 
 
-def _pair(key: str, value: str) -> str:
+def pair(key: str, value: str) -> str:
+    """A pair as JSON writes it."""
     return f"{json.dumps(key)}: {json.dumps(value)}"
 
 
@@ -61,5 +62,5 @@ def _asked(key: str, value: str) -> Question:
         f"{json.dumps(key)}:",
         (value,),
         f" {json.dumps(value)}",
-        evidence=_pair(key, value),
+        evidence=pair(key, value),
     )

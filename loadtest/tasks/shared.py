@@ -12,7 +12,7 @@ import math
 import string
 
 from loadtest.tasks import haystack, words
-from loadtest.tasks.infinite import pairs
+from loadtest.tasks.infinite import pair, pairs
 from loadtest.tasks.request import Draft, Question, Request
 from loadtest.tasks.sizing import fit
 from loadtest.tasks.tracking import tracked
@@ -24,8 +24,8 @@ MAX_TURNS = 24
 MAX_CHAINS = 8
 """Chains of variables in one text, each asked for once."""
 
-_TOKENS_PER_TURN = 200
-_TOKENS_PER_CHAIN = 300
+_ITEMS_PER_TURN = 4
+_TOKENS_PER_CHAIN = 400
 _STRING_TOKENS = 40
 _ENDS, _MIDDLE = 4, 8
 # As many beginnings and ends as make each come several times, and yet more pairs of them than strings fit.
@@ -35,7 +35,8 @@ _STRINGS_TASK = "Below is a list of strings. You will be asked for one of them b
 
 def kv(request: Request) -> list[Sample]:
     """Values of several keys in one JSON object, at different depths."""
-    return pairs(request, haystack.depths(request, _turns(request)))
+    some = words.uuids(request.random("some"))
+    return pairs(request, haystack.depths(request, _turns(request, pair(next(some), next(some)))))
 
 
 def vt(request: Request) -> list[Sample]:
@@ -45,7 +46,8 @@ def vt(request: Request) -> list[Sample]:
 
 def prefix_suffix(request: Request) -> list[Sample]:
     """Several strings of one list; others begin like each, and others end like it, but none does both."""
-    places = haystack.depths(request, _turns(request))
+    some = next(words.letters(request.random("some"), 2 * _ENDS + _MIDDLE, string.ascii_lowercase))
+    places = haystack.depths(request, _turns(request, some))
     pool = math.ceil(math.sqrt(request.length / _TOKENS_PER_PAIR))
 
     def build(items: int) -> Draft:
@@ -62,8 +64,10 @@ def prefix_suffix(request: Request) -> list[Sample]:
     return fit(request, build, 2 * len(places), _STRING_TOKENS, most=pool**2 - len(places))
 
 
-def _turns(request: Request) -> int:
-    return max(1, min(request.turns, MAX_TURNS, request.length // _TOKENS_PER_TURN))
+def _turns(request: Request, item: str) -> int:
+    """As many questions as leave others to most of the items, given one of them."""
+    most = request.length // (_ITEMS_PER_TURN * request.count(item))
+    return max(1, min(request.turns, MAX_TURNS, most))
 
 
 def _asked(wanted: str) -> Question:

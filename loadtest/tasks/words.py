@@ -27,7 +27,10 @@ COMMON = tuple(_COMMON.split())
 
 @cache
 def _category(name: str) -> tuple[str, ...]:
-    """One of the word lists of ``wonderwords``, which RULER draws from as well; without profanities."""
+    """One of the word lists of ``wonderwords``, which RULER draws from as well.
+
+    Without profanities, and without those of several words, which cannot be told apart from their neighbors.
+    """
     try:
         wonderwords = importlib.import_module("wonderwords")
     except ModuleNotFoundError as error:
@@ -36,7 +39,7 @@ def _category(name: str) -> tuple[str, ...]:
             "pip install 'longspan[load]'"
         ) from error
     found = wonderwords.RandomWord().filter(include_categories=(name,))
-    return tuple(sorted(set(wonderwords.filter_profanity(found))))
+    return tuple(sorted({word for word in wonderwords.filter_profanity(found) if " " not in word}))
 
 
 @cache

@@ -10,8 +10,8 @@ from loadtest.evaluation import text as texts
 from loadtest.evaluation.divergence import blocks_against, divergence
 from loadtest.evaluation.memory import memory
 from loadtest.evaluation.text import Decoded, Tokens, decode_slice, slices
-from loadtest.quality.text import prose, reference
 from loadtest.servers import serve
+from loadtest.texts import prose, reference
 from longspan import Client, LongspanError
 
 LENGTH = 512
