@@ -1,4 +1,4 @@
-"""A server with OpenAI's HTTP interface, in a process of its own, that sends what servers send, bad days included.
+"""A server with OpenAI's HTTP interface, in a process of its own, on good days and bad ones.
 
 Its tokens are bytes, as with the tests' tokenizer. What it does follows from the model that a request names.
 """
@@ -32,8 +32,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
-            models = [{"id": name, "object": "model"} for name in MODELS]
-            models[0]["max_model_len"] = CONTEXT  # type: ignore[assignment]
+            more = {"plain": {"max_model_len": CONTEXT}, "pairs": {"meta": {"n_ctx": 77, "n_vocab": 255}}}
+            models = [{"id": name, "object": "model", **more.get(name, {})} for name in MODELS]
             self._json(200, {"object": "list", "data": models})
         elif self.path == "/received":
             self._json(200, self.received)

@@ -128,14 +128,15 @@ def test_nobody_there():
     assert record.code == "UNAVAILABLE"
     assert f"no server answers at {url}" in record.error
     with pytest.raises(EndpointError, match="no server answers"):
-        examine.context(Endpoint(url, "plain"))
+        examine.told(Endpoint(url, "plain"))
 
 
 def test_what_can_be_refused_is_refused_before(address, tokenizer):
-    assert examine.context(Endpoint(address, "plain")) == openai_double.CONTEXT
-    assert examine.context(Endpoint(address, "short")) == 0
+    assert examine.told(Endpoint(address, "plain")) == examine.Told(openai_double.CONTEXT)
+    assert examine.told(Endpoint(address, "pairs")) == examine.Told(77, 255)
+    assert examine.told(Endpoint(address, "short")) == examine.Told()
     with pytest.raises(EndpointError, match=r"has no model 'nobody'; name one .*: plain, nasty"):
-        examine.context(Endpoint(address, "nobody"))
+        examine.told(Endpoint(address, "nobody"))
     with pytest.raises(EndpointError, match="ignore_eos"):
         examine.try_out(Endpoint(address, "strict"), IDS)
     for turn in (IDS, Turn("abc", 4)):
