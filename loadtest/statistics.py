@@ -25,13 +25,21 @@ _SEED = 20240613
 _Floats = NDArray[np.floating[Any]]
 
 
+def least(confidence: float) -> int:
+    """Samples below which not even their whole range holds the median so surely; at least ``LEAST``.
+
+    All of n samples lie on one side of it 1 time in 2^(n-1).
+    """
+    return max(LEAST, math.ceil(1 - math.log2(1 - confidence)))
+
+
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The median of independent values, and its bootstrap interval.
 
     The interval is the expanded percentile interval (Hesterberg: What Teachers Should Know About the
     Bootstrap, 2015, section 4.2.2), since plain percentiles are too narrow where samples are few.
     """
-    if len(values) < LEAST:
+    if len(values) < least(confidence):
         return Interval(median(values) if values else math.nan, count=len(values))
     drawn = _drawn(len(values))
     medians = np.median(np.asarray(values, float)[drawn], axis=1)

@@ -152,6 +152,11 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         Path("~/.cache/longspan"), description="Where converted models are kept.", validate_default=True
     )
+    measure_device: bool = Field(
+        True,
+        description="When idle, measure what the device can do at best, for /metrics. Off, an idle server does "
+        "nothing at all.",
+    )
     check_integrity: bool = Field(
         False,
         description="Check the KV allocator's books after every step; the engine dies if they are wrong.",

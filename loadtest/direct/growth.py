@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from attention.formats import format_name
 from attention.survey import survey as survey_backends
 from attention.types import PagedCache
 from loadtest.deployment import Deployment, parse
-from loadtest.direct.engine import RoomError, open_engine, placed_tokens
+from loadtest.direct.engine import DirectEngine, RoomError, open_engine, placed_tokens
 from loadtest.direct.settings import read_settings
-from loadtest.growth.types import FULL, Measurement, Plan, Point, Survey, Variant
+from loadtest.growth.types import FULL, Plan, Point, Survey, Variant
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, prepare
 from server.engine.types import RefusedError
@@ -73,21 +75,34 @@ def survey(plan: Plan) -> Told:
     yield "survey", msgspec.json.encode(found).decode()
 
 
-def decode(variant: Variant, folder: str, points: tuple[Point, ...], steps: int) -> Told:
-    """Tells of each point, by its place among ``points``, a ``Measurement`` as JSON, or a sentence why not.
+def ready(variant: Variant, folder: str) -> Told:
+    """Opens the variant's engine, which then belongs to this process.
 
     Raises:
         RefusedError: the variant can't be served; the sentence says why.
     """
-    with open_engine(read_settings(variant.arguments), Path(folder)) as engine:
-        for number, point in enumerate(points):
-            try:
-                found = engine.decode(point.context, point.streams, steps)
-            except RoomError as error:
-                yield f"no room {number}", str(error)
-                continue
-            measurement = Measurement(variant.name, *point, found.seconds, found.pages_read, found.pages_held)
-            yield f"point {number}", msgspec.json.encode(measurement).decode()
+    _engine(variant.arguments, folder)
+    yield from ()
+
+
+def decode(variant: Variant, folder: str, point: Point, steps: int, seed: int) -> Told:
+    """Tells ``tpot``, the median of the steps, ``pages_read`` and ``pages_held``; see ``Decode``.
+
+    Or ``no room``, a sentence, if the point does not fit.
+    """
+    try:
+        found = _engine(variant.arguments, folder).decode(point.context, point.streams, steps, seed)
+    except RoomError as error:
+        yield "no room", str(error)
+        return
+    yield "tpot", statistics.median(found.seconds)
+    yield "pages_read", found.pages_read
+    yield "pages_held", found.pages_held
+
+
+@functools.cache
+def _engine(arguments: tuple[str, ...], folder: str) -> DirectEngine:
+    return open_engine(read_settings(arguments), Path(folder))
 
 
 def _contexts(

@@ -70,7 +70,7 @@ def run(
         say: told the part that begins.
     """
     findings = Findings()
-    worker: _Worker | None = None
+    worker: Worker | None = None
     lost: str | None = None
     try:
         for part, seconds in parts.items():
@@ -86,7 +86,7 @@ def run(
                     worker.end()
                     worker = None
                 if worker is None:
-                    worker = _Worker(load, arguments)
+                    worker = Worker(load, arguments)
                 say(part)
                 trouble = worker.part(part, findings, end)
                 if trouble is not None:
@@ -105,8 +105,16 @@ def run(
     return findings
 
 
-class _Worker:
-    """The process, from here."""
+class Worker:
+    """The process, from here.
+
+    Args:
+        load: see ``run``.
+        arguments: of every part.
+
+    Attributes:
+        pid: of the process.
+    """
 
     def __init__(self, load: Load, arguments: tuple[Any, ...]) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA and gRPC survive no fork
@@ -114,11 +122,20 @@ class _Worker:
         self._process = context.Process(target=_serve, args=(theirs, load, arguments))
         self._process.start()
         theirs.close()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
 
-    def part(self, name: str, findings: Findings, end: float) -> str | None:
-        """Has the part run; why it did not get to its end, or ``None`` if it did."""
+    def part(self, name: str, findings: Findings, end: float, *more: Any) -> str | None:
+        """Has the part run; why it did not get to its end, or ``None`` if it did.
+
+        Args:
+            name: of the part.
+            findings: what it tells goes there.
+            end: see ``run``.
+            more: arguments of this part, after those of every part.
+        """
         try:
-            self._connection.send(name)
+            self._connection.send((name, more))
             while self._connection.poll(max(0.0, end - time.monotonic())):
                 kind, *content = self._connection.recv()
                 if kind == "figure":
@@ -146,9 +163,8 @@ class _Worker:
 
     def _signal(self, kind: signal.Signals) -> None:
         """To the process and its group; there is no group before it has made one."""
-        assert self._process.pid is not None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, kind)
+            os.killpg(self.pid, kind)
         if self._process.exitcode is None and kind is signal.SIGKILL:
             self._process.kill()
 
@@ -161,9 +177,9 @@ def _serve(connection: Connection, load: Load, arguments: tuple[Any, ...]) -> No
     parts = load()
     with contextlib.suppress(EOFError, OSError):  # nobody is there any more
         while True:
-            part = parts[connection.recv()]
+            part, more = connection.recv()
             try:
-                for name, value in part(*arguments):
+                for name, value in parts[part](*arguments, *more):
                     connection.send(("fact" if isinstance(value, str) else "figure", name, value))
             except Exception as error:
                 connection.send(("failed", " ".join(str(error).split()) or type(error).__name__))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from loadtest import document
-from loadtest.growth.types import Growth
+from loadtest.growth.types import FULL, Growth
 
-SCHEMA = "longspan-growth/1"
+SCHEMA = "longspan-growth/2"
 
 
 def save(growth: Growth, path: Path) -> None:
-    """Writes the document; see ``loadtest.document.save``."""
-    content = asdict(growth)
-    for entry, measurement in zip(content["measurements"], growth.measurements, strict=True):
-        entry["median"] = measurement.median
-    document.save({"schema": SCHEMA, **content}, path)
+    """Writes the document, with ``figures`` beside what was measured: what tables show of each point."""
+    figures = [
+        {
+            "variant": variant.name,
+            "context": point.context,
+            "streams": point.streams,
+            "seconds": growth.seconds(variant.name, point),
+            "times_faster": None if variant.name == FULL else growth.ratio(variant.name, point),
+        }
+        for variant in growth.survey.variants
+        for point in growth.points
+    ]
+    document.save({"schema": SCHEMA, **document.plain(growth), "figures": figures}, path)

@@ -1,16 +1,24 @@
-"""Measures every variant at every point, each variant in a process of its own."""
+"""Measures every variant at every point, in rounds that pair it with full attention.
+
+Caches of long contexts are large, so only two engines are there at a time: full attention's and another one.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 
 import msgspec
 
 from loadtest.direct import work
 from loadtest.document import machine
-from loadtest.growth.types import Growth, Measurement, Plan, Survey, Variant
+from loadtest.growth.engines import EngineProcess
+from loadtest.growth.types import FULL, Growth, Plan, Point, Survey, Variant
+from loadtest.measuring.busy import busy
+from loadtest.measuring.rounds import Rounds
+from loadtest.measuring.types import CannotMeasureError
 
 Tell = Callable[[str], None]
 
@@ -36,13 +44,19 @@ def measure(plan: Plan, tell: Tell, keep: Callable[[Growth], None]) -> Growth:
     growth = Growth(datetime.now(UTC).isoformat(timespec="seconds"), machine(), plan, _survey(plan))
     for note in growth.survey.notes:
         tell(note)
-    for variant in growth.survey.variants:
-        if variant.refusal is None:
-            tell(f"{variant.name}, kernel {variant.kernel}")
-            _measure(growth, variant)
-        for reason in growth.reasons(variant):
-            tell(f"{variant.name}: {reason}")
-        keep(growth)
+    working = {each.name: each for each in growth.survey.variants if each.refusal is None}
+    with ExitStack() as stack:
+        full = _engine(stack, growth, working[FULL]) if FULL in working else None
+        only = len(working) == 1
+        for variant in growth.survey.variants:
+            if variant.name in working and (variant.name != FULL or only):
+                tell(f"{variant.name}, kernel {variant.kernel}")
+                _rounds(growth, variant, full)
+            for reason in growth.reasons(variant):
+                tell(f"{variant.name}: {reason}")
+            keep(growth)
+    growth.busy = busy(growth.measurements)
+    keep(growth)
     return growth
 
 
@@ -53,32 +67,47 @@ def _survey(plan: Plan) -> Survey:
     return msgspec.json.decode(findings.facts["survey"], type=Survey)
 
 
-def _measure(growth: Growth, variant: Variant) -> None:
+def _engine(stack: ExitStack, growth: Growth, variant: Variant) -> EngineProcess:
+    plan = growth.plan
+    engine = EngineProcess(variant, growth.survey.folder, plan.steps, plan.seconds)
+    stack.callback(engine.close)
+    return engine
+
+
+def _rounds(growth: Growth, variant: Variant, full: EngineProcess | None) -> None:
+    """All rounds of a variant: with full attention where that has not failed, else by itself."""
     plan, points = growth.plan, growth.points
-    findings = work.run(
-        _parts,
-        {"decode": 0.0},
-        (variant, growth.survey.folder, points, plan.steps),
-        time.monotonic() + plan.seconds,
+    with ExitStack() as stack:
+        targets = {} if full is None else {FULL: full}
+        if variant.name != FULL:
+            targets[variant.name] = _engine(stack, growth, variant)
+        for engine in targets.values():
+            with suppress(CannotMeasureError):  # which each point will say
+                engine.open()
+        end = time.monotonic() + plan.seconds
+        lost = growth.failed.get(FULL, {})
+        paired = [point for point in points if point.label not in lost]
+        _run(growth, targets, paired, end)
+        lost = growth.failed.get(FULL, {})
+        if variant.name != FULL:
+            targets.pop(FULL, None)
+            _run(growth, targets, [point for point in points if point.label in lost], end)
+
+
+def _run(growth: Growth, targets: Mapping[str, EngineProcess], points: list[Point], end: float) -> None:
+    if not targets or not points:
+        return
+    rounds = Rounds(targets, points, measurements=growth.measurements)
+    before = rounds.rounds
+    rounds.run(
+        max(0.0, end - time.monotonic()),
+        lambda point: rounds.rounds[point.label] - before[point.label] >= growth.plan.rounds,
     )
-    missing: dict[str, list[str]] = {}
-    for number, point in enumerate(points):
-        if (found := findings.facts.get(f"point {number}")) is not None:
-            growth.measurements.append(msgspec.json.decode(found, type=Measurement))
-            continue
-        reason = findings.facts.get(f"no room {number}") or _trouble(findings, plan)
-        missing.setdefault(reason, []).append(f"{point.context} tokens x {point.streams}")
-    growth.failures[variant.name] = [f"{', '.join(where)}: {reason}" for reason, where in missing.items()]
-
-
-def _trouble(findings: work.Findings, plan: Plan) -> str:
-    trouble = findings.troubles["decode"]
-    if trouble == work.NO_TIME:
-        return f"not measured within {plan.seconds:g} seconds; give more --seconds, or less to do"
-    return trouble.removeprefix("failed: ")
+    for (label, name), reason in rounds.failed.items():
+        growth.failed.setdefault(name, {})[label] = reason
 
 
 def _parts() -> Mapping[str, work.Part]:
     from loadtest.direct import growth
 
-    return {"survey": growth.survey, "decode": growth.decode}
+    return {"survey": growth.survey}

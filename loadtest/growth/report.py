@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from loadtest.growth.table import cell, heading, milliseconds, series
+from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
 from loadtest.growth.types import Growth, Point
 from loadtest.html import COLORS, page, plot, text
 
@@ -16,7 +16,7 @@ from loadtest.html import COLORS, page, plot, text
 def write_report(growth: Growth, path: Path) -> None:
     """Writes the report."""
     body = [f"<p class='dim'>{text(heading(growth))}; {text(growth.created)}</p>"]
-    body += [f"<p>{text(note)}</p>" for note in growth.survey.notes]
+    body += [f"<p>{text(note)}</p>" for note in (*growth.survey.notes, growth.busy) if note]
     for name, points in series(growth):
         by_context = points[0].context != points[-1].context
 
@@ -27,7 +27,7 @@ def write_report(growth: Growth, path: Path) -> None:
             plot(
                 f"Milliseconds per token {name}",
                 draw,
-                "median of the steps; in the table, x: times full attention, /s: tokens of all streams",
+                f"median of the rounds; in the table, {LEGEND}",
             )
         )
         body.append(_table(growth, points, by_context))
@@ -38,7 +38,7 @@ def write_report(growth: Growth, path: Path) -> None:
 
 def _draw(axes: Any, growth: Growth, points: Sequence[Point], by_context: bool) -> None:
     for number, variant in enumerate(growth.survey.variants):
-        known = [point for point in points if growth.at(variant.name, point) is not None]
+        known = [point for point in points if growth.seconds(variant.name, point).count]
         if known:
             axes.plot(
                 [_at(point, by_context) for point in known],

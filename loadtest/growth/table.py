@@ -12,6 +12,11 @@ from rich.text import Text
 from loadtest.growth.types import FULL, Growth, Point
 from loadtest.load.table import figure
 
+LEGEND = (
+    "x: times as fast as full attention at the same point, paired by round, with its interval from 6 rounds "
+    "on; /s: tokens of all streams"
+)
+
 
 def series(growth: Growth) -> list[tuple[str, list[Point]]]:
     """What grows, in words, with the points on the way."""
@@ -32,13 +37,7 @@ def series(growth: Growth) -> list[tuple[str, list[Point]]]:
 
 def milliseconds(growth: Growth, variant: str, point: Point) -> float:
     """From one token of a stream to its next; NaN where there is no figure."""
-    found = growth.at(variant, point)
-    return math.nan if found is None else found.median * 1e3
-
-
-def ratio(growth: Growth, variant: str, point: Point) -> float:
-    """To full attention at the same point; NaN where one of them has no figure."""
-    return milliseconds(growth, variant, point) / milliseconds(growth, FULL, point)
+    return growth.seconds(variant, point).value * 1e3
 
 
 def heading(growth: Growth) -> str:
@@ -47,18 +46,20 @@ def heading(growth: Growth) -> str:
     parts = [
         f"{model['name']}, {model['dtype']}, weights {model['weights']}, KV {model['kv_dtype']}",
         f"{model['device']}, {machine['cores']} cores of {machine['cpu']}",
-        f"median of {growth.plan.steps} decode steps of the engine, called directly",
+        f"medians of {growth.plan.steps} decode steps of the engine, called directly, twice in each of "
+        f"{growth.plan.rounds} rounds",
         *([" ".join(growth.plan.arguments)] if growth.plan.arguments else []),
     ]
     return "; ".join(parts)
 
 
 def cell(growth: Growth, variant: str, point: Point) -> list[str]:
-    """One cell's lines: milliseconds, times full's, and for several streams the tokens per second of all."""
-    own, share = milliseconds(growth, variant, point), ratio(growth, variant, point)
+    """A cell's lines: milliseconds, times as fast as full, and for several streams tokens per second."""
+    own, ratio = milliseconds(growth, variant, point), growth.ratio(variant, point)
     lines = [figure(own)]
-    if not math.isnan(share):
-        lines.append(f"x {share:.2f}")
+    if variant != FULL and not math.isnan(ratio.value):
+        interval = f" ({ratio.low:.2f}-{ratio.high:.2f})" if ratio.claimed else ""
+        lines.append(f"x {ratio.value:.2f}{interval}")
     if not math.isnan(own) and point.streams > growth.points[0].streams:
         lines.append(f"{figure(point.streams / own * 1e3)}/s")
     return lines
@@ -71,7 +72,9 @@ def table(growth: Growth) -> RenderableType:
     for name, points in series(growth):
         parts += [Text(), Text(f"milliseconds per token {name}", style="bold")]
         parts.append(_table(growth, points, by_context=points[0].context != points[-1].context))
-    parts.append(Text("x: times full attention at the same point; /s: tokens of all streams", style="dim"))
+    parts.append(Text(LEGEND, style="dim"))
+    if growth.busy:
+        parts.append(Text(f"! {growth.busy}", style="red"))
     parts += [
         Text(f"! {variant.name}: {reason}", style="red")
         for variant in growth.survey.variants

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from loadtest.measuring.analysis import own, ratio
+from loadtest.measuring.types import Interval, Measurement
 
 FULL = "full"
 """The backend that the others are held against."""
@@ -21,6 +23,11 @@ class Point(NamedTuple):
     context: int
     streams: int
 
+    @property
+    def label(self) -> str:
+        """Its name among measurements."""
+        return f"{self.context} tokens x {self.streams}"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -29,15 +36,17 @@ class Plan:
     Attributes:
         contexts: ascending; measured with the fewest streams.
         streams: ascending; measured at the shortest context.
-        steps: timed at each point.
+        steps: timed in each visit to a point, of which a round has two.
+        rounds: of each variant, paired with full attention, at each point.
         backends: with their options, like ``sliding_window window=512``; empty for all that there are.
-        seconds: that a backend may take.
+        seconds: that the rounds of a backend may take.
         arguments: of ``longspan serve``, for all.
     """
 
     contexts: tuple[int, ...]
     streams: tuple[int, ...]
     steps: int
+    rounds: int
     backends: tuple[str, ...]
     seconds: float
     arguments: tuple[str, ...]
@@ -91,32 +100,6 @@ class Survey:
     contexts: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Decode steps of one variant at one point.
-
-    Attributes:
-        variant: its name.
-        context: see ``Point``.
-        streams: see ``Point``.
-        seconds: of each step; every stream gets one token in it.
-        pages_read: by the first step, summed over layers and streams.
-        pages_held: by all streams after it.
-    """
-
-    variant: str
-    context: int
-    streams: int
-    seconds: list[float]
-    pages_read: int
-    pages_held: int
-
-    @property
-    def median(self) -> float:
-        """Seconds from one token of a stream to its next."""
-        return statistics.median(self.seconds)
-
-
 @dataclass(slots=True)
 class Growth:
     """A whole measurement, or one in the making.
@@ -126,8 +109,10 @@ class Growth:
         machine: see ``loadtest.document.machine``.
         plan: what was asked for.
         survey: what there was.
-        measurements: in the order in which they were made.
-        failures: by variant, why points of it are missing.
+        measurements: in the order in which they were made; figures are ``tpot``: seconds from a token of a
+            stream to its next, ``pages_read`` by a step of all streams and layers, ``pages_held`` by all.
+        failed: by variant and point, why a point of it failed.
+        busy: why this machine is too busy to tell variants apart; empty if it is not.
     """
 
     created: str
@@ -135,25 +120,38 @@ class Growth:
     plan: Plan
     survey: Survey
     measurements: list[Measurement] = field(default_factory=list)
-    failures: dict[str, list[str]] = field(default_factory=dict)
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    busy: str = ""
 
     @property
     def points(self) -> tuple[Point, ...]:
         """Those of the plan that the model can serve."""
         return tuple(point for point in self.plan.points if point.context in self.survey.contexts)
 
-    def at(self, variant: str, point: Point) -> Measurement | None:
-        """What was measured there, if anything."""
-        return next(
-            (
-                found
-                for found in self.measurements
-                if (found.variant, found.context, found.streams) == (variant, *point)
-            ),
-            None,
-        )
+    def seconds(self, variant: str, point: Point) -> Interval:
+        """From a token of a stream to its next; NaN where there is no figure."""
+        return own(self.measurements, variant, point.label, "tpot")
+
+    def ratio(self, variant: str, point: Point) -> Interval:
+        """How many times faster than full attention, paired by round; NaN where one of them has no figure."""
+        return ratio(self.measurements, variant, FULL, point.label, "tpot")
 
     def reasons(self, variant: Variant) -> list[str]:
         """Why some or all of its points are missing, a sentence each."""
-        refusal = [] if variant.refusal is None else [variant.refusal]
-        return [*refusal, *self.failures.get(variant.name, [])]
+        if variant.refusal is not None:
+            return [variant.refusal]
+        missing: dict[str, list[str]] = {}
+        late = f"not measured within {self.plan.seconds:g} seconds; give more --seconds, or less to do"
+        measured = {
+            each.load for each in self.measurements if each.deployment == variant.name and each.figures
+        }
+        for point in self.points:
+            reason = self.failed.get(variant.name, {}).get(point.label)
+            if reason is not None or point.label not in measured:
+                missing.setdefault(reason or late, []).append(point.label)
+        return [f"{', '.join(where)}: {reason}" for reason, where in missing.items()]
+
+    @property
+    def complete(self) -> bool:
+        """Every variant that ought to work has all its points."""
+        return not any(self.reasons(each) for each in self.survey.variants if each.refusal is None)

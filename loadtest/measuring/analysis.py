@@ -139,7 +139,7 @@ def settled(
         confidence: of the interval.
     """
     found = ratio(measurements, deployment, base, load, figure, confidence)
-    if found.count < LEAST or not found.claimed:
+    if not found.claimed:
         return False
     narrow = (found.high - found.low) / 2 < NARROW * found.value
     return narrow or found.low > 1 + margin or found.high < 1 / (1 + margin)

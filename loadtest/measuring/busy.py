@@ -56,17 +56,18 @@ def busy(
         equal_pairs: deployments whose work is the same.
         figures: to look at where they were measured; times.
         margin: share by which equal work may differ.
-        confidence: that a machine said to be busy is, as far as equal work shows it: over all pairs together
-            (Bonferroni), since one that is off would be found where many are looked at.
+        confidence: of intervals. Since they must also lie beyond the margin, a quiet machine raises no false
+            alarm although many are looked at.
     """
-    pairs = list(equal_pairs)
     places = list(dict.fromkeys((each.load, each.deployment) for each in measurements))
-    tests = max(1, len(figures) * (len(places) + len(pairs)))
-    one = 1 - (1 - confidence) / tests
     reasons = [
         *(_disturbed(measurements, load) for load in dict.fromkeys(load for load, _ in places)),
-        *(_unequal(measurements, pair, figure, margin, one) for pair in pairs for figure in figures),
-        *(_unsteady(measurements, *place, figures, margin, one) for place in places),
+        *(
+            _unequal(measurements, pair, figure, margin, confidence)
+            for pair in equal_pairs
+            for figure in figures
+        ),
+        *(_unsteady(measurements, *place, figures, margin, confidence) for place in places),
     ]
     return next((f"{_BUSY}{reason}{_REMEDY}" for reason in reasons if reason), "")
 

@@ -88,6 +88,7 @@ class Rounds(Generic[LoadT]):
         self._offset = max((m.began + m.seconds for m in self.measurements), default=0.0)
         self._began = self._run_began = clock()
         self._end = float("inf")
+        self._hopeless = False
 
     @property
     def rounds(self) -> dict[str, int]:
@@ -109,13 +110,17 @@ class Rounds(Generic[LoadT]):
     def step(self, load: LoadT) -> list[Measurement]:
         """One round of one load: every target that has not failed under it, there and back.
 
-        Visits that other work disturbed are repeated at the end of their pass.
+        Visits that other work disturbed are repeated at the end of their pass, unless the last round before
+        this one, of whichever load, stayed disturbed throughout in spite of that.
 
         Returns:
             All attempts.
         """
         number = self._rounds[load.label]
-        made = [each for visit in (0, 1) for each in self.half(load, number, visit)]
+        repeats = 0 if self._hopeless else MOST_REPEATS
+        made = [each for visit in (0, 1) for each in self.half(load, number, visit, repeats)]
+        answered = [each for each in made if not each.error]
+        self._hopeless = bool(answered) and all(each.disturbed for each in answered)
         self._rounds[load.label] = number + 1
         return made
 
@@ -131,15 +136,11 @@ class Rounds(Generic[LoadT]):
         Returns:
             All attempts.
         """
-        label = load.label
         left = self.alive(load)[:: -1 if (number + visit) % 2 else 1]
         made: list[Measurement] = []
         for attempt in range(1 + repeats):
-            found = [
-                self._visit(load, name, number, visit, attempt)
-                for name in left
-                if (label, name) not in self.failed
-            ]
+            alive = self.alive(load)
+            found = [self._visit(load, name, number, visit, attempt) for name in left if name in alive]
             made += found
             left = [each.deployment for each in found if each.disturbed]
             if not left or self._clock() >= self._end:

@@ -50,14 +50,19 @@ _MEASURE_SECONDS = 60.0
 
 
 class Engine:
-    """The message loop around an ``EngineCore``."""
+    """The message loop around an ``EngineCore``.
 
-    def __init__(self, wire: EngineEnd) -> None:
+    Args:
+        wire: the link to the server process.
+        measures: the device, whenever there is a rest after work.
+    """
+
+    def __init__(self, wire: EngineEnd, measures: bool = True) -> None:
         self._wire = wire
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
         self._measured: Measured | None = None
-        self._measure_at = 0.0  # a monotonic time
+        self._measure_at = 0.0 if measures else math.inf  # a monotonic time
         self._worked = True
 
     def send(self, message: FromEngine) -> None:
@@ -142,7 +147,7 @@ def main() -> int:
     launch = msgspec.msgpack.decode(first, type=Launch)
     settings = Settings.model_validate(json.loads(launch.settings))
     configure_logging(settings.log_level, settings.log_format)
-    engine = Engine(wire)
+    engine = Engine(wire, settings.measure_device)
     try:
         from server.engine.build import build_engine
 

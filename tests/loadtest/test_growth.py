@@ -3,10 +3,12 @@
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -17,20 +19,25 @@ from attention.patterns.sparse import PATTERNS
 from loadtest.direct.growth import decode, survey
 from loadtest.direct.settings import read_settings
 from loadtest.direct.work import NO_TIME, Findings
-from loadtest.growth import document, measure
+from loadtest.growth import document, engines, measure
 from loadtest.growth.report import write_report
-from loadtest.growth.table import milliseconds, ratio, table
-from loadtest.growth.types import Growth, Measurement, Plan, Point, Survey, Variant
+from loadtest.growth.table import milliseconds, table
+from loadtest.growth.types import Growth, Plan, Point, Survey, Variant
+from loadtest.measuring.types import Measurement
 from server.engine.types import RefusedError
 from tests.models_zoo import CONTEXT, save_tiny
 
-PLAN = Plan((64, 256), (1, 2), 2, (), 60.0, ())
+PLAN = Plan((64, 256), (1, 2), 2, 6, (), 60.0, ())
 POINTS = (Point(64, 1), Point(256, 1), Point(64, 2))
 MODEL = {"name": "m", "dtype": "float32", "weights": "int4", "kv_dtype": "float16", "device": "cpu"}
 
 
 def variant(name, refusal=None):
     return Variant(name, {}, "cpu_paged", refusal, ("--attention", name))
+
+
+def measured(name, point, visit, figures):
+    return Measurement(name, point.label, visit // 2, visit % 2, 0, 0.0, 1.0, figures)
 
 
 def surveyed(plan):
@@ -78,16 +85,15 @@ def test_every_point_has_room_and_no_more_memory_is_taken_than_that(folder):
     found = surveyed(plan)
     total = {}
     for each in found.variants:
-        told = dict(decode(each, found.folder, plan.points, plan.steps))
-        results = [msgspec.json.decode(told[f"point {n}"], type=Measurement) for n in range(3)]
-        assert [(result.context, result.streams) for result in results] == list(plan.points)
-        assert all(len(result.seconds) == plan.steps for result in results)
+        for point in plan.points:
+            told = dict(decode(each, found.folder, point, plan.steps, 0))
+            assert told.keys() == {"tpot", "pages_read", "pages_held"}
+            assert all(value > 0 for value in told.values())
         total[each.name] = read_settings(each.arguments).kv_memory
-        assert max(result.pages_held for result in results) > 0
     assert total["sliding_window window=32"] < total["full"]
-    told = dict(decode(found.variants[0], found.folder, (Point(256, 2), *plan.points), plan.steps))
-    assert set(told) == {"no room 0", "point 1", "point 2", "point 3"}
-    assert "raise --kv-memory" in told["no room 0"]
+    told = dict(decode(found.variants[0], found.folder, Point(256, 2), plan.steps, 0))
+    assert told.keys() == {"no room"}
+    assert "raise --kv-memory" in told["no room"]
 
 
 def test_beyond_the_models_own_context_its_positions_are_stretched(folder):
@@ -100,8 +106,7 @@ def test_beyond_the_models_own_context_its_positions_are_stretched(folder):
     assert settings.rope_scaling == "yarn"
     assert float(settings.rope_option["factor"]) == 3.125
     assert settings.max_context == 3 * CONTEXT + beyond.steps + 2
-    told = dict(decode(found.variants[0], found.folder, (Point(3 * CONTEXT, 1),), 1))
-    assert "point 0" in told
+    assert "tpot" in dict(decode(found.variants[0], found.folder, Point(3 * CONTEXT, 1), 1, 0))
     # What the user says of it stays.
     own = (*shared, "--rope-scaling", "linear", "--rope-option", "factor=4")
     found = surveyed(replace(beyond, arguments=own))
@@ -125,37 +130,74 @@ def test_memory_that_the_machine_lacks_is_a_sentence(folder, monkeypatch):
     assert "give shorter --contexts or fewer --streams" in found.variants[0].refusal
 
 
-def test_one_backend_that_fails_leaves_the_others_theirs(monkeypatch):
-    told = {}
-    for name in ("full", "slow"):
-        found = [Measurement(name, *point, [0.003, 0.001, 0.002], 9, 3) for point in POINTS]
-        told[name] = {f"point {n}": msgspec.json.encode(each).decode() for n, each in enumerate(found)}
-    del told["slow"]["point 2"]
+class Worker:
+    """A process whose engine takes a millisecond per stream and fails as its variant's name says."""
 
+    made: ClassVar[list[str]] = []
+
+    def __init__(self, load, arguments):
+        self.name, self.pid = arguments[0].name, os.getpid()
+        self.made.append(self.name)
+
+    def end(self, at_once=False):
+        self.made.append(f"end of {self.name}")
+
+    def part(self, name, findings, end, *more):
+        if name == "ready":
+            return "failed: its process was killed by signal 9" if self.name == "broken" else None
+        point = more[0]
+        if self.name == "slow" and point == POINTS[2]:
+            return NO_TIME
+        if self.name == "full" and point == POINTS[1]:
+            findings.facts["no room"] = "no room here"
+            return None
+        findings.figures |= {"tpot": 0.001 * point.streams * (2 if self.name == "full" else 1)}
+        return None
+
+
+def test_variants_are_paired_with_full_attention_and_one_that_fails_leaves_the_others_theirs(monkeypatch):
     def run(load, parts, arguments, end):
-        if "survey" in parts:
-            variants = (variant("full"), variant("broken"), variant("slow"), variant("absent", "not here"))
-            found = Survey(MODEL, {}, "folder", variants, (), PLAN.contexts)
-            return Findings(facts={"survey": msgspec.json.encode(found).decode()})
-        name = arguments[0].name
-        assert name != "absent"
-        if name == "broken":
-            return Findings(troubles={"decode": "failed: its process was killed by signal 9"})
-        return Findings(facts=told[name], troubles={"decode": NO_TIME} if name == "slow" else {})
+        names = ("full", "broken", "slow", "good")
+        variants = (*(variant(name) for name in names), variant("absent", "not here"))
+        found = Survey(MODEL, {}, "folder", variants, (), PLAN.contexts)
+        return Findings(facts={"survey": msgspec.json.encode(found).decode()})
 
     monkeypatch.setattr(measure.work, "run", run)
+    monkeypatch.setattr(engines.work, "Worker", Worker)
+    monkeypatch.setattr(Worker, "made", [])
+    # This machine's own work has no part in it.
+    monkeypatch.setattr("loadtest.measuring.weather.disturbance", lambda observed: "")
     kept = []
     growth = measure.measure(PLAN, lambda words: None, lambda growth: kept.append(len(growth.measurements)))
-    assert kept == [3, 3, 5, 5]
-    assert milliseconds(growth, "full", POINTS[0]) == pytest.approx(2.0)
-    assert ratio(growth, "slow", POINTS[1]) == pytest.approx(1.0)
-    assert math.isnan(milliseconds(growth, "slow", POINTS[2]))
-    assert growth.failures["full"] == []
-    assert growth.failures["slow"] == [
+    assert kept == sorted(kept)
+    assert len(kept) == 6
+    # Two at a time at most; one that was brought down is opened again, one that can't be opened is not.
+    open_ones, most = set(), 0
+    for word in Worker.made:
+        (open_ones.discard if word.startswith("end of ") else open_ones.add)(word.removeprefix("end of "))
+        most = max(most, len(open_ones))
+    assert most == 2
+    assert Worker.made.count("broken") == 1
+    assert Worker.made.count("full") == 1
+    assert not open_ones
+    good = growth.survey.variants[3]
+    assert growth.ratio("good", POINTS[0]).value == pytest.approx(2.0)
+    assert growth.ratio("good", POINTS[0]).count == 6
+    assert growth.ratio("good", POINTS[0]).claimed
+    # Where full has no room the others are measured by themselves.
+    assert math.isnan(growth.ratio("good", POINTS[1]).value)
+    assert milliseconds(growth, "good", POINTS[1]) == pytest.approx(1.0)
+    assert growth.seconds("good", POINTS[1]).count == 6
+    assert growth.reasons(good) == []
+    assert growth.reasons(growth.survey.variants[0]) == ["256 tokens x 1: no room here"]
+    assert growth.reasons(growth.survey.variants[1]) == [
+        "64 tokens x 1, 256 tokens x 1, 64 tokens x 2: its process was killed by signal 9"
+    ]
+    assert growth.reasons(growth.survey.variants[2]) == [
         "64 tokens x 2: not measured within 60 seconds; give more --seconds, or less to do"
     ]
-    assert growth.failures["broken"][0].endswith("its process was killed by signal 9")
-    assert growth.reasons(growth.survey.variants[3]) == ["not here"]
+    assert growth.reasons(growth.survey.variants[4]) == ["not here"]
+    assert not growth.complete
 
 
 def test_a_model_that_cannot_be_served_at_all_is_said_in_a_sentence(monkeypatch):
@@ -170,17 +212,21 @@ def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
     growth = Growth(
         "now", {"cores": 2, "cpu": "c"}, PLAN, Survey(MODEL, {}, "f", variants, ("a note",), (64, 256))
     )
-    for number, point in enumerate(POINTS):
-        growth.measurements.append(Measurement("full", *point, [0.01 * (number + 1)], 1, 1))
-    growth.measurements.append(Measurement("window", 256, 1, [0.005], 1, 1))
-    growth.failures["window"] = ["64 tokens x 1: it was tired"]
+    for number in range(12):
+        for place, point in enumerate(POINTS):
+            figures = {"tpot": 0.01 * (place + 1), "pages_read": 1}
+            growth.measurements.append(measured("full", point, number, figures))
+        growth.measurements.append(measured("window", POINTS[1], number, {"tpot": 0.005}))
+    growth.failed["window"] = {point.label: "it was tired" for point in (POINTS[0], POINTS[2])}
+    growth.busy = "too busy"
     console = Console(width=150, file=io.StringIO())
     console.print(table(growth))
     text = console.file.getvalue()
     assert re.search(r"window +cpu_paged +- +5\.00", text)
-    assert "x 0.25" in text
+    assert "x 4.00 (4.00-4.00)" in text
     assert "! flash: flash needs <CUDA>" in text
-    assert "! window: 64 tokens x 1: it was tired" in text
+    assert "! window: 64 tokens x 1, 64 tokens x 2: it was tired" in text
+    assert "! too busy" in text
     write_report(growth, tmp_path / "growth.html")
     html = (tmp_path / "growth.html").read_text()
     assert html.count("<svg") == 2
@@ -189,13 +235,16 @@ def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
     document.save(growth, tmp_path / "growth.json")
     kept = json.loads((tmp_path / "growth.json").read_text())
     assert kept["schema"] == document.SCHEMA
-    assert kept["measurements"][0]["median"] == pytest.approx(0.01)
+    assert kept["measurements"][0]["figures"]["tpot"] == pytest.approx(0.01)
+    figures = {(each["variant"], each["context"], each["streams"]): each for each in kept["figures"]}
+    assert figures["window", 256, 1]["times_faster"]["value"] == pytest.approx(4.0)
+    assert figures["window", 64, 1]["seconds"]["value"] is None
     assert kept["plan"]["contexts"] == [64, 256]
 
 
 def test_the_command(tmp_path):
     command = [sys.executable, "-m", "loadtest.growth", "--contexts", "1024,2048", "--streams", "1,2"]
-    command += ["--steps", "2", "--backends", "sliding_window window=508", "xformers"]
+    command += ["--steps", "2", "--rounds", "2", "--backends", "sliding_window window=508", "xformers"]
     command += ["--json", str(tmp_path / "growth.json"), "--html", str(tmp_path / "growth.html")]
     done = subprocess.run([*command, "--", "--threads", "1"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -203,16 +252,18 @@ def test_the_command(tmp_path):
     assert "! xformers: " in done.stdout
     result = json.loads((tmp_path / "growth.json").read_text())
     read = {
-        (each["variant"], each["context"], each["streams"]): each["pages_read"]
-        for each in result["measurements"]
+        (each["deployment"], each["load"]): each["figures"]["pages_read"] for each in result["measurements"]
     }
     layers = result["survey"]["model"]["layers"]
-    assert read["full", 1024, 1] == layers * (1024 // 16 + 1)
-    assert read["full", 2048, 1] == layers * (2048 // 16 + 1)
-    assert read["full", 1024, 2] == 2 * read["full", 1024, 1]
+    assert read["full", "1024 tokens x 1"] == layers * (1024 // 16 + 1)
+    assert read["full", "2048 tokens x 1"] == layers * (2048 // 16 + 1)
+    assert read["full", "1024 tokens x 2"] == 2 * read["full", "1024 tokens x 1"]
     window = "sliding_window window=508"
-    assert read[window, 2048, 1] == read[window, 1024, 1] < read["full", 1024, 1]
-    assert all(len(each["seconds"]) == 2 and each["median"] > 0 for each in result["measurements"])
+    assert (
+        read[window, "2048 tokens x 1"] == read[window, "1024 tokens x 1"] < read["full", "1024 tokens x 1"]
+    )
+    assert all(each["figures"]["tpot"] > 0 for each in result["measurements"])
+    assert {each["round"] for each in result["measurements"] if each["deployment"] == window} == {0, 1}
     assert (tmp_path / "growth.html").read_text().count("<svg") == 2
 
 

@@ -1,0 +1,99 @@
+"""Sends the requests of one cell and times their streams.
+
+From this very process, in one event loop: starting client processes takes a second, many times what a cell
+does, and on a small machine they would compete with each other. One loop takes in thousands of messages in a
+second; for loads that need more than that, there is ``longspan load`` with its client processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+
+from loadtest.greedy import GREEDY
+from loadtest.load.types import Record
+from loadtest.measuring.types import CannotMeasureError
+from longspan import AsyncClient, LongspanError
+
+
+async def closed_loop(
+    client: AsyncClient, prompts: Sequence[Sequence[int]], output_tokens: int, users: int
+) -> list[Record]:
+    """So many users, each of whom sends the next of their prompts when the last one is answered.
+
+    Args:
+        client: of the server.
+        prompts: token ids; user ``u`` sends those whose place leaves ``u`` when divided by ``users``.
+        output_tokens: of each, exactly.
+        users: at once.
+
+    Raises:
+        LongspanError: a request failed.
+        CannotMeasureError: an answer had another length.
+    """
+    records: list[Record] = []
+
+    async def user(mine: Iterator[tuple[int, Sequence[int]]]) -> None:
+        for place, prompt in mine:
+            now = time.monotonic()
+            record = Record(place, 0, now, now, expected_tokens=output_tokens)
+            records.append(record)
+            await _send(client, prompt, record)
+
+    numbered = list(enumerate(prompts))
+    await _all([user(iter(numbered[number::users])) for number in range(users)])
+    return records
+
+
+async def open_loop(
+    client: AsyncClient, prompts: Sequence[Sequence[int]], output_tokens: int, begins: Sequence[float]
+) -> list[Record]:
+    """Each prompt at its time, whatever the server does.
+
+    Args:
+        client: of the server.
+        prompts: token ids.
+        output_tokens: of each, exactly.
+        begins: seconds after the start, one per prompt.
+
+    Raises:
+        LongspanError: a request failed.
+        CannotMeasureError: an answer had another length.
+    """
+    records: list[Record] = []
+    start = time.monotonic()
+
+    async def at(place: int, prompt: Sequence[int], begin: float) -> None:
+        while (left := start + begin - time.monotonic()) > 0:  # noqa: ASYNC110 (timers may end early)
+            await asyncio.sleep(left)
+        record = Record(place, 0, start + begin, time.monotonic(), expected_tokens=output_tokens)
+        records.append(record)
+        await _send(client, prompt, record)
+
+    await _all([at(place, *pair) for place, pair in enumerate(zip(prompts, begins, strict=True))])
+    return records
+
+
+async def _all(work: Sequence[Coroutine[None, None, None]]) -> None:
+    """Does it all at once; the first failure ends the rest."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except* (LongspanError, CannotMeasureError) as failures:
+        raise failures.exceptions[0] from None
+
+
+async def _send(client: AsyncClient, prompt: Sequence[int], record: Record) -> None:
+    wanted = record.expected_tokens
+    stream = client.stream(prompt, max_tokens=wanted, ignore_eos=True, **GREEDY)
+    record.sent = time.monotonic()
+    async with stream:
+        async for delta in stream:
+            if count := len(delta.token_ids):
+                record.arrivals.append((time.monotonic(), count))
+    record.ended = time.monotonic()
+    record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
+    if record.tokens != wanted:
+        raise CannotMeasureError(f"the server answered {record.tokens} tokens where {wanted} were asked for")

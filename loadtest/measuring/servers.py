@@ -1,0 +1,178 @@
+"""Servers to measure: own ones, started for it, or one that is there already."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import psutil
+
+from loadtest.deployment import Deployment
+from loadtest.measuring.served import Served, event_loop
+from loadtest.servers import Address, NotStartedError, serve
+
+AT_ONCE = 2
+"""Servers that start at the same time: most of it is one thread's work."""
+
+_SPARE = 0.9  # of the memory that is available; the rest is for this process and the page cache
+
+
+class OpenError(RuntimeError):
+    """Servers can't be measured; the message names all of them, with reasons.
+
+    Attributes:
+        reasons: by the deployment's name.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("\n".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        self.reasons = dict(reasons)
+
+
+@contextmanager
+def open_all(
+    deployments: Sequence[Deployment], arguments: Sequence[str] = (), kv_memory: int | None = None
+) -> Iterator[dict[str, Served]]:
+    """A server for each deployment, all at once, while the block runs.
+
+    An idle one takes no processor time, and they share the model's file in memory; see ``groups`` for a
+    machine that can't hold all of them.
+
+    Args:
+        deployments: names are unique.
+        arguments: of ``longspan serve``, for all.
+        kv_memory: bytes of KV cache of each; by default the server's own choice, a share of what is free.
+
+    Yields:
+        Targets by name, in the given order.
+
+    Raises:
+        OpenError: some did not start.
+    """
+    # A server that measures its device as soon as it is idle would do so in the others' cells.
+    more = ("--no-measure-device", *(() if kv_memory is None else ("--kv-memory", str(kv_memory))))
+    with ExitStack() as stack:
+        addresses = _start(stack, deployments, (*arguments, *more))
+        run = stack.enter_context(event_loop())
+        targets = {}
+        for deployment, address in zip(deployments, addresses, strict=True):
+            target = Served(run, address.host, address.port, (address.pid,))
+            stack.callback(target.close)
+            targets[deployment.name] = target
+        yield targets
+
+
+@contextmanager
+def attach(host: str, port: int) -> Iterator[Served]:
+    """A server that is there already, while the block runs.
+
+    Raises:
+        OpenError: it runs on this machine, but its processes can't be seen, so that their work could not be
+            told from other programs'.
+        longspan.LongspanError: it does not answer.
+    """
+    pids = _listening(port) if _is_here(host) else ()
+    if _is_here(host) and not pids:
+        reason = (
+            "no process that you may see listens there; measure as the user that the server runs as, in its "
+            "container if it has one, or from another machine"
+        )
+        raise OpenError({f"{host}:{port}": reason})
+    with event_loop() as run:
+        target = Served(run, host, port, pids)
+        try:
+            yield target
+        finally:
+            target.close()
+
+
+def groups(deployments: Sequence[Deployment], most: int) -> list[tuple[Deployment, ...]]:
+    """Which servers to have at the same time: the first, which is the base, is in every group.
+
+    Args:
+        deployments: at least one.
+        most: in a group; at least 2, unless there is only one.
+    """
+    base, *others = deployments
+    size = max(1, most - 1)
+    return [(base, *others[at : at + size]) for at in range(0, len(others), size)] or [(base,)]
+
+
+def most_at_once(pid: int, kv_memory: int, wanted: int) -> int:
+    """How many servers like one that runs fit into this machine's memory with it.
+
+    Args:
+        pid: of a server that has just started.
+        kv_memory: bytes of its KV cache, of which it has touched nothing yet.
+        wanted: no more than this.
+
+    Returns:
+        At least 1, that one included.
+    """
+    process = psutil.Process(pid)
+    own = sum(_own_bytes(each) for each in [process, *process.children(recursive=True)])
+    free = psutil.virtual_memory().available * _SPARE - kv_memory
+    return max(1, min(wanted, 1 + int(free // (own + kv_memory))))
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """What ending it would give back: weights that are mapped from a file are shared."""
+    try:
+        return int(process.memory_full_info().uss)
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        return int(process.memory_info().rss)
+
+
+def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Sequence[str]) -> list[Address]:
+    """Starts all; what started is ended with the stack, also where others did not."""
+    names = [deployment.name for deployment in deployments]
+    if len(set(names)) < len(names):
+        raise ValueError("two deployments have one name")
+    reasons: dict[str, str] = {}
+    contexts = [serve(*arguments, *deployment.arguments) for deployment in deployments]
+    executor = ThreadPoolExecutor(AT_ONCE)
+    starting = [executor.submit(context.__enter__) for context in contexts]
+    addresses = []
+    try:
+        for name, future in zip(names, starting, strict=True):
+            try:
+                addresses.append(future.result())
+            except NotStartedError as error:
+                reasons[name] = str(error)
+    finally:
+        # What is on its way up, as Ctrl-C may find it, must be up before it can be ended.
+        executor.shutdown(wait=True, cancel_futures=True)
+        for context, future in zip(contexts, starting, strict=True):
+            if future.done() and not future.cancelled() and future.exception() is None:
+                stack.push(context.__exit__)
+    if reasons:
+        raise OpenError(reasons)
+    return addresses
+
+
+def _listening(port: int) -> tuple[int, ...]:
+    """Processes of this machine that listen at a TCP port, as far as they can be seen."""
+    try:
+        sockets = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return ()
+    return tuple(
+        {
+            each.pid
+            for each in sockets
+            if each.pid and each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
+        }
+    )
+
+
+def _is_here(host: str) -> bool:
+    """The host is this machine."""
+    own = {address.address for each in psutil.net_if_addrs().values() for address in each}
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:  # the client says it better
+        return False
+    return any(each in own or ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in found)

@@ -1,0 +1,184 @@
+"""Servers as targets: what is sent, what counts, what is refused. Real servers of a small random model."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from loadtest.deployment import FULL, Deployment, window
+from loadtest.measuring import servers
+from loadtest.measuring.rounds import Rounds
+from loadtest.measuring.servers import OpenError, attach, groups, most_at_once, open_all
+from loadtest.measuring.types import CannotMeasureError, Load
+from longspan import Client, LongspanError
+from tests.models_zoo import CONTEXT, save_tiny
+
+WINDOW = window(48, 16)
+CACHED = Load(256, 64, cached=True)
+NEW = Load(128, 64)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    folder = save_tiny("llama", tmp_path_factory.mktemp("served") / "llama")
+    return (
+        "--model",
+        str(folder),
+        "--threads",
+        "1",
+        "--weights",
+        "int8",
+        "--cache-dir",
+        str(folder / "cache"),
+    )
+
+
+@pytest.fixture(scope="module")
+def targets(arguments):
+    with open_all([FULL, WINDOW], arguments, 1 << 21) as opened:
+        yield opened
+
+
+def at_work(target):
+    """Sequences that run and that wait."""
+    with Client(target.host, target.port) as client:
+        load = client.server_info().load
+        return load.running, load.waiting
+
+
+@pytest.mark.parametrize("name", ["full", WINDOW.name])
+@pytest.mark.parametrize(
+    "load",
+    [
+        CACHED,
+        replace(CACHED, concurrency=3, requests=6),
+        NEW,
+        replace(NEW, concurrency=2, requests=4),
+        replace(NEW, rate=50.0, requests=3),
+    ],
+    ids=lambda load: load.label,
+)
+def test_every_load_gives_its_figures_and_leaves_an_idle_server(targets, name, load):
+    figures = targets[name].measure(load, 1)
+    wanted = {"tpot", "output_rate"} | (set() if load.cached else {"ttft", "prefill_rate"})
+    assert figures.keys() == wanted
+    assert all(math.isfinite(value) and value > 0 for value in figures.values())
+    assert at_work(targets[name]) == (0, 0)
+
+
+def test_prompts_that_are_not_cached_are_sent_first_and_the_cell_decodes_alone(targets):
+    seen = []
+    target = targets["full"]
+    send = target._send
+
+    def spy(load, prompts, seed):
+        records = send(load, prompts, seed)
+        seen.append((prompts, [record.cached_tokens for record in records]))
+        return records
+
+    target._send = spy
+    try:
+        load = Load(300, 8, concurrency=2, requests=4, cached=True)
+        target.measure(load, 7)
+        target.measure(load, 8)
+    finally:
+        del target._send
+    known = (300 - 8 - 1) // 16 * 16
+    assert [cached for _, cached in seen] == [[known] * 4] * 2
+    prompts = [prompt for sent, _ in seen for prompt in sent]
+    assert {len(prompt) for prompt in prompts} == {292}
+    # Two users with beginnings of their own, and a last page that is new each time.
+    assert len({tuple(prompt[:known]) for prompt in prompts}) == 2
+    assert len({tuple(prompt[known:]) for prompt in prompts}) == 8
+
+
+def test_the_same_seed_is_the_same_work_for_all_and_is_no_news_to_a_server_that_knows_it(targets):
+    load = Load(160, 4, concurrency=1, requests=2)
+    for target in targets.values():
+        target.measure(load, 99)
+        with pytest.raises(CannotMeasureError, match="another seed"):
+            target.measure(load, 99)
+
+
+def test_a_cache_that_cannot_keep_the_prompts_is_said(arguments):
+    with open_all([FULL], (*arguments, "--no-prefix-cache"), 1 << 20) as opened:
+        with pytest.raises(CannotMeasureError, match=r"1 of 1 prompts of 176 tokens.*--kv-memory"):
+            opened["full"].measure(CACHED, 0)
+        with pytest.raises(LongspanError):
+            opened["full"].measure(Load(2 * CONTEXT, 8), 0)
+        with pytest.raises(CannotMeasureError, match="no room for a prompt"):
+            opened["full"].measure(Load(8, 8), 0)
+
+
+def test_rounds_over_real_servers_know_whose_time_is_whose(targets):
+    rounds = Rounds(targets, [Load(448, 32, cached=True)])
+    made = rounds.step(rounds._loads[0])
+    assert not rounds.failed
+    assert {each.deployment for each in made} == {"full", WINDOW.name}
+    assert all(0 <= each.weather.foreign <= 1 for each in made)
+    assert not any(str(target.pids[0]) in each.disturbed for each in made for target in targets.values())
+
+
+def test_all_that_refuse_to_start_are_named_and_none_is_left(arguments):
+    before = set(psutil.Process().children(recursive=True))
+    wrong = [
+        Deployment("nonsense", "sliding_window", {"window": "none"}),
+        Deployment("odd", "sparse", {"x": "1"}),
+    ]
+    with pytest.raises(OpenError) as caught, open_all([FULL, *wrong], arguments):
+        pass
+    assert caught.value.reasons.keys() == {"nonsense", "odd"}
+    assert "nonsense: " in str(caught.value)
+    assert "odd: " in str(caught.value)
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [process for process in left if process.is_running() and "server.cli" in process.cmdline()]
+
+
+def test_ctrl_c_ends_all_servers(arguments):
+    program = (
+        "import sys, time\n"
+        "from loadtest.deployment import FULL\n"
+        "from loadtest.measuring.servers import open_all\n"
+        "with open_all([FULL], sys.argv[1:], 1 << 20) as opened:\n"
+        "    print(opened['full'].pids[0], flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        pid = int(process.stdout.readline())
+        assert psutil.pid_exists(pid)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    end = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_server_that_is_there_already_is_measured_and_its_processes_are_found(targets, monkeypatch):
+    own = targets["full"]
+    with attach(own.host, own.port) as target:
+        assert target.pids == own.pids
+        assert target.measure(CACHED, 0).keys() == {"tpot", "output_rate"}
+    monkeypatch.setattr(servers, "_listening", lambda port: ())
+    with pytest.raises(OpenError, match="as the user that the server runs as"), attach(own.host, own.port):
+        pass
+
+
+def test_groups_have_the_base_and_as_many_as_memory_holds(targets, monkeypatch):
+    names = [Deployment(name) for name in "abcde"]
+    assert ["".join(each.name for each in group) for group in groups(names, 3)] == ["abc", "ade"]
+    assert ["".join(each.name for each in group) for group in groups(names, 1)] == ["ab", "ac", "ad", "ae"]
+    assert groups(names[:1], 4) == [(names[0],)]
+    pid = targets["full"].pids[0]
+    assert most_at_once(pid, 1 << 21, 3) == 3
+    assert most_at_once(pid, 1 << 50, 3) == 1
+    assert most_at_once(os.getpid(), 1 << 40, 10_000) < 10_000

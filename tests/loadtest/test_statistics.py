@@ -1,0 +1,82 @@
+"""Intervals hold what they promise: simulated again and again, they miss about as often as they may."""
+
+import math
+
+import numpy as np
+import pytest
+
+from loadtest.statistics import LEAST, least, mean_interval, median_interval, score_loss, to_settle
+
+RUNS = 300
+
+
+def missed(interval, draw, true, runs=RUNS):
+    """The share of simulated runs whose interval is beside the truth."""
+    return sum(interval(draw()).excludes(true) for _ in range(runs)) / runs
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+# 3.5 standard errors of a share of 5% in 300 runs are 4.4 points.
+@pytest.mark.parametrize("count", [6, 9, 16])
+def test_the_median_is_in_its_interval(rng, count):
+    assert missed(median_interval, lambda: list(rng.normal(0, 1, count)), 0.0) < 0.094
+    # Rounds of a machine that does something else now and then.
+    spiky = missed(
+        median_interval,
+        lambda: list(
+            np.exp(rng.normal(0, 0.03, count) + (rng.random(count) < 0.1) * rng.normal(0, 1, count))
+        ),
+        1.0,
+    )
+    assert spiky < 0.094
+    assert (
+        missed(lambda values: median_interval(values, 0.8), lambda: list(rng.normal(0, 1, count)), 0.0) > 0.05
+    )
+
+
+def test_the_mean_is_in_its_interval_also_where_samples_share_a_context(rng):
+    assert missed(mean_interval, lambda: list(rng.normal(0, 1, 10)), 0.0) < 0.11
+    labels = [n // 4 for n in range(48)]
+
+    def draw():
+        return list(np.repeat(rng.normal(0, 1, 12), 4) + rng.normal(0, 0.3, 48))
+
+    assert missed(lambda values: mean_interval(values, clusters=labels), draw, 0.0) < 0.11
+    # Taken as samples of their own they would promise far too much.
+    assert missed(mean_interval, draw, 0.0) > 0.2
+
+
+@pytest.mark.parametrize(("count", "full", "own"), [(8, 0.9, 0.8), (20, 1.0, 0.8), (40, 0.6, 0.6)])
+def test_a_loss_of_score_is_in_its_interval(rng, count, full, own):
+    def draw():
+        chance = rng.random(count)  # paired: what full fails at, the variant fails at
+        return list((chance < full) * 1.0), list((chance < own) * 1.0)
+
+    assert missed(lambda pair: score_loss(*pair), draw, full - own) < 0.094
+
+
+def test_no_loss_in_few_samples_is_no_certainty():
+    few = score_loss([1.0] * 10, [1.0] * 10)
+    assert few.value == 0.0
+    assert few.high > 0.1
+    assert score_loss([1.0] * 200, [1.0] * 200).high < 0.02
+    assert to_settle(few, 0.05) > 10
+    assert to_settle(score_loss([1.0] * 200, [1.0] * 200), 0.05) is None
+    assert to_settle(median_interval([1.0] * 4), 0.05) == LEAST - 4
+
+
+def test_few_samples_claim_nothing_and_more_confidence_takes_more_of_them():
+    assert (least(0.95), least(0.99), least(0.5)) == (6, 8, 6)
+    values = [1.0, 1.1, 0.9, 1.05, 0.95, 1.2, 1.0]
+    assert not median_interval(values[:5]).claimed
+    assert median_interval(values[:5]).value == 1.0
+    assert median_interval(values[:6]).claimed
+    assert not median_interval(values, 0.99).claimed
+    assert math.isnan(median_interval([]).value)
+    wide, narrow = median_interval(values, 0.98), median_interval(values, 0.8)
+    assert wide.low <= narrow.low <= narrow.value <= narrow.high <= wide.high
+    assert median_interval(values) == median_interval(list(values))
