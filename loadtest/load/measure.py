@@ -102,7 +102,9 @@ def _pass(
     for cell in cells:
         cell.prefix = f"{repeat + 1} of {repeats}: " if repeats > 1 else ""
     rounds = Rounds({cell.name: cell for cell in cells}, [_PASS], tell=tell, observe=observe)
-    again = MOST_REPEATS if known and repeats > 1 else 0
+    # Where all of the last pass was disturbed, this one will be too, and would only take three times as long.
+    hopeless = first > 0 and all(run.disturbed for run in found.runs if run.repeat == repeat - 1)
+    again = MOST_REPEATS if known and repeats > 1 and not (repeat and hopeless) else 0
     try:
         rounds.half(_PASS, repeat // 2, repeat % 2, again)
     finally:

@@ -6,6 +6,7 @@ Its tokens are bytes, as with the tests' tokenizer. What it does follows from th
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,18 @@ from typing import Any
 
 MODELS = (
     *("plain", "nasty", "short", "no-usage", "pairs", "cached", "reasoning", "keyed", "strict"),
-    *("malformed", "array", "no-choices", "midway", "disconnect", "cut", "no-stream", "silent", "open"),
+    *(
+        "malformed",
+        "array",
+        "no-choices",
+        "midway",
+        "disconnect",
+        "cut",
+        "no-stream",
+        "silent",
+        "open",
+        "closing",
+    ),
 )
 KEY = "s3cret"
 CONTEXT = 300
@@ -117,6 +129,10 @@ class Handler(BaseHTTPRequestHandler):
         if model == "open":
             time.sleep(3)
         self.wfile.write(b"0\r\n\r\n")
+        if model == "closing":  # without having said so
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
 
     def _nasty(self, payload: bytes) -> None:
         """One event over several data lines, cut within characters and line ends."""

@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import socket
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -250,6 +251,8 @@ async def test_a_disturbed_run_is_measured_again_where_there_are_repeats(served,
     (row,) = rows(found)
     assert len(row.runs) == 2
     assert "PID 9 other" in found.runs[0].disturbed
+    hopeless = await asyncio.to_thread(quietly, replace(plan, repeats=3), watching(*[0.5] * 9))
+    assert [(run.repeat, run.attempt) for run in hopeless.runs] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
     once = await asyncio.to_thread(quietly, both(port, None, loads=[ClosedLoop(1)]), watching(0.5))
     assert [bool(run.disturbed) for run in once.runs] == [True]
     assert not clean(once)
