@@ -8,61 +8,149 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from loadtest.load import result
-from loadtest.load.measure import Plan, measure
+from loadtest.load.cell import Cell, StoppedError
+from loadtest.load.driver import WorkerDiedError
+from loadtest.load.measure import NotMeasuredError, describe
+from loadtest.load.plan import Plan
+from loadtest.load.reconcile import ScrapeError
 from loadtest.load.result import Result
 from loadtest.load.table import comparison, runs_table
 from loadtest.load.types import ClosedLoop, Session
-from loadtest.load.workloads import Shape, fixed
+from loadtest.load.workloads import Shape, WorkloadError, fixed
+from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
 from loadtest.servers import Address, NotStartedError, serve
-from longspan import Client
-
-# (streams, requests, prompt tokens, output tokens); with one output token it is all prefill.
-WORKLOADS = [
-    *((1, 3, 128, 128), (8, 16, 128, 128), (32, 32, 128, 128)),
-    *((8, 24, 128, 1), (1, 4, 2048, 1)),
-    *((1, 2, 2048, 64), (4, 4, 2048, 64)),
-]
+from longspan import Client, LongspanError
 
 
-def bench(address: Address, workloads: list[tuple[int, int, int, int]], console: Console) -> Result:
-    """One run per workload, each after a warm-up of one session per stream."""
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is sent.
+
+    Attributes:
+        streams: users at once.
+        requests: of all of them.
+        prompt_tokens: of each.
+        output_tokens: of each; with a single one it is all prefill.
+    """
+
+    streams: int
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+WORKLOADS = (
+    Workload(1, 3, 128, 128),
+    Workload(8, 16, 128, 128),
+    Workload(32, 32, 128, 128),
+    Workload(8, 24, 128, 1),
+    Workload(1, 4, 2048, 1),
+    Workload(1, 2, 2048, 64),
+    Workload(4, 4, 2048, 64),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The measuring core's load: a pass over all workloads, which are its targets."""
+
+    label: str = "pass"
+
+
+_PASS = _Pass()
+
+_FAILURES = (
+    NotStartedError,
+    NotMeasuredError,
+    WorkerDiedError,
+    WorkloadError,
+    ScrapeError,
+    LongspanError,
+    result.ResultError,
+)
+
+
+def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, console: Console) -> Result:
+    """Runs of every workload, each after a warm-up of one session. Ctrl-C ends it and keeps what there is.
+
+    Args:
+        address: of the server.
+        workloads: what to measure.
+        rounds: of all of them; runs that other work disturbed are repeated if there is more than one.
+        console: for progress.
+
+    Raises:
+        longspan.LongspanError: the server does not answer.
+        NotMeasuredError: a run could not be made.
+        WorkerDiedError: a client process failed.
+        WorkloadError: the model's context is too short.
+    """
     with Client(address.host, address.port) as client:
         model = client.model_info()
-    found: Result | None = None
-    for streams, requests, prompt_tokens, output_tokens in workloads:
-
-        def draw(
-            count: int, seed: int, prompt_tokens: int = prompt_tokens, output_tokens: int = output_tokens
-        ) -> list[Session]:
-            vocabulary, context = model.vocabulary_size, model.context_length
-            return fixed(Shape(count, prompt_tokens, output_tokens, vocabulary, context, seed))
-
-        plan = Plan(
-            host=address.host,
-            port=address.port,
-            metrics_url=address.metrics_url,
-            workload={"name": "fixed", "prompt_tokens": prompt_tokens, "output_tokens": output_tokens},
-            draw=draw,
-            loads=[ClosedLoop(streams)],
-            sessions=requests,
-            warmup=1,
-            workers=1,
-            seed=0,
-            most_seconds=None,
-            targets=None,
+    vocabulary, context = model.vocabulary_size, model.context_length
+    plans = [_plan(address, each, vocabulary, context) for each in workloads]
+    found = describe(plans[0])
+    cells = {
+        f"{plan.workload} x {workload.streams}": Cell(
+            plan,
+            plan.measured[0],
+            ClosedLoop(workload.streams),
+            number,
+            str(found.server["device"]),
+            console,
+            found.runs.append,
         )
-        one = measure(plan, console)
-        if found is None:
-            found = one
-        else:
-            found.runs += one.runs
-    assert found is not None
+        for number, (plan, workload) in enumerate(zip(plans, workloads, strict=True))
+    }
+
+    def tell(progress: Progress) -> None:
+        if not progress.last.error:
+            run, last = found.runs[-1], progress.last
+            run.attempt, run.weather, run.disturbed = last.attempt, last.weather, last.disturbed
+
+    core = Rounds(cells, [_PASS], tell=tell)
+    try:
+        for number in range(rounds):
+            first = len(found.runs)
+            for cell in cells.values():
+                cell.prefix = f"{number + 1} of {rounds}: " if rounds > 1 else ""
+            try:
+                core.half(_PASS, number // 2, number % 2, MOST_REPEATS if rounds > 1 else 0)
+            finally:
+                for run in found.runs[first:]:
+                    run.repeat = number
+            for reason in core.failed.values():
+                raise NotMeasuredError(reason)
+    except StoppedError:
+        pass
     return found
+
+
+def _plan(address: Address, workload: Workload, vocabulary: int, context: int) -> Plan:
+    def draw(count: int, seed: int) -> list[Session]:
+        return fixed(Shape(count, workload.prompt_tokens, workload.output_tokens, vocabulary, context, seed))
+
+    sizes = {"prompt_tokens": workload.prompt_tokens, "output_tokens": workload.output_tokens}
+    return Plan(
+        host=address.host,
+        port=address.port,
+        metrics_url=address.metrics_url,
+        workload={"name": "fixed", **sizes},
+        draw=draw,
+        loads=[ClosedLoop(workload.streams)],
+        sessions=workload.requests,
+        warmup=1,
+        workers=1,
+        seed=0,
+        most_seconds=None,
+        targets=None,
+    )
 
 
 def main() -> int:
@@ -72,22 +160,40 @@ def main() -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there as well")
     parser.add_argument("--against", metavar="FILE", type=Path, help="compare with this earlier result")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="measure everything N times; intervals from 6 on",
+    )
     parser.add_argument("serve", nargs="*", help="further arguments for `longspan serve`, after --")
     arguments = parser.parse_args()
     console = Console()
     try:
         earlier = result.load(arguments.against) if arguments.against else None
         with serve("--no-prefix-cache", *arguments.serve) as address:
-            found = bench(address, WORKLOADS, Console(stderr=True))
-    except (NotStartedError, result.ResultError) as error:
+            found = bench(address, WORKLOADS, arguments.rounds, Console(stderr=True))
+    except _FAILURES as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
+    if not found.runs:
+        print("nothing was measured", file=sys.stderr)
+        return 130
     console.print(runs_table(found))
     if earlier is not None:
         console.print(comparison(earlier, found))
     if arguments.json:
         result.save(found, arguments.json)
     return 1 if any(run.summary.failed for run in found.runs) else 0
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number above 0")
+    return int(word)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Served:
 
     def _new(self, load: Load, seed: int) -> dict[str, float]:
         length = _prompt_tokens(load)
-        prompts = [self._draw(length, f"{seed} {load.label} {place}") for place in range(load.requests)]
+        prompts = [self._draw(length, f"{seed} {load.label} {place}") for place in range(_requests(load))]
         records = self._send(load, prompts, seed)
         if any(record.cached_tokens for record in records):
             raise CannotMeasureError(
@@ -110,7 +110,7 @@ class Served:
     def _cached(self, load: Load, seed: int) -> dict[str, float]:
         length = _prompt_tokens(load)
         last = (length - 1) % self._page + 1  # at least one token of a prompt is computed
-        users = load.concurrency or load.requests
+        users = load.requests if load.rate else load.concurrency
         known = length - last
         for attempt in range(2):
             missing = [user for user in range(users) if (length, user) not in self._known]
@@ -120,7 +120,7 @@ class Served:
                 self._known.update((length, user) for user in missing)
             prompts = [
                 self._prompt(place % users, known, last, f"{seed} {load.label} {attempt} {place}")
-                for place in range(load.requests)
+                for place in range(_requests(load))
             ]
             records = self._send(load, prompts, seed)
             lost = {record.session % users for record in records if record.cached_tokens < known}
@@ -177,6 +177,11 @@ def event_loop() -> Iterator[Run]:
 
 async def _connected(host: str, port: int) -> AsyncClient:
     return AsyncClient(host, port)  # its channel belongs to the loop that runs
+
+
+def _requests(load: Load) -> int:
+    """Fewer than users would measure fewer users."""
+    return load.requests if load.rate else max(load.requests, load.concurrency)
 
 
 def _prompt_tokens(load: Load) -> int:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import psutil
 
 from loadtest.deployment import Deployment
+from loadtest.load.listening import processes_on
+from loadtest.measuring import weather
 from loadtest.measuring.served import Served, event_loop
 from loadtest.servers import Address, NotStartedError, serve
 
-AT_ONCE = 2
-"""Servers that start at the same time: most of it is one thread's work."""
+_MOST_STARTING = 8  # at the same time; most of a start is one thread's work
 
 _SPARE = 0.9  # of the memory that is available; the rest is for this process and the page cache
 
@@ -74,8 +76,9 @@ def attach(host: str, port: int) -> Iterator[Served]:
             told from other programs'.
         longspan.LongspanError: it does not answer.
     """
-    pids = _listening(port) if _is_here(host) else ()
-    if _is_here(host) and not pids:
+    here = _is_here(host)
+    pids = processes_on(port) if here else ()
+    if here and not pids and weather.known():
         reason = (
             "no process that you may see listens there; measure as the user that the server runs as, in its "
             "container if it has one, or from another machine"
@@ -133,39 +136,27 @@ def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Seque
         raise ValueError("two deployments have one name")
     reasons: dict[str, str] = {}
     contexts = [serve(*arguments, *deployment.arguments) for deployment in deployments]
-    executor = ThreadPoolExecutor(AT_ONCE)
-    starting = [executor.submit(context.__enter__) for context in contexts]
+    executor = ThreadPoolExecutor(min(_MOST_STARTING, os.cpu_count() or 1))
+    starting: list[Future[Address]] = []
     addresses = []
     try:
-        for name, future in zip(names, starting, strict=True):
+        for number, name in enumerate(names):
+            # The first one packs the weights and keeps them, which the others would do as well beside it.
+            if number < 2:
+                starting += [executor.submit(each.__enter__) for each in (contexts[:1], contexts[1:])[number]]
             try:
-                addresses.append(future.result())
+                addresses.append(starting[number].result())
             except NotStartedError as error:
                 reasons[name] = str(error)
     finally:
         # What is on its way up, as Ctrl-C may find it, must be up before it can be ended.
         executor.shutdown(wait=True, cancel_futures=True)
-        for context, future in zip(contexts, starting, strict=True):
+        for context, future in zip(contexts, starting, strict=False):
             if future.done() and not future.cancelled() and future.exception() is None:
                 stack.push(context.__exit__)
     if reasons:
         raise OpenError(reasons)
     return addresses
-
-
-def _listening(port: int) -> tuple[int, ...]:
-    """Processes of this machine that listen at a TCP port, as far as they can be seen."""
-    try:
-        sockets = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
-        return ()
-    return tuple(
-        {
-            each.pid
-            for each in sockets
-            if each.pid and each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
-        }
-    )
 
 
 def _is_here(host: str) -> bool:

@@ -57,10 +57,11 @@ def at_work(target):
     "load",
     [
         CACHED,
-        replace(CACHED, concurrency=3, requests=6),
+        replace(CACHED, concurrency=3),
+        replace(CACHED, rate=50.0, concurrency=0, requests=3),
         NEW,
         replace(NEW, concurrency=2, requests=4),
-        replace(NEW, rate=50.0, requests=3),
+        replace(NEW, rate=50.0, concurrency=0, requests=3),
     ],
     ids=lambda load: load.label,
 )
@@ -145,15 +146,18 @@ def test_ctrl_c_ends_all_servers(arguments):
         "import sys, time\n"
         "from loadtest.deployment import FULL\n"
         "from loadtest.measuring.servers import open_all\n"
+        "from loadtest.measuring.types import Load\n"
         "with open_all([FULL], sys.argv[1:], 1 << 20) as opened:\n"
         "    print(opened['full'].pids[0], flush=True)\n"
-        "    time.sleep(60)\n"
+        "    while True:\n"
+        "        opened['full'].measure(Load(500, 400, 4), time.monotonic_ns())\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         pid = int(process.stdout.readline())
         assert psutil.pid_exists(pid)
+        time.sleep(0.2)  # somewhere within a cell
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
@@ -168,7 +172,7 @@ def test_a_server_that_is_there_already_is_measured_and_its_processes_are_found(
     with attach(own.host, own.port) as target:
         assert target.pids == own.pids
         assert target.measure(CACHED, 0).keys() == {"tpot", "output_rate"}
-    monkeypatch.setattr(servers, "_listening", lambda port: ())
+    monkeypatch.setattr(servers, "processes_on", lambda port: ())
     with pytest.raises(OpenError, match="as the user that the server runs as"), attach(own.host, own.port):
         pass
 
