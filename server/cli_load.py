@@ -218,12 +218,13 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
             client = None
             if not plan.alone:
                 client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
-            context = 0
+            told = []
             if plan.endpoint is not None:
                 from loadtest.load import examine
 
-                context = examine.context(plan.endpoint)
-            workload, draw = drawing(wanted, known(client, plan.endpoint, context))
+                about = examine.told(plan.endpoint)
+                told = [about.context, about.vocabulary]
+            workload, draw = drawing(wanted, known(client, plan.endpoint, *told))
             if plan.endpoint is not None:
                 examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0])
             plan = dataclasses.replace(plan, workload=workload, draw=draw)

@@ -16,7 +16,9 @@ from loadtest.load.result import Result
 from loadtest.load.sweep import Sweep
 from loadtest.load.targets import Endpoint
 from loadtest.load.worker import loop_name
+from loadtest.measuring import weather
 from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
+from loadtest.measuring.weather import Observe
 from longspan import Client
 
 __all__ = ["Plan", "describe", "measure"]
@@ -41,11 +43,16 @@ _UNKNOWN = (
 )
 
 
-def measure(plan: Plan, console: Console) -> Result:
+def measure(plan: Plan, console: Console, observe: Observe = weather.observe) -> Result:
     """Runs the plan, with live progress on ``console``. Ctrl-C ends the run under way and the plan.
 
     A round of the measuring core is two passes over all cells, there and back. A run that other work on this
     machine disturbs is measured again, but not where there are no repeats: then it only says so.
+
+    Args:
+        plan: what to measure.
+        console: for progress.
+        observe: how the machine is watched.
 
     Raises:
         longspan.LongspanError: the server does not answer.
@@ -59,24 +66,30 @@ def measure(plan: Plan, console: Console) -> Result:
         for number, load in enumerate(plan.loads):
             own = [
                 Cell(plan, target, load, number, found.server.get("device", ""), console, found.runs.append)
-                for target in plan.measured
+                for target in plan.measured[:: -1 if number % 2 else 1]
             ]
             cells += own
             if not number and any(target.local for target in plan.measured):
                 found.notes += [] if all(cell.pids for cell in own) else [_UNKNOWN]
             first = len(found.runs)
-            _pass(found, own, 0, plan.repeats, turned=number % 2 == 1)
+            _pass(found, own, 0, plan.repeats, observe)
             if isinstance(plan.loads, Sweep):
                 name = plan.measured[0].name
                 plan.loads.learn([run for run in found.runs[first:] if run.target == name][-1].summary)
         for repeat in range(1, plan.repeats):
-            _pass(found, cells, repeat, plan.repeats)
+            _pass(found, cells, repeat, plan.repeats, observe)
     except StoppedError:
         pass
     return found
 
 
-def _pass(found: Result, cells: Sequence[Cell], repeat: int, repeats: int, *, turned: bool = False) -> None:
+def _pass(
+    found: Result,
+    cells: Sequence[Cell],
+    repeat: int,
+    repeats: int,
+    observe: Observe,
+) -> None:
     """One pass over cells; each run learns where in the whole it belongs, and what the weather was."""
     first = len(found.runs)
     known = all(cell.pids for cell in cells)
@@ -88,9 +101,10 @@ def _pass(found: Result, cells: Sequence[Cell], repeat: int, repeats: int, *, tu
 
     for cell in cells:
         cell.prefix = f"{repeat + 1} of {repeats}: " if repeats > 1 else ""
-    order = cells[::-1] if turned else cells
-    rounds = Rounds({cell.name: cell for cell in order}, [_PASS], tell=tell)
-    again = MOST_REPEATS if known and repeats > 1 else 0
+    rounds = Rounds({cell.name: cell for cell in cells}, [_PASS], tell=tell, observe=observe)
+    # Where all of the last pass was disturbed, this one will be too, and would only take three times as long.
+    hopeless = first > 0 and all(run.disturbed for run in found.runs if run.repeat == repeat - 1)
+    again = MOST_REPEATS if known and repeats > 1 and not (repeat and hopeless) else 0
     try:
         rounds.half(_PASS, repeat // 2, repeat % 2, again)
     finally:

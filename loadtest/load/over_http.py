@@ -66,13 +66,10 @@ class HttpSender:
 
         An answer of another length than asked for is no failure: not every server can be told to go on.
         """
-        request = self._client.build_request(
-            "POST", self._url, json=body(self._endpoint, turn), headers={"Accept": "text/event-stream"}
-        )
         answer = _Answer()
-        record.sent = time.monotonic()
+        content = json.dumps(body(self._endpoint, turn)).encode()
         try:
-            async for when, text in self._stream(request, answer):
+            async for when, text in self._stream(content, record, answer):
                 record.arrivals.append((when, 1))
                 answer.parts.append(text)
         except _FailedError as error:
@@ -92,11 +89,13 @@ class HttpSender:
             record.arrivals = list(zip(times, tokens.per_part(parts), strict=True))
         self._uncounted.clear()
 
-    async def _stream(self, request: httpx2.Request, answer: _Answer) -> AsyncIterator[tuple[float, str]]:
+    async def _stream(
+        self, content: bytes, record: Record, answer: _Answer
+    ) -> AsyncIterator[tuple[float, str]]:
         """Texts and when they came. Raises ``_FailedError``."""
         response: httpx2.Response | None = None
         try:
-            response = await self._client.send(request, stream=True)
+            response = await self._open(content, record)
             if response.status_code != 200:
                 raise await _refused(response)
             async with asyncio.timeout(None) as limit:
@@ -140,6 +139,29 @@ class HttpSender:
                 "the endpoint does not tell how many tokens it generated (stream_options.include_usage); "
                 "give --tokenizer, to count them here",
             )
+
+    async def _open(self, content: bytes, record: Record) -> httpx2.Response:
+        """Sends a request and waits for its answer to begin.
+
+        A server may close a connection that rests just when it is used again. What it says nothing to there
+        goes out on another one, and counts as sent then.
+        """
+        headers = {"Accept": "text/event-stream", "Content-Type": "application/json"}
+        while True:
+            seen: list[str] = []
+
+            async def note(event: str, _: object, seen: list[str] = seen) -> None:
+                seen.append(event)
+
+            request = self._client.build_request(
+                "POST", self._url, content=content, headers=headers, extensions={"trace": note}
+            )
+            record.sent = time.monotonic()
+            try:
+                return await self._client.send(request, stream=True)
+            except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+                if any(event.startswith("connection.connect_tcp") for event in seen):
+                    raise
 
     def _count(self, record: Record, answer: _Answer) -> None:
         told = answer.told("completion_tokens")

@@ -120,6 +120,23 @@ def test_keys_extra_fields_and_streams_that_stay_open(address):
     assert openai_double.KEY not in repr(Endpoint(address, "keyed", key=openai_double.KEY))
 
 
+def test_a_connection_that_the_server_has_closed_is_no_failure(address, monkeypatch):
+    """The pool does not know yet that it is closed."""
+    monkeypatch.setattr("httpcore2._async.http11.AsyncHTTP11Connection.has_expired", lambda connection: False)
+
+    async def send(count):
+        found = [Record(0, 0, 0.0, 0.0, expected_tokens=9) for _ in range(count)]
+        async with HttpSender(Endpoint(address, "closing")) as sender:
+            for record in found:
+                await sender.send(IDS, record)
+                await asyncio.sleep(0.05)
+        return found
+
+    for record in asyncio.run(send(3)):
+        assert (record.code, record.tokens) == ("OK", 9)
+        assert record.sent < record.arrivals[0][0] < record.sent + 5
+
+
 def test_nobody_there():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -128,14 +145,15 @@ def test_nobody_there():
     assert record.code == "UNAVAILABLE"
     assert f"no server answers at {url}" in record.error
     with pytest.raises(EndpointError, match="no server answers"):
-        examine.context(Endpoint(url, "plain"))
+        examine.told(Endpoint(url, "plain"))
 
 
 def test_what_can_be_refused_is_refused_before(address, tokenizer):
-    assert examine.context(Endpoint(address, "plain")) == openai_double.CONTEXT
-    assert examine.context(Endpoint(address, "short")) == 0
+    assert examine.told(Endpoint(address, "plain")) == examine.Told(openai_double.CONTEXT)
+    assert examine.told(Endpoint(address, "pairs")) == examine.Told(77, 255)
+    assert examine.told(Endpoint(address, "short")) == examine.Told()
     with pytest.raises(EndpointError, match=r"has no model 'nobody'; name one .*: plain, nasty"):
-        examine.context(Endpoint(address, "nobody"))
+        examine.told(Endpoint(address, "nobody"))
     with pytest.raises(EndpointError, match="ignore_eos"):
         examine.try_out(Endpoint(address, "strict"), IDS)
     for turn in (IDS, Turn("abc", 4)):
