@@ -13,13 +13,11 @@ from loadtest.growth.document import SCHEMA
 from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
 from loadtest.growth.types import Growth, Point
 from loadtest.report import page, words
-from loadtest.report.chart import Chart
+from loadtest.report.chart import Chart, room_for
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import look
 from loadtest.report.scale import Axis, span
 from loadtest.report.svg import Size
-
-_NAMES = 185.0
 
 
 def write_report(growth: Growth, path: Path) -> None:
@@ -84,7 +82,8 @@ def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
         lambda tick: words.tokens(int(tick)) if _by_context(points) else f"{tick:.0f}",
     )
     y = Axis("milliseconds per token", bottom, top, True)
-    chart = Chart(size, x, y, right=12 if size.narrow else _NAMES)
+    names = [(number, growth.survey.variants[number].name) for number in lines]
+    chart = Chart(size, x, y, right=room_for([name for _, name in names], size))
     for number, line in lines.items():
         name = growth.survey.variants[number].name
         chart.line([(at, found.value * 1e3) for at, found in line], look(number))
@@ -93,12 +92,7 @@ def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
             if found.claimed:
                 chart.interval((at, at), (found.low * 1e3, found.high * 1e3), look(number).color)
             chart.point(at, value, look(number), f"{name}: {words.number(value)} ms at {at:g}", radius=4)
-    names = [(number, growth.survey.variants[number].name) for number in lines]
-    if size.narrow:
-        chart.names_below([(name, look(number)) for number, name in names])
-    else:
-        ends = {number: line[-1][1].value * 1e3 for number, line in lines.items()}
-        chart.names_beside([(ends[number], name, look(number)) for number, name in names])
+    chart.names([(lines[number][-1][1].value * 1e3, name, look(number)) for number, name in names])
     return chart
 
 

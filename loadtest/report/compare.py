@@ -101,8 +101,8 @@ def _warnings(comparison: Comparison, judgment: Judgment) -> list[str]:
     """What the advice doesn't say already."""
     found = [judgment.busy or comparison.busy]
     found += [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
-    told = " ".join(judgment.advice.sentences)
-    return [sentence for sentence in found if sentence and sentence not in told]
+    told = " ".join(judgment.advice.sentences).lower()
+    return [sentence for sentence in found if sentence and sentence.lower() not in told]
 
 
 def _winner(judgment: Judgment) -> Verdict | None:
@@ -140,7 +140,7 @@ def _effective(verdict: Verdict) -> str:
 _SPEEDS = {
     "tpot": "time per token",
     "output_rate": "tokens per second",
-    "ttft": "time to first token",
+    "ttft": "to first token",
     "bytes": "KV memory",
     "fits": "fits",
 }

@@ -9,13 +9,12 @@ from loadtest.compare.gains import deciding_figure, is_served, new_prompts, oper
 from loadtest.compare.types import Comparison, Gain, Judgment
 from loadtest.measuring.types import Interval, length_label
 from loadtest.report import view, words
-from loadtest.report.chart import Chart
+from loadtest.report.chart import Chart, room_for
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import look
 from loadtest.report.scale import Axis, span
 from loadtest.report.svg import HALF, NARROW, Size
 
-_NAMES = 175.0
 _Lines = Mapping[str, list[tuple[int, Interval]]]
 
 
@@ -106,7 +105,7 @@ def _drawing(
             "tokens of the sequence", low, high, log, tuple(lengths), lambda tick: length_label(int(tick))
         )
         y = Axis(unit, 0.0, top)
-        chart = Chart(size, x, y, right=12 if size.narrow else _NAMES)
+        chart = Chart(size, x, y, right=room_for(known, size))
         for name, line in known.items():
             own = look(numbers[name])
             chart.line([(length, found.value) for length, found in line], own)
@@ -115,12 +114,7 @@ def _drawing(
                     chart.interval((length, length), (found.low, found.high), own.color)
                 told = f"{name}: {words.number(found.value)} {unit} at {length_label(length)}"
                 chart.point(length, found.value, own, told)
-        if size.narrow:
-            chart.names_below([(name, look(numbers[name])) for name in known])
-        else:
-            chart.names_beside(
-                [(line[-1][1].value, name, look(numbers[name])) for name, line in known.items()]
-            )
+        chart.names([(line[-1][1].value, name, look(numbers[name])) for name, line in known.items()])
         return chart
 
     return drawing(key, title, caption, draw, sizes=(HALF, NARROW))
