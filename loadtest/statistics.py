@@ -102,8 +102,12 @@ def score_loss(
 
     Agresti and Min (Simple improved confidence intervals for comparing matched proportions, 2005): two
     samples are imagined beside the real ones, one half lost and one half won of each, so that no loss in
-    ten samples does not pass for certainty. For scores between 0 and 1 the same with their squares; for
-    samples that share a context the variance is that of the contexts' sums.
+    ten samples does not pass for certainty. For scores between 0 and 1 the same with their squares.
+
+    Samples that share a context may depend on one another. Where their sums by context vary more than
+    independent samples would, that variance counts, with Student's t by the number of contexts (Cameron and
+    Miller: A practitioner's guide to cluster-robust inference, 2015, section VI). From several samples of one
+    context alone nobody can tell, and no interval is claimed.
 
     Args:
         full: scores of full attention, 0 to 1.
@@ -118,9 +122,19 @@ def score_loss(
     sums, counts = _by_cluster(losses, clusters)
     mean = float(losses.sum() / (count + 2))
     # Two imagined samples that differ by 1/2 of a loss and 1/2 of a win each add 1 to the sum of squares.
-    squares = float(((sums - counts * mean) ** 2).sum()) + 1.0
-    half = _quantile((1 + confidence) / 2) * math.sqrt(squares) / (count + 2)
-    return Interval(float(losses.mean()), mean - half, mean + half, count)
+    squares = float(((losses - mean) ** 2).sum()) + 1.0
+    share = (1 + confidence) / 2
+    half = _quantile(share) * math.sqrt(squares) / (count + 2)
+    groups = len(sums)
+    if groups == 1 < count:
+        return Interval(float(losses.mean()), count=count)
+    if groups < count:
+        center = float(losses.mean())
+        together = groups / (groups - 1) * float(((sums - counts * center) ** 2).sum()) + 1.0
+        if together > squares:
+            half = _student(share, groups - 1) * math.sqrt(together) / (count + 2)
+    # With two contexts that differ the interval would leave what scores can lose.
+    return Interval(float(losses.mean()), max(-1.0, mean - half), min(1.0, mean + half), count)
 
 
 def to_settle(loss: Interval, margin: float) -> int | None:

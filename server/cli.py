@@ -66,7 +66,7 @@ def _serve(settings: Settings) -> int:
 
 application.command()(generate)
 application.command()(load)
-application.command()(compare)
+application.command(context_settings={"allow_extra_args": True})(compare)
 application.command()(backends)
 
 

@@ -2,9 +2,223 @@
 
 from __future__ import annotations
 
-from server.cli_shared import fail
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli_shared import fail, require_server
+
+if TYPE_CHECKING:
+    from loadtest.compare.plan import Material
+    from loadtest.compare.types import Comparison, Plan
+
+_REFUSED = 2
+_INTERRUPTED = 130
+_ENDING_SECONDS = 5.0
+_WIDTH = 100  # of what goes to a file
 
 
-def compare() -> None:
-    """Compare attention variants on your model, this machine and your text, and say which to deploy."""
-    fail("being rebuilt")
+def compare(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="As for `longspan serve`.")] = None,
+    contexts: Annotated[
+        list[str] | None,
+        typer.Option("--context", help="Lengths in tokens, like 1024,8192; may be repeated."),
+    ] = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate",
+            help="A backend and its options, like 'sliding_window window=512'; may be repeated. "
+            "Full attention is always there.",
+        ),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="More variants, lengths and tasks: an evening, not minutes."),
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Time to spend, like 5m or 2h.", show_default="5m, with --full 2h")
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(help="Your load: users, like 1,8; the first decides.", show_default="1"),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Your load as sessions per second, instead of users.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Of those that `--task help` lists; may be repeated.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Your own text, UTF-8. Without it: the manual that comes with Python.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="Your own questions, JSONL: a prompt, and what an answer contains, or nothing."),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Ask through the chat template.", show_default="if there is one"
+        ),
+    ] = None,
+    margins: Annotated[
+        list[str] | None,
+        typer.Option("--margin", help="How much may be lost, like perplexity=0.03; may be repeated."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of all intervals and tests.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Keep the result there; the same command goes on from it."),
+    ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a report there.")] = None,
+    csv_folder: Annotated[
+        Path | None, typer.Option("--csv", help="Write every answer, block of text and measurement there.")
+    ] = None,
+    show: Annotated[Path | None, typer.Option(help="Show this result instead of measuring.")] = None,
+    live: Annotated[
+        bool, typer.Option("--serve", help="Show the report in a browser while it is being measured.")
+    ] = False,
+) -> None:
+    """Compare attention variants on your model, this machine and your text, and say which to deploy.
+
+    Serves them side by side. What follows -- goes to every `longspan serve`. Ends with 0 if all was
+    measured, 1 if a candidate failed meanwhile, 2 if something was refused before.
+    """
+    require_server()
+    from loadtest.compare import document
+    from loadtest.compare.plan import Asked, PlanError, make_plan
+    from loadtest.compare.plan import budget as seconds
+    from loadtest.document import DocumentError
+
+    if show is not None:
+        try:
+            _tell(document.load(show), html_file, csv_folder)
+        except (DocumentError, OSError) as error:
+            fail(str(error))
+        return
+    if tasks == ["help"]:
+        _list_tasks()
+        return
+    try:
+        asked = Asked(
+            whole=full,
+            model=model,
+            contexts=_numbers(contexts or [], "--context"),
+            candidates=candidates or [],
+            tasks=tasks or [],
+            concurrency=_numbers([concurrency] if concurrency else [], "--concurrency"),
+            rate=rate,
+            text=text,
+            questions=questions,
+            chat=chat,
+            margins=margins or [],
+            confidence=confidence,
+            seed=seed,
+            arguments=context.args,
+        )
+        plan, material = make_plan(asked)
+        _measure(plan, material, seconds(asked, budget), json_file, html_file, csv_folder, live)
+    except PlanError as error:
+        fail(str(error), _REFUSED)
+
+
+def _measure(
+    plan: Plan,
+    material: Material,
+    budget: float,
+    json_file: Path | None,
+    html_file: Path | None,
+    csv_folder: Path | None,
+    live: bool,
+) -> None:
+    import time
+    from datetime import UTC, datetime
+
+    from loadtest.compare import document
+    from loadtest.compare.preflight import describe, look
+    from loadtest.compare.progress import Watcher
+    from loadtest.compare.run import FullFailedError, run
+    from loadtest.compare.types import Comparison
+    from loadtest.document import DocumentError, machine
+
+    began = time.monotonic()
+    with Watcher(budget, json_file, live) as watcher:
+        watcher.doing(describe(plan))
+        found = look(plan, material, watcher.doing)
+        comparison = Comparison(
+            found.plan,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            machine(),
+            found.versions,
+            found.model,
+            budget=budget,
+        )
+        try:
+            if json_file is not None:
+                comparison = document.join(comparison, json_file)
+            watcher.watch(comparison)
+            # The servers take a moment to end.
+            run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
+        except DocumentError as error:
+            fail(str(error), _REFUSED)
+        except FullFailedError as error:
+            watcher.keep()
+            fail(str(error))
+        except KeyboardInterrupt:
+            watcher.keep()
+            more = f"the same command goes on from {json_file}" if json_file else "with --json it could go on"
+            fail(f"interrupted; {more}", _INTERRUPTED)
+        watcher.keep()
+    _tell(comparison, html_file, csv_folder)
+    if comparison.failed:
+        raise typer.Exit(1)
+
+
+def _tell(comparison: Comparison, html_file: Path | None, csv_folder: Path | None) -> None:
+    from rich.console import Console
+
+    from loadtest.compare import csv
+    from loadtest.compare.judge import judge
+    from loadtest.compare.table import table
+    from loadtest.report.compare import render
+
+    judgment = judge(comparison)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    console.print(table(comparison, judgment))
+    try:
+        if html_file is not None:
+            html_file.write_text(render(comparison, judgment), encoding="utf-8")
+        if csv_folder is not None:
+            csv.write(comparison, csv_folder)
+    except OSError as error:
+        fail(f"the result can't be written: {error}")
+
+
+def _list_tasks() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from loadtest.tasks.registry import TASKS
+
+    grid = Table(box=None, pad_edge=False)
+    for column in ("task", "asks for", "source"):
+        grid.add_column(column)
+    for task in TASKS.values():
+        grid.add_row(task.name, task.description, task.source)
+    Console().print(grid)
+
+
+def _numbers(texts: list[str], option: str) -> list[int]:
+    words = [word for text in texts for word in text.split(",")]
+    if wrong := [word for word in words if not word.strip().isdecimal() or not int(word)]:
+        fail(
+            f"{option} {wrong[0]!r} is no number above 0; write them like 1024,8192",
+            _REFUSED,
+        )
+    return [int(word) for word in words]

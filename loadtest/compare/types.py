@@ -80,7 +80,7 @@ class Comparison:
         created: UTC, ISO 8601.
         machine: what it runs on.
         versions: of Longspan and what it runs on.
-        model: name, architecture, parameters, dtype, kv_dtype, device, context_length.
+        model: name, architecture, parameters, dtype, kv_dtype, device, context_length, vocabulary_size.
         running: how each candidate is served, by name: ``kernel``, ``reason``, ``options``.
         budget: seconds that it was given.
         spent: seconds that it has used, over all runs that were joined.
@@ -122,7 +122,8 @@ class Evidence:
 
     Attributes:
         deployment: the variant.
-        measure: ``text``, ``tasks`` (informative ones together), ``task:NAME``, ``own``.
+        measure: ``text``, ``tasks`` (together: by ``score`` those that full attention can do, by ``logprob``
+            those that it fails), ``task:NAME``, ``own``.
         length: context length; 0 where it does not depend on one.
         unit: of ``loss`` and ``margin``: ``perplexity`` (a ratio less 1), ``score``, ``logprob`` (nats per
             token), ``agreement``.
@@ -135,6 +136,7 @@ class Evidence:
         decides: it is part of the verdict; else it only tells where something was lost.
         where: in words where it loses, like "at depth 0.1 and 0.3: 0 of 8 found where full finds 8".
         note: why it can't tell, or what to know of it; empty for nothing.
+        contexts: that the samples of ``loss`` come from; samples of one context depend on one another.
     """
 
     deployment: str
@@ -150,6 +152,7 @@ class Evidence:
     decides: bool = True
     where: str = ""
     note: str = ""
+    contexts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,165 +7,161 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.html import page, plot, text
-from loadtest.load.result import Result, Run
-from loadtest.load.table import COLUMNS, DEVICE_COLUMNS, figure, heading, remarks
+from loadtest.document import plain
+from loadtest.load.against import Change, Finding, changes
+from loadtest.load.plots import drawings
+from loadtest.load.result import SCHEMA, Result
+from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
+from loadtest.load.table import DEVICE_COLUMNS, differences, figure, heading, remarks_of
+from loadtest.report import page
 
-_BLUE, _ORANGE = "#1f6fb4", "#d9822b"
-_SHARES = [0.5, 0.9, 0.95, 0.99]
-
-
-def write_report(result: Result, path: Path) -> None:
-    """Writes the report of a result with at least one run."""
-    lines = text(heading(result).plain).replace("\n", "<br>")
-    body = [
-        f"<p class='dim'>{lines}<br>{text(result.created)}</p>",
-        _table(result),
-        *_remarks(result),
-        *_device(result),
-        *_plots(result),
-        _facts(result),
-    ]
-    path.write_text(page(f"Load test of {result.server.get('model')}", body), encoding="utf-8")
+_SIGNS = {Finding.BETTER: "▲ ", Finding.WORSE: "▼ ", Finding.NONE: "= ", Finding.UNTESTED: ""}
 
 
-def _table(result: Result) -> str:
+def write_report(result: Result, path: Path, against: Result | None = None) -> None:
+    """Writes the report of a result with at least one run.
+
+    Args:
+        result: to be shown.
+        path: of the file.
+        against: an earlier result, for a table of before and after.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    path.write_text(render(result, against), encoding="utf-8")
+
+
+def render(result: Result, against: Result | None = None) -> str:
+    """The report; see ``write_report``."""
+    found = rows(result)
     goodput = any(run.summary.goodput is not None for run in result.runs)
-    heads = [f"{name}<br><small>{unit}</small>" for name, unit, _, _ in COLUMNS]
-    heads += (["good"] if goodput else []) + ["failed", "requests"]
-    rows = []
-    for run in result.runs:
-        cells = [figure(get(run)) for _, _, get, _ in COLUMNS]
-        if goodput:
-            cells.append("-" if run.summary.goodput is None else f"{run.summary.goodput:.1%}")
-        cells += [str(sum(run.summary.failed.values())), str(run.summary.requests)]
-        mark = " class='bad'" if run.objections or run.interrupted else ""
-        rows.append(
-            f"<tr{mark}><th>{text(run.label)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    heads = ["load", *(f"{each.name}, {each.unit}" for each in FIGURES)]
+    heads += (["good, %"] if goodput else []) + ["failed", "requests"]
+    model = result.server.get("model") or ", ".join(result.peers) or "an endpoint"
+    return page.render(
+        "load.html.j2",
+        title=f"Load test of {model}",
+        live=False,
+        heading=[*heading(result).plain.split("\n"), result.created],
+        heads=heads,
+        rows=[_row(row, goodput) for row in found],
+        footnotes=_footnotes(found, result.confidence),
+        remarks=[remark for row in found for remark in remarks_of(row)],
+        against=None if against is None else _against(against, result),
+        drawings=drawings(result, against),
+        device=_device(result),
+        facts=_facts(result),
+        json=page.embedded({"schema": SCHEMA, **plain(result)}),
+        json_name="longspan-load.json",
+    )
+
+
+def _footnotes(found: Sequence[Row], confidence: float) -> list[str]:
+    """What brackets and signs in the table mean."""
+    cells = [cell for row in found for cell in row.cells.values()]
+    repeats = max(len(row.runs) for row in found)
+    notes = []
+    if repeats > 1:
+        notes.append(f"Figures are medians of {repeats} runs.")
+    if any(cell.across_runs and cell.interval.claimed for cell in cells):
+        notes.append(f"In brackets: {confidence:.0%} intervals of these medians.")
+    elif any(cell.interval.claimed for cell in cells):
+        notes.append(
+            f"In brackets: {confidence:.0%} intervals of percentiles within one run. From run to run figures "
+            "differ more; --repeats 6 tells how much."
         )
-    head = "".join(f"<th>{cell}</th>" for cell in ["load", *heads])
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return notes + [f"? {weak}" for weak in dict.fromkeys(cell.weak for cell in cells if cell.weak)]
 
 
-def _remarks(result: Result) -> list[str]:
-    notes = [
-        f"<li><b>{text(run.label)}</b>: {text(note)}</li>" for run in result.runs for note in remarks(run)
-    ]
-    if not notes:
-        return ["<p>Every run is valid, nothing failed, and the client's totals equal the server's.</p>"]
-    return ["<h2>To know before believing the figures</h2><ul>", *notes, "</ul>"]
+def _row(row: Row, goodput: bool) -> dict[str, Any]:
+    cells = [_cell(each, row.cells[each.key]) for each in FIGURES]
+    summaries = [run.summary for run in row.runs]
+    if goodput:
+        goods = [summary.goodput for summary in summaries if summary.goodput is not None]
+        share = 100 * sum(goods) / len(goods) if goods else math.nan
+        cells.append((figure(share), _key(share), ""))
+    failed = sum(sum(summary.failed.values()) for summary in summaries)
+    requests = sum(summary.requests for summary in summaries)
+    cells += [(str(failed), failed, ""), (f"{requests:,}", requests, "")]
+    bad = any(run.objections or run.interrupted or run.disturbed for run in row.runs)
+    return {"name": row.label, "kind": "bad" if bad else "", "cells": cells}
 
 
-def _device(result: Result) -> list[str]:
+def _cell(each: Figure, cell: Cell) -> tuple[str, float | str, str]:
+    value, low, high = (
+        end * each.factor for end in (cell.interval.value, cell.interval.low, cell.interval.high)
+    )
+    note = f"({figure(low)} to {figure(high)})" if cell.interval.claimed else ""
+    return figure(value) + ("?" if cell.weak else ""), _key(value), note
+
+
+def _against(before: Result, after: Result) -> dict[str, Any]:
+    """Three rows per load that both have: before, after, and their ratios."""
+    found = changes(before, after)
+    table = []
+    for label in dict.fromkeys(change.label for change in found):
+        own = [change for change in found if change.label == label]
+        for when, cells in (
+            ("before", [_value(change, change.before.value) for change in own]),
+            ("after", [_value(change, change.after.value) for change in own]),
+            ("after / before", [_ratio(change) for change in own]),
+        ):
+            table.append({"name": label, "cells": [(when, when, ""), *cells]})
+    shared = {change.label for change in found}
+    missing = [row.label for result in (after, before) for row in rows(result) if row.label not in shared]
+    notes = differences(before, after)
+    if missing:
+        notes.append(f"only in one of the two: {', '.join(missing)}")
+    heads = ["load", "when", *(f"{each.name}, {each.unit}" for each in FIGURES)]
+    return {"created": before.created, "heads": heads, "rows": table, "notes": notes}
+
+
+def _value(change: Change, value: float) -> tuple[str, float | str, str]:
+    value *= change.figure.factor
+    return figure(value), _key(value), ""
+
+
+def _ratio(change: Change) -> tuple[str, float | str, str]:
+    ratio = change.ratio
+    if not math.isfinite(ratio.value):
+        return "-", "", ""
+    ends = f"({ratio.low:.2f} to {ratio.high:.2f})" if ratio.claimed else ""
+    return f"{_SIGNS[change.finding]}{ratio.value:.2f}\N{MULTIPLICATION SIGN}", ratio.value, ends
+
+
+def _device(result: Result) -> dict[str, Any] | None:
     uses = [(run.label, run.device) for run in result.runs if run.device is not None]
     if not uses:
-        return []
-    heads = "".join(f"<th>{name}<br><small>{unit}</small></th>" for name, unit, _ in DEVICE_COLUMNS)
-    rows = [
-        f"<tr><th>{text(label)}</th>"
-        + "".join(f"<td>{figure(get(use))}</td>" for _, _, get in DEVICE_COLUMNS)
-        + "</tr>"
-        for label, use in uses
-    ]
-    notes = [f"<li><b>{text(label)}</b>: {text(note)}</li>" for label, use in uses for note in use.unmeasured]
-    return [
-        f"<h2>Device: {text(', '.join(dict.fromkeys(use.name for _, use in uses)))}</h2>",
-        f"<table><thead><tr><th>load</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
-        *(["<ul>", *notes, "</ul>"] if notes else []),
-    ]
-
-
-def _plots(result: Result) -> list[str]:
-    closed = [run for run in result.runs if run.load["kind"] == "closed"]
-    parts = []
-    if len(result.runs) > 1:
-        parts.append(
-            plot(
-                "Throughput against latency",
-                lambda axes: _throughput(axes, result.runs),
-                "one point per load",
-            )
-        )
-    if len(closed) > 2:
-        parts.append(plot("Users", lambda axes: _users(axes, closed), "throughput as users are added"))
-    parts.append(plot("Time to first token", lambda axes: _percentiles(axes, result.runs, "ttft"), _BARS))
-    parts.append(plot("Between messages", lambda axes: _percentiles(axes, result.runs, "chunk_gap"), _BARS))
-    return parts + [_over_time(run) for run in result.runs if run.requests]
-
-
-def _over_time(run: Run) -> str:
-    caption = "waiting for the first token, and receiving tokens, as the client saw it"
-    return plot(f"Requests over time, {run.label}", lambda axes: _timeline(axes, run), caption)
-
-
-_BARS = "percentiles 50, 90, 95 and 99, lightest to darkest"
-
-
-def _throughput(axes: Any, runs: Sequence[Run]) -> None:
-    for kind, color in (("closed", _BLUE), ("open", _ORANGE)):
-        chosen = [run for run in runs if run.load["kind"] == kind]
-        if not chosen:
-            continue
-        x = [run.summary.output_rate for run in chosen]
-        y = [run.summary.latency.p50 for run in chosen]
-        axes.plot(x, y, "o-", color=color, label=f"{kind} loop")
-        for run, at_x, at_y in zip(chosen, x, y, strict=True):
-            axes.annotate(run.load_label, (at_x, at_y), textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axes.set(xlabel="output tokens per second", ylabel="median latency, s")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
-    axes.legend(frameon=False)
-
-
-def _users(axes: Any, runs: Sequence[Run]) -> None:
-    users = [run.load["concurrency"] for run in runs]
-    axes.plot(users, [run.summary.output_rate for run in runs], "o-", color=_BLUE)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(users, [str(count) for count in users])
-    axes.set(xlabel="users", ylabel="output tokens per second")
-    axes.set_ylim(bottom=0)
-
-
-def _percentiles(axes: Any, runs: Sequence[Run], name: str) -> None:
-    width = 0.8 / len(_SHARES)
-    for index, share in enumerate(_SHARES):
-        heights = [getattr(getattr(run.summary, name), f"p{round(share * 100)}") * 1e3 for run in runs]
-        heights = [0 if math.isnan(height) else height for height in heights]
-        places = [place + (index - 1.5) * width for place in range(len(runs))]
-        axes.bar(places, heights, width * 0.95, color=_BLUE, alpha=0.3 + 0.7 * index / (len(_SHARES) - 1))
-    axes.set_xticks(range(len(runs)), [run.label for run in runs], rotation=30 if len(runs) > 6 else 0)
-    axes.set(ylabel="milliseconds")
-
-
-def _timeline(axes: Any, run: Run) -> None:
-    waiting = _steps((r["sent"], r["ended"] if r["first"] is None else r["first"]) for r in run.requests)
-    running = _steps((r["first"], r["ended"]) for r in run.requests if r["first"] is not None)
-    for (times, counts), color, label in ((running, _BLUE, "receiving"), (waiting, _ORANGE, "waiting")):
-        axes.step(times, counts, where="post", color=color, label=label)
-        axes.fill_between(times, counts, step="post", color=color, alpha=0.15)
-    axes.set(xlabel="seconds", ylabel="requests")
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-
-
-def _steps(spans: Any) -> tuple[list[float], list[int]]:
-    """How many of the spans are open at each time at which one begins or ends."""
-    events = sorted(event for begin, end in spans for event in ((begin, 1), (end, -1)))
-    times, counts = [0.0], [0]
-    for when, change in events:
-        times.append(when)
-        counts.append(counts[-1] + change)
-    return times, counts
-
-
-def _facts(result: Result) -> str:
-    settings = result.server.get("settings", {})
-    rows = {
-        "client": ", ".join(f"{key} {value}" for key, value in result.machine.items()),
-        "versions": ", ".join(f"{key} {value}" for key, value in result.versions.items()),
-        "attention": ", ".join(f"{key} {value}" for key, value in result.server.get("attention", {}).items()),
-        "server's settings": ", ".join(f"{key}={value}" for key, value in sorted(settings.items())),
+        return None
+    return {
+        "name": ", ".join(dict.fromkeys(use.name for _, use in uses)),
+        "heads": ["load", *(f"{name}, {unit}" for name, unit, _ in DEVICE_COLUMNS)],
+        "rows": [
+            {"name": label, "cells": [(figure(get(use)), _key(get(use)), "") for _, _, get in DEVICE_COLUMNS]}
+            for label, use in uses
+        ],
+        "notes": [(label, note) for label, use in uses for note in use.unmeasured],
     }
-    cells = "".join(f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in rows.items())
-    return f"<h2>What ran</h2><table class='facts'>{cells}</table>"
+
+
+def _facts(result: Result) -> list[tuple[str, str]]:
+    server = result.server
+    facts: Sequence[tuple[str, str]] = [
+        ("client", _pairs(result.machine)),
+        ("versions", _pairs(result.versions)),
+        ("attention", _pairs(server.get("attention", {}))),
+        *((f"endpoint {name}", _pairs(peer)) for name, peer in result.peers.items()),
+        ("server's settings", ", ".join(f"{k}={v}" for k, v in sorted(server.get("settings", {}).items()))),
+        ("confidence", f"{result.confidence:.0%}"),
+        ("seed", str(result.seed)),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _key(value: float) -> float | str:
+    return value if math.isfinite(value) else ""

@@ -77,14 +77,14 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     for row in found:
         label = row.label if one_line else _broken(row.label, row.target)
         failed = sum(sum(run.summary.failed.values()) for run in row.runs)
-        cells = [label + (" *" if _remarks_of(row) else "")]
+        cells = [label + (" *" if remarks_of(row) else "")]
         cells += [shown(row.cells[figure_.key], figure_.factor, one_line) for figure_ in FIGURES]
         if with_goodput:
             goods = [run.summary.goodput for run in row.runs if run.summary.goodput is not None]
             cells.append(f"{sum(goods) / len(goods):.1%}"[:-1] if goods else "-")
         cells.append(f"[red]{failed}[/red]" if failed else "0")
         table.add_row(*cells)
-    notes = [Text(f"* {label}: {remark}") for row in found for label, remark in _remarks_of(row)]
+    notes = [Text(f"* {label}: {remark}") for row in found for label, remark in remarks_of(row)]
     return Group(heading(result), table, *footnotes(found), *notes, *_device_table(result))
 
 
@@ -122,7 +122,7 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
     return [Text(note, style="dim") for note in notes]
 
 
-def _remarks_of(row: Row) -> list[tuple[str, str]]:
+def remarks_of(row: Row) -> list[tuple[str, str]]:
     """Remarks of all repeats of a row, which repeat it was said of where not all share it."""
     notes = []
     if row.disturbed:

@@ -46,6 +46,8 @@ class GenerateOptions(TypedDict, total=False):
         request_id: a name of your own, for ``abort`` and logs.
         keep_special_tokens: special tokens appear in the text.
         special_tokens_as_text: special tokens that the prompt's text or messages spell out stay text.
+        forced_token_ids: the output begins with these tokens, whatever the model would choose; ``logprobs``
+            tells how likely it found them.
     """
 
     model: str
@@ -71,6 +73,7 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
     keep_special_tokens: bool
     special_tokens_as_text: bool
+    forced_token_ids: Sequence[int]
 
 
 _SAMPLING = types_pb2.SamplingParams.DESCRIPTOR.fields_by_name.keys()

@@ -82,7 +82,8 @@ class Answer:
                     stop=stop,
                     include_stop_string=request.stop.include_stop_string,
                     keep_special_tokens=request.keep_special_tokens,
-                    min_tokens=request.stop.min_tokens,
+                    # A stop string that ends within the forced tokens is text like any other.
+                    min_tokens=max(request.stop.min_tokens, len(request.forced_token_ids) + 1),
                 ),
             )
             for index, id_ in enumerate(ids)

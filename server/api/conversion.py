@@ -67,6 +67,7 @@ class Plan:
                 prompt_logprobs=logprobs.prompt if logprobs.HasField("prompt") and index == 0 else None,
                 priority=self.request.priority,
                 leader=ids[0] if index else None,
+                forced=list(self.request.forced_token_ids),
             )
             for index, id_ in enumerate(ids)
         ]
@@ -102,6 +103,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         *_check_sampling(request.sampling, vocabulary),
         *_check_stop(request.stop, vocabulary, limit.stop_strings),
         *_check_logprobs(request.logprobs, limit.logprobs),
+        *_check_forced(request, vocabulary),
     ]
     if not 1 <= n <= limit.n:
         found.append(Violation("n", f"is {n}; this server gives 1 to {limit.n} samples per request"))
@@ -224,6 +226,15 @@ def _check_logprobs(logprobs: types_pb2.LogprobParams, most: int) -> list[Violat
         for name in ("output", "prompt")
         if logprobs.HasField(name) and getattr(logprobs, name) > most
     ]
+
+
+def _check_forced(request: inference_pb2.GenerateRequest, vocabulary: int) -> list[Violation]:
+    found = check_token_ids("forced_token_ids", request.forced_token_ids, vocabulary)
+    forced, stop = len(request.forced_token_ids), request.stop
+    if stop.HasField("max_tokens") and forced > stop.max_tokens:
+        sentence = f"has {forced} ids, more than max_tokens, {stop.max_tokens}; each is a token of the output"
+        found.append(Violation("forced_token_ids", sentence))
+    return found
 
 
 def sampling_params(sampling: Sampling) -> types_pb2.SamplingParams:

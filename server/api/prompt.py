@@ -19,7 +19,7 @@ _MESSAGE_CHARACTERS = 50
 
 
 async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> list[int]:
-    """The prompt's token ids, at least one, with room for one more in the context.
+    """The prompt's token ids, at least one, with room in the context for one more and for the forced ones.
 
     Raises:
         ServiceError: the prompt has no tokens, too many of them, or the chat template refuses it.
@@ -38,6 +38,13 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> 
     limit = served.ready.context_length - 1
     if len(ids) > limit:
         raise errors.prompt_too_long(str(kind), len(ids), limit)
+    context, forced = served.ready.context_length, len(request.forced_token_ids)
+    if len(ids) + forced > context:
+        sentence = (
+            f"has {forced} ids; after a prompt of {len(ids)} tokens the context of {context} has room for "
+            f"{context - len(ids)}"
+        )
+        raise errors.invalid([Violation("forced_token_ids", sentence)])
     return ids
 
 

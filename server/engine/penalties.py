@@ -20,9 +20,10 @@ class SamplerState:
         min_tokens: no stop token is chosen before this many output tokens.
         stop_token_ids: the tokens that end the sequence.
         output: tokens output so far, for a state that is made again.
+        forced: tokens that the output begins with, whatever the logits.
 
     Raises:
-        ValueError: a biased token is outside the vocabulary, or every token is a stop token while
+        ValueError: a biased or forced token is outside the vocabulary, or every token is a stop token while
             ``min_tokens`` forbids them.
     """
 
@@ -35,12 +36,13 @@ class SamplerState:
         min_tokens: int = 0,
         stop_token_ids: Sequence[int] = (),
         output: Sequence[int] = (),
+        forced: Sequence[int] = (),
     ) -> None:
-        unknown = [token for token in sampling.logit_bias if not 0 <= token < vocabulary_size]
-        if unknown:
-            raise ValueError(
-                f"logit_bias names token {unknown[0]}; the vocabulary has tokens 0 to {vocabulary_size - 1}"
-            )
+        for what, tokens in (("logit_bias", sampling.logit_bias), ("forced", forced)):
+            for token in tokens:
+                if not 0 <= token < vocabulary_size:
+                    last = vocabulary_size - 1
+                    raise ValueError(f"{what} names token {token}; the vocabulary has tokens 0 to {last}")
         # A tokenizer may name an end-of-sequence token for which the model has no logit.
         stops = sorted({token for token in stop_token_ids if 0 <= token < vocabulary_size})
         if min_tokens > 0 and len(stops) == vocabulary_size:
@@ -50,10 +52,15 @@ class SamplerState:
         self.min_tokens = min_tokens
         self.stop_token_ids = stops
         self.output_length = len(output)
+        self._forced = forced
         self._prompt = prompt
         self._output = list(output)
         self._counts: torch.Tensor | None = None
         self._prompt_seen: torch.Tensor | None = None
+
+    def forced(self, position: int) -> int | None:
+        """The token that the output has at this position in any case; ``None`` where it is to be chosen."""
+        return self._forced[position] if position < len(self._forced) else None
 
     def bans_stops(self, position: int) -> bool:
         """Whether stop tokens are forbidden at this output position."""

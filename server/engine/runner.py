@@ -260,6 +260,7 @@ class Runner:
                     request.prompt,
                     min_tokens=request.min_tokens,
                     stop_token_ids=request.stop_token_ids,
+                    forced=request.forced,
                     vocabulary_size=logits.shape[-1],
                 )
             position = sequence.output_len + sequence.pending

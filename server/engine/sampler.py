@@ -44,6 +44,16 @@ class Row(NamedTuple):
     position: int
     logprobs: int | None = None
 
+    @property
+    def forced(self) -> int | None:
+        """Its token, where that is given in advance."""
+        return self.state.forced(self.position)
+
+    @property
+    def drawn(self) -> bool:
+        """Chance decides its token."""
+        return not self.state.sampling.greedy and self.forced is None
+
 
 class _Unread(NamedTuple):
     """Logits whose tokens may be looked for once more; see ``_queue``."""
@@ -87,7 +97,7 @@ def choose(logits: torch.Tensor, rows: Sequence[Row]) -> Chosen:
     Log probabilities are those of ``logits`` as they come. Then apply, in this order: bias, repetition,
     presence and frequency penalties, the ban on early stop tokens, temperature, top-k, top-p, min-p. What is
     left is drawn from by the row's own random number (see ``chance.py``). A row gets what it would get in any
-    other batch.
+    other batch. A row whose token is forced gets that token, if its logits have a finite maximum.
 
     Args:
         logits: ``[B, V]`` of any floating type; left as they are, and kept until they are read.
@@ -134,14 +144,13 @@ def _queue(
     logits: torch.Tensor, adjusted: torch.Tensor, rows: Sequence[Row], attempts: Sequence[Sequence[int]]
 ) -> Chosen:
     """Top-p looks at so many tokens as the first of ``attempts`` says; what follows is for second looks."""
-    samplings, positions = [row.state.sampling for row in rows], [row.position for row in rows]
-    tokens = _choose(adjusted, samplings, positions, attempts[0])
+    tokens = _force(_choose(adjusted, rows, attempts[0]), rows)
     asked = [i for i, row in enumerate(rows) if row.logprobs is not None]
     measured: Sequence[torch.Tensor] = ()
     if asked:
         of_asked = _take(tokens, asked).clamp(min=0)
         measured = measure(_take(logits, asked), of_asked, max(rows[i].logprobs or 0 for i in asked))
-    uncertain = len(attempts) > 1 and any(s.top_p < 1 and not s.greedy for s in samplings)
+    uncertain = len(attempts) > 1 and any(row.drawn and row.state.sampling.top_p < 1 for row in rows)
     again = _Unread(logits, adjusted, attempts[1:]) if uncertain else None
     return Chosen(tokens, rows, Coming([tokens, *measured]), again)
 
@@ -167,20 +176,28 @@ def _read(chosen: Chosen, void: Set[int]) -> tuple[list[int], list[PositionLogpr
     return tokens, logprobs, late
 
 
-def _choose(
-    logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int], widths: Sequence[int]
-) -> torch.Tensor:
+def _force(tokens: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """The tokens with the forced ones in the place of those chosen; on the device, like these."""
+    forced = [row.forced for row in rows]
+    if all(token is None for token in forced):
+        return tokens
+    wanted = send(torch.tensor([_NONE if token is None else token for token in forced]), tokens.device)
+    return torch.where((wanted == _NONE) | (tokens == _NONE), tokens, wanted)
+
+
+def _choose(logits: torch.Tensor, rows: Sequence[Row], widths: Sequence[int]) -> torch.Tensor:
     """The chosen tokens, int64 ``[B]``, or ``_NONE``, or ``_WIDER``; for ``widths`` see ``_top_p``."""
-    drawn = [i for i, sampling in enumerate(samplings) if not sampling.greedy]
+    drawn = [i for i, row in enumerate(rows) if row.drawn]
     if not drawn:
         return _most_likely(logits)
-    numbers = uniforms([samplings[i].seed for i in drawn], [positions[i] for i in drawn])
-    tokens = _draw(_take(logits, drawn), [samplings[i] for i in drawn], numbers, widths)
-    if len(drawn) == len(samplings):
+    samplings = [rows[i].state.sampling for i in drawn]
+    numbers = uniforms([sampling.seed for sampling in samplings], [rows[i].position for i in drawn])
+    tokens = _draw(_take(logits, drawn), samplings, numbers, widths)
+    if len(drawn) == len(rows):
         return tokens
-    greedy = [i for i, sampling in enumerate(samplings) if sampling.greedy]
-    chosen = torch.empty(len(samplings), dtype=torch.int64, device=logits.device)
-    _put(chosen, greedy, _most_likely(_take(logits, greedy)))
+    others = [i for i, row in enumerate(rows) if not row.drawn]
+    chosen = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    _put(chosen, others, _most_likely(_take(logits, others)))
     _put(chosen, drawn, tokens)
     return chosen
 

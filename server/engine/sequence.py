@@ -118,7 +118,8 @@ class Sequence:
 
     def finish_reason(self, token: int, context_length: int) -> FinishReason | None:
         """Why the sequence ends with ``token``, its newest; ``None`` if it goes on."""
-        if token in self.request.stop_token_ids and self.output_len > self.request.min_tokens:
+        unending = max(self.request.min_tokens, len(self.request.forced))
+        if self.output_len > unending and token in self.request.stop_token_ids:
             return FinishReason.STOP
         if self.output_len >= self.request.max_tokens or self.total >= context_length:
             return FinishReason.LENGTH

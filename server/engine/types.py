@@ -56,6 +56,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
         logprobs: ``None`` for none, else how many of the most likely tokens beside the chosen one.
         prompt_logprobs: the same for the prompt's tokens after the first.
         priority: higher goes first.
+        forced: the output's first tokens, at most ``max_tokens``; none of them ends the sequence.
         leader: id of an earlier sequence with the same prompt; wait until its prompt is computed, to
             share its pages. ``None`` for none.
     """
@@ -70,6 +71,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     prompt_logprobs: int | None = None
     priority: int = 0
     leader: int | None = None
+    forced: list[int] = []
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

@@ -155,10 +155,11 @@ class FakeEngine(EngineClient):
         first = done == 0
         news = SequenceNews(id_, [], started=now if first else None, cached_tokens=3 if first else 0)
         while len(news.tokens) < self.per_step and news.finish is None:
-            token = self.tokens(request, done)
+            forced = done < len(request.forced)
+            token = request.forced[done] if forced else self.tokens(request, done)
             done += 1
             news.tokens.append(token)
-            if token in request.stop_token_ids and done >= request.min_tokens:
+            if token in request.stop_token_ids and done >= request.min_tokens and not forced:
                 news.finish = FinishReason.STOP
             elif done >= request.max_tokens:
                 news.finish = FinishReason.LENGTH

@@ -48,6 +48,9 @@ def violated(error):
         ({"stop": {"stop_strings": list("abcd")}}, "stop.stop_strings"),
         ({"stop": {"stop_token_ids": [300]}}, "stop.stop_token_ids[0]"),
         ({"stop": {"stop_token_ids": [1] * 257}}, "stop.stop_token_ids"),
+        ({"forced_token_ids": [7, 300]}, "forced_token_ids[1]"),
+        ({"forced_token_ids": [7] * 6}, "forced_token_ids"),
+        ({"forced_token_ids": [7] * 196, "stop": {}}, "forced_token_ids"),
         ({"sampling": {"logit_bias": {300: 1.0}}}, "sampling.logit_bias[300]"),
         ({"sampling": {"logit_bias": {7: 100.5}}}, "sampling.logit_bias[7]"),
         ({"sampling": {"logit_bias": {7: NAN}}}, "sampling.logit_bias[7]"),
@@ -80,6 +83,8 @@ async def test_a_bad_field_is_named(running, fields, field):
         {"sampling": {"logit_bias": {0: -100, 299: 100}}},
         {"n": 4, "sampling": {"temperature": 0}},
         {"priority": -(2**31)},
+        {"forced_token_ids": [0, 299, 256, 7, 7]},
+        {"forced_token_ids": [7] * 195, "stop": {}},
         {"logprobs": {"output": 5, "prompt": 5}},
         {"stop": {"stop_strings": ["a", "b", "c"], "max_tokens": 1, "min_tokens": 1}},
         {"request_id": "x" * 128},
@@ -104,6 +109,19 @@ async def test_all_fields_at_fault_are_reported_together(running):
         *("text", "sampling.temperature", "sampling.top_p", "stop.max_tokens", "stop.stop_strings[0]"),
         *("logprobs.output", "n"),
     ]
+
+
+async def test_forced_tokens_without_room_are_told_how_much_there_is(running):
+    many = await running.refused(ask(forced_token_ids=[7] * 6))
+    assert "has 6 ids, more than max_tokens, 5" in many.details()
+    for fields in ({"text": "x" * 190}, {"text": None, "token_ids": {"ids": [1] * 190}}):
+        error = await running.refused(ask(forced_token_ids=[7] * 11, stop={"max_tokens": 100}, **fields))
+        room = "has 11 ids; after a prompt of 190 tokens the context of 200 has room for 10"
+        assert error.code() is INVALID
+        assert room in error.details()
+    # A field at fault is told first, and before anything is tokenized.
+    both = await running.refused(ask(forced_token_ids=[300] * 6, n=9))
+    assert violated(both) == [*(f"forced_token_ids[{i}]" for i in range(6)), "forced_token_ids", "n"]
 
 
 async def test_text_whose_tokens_the_model_does_not_know(running, monkeypatch):

@@ -164,6 +164,49 @@ async def test_a_stop_string_that_spells_a_special_token_is_that_stop_token(runn
         assert deltas[-1].result.matched_stop.text == "<end>"
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [{}, {"text": None, "token_ids": {"ids": [1, 2]}}, {"text": None, "chat": chat(("user", "hi"))}],
+    ids=["text", "ids", "chat"],
+)
+async def test_forced_tokens_begin_every_sample(running, prompt):
+    forced = [*b"so ", END, *b"x"]
+    request = ask(**prompt, forced_token_ids=forced, n=2, stop={"max_tokens": 7}, logprobs={"output": 1})
+    answer = await running.stub.Generate(request)
+    assert [submit.forced for submit in running.engine.submitted] == [forced, forced]
+    assert answer.usage.completion_tokens == 14
+    for completion in answer.completions:
+        assert list(completion.token_ids[:5]) == forced
+        assert completion.text[:4] == "so x"
+        assert len(completion.text) == 6
+        assert len(completion.logprobs) == 7
+        assert completion.result.finish_reason == types_pb2.FINISH_REASON_LENGTH
+    events = await running.events(request)
+    for index, completion in enumerate(answer.completions):
+        deltas = [event.delta for event in events if event.HasField("delta") and event.delta.index == index]
+        assert "".join(delta.text for delta in deltas) == completion.text
+        assert [token for delta in deltas for token in delta.token_ids] == list(completion.token_ids)
+
+
+@pytest.mark.parametrize("per_step", [1, 9])
+async def test_stop_strings_end_a_sample_after_its_forced_tokens(running, per_step):
+    running.engine.per_step = per_step
+    for stops, text in (
+        (["o", "so", "<end>"], "so fghi"),  # only within what is forced
+        (["o f"], "s"),  # ends after it
+        (["fg"], "so "),
+        ([" ", "h"], "so fg"),
+    ):
+        stop = {"stop_strings": stops, "max_tokens": 8}
+        answer = await running.generate(forced_token_ids=[*b"so ", END], sampling={"seed": 1}, stop=stop)
+        (completion,) = answer.completions
+        assert completion.text == text
+        ended = completion.result.matched_stop.text
+        assert ended == (stops[-1] if text != "so fghi" else "")
+    await running.generate(forced_token_ids=[*b"abc"], stop={"stop_strings": ["c"], "min_tokens": 2})
+    assert running.engine.submitted[-1].min_tokens == 2
+
+
 async def test_one_sample_stops_and_the_other_goes_on(running):
     running.engine.step_seconds = 0.002
     running.engine.tokens = lambda request, position: ord("a") + position + (1 if request.leader else 0)

@@ -54,6 +54,7 @@ def test_every_option_arrives(client: Client, server: Running) -> None:
         prompt_logprobs=1,
         priority=-3,
         keep_special_tokens=True,
+        forced_token_ids=[5, 6, 5],
     )
     (request,) = server.service.requests
     sampling, stop = request.sampling, request.stop
@@ -72,6 +73,7 @@ def test_every_option_arrives(client: Client, server: Running) -> None:
     assert (stop.max_tokens, stop.min_tokens, stop.HasField("min_tokens")) == (1, 0, True)
     assert (list(stop.stop_strings), list(stop.stop_token_ids)) == (["x"], [3, 4])
     assert (stop.ignore_eos, stop.include_stop_string) == (True, True)
+    assert list(request.forced_token_ids) == [5, 6, 5]
     assert (request.logprobs.HasField("output"), request.logprobs.output, request.logprobs.prompt) == (
         True,
         0,

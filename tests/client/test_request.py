@@ -24,7 +24,12 @@ def test_every_field_of_the_proto_has_an_option() -> None:
                 found.add(prefix + field.name)
         return found
 
-    values: dict[str, Any] = {"logit_bias": {1: 1.0}, "stop": ["x"], "stop_token_ids": [1]}
+    values: dict[str, Any] = {
+        "logit_bias": {1: 1.0},
+        "stop": ["x"],
+        "stop_token_ids": [1],
+        "forced_token_ids": [1],
+    }
     built: set[str] = set()
     for option, kind in GenerateOptions.__annotations__.items():
         value = values.get(option, "x" if "str" in str(kind) else 1)
@@ -74,6 +79,8 @@ def test_all_forms_of_messages() -> None:
         ({"stop": [1]}, "stop.stop_strings"),
         ({"stop_token_ids": [-1]}, "stop.stop_token_ids"),
         ({"stop_token_ids": 7}, "stop.stop_token_ids"),
+        ({"forced_token_ids": "ab"}, "forced_token_ids"),
+        ({"forced_token_ids": [-1]}, "forced_token_ids"),
         ({"logprobs": -1}, "logprobs.output"),
         ({"prompt_logprobs": [1]}, "logprobs.prompt"),
         ({"n": "two"}, "n"),

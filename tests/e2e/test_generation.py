@@ -117,6 +117,47 @@ def test_logprobs(client):
     assert all(entry.chosen.logprob <= entry.top[0].logprob <= 0 for entry in answer.prompt_logprobs)
 
 
+def test_forced_tokens_are_decoded(exact):
+    """With the log probabilities of the same text as a prompt; what follows is what follows that text."""
+    start, rest = "The capital of Japan is", " Kyoto, a town in the"
+    prompt, tokens = (list(exact.tokenize(text).token_ids) for text in (start, start + rest))
+    assert tokens[: len(prompt)] == prompt
+    forced = tokens[len(prompt) :]
+    echo = exact.generate(tokens, max_tokens=2, temperature=0, prompt_logprobs=1, logprobs=1)
+    expected = [*echo.prompt_logprobs[-len(forced) :], *echo.completions[0].logprobs]
+    options = {"forced_token_ids": forced, "temperature": 0, "max_tokens": len(forced) + 2, "logprobs": 1}
+    answer = exact.generate(prompt, **options)
+    assert answer.text == rest + echo.text
+    assert list(answer.token_ids) == [*forced, *echo.token_ids]
+    for entry, echoed in zip(answer.completions[0].logprobs, expected, strict=True):
+        assert entry.chosen.token_id == echoed.chosen.token_id
+        assert entry.chosen.logprob == pytest.approx(echoed.chosen.logprob, abs=1e-4)
+        assert entry.top[0].token_id == echoed.top[0].token_id
+    assert min(entry.chosen.logprob for entry in expected) < -3
+    deltas = list(exact.stream(start, n=2, **options))
+    for index in range(2):
+        own = [delta for delta in deltas if delta.index == index]
+        assert [token for delta in own for token in delta.token_ids] == list(answer.token_ids)
+        assert "".join(delta.text for delta in own) == answer.text
+
+
+def test_forcing_what_a_seed_draws_changes_nothing(client):
+    options = {"n": 2, "seed": 5, "temperature": 1, "max_tokens": 12, "logprobs": 0}
+    free = client.generate(JAPAN, **options).completions
+    forced = list(free[0].token_ids[:5])
+    assert list(free[1].token_ids[:5]) != forced
+    first, second = client.generate(JAPAN, forced_token_ids=forced, **options).completions
+    assert (first.token_ids, first.text, first.finish_reason) == (
+        free[0].token_ids,
+        free[0].text,
+        free[0].finish_reason,
+    )
+    found, expected = ([e.chosen.logprob for e in sample.logprobs] for sample in (first, free[0]))
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert list(second.token_ids[:5]) == forced
+    assert second.token_ids != free[1].token_ids
+
+
 def test_a_repeated_prompt_comes_from_the_prefix_cache(client):
     prompt = "The history of the lighthouse keeper and his seven improbable daughters. " * 6
     first = client.generate(prompt, max_tokens=4, temperature=0)

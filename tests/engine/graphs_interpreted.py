@@ -163,6 +163,7 @@ def test_an_engine_gives_the_same_tokens(model):
     requests = [
         *greedy_requests([[5, 9, 12, 30, 31], [40, 41, 7]], 7),
         Submit(id=9, prompt=[8, 8, 9, 100], sampling=sampling, max_tokens=3, logprobs=1),
+        Submit(id=10, prompt=[7, 3], sampling=sampling, max_tokens=6, logprobs=1, forced=[90, 91, 92, 93]),
     ]
     sizes = {"pages": PAGES, "page_size": PAGE_SIZE, "max_running": 3, "context_length": 40}
     expected = run(make_core(model, kernel="reference", **sizes), requests)

@@ -157,12 +157,15 @@ def test_whatever_comes_and_goes(seed, pages, page_size, max_running, extra_budg
     requests = []
     for i in range(12):
         length = rng.randint(1, max(1, min(20, context - 2)))
+        max_tokens = rng.randint(1, 12)
+        forced = rng.choices(range(VOCABULARY), k=rng.choice([0, 0, 1, min(5, max_tokens), max_tokens]))
         requests.append(
             Submit(
                 id=i,
                 prompt=[rng.choice([0, 0, 0, 1]) for _ in range(length)],
                 sampling=rng.choice([GREEDY, Sampling(seed=i, top_p=0.9), *[PENALIZED] * (seed % 3 == 0)]),
-                max_tokens=rng.randint(1, 12),
+                max_tokens=max_tokens,
+                forced=forced,
                 min_tokens=rng.randint(0, 3),
                 stop_token_ids=rng.sample(range(VOCABULARY), rng.choice([0, 1, 3])),
                 priority=rng.randint(0, 1),

@@ -149,9 +149,9 @@ def test_tables_and_reports_show_it(measured, tmp_path):
     write_report(measured, tmp_path / "report.html")
     report = (tmp_path / "report.html").read_text()
     assert "<h2>Device: GPU &lt;1&gt;</h2>" in report
-    assert "<td>40.0</td>" in report
+    assert ">40.0</td>" in report
     assert "not measured: it would be 2.30" in report
     measured.runs = [replace(run, device=None) for run in measured.runs]
     assert "GPU <1>" not in shown(table.runs_table(measured))
     write_report(measured, tmp_path / "report.html")
-    assert "<h2>Device" not in (tmp_path / "report.html").read_text()
+    assert "Device: " not in (tmp_path / "report.html").read_text()

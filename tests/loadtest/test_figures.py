@@ -213,7 +213,7 @@ def test_the_report_is_one_file_and_escapes_what_servers_say(tmp_path):
     file = tmp_path / "report.html"
     write_report(make_result(1.0, 2.0, 3.0), file)
     text = file.read_text()
-    assert text.count("<svg") == 2 + 2 + 3
+    assert text.count("<figure") == 2 + 2 + 3
     assert "<b>tiny</b>" not in text
     assert "&lt;b&gt;tiny&lt;/b&gt;" in text
     assert "src=" not in text

@@ -229,7 +229,7 @@ def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
     assert "! too busy" in text
     write_report(growth, tmp_path / "growth.html")
     html = (tmp_path / "growth.html").read_text()
-    assert html.count("<svg") == 2
+    assert html.count("<figure") == 2
     assert "flash needs &lt;CUDA&gt;" in html
     assert "a note" in html
     document.save(growth, tmp_path / "growth.json")
@@ -264,7 +264,7 @@ def test_the_command(tmp_path):
     )
     assert all(each["figures"]["tpot"] > 0 for each in result["measurements"])
     assert {each["round"] for each in result["measurements"] if each["deployment"] == window} == {0, 1}
-    assert (tmp_path / "growth.html").read_text().count("<svg") == 2
+    assert (tmp_path / "growth.html").read_text().count("<figure") == 2
 
 
 def test_a_backend_is_asked_for_in_one_place_only():

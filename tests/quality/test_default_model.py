@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from attention.patterns.sparse import PATTERNS
+from loadtest import texts
 from loadtest.quality import checks
-from loadtest.quality import text as texts
 from loadtest.quality.deployments import covering
 from loadtest.quality.measurement import run
 from tests.engine.harness import greedy_requests, load, make_core

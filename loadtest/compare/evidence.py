@@ -1,0 +1,205 @@
+"""The tests of one candidate against full attention, each with its loss, before they are judged together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from loadtest.compare.equal import sees_all
+from loadtest.compare.ground import Ground
+from loadtest.compare.phrases import listed
+from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
+from loadtest.evaluation import analysis
+from loadtest.evaluation.pairs import OWN, AnswerPair, answer_key, answer_pairs
+from loadtest.measuring.types import Interval
+from loadtest.statistics import mean_interval, score_loss
+
+PENDING = "not measured yet"
+EQUAL = "it sees the whole context, as full attention does"
+
+# Share of what is lost that the depths in a sentence account for, and share of all depths up to which
+# naming some tells anything.
+_MOST = 0.9
+_FEW = 0.6
+
+
+def tests(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
+    """All tests of a candidate by length and measure, none judged yet.
+
+    Decisive are at each length the text, the informative tasks together (points of their scores), the others
+    together (log probability of the right answers), and the user's own questions. Single tasks tell where
+    it loses. A candidate that computes full attention, or sees all of a context, needs no test there; it
+    is measured all the same, since what computes the same and yet loses is broken.
+
+    Args:
+        comparison: with the rows.
+        name: of the candidate.
+        ground: what full attention can do.
+    """
+    found = []
+    for length in comparison.plan.contexts:
+        found += [_text(comparison, name, length, ground), *_tasks(comparison, name, length, ground)]
+    return [_noted(comparison, test) for test in [*found, *_own(comparison, name, ground)]]
+
+
+def is_exact(comparison: Comparison, name: str) -> bool:
+    """The candidate computes full attention, whatever the context."""
+    return next(one.attention for one in comparison.plan.candidates if one.name == name) in EXACT
+
+
+def _text(comparison: Comparison, name: str, length: int, ground: Ground) -> Evidence:
+    loss, own = analysis.text_loss(comparison, name, length), analysis.perplexity(comparison, name, length)
+    test = _test(comparison, name, "text", length, "perplexity", loss, (own / (1 + loss.value), own))
+    if length not in ground.guessed:
+        return test
+    # Where tasks tell, text that nobody can predict is no reason to withhold a verdict.
+    return replace(
+        test,
+        decides=not ground.tells(length),
+        note="full attention itself only guesses at this text",
+    )
+
+
+def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> list[Evidence]:
+    informative, failed, unsettled = ground.informative[length], ground.failed[length], ground.open[length]
+    found = []
+    if informative:
+        found.append(_scores(comparison, name, length, "tasks", informative))
+    elif unsettled or (comparison.plan.tasks and not failed):
+        test = _scores(comparison, name, length, "tasks", unsettled)
+        # Of tasks that full attention may fail, no loss is no sign of safety.
+        nothing = Interval(test.loss.value, count=test.loss.count)
+        found.append(replace(test, loss=nothing, contexts=1, note="too few questions yet"))
+    if failed:
+        found.append(_logprobs(comparison, name, length, failed))
+    return found + [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
+
+
+def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks: Sequence[str]) -> Evidence:
+    pairs = _pairs(comparison, name, length, tasks)
+    full, own = [pair.full.score for pair in pairs], [pair.own.score for pair in pairs]
+    contexts = [pair.context for pair in pairs]
+    loss = score_loss(full, own, comparison.plan.confidence, contexts)
+    return replace(
+        _test(comparison, name, measure, length, "score", loss, (_mean(full), _mean(own))),
+        decides=measure == "tasks",
+        contexts=len(set(contexts)),
+        where=_where(comparison, name, length, tasks),
+    )
+
+
+def _logprobs(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> Evidence:
+    pairs = [
+        pair
+        for pair in _pairs(comparison, name, length, tasks)
+        if pair.full.target_tokens and not math.isnan(pair.full.logprob + pair.own.logprob)
+    ]
+    full = [pair.full.logprob / pair.full.target_tokens for pair in pairs]
+    own = [pair.own.logprob / pair.own.target_tokens for pair in pairs]
+    losses = [theirs - ours for theirs, ours in zip(full, own, strict=True)]
+    loss = mean_interval(losses, comparison.plan.confidence, [pair.context for pair in pairs])
+    test = _test(comparison, name, "tasks", length, "logprob", loss, (_mean(full), _mean(own)))
+    return replace(test, note=f"full attention itself fails {listed(tasks)}")
+
+
+def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
+    if not comparison.plan.own:
+        return []
+    rows = [row for row in comparison.answers if row.task == OWN]
+    pairs = answer_pairs(rows, analysis.full_name(comparison), name)
+    known = [pair for pair in pairs if not math.isnan(pair.full.score)]
+    free = [pair for pair in pairs if math.isnan(pair.full.score)]
+    found = []
+    if known or not pairs:
+        means = (_mean(pair.full.score for pair in known), _mean(pair.own.score for pair in known))
+        test = _test(comparison, name, OWN, 0, "score", analysis.own_loss(comparison, name), means)
+        fails = ground.own is False
+        note = "full attention itself fails most of your questions" if fails else ""
+        found.append(replace(test, decides=not fails, note=note))
+    if free:
+        loss = analysis.agreement_loss(comparison, name)
+        means = (1.0, _mean(pair.own.score for pair in free))
+        found.append(_test(comparison, name, OWN, 0, "agreement", loss, means))
+    return found
+
+
+def _test(
+    comparison: Comparison,
+    name: str,
+    measure: str,
+    length: int,
+    unit: str,
+    loss: Interval,
+    means: tuple[float, float],
+) -> Evidence:
+    margin = getattr(comparison.plan.margins, unit)
+    return Evidence(name, measure, length, unit, loss, margin, *means, Outcome.UNKNOWN)
+
+
+def _noted(comparison: Comparison, test: Evidence) -> Evidence:
+    """The test, with why it need not or can't decide."""
+    if not test.loss.count:
+        test = replace(test, note=test.note if test.unit == "logprob" else PENDING)
+    if is_exact(comparison, test.deployment):
+        return replace(test, decides=False, note=test.note or "it computes full attention")
+    if test.length and sees_all(comparison, test.deployment, test.length):
+        return replace(test, decides=False, note=EQUAL)
+    return test
+
+
+def _where(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> str:
+    """The depths at which most of what is lost is lost."""
+    depths = analysis.by_depth(comparison, name, length, tasks)
+    lost = sorted((one for one in depths if one.own < one.full), key=lambda one: one.own - one.full)
+    total, shown = sum(one.full - one.own for one in lost), 0.0
+    worst = []
+    for one in lost:
+        if shown >= _MOST * total:
+            break
+        worst.append(one)
+        shown += one.full - one.own
+    if not worst:
+        return ""
+    if len(worst) > _FEW * len(depths):
+        places, worst = "all over the context", depths
+    else:
+        at = sorted(one.depth for one in worst)
+        adjoin = [one.depth for one in depths if at[0] <= one.depth <= at[-1]] == at
+        run = len(at) > 2 and adjoin
+        places = (
+            f"at depth {at[0]:g} to {at[-1]:g}" if run else f"at depth {listed([f'{one:g}' for one in at])}"
+        )
+    full, own = sum(one.full for one in worst), sum(one.own for one in worst)
+    asked = sum(one.count for one in worst)
+    return f"{places}: {own:.3g} of {asked} found where full finds {full:.3g}"
+
+
+def _pairs(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[AnswerPair]:
+    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
+    return answer_pairs(rows, analysis.full_name(comparison), name)
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = list(values)
+    return fmean(kept) if kept else math.nan
+
+
+def failures(comparison: Comparison, name: str) -> list[str]:
+    """Why questions or blocks of text have no result of a candidate, each reason once; retried ones aside."""
+    answered = {answer_key(row) for row in comparison.answers if row.deployment == name and not row.error}
+    decoded = {(row.length, row.block) for row in comparison.text if row.deployment == name and not row.error}
+    reasons = [
+        *(
+            row.error
+            for row in comparison.answers
+            if row.deployment == name and answer_key(row) not in answered
+        ),
+        *(
+            row.error
+            for row in comparison.text
+            if row.deployment == name and (row.length, row.block) not in decoded
+        ),
+    ]
+    return list(dict.fromkeys(reasons))

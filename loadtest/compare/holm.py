@@ -1,0 +1,96 @@
+"""How sure it is that a loss exceeds its margin, for one test and for many at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from loadtest.compare.types import Evidence
+from loadtest.measuring.types import Interval
+
+
+def p_worse(evidence: Evidence, confidence: float) -> float:
+    """Chance of a loss that looks at least as bad, were the true one just the margin; 1 without an interval.
+
+    It is the level at which the lower end of the interval would reach the margin, if intervals widen with
+    Student's t by the number of contexts. Those of scores widen less where contexts don't matter (see
+    ``loadtest.statistics``), so that for them it is an upper bound.
+
+    Args:
+        evidence: with its interval.
+        confidence: of that interval, two-sided.
+    """
+    loss, margin = _on_scale(evidence)
+    if not loss.claimed or loss.value <= margin:
+        return 1.0
+    if loss.low >= loss.value:
+        return 0.0  # no two samples differ
+    reached = (loss.value - margin) / (loss.value - loss.low)
+    freedom = _freedom(evidence)
+    return student_tail(student_quantile((1 - confidence) / 2, freedom) * reached, freedom)
+
+
+def holm(chances: Sequence[float], level: float) -> list[bool]:
+    """Which hypotheses are rejected, so that the chance of rejecting any true one is at most ``level``.
+
+    Holm: A simple sequentially rejective multiple test procedure, 1979.
+
+    Args:
+        chances: p-values, dependent or not.
+        level: of the whole family.
+    """
+    rejected = [False] * len(chances)
+    for done, number in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if chances[number] > level / (len(chances) - done):
+            break
+        rejected[number] = True
+    return rejected
+
+
+def widened(evidence: Evidence, confidence: float, tests: int) -> Interval:
+    """The interval whose lower end is that of one test among so many (Bonferroni, Holm's first step)."""
+    loss, tail, freedom = evidence.loss, (1 - confidence) / 2, _freedom(evidence)
+    by = student_quantile(tail / max(tests, 1), freedom) / student_quantile(tail, freedom)
+    return Interval(loss.value, loss.value - (loss.value - loss.low) * by, loss.high, loss.count)
+
+
+def _on_scale(evidence: Evidence) -> tuple[Interval, float]:
+    """Loss and margin where estimates are symmetric: a ratio of perplexities as its logarithm."""
+    loss, margin = evidence.loss, evidence.margin
+    if evidence.unit != "perplexity":
+        return loss, margin
+    value, low, high = (math.log1p(end) for end in (loss.value, loss.low, loss.high))
+    return Interval(value, low, high, loss.count), math.log1p(margin)
+
+
+def _freedom(evidence: Evidence) -> int:
+    return max((evidence.contexts or evidence.loss.count) - 1, 1)
+
+
+def student_tail(value: float, freedom: int) -> float:
+    """Chance that Student's t exceeds ``value``, by the series for whole degrees of freedom.
+
+    Abramowitz and Stegun: Handbook of Mathematical Functions, 1964, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan2(value, math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = total = cosine if odd else 1.0
+    for step in range(3 if odd else 2, freedom, 2):
+        term *= cosine**2 * (step - 1) / step
+        total += term
+    if freedom == 1:
+        total = 0.0
+    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return max((1 - within) / 2, 0.0)
+
+
+def student_quantile(chance: float, freedom: int) -> float:
+    """The value that Student's t exceeds with this chance, below one half."""
+    low, high = 0.0, 1.0
+    while student_tail(high, freedom) > chance:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > chance else (low, middle)
+    return high

@@ -1,0 +1,120 @@
+"""From a comparison to its judgment: tests of non-inferiority, and what to deploy.
+
+A variant is safe if in every deciding test the upper end of its loss lies within the margin. That is an
+intersection-union test (Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, 1982): all have to
+pass, so the chance of a wrong "safe" is at most that of one test, and no correction is needed.
+
+It is not safe if in some test the loss is beyond the margin. Here each further test is a further chance to be
+wrong, so Holm's correction keeps that chance for all tests of a variant together: the deciding ones share one
+side of the interval (2.5% at a confidence of 95%), the single tasks as much again, so that a wrong "not
+safe" has at most the chance that the confidence leaves. Else there is not enough evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loadtest.compare import words
+from loadtest.compare.advice import advise
+from loadtest.compare.evidence import failures, is_exact, tests
+from loadtest.compare.gains import gains
+from loadtest.compare.ground import Ground, survey
+from loadtest.compare.holm import holm, p_worse, widened
+from loadtest.compare.types import Comparison, Evidence, Judgment, Outcome, Verdict
+from loadtest.evaluation import analysis
+from loadtest.statistics import to_settle
+
+
+def judge(comparison: Comparison) -> Judgment:
+    """Judges what a comparison has so far; every sentence follows from its numbers.
+
+    Args:
+        comparison: whole or in the making; its first candidate is the measure of the others.
+    """
+    ground = survey(comparison)
+    names = [one.name for one in comparison.plan.candidates]
+    verdicts = tuple(_verdict(_pair(comparison, names[0], name), name, ground) for name in names[1:])
+    return Judgment(verdicts, advise(comparison, verdicts, ground), ground.remarks, comparison.busy)
+
+
+def _pair(comparison: Comparison, full: str, name: str) -> Comparison:
+    """The comparison with the rows of these two alone, among which those of many are not searched again."""
+    kept = (full, name)
+    return replace(
+        comparison,
+        answers=[row for row in comparison.answers if row.deployment in kept],
+        text=[row for row in comparison.text if row.deployment in kept],
+        speed=[row for row in comparison.speed if row.deployment in kept],
+    )
+
+
+def _verdict(comparison: Comparison, name: str, ground: Ground) -> Verdict:
+    evidence = decide(tests(comparison, name, ground), comparison.plan.confidence, ground)
+    exact = is_exact(comparison, name)
+    verdict = Verdict(
+        name,
+        _outcome(comparison, name, evidence, ground),
+        tuple(evidence),
+        tuple(gains(comparison, name)),
+        analysis.effective_length(comparison, name),
+        exact,
+        "",
+        next(one.command for one in comparison.plan.candidates if one.name == name),
+    )
+    return replace(verdict, sentence=words.verdict(comparison, verdict, ground))
+
+
+def decide(evidence: Sequence[Evidence], confidence: float, ground: Ground) -> list[Evidence]:
+    """The tests of one candidate with their outcomes, judged together; see the module.
+
+    A test that need not decide does so all the same where its loss is surely beyond the margin.
+    """
+    able = [not _blind(test, ground) for test in evidence]
+    single = [test.measure.startswith("task:") for test in evidence]
+    rejected = [False] * len(evidence)
+    families = [[n for n in range(len(evidence)) if able[n] and single[n] == one] for one in (False, True)]
+    for family in families:
+        chances = [p_worse(evidence[number], confidence) for number in family]
+        for number, beyond in zip(family, holm(chances, (1 - confidence) / 2), strict=True):
+            rejected[number] = beyond
+    return [
+        _settled(test, confidence, rejected[number], able[number], len(families[single[number]]))
+        for number, test in enumerate(evidence)
+    ]
+
+
+def _blind(test: Evidence, ground: Ground) -> bool:
+    """Full attention itself has nothing there that could be lost."""
+    if test.measure == "own":
+        return test.unit == "score" and ground.own is False
+    guessed = test.length in ground.guessed
+    return guessed and (test.measure == "text" or not ground.tells(test.length))
+
+
+def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, tests_made: int) -> Evidence:
+    if not able:
+        return test
+    if rejected:
+        return replace(test, outcome=Outcome.UNSAFE, decides=True)
+    if test.loss.claimed and test.loss.high <= test.margin:
+        return replace(test, outcome=Outcome.SAFE)
+    if test.loss.count and not test.loss.claimed and test.contexts == 1:
+        return replace(test, more=test.loss.count)  # from one context nobody can tell: one more like it
+    more = to_settle(test.loss, test.margin)
+    if more is None:  # beyond the margin by itself, but not surely enough for one test of many
+        more = to_settle(widened(test, confidence, tests_made), test.margin) or 1
+    return replace(test, more=more)
+
+
+def _outcome(comparison: Comparison, name: str, evidence: Sequence[Evidence], ground: Ground) -> Outcome:
+    if name in comparison.failed or ground.none:
+        return Outcome.UNKNOWN
+    if any(test.outcome is Outcome.UNSAFE for test in evidence):
+        return Outcome.UNSAFE
+    if is_exact(comparison, name):
+        return Outcome.SAFE
+    deciding = [test for test in evidence if test.decides]
+    if failures(comparison, name) or any(test.outcome is not Outcome.SAFE for test in deciding):
+        return Outcome.UNKNOWN
+    return Outcome.SAFE

@@ -1,0 +1,53 @@
+"""How numbers and lists are written in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from loadtest.measuring.types import Interval
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence: a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def ended(sentence: str) -> str:
+    """With a full stop."""
+    return sentence if sentence.endswith((".", "?", "!")) else f"{sentence}."
+
+
+def times(value: float) -> str:
+    """A ratio; near 1 with the digits that tell it from 1."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.1f}" if value >= 10 else f"{value:.3f}" if 0.99 < value < 1.01 else f"{value:.2f}"
+
+
+def ends(interval: Interval, write: Callable[[float], str]) -> str:
+    """An interval's ends in brackets; nothing where none is claimed or the figure was counted."""
+    if not interval.claimed or interval.low == interval.high:
+        return ""
+    return f" ({write(interval.low)} to {write(interval.high)})"
+
+
+def amount(unit: str) -> Callable[[float], str]:
+    """How a loss or a margin of a unit of ``Evidence`` is written."""
+    if unit == "perplexity":
+        return lambda value: f"{1 + value:.3f}".removesuffix("0")
+    if unit == "score":
+        return lambda value: f"{100 * value:.1f}".removesuffix(".0")
+    return (lambda value: f"{value:.0%}") if unit == "agreement" else (lambda value: f"{value:.2f}")
+
+
+def inverse(ratio: Interval) -> Interval:
+    """How many times worse, of how many times better."""
+    return Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, ratio.count)
+
+
+def figure(value: float) -> str:
+    """Three digits that matter."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

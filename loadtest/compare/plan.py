@@ -1,0 +1,201 @@
+"""From what an operator asks to a plan; what can't be measured is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from loadtest import texts
+from loadtest.compare.types import Margins, Plan
+from loadtest.deployment import FULL, QUICK, WHOLE, Deployment, parse
+from loadtest.measuring.types import Load
+from loadtest.tasks import own as own_questions
+from loadtest.tasks.registry import TASKS
+from loadtest.tasks.types import Sample
+
+QUICK_CONTEXTS = (1024, 4096)
+WHOLE_CONTEXTS = (1024, 2048, 4096, 8192)
+QUICK_TASKS = ("needles", "scbench_kv")
+LEAST_CONTEXT = 256
+
+_QUICK_SECONDS = 300.0
+_WHOLE_SECONDS = 2 * 3600.0
+_OUTPUT_TOKENS = 32
+_OWN_TEXT = "the manual that comes with Python"
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+Tell = Callable[[str], None]
+"""Told what goes on, in a few words."""
+
+
+class PlanError(ValueError):
+    """Something asked for can't be measured; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an operator asks for; ``None`` and empty where the preset decides.
+
+    Attributes:
+        whole: the long preset, not the quick one.
+        model: as for ``longspan serve``.
+        contexts: lengths in tokens.
+        candidates: beside full attention, in words.
+        tasks: names.
+        concurrency: numbers of users.
+        rate: sessions per second instead of users.
+        text: file of the operator's own text.
+        questions: file of the operator's own questions.
+        chat: ask through the chat template; ``None``: where the model has one.
+        margins: changed ones, by name.
+        confidence: of all intervals and tests.
+        seed: of all that is drawn.
+        arguments: of ``longspan serve``.
+    """
+
+    whole: bool = False
+    model: str | None = None
+    contexts: Sequence[int] = ()
+    candidates: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    concurrency: Sequence[int] = ()
+    rate: float | None = None
+    text: Path | None = None
+    questions: Path | None = None
+    chat: bool | None = None
+    margins: Sequence[str] = ()
+    confidence: float = 0.95
+    seed: int = 0
+    arguments: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is measured on, beside the plan: it is long, and a plan keeps its hashes.
+
+    Attributes:
+        text: that is decoded.
+        prose: running text in which tasks hide what they ask for.
+        own: the operator's own questions.
+        chat: what was asked for; see ``Asked``.
+    """
+
+    text: str
+    prose: str
+    own: tuple[Sample, ...]
+    chat: bool | None
+
+
+def make_plan(asked: Asked) -> tuple[Plan, Material]:
+    """The plan and what it is measured on; ``preflight`` checks what only a server knows.
+
+    Raises:
+        PlanError: something can't be measured.
+    """
+    contexts = tuple(sorted(set(asked.contexts))) or (WHOLE_CONTEXTS if asked.whole else QUICK_CONTEXTS)
+    if contexts[0] < LEAST_CONTEXT:
+        raise PlanError(f"a context of {contexts[0]} tokens is too short; give {LEAST_CONTEXT} or more")
+    try:
+        prose = texts.prose(texts.reference())
+        text = prose if asked.text is None else texts.read(asked.text)
+        own = tuple(own_questions.read(asked.questions)) if asked.questions else ()
+    except (OSError, ValueError) as error:
+        raise PlanError(str(error)) from error
+    if not 0.5 <= asked.confidence < 1:
+        raise PlanError(f"a confidence of {asked.confidence:g} makes no sense; give 0.5 to 0.999, like 0.95")
+    plan = Plan(
+        candidates=_candidates(asked),
+        contexts=contexts,
+        loads=tuple(load for context in contexts for load in _loads(asked, context)),
+        tasks=_tasks(asked),
+        text=_OWN_TEXT if asked.text is None else str(asked.text),
+        text_hash=_hash(text),
+        own=str(asked.questions or ""),
+        own_hash=_hash(asked.questions.read_text(encoding="utf-8")) if asked.questions else "",
+        margins=_margins(asked.margins),
+        confidence=asked.confidence,
+        seed=asked.seed,
+        arguments=(*(("--model", asked.model) if asked.model else ()), *asked.arguments),
+    )
+    return plan, Material(text, prose, own, asked.chat)
+
+
+def budget(asked: Asked, words: str | None) -> float:
+    """Seconds from words like ``5m``, ``1h30m``, ``90``; the preset's own without them.
+
+    Raises:
+        PlanError: they say no duration.
+    """
+    if words is None:
+        return _WHOLE_SECONDS if asked.whole else _QUICK_SECONDS
+    match = _DURATION.fullmatch(words.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total < 30:
+        raise PlanError(f"a budget of {words!r} is none; write 5m, 1h30m or seconds, at least 30")
+    return total
+
+
+def _candidates(asked: Asked) -> tuple[Deployment, ...]:
+    try:
+        chosen = [parse(words) for words in asked.candidates]
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    if not chosen:
+        return WHOLE if asked.whole else QUICK
+    others = [deployment for deployment in chosen if deployment.arguments != FULL.arguments]
+    if not others:
+        raise PlanError("full attention is compared with nothing; name another --candidate")
+    names = [deployment.name for deployment in others]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise PlanError(f"{', '.join(sorted(twice))} is a candidate twice; name each once")
+    return (FULL, *others)
+
+
+def _loads(asked: Asked, context: int) -> list[Load]:
+    """The operator's first. One user's decoding is measured apart from prefill: that takes less time."""
+    output = min(_OUTPUT_TOKENS, context // 8)
+    if asked.rate is not None:
+        if not asked.rate > 0:
+            raise PlanError(f"a rate of {asked.rate:g} makes no sense; give sessions per second above 0")
+        return [Load(context, output, 0, asked.rate, requests=8)]
+    loads = []
+    for users in asked.concurrency or (1,):
+        if users < 1:
+            raise PlanError(f"{users} users can't be measured; give --concurrency 1 or more")
+        new = Load(context, output, users, requests=users)
+        loads += [replace(new, cached=True), new] if users == 1 else [new]
+    return loads
+
+
+def _tasks(asked: Asked) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(asked.tasks)) or (tuple(TASKS) if asked.whole else QUICK_TASKS)
+    if unknown := [name for name in names if name not in TASKS]:
+        raise PlanError(f"there is no task {', '.join(unknown)}; choose of {', '.join(TASKS)}")
+    return names
+
+
+def _margins(changes: Sequence[str]) -> Margins:
+    names = [field.name for field in fields(Margins)]
+    changed: dict[str, float] = {}
+    for change in changes:
+        name, _, words = change.partition("=")
+        try:
+            value = float(words)
+        except ValueError:
+            value = -1.0
+        if name not in names or not 0 < value < 1:
+            raise PlanError(
+                f"the margin {change!r} says nothing; write NAME=SHARE with one of {', '.join(names)} "
+                "and a share between 0 and 1, like perplexity=0.03"
+            )
+        changed[name] = value
+    return replace(Margins(), **changed)
+
+
+def _hash(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""What only a server of the model can tell, asked before anything is measured: refusals come at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loadtest.compare.plan import Material, PlanError, Tell
+from loadtest.compare.types import Comparison, Plan
+from loadtest.evaluation.evaluator import Evaluator
+from loadtest.evaluation.prompts import prompt
+from loadtest.measuring.servers import OpenError, most_at_once, open_all
+from loadtest.measuring.types import length_label
+from longspan import Client, LongspanError
+
+_SPARE = 4
+"""Times the longest load that a server's KV cache holds, so that prompts stay in its prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What full attention's server told.
+
+    Attributes:
+        plan: completed with ``chat`` and ``kv_memory``.
+        model: for ``Comparison.model``.
+        versions: for ``Comparison.versions``.
+        kv_each: bytes of KV cache for each server that measures; ``None`` where the operator's arguments say.
+        at_once: servers that this machine's memory holds.
+    """
+
+    plan: Plan
+    model: dict[str, Any]
+    versions: dict[str, str]
+    kv_each: int | None
+    at_once: int
+
+
+def look(plan: Plan, material: Material, tell: Tell) -> Found:
+    """Serves full attention once, and refuses what can't be measured on it.
+
+    Raises:
+        PlanError: the model can't be served, or lengths, text, tasks or questions don't fit it.
+    """
+    full = plan.candidates[0]
+    tell(f"starting {full.name}: does the plan fit the model?")
+    try:
+        with open_all([full], plan.arguments) as targets:
+            target = targets[full.name]
+            with Client(target.host, target.port) as client:
+                return _look(plan, material, client, target.pids[0])
+    except OpenError as error:
+        raise PlanError(str(error)) from error
+    except LongspanError as error:
+        raise PlanError(f"full attention can't be asked: {error}") from error
+
+
+def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
+    model, info = client.model_info(), client.server_info()
+    longest = plan.contexts[-1]
+    if longest > model.context_length:
+        raise PlanError(
+            f"{model.name} is served with a context of {model.context_length} tokens, and {longest} can't be "
+            "measured; leave out the longer --context, or stretch the model's by --rope-scaling after --"
+        )
+    if material.chat and not model.has_chat_template:
+        raise PlanError(f"{model.name} has no chat template; leave out --chat")
+    chat = model.has_chat_template if material.chat is None else material.chat
+    plan = replace(plan, chat=chat, kv_memory=info.load.kv_bytes)
+    page_bytes = info.load.kv_bytes / (info.load.pages_total + 1)
+    token_bytes = page_bytes / info.load.page_size
+    users = max((load.concurrency or load.requests) for load in plan.loads)
+    need = int(_SPARE * (users + 1) * longest * token_bytes)
+    chosen = "--kv-memory" in " ".join(plan.arguments)
+    kv_each = None if chosen else min(info.load.kv_bytes, need)
+    # Sizes every task and cuts the text at every length: what is too short is told here.
+    try:
+        Evaluator(_empty(plan), client, text=material.text, prose=material.prose, own=material.own)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    for sample in material.own:
+        count = len(prompt(client, sample, chat=chat).ids) + sample.max_new_tokens
+        if count > model.context_length:
+            raise PlanError(
+                f"question {sample.turn + 1} about context {sample.index + 1} of {plan.own} takes {count} "
+                f"tokens with its answer, but {model.name} has a context of {model.context_length}"
+            )
+    return Found(
+        plan,
+        {
+            "name": model.name,
+            "architecture": model.architecture,
+            "parameters": model.parameters,
+            "dtype": model.dtype,
+            "kv_dtype": model.kv_dtype,
+            "device": info.device,
+            "context_length": model.context_length,
+            "vocabulary_size": model.vocabulary_size,
+        },
+        {"longspan": info.version, **info.versions},
+        kv_each,
+        most_at_once(pid, kv_each or info.load.kv_bytes, len(plan.candidates)),
+    )
+
+
+def _empty(plan: Plan) -> Comparison:
+    return Comparison(plan, "", {})
+
+
+def describe(plan: Plan) -> str:
+    """The plan in a line."""
+    lengths = ", ".join(length_label(context) for context in plan.contexts)
+    return f"{len(plan.candidates)} variants at {lengths}; tasks: {', '.join(plan.tasks)}; text: {plan.text}"

@@ -1,0 +1,126 @@
+"""Tells how far a comparison is: on the terminal, in its file, and on a page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.status import Status
+
+from loadtest.compare import document
+from loadtest.compare.run import Listener
+from loadtest.compare.types import Comparison, Judgment, Outcome
+
+if TYPE_CHECKING:
+    from loadtest.report.live import Live
+
+_SAVE_SECONDS = 10.0
+_SHOW_SECONDS = 2.0
+_LINE_SECONDS = 15.0  # between lines where there is no terminal
+
+
+class Watcher:
+    """What a command shows and keeps while a comparison runs.
+
+    Args:
+        budget: seconds.
+        file: kept up to date with what was measured; ``None`` for none.
+        live: the report is served on a port of this machine while it lasts.
+        clock: in seconds.
+
+    Attributes:
+        listener: for ``loadtest.compare.run``.
+    """
+
+    def __init__(
+        self, budget: float, file: Path | None, live: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._budget, self._file, self._clock = budget, file, clock
+        self._console = Console(stderr=True)
+        self._status = Status("", console=self._console) if self._console.is_terminal else None
+        self._live: Live | None = None
+        if live:
+            from loadtest.report.live import Live
+
+            self._live = Live()
+        self._comparison: Comparison | None = None
+        self._judgment: Judgment | None = None
+        self._began = clock()
+        self._saved = self._shown = self._told = float("-inf")
+        self._doing = ""
+        self.listener = Listener(self.doing, self._judged)
+
+    def __enter__(self) -> Watcher:
+        if self._live is not None:
+            self._console.print(f"the report while it grows: {self._live.address}")
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+        if self._live is not None:
+            if self._comparison is not None and self._judgment is not None:
+                self._live.end(self._comparison, self._judgment)
+            self._live.close()
+
+    def watch(self, comparison: Comparison) -> None:
+        """The comparison that is measured from now on."""
+        self._comparison = comparison
+
+    def doing(self, words: str) -> None:
+        """Something else is under way."""
+        self._doing = words
+        now = self._clock()
+        if self._status is not None:
+            self._status.update(self._line())
+        elif now - self._told >= _LINE_SECONDS:
+            self._told = now
+            self._console.print(self._line(), style="dim", markup=False, highlight=False)
+
+    def keep(self) -> None:
+        """Saves what there is, now."""
+        if self._file is not None and self._comparison is not None:
+            document.save(self._comparison, self._file)
+            self._saved = self._clock()
+
+    def _judged(self, judgment: Judgment) -> None:
+        self._judgment = judgment
+        now = self._clock()
+        if now - self._saved >= _SAVE_SECONDS:
+            self.keep()
+        if self._live is not None and self._comparison is not None and now - self._shown >= _SHOW_SECONDS:
+            from loadtest.report.compare import Progress
+
+            spent = now - self._began
+            self._live.update(
+                self._comparison,
+                judgment,
+                Progress(self._doing, min(1.0, spent / self._budget), max(0.0, self._budget - spent)),
+            )
+            self._shown = now
+
+    def _line(self) -> str:
+        spent = self._clock() - self._began
+        line = f"{_minutes(spent)} of at most {_minutes(self._budget)}: {self._doing}"
+        if self._judgment is None or self._comparison is None:
+            return line
+        open_ones = [
+            verdict.deployment
+            for verdict in self._judgment.verdicts
+            if verdict.outcome is Outcome.UNKNOWN and verdict.deployment not in self._comparison.failed
+        ]
+        return f"{line}; quality still open: {', '.join(open_ones)}" if open_ones else line
+
+
+def _minutes(seconds: float) -> str:
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

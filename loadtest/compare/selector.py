@@ -1,0 +1,58 @@
+"""What a selection loses by choosing badly, and what by choosing few: told apart by the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loadtest.compare.pareto import loss
+from loadtest.compare.phrases import amount
+from loadtest.compare.types import Comparison, Evidence, Verdict
+from loadtest.measuring.types import length_label
+
+
+def selectors(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
+    """For each top-k candidate that the oracle was measured with at the same budget: whose loss it is.
+
+    What the truly best tokens lose is the budget's; the rest is the selector's.
+    """
+    budgets = {
+        (one.options.get("pattern"), one.options.get("budget", "")): one.name
+        for one in comparison.plan.candidates
+    }
+    by_name = {verdict.deployment: verdict for verdict in verdicts}
+    context = comparison.plan.contexts[-1]
+    sentences = []
+    for (pattern, budget), name in budgets.items():
+        oracle = budgets.get(("oracle", budget))
+        if pattern != "topk" or oracle is None or loss(by_name[name], context) <= 0:
+            continue
+        pairs = [
+            (test, same)
+            for test in by_name[name].evidence
+            if test.length == context and test.measure in ("text", "tasks") and test.loss.count
+            if (same := _same_test(by_name[oracle], test))
+        ]
+        if pairs:
+            said = "; ".join(_sentence(oracle, own, best) for own, best in pairs)
+            sentences += [
+                f"{name} at {length_label(context)}: {said}",
+                f"What {oracle} loses is the price of the budget, the rest that of how {name} selects",
+            ]
+    return sentences
+
+
+def _same_test(verdict: Verdict, test: Evidence) -> Evidence | None:
+    key = (test.measure, test.length, test.unit)
+    found = (one for one in verdict.evidence if (one.measure, one.length, one.unit) == key and one.loss.count)
+    return next(found, None)
+
+
+def _sentence(oracle: str, own: Evidence, best: Evidence) -> str:
+    write = amount(own.unit)
+    mine, least = write(own.loss.value), write(best.loss.value)
+    match own.unit:
+        case "perplexity":
+            return f"perplexity {mine} times full's, under {oracle} {least}"
+        case "logprob":
+            return f"{mine} nats per token lost where full fails, under {oracle} {least}"
+    return f"{mine} of 100 points lost in tasks, under {oracle} {least}"

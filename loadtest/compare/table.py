@@ -1,0 +1,225 @@
+"""A comparison for a terminal of 80 columns or more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loadtest.compare.gains import deciding_figure, figures, new_prompts, operators_load
+from loadtest.compare.phrases import figure, times
+from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
+from loadtest.evaluation import analysis
+from loadtest.measuring.types import Interval, Load, length_label
+
+_STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}
+_MEBIBYTE = 2**20
+# Names of this many letters leave room for all columns in a terminal of 80.
+_NAME = 18
+
+
+def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
+    """Figures by context, what each variant brings and costs, and what to deploy.
+
+    Below each figure stands its interval. ``x`` is how many times better than full attention.
+
+    Args:
+        comparison: with the rows.
+        judgment: of it.
+    """
+    plan = comparison.plan
+    grids = [_grid(comparison, judgment, context) for context in plan.contexts]
+    verdicts = [_item(verdict.sentence, _STYLES[verdict.outcome]) for verdict in judgment.verdicts]
+    advice = [
+        Text(sentence, style="bold" if not at else "")
+        for at, sentence in enumerate(judgment.advice.sentences)
+    ]
+    command = [Text(_lines(judgment.advice.command), style="bold cyan")] if judgment.advice.command else []
+    notes = [_item(remark, "dim") for remark in judgment.uninformative]
+    if notes:
+        notes = [Text("\nThese tell nothing of the variants:"), *notes]
+    return Group(
+        _heading(comparison), *grids, *_effective(comparison, judgment), Text(), *verdicts, *notes, Text(),
+        *advice, *command,
+    )  # fmt: skip
+
+
+def _lines(command: str) -> str:
+    """A command that can be copied from a narrow terminal."""
+    return "\n  " + command.replace(" --attention-option", " \\\n    --attention-option")
+
+
+def _effective(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
+    """The longest context at which each keeps the share of full's score that ``Margins`` names."""
+    plan = comparison.plan
+    full = analysis.effective_length(comparison, plan.candidates[0].name)
+    if full is None or len(plan.contexts) < 2:
+        return []
+    lengths = [(plan.candidates[0].name, full)]
+    lengths += [(one.deployment, one.effective) for one in judgment.verdicts if one.effective is not None]
+    said = ", ".join(f"{name} {length_label(length) if length else 'none'}" for name, length in lengths)
+    shortest = length_label(plan.contexts[0])
+    share = f"{plan.margins.effective:.0%} of full's score at {shortest}"
+    return [Text(f"\nEffective length ({share} kept): {said}")]
+
+
+def _heading(comparison: Comparison) -> Text:
+    plan, model, machine = comparison.plan, comparison.model, comparison.machine
+    where = f"{machine.get('cores', '?')} cores of {machine.get('cpu', 'an unknown processor')}"
+    if str(model.get("device", "cpu")) != "cpu":
+        where = str(model["device"])
+    parts = [
+        f"{model.get('name', 'model')}, {model.get('dtype', '?')}, KV {model.get('kv_dtype', '?')}",
+        where,
+        f"text: {plan.text}",
+        f"intervals at {plan.confidence:.0%} confidence",
+    ]
+    return Text("; ".join(parts), style="dim")
+
+
+def _item(sentence: str, style: str) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("-", style=style), Text(sentence))
+    return grid
+
+
+def _grid(comparison: Comparison, judgment: Judgment, context: int) -> RenderableType:
+    load, new = operators_load(comparison, context), new_prompts(comparison, context)
+    rate = load is not None and deciding_figure(load) == "output_rate"
+    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    grid.add_column("attention", max_width=_NAME if _long(comparison) else None, overflow="fold")
+    heads = [
+        "tok/s" if rate else "TPOT\nms",
+        "x full",
+        "TTFT\ns",
+        "KV\nMiB",
+        "fit",
+        "perplexity\nratio",
+        "tasks\nscore",
+    ]
+    for head in heads:
+        grid.add_column(head, justify="right", no_wrap=True)
+    verdicts: Mapping[str, Verdict] = {verdict.deployment: verdict for verdict in judgment.verdicts}
+    for candidate in comparison.plan.candidates:
+        verdict = verdicts.get(candidate.name)
+        gains = verdict.gains if verdict else figures(comparison)
+        grid.add_row(
+            _name(comparison, candidate.name, verdict),
+            *_speed(gains, load, new, own=verdict is not None),
+            *_memory(gains, context, own=verdict is not None),
+            *_quality(judgment, verdict, context),
+        )
+    title = load.label if load else length_label(context)
+    others = [one for one in comparison.plan.loads if one.context == context and one not in (load, new)]
+    beside = [_load(comparison, judgment, one) for one in others]
+    return Group(Text(f"\n{title}", style="bold"), grid, *beside)
+
+
+def _load(comparison: Comparison, judgment: Judgment, load: Load) -> RenderableType:
+    """Speeds under a load that is not the one that decides."""
+    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    grid.add_column("attention")
+    shown = [("tpot", "TPOT\nms", 1e3), ("output_rate", "tok/s", 1.0)]
+    shown += [] if load.cached else [("ttft", "TTFT\ns", 1.0)]
+    for _, head, _ in shown:
+        grid.add_column(head, justify="right", no_wrap=True)
+        grid.add_column("x full", justify="right", no_wrap=True)
+    by_name = {verdict.deployment: verdict.gains for verdict in judgment.verdicts}
+    for candidate in comparison.plan.candidates:
+        own = candidate.name in by_name
+        gains = by_name.get(candidate.name, figures(comparison))
+        cells: list[Text] = []
+        for name, _, scale in shown:
+            gain = _find(gains, load, name)
+            cells += [_interval(gain, scale, own=own), _times(gain, own=own)]
+        grid.add_row(candidate.name, *cells)
+    return Group(Text(f"\n{load.label}", style="bold"), grid)
+
+
+def _long(comparison: Comparison) -> bool:
+    return any(len(candidate.name) > _NAME for candidate in comparison.plan.candidates)
+
+
+def _name(comparison: Comparison, name: str, verdict: Verdict | None) -> Text:
+    if name in comparison.failed:
+        return Text(name).append("\nfailed", style="red")
+    if verdict is None:
+        return Text(name)
+    return Text(name).append(f"\n{verdict.outcome}", style=_STYLES[verdict.outcome])
+
+
+def _speed(gains: Sequence[Gain], load: Load | None, new: Load | None, *, own: bool) -> list[Text]:
+    deciding = deciding_figure(load) if load else ""
+    speed = _find(gains, load, deciding)
+    first = _find(gains, new, "ttft")
+    scale = 1.0 if deciding == "output_rate" else 1e3
+    return [_interval(speed, scale, own=own), _times(speed, own=own), _interval(first, 1.0, own=own)]
+
+
+def _times(gain: Gain | None, *, own: bool) -> Text:
+    """How many times better than full attention."""
+    if not own or gain is None:
+        return Text("-")
+    if gain.equal_work:
+        return Text("same\nwork", style="dim")
+    style = "" if not gain.different else "green" if gain.ratio.value > 1 else "red"
+    return _with_ends(gain.ratio, times, style)
+
+
+def _memory(gains: Sequence[Gain], context: int, *, own: bool) -> list[Text]:
+    at = {gain.figure: gain for gain in gains if gain.context == context and not gain.load}
+    values = {name: (gain.own if own else gain.full).value for name, gain in at.items()}
+    held, fits = values.get("bytes", math.nan), values.get("fits", math.nan)
+    return [Text(figure(held / _MEBIBYTE)), Text("-" if math.isnan(fits) else f"{fits:,.0f}")]
+
+
+def _quality(judgment: Judgment, verdict: Verdict | None, context: int) -> list[Text]:
+    if verdict is None:
+        full = [_test(one, context, "tasks") for one in judgment.verdicts]
+        scores = [test.full for test in full if test and not math.isnan(test.full)]
+        return [Text("1"), Text(f"{scores[0]:.2f}" if scores else "-")]
+    text, tasks = _test(verdict, context, "text"), _test(verdict, context, "tasks")
+    cells = []
+    if text is None or not text.loss.count:
+        cells.append(Text("-"))
+    else:
+        loss = text.loss
+        ratio = Interval(1 + loss.value, 1 + loss.low, 1 + loss.high, loss.count)
+        cells.append(_with_ends(ratio, lambda value: f"{value:.3f}", _beyond(text)))
+    if tasks is None or not tasks.loss.count:
+        cells.append(Text("-"))
+    else:
+        cells.append(Text(f"{tasks.own:.2f}\nof {tasks.loss.count}", style=_beyond(tasks)))
+    return cells
+
+
+def _test(verdict: Verdict, context: int, measure: str) -> Evidence | None:
+    """The test of scores or of text; of log probabilities there is a sentence."""
+    found = (one for one in verdict.evidence if (one.length, one.measure) == (context, measure))
+    return next((one for one in found if one.unit != "logprob"), None)
+
+
+def _beyond(test: Evidence) -> str:
+    return "red" if test.outcome is Outcome.UNSAFE else ""
+
+
+def _find(gains: Sequence[Gain], load: Load | None, name: str) -> Gain | None:
+    return next((one for one in gains if load and (one.load, one.figure) == (load.label, name)), None)
+
+
+def _interval(gain: Gain | None, scale: float, *, own: bool) -> Text:
+    if gain is None:
+        return Text("-")
+    found = gain.own if own else gain.full
+    scaled = Interval(found.value * scale, found.low * scale, found.high * scale, found.count)
+    return _with_ends(scaled, figure)
+
+
+def _with_ends(interval: Interval, write: Callable[[float], str], style: str = "") -> Text:
+    text = Text(write(interval.value), style=style)
+    if interval.claimed and interval.low != interval.high:
+        text.append(f"\n{write(interval.low)}-{write(interval.high)}", style="dim")
+    return text

@@ -1,0 +1,230 @@
+"""Sentences on one variant: every word follows from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from loadtest.compare.evidence import EQUAL, PENDING, failures
+from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
+from loadtest.compare.ground import Ground
+from loadtest.compare.phrases import amount, ended, ends, inverse, listed, times
+from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
+from loadtest.measuring.types import length_label
+from loadtest.statistics import least
+
+# Tests that a sentence names where there are many.
+_NAMED = 2
+
+_GAIN = {
+    "tpot": "decodes {} times as fast{}{}",
+    "ttft": "reaches the first token {} times as fast{}{}",
+    "output_rate": "puts out {} times as many tokens per second{}{}",
+    "bytes": "has a KV cache {} times smaller{}{}",
+    "fits": "fits {} times as many sequences into the same memory{}{}",
+}
+_COST = {
+    "tpot": "takes {} times as long per token{}{}",
+    "ttft": "takes {} times as long to the first token{}{}",
+    "output_rate": "takes {} times as long for as many tokens{}{}",
+    "bytes": "has a KV cache {} times as large{}{}",
+    "fits": "fits only {} times as many sequences into the same memory{}{}",
+}
+_FIGURES = {
+    "tpot": "time per token",
+    "ttft": "time to first token",
+    "output_rate": "tokens per second",
+    "bytes": "KV cache",
+    "fits": "sequences that fit",
+}
+_DECIDING = (
+    ("perplexity", "text"),
+    ("score", "tasks"),
+    ("logprob", "tasks"),
+    ("score", "own"),
+    ("agreement", "own"),
+)
+_SAMPLES = {
+    "perplexity": "block{} of text",
+    "score": "question{}",
+    "agreement": "question{}",
+    "logprob": "context{}",
+}
+
+
+def verdict(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
+    """What a variant loses, brings and costs."""
+    name = judged.deployment
+    if name in comparison.failed:
+        return f"{name} failed while it was measured: {ended(comparison.failed[name])}"
+    context = comparison.plan.contexts[-1]
+    found = claimed(comparison, judged.gains, context)
+    brings = [gain_words(gain) for gain in found if gain.ratio.value > 1]
+    costs = [gain_words(gain) for gain in found if gain.ratio.value < 1]
+    parts = [f"{name}: {judged.outcome}: {_reasons(comparison, judged, ground)}"]
+    if brings:
+        parts.append(f"At {length_label(context)} it {listed(brings)}")
+    if costs:
+        parts.append(f"It costs: at {length_label(context)} it {listed(costs)}")
+    return " ".join(map(ended, parts))
+
+
+def claimed(comparison: Comparison, gains: Iterable[Gain], context: int) -> list[Gain]:
+    """What differs for certain from full attention at a context: the load's figure, TTFT, KV cache.
+
+    Of speeds only what is worth a change by ``Margins.speed``: with many variants some smaller difference
+    looks certain by chance. On a machine that is too busy none.
+    """
+    load, new = operators_load(comparison, context), new_prompts(comparison, context)
+    wanted = [("", "bytes")]
+    if not comparison.busy:
+        speeds = [(load.label, deciding_figure(load))] if load else []
+        wanted = [*speeds, *([(new.label, "ttft")] if new else []), *wanted]
+    at = {(gain.load, gain.figure): gain for gain in gains if gain.context == context}
+    return [at[key] for key in wanted if key in at and _matters(comparison, at[key])]
+
+
+def _matters(comparison: Comparison, gain: Gain) -> bool:
+    least = 1.0 if gain.figure in ("bytes", "fits") else 1 + comparison.plan.margins.speed
+    return gain.different and max(gain.ratio.value, 1 / gain.ratio.value) >= least
+
+
+def gain_words(gain: Gain, against: str = "") -> str:
+    """What it brings or costs, as something that the variant does.
+
+    Args:
+        gain: a difference from full attention.
+        against: words that name full attention, like ``" as full attention"``; none where that is clear.
+    """
+    better = gain.ratio.value > 1
+    ratio = gain.ratio if better or gain.figure == "fits" else inverse(gain.ratio)
+    words = _GAIN if better else _COST
+    return words[gain.figure].format(times(ratio.value), against, ends(ratio, times))
+
+
+def figure_words(gain: Gain, confidence: float) -> str:
+    """A figure with its name, also where it tells nothing.
+
+    Args:
+        gain: of it.
+        confidence: of its intervals.
+    """
+    name = _FIGURES[gain.figure]
+    if gain.equal_work:
+        return f"{name}: it computes what full attention computes, so any difference is the machine's"
+    if not gain.ratio.claimed:
+        return f"{name}: {gain.ratio.count} of the {least(confidence)} rounds that an interval takes"
+    if not gain.different:
+        between = f"{times(gain.ratio.low)} to {times(gain.ratio.high)} times"
+        return f"{name}: no difference could be shown ({between})"
+    return f"it {gain_words(gain)}"
+
+
+def quality(tests: Iterable[Evidence]) -> str:
+    """The most that deciding tests, all safe, allow to be lost."""
+    deciding = [test for test in tests if test.decides and test.loss.claimed]
+    kinds = [
+        [test for test in deciding if (test.unit, test.measure) == (unit, measure)]
+        for unit, measure in _DECIDING
+    ]
+    return listed([_at_most(max(kind, key=lambda test: test.loss.high)) for kind in kinds if kind])
+
+
+def test_words(test: Evidence) -> str:
+    """What one test found, with its interval and margin."""
+    at, write = f" at {length_label(test.length)}" if test.length else "", amount(test.unit)
+    loss = test.loss
+    if not loss.count:
+        return f"{_subject(test)}{at}: {PENDING}"
+    within = f"{write(loss.low)} to {write(loss.high)}; " if loss.claimed else "no interval yet; "
+    match test.unit:
+        case "perplexity":
+            said = f"perplexity is {write(loss.value)} times full's"
+        case "logprob":
+            said = f"right answers lose {write(loss.value)} nats per token in {_subject(test)}"
+        case "agreement":
+            said = f"{write(loss.value)} of the tokens of your answers differ from full's"
+        case _:
+            verb = "loses" if loss.value >= 0 else "wins"
+            said = f"{verb} {100 * abs(loss.value):.1f} of 100 points in {_subject(test)}"
+    where = f", {test.where}" if test.where else ""
+    return f"{said}{at} ({within}margin {write(test.margin)}){where}"
+
+
+def more_words(test: Evidence) -> str:
+    """How many samples would settle a test; empty if it is settled, or if nobody knows yet."""
+    if not test.more or not test.loss.count:
+        return ""
+    return f"about {test.more:,} more {_SAMPLES[test.unit].format('s' * (test.more > 1))} would settle it"
+
+
+def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
+    if ground.none:
+        return "nothing could be judged, since full attention itself only guesses"
+    tests = judged.evidence
+    if judged.outcome is Outcome.UNSAFE:
+        return "; ".join(_broken(judged, test) for test in _worst(tests))
+    if judged.outcome is Outcome.SAFE:
+        if judged.exact:
+            return "it computes full attention"
+        return quality(tests) or "it sees the whole context at these lengths, as full attention does"
+    open_tests = [test for test in tests if test.decides and test.outcome is Outcome.UNKNOWN]
+    named = sorted(open_tests, key=lambda test: -_share(test))[:_NAMED]
+    said = ["; ".join(filter(None, (test_words(test), more_words(test)))) for test in named]
+    failed = [f"not all could be measured ({why})" for why in failures(comparison, judged.deployment)[:1]]
+    return "; ".join([*said, *failed]) or PENDING
+
+
+def _worst(tests: Iterable[Evidence]) -> list[Evidence]:
+    """The most telling of what is beyond its margin: together before single, then by how far beyond."""
+    beyond = [test for test in tests if test.outcome is Outcome.UNSAFE]
+    together = [test for test in beyond if not test.measure.startswith("task:")]
+    return sorted(together or beyond, key=lambda test: -test.loss.low / test.margin)[:_NAMED]
+
+
+def _broken(judged: Verdict, test: Evidence) -> str:
+    """A loss; where there can be none, with what that means."""
+    if judged.exact:
+        return f"{test_words(test)}, though it computes full attention: this is a fault, please report it"
+    if test.note == EQUAL:
+        return f"{test_words(test)}, though it sees the whole context: this is a fault, please report it"
+    return test_words(test)
+
+
+def _share(test: Evidence) -> float:
+    """How many times more samples a test needs than it has."""
+    return (test.more or 0) / max(test.loss.count, 1)
+
+
+def _subject(test: Evidence) -> str:
+    if test.measure == "own":
+        return "your own questions"
+    if test.measure == "tasks":
+        return "tasks" if test.unit == "score" else "tasks that full attention fails"
+    return test.measure.removeprefix("task:")
+
+
+def _at_most(test: Evidence) -> str:
+    write = amount(test.unit)
+    high, margin = write(test.loss.high), write(test.margin)
+    match test.unit:
+        case "perplexity":
+            return f"perplexity at most {high} times full's (margin {margin})"
+        case "logprob":
+            return f"right answers lose at most {high} nats per token where full fails (margin {margin})"
+        case "agreement":
+            return f"at most {high} of the tokens of your answers differ (margin {margin})"
+    return f"at most {high} of 100 points lost in {_subject(test)} (margin {margin})"
+
+
+def settling(tests: Sequence[Evidence], seconds: float) -> str:
+    """How much longer to measure until all tests are settled, if samples come as fast as they did.
+
+    Args:
+        tests: of one variant.
+        seconds: that it took to get what there is.
+    """
+    shares = [_share(test) for test in tests if test.decides and test.more and test.loss.count]
+    if not shares or not seconds:
+        return ""
+    minutes = max(1, round(max(shares) * seconds / 60))
+    return f"about {minutes:,} more minute{'s' * (minutes > 1)} of measuring would settle it"

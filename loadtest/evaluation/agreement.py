@@ -1,0 +1,38 @@
+"""Whether a variant answers as full attention does, where nobody knows the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loadtest.evaluation.ask import Asked
+from loadtest.evaluation.types import Answer
+
+
+def same_tokens(ours: Sequence[int], theirs: Sequence[int]) -> float:
+    """The share of an answer up to which it is another's, token by token; 1 if and only if both are the same.
+
+    What comes after the first difference tells nothing: from there on two models continue two texts.
+    """
+    longest = max(len(ours), len(theirs))
+    same = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other:
+            break
+        same += 1
+    return same / longest if longest else 1.0
+
+
+def agreeing(asked: Sequence[Asked], full: Sequence[Asked]) -> list[Answer]:
+    """A variant's rows, where questions without a known answer have the agreement with full as their score.
+
+    Args:
+        asked: of the variant.
+        full: of full attention, the same questions in the same order; its own rows keep a score of NaN.
+    """
+    return [
+        own.answer
+        if own.answer.answer or own.answer.error or theirs.answer.error
+        else replace(own.answer, score=same_tokens(own.token_ids, theirs.token_ids))
+        for own, theirs in zip(asked, full, strict=True)
+    ]

@@ -1,0 +1,256 @@
+"""From rows to estimates: what a variant loses against full attention, each with its interval.
+
+Everything is paired: a row counts only where full attention and the variant answered the same question, or
+decoded the same tokens. A loss above 0 is worse than full. The intervals have the plan's confidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from loadtest.compare.types import Comparison
+from loadtest.evaluation.pairs import OWN, AnswerPair, answer_pairs, block_pairs
+from loadtest.evaluation.types import Answer, Memory, TextBlock
+from loadtest.measuring.types import Interval
+from loadtest.statistics import mean_interval, score_loss
+
+INFORMATIVE = 0.3
+"""Mean score under full attention from which a task tells variants apart. Below it there is little to lose: a
+variant that loses everything would hardly exceed a margin of a few points."""
+
+CHANCE = 0.1
+"""What the lower end of the interval of that mean has to exceed. Words that a text has anyway earn a few
+points by luck, and with few samples luck looks like skill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Scores of questions whose answer stands at about one depth of the context.
+
+    Attributes:
+        depth: to one decimal place, 0 to 1.
+        count: questions.
+        full: sum of full attention's scores: how many it found.
+        own: of the variant's.
+    """
+
+    depth: float
+    count: int
+    full: float
+    own: float
+
+
+def full_name(comparison: Comparison) -> str:
+    """The candidate that the others are held against."""
+    return comparison.plan.candidates[0].name
+
+
+def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
+    """How much the variant's perplexity of the text exceeds full's, as a share of it: 0.05 is 1.05 times.
+
+    Perplexity is the exponential of the mean negative log probability, so its ratio is that of the mean
+    paired difference. Tokens of one block depend on one another: blocks are drawn together.
+    """
+    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
+    losses: list[float] = []
+    blocks: list[int] = []
+    for full, own in pairs:
+        losses += [theirs - ours for theirs, ours in zip(full.logprobs, own.logprobs, strict=True)]
+        blocks += [full.block] * len(full.logprobs)
+    nats = mean_interval(losses, comparison.plan.confidence, blocks)
+    return Interval(math.expm1(nats.value), math.expm1(nats.low), math.expm1(nats.high), nats.count)
+
+
+def perplexity(comparison: Comparison, name: str, length: int) -> float:
+    """Perplexity of the blocks of text that full attention and the variant both decoded; NaN for none."""
+    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
+    logprobs = [logprob for pair in pairs for logprob in pair.own.logprobs]
+    return math.exp(-fmean(logprobs)) if logprobs else math.nan
+
+
+def text_kl(comparison: Comparison, name: str, length: int) -> Interval:
+    """KL divergence from full's next token to the variant's, nats; a lower bound, see ``TextBlock``."""
+    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
+    return mean_interval([own.kl for _, own in pairs if not math.isnan(own.kl)], comparison.plan.confidence)
+
+
+def same_top(comparison: Comparison, name: str, length: int) -> Interval:
+    """Share of the text's places where the variant's most likely token is full's."""
+    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
+    values = [own.same_top for _, own in pairs if not math.isnan(own.same_top)]
+    return mean_interval(values, comparison.plan.confidence)
+
+
+def tasks_at(comparison: Comparison, length: int) -> tuple[str, ...]:
+    """Tasks that full attention answered at a length, by name; the user's own aside."""
+    return tuple(dict.fromkeys(row.task for row in _of_full(comparison, length)))
+
+
+def full_score(comparison: Comparison, task: str, length: int) -> Interval:
+    """Full attention's mean score of a task, over all that it answered."""
+    rows = [row for row in _of_full(comparison, length) if row.task == task]
+    scores = [row.score for row in rows]
+    # The points that an answer of nothing would lose: the interval of paired scores holds for these too.
+    return score_loss(
+        scores, [0.0] * len(scores), comparison.plan.confidence, [(row.task, row.index) for row in rows]
+    )
+
+
+def is_informative(comparison: Comparison, task: str, length: int) -> bool:
+    """Full attention itself can do the task at this length; see ``INFORMATIVE`` and ``CHANCE``."""
+    score = full_score(comparison, task, length)
+    return score.value >= INFORMATIVE and score.low > CHANCE
+
+
+def informative_tasks(comparison: Comparison, length: int) -> tuple[str, ...]:
+    """Tasks that can tell variants apart at a length."""
+    return tuple(task for task in tasks_at(comparison, length) if is_informative(comparison, task, length))
+
+
+def score_losses(comparison: Comparison, name: str, length: int) -> dict[str, Interval]:
+    """Points of 1 that the variant loses in each task, informative or not, that both have answered."""
+    losses = {}
+    for task in tasks_at(comparison, length):
+        pairs = _task_pairs(comparison, name, [task], length)
+        if pairs:
+            losses[task] = _score_loss(pairs, comparison.plan.confidence)
+    return losses
+
+
+def pooled_score_loss(comparison: Comparison, name: str, length: int) -> Interval:
+    """Points of 1 that the variant loses in the informative tasks together; all questions weigh the same."""
+    pairs = _task_pairs(comparison, name, informative_tasks(comparison, length), length)
+    return _score_loss(pairs, comparison.plan.confidence)
+
+
+def mean_scores(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> tuple[float, float]:
+    """Full's and the variant's mean score of these tasks, of questions that both answered; NaN for none."""
+    pairs = _task_pairs(comparison, name, tasks, length)
+    if not pairs:
+        return math.nan, math.nan
+    return fmean(pair.full.score for pair in pairs), fmean(pair.own.score for pair in pairs)
+
+
+def logprob_loss(comparison: Comparison, name: str, task: str, length: int) -> Interval:
+    """What the right answers of a task lose in log probability, nats per token of the answer.
+
+    It tells variants apart where full attention's greedy answers fail too. Contexts are drawn together.
+    """
+    pairs = [pair for pair in _task_pairs(comparison, name, [task], length) if _has_logprob(pair)]
+    losses = [(full.logprob - own.logprob) / full.target_tokens for full, own in pairs]
+    return mean_interval(losses, comparison.plan.confidence, [pair.context for pair in pairs])
+
+
+def mean_logprobs(comparison: Comparison, name: str, task: str, length: int) -> tuple[float, float]:
+    """Full's and the variant's log probability of the right answers, nats per token; NaN for none."""
+    pairs = [pair for pair in _task_pairs(comparison, name, [task], length) if _has_logprob(pair)]
+    if not pairs:
+        return math.nan, math.nan
+    return (
+        fmean(full.logprob / full.target_tokens for full, _ in pairs),
+        fmean(own.logprob / own.target_tokens for _, own in pairs),
+    )
+
+
+def own_loss(comparison: Comparison, name: str) -> Interval:
+    """Points of 1 that the variant loses in the user's own questions with a known answer."""
+    pairs = [pair for pair in _own_pairs(comparison, name) if not math.isnan(pair.full.score)]
+    return _score_loss(pairs, comparison.plan.confidence)
+
+
+def agreement_loss(comparison: Comparison, name: str) -> Interval:
+    """Share of its answers in which the variant departs from full: the user's questions without a known one.
+
+    Of each answer, the tokens from the first on that differs; see ``agreement.same_tokens``.
+    """
+    pairs = [pair for pair in _own_pairs(comparison, name) if math.isnan(pair.full.score)]
+    own = [pair.own.score for pair in pairs]
+    contexts = [pair.context for pair in pairs]
+    return score_loss([1.0] * len(own), own, comparison.plan.confidence, contexts)
+
+
+def effective_length(comparison: Comparison, name: str) -> int | None:
+    """The longest context up to which a deployment keeps the margin's share of full's score at its shortest.
+
+    RULER (Hsieh et al. 2024, section 4) holds the mean over its tasks against a fixed score; here full
+    attention's at the shortest context is the measure, over the tasks that are informative there, each task
+    weighing the same. Every shorter context has to pass too: one that passes by luck behind one that fails
+    is not effective.
+
+    Args:
+        comparison: with the rows.
+        name: of the deployment, which may be full itself.
+
+    Returns:
+        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there.
+    """
+    contexts = sorted(comparison.plan.contexts)
+    tasks = informative_tasks(comparison, contexts[0])
+    if not tasks:
+        return None
+    least = comparison.plan.margins.effective * fmean(
+        full_score(comparison, task, contexts[0]).value for task in tasks
+    )
+    effective = 0
+    for length in contexts:
+        scores = [mean_scores(comparison, name, length, [task])[1] for task in tasks]
+        # NaN, where a task has no answers at this length, is not enough either.
+        if not fmean(scores) >= least:
+            break
+        effective = length
+    return effective
+
+
+def by_depth(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[Depth]:
+    """Scores by where in the context the answer stands, of questions with one such place; shallow first."""
+    at: dict[float, list[AnswerPair]] = {}
+    for pair in _task_pairs(comparison, name, tasks, length):
+        if pair.full.depth is not None:
+            at.setdefault(round(pair.full.depth, 1), []).append(pair)
+    return [
+        Depth(
+            depth,
+            len(pairs),
+            math.fsum(pair.full.score for pair in pairs),
+            math.fsum(pair.own.score for pair in pairs),
+        )
+        for depth, pairs in sorted(at.items())
+    ]
+
+
+def errors(comparison: Comparison, name: str) -> list[str]:
+    """What a deployment could not answer, decode or hold, each reason once."""
+    rows: list[Answer | TextBlock | Memory] = [*comparison.answers, *comparison.text, *comparison.memory]
+    return list(dict.fromkeys(row.error for row in rows if row.deployment == name and row.error))
+
+
+def _of_full(comparison: Comparison, length: int) -> list[Answer]:
+    full = full_name(comparison)
+    rows = [row for row in comparison.answers if (row.deployment, row.length) == (full, length)]
+    return [pair.full for pair in answer_pairs((row for row in rows if row.task != OWN), full, full)]
+
+
+def _task_pairs(comparison: Comparison, name: str, tasks: Sequence[str], length: int) -> list[AnswerPair]:
+    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
+    return answer_pairs(rows, full_name(comparison), name)
+
+
+def _own_pairs(comparison: Comparison, name: str) -> list[AnswerPair]:
+    rows = [row for row in comparison.answers if row.task == OWN]
+    return answer_pairs(rows, full_name(comparison), name)
+
+
+def _score_loss(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
+    return score_loss(
+        [pair.full.score for pair in pairs],
+        [pair.own.score for pair in pairs],
+        confidence,
+        [pair.context for pair in pairs],
+    )
+
+
+def _has_logprob(pair: AnswerPair) -> bool:
+    return pair.full.target_tokens > 0 and not math.isnan(pair.full.logprob + pair.own.logprob)

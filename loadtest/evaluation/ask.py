@@ -1,0 +1,137 @@
+"""Asks a deployment questions about one context."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from loadtest.evaluation.prompts import Prompt, prompt
+from loadtest.evaluation.requests import at_once
+from loadtest.evaluation.types import Answer
+from loadtest.greedy import GREEDY
+from loadtest.tasks.score import score
+from loadtest.tasks.types import Sample
+from longspan import Client, Generation, LongspanError
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An answer, and the tokens that it was generated as.
+
+    Attributes:
+        answer: the row.
+        token_ids: of the prediction, end of sequence included; empty if there is none.
+    """
+
+    answer: Answer
+    token_ids: tuple[int, ...] = ()
+
+
+def prepare(
+    client: Client, samples: Sequence[Sample], *, chat: bool = False, concurrency: int = 8
+) -> list[Prompt | LongspanError]:
+    """Prompts of all samples, for every deployment of the model; where the server refuses one, its error.
+
+    Args:
+        client: of any server of the model.
+        samples: the questions.
+        chat: through the model's chat template; see ``prompts.prompt``.
+        concurrency: requests in flight, at most.
+
+    Raises:
+        longspan.UnavailableError: the server has gone.
+    """
+    return at_once([functools.partial(prompt, client, each, chat=chat) for each in samples], concurrency)
+
+
+def ask(
+    client: Client,
+    deployment: str,
+    samples: Sequence[Sample],
+    prompts: Sequence[Prompt | LongspanError],
+    concurrency: int = 8,
+) -> list[Asked]:
+    """Answers to all questions about one context, greedy, and how likely the right ones are.
+
+    The first request goes alone and computes the context; the others find it in the prefix cache. That a
+    pattern which throws keys away has them then no more than in a conversation is what SCBench (Li et al.
+    2024) measures. A right answer is forced after the prompt, token by token, so that each is decoded as the
+    deployment decodes; only its first token follows from the prompt itself, like that of any answer.
+
+    Args:
+        client: of the deployment's server.
+        deployment: its name.
+        samples: of one context, in the order in which they are asked.
+        prompts: of the samples, by ``prepare``.
+        concurrency: requests in flight, at most.
+
+    Returns:
+        One for each sample; a question that the server refuses has its sentence as ``error``.
+
+    Raises:
+        longspan.UnavailableError: the server has gone.
+    """
+    # Targets first: they are short, so who waits for the first request waits for little but the context.
+    calls: list[Callable[[], Generation]] = [
+        functools.partial(_force, client, each)
+        for each in prompts
+        if isinstance(each, Prompt) and each.target
+    ]
+    calls += [
+        functools.partial(_generate, client, each, sample)
+        for each, sample in zip(prompts, samples, strict=True)
+        if isinstance(each, Prompt)
+    ]
+    done = iter(at_once(calls[:1], 1) + at_once(calls[1:], concurrency))
+    forced = [next(done) if isinstance(each, Prompt) and each.target else None for each in prompts]
+    generated = [next(done) if isinstance(each, Prompt) else each for each in prompts]
+    return [
+        _asked(deployment, sample, each, right, answer)
+        for sample, each, right, answer in zip(samples, prompts, forced, generated, strict=True)
+    ]
+
+
+def _force(client: Client, asked: Prompt) -> Generation:
+    return client.generate(
+        asked.ids,
+        forced_token_ids=asked.target,
+        max_tokens=len(asked.target),
+        ignore_eos=True,
+        logprobs=0,
+        **GREEDY,
+    )
+
+
+def _generate(client: Client, asked: Prompt, sample: Sample) -> Generation:
+    return client.generate(asked.ids, max_tokens=sample.max_new_tokens, **GREEDY)
+
+
+def _asked(
+    deployment: str,
+    sample: Sample,
+    asked: Prompt | LongspanError,
+    right: Generation | LongspanError | None,
+    generated: Generation | LongspanError,
+) -> Asked:
+    row = Answer(
+        deployment, sample.task, sample.length, sample.index, sample.turn, sample.depth, sample.answer
+    )
+    for outcome in (asked, generated, right):
+        if isinstance(outcome, LongspanError):
+            return Asked(replace(row, error=str(outcome)))
+    assert isinstance(asked, Prompt)
+    assert isinstance(generated, Generation)
+    row = replace(
+        row,
+        predicted_answer=generated.text,
+        score=score(sample, generated.text),
+        target_tokens=len(asked.target),
+        prompt_tokens=generated.usage.prompt_tokens,
+        cached_tokens=generated.usage.cached_prompt_tokens,
+    )
+    if isinstance(right, Generation):
+        logprobs = right.completions[0].logprobs
+        row = replace(row, logprob=math.fsum(position.chosen.logprob for position in logprobs))
+    return Asked(row, tuple(generated.token_ids))

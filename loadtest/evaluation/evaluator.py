@@ -1,0 +1,225 @@
+"""Evaluates the quality of all candidates of a comparison, unit by unit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from loadtest.compare.types import Comparison
+from loadtest.evaluation import text as texts
+from loadtest.evaluation.agreement import agreeing
+from loadtest.evaluation.ask import Asked, ask, prepare
+from loadtest.evaluation.divergence import blocks_against
+from loadtest.evaluation.memory import memory
+from loadtest.evaluation.pairs import OWN
+from loadtest.evaluation.prompts import Prompt, special_before
+from loadtest.evaluation.text import Decoded, Slice, decode_slice
+from loadtest.evaluation.units import Rows, Unit, lacking, order
+from loadtest.tasks.registry import make
+from loadtest.tasks.types import Sample
+from longspan import Client, LongspanError, UnavailableError
+
+TOP = 20
+"""Most likely tokens that are looked at, each place of the text."""
+
+TURNS = 12
+"""Questions about one context, where a task has so many. More would cost less than another context, but they
+depend on one another: as many questions about more contexts tell more."""
+
+_SLICES = 64  # of the text that are of use, at the longest context
+_CHARACTERS = 4.0  # of a token, about
+_FIRST_RATE = 300.0  # tokens per second and candidate, until one is known
+
+
+class Evaluator:
+    """Evaluates every candidate on the same questions and the same text.
+
+    Args:
+        comparison: with its plan; units that it has already are left out.
+        client: of a server of the model, whose tokenizer sizes what is asked.
+        text: that is decoded.
+        prose: running text in which the tasks hide what they ask for.
+        own: the user's own questions.
+        turns: questions about one context, at most.
+        contexts: of each task and length, at most; ``None`` for as many as time allows.
+        concurrency: requests in flight, at most.
+
+    Raises:
+        ValueError: the text is too short for a context, or a context for a task; says what to do.
+        longspan.LongspanError: the server does not answer.
+    """
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        client: Client,
+        *,
+        text: str,
+        prose: str,
+        own: Sequence[Sample] = (),
+        turns: int = TURNS,
+        contexts: int | None = None,
+        concurrency: int = 8,
+    ) -> None:
+        self._comparison = comparison
+        self._plan = comparison.plan
+        self._client = client
+        self._prose = prose
+        self._own = own
+        self._turns = turns
+        self._contexts = contexts
+        self._concurrency = concurrency
+        self._reserve = _reserve(client, chat=self._plan.chat)
+        tokens = texts.tokens(client, text, _SLICES * max(self._plan.contexts))
+        self._slices = {
+            length: texts.slices(tokens, length, self._plan.seed) for length in self._plan.contexts
+        }
+        self._seconds: dict[tuple[str, int, str], list[float]] = {}
+        self._rates: list[float] = []
+        # What is too short is told now, not after an hour.
+        self._first = {
+            unit: self._make(unit) for unit in self._order(1) if unit.kind == "answers" and unit.task != OWN
+        }
+
+    def units(self) -> Iterator[Unit]:
+        """What is left to do, in the order in which to do it; without end unless ``contexts`` was given."""
+        for unit in self._order(self._contexts):
+            if self._lacking(unit):
+                yield unit
+
+    def run(self, unit: Unit, clients: Mapping[str, Client]) -> Rows:
+        """Does a unit on every candidate that lacks it, full attention first.
+
+        What is held against full attention token by token needs full's own again, which no row keeps.
+
+        Args:
+            unit: of ``units``.
+            clients: of the servers that run, by the candidate's name; those that failed are left out.
+
+        Returns:
+            The rows, to be added with ``add_to``. A candidate whose server has gone has none, but is among
+            ``failed``; if that is full attention, there are no rows at all.
+
+        Raises:
+            ValueError: full attention is not among the clients.
+        """
+        full = self._plan.candidates[0].name
+        if full not in clients:
+            raise ValueError(f"nothing can be compared without a server of {full!r}; start one")
+        began = time.monotonic()
+        rows = Rows()
+        names = [name for name in self._due(unit) if name in clients]
+        do = {"answers": self._answer, "text": self._decode, "memory": self._hold}[unit.kind]
+        on = do(unit, rows)
+        for name in names:
+            try:
+                on(name, clients[name])
+            except UnavailableError as error:
+                rows.failed[name] = str(error)
+                if name == full:
+                    return Rows(failed=rows.failed)
+        seconds = (time.monotonic() - began) / max(1, len(names))
+        self._seconds.setdefault((unit.kind, unit.length, unit.task), []).append(seconds)
+        self._rates.append(self._tokens(unit) / max(seconds, 1e-3))
+        return rows
+
+    def cost(self, unit: Unit) -> float:
+        """Seconds that a unit will probably take on all candidates that lack it."""
+        candidates = len(self._due(unit))
+        known = self._seconds.get((unit.kind, unit.length, unit.task))
+        if known:
+            return candidates * fmean(known)
+        return candidates * self._tokens(unit) / (fmean(self._rates) if self._rates else _FIRST_RATE)
+
+    def _order(self, contexts: int | None) -> Iterator[Unit]:
+        own = tuple(dict.fromkeys(sample.index for sample in self._own))
+        return order(self._plan.contexts, self._plan.tasks, self._slices, own, contexts)
+
+    def _answer(self, unit: Unit, rows: Rows) -> Callable[[str, Client], None]:
+        samples = self._samples(unit)
+        first: list[Asked] = []
+        prompts: list[Prompt | LongspanError] = []
+
+        def on(name: str, client: Client) -> None:
+            if not prompts:
+                prompts.extend(prepare(client, samples, chat=self._plan.chat, concurrency=self._concurrency))
+            asked = ask(client, name, samples, prompts, self._concurrency)
+            rows.answers += agreeing(asked, first) if first else [each.answer for each in asked]
+            first.extend([] if first else asked)
+
+        return on
+
+    def _decode(self, unit: Unit, rows: Rows) -> Callable[[str, Client], None]:
+        part = self._slice(unit)
+        first: list[Decoded | LongspanError] = []
+
+        def on(name: str, client: Client) -> None:
+            top = min(TOP, client.model_info().limits.logprobs)
+            decoded = decode_slice(client, part, top, self._concurrency)
+            rows.text += blocks_against(name, part, decoded, first or None)
+            first.extend([] if first else decoded)
+
+        return on
+
+    def _hold(self, unit: Unit, rows: Rows) -> Callable[[str, Client], None]:
+        part = self._slice(unit)  # of the text, since that is in the prefix cache
+
+        def on(name: str, client: Client) -> None:
+            rows.memory.append(memory(client, name, part.ids, self._plan.kv_memory))
+
+        return on
+
+    def _due(self, unit: Unit) -> list[str]:
+        """Candidates on which a unit is to be done, in the plan's order."""
+        due = self._lacking(unit)
+        if due and (unit.kind == "text" or unit.task == OWN):
+            due.add(self._plan.candidates[0].name)
+        return [candidate.name for candidate in self._plan.candidates if candidate.name in due]
+
+    def _lacking(self, unit: Unit) -> set[str]:
+        return lacking(unit, self._comparison, self._slice(unit) if unit.kind == "text" else None)
+
+    def _slice(self, unit: Unit) -> Slice:
+        return self._slices[unit.length][unit.index]
+
+    def _samples(self, unit: Unit) -> list[Sample]:
+        if unit.task == OWN:
+            return [sample for sample in self._own if sample.index == unit.index]
+        return self._first.get(unit) or self._make(unit)
+
+    def _make(self, unit: Unit) -> list[Sample]:
+        return make(
+            unit.task,
+            lambda text: len(self._client.tokenize(text, special_tokens=False).token_ids),
+            self._prose,
+            unit.length,
+            unit.index,
+            self._plan.seed,
+            self._turns,
+            reserve=self._reserve,
+        )
+
+    def _tokens(self, unit: Unit) -> float:
+        """About how many tokens a unit has one candidate compute."""
+        if unit.kind == "memory":
+            return unit.length
+        if unit.kind == "text":
+            part = self._slice(unit)
+            return unit.length + len(part.starts) * part.block_tokens
+        samples = self._samples(unit) if unit.task == OWN else self._first[replace(unit, index=0)]
+        asked = max(len(sample.context) for sample in samples) / _CHARACTERS
+        return asked + sum(
+            len(sample.question + sample.answer_prefix) / _CHARACTERS + sample.max_new_tokens
+            for sample in samples
+        )
+
+
+def _reserve(client: Client, *, chat: bool) -> int:
+    """Tokens of a prompt that are none of its text's."""
+    if not chat:
+        return len(special_before(client))
+    text = "a"
+    plain = client.tokenize(text, special_tokens=False).token_ids
+    return len(client.tokenize([("user", text)]).token_ids) - len(plain)

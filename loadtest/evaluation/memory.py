@@ -1,0 +1,48 @@
+"""What the KV cache of one sequence takes, and how many such sequences fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loadtest.evaluation.types import Memory
+from loadtest.quality.residency import pages_held
+from longspan import Client, LongspanError, UnavailableError
+
+_PAGES = 2  # that the output goes through, so that every offset in a page is met
+
+
+def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int = 0) -> Memory:
+    """Continues a sequence and watches the pages that it holds.
+
+    Pages that the prompt takes while it is computed don't count: a pattern that frees pages has let them go
+    when the first token comes.
+
+    Args:
+        client: of the deployment's server, which does nothing else.
+        deployment: its name.
+        ids: tokens of the whole sequence; it is continued before its end, so that it has this length then.
+        kv_memory: bytes of the KV cache that ``fits`` is counted for; 0 for the server's own.
+
+    Returns:
+        The row; with the server's sentence as ``error`` where it refuses the prompt.
+
+    Raises:
+        ValueError: there are too few tokens.
+        longspan.UnavailableError: the server has gone.
+    """
+    try:
+        load = client.server_info().load
+        output = _PAGES * load.page_size + 2
+        if len(ids) <= output:
+            raise ValueError(
+                f"a sequence of {len(ids)} tokens can't be watched for {output}; take a longer one"
+            )
+        held = pages_held(client, ids[: len(ids) - output], output)
+    except UnavailableError:
+        raise
+    except LongspanError as error:
+        return Memory(deployment, len(ids), error=str(error))
+    # Page 0 belongs to nobody.
+    page_bytes = load.kv_bytes / (load.pages_total + 1)
+    pages = int(kv_memory / page_bytes) - 1 if kv_memory else load.pages_total
+    return Memory(deployment, len(ids), held * page_bytes, max(0, pages // held))

@@ -1,0 +1,41 @@
+"""Several requests to one server at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from longspan import LongspanError, UnavailableError
+
+Result = TypeVar("Result")
+
+
+def at_once(calls: Sequence[Callable[[], Result]], concurrency: int) -> list[Result | LongspanError]:
+    """Results of all calls, in their order; where the server refuses one, its error.
+
+    Args:
+        calls: each makes a request and waits for it.
+        concurrency: calls in flight, at most.
+
+    Raises:
+        UnavailableError: the server has gone; the calls that are left are not made.
+    """
+    pool = ThreadPoolExecutor(max(1, concurrency))
+    try:
+        futures = [pool.submit(_outcome, call) for call in calls]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+        return [future.result() for future in futures]
+    finally:
+        # Who interrupts a run is not kept waiting for prompts that take minutes.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _outcome(call: Callable[[], Result]) -> Result | LongspanError:
+    try:
+        return call()
+    except UnavailableError:
+        raise
+    except LongspanError as error:
+        return error

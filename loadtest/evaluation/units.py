@@ -1,0 +1,135 @@
+"""What is evaluated, in steps that are small enough to go between rounds of speed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loadtest.compare.types import Comparison
+from loadtest.evaluation.pairs import OWN, answer_key
+from loadtest.evaluation.text import Slice
+from loadtest.evaluation.types import Answer, Memory, TextBlock
+from loadtest.measuring.types import length_label
+
+_OWN_ROUNDS = 8
+"""Rounds over which the user's own questions are spread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One step: one context with all its questions, or one slice of the text, on every candidate.
+
+    Attributes:
+        kind: of what is measured.
+        length: context length; 0 for the user's own questions, which have lengths of their own.
+        index: number of the context, or of the slice.
+        task: name of the task, for ``answers``.
+    """
+
+    kind: Literal["text", "memory", "answers"]
+    length: int
+    index: int = 0
+    task: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words."""
+        if self.kind == "answers" and self.task == OWN:
+            return f"your own questions, context {self.index + 1}"
+        at = length_label(self.length)
+        if self.kind == "answers":
+            return f"{self.task} at {at}, context {self.index + 1}"
+        return f"text at {at}, slice {self.index + 1}" if self.kind == "text" else f"KV cache at {at}"
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a unit gave.
+
+    Attributes:
+        answers: rows of questions.
+        text: rows of blocks.
+        memory: rows of the KV cache.
+        failed: candidates whose server has gone meanwhile, by name: why.
+    """
+
+    answers: list[Answer] = field(default_factory=list)
+    text: list[TextBlock] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add_to(self, comparison: Comparison) -> None:
+        """Puts the rows into a comparison, in the place of those that it has for the same."""
+        answered = {(row.deployment, answer_key(row)) for row in self.answers}
+        comparison.answers = [
+            row for row in comparison.answers if (row.deployment, answer_key(row)) not in answered
+        ] + self.answers
+        decoded = {(row.deployment, row.length, row.block) for row in self.text}
+        comparison.text = [
+            row for row in comparison.text if (row.deployment, row.length, row.block) not in decoded
+        ] + self.text
+        held = {(row.deployment, row.length) for row in self.memory}
+        comparison.memory = [
+            row for row in comparison.memory if (row.deployment, row.length) not in held
+        ] + self.memory
+        comparison.failed.update(self.failed)
+
+
+def order(
+    contexts: Sequence[int],
+    tasks: Sequence[str],
+    slices: Mapping[int, Sequence[Slice]],
+    own: Sequence[int] = (),
+    most: int | None = None,
+) -> Iterator[Unit]:
+    """All units, in rounds that give every length a slice of text and every task a context.
+
+    So whenever time is up, the evidence for all of them is about equal.
+
+    Args:
+        contexts: lengths.
+        tasks: their names.
+        slices: of the text, by length.
+        own: numbers of the contexts of the user's own questions.
+        most: contexts of each task and length; ``None`` never ends.
+    """
+    per_round = -(-len(own) // _OWN_ROUNDS)
+    for number in itertools.count():
+        units = []
+        for length in contexts:
+            if number < len(slices[length]):
+                units.append(Unit("text", length, number))
+            if number == 0:
+                units.append(Unit("memory", length))
+            if most is None or number < most:
+                units += [Unit("answers", length, number, task) for task in tasks]
+        units += [
+            Unit("answers", 0, index, OWN) for index in own[number * per_round : (number + 1) * per_round]
+        ]
+        if not units:
+            return
+        yield from units
+
+
+def lacking(unit: Unit, comparison: Comparison, part: Slice | None = None) -> set[str]:
+    """Candidates that have not failed and of which a comparison has no rows of the unit.
+
+    Args:
+        unit: the unit.
+        comparison: with the rows.
+        part: the slice of a unit of text.
+    """
+    if unit.kind == "answers":
+        rows = comparison.answers
+        place = (unit.task, unit.length, unit.index)
+        have = {row.deployment for row in rows if answer_key(row).context == place}
+    elif unit.kind == "text":
+        assert part is not None
+        # All blocks of a slice come together, so the first stands for all.
+        place_of = (part.length, part.first_block)
+        have = {row.deployment for row in comparison.text if (row.length, row.block) == place_of}
+    else:
+        have = {row.deployment for row in comparison.memory if row.length == unit.length}
+    return {candidate.name for candidate in comparison.plan.candidates} - comparison.failed.keys() - have

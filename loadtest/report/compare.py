@@ -1,0 +1,264 @@
+"""A comparison as one HTML page: what to deploy, why, and everything that was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from loadtest.compare.advice import is_served
+from loadtest.compare.gains import deciding_figure, operators_load
+from loadtest.compare.schema import SCHEMA
+from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
+from loadtest.document import plain
+from loadtest.measuring.types import length_label
+from loadtest.report import evidence, figures, lengths, needles, page, tradeoff, view, words
+from loadtest.report.drawing import Drawing
+from loadtest.report.tiles import tiles
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a comparison is.
+
+    Attributes:
+        words: what it does now.
+        done: share of the whole, 0 to 1.
+        left: seconds that it will probably take; NaN where nobody knows.
+    """
+
+    words: str
+    done: float
+    left: float
+
+
+def render(
+    comparison: Comparison,
+    judgment: Judgment,
+    *,
+    live: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        comparison: what was measured.
+        judgment: what follows from it.
+        live: the page asks its server for news; see ``loadtest.report.live``.
+        progress: of a comparison that is still going on, whose page has no document to download yet.
+    """
+    context, winner = view.longest(comparison), _winner(judgment)
+    document = None
+    if progress is None:
+        document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
+    return page.render(
+        "compare.html.j2",
+        title=f"Which attention for {comparison.model.get('name', 'this model')}?",
+        live=live,
+        progress=None if progress is None else asdict(progress),
+        advice=judgment.advice,
+        tiles=tiles(comparison, winner) if winner else [],
+        warnings=_warnings(comparison, judgment),
+        variants=[_variant(comparison, verdict) for verdict in judgment.verdicts],
+        context=context,
+        busy=judgment.busy or comparison.busy,
+        load=load.label if (load := operators_load(comparison, context)) else "",
+        summary=_summary(comparison, judgment),
+        drawings=drawings(comparison, judgment),
+        needles=needles.tables(comparison),
+        scale=evidence.scale(),
+        lines=evidence.lines(),
+        heads=figures.HEADS,
+        figures=figures.rows(judgment, view.numbers(comparison)),
+        uninformative=judgment.uninformative,
+        facts=_facts(comparison),
+        full_command=comparison.plan.candidates[0].command,
+        full_name=comparison.plan.candidates[0].name,
+        confidence=f"{comparison.plan.confidence:.0%}",
+        json=page.embedded(document),
+        json_name="longspan-compare.json" if progress is None else "",
+    )
+
+
+def drawings(comparison: Comparison, judgment: Judgment) -> list[Drawing]:
+    """Those that there are figures for; of speeds none that a busy machine measured."""
+    busy = judgment.busy or comparison.busy
+    found = [
+        None if busy else tradeoff.quality_against_speed(comparison, judgment),
+        tradeoff.quality_against_memory(comparison, judgment),
+        lengths.memory(comparison),
+        None if busy else lengths.speed(comparison, judgment),
+        None if busy else lengths.first_token(comparison, judgment),
+    ]
+    return [one for one in found if one is not None]
+
+
+def render_progress(progress: Progress) -> str:
+    """The part of a live page that says how far the comparison is."""
+    return page.render_part("parts.html.j2", "progress", asdict(progress), True)
+
+
+def _warnings(comparison: Comparison, judgment: Judgment) -> list[str]:
+    """What the advice doesn't say already."""
+    found = [judgment.busy or comparison.busy]
+    found += [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
+    told = " ".join(judgment.advice.sentences)
+    return [sentence for sentence in found if sentence and sentence not in told]
+
+
+def _winner(judgment: Judgment) -> Verdict | None:
+    return next((one for one in judgment.verdicts if one.deployment == judgment.advice.winner), None)
+
+
+def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "name": verdict.deployment,
+        "number": view.numbers(comparison)[verdict.deployment],
+        "badge": view.badge(verdict.outcome),
+        "sentence": _without_name(verdict),
+        "command": verdict.command,
+        "exact": verdict.exact,
+        "served": is_served(comparison, verdict.deployment),
+        "effective": _effective(verdict),
+        "kernel": comparison.running.get(verdict.deployment, {}).get("kernel", ""),
+        "deciding": evidence.rows([one for one in verdict.evidence if one.decides]),
+        "others": evidence.rows([one for one in verdict.evidence if not one.decides]),
+    }
+
+
+def _without_name(verdict: Verdict) -> str:
+    """Its sentence where name and outcome stand above it."""
+    told = verdict.sentence.removeprefix(f"{verdict.deployment}: {verdict.outcome}: ")
+    return told if told == verdict.sentence else told[:1].upper() + told[1:]
+
+
+def _effective(verdict: Verdict) -> str:
+    if verdict.effective is None:
+        return words.NONE
+    return length_label(verdict.effective) if verdict.effective else "none"
+
+
+_SPEEDS = {
+    "tpot": "time per token",
+    "output_rate": "tokens per second",
+    "ttft": "time to first token",
+    "bytes": "KV memory",
+    "fits": "fits",
+}
+_TESTS = (("text", "text"), ("tasks", "tasks"), ("own", "own questions"))
+
+
+def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
+    """The table of the longest context: full attention's own figures, and the others' beside it."""
+    context = view.longest(comparison)
+    load = operators_load(comparison, context)
+    # For one user tokens per second tell nothing that time per token doesn't.
+    alone = load is not None and deciding_figure(load) == "tpot"
+    speeds = [
+        figure
+        for figure in _SPEEDS
+        if not (alone and figure == "output_rate")
+        and any(view.gain(verdict, comparison, context, figure) for verdict in judgment.verdicts)
+    ]
+    tests = [
+        (measure, label)
+        for measure, label in _TESTS
+        if any(view.first(verdict.evidence, measure, context) for verdict in judgment.verdicts)
+    ]
+    heads = ["attention", "outcome", *(_SPEEDS[figure] for figure in speeds)]
+    heads += [f"lost: {label}" for _, label in tests] + ["effective length"]
+    own = {
+        figure: next(
+            words.measured(figure, gain.full.value)
+            for verdict in judgment.verdicts
+            if (gain := view.gain(verdict, comparison, context, figure))
+        )
+        for figure in speeds
+    }
+    full: list[tuple[str, float | str, str]] = [("held against", "", "")]
+    full += [(own[figure], 1.0, "") for figure in speeds]
+    full += [(words.NONE, 0.0, "") for _ in tests] + [(words.NONE, "", "")]
+    rows = [{"name": comparison.plan.candidates[0].name, "number": 0, "cells": full}]
+    for verdict in judgment.verdicts:
+        cells: list[tuple[str, float | str, str]] = [(str(verdict.outcome), str(verdict.outcome), "")]
+        cells += [_gain_cell(view.gain(verdict, comparison, context, figure)) for figure in speeds]
+        cells += [_test_cell(view.first(verdict.evidence, measure, context)) for measure, _ in tests]
+        cells.append((_effective(verdict), -1 if verdict.effective is None else verdict.effective, ""))
+        number = view.numbers(comparison)[verdict.deployment]
+        kind = "winner" if verdict.deployment == judgment.advice.winner else ""
+        rows.append({"name": verdict.deployment, "number": number, "cells": cells, "kind": kind})
+    return {"heads": heads, "rows": rows}
+
+
+def _gain_cell(gain: Gain | None) -> tuple[str, float | str, str]:
+    if gain is None:
+        return (words.NONE, "", "")
+    own = words.measured(gain.figure, gain.own.value)
+    ends = words.ends(words.ratio, gain.ratio) if gain.ratio.claimed else ""
+    return (own, gain.ratio.value, f"{words.ratio(gain.ratio.value)} {ends}".strip())
+
+
+def _test_cell(test: Evidence | None) -> tuple[str, float | str, str]:
+    if test is None:
+        return (words.NONE, "", "")
+    return (words.loss(test.unit, test.loss.value), view.used(test, test.loss.value), _ends(test))
+
+
+def _ends(test: Evidence) -> str:
+    return words.ends(partial(words.loss, test.unit), test.loss)
+
+
+def _facts(comparison: Comparison) -> list[tuple[str, str]]:
+    plan, model = comparison.plan, comparison.model
+    margins, budget = plan.margins, ""
+    if comparison.budget:
+        budget = f" of {words.duration(comparison.budget)}"
+    facts = [
+        ("model", _pairs(model)),
+        ("kernels", _kernels(comparison)),
+        ("machine", _pairs(comparison.machine)),
+        ("versions", _pairs(comparison.versions)),
+        ("contexts", ", ".join(length_label(length) for length in plan.contexts)),
+        ("loads", "; ".join(load.label for load in plan.loads)),
+        ("text", f"{plan.text} (hash {plan.text_hash[:12]})" if plan.text else ""),
+        ("tasks", ", ".join(plan.tasks)),
+        ("own questions", f"{plan.own} (hash {plan.own_hash[:12]})" if plan.own else ""),
+        ("chat template", "used" if plan.chat else "not used"),
+        (
+            "margins",
+            f"perplexity {words.loss('perplexity', margins.perplexity)}, "
+            f"tasks {words.loss('score', margins.score)}, "
+            f"log probability {words.loss('logprob', margins.logprob)} per token, "
+            f"agreement {words.loss('agreement', margins.agreement)}; "
+            f"a gain counts from {margins.speed:.0%} on; "
+            f"a length is effective from {margins.effective:.0%} of full's score on",
+        ),
+        ("confidence", f"{plan.confidence:.0%}"),
+        ("seed", str(plan.seed)),
+        ("KV memory for what fits", words.size(plan.kv_memory) if plan.kv_memory else ""),
+        ("arguments of every server", " ".join(plan.arguments)),
+        ("time", words.duration(comparison.spent) + budget),
+        ("created", comparison.created),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _kernels(comparison: Comparison) -> str:
+    """Each kernel with the candidates that it serves."""
+    served: dict[str, list[str]] = {}
+    for name, how in comparison.running.items():
+        served.setdefault(f"{how.get('kernel', '?')} ({how.get('reason', '')})", []).append(name)
+    return "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in served.items())
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    names = {key: key.removesuffix("_bytes").replace("_", " ") for key in values}
+    return ", ".join(f"{names[key]} {_fact(key, value)}" for key, value in values.items())
+
+
+def _fact(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return _pairs(value)
+    if isinstance(value, int) and key.endswith("_bytes"):
+        return words.size(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,99 @@
+"""Every figure of a judgment as rows of one table that sorts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from loadtest.compare.types import Evidence, Gain, Judgment
+from loadtest.measuring.types import Interval
+from loadtest.report import words
+
+Cell = tuple[str, float | str, str]
+"""Its words, what it sorts by, and its interval."""
+
+HEADS = (
+    "attention",
+    "figure",
+    "context",
+    "load",
+    "full",
+    "variant",
+    "against full",
+    "samples",
+    "margin",
+    "outcome",
+    "samples missing",
+)
+
+
+def rows(judgment: Judgment, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One row per test and per gain: ``key``, ``name`` and ``number`` of the variant, ``cells`` by the heads.
+
+    Args:
+        judgment: whose figures they are.
+        numbers: places of the variants in the plan.
+    """
+    found: list[dict[str, Any]] = []
+    for verdict in judgment.verdicts:
+        cells = [("test", number, _test(one)) for number, one in enumerate(verdict.evidence)]
+        cells += [("gain", number, _gain(one)) for number, one in enumerate(verdict.gains)]
+        name = verdict.deployment
+        found += [
+            {"key": f"{kind} {number} {name}", "name": name, "number": numbers[name], "cells": row}
+            for kind, number, row in cells
+        ]
+    return found
+
+
+def _test(one: Evidence) -> list[Cell]:
+    show = partial(words.loss, one.unit)
+    return [
+        (f"{words.measure(one.measure)}, {one.unit}", one.measure, ""),
+        (words.tokens(one.length), one.length, ""),
+        (words.NONE, "", ""),
+        (words.quality(one.unit, one.full), _key(one.full), ""),
+        (words.quality(one.unit, one.own), _key(one.own), ""),
+        _cell(show, one.loss),
+        (str(one.loss.count), one.loss.count, ""),
+        (show(one.margin), _key(one.margin), ""),
+        (str(one.outcome) if one.decides else f"({one.outcome})", str(one.outcome), ""),
+        (words.NONE, "", "") if one.more is None else (f"{one.more:,}", one.more, ""),
+    ]
+
+
+def _gain(one: Gain) -> list[Cell]:
+    show = partial(words.measured, one.figure)
+    difference = _difference(one)
+    return [
+        (words.FIGURES.get(one.figure, one.figure), one.figure, ""),
+        (words.tokens(one.context), one.context, ""),
+        (one.load.removeprefix(f"{words.tokens(one.context)}, ") or words.NONE, one.load, ""),
+        _cell(show, one.full),
+        _cell(show, one.own),
+        _cell(words.ratio, one.ratio),
+        (str(one.ratio.count), one.ratio.count, ""),
+        (words.NONE, "", ""),
+        (difference, difference, ""),
+        (words.NONE, "", ""),
+    ]
+
+
+def _cell(show: Callable[[float], str], found: Interval) -> Cell:
+    return show(found.value), _key(found.value), words.ends(show, found)
+
+
+def _difference(one: Gain) -> str:
+    if one.equal_work:
+        return "the same work"
+    if not one.ratio.claimed:
+        return words.NONE
+    if not one.different:
+        return "no difference shown"
+    return "better" if one.ratio.value > 1 else "worse"
+
+
+def _key(value: float) -> float | str:
+    return value if math.isfinite(value) else ""

@@ -1,0 +1,244 @@
+"""The report of a comparison while it runs, on a port of this machine that no other can reach.
+
+One page and one address for its news: a request for ``next`` waits until there is a newer page than the one
+that it names. Web pages of others can't read it: requests whose ``Host`` is not this server's are refused, so
+that no name that is made to point here opens it, and the page allows nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from dataclasses import replace
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from loadtest.compare.types import Comparison, Judgment
+from loadtest.report.compare import Progress, render, render_progress
+
+HOST = "127.0.0.1"
+
+_WAIT = 20.0  # seconds after which a request without news is answered, so that dead connections are noticed
+_LINGER = 2.0  # seconds that a page has to come back for the last version
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Live:
+    """Serves the newest page until it is closed.
+
+    A page is made when somebody has one open, within ``update``, so that it takes no time from a cell that is
+    being measured; else when it is asked for.
+
+    Args:
+        port: to listen on; 0 for one that is free.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._news = threading.Condition()
+        # News have numbers; the page changed last with number ``_changed``.
+        self._version, self._changed = 0, 0
+        self._state: tuple[Comparison, Judgment] | None = None
+        self._progress: Progress | None = None
+        self._html = ""
+        self._ended = self._closed = False
+        self._asked, self._sent = -math.inf, -1
+        live = self
+
+        class Handler(_Handler):
+            page = live
+
+        self._server = _Server((HOST, port), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="report", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """What to open."""
+        return f"http://{HOST}:{self._server.server_port}/"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Values of the ``Host`` header that mean this server."""
+        port = self._server.server_port
+        return (f"{HOST}:{port}", f"localhost:{port}")
+
+    @property
+    def closing(self) -> bool:
+        """It ends: connections are not kept."""
+        return self._closed
+
+    def update(self, comparison: Comparison, judgment: Judgment, progress: Progress) -> None:
+        """Shows what there is so far; rows that are added to the comparison later don't matter."""
+        self._publish(_kept(comparison), judgment, progress)
+
+    def progress(self, progress: Progress) -> None:
+        """Shows how far the run is, which is cheap; the rest of the page stays."""
+        with self._news:
+            self._progress, self._version = progress, self._version + 1
+            self._news.notify_all()
+
+    def end(self, comparison: Comparison, judgment: Judgment) -> None:
+        """Shows the whole comparison; open pages get it before the server closes."""
+        self._publish(comparison, judgment, None)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the server. Pages that are open keep what they show."""
+        with self._news:
+            if self._closed:
+                return
+            self._closed = True
+            self._news.notify_all()
+            until = time.monotonic() + _LINGER
+            while self._ended and self._watched and self._sent < self._version and time.monotonic() < until:
+                self._news.wait(until - time.monotonic())
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def page(self) -> str:
+        """The newest page."""
+        with self._news:
+            self._asked = time.monotonic()
+            return self._made()
+
+    def after(self, version: int) -> dict[str, Any]:
+        """News since a version, as soon as there are some.
+
+        Returns:
+            ``version``, ``ended`` and, if they are newer, ``html`` of the page or ``progress`` alone as HTML.
+        """
+        with self._news:
+            self._asked = time.monotonic()
+            self._news.wait_for(lambda: self._version > version or self._closed, _WAIT)
+            news: dict[str, Any] = {"version": self._version, "ended": self._ended}
+            if self._changed > version:
+                news["html"] = self._made()
+            elif self._version > version and self._progress is not None:
+                news["progress"] = render_progress(self._progress)
+            return news
+
+    def sent(self, version: int) -> None:
+        """A page has got this version."""
+        with self._news:
+            self._sent = max(self._sent, version)
+            self._asked = time.monotonic()
+            self._news.notify_all()
+
+    @property
+    def _watched(self) -> bool:
+        """A page is open, as far as can be known: one that is asks again when it has been answered."""
+        return time.monotonic() - self._asked < _WAIT + _LINGER
+
+    def _publish(self, comparison: Comparison, judgment: Judgment, progress: Progress | None) -> None:
+        with self._news:
+            self._state, self._progress, self._html = (comparison, judgment), progress, ""
+            self._version += 1
+            self._changed, self._ended = self._version, progress is None
+            if self._watched:
+                self._made()
+            self._news.notify_all()
+
+    def _made(self) -> str:
+        if not self._html and self._state is not None:
+            self._html = render(*self._state, live=True, progress=self._progress)
+        return self._html or _STARTING
+
+
+def _kept(comparison: Comparison) -> Comparison:
+    """The comparison as it is now: its rows are never changed, only added."""
+    rows = {name: list(getattr(comparison, name)) for name in ("speed", "answers", "text", "memory")}
+    facts = {name: dict(getattr(comparison, name)) for name in ("model", "running", "failed")}
+    changes: dict[str, Any] = {**rows, **facts}
+    return replace(comparison, **changes)
+
+
+class _Server(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        """Without the base class's look-up of this machine's name, which can take long."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    page: Live
+    protocol_version = "HTTP/1.1"
+    server_version = "longspan"
+    sys_version = ""
+    timeout = 60
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host", "").lower() not in self.page.hosts:
+            self._answer(HTTPStatus.FORBIDDEN, "text/plain", f"Open {self.page.address} instead.\n")
+            return
+        address = urlsplit(self.path)
+        if address.path == "/":
+            self._answer(HTTPStatus.OK, "text/html", self.page.page())
+        elif address.path == "/next":
+            try:
+                version = int(parse_qs(address.query)["after"][0])
+            except (KeyError, ValueError):
+                self._answer(HTTPStatus.BAD_REQUEST, "text/plain", "Ask for next?after=VERSION.\n")
+                return
+            news = self.page.after(version)
+            self._answer(HTTPStatus.OK, "application/json", json.dumps(news))
+            self.page.sent(news["version"])
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "text/plain", "There is one page only: /\n")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Also for methods that there are none of."""
+        del message, explain
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            code = HTTPStatus.METHOD_NOT_ALLOWED
+        self.close_connection = True
+        self._answer(HTTPStatus(code), "text/plain", f"{HTTPStatus(code).phrase}; only GET is served.\n")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: the terminal is the comparison's."""
+
+    def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
+        body = text.encode()
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            if status == HTTPStatus.METHOD_NOT_ALLOWED:
+                self.send_header("Allow", "GET")
+            if self.page.closing:
+                self.send_header("Connection", "close")
+            for name, value in _HEADERS.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the page was closed meanwhile
+
+
+_STARTING = (
+    "<!doctype html><meta charset='utf-8'><meta http-equiv='refresh' content='1'>"
+    "<title>Longspan</title><p>The comparison is about to begin.</p>"
+)

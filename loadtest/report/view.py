@@ -1,0 +1,70 @@
+"""What several parts of a comparison's report ask of a judgment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
+from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
+
+BADGES = {
+    Outcome.SAFE: ("safe", "✓"),
+    Outcome.UNSAFE: ("unsafe", "✕"),
+    Outcome.UNKNOWN: ("unknown", "?"),
+}
+"""Class and sign of each outcome."""
+
+
+def badge(outcome: Outcome) -> dict[str, str]:
+    """An outcome's class, sign and words."""
+    kind, sign = BADGES[outcome]
+    return {"kind": kind, "sign": sign, "words": str(outcome)}
+
+
+def longest(comparison: Comparison) -> int:
+    """The longest context of the plan."""
+    return max(comparison.plan.contexts, default=0)
+
+
+def numbers(comparison: Comparison) -> dict[str, int]:
+    """Each candidate's place in the plan, which gives it its look."""
+    return {candidate.name: number for number, candidate in enumerate(comparison.plan.candidates)}
+
+
+def gain(verdict: Verdict, comparison: Comparison, context: int, figure: str) -> Gain | None:
+    """A variant's gain at a context: under the operator's load, to the first token for new prompts."""
+    load = new_prompts(comparison, context) if figure == "ttft" else operators_load(comparison, context)
+    label = "" if figure in ("bytes", "fits") or load is None else load.label
+    wanted = (context, figure, label)
+    return next((one for one in verdict.gains if (one.context, one.figure, one.load) == wanted), None)
+
+
+def speed(verdict: Verdict, comparison: Comparison, context: int) -> Gain | None:
+    """The gain that the operator's load is judged by."""
+    load = operators_load(comparison, context)
+    return None if load is None else gain(verdict, comparison, context, deciding_figure(load))
+
+
+def used(evidence: Evidence, loss: float) -> float:
+    """A loss as a share of what is allowed."""
+    return loss / evidence.margin if evidence.margin > 0 else math.nan
+
+
+def worst(verdict: Verdict, context: int) -> Evidence | None:
+    """Of the tests that decide at a context, the one that may have used most of its margin."""
+
+    def most(evidence: Evidence) -> float:
+        return used(evidence, evidence.loss.high if evidence.loss.claimed else evidence.loss.value)
+
+    found = [
+        evidence
+        for evidence in verdict.evidence
+        if evidence.decides and evidence.length in (context, 0) and math.isfinite(most(evidence))
+    ]
+    return max(found, key=most, default=None)
+
+
+def first(evidence: Iterable[Evidence], measure: str, context: int) -> Evidence | None:
+    """The test of a measure at a context, or of all contexts together."""
+    return next((one for one in evidence if one.measure == measure and one.length in (context, 0)), None)

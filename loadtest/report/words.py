@@ -1,0 +1,161 @@
+"""Figures as reports write them: three digits that matter, with the unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from loadtest.measuring.types import Interval, length_label
+
+NONE = "\N{EN DASH}"
+"""Where there is no figure."""
+
+FIGURES = {
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "output_rate": "output tokens per second",
+    "bytes": "KV memory per sequence",
+    "fits": "sequences that fit",
+}
+"""Figures of speed and memory, in words."""
+
+MEASURES = {"text": "text", "tasks": "tasks", "own": "own questions"}
+"""Tests of quality, in words; those of one task are called by its name."""
+
+
+def plain(value: float) -> str:
+    """A number with at most three digits that matter and no zeros behind them."""
+    if not math.isfinite(value):
+        return NONE
+    if abs(value) >= 1000:
+        return _minus(f"{value:,.0f}")
+    return _minus(f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}")
+
+
+def number(value: float) -> str:
+    """A number with three digits that matter."""
+    if not math.isfinite(value):
+        return NONE
+    size = abs(value)
+    if size >= 100:
+        return _minus(f"{value:,.0f}")
+    if size >= 0.1 or value == 0:
+        return _minus(f"{value:.1f}" if size >= 10 else f"{value:.2f}")
+    return plain(value)
+
+
+def seconds(value: float) -> str:
+    """A time, in ms below one second."""
+    if not math.isfinite(value):
+        return NONE
+    return f"{number(value * 1e3)} ms" if abs(value) < 1 else f"{number(value)} s"
+
+
+def duration(value: float) -> str:
+    """A time in minutes or hours where it is long."""
+    if not math.isfinite(value):
+        return NONE
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def size(value: float) -> str:
+    """Bytes."""
+    if not math.isfinite(value):
+        return NONE
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= scale:
+            return f"{number(value / scale)} {unit}"
+    return f"{value:.0f} B"
+
+
+def ratio(value: float) -> str:
+    """How many times."""
+    return NONE if not math.isfinite(value) else f"{number(value)}\N{MULTIPLICATION SIGN}"
+
+
+def share(value: float) -> str:
+    """A part of the whole, or of what is allowed."""
+    return NONE if not math.isfinite(value) else f"{_minus(f'{value:.0%}')}"
+
+
+def tokens(length: int) -> str:
+    """A context length; a dash where there is none."""
+    return length_label(length) if length else NONE
+
+
+def measured(figure: str, value: float) -> str:
+    """A figure of speed or memory, by its name."""
+    if figure in ("ttft", "tpot"):
+        return seconds(value)
+    if figure == "bytes":
+        return size(value)
+    if figure == "fits":
+        return NONE if not math.isfinite(value) else f"{value:,.0f}"
+    return (
+        number(value)
+        if not figure.endswith("_rate") or not math.isfinite(value)
+        else f"{number(value)} tok/s"
+    )
+
+
+def quality(unit: str, value: float) -> str:
+    """A figure of quality, by its unit: what one deployment has."""
+    if not math.isfinite(value):
+        return NONE
+    if unit in ("score", "agreement"):
+        return f"{value * 100:.1f}%"
+    return number(value)
+
+
+def loss(unit: str, value: float) -> str:
+    """What is lost against full attention, by its unit; a gain is negative."""
+    if not math.isfinite(value):
+        return NONE
+    sign = "+" if value > 0 else ""
+    if unit == "score":
+        return _minus(f"{sign}{value * 100:.1f} points")
+    if unit in ("perplexity", "agreement"):
+        return _minus(f"{sign}{value * 100:.1f}%")
+    return _minus(f"{sign}{value:.3f} nats" if unit == "logprob" else f"{sign}{number(value)}")
+
+
+def interval(show: Callable[[float], str], found: Interval) -> str:
+    """An estimate with its interval."""
+    return f"{show(found.value)} {ends(show, found)}".strip()
+
+
+def ends(show: Callable[[float], str], found: Interval) -> str:
+    """The interval alone, in brackets; empty where there is no estimate either, and where it is exact."""
+    if not math.isfinite(found.value):
+        return ""
+    if not found.claimed:
+        return "(no interval)"
+    if found.low == found.high == found.value:
+        return ""
+    return f"({_without_unit(show(found.low), show(found.high))} to {show(found.high)})"
+
+
+def measure(name: str) -> str:
+    """A test of quality in words."""
+    return MEASURES.get(name, name.removeprefix("task:"))
+
+
+def _without_unit(low: str, high: str) -> str:
+    """The lower end without its unit, if the upper end has the same one."""
+    unit = _unit(high)
+    return low.removesuffix(unit) if unit and _unit(low) == unit else low
+
+
+def _unit(text: str) -> str:
+    """What stands behind the last digit."""
+    digits = [place for place, letter in enumerate(text) if letter.isdigit()]
+    return text[digits[-1] + 1 :] if digits else ""
+
+
+def _minus(text: str) -> str:
+    """With a minus sign as wide as the plus; negative zero is zero."""
+    if text.startswith("-") and not any(digit in text for digit in "123456789"):
+        text = text[1:]
+    return text.replace("-", "\N{MINUS SIGN}") if text.startswith("-") else text

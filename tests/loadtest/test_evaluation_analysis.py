@@ -1,0 +1,185 @@
+"""Losses from rows whose truth is known."""
+
+import math
+import random
+
+import pytest
+
+from loadtest.compare.types import Comparison, Plan
+from loadtest.deployment import Deployment
+from loadtest.evaluation import analysis
+from loadtest.evaluation.analysis import Depth
+from loadtest.evaluation.types import Answer, TextBlock
+
+FULL, OWN = "full", "own"
+
+
+def comparison(answers=(), text=(), contexts=(1024, 4096)):
+    plan = Plan(
+        candidates=(Deployment(FULL), Deployment(OWN)),
+        contexts=contexts,
+        loads=(),
+        tasks=("easy", "hard"),
+        text="made up",
+        text_hash="",
+    )
+    return Comparison(plan, "", {}, answers=list(answers), text=list(text))
+
+
+def answers(task, length, full, own, turns=1, depth=None, logprobs=(-1.0, -1.0)):
+    """Rows of both deployments with these scores, ``turns`` of them about each context."""
+    return [
+        Answer(
+            name,
+            task,
+            length,
+            *divmod(number, turns),
+            depth(number) if depth else None,
+            ("answer",),
+            score=score,
+            logprob=logprob,
+            target_tokens=2,
+        )
+        for name, scores, logprob in zip((FULL, OWN), (full, own), logprobs, strict=True)
+        for number, score in enumerate(scores)
+    ]
+
+
+def blocks(name, losses, length=1024, tokens=8):
+    """Blocks whose every token is less likely by the block's loss than under full, there e^-2."""
+    return [TextBlock(name, length, n, 512 + n, (-2.0 - loss,) * tokens) for n, loss in enumerate(losses)]
+
+
+def test_text_loss_is_the_ratio_of_perplexities_less_one():
+    rng = random.Random(1)
+    losses = [rng.gauss(0.04, 0.02) for _ in range(40)]
+    rows = blocks(FULL, [0.0] * 40) + blocks(OWN, losses)
+    loss = analysis.text_loss(comparison(text=rows), OWN, 1024)
+    own, full = (analysis.perplexity(comparison(text=rows), name, 1024) for name in (OWN, FULL))
+    assert full == pytest.approx(math.exp(2))
+    assert loss.value == pytest.approx(own / full - 1)
+    assert loss.low < math.expm1(0.04) < loss.high
+    assert loss.high - loss.low == pytest.approx(2 * 2.02 * 0.02 / math.sqrt(40), rel=0.2)
+    assert loss.count == 40
+
+
+def test_blocks_count_where_both_have_them_and_the_later_row_counts():
+    rows = blocks(FULL, [0.0] * 8) + blocks(OWN, [9.0] * 8) + blocks(OWN, [0.1] * 6)
+    rows[15] = TextBlock(OWN, 1024, 7, 519, error="refused")
+    loss = analysis.text_loss(comparison(text=rows), OWN, 1024)
+    assert loss.count == 7
+    assert loss.value == pytest.approx(math.expm1((6 * 0.1 + 9) / 7))
+    assert analysis.errors(comparison(text=rows), OWN) == ["refused"]
+    assert analysis.text_loss(comparison(text=rows), OWN, 4096).count == 0
+
+
+def test_blocks_of_different_tokens_are_not_compared():
+    rows = [*blocks(FULL, [0.0]), *blocks(OWN, [0.0], tokens=7)]
+    with pytest.raises(ValueError, match="block 0 at 1024 tokens differs between 'full' and 'own'"):
+        analysis.text_loss(comparison(text=rows), OWN, 1024)
+
+
+@pytest.mark.parametrize(
+    ("scores", "informative"),
+    [
+        ([1.0] * 20, True),
+        ([1.0] * 7 + [0.0] * 13, True),
+        ([1.0] * 5 + [0.0] * 15, False),
+        ([1.0, 1.0, 0.0], False),  # too few to tell from luck
+        ([0.0] * 20, False),
+        ([0.35] * 20, True),
+    ],
+)
+def test_a_task_is_informative_where_full_can_do_it(scores, informative):
+    rows = answers("easy", 1024, scores, scores)
+    assert analysis.is_informative(comparison(rows), "easy", 1024) is informative
+
+
+def test_scores_are_pooled_over_informative_tasks_alone():
+    rows = answers("easy", 1024, [1.0] * 20, [1.0] * 15 + [0.0] * 5)
+    rows += answers("hard", 1024, [0.0] * 20, [0.5] * 20)
+    rows += answers("own", 1024, [1.0] * 20, [0.0] * 20)
+    losses = analysis.score_losses(comparison(rows), OWN, 1024)
+    assert {task: loss.value for task, loss in losses.items()} == {"easy": 0.25, "hard": -0.5}
+    pooled = analysis.pooled_score_loss(comparison(rows), OWN, 1024)
+    assert pooled.value == 0.25
+    assert 0 < pooled.low < 0.25 < pooled.high < 0.5
+    assert analysis.mean_scores(comparison(rows), OWN, 1024, ["easy"]) == (1.0, 0.75)
+    assert analysis.own_loss(comparison(rows), OWN).value == 1
+
+
+def test_questions_about_one_context_are_not_independent():
+    """Who loses whole contexts is known less well than who loses as many questions anywhere."""
+    full = [1.0] * 80
+    whole = answers("easy", 1024, full, [0.0] * 20 + [1.0] * 60, turns=10)
+    spread = answers("easy", 1024, full, [0.0, 1.0, 1.0, 1.0] * 20, turns=10)
+    wide, narrow = (analysis.score_losses(comparison(rows), OWN, 1024)["easy"] for rows in (whole, spread))
+    assert wide.value == narrow.value == 0.25
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    alone = answers("easy", 1024, full, [0.0] * 40 + [1.0] * 40, turns=80)
+    assert not analysis.score_losses(comparison(alone), OWN, 1024)["easy"].claimed
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_the_interval_of_scores_holds_the_truth(spread):
+    """Of many simulated runs with 6 contexts of 12 questions, whose difficulty may differ, all but a few."""
+    rng = random.Random(3)
+    held = 0
+    for _ in range(300):
+        own = []
+        for _ in range(6):
+            loss = 0.3 + rng.choice((-spread, spread))
+            own += [float(rng.random() >= loss) for _ in range(12)]
+        rows = answers("easy", 1024, [1.0] * 72, own, turns=12)
+        loss = analysis.score_losses(comparison(rows), OWN, 1024)["easy"]
+        held += loss.low <= 0.3 <= loss.high
+    assert held >= 275  # 285 of 300 are meant
+
+
+def test_log_probabilities_are_per_token_of_the_answer():
+    rows = answers("hard", 1024, [0.0] * 8, [0.0] * 8, logprobs=(-4.0, -4.6))
+    loss = analysis.logprob_loss(comparison(rows), OWN, "hard", 1024)
+    assert (loss.value, loss.low, loss.high) == pytest.approx((0.3, 0.3, 0.3))
+    assert analysis.mean_logprobs(comparison(rows), OWN, "hard", 1024) == pytest.approx((-2.0, -2.3))
+    unmeasured = answers("hard", 1024, [0.0] * 8, [0.0] * 8, logprobs=(math.nan, -1.0))
+    assert analysis.logprob_loss(comparison(unmeasured), OWN, "hard", 1024).count == 0
+
+
+def test_agreement_is_asked_where_no_answer_is_known():
+    rows = answers("own", 700, [math.nan] * 10, [0.9] * 10) + answers("own", 900, [1.0] * 4, [0.5] * 4)
+    assert analysis.agreement_loss(comparison(rows), OWN).value == pytest.approx(0.1)
+    assert analysis.own_loss(comparison(rows), OWN).value == 0.5
+    assert analysis.tasks_at(comparison(rows), 700) == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "length"),
+    [
+        ({1024: 1.0, 4096: 0.95, 8192: 0.9}, 8192),
+        ({1024: 1.0, 4096: 0.9, 8192: 0.5}, 4096),
+        ({1024: 1.0, 4096: 0.5, 8192: 1.0}, 1024),
+        ({1024: 0.5, 4096: 1.0, 8192: 1.0}, 0),
+        ({1024: 1.0, 4096: 0.9}, 4096),
+    ],
+)
+def test_effective_length_is_held_against_full_at_its_shortest(own, length):
+    contexts = (1024, 4096, 8192)
+    rows = [row for at, score in own.items() for row in answers("easy", at, [1.0] * 20, [score] * 20)]
+    rows += answers("hard", 1024, [0.0] * 20, [0.0] * 20)
+    assert analysis.effective_length(comparison(rows, contexts=contexts), OWN) == length
+
+
+def test_effective_length_needs_an_informative_task():
+    rows = answers("hard", 1024, [0.0] * 20, [0.0] * 20)
+    assert analysis.effective_length(comparison(rows), OWN) is None
+
+
+def test_losses_are_told_by_depth():
+    def depth(number):
+        return (number % 2) / 2 + 0.12
+
+    rows = answers("easy", 1024, [1.0] * 20, [0.0, 1.0] * 10, depth=depth)
+    assert analysis.by_depth(comparison(rows), OWN, 1024, ["easy"]) == [
+        Depth(0.1, 10, 10.0, 0.0),
+        Depth(0.6, 10, 10.0, 10.0),
+    ]

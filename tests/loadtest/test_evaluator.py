@@ -1,0 +1,161 @@
+"""Units of an evaluation: their order, and what they give on real servers."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+
+from loadtest.compare.types import Comparison, Plan
+from loadtest.deployment import FULL, topk, window
+from loadtest.evaluation import analysis
+from loadtest.evaluation.evaluator import Evaluator
+from loadtest.evaluation.text import Tokens, slices
+from loadtest.evaluation.types import Answer, Memory, TextBlock
+from loadtest.evaluation.units import Rows, Unit, lacking, order
+from loadtest.servers import serve
+from loadtest.tasks.types import Sample
+from loadtest.texts import prose, reference
+from longspan import Client
+
+NEAR = window(124, 4)
+LATE = replace(NEAR, name="late")
+TEXT = prose(reference())
+
+
+def comparison(candidates=(FULL, NEAR), contexts=(512,), tasks=("needles",), **others):
+    return Comparison(Plan(candidates, contexts, (), tasks, "made up", "", **others), "", {})
+
+
+def own(*answers):
+    return [
+        Sample("own", "Rivers run to the sea.\n", "Where do rivers run?", "", answer, 8, "", 0, turn=turn)
+        for turn, answer in enumerate(answers)
+    ]
+
+
+@pytest.fixture(scope="module")
+def clients(default_model):
+    arguments = ("--kv-memory", "128MiB", "--max-context", "600", "--threads", "1")
+    with (
+        serve(*arguments, *FULL.arguments) as full,
+        serve(*arguments, *NEAR.arguments) as near,
+        Client(full.host, full.port) as asks_full,
+        Client(near.host, near.port) as asks_near,
+    ):
+        yield {FULL.name: asks_full, NEAR.name: asks_near}
+
+
+def test_a_whole_round_gives_what_the_analysis_needs(clients):
+    found = comparison()
+    questions = own(("sea",), ())
+    evaluator = Evaluator(
+        found, clients[FULL.name], text=TEXT, prose=TEXT, own=questions, turns=3, contexts=1
+    )
+    units = list(itertools.islice(evaluator.units(), 4))
+    assert units == [
+        Unit("text", 512),
+        Unit("memory", 512),
+        Unit("answers", 512, 0, "needles"),
+        Unit("answers", 0, 0, "own"),
+    ]
+    for unit in units:
+        before = evaluator.cost(unit)
+        evaluator.run(unit, clients).add_to(found)
+        assert before > 0
+        assert evaluator.cost(unit) == 0
+        assert evaluator.cost(replace(unit, index=1)) > 0 or unit.kind != "answers"
+    assert found.failed == {}
+    assert not analysis.errors(found, FULL.name) + analysis.errors(found, NEAR.name)
+    assert [(row.deployment, row.turn) for row in found.answers if row.task == "needles"] == [
+        (name, turn) for name in clients for turn in range(3)
+    ]
+    assert analysis.full_score(found, "needles", 512).count == 3
+    assert all(row.logprob < 0 for row in found.answers if row.task == "needles")
+    assert analysis.text_loss(found, NEAR.name, 512).count == 4
+    assert analysis.text_kl(found, NEAR.name, 512).value > 0
+    assert analysis.text_loss(found, FULL.name, 512).value == 0
+    full, near = found.memory
+    assert full.bytes > 3 * near.bytes
+    rows = [row for row in found.answers if row.task == "own"]
+    assert [math.isnan(row.score) for row in rows] == [False, True, False, False]
+    assert 0 <= rows[3].score <= 1
+    assert analysis.agreement_loss(found, NEAR.name).count == 1
+    assert not set(units) & set(evaluator.units())
+    # A candidate that comes later is asked alone, but where full attention's own tokens are needed again.
+    found.plan = replace(found.plan, candidates=(*found.plan.candidates, LATE))
+    late = Evaluator(found, clients[FULL.name], text=TEXT, prose=TEXT, own=questions, turns=3, contexts=1)
+    alive = {**clients, LATE.name: clients[NEAR.name]}
+    asked = {unit: late.run(unit, alive) for unit in late.units() if unit.index == 0}
+    assert list(asked) == units
+    assert {row.deployment for row in asked[units[2]].answers} == {LATE.name}
+    assert [row.deployment for row in asked[units[1]].memory] == [LATE.name]
+    assert {row.deployment for row in asked[units[3]].answers} == {FULL.name, LATE.name}
+    asked[units[0]].add_to(found)
+    assert analysis.text_kl(found, LATE.name, 512) == analysis.text_kl(found, NEAR.name, 512)
+
+
+def test_a_server_that_has_gone_is_named(clients):
+    found = comparison((FULL, NEAR, topk(128)))
+    evaluator = Evaluator(found, clients[FULL.name], text=TEXT, prose=TEXT, contexts=1)
+    unit = Unit("memory", 512)
+    with Client(port=1, timeout=5) as gone:
+        rows = evaluator.run(unit, {**clients, topk(128).name: gone})
+        assert [row.deployment for row in rows.memory] == list(clients)
+        assert list(rows.failed) == [topk(128).name]
+        rows.add_to(found)
+        assert not lacking(unit, found)
+        lost = evaluator.run(Unit("text", 512), {**clients, FULL.name: gone})
+    assert list(lost.failed) == [FULL.name]
+    assert not lost.text
+    with pytest.raises(ValueError, match="without a server of 'full'"):
+        evaluator.run(unit, {NEAR.name: clients[NEAR.name]})
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "message"),
+    [
+        (
+            "Rain falls on the hills. " * 20,
+            512,
+            "but a context of 512 needs 512; give a longer text",
+        ),
+        (TEXT, 140, "needles needs at least .* take a longer context or leave out the task"),
+    ],
+)
+def test_what_is_too_short_is_told_before_anything_is_measured(clients, text, length, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluator(comparison(contexts=(length,)), clients[FULL.name], text=text, prose=TEXT)
+
+
+def test_every_length_gets_its_share_of_each_round():
+    text = Tokens((), tuple(range(2500)))
+    parts = {length: slices(text, length, 0) for length in (500, 1000)}
+    units = list(order((500, 1000), ("a", "b"), parts, own=range(10), most=3))
+    assert len(units) == len(set(units)) == 5 + 2 + 2 + 2 * 2 * 3 + 10
+    first = units[: units.index(Unit("text", 500, 1))]
+    assert first == [
+        Unit("text", 500),
+        Unit("memory", 500),
+        Unit("answers", 500, 0, "a"),
+        Unit("answers", 500, 0, "b"),
+        Unit("text", 1000),
+        Unit("memory", 1000),
+        Unit("answers", 1000, 0, "a"),
+        Unit("answers", 1000, 0, "b"),
+        Unit("answers", 0, 0, "own"),
+        Unit("answers", 0, 1, "own"),
+    ]
+    endless = order((500,), ("a",), parts)
+    assert next(itertools.islice(endless, 500, None)).index > 400
+
+
+def test_rows_take_the_place_of_older_ones():
+    found = comparison()
+    for score in (0.0, 1.0):
+        answer = Answer("full", "a", 512, 0, 0, None, ("x",), score=score)
+        block, held = TextBlock("full", 512, 3, 400, (-score,)), Memory("full", 512, score)
+        Rows([answer], [block], [held]).add_to(found)
+    Rows([Answer("full", "a", 512, 0, 1, None, ("x",))]).add_to(found)
+    assert (len(found.answers), found.text, found.memory) == (2, [block], [held])
+    assert found.answers[0].score == 1
