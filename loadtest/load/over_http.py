@@ -101,7 +101,7 @@ class HttpSender:
         except TimeoutError:
             pass  # it is done, and keeps its stream open
         except httpx2.SSEError as error:
-            raise FailedError("NOT_A_STREAM", f"the endpoint answered with no stream: {error}") from error
+            raise FailedError("NOT_A_STREAM", f"the answer is no stream of events: {error}") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             where = self._endpoint.url
             raise FailedError("UNAVAILABLE", f"no server answers at {where}: {error or 'in time'}") from error

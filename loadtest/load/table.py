@@ -278,7 +278,7 @@ def differences(before: Result, after: Result) -> list[str]:
         *(("machine", before.machine.get(key), after.machine.get(key)) for key in ("cpu", "cores")),
         ("workload", _workloads(before), _workloads(after)),
         *((key, before.server.get(key), after.server.get(key)) for key in _SERVED),
-        ("peers", before.peers, after.peers),
+        ("endpoints", _peers(before), _peers(after)),
         ("attention", before.server.get("attention"), after.server.get("attention")),
         *((name, before.versions.get(name), version) for name, version in after.versions.items()),
     ]
@@ -286,6 +286,14 @@ def differences(before: Result, after: Result) -> list[str]:
         if one != other:
             found.append(f"{name}: {one} before, {other} after")
     return found
+
+
+def _peers(result: Result) -> str:
+    told = (
+        f"{name}: {peer.get('model')} at {peer.get('endpoint')}, {peer.get('api')}, tokens {peer.get('tokens')}"
+        for name, peer in result.peers.items()
+    )
+    return "; ".join(told) or "none"
 
 
 def _workloads(result: Result) -> list[str]:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from loadtest.load import asked, driver, examine, result
 from loadtest.load.measures import summarize
 from loadtest.load.over_http import HttpSender
-from loadtest.load.targets import Endpoint, EndpointError
+from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
 from loadtest.load.types import ClosedLoop, Record, Session, Turn
 from server.cli import application
@@ -212,6 +212,14 @@ def test_options_that_make_no_sense(fields, sentence):
         asked.endpoint(
             **{**dict(good, tokenizer=None, extra=None, key_env=None), **fields},
         )
+
+
+def test_which_targets_share_this_machine():
+    assert Endpoint("http://localhost:1/v1", "m").local
+    assert Endpoint("https://[::1]/v1", "m").port == 443
+    assert Server(socket.gethostbyname("localhost"), 1).local
+    assert not Endpoint("http://192.0.2.1:1/v1", "m").local, "an address of no machine"
+    assert not Server("no-such-host.invalid", 1).local
 
 
 def test_numbers_that_make_no_sense():
