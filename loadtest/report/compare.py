@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from loadtest.compare.advice import is_served
-from loadtest.compare.gains import deciding_figure, operators_load
+from loadtest.compare.gains import deciding_figure, is_served, operators_load
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain

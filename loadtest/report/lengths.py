@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from loadtest.compare.advice import is_served
-from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
+from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load
 from loadtest.compare.types import Comparison, Gain, Judgment
 from loadtest.measuring.types import Interval, length_label
 from loadtest.report import view, words

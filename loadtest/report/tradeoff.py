@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from loadtest.compare.advice import is_served
-from loadtest.compare.gains import deciding_figure, operators_load
+from loadtest.compare.gains import deciding_figure, is_served, operators_load
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.measuring.types import Interval, length_label
 from loadtest.report import labels, view, words
