@@ -179,6 +179,22 @@ def test_client_processes_put_a_load_on_it(address, tokenizer):
     ]
 
 
+def test_an_interrupt_stops_the_streams_and_keeps_what_came(address, tokenizer):
+    caught = []
+
+    def interrupt(progress):
+        if progress.tokens and not caught:
+            caught.append(progress)
+            raise KeyboardInterrupt
+
+    sessions = [Session(index, (Turn([97] * 5, 5000),)) for index in range(2)]
+    endpoint = Endpoint(address, "plain", tokenizer=tokenizer)
+    outcome = driver.run(endpoint, sessions, ClosedLoop(2), workers=1, listener=interrupt)
+    assert outcome.interrupted
+    assert {record.code for record in outcome.records} == {"CANCELLED"}
+    assert all(0 < record.tokens < 5000 for record in outcome.records)
+
+
 def test_counting(tokenizer, tmp_path):
     assert counter(tokenizer).count("a\N{GRINNING FACE}") == 5
     assert counter(tokenizer).per_part(["a", "", "\N{GRINNING FACE}b", "c"]) == [1, 0, 5, 1]
