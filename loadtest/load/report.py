@@ -10,9 +10,10 @@ from typing import Any
 from loadtest.document import plain
 from loadtest.load.against import Change, Finding, changes
 from loadtest.load.plots import drawings
+from loadtest.load.remarks import remarks_of
 from loadtest.load.result import SCHEMA, Result
 from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
-from loadtest.load.table import DEVICE_COLUMNS, differences, figure, heading, remarks_of
+from loadtest.load.table import DEVICE_COLUMNS, differences, figure, heading
 from loadtest.report import page
 
 _SIGNS = {Finding.BETTER: "▲ ", Finding.WORSE: "▼ ", Finding.NONE: "= ", Finding.UNTESTED: ""}

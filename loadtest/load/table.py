@@ -12,6 +12,7 @@ from rich.text import Text
 
 from loadtest.load.against import Change, Finding, changes
 from loadtest.load.device import DeviceUse
+from loadtest.load.remarks import remarks, remarks_of
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
 
@@ -35,9 +36,6 @@ DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
     ("matrices measured", "GFLOP/s", lambda use: use.matrix_rate / 1e9),
     ("matrices reached", "%", lambda use: use.matrix_share * 100),
 )
-
-# A chat template begins all prompts alike.
-_MOST_CHANCE = 0.05
 
 # What two servers have in common in a fair comparison.
 _SERVED = ("model", "dtype", "kv_dtype", "device")
@@ -122,31 +120,6 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
     return [Text(note, style="dim") for note in notes]
 
 
-def remarks_of(row: Row) -> list[tuple[str, str]]:
-    """Remarks of all repeats of a row, which repeat it was said of where not all share it."""
-    notes = []
-    if row.disturbed:
-        last = row.disturbed[-1].disturbed
-        others = [run for run in row.runs if not run.disturbed]
-        notes.append(
-            f"{len(row.disturbed)} of {len(row.disturbed) + len(others)} runs were disturbed and don't "
-            f"count; the last: {last}"
-            if others
-            else f"INVALID: every run was disturbed; the last: {last}"
-        )
-    said: dict[str, list[int]] = {}
-    for run in row.runs:
-        for remark in _remarks(run):
-            said.setdefault(remark, []).append(run.repeat + 1)
-    return [
-        *((row.label, note) for note in notes),
-        *(
-            (row.label + (f", run {', '.join(map(str, which))}" if len(which) < len(row.runs) else ""), said_)
-            for said_, which in said.items()
-        ),
-    ]
-
-
 def _device_table(result: Result) -> list[RenderableType]:
     """What runs made of the server's device, medians of repeats; nothing where no metrics were read."""
     uses = [
@@ -164,41 +137,6 @@ def _device_table(result: Result) -> list[RenderableType]:
         table.add_row(label, *(figure(median(get(use) for use in own)) for _, _, get in DEVICE_COLUMNS))
     said = dict.fromkeys((label, note) for label, own in uses for use in own for note in use.unmeasured)
     return [Text(), table, *(Text(f"{label}: {note}", style="dim") for label, note in said)]
-
-
-def remarks(run: Run) -> list[str]:
-    """What a reader must know before believing the figures."""
-    return [*([f"INVALID: it was disturbed: {run.disturbed}"] if run.disturbed else []), *_remarks(run)]
-
-
-def _remarks(run: Run) -> list[str]:
-    """The same, but for what disturbed it."""
-    failed = ", ".join(f"{count} {code}" for code, count in run.summary.failed.items())
-    return [
-        *(["INTERRUPTED: it was stopped before its end"] if run.interrupted else []),
-        *(f"INVALID: {objection}" for objection in run.objections),
-        *([f"failed: {failed}"] if failed else []),
-        *(f"client and server disagree: {sentence}" for sentence in run.disagreements),
-        *(
-            [f"{other} of {run.summary.requests} answers had another length than asked for"]
-            if (other := run.summary.other_length)
-            else []
-        ),
-        *_cached(run),
-    ]
-
-
-def _cached(run: Run) -> list[str]:
-    cached, prompts = run.summary.cached_tokens, run.summary.prompt_tokens
-    if not cached:
-        return []
-    told = f"{cached / prompts:.0%} of the prompt tokens came from the prefix cache"
-    if run.workload.get("fresh") and cached > _MOST_CHANCE * prompts:
-        told += (
-            f", though no two prompts of this workload share a beginning: it knows them from an earlier run "
-            f"with seed {run.seed}; leave out --seed to draw new ones"
-        )
-    return [told]
 
 
 def heading(result: Result) -> Text:
@@ -278,7 +216,7 @@ def differences(before: Result, after: Result) -> list[str]:
         *(("machine", before.machine.get(key), after.machine.get(key)) for key in ("cpu", "cores")),
         ("workload", _workloads(before), _workloads(after)),
         *((key, before.server.get(key), after.server.get(key)) for key in _SERVED),
-        ("peers", before.peers, after.peers),
+        ("endpoints", _peers(before), _peers(after)),
         ("attention", before.server.get("attention"), after.server.get("attention")),
         *((name, before.versions.get(name), version) for name, version in after.versions.items()),
     ]
@@ -286,6 +224,15 @@ def differences(before: Result, after: Result) -> list[str]:
         if one != other:
             found.append(f"{name}: {one} before, {other} after")
     return found
+
+
+def _peers(result: Result) -> str:
+    told = (
+        f"{name}: {peer.get('model')} at {peer.get('endpoint')}, {peer.get('api')}, tokens "
+        f"{peer.get('tokens')}"
+        for name, peer in result.peers.items()
+    )
+    return "; ".join(told) or "none"
 
 
 def _workloads(result: Result) -> list[str]:

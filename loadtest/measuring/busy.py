@@ -20,7 +20,11 @@ MOST_DRIFT = 2.0
 grows warm loses a third; where speed halves, the machine is another one."""
 
 MARGIN = 0.05
-"""Share by which equal work may differ."""
+"""Share by which a deployment may differ from itself."""
+
+PAIR_MARGIN = 0.1
+"""Share by which two deployments may differ whose attention reads the same: more than ``MARGIN``, since a
+pattern has work of its own, like reading the summaries of pages."""
 
 _BUSY = "this machine is too busy to tell speeds apart: "
 _REMEDY = "; end other programs, or take another machine"
@@ -28,7 +32,7 @@ _WORDS = {"tpot": "time per output token", "ttft": "time to first token"}
 
 
 class EqualPair(NamedTuple):
-    """Two deployments that compute the same under a load.
+    """Two deployments whose attention reads the same under a load.
 
     Attributes:
         first: name.
@@ -47,15 +51,17 @@ def busy(
     *,
     figures: Sequence[str] = ("tpot", "ttft"),
     margin: float = MARGIN,
+    pair_margin: float = PAIR_MARGIN,
     confidence: float = 0.95,
 ) -> str:
     """Why this machine is too busy to tell speeds apart, a sentence without a full stop; empty if it is not.
 
     Args:
         measurements: of a run; the first is of the base.
-        equal_pairs: deployments whose work is the same.
+        equal_pairs: deployments whose work is the same, as patterns' is where they cover the context.
         figures: to look at where they were measured; times.
-        margin: share by which equal work may differ.
+        margin: share by which a deployment may differ from itself.
+        pair_margin: share by which those of a pair may differ.
         confidence: of intervals. Since they must also lie beyond the margin, a quiet machine raises no false
             alarm although many are looked at.
     """
@@ -63,7 +69,7 @@ def busy(
     reasons = [
         *(_disturbed(measurements, load) for load in dict.fromkeys(load for load, _ in places)),
         *(
-            _unequal(measurements, pair, figure, margin, confidence)
+            _unequal(measurements, pair, figure, pair_margin, confidence)
             for pair in equal_pairs
             for figure in figures
         ),
@@ -97,7 +103,7 @@ def _unequal(
     if not _beyond(found, margin):
         return ""
     return (
-        f"{pair.first} and {pair.second} compute the same at {pair.load}, but {_WORDS.get(figure, figure)} "
+        f"{pair.first} and {pair.second} read the same at {pair.load}, but {_WORDS.get(figure, figure)} "
         f"differs by a factor of {_factor(found)}"
     )
 

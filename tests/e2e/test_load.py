@@ -52,3 +52,20 @@ def test_a_sharegpt_file_is_measured_by_the_servers_own_tokens(server, tmp_path)
     with (tmp_path / "r.csv").open(newline="") as rows:
         assert len(list(csv.DictReader(rows))) == 6
     assert server.process.pid in processes_on(server.port)
+
+
+def test_prompts_are_new_each_time_unless_the_seed_is_given(server):
+    def told(*more):
+        command = [
+            *("load", "--host", server.host, "--port", server.port, "--no-metrics", "--requests", 1),
+            *("--concurrency", 1, "--warmup", 0, "--prompt-tokens", 64, "--output-tokens", 2, *more),
+        ]
+        return CliRunner().invoke(application, [str(word) for word in command]).stdout
+
+    warning = "though no two prompts of this workload share a beginning"
+    assert warning not in told()
+    assert warning not in told()
+    assert warning not in told("--seed", 77)
+    again = told("--seed", 77)
+    assert warning in again
+    assert "an earlier run with seed 77; leave out --seed" in again

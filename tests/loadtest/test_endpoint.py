@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from loadtest.load import asked, driver, examine, result
 from loadtest.load.measures import summarize
 from loadtest.load.over_http import HttpSender
-from loadtest.load.targets import Endpoint, EndpointError
+from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
 from loadtest.load.types import ClosedLoop, Record, Session, Turn
 from server.cli import application
@@ -179,6 +179,22 @@ def test_client_processes_put_a_load_on_it(address, tokenizer):
     ]
 
 
+def test_an_interrupt_stops_the_streams_and_keeps_what_came(address, tokenizer):
+    caught = []
+
+    def interrupt(progress):
+        if progress.tokens and not caught:
+            caught.append(progress)
+            raise KeyboardInterrupt
+
+    sessions = [Session(index, (Turn([97] * 5, 5000),)) for index in range(2)]
+    endpoint = Endpoint(address, "plain", tokenizer=tokenizer)
+    outcome = driver.run(endpoint, sessions, ClosedLoop(2), workers=1, listener=interrupt)
+    assert outcome.interrupted
+    assert {record.code for record in outcome.records} == {"CANCELLED"}
+    assert all(0 < record.tokens < 5000 for record in outcome.records)
+
+
 def test_counting(tokenizer, tmp_path):
     assert counter(tokenizer).count("a\N{GRINNING FACE}") == 5
     assert counter(tokenizer).per_part(["a", "", "\N{GRINNING FACE}b", "c"]) == [1, 0, 5, 1]
@@ -212,6 +228,14 @@ def test_options_that_make_no_sense(fields, sentence):
         asked.endpoint(
             **{**dict(good, tokenizer=None, extra=None, key_env=None), **fields},
         )
+
+
+def test_which_targets_share_this_machine():
+    assert Endpoint("http://localhost:1/v1", "m").local
+    assert Endpoint("https://[::1]/v1", "m").port == 443
+    assert Server(socket.gethostbyname("localhost"), 1).local
+    assert not Endpoint("http://192.0.2.1:1/v1", "m").local, "an address of no machine"
+    assert not Server("no-such-host.invalid", 1).local
 
 
 def test_numbers_that_make_no_sense():

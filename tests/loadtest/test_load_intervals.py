@@ -18,6 +18,7 @@ from loadtest.load.result import Result, Run
 from loadtest.load.rows import clean, rows
 from loadtest.load.types import Record, Worker
 from loadtest.measuring.types import Weather
+from loadtest.statistics import ratio_interval
 
 IDLE = [Worker(cpu_share=0.1, loop_lag=0.001)]
 SHARES = [0.5, 0.9, 0.99]
@@ -128,6 +129,22 @@ def test_repeats_of_a_load_are_one_row_with_intervals():
     few = shown(table.runs_table(repeated(0.1, repeats=3)))
     assert "too few for intervals; --repeats 6 has them" in few
     assert "%" not in few.replace("-%", "")
+
+
+def test_ratios_of_unpaired_medians_are_as_sure_as_they_say():
+    draws = random.Random(1)
+
+    def sample(count):
+        return [math.exp(draws.gauss(0, 0.1)) for _ in range(count)]
+
+    for counts in ((6, 6), (12, 8)):
+        found = [ratio_interval([1.2 * v for v in sample(counts[0])], sample(counts[1])) for _ in range(300)]
+        assert sum(each.low <= 1.2 <= each.high for each in found) >= 276, "92% at least"
+        assert sum(each.excludes(1.0) for each in found) > 100, "a fifth more shows"
+        assert {each.count for each in found} == {min(counts)}
+    assert not ratio_interval(sample(5), sample(9)).claimed
+    assert math.isnan(ratio_interval([], [1.0]).value)
+    assert not ratio_interval([0.0] * 6, [1.0] * 6).claimed
 
 
 def test_only_what_repeats_show_is_a_difference():

@@ -261,8 +261,10 @@ def test_a_core_that_is_busy_all_the_time_is_an_alarm_that_names_who():
 def test_equal_work_that_differs_is_an_alarm():
     made = simulate(Machine(), rounds=8, a=1.0, b=1.3).measurements
     assert busy(made) == ""
+    near = simulate(Machine(), rounds=8, a=1.0, b=1.08).measurements  # a pattern's own work
+    assert busy(near, [EqualPair("b", "a", SHORT.label)]) == ""
     words = busy(made, [EqualPair("b", "a", SHORT.label)])
-    assert "b and a compute the same at 1k, 1 user, cached prompts" in words
+    assert "b and a read the same at 1k, 1 user, cached prompts" in words
     assert re.search(r"token differs by a factor of 1\.[23]\d \(1\.[23]\d to 1\.[34]\d\)", words)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from loadtest.deployment import FULL, Deployment, window
 from loadtest.measuring import servers
+from loadtest.measuring.busy import busy
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError, attach, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
@@ -124,6 +126,20 @@ def test_rounds_over_real_servers_know_whose_time_is_whose(targets):
     assert {each.deployment for each in made} == {"full", WINDOW.name}
     assert all(0 <= each.weather.foreign <= 1 for each in made)
     assert not any(str(target.pids[0]) in each.disturbed for each in made for target in targets.values())
+
+
+def test_a_core_that_another_process_keeps_busy_is_noticed(targets):
+    # The shell has ended when it is measured, so that what it started descends from this process no more.
+    spin = f"{shlex.quote(sys.executable)} -c 'while True: pass' >/dev/null & echo $!"
+    pid = int(subprocess.run(["sh", "-c", spin], stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        rounds = Rounds(targets, [Load(CONTEXT, 400, concurrency=4, cached=True)])
+        rounds.run(60, lambda load: rounds.rounds[load.label] == 1)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert not rounds.failed
+    assert all(each.disturbed for each in rounds.measurements)
+    assert "other processes used" in busy(rounds.measurements)
 
 
 def test_all_that_refuse_to_start_are_named_and_none_is_left(arguments):
