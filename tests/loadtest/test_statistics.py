@@ -94,10 +94,9 @@ def test_so_many_samples_settle_it():
     assert score_to_settle(score_loss([1.0] * 60, lost), 0.05) == to_settle(
         score_loss([1.0] * 60, lost), 0.05
     )
-    won = score_loss([0.0] * 4 + [1.0] * 56, [1.0] * 56 + [0.0] * 4)  # as many won as lost
-    wanted = 60 + score_to_settle(won, 0.05)
-    times = math.ceil(wanted / 60)
-    assert score_loss(([0.0] * 4 + [1.0] * 56) * times, ([1.0] * 56 + [0.0] * 4) * times).high <= 0.05
+    ups, downs = [0.0] * 4 + [1.0] * 56, [1.0] * 56 + [0.0] * 4  # as many won as lost
+    times = math.ceil((60 + score_to_settle(score_loss(ups, downs), 0.05)) / 60)
+    assert score_loss(ups * times, downs * times).high <= 0.05
 
 
 def test_few_samples_claim_nothing_and_more_confidence_takes_more_of_them():
