@@ -78,7 +78,7 @@ def test_no_loss_in_few_samples_is_no_certainty():
 
 
 def test_rare_losses_do_not_pass_for_none(rng):
-    # One loss in 20: that all is well within 0.05 must come out 1 time in 40 at most, however few the samples.
+    # One loss in 20: a limit of 0.05 may be passed 1 time in 40, however few the samples.
     for count in (40, 80, 240):
         losses = rng.random((RUNS, count)) < 0.05
         passed = [score_loss([1.0] * count, list(1.0 - lost)).high <= 0.05 for lost in losses]
