@@ -117,11 +117,13 @@ def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
         test = _test(comparison, name, OWN, 0, "score", analysis.own_loss(comparison, name), means)
         fails = ground.own is False
         note = "full attention itself fails most of your questions" if fails else ""
-        found.append(replace(test, decides=not fails, note=note))
+        contexts = len({pair.context for pair in known})
+        found.append(replace(test, decides=not fails, note=note, contexts=contexts))
     if free:
         loss = analysis.agreement_loss(comparison, name)
         means = (1.0, _mean(pair.own.score for pair in free))
-        found.append(_test(comparison, name, OWN, 0, "agreement", loss, means))
+        test = _test(comparison, name, OWN, 0, "agreement", loss, means)
+        found.append(replace(test, contexts=len({pair.context for pair in free})))
     return found
 
 

@@ -320,6 +320,25 @@ def test_whatever_rows_there_are_it_judges():
         assert judgment.advice.sentences
 
 
+def test_pareto_fronts():
+    others = tuple(Deployment(name, "sliding_window", {"window": name}) for name in ("fast", "slow", "small"))
+    sizes = replace(MANY, rounds=10, noise=0.01, candidates=(FULL, TOPK, *others))
+    truths = {
+        "topk": Truth(speed=1.3),
+        "fast": Truth(nats=0.1, speed=1.6, memory=2),
+        "slow": Truth(nats=0.2, speed=1.2, memory=1.5),
+        "small": Truth(nats=0.3, speed=0.9, memory=4),
+    }
+    drawn = draw(1, sizes, **truths)
+    advice = judge(drawn).advice
+    assert advice.quality_speed == (TOPK.name, "fast"), "slow loses more than fast, full is as good as top-k"
+    assert advice.quality_memory == (FULL.name, TOPK.name, "fast", "small")
+    without = judge(replace(drawn, busy="too busy")).advice
+    assert (without.quality_speed, without.quality_memory) == ((), advice.quality_memory)
+    fewer = judge(replace(drawn, failed={"fast": "it fell over"})).advice
+    assert fewer.quality_speed == (TOPK.name,)
+
+
 def test_full_alone_is_judged():
     judgment = judge(draw(1, replace(FEW, candidates=(FULL,), rounds=6)))
     assert judgment.verdicts == ()
