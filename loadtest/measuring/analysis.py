@@ -22,13 +22,12 @@ def is_rate(figure: str) -> bool:
 def visits(
     measurements: Iterable[Measurement], deployment: str, load: str, figure: str
 ) -> dict[tuple[int, int], float]:
-    """The figure of each visit, by round and visit; attempts that were disturbed or failed don't count."""
+    """The figure of each visit, by round and visit; disturbed attempts don't count, failed ones have none."""
     return {
         (each.round, each.visit): each.figures[figure]
         for each in measurements
         if (each.deployment, each.load) == (deployment, load)
         and not each.disturbed
-        and not each.error
         and figure in each.figures
     }
 

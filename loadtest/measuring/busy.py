@@ -85,7 +85,7 @@ def _disturbed(measurements: Sequence[Measurement], load: str) -> str:
     for each in measurements:
         if each.load == load and not each.error:
             place = (each.deployment, each.round, each.visit)
-            quiet[place] = quiet.get(place, False) or not each.disturbed
+            quiet[place] = not each.disturbed  # the last attempt is the one that is left
             disturbed += [each] if each.disturbed else []
     bad = sum(not fine for fine in quiet.values())
     if not bad or bad <= MOST_DISTURBED * len(quiet):

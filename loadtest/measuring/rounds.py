@@ -33,7 +33,7 @@ class Progress:
         last: what was just measured.
         rounds: complete ones of each load, by label.
         spent: seconds since ``run`` began; of ``step`` alone, since the rounds were made.
-        left: seconds that ``run`` may still take; infinite for ``step`` alone.
+        left: seconds until the end that ``run`` or ``step`` was given; infinite without one.
     """
 
     last: Measurement
@@ -107,18 +107,26 @@ class Rounds(Generic[LoadT]):
         known = {each.label: self._cost(each) for each in self._loads}
         return known[load.label] or max(known.values())
 
-    def step(self, load: LoadT) -> list[Measurement]:
+    def step(self, load: LoadT, end: float | None = None) -> list[Measurement]:
         """One round of one load: every target that has not failed under it, there and back.
 
         Visits that other work disturbed are repeated at the end of their pass, unless the last round before
         this one, of whichever load, stayed disturbed throughout in spite of that.
+
+        Args:
+            load: to put on them.
+            end: time of the clock after which nothing is repeated; by default that of ``run``.
 
         Returns:
             All attempts.
         """
         number = self._rounds[load.label]
         repeats = 0 if self._hopeless else MOST_REPEATS
-        made = [each for visit in (0, 1) for each in self.half(load, number, visit, repeats)]
+        before, self._end = self._end, self._end if end is None else end
+        try:
+            made = [each for visit in (0, 1) for each in self.half(load, number, visit, repeats)]
+        finally:
+            self._end = before
         answered = [each for each in made if not each.error]
         self._hopeless = bool(answered) and all(each.disturbed for each in answered)
         self._rounds[load.label] = number + 1

@@ -146,10 +146,11 @@ def test_a_target_that_fails_is_named_and_left_out_under_that_load_alone(error):
 def test_a_run_ends_where_the_base_fails_and_other_errors_are_no_results():
     machine = Machine()
     error = LongspanError.__subclasses__()[0]("no")
-    targets = {"a": Simulated(machine, 1.0, 1, error, 0), "b": Simulated(machine, 1.0, 2)}
+    targets = {"a": Simulated(machine, 1.0, 1, error, 0)}
+    targets |= {"b": Simulated(machine, 1.0, 2), "c": Simulated(machine, 1.0, 3)}
     made = Rounds(targets, [SHORT], clock=machine.clock, observe=machine.observe)
     assert made.run(1000, lambda load: False)
-    assert [each.deployment for each in made.measurements] == ["a", "b", "b"]
+    assert [each.deployment for each in made.measurements] == ["a", "b", "c", "c", "b"]
     targets["b"].error, targets["b"].fails_at = ZeroDivisionError(), 2
     with pytest.raises(ZeroDivisionError):
         made.step(SHORT)
@@ -165,6 +166,38 @@ def test_loads_take_turns_until_the_budget_is_spent_and_it_is_kept():
     assert rounds[LONG.label] == 11
     assert rounds[SHORT.label] - rounds[LONG.label] in range(8)
     assert 295 < machine.now - 100 < 301
+
+
+def test_nothing_is_repeated_when_the_time_is_up():
+    machine = Machine(noise=0.0, disturbed=set(range(100)))
+    made = simulate(machine, budget=3.0, a=1.0, b=1.0)  # each visit takes 2 seconds
+    assert [each.attempt for each in made.measurements] == [0] * 4
+    machine = Machine(noise=0.0, disturbed=set(range(100)))
+    made = simulate(machine, a=1.0, b=1.0)
+    # The way there is tried once more, which ends at 8 of 7 seconds; after that nothing is.
+    assert [each.attempt for each in made.step(SHORT, machine.now + 7)] == [0, 0, 1, 1, 0, 0]
+
+
+def pairs(*ratios):
+    """As many rounds, in which b is so many times faster than a."""
+    times = [("a", number, each) for number, each in enumerate(ratios)]
+    times += [("b", number, 1.0) for number in range(len(ratios))]
+    return [cell(name, number, visit, {"tpot": time}) for name, number, time in times for visit in (0, 1)]
+
+
+def test_a_ratio_is_settled_where_it_is_narrow_or_beyond_the_margin_on_one_side():
+    def done(*ratios):
+        return settled(pairs(*ratios), "b", "a", "l", "tpot")
+
+    assert done(*[1.0, 1.01, 0.99, 1.0, 1.005, 0.995, 1.0, 1.0])
+    assert not done(*[1.0, 1.01, 0.99, 1.0, 1.005])  # nothing is claimed yet
+    assert not done(*[1.1, 0.9, 1.05, 0.95, 1.0, 1.1, 0.9, 1.0])
+    # To exclude 1 is not enough: who stops there finds differences where there are none.
+    above = [1.02, 1.09, 1.03, 1.10, 1.04, 1.08, 1.02, 1.1]
+    assert ratio(pairs(*above), "b", "a", "l", "tpot").excludes(1.0)
+    assert not done(*above)
+    assert done(*[2.0, 3.0, 2.5, 4.0, 2.2, 3.3, 2.0, 2.9])
+    assert done(*[0.5, 0.3, 0.4, 0.25, 0.45, 0.3, 0.5, 0.35])
 
 
 def test_a_settled_load_gets_no_more_rounds_and_a_later_run_goes_on():
@@ -204,6 +237,7 @@ def test_ratios_are_above_one_where_better_and_pair_what_both_have():
                 made.append(cell("b", number, visit, {"tpot": 1.0, "output_rate": 5.0}))
     assert ratio(made, "b", "a", "l", "tpot").value == 2.0  # not the 2.5 of means over different visits
     assert ratio(made, "b", "a", "l", "output_rate").value == 0.5
+    assert ratio(made, "a", "b", "l", "tpot").value == 0.5
     assert ratio(made, "b", "a", "l", "tpot").excludes(1.0)
     assert own(made, "a", "l", "tpot").value == 2.5
     assert null(made, "a", "l", "tpot").value == pytest.approx(2 / 3)
