@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.load import report as load_report
 from loadtest.measuring.types import Interval
 from loadtest.report import labels, words
 from loadtest.report.compare import Progress, render
@@ -23,6 +25,7 @@ from loadtest.report.look import DARK, LIGHT, look
 from loadtest.report.scale import Axis, log_ticks, round_ticks, span
 from loadtest.report.tradeoff import quality_against_speed
 from tests.loadtest.browser import sample
+from tests.loadtest.test_figures import make_result
 
 SIZES = st.floats(1e-9, 1e9)
 
@@ -227,3 +230,19 @@ def test_nobody_is_waited_for_where_nobody_looked(monkeypatch):
 def test_a_port_that_is_taken_is_an_error_at_once(live):
     with pytest.raises(OSError, match="in use"):
         Live(urlsplit(live.address).port)
+
+
+def test_a_load_test_shows_what_was_before_and_after():
+    before, after = make_result(1.0, 2.0), make_result(2.0, 2.0, 3.0, seed=5)
+    page = load_report.render(after, before)
+    table = page.partition('id="against-table"')[2].partition("</table>")[0]
+    rows = re.findall(r'data-value="([^"]+)">\1</th><td data-value="([^"]+)">\2</td><td[^>]*>([^<]+)', table)
+    rates = [result.runs[0].summary.output_rate for result in (before, after)]
+    assert rows[:3] == [
+        ("1 user", "before", f"{rates[0]:.2f}"),
+        ("1 user", "after", f"{rates[1]:.1f}"),
+        ("1 user", "after / before", f"{rates[1] / rates[0]:.2f}\N{MULTIPLICATION SIGN}"),
+    ]
+    assert {row[0] for row in rows} == {"1 user", "2 users"}
+    assert "only in one of the two: 3 users" in page
+    assert 'id="against-table"' not in load_report.render(after)
