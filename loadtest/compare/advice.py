@@ -250,7 +250,7 @@ def _standing(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     if not verdicts:
         return []
     if all(one.outcome is Outcome.UNKNOWN for one in verdicts):
-        return ["Of no variant there is enough evidence of its quality either"]
+        return ["There is not enough evidence of any variant's quality either"]
     parts = [
         f"{outcome}: {listed(names)}"
         for outcome in Outcome

@@ -136,7 +136,8 @@ def test_no_gain_and_not_enough_evidence(usual):
         "top-k 512: not enough evidence of its quality; about 8 more minutes of measuring would settle it."
         in (judgment.advice.sentences)
     )
-    assert "(-7.5 to 13.8; margin 5); about 49 more questions would settle it" in judgment.verdicts[1].sentence
+    more = "(-7.5 to 13.8; margin 5); about 49 more questions would settle it"
+    assert more in judgment.verdicts[1].sentence
 
 
 def test_no_difference_and_a_cost(usual):
