@@ -17,13 +17,13 @@ from loadtest.load import result
 from loadtest.load.cell import Cell, StoppedError
 from loadtest.load.driver import WorkerDiedError
 from loadtest.load.measure import NotMeasuredError, describe
+from loadtest.load.passes import one_pass
 from loadtest.load.plan import Plan
 from loadtest.load.reconcile import ScrapeError
 from loadtest.load.result import Result
 from loadtest.load.table import comparison, runs_table
 from loadtest.load.types import ClosedLoop, Session
 from loadtest.load.workloads import Shape, WorkloadError, fixed
-from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
 from loadtest.servers import Address, NotStartedError, serve
 from longspan import Client, LongspanError
 
@@ -56,15 +56,6 @@ WORKLOADS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """The measuring core's load: a pass over all workloads, which are its targets."""
-
-    label: str = "pass"
-
-
-_PASS = _Pass()
-
 _FAILURES = (
     NotStartedError,
     NotMeasuredError,
@@ -96,8 +87,8 @@ def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, consol
     vocabulary, context = model.vocabulary_size, model.context_length
     plans = [_plan(address, each, vocabulary, context) for each in workloads]
     found = describe(plans[0])
-    cells = {
-        f"{plan.workload} x {workload.streams}": Cell(
+    cells = [
+        Cell(
             plan,
             plan.measured[0],
             ClosedLoop(workload.streams),
@@ -107,26 +98,10 @@ def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, consol
             found.runs.append,
         )
         for number, (plan, workload) in enumerate(zip(plans, workloads, strict=True))
-    }
-
-    def tell(progress: Progress) -> None:
-        if not progress.last.error:
-            run, last = found.runs[-1], progress.last
-            run.attempt, run.weather, run.disturbed = last.attempt, last.weather, last.disturbed
-
-    core = Rounds(cells, [_PASS], tell=tell)
+    ]
     try:
         for number in range(rounds):
-            first = len(found.runs)
-            for cell in cells.values():
-                cell.prefix = f"{number + 1} of {rounds}: " if rounds > 1 else ""
-            try:
-                core.half(_PASS, number // 2, number % 2, MOST_REPEATS if rounds > 1 else 0)
-            finally:
-                for run in found.runs[first:]:
-                    run.repeat = number
-            for reason in core.failed.values():
-                raise NotMeasuredError(reason)
+            one_pass(found, cells, number, rounds)
     except StoppedError:
         pass
     return found

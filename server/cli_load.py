@@ -91,7 +91,7 @@ def load(
         Path | None, typer.Option("--csv", help="Write every request there, a row each.")
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write a report with plots there; needs the extra load.")
+        Path | None, typer.Option("--html", help="Write a report there, with --against also what changed.")
     ] = None,
     show: Annotated[Path | None, typer.Option(help="Show this result instead of measuring.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with this earlier result.")] = None,
@@ -150,7 +150,7 @@ def load(
         fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
     try:
         if html_file is not None:
-            require_plots()
+            _require_templates()
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
         if repeats > 1 or _repeated(earlier) or _repeated(result):
@@ -218,12 +218,13 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
             client = None
             if not plan.alone:
                 client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
-            context = 0
+            told = []
             if plan.endpoint is not None:
                 from loadtest.load import examine
 
-                context = examine.context(plan.endpoint)
-            workload, draw = drawing(wanted, known(client, plan.endpoint, context))
+                about = examine.told(plan.endpoint)
+                told = [about.context, about.vocabulary]
+            workload, draw = drawing(wanted, known(client, plan.endpoint, *told))
             if plan.endpoint is not None:
                 examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0])
             plan = dataclasses.replace(plan, workload=workload, draw=draw)
@@ -271,7 +272,7 @@ def _tell(
         if html_file is not None:
             from loadtest.load.report import write_report
 
-            write_report(result, html_file)
+            write_report(result, html_file, earlier)
     except OSError as error:
         fail(f"the result can't be written: {error}")
     raise typer.Exit(0 if clean(result) else 1)
@@ -288,7 +289,7 @@ def _require_numpy() -> None:
         fail("intervals across --repeats need numpy; run: pip install 'longspan[load]'")
 
 
-def require_plots() -> None:
+def _require_templates() -> None:
     """Ends the command unless reports can be written."""
-    if not find_spec("matplotlib"):
-        fail("--html needs matplotlib; run: pip install 'longspan[load]'")
+    if not find_spec("jinja2"):
+        fail("--html needs jinja2; run: pip install 'longspan[load]'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtest.compare import words
-from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
+from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load
 from loadtest.compare.ground import Ground
 from loadtest.compare.pareto import fronts
 from loadtest.compare.phrases import ended, listed, times
@@ -25,17 +25,11 @@ def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) 
     full attention. Nothing where nothing could be judged or speeds could not be told apart.
     """
     plan = comparison.plan
-    speed, memory = fronts(comparison, verdicts)
+    speed, memory = ((), ()) if ground.none else fronts(comparison, verdicts)
     winner, sentences = _recommend(comparison, verdicts, ground)
     failed = [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
     command = next((one.command for one in plan.candidates if one.name == winner), "")
     return Advice(winner, tuple(map(ended, [*sentences, *failed])), command, speed, memory)
-
-
-def is_served(comparison: Comparison, name: str) -> bool:
-    """A candidate is for serving; the oracle, which looks at every key, only measures others."""
-    one = next(one for one in comparison.plan.candidates if one.name == name)
-    return one.options.get("pattern") != "oracle"
 
 
 def _recommend(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) -> tuple[str, list[str]]:
@@ -50,12 +44,12 @@ def _recommend(comparison: Comparison, verdicts: Sequence[Verdict], ground: Grou
         ]
     others = [verdict for verdict in verdicts if verdict.deployment not in comparison.failed]
     if comparison.busy:
-        return "", [comparison.busy[0].upper() + comparison.busy[1:], *_standing(others)]
+        return "", [comparison.busy[0].upper() + comparison.busy[1:], *_standing(comparison, others)]
     if load is None or not _has_speed(comparison, full, load):
         missing = f"at {load.label}" if load else "at the longest context"
         return "", [
             f"There is no recommendation: {full} has no figures of speed {missing}",
-            *_standing(others),
+            *_standing(comparison, others),
         ]
     served = [verdict for verdict in others if is_served(comparison, verdict.deployment)]
     winners = [verdict for verdict in served if _proven(comparison, verdict, load)]
@@ -65,7 +59,7 @@ def _recommend(comparison: Comparison, verdicts: Sequence[Verdict], ground: Grou
         *_smaller(comparison, served, best, load),
         *_faster(comparison, served, best, load),
         *selectors(comparison, verdicts),
-        _holds(comparison),
+        _holds(comparison, load),
     ]
     return best.deployment if best else full, sentences
 
@@ -159,13 +153,20 @@ def _safe(comparison: Comparison, best: Verdict) -> str:
     if not said:
         return f"It sees the whole context at {lengths}, as full attention does"
     asked = "" if plan.tasks or plan.own else "; no questions were asked"
-    return f"It is safe within the margins at {lengths}, at {plan.confidence:.0%} confidence: {said}{asked}"
+    return f"It is safe within the margins at {lengths}: {said}{asked}"
 
 
-def _holds(comparison: Comparison) -> str:
+def _holds(comparison: Comparison, load: Load | None = None) -> str:
+    """What the advice holds for; without a load it is on quality alone."""
+    plan = comparison.plan
     model, machine = comparison.model.get("name", "this model"), comparison.machine.get("cpu", "this machine")
-    text = comparison.plan.text
-    return f'This holds for {model} on {machine}, for the text "{text}", these lengths and loads'
+    lengths = listed([length_label(context) for context in plan.contexts])
+    loads = [f'"{one.label}"' for one in plan.loads if load and one.context == load.context]
+    under = f" under {listed(loads)} on {machine}" if loads else ""
+    return (
+        f'This holds for {model} with the text "{plan.text}" at {lengths}{under}, '
+        f"at {plan.confidence:.0%} confidence"
+    )
 
 
 def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list[str]:
@@ -244,11 +245,15 @@ def _smaller(
     return sentences
 
 
-def _standing(verdicts: Sequence[Verdict]) -> list[str]:
+def _standing(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     """Outcomes of quality, which need no quiet machine."""
+    if not verdicts:
+        return []
+    if all(one.outcome is Outcome.UNKNOWN for one in verdicts):
+        return ["There is not enough evidence of any variant's quality either"]
     parts = [
         f"{outcome}: {listed(names)}"
         for outcome in Outcome
         if (names := [one.deployment for one in verdicts if one.outcome is outcome])
     ]
-    return [f"The verdicts on quality stand: {'; '.join(parts)}"] if parts else []
+    return [f"The verdicts on quality stand: {'; '.join(parts)}", _holds(comparison)]

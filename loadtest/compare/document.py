@@ -16,7 +16,7 @@ import msgspec
 
 from loadtest import document
 from loadtest.compare.judge import judge
-from loadtest.compare.schema import SCHEMA
+from loadtest.compare.schema import SCHEMA as SCHEMA  # exported: the name of what this module writes
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.document import DocumentError, plain

@@ -19,8 +19,10 @@ from loadtest.statistics import mean_interval, score_loss
 PENDING = "not measured yet"
 EQUAL = "it sees the whole context, as full attention does"
 
-# Depths that a sentence names.
-_DEPTHS = 3
+# Share of what is lost that the depths in a sentence account for, and share of all depths up to which
+# naming some tells anything.
+_MOST = 0.9
+_FEW = 0.6
 
 
 def tests(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
@@ -115,11 +117,13 @@ def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
         test = _test(comparison, name, OWN, 0, "score", analysis.own_loss(comparison, name), means)
         fails = ground.own is False
         note = "full attention itself fails most of your questions" if fails else ""
-        found.append(replace(test, decides=not fails, note=note))
+        contexts = len({pair.context for pair in known})
+        found.append(replace(test, decides=not fails, note=note, contexts=contexts))
     if free:
         loss = analysis.agreement_loss(comparison, name)
         means = (1.0, _mean(pair.own.score for pair in free))
-        found.append(_test(comparison, name, OWN, 0, "agreement", loss, means))
+        test = _test(comparison, name, OWN, 0, "agreement", loss, means)
+        found.append(replace(test, contexts=len({pair.context for pair in free})))
     return found
 
 
@@ -148,17 +152,30 @@ def _noted(comparison: Comparison, test: Evidence) -> Evidence:
 
 
 def _where(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> str:
-    """The depths at which most is lost."""
+    """The depths at which most of what is lost is lost."""
     depths = analysis.by_depth(comparison, name, length, tasks)
-    lost = sorted((depth for depth in depths if depth.own < depth.full), key=lambda at: at.own - at.full)
-    worst = sorted(lost[:_DEPTHS], key=lambda at: at.depth)
+    lost = sorted((one for one in depths if one.own < one.full), key=lambda one: one.own - one.full)
+    total, shown = sum(one.full - one.own for one in lost), 0.0
+    worst = []
+    for one in lost:
+        if shown >= _MOST * total:
+            break
+        worst.append(one)
+        shown += one.full - one.own
     if not worst:
         return ""
-    full, own = sum(at.full for at in worst), sum(at.own for at in worst)
-    asked = sum(at.count for at in worst)
-    others = ", less elsewhere" if len(lost) > len(worst) else ""
-    places = listed([f"{at.depth:g}" for at in worst])
-    return f"at depth {places}: {own:.3g} of {asked} found where full finds {full:.3g}{others}"
+    if len(worst) > _FEW * len(depths):
+        places, worst = "all over the context", depths
+    else:
+        at = sorted(one.depth for one in worst)
+        adjoin = [one.depth for one in depths if at[0] <= one.depth <= at[-1]] == at
+        run = len(at) > 2 and adjoin
+        places = (
+            f"at depth {at[0]:g} to {at[-1]:g}" if run else f"at depth {listed([f'{one:g}' for one in at])}"
+        )
+    full, own = sum(one.full for one in worst), sum(one.own for one in worst)
+    asked = sum(one.count for one in worst)
+    return f"{places}: {own:.3g} of {asked} found where full finds {full:.3g}"
 
 
 def _pairs(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[AnswerPair]:

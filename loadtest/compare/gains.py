@@ -28,6 +28,12 @@ def gains(comparison: Comparison, name: str) -> list[Gain]:
     return found
 
 
+def is_served(comparison: Comparison, name: str) -> bool:
+    """A candidate is for serving; the oracle, which looks at every key, only measures others."""
+    one = next(one for one in comparison.plan.candidates if one.name == name)
+    return one.options.get("pattern") != "oracle"
+
+
 def figures(comparison: Comparison) -> list[Gain]:
     """Full attention's own figures, as gains over itself."""
     return gains(comparison, comparison.plan.candidates[0].name)

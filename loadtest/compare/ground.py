@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from loadtest.compare.types import Comparison
@@ -64,21 +64,26 @@ def survey(comparison: Comparison) -> Ground:
                 f"text at {length_label(length)}: perplexity {perplexity:,.0f} under full attention, as bad "
                 "as a guess from how frequent tokens are"
             )
-        asked = analysis.tasks_at(comparison, length)
-        claimed = {task: analysis.full_score(comparison, task, length).claimed for task in asked}
-        informative[length] = tuple(one for one in asked if analysis.is_informative(comparison, one, length))
-        failed[length] = tuple(one for one in asked if claimed[one] and one not in informative[length])
-        unsettled[length] = tuple(one for one in asked if not claimed[one])
-        remarks += [_failed(comparison, task, length) for task in failed[length]]
-    scores = [
+        rows = [row for row in comparison.answers if (row.deployment, row.length) == (full, length)]
+        here = replace(comparison, answers=rows)  # fewer rows to look through, once per task
+        asked = analysis.tasks_at(here, length)
+        scores = {task: analysis.full_score(here, task, length) for task in asked}
+        informative[length] = tuple(one for one in asked if analysis.is_informative(here, one, length))
+        failed[length] = tuple(
+            task for task, score in scores.items() if score.claimed and score.value < analysis.INFORMATIVE
+        )
+        known = {*informative[length], *failed[length]}
+        unsettled[length] = tuple(task for task in asked if task not in known)
+        remarks += [_failed(here, task, length) for task in failed[length]]
+    answers = [
         row.score
         for row in comparison.answers
         if (row.deployment, row.task) == (full, OWN) and not (row.error or math.isnan(row.score))
     ]
-    own = fmean(scores) >= analysis.INFORMATIVE if scores else None
+    own = fmean(answers) >= analysis.INFORMATIVE if answers else None
     if own is False:
         remarks.append(
-            f"your own questions: full attention itself scores {fmean(scores):.2f} in {len(scores)}"
+            f"your own questions: full attention itself scores {fmean(answers):.2f} in {len(answers)}"
         )
     return Ground(informative, failed, unsettled, frozenset(guessed), frozenset(unread), own, tuple(remarks))
 

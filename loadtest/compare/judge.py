@@ -23,7 +23,7 @@ from loadtest.compare.ground import Ground, survey
 from loadtest.compare.holm import holm, p_worse, widened
 from loadtest.compare.types import Comparison, Evidence, Judgment, Outcome, Verdict
 from loadtest.evaluation import analysis
-from loadtest.statistics import to_settle
+from loadtest.statistics import score_to_settle, to_settle
 
 
 def judge(comparison: Comparison) -> Judgment:
@@ -101,7 +101,8 @@ def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, test
         return replace(test, outcome=Outcome.SAFE)
     if test.loss.count and not test.loss.claimed and test.contexts == 1:
         return replace(test, more=test.loss.count)  # from one context nobody can tell: one more like it
-    more = to_settle(test.loss, test.margin)
+    settle = score_to_settle if test.unit in ("score", "agreement") else to_settle
+    more = settle(test.loss, test.margin)
     if more is None:  # beyond the margin by itself, but not surely enough for one test of many
         more = to_settle(widened(test, confidence, tests_made), test.margin) or 1
     return replace(test, more=more)

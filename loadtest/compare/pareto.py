@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from loadtest.compare.gains import deciding_figure, operators_load
+from loadtest.compare.gains import deciding_figure, is_served, operators_load
 from loadtest.compare.types import Comparison, Verdict
 
 
@@ -41,8 +41,10 @@ def fronts(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[tuple[s
     losses = {full: 0.0} | {one.deployment: loss(one, context) for one in verdicts}
     speeds, memories = {full: 1.0}, {full: 1.0}
     for verdict in verdicts:
+        if verdict.deployment in comparison.failed or not is_served(comparison, verdict.deployment):
+            continue
         for gain in verdict.gains:
-            if gain.context != context or not gain.ratio.claimed or verdict.deployment in comparison.failed:
+            if gain.context != context or not gain.ratio.claimed:
                 continue
             if load and (gain.load, gain.figure) == (load.label, deciding_figure(load)):
                 speeds[verdict.deployment] = gain.ratio.value if gain.different else 1.0

@@ -26,10 +26,18 @@ def selectors(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
         oracle = budgets.get(("oracle", budget))
         if pattern != "topk" or oracle is None or loss(by_name[name], context) <= 0:
             continue
-        for test in by_name[name].evidence:
-            same = _same_test(by_name[oracle], test)
-            if test.length == context and test.measure in ("text", "tasks") and same:
-                sentences.append(_sentence(name, oracle, test, same))
+        pairs = [
+            (test, same)
+            for test in by_name[name].evidence
+            if test.length == context and test.measure in ("text", "tasks") and test.loss.count
+            if (same := _same_test(by_name[oracle], test))
+        ]
+        if pairs:
+            said = "; ".join(_sentence(oracle, own, best) for own, best in pairs)
+            sentences += [
+                f"{name} at {length_label(context)}: {said}",
+                f"What {oracle} loses is the price of the budget, the rest that of how {name} selects",
+            ]
     return sentences
 
 
@@ -39,14 +47,12 @@ def _same_test(verdict: Verdict, test: Evidence) -> Evidence | None:
     return next(found, None)
 
 
-def _sentence(name: str, oracle: str, own: Evidence, best: Evidence) -> str:
+def _sentence(oracle: str, own: Evidence, best: Evidence) -> str:
     write = amount(own.unit)
-    at = length_label(own.length)
+    mine, least = write(own.loss.value), write(best.loss.value)
     match own.unit:
         case "perplexity":
-            said = f"perplexity {write(own.loss.value)} times full's, {oracle} {write(best.loss.value)}"
+            return f"perplexity {mine} times full's, under {oracle} {least}"
         case "logprob":
-            said = f"{write(own.loss.value)} nats per token lost, by {oracle} {write(best.loss.value)}"
-        case _:
-            said = f"{write(own.loss.value)} of 100 points lost, by {oracle} {write(best.loss.value)}"
-    return f"{name} at {at}: {said}; what {oracle} loses is the budget's, the rest the selector's"
+            return f"{mine} nats per token lost where full fails, under {oracle} {least}"
+    return f"{mine} of 100 points lost in tasks, under {oracle} {least}"

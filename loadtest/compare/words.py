@@ -151,8 +151,8 @@ def test_words(test: Evidence) -> str:
 
 
 def more_words(test: Evidence) -> str:
-    """How many samples would settle a test; empty if it is settled or none would."""
-    if not test.more:
+    """How many samples would settle a test; empty if it is settled, or if nobody knows yet."""
+    if not test.more or not test.loss.count:
         return ""
     return f"about {test.more:,} more {_SAMPLES[test.unit].format('s' * (test.more > 1))} would settle it"
 
@@ -169,7 +169,7 @@ def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
         return quality(tests) or "it sees the whole context at these lengths, as full attention does"
     open_tests = [test for test in tests if test.decides and test.outcome is Outcome.UNKNOWN]
     named = sorted(open_tests, key=lambda test: -_share(test))[:_NAMED]
-    said = [": ".join(filter(None, (test_words(test), more_words(test)))) for test in named]
+    said = ["; ".join(filter(None, (test_words(test), more_words(test)))) for test in named]
     failed = [f"not all could be measured ({why})" for why in failures(comparison, judged.deployment)[:1]]
     return "; ".join([*said, *failed]) or PENDING
 

@@ -86,12 +86,12 @@ def same_top(comparison: Comparison, name: str, length: int) -> Interval:
 
 def tasks_at(comparison: Comparison, length: int) -> tuple[str, ...]:
     """Tasks that full attention answered at a length, by name; the user's own aside."""
-    return tuple(dict.fromkeys(row.task for row in _of_full(comparison) if row.length == length))
+    return tuple(dict.fromkeys(row.task for row in _of_full(comparison, length)))
 
 
 def full_score(comparison: Comparison, task: str, length: int) -> Interval:
     """Full attention's mean score of a task, over all that it answered."""
-    rows = [row for row in _of_full(comparison) if (row.task, row.length) == (task, length)]
+    rows = [row for row in _of_full(comparison, length) if row.task == task]
     scores = [row.score for row in rows]
     # The points that an answer of nothing would lose: the interval of paired scores holds for these too.
     return score_loss(
@@ -227,10 +227,10 @@ def errors(comparison: Comparison, name: str) -> list[str]:
     return list(dict.fromkeys(row.error for row in rows if row.deployment == name and row.error))
 
 
-def _of_full(comparison: Comparison) -> list[Answer]:
+def _of_full(comparison: Comparison, length: int) -> list[Answer]:
     full = full_name(comparison)
-    pairs = answer_pairs((row for row in comparison.answers if row.task != OWN), full, full)
-    return [pair.full for pair in pairs]
+    rows = [row for row in comparison.answers if (row.deployment, row.length) == (full, length)]
+    return [pair.full for pair in answer_pairs((row for row in rows if row.task != OWN), full, full)]
 
 
 def _task_pairs(comparison: Comparison, name: str, tasks: Sequence[str], length: int) -> list[AnswerPair]:

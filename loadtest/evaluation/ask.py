@@ -29,8 +29,29 @@ class Asked:
     token_ids: tuple[int, ...] = ()
 
 
+def prepare(
+    client: Client, samples: Sequence[Sample], *, chat: bool = False, concurrency: int = 8
+) -> list[Prompt | LongspanError]:
+    """Prompts of all samples, for every deployment of the model; where the server refuses one, its error.
+
+    Args:
+        client: of any server of the model.
+        samples: the questions.
+        chat: through the model's chat template; see ``prompts.prompt``.
+        concurrency: requests in flight, at most.
+
+    Raises:
+        longspan.UnavailableError: the server has gone.
+    """
+    return at_once([functools.partial(prompt, client, each, chat=chat) for each in samples], concurrency)
+
+
 def ask(
-    client: Client, deployment: str, samples: Sequence[Sample], *, chat: bool = False, concurrency: int = 8
+    client: Client,
+    deployment: str,
+    samples: Sequence[Sample],
+    prompts: Sequence[Prompt | LongspanError],
+    concurrency: int = 8,
 ) -> list[Asked]:
     """Answers to all questions about one context, greedy, and how likely the right ones are.
 
@@ -43,7 +64,7 @@ def ask(
         client: of the deployment's server.
         deployment: its name.
         samples: of one context, in the order in which they are asked.
-        chat: through the model's chat template; see ``prompts.prompt``.
+        prompts: of the samples, by ``prepare``.
         concurrency: requests in flight, at most.
 
     Returns:
@@ -52,7 +73,6 @@ def ask(
     Raises:
         longspan.UnavailableError: the server has gone.
     """
-    prompts = at_once([functools.partial(prompt, client, each, chat=chat) for each in samples], concurrency)
     # Targets first: they are short, so who waits for the first request waits for little but the context.
     calls: list[Callable[[], Generation]] = [
         functools.partial(_force, client, each)

@@ -10,13 +10,13 @@ from statistics import fmean
 from loadtest.compare.types import Comparison
 from loadtest.evaluation import text as texts
 from loadtest.evaluation.agreement import agreeing
-from loadtest.evaluation.ask import Asked, ask
+from loadtest.evaluation.ask import Asked, ask, prepare
 from loadtest.evaluation.divergence import blocks_against
 from loadtest.evaluation.memory import memory
 from loadtest.evaluation.pairs import OWN
-from loadtest.evaluation.prompts import special_before
+from loadtest.evaluation.prompts import Prompt, special_before
 from loadtest.evaluation.text import Decoded, Slice, decode_slice
-from loadtest.evaluation.units import Rows, Unit, is_complete, order
+from loadtest.evaluation.units import Rows, Unit, lacking, order
 from loadtest.tasks.registry import make
 from loadtest.tasks.types import Sample
 from longspan import Client, LongspanError, UnavailableError
@@ -24,8 +24,9 @@ from longspan import Client, LongspanError, UnavailableError
 TOP = 20
 """Most likely tokens that are looked at, each place of the text."""
 
-TURNS = 24
-"""Questions about one context, where a task has so many: its prefill costs more than they do."""
+TURNS = 12
+"""Questions about one context, where a task has so many. More would cost less than another context, but they
+depend on one another: as many questions about more contexts tell more."""
 
 _SLICES = 64  # of the text that are of use, at the longest context
 _CHARACTERS = 4.0  # of a token, about
@@ -85,12 +86,13 @@ class Evaluator:
     def units(self) -> Iterator[Unit]:
         """What is left to do, in the order in which to do it; without end unless ``contexts`` was given."""
         for unit in self._order(self._contexts):
-            part = self._slice(unit) if unit.kind == "text" else None
-            if not is_complete(unit, self._comparison, part):
+            if self._lacking(unit):
                 yield unit
 
     def run(self, unit: Unit, clients: Mapping[str, Client]) -> Rows:
-        """Does a unit on every candidate, full attention first.
+        """Does a unit on every candidate that lacks it, full attention first.
+
+        What is held against full attention token by token needs full's own again, which no row keeps.
 
         Args:
             unit: of ``units``.
@@ -108,25 +110,24 @@ class Evaluator:
             raise ValueError(f"nothing can be compared without a server of {full!r}; start one")
         began = time.monotonic()
         rows = Rows()
+        names = [name for name in self._due(unit) if name in clients]
         do = {"answers": self._answer, "text": self._decode, "memory": self._hold}[unit.kind]
         on = do(unit, rows)
-        for candidate in self._plan.candidates:
-            if candidate.name not in clients:
-                continue
+        for name in names:
             try:
-                on(candidate.name, clients[candidate.name])
+                on(name, clients[name])
             except UnavailableError as error:
-                rows.failed[candidate.name] = str(error)
-                if candidate.name == full:
+                rows.failed[name] = str(error)
+                if name == full:
                     return Rows(failed=rows.failed)
-        seconds = (time.monotonic() - began) / len(clients)
+        seconds = (time.monotonic() - began) / max(1, len(names))
         self._seconds.setdefault((unit.kind, unit.length, unit.task), []).append(seconds)
         self._rates.append(self._tokens(unit) / max(seconds, 1e-3))
         return rows
 
     def cost(self, unit: Unit) -> float:
-        """Seconds that a unit will probably take on all candidates that have not failed."""
-        candidates = len(self._plan.candidates) - len(self._comparison.failed)
+        """Seconds that a unit will probably take on all candidates that lack it."""
+        candidates = len(self._due(unit))
         known = self._seconds.get((unit.kind, unit.length, unit.task))
         if known:
             return candidates * fmean(known)
@@ -139,9 +140,12 @@ class Evaluator:
     def _answer(self, unit: Unit, rows: Rows) -> Callable[[str, Client], None]:
         samples = self._samples(unit)
         first: list[Asked] = []
+        prompts: list[Prompt | LongspanError] = []
 
         def on(name: str, client: Client) -> None:
-            asked = ask(client, name, samples, chat=self._plan.chat, concurrency=self._concurrency)
+            if not prompts:
+                prompts.extend(prepare(client, samples, chat=self._plan.chat, concurrency=self._concurrency))
+            asked = ask(client, name, samples, prompts, self._concurrency)
             rows.answers += agreeing(asked, first) if first else [each.answer for each in asked]
             first.extend([] if first else asked)
 
@@ -166,6 +170,16 @@ class Evaluator:
             rows.memory.append(memory(client, name, part.ids, self._plan.kv_memory))
 
         return on
+
+    def _due(self, unit: Unit) -> list[str]:
+        """Candidates on which a unit is to be done, in the plan's order."""
+        due = self._lacking(unit)
+        if due and (unit.kind == "text" or unit.task == OWN):
+            due.add(self._plan.candidates[0].name)
+        return [candidate.name for candidate in self._plan.candidates if candidate.name in due]
+
+    def _lacking(self, unit: Unit) -> set[str]:
+        return lacking(unit, self._comparison, self._slice(unit) if unit.kind == "text" else None)
 
     def _slice(self, unit: Unit) -> Slice:
         return self._slices[unit.length][unit.index]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from loadtest.evaluation.types import Answer, TextBlock
@@ -12,19 +11,18 @@ OWN = "own"
 """Task of the user's own questions."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class AnswerKey:
-    """Which question a row answers."""
+class AnswerKey(NamedTuple):
+    """Which question a row answers; a tuple, since thousands are hashed whenever a comparison is judged."""
 
     task: str
     length: int
-    index: int
+    number: int
     turn: int
 
     @property
     def context(self) -> tuple[str, int, int]:
         """What questions about one context have in common."""
-        return self.task, self.length, self.index
+        return self.task, self.length, self.number
 
 
 class AnswerPair(NamedTuple):

@@ -32,15 +32,16 @@ def prompt(client: Client, sample: Sample, *, chat: bool) -> Prompt:
         client: of any server of the model.
         sample: the question.
         chat: asks it as a user of a conversation, through the model's chat template; the answer then begins,
-            in the assistant's turn, with ``answer_prefix``.
+            in the assistant's turn, with ``answer_prefix``. A sample of messages is always asked so.
 
     Raises:
         longspan.LongspanError: the server refuses it, as for a model without a chat template.
     """
     asked = sample.context + sample.question
-    if chat:
+    if chat or sample.messages:
         # Ends with what the template writes before an answer: the server renders it for that.
-        rendered = client.tokenize([("user", asked)], special_tokens_as_text=True).token_ids
+        messages = sample.messages or [("user", asked)]
+        rendered = client.tokenize(messages, special_tokens_as_text=True).token_ids
         ids = (*rendered, *_plain(client, sample.answer_prefix))
     else:
         ids = tuple(client.tokenize(asked + sample.answer_prefix, special_tokens_as_text=True).token_ids)

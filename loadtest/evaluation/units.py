@@ -113,8 +113,8 @@ def order(
         yield from units
 
 
-def is_complete(unit: Unit, comparison: Comparison, part: Slice | None = None) -> bool:
-    """A comparison has the unit's rows of all candidates that have not failed.
+def lacking(unit: Unit, comparison: Comparison, part: Slice | None = None) -> set[str]:
+    """Candidates that have not failed and of which a comparison has no rows of the unit.
 
     Args:
         unit: the unit.
@@ -132,5 +132,4 @@ def is_complete(unit: Unit, comparison: Comparison, part: Slice | None = None) -
         have = {row.deployment for row in comparison.text if (row.length, row.block) == place_of}
     else:
         have = {row.deployment for row in comparison.memory if row.length == unit.length}
-    wanted = {candidate.name for candidate in comparison.plan.candidates} - comparison.failed.keys()
-    return wanted <= have
+    return {candidate.name for candidate in comparison.plan.candidates} - comparison.failed.keys() - have

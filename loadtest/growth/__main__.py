@@ -106,8 +106,8 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if any(word.startswith("--attention") for word in arguments.serve):
         parser.error("give backends by --backends, with their options, like 'sliding_window window=512'")
-    if arguments.html and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--html draws with matplotlib, which is not installed: pip install 'longspan[load]'")
+    if arguments.html and importlib.util.find_spec("jinja2") is None:
+        parser.error("--html needs jinja2, which is not installed: pip install 'longspan[load]'")
     return arguments
 
 

@@ -8,28 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from loadtest.document import plain
 from loadtest.growth.document import SCHEMA
-from loadtest.growth.table import cell, heading, milliseconds, series
-=======
-from matplotlib.ticker import LogLocator, NullFormatter
-
 from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
->>>>>>> core
 from loadtest.growth.types import Growth, Point
 from loadtest.report import page, words
-from loadtest.report.chart import Chart
+from loadtest.report.chart import Chart, room_for
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import look
 from loadtest.report.scale import Axis, span
 from loadtest.report.svg import Size
 
-_NAMES = 185.0
-
 
 def write_report(growth: Growth, path: Path) -> None:
-<<<<<<< HEAD
     """Writes the report.
 
     Raises:
@@ -46,7 +37,8 @@ def render(growth: Growth) -> str:
         title=f"Cost as work grows: {growth.survey.model['name']}",
         live=False,
         heading=[heading(growth), growth.created],
-        notes=growth.survey.notes,
+        notes=[*growth.survey.notes, *([growth.busy] if growth.busy else [])],
+        legend=LEGEND,
         series=[
             {"drawing": drawn, **_table(growth, points)}
             for drawn, (_, points) in zip(drawings(growth), series(growth), strict=True)
@@ -55,80 +47,12 @@ def render(growth: Growth) -> str:
         facts=_facts(growth),
         json=page.embedded({"schema": SCHEMA, **plain(growth)}),
         json_name="longspan-growth.json",
-=======
-    """Writes the report."""
-    body = [f"<p class='dim'>{text(heading(growth))}; {text(growth.created)}</p>"]
-    body += [f"<p>{text(note)}</p>" for note in (*growth.survey.notes, growth.busy) if note]
-    for name, points in series(growth):
-        by_context = points[0].context != points[-1].context
-
-        def draw(axes: Any, points: Sequence[Point] = points, by_context: bool = by_context) -> None:
-            _draw(axes, growth, points, by_context)
-
-        body.append(
-            plot(
-                f"Milliseconds per token {name}",
-                draw,
-                f"median of the rounds; in the table, {LEGEND}",
-            )
-        )
-        body.append(_table(growth, points, by_context))
-    body += [_missing(growth), _facts(growth)]
-    title = f"Cost as work grows: {growth.survey.model['name']}"
-    path.write_text(page(title, body), encoding="utf-8")
-
-
-def _draw(axes: Any, growth: Growth, points: Sequence[Point], by_context: bool) -> None:
-    for number, variant in enumerate(growth.survey.variants):
-        known = [point for point in points if growth.seconds(variant.name, point).count]
-        if known:
-            axes.plot(
-                [_at(point, by_context) for point in known],
-                [milliseconds(growth, variant.name, point) for point in known],
-                "o-",
-                color=COLORS[number % len(COLORS)],
-                markersize=4,
-                label=variant.name,
-            )
-    ticks = [_at(point, by_context) for point in points]
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set(xlabel="tokens of context" if by_context else "streams", ylabel="milliseconds per token")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _at(point: Point, by_context: bool) -> int:
-    return point.context if by_context else point.streams
-
-
-def _table(growth: Growth, points: Sequence[Point], by_context: bool) -> str:
-    head = "".join(f"<th>{_at(point, by_context)}</th>" for point in points)
-    rows = []
-    for variant in growth.survey.variants:
-        cells = ""
-        for point in points:
-            first, *others = cell(growth, variant.name, point)
-            cells += f"<td>{first}{''.join(f'<br><small>{other}</small>' for other in others)}</td>"
-        rows.append(f"<tr><th>{text(variant.name)}</th>{cells}</tr>")
-    return f"<table><thead><tr><th>attention</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _missing(growth: Growth) -> str:
-    items = "".join(
-        f"<li><b>{text(variant.name)}</b>: {text(reason)}</li>"
-        for variant in growth.survey.variants
-        for reason in growth.reasons(variant)
->>>>>>> core
     )
 
 
 def drawings(growth: Growth) -> list[Drawing]:
     """Milliseconds per token by context length, and by streams."""
-    caption = "Median of the steps, both axes logarithmic. Lower is better."
+    caption = "Medians of the rounds with their intervals, both axes logarithmic. Lower is better."
     return [
         drawing(
             f"growth-{number}",
@@ -142,32 +66,33 @@ def drawings(growth: Growth) -> list[Drawing]:
 
 def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
     lines = {
-        number: [(float(_at(points, point)), milliseconds(growth, variant.name, point)) for point in points]
+        number: [(float(_at(points, point)), growth.seconds(variant.name, point)) for point in points]
         for number, variant in enumerate(growth.survey.variants)
     }
-    lines = {number: line for number, line in lines.items() if any(math.isfinite(y) for _, y in line)}
+    lines = {number: [(at, found) for at, found in line if found.count] for number, line in lines.items()}
+    lines = {number: line for number, line in lines.items() if line}
     places = [float(_at(points, point)) for point in points]
     low, high = span(places, log=True, pad=0.02)
-    bottom, top = span([y for line in lines.values() for _, y in line], log=True, pad=0.05)
+    shown = [interval for line in lines.values() for _, interval in line]
+    values = [end * 1e3 for one in shown for end in (one.value, one.low, one.high)]
+    bottom, top = span(values, log=True, pad=0.05)
     x = Axis(
         "tokens of context" if _by_context(points) else "streams",
         *(low, high, True, tuple(places)),
         lambda tick: words.tokens(int(tick)) if _by_context(points) else f"{tick:.0f}",
     )
     y = Axis("milliseconds per token", bottom, top, True)
-    chart = Chart(size, x, y, right=12 if size.narrow else _NAMES)
+    names = [(number, growth.survey.variants[number].name) for number in lines]
+    chart = Chart(size, x, y, right=room_for([name for _, name in names], size))
     for number, line in lines.items():
         name = growth.survey.variants[number].name
-        chart.line(line, look(number))
-        for at, value in line:
-            if math.isfinite(value):
-                chart.point(at, value, look(number), f"{name}: {words.number(value)} ms at {at:g}", radius=4)
-    names = [(number, growth.survey.variants[number].name) for number in lines]
-    if size.narrow:
-        chart.names_below([(name, look(number)) for number, name in names])
-    else:
-        ends = {number: [y for _, y in line if math.isfinite(y)][-1] for number, line in lines.items()}
-        chart.names_beside([(ends[number], name, look(number)) for number, name in names])
+        chart.line([(at, found.value * 1e3) for at, found in line], look(number))
+        for at, found in line:
+            value = found.value * 1e3
+            if found.claimed:
+                chart.interval((at, at), (found.low * 1e3, found.high * 1e3), look(number).color)
+            chart.point(at, value, look(number), f"{name}: {words.number(value)} ms at {at:g}", radius=4)
+    chart.names([(lines[number][-1][1].value * 1e3, name, look(number)) for number, name in names])
     return chart
 
 

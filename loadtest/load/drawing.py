@@ -63,20 +63,21 @@ class Known:
     count: Callable[[str], int] | None = None
 
 
-def known(client: Client | None, endpoint: Endpoint | None, context: int = 0) -> Known:
+def known(client: Client | None, endpoint: Endpoint | None, context: int = 0, vocabulary: int = 0) -> Known:
     """What both targets have in common.
 
     Args:
         client: of Longspan's server; ``None`` if it is not measured. It must stay open while sessions are
             drawn.
         endpoint: the other target.
-        context: the endpoint's, if it says.
+        context: the endpoint's, if it tells; else 0.
+        vocabulary: likewise.
 
     Raises:
         longspan.LongspanError: the server does not answer.
         EndpointError: the endpoint's tokenizer can't be read.
     """
-    vocabularies, contexts, count = [], [context], None
+    vocabularies, contexts, count = [vocabulary], [context], None
     if endpoint is not None and endpoint.tokenizer is not None:
         tokens = counter(endpoint.tokenizer)
         vocabularies.append(tokens.vocabulary)
@@ -86,7 +87,11 @@ def known(client: Client | None, endpoint: Endpoint | None, context: int = 0) ->
         vocabularies.append(model.vocabulary_size)
         contexts.append(model.context_length)
         count = partial(_count, client)
-    return Known(min(vocabularies, default=0), min((each for each in contexts if each), default=0), count)
+    return Known(
+        min((each for each in vocabularies if each), default=0),
+        min((each for each in contexts if each), default=0),
+        count,
+    )
 
 
 def _count(client: Client, text: str) -> int:

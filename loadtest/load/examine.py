@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -17,13 +18,26 @@ _NAMES = 8
 _TOKENS = 4
 
 
-def context(endpoint: Endpoint) -> int:
-    """Most tokens of prompt and output, as the endpoint's list of models tells it; 0 if it does not.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an endpoint's list of models tells of one; 0 where it does not.
+
+    Attributes:
+        context: most tokens of prompt and output.
+        vocabulary: token ids are below this.
+    """
+
+    context: int = 0
+    vocabulary: int = 0
+
+
+def told(endpoint: Endpoint) -> Told:
+    """What the endpoint's list of models tells of its model.
 
     Raises:
         EndpointError: no server answers, or its list lacks the model.
     """
-    return asyncio.run(_context(endpoint))
+    return asyncio.run(_told(endpoint))
 
 
 def try_out(endpoint: Endpoint, turn: Turn) -> None:
@@ -41,7 +55,7 @@ def try_out(endpoint: Endpoint, turn: Turn) -> None:
         raise EndpointError(f"{endpoint.url} can't be measured: {record.error}")
 
 
-async def _context(endpoint: Endpoint) -> int:
+async def _told(endpoint: Endpoint) -> Told:
     async with http_client(endpoint) as client:
         url = endpoint.url.rstrip("/") + "/models"
         try:
@@ -53,23 +67,25 @@ async def _context(endpoint: Endpoint) -> int:
     try:
         found = response.json()
     except ValueError:
-        return 0
+        return Told()
     models = found.get("data") if response.status_code == 200 and isinstance(found, dict) else None
     if not isinstance(models, list) or not models:
-        return 0  # not every server lists its models; the request that is tried will tell
+        return Told()  # not every server lists its models; the request that is tried will tell
     known = {model.get("id"): model for model in models if isinstance(model, dict)}
     if endpoint.model not in known:
         names = ", ".join(str(name) for name in list(known)[:_NAMES])
         raise EndpointError(
             f"{endpoint.url} has no model {endpoint.model!r}; name one with --endpoint-model: {names}"
         )
-    return _told_context(known[endpoint.model])
+    return _of(known[endpoint.model])
 
 
-def _told_context(model: dict[str, Any]) -> int:
-    """vLLM and SGLang call it ``max_model_len``."""
-    length = model.get("max_model_len")
-    return length if isinstance(length, int) and length > 0 else 0
+def _of(model: dict[str, Any]) -> Told:
+    """vLLM and SGLang call the context ``max_model_len``; llama.cpp has its facts in ``meta``."""
+    meta = model.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    counts = [model.get("max_model_len") or meta.get("n_ctx"), meta.get("n_vocab")]
+    return Told(*(count if isinstance(count, int) and count > 0 else 0 for count in counts))
 
 
 async def _tried(endpoint: Endpoint, turn: Turn) -> Record:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -11,29 +9,18 @@ from rich.console import Console
 
 from loadtest import document
 from loadtest.load.cell import Cell, StoppedError
+from loadtest.load.passes import NotMeasuredError, one_pass
 from loadtest.load.plan import Plan
 from loadtest.load.result import Result
 from loadtest.load.sweep import Sweep
 from loadtest.load.targets import Endpoint
 from loadtest.load.worker import loop_name
-from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
+from loadtest.measuring import weather
+from loadtest.measuring.weather import Observe
 from longspan import Client
 
-__all__ = ["Plan", "describe", "measure"]
+__all__ = ["NotMeasuredError", "Plan", "describe", "measure"]
 
-
-class NotMeasuredError(RuntimeError):
-    """A run could not be made; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """The core's load: a pass over all cells, which have loads of their own."""
-
-    label: str = "pass"
-
-
-_PASS = _Pass()
 
 _UNKNOWN = (
     "what else used this machine was not watched: the server's processes can't be told from others; run "
@@ -41,11 +28,16 @@ _UNKNOWN = (
 )
 
 
-def measure(plan: Plan, console: Console) -> Result:
+def measure(plan: Plan, console: Console, observe: Observe = weather.observe) -> Result:
     """Runs the plan, with live progress on ``console``. Ctrl-C ends the run under way and the plan.
 
     A round of the measuring core is two passes over all cells, there and back. A run that other work on this
     machine disturbs is measured again, but not where there are no repeats: then it only says so.
+
+    Args:
+        plan: what to measure.
+        console: for progress.
+        observe: how the machine is watched.
 
     Raises:
         longspan.LongspanError: the server does not answer.
@@ -59,45 +51,21 @@ def measure(plan: Plan, console: Console) -> Result:
         for number, load in enumerate(plan.loads):
             own = [
                 Cell(plan, target, load, number, found.server.get("device", ""), console, found.runs.append)
-                for target in plan.measured
+                for target in plan.measured[:: -1 if number % 2 else 1]
             ]
             cells += own
             if not number and any(target.local for target in plan.measured):
                 found.notes += [] if all(cell.pids for cell in own) else [_UNKNOWN]
             first = len(found.runs)
-            _pass(found, own, 0, plan.repeats, turned=number % 2 == 1)
+            one_pass(found, own, 0, plan.repeats, observe)
             if isinstance(plan.loads, Sweep):
                 name = plan.measured[0].name
                 plan.loads.learn([run for run in found.runs[first:] if run.target == name][-1].summary)
         for repeat in range(1, plan.repeats):
-            _pass(found, cells, repeat, plan.repeats)
+            one_pass(found, cells, repeat, plan.repeats, observe)
     except StoppedError:
         pass
     return found
-
-
-def _pass(found: Result, cells: Sequence[Cell], repeat: int, repeats: int, *, turned: bool = False) -> None:
-    """One pass over cells; each run learns where in the whole it belongs, and what the weather was."""
-    first = len(found.runs)
-    known = all(cell.pids for cell in cells)
-
-    def tell(progress: Progress) -> None:
-        if known and not progress.last.error:
-            run, last = found.runs[-1], progress.last
-            run.attempt, run.weather, run.disturbed = last.attempt, last.weather, last.disturbed
-
-    for cell in cells:
-        cell.prefix = f"{repeat + 1} of {repeats}: " if repeats > 1 else ""
-    order = cells[::-1] if turned else cells
-    rounds = Rounds({cell.name: cell for cell in order}, [_PASS], tell=tell)
-    again = MOST_REPEATS if known and repeats > 1 else 0
-    try:
-        rounds.half(_PASS, repeat // 2, repeat % 2, again)
-    finally:
-        for run in found.runs[first:]:
-            run.repeat = repeat
-    for why in rounds.failed.values():
-        raise NotMeasuredError(why)
 
 
 def describe(plan: Plan) -> Result:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import httpx2
 
+from loadtest.load.answer import MOST_WORDS, Answer, FailedError, words
 from loadtest.load.targets import Endpoint, EndpointError
 from loadtest.load.tokens import counter, spread_evenly
 from loadtest.load.types import Record, Turn
@@ -18,7 +19,6 @@ from loadtest.load.types import Record, Turn
 _CONNECT_SECONDS = 10.0
 # After its last message a server ends its stream; what keeps it open is not waited for.
 _END_SECONDS = 1.0
-_MOST_WORDS = 300
 _HINTS = {
     400: "if it does not know a field or token ids, change --endpoint-extra or --endpoint-prompts",
     401: "name the variable that holds its key with --endpoint-key-env",
@@ -26,14 +26,6 @@ _HINTS = {
     404: "look at --endpoint, which mostly ends in /v1, at --endpoint-model and at --endpoint-api",
     422: "if it does not know a field or token ids, change --endpoint-extra or --endpoint-prompts",
 }
-
-
-class _FailedError(Exception):
-    """A request failed: a code and a sentence."""
-
-    def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
 
 
 class HttpSender:
@@ -66,16 +58,13 @@ class HttpSender:
 
         An answer of another length than asked for is no failure: not every server can be told to go on.
         """
-        request = self._client.build_request(
-            "POST", self._url, json=body(self._endpoint, turn), headers={"Accept": "text/event-stream"}
-        )
-        answer = _Answer()
-        record.sent = time.monotonic()
+        answer = Answer()
+        content = json.dumps(body(self._endpoint, turn)).encode()
         try:
-            async for when, text in self._stream(request, answer):
+            async for when, text in self._stream(content, record, answer):
                 record.arrivals.append((when, 1))
                 answer.parts.append(text)
-        except _FailedError as error:
+        except FailedError as error:
             record.code, record.error = error.code, str(error)
         finally:
             record.ended = answer.ended or time.monotonic()
@@ -92,11 +81,13 @@ class HttpSender:
             record.arrivals = list(zip(times, tokens.per_part(parts), strict=True))
         self._uncounted.clear()
 
-    async def _stream(self, request: httpx2.Request, answer: _Answer) -> AsyncIterator[tuple[float, str]]:
-        """Texts and when they came. Raises ``_FailedError``."""
+    async def _stream(
+        self, content: bytes, record: Record, answer: Answer
+    ) -> AsyncIterator[tuple[float, str]]:
+        """Texts and when they came. Raises ``FailedError``."""
         response: httpx2.Response | None = None
         try:
-            response = await self._client.send(request, stream=True)
+            response = await self._open(content, record)
             if response.status_code != 200:
                 raise await _refused(response)
             async with asyncio.timeout(None) as limit:
@@ -110,15 +101,13 @@ class HttpSender:
         except TimeoutError:
             pass  # it is done, and keeps its stream open
         except httpx2.SSEError as error:
-            raise _FailedError("NOT_A_STREAM", f"the endpoint answered with no stream: {error}") from error
+            raise FailedError("NOT_A_STREAM", f"the answer is no stream of events: {error}") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             where = self._endpoint.url
-            raise _FailedError(
-                "UNAVAILABLE", f"no server answers at {where}: {error or 'in time'}"
-            ) from error
+            raise FailedError("UNAVAILABLE", f"no server answers at {where}: {error or 'in time'}") from error
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             if not answer.done:
-                raise _FailedError(
+                raise FailedError(
                     "DISCONNECTED" if response is not None else "UNAVAILABLE",
                     f"the connection broke after {len(answer.parts)} messages with text: "
                     f"{error or type(error).__name__}",
@@ -127,21 +116,44 @@ class HttpSender:
             if response is not None:
                 await response.aclose()
         if not answer.done and not answer.finish_reason:
-            raise _FailedError(
+            raise FailedError(
                 "DISCONNECTED", f"the stream ended early, after {len(answer.parts)} messages with text"
             )
         if not answer.parts:
-            raise _FailedError(
+            raise FailedError(
                 "NO_TEXT", "the endpoint answered without any text, so that nothing can be timed"
             )
         if self._endpoint.tokenizer is None and answer.told("completion_tokens") is None:
-            raise _FailedError(
+            raise FailedError(
                 "NO_USAGE",
                 "the endpoint does not tell how many tokens it generated (stream_options.include_usage); "
                 "give --tokenizer, to count them here",
             )
 
-    def _count(self, record: Record, answer: _Answer) -> None:
+    async def _open(self, content: bytes, record: Record) -> httpx2.Response:
+        """Sends a request and waits for its answer to begin.
+
+        A server may close a connection that rests just when it is used again. What it says nothing to there
+        goes out on another one, and counts as sent then.
+        """
+        headers = {"Accept": "text/event-stream", "Content-Type": "application/json"}
+        while True:
+            seen: list[str] = []
+
+            async def note(event: str, _: object, seen: list[str] = seen) -> None:
+                seen.append(event)
+
+            request = self._client.build_request(
+                "POST", self._url, content=content, headers=headers, extensions={"trace": note}
+            )
+            record.sent = time.monotonic()
+            try:
+                return await self._client.send(request, stream=True)
+            except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+                if any(event.startswith("connection.connect_tcp") for event in seen):
+                    raise
+
+    def _count(self, record: Record, answer: Answer) -> None:
         told = answer.told("completion_tokens")
         record.prompt_tokens = answer.told("prompt_tokens") or 0
         record.cached_tokens = answer.cached
@@ -151,59 +163,6 @@ class HttpSender:
         elif told is not None and record.arrivals:
             times = [when for when, _ in record.arrivals]
             record.arrivals = list(zip(times, spread_evenly(told, len(times)), strict=True))
-
-
-class _Answer:
-    """What one stream has brought so far."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.usage: dict[str, Any] = {}
-        self.finish_reason = ""
-        self.done = False
-        self.ended = 0.0
-
-    def take(self, data: str) -> str:
-        """The text of an event's data. Raises ``_FailedError``."""
-        try:
-            message = json.loads(data)
-        except ValueError as error:
-            raise _FailedError("MALFORMED", f"a message is no JSON ({error}): {data[:80]!r}") from error
-        if not isinstance(message, dict):
-            raise _FailedError("MALFORMED", f"a message is no JSON object: {data[:80]!r}")
-        if message.get("error"):
-            raise _FailedError("STREAM_ERROR", f"the endpoint says midway: {_words(message)}")
-        if isinstance(message.get("usage"), dict):
-            self.usage = message["usage"]
-        choices = message.get("choices")
-        if choices is None and self.usage and message.get("usage"):
-            return ""
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise _FailedError("MALFORMED", f"a message has no choices: {data[:80]!r}")
-        texts = []
-        for choice in choices:
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            delta = choice.get("delta")
-            delta = delta if isinstance(delta, dict) else {}
-            said = (
-                choice.get("text"),
-                delta.get("reasoning_content") or delta.get("reasoning"),
-                delta.get("content"),
-            )
-            texts += [text for text in said if isinstance(text, str)]
-        return "".join(texts)
-
-    def told(self, name: str) -> int | None:
-        """A count of the usage."""
-        count = self.usage.get(name)
-        return count if isinstance(count, int) and count >= 0 else None
-
-    @property
-    def cached(self) -> int:
-        """Prompt tokens from the endpoint's prefix cache, as it says."""
-        details = self.usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        return cached if isinstance(cached, int) else 0
 
 
 def http_client(endpoint: Endpoint) -> httpx2.AsyncClient:
@@ -247,19 +206,11 @@ def body(endpoint: Endpoint, turn: Turn) -> dict[str, Any]:
     return {**fields, "prompt": prompt, **endpoint.extra}
 
 
-async def _refused(response: httpx2.Response) -> _FailedError:
+async def _refused(response: httpx2.Response) -> FailedError:
     status = response.status_code
     try:
-        said = _words(json.loads(await response.aread()))
+        said = words(json.loads(await response.aread()))
     except ValueError:
-        said = response.text.strip()[:_MOST_WORDS]
+        said = response.text.strip()[:MOST_WORDS]
     hint = f"; {_HINTS[status]}" if status in _HINTS else ""
-    return _FailedError(f"HTTP_{status}", f"the endpoint answered {status}: {said or 'nothing'}{hint}")
-
-
-def _words(message: Any) -> str:
-    """What an error object says."""
-    error = message.get("error", message) if isinstance(message, dict) else message
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or json.dumps(error)
-    return str(error)[:_MOST_WORDS]
+    return FailedError(f"HTTP_{status}", f"the endpoint answered {status}: {said or 'nothing'}{hint}")

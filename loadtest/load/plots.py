@@ -13,7 +13,7 @@ from loadtest.report.chart import Chart
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import Look, look
 from loadtest.report.scale import Axis, span
-from loadtest.report.svg import FONT, HALF, NARROW, Size, over, shortened
+from loadtest.report.svg import FONT, HALF, NARROW, Size, element, over, shortened
 from loadtest.report.svg import words as line_of
 
 _SIZES = (HALF, NARROW)
@@ -173,7 +173,7 @@ def _timeline(series: Sequence[tuple[str, list[tuple[float, float]], Look]], siz
         chart.line(steps, own, 1.6, stepped=True, filled=True)
     for place, (name, _, own) in enumerate(series):
         x, y = chart.right - 90, chart.top - 14 + place * (FONT + 3)
-        chart.add(line_of("■", x, y, color=own.color))
+        chart.add(element("rect", x=x, y=y - 9, width=9, height=9, fill=own.color))
         chart.add(line_of(name, x + 14, y))
     return chart
 

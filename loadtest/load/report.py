@@ -10,9 +10,10 @@ from typing import Any
 from loadtest.document import plain
 from loadtest.load.against import Change, Finding, changes
 from loadtest.load.plots import drawings
+from loadtest.load.remarks import remarks_of
 from loadtest.load.result import SCHEMA, Result
 from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
-from loadtest.load.table import DEVICE_COLUMNS, differences, figure, footnotes, heading, remarks_of
+from loadtest.load.table import DEVICE_COLUMNS, differences, figure, heading
 from loadtest.report import page
 
 _SIGNS = {Finding.BETTER: "▲ ", Finding.WORSE: "▼ ", Finding.NONE: "= ", Finding.UNTESTED: ""}
@@ -46,7 +47,7 @@ def render(result: Result, against: Result | None = None) -> str:
         heading=[*heading(result).plain.split("\n"), result.created],
         heads=heads,
         rows=[_row(row, goodput) for row in found],
-        footnotes=[note.plain for note in footnotes(found)],
+        footnotes=_footnotes(found, result.confidence),
         remarks=[remark for row in found for remark in remarks_of(row)],
         against=None if against is None else _against(against, result),
         drawings=drawings(result, against),
@@ -55,6 +56,23 @@ def render(result: Result, against: Result | None = None) -> str:
         json=page.embedded({"schema": SCHEMA, **plain(result)}),
         json_name="longspan-load.json",
     )
+
+
+def _footnotes(found: Sequence[Row], confidence: float) -> list[str]:
+    """What brackets and signs in the table mean."""
+    cells = [cell for row in found for cell in row.cells.values()]
+    repeats = max(len(row.runs) for row in found)
+    notes = []
+    if repeats > 1:
+        notes.append(f"Figures are medians of {repeats} runs.")
+    if any(cell.across_runs and cell.interval.claimed for cell in cells):
+        notes.append(f"In brackets: {confidence:.0%} intervals of these medians.")
+    elif any(cell.interval.claimed for cell in cells):
+        notes.append(
+            f"In brackets: {confidence:.0%} intervals of percentiles within one run. From run to run figures "
+            "differ more; --repeats 6 tells how much."
+        )
+    return notes + [f"? {weak}" for weak in dict.fromkeys(cell.weak for cell in cells if cell.weak)]
 
 
 def _row(row: Row, goodput: bool) -> dict[str, Any]:

@@ -94,9 +94,9 @@ class Row:
         label: load, sizes and target.
         target: what the load was put on.
         load: see ``Run.load``.
-        runs: those that count, in the order in which they ran: the undisturbed ones, or all if there are
-            none.
-        disturbed: runs that don't, since other work on the machine disturbed them; they were measured again.
+        runs: those that count, in the order in which they ran: the undisturbed ones, or if there are none the
+            last attempt at each repeat.
+        disturbed: those that other work on this machine disturbed.
         cells: by key of the figure, all of ``FIGURES``.
     """
 
@@ -127,13 +127,13 @@ def clean(result: Result) -> bool:
 
 def _row(label: str, runs: list[Run], confidence: float) -> Row:
     quiet = [run for run in runs if not run.disturbed]
-    counted = quiet or runs
+    counted = quiet or list({run.repeat: run for run in runs}.values())
     return Row(
         label,
         runs[0].target,
         runs[0].load,
         counted,
-        [run for run in runs if run.disturbed] if quiet else [],
+        [run for run in runs if run.disturbed],
         {figure.key: cell(figure, counted, confidence) for figure in FIGURES},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from loadtest.load.against import Change, Finding, changes
 from loadtest.load.device import DeviceUse
+from loadtest.load.remarks import remarks, remarks_of
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
 
@@ -34,9 +36,6 @@ DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
     ("matrices measured", "GFLOP/s", lambda use: use.matrix_rate / 1e9),
     ("matrices reached", "%", lambda use: use.matrix_share * 100),
 )
-
-# A chat template begins all prompts alike.
-_MOST_CHANCE = 0.05
 
 # What two servers have in common in a fair comparison.
 _SERVED = ("model", "dtype", "kv_dtype", "device")
@@ -74,11 +73,10 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     table.add_column("failed", justify="right")
     found = rows(result)
     for row in found:
+        label = row.label if one_line else _broken(row.label, row.target)
         failed = sum(sum(run.summary.failed.values()) for run in row.runs)
-        cells = [row.label + (" *" if remarks_of(row) else "")]
-        cells += [
-            shown(row.cells[figure_.key], figure_.factor, " " if one_line else "\n") for figure_ in FIGURES
-        ]
+        cells = [label + (" *" if remarks_of(row) else "")]
+        cells += [shown(row.cells[figure_.key], figure_.factor, one_line) for figure_ in FIGURES]
         if with_goodput:
             goods = [run.summary.goodput for run in row.runs if run.summary.goodput is not None]
             cells.append(f"{sum(goods) / len(goods):.1%}"[:-1] if goods else "-")
@@ -88,14 +86,19 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     return Group(heading(result), table, *footnotes(found), *notes, *_device_table(result))
 
 
-def shown(cell: Cell, factor: float, joint: str = "\n") -> str:
-    """A figure, and after ``joint`` how far its interval reaches to both sides, in percent of it."""
+def _broken(label: str, target: str) -> str:
+    """A label with its target on a line of its own."""
+    return label.removesuffix(f", {target}") + (f"\n{target}" if label.endswith(f", {target}") else "")
+
+
+def shown(cell: Cell, factor: float, one_line: bool = False) -> str:
+    """A figure, and how far its interval reaches to both sides, in percent of it: below it or beside it."""
     interval = cell.interval
     text = figure(interval.value * factor) + ("?" if cell.weak else "")
-    if interval.claimed and interval.value:
-        low, high = (round(100 * (end / interval.value - 1)) for end in (interval.low, interval.high))
-        text += f"{joint}[dim]{'-' if low <= 0 else '+'}{abs(low)}{high:+d}%[/dim]"
-    return text
+    if not interval.claimed or not interval.value:
+        return text
+    ends = [f"{round(100 * (end / interval.value - 1)):+d}%" for end in (interval.low, interval.high)]
+    return f"{text} {ends[0]}{ends[1]}" if one_line else f"{text}\n[dim]{ends[0]}\n{ends[1]}[/dim]"
 
 
 def footnotes(found: Sequence[Row]) -> list[Text]:
@@ -105,11 +108,11 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
     notes = []
     repeats = max((len(row.runs) for row in found), default=1)
     if any(cell.across_runs for cell in claimed):
-        notes.append(f"figures: medians of {repeats} runs; -A+B%: their 95% intervals, in percent")
+        notes.append(f"figures: medians of {repeats} runs; percents: how far their 95% intervals reach")
     elif claimed:
         notes.append(
-            "-A+B%: 95% intervals of percentiles within the one run, in percent; from run to run figures "
-            "differ more (--repeats 6 tells how much)"
+            "percents: how far the 95% intervals of percentiles reach, within the one run; from run to run "
+            "figures differ more (--repeats 6 tells how much)"
         )
     if repeats > 1 and not any(cell.across_runs for cell in claimed):
         notes.append(f"figures: medians of {repeats} runs, too few for intervals; --repeats 6 has them")
@@ -117,70 +120,23 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
     return [Text(note, style="dim") for note in notes]
 
 
-def remarks_of(row: Row) -> list[tuple[str, str]]:
-    """Remarks of all repeats of a row, which repeat it was said where not all share it."""
-    said: dict[str, list[int]] = {}
-    for run in row.runs:
-        for remark in remarks(run):
-            said.setdefault(remark, []).append(run.repeat + 1)
-    notes = [
-        (f"{row.label}, run {run.repeat + 1}", f"was measured again: {run.disturbed}")
-        for run in row.disturbed
-    ]
-    return notes + [
-        (row.label + (f", run {', '.join(map(str, which))}" if len(which) < len(row.runs) else ""), remark)
-        for remark, which in said.items()
-    ]
-
-
 def _device_table(result: Result) -> list[RenderableType]:
-    """What runs made of the server's device; nothing where no metrics were read."""
-    uses = [(run.label, run.device) for run in result.runs if run.device is not None]
+    """What runs made of the server's device, medians of repeats; nothing where no metrics were read."""
+    uses = [
+        (row.label, own)
+        for row in rows(result)
+        if (own := [run.device for run in row.runs if run.device is not None])
+    ]
     if not uses:
         return []
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("\n".join(dict.fromkeys(use.name for _, use in uses)), no_wrap=True)
+    table.add_column("\n".join(dict.fromkeys(use.name for _, own in uses for use in own)), no_wrap=True)
     for name, unit, _ in DEVICE_COLUMNS:
         table.add_column(_head(name, unit), justify="right", no_wrap=True)
-    for label, use in uses:
-        table.add_row(label, *(figure(get(use)) for _, _, get in DEVICE_COLUMNS))
-    notes = [Text(f"{label}: {sentence}", style="dim") for label, use in uses for sentence in use.unmeasured]
-    return [Text(), table, *notes]
-
-
-def remarks(run: Run) -> list[str]:
-    """What a reader must know before believing the figures."""
-    failed = ", ".join(f"{count} {code}" for code, count in run.summary.failed.items())
-    return [
-        *(["INTERRUPTED: it was stopped before its end"] if run.interrupted else []),
-        *(f"INVALID: {objection}" for objection in run.objections),
-        *(
-            [f"INVALID: {run.disturbed}, while client and server shared this machine"]
-            if run.disturbed
-            else []
-        ),
-        *([f"failed: {failed}"] if failed else []),
-        *(f"client and server disagree: {sentence}" for sentence in run.disagreements),
-        *(
-            [f"{other} of {run.summary.requests} answers had another length than asked for"]
-            if (other := run.summary.other_length)
-            else []
-        ),
-        *_cached(run),
-    ]
-
-
-def _cached(run: Run) -> list[str]:
-    cached, prompts = run.summary.cached_tokens, run.summary.prompt_tokens
-    if not cached:
-        return []
-    told = f"{cached / prompts:.0%} of the prompt tokens came from the prefix cache"
-    if run.workload.get("fresh") and cached > _MOST_CHANCE * prompts:
-        told += (
-            f", though no two prompts of this workload share a beginning: it knows them from an earlier run "
-            f"with seed {run.seed}; leave out --seed to draw new ones"
-        )
-    return [told]
+    for label, own in uses:
+        table.add_row(label, *(figure(median(get(use) for use in own)) for _, _, get in DEVICE_COLUMNS))
+    said = dict.fromkeys((label, note) for label, own in uses for use in own for note in use.unmeasured)
+    return [Text(), table, *(Text(f"{label}: {note}", style="dim") for label, note in said)]
 
 
 def heading(result: Result) -> Text:
@@ -210,14 +166,15 @@ def comparison(before: Result, after: Result) -> RenderableType:
     found = changes(before, after)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("load", no_wrap=True)
-    table.add_column("")
     for figure_ in FIGURES:
         table.add_column(_head(figure_.name, figure_.unit), justify="right", no_wrap=True)
     for label in dict.fromkeys(change.label for change in found):
         own = [change for change in found if change.label == label]
-        table.add_row(label, "before", *(figure(each.before.value * each.figure.factor) for each in own))
-        table.add_row("", "after", *(figure(each.after.value * each.figure.factor) for each in own))
-        table.add_row("", "after / before", *(_ratio(each) for each in own))
+        target = next(row.target for row in rows(after) if row.label == label)
+        table.add_row(_broken(label, target))
+        table.add_row("  before", *(figure(each.before.value * each.figure.factor) for each in own))
+        table.add_row("  after", *(figure(each.after.value * each.figure.factor) for each in own))
+        table.add_row("  ratio", *(_ratio(each) for each in own))
     notes: list[RenderableType] = [Text(note, style="dim") for note in _basis(found)]
     notes += [Text(f"! {line}", style="yellow") for line in differences(before, after)]
     shared = {change.label for change in found}
@@ -230,12 +187,12 @@ def comparison(before: Result, after: Result) -> RenderableType:
 
 
 def _ratio(change: Change) -> str:
-    """The ratio; in color where a difference is shown by repeats, with = where none is."""
+    """After / before: in color where repeats show a difference, in parentheses where none is shown."""
     if math.isnan(change.ratio.value):
         return "-"
-    text = f"x {change.ratio.value:.2f}"
+    text = f"x{change.ratio.value:.2f}"
     if change.finding is Finding.NONE:
-        return f"[dim]= {text}[/dim]"
+        return f"[dim]({text[1:]})[/dim]"
     color = _COLORS.get(change.finding) if change.across_runs else None
     return f"[{color}]{text}[/{color}]" if color else text
 
@@ -244,7 +201,7 @@ def _basis(found: Sequence[Change]) -> list[str]:
     """What the ratios rest on."""
     notes = []
     if any(change.finding is Finding.NONE for change in found):
-        notes.append("=: no difference shown, the 95% interval of the ratio has 1 in it")
+        notes.append("in parentheses: no difference shown, the 95% interval of the ratio has 1 in it")
     if not all(change.across_runs and change.ratio.claimed for change in found):
         notes.append(
             "ratios without color are not tested from run to run; --repeats 6, before and after, tests them"
@@ -259,7 +216,7 @@ def differences(before: Result, after: Result) -> list[str]:
         *(("machine", before.machine.get(key), after.machine.get(key)) for key in ("cpu", "cores")),
         ("workload", _workloads(before), _workloads(after)),
         *((key, before.server.get(key), after.server.get(key)) for key in _SERVED),
-        ("peers", before.peers, after.peers),
+        ("endpoints", _peers(before), _peers(after)),
         ("attention", before.server.get("attention"), after.server.get("attention")),
         *((name, before.versions.get(name), version) for name, version in after.versions.items()),
     ]
@@ -267,6 +224,15 @@ def differences(before: Result, after: Result) -> list[str]:
         if one != other:
             found.append(f"{name}: {one} before, {other} after")
     return found
+
+
+def _peers(result: Result) -> str:
+    told = (
+        f"{name}: {peer.get('model')} at {peer.get('endpoint')}, {peer.get('api')}, tokens "
+        f"{peer.get('tokens')}"
+        for name, peer in result.peers.items()
+    )
+    return "; ".join(told) or "none"
 
 
 def _workloads(result: Result) -> list[str]:

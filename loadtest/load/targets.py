@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Server:
 
     @property
     def local(self) -> bool:
-        """It shares this machine's processors, as far as its address tells."""
+        """It shares this machine's processors."""
         return is_local(self.host)
 
 
@@ -68,7 +68,7 @@ class Endpoint:
 
     @property
     def local(self) -> bool:
-        """It shares this machine's processors, as far as its address tells."""
+        """It shares this machine's processors."""
         return is_local(urllib.parse.urlsplit(self.url).hostname or "")
 
     def described(self) -> dict[str, Any]:
@@ -91,8 +91,16 @@ class EndpointError(RuntimeError):
 
 
 def is_local(host: str) -> bool:
-    """It is this machine by its loopback address."""
+    """It is an address of this machine: only there can a socket be bound to it."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    for family, kind, _, _, address in found:
+        with socket.socket(family, kind) as probe:
+            try:
+                probe.bind((address[0], 0))
+            except OSError:
+                continue
+            return True
+    return False

@@ -10,6 +10,17 @@ from loadtest.report.look import Look
 from loadtest.report.scale import Axis
 from loadtest.report.svg import FONT, Size, element, marker, pair, shortened, shown, width_of, words
 
+NAMES = 178.0
+"""Room beside the axes that names of lines take."""
+
+_LETTERS = 22
+
+
+def room_for(names: Iterable[str], size: Size) -> float:
+    """What to keep free beside the axes: enough for these names, or next to nothing if they stand below."""
+    beside = not size.narrow and all(len(name) <= _LETTERS for name in names)
+    return NAMES if beside else 12.0
+
 
 class Chart:
     """A drawing with two axes, filled by its methods in the order of their calls.
@@ -118,6 +129,13 @@ class Chart:
         """A thin line between two places, from a mark to its name."""
         self._line(x1, y1, x2, y2, "var(--dim)", 0.8)
 
+    def names(self, ends: Sequence[tuple[float, str, Look]]) -> None:
+        """Names of lines: beside the axes, if the drawing has kept room for them there, else below."""
+        if self.right < self.size.width - NAMES / 2:
+            self.names_beside(ends)
+        else:
+            self.names_below([(name, look) for _, name, look in ends])
+
     def names_beside(self, ends: Sequence[tuple[float, str, Look]]) -> None:
         """Names of lines beside the axes, each as near as possible to the value where its line ends."""
         wanted = sorted((self.at_y(value), name, look) for value, name, look in ends if math.isfinite(value))
@@ -132,7 +150,7 @@ class Chart:
             if abs(value - place) > 2:
                 self._line(self.right + 3, value, self.right + 12, place, "var(--dim)", 0.8)
             self.add(marker(look, self.right + 19, place, 4.5))
-            self.add(words(shortened(name, 22), self.right + 29, place + FONT * 0.35))
+            self.add(words(shortened(name, _LETTERS), self.right + 29, place + FONT * 0.35))
 
     def names_below(self, entries: Iterable[tuple[str, Look]]) -> None:
         """A legend below the axes, in as many rows as it needs."""

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from loadtest.compare.document import SCHEMA
-from loadtest.compare.gains import operators_load
+from loadtest.compare.gains import deciding_figure, is_served, operators_load
+from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
 from loadtest.measuring.types import length_label
-from loadtest.report import evidence, figures, needles, page, tradeoff, view, words
-from loadtest.report.memory import memory_against_length
+from loadtest.report import evidence, figures, lengths, needles, page, tradeoff, view, words
+from loadtest.report.drawing import Drawing
 from loadtest.report.tiles import tiles
 
 
@@ -44,16 +44,12 @@ def render(
         comparison: what was measured.
         judgment: what follows from it.
         live: the page asks its server for news; see ``loadtest.report.live``.
-        progress: of a comparison that is still going on.
+        progress: of a comparison that is still going on, whose page has no document to download yet.
     """
     context, winner = view.longest(comparison), _winner(judgment)
-    document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
-    busy = judgment.busy or comparison.busy
-    drawings = [
-        None if busy else tradeoff.quality_against_speed(comparison, judgment),
-        tradeoff.quality_against_memory(comparison, judgment),
-        memory_against_length(comparison),
-    ]
+    document = None
+    if progress is None:
+        document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
     return page.render(
         "compare.html.j2",
         title=f"Which attention for {comparison.model.get('name', 'this model')}?",
@@ -64,10 +60,10 @@ def render(
         warnings=_warnings(comparison, judgment),
         variants=[_variant(comparison, verdict) for verdict in judgment.verdicts],
         context=context,
-        busy=busy,
+        busy=judgment.busy or comparison.busy,
         load=load.label if (load := operators_load(comparison, context)) else "",
         summary=_summary(comparison, judgment),
-        drawings=[drawing for drawing in drawings if drawing is not None],
+        drawings=drawings(comparison, judgment),
         needles=needles.tables(comparison),
         scale=evidence.scale(),
         lines=evidence.lines(),
@@ -79,16 +75,34 @@ def render(
         full_name=comparison.plan.candidates[0].name,
         confidence=f"{comparison.plan.confidence:.0%}",
         json=page.embedded(document),
-        json_name="longspan-compare.json",
+        json_name="longspan-compare.json" if progress is None else "",
     )
+
+
+def drawings(comparison: Comparison, judgment: Judgment) -> list[Drawing]:
+    """Those that there are figures for; of speeds none that a busy machine measured."""
+    busy = judgment.busy or comparison.busy
+    found = [
+        None if busy else tradeoff.quality_against_speed(comparison, judgment),
+        tradeoff.quality_against_memory(comparison, judgment),
+        lengths.memory(comparison),
+        None if busy else lengths.speed(comparison, judgment),
+        None if busy else lengths.first_token(comparison, judgment),
+    ]
+    return [one for one in found if one is not None]
+
+
+def render_progress(progress: Progress) -> str:
+    """The part of a live page that says how far the comparison is."""
+    return page.render_part("parts.html.j2", "progress", asdict(progress), True)
 
 
 def _warnings(comparison: Comparison, judgment: Judgment) -> list[str]:
     """What the advice doesn't say already."""
     found = [judgment.busy or comparison.busy]
     found += [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
-    told = " ".join(judgment.advice.sentences)
-    return [sentence for sentence in found if sentence and sentence not in told]
+    told = " ".join(judgment.advice.sentences).lower()
+    return [sentence for sentence in found if sentence and sentence.lower() not in told]
 
 
 def _winner(judgment: Judgment) -> Verdict | None:
@@ -103,6 +117,7 @@ def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "sentence": _without_name(verdict),
         "command": verdict.command,
         "exact": verdict.exact,
+        "served": is_served(comparison, verdict.deployment),
         "effective": _effective(verdict),
         "kernel": comparison.running.get(verdict.deployment, {}).get("kernel", ""),
         "deciding": evidence.rows([one for one in verdict.evidence if one.decides]),
@@ -125,7 +140,7 @@ def _effective(verdict: Verdict) -> str:
 _SPEEDS = {
     "tpot": "time per token",
     "output_rate": "tokens per second",
-    "ttft": "time to first token",
+    "ttft": "to first token",
     "bytes": "KV memory",
     "fits": "fits",
 }
@@ -135,10 +150,14 @@ _TESTS = (("text", "text"), ("tasks", "tasks"), ("own", "own questions"))
 def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     """The table of the longest context: full attention's own figures, and the others' beside it."""
     context = view.longest(comparison)
+    load = operators_load(comparison, context)
+    # For one user tokens per second tell nothing that time per token doesn't.
+    alone = load is not None and deciding_figure(load) == "tpot"
     speeds = [
         figure
         for figure in _SPEEDS
-        if any(view.gain(verdict, comparison, context, figure) for verdict in judgment.verdicts)
+        if not (alone and figure == "output_rate")
+        and any(view.gain(verdict, comparison, context, figure) for verdict in judgment.verdicts)
     ]
     tests = [
         (measure, label)
@@ -165,7 +184,8 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
         cells += [_test_cell(view.first(verdict.evidence, measure, context)) for measure, _ in tests]
         cells.append((_effective(verdict), -1 if verdict.effective is None else verdict.effective, ""))
         number = view.numbers(comparison)[verdict.deployment]
-        rows.append({"name": verdict.deployment, "number": number, "cells": cells})
+        kind = "winner" if verdict.deployment == judgment.advice.winner else ""
+        rows.append({"name": verdict.deployment, "number": number, "cells": cells, "kind": kind})
     return {"heads": heads, "rows": rows}
 
 
@@ -199,9 +219,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("versions", _pairs(comparison.versions)),
         ("contexts", ", ".join(length_label(length) for length in plan.contexts)),
         ("loads", "; ".join(load.label for load in plan.loads)),
-        ("text", f"{plan.text} (hash {plan.text_hash})" if plan.text else ""),
+        ("text", f"{plan.text} (hash {plan.text_hash[:12]})" if plan.text else ""),
         ("tasks", ", ".join(plan.tasks)),
-        ("own questions", f"{plan.own} (hash {plan.own_hash})" if plan.own else ""),
+        ("own questions", f"{plan.own} (hash {plan.own_hash[:12]})" if plan.own else ""),
         ("chat template", "used" if plan.chat else "not used"),
         (
             "margins",

@@ -8,16 +8,19 @@ that no name that is made to point here opens it, and the page allows nothing fr
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from loadtest.compare.types import Comparison, Judgment
-from loadtest.report.compare import Progress, render
+from loadtest.report.compare import Progress, render, render_progress
 
 HOST = "127.0.0.1"
 
@@ -35,6 +38,9 @@ _HEADERS = {
 class Live:
     """Serves the newest page until it is closed.
 
+    A page is made when somebody has one open, within ``update``, so that it takes no time from a cell that is
+    being measured; else when it is asked for.
+
     Args:
         port: to listen on; 0 for one that is free.
 
@@ -44,15 +50,19 @@ class Live:
 
     def __init__(self, port: int = 0) -> None:
         self._news = threading.Condition()
-        self._version, self._html, self._ended, self._closed = 0, "", False, False
-        # The version that pages have been sent; pages that have asked at least once wait for the last one.
-        self._sent, self._asked = -1, False
+        # News have numbers; the page changed last with number ``_changed``.
+        self._version, self._changed = 0, 0
+        self._state: tuple[Comparison, Judgment] | None = None
+        self._progress: Progress | None = None
+        self._html = ""
+        self._ended = self._closed = False
+        self._asked, self._sent = -math.inf, -1
         live = self
 
         class Handler(_Handler):
             page = live
 
-        self._server = ThreadingHTTPServer((HOST, port), Handler)
+        self._server = _Server((HOST, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="report", daemon=True)
         self._thread.start()
 
@@ -67,13 +77,24 @@ class Live:
         port = self._server.server_port
         return (f"{HOST}:{port}", f"localhost:{port}")
 
+    @property
+    def closing(self) -> bool:
+        """It ends: connections are not kept."""
+        return self._closed
+
     def update(self, comparison: Comparison, judgment: Judgment, progress: Progress) -> None:
-        """Shows what there is so far."""
-        self._publish(render(comparison, judgment, live=True, progress=progress), ended=False)
+        """Shows what there is so far; rows that are added to the comparison later don't matter."""
+        self._publish(_kept(comparison), judgment, progress)
+
+    def progress(self, progress: Progress) -> None:
+        """Shows how far the run is, which is cheap; the rest of the page stays."""
+        with self._news:
+            self._progress, self._version = progress, self._version + 1
+            self._news.notify_all()
 
     def end(self, comparison: Comparison, judgment: Judgment) -> None:
         """Shows the whole comparison; open pages get it before the server closes."""
-        self._publish(render(comparison, judgment, live=True), ended=True)
+        self._publish(comparison, judgment, None)
         self.close()
 
     def close(self) -> None:
@@ -84,7 +105,7 @@ class Live:
             self._closed = True
             self._news.notify_all()
             until = time.monotonic() + _LINGER
-            while self._ended and self._asked and self._sent < self._version and time.monotonic() < until:
+            while self._ended and self._watched and self._sent < self._version and time.monotonic() < until:
                 self._news.wait(until - time.monotonic())
         self._server.shutdown()
         self._server.server_close()
@@ -98,40 +119,68 @@ class Live:
     ) -> None:
         self.close()
 
-    @property
-    def closing(self) -> bool:
-        """It ends: connections are not kept."""
-        return self._closed
-
     def page(self) -> str:
         """The newest page."""
         with self._news:
-            return self._html
+            self._asked = time.monotonic()
+            return self._made()
 
     def after(self, version: int) -> dict[str, Any]:
         """News since a version, as soon as there are some.
 
         Returns:
-            ``version``, ``ended`` and, if it is newer, ``html``.
+            ``version``, ``ended`` and, if they are newer, ``html`` of the page or ``progress`` alone as HTML.
         """
         with self._news:
-            self._asked = True
+            self._asked = time.monotonic()
             self._news.wait_for(lambda: self._version > version or self._closed, _WAIT)
             news: dict[str, Any] = {"version": self._version, "ended": self._ended}
-            if self._version > version:
-                news["html"] = self._html
+            if self._changed > version:
+                news["html"] = self._made()
+            elif self._version > version and self._progress is not None:
+                news["progress"] = render_progress(self._progress)
             return news
 
     def sent(self, version: int) -> None:
         """A page has got this version."""
         with self._news:
             self._sent = max(self._sent, version)
+            self._asked = time.monotonic()
             self._news.notify_all()
 
-    def _publish(self, html: str, *, ended: bool) -> None:
+    @property
+    def _watched(self) -> bool:
+        """A page is open, as far as can be known: one that is asks again when it has been answered."""
+        return time.monotonic() - self._asked < _WAIT + _LINGER
+
+    def _publish(self, comparison: Comparison, judgment: Judgment, progress: Progress | None) -> None:
         with self._news:
-            self._version, self._html, self._ended = self._version + 1, html, ended
+            self._state, self._progress, self._html = (comparison, judgment), progress, ""
+            self._version += 1
+            self._changed, self._ended = self._version, progress is None
+            if self._watched:
+                self._made()
             self._news.notify_all()
+
+    def _made(self) -> str:
+        if not self._html and self._state is not None:
+            self._html = render(*self._state, live=True, progress=self._progress)
+        return self._html or _STARTING
+
+
+def _kept(comparison: Comparison) -> Comparison:
+    """The comparison as it is now: its rows are never changed, only added."""
+    rows = {name: list(getattr(comparison, name)) for name in ("speed", "answers", "text", "memory")}
+    facts = {name: dict(getattr(comparison, name)) for name in ("model", "running", "failed")}
+    changes: dict[str, Any] = {**rows, **facts}
+    return replace(comparison, **changes)
+
+
+class _Server(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        """Without the base class's look-up of this machine's name, which can take long."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -147,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         address = urlsplit(self.path)
         if address.path == "/":
-            self._answer(HTTPStatus.OK, "text/html", self.page.page() or _STARTING)
+            self._answer(HTTPStatus.OK, "text/html", self.page.page())
         elif address.path == "/next":
             try:
                 version = int(parse_qs(address.query)["after"][0])

@@ -39,6 +39,11 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**shell, **values)
 
 
+def render_part(template: str, macro: str, *arguments: Any) -> str:
+    """A part of a page: what a macro of a template makes of these arguments."""
+    return str(getattr(_environment().get_template(template).module, macro)(*arguments))
+
+
 def embedded(document: Any) -> Markup:
     """A document as JSON that may stand in a ``script`` element, whatever its strings say.
 

@@ -63,8 +63,11 @@ def width_of(text: str) -> float:
 
 
 def shortened(text: str, letters: int) -> str:
-    """The text, or its beginning and an ellipsis."""
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+    """The text, or its beginning and end around an ellipsis: names often differ only in their ends."""
+    if len(text) <= letters:
+        return text
+    head = letters // 2 - 1
+    return f"{text[:head].rstrip()}…{text[len(text) - (letters - head - 1) :].lstrip()}"
 
 
 def marker(look: Look, x: float, y: float, radius: float = 5.5, hollow: bool = False) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from loadtest.compare.gains import deciding_figure, operators_load
+from loadtest.compare.gains import deciding_figure, is_served, operators_load
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.measuring.types import Interval, length_label
 from loadtest.report import labels, view, words
@@ -16,12 +16,12 @@ from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import Look, look
 from loadtest.report.scale import Axis, span
 from loadtest.report.svg import FONT, HALF, NARROW, WIDE, Size, over, shortened, width_of
-from loadtest.report.svg import words as line_of
 
 _MOST_LOSS = 3.0  # shares of the margin beyond which losses are drawn at the edge
 _LEAST_LOSS = -0.6
 _MOST_RATIO = 3.0  # an interval of a few samples must not squeeze all points into a corner
 _LOG_FROM = 4.0
+_ROOM = 52.0  # of a drawing's width that a point's name takes; where there is less, names stand below
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def quality_against_speed(comparison: Comparison, judgment: Judgment) -> Drawing
         f"Load: {load.label}. ",
         comparison,
         judgment,
-        lambda verdict: view.speed(verdict, comparison, context),
+        lambda one: view.speed(one, comparison, context) if is_served(comparison, one.deployment) else None,
         judgment.advice.quality_speed,
         (WIDE, NARROW),
     )
@@ -86,11 +86,14 @@ def _drawing(
         return None
     drawn = {point.name for point in points}
     missing = [each.name for each in comparison.plan.candidates if each.name not in drawn]
+    measures = [name for name in missing if not is_served(comparison, name)]
+    missing = [name for name in missing if name not in measures]
     caption = (
         f"{remark}Up and right is better. Down: the part of its margin that a variant's worst test uses; the "
         f"red line is all of it. Bars: {comparison.plan.confidence:.0%} intervals. Hollow: not shown safe."
         + (" The dashed line joins the variants that no other beats in both." if len(front) > 1 else "")
-        + (f" Not drawn, since there is no figure yet: {', '.join(missing)}." if missing else "")
+        + (f" Not drawn, since it is not for serving: {', '.join(measures)}." if measures else "")
+        + (f" Not drawn, since there is no figure: {', '.join(missing)}." if missing else "")
     )
     description = "; ".join(f"{point.name}: {point.words}" for point in points)
 
@@ -141,12 +144,8 @@ def _draw(size: Size, label: str, points: Sequence[_Point], front: Sequence[str]
     chart.band(y.low, 1.0, "var(--unsafe)", 0.09)
     chart.rule(y=1.0, color="var(--unsafe)")
     chart.rule(x=1.0, color="var(--dim)", dash="2 4")
-    at = chart.at_y(1.0)
-    for text, kind, down in (
-        ("within the margin", "safe", -6.0),
-        ("too much is lost", "unsafe", FONT + 4.0),
-    ):
-        chart.add(line_of(text, chart.right - 8, at + down, "end", f"var(--{kind})", font_size=11))
+    taken = _intervals(chart, points)
+    _name_bands(chart, taken)
     ends = sorted((point.gain.value, point.loss.value) for point in points if point.name in front)
     chart.line(ends, Look("var(--dim)", "", "4 4"), 1.4)
     for point in points:
@@ -162,7 +161,10 @@ def _draw(size: Size, label: str, points: Sequence[_Point], front: Sequence[str]
         hollow = point.outcome not in (None, Outcome.SAFE)
         note = f"{point.name}: {point.words}" + (f"; {point.outcome}" if point.outcome else "")
         chart.point(point.gain.value, point.loss.value, point.look, note, hollow)
-    _name(chart, size, points, ends)
+    if len(points) > size.width / _ROOM:
+        chart.names_below([(point.name, point.look) for point in points])
+    else:
+        _name(chart, size, points, [*taken, *_along(chart, ends)])
     return chart
 
 
@@ -193,28 +195,53 @@ def _ends(interval: Interval) -> tuple[float, ...]:
     return (interval.low, interval.high) if interval.claimed else ()
 
 
-def _name(chart: Chart, size: Size, points: Sequence[_Point], front: Sequence[tuple[float, float]]) -> None:
-    """Writes names where nothing else is; with figures where there is room."""
-    places = [(chart.at_x(point.gain.value), chart.at_y(point.loss.value)) for point in points]
-    texts = [
-        [shortened(point.name, 24), *([_second(chart, point)] if len(points) <= size.width / 120 else [])]
-        for point in points
+def _name_bands(chart: Chart, taken: list[labels.Box]) -> None:
+    """Says what lies above and below the margin, on the side where less is in the way; takes that room."""
+    at = chart.at_y(1.0)
+    marks = [labels.Box(box.left - 8, box.top - 8, box.right + 8, box.bottom + 8) for box in taken]
+    sides = [
+        ("end", chart.right - 8, labels.Box(chart.right - 120, at - 18, chart.right, at + 18)),
+        ("start", chart.left + 8, labels.Box(chart.left, at - 18, chart.left + 120, at + 18)),
     ]
-    sizes = [(max(map(width_of, text)), (FONT + 3.0) * len(text)) for text in texts]
-    taken = []
-    for point, (x, y) in zip(points, places, strict=True):
+    anchor, x, box = min(sides, key=lambda side: sum(side[2].shared(mark) for mark in marks))
+    chart.add(over("within the margin", x, at - 6, anchor, "var(--safe)", font_size=11))
+    chart.add(over("too much is lost", x, at + FONT + 4, anchor, "var(--unsafe)", font_size=11))
+    taken.append(box)
+
+
+def _intervals(chart: Chart, points: Sequence[_Point]) -> list[labels.Box]:
+    """Where the points and their intervals are."""
+    boxes = []
+    for point in points:
+        x, y = chart.at_x(point.gain.value), chart.at_y(point.loss.value)
+        boxes.append(labels.Box(x - 3, y - 3, x + 3, y + 3))
         if point.gain.claimed:
-            taken.append(labels.Box(chart.at_x(point.gain.low), y - 3, chart.at_x(point.gain.high), y + 3))
+            boxes.append(labels.Box(chart.at_x(point.gain.low), y - 3, chart.at_x(point.gain.high), y + 3))
         if point.loss.claimed:
             ends = chart.at_y(point.loss.low), chart.at_y(point.loss.high)
-            taken.append(labels.Box(x - 3, min(ends), x + 3, max(ends)))
+            boxes.append(labels.Box(x - 3, min(ends), x + 3, max(ends)))
+    return boxes
+
+
+def _along(chart: Chart, front: Sequence[tuple[float, float]]) -> list[labels.Box]:
+    """Where the line through these points is."""
+    boxes: list[labels.Box] = []
     corners = [(chart.at_x(x), chart.at_y(y)) for x, y in front]
     for (x1, y1), (x2, y2) in itertools.pairwise(corners):
         steps = max(1, int(math.hypot(x2 - x1, y2 - y1) / 6))
         along = [(x1 + (x2 - x1) * step / steps, y1 + (y2 - y1) * step / steps) for step in range(steps + 1)]
-        taken += [labels.Box(x - 3, y - 3, x + 3, y + 3) for x, y in along]
-    margin = chart.at_y(1.0)
-    taken.append(labels.Box(chart.right - 120, margin - 18, chart.right, margin + 18))
+        boxes += [labels.Box(x - 3, y - 3, x + 3, y + 3) for x, y in along]
+    return boxes
+
+
+def _name(chart: Chart, size: Size, points: Sequence[_Point], taken: Sequence[labels.Box]) -> None:
+    """Writes names where nothing else is; with figures where there is room."""
+    places = [(chart.at_x(point.gain.value), chart.at_y(point.loss.value)) for point in points]
+    texts = [
+        [shortened(point.name, 30), *([_second(chart, point)] if len(points) <= size.width / 120 else [])]
+        for point in points
+    ]
+    sizes = [(max(map(width_of, text)), (FONT + 3.0) * len(text)) for text in texts]
     room = labels.Box(chart.left, chart.top, chart.right, chart.bottom)
     for (x, y), box, text in zip(places, labels.place(places, sizes, room, taken), texts, strict=True):
         near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)

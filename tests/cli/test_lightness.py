@@ -19,7 +19,7 @@ from importlib.machinery import PathFinder
 class WithoutServer(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        blocked = {"torch", "transformers", "pydantic_settings", "msgspec", "numpy"}
+        blocked = {"torch", "transformers", "pydantic_settings", "msgspec", "numpy", "httpx2", "uvloop"}
         return None if name.split(".")[0] in blocked else super().find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutServer
 sys.argv = ["longspan", *sys.argv[1:]]
@@ -40,6 +40,22 @@ def test_client_commands_need_no_server_extra(server: Running) -> None:
     assert run_without_server("generate", "--help").returncode == 0
     assert run_without_server("generate", "abc", *port).stdout == "cba"
     assert run_without_server("health", *port).returncode == 0
+
+
+def test_a_load_is_put_on_a_server_without_the_server_extra(server: Running, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "abcdef", "output_tokens": 6}\n')
+    load = ["load", "--port", str(server.port), "--no-metrics", "--workload", str(file), "--requests", "4"]
+    done = run_without_server(*load, "--concurrency", "2")
+    assert "2 users" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+    for more, sentence in (
+        (["--repeats", "2"], "intervals across --repeats need numpy; run: pip install 'longspan[load]'"),
+        (["--endpoint", "http://a/v1", "--endpoint-model", "m"], "--endpoint needs httpx2"),
+    ):
+        refused = run_without_server(*load, *more)
+        assert refused.returncode == 1
+        assert sentence in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A server with OpenAI's HTTP interface, in a process of its own, that sends what servers send, bad days included.
+"""A server with OpenAI's HTTP interface, in a process of its own, on good days and bad ones.
 
 Its tokens are bytes, as with the tests' tokenizer. What it does follows from the model that a request names.
 """
@@ -6,6 +6,7 @@ Its tokens are bytes, as with the tests' tokenizer. What it does follows from th
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,18 @@ from typing import Any
 
 MODELS = (
     *("plain", "nasty", "short", "no-usage", "pairs", "cached", "reasoning", "keyed", "strict"),
-    *("malformed", "array", "no-choices", "midway", "disconnect", "cut", "no-stream", "silent", "open"),
+    *(
+        "malformed",
+        "array",
+        "no-choices",
+        "midway",
+        "disconnect",
+        "cut",
+        "no-stream",
+        "silent",
+        "open",
+        "closing",
+    ),
 )
 KEY = "s3cret"
 CONTEXT = 300
@@ -32,8 +44,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
-            models = [{"id": name, "object": "model"} for name in MODELS]
-            models[0]["max_model_len"] = CONTEXT  # type: ignore[assignment]
+            more = {"plain": {"max_model_len": CONTEXT}, "pairs": {"meta": {"n_ctx": 77, "n_vocab": 255}}}
+            models = [{"id": name, "object": "model", **more.get(name, {})} for name in MODELS]
             self._json(200, {"object": "list", "data": models})
         elif self.path == "/received":
             self._json(200, self.received)
@@ -117,6 +129,10 @@ class Handler(BaseHTTPRequestHandler):
         if model == "open":
             time.sleep(3)
         self.wfile.write(b"0\r\n\r\n")
+        if model == "closing":  # without having said so
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
 
     def _nasty(self, payload: bytes) -> None:
         """One event over several data lines, cut within characters and line ends."""

@@ -78,7 +78,7 @@ class Sizes:
 
 
 def draw(seed: int, sizes: Sizes, **truths: Truth) -> Comparison:
-    """A comparison; ``truths`` are of ``window`` and ``topk``, like full attention where they are not given."""
+    """A comparison; ``truths`` are by name, of ``window`` and ``topk``; others are like full attention."""
     random = np.random.default_rng(seed)
     loads = tuple(replace(load, context=length) for length in sizes.lengths for load in (DECODE, PROMPT))
     plan = Plan(

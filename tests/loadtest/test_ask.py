@@ -7,7 +7,7 @@ import pytest
 
 from loadtest.deployment import topk
 from loadtest.evaluation.agreement import agreeing, same_tokens
-from loadtest.evaluation.ask import Asked, ask
+from loadtest.evaluation.ask import Asked, ask, prepare
 from loadtest.evaluation.prompts import continuation, prompt, special_before
 from loadtest.evaluation.requests import at_once
 from loadtest.evaluation.types import Answer
@@ -42,6 +42,11 @@ def samples(task="needles", turns=3):
     ]
 
 
+def answers(client, asked, chat=False):
+    prompts = prepare(client, asked, chat=chat)
+    return [each.answer for each in ask(client, "top-k", asked, prompts)]
+
+
 @pytest.fixture(scope="module")
 def clients(default_model):
     """A selection that reads a part of the context as it decodes, with a prefix cache and without."""
@@ -62,15 +67,15 @@ def clients(default_model):
 def test_turns_are_answered_as_if_each_were_asked_alone(clients, chat):
     caching, forgetful = clients
     questions = samples(turns=2)
-    together = [asked.answer for asked in ask(caching, "top-k", questions, chat=chat)]
+    together = answers(caching, questions, chat)
     for sample, row in zip(questions, together, strict=True):
-        (alone,) = ask(forgetful, "top-k", [sample], chat=chat)
-        assert alone.answer.cached_tokens == 0
+        (alone,) = answers(forgetful, [sample], chat)
+        assert alone.cached_tokens == 0
         assert row.cached_tokens > row.prompt_tokens - 64
-        assert row.prompt_tokens == alone.answer.prompt_tokens
-        assert row.predicted_answer == alone.answer.predicted_answer
-        assert row.score == alone.answer.score == float(row.answer[0] in row.predicted_answer)
-        assert row.logprob == pytest.approx(alone.answer.logprob, abs=0.02)
+        assert row.prompt_tokens == alone.prompt_tokens
+        assert row.predicted_answer == alone.predicted_answer
+        assert row.score == alone.score == float(row.answer[0] in row.predicted_answer)
+        assert row.logprob == pytest.approx(alone.logprob, abs=0.02)
         assert (row.task, row.length, row.index, row.turn) == ("needles", 500, 4, sample.turn)
         assert (row.deployment, row.depth, row.error) == ("top-k", sample.depth, "")
     if not chat:
@@ -84,18 +89,18 @@ def test_the_right_answer_is_as_likely_as_the_model_finds_it(clients):
     ids = prompt(client, sample, chat=False).ids
     free = client.generate(ids, max_tokens=6, temperature=0, logprobs=0).completions[0]
     target = client.detokenize(free.token_ids)
-    (asked,) = ask(client, "top-k", [replace(sample, target=target)])
-    assert asked.answer.target_tokens == 6
-    assert asked.answer.logprob == pytest.approx(sum(each.chosen.logprob for each in free.logprobs), abs=0.01)
-    (unlikely,) = ask(client, "top-k", [replace(sample, target=" 5550000")])
-    assert unlikely.answer.logprob < asked.answer.logprob - 5
+    (asked,) = answers(client, [replace(sample, target=target)])
+    assert asked.target_tokens == 6
+    assert asked.logprob == pytest.approx(sum(each.chosen.logprob for each in free.logprobs), abs=0.01)
+    (unlikely,) = answers(client, [replace(sample, target=" 5550000")])
+    assert unlikely.logprob < asked.logprob - 5
 
 
 def test_a_question_that_is_refused_does_not_hurt_the_others(clients):
     client, _ = clients
     first, second, third = samples()
     long = replace(second, question="word " * 800)
-    rows = [asked.answer for asked in ask(client, "top-k", [first, long, replace(third, target="")])]
+    rows = answers(client, [first, long, replace(third, target="")])
     assert [bool(row.error) for row in rows] == [False, True, False]
     assert "800" in rows[1].error
     assert math.isnan(rows[1].score)
@@ -112,6 +117,15 @@ def test_a_chat_prompt_ends_where_the_assistant_speaks(clients):
     assert rendered.rstrip("\n") in text
     assert text.endswith(f"<|im_end|>\n<|im_start|>assistant\n{sample.answer_prefix}")
     assert client.detokenize(prompt(client, sample, chat=True).target) == sample.target
+
+
+def test_messages_are_a_conversation_as_they_are(clients):
+    client, _ = clients
+    messages = (("system", "Answer briefly."), ("user", "Where do rivers run?"))
+    sample = replace(samples(turns=1)[0], context="", question="", answer_prefix="To", messages=messages)
+    ids = prompt(client, sample, chat=False).ids
+    assert list(ids[:-1]) == list(client.tokenize(messages).token_ids)
+    assert client.detokenize(ids[-1:]) == "To"
 
 
 def test_special_tokens_in_a_context_stay_text(clients):
@@ -148,7 +162,7 @@ def test_a_server_that_has_gone_is_no_wrong_answer():
     with pytest.raises(UnavailableError, match="gone"):
         at_once([lambda: 1, gone, lambda: 3], 2)
     with pytest.raises(UnavailableError), Client(port=1, timeout=2) as client:
-        ask(client, "full", samples())
+        prepare(client, samples())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from loadtest.load import asked, driver, examine, result
 from loadtest.load.measures import summarize
 from loadtest.load.over_http import HttpSender
-from loadtest.load.targets import Endpoint, EndpointError
+from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
 from loadtest.load.types import ClosedLoop, Record, Session, Turn
 from server.cli import application
@@ -120,6 +120,23 @@ def test_keys_extra_fields_and_streams_that_stay_open(address):
     assert openai_double.KEY not in repr(Endpoint(address, "keyed", key=openai_double.KEY))
 
 
+def test_a_connection_that_the_server_has_closed_is_no_failure(address, monkeypatch):
+    """The pool does not know yet that it is closed."""
+    monkeypatch.setattr("httpcore2._async.http11.AsyncHTTP11Connection.has_expired", lambda connection: False)
+
+    async def send(count):
+        found = [Record(0, 0, 0.0, 0.0, expected_tokens=9) for _ in range(count)]
+        async with HttpSender(Endpoint(address, "closing")) as sender:
+            for record in found:
+                await sender.send(IDS, record)
+                await asyncio.sleep(0.05)
+        return found
+
+    for record in asyncio.run(send(3)):
+        assert (record.code, record.tokens) == ("OK", 9)
+        assert record.sent < record.arrivals[0][0] < record.sent + 5
+
+
 def test_nobody_there():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -128,14 +145,15 @@ def test_nobody_there():
     assert record.code == "UNAVAILABLE"
     assert f"no server answers at {url}" in record.error
     with pytest.raises(EndpointError, match="no server answers"):
-        examine.context(Endpoint(url, "plain"))
+        examine.told(Endpoint(url, "plain"))
 
 
 def test_what_can_be_refused_is_refused_before(address, tokenizer):
-    assert examine.context(Endpoint(address, "plain")) == openai_double.CONTEXT
-    assert examine.context(Endpoint(address, "short")) == 0
+    assert examine.told(Endpoint(address, "plain")) == examine.Told(openai_double.CONTEXT)
+    assert examine.told(Endpoint(address, "pairs")) == examine.Told(77, 255)
+    assert examine.told(Endpoint(address, "short")) == examine.Told()
     with pytest.raises(EndpointError, match=r"has no model 'nobody'; name one .*: plain, nasty"):
-        examine.context(Endpoint(address, "nobody"))
+        examine.told(Endpoint(address, "nobody"))
     with pytest.raises(EndpointError, match="ignore_eos"):
         examine.try_out(Endpoint(address, "strict"), IDS)
     for turn in (IDS, Turn("abc", 4)):
@@ -159,6 +177,22 @@ def test_client_processes_put_a_load_on_it(address, tokenizer):
         "xxx",
         "second",
     ]
+
+
+def test_an_interrupt_stops_the_streams_and_keeps_what_came(address, tokenizer):
+    caught = []
+
+    def interrupt(progress):
+        if progress.tokens and not caught:
+            caught.append(progress)
+            raise KeyboardInterrupt
+
+    sessions = [Session(index, (Turn([97] * 5, 5000),)) for index in range(2)]
+    endpoint = Endpoint(address, "plain", tokenizer=tokenizer)
+    outcome = driver.run(endpoint, sessions, ClosedLoop(2), workers=1, listener=interrupt)
+    assert outcome.interrupted
+    assert {record.code for record in outcome.records} == {"CANCELLED"}
+    assert all(0 < record.tokens < 5000 for record in outcome.records)
 
 
 def test_counting(tokenizer, tmp_path):
@@ -194,6 +228,14 @@ def test_options_that_make_no_sense(fields, sentence):
         asked.endpoint(
             **{**dict(good, tokenizer=None, extra=None, key_env=None), **fields},
         )
+
+
+def test_which_targets_share_this_machine():
+    assert Endpoint("http://localhost:1/v1", "m").local
+    assert Endpoint("https://[::1]/v1", "m").port == 443
+    assert Server(socket.gethostbyname("localhost"), 1).local
+    assert not Endpoint("http://192.0.2.1:1/v1", "m").local, "an address of no machine"
+    assert not Server("no-such-host.invalid", 1).local
 
 
 def test_numbers_that_make_no_sense():

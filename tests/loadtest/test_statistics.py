@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.statistics import LEAST, least, mean_interval, median_interval, score_loss, to_settle
+from loadtest.statistics import (
+    LEAST,
+    least,
+    mean_interval,
+    median_interval,
+    score_loss,
+    score_to_settle,
+    to_settle,
+)
 
 RUNS = 300
 
@@ -67,6 +75,28 @@ def test_no_loss_in_few_samples_is_no_certainty():
     assert to_settle(few, 0.05) > 10
     assert to_settle(score_loss([1.0] * 200, [1.0] * 200), 0.05) is None
     assert to_settle(median_interval([1.0] * 4), 0.05) == LEAST - 4
+
+
+def test_rare_losses_do_not_pass_for_none(rng):
+    # One loss in 20: a limit of 0.05 may be passed 1 time in 40, however few the samples.
+    for count in (40, 80, 240):
+        losses = rng.random((RUNS, count)) < 0.05
+        passed = [score_loss([1.0] * count, list(1.0 - lost)).high <= 0.05 for lost in losses]
+        assert np.mean(passed) <= 0.04, "2.5%, and what chance adds in so many runs"
+    ends = [score_loss([1.0] * count, [1.0] * count).high for count in (72, 74)]
+    assert ends[0] > 0.05 > ends[1], "Wilson: z^2 / (n + z^2)"
+
+
+def test_so_many_samples_settle_it():
+    few = score_loss([1.0] * 24, [1.0] * 24)
+    assert 24 + score_to_settle(few, 0.05) in (73, 74)
+    lost = [1.0] * 56 + [0.0] * 4  # 1 in 15
+    assert score_to_settle(score_loss([1.0] * 60, lost), 0.05) == to_settle(
+        score_loss([1.0] * 60, lost), 0.05
+    )
+    ups, downs = [0.0] * 4 + [1.0] * 56, [1.0] * 56 + [0.0] * 4  # as many won as lost
+    times = math.ceil((60 + score_to_settle(score_loss(ups, downs), 0.05)) / 60)
+    assert score_loss(ups * times, downs * times).high <= 0.05
 
 
 def test_few_samples_claim_nothing_and_more_confidence_takes_more_of_them():

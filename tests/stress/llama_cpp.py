@@ -50,6 +50,9 @@ class LlamaCpp:
     Args:
         file: what to serve.
         context: tokens at most.
+
+    Attributes:
+        address: where it serves llama.cpp's interface, and OpenAI's below ``/v1``.
     """
 
     def __init__(self, file: Path, context: int = 1024) -> None:
@@ -64,8 +67,8 @@ class LlamaCpp:
             env={**os.environ, "PYTHONPATH": path},
         )
         assert self._process.stdout is not None
-        self._address = self._process.stdout.readline().strip()
-        if not self._address:
+        self.address = self._process.stdout.readline().strip()
+        if not self.address:
             self._process.wait()
             self._errors.seek(0)
             raise RuntimeError(f"llama.cpp does not serve {file.name}: {self._errors.read()[-2000:]}")
@@ -112,7 +115,7 @@ class LlamaCpp:
 
     def _ask(self, path: str, **request: Any) -> Any:
         message = urllib.request.Request(
-            self._address + path, json.dumps(request).encode(), {"Content-Type": "application/json"}
+            self.address + path, json.dumps(request).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(message, timeout=300) as response:
             return json.load(response)

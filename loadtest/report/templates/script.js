@@ -128,6 +128,14 @@
     document.getElementById("document").textContent = page.getElementById("document").textContent;
   };
 
+  const advance = (html) => {
+    const part = document.getElementById("progress");
+    const fresh = new DOMParser().parseFromString(html, "text/html").getElementById("progress");
+    if (!part || !fresh) return;
+    written.set("progress", fresh.outerHTML);
+    part.replaceWith(document.adoptNode(fresh));
+  };
+
   const ended = (words) => {
     const line = document.querySelector("#progress .left");
     if (line) { line.textContent = words; delete line.dataset.left; }
@@ -142,6 +150,7 @@
         failures = 0;
         version = news.version;
         if (news.html) update(news.html);
+        if (news.progress) advance(news.progress);
         if (news.ended) { say("The comparison is finished."); return; }
       } catch {
         if (++failures > 3) { ended("The run has ended, and its server with it; this is the last that it sent."); return; }

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 from loadtest.compare.judge import judge
 from loadtest.compare.types import Advice, Comparison, Judgment
-from loadtest.deployment import WHOLE
+from loadtest.deployment import QUICK, WHOLE, sparse
 from loadtest.measuring.types import Measurement
 from tests.loadtest.synthetic import Sizes, Truth, draw
 
 LENGTHS = (1024, 4096, 8192)
 
 
-def three() -> tuple[Comparison, Judgment]:
+def three(rounds: int = 8) -> tuple[Comparison, Judgment]:
     """A variant that is safe and one that loses what is deep in the context."""
     found = draw(
         0,
-        Sizes(lengths=LENGTHS, rounds=8),
+        Sizes(lengths=LENGTHS, rounds=rounds),
         topk=Truth(nats=0.012, lost=0.004, speed=1.42, memory=0.94),
         window=Truth(nats=0.028, lost=1.0, speed=2.1, memory=7.6, depths=(0.1, 0.3, 0.5)),
     )
@@ -34,6 +34,14 @@ def eleven() -> tuple[Comparison, Judgment]:
     truths = {one.name: kind for one, kind in zip(WHOLE, kinds, strict=True)}
     truths |= {"window": kinds[2], "topk": kinds[5]}
     found = draw(1, Sizes(candidates=WHOLE, rounds=8), **truths)
+    return found, judge(found)
+
+
+def oracle() -> tuple[Comparison, Judgment]:
+    """A selection beside the one that chooses the truly best tokens."""
+    best = sparse("oracle 512", "oracle", budget=512)
+    truths = {"topk": Truth(nats=0.03, speed=1.4), best.name: Truth(nats=0.005, speed=0.3)}
+    found = draw(4, Sizes(candidates=(*QUICK, best)), **truths)
     return found, judge(found)
 
 

@@ -1,0 +1,78 @@
+"""Passes over cells, there and back, by the measuring core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadtest.load.cell import Cell
+from loadtest.load.result import Result
+from loadtest.measuring import weather
+from loadtest.measuring.rounds import MOST_REPEATS, Progress, Rounds
+from loadtest.measuring.weather import Observe
+
+
+class NotMeasuredError(RuntimeError):
+    """A run could not be made; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The core's load: a pass over all cells, which have loads of their own."""
+
+    label: str = "pass"
+
+
+_PASS = _Pass()
+
+
+def one_pass(
+    found: Result,
+    cells: Sequence[Cell],
+    repeat: int,
+    repeats: int,
+    observe: Observe = weather.observe,
+) -> None:
+    """One pass over cells; each run learns where in the whole it belongs, and what the weather was.
+
+    Two passes are a round of the core: one there, one back. With repeats, runs that other work on this
+    machine disturbed are measured again at the pass's end; not where all of the last pass was disturbed,
+    since this one will be too and would only take three times as long.
+
+    Args:
+        found: whose runs the cells add to.
+        cells: to measure, in the order of the first pass.
+        repeat: which pass, from 0.
+        repeats: how many there will be.
+        observe: how the machine is watched.
+
+    Raises:
+        StoppedError: Ctrl-C.
+        NotMeasuredError: a run could not be made.
+    """
+    first = len(found.runs)
+    known = all(cell.pids for cell in cells)
+
+    def tell(progress: Progress) -> None:
+        if known and not progress.last.error:
+            run, last = found.runs[-1], progress.last
+            run.attempt, run.weather, run.disturbed = last.attempt, last.weather, last.disturbed
+
+    for cell in cells:
+        cell.prefix = f"{repeat + 1} of {repeats}: " if repeats > 1 else ""
+    rounds = Rounds(
+        {f"{number} {cell.name}": cell for number, cell in enumerate(cells)},
+        [_PASS],
+        tell=tell,
+        observe=observe,
+    )
+    last = [run for run in found.runs if run.repeat == repeat - 1]
+    hopeless = bool(last) and all(run.disturbed for run in last)
+    again = MOST_REPEATS if known and repeats > 1 and not hopeless else 0
+    try:
+        rounds.half(_PASS, repeat // 2, repeat % 2, again)
+    finally:
+        for run in found.runs[first:]:
+            run.repeat = repeat
+    for why in rounds.failed.values():
+        raise NotMeasuredError(why)

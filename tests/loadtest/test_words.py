@@ -1,0 +1,253 @@
+"""What the judgment says: exactly, on comparisons with plain figures."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from loadtest.compare.judge import judge
+from loadtest.compare.table import table
+from loadtest.deployment import WHOLE, Deployment, sparse
+from loadtest.evaluation.types import Memory
+from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, Sizes, Truth, draw
+
+SIZES = Sizes(blocks=24, tokens=4, contexts=16, turns=11, rounds=8, noise=0.0)
+FAR = (0.0, 0.1, 0.2, 0.3)
+
+
+def plain(comparison, speeds, **nats):
+    """Without chance: each token loses ``nats``, and decoding takes 1% more or less from round to round."""
+    full = {(row.length, row.block): row.logprobs for row in comparison.text if row.deployment == FULL.name}
+    nats = {FULL.name: 0.0, TOPK.name: nats["topk"], **nats}
+    comparison.text = [
+        replace(row, logprobs=tuple(value - nats[row.deployment] for value in full[row.length, row.block]))
+        for row in comparison.text
+    ]
+    cells = []
+    for cell in comparison.speed:
+        speed = speeds.get(cell.deployment, 1.0)
+        tpot = 0.005 / speed * (1 + 0.01 * (cell.round % 3 - 1) * (speed != 1))
+        cells.append(replace(cell, figures={**cell.figures, "tpot": tpot, "output_rate": 1 / tpot}))
+    comparison.speed = cells
+    return comparison
+
+
+@pytest.fixture(scope="module")
+def usual():
+    """Top-k is safe, faster and larger; the window is faster still and finds nothing far away."""
+    drawn = draw(1, SIZES, window=Truth(lost=1.0, depths=FAR))
+    held = {FULL.name: (32, 32), WINDOW.name: (32, 8), TOPK.name: (34, 34)}
+    drawn.memory = [
+        Memory(name, length, size * length / LONG * 2**20, int(2**30 / (size * length / LONG * 2**20)))
+        for name, sizes in held.items()
+        for length, size in zip((1024, LONG), sizes, strict=True)
+    ]
+    full = {_question(row): row.score for row in drawn.answers if row.deployment == FULL.name}
+    drawn.answers = [
+        replace(row, score=full[_question(row)]) if row.length == 1024 else row for row in drawn.answers
+    ]
+    return plain(drawn, {TOPK.name: 1.25, WINDOW.name: 2.0}, topk=0.01, **{WINDOW.name: 0.02})
+
+
+def _question(row):
+    return row.task, row.length, row.index, row.turn
+
+
+def test_the_winner(usual):
+    advice = judge(usual).advice
+    assert advice.winner == TOPK.name
+    assert advice.command == TOPK.command
+    assert list(advice.sentences) == [
+        "Deploy top-k 512: at 4k, 1 user, cached prompts it decodes 1.25 times as fast as full attention "
+        "(1.24 to 1.26).",
+        "It is safe within the margins at 1k and 4k: perplexity at most 1.01 times full's "
+        "(margin 1.05) and at most 1.1 of 100 points lost in tasks (margin 5).",
+        "It costs: at 4k it has a KV cache 1.06 times as large.",
+        "Its KV cache grows with the context: 8 MiB at 1k and 34 MiB at 4k per sequence.",
+        "At 4k, 1 user, new prompts it decodes 1.25 times as fast (1.24 to 1.26).",
+        "1 GiB of KV cache holds 30 sequences of 4k under top-k 512, 32 under full attention.",
+        "window 1020 + 4 sinks decodes 2.00 times as fast (1.98 to 2.02), but is not safe.",
+        'This holds for SmolLM2-135M-Instruct with the text "pydoc topics" at 1k and 4k under "4k, 1 user, '
+        'cached prompts" and "4k, 1 user, new prompts" on abacus, at 95% confidence.',
+    ]
+
+
+def test_the_variants(usual):
+    window, topk = judge(usual).verdicts
+    numbers = re.sub(
+        r"(loses|100 points in tasks at 4k|full finds) ([\d.(]+( to [\d.]+)?)", r"\1 N", window.sentence
+    )
+    assert numbers == (
+        "window 1020 + 4 sinks: not safe: loses N of 100 points in tasks at 4k N; margin 5), at depth 0.1 to "
+        "0.3: 0 of 128 found where full finds N At 4k it decodes 2.00 times as fast (1.98 to 2.02) and has a "
+        "KV cache 4.00 times smaller."
+    )
+    assert topk.sentence == (
+        "top-k 512: safe: perplexity at most 1.01 times full's (margin 1.05) and at most 1.1 of 100 points "
+        "lost in tasks (margin 5). At 4k it decodes 1.25 times as fast (1.24 to 1.26). It costs: at 4k it "
+        "has a KV cache 1.06 times as large."
+    )
+    assert (window.effective, topk.effective) == (1024, LONG)
+
+
+def test_prefill_gains_are_not_claimed_of_what_leaves_prompts_alone(usual):
+    faster = [
+        replace(cell, figures={**cell.figures, "ttft": cell.figures["ttft"] / 2})
+        if cell.deployment == TOPK.name and "ttft" in cell.figures
+        else cell
+        for cell in usual.speed
+    ]
+    judgment = judge(replace(usual, speed=faster))
+    said = " ".join([*judgment.advice.sentences, *(verdict.sentence for verdict in judgment.verdicts)])
+    assert "first token" not in said
+    (gain,) = [one for one in judgment.verdicts[1].gains if (one.figure, one.context) == ("ttft", LONG)]
+    assert gain.equal_work
+    assert gain.ratio.low > 1.9
+
+
+def test_a_machine_that_is_too_busy(usual):
+    busy = "this machine is too busy to tell speeds apart: another process used 48%; end other programs"
+    judgment = judge(replace(usual, busy=busy))
+    assert judgment.busy == busy
+    assert judgment.advice.winner == judgment.advice.command == ""
+    assert judgment.advice.sentences == (
+        f"T{busy[1:]}.",
+        "The verdicts on quality stand: safe: top-k 512; not safe: window 1020 + 4 sinks.",
+        'This holds for SmolLM2-135M-Instruct with the text "pydoc topics" at 1k and 4k, at 95% confidence.',
+    )
+    assert judgment.advice.quality_speed == ()
+    assert not any("as fast" in verdict.sentence for verdict in judgment.verdicts)
+
+
+def test_no_gain_and_not_enough_evidence(usual):
+    rounds = [cell for cell in usual.speed if cell.round < 3]
+    advice = judge(replace(usual, speed=rounds)).advice
+    assert advice.winner == FULL.name
+    assert list(advice.sentences[:3]) == [
+        "Deploy full: at 4k, 1 user, cached prompts no other variant is both safe and surely faster by 5%.",
+        "Not safe: window 1020 + 4 sinks.",
+        "top-k 512 is safe, but not surely faster by 5%: time per token: 3 of the 6 rounds that an interval "
+        "takes.",
+    ]
+    fewer = [row for row in usual.answers if row.index < 2 and row.turn < 6]
+    judgment = judge(replace(usual, answers=fewer))
+    assert (
+        "top-k 512: not enough evidence of its quality; about 8 more minutes of measuring would settle it."
+        in (judgment.advice.sentences)
+    )
+    more = "(-7.5 to 13.8; margin 5); about 49 more questions would settle it"
+    assert more in judgment.verdicts[1].sentence
+
+
+def test_no_difference_and_a_cost(usual):
+    figures = {FULL.name: 5.0, WINDOW.name: 6.0}
+    slower = [
+        replace(
+            cell,
+            figures={
+                **cell.figures,
+                "tpot": figures.get(cell.deployment, 5.1 - 0.2 * (cell.round % 2)) / 1e3,
+            },
+        )
+        for cell in usual.speed
+    ]
+    judgment = judge(replace(usual, speed=slower))
+    assert (
+        "top-k 512 is safe, but not surely faster by 5%: time per token: no difference could be shown "
+        "(0.98 to 1.02 times)."
+    ) in judgment.advice.sentences
+    assert "It costs: at 4k it takes 1.20 times as long per token." in judgment.verdicts[0].sentence
+    assert "as fast" not in judgment.verdicts[0].sentence
+
+
+def test_what_failed_is_named(usual):
+    judgment = judge(replace(usual, failed={TOPK.name: "the engine died"}))
+    assert judgment.advice.sentences[-1] == "top-k 512 failed while it was measured: the engine died."
+    assert judgment.verdicts[1].sentence == "top-k 512 failed while it was measured: the engine died."
+    assert judgment.advice.winner == FULL.name
+    nothing = judge(replace(usual, failed={FULL.name: "the engine died"})).advice
+    assert nothing.winner == ""
+    assert (
+        nothing.sentences[0]
+        == "There is no recommendation, since there is no full to hold the others against."
+    )
+
+
+def test_a_safe_variant_that_saves_memory(usual):
+    small = [replace(row, bytes=row.bytes / 4, fits=4 * row.fits) if row.deployment == TOPK.name else row
+             for row in usual.memory]  # fmt: skip
+    same = [replace(cell, figures={**cell.figures, "tpot": 0.005}) for cell in usual.speed]
+    advice = judge(replace(usual, memory=small, speed=same)).advice
+    assert advice.winner == FULL.name
+    assert (
+        "If memory is what you lack: top-k 512 is safe too, and 1 GiB of KV cache holds 120 sequences of 4k, "
+        "3.75 times as many as under full attention."
+    ) in advice.sentences
+    assert advice.quality_memory == (FULL.name, WINDOW.name, TOPK.name)
+
+
+def test_the_oracle_tells_budget_and_selector_apart():
+    oracle = sparse("oracle 512", "oracle", budget=512)
+    sizes = replace(SIZES, candidates=(FULL, TOPK, oracle))
+    drawn = plain(draw(1, sizes), {TOPK.name: 2.0, oracle.name: 3.0}, topk=0.08, **{oracle.name: 0.02})
+    advice = judge(drawn).advice
+    assert advice.winner == FULL.name, "the oracle is not for serving"
+    at = advice.sentences.index(
+        "What oracle 512 loses is the price of the budget, the rest that of how top-k 512 selects."
+    )
+    assert advice.sentences[at - 1] == (
+        "top-k 512 at 4k: perplexity 1.083 times full's, under oracle 512 1.02; 0 of 100 points lost in "
+        "tasks, under oracle 512 0."
+    )
+
+
+def test_two_loads(usual):
+    users = replace(DECODE, concurrency=8)
+    more = [replace(cell, load=users.label) for cell in usual.speed if cell.load == DECODE.label]
+    both = replace(
+        usual, plan=replace(usual.plan, loads=(*usual.plan.loads, users)), speed=[*usual.speed, *more]
+    )
+    assert (
+        "At 4k, 8 users, cached prompts it puts out 1.25 times as many tokens per second (1.24 to 1.26)."
+        in judge(both).advice.sentences
+    )
+    assert "4k, 8 users, cached prompts" in text(both, 80)
+
+
+def text(comparison, width):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table(comparison, judge(comparison)))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_and_has_every_figure(usual, width):
+    lines = text(usual, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    row = next(line for line in reversed(lines) if line.startswith("top-k 512   "))
+    assert row.split()[2:] == [
+        "4.00",
+        "1.25",
+        "1.20",
+        "34.0",
+        "30",
+        "1.010",
+        re.search(r"0\.8\d", row).group(),
+    ]
+    assert "    --attention-option budget=512" in lines
+    assert any("effective length" in line.lower() for line in lines)
+
+
+def test_eleven_candidates_fit_too():
+    whole = (*WHOLE[:8], Deployment("sliding_window window=4096 sinks=16 positions=cache", "sliding_window"))
+    sizes = replace(SIZES, candidates=whole, contexts=2, lengths=(LONG,), noise=0.05)
+    lines = text(draw(1, sizes), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+
+
+def test_an_empty_comparison_has_a_table(usual):
+    empty = replace(usual, speed=[], answers=[], text=[], memory=[], running={}, model={}, machine={})
+    assert "not enough evidence" in text(empty, 80)
