@@ -12,7 +12,8 @@ from loadtest.compare.gains import deciding_figure
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Material, PlanError
 from loadtest.compare.preflight import Found
-from loadtest.compare.types import Comparison, Judgment, Outcome
+from loadtest.compare.stopping import open_tests
+from loadtest.compare.types import Comparison, Judgment
 from loadtest.deployment import Deployment
 from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.pairs import OWN
@@ -31,7 +32,7 @@ SPEED_SHARE = 0.45
 MOST_ROUNDS = 40
 """Of a load: an interval that is still wide then would take hours to become narrow."""
 
-LEAST_UNITS = 2
+LEAST_UNITS = 3
 """Contexts of each task and length, and slices of text, before what they tell may be called settled."""
 
 
@@ -232,14 +233,13 @@ class _Group:
             return True
         asked = "text" if unit.kind == "text" else "own" if unit.task == OWN else "tasks"
         names = {deployment.name for deployment in self._part}
-        open_tests = {
-            ("tasks" if test.measure.startswith("task") else test.measure, test.length)
+        open_now = {
+            place
             for verdict in judgment.verdicts
-            if verdict.deployment in names and verdict.outcome is Outcome.UNKNOWN
-            for test in verdict.evidence
-            if test.decides and test.outcome is Outcome.UNKNOWN
+            if verdict.deployment in names and verdict.deployment not in self._own.failed
+            for place in open_tests(verdict)
         }
-        return (asked, unit.length) in open_tests
+        return (asked, unit.length) in open_now
 
     def _fail(self, failed: Mapping[str, str]) -> None:
         if self._full in failed:
