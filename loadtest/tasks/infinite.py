@@ -21,8 +21,8 @@ def passkey(request: Request) -> list[Sample]:
     key = next(words.numbers(request.random("key"), 5))
     sentence = f"The pass key is {key}. Remember it. {key} is the pass key."
     asked = Question(
-        "What is the pass key that is hidden in the text above?\n",
-        "The pass key that is hidden in the text above is",
+        "What is the pass key in the text above?\n",
+        "The pass key is",
         (key,),
         f" {key}",
         evidence=sentence,
