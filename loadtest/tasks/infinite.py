@@ -20,7 +20,13 @@ def passkey(request: Request) -> list[Sample]:
     """The one question about a context: five digits, said twice among sentences that repeat."""
     key = next(words.numbers(request.random("key"), 5))
     sentence = f"The pass key is {key}. Remember it. {key} is the pass key."
-    asked = Question("What is the pass key?\n", "The pass key is", (key,), f" {key}", evidence=sentence)
+    asked = Question(
+        "What is the pass key in the text above?\n",
+        "The pass key is",
+        (key,),
+        f" {key}",
+        evidence=sentence,
+    )
     depth = haystack.depths(request, 1)[0]
 
     def build(items: int) -> Draft:

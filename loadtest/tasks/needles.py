@@ -1,9 +1,13 @@
 """Many needles in one prose context, and a question about each: one prefill carries them all.
 
-The needle and the question are those of RULER's niah_multikey_1 (Hsieh et al. 2024) with keys of one common
-word, which small models tell apart; several questions about one cached context are SCBench's form (Li et al.
-2024, section 3). Needles are spread evenly over the text, so that every depth is asked for, and the questions
-come in an order of their own, so that depth and turn do not go together.
+Retrieval by key as in RULER's niah_multikey_1 (Hsieh et al. 2024, section 3.1); several questions about one
+cached context as in SCBench (Li et al. 2024, section 3); and each needle is said twice, as a pass key is
+(Mohtashami and Jaggi: Landmark Attention, 2023, section 4.2). The key is one common word and stands right
+before its number, in the needles and where the answer begins. So small models find most of 24 numbers in
+4,096 tokens, and a variant that loses some shows it.
+
+Needles are spread evenly over the text, so that every depth is asked for. The questions come in an order of
+their own, so that depth and turn do not go together.
 """
 
 from __future__ import annotations
@@ -17,10 +21,10 @@ MAX_NEEDLES = 24
 """Of a context, however long."""
 
 _TOKENS_PER_NEEDLE = 100
-_LEAST_NEEDLES = 4
+_LEAST_NEEDLES = 2
 # Seven digits are seven tokens at most; some models put a line end or quotes before them.
 _MAX_NEW_TOKENS = 20
-_TASK = "Special magic numbers are hidden in the text below. Remember them: you will be asked for them."
+_TASK = "Numbers of words are hidden in the text below. Remember them: you will be asked for them."
 
 
 def needles(request: Request) -> list[Sample]:
@@ -42,13 +46,13 @@ def needles(request: Request) -> list[Sample]:
 
 
 def _sentence(key: str, value: str) -> str:
-    return f"One special magic number for {key} is: {value}."
+    return f"Number of {key}: {key} {value}. Again, {key} {value}."
 
 
 def _question(key: str, value: str) -> Question:
     return Question(
-        f"What is the special magic number for {key} in the text above?\n",
-        f"The special magic number for {key} in the text above is:",
+        f"What is the number of {key} in the text above?\n",
+        f"Number of {key}: {key}",
         (value,),
         f" {value}",
         evidence=_sentence(key, value),

@@ -72,7 +72,7 @@ class Needles:
                 drawn = words.numbers(draw)
             case _:
                 drawn = words.uuids(draw)
-        return haystack.absent(drawn, request.text)
+        return haystack.absent(drawn, request.text) if self.haystack == "prose" else drawn
 
     @property
     def _one(self) -> bool:

@@ -135,7 +135,8 @@ def make(
         A sample for each question, by turn.
 
     Raises:
-        ValueError: there is no such task, the length is too short for it, or the text is empty.
+        ValueError: there is no such task, the length is too short or too long for it, the text is empty, or
+            the package that the task draws its words from is missing.
     """
     if task not in TASKS:
         raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}")

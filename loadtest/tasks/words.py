@@ -26,17 +26,20 @@ COMMON = tuple(_COMMON.split())
 
 
 @cache
-def _category(name: str) -> tuple[str, ...]:
-    """One of the word lists of ``wonderwords``, which RULER draws from as well.
+def category(name: str) -> tuple[str, ...]:
+    """One of the word lists of ``wonderwords``, which RULER draws from as well: noun, adjective or verb.
 
     Without profanities, and without those of several words, which cannot be told apart from their neighbors.
+
+    Raises:
+        ValueError: the package is not installed.
     """
     try:
         wonderwords = importlib.import_module("wonderwords")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "RULER's tasks draw their words from the package wonderwords; install it: "
-            "pip install 'longspan[load]'"
+        raise ValueError(
+            "RULER's tasks draw their words from the package wonderwords, which is not installed; run: "
+            "pip install 'longspan[server]'"
         ) from error
     found = wonderwords.RandomWord().filter(include_categories=(name,))
     return tuple(sorted({word for word in wonderwords.filter_profanity(found) if " " not in word}))
@@ -45,12 +48,12 @@ def _category(name: str) -> tuple[str, ...]:
 @cache
 def english() -> tuple[str, ...]:
     """Nouns, adjectives and verbs: about 8,500."""
-    return tuple(sorted({*_category("noun"), *_category("adjective"), *_category("verb")}))
+    return tuple(sorted({*category("noun"), *category("adjective"), *category("verb")}))
 
 
 def compounds(draw: random.Random) -> Iterator[str]:
     """Keys of an adjective and a noun, like ``old-river``: some six million."""
-    adjectives, nouns = _category("adjective"), _category("noun")
+    adjectives, nouns = category("adjective"), category("noun")
     return _new(lambda: f"{draw.choice(adjectives)}-{draw.choice(nouns)}")
 
 

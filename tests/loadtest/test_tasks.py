@@ -1,13 +1,15 @@
 import json
 import math
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
 
 from loadtest import texts
-from loadtest.tasks import needles
+from loadtest.tasks import needles, words
 from loadtest.tasks.export import read, write
 from loadtest.tasks.haystack import DEPTHS
 from loadtest.tasks.registry import TASKS, make
@@ -64,6 +66,25 @@ def test_every_task(task, length, count):
             assert sample.depth <= place < sample.depth + 0.06
     # Other questions about the context have other answers.
     assert len({sample.answer for sample in made}) == len(made)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_prompts_keep_their_size_in_one_piece(default_model, task):
+    """By the default model's own tokenizer, which may join what was counted apart."""
+    tokenizer = Tokenizer.from_file(str(default_model / "tokenizer.json"))
+
+    def count(text):
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    made = samples(task, count=count)
+    for sample in made:
+        whole = count(sample.context + sample.question + sample.answer_prefix) + sample.max_new_tokens
+        assert whole <= 1024
+        assert whole == tokens(sample, count)
+        # The answer has room, and goes on where the prompt ends.
+        target = count(sample.target)
+        assert target <= sample.max_new_tokens
+        assert count(sample.answer_prefix + sample.target) == count(sample.answer_prefix) + target
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -218,6 +239,15 @@ def test_what_cannot_be_made_is_refused():
         make("niah_single_2", by_characters, " \n", 1024, 0, 0)
     with pytest.raises(ValueError, match=r"cwe can fill \d+ tokens, not 1000000"):
         make("cwe", by_characters, "", 1_000_000, 0, 0)
+
+
+def test_without_the_package_of_words_only_the_tasks_that_draw_from_it_are_refused(monkeypatch):
+    words.category.cache_clear()
+    monkeypatch.setitem(sys.modules, "wonderwords", None)
+    for name in ("needles", "passkey", "vt", "fwe", "scbench_kv", "scbench_prefix_suffix"):
+        assert samples(name)
+    with pytest.raises(ValueError, match="wonderwords, which is not installed; run"):
+        samples("niah_single_1")
 
 
 def test_an_export_has_the_columns_that_kvpress_reads(tmp_path):
