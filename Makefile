@@ -45,6 +45,7 @@ serve: install
 # Two processes share the cores, so that threads of one that wait must not keep the other's from working.
 test: install
 	@deploy/prometheus/install
+	@tests/loadtest/browser/install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: install

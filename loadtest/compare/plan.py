@@ -103,7 +103,9 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         prose = texts.prose(texts.reference())
         text = prose if asked.text is None else texts.read(asked.text)
         own = tuple(own_questions.read(asked.questions)) if asked.questions else ()
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PlanError(f"{error.filename} can't be read: {error.strerror}") from error
+    except ValueError as error:
         raise PlanError(str(error)) from error
     if not 0.5 <= asked.confidence < 1:
         raise PlanError(f"a confidence of {asked.confidence:g} makes no sense; give 0.5 to 0.999, like 0.95")
