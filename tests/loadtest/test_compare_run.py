@@ -1,0 +1,218 @@
+"""``longspan compare`` as a whole: on the real default model, on servers that fail, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from loadtest.compare import document
+from loadtest.compare.judge import judge
+from loadtest.compare.plan import Asked, PlanError, budget, make_plan
+from loadtest.compare.types import Outcome
+from loadtest.deployment import FULL, QUICK, WHOLE
+from tests.models_zoo import save_tiny
+
+WINDOW = "sliding_window window=124 sinks=4"
+COMMAND = [sys.executable, "-m", "server.cli", "compare"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (Asked(contexts=[100]), "give 256 or more"),
+        (Asked(candidates=["full"]), "compared with nothing"),
+        (Asked(candidates=[WINDOW, WINDOW]), "a candidate twice"),
+        (Asked(candidates=["window=3"]), "is no candidate"),
+        (Asked(tasks=["niah"]), "there is no task niah; choose of needles"),
+        (Asked(margins=["perplexity=5"]), "a share between 0 and 1"),
+        (Asked(margins=["speeds=0.1"]), "one of perplexity, score"),
+        (Asked(confidence=95), "give 0.5 to 0.999"),
+        (Asked(rate=0.0), "sessions per second above 0"),
+        (Asked(text="/nowhere"), "/nowhere can't be read: No such file"),
+    ],
+)
+def test_what_cant_be_measured_is_refused(asked, sentence):
+    with pytest.raises(PlanError, match=sentence):
+        make_plan(asked)
+
+
+def test_durations():
+    assert [budget(Asked(), words) for words in ("90", "45s", "5m", "1h30m", None)] == [
+        90,
+        45,
+        300,
+        5400,
+        300,
+    ]
+    for words in ("", "5", "m", "1d", "-5m", "nan"):
+        with pytest.raises(PlanError, match="write 5m, 1h30m or seconds"):
+            budget(Asked(), words)
+
+
+def test_presets_and_loads():
+    quick, material = make_plan(Asked())
+    assert quick.candidates == QUICK
+    assert [(load.context, load.cached) for load in quick.loads] == [
+        *((1024, True), (1024, False), (4096, True), (4096, False))
+    ]
+    assert len(material.text) > 100_000
+    whole, _ = make_plan(Asked(whole=True, concurrency=[8, 1], candidates=[]))
+    assert whole.candidates == WHOLE
+    assert [load.concurrency for load in whole.loads[:3]] == [8, 1, 1], "the operator's first load decides"
+    rated, _ = make_plan(Asked(rate=2.0, candidates=[WINDOW, "full"]))
+    assert rated.candidates[0] == FULL
+    assert len(rated.candidates) == 2
+    assert {load.rate for load in rated.loads} == {2.0}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A run on the default model, with questions of one's own; ends when its minute and a half is over."""
+    folder = tmp_path_factory.mktemp("compare")
+    questions = folder / "questions.jsonl"
+    questions.write_text(
+        '{"prompt": "What is the capital of Japan?", "contains": "Tokyo"}\n{"prompt": "Name a river."}\n'
+    )
+    done = subprocess.run(
+        [
+            *COMMAND,
+            *("--context", "512", "--candidate", WINDOW, "--candidate", "flash", "--task", "needles"),
+            *("--questions", str(questions), "--budget", "90", "--json", str(folder / "c.json")),
+            *("--html", str(folder / "c.html"), "--csv", str(folder / "csv"), "--", "--threads", "1"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    return folder, done
+
+
+@pytest.mark.timeout(280)
+def test_a_run_on_the_default_model(measured):
+    folder, done = measured
+    assert done.returncode == 0, done.stderr
+    comparison = document.load(folder / "c.json")
+    assert comparison.spent < 100
+    names = [candidate.name for candidate in comparison.plan.candidates]
+    assert names == ["full", WINDOW, "flash"]
+    assert not comparison.failed
+    for name in names:
+        assert comparison.running[name]["kernel"]
+        assert any(row.score >= 0 for row in comparison.answers if row.deployment == name)
+        assert {row.task for row in comparison.answers if row.deployment == name} == {"needles", "own"}
+        assert any(len(block.logprobs) == 64 for block in comparison.text if block.deployment == name)
+        assert any(cell.figures["tpot"] > 0 for cell in comparison.speed if cell.deployment == name)
+    assert not [row.error for row in comparison.answers if row.error]
+    held = {row.deployment: row.bytes for row in comparison.memory}
+    assert held[WINDOW] < held["full"] / 3
+    window, flash = judge(comparison).verdicts
+    text = {
+        test.deployment: test
+        for verdict in (window, flash)
+        for test in verdict.evidence
+        if test.measure == "text"
+    }
+    assert text[WINDOW].loss.value > 0.02, "a window of 128 in 512 tokens costs perplexity"
+    assert abs(text["flash"].loss.value) < 0.02, "flash computes what full does"
+    assert window.outcome is not Outcome.SAFE
+    assert flash.exact
+    assert "full" in done.stdout
+    assert WINDOW.split()[0] in done.stdout
+    page = (folder / "c.html").read_text()
+    assert "sliding_window" in page
+    assert {file.name for file in (folder / "csv").iterdir()} >= {"answers.csv", "text.csv", "speed.csv"}
+
+
+@pytest.mark.timeout(280)
+def test_a_result_is_shown_again(measured):
+    folder, done = measured
+    shown = subprocess.run([*COMMAND, "--show", str(folder / "c.json")], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == done.stdout
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama", max_position_embeddings=2048)
+
+
+def start(folder, tiny, *more, budget="120"):
+    """A comparison of a random model, which takes little time."""
+    command = [*COMMAND, "--model", str(tiny), "--context", "512", "--candidate", WINDOW, "--task", "needles"]
+    command += ["--budget", budget, "--json", str(folder / "c.json"), *more]
+    command += ["--", "--threads", "1", "--kv-memory", "64MiB", "--weights", "float"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def servers(process, word):
+    """Processes of `longspan serve` whose command line has this word."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            line = child.cmdline()
+        except psutil.Error:
+            continue
+        if "serve" in line and word in line:
+            found.append(child)
+    return found
+
+
+def wait_for(condition, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that in time"
+        time.sleep(0.1)
+
+
+def has_rows(file):
+    return file.exists() and len(json.loads(file.read_text())["answers"]) > 0
+
+
+@pytest.mark.timeout(280)
+def test_a_variant_that_fails_is_named_and_an_interrupted_run_goes_on(tmp_path, tiny):
+    process = start(tmp_path, tiny)
+    try:
+        wait_for(lambda: has_rows(tmp_path / "c.json"))
+        (server,) = [child for child in servers(process, "sliding_window") if child.ppid() == process.pid]
+        server.kill()
+        _, errors = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert process.returncode == 1, errors
+    comparison = document.load(tmp_path / "c.json")
+    assert list(comparison.failed) == [WINDOW]
+    assert judge(comparison).verdicts[0].outcome is Outcome.UNKNOWN
+    # Its server has gone, and so have those that it started.
+    assert not psutil.pid_exists(process.pid)
+
+
+@pytest.mark.timeout(280)
+def test_ctrl_c_keeps_what_there_is_and_the_same_command_goes_on(tmp_path, tiny):
+    process = start(tmp_path, tiny)
+    try:
+        wait_for(lambda: has_rows(tmp_path / "c.json"))
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "the same command goes on from" in errors
+    wait_for(lambda: not any(child.is_running() for child in children), 30)
+    before = document.load(tmp_path / "c.json")
+    again = start(tmp_path, tiny, budget="30")
+    try:
+        _, errors = again.communicate(timeout=150)
+    finally:
+        again.kill()
+    assert again.returncode == 0, errors
+    after = document.load(tmp_path / "c.json")
+    assert after.spent > before.spent
+    assert after.answers[: len(before.answers)] == before.answers
+    assert judge(after).verdicts[0].outcome is not Outcome.SAFE, "a random model tells nothing"
+    assert replace(after.plan, kv_memory=0) == replace(before.plan, kv_memory=0)
