@@ -138,9 +138,9 @@ def test_ratios_of_unpaired_medians_are_as_sure_as_they_say():
         return [math.exp(draws.gauss(0, 0.1)) for _ in range(count)]
 
     for counts in ((6, 6), (12, 8)):
-        found = [ratio_interval([1.2 * v for v in sample(counts[0])], sample(counts[1])) for _ in range(300)]
-        assert sum(each.low <= 1.2 <= each.high for each in found) >= 276, "92% at least"
-        assert sum(each.excludes(1.0) for each in found) > 100, "a fifth more shows"
+        found = [ratio_interval([1.2 * v for v in sample(counts[0])], sample(counts[1])) for _ in range(100)]
+        assert sum(each.low <= 1.2 <= each.high for each in found) >= 90, "95% promised"
+        assert sum(each.excludes(1.0) for each in found) > 30, "a fifth more shows"
         assert {each.count for each in found} == {min(counts)}
     assert not ratio_interval(sample(5), sample(9)).claimed
     assert math.isnan(ratio_interval([], [1.0]).value)
