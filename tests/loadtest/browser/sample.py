@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import replace
 
 from loadtest.compare.judge import judge
+from loadtest.compare.presets import WHOLE
 from loadtest.compare.types import Advice, Comparison, Judgment
-from loadtest.deployment import WHOLE
 from loadtest.measuring.types import Measurement
 from tests.loadtest.synthetic import Sizes, Truth, draw
 
@@ -29,11 +29,11 @@ def eleven() -> tuple[Comparison, Judgment]:
     """As many variants as an evening compares."""
     kinds = [
         Truth(nats=0.004 * number, lost=0.01 * (number % 4), speed=1 + 0.11 * number, memory=1 + number % 5)
-        for number in range(len(WHOLE))
+        for number in range(len(WHOLE.candidates))
     ]
-    truths = {one.name: kind for one, kind in zip(WHOLE, kinds, strict=True)}
+    truths = {one.name: kind for one, kind in zip(WHOLE.candidates, kinds, strict=True)}
     truths |= {"window": kinds[2], "topk": kinds[5]}
-    found = draw(1, Sizes(candidates=WHOLE, rounds=8), **truths)
+    found = draw(1, Sizes(candidates=WHOLE.candidates, rounds=8), **truths)
     return found, judge(found)
 
 
