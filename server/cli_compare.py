@@ -93,8 +93,8 @@ def compare(
     """Compare attention variants on your model, this machine and your text, and say which to deploy.
 
     Serves them side by side. What follows -- goes to every `longspan serve`. Ends with 0 if all was
-    measured, 1 if a candidate failed meanwhile or a known figure is not as it should be, 2 if something was
-    refused before.
+    measured, 1 if a candidate failed meanwhile or, with --preset known, a figure is not as known, 2 if
+    something was refused before.
     """
     require_server()
     from loadtest.compare import document

@@ -175,11 +175,11 @@ def _figure(expectation: Expectation) -> str:
         case Figure.PERPLEXITY:
             return f"perplexity at {at}, x full"
         case Figure.FOUND:
-            return f"needle found at {at}"
+            return f"pass key found at {at}"
         case Figure.LOGPROB:
             first, last = expectation.depths
-            where = "" if (first, last) == (0.0, 1.0) else f", depths {first:g} to {last:g}"
-            return f"nats lost per token of needles at {at}{where}"
+            where = "" if (first, last) == (0.0, 1.0) else f", depths {first:g}-{last:g}"
+            return f"needles at {at}{where}, nats lost"
         case Figure.MEMORY:
             return f"KV cache at {at}, x {length_label(expectation.shorter)}"
         case Figure.TPOT:

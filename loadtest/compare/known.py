@@ -49,14 +49,14 @@ class Expectation:
     depths: tuple[float, float] = (0.0, 1.0)
 
 
-SINGLE = "niah_single_2"
-"""One number in prose, which the default model finds."""
+SINGLE = "passkey"
+"""One number, said twice among sentences that repeat, which the default model finds."""
 
 MANY = "needles"
 """Many numbers in prose. The default model mixes them up, but how likely it finds the right one tells what a
 variant sees, by depth."""
 
-_TASK = "one number in prose is within the model's reach"
+_TASK = "a number said twice is within the model's reach"
 _SINKS = "attention needs the first tokens to put what it has to spare on; Xiao et al. 2023, section 3"
 _INSIDE = "the window holds them"
 _OUTSIDE = "the window has let them go"
@@ -67,19 +67,19 @@ _KEPT = "all pages are kept"
 _READ = "a decoded token reads all that it sees"
 
 EXPECTED: tuple[Expectation, ...] = (
-    Expectation(SINKS.name, Figure.PERPLEXITY, 4096, _SINKS, 0.99, 1.10),
+    Expectation(SINKS.name, Figure.PERPLEXITY, 4096, _SINKS, 0.99, 1.15),
     Expectation(BARE.name, Figure.PERPLEXITY, 1024, _SINKS, 1.4),
     Expectation(BARE.name, Figure.PERPLEXITY, 4096, _SINKS, 1.4),
-    Expectation(SELECTION.name, Figure.PERPLEXITY, 4096, _SELECTION, 0.97, 1.07),
+    Expectation(SELECTION.name, Figure.PERPLEXITY, 4096, _SELECTION, 0.97, 1.10),
     Expectation(IN_CACHE.name, Figure.PERPLEXITY, 1024, _COVERED, 0.98, 1.02),
-    Expectation(IN_CACHE.name, Figure.PERPLEXITY, 4096, _SINKS, 0.97, 1.06),
+    Expectation(IN_CACHE.name, Figure.PERPLEXITY, 4096, _SINKS, 0.97, 1.10),
     Expectation(FULL.name, Figure.FOUND, 1024, _TASK, 0.75),
     Expectation(FULL.name, Figure.FOUND, 4096, _TASK, 0.75),
     Expectation(SELECTION.name, Figure.FOUND, 4096, _SELECTION, 0.75),
     Expectation(SINKS.name, Figure.LOGPROB, 1024, _INSIDE, -0.15, 0.15, depths=(0.6, 1.0)),
-    Expectation(SINKS.name, Figure.LOGPROB, 1024, _OUTSIDE, 1.0, depths=(0.0, 0.4)),
-    Expectation(SINKS.name, Figure.LOGPROB, 4096, _OUTSIDE, 1.0, depths=(0.0, 0.8)),
-    Expectation(SELECTION.name, Figure.LOGPROB, 4096, _SELECTION, -0.2, 0.5),
+    Expectation(SINKS.name, Figure.LOGPROB, 1024, _OUTSIDE, 1.2, depths=(0.0, 0.4)),
+    Expectation(SINKS.name, Figure.LOGPROB, 4096, _OUTSIDE, 1.2, depths=(0.0, 0.8)),
+    Expectation(SELECTION.name, Figure.LOGPROB, 4096, _SELECTION, -0.2, 0.8),
     Expectation(IN_CACHE.name, Figure.LOGPROB, 1024, _COVERED, -0.05, 0.05),
     Expectation(FULL.name, Figure.MEMORY, 4096, _KEPT, 3.9, 4.1, shorter=1024),
     Expectation(SINKS.name, Figure.MEMORY, 4096, _FREED, 0.95, 1.05, shorter=1024),

@@ -79,7 +79,7 @@ KNOWN = Preset(
     "a check of what is known of the default model, in ten minutes",
     (FULL, SINKS, BARE, SELECTION, IN_CACHE),
     (1024, 4096),
-    ("niah_single_2", "needles"),
+    ("passkey", "needles"),
     600.0,
     # Asked by chat, the default model answers much less of what it can find.
     chat=False,
