@@ -68,21 +68,3 @@ def topk(budget: int) -> Deployment:
 
 
 FULL = Deployment("full")
-
-QUICK: tuple[Deployment, ...] = (FULL, window(1020, 4), topk(512))
-"""What a first look compares."""
-
-WHOLE: tuple[Deployment, ...] = (
-    FULL,
-    window(508, 4),
-    window(1020, 4),
-    window(2044, 4),
-    topk(256),
-    topk(512),
-    topk(1024),
-    sparse("longformer", "longformer"),
-    sparse("segment 512", "segment"),
-    sparse("bigbird", "bigbird"),
-    sparse("lsh", "lsh"),
-)
-"""What an evening compares."""

@@ -11,6 +11,7 @@ from server.cli_shared import fail, require_server
 
 if TYPE_CHECKING:
     from loadtest.compare.plan import Material
+    from loadtest.compare.presets import Preset
     from loadtest.compare.types import Comparison, Plan
 
 _REFUSED = 2
@@ -34,12 +35,18 @@ def compare(
             "Full attention is always there.",
         ),
     ] = None,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="More variants, lengths and tasks: an evening, not minutes."),
-    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="What is measured where nothing else is asked for: quick; full: more variants, lengths and "
+            "tasks, an evening; known: a check of what is known of the default model.",
+            show_default="quick",
+        ),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The same as --preset full.")] = False,
     budget: Annotated[
-        str | None, typer.Option(help="Time to spend, like 5m or 2h.", show_default="5m, with --full 2h")
+        str | None,
+        typer.Option(help="Time to spend, like 5m or 2h.", show_default="quick: 5m, full: 2h, known: 10m"),
     ] = None,
     concurrency: Annotated[
         str | None,
@@ -86,7 +93,8 @@ def compare(
     """Compare attention variants on your model, this machine and your text, and say which to deploy.
 
     Serves them side by side. What follows -- goes to every `longspan serve`. Ends with 0 if all was
-    measured, 1 if a candidate failed meanwhile, 2 if something was refused before.
+    measured, 1 if a candidate failed meanwhile or, with --preset known, a figure is not as known, 2 if
+    something was refused before.
     """
     require_server()
     from loadtest.compare import document
@@ -94,9 +102,10 @@ def compare(
     from loadtest.compare.plan import budget as seconds
     from loadtest.document import DocumentError
 
+    chosen = _preset(preset, full)
     if show is not None:
         try:
-            _tell(document.load(show), html_file, csv_folder)
+            _tell(document.load(show), chosen, html_file, csv_folder)
         except (DocumentError, OSError) as error:
             fail(str(error))
         return
@@ -105,7 +114,7 @@ def compare(
         return
     try:
         asked = Asked(
-            whole=full,
+            preset=chosen,
             model=model,
             contexts=_numbers(contexts or [], "--context"),
             candidates=candidates or [],
@@ -121,7 +130,7 @@ def compare(
             arguments=context.args,
         )
         plan, material = make_plan(asked)
-        _measure(plan, material, seconds(asked, budget), json_file, html_file, csv_folder, live)
+        _measure(plan, material, chosen, seconds(asked, budget), json_file, html_file, csv_folder, live)
     except PlanError as error:
         fail(str(error), _REFUSED)
 
@@ -129,6 +138,7 @@ def compare(
 def _measure(
     plan: Plan,
     material: Material,
+    preset: Preset,
     budget: float,
     json_file: Path | None,
     html_file: Path | None,
@@ -173,16 +183,18 @@ def _measure(
             more = f"the same command goes on from {json_file}" if json_file else "with --json it could go on"
             fail(f"interrupted; {more}", _INTERRUPTED)
         watcher.keep()
-    _tell(comparison, html_file, csv_folder)
+    _tell(comparison, preset, html_file, csv_folder)
     if comparison.failed:
         raise typer.Exit(1)
 
 
-def _tell(comparison: Comparison, html_file: Path | None, csv_folder: Path | None) -> None:
+def _tell(comparison: Comparison, preset: Preset, html_file: Path | None, csv_folder: Path | None) -> None:
+    """Prints and writes all of it; ends with 1 if a figure is not as it is known to be."""
     from rich.console import Console
 
-    from loadtest.compare import csv
+    from loadtest.compare import csv, holding
     from loadtest.compare.judge import judge
+    from loadtest.compare.presets import KNOWN
     from loadtest.compare.table import table
     from loadtest.report.compare import render
 
@@ -198,6 +210,22 @@ def _tell(comparison: Comparison, html_file: Path | None, csv_folder: Path | Non
             csv.write(comparison, csv_folder)
     except OSError as error:
         fail(f"the result can't be written: {error}")
+    if preset is KNOWN:
+        findings = holding.hold(comparison)
+        console.print(holding.table(findings))
+        if holding.has_failed(findings):
+            raise typer.Exit(1)
+
+
+def _preset(name: str | None, full: bool) -> Preset:
+    from loadtest.compare.presets import PRESETS, WHOLE
+
+    if full and name not in (None, WHOLE.name):
+        fail(f"--full is --preset full, and --preset {name} is another; give one of them", _REFUSED)
+    wanted = WHOLE.name if full else name or "quick"
+    if wanted not in PRESETS:
+        fail(f"there is no preset {wanted!r}; choose of {', '.join(PRESETS)}", _REFUSED)
+    return PRESETS[wanted]
 
 
 def _list_tasks() -> None:

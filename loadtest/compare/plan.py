@@ -9,20 +9,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from loadtest import texts
+from loadtest.compare.presets import QUICK, Preset
 from loadtest.compare.types import Margins, Plan
-from loadtest.deployment import FULL, QUICK, WHOLE, Deployment, parse
+from loadtest.deployment import FULL, Deployment, parse
 from loadtest.measuring.types import Load
 from loadtest.tasks import own as own_questions
 from loadtest.tasks.registry import TASKS
 from loadtest.tasks.types import Sample
 
-QUICK_CONTEXTS = (1024, 4096)
-WHOLE_CONTEXTS = (1024, 2048, 4096, 8192)
-QUICK_TASKS = ("needles", "scbench_kv")
 LEAST_CONTEXT = 256
 
-_QUICK_SECONDS = 300.0
-_WHOLE_SECONDS = 2 * 3600.0
 _OUTPUT_TOKENS = 32
 _OWN_TEXT = "the manual that comes with Python"
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -41,7 +37,7 @@ class Asked:
     """What an operator asks for; ``None`` and empty where the preset decides.
 
     Attributes:
-        whole: the long preset, not the quick one.
+        preset: decides what is not asked for.
         model: as for ``longspan serve``.
         contexts: lengths in tokens.
         candidates: beside full attention, in words.
@@ -50,14 +46,14 @@ class Asked:
         rate: sessions per second instead of users.
         text: file of the operator's own text.
         questions: file of the operator's own questions.
-        chat: ask through the chat template; ``None``: where the model has one.
+        chat: ask through the chat template; ``None``: as the preset does.
         margins: changed ones, by name.
         confidence: of all intervals and tests.
         seed: of all that is drawn.
         arguments: of ``longspan serve``.
     """
 
-    whole: bool = False
+    preset: Preset = QUICK
     model: str | None = None
     contexts: Sequence[int] = ()
     candidates: Sequence[str] = ()
@@ -96,7 +92,8 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
     Raises:
         PlanError: something can't be measured.
     """
-    contexts = tuple(sorted(set(asked.contexts))) or (WHOLE_CONTEXTS if asked.whole else QUICK_CONTEXTS)
+    _keep_fixed(asked)
+    contexts = tuple(sorted(set(asked.contexts))) or asked.preset.contexts
     if contexts[0] < LEAST_CONTEXT:
         raise PlanError(f"a context of {contexts[0]} tokens is too short; give {LEAST_CONTEXT} or more")
     try:
@@ -123,7 +120,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         seed=asked.seed,
         arguments=(*(("--model", asked.model) if asked.model else ()), *asked.arguments),
     )
-    return plan, Material(text, prose, own, asked.chat)
+    return plan, Material(text, prose, own, asked.preset.chat if asked.chat is None else asked.chat)
 
 
 def budget(asked: Asked, words: str | None) -> float:
@@ -133,7 +130,7 @@ def budget(asked: Asked, words: str | None) -> float:
         PlanError: they say no duration.
     """
     if words is None:
-        return _WHOLE_SECONDS if asked.whole else _QUICK_SECONDS
+        return asked.preset.seconds
     match = _DURATION.fullmatch(words.strip())
     hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
     total = 3600 * hours + 60 * minutes + seconds
@@ -142,13 +139,32 @@ def budget(asked: Asked, words: str | None) -> float:
     return total
 
 
+def _keep_fixed(asked: Asked) -> None:
+    if not asked.preset.fixed:
+        return
+    chosen = {
+        "--candidate": asked.candidates,
+        "--context": asked.contexts,
+        "--task": asked.tasks,
+        "--concurrency": asked.concurrency,
+        "--rate": asked.rate,
+        "--chat": asked.chat,
+        "--questions": asked.questions,
+    }
+    if given := [option for option, value in chosen.items() if value]:
+        raise PlanError(
+            f"--preset {asked.preset.name} is held against figures of its own candidates, contexts, tasks "
+            f"and load; leave out {' and '.join(given)}, or take another preset"
+        )
+
+
 def _candidates(asked: Asked) -> tuple[Deployment, ...]:
     try:
         chosen = [parse(words) for words in asked.candidates]
     except ValueError as error:
         raise PlanError(str(error)) from error
     if not chosen:
-        return WHOLE if asked.whole else QUICK
+        return asked.preset.candidates
     others = [deployment for deployment in chosen if deployment.arguments != FULL.arguments]
     if not others:
         raise PlanError("full attention is compared with nothing; name another --candidate")
@@ -170,12 +186,14 @@ def _loads(asked: Asked, context: int) -> list[Load]:
         if users < 1:
             raise PlanError(f"{users} users can't be measured; give --concurrency 1 or more")
         new = Load(context, output, users, requests=users)
-        loads += [replace(new, cached=True), new] if users == 1 else [new]
+        cached = replace(new, cached=True)
+        alone = [cached, new] if asked.preset.prefill else [cached]
+        loads += alone if users == 1 else [new]
     return loads
 
 
 def _tasks(asked: Asked) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(asked.tasks)) or (tuple(TASKS) if asked.whole else QUICK_TASKS)
+    names = tuple(dict.fromkeys(asked.tasks)) or asked.preset.tasks
     if unknown := [name for name in names if name not in TASKS]:
         raise PlanError(f"there is no task {', '.join(unknown)}; choose of {', '.join(TASKS)}")
     return names

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loadtest.evaluation.residency import pages_held
 from loadtest.evaluation.types import Memory
-from loadtest.quality.residency import pages_held
 from longspan import Client, LongspanError, UnavailableError
 
 _PAGES = 2  # that the output goes through, so that every offset in a page is met

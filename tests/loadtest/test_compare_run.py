@@ -14,8 +14,9 @@ import pytest
 from loadtest.compare import document
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, PlanError, budget, make_plan
+from loadtest.compare.presets import QUICK, WHOLE
 from loadtest.compare.types import Outcome
-from loadtest.deployment import FULL, QUICK, WHOLE
+from loadtest.deployment import FULL
 from tests.models_zoo import save_tiny
 
 WINDOW = "sliding_window window=124 sinks=4"
@@ -57,13 +58,13 @@ def test_durations():
 
 def test_presets_and_loads():
     quick, material = make_plan(Asked())
-    assert quick.candidates == QUICK
+    assert quick.candidates == QUICK.candidates
     assert [(load.context, load.cached) for load in quick.loads] == [
         *((1024, True), (1024, False), (4096, True), (4096, False))
     ]
     assert len(material.text) > 100_000
     whole, _ = make_plan(Asked(whole=True, concurrency=[8, 1], candidates=[]))
-    assert whole.candidates == WHOLE
+    assert whole.candidates == WHOLE.candidates
     assert [load.concurrency for load in whole.loads[:3]] == [8, 1, 1], "the operator's first load decides"
     rated, _ = make_plan(Asked(rate=2.0, candidates=[WINDOW, "full"]))
     assert rated.candidates[0] == FULL

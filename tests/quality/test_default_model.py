@@ -1,13 +1,11 @@
-"""What patterns do to the real default model: the tests that are small enough for every run."""
+"""Patterns that cover the context give the real default model full attention's tokens."""
 
 import pytest
 from transformers import AutoTokenizer
 
 from attention.patterns.sparse import PATTERNS
 from loadtest import texts
-from loadtest.quality import checks
-from loadtest.quality.deployments import covering
-from loadtest.quality.measurement import run
+from loadtest.deployment import Deployment, sparse
 from tests.engine.harness import greedy_requests, load, make_core
 from tests.engine.harness import run as run_core
 
@@ -15,15 +13,19 @@ from tests.engine.harness import run as run_core
 CONTEXT, PROMPT, OUTPUT = 128, 112, 8
 
 
-@pytest.mark.stress  # a minute; make quality checks the same and more
-def test_sinks_keep_perplexity_and_a_window_finds_what_it_holds():
-    """Perplexity at 4,096 tokens and needles at 2,048, on real servers."""
-    text = texts.prose(texts.reference())
-    wanted = [checks.sinks(text, slices=1), checks.needles_in_noise(keys_per_depth=1)]
-    outcomes = run(wanted, ["--kv-memory", "512MiB"], lambda name: None)
-    for outcome in outcomes:
-        print(f"{outcome.what}: {outcome.measured}; expected: {outcome.expected}")
-    assert [outcome for outcome in outcomes if not outcome.passed] == []
+def covering(context):
+    """Every pattern, with a budget that covers ``context`` tokens."""
+    near = {"window": str(context), "sinks": "4"}
+    return [
+        Deployment("window", "sliding_window", near),
+        Deployment("window, in-cache", "sliding_window", {**near, "positions": "cache"}),
+        sparse("longformer", "longformer", window=context),
+        sparse("segment", "segment", segment=context // 2),
+        sparse("bigbird", "bigbird", block=64, window_blocks=context // 64),
+        sparse("lsh", "lsh", window=context),
+        sparse("top-k, dense prefill", "topk", budget=context, prefill="dense"),
+        sparse("top-k, sparse prefill", "topk", budget=context, prefill="sparse"),
+    ]
 
 
 @pytest.fixture(scope="module")

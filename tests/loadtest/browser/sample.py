@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import replace
 
 from loadtest.compare.judge import judge
+from loadtest.compare.presets import QUICK, WHOLE
 from loadtest.compare.types import Advice, Comparison, Judgment
-from loadtest.deployment import QUICK, WHOLE, sparse
+from loadtest.deployment import sparse
 from loadtest.measuring.types import Measurement
 from tests.loadtest.synthetic import Sizes, Truth, draw
 
@@ -29,11 +30,11 @@ def eleven() -> tuple[Comparison, Judgment]:
     """As many variants as an evening compares."""
     kinds = [
         Truth(nats=0.004 * number, lost=0.01 * (number % 4), speed=1 + 0.11 * number, memory=1 + number % 5)
-        for number in range(len(WHOLE))
+        for number in range(len(WHOLE.candidates))
     ]
-    truths = {one.name: kind for one, kind in zip(WHOLE, kinds, strict=True)}
+    truths = {one.name: kind for one, kind in zip(WHOLE.candidates, kinds, strict=True)}
     truths |= {"window": kinds[2], "topk": kinds[5]}
-    found = draw(1, Sizes(candidates=WHOLE, rounds=8), **truths)
+    found = draw(1, Sizes(candidates=WHOLE.candidates, rounds=8), **truths)
     return found, judge(found)
 
 
@@ -41,7 +42,7 @@ def oracle() -> tuple[Comparison, Judgment]:
     """A selection beside the one that chooses the truly best tokens."""
     best = sparse("oracle 512", "oracle", budget=512)
     truths = {"topk": Truth(nats=0.03, speed=1.4), best.name: Truth(nats=0.005, speed=0.3)}
-    found = draw(4, Sizes(candidates=(*QUICK, best)), **truths)
+    found = draw(4, Sizes(candidates=(*QUICK.candidates, best)), **truths)
     return found, judge(found)
 
 

@@ -1,0 +1,91 @@
+"""What a comparison measures where nothing else is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from loadtest.deployment import FULL, Deployment, sparse, topk, window
+from loadtest.tasks.registry import TASKS
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A comparison under a name.
+
+    Attributes:
+        name: what to type.
+        description: a few words.
+        candidates: the first is full attention.
+        contexts: lengths in tokens, ascending.
+        tasks: names of ``loadtest.tasks``.
+        seconds: budget.
+        chat: questions are asked through the chat template; ``None``: where the model has one.
+        prefill: one user's load has cells with new prompts too, not only with prompts in the prefix cache.
+        fixed: candidates, contexts, tasks and load can't be changed: something is held against their figures.
+    """
+
+    name: str
+    description: str
+    candidates: tuple[Deployment, ...]
+    contexts: tuple[int, ...]
+    tasks: tuple[str, ...]
+    seconds: float
+    chat: bool | None = None
+    prefill: bool = True
+    fixed: bool = False
+
+
+QUICK = Preset(
+    "quick",
+    "a window and top-k, in minutes",
+    (FULL, window(1020, 4), topk(512)),
+    (1024, 4096),
+    ("needles", "scbench_kv"),
+    300.0,
+)
+
+WHOLE = Preset(
+    "full",
+    "eleven variants, four lengths, all tasks, in an evening",
+    (
+        FULL,
+        window(508, 4),
+        window(1020, 4),
+        window(2044, 4),
+        topk(256),
+        topk(512),
+        topk(1024),
+        sparse("longformer", "longformer"),
+        sparse("segment 512", "segment"),
+        sparse("bigbird", "bigbird"),
+        sparse("lsh", "lsh"),
+    ),
+    (1024, 2048, 4096, 8192),
+    tuple(TASKS),
+    2 * 3600.0,
+)
+
+SINKS = window(508, 4)
+BARE = replace(window(508, 0), name="window 508, no sinks")
+IN_CACHE = replace(
+    window(1020, 4),
+    name="window 1020 + 4, in-cache",
+    options={**window(1020, 4).options, "positions": "cache"},
+)
+SELECTION = topk(512)
+
+KNOWN = Preset(
+    "known",
+    "a check of what is known of the default model, in ten minutes",
+    (FULL, SINKS, BARE, SELECTION, IN_CACHE),
+    (1024, 4096),
+    ("passkey", "needles"),
+    600.0,
+    # Asked by chat, the default model answers much less of what it can find.
+    chat=False,
+    prefill=False,
+    fixed=True,
+)
+
+PRESETS = {preset.name: preset for preset in (QUICK, WHOLE, KNOWN)}
+"""All of them, by name."""

@@ -1,0 +1,18 @@
+"""How much of the KV cache a sequence holds, by a server whose answers are known."""
+
+from loadtest.evaluation.residency import pages_held
+from longspan import Client
+from longspan.v1 import inference_pb2 as pb
+from tests.scripted import Mirror, serving
+
+
+def test_pages_are_counted_while_tokens_come(monkeypatch):
+    held = iter([9, 5, 7, 6, 99])
+
+    def info(self, request, context):
+        return pb.GetServerInfoResponse(load=pb.Load(pages_used=next(held)))
+
+    monkeypatch.setattr(Mirror, "GetServerInfo", info)
+    with serving() as server, Client(port=server.port, timeout=20) as client:
+        assert pages_held(client, [97] * 8, 6) == 9
+    assert next(held) == 99
