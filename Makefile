@@ -19,7 +19,7 @@ help:
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
 	@echo 'make quality  install, then measure what attention patterns do to the default model; minutes'
 	@echo 'make device   install, then measure how near the engine comes to what a GPU can do; 10 minutes'
-	@echo 'make growth   install, then time tokens as contexts and streams grow; 10 minutes'
+	@echo 'make growth   install, then time tokens as contexts and streams grow; half an hour'
 	@echo 'make models   install, then try every architecture and checkpoint form and write docs/models.md; 15 minutes;'
 	@echo '              some: make models ARGS="llama gemma2"'
 	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, every architecture, llama.cpp'
@@ -52,7 +52,7 @@ bench: install
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
 quality: install
-	$(BIN)/python -m loadtest.quality $(ARGS)
+	$(BIN)/longspan compare --preset known $(ARGS)
 
 device: install
 	$(BIN)/python -m loadtest.direct.device $(ARGS)

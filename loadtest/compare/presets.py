@@ -40,7 +40,7 @@ QUICK = Preset(
     "a window and top-k, in minutes",
     (FULL, window(1020, 4), topk(512)),
     (1024, 4096),
-    ("needles", "scbench_kv"),
+    ("needles",),
     300.0,
 )
 

@@ -192,7 +192,9 @@ class Evaluator:
     def _make(self, unit: Unit) -> list[Sample]:
         return make(
             unit.task,
-            lambda text: len(self._client.tokenize(text, special_tokens=False).token_ids),
+            lambda text: len(
+                self._client.tokenize(text, special_tokens=False, special_tokens_as_text=True).token_ids
+            ),
             self._prose,
             unit.length,
             unit.index,
