@@ -145,6 +145,7 @@ def _measure(
     csv_folder: Path | None,
     live: bool,
 ) -> None:
+    import signal
     import time
     from datetime import UTC, datetime
 
@@ -155,6 +156,8 @@ def _measure(
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine
 
+    # As Ctrl-C does it: the servers end with this process, and what was measured is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     with Watcher(budget, json_file, live) as watcher:
         watcher.doing(describe(plan))

@@ -160,7 +160,7 @@ class _Group:
         self._listener.doing(unit.label)
         began = self._clock()
         alive = {name: client for name, client in clients.items() if name not in self._own.failed}
-        rows = evaluator.run(unit, alive)
+        rows = evaluator.run(unit, alive, self._end)
         rows.add_to(self._own)
         self._fail(rows.failed)
         place = (unit.task or unit.kind, unit.length)

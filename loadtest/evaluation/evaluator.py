@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -89,7 +90,7 @@ class Evaluator:
             if self._lacking(unit):
                 yield unit
 
-    def run(self, unit: Unit, clients: Mapping[str, Client]) -> Rows:
+    def run(self, unit: Unit, clients: Mapping[str, Client], end: float = math.inf) -> Rows:
         """Does a unit on every candidate that lacks it, full attention first.
 
         What is held against full attention token by token needs full's own again, which no row keeps.
@@ -97,6 +98,7 @@ class Evaluator:
         Args:
             unit: of ``units``.
             clients: of the servers that run, by the candidate's name; those that failed are left out.
+            end: monotonic time after which no candidate's turn begins; what it cuts off is still to be done.
 
         Returns:
             The rows, to be added with ``add_to``. A candidate whose server has gone has none, but is among
@@ -113,14 +115,18 @@ class Evaluator:
         names = [name for name in self._due(unit) if name in clients]
         do = {"answers": self._answer, "text": self._decode, "memory": self._hold}[unit.kind]
         on = do(unit, rows)
+        asked = 0
         for name in names:
+            if time.monotonic() >= end:
+                break
+            asked += 1
             try:
                 on(name, clients[name])
             except UnavailableError as error:
                 rows.failed[name] = str(error)
                 if name == full:
                     return Rows(failed=rows.failed)
-        seconds = (time.monotonic() - began) / max(1, len(names))
+        seconds = (time.monotonic() - began) / max(1, asked)
         self._seconds.setdefault((unit.kind, unit.length, unit.task), []).append(seconds)
         self._rates.append(self._tokens(unit) / max(seconds, 1e-3))
         return rows

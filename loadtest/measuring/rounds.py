@@ -115,7 +115,8 @@ class Rounds(Generic[LoadT]):
 
         Args:
             load: to put on them.
-            end: time of the clock after which nothing is repeated; by default that of ``run``.
+            end: time of the clock after which no visit begins; by default that of ``run``. Of a round that it
+                cuts short only the visits that two targets have are compared.
 
         Returns:
             All attempts.
@@ -148,7 +149,11 @@ class Rounds(Generic[LoadT]):
         made: list[Measurement] = []
         for attempt in range(1 + repeats):
             alive = self.alive(load)
-            found = [self._visit(load, name, number, visit, attempt) for name in left if name in alive]
+            found = [
+                self._visit(load, name, number, visit, attempt)
+                for name in left
+                if name in alive and self._clock() < self._end
+            ]
             made += found
             left = [each.deployment for each in found if each.disturbed]
             if not left or self._clock() >= self._end:
