@@ -14,6 +14,7 @@ from rich.text import Text
 from loadtest.compare.known import EXPECTED, MANY, SINGLE, Expectation, Figure
 from loadtest.compare.types import Comparison
 from loadtest.evaluation import analysis
+from loadtest.evaluation.types import Answer
 from loadtest.measuring.analysis import series
 from loadtest.measuring.types import Interval, length_label
 from loadtest.statistics import ratio_interval
@@ -96,24 +97,25 @@ def _perplexity(comparison: Comparison, expectation: Expectation) -> Interval:
 
 
 def _found(comparison: Comparison, expectation: Expectation) -> Interval:
+    place = (expectation.deployment, expectation.length, expectation.task)
     scores = [
         row.score
-        for row in comparison.answers
-        if (row.deployment, row.length, row.task) == (expectation.deployment, expectation.length, SINGLE)
-        and not row.error
+        for row in _within(comparison.answers, expectation)
+        if (row.deployment, row.length, row.task) == place and not row.error
     ]
     return Interval(math.fsum(scores) / len(scores), count=len(scores)) if scores else Interval()
 
 
 def _logprob(comparison: Comparison, expectation: Expectation) -> Interval:
-    first, last = expectation.depths
-    rows = [
-        row
-        for row in comparison.answers
-        if row.task == MANY and row.depth is not None and first <= row.depth <= last
-    ]
+    rows = [row for row in _within(comparison.answers, expectation) if row.task == MANY]
     part = replace(comparison, answers=rows)
     return analysis.logprob_loss(part, expectation.deployment, MANY, expectation.length)
+
+
+def _within(answers: Sequence[Answer], expectation: Expectation) -> list[Answer]:
+    """Those whose needle stands at a depth that counts."""
+    first, last = expectation.depths
+    return [row for row in answers if row.depth is not None and first <= row.depth <= last]
 
 
 def _memory(comparison: Comparison, expectation: Expectation) -> Interval:
@@ -175,15 +177,19 @@ def _figure(expectation: Expectation) -> str:
         case Figure.PERPLEXITY:
             return f"perplexity at {at}, x full"
         case Figure.FOUND:
-            return f"pass key found at {at}"
+            what = "pass key" if expectation.task == SINGLE else "needles"
+            return f"{what} at {at}{_depths(expectation)}, found"
         case Figure.LOGPROB:
-            first, last = expectation.depths
-            where = "" if (first, last) == (0.0, 1.0) else f", depths {first:g}-{last:g}"
-            return f"needles at {at}{where}, nats lost"
+            return f"needles at {at}{_depths(expectation)}, nats lost"
         case Figure.MEMORY:
             return f"KV cache at {at}, x {length_label(expectation.shorter)}"
         case Figure.TPOT:
             return f"time per token at {at}, x {length_label(expectation.shorter)}"
+
+
+def _depths(expectation: Expectation) -> str:
+    first, last = expectation.depths
+    return "" if (first, last) == (0.0, 1.0) else f", depths {first:g}-{last:g}"
 
 
 def _bounds(expectation: Expectation) -> str:

@@ -62,8 +62,8 @@ def test_presets_and_loads():
     assert [(load.context, load.cached) for load in quick.loads] == [
         *((1024, True), (1024, False), (4096, True), (4096, False))
     ]
-    assert len(material.text) > 100_000
-    whole, _ = make_plan(Asked(whole=True, concurrency=[8, 1], candidates=[]))
+    assert len(material.text) > 80_000
+    whole, _ = make_plan(Asked(preset=WHOLE, concurrency=[8, 1], candidates=[]))
     assert whole.candidates == WHOLE.candidates
     assert [load.concurrency for load in whole.loads[:3]] == [8, 1, 1], "the operator's first load decides"
     rated, _ = make_plan(Asked(rate=2.0, candidates=[WINDOW, "full"]))

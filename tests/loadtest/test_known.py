@@ -40,7 +40,12 @@ def as_known():
                 depth = (place + 0.5) / NEEDLES
                 lost = 2.2 if (1 - depth) * length > sees else 0.0
                 found.answers.append(
-                    Answer(name, MANY, length, 0, place, depth, ("1",), "1", 1.0, -7 * (0.3 + lost), 7)
+                    Answer(
+                        *(name, MANY, length, 0, place, depth, ("1",), "1"),
+                        float(not lost),
+                        -7 * (0.3 + lost),
+                        7,
+                    )
                 )
             found.answers.append(Answer(name, SINGLE, length, 0, 0, 0.5, ("1",), "1", 1.0, -2.0, 7))
             held = min(length, sees + 32) if near else length
@@ -61,10 +66,12 @@ def test_a_comparison_in_which_all_is_as_known():
     assert not holding.has_failed(findings)
 
 
-def expectation(name, figure, length, depths=(0.0, 1.0)):
-    wanted = (name, figure, length, depths)
+def expectation(name, figure, length, depths=(0.0, 1.0), task=SINGLE):
+    wanted = (name, figure, length, depths, task)
     (found,) = [
-        each for each in EXPECTED if (each.deployment, each.figure, each.length, each.depths) == wanted
+        each
+        for each in EXPECTED
+        if (each.deployment, each.figure, each.length, each.depths, each.task) == wanted
     ]
     return found
 
@@ -111,6 +118,15 @@ def test_needles_by_depth():
         finding = held(found, SINKS.name, Figure.LOGPROB, 1024, depths)
         assert finding.measured.value == pytest.approx(0.5)
         assert finding.held is Held.NO
+
+
+def test_a_window_that_finds_what_it_has_let_go():
+    found = as_known()
+    outside = (SINKS.name, Figure.FOUND, 4096, (0.0, 0.8), MANY)
+    assert held(found, *outside).measured.value == 0.0
+    found.answers = [replace(row, score=1.0) for row in found.answers]
+    finding = held(found, *outside)
+    assert (finding.measured.value, finding.measured.count, finding.held) == (1.0, 8, Held.NO)
 
 
 def test_the_pass_key_is_found():

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from loadtest.compare.judge import judge
+from loadtest.compare.presets import WHOLE
 from loadtest.compare.table import table
-from loadtest.deployment import WHOLE, Deployment, sparse
+from loadtest.deployment import Deployment, sparse
 from loadtest.evaluation.types import Memory
 from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, Sizes, Truth, draw
 
@@ -241,7 +242,8 @@ def test_the_table_fits_and_has_every_figure(usual, width):
 
 
 def test_eleven_candidates_fit_too():
-    whole = (*WHOLE[:8], Deployment("sliding_window window=4096 sinks=16 positions=cache", "sliding_window"))
+    widest = Deployment("sliding_window window=4096 sinks=16 positions=cache", "sliding_window")
+    whole = (*WHOLE.candidates[:8], widest)
     sizes = replace(SIZES, candidates=whole, contexts=2, lengths=(LONG,), noise=0.05)
     lines = text(draw(1, sizes), 80).splitlines()
     assert max(map(len, lines)) <= 80
