@@ -31,7 +31,7 @@ def load(
     ] = "fixed",
     concurrency: Annotated[
         str | None,
-        typer.Option(help="Closed loop: so many users, one request each; several: 1,8. [default: 8]"),
+        typer.Option(help="Closed loop: so many users, one request each; several: 1,8.", show_default="8"),
     ] = None,
     rate: Annotated[str | None, typer.Option(help="Open loop: sessions per second; several: 0.5,1.")] = None,
     burstiness: Annotated[
@@ -54,17 +54,21 @@ def load(
         int | None, typer.Option(min=0, help="Sessions before each run. Without it: one per user.")
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a prompt, or the most. [default: 128]")
+        int | None, typer.Option(min=1, help="Tokens of a prompt, or the most.", show_default="128")
     ] = None,
     output_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of an output, or the most. [default: 128; ShareGPT file: its own]"),
+        typer.Option(
+            min=1, help="Tokens of an output, or the most.", show_default="128; ShareGPT file: its own"
+        ),
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="shared-prefix: how many prefixes.")] = 4,
     prefix_tokens: Annotated[int, typer.Option(min=1, help="shared-prefix: tokens of each.")] = 512,
     turns: Annotated[
         int | None,
-        typer.Option(min=1, help="Questions of a conversation. [default: 4; ShareGPT file: the first alone]"),
+        typer.Option(
+            min=1, help="Questions of a conversation.", show_default="4; ShareGPT file: the first alone"
+        ),
     ] = None,
     most_prompt_tokens: Annotated[
         int, typer.Option(min=1, help="ShareGPT file: longer prompts are left out.")
@@ -121,7 +125,7 @@ def load(
     ] = "ids",
     endpoint_extra: Annotated[
         str | None,
-        typer.Option(help='JSON object: more fields of its requests. [default: {"ignore_eos": true}]'),
+        typer.Option(help="JSON object: more fields of its requests.", show_default='{"ignore_eos": true}'),
     ] = None,
     endpoint_key_env: Annotated[
         str | None, typer.Option(help="Variable of the environment that holds its key.")
