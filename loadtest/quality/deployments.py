@@ -46,4 +46,5 @@ def covering(context: int) -> list[Deployment]:
         sparse("lsh", "lsh", window=context),
         sparse("top-k, dense prefill", "topk", budget=context, prefill="dense"),
         sparse("top-k, sparse prefill", "topk", budget=context, prefill="sparse"),
+        sparse("oracle", "oracle", budget=context, prefill="sparse"),
     ]
