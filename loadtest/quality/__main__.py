@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from loadtest import texts
 from loadtest.quality import checks, report
-from loadtest.quality import text as texts
 from loadtest.quality.measurement import Check, run
 
 TESTS: dict[int, Callable[[str], Check]] = {

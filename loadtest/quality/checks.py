@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from loadtest import texts
 from loadtest.deployment import FULL, topk, window
 from loadtest.greedy import GREEDY
-from loadtest.quality import text as texts
 from loadtest.quality.decode_time import decode_times
 from loadtest.quality.deployments import BEYOND, FULL_BEYOND, TRAINED, covering, exact, window_beyond
 from loadtest.quality.measurement import Check, Measurement

@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 from rich.console import Console
 
+from loadtest.deployment import FULL, Deployment, window
 from loadtest.quality import __main__ as command
 from loadtest.quality import checks, measurement, report
-from loadtest.deployment import FULL, Deployment, window
 from loadtest.quality.deployments import covering
 from loadtest.quality.measurement import Check, Measurement, MeasurementError
 from loadtest.quality.types import DecodeTime, Needle, Outcome, Perplexity

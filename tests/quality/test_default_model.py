@@ -10,8 +10,8 @@ from attention.kernels.sdpa import Sdpa
 from attention.patterns.oracle import Oracle
 from attention.patterns.sparse import PATTERNS
 from attention.patterns.topk import TopK
+from loadtest import texts
 from loadtest.quality import checks
-from loadtest.quality import text as texts
 from loadtest.quality.deployments import covering
 from loadtest.quality.measurement import run
 from tests.engine.harness import greedy_requests, load, make_core

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.quality import text as texts
+from loadtest import texts
 from loadtest.quality.__main__ import TESTS
 from loadtest.quality.measurement import run
 

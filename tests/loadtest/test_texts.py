@@ -1,6 +1,6 @@
 import pytest
 
-from loadtest.quality import text as texts
+from loadtest import texts
 from longspan import Client
 from tests.scripted import serving
 
