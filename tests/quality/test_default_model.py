@@ -1,12 +1,9 @@
 """What patterns do to the real default model: the tests that are small enough for every run."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from attention.kernels.sdpa import Sdpa
 from attention.patterns.oracle import Oracle
 from attention.patterns.sparse import PATTERNS
 from attention.patterns.topk import TopK
@@ -16,6 +13,7 @@ from loadtest.quality.deployments import covering
 from loadtest.quality.measurement import run
 from tests.engine.harness import greedy_requests, load, make_core
 from tests.engine.harness import run as run_core
+from tests.engine.recorded import last_step
 
 # Whole pages, so that answers begin another.
 CONTEXT, PROMPT, OUTPUT = 128, 112, 8
@@ -64,22 +62,6 @@ def test_a_pattern_that_covers_the_context_is_full_attention(loaded, prompts, fu
     assert greedy(loaded, prompts, backend=deployment.attention, options=deployment.options) == full
 
 
-class Recorded(Sdpa):
-    """The kernel, which keeps what the last step's layers were asked."""
-
-    def __init__(self):
-        self.asked = {}
-
-    def forward(self, layer, query, cache, batch, pattern, sinks, turned=None):
-        slots = torch.arange(batch.seq_lens[0])
-        slots = (
-            batch.page_table[0, slots // batch.page_size].long() * batch.page_size + slots % batch.page_size
-        )
-        keys, values = (pages.flatten(0, 1)[slots] for pages in cache[:2])
-        self.asked[layer.index] = layer, query.clone(), batch.positions, keys, values
-        return super().forward(layer, query, cache, batch, pattern, sinks, turned)
-
-
 def attend(layer, query, keys, values, seen):
     """``[R, H, D]`` of ``seen`` ``[R, Hkv, L]``, in float64."""
     grouped = query.double().unflatten(1, (layer.kv_heads, -1))
@@ -90,23 +72,20 @@ def attend(layer, query, keys, values, seen):
 
 def test_the_oracle_is_nearer_to_full_attention_than_top_k_on_real_keys(loaded, default_model):
     """On average, in every layer that chooses by default; not so in the first, whose attention is flat."""
-    ids = AutoTokenizer.from_pretrained(default_model)(texts.reference())["input_ids"][:1500]
-    core = make_core(loaded, pages=100, max_batch_tokens=50, kernel="sdpa")
-    kernel = Recorded()
-    core.runner.attention = replace(core.runner.attention, kernel=kernel)
-    run_core(core, greedy_requests([ids], 1))
-    choosing = [index for index in kernel.asked if index not in TopK.dense_by_default]
+    ids = AutoTokenizer.from_pretrained(default_model)(texts.reference())["input_ids"][:1000]
+    asked = last_step(loaded, ids, rows=50)
+    choosing = [index for index in asked if index not in TopK.dense_by_default]
     assert len(choosing) == len(loaded.layers) - 2
     for index in choosing:
-        layer, query, positions, keys, values = kernel.asked[index]
+        layer, query, positions, keys, values = asked[index]
         assert positions[-1] == len(ids) - 1
         past = (torch.arange(len(keys)) <= positions[:, None])[:, None]
         whole = attend(layer, query, keys, values, past)
-        for budget in (128, 512):
+        for budget in (128, 256):
             errors = {}
             for kind in (TopK, Oracle):
                 pattern = kind(budget, 1, 4, "sparse")
-                seen = pattern.chosen(layer, query, positions, keys, core.kv.page_size)
+                seen = pattern.chosen(layer, query, positions, keys, 16)
                 away = (attend(layer, query, keys, values, seen) - whole).norm(dim=-1)
                 errors[kind] = float((away / whole.norm(dim=-1)).mean())
             assert errors[Oracle] < 0.8 * errors[TopK], (index, budget)

@@ -37,7 +37,6 @@ Row = Mapping[str, Any]
 
 def main(folder: str, method: str, keys: str, file: str, results: str) -> None:
     """The program."""
-    torch.set_num_threads(1)  # the other core is the server's
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
