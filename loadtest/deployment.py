@@ -85,6 +85,7 @@ WHOLE: tuple[Deployment, ...] = (
     topk(256),
     topk(512),
     topk(1024),
+    oracle(512),
     sparse("longformer", "longformer"),
     sparse("segment 512", "segment"),
     sparse("bigbird", "bigbird"),
