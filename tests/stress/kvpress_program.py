@@ -10,6 +10,8 @@ its own included. Methods:
   others and then thrown away at once but for the first 4 and the last; question and answer see these.
 - ``snapkv``: SnapKV with the question at the end of the context, as kvpress's evaluation has it for methods
   that are to know the question. (Without it, what is kept is a guess of what will be asked.)
+- ``choosing``: as SnapKV, but nothing is thrown away: each token of the answer after the first sees the keys
+  that its own query looks at most. The weights and the masking of keys by head are kvpress's.
 - ``sliding``: StreamingLLM with key rotation token by token, as the paper has it: after each, one key is
   thrown away, if there are ``KEYS``. Gives the log probabilities of the context's tokens.
 - ``kept``: the tokens whose keys SnapKV keeps of the context if it judges by the last query alone.
@@ -17,6 +19,7 @@ its own included. Methods:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +29,9 @@ from typing import Any
 
 import kvpress  # type: ignore[import-not-found]  # only here, and only where it is installed
 import torch
-from kvpress.utils import compute_n_kept  # type: ignore[import-not-found]
+from kvpress.utils import compute_n_kept, get_prerope_key_states  # type: ignore[import-not-found]
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipeline
+from transformers.models.llama.modeling_llama import rotate_half
 
 SINKS = 4
 _OBSERVED = 32
@@ -66,11 +70,49 @@ def _answer(model: Any, tokenizer: Any, method: str, keys: int, row: Row) -> Row
     elif method == "snapkv":
         press = kvpress.SnapKVPress(_ratio(context, keys - after), window_size=_OBSERVED)
     context_text = asked.pop("context")
-    answer = pipe(context_text, **asked, press=press, max_new_tokens=row["max_new_tokens"])["answer"]
+    with _choosing(model, keys) if method == "choosing" else contextlib.nullcontext():
+        answer = pipe(context_text, **asked, press=press, max_new_tokens=row["max_new_tokens"])["answer"]
     return {
         "predicted_answer": answer,
         "prompt": torch.cat([parts["context_ids"], *parts["questions_ids"]], dim=1)[0].tolist(),
     }
+
+
+@contextlib.contextmanager
+def _choosing(model: Any, keys: int) -> Iterator[None]:
+    whole: dict[int, torch.Tensor] = {}
+
+    def choose(module: Any, _: Any, given: Mapping[str, Any]) -> None:
+        hidden, rotation = given["hidden_states"], given["position_embeddings"]
+        module.masked_key_indices = None
+        if hidden.shape[1] > 1:
+            return
+        cos, sin = (each.unsqueeze(1) for each in rotation)
+        own = get_prerope_key_states(module, hidden)
+        own = own * cos + rotate_half(own) * sin
+        held = torch.cat([given["past_key_values"].layers[module.layer_idx].keys, own], dim=2)
+        weights = kvpress.SnapKVPress.compute_window_attention(module, hidden, held, 1, rotation)
+        scores = weights[0, :, 0].unflatten(0, (held.shape[1], -1)).mean(dim=1)
+        others = scores.topk(scores.shape[1] - (keys - 1), dim=-1, largest=False).indices
+        heads = torch.arange(held.shape[1])[:, None].expand_as(others)
+        module.masked_key_indices = torch.zeros_like(others).flatten(), heads.flatten(), others.flatten()
+        whole[module.layer_idx] = held
+
+    def restore(module: Any, _: Any, given: Mapping[str, Any], output: Any) -> None:
+        # kvpress masks keys in the cache itself, for good.
+        if module.masked_key_indices is not None:
+            given["past_key_values"].layers[module.layer_idx].keys = whole.pop(module.layer_idx)
+
+    layers = [layer.self_attn for layer in model.model.layers]
+    hooks = [layer.register_forward_pre_hook(choose, with_kwargs=True) for layer in layers]
+    hooks += [layer.register_forward_hook(restore, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            layer.masked_key_indices = None
 
 
 def _ratio(context: int, kept: int) -> float:
