@@ -67,4 +67,9 @@ def topk(budget: int) -> Deployment:
     return sparse(f"top-k {budget}", "topk", budget=budget)
 
 
+def oracle(budget: int) -> Deployment:
+    """The tokens that matter most to each query, as many as ``topk`` sees: for measuring, not for serving."""
+    return sparse(f"oracle {budget}", "oracle", budget=budget)
+
+
 FULL = Deployment("full")

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 
 from attention.formats import taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import blocks
 from attention.patterns.options import NumberedPattern
+from attention.patterns.runs import ranges_by_block, runs
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 _MOST_BUCKETS = 1 << 15
@@ -119,12 +119,8 @@ class Lsh(NumberedPattern, ContentPattern):
         for block in blocks(rows, batch, 4 * numbers * self.hashes, 16 * numbers):
             key_buckets = cache.digest[block.pages].flatten(1, 2)
             sees = self._sees(layer, query[block.rows], block.positions, key_buckets)
-            found.append((block.rows, _runs(sees)))
-        width = max((runs.shape[-2] for _, runs in found), default=0)
-        ranges = query.new_zeros(len(rows), layer.kv_heads, width, 2, dtype=torch.long)
-        for at, runs in found:
-            ranges[at] = pad(runs, (0, 0, 0, width - runs.shape[-2]))
-        return ranges
+            found.append((block.rows, runs(sees)))
+        return ranges_by_block(found, len(rows), layer.kv_heads, query.device)
 
     @property
     def _number_format(self) -> torch.dtype:
@@ -172,15 +168,3 @@ class Lsh(NumberedPattern, ContentPattern):
             # Rounded, lest the last digit of the machine's logarithm matter.
             self._directions[key] = torch.from_numpy(numbers.astype(np.float32)).double().to(device)
         return self._directions[key]
-
-
-def _runs(mask: torch.Tensor) -> torch.Tensor:
-    """Where ``mask`` ``[..., L]`` is true, as ranges ``[..., K, 2]``; empty ones last."""
-    edges = pad(mask, (1, 0)) != pad(mask, (0, 1))
-    nth = edges.cumsum(dim=-1, dtype=torch.int32)
-    width = int(nth[..., -1].max())
-    runs = torch.zeros(*mask.shape[:-1], width + 1, dtype=torch.long, device=mask.device)
-    at = torch.arange(edges.shape[-1], device=mask.device).expand_as(edges)
-    # What is no edge goes to a last place that is left out.
-    runs.scatter_(-1, (nth.long() - 1).where(edges, width), at)
-    return runs[..., :width].unflatten(-1, (-1, 2))

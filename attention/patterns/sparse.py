@@ -8,11 +8,12 @@ from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.longformer import Longformer
 from attention.patterns.lsh import Lsh
+from attention.patterns.oracle import Oracle
 from attention.patterns.segment import Segment
 from attention.patterns.topk import TopK
 
 PATTERNS: dict[str, type[Pattern]] = {
-    pattern.name: pattern for pattern in (Longformer, BigBird, Segment, Lsh, TopK)
+    pattern.name: pattern for pattern in (Longformer, BigBird, Segment, Lsh, TopK, Oracle)
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from loadtest.deployment import FULL, Deployment, sparse, topk, window
+from loadtest.deployment import FULL, Deployment, oracle, sparse, topk, window
 from loadtest.tasks.registry import TASKS
 
 
@@ -46,7 +46,7 @@ QUICK = Preset(
 
 WHOLE = Preset(
     "full",
-    "eleven variants, four lengths, all tasks, in an evening",
+    "twelve variants, four lengths, all tasks, in an evening",
     (
         FULL,
         window(508, 4),
@@ -55,6 +55,7 @@ WHOLE = Preset(
         topk(256),
         topk(512),
         topk(1024),
+        oracle(512),
         sparse("longformer", "longformer"),
         sparse("segment 512", "segment"),
         sparse("bigbird", "bigbird"),

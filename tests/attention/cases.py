@@ -17,6 +17,7 @@ from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
 from attention.patterns.longformer import Longformer
 from attention.patterns.lsh import Lsh
+from attention.patterns.oracle import Oracle
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
@@ -237,9 +238,9 @@ patterns = st.one_of(
 
 @st.composite
 def content_patterns(draw: st.DrawFn) -> ContentPattern:
-    if draw(st.booleans()):
+    if kind := draw(st.sampled_from([TopK, Oracle, None])):
         prefill = draw(st.sampled_from(["dense", "sparse"]))
         budget, sinks, recent = draw(st.integers(1, 90)), draw(st.integers(0, 3)), draw(st.integers(1, 4))
-        return TopK(budget, sinks, recent, prefill)
+        return kind(budget, sinks, recent, prefill)
     hashes, buckets = draw(st.integers(1, 3)), 2 * draw(st.integers(1, 20) | st.just(200))
     return Lsh(hashes, buckets, draw(st.integers(1, 20)), draw(st.integers(0, 5)), draw(st.integers(0, 99)))

@@ -13,6 +13,7 @@ from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
 from attention.patterns.lsh import Lsh
+from attention.patterns.oracle import Oracle
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.table import chooses_at, pages_chosen_at, spans_at
@@ -187,7 +188,7 @@ def test_patterns_may_give_more_ranges_for_some_positions():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from([TopK(48, 1, 2), TopK(48, 1, 2, "sparse"), Lsh.from_options({})]),
+    st.sampled_from([TopK(48, 1, 2), TopK(48, 1, 2, "sparse"), Oracle(48, 1, 2), Lsh.from_options({})]),
     st.lists(st.tuples(st.integers(0, 900), st.integers(1, 900)), max_size=20),
     st.integers(1, 20),
 )

@@ -22,7 +22,9 @@ MAX_TOKENS = 10
 TOPK = {"pattern": "topk", "budget": "16", "recent_pages": "1", "dense_layers": ""}
 SPARSE = {**TOPK, "prefill": "sparse"}
 LSH = {"pattern": "lsh", "hashes": "2", "buckets": "16", "window": "6", "sinks": "2"}
-CHOICES = {"topk": TOPK, "topk-sparse": SPARSE, "lsh": LSH}
+ORACLE = {**TOPK, "pattern": "oracle"}
+CHOICES = {"topk": TOPK, "topk-sparse": SPARSE, "lsh": LSH, "oracle": ORACLE}
+DENSE_PREFILL = (TOPK, ORACLE)
 
 every_choice = pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
 
@@ -174,6 +176,7 @@ def test_layers_that_are_left_alone(loaded, prompts, expected):
         {"pattern": "topk", "budget": "83"},
         {"pattern": "topk", "budget": "83", "prefill": "sparse", "dense_layers": ""},
         {"pattern": "lsh", "window": "83"},
+        {"pattern": "oracle", "budget": "83", "prefill": "sparse", "dense_layers": ""},
     ],
 )
 def test_a_choice_that_covers_the_context_is_full_attention(loaded, prompts, options):
@@ -190,7 +193,7 @@ def test_a_prompt_made_of_an_earlier_answer(loaded, prompts, expected, options):
     longer = prompt + answer[:-1]
     found = run(core, greedy_requests([longer], MAX_TOKENS, first_id=2))[2]
     assert found.tokens == greedy_by_definition(loaded, options, longer)
-    whole_pages = len(prompt if options is TOPK else longer) // PAGE_SIZE
+    whole_pages = len(prompt if options in DENSE_PREFILL else longer) // PAGE_SIZE
     assert found.cached_tokens == whole_pages * PAGE_SIZE
 
 
@@ -210,7 +213,7 @@ def test_an_answer_that_was_a_prompt_before(loaded, prompts, expected, options):
         collect(core, outcomes)
     assert outcomes[2].preemptions == 1
     assert outcomes[2].tokens == answer
-    known = len(prompt) if options is TOPK else len(prompt) + 8
+    known = len(prompt) if options in DENSE_PREFILL else len(prompt) + 8
     assert core.kv.prefix_hits - hits == known // PAGE_SIZE * PAGE_SIZE
 
 

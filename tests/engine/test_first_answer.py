@@ -12,7 +12,7 @@ from server.text.tokenizer import Tokenizer
 from tests.engine.harness import run
 
 ANSWER = "The capital of Japan is Tokyo.<|im_end|>"
-PATTERNS = ("longformer", "segment", "bigbird", "topk", "lsh")
+PATTERNS = ("longformer", "segment", "bigbird", "topk", "lsh", "oracle")
 BACKENDS = [("full", {}), ("sliding_window", {}), *(("sparse", {"pattern": name}) for name in PATTERNS)]
 CASES = [
     (backend, options, kernel, weights)

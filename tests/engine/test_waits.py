@@ -171,7 +171,7 @@ def test_lsh_counts_what_it_chose_in_every_layer(models):
     """How many runs there are, and how many tokens the longest choice has."""
     expected = {
         SAMPLER: 1,
-        "attention/patterns/lsh.py:_runs": LAYERS,
+        "attention/patterns/runs.py:runs": LAYERS,
         "attention/kernels/plan.py:plan_rows": LAYERS,
     }
     submits = requests([GREEDY] * 4)

@@ -27,6 +27,7 @@ VARIANTS = {
             "segment": {"segment": "12", "sinks": "2"},
             "lsh": {"window": "9", "buckets": "8", "hashes": "2"},
             "topk": {"budget": "24", "recent_pages": "2", "dense_layers": "0"},
+            "oracle": {"budget": "24", "recent_pages": "2", "dense_layers": "0"},
         }.items()
     },
 }
