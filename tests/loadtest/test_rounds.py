@@ -168,14 +168,17 @@ def test_loads_take_turns_until_the_budget_is_spent_and_it_is_kept():
     assert 295 < machine.now - 100 < 301
 
 
-def test_nothing_is_repeated_when_the_time_is_up():
+def test_nothing_begins_when_the_time_is_up():
     machine = Machine(noise=0.0, disturbed=set(range(100)))
     made = simulate(machine, budget=3.0, a=1.0, b=1.0)  # each visit takes 2 seconds
-    assert [each.attempt for each in made.measurements] == [0] * 4
+    assert [(each.visit, each.attempt) for each in made.measurements] == [(0, 0)] * 2
     machine = Machine(noise=0.0, disturbed=set(range(100)))
     made = simulate(machine, a=1.0, b=1.0)
-    # The way there is tried once more, which ends at 8 of 7 seconds; after that nothing is.
-    assert [each.attempt for each in made.step(SHORT, machine.now + 7)] == [0, 0, 1, 1, 0, 0]
+    # The way there is tried once more, which ends at 8 of 7 seconds; there is no way back.
+    cut = made.step(SHORT, machine.now + 7)
+    assert [(each.visit, each.attempt) for each in cut] == [(0, 0)] * 2 + [(0, 1)] * 2
+    # What was cut short is a round of its own, and only the next one has a pair of visits.
+    assert {each.round for each in made.step(SHORT)} == {1}
 
 
 def pairs(*ratios):
