@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 import psutil
 
 from loadtest.deployment import Deployment
-from loadtest.load.listening import processes_on
 from loadtest.measuring import weather
+from loadtest.measuring.listening import processes_on
 from loadtest.measuring.served import Served, event_loop
 from loadtest.servers import Address, NotStartedError, serve
 
