@@ -178,6 +178,14 @@ def _mean(values: Iterable[float]) -> float:
     return fmean(kept) if kept else math.nan
 
 
+def is_whole(comparison: Comparison) -> bool:
+    """No candidate failed, and none was refused a question, a block of text or the watch on its KV cache."""
+    names = [candidate.name for candidate in comparison.plan.candidates]
+    held = {(row.deployment, row.length) for row in comparison.memory if not row.error}
+    refused = [row for row in comparison.memory if row.error and (row.deployment, row.length) not in held]
+    return not (comparison.failed or refused or any(failures(comparison, name) for name in names))
+
+
 def failures(comparison: Comparison, name: str) -> list[str]:
     """Why questions or blocks of text have no result of a candidate, each reason once; retried ones aside."""
     answered = {answer_key(row) for row in comparison.answers if row.deployment == name and not row.error}
