@@ -13,12 +13,13 @@ from attention.patterns.sliding_window import SlidingWindow
 from loadtest.compare.equal import covers, equal_pairs, equal_work
 from loadtest.compare.evidence import is_whole
 from loadtest.compare.ground import frequency_perplexity
-from loadtest.compare.holm import holm, p_worse, student_quantile, student_tail
+from loadtest.compare.holm import holm, p_worse
 from loadtest.compare.judge import judge
 from loadtest.compare.stopping import is_firm, open_tests
 from loadtest.compare.types import Evidence, Outcome
 from loadtest.deployment import Deployment, sparse
 from loadtest.measuring.types import Interval, Load
+from loadtest.student import student_quantile, student_tail
 from tests.loadtest.synthetic import DECODE, FULL, LONG, PROMPT, TOPK, WINDOW, Sizes, Truth, draw
 
 RUNS = 200

@@ -110,3 +110,12 @@ def test_few_samples_claim_nothing_and_more_confidence_takes_more_of_them():
     wide, narrow = median_interval(values, 0.98), median_interval(values, 0.8)
     assert wide.low <= narrow.low <= narrow.value <= narrow.high <= wide.high
     assert median_interval(values) == median_interval(list(values))
+
+
+def test_two_contexts_that_differ_tell_as_little_as_students_t_says():
+    """With one degree of freedom its quantile is 12.7; an expansion about the normal one gives 9.7."""
+    lost = [1.0] * 12 + [0.0] * 38 + [1.0] * 4 + [0.0] * 46
+    labels = [0] * 50 + [1] * 50
+    loss = score_loss([1.0] * 100, [1.0 - each for each in lost], 0.95, labels)
+    together = 2 * (4**2 + 4**2) + 1
+    assert loss.low == pytest.approx(16 / 102 - 12.706 * math.sqrt(together) / 102, abs=1e-3)
