@@ -275,6 +275,29 @@ def test_one_spike_neither_alarms_nor_makes_a_difference():
         assert not found.low > 1.05
 
 
+def test_two_visits_are_held_together_so_that_above_1_the_second_was_faster():
+    visits = [("tpot", (2.0, 1.0)), ("output_rate", (1.0, 2.0))]
+    for figure, values in visits:
+        made = [cell("a", number, visit, {figure: values[visit]}) for number in range(6) for visit in (0, 1)]
+        assert null(made, "a", "l", figure).value == 2.0
+
+
+def test_rounds_that_differ_are_an_alarm_where_they_are_the_bases_alone():
+    """Pairing cancels what the base shares; a candidate that changes by itself is what is measured."""
+    slower = [1.0, 1.0, 1.0, 1.5, 2.5, 2.5, 2.5, 2.5]
+
+    def made(a, b):
+        return [
+            cell(name, number, visit, {"tpot": times[number]})
+            for number in range(8)
+            for visit in (0, 1)
+            for name, times in (("a", a), ("b", b))
+        ]
+
+    assert "of a at l changed by a factor of 2.5 from round to round" in busy(made(slower, slower))
+    assert busy(made([1.0] * 8, slower)) == ""
+
+
 def test_drift_cancels():
     wrong = 0
     for machine in runs(100, drift=0.5 / 32):
