@@ -17,6 +17,7 @@ from loadtest.measuring.types import Interval, Load, length_label
 
 _STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}
 _MEBIBYTE = 2**20
+_GIBIBYTE = 2**30
 # Names of this many letters leave room for all columns in a terminal of 80.
 _NAME = 18
 
@@ -24,7 +25,8 @@ _NAME = 18
 def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     """Figures by context, what each variant brings and costs, and what to deploy.
 
-    Below each figure stands its interval. ``x`` is how many times better than full attention.
+    Below each figure stands its interval; a legend says what the heads mean. Outcomes, which are of a variant
+    at all contexts together, stand in the last grid alone.
 
     Args:
         comparison: with the rows.
@@ -42,8 +44,8 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     if notes:
         notes = [Text("\nThese tell nothing of the variants:"), *notes]
     return Group(
-        _heading(comparison), *grids, *_effective(comparison, judgment), Text(), *verdicts, *notes, Text(),
-        *advice, *command,
+        _heading(comparison), *grids, _legend(comparison), *_effective(comparison, judgment),
+        Text(), *verdicts, *notes, Text(), *advice, *command,
     )  # fmt: skip
 
 
@@ -80,6 +82,26 @@ def _heading(comparison: Comparison) -> Text:
     return Text("; ".join(parts), style="dim")
 
 
+def _legend(comparison: Comparison) -> Text:
+    """What the grids' heads mean."""
+    loads = [load for context in comparison.plan.contexts if (load := operators_load(comparison, context))]
+    speed = "TPOT: time per output token"
+    if any(deciding_figure(load) == "output_rate" for load in loads):
+        speed = "tok/s: output tokens per second of all users"
+    memory = comparison.plan.kv_memory
+    within = f" that {figure(memory / _GIBIBYTE)} GiB of KV cache hold" if memory else ""
+    parts = [
+        speed,
+        "x full: how many times better than full attention, paired by round",
+        "TTFT: time to first token of new prompts",
+        f"KV: cache of one sequence; fit: sequences{within}",
+        "perplexity: as a ratio to full's",
+        "score: share of right answers, and of how many questions",
+        "-: not measured",
+    ]
+    return Text("\n" + "; ".join(parts), style="dim")
+
+
 def _item(sentence: str, style: str) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row(Text("-", style=style), Text(sentence))
@@ -107,7 +129,7 @@ def _grid(comparison: Comparison, judgment: Judgment, context: int) -> Renderabl
         verdict = verdicts.get(candidate.name)
         gains = verdict.gains if verdict else figures(comparison)
         grid.add_row(
-            _name(comparison, candidate.name, verdict),
+            _name(comparison, candidate.name, verdict if context == comparison.plan.contexts[-1] else None),
             *_speed(gains, load, new, own=verdict is not None),
             *_memory(gains, context, own=verdict is not None),
             *_quality(judgment, verdict, context),

@@ -18,7 +18,7 @@ _NAMED = 2
 _GAIN = {
     "tpot": "decodes {} times as fast{}{}",
     "ttft": "reaches the first token {} times as fast{}{}",
-    "output_rate": "puts out {} times as many tokens per second{}{}",
+    "output_rate": "generates {} times as many tokens per second{}{}",
     "bytes": "has a KV cache {} times smaller{}{}",
     "fits": "fits {} times as many sequences into the same memory{}{}",
 }
@@ -110,9 +110,9 @@ def figure_words(gain: Gain, confidence: float) -> str:
     """
     name = _FIGURES[gain.figure]
     if gain.equal_work:
-        return f"{name}: it computes what full attention computes, so any difference is the machine's"
+        return f"{name}: it does the same work as full attention, so any difference is the machine's"
     if not gain.ratio.claimed:
-        return f"{name}: {gain.ratio.count} of the {least(confidence)} rounds that an interval takes"
+        return f"{name}: {gain.ratio.count} rounds were measured, and an interval takes {least(confidence)}"
     if not gain.different:
         between = f"{times(gain.ratio.low)} to {times(gain.ratio.high)} times"
         return f"{name}: no difference could be shown ({between})"
@@ -131,8 +131,7 @@ def quality(tests: Iterable[Evidence]) -> str:
 
 def test_words(test: Evidence) -> str:
     """What one test found, with its interval and margin."""
-    at, write = f" at {length_label(test.length)}" if test.length else "", amount(test.unit)
-    loss = test.loss
+    at, write, loss = _at(test), amount(test.unit), test.loss
     if not loss.count:
         return f"{_subject(test)}{at}: {PENDING}"
     within = f"{write(loss.low)} to {write(loss.high)}; " if loss.claimed else "no interval yet; "
@@ -144,7 +143,7 @@ def test_words(test: Evidence) -> str:
         case "agreement":
             said = f"{write(loss.value)} of the tokens of your answers differ from full's"
         case _:
-            verb = "loses" if loss.value >= 0 else "wins"
+            verb = "loses" if loss.value >= 0 else "gains"
             said = f"{verb} {100 * abs(loss.value):.1f} of 100 points in {_subject(test)}"
     where = f", {test.where}" if test.where else ""
     return f"{said}{at} ({within}margin {write(test.margin)}){where}"
@@ -168,8 +167,11 @@ def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
             return "it computes full attention"
         return quality(tests) or "it sees the whole context at these lengths, as full attention does"
     open_tests = [test for test in tests if test.decides and test.outcome is Outcome.UNKNOWN]
-    named = sorted(open_tests, key=lambda test: -_share(test))[:_NAMED]
+    found = [test for test in open_tests if test.loss.count]
+    named = sorted(found, key=lambda test: -_share(test))[:_NAMED]
     said = ["; ".join(filter(None, (test_words(test), more_words(test)))) for test in named]
+    if missing := [f"{_subject(test)}{_at(test)}" for test in open_tests if not test.loss.count]:
+        said.append(f"{PENDING}: {listed(missing)}")
     failed = [f"not all could be measured ({why})" for why in failures(comparison, judged.deployment)[:1]]
     return "; ".join([*said, *failed]) or PENDING
 
@@ -193,6 +195,10 @@ def _broken(judged: Verdict, test: Evidence) -> str:
 def _share(test: Evidence) -> float:
     """How many times more samples a test needs than it has."""
     return (test.more or 0) / max(test.loss.count, 1)
+
+
+def _at(test: Evidence) -> str:
+    return f" at {length_label(test.length)}" if test.length else ""
 
 
 def _subject(test: Evidence) -> str:
@@ -220,9 +226,11 @@ def settling(tests: Sequence[Evidence], seconds: float) -> str:
     """How much longer to measure until all tests are settled, if samples come as fast as they did.
 
     Args:
-        tests: of one variant.
+        tests: of one variant or of several.
         seconds: that it took to get what there is.
     """
+    if any(test.decides and not test.loss.count and test.outcome is Outcome.UNKNOWN for test in tests):
+        return "some of it was not measured at all: give a longer --budget"
     shares = [_share(test) for test in tests if test.decides and test.more and test.loss.count]
     if not shares or not seconds:
         return ""

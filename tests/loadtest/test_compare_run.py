@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from loadtest.compare.plan import Asked, PlanError, budget, make_plan
 from loadtest.compare.presets import QUICK, WHOLE
 from loadtest.compare.types import Outcome
 from loadtest.deployment import FULL
+from tests.loadtest.synthetic import Sizes, draw
 from tests.models_zoo import save_tiny
 
 WINDOW = "sliding_window window=124 sinks=4"
@@ -35,7 +37,7 @@ COMMAND = [sys.executable, "-m", "server.cli", "compare"]
         (Asked(confidence=95), "give 0.5 to 0.999"),
         (Asked(rate=0.0), "sessions per second above 0"),
         (Asked(rate=2.0, concurrency=[8]), "two kinds of load"),
-        (Asked(text="/nowhere"), "/nowhere can't be read: No such file"),
+        (Asked(text=Path("/nowhere")), "/nowhere can't be read: No such file"),
     ],
 )
 def test_what_cant_be_measured_is_refused(asked, sentence):
@@ -217,3 +219,40 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_command_goes_on(tmp_path, tiny)
     assert after.answers[: len(before.answers)] == before.answers
     assert judge(after).verdicts[0].outcome is not Outcome.SAFE, "a random model tells nothing"
     assert after.plan == before.plan
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--html", "nowhere/r.html"], "there is no folder nowhere; make it first"),
+        (["--json", "."], "is a folder; name a file"),
+        (["--csv", "c.json"], "is a file; name a folder"),
+        (["--context", "4q"], "write it like 1024,8192 or 1k,8k"),
+        (["--task", "needles,nix"], "there is no task nix;"),
+        (["--show", "c.json", "--model", "x"], "--show measures nothing; leave out --model"),
+        (["--show", "c.json", "--margin", "score=2"], "a number between 0 and 1"),
+    ],
+)
+def test_options_are_refused_before_anything_starts(tmp_path, options, sentence):
+    drawn = draw(1, Sizes(blocks=6, contexts=2, turns=3, rounds=2))
+    document.save(drawn, tmp_path / "c.json")
+    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert "starting" not in done.stderr
+
+
+def test_a_result_is_judged_by_other_margins(tmp_path):
+    document.save(draw(1, Sizes()), tmp_path / "c.json")
+
+    def shown(*more):
+        done = subprocess.run(
+            [*COMMAND, "--show", str(tmp_path / "c.json"), *more], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "margin 1.05" in shown()
+    wider = shown("--margin", "perplexity=0.5", "--confidence", "0.9")
+    assert "margin 1.5" in wider
+    assert "at 90% confidence." in wider
