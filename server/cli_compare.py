@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_compare_options import REFUSED, list_tasks, numbers, only_shown, words, writable
+from server.cli_checks import only_shown, writable
+from server.cli_compare_options import REFUSED, list_tasks, numbers, words
 from server.cli_shared import fail, require_server
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 _ENDING_SECONDS = 5.0
 _WIDTH = 100  # of what goes to a file
+_WITH_SHOW = ("show", "preset", "full", "margins", "confidence", "html_file", "csv_folder")
 
 
 def compare(
@@ -148,9 +150,9 @@ def compare(
     if tasks == ["help"]:
         list_tasks()
         return
-    writable(json_file, html_file, csv_folder)
+    writable(json_file, html_file, csv_folder=csv_folder, code=REFUSED)
     if show is not None:
-        only_shown(context)
+        only_shown(context, _WITH_SHOW, REFUSED)
         try:
             found = document.load(show)
             found.plan = rejudged(found.plan, margins or [], confidence)

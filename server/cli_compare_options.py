@@ -1,47 +1,11 @@
-"""What ``longspan compare`` refuses or answers before it measures: its options, read and checked."""
+"""Options of ``longspan compare``: how they are read, and the list of tasks."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
-
-import typer
 
 from server.cli_shared import fail
 
 REFUSED = 2
 """Exit code of what is refused before anything is measured."""
-
-_WITH_SHOW = ("show", "preset", "full", "margins", "confidence", "html_file", "csv_folder")
-
-
-def writable(json_file: Path | None, html_file: Path | None, csv_folder: Path | None) -> None:
-    """Refuses before hours of measuring what could not be written after them."""
-    for option, path in (("--json", json_file), ("--html", html_file)):
-        if path is None:
-            continue
-        if path.is_dir():
-            fail(f"{option} {path} is a folder; name a file", REFUSED)
-        if not path.parent.is_dir():
-            fail(f"{option} {path}: there is no folder {path.parent}; make it first", REFUSED)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            fail(f"{option} {path} can't be written; name another file", REFUSED)
-    if csv_folder is not None and csv_folder.exists() and not csv_folder.is_dir():
-        fail(f"--csv {csv_folder} is a file; name a folder", REFUSED)
-
-
-def only_shown(context: typer.Context) -> None:
-    """Refuses options of measuring beside --show, which would do nothing."""
-    given = [
-        max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name not in _WITH_SHOW
-        and parameter.name is not None
-        and (source := context.get_parameter_source(parameter.name)) is not None
-        and source.name == "COMMANDLINE"
-    ]
-    if given or context.args:
-        fail(f"--show measures nothing; leave out {' and '.join([*given, *context.args])}", REFUSED)
 
 
 def list_tasks() -> None:

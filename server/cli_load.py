@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from server.cli_checks import only_shown, require_numpy, require_templates, writable
 from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, UNBROKEN, Host, Port, fail, fail_call
 
 if TYPE_CHECKING:
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 _METRICS_PORT = 9464
 _SEEDS = 1 << 31
+_WITH_SHOW = (
+    *("show", "against", "csv_file", "html_file"),
+    *("host", "port", "metrics_host", "metrics_port", "no_metrics"),
+)
 
 
 def load(
+    context: typer.Context,
     workload: Annotated[
         str,
         typer.Option(
@@ -152,13 +157,16 @@ def load(
         fail("--concurrency, --rate and --sweep exclude one another; give one")
     if endpoint is None and (endpoint_only or endpoint_model or tokenizer):
         fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
+    writable(json_file, html_file, csv_file)
+    if show is not None:
+        only_shown(context, _WITH_SHOW)
     try:
         if html_file is not None:
-            _require_templates()
+            require_templates()
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
         if repeats > 1 or _repeated(earlier) or _repeated(result):
-            _require_numpy()
+            require_numpy()
         one = asked.loads(concurrency, rate, burstiness)
         peer = None
         if endpoint is not None:
@@ -201,7 +209,7 @@ def load(
             *(most_prompt_tokens, most_total_tokens),
         )
         result = _measure(plan, wanted)
-    _tell(result, earlier, json_file if show is None else None, csv_file, html_file)
+    _tell(result, earlier, json_file, csv_file, html_file)
 
 
 def _measure(plan: Plan, wanted: Wanted) -> Result:
@@ -285,15 +293,3 @@ def _tell(
 def _repeated(result: Result | None) -> bool:
     """A document has loads that were measured more than once."""
     return result is not None and len({run.label for run in result.runs}) < len(result.runs)
-
-
-def _require_numpy() -> None:
-    """Ends the command unless intervals across runs can be computed."""
-    if not find_spec("numpy"):
-        fail("intervals across --repeats need numpy; run: pip install 'longspan[load]'")
-
-
-def _require_templates() -> None:
-    """Ends the command unless reports can be written."""
-    if not find_spec("jinja2"):
-        fail("--html needs jinja2; run: pip install 'longspan[load]'")
