@@ -136,8 +136,12 @@ def _grid(comparison: Comparison, judgment: Judgment, context: int) -> Renderabl
         )
     title = load.label if load else length_label(context)
     others = [one for one in comparison.plan.loads if one.context == context and one not in (load, new)]
-    beside = [_load(comparison, judgment, one) for one in others]
+    beside = [_load(comparison, judgment, one) for one in others if _is_measured(comparison, one)]
     return Group(Text(f"\n{title}", style="bold"), grid, *beside)
+
+
+def _is_measured(comparison: Comparison, load: Load) -> bool:
+    return any(cell.load == load.label and cell.figures for cell in comparison.speed)
 
 
 def _load(comparison: Comparison, judgment: Judgment, load: Load) -> RenderableType:
