@@ -47,7 +47,8 @@ def load(
         typer.Option("--sweep", help="1, 2, 4 ... users until the server is full, then rates below that."),
     ] = False,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Of every load, there and back; 6 or more give 95% intervals.")
+        int,
+        typer.Option(min=1, help="How often each load is measured, there and back; from 6 on 95% intervals."),
     ] = 1,
     requests: Annotated[
         int | None, typer.Option(min=1, help="Sessions per run. Without it: a number that suits the load.")
@@ -95,12 +96,13 @@ def load(
     target_latency: Annotated[
         float | None, typer.Option(min=0.0, help="Goodput: seconds of a request.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Write every request there, a row each.")
+        Path | None, typer.Option("--csv", help="Write every request to this file, a row each.")
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write a report there, with --against also what changed.")
+        Path | None,
+        typer.Option("--html", help="Write a report to this file, with --against also what changed."),
     ] = None,
     show: Annotated[Path | None, typer.Option(help="Show this result instead of measuring.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with this earlier result.")] = None,
@@ -116,7 +118,7 @@ def load(
     endpoint: Annotated[
         str | None,
         typer.Option(
-            help="A second target with OpenAI's HTTP interface, measured by turns: http://127.0.0.1:8000/v1."
+            help="A second target with OpenAI's HTTP interface, measured by turns, like http://HOST:8000/v1."
         ),
     ] = None,
     endpoint_only: Annotated[

@@ -28,7 +28,7 @@ def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) 
     speed, memory = ((), ()) if ground.none else fronts(comparison, verdicts)
     winner, sentences = _recommend(comparison, verdicts, ground)
     failed = [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
-    command = next((one.command for one in plan.candidates if one.name == winner), "")
+    command = plan.command(winner) if winner else ""
     return Advice(winner, tuple(map(ended, [*sentences, *failed])), command, speed, memory)
 
 

@@ -61,7 +61,7 @@ def _verdict(comparison: Comparison, name: str, ground: Ground) -> Verdict:
         analysis.effective_length(comparison, name),
         exact,
         "",
-        next(one.command for one in comparison.plan.candidates if one.name == name),
+        comparison.plan.command(name),
     )
     return replace(verdict, sentence=words.verdict(comparison, verdict, ground))
 

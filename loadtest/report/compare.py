@@ -71,7 +71,7 @@ def render(
         figures=figures.rows(judgment, view.numbers(comparison)),
         uninformative=judgment.uninformative,
         facts=_facts(comparison),
-        full_command=comparison.plan.candidates[0].command,
+        full_command=comparison.plan.command(comparison.plan.candidates[0].name),
         full_name=comparison.plan.candidates[0].name,
         confidence=f"{comparison.plan.confidence:.0%}",
         json=page.embedded(document),

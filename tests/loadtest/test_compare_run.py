@@ -201,11 +201,12 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_command_goes_on(tmp_path, tiny)
         wait_for(lambda: has_rows(tmp_path / "c.json"))
         children = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        shown, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, errors
     assert "the same command goes on from" in errors
+    assert "512, 1 user, cached prompts" in shown, "what there is so far"
     wait_for(lambda: not any(child.is_running() for child in children), 30)
     before = document.load(tmp_path / "c.json")
     again = start(tmp_path, tiny, budget="30")

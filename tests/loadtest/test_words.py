@@ -59,6 +59,15 @@ def test_the_winner(usual):
     advice = judge(usual).advice
     assert advice.winner == TOPK.name
     assert advice.command == TOPK.command
+    arguments = ("--model", "my models/llama", "--threads", "4")
+    own = judge(replace(usual, plan=replace(usual.plan, arguments=arguments)))
+    serve = "longspan serve --model 'my models/llama' --threads 4 --attention"
+    assert (
+        own.advice.command == f"{serve} sparse --attention-option pattern=topk --attention-option budget=512"
+    )
+    assert own.verdicts[0].command.startswith(f"{serve} sliding_window"), (
+        "what was measured is what is served"
+    )
     assert list(advice.sentences) == [
         "Deploy top-k 512: at 4k, 1 user, cached prompts it decodes 1.25 times as fast as full attention "
         "(1.24 to 1.26).",
