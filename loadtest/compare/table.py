@@ -45,7 +45,7 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
         notes = [Text("\nThese tell nothing of the variants:"), *notes]
     return Group(
         _heading(comparison), *grids, _legend(comparison), *_effective(comparison, judgment),
-        Text(), *verdicts, *notes, Text(), *advice, *command,
+        *_own(comparison, judgment), Text(), *verdicts, *notes, Text(), *advice, *command,
     )  # fmt: skip
 
 
@@ -66,6 +66,32 @@ def _effective(comparison: Comparison, judgment: Judgment) -> list[RenderableTyp
     shortest = length_label(plan.contexts[0])
     share = f"{plan.margins.effective:.0%} of full's score at {shortest}"
     return [Text(f"\nEffective length ({share} kept): {said}")]
+
+
+def _own(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
+    """How each answers the user's own questions, which belong to no context length."""
+    tests = [test for one in judgment.verdicts for test in one.evidence if test.measure == "own"]
+    if not any(test.loss.count for test in tests):
+        return [Text("\nYour own questions: none asked yet")] if comparison.plan.own else []
+    lines = []
+    if known := [test for test in tests if test.unit == "score" and test.loss.count]:
+        found = [(comparison.plan.candidates[0].name, known[0].full)]
+        found += [(test.deployment, test.own) for test in known]
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in found)
+        lines.append(f"Your own questions, share of right answers in {_counts(known)}: {scores}")
+    if free := [test for test in tests if test.unit == "agreement" and test.loss.count]:
+        shares = ", ".join(f"{test.deployment} {1 - test.loss.value:.0%}" for test in free)
+        lines.append(
+            "Your own questions without a known answer, share of an answer up to its first difference from "
+            f"full's in {_counts(free)}: "
+            f"{shares}"
+        )
+    return [Text("\n" + "\n".join(lines))]
+
+
+def _counts(tests: Sequence[Evidence]) -> str:
+    counts = sorted({test.loss.count for test in tests})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _heading(comparison: Comparison) -> Text:

@@ -43,6 +43,8 @@ _DECIDING = (
     ("score", "own"),
     ("agreement", "own"),
 )
+# What agreement measures: after the first difference two models continue two texts.
+_AFTER = "the answers to your questions comes after their first difference from full's"
 _SAMPLES = {
     "perplexity": "block{} of text",
     "score": "question{}",
@@ -141,7 +143,7 @@ def test_words(test: Evidence) -> str:
         case "logprob":
             said = f"right answers lose {write(loss.value)} nats per token in {_subject(test)}"
         case "agreement":
-            said = f"{write(loss.value)} of the tokens of your answers differ from full's"
+            said = f"{write(loss.value)} of {_AFTER}"
         case _:
             verb = "loses" if loss.value >= 0 else "gains"
             said = f"{verb} {100 * abs(loss.value):.1f} of 100 points in {_subject(test)}"
@@ -218,7 +220,7 @@ def _at_most(test: Evidence) -> str:
         case "logprob":
             return f"right answers lose at most {high} nats per token where full fails (margin {margin})"
         case "agreement":
-            return f"at most {high} of the tokens of your answers differ (margin {margin})"
+            return f"at most {high} of {_AFTER} (margin {margin})"
     return f"at most {high} of 100 points lost in {_subject(test)} (margin {margin})"
 
 

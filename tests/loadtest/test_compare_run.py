@@ -146,7 +146,17 @@ def tiny(tmp_path_factory):
 
 def start(folder, tiny, *more, budget="120"):
     """A comparison of a random model, which takes little time."""
-    command = [*COMMAND, "--model", str(tiny), "--context", "512", "--candidate", WINDOW, "--task", "needles"]
+    command = [
+        *COMMAND,
+        "--model",
+        str(tiny),
+        "--context",
+        "1024",
+        "--candidate",
+        WINDOW,
+        "--task",
+        "passkey",
+    ]
     command += ["--budget", budget, "--json", str(folder / "c.json"), *more]
     command += ["--", "--threads", "1", "--kv-memory", "64MiB", "--weights", "float"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -172,7 +182,8 @@ def wait_for(condition, seconds=120.0):
         time.sleep(0.1)
 
 
-def has_rows(file):
+def has_rows(process, file):
+    assert process.poll() is None, process.stderr.read()
     return file.exists() and len(json.loads(file.read_text())["answers"]) > 0
 
 
@@ -180,7 +191,7 @@ def has_rows(file):
 def test_a_variant_that_fails_is_named_and_an_interrupted_run_goes_on(tmp_path, tiny):
     process = start(tmp_path, tiny)
     try:
-        wait_for(lambda: has_rows(tmp_path / "c.json"))
+        wait_for(lambda: has_rows(process, tmp_path / "c.json"))
         (server,) = [child for child in servers(process, "sliding_window") if child.ppid() == process.pid]
         server.kill()
         _, errors = process.communicate(timeout=150)
@@ -198,7 +209,7 @@ def test_a_variant_that_fails_is_named_and_an_interrupted_run_goes_on(tmp_path, 
 def test_ctrl_c_keeps_what_there_is_and_the_same_command_goes_on(tmp_path, tiny):
     process = start(tmp_path, tiny)
     try:
-        wait_for(lambda: has_rows(tmp_path / "c.json"))
+        wait_for(lambda: has_rows(process, tmp_path / "c.json"))
         children = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGINT)
         shown, errors = process.communicate(timeout=60)
@@ -206,7 +217,7 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_command_goes_on(tmp_path, tiny)
         process.kill()
     assert process.returncode == 130, errors
     assert "the same command goes on from" in errors
-    assert "512, 1 user, cached prompts" in shown, "what there is so far"
+    assert "1k, 1 user, cached prompts" in shown, "what there is so far"
     wait_for(lambda: not any(child.is_running() for child in children), 30)
     before = document.load(tmp_path / "c.json")
     again = start(tmp_path, tiny, budget="30")

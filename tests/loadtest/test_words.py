@@ -1,5 +1,6 @@
 """What the judgment says: exactly, on comparisons with plain figures."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -9,8 +10,9 @@ from rich.console import Console
 from loadtest.compare.judge import judge
 from loadtest.compare.presets import WHOLE
 from loadtest.compare.table import table
+from loadtest.compare.words import test_words as words_of
 from loadtest.deployment import Deployment, sparse
-from loadtest.evaluation.types import Memory
+from loadtest.evaluation.types import Answer, Memory
 from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, Sizes, Truth, draw
 
 SIZES = Sizes(blocks=24, tokens=4, contexts=16, turns=11, rounds=8, noise=0.0)
@@ -228,6 +230,33 @@ def test_two_loads(usual):
         in judge(both).advice.sentences
     )
     assert "4k, 8 users, cached prompts" in text(both, 80)
+
+
+def test_ones_own_questions_have_their_lines(usual):
+    rows = [
+        Answer(name, "own", 0, index, 0, None, () if free else ("x",), score=score, prompt_tokens=9)
+        for name, known, agreed in (
+            (FULL.name, 1.0, math.nan),
+            (WINDOW.name, 0.5, 0.6),
+            (TOPK.name, 1.0, 1.0),
+        )
+        for index in range(24)
+        for free in [index % 2 == 1]
+        for score in [agreed if free else known]
+    ]
+    plan = replace(usual.plan, own="mine.jsonl")
+    own = replace(usual, plan=plan, answers=[*usual.answers, *rows])
+    said = " ".join(text(own, 200).split())
+    assert (
+        "Your own questions, share of right answers in 12: full 1.00, window 1020 + 4 sinks 0.50, "
+        "top-k 512 1.00"
+    ) in said
+    assert ("up to its first difference from full's in 12: window 1020 + 4 sinks 60%, top-k 512 100%") in said
+    tests = {test.unit: test for test in judge(own).verdicts[0].evidence if test.measure == "own"}
+    assert words_of(tests["agreement"]).startswith(
+        "40% of the answers to your questions comes after their first difference from full's ("
+    )
+    assert "Your own questions: none asked yet" in text(replace(usual, plan=plan), 80)
 
 
 def text(comparison, width):
