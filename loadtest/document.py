@@ -90,8 +90,10 @@ def read(path: Path, schema: str) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DocumentError(f"{path} can't be read: {error}") from error
+    except OSError as error:
+        raise DocumentError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DocumentError(f"{path} can't be read as JSON: {error}") from error
     found = document.pop("schema", None) if isinstance(document, dict) else None
     if found == schema:
         return dict(document)

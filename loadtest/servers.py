@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 _READY = re.compile(r" on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
 _STOP_SECONDS = 60.0
+_SENTENCE = "longspan: "  # before what a command ends with
 
 
 class Address(NamedTuple):
@@ -30,7 +31,7 @@ class Address(NamedTuple):
 
 
 class NotStartedError(RuntimeError):
-    """A server did not start; the message ends with the last lines that it wrote."""
+    """A server did not start; the message ends with why, or the last lines that it wrote."""
 
 
 @contextmanager
@@ -58,11 +59,19 @@ def serve(*arguments: str, ports: Sequence[int] = (0, 0)) -> Iterator[Address]:
             if match is None:
                 process.wait(_STOP_SECONDS)
                 log.seek(0)
-                last = "\n".join(log.read().splitlines()[-5:])
-                raise NotStartedError(f"longspan serve {' '.join(arguments)} did not start: {last}")
+                raise NotStartedError(
+                    f"longspan serve {' '.join(arguments)} did not start: {_reason(log.read())}"
+                )
             yield Address(match[1], int(match[2]), int(match[3]), process.pid)
         finally:
             _end(process)
+
+
+def _reason(log: str) -> str:
+    """The sentence that a command ended with; else the last lines of its log."""
+    lines = log.splitlines()
+    ends = [number for number, line in enumerate(lines) if line.startswith(_SENTENCE)]
+    return "\n".join(lines[ends[-1] :] if ends else lines[-5:]).removeprefix(_SENTENCE)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

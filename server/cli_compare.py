@@ -7,25 +7,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli_checks import only_shown, writable
+from server.cli_compare_options import REFUSED, list_tasks, numbers, words
 from server.cli_shared import fail, require_server
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from loadtest.compare.plan import Material
     from loadtest.compare.presets import Preset
     from loadtest.compare.types import Comparison, Plan
 
-_REFUSED = 2
 _INTERRUPTED = 130
 _ENDING_SECONDS = 5.0
 _WIDTH = 100  # of what goes to a file
+_WITH_SHOW = ("show", "preset", "full", "margins", "confidence", "html_file", "csv_folder")
 
 
 def compare(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="As for `longspan serve`.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="As for `longspan serve`.", show_default="its default model")
+    ] = None,
     contexts: Annotated[
         list[str] | None,
-        typer.Option("--context", help="Lengths in tokens, like 1024,8192; may be repeated."),
+        typer.Option(
+            "--context",
+            help="Lengths in tokens, like 1024,8192 or 1k,8k; may be repeated.",
+            show_default="quick, known: 1k,4k; full: 1k,2k,4k,8k",
+        ),
     ] = None,
     candidates: Annotated[
         list[str] | None,
@@ -33,13 +43,14 @@ def compare(
             "--candidate",
             help="A backend and its options, like 'sliding_window window=512'; may be repeated. "
             "Full attention is always there.",
+            show_default="quick: a window of 1020 + 4 sinks, top-k 512",
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="What is measured where nothing else is asked for: quick; full: more variants, lengths and "
-            "tasks, an evening; known: a check of what is known of the default model.",
+            help="What is measured where nothing else is asked for. quick: two variants, two lengths. full: "
+            "eleven variants, four lengths, all tasks. known: the default model, held against known figures.",
             show_default="quick",
         ),
     ] = None,
@@ -50,20 +61,35 @@ def compare(
     ] = None,
     concurrency: Annotated[
         str | None,
-        typer.Option(help="Your load: users, like 1,8; the first decides.", show_default="1"),
+        typer.Option(
+            help="Your load: users at once; of several, like 1,8, the first decides what is recommended.",
+            show_default="1",
+        ),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Your load as sessions per second, instead of users.")
+        float | None, typer.Option(help="Your load as sessions per second, instead of --concurrency.")
     ] = None,
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Of those that `--task help` lists; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--task",
+            help="Questions with known answers, like needles,vt; `--task help` lists all; may be repeated.",
+            show_default="quick: needles; full: all; known: passkey,needles",
+        ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="Your own text, UTF-8. Without it: the manual that comes with Python.")
+        Path | None,
+        typer.Option(
+            help="Your own text for perplexity, UTF-8, at least as long as the longest context.",
+            show_default="the manual that comes with Python",
+        ),
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option(help="Your own questions, JSONL: a prompt, and what an answer contains, or nothing."),
+        typer.Option(
+            help='Your own questions, a JSON object per line: {"prompt": ..., "contains": ...}; instead of '
+            "contains also regex, json, or nothing: then answers are compared with full attention's."
+        ),
     ] = None,
     chat: Annotated[
         bool | None,
@@ -73,66 +99,88 @@ def compare(
     ] = None,
     margins: Annotated[
         list[str] | None,
-        typer.Option("--margin", help="How much may be lost, like perplexity=0.03; may be repeated."),
+        typer.Option(
+            "--margin",
+            help="How much worse than full attention is still safe, like perplexity=0.03; may be repeated.",
+            show_default="perplexity=0.05 score=0.05 logprob=0.1 agreement=0.1 effective=0.85 speed=0.05",
+        ),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of all intervals and tests.")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of all intervals and tests.", show_default="0.95")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of questions, blocks of text and prompts.")] = 0,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="Keep the result there; the same command goes on from it."),
+        typer.Option("--json", help="Keep the result in this file. Run again, the same command adds to it."),
     ] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a report there.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write the report to this file.")] = None,
     csv_folder: Annotated[
-        Path | None, typer.Option("--csv", help="Write every answer, block of text and measurement there.")
+        Path | None,
+        typer.Option(
+            "--csv", help="Write every answer, block of text and measurement to tables in this folder."
+        ),
     ] = None,
-    show: Annotated[Path | None, typer.Option(help="Show this result instead of measuring.")] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(
+            help="Show this result instead of measuring, under other --margin and --confidence if given."
+        ),
+    ] = None,
     live: Annotated[
-        bool, typer.Option("--serve", help="Show the report in a browser while it is being measured.")
+        bool,
+        typer.Option(
+            "--serve",
+            help="Serve the report to a browser on this machine while it grows; prints its address.",
+        ),
     ] = False,
 ) -> None:
     """Compare attention variants on your model, this machine and your text, and say which to deploy.
 
-    Serves them side by side. What follows -- goes to every `longspan serve`. Ends with 0 if all was
-    measured, 1 if a candidate failed meanwhile or could not answer all, or, with --preset known, a figure is
-    not as known, 2 if something was refused before.
+    Serves them side by side. What follows -- goes to every `longspan serve`. The exit code is 0 if all
+    was measured, whatever the verdict; 1 if a candidate failed meanwhile or could not answer all or, with
+    --preset known, a figure is beyond its bound; 2 if something was refused before; 130 if interrupted.
     """
     require_server()
     from loadtest.compare import document
-    from loadtest.compare.plan import Asked, PlanError, make_plan
+    from loadtest.compare.plan import Asked, PlanError, make_plan, rejudged
     from loadtest.compare.plan import budget as seconds
     from loadtest.document import DocumentError
 
     chosen = _preset(preset, full)
-    if show is not None:
-        try:
-            _tell(document.load(show), chosen, html_file, csv_folder)
-        except (DocumentError, OSError) as error:
-            fail(str(error))
-        return
     if tasks == ["help"]:
-        _list_tasks()
+        list_tasks()
+        return
+    writable(json_file, html_file, csv_folder=csv_folder, code=REFUSED)
+    if show is not None:
+        only_shown(context, _WITH_SHOW, REFUSED)
+        try:
+            found = document.load(show)
+            found.plan = rejudged(found.plan, margins or [], confidence)
+            _tell(found, chosen, html_file, csv_folder)
+        except (DocumentError, PlanError, OSError) as error:
+            fail(str(error), REFUSED)
         return
     try:
         asked = Asked(
             preset=chosen,
             model=model,
-            contexts=_numbers(contexts or [], "--context"),
+            contexts=numbers(contexts or [], "--context"),
             candidates=candidates or [],
-            tasks=tasks or [],
-            concurrency=_numbers([concurrency] if concurrency else [], "--concurrency"),
+            tasks=words(tasks or []),
+            concurrency=numbers([concurrency] if concurrency else [], "--concurrency"),
             rate=rate,
             text=text,
             questions=questions,
             chat=chat,
             margins=margins or [],
-            confidence=confidence,
+            confidence=0.95 if confidence is None else confidence,
             seed=seed,
             arguments=context.args,
         )
         plan, material = make_plan(asked)
         _measure(plan, material, chosen, seconds(asked, budget), json_file, html_file, csv_folder, live)
     except PlanError as error:
-        fail(str(error), _REFUSED)
+        fail(str(error), REFUSED)
 
 
 def _measure(
@@ -178,13 +226,18 @@ def _measure(
             # The servers take a moment to end.
             run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
         except DocumentError as error:
-            fail(str(error), _REFUSED)
+            fail(str(error), REFUSED)
         except FullFailedError as error:
             watcher.keep()
             fail(str(error))
         except KeyboardInterrupt:
             watcher.keep()
-            more = f"the same command goes on from {json_file}" if json_file else "with --json it could go on"
+            _show(comparison, html_file, csv_folder)
+            more = (
+                f"the same command goes on from {json_file}"
+                if json_file
+                else "with --json FILE the same command would go on from here"
+            )
             fail(f"interrupted; {more}", _INTERRUPTED)
         watcher.keep()
     _tell(comparison, preset, html_file, csv_folder)
@@ -194,11 +247,23 @@ def _measure(
 
 def _tell(comparison: Comparison, preset: Preset, html_file: Path | None, csv_folder: Path | None) -> None:
     """Prints and writes all of it; ends with 1 if a figure is not as it is known to be."""
+    from loadtest.compare import holding
+    from loadtest.compare.presets import KNOWN
+
+    console = _show(comparison, html_file, csv_folder)
+    if preset is KNOWN:
+        findings = holding.hold(comparison)
+        console.print(holding.table(findings))
+        if holding.has_failed(findings):
+            raise typer.Exit(1)
+
+
+def _show(comparison: Comparison, html_file: Path | None, csv_folder: Path | None) -> Console:
+    """Prints and writes what there is, on the console that is returned."""
     from rich.console import Console
 
-    from loadtest.compare import csv, holding
+    from loadtest.compare import csv
     from loadtest.compare.judge import judge
-    from loadtest.compare.presets import KNOWN
     from loadtest.compare.table import table
     from loadtest.report.compare import render
 
@@ -214,43 +279,15 @@ def _tell(comparison: Comparison, preset: Preset, html_file: Path | None, csv_fo
             csv.write(comparison, csv_folder)
     except OSError as error:
         fail(f"the result can't be written: {error}")
-    if preset is KNOWN:
-        findings = holding.hold(comparison)
-        console.print(holding.table(findings))
-        if holding.has_failed(findings):
-            raise typer.Exit(1)
+    return console
 
 
 def _preset(name: str | None, full: bool) -> Preset:
     from loadtest.compare.presets import PRESETS, WHOLE
 
     if full and name not in (None, WHOLE.name):
-        fail(f"--full is --preset full, and --preset {name} is another; give one of them", _REFUSED)
+        fail(f"--full is --preset full, and --preset {name} is another; give one of them", REFUSED)
     wanted = WHOLE.name if full else name or "quick"
     if wanted not in PRESETS:
-        fail(f"there is no preset {wanted!r}; choose of {', '.join(PRESETS)}", _REFUSED)
+        fail(f"there is no preset {wanted!r}; choose from {', '.join(PRESETS)}", REFUSED)
     return PRESETS[wanted]
-
-
-def _list_tasks() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from loadtest.tasks.registry import TASKS
-
-    grid = Table(box=None, pad_edge=False)
-    for column in ("task", "asks for", "source"):
-        grid.add_column(column)
-    for task in TASKS.values():
-        grid.add_row(task.name, task.description, task.source)
-    Console().print(grid)
-
-
-def _numbers(texts: list[str], option: str) -> list[int]:
-    words = [word for text in texts for word in text.split(",")]
-    if wrong := [word for word in words if not word.strip().isdecimal() or not int(word)]:
-        fail(
-            f"{option} {wrong[0]!r} is no number above 0; write them like 1024,8192",
-            _REFUSED,
-        )
-    return [int(word) for word in words]

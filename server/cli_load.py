@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from server.cli_checks import only_shown, require_numpy, require_templates, writable
 from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, UNBROKEN, Host, Port, fail, fail_call
 
 if TYPE_CHECKING:
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 _METRICS_PORT = 9464
 _SEEDS = 1 << 31
+_WITH_SHOW = (
+    *("show", "against", "csv_file", "html_file"),
+    *("host", "port", "metrics_host", "metrics_port", "no_metrics"),
+)
 
 
 def load(
+    context: typer.Context,
     workload: Annotated[
         str,
         typer.Option(
@@ -42,7 +47,8 @@ def load(
         typer.Option("--sweep", help="1, 2, 4 ... users until the server is full, then rates below that."),
     ] = False,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Of every load, there and back; 6 or more give 95% intervals.")
+        int,
+        typer.Option(min=1, help="How often each load is measured, there and back; from 6 on 95% intervals."),
     ] = 1,
     requests: Annotated[
         int | None, typer.Option(min=1, help="Sessions per run. Without it: a number that suits the load.")
@@ -90,12 +96,13 @@ def load(
     target_latency: Annotated[
         float | None, typer.Option(min=0.0, help="Goodput: seconds of a request.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Write every request there, a row each.")
+        Path | None, typer.Option("--csv", help="Write every request to this file, a row each.")
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write a report there, with --against also what changed.")
+        Path | None,
+        typer.Option("--html", help="Write a report to this file, with --against also what changed."),
     ] = None,
     show: Annotated[Path | None, typer.Option(help="Show this result instead of measuring.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with this earlier result.")] = None,
@@ -111,7 +118,7 @@ def load(
     endpoint: Annotated[
         str | None,
         typer.Option(
-            help="A second target with OpenAI's HTTP interface, measured by turns: http://127.0.0.1:8000/v1."
+            help="A second target with OpenAI's HTTP interface, measured by turns, like http://HOST:8000/v1."
         ),
     ] = None,
     endpoint_only: Annotated[
@@ -152,13 +159,16 @@ def load(
         fail("--concurrency, --rate and --sweep exclude one another; give one")
     if endpoint is None and (endpoint_only or endpoint_model or tokenizer):
         fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
+    writable(json_file, html_file, csv_file)
+    if show is not None:
+        only_shown(context, _WITH_SHOW)
     try:
         if html_file is not None:
-            _require_templates()
+            require_templates()
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
         if repeats > 1 or _repeated(earlier) or _repeated(result):
-            _require_numpy()
+            require_numpy()
         one = asked.loads(concurrency, rate, burstiness)
         peer = None
         if endpoint is not None:
@@ -201,7 +211,7 @@ def load(
             *(most_prompt_tokens, most_total_tokens),
         )
         result = _measure(plan, wanted)
-    _tell(result, earlier, json_file if show is None else None, csv_file, html_file)
+    _tell(result, earlier, json_file, csv_file, html_file)
 
 
 def _measure(plan: Plan, wanted: Wanted) -> Result:
@@ -285,15 +295,3 @@ def _tell(
 def _repeated(result: Result | None) -> bool:
     """A document has loads that were measured more than once."""
     return result is not None and len({run.label for run in result.runs}) < len(result.runs)
-
-
-def _require_numpy() -> None:
-    """Ends the command unless intervals across runs can be computed."""
-    if not find_spec("numpy"):
-        fail("intervals across --repeats need numpy; run: pip install 'longspan[load]'")
-
-
-def _require_templates() -> None:
-    """Ends the command unless reports can be written."""
-    if not find_spec("jinja2"):
-        fail("--html needs jinja2; run: pip install 'longspan[load]'")

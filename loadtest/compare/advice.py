@@ -28,7 +28,7 @@ def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) 
     speed, memory = ((), ()) if ground.none else fronts(comparison, verdicts)
     winner, sentences = _recommend(comparison, verdicts, ground)
     failed = [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
-    command = next((one.command for one in plan.candidates if one.name == winner), "")
+    command = plan.command(winner) if winner else ""
     return Advice(winner, tuple(map(ended, [*sentences, *failed])), command, speed, memory)
 
 
@@ -173,9 +173,14 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
     """Why full attention is kept, by reason."""
     full, least = comparison.plan.candidates[0].name, comparison.plan.margins.speed
     sentences = [
-        f"Deploy {full}: at {load.label} no other variant is both safe and surely faster by {least:.0%}"
+        f"Deploy {full}: no other variant is both safe and surely at least {least:.0%} faster at {load.label}"
     ]
-    unsafe = [one.deployment for one in served if one.outcome is Outcome.UNSAFE]
+    # Of those that would be faster there is a sentence each; see ``_faster``.
+    unsafe = [
+        one.deployment
+        for one in served
+        if one.outcome is Outcome.UNSAFE and not _is_faster(comparison, one, load)
+    ]
     if unsafe:
         sentences.append(f"Not safe: {listed(unsafe)}")
     for one in served:
@@ -188,7 +193,7 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
             gain = _speed(one, load)
             confidence = comparison.plan.confidence
             why = words.figure_words(gain, confidence) if gain else "its speed was not measured"
-            sentences.append(f"{one.deployment} is safe, but not surely faster by {least:.0%}: {why}")
+            sentences.append(f"{one.deployment} is safe, but not surely at least {least:.0%} faster: {why}")
     return sentences
 
 
@@ -250,7 +255,8 @@ def _standing(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     if not verdicts:
         return []
     if all(one.outcome is Outcome.UNKNOWN for one in verdicts):
-        return ["There is not enough evidence of any variant's quality either"]
+        more = words.settling([test for one in verdicts for test in one.evidence], comparison.spent)
+        return [f"There is not enough evidence of any variant's quality either{f'; {more}' if more else ''}"]
     parts = [
         f"{outcome}: {listed(names)}"
         for outcome in Outcome

@@ -77,7 +77,8 @@ def join(comparison: Comparison, path: Path) -> Comparison:
     """What the file has, to be gone on with: its rows, and of both plans all that is to be measured.
 
     The plans may differ in candidates, contexts, loads and tasks, since rows are kept by those: a whole
-    comparison adds to a quick one. Rows that failed are left out, so that they are measured again.
+    comparison adds to a quick one. Rows that failed are left out, so that they are measured again. The memory
+    that sequences are counted for stays the file's: how much is free differs from minute to minute.
 
     Args:
         comparison: the new one, with its plan and machine; its rows, if any, come after the file's.
@@ -185,10 +186,9 @@ def _both(earlier: Plan, now: Plan) -> Plan:
         now,
         candidates=_union(earlier.candidates, now.candidates, _name),
         contexts=contexts,
+        kv_memory=earlier.kv_memory or now.kv_memory,
         loads=tuple(sorted(loads, key=lambda load: load.context)),
         tasks=_union(earlier.tasks, now.tasks, str),
-        # A server's own choice is a share of the memory that is free at the time; all rows count for one.
-        kv_memory=earlier.kv_memory or now.kv_memory,
     )
 
 

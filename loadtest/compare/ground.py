@@ -83,7 +83,8 @@ def survey(comparison: Comparison) -> Ground:
     own = fmean(answers) >= analysis.INFORMATIVE if answers else None
     if own is False:
         remarks.append(
-            f"your own questions: full attention itself scores {fmean(answers):.2f} in {len(answers)}"
+            f"your own questions: full attention itself scores {fmean(answers):.2f} "
+            f"in {len(answers)} question{'s' * (len(answers) > 1)}"
         )
     return Ground(informative, failed, unsettled, frozenset(guessed), frozenset(unread), own, tuple(remarks))
 

@@ -7,7 +7,8 @@ pass, so the chance of a wrong "safe" is at most that of one test, and no correc
 It is not safe if in some test the loss is beyond the margin. Here each further test is a further chance to be
 wrong, so Holm's correction keeps that chance for all tests of a variant together: the deciding ones share one
 side of the interval (2.5% at a confidence of 95%), the single tasks as much again, so that a wrong "not
-safe" has at most the chance that the confidence leaves. Else there is not enough evidence.
+safe" has at most the chance that the confidence leaves. Where a length has one task alone, its test and that
+of all tasks are the same and have one outcome. Else there is not enough evidence.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _verdict(comparison: Comparison, name: str, ground: Ground) -> Verdict:
         analysis.effective_length(comparison, name),
         exact,
         "",
-        next(one.command for one in comparison.plan.candidates if one.name == name),
+        comparison.plan.command(name),
         _likeness(comparison, name),
     )
     return replace(verdict, sentence=words.verdict(comparison, verdict, ground))
@@ -89,10 +90,20 @@ def decide(evidence: Sequence[Evidence], confidence: float, ground: Ground) -> l
         chances = [p_worse(evidence[number], confidence) for number in family]
         for number, beyond in zip(family, holm(chances, (1 - confidence) / 2), strict=True):
             rejected[number] = beyond
+    # The only task of a length is all tasks of that length: one hypothesis, which has one outcome.
+    for number, test in enumerate(evidence):
+        if single[number]:
+            same = [n for n, one in enumerate(evidence) if one.measure == "tasks" and _same(one, test)]
+            for other in same:
+                rejected[number] = rejected[other] = rejected[number] or rejected[other]
     return [
         _settled(test, confidence, rejected[number], able[number], len(families[single[number]]))
         for number, test in enumerate(evidence)
     ]
+
+
+def _same(one: Evidence, other: Evidence) -> bool:
+    return (one.length, one.unit, one.loss) == (other.length, other.unit, other.loss)
 
 
 def _blind(test: Evidence, ground: Ground) -> bool:

@@ -104,8 +104,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         raise PlanError(f"{error.filename} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise PlanError(str(error)) from error
-    if not 0.5 <= asked.confidence < 1:
-        raise PlanError(f"a confidence of {asked.confidence:g} makes no sense; give 0.5 to 0.999, like 0.95")
+    _check_confidence(asked.confidence)
     plan = Plan(
         candidates=_candidates(asked),
         contexts=contexts,
@@ -115,12 +114,34 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         text_hash=_hash(text),
         own=str(asked.questions or ""),
         own_hash=_hash(asked.questions.read_text(encoding="utf-8")) if asked.questions else "",
-        margins=_margins(asked.margins),
+        margins=_margins(asked.margins, Margins()),
         confidence=asked.confidence,
         seed=asked.seed,
         arguments=(*(("--model", asked.model) if asked.model else ()), *asked.arguments),
     )
     return plan, Material(text, prose, own, asked.preset.chat if asked.chat is None else asked.chat)
+
+
+def rejudged(plan: Plan, margins: Sequence[str], confidence: float | None) -> Plan:
+    """The plan of a finished comparison, to be judged with other margins or at another confidence.
+
+    Args:
+        plan: as it was measured.
+        margins: changes to its own, in words.
+        confidence: of all intervals and tests; ``None`` keeps its own.
+
+    Raises:
+        PlanError: they can't be read.
+    """
+    if confidence is not None:
+        _check_confidence(confidence)
+        plan = replace(plan, confidence=confidence)
+    return replace(plan, margins=_margins(margins, plan.margins))
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0.5 <= confidence < 1:
+        raise PlanError(f"--confidence {confidence:g} is not a share; give 0.5 to 0.999, like 0.95")
 
 
 def budget(asked: Asked, words: str | None) -> float:
@@ -135,7 +156,7 @@ def budget(asked: Asked, words: str | None) -> float:
     hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
     total = 3600 * hours + 60 * minutes + seconds
     if total < 30:
-        raise PlanError(f"a budget of {words!r} is none; write 5m, 1h30m or seconds, at least 30")
+        raise PlanError(f"--budget {words} is no time of at least 30 seconds; write it like 90s, 5m or 1h30m")
     return total
 
 
@@ -178,8 +199,10 @@ def _loads(asked: Asked, context: int) -> list[Load]:
     """The operator's first. One user's decoding is measured apart from prefill: that takes less time."""
     output = min(_OUTPUT_TOKENS, context // 8)
     if asked.rate is not None:
+        if asked.concurrency:
+            raise PlanError("--rate and --concurrency are two kinds of load; give one of them")
         if not asked.rate > 0:
-            raise PlanError(f"a rate of {asked.rate:g} makes no sense; give sessions per second above 0")
+            raise PlanError(f"--rate {asked.rate:g} is no load; give sessions per second above 0")
         return [Load(context, output, 0, asked.rate, requests=8)]
     loads = []
     for users in asked.concurrency or (1,):
@@ -195,11 +218,11 @@ def _loads(asked: Asked, context: int) -> list[Load]:
 def _tasks(asked: Asked) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(asked.tasks)) or asked.preset.tasks
     if unknown := [name for name in names if name not in TASKS]:
-        raise PlanError(f"there is no task {', '.join(unknown)}; choose of {', '.join(TASKS)}")
+        raise PlanError(f"there is no task {', '.join(unknown)}; choose from {', '.join(TASKS)}")
     return names
 
 
-def _margins(changes: Sequence[str]) -> Margins:
+def _margins(changes: Sequence[str], given: Margins) -> Margins:
     names = [field.name for field in fields(Margins)]
     changed: dict[str, float] = {}
     for change in changes:
@@ -210,11 +233,11 @@ def _margins(changes: Sequence[str]) -> Margins:
             value = -1.0
         if name not in names or not 0 < value < 1:
             raise PlanError(
-                f"the margin {change!r} says nothing; write NAME=SHARE with one of {', '.join(names)} "
-                "and a share between 0 and 1, like perplexity=0.03"
+                f"--margin {change} is not NAME=SHARE with one of {', '.join(names)} "
+                "and a number between 0 and 1; write it like perplexity=0.03"
             )
         changed[name] = value
-    return replace(Margins(), **changed)
+    return replace(given, **changed)
 
 
 def _hash(content: str) -> str:

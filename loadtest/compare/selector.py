@@ -33,10 +33,13 @@ def selectors(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
             if (same := _same_test(by_name[oracle], test))
         ]
         if pairs:
-            said = "; ".join(_sentence(oracle, own, best) for own, best in pairs)
+            said = "; ".join(_sentence(own, best) for own, best in pairs)
             sentences += [
-                f"{name} at {length_label(context)}: {said}",
-                f"What {oracle} loses is the price of the budget, the rest that of how {name} selects",
+                f"{name} beside {oracle}, which sees the tokens that truly weigh most, at "
+                f"{length_label(context)}: {said}",
+                f"What {oracle} loses is the price of the budget, the rest that of how {name} selects"
+                if any(_apart(own, best) for own, best in pairs)
+                else "Their intervals overlap: no loss is shown to come from how it selects",
             ]
     return sentences
 
@@ -47,12 +50,17 @@ def _same_test(verdict: Verdict, test: Evidence) -> Evidence | None:
     return next(found, None)
 
 
-def _sentence(oracle: str, own: Evidence, best: Evidence) -> str:
+def _apart(own: Evidence, best: Evidence) -> bool:
+    """The variant surely loses more than the oracle."""
+    return own.loss.claimed and best.loss.claimed and own.loss.low > best.loss.high
+
+
+def _sentence(own: Evidence, best: Evidence) -> str:
     write = amount(own.unit)
     mine, least = write(own.loss.value), write(best.loss.value)
     match own.unit:
         case "perplexity":
-            return f"perplexity {mine} times full's, under {oracle} {least}"
+            return f"perplexity {mine} and {least} times full's"
         case "logprob":
-            return f"{mine} nats per token lost where full fails, under {oracle} {least}"
-    return f"{mine} of 100 points lost in tasks, under {oracle} {least}"
+            return f"{mine} and {least} nats per token lost where full fails"
+    return f"{mine} and {least} of 100 points lost in tasks"

@@ -17,6 +17,7 @@ from loadtest.measuring.types import Interval, Load, length_label
 
 _STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}
 _MEBIBYTE = 2**20
+_GIBIBYTE = 2**30
 # Names of this many letters leave room for all columns in a terminal of 80.
 _NAME = 18
 
@@ -24,7 +25,8 @@ _NAME = 18
 def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     """Figures by context, what each variant brings and costs, and what to deploy.
 
-    Below each figure stands its interval. ``x`` is how many times better than full attention.
+    Below each figure stands its interval; a legend says what the heads mean. Outcomes, which are of a variant
+    at all contexts together, stand in the last grid alone.
 
     Args:
         comparison: with the rows.
@@ -42,8 +44,9 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     if notes:
         notes = [Text("\nThese tell nothing of the variants:"), *notes]
     return Group(
-        _heading(comparison), *grids, *_effective(comparison, judgment),
-        *_likeness(comparison, judgment), Text(), *verdicts, *notes, Text(), *advice, *command,
+        _heading(comparison), *grids, _legend(comparison), *_effective(comparison, judgment),
+        *_likeness(comparison, judgment), *_own(comparison, judgment), Text(), *verdicts, *notes, Text(),
+        *advice, *command,
     )  # fmt: skip
 
 
@@ -71,7 +74,7 @@ def _likeness(comparison: Comparison, judgment: Judgment) -> list[RenderableType
     context = comparison.plan.contexts[-1]
     said = [
         _item(
-            f"{verdict.deployment}: {_share(one.same_top.value)}{ends(one.same_top, _share)}; "
+            f"{verdict.deployment}: {one.same_top.value:.1%}{ends(one.same_top, '{:.1%}'.format)}; "
             f"{one.kl.value:.3f}{ends(one.kl, '{:.3f}'.format)}",
             "dim",
         )
@@ -85,8 +88,30 @@ def _likeness(comparison: Comparison, judgment: Judgment) -> list[RenderableType
     return [Text(heading), *said]
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}%"
+def _own(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
+    """How each answers the user's own questions, which belong to no context length."""
+    tests = [test for one in judgment.verdicts for test in one.evidence if test.measure == "own"]
+    if not any(test.loss.count for test in tests):
+        return [Text("\nYour own questions: none asked yet")] if comparison.plan.own else []
+    lines = []
+    if known := [test for test in tests if test.unit == "score" and test.loss.count]:
+        found = [(comparison.plan.candidates[0].name, known[0].full)]
+        found += [(test.deployment, test.own) for test in known]
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in found)
+        lines.append(f"Your own questions, share of right answers in {_counts(known)}: {scores}")
+    if free := [test for test in tests if test.unit == "agreement" and test.loss.count]:
+        shares = ", ".join(f"{test.deployment} {1 - test.loss.value:.0%}" for test in free)
+        lines.append(
+            "Your own questions without a known answer, share of an answer up to its first difference from "
+            f"full's in {_counts(free)}: "
+            f"{shares}"
+        )
+    return [Text("\n" + "\n".join(lines))]
+
+
+def _counts(tests: Sequence[Evidence]) -> str:
+    counts = sorted({test.loss.count for test in tests})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _heading(comparison: Comparison) -> Text:
@@ -101,6 +126,26 @@ def _heading(comparison: Comparison) -> Text:
         f"intervals at {plan.confidence:.0%} confidence",
     ]
     return Text("; ".join(parts), style="dim")
+
+
+def _legend(comparison: Comparison) -> Text:
+    """What the grids' heads mean."""
+    loads = [load for context in comparison.plan.contexts if (load := operators_load(comparison, context))]
+    speed = "TPOT: time per output token"
+    if any(deciding_figure(load) == "output_rate" for load in loads):
+        speed = "tok/s: output tokens per second of all users"
+    memory = comparison.plan.kv_memory
+    within = f" that {figure(memory / _GIBIBYTE)} GiB of KV cache hold" if memory else ""
+    parts = [
+        speed,
+        "x full: how many times better than full attention, paired by round",
+        "TTFT: time to first token of new prompts",
+        f"KV: cache of one sequence; fit: sequences{within}",
+        "perplexity: as a ratio to full's",
+        "score: share of right answers, and of how many questions",
+        "-: not measured",
+    ]
+    return Text("\n" + "; ".join(parts), style="dim")
 
 
 def _item(sentence: str, style: str) -> RenderableType:
@@ -130,15 +175,19 @@ def _grid(comparison: Comparison, judgment: Judgment, context: int) -> Renderabl
         verdict = verdicts.get(candidate.name)
         gains = verdict.gains if verdict else figures(comparison)
         grid.add_row(
-            _name(comparison, candidate.name, verdict),
+            _name(comparison, candidate.name, verdict if context == comparison.plan.contexts[-1] else None),
             *_speed(gains, load, new, own=verdict is not None),
             *_memory(gains, context, own=verdict is not None),
             *_quality(judgment, verdict, context),
         )
     title = load.label if load else length_label(context)
     others = [one for one in comparison.plan.loads if one.context == context and one not in (load, new)]
-    beside = [_load(comparison, judgment, one) for one in others]
+    beside = [_load(comparison, judgment, one) for one in others if _is_measured(comparison, one)]
     return Group(Text(f"\n{title}", style="bold"), grid, *beside)
+
+
+def _is_measured(comparison: Comparison, load: Load) -> bool:
+    return any(cell.load == load.label and cell.figures for cell in comparison.speed)
 
 
 def _load(comparison: Comparison, judgment: Judgment, load: Load) -> RenderableType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,11 @@ class Plan:
     seed: int = 0
     kv_memory: int = 0
     arguments: tuple[str, ...] = ()
+
+    def command(self, name: str) -> str:
+        """What to type to serve a candidate as it was measured, the model and all arguments with it."""
+        candidate = next(one for one in self.candidates if one.name == name)
+        return shlex.join(["longspan", "serve", *self.arguments, *candidate.arguments])
 
 
 @dataclass(slots=True)

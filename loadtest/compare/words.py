@@ -18,7 +18,7 @@ _NAMED = 2
 _GAIN = {
     "tpot": "decodes {} times as fast{}{}",
     "ttft": "reaches the first token {} times as fast{}{}",
-    "output_rate": "puts out {} times as many tokens per second{}{}",
+    "output_rate": "generates {} times as many tokens per second{}{}",
     "bytes": "has a KV cache {} times smaller{}{}",
     "fits": "fits {} times as many sequences into the same memory{}{}",
 }
@@ -43,6 +43,8 @@ _DECIDING = (
     ("score", "own"),
     ("agreement", "own"),
 )
+# What agreement measures: after the first difference two models continue two texts.
+_AFTER = "the answers to your questions comes after their first difference from full's"
 _SAMPLES = {
     "perplexity": "block{} of text",
     "score": "question{}",
@@ -110,9 +112,9 @@ def figure_words(gain: Gain, confidence: float) -> str:
     """
     name = _FIGURES[gain.figure]
     if gain.equal_work:
-        return f"{name}: it computes what full attention computes, so any difference is the machine's"
+        return f"{name}: it does the same work as full attention, so any difference is the machine's"
     if not gain.ratio.claimed:
-        return f"{name}: {gain.ratio.count} of the {least(confidence)} rounds that an interval takes"
+        return f"{name}: {gain.ratio.count} rounds were measured, and an interval takes {least(confidence)}"
     if not gain.different:
         between = f"{times(gain.ratio.low)} to {times(gain.ratio.high)} times"
         return f"{name}: no difference could be shown ({between})"
@@ -131,8 +133,7 @@ def quality(tests: Iterable[Evidence]) -> str:
 
 def test_words(test: Evidence) -> str:
     """What one test found, with its interval and margin."""
-    at, write = f" at {length_label(test.length)}" if test.length else "", amount(test.unit)
-    loss = test.loss
+    at, write, loss = _at(test), amount(test.unit), test.loss
     if not loss.count:
         return f"{_subject(test)}{at}: {PENDING}"
     within = f"{write(loss.low)} to {write(loss.high)}; " if loss.claimed else "no interval yet; "
@@ -142,9 +143,9 @@ def test_words(test: Evidence) -> str:
         case "logprob":
             said = f"right answers lose {write(loss.value)} nats per token in {_subject(test)}"
         case "agreement":
-            said = f"{write(loss.value)} of the tokens of your answers differ from full's"
+            said = f"{write(loss.value)} of {_AFTER}"
         case _:
-            verb = "loses" if loss.value >= 0 else "wins"
+            verb = "loses" if loss.value >= 0 else "gains"
             said = f"{verb} {100 * abs(loss.value):.1f} of 100 points in {_subject(test)}"
     where = f", {test.where}" if test.where else ""
     return f"{said}{at} ({within}margin {write(test.margin)}){where}"
@@ -168,8 +169,11 @@ def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
             return "it computes full attention"
         return quality(tests) or "it sees the whole context at these lengths, as full attention does"
     open_tests = [test for test in tests if test.decides and test.outcome is Outcome.UNKNOWN]
-    named = sorted(open_tests, key=lambda test: -_share(test))[:_NAMED]
+    found = [test for test in open_tests if test.loss.count]
+    named = sorted(found, key=lambda test: -_share(test))[:_NAMED]
     said = ["; ".join(filter(None, (test_words(test), more_words(test)))) for test in named]
+    if missing := [f"{_subject(test)}{_at(test)}" for test in open_tests if not test.loss.count]:
+        said.append(f"{PENDING}: {listed(missing)}")
     failed = [f"not all could be measured ({why})" for why in failures(comparison, judged.deployment)[:1]]
     return "; ".join([*said, *failed]) or PENDING
 
@@ -195,6 +199,10 @@ def _share(test: Evidence) -> float:
     return (test.more or 0) / max(test.loss.count, 1)
 
 
+def _at(test: Evidence) -> str:
+    return f" at {length_label(test.length)}" if test.length else ""
+
+
 def _subject(test: Evidence) -> str:
     if test.measure == "own":
         return "your own questions"
@@ -212,7 +220,7 @@ def _at_most(test: Evidence) -> str:
         case "logprob":
             return f"right answers lose at most {high} nats per token where full fails (margin {margin})"
         case "agreement":
-            return f"at most {high} of the tokens of your answers differ (margin {margin})"
+            return f"at most {high} of {_AFTER} (margin {margin})"
     return f"at most {high} of 100 points lost in {_subject(test)} (margin {margin})"
 
 
@@ -220,9 +228,11 @@ def settling(tests: Sequence[Evidence], seconds: float) -> str:
     """How much longer to measure until all tests are settled, if samples come as fast as they did.
 
     Args:
-        tests: of one variant.
+        tests: of one variant or of several.
         seconds: that it took to get what there is.
     """
+    if any(test.decides and not test.loss.count and test.outcome is Outcome.UNKNOWN for test in tests):
+        return "some of it was not measured at all: give a longer --budget"
     shares = [_share(test) for test in tests if test.decides and test.more and test.loss.count]
     if not shares or not seconds:
         return ""

@@ -180,14 +180,17 @@ def load(path: Path) -> Result:
     try:
         try:
             found = document.read(path, SCHEMA)
-        except DocumentError:
-            found = document.read(path, _EARLIER)
+        except DocumentError as error:
+            try:
+                found = document.read(path, _EARLIER)
+            except DocumentError:
+                raise error from None
             notes = [
                 f"{path.name} is of schema {_EARLIER}: its percentiles have no intervals, and its requests "
                 "no cached tokens"
             ]
     except DocumentError as error:
-        raise ResultError(f"{path} is no result of longspan load ({SCHEMA}): {error}") from error
+        raise ResultError(str(error)) from error
     try:
         found.pop("figures", None)  # they follow from the runs
         found["notes"] = [*found.pop("notes", []), *notes]

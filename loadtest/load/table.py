@@ -40,12 +40,15 @@ DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
 # What two servers have in common in a fair comparison.
 _SERVED = ("model", "dtype", "kv_dtype", "device")
 
+# Heads that are wider than what stands below them.
+_SHORT = {"requests": "reqs"}
+
 _COLORS = {Finding.BETTER: "green", Finding.WORSE: "red"}
 
 
 def _head(name: str, unit: str) -> str:
     """A column's head in three lines, so that a terminal of 80 columns has room for all."""
-    first, _, second = name.partition(" ")
+    first, _, second = _SHORT.get(name, name).partition(" ")
     return f"{first}\n{second}\n{unit}"
 
 
@@ -63,17 +66,14 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
         result: to be shown.
         one_line: intervals stand beside their figures, for what reads a pipe; else below them.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("load", no_wrap=True)
-    for figure_ in FIGURES:
-        table.add_column(_head(figure_.name, figure_.unit), justify="right", no_wrap=True)
+    table = _grid()
     with_goodput = any(run.summary.goodput is not None for run in result.runs)
     if with_goodput:
         table.add_column("good\n%", justify="right")
     table.add_column("failed", justify="right")
     found = rows(result)
     for row in found:
-        label = row.label if one_line else _broken(row.label, row.target)
+        label = row.label if one_line else _broken(row.label)
         failed = sum(sum(run.summary.failed.values()) for run in row.runs)
         cells = [label + (" *" if remarks_of(row) else "")]
         cells += [shown(row.cells[figure_.key], figure_.factor, one_line) for figure_ in FIGURES]
@@ -86,9 +86,18 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     return Group(heading(result), table, *footnotes(found), *notes, *_device_table(result))
 
 
-def _broken(label: str, target: str) -> str:
-    """A label with its target on a line of its own."""
-    return label.removesuffix(f", {target}") + (f"\n{target}" if label.endswith(f", {target}") else "")
+def _grid() -> Table:
+    """A table of all figures. One that is too wide for its terminal loses no digit: cells fold."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("load", overflow="fold")
+    for figure_ in FIGURES:
+        table.add_column(_head(figure_.name, figure_.unit), justify="right", overflow="fold")
+    return table
+
+
+def _broken(label: str) -> str:
+    """A label in lines, so that a terminal of 80 columns has room for all figures."""
+    return label.replace(", ", ",\n")
 
 
 def shown(cell: Cell, factor: float, one_line: bool = False) -> str:
@@ -111,7 +120,7 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
         notes.append(f"figures: medians of {repeats} runs; percents: how far their 95% intervals reach")
     elif claimed:
         notes.append(
-            "percents: how far the 95% intervals of percentiles reach, within the one run; from run to run "
+            "percents: how far the 95% intervals of percentiles reach, within this one run; from run to run "
             "figures differ more (--repeats 6 tells how much)"
         )
     if repeats > 1 and not any(cell.across_runs for cell in claimed):
@@ -164,14 +173,10 @@ def heading(result: Result) -> Text:
 def comparison(before: Result, after: Result) -> RenderableType:
     """The rows of two results that had the same load: before, after, and after / before."""
     found = changes(before, after)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("load", no_wrap=True)
-    for figure_ in FIGURES:
-        table.add_column(_head(figure_.name, figure_.unit), justify="right", no_wrap=True)
+    table = _grid()
     for label in dict.fromkeys(change.label for change in found):
         own = [change for change in found if change.label == label]
-        target = next(row.target for row in rows(after) if row.label == label)
-        table.add_row(_broken(label, target))
+        table.add_row(_broken(label))
         table.add_row("  before", *(figure(each.before.value * each.figure.factor) for each in own))
         table.add_row("  after", *(figure(each.after.value * each.figure.factor) for each in own))
         table.add_row("  ratio", *(_ratio(each) for each in own))
@@ -183,29 +188,27 @@ def comparison(before: Result, after: Result) -> RenderableType:
         notes.append(Text(f"only in one of the two: {', '.join(missing)}", style="dim"))
     if any(run.label in shared and remarks(run) for run in [*before.runs, *after.runs]):
         notes.append(Text("! some of these runs have remarks; look at each result by itself", style="yellow"))
-    return Group(table, *notes)
+    return Group(Text("\nagainst the earlier result", style="bold"), table, *notes)
 
 
 def _ratio(change: Change) -> str:
-    """After / before: in color where repeats show a difference, in parentheses where none is shown."""
+    """After / before: in color where repeats show a difference, in parentheses where not, else with ``~``."""
     if math.isnan(change.ratio.value):
         return "-"
-    text = f"x{change.ratio.value:.2f}"
+    text = f"{change.ratio.value:.2f}"
     if change.finding is Finding.NONE:
-        return f"[dim]({text[1:]})[/dim]"
+        return f"[dim]({text})[/dim]"
     color = _COLORS.get(change.finding) if change.across_runs else None
-    return f"[{color}]{text}[/{color}]" if color else text
+    return f"[{color}]x{text}[/{color}]" if color else f"~{text}"
 
 
 def _basis(found: Sequence[Change]) -> list[str]:
     """What the ratios rest on."""
     notes = []
     if any(change.finding is Finding.NONE for change in found):
-        notes.append("in parentheses: no difference shown, the 95% interval of the ratio has 1 in it")
+        notes.append("in parentheses: no difference shown, the 95% interval of the ratio includes 1")
     if not all(change.across_runs and change.ratio.claimed for change in found):
-        notes.append(
-            "ratios without color are not tested from run to run; --repeats 6, before and after, tests them"
-        )
+        notes.append("~: not tested from run to run; --repeats 6, before and after, tests it")
     return notes
 
 

@@ -71,7 +71,7 @@ def render(
         figures=figures.rows(judgment, view.numbers(comparison)),
         uninformative=judgment.uninformative,
         facts=_facts(comparison),
-        full_command=comparison.plan.candidates[0].command,
+        full_command=comparison.plan.command(comparison.plan.candidates[0].name),
         full_name=comparison.plan.candidates[0].name,
         confidence=f"{comparison.plan.confidence:.0%}",
         json=page.embedded(document),
@@ -110,6 +110,7 @@ def _winner(judgment: Judgment) -> Verdict | None:
 
 
 def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
+    tests = view.distinct(verdict.evidence)
     return {
         "name": verdict.deployment,
         "number": view.numbers(comparison)[verdict.deployment],
@@ -120,8 +121,8 @@ def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "served": is_served(comparison, verdict.deployment),
         "effective": _effective(verdict),
         "kernel": comparison.running.get(verdict.deployment, {}).get("kernel", ""),
-        "deciding": evidence.rows([one for one in verdict.evidence if one.decides]),
-        "others": evidence.rows([one for one in verdict.evidence if not one.decides]),
+        "deciding": evidence.rows([one for one in tests if one.decides]),
+        "others": evidence.rows([one for one in tests if not one.decides]),
     }
 
 
@@ -174,7 +175,7 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
         )
         for figure in speeds
     }
-    full: list[tuple[str, float | str, str]] = [("held against", "", "")]
+    full: list[tuple[str, float | str, str]] = [("baseline", "", "")]
     full += [(own[figure], 1.0, "") for figure in speeds]
     full += [(words.NONE, 0.0, "") for _ in tests] + [(words.NONE, "", "")]
     rows = [{"name": comparison.plan.candidates[0].name, "number": 0, "cells": full}]
@@ -193,6 +194,8 @@ def _gain_cell(gain: Gain | None) -> tuple[str, float | str, str]:
     if gain is None:
         return (words.NONE, "", "")
     own = words.measured(gain.figure, gain.own.value)
+    if gain.equal_work:
+        return (own, gain.ratio.value, "the same work")
     ends = words.ends(words.ratio, gain.ratio) if gain.ratio.claimed else ""
     return (own, gain.ratio.value, f"{words.ratio(gain.ratio.value)} {ends}".strip())
 

@@ -10,10 +10,10 @@ from loadtest.measuring.types import Interval
 from loadtest.report import view, words
 
 _GAINS = {
-    "tpot": ("faster per token", "slower per token", "time per token"),
-    "output_rate": ("more tokens per second", "fewer tokens per second", "tokens per second"),
-    "ttft": ("faster to the first token", "slower to the first token", "time to first token"),
-    "bytes": ("less KV memory", "more KV memory", "KV memory"),
+    "tpot": ("as fast per token", "as long per token", "time per token"),
+    "output_rate": ("as many tokens per second", "as long for as many tokens", "tokens per second"),
+    "ttft": ("as fast to the first token", "as long to the first token", "time to first token"),
+    "bytes": ("smaller KV cache", "as large a KV cache", "KV cache"),
 }
 """How a figure that is better, worse or the same is called."""
 

@@ -44,7 +44,7 @@ def quality_against_speed(comparison: Comparison, judgment: Judgment) -> Drawing
     return _drawing(
         "speed",
         f"Quality against speed at {length_label(context)}",
-        "times faster per token than full" if per_token else "times as many tokens per second as full",
+        "times as fast per token as full" if per_token else "times as many tokens per second as full",
         f"Load: {load.label}. ",
         comparison,
         judgment,
@@ -60,7 +60,7 @@ def quality_against_memory(comparison: Comparison, judgment: Judgment) -> Drawin
     return _drawing(
         "memory",
         f"Quality against memory at {length_label(context)}",
-        "times less KV memory per sequence than full",
+        "times smaller KV cache per sequence than full's",
         "",
         comparison,
         judgment,
@@ -89,8 +89,9 @@ def _drawing(
     measures = [name for name in missing if not is_served(comparison, name)]
     missing = [name for name in missing if name not in measures]
     caption = (
-        f"{remark}Up and right is better. Down: the part of its margin that a variant's worst test uses; the "
-        f"red line is all of it. Bars: {comparison.plan.confidence:.0%} intervals. Hollow: not shown safe."
+        f"{remark}Up and right is better. Down: what a variant loses in its worst test, as a share of its "
+        f"margin; the red line is the margin. Bars: {comparison.plan.confidence:.0%} intervals. Hollow: not "
+        "shown safe."
         + (" The dashed line joins the variants that no other beats in both." if len(front) > 1 else "")
         + (f" Not drawn, since it is not for serving: {', '.join(measures)}." if measures else "")
         + (f" Not drawn, since there is no figure: {', '.join(missing)}." if missing else "")
@@ -108,7 +109,7 @@ def _points(
 ) -> list[_Point]:
     context, numbers = view.longest(comparison), view.numbers(comparison)
     full = comparison.plan.candidates[0].name
-    points = [_Point(full, look(0), Interval(1.0), Interval(0.0), "what the others are held against", None)]
+    points = [_Point(full, look(0), Interval(1.0), Interval(0.0), "the baseline", None)]
     for verdict in judgment.verdicts:
         found, evidence = gain(verdict), view.worst(verdict, context)
         if found is None or not math.isfinite(found.ratio.value) or (evidence is None and not verdict.exact):
@@ -183,7 +184,7 @@ def _axes(label: str, points: Sequence[_Point]) -> tuple[Axis, Axis]:
     top, bottom = span(losses, include=(-0.15, 1.35), pad=0.06)
     return (
         Axis(label, low, high, log, show=_times),
-        Axis("part of the margin that is used", bottom, top, show=words.share),
+        Axis("loss, in shares of the margin", bottom, top, show=words.share),
     )
 
 

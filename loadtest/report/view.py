@@ -65,6 +65,17 @@ def worst(verdict: Verdict, context: int) -> Evidence | None:
     return max(found, key=most, default=None)
 
 
+def distinct(evidence: Iterable[Evidence]) -> list[Evidence]:
+    """All tests but those of a task that is the only one of its length: they repeat that of all tasks."""
+    kept = list(evidence)
+    together = {(one.length, one.unit, one.loss) for one in kept if one.measure == "tasks"}
+    return [
+        one
+        for one in kept
+        if not (one.measure.startswith("task:") and (one.length, one.unit, one.loss) in together)
+    ]
+
+
 def first(evidence: Iterable[Evidence], measure: str, context: int) -> Evidence | None:
     """The test of a measure at a context, or of all contexts together."""
     return next((one for one in evidence if one.measure == measure and one.length in (context, 0)), None)

@@ -102,6 +102,14 @@ def test_a_whole_comparison_adds_to_a_quick_one(comparison, tmp_path):
     assert plan.loads[4].cached, "the operator's own load stays the first of its context"
 
 
+def test_another_minutes_free_memory_is_no_other_condition(comparison, tmp_path):
+    file = tmp_path / "c.json"
+    document.save(comparison, file)
+    counted = comparison.plan.kv_memory
+    less = replace(comparison, plan=replace(comparison.plan, kv_memory=counted // 2))
+    assert document.join(less, file).plan.kv_memory == counted > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -17,6 +17,7 @@ from loadtest.compare.plan import Asked, PlanError, budget, make_plan
 from loadtest.compare.presets import QUICK, WHOLE
 from loadtest.compare.types import Outcome
 from loadtest.deployment import FULL
+from tests.loadtest.synthetic import Sizes, draw
 from tests.models_zoo import save_tiny
 
 WINDOW = "sliding_window window=124 sinks=4"
@@ -30,11 +31,12 @@ COMMAND = [sys.executable, "-m", "server.cli", "compare"]
         (Asked(candidates=["full"]), "compared with nothing"),
         (Asked(candidates=[WINDOW, WINDOW]), "a candidate twice"),
         (Asked(candidates=["window=3"]), "is no candidate"),
-        (Asked(tasks=["niah"]), "there is no task niah; choose of needles"),
-        (Asked(margins=["perplexity=5"]), "a share between 0 and 1"),
+        (Asked(tasks=["niah"]), "there is no task niah; choose from needles"),
+        (Asked(margins=["perplexity=5"]), "a number between 0 and 1"),
         (Asked(margins=["speeds=0.1"]), "one of perplexity, score"),
         (Asked(confidence=95), "give 0.5 to 0.999"),
         (Asked(rate=0.0), "sessions per second above 0"),
+        (Asked(rate=2.0, concurrency=[8]), "two kinds of load"),
         (Asked(text=Path("/nowhere")), "/nowhere can't be read: No such file"),
     ],
 )
@@ -52,7 +54,7 @@ def test_durations():
         300,
     ]
     for words in ("", "5", "m", "1d", "-5m", "nan"):
-        with pytest.raises(PlanError, match="write 5m, 1h30m or seconds"):
+        with pytest.raises(PlanError, match="write it like 90s, 5m or 1h30m"):
             budget(Asked(), words)
 
 
@@ -154,7 +156,7 @@ def started(folder, model):
     command = [*COMMAND, "--model", str(model), "--context", "512", "--candidate", WINDOW]
     command += ["--task", "niah_single_1", "--budget", "200", "--json", str(folder / "c.json")]
     command += ["--", "--threads", "1", "--kv-memory", "64MiB", "--weights", "float"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -207,8 +209,9 @@ def test_a_variant_that_fails_is_named_and_the_same_command_goes_on_until_ctrl_c
         wait_for(lambda: rows_of(file, WINDOW) > sum(row.deployment == WINDOW for row in kept), process)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        shown, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
+    assert "512, 1 user, cached prompts" in shown, "what there is so far"
     assert f"the same command goes on from {file}" in " ".join(errors.split())
     wait_for(lambda: not any(child.is_running() for child in children), seconds=30)
     after = document.load(file)
@@ -217,3 +220,40 @@ def test_a_variant_that_fails_is_named_and_the_same_command_goes_on_until_ctrl_c
     assert all(row in [*after.answers, *after.text] for row in kept)
     assert after.plan == before.plan
     assert judge(after).verdicts[0].outcome is not Outcome.SAFE, "a random model tells nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--html", "nowhere/r.html"], "there is no folder nowhere; make it first"),
+        (["--json", "."], "is a folder; name a file"),
+        (["--csv", "c.json"], "is a file; name a folder"),
+        (["--context", "4q"], "write it like 1024,8192 or 1k,8k"),
+        (["--task", "needles,nix"], "there is no task nix;"),
+        (["--show", "c.json", "--model", "x"], "--show measures nothing; leave out --model"),
+        (["--show", "c.json", "--margin", "score=2"], "a number between 0 and 1"),
+    ],
+)
+def test_options_are_refused_before_anything_starts(tmp_path, options, sentence):
+    drawn = draw(1, Sizes(blocks=6, contexts=2, turns=3, rounds=2))
+    document.save(drawn, tmp_path / "c.json")
+    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert "starting" not in done.stderr
+
+
+def test_a_result_is_judged_by_other_margins(tmp_path):
+    document.save(draw(1, Sizes()), tmp_path / "c.json")
+
+    def shown(*more):
+        done = subprocess.run(
+            [*COMMAND, "--show", str(tmp_path / "c.json"), *more], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "margin 1.05" in shown()
+    wider = shown("--margin", "perplexity=0.5", "--confidence", "0.9")
+    assert "margin 1.5" in wider
+    assert "at 90% confidence." in wider

@@ -326,7 +326,9 @@ async def test_the_command(served, tmp_path):
         (["--rate", "3", "--sweep"], "exclude one another"),
         (["--workload", "nope"], "there is no workload 'nope'"),
         (["--prompt-tokens", "300"], "don't fit the model's context of 200"),
-        (["--show", str(tmp_path / "none.json")], "can't be read"),
+        (["--show", str(tmp_path / "none.json")], "none.json can't be read: No such file or directory\n"),
+        (["--show", str(tmp_path / "r.json"), "--rate", "2"], "--show measures nothing; leave out --rate"),
+        (["--html", str(tmp_path / "no" / "r.html")], "there is no folder"),
     ):
         refused = await run(*where, *arguments)
         assert refused.exit_code == 1

@@ -204,7 +204,7 @@ def test_two_results_are_compared_run_by_run():
     after.server["kv_dtype"] = "float32"
     text = shown(table.comparison(before, after))
     ratio = after.runs[0].summary.output_rate / before.runs[0].summary.output_rate
-    assert f"x{ratio:.2f}" in text
+    assert f"~{ratio:.2f}" in text
     assert "only in one of the two: 2 users" in text
     assert "seed" not in text
     assert "kv_dtype: float16 before, float32 after" in text

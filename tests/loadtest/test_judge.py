@@ -12,9 +12,9 @@ from attention.patterns import sparse as sparse_patterns
 from attention.patterns.sliding_window import SlidingWindow
 from loadtest.compare.equal import covers, equal_pairs, equal_work
 from loadtest.compare.evidence import is_whole
-from loadtest.compare.ground import frequency_perplexity
+from loadtest.compare.ground import Ground, frequency_perplexity
 from loadtest.compare.holm import holm, p_worse
-from loadtest.compare.judge import judge
+from loadtest.compare.judge import decide, judge
 from loadtest.compare.stopping import is_firm, open_tests
 from loadtest.compare.types import Evidence, Outcome
 from loadtest.deployment import Deployment, sparse
@@ -382,3 +382,21 @@ def test_a_comparison_is_whole_where_nothing_failed_or_was_refused():
         others = [row for row in rows if row is not last]
         assert not is_whole(replace(whole, **{kind: [*others, refused]}))
         assert is_whole(replace(whole, **{kind: [refused, *rows]})), "it was done again"
+
+
+def test_one_hypothesis_has_one_outcome():
+    """The only task of a length is all its tasks; tests of the same numbers don't contradict each other."""
+    loss = Interval(0.4, 0.1, 0.7, 36)
+    tasks = Evidence("v", "tasks", LONG, "score", loss, 0.05, 0.9, 0.5, Outcome.UNKNOWN, contexts=6)
+    alone = replace(tasks, measure="task:needles", decides=False)
+    # More deciding tests need more of each; the single one by itself has its level alone.
+    others = [
+        replace(tasks, measure="text", unit="perplexity", length=length, loss=Interval(0.0, -0.1, 0.1, 9))
+        for length in (1024, 2048, LONG)
+    ]
+    ground = Ground({LONG: ("needles",)}, {LONG: ()}, {LONG: ()}, frozenset(), frozenset(), None, ())
+    together, single = decide([*others, tasks, alone], 0.95, ground)[-2:]
+    assert (together.outcome, single.outcome) == (Outcome.UNSAFE, Outcome.UNSAFE)
+    other = replace(alone, loss=Interval(0.1, -0.1, 0.3, 18))
+    together, single = decide([*others, tasks, other], 0.95, ground)[-2:]
+    assert (together.outcome, single.outcome) == (Outcome.UNKNOWN, Outcome.UNKNOWN)

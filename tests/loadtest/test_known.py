@@ -259,7 +259,7 @@ def test_the_command_ends_with_1_where_a_figure_is_not_as_known(tmp_path, bytes_
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--preset", "fast"], "there is no preset 'fast'; choose of quick, full, known"),
+        (["--preset", "fast"], "there is no preset 'fast'; choose from quick, full, known"),
         (["--preset", "known", "--full"], "give one of them"),
         (["--preset", "known", "--context", "2048"], "leave out --context"),
     ],

@@ -132,6 +132,15 @@ def test_repeats_of_a_load_are_one_row_with_intervals():
     assert "%" not in few.replace("-%", "")
 
 
+def test_a_terminal_of_80_columns_loses_no_digit():
+    base, after = repeated(0.1), repeated(0.15, seed=1)
+    wide, narrow = (shown(table.runs_table(base), width) for width in (200, 80))
+    heads = [line.split() for line in narrow.splitlines() if line.startswith("load")]
+    assert heads[0][-1] == "failed"
+    assert "\N{HORIZONTAL ELLIPSIS}" not in narrow + shown(table.comparison(base, after), 80)
+    assert narrow.split().count("0") == wide.split().count("0") > 0, "what failed is told in both"
+
+
 def test_ratios_of_unpaired_medians_are_as_sure_as_they_say():
     draws = random.Random(1)
 

@@ -16,15 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.compare.judge import judge
 from loadtest.load import report as load_report
 from loadtest.measuring.types import Interval
-from loadtest.report import labels, words
+from loadtest.report import labels, view, words
 from loadtest.report.compare import Progress, render
 from loadtest.report.live import Live
 from loadtest.report.look import DARK, LIGHT, look
 from loadtest.report.scale import Axis, log_ticks, round_ticks, span
 from loadtest.report.tradeoff import quality_against_speed
 from tests.loadtest.browser import sample
+from tests.loadtest.synthetic import Sizes, draw
 from tests.loadtest.test_figures import make_result
 
 SIZES = st.floats(1e-9, 1e9)
@@ -246,3 +248,14 @@ def test_a_load_test_shows_what_was_before_and_after():
     assert {row[0] for row in rows} == {"1 user", "2 users"}
     assert "only in one of the two: 3 users" in page
     assert 'id="against-table"' not in load_report.render(after)
+
+
+def test_one_task_alone_is_one_row_and_equal_work_has_no_ratio():
+    drawn = draw(1, Sizes(blocks=6, contexts=4, turns=4, rounds=6, tasks=("needles",), noise=0.0))
+    judgment = judge(drawn)
+    verdict = judgment.verdicts[1]
+    assert {one.measure for one in verdict.evidence} >= {"tasks", "task:needles"}
+    assert {one.measure for one in view.distinct(verdict.evidence)} == {"text", "tasks"}
+    two = judge(draw(1, Sizes(blocks=6, contexts=4, turns=4, rounds=6, noise=0.0))).verdicts[1]
+    assert view.distinct(two.evidence) == list(two.evidence)
+    assert "the same work" in render(drawn, judgment).partition('id="summary"')[2].partition("</section>")[0]

@@ -21,6 +21,7 @@ from loadtest.measuring.records import Record
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
+from loadtest.servers import NotStartedError, serve
 from longspan import Client, LongspanError
 from tests.models_zoo import CONTEXT, save_tiny
 
@@ -214,3 +215,12 @@ def test_groups_have_the_base_and_as_many_as_memory_holds(targets, monkeypatch):
     assert most_at_once(pid, 1 << 21, 3) == 3
     assert most_at_once(pid, 1 << 50, 3) == 1
     assert most_at_once(os.getpid(), 1 << 40, 10_000) < 10_000
+
+
+def test_why_a_server_did_not_start_is_said_without_its_log():
+    with pytest.raises(NotStartedError) as refused, serve("--attention", "sliding_windw"):
+        pass
+    start, why = str(refused.value).split(" did not start: ")
+    assert start == "longspan serve --attention sliding_windw"
+    assert why.startswith("there is no attention backend 'sliding_windw'; ")
+    assert "INFO" not in why

@@ -1,5 +1,6 @@
 """What the judgment says: exactly, on comparisons with plain figures."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -9,8 +10,9 @@ from rich.console import Console
 from loadtest.compare.judge import judge
 from loadtest.compare.presets import WHOLE
 from loadtest.compare.table import table
+from loadtest.compare.words import test_words as words_of
 from loadtest.deployment import Deployment, sparse
-from loadtest.evaluation.types import Memory
+from loadtest.evaluation.types import Answer, Memory
 from loadtest.report import figures, view
 from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, Sizes, Truth, draw
 
@@ -60,6 +62,15 @@ def test_the_winner(usual):
     advice = judge(usual).advice
     assert advice.winner == TOPK.name
     assert advice.command == TOPK.command
+    arguments = ("--model", "my models/llama", "--threads", "4")
+    own = judge(replace(usual, plan=replace(usual.plan, arguments=arguments)))
+    serve = "longspan serve --model 'my models/llama' --threads 4 --attention"
+    assert (
+        own.advice.command == f"{serve} sparse --attention-option pattern=topk --attention-option budget=512"
+    )
+    assert own.verdicts[0].command.startswith(f"{serve} sliding_window"), (
+        "what was measured is what is served"
+    )
     assert list(advice.sentences) == [
         "Deploy top-k 512: at 4k, 1 user, cached prompts it decodes 1.25 times as fast as full attention "
         "(1.24 to 1.26).",
@@ -127,10 +138,11 @@ def test_no_gain_and_not_enough_evidence(usual):
     advice = judge(replace(usual, speed=rounds)).advice
     assert advice.winner == FULL.name
     assert list(advice.sentences[:3]) == [
-        "Deploy full: at 4k, 1 user, cached prompts no other variant is both safe and surely faster by 5%.",
+        "Deploy full: no other variant is both safe and surely at least 5% faster at 4k, 1 user, cached "
+        "prompts.",
         "Not safe: window 1020 + 4 sinks.",
-        "top-k 512 is safe, but not surely faster by 5%: time per token: 3 of the 6 rounds that an interval "
-        "takes.",
+        "top-k 512 is safe, but not surely at least 5% faster: time per token: 3 rounds were measured, and "
+        "an interval takes 6.",
     ]
     fewer = [row for row in usual.answers if row.index < 2 and row.turn < 6]
     judgment = judge(replace(usual, answers=fewer))
@@ -156,7 +168,7 @@ def test_no_difference_and_a_cost(usual):
     ]
     judgment = judge(replace(usual, speed=slower))
     assert (
-        "top-k 512 is safe, but not surely faster by 5%: time per token: no difference could be shown "
+        "top-k 512 is safe, but not surely at least 5% faster: time per token: no difference could be shown "
         "(0.98 to 1.02 times)."
     ) in judgment.advice.sentences
     assert "It costs: at 4k it takes 1.20 times as long per token." in judgment.verdicts[0].sentence
@@ -199,8 +211,12 @@ def test_the_oracle_tells_budget_and_selector_apart():
         "What oracle 512 loses is the price of the budget, the rest that of how top-k 512 selects."
     )
     assert advice.sentences[at - 1] == (
-        "top-k 512 at 4k: perplexity 1.083 times full's, under oracle 512 1.02; 0 of 100 points lost in "
-        "tasks, under oracle 512 0."
+        "top-k 512 beside oracle 512, which sees the tokens that truly weigh most, at 4k: perplexity 1.083 "
+        "and 1.02 times full's; 0 and 0 of 100 points lost in tasks."
+    )
+    alike = plain(draw(1, sizes), {TOPK.name: 2.0, oracle.name: 3.0}, topk=0.08, **{oracle.name: 0.08})
+    assert "Their intervals overlap: no loss is shown to come from how it selects." in (
+        judge(alike).advice.sentences
     )
 
 
@@ -211,10 +227,37 @@ def test_two_loads(usual):
         usual, plan=replace(usual.plan, loads=(*usual.plan.loads, users)), speed=[*usual.speed, *more]
     )
     assert (
-        "At 4k, 8 users, cached prompts it puts out 1.25 times as many tokens per second (1.24 to 1.26)."
+        "At 4k, 8 users, cached prompts it generates 1.25 times as many tokens per second (1.24 to 1.26)."
         in judge(both).advice.sentences
     )
     assert "4k, 8 users, cached prompts" in text(both, 80)
+
+
+def test_ones_own_questions_have_their_lines(usual):
+    rows = [
+        Answer(name, "own", 0, index, 0, None, () if free else ("x",), score=score, prompt_tokens=9)
+        for name, known, agreed in (
+            (FULL.name, 1.0, math.nan),
+            (WINDOW.name, 0.5, 0.6),
+            (TOPK.name, 1.0, 1.0),
+        )
+        for index in range(24)
+        for free in [index % 2 == 1]
+        for score in [agreed if free else known]
+    ]
+    plan = replace(usual.plan, own="mine.jsonl")
+    own = replace(usual, plan=plan, answers=[*usual.answers, *rows])
+    said = " ".join(text(own, 200).split())
+    assert (
+        "Your own questions, share of right answers in 12: full 1.00, window 1020 + 4 sinks 0.50, "
+        "top-k 512 1.00"
+    ) in said
+    assert ("up to its first difference from full's in 12: window 1020 + 4 sinks 60%, top-k 512 100%") in said
+    tests = {test.unit: test for test in judge(own).verdicts[0].evidence if test.measure == "own"}
+    assert words_of(tests["agreement"]).startswith(
+        "40% of the answers to your questions comes after their first difference from full's ("
+    )
+    assert "Your own questions: none asked yet" in text(replace(usual, plan=plan), 80)
 
 
 def text(comparison, width):
@@ -240,6 +283,9 @@ def test_the_table_fits_and_has_every_figure(usual, width):
     ]
     assert "    --attention-option budget=512" in lines
     assert any("effective length" in line.lower() for line in lines)
+    assert "sequences that 1.00 GiB of KV cache hold" in " ".join(" ".join(lines).split())
+    # At 1k it computes what full attention computes: an outcome there would be of another length.
+    assert [line.strip() for line in lines if line.strip() == "not safe"] == ["not safe"]
 
 
 def test_how_like_the_distributions_are_is_told(usual):
@@ -276,3 +322,12 @@ def test_eleven_candidates_fit_too():
 def test_an_empty_comparison_has_a_table(usual):
     empty = replace(usual, speed=[], answers=[], text=[], memory=[], running={}, model={}, machine={})
     assert "not enough evidence" in text(empty, 80)
+    busy = judge(replace(empty, busy="this machine is too busy to tell speeds apart"))
+    assert busy.verdicts[0].sentence == (
+        "window 1020 + 4 sinks: not enough evidence: not measured yet: text at 1k, tasks at 1k, text at "
+        "4k and tasks at 4k."
+    )
+    assert busy.advice.sentences[1] == (
+        "There is not enough evidence of any variant's quality either; some of it was not measured at all: "
+        "give a longer --budget."
+    )

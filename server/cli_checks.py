@@ -1,0 +1,65 @@
+"""What commands that measure refuse before they begin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+
+from server.cli_shared import fail
+
+
+def writable(
+    json_file: Path | None,
+    html_file: Path | None,
+    csv_file: Path | None = None,
+    csv_folder: Path | None = None,
+    code: int = 1,
+) -> None:
+    """Refuses before hours of measuring what could not be written after them."""
+    for option, path in (("--json", json_file), ("--html", html_file), ("--csv", csv_file)):
+        if path is None:
+            continue
+        if path.is_dir():
+            fail(f"{option} {path} is a folder; name a file", code)
+        if not path.parent.is_dir():
+            fail(f"{option} {path}: there is no folder {path.parent}; make it first", code)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            fail(f"{option} {path} can't be written; name another file", code)
+    if csv_folder is not None and csv_folder.exists() and not csv_folder.is_dir():
+        fail(f"--csv {csv_folder} is a file; name a folder", code)
+
+
+def only_shown(context: typer.Context, with_show: Collection[str], code: int = 1) -> None:
+    """Refuses options of measuring beside --show, which would do nothing.
+
+    Args:
+        context: of the command.
+        with_show: names of the parameters that --show heeds.
+        code: exit code.
+    """
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in with_show
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given or context.args:
+        fail(f"--show measures nothing; leave out {' and '.join([*given, *context.args])}", code)
+
+
+def require_numpy() -> None:
+    """Ends the command unless intervals across runs can be computed."""
+    if not find_spec("numpy"):
+        fail("intervals across --repeats need numpy; run: pip install 'longspan[load]'")
+
+
+def require_templates() -> None:
+    """Ends the command unless reports can be written."""
+    if not find_spec("jinja2"):
+        fail("--html needs jinja2; run: pip install 'longspan[load]'")
