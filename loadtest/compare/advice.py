@@ -8,7 +8,7 @@ from loadtest.compare import words
 from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load
 from loadtest.compare.ground import Ground
 from loadtest.compare.pareto import fronts
-from loadtest.compare.phrases import ended, listed, times
+from loadtest.compare.phrases import ended, listed, setting, times
 from loadtest.compare.selector import selectors
 from loadtest.compare.types import Advice, Comparison, Gain, Outcome, Verdict
 from loadtest.measuring.types import Load, length_label
@@ -165,7 +165,7 @@ def _holds(comparison: Comparison, load: Load | None = None) -> str:
     under = f" under {listed(loads)} on {machine}" if loads else ""
     return (
         f'This holds for {model} with the text "{plan.text}" at {lengths}{under}, '
-        f"at {plan.confidence:.0%} confidence"
+        f"at {setting(plan.confidence)} confidence"
     )
 
 
@@ -173,7 +173,7 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
     """Why full attention is kept, by reason."""
     full, least = comparison.plan.candidates[0].name, comparison.plan.margins.speed
     sentences = [
-        f"Deploy {full}: at {load.label} no other variant is both safe and surely faster by {least:.0%}"
+        f"Deploy {full}: at {load.label} no other variant is both safe and surely faster by {setting(least)}"
     ]
     unsafe = [one.deployment for one in served if one.outcome is Outcome.UNSAFE]
     if unsafe:
@@ -188,7 +188,7 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
             gain = _speed(one, load)
             confidence = comparison.plan.confidence
             why = words.figure_words(gain, confidence) if gain else "its speed was not measured"
-            sentences.append(f"{one.deployment} is safe, but not surely faster by {least:.0%}: {why}")
+            sentences.append(f"{one.deployment} is safe, but not surely faster by {setting(least)}: {why}")
     return sentences
 
 

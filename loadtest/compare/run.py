@@ -18,12 +18,13 @@ from loadtest.deployment import Deployment
 from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.pairs import OWN
 from loadtest.evaluation.units import Unit
-from loadtest.measuring.analysis import settled
+from loadtest.measuring.analysis import series, settled
 from loadtest.measuring.busy import EqualPair, busy
 from loadtest.measuring.rounds import Progress, Rounds
 from loadtest.measuring.served import Served
 from loadtest.measuring.servers import OpenError, groups, open_all
 from loadtest.measuring.types import Load
+from loadtest.statistics import least
 from longspan import Client
 
 SPEED_SHARE = 0.45
@@ -80,6 +81,28 @@ def run(
         now = clock()
         end = now + (deadline - now) / (len(parts) - number)
         _Group(comparison, found, material, part, end, listener, clock).run()
+
+
+def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
+    """More rounds of a load would tell nothing that matters of any variant.
+
+    Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
+    full attention itself has no figures, and nobody knows whether the machine is quiet.
+
+    Args:
+        comparison: with the rows.
+        load: of whose rounds the question is.
+        alive: candidates that can be measured under it.
+    """
+    figure, plan = deciding_figure(load), comparison.plan
+    full, confidence = plan.candidates[0].name, plan.confidence
+    if len(series(comparison.speed, full, load.label, figure)) < least(confidence):
+        return False
+    others = [name for name in alive if name != full and not equal_work(comparison, name, load, figure)]
+    return all(
+        settled(comparison.speed, name, full, load.label, figure, plan.margins.speed, confidence)
+        for name in others
+    )
 
 
 class _Group:
@@ -198,20 +221,7 @@ class _Group:
         return min(loads, key=lambda load: rounds.rounds[load.label], default=None)
 
     def _settled(self, load: Load, rounds: Rounds[Load]) -> bool:
-        figure, plan = deciding_figure(load), self._own.plan
-        if not self._own.speed:
-            return False
-        # Equal work can't be told apart, and need not.
-        others = [
-            name
-            for name in rounds.alive(load)
-            if name != self._full and not equal_work(self._whole, name, load, figure)
-        ]
-        margin, confidence = plan.margins.speed, plan.confidence
-        return all(
-            settled(self._own.speed, name, self._full, load.label, figure, margin, confidence)
-            for name in others
-        )
+        return speeds_settled(self._own, load, rounds.alive(load))
 
     def _next_unit(
         self, units: Iterator[Unit], evaluator: Evaluator, judgment: Judgment, left: float

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.compare.gains import deciding_figure, figures, new_prompts, operators_load
-from loadtest.compare.phrases import figure, times
+from loadtest.compare.phrases import figure, setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.evaluation import analysis
 from loadtest.measuring.types import Interval, Load, length_label
@@ -62,7 +62,7 @@ def _effective(comparison: Comparison, judgment: Judgment) -> list[RenderableTyp
     lengths += [(one.deployment, one.effective) for one in judgment.verdicts if one.effective is not None]
     said = ", ".join(f"{name} {length_label(length) if length else 'none'}" for name, length in lengths)
     shortest = length_label(plan.contexts[0])
-    share = f"{plan.margins.effective:.0%} of full's score at {shortest}"
+    share = f"{setting(plan.margins.effective)} of full's score at {shortest}"
     return [Text(f"\nEffective length ({share} kept): {said}")]
 
 
@@ -75,7 +75,7 @@ def _heading(comparison: Comparison) -> Text:
         f"{model.get('name', 'model')}, {model.get('dtype', '?')}, KV {model.get('kv_dtype', '?')}",
         where,
         f"text: {plan.text}",
-        f"intervals at {plan.confidence:.0%} confidence",
+        f"intervals at {setting(plan.confidence)} confidence",
     ]
     return Text("; ".join(parts), style="dim")
 

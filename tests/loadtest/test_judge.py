@@ -12,12 +12,14 @@ from attention.patterns import sparse as sparse_patterns
 from attention.patterns.sliding_window import SlidingWindow
 from loadtest.compare.equal import covers, equal_pairs, equal_work
 from loadtest.compare.ground import frequency_perplexity
-from loadtest.compare.holm import holm, p_worse, student_quantile, student_tail
+from loadtest.compare.holm import holm, p_worse
 from loadtest.compare.judge import judge
+from loadtest.compare.run import speeds_settled
 from loadtest.compare.stopping import is_firm, open_tests
 from loadtest.compare.types import Evidence, Outcome
 from loadtest.deployment import Deployment, sparse
 from loadtest.measuring.types import Interval, Load
+from loadtest.student import student_quantile, student_tail
 from tests.loadtest.synthetic import DECODE, FULL, LONG, PROMPT, TOPK, WINDOW, Sizes, Truth, draw
 
 RUNS = 200
@@ -300,6 +302,19 @@ def test_measuring_goes_on_until_a_verdict_is_firm():
     assert open_tests(replace(verdict, evidence=(replace(test, decides=False), text))) == {("text", 4)}
     assert not open_tests(replace(verdict, evidence=(beyond, text))), "one firm loss is enough"
     assert not open_tests(replace(verdict, evidence=(replace(text, more=None),))), "nothing would settle it"
+
+
+def test_variants_that_all_do_equal_work_get_rounds_too():
+    sizes = replace(FEW, lengths=(512, 1024), candidates=(FULL, WINDOW), rounds=6)
+    drawn = draw(1, sizes, window=EQUAL)
+    short, long = drawn.plan.loads[0], drawn.plan.loads[2]
+    names = [FULL.name, WINDOW.name]
+    assert speeds_settled(drawn, long, names), "what is equal need not be told apart"
+    drawn.speed = [cell for cell in drawn.speed if cell.load != long.label]
+    assert speeds_settled(drawn, short, names)
+    assert not speeds_settled(drawn, long, names), "full attention would have no figure there"
+    few = replace(drawn, speed=[cell for cell in drawn.speed if cell.round < 5])
+    assert not speeds_settled(few, short, names), "nor any interval"
 
 
 def test_whatever_rows_there_are_it_judges():

@@ -58,6 +58,13 @@ def test_the_mean_is_in_its_interval_also_where_samples_share_a_context(rng):
     assert missed(mean_interval, draw, 0.0) > 0.2
 
 
+def test_a_high_confidence_holds_for_few_samples_too(rng):
+    def draw():
+        return list(rng.normal(0, 1, 6))
+
+    assert missed(lambda values: mean_interval(values, 0.999), draw, 0.0, 1000) <= 0.005, "resampled: 0.04"
+
+
 @pytest.mark.parametrize(("count", "full", "own"), [(8, 0.9, 0.8), (20, 1.0, 0.8), (40, 0.6, 0.6)])
 def test_a_loss_of_score_is_in_its_interval(rng, count, full, own):
     def draw():
