@@ -132,7 +132,9 @@ def _others(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
     """What is certain under loads that are not the one that decides."""
     others = [one for one in comparison.plan.loads if one.context == load.context and one != load]
     gains = [_speed(best, other) for other in others]
-    return [f"At {one.load} it {words.gain_words(one)}" for one in gains if one and one.different]
+    return [
+        f"At {one.load} it {words.gain_words(one)}" for one in gains if one and words.matters(comparison, one)
+    ]
 
 
 def _growth(best: Verdict) -> list[str]:

@@ -110,9 +110,9 @@ def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
     rows = [row for row in comparison.answers if row.task == OWN]
     pairs = answer_pairs(rows, analysis.full_name(comparison), name)
     known = [pair for pair in pairs if not math.isnan(pair.full.score)]
-    free = [pair for pair in pairs if math.isnan(pair.full.score)]
+    free = [pair for pair in pairs if analysis.is_free(pair)]
     found = []
-    if known or not pairs:
+    if known or not free:
         means = (_mean(pair.full.score for pair in known), _mean(pair.own.score for pair in known))
         test = _test(comparison, name, OWN, 0, "score", analysis.own_loss(comparison, name), means)
         fails = ground.own is False

@@ -26,6 +26,9 @@ CHANCE = 0.1
 points by luck, and with few samples luck looks like skill."""
 
 
+_MOST_NATS = 700.0  # per token, lost: of more the exponential is no number any more
+
+
 @dataclass(frozen=True, slots=True)
 class Depth:
     """Scores of questions whose answer stands at about one depth of the context.
@@ -61,14 +64,16 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
         losses += [theirs - ours for theirs, ours in zip(full.logprobs, own.logprobs, strict=True)]
         blocks += [full.block] * len(full.logprobs)
     nats = mean_interval(losses, comparison.plan.confidence, blocks)
-    return Interval(math.expm1(nats.value), math.expm1(nats.low), math.expm1(nats.high), nats.count)
+    return Interval(
+        *(math.expm1(min(each, _MOST_NATS)) for each in (nats.value, nats.low, nats.high)), nats.count
+    )
 
 
 def perplexity(comparison: Comparison, name: str, length: int) -> float:
     """Perplexity of the blocks of text that full attention and the variant both decoded; NaN for none."""
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
     logprobs = [logprob for pair in pairs for logprob in pair.own.logprobs]
-    return math.exp(-fmean(logprobs)) if logprobs else math.nan
+    return math.exp(min(-fmean(logprobs), _MOST_NATS)) if logprobs else math.nan
 
 
 def text_kl(comparison: Comparison, name: str, length: int) -> Interval:
@@ -166,10 +171,18 @@ def agreement_loss(comparison: Comparison, name: str) -> Interval:
 
     Of each answer, the tokens from the first on that differs; see ``agreement.same_tokens``.
     """
-    pairs = [pair for pair in _own_pairs(comparison, name) if math.isnan(pair.full.score)]
+    pairs = [pair for pair in _own_pairs(comparison, name) if is_free(pair)]
     own = [pair.own.score for pair in pairs]
     contexts = [pair.context for pair in pairs]
     return score_loss([1.0] * len(own), own, comparison.plan.confidence, contexts)
+
+
+def is_free(pair: AnswerPair) -> bool:
+    """A question without a known answer, in which a variant was held against full attention.
+
+    Full attention may have answered it in a later run only, when the variant's tokens were gone.
+    """
+    return math.isnan(pair.full.score) and not math.isnan(pair.own.score)
 
 
 def effective_length(comparison: Comparison, name: str) -> int | None:

@@ -217,6 +217,21 @@ def test_what_is_not_measured_is_not_safe():
     assert judge(empty).verdicts[0].outcome is Outcome.UNKNOWN
 
 
+def test_answers_that_were_held_against_nothing_count_for_nothing():
+    drawn = draw(1, replace(MANY, lengths=(1024,), candidates=(FULL, WINDOW)), window=EQUAL)
+    own = [replace(row, task="own", length=0, score=math.nan, answer=()) for row in drawn.answers]
+    plan = replace(drawn.plan, own="mine.jsonl")
+    verdict = judge(replace(drawn, plan=plan, answers=[*drawn.answers, *own])).verdicts[0]
+    (test,) = [one for one in verdict.evidence if one.measure == "own"]
+    assert (test.loss.count, test.outcome, verdict.outcome) == (0, Outcome.UNKNOWN, Outcome.UNKNOWN)
+    half = [
+        replace(row, score=0.97) if row.deployment == WINDOW.name and row.turn % 2 else row for row in own
+    ]
+    verdict = judge(replace(drawn, plan=plan, answers=[*drawn.answers, *half])).verdicts[0]
+    (test,) = [one for one in verdict.evidence if one.measure == "own"]
+    assert (test.unit, test.loss.count, test.outcome) == ("agreement", 16 * 6, Outcome.SAFE)
+
+
 def test_few_questions_do_not_pass_for_safety_where_full_may_fail():
     drawn = draw(1, replace(MANY, contexts=1, score=0.0))
     verdict = judge(drawn).verdicts[0]
