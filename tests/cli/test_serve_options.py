@@ -59,6 +59,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_memory": ("1.5GiB", 3 << 29),
     "kv_memory_share": ("0.25", 0.25),
     "prefix_cache": ("false", False),
+    "measure_device": ("false", False),
     "cuda_graphs": ("false", False),
     "max_batch_tokens": ("64", 64),
     "max_running": ("3", 3),
@@ -76,7 +77,14 @@ VALUES: dict[str, tuple[str, Any]] = {
     "otlp_endpoint": ("http://127.0.0.1:4317", "http://127.0.0.1:4317"),
 }
 # Those whose flag takes no value, or may be repeated, are not of the plain form --NAME VALUE.
-OTHERS = ("attention_option", "rope_option", "prefix_cache", "cuda_graphs", "check_integrity")
+OTHERS = (
+    "attention_option",
+    "rope_option",
+    "prefix_cache",
+    "measure_device",
+    "cuda_graphs",
+    "check_integrity",
+)
 PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
 
 
@@ -101,10 +109,18 @@ def test_every_setting_is_a_flag_and_a_variable(name: str) -> None:
 
 def test_flags_of_other_forms() -> None:
     outcome = Outcome(
-        ["--no-prefix-cache", "--attention-option", "window=512", "--attention-option", "sinks=a=b"]
+        [
+            "--no-measure-device",
+            "--no-prefix-cache",
+            "--attention-option",
+            "window=512",
+            "--attention-option",
+            "sinks=a=b",
+        ]
     )
     assert outcome.settings is not None, outcome.error
     assert outcome.settings.prefix_cache is False
+    assert outcome.settings.measure_device is False
     assert outcome.settings.attention_option == {"window": "512", "sinks": "a=b"}
     outcome = Outcome(["--rope-option", "factor=4", "--rope-option", "long_factor=1,2"])
     assert outcome.settings is not None, outcome.error
