@@ -64,9 +64,8 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
         losses += [theirs - ours for theirs, ours in zip(full.logprobs, own.logprobs, strict=True)]
         blocks += [full.block] * len(full.logprobs)
     nats = mean_interval(losses, comparison.plan.confidence, blocks)
-    return Interval(
-        *(math.expm1(min(each, _MOST_NATS)) for each in (nats.value, nats.low, nats.high)), nats.count
-    )
+    value, low, high = (math.expm1(min(each, _MOST_NATS)) for each in (nats.value, nats.low, nats.high))
+    return Interval(value, low, high, nats.count)
 
 
 def perplexity(comparison: Comparison, name: str, length: int) -> float:
