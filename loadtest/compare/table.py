@@ -178,9 +178,10 @@ def _memory(gains: Sequence[Gain], context: int, *, own: bool) -> list[Text]:
 
 def _quality(judgment: Judgment, verdict: Verdict | None, context: int) -> list[Text]:
     if verdict is None:
-        full = [_test(one, context, "tasks") for one in judgment.verdicts]
-        scores = [test.full for test in full if test and not math.isnan(test.full)]
-        return [Text("1"), Text(f"{scores[0]:.2f}" if scores else "-")]
+        found = [_test(one, context, "tasks") for one in judgment.verdicts]
+        tests = [test for test in found if test and not math.isnan(test.full)]
+        most = max(tests, key=lambda test: test.loss.count, default=None)  # a variant may have failed early
+        return [Text("1"), Text(f"{most.full:.2f}" if most else "-")]
     text, tasks = _test(verdict, context, "text"), _test(verdict, context, "tasks")
     cells = []
     if text is None or not text.loss.count:

@@ -197,7 +197,8 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
         name: of the deployment, which may be full itself.
 
     Returns:
-        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there.
+        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there, or
+        where it keeps the share up to a length at which a task has no answers yet.
     """
     contexts = sorted(comparison.plan.contexts)
     tasks = informative_tasks(comparison, contexts[0])
@@ -209,8 +210,9 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
     effective = 0
     for length in contexts:
         scores = [mean_scores(comparison, name, length, [task])[1] for task in tasks]
-        # NaN, where a task has no answers at this length, is not enough either.
-        if not fmean(scores) >= least:
+        if any(map(math.isnan, scores)):
+            return None
+        if fmean(scores) < least:
             break
         effective = length
     return effective
