@@ -100,6 +100,23 @@ def mean_interval(
     return Interval(mean, min(low, mean - half), max(high, mean + half), groups)
 
 
+def dependence(values: Sequence[float], clusters: Sequence[object]) -> float:
+    """How many times less surely a mean is known since values of one label depend on one another; at least 1.
+
+    The root of the design effect: of the variance that the sums by label have, to that of independent values.
+    """
+    groups, count = len(set(clusters)), len(values)
+    if not 1 < groups < count:
+        return 1.0
+    losses = np.asarray(values, float)
+    sums, counts = _by_cluster(losses, clusters)
+    alone = count / (count - 1) * float(((losses - losses.mean()) ** 2).sum())
+    if alone == 0:
+        return 1.0
+    together = groups / (groups - 1) * float(((sums - counts * losses.mean()) ** 2).sum())
+    return math.sqrt(max(1.0, together / alone))
+
+
 def score_loss(
     full: Sequence[float],
     own: Sequence[float],

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from loadtest.compare.types import Comparison
-from loadtest.evaluation.pairs import OWN, AnswerPair, answer_pairs, block_pairs
+from loadtest.evaluation.pairs import OWN, AnswerPair, BlockPair, answer_pairs, block_pairs
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Interval
-from loadtest.statistics import mean_interval, score_loss
+from loadtest.statistics import dependence, mean_interval, score_loss
 
 INFORMATIVE = 0.3
 """Mean score under full attention from which a task tells variants apart. Below it there is little to lose: a
@@ -55,7 +55,9 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
     """How much the variant's perplexity of the text exceeds full's, as a share of it: 0.05 is 1.05 times.
 
     Perplexity is the exponential of the mean negative log probability, so its ratio is that of the mean
-    paired difference. Tokens of one block depend on one another: blocks are drawn together.
+    paired difference. Tokens of one block depend on one another: blocks are drawn together. Blocks of one
+    slice of the text do too, where its content is harder for the variant than that of others: the interval is
+    as much wider as their sums vary more than those of independent blocks would.
     """
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
     losses: list[float] = []
@@ -64,8 +66,20 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
         losses += [theirs - ours for theirs, ours in zip(full.logprobs, own.logprobs, strict=True)]
         blocks += [full.block] * len(full.logprobs)
     nats = mean_interval(losses, comparison.plan.confidence, blocks)
-    value, low, high = (math.expm1(min(each, _MOST_NATS)) for each in (nats.value, nats.low, nats.high))
+    means = [fmean(full.logprobs) - fmean(own.logprobs) for full, own in pairs]
+    times = dependence(means, _slices(pairs))
+    ends = (nats.value, *(nats.value + times * (end - nats.value) for end in (nats.low, nats.high)))
+    value, low, high = (math.expm1(min(each, _MOST_NATS)) for each in ends)
     return Interval(value, low, high, nats.count)
+
+
+def _slices(pairs: Sequence[BlockPair]) -> list[int]:
+    """Which slice of the text each block is of: in one, each starts later than the one before."""
+    numbers, last = [0] * len(pairs), -1
+    for at, pair in enumerate(pairs):
+        numbers[at] = (numbers[at - 1] if at else 0) + (pair.full.start <= last)
+        last = pair.full.start
+    return numbers
 
 
 def perplexity(comparison: Comparison, name: str, length: int) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from loadtest.statistics import (
     LEAST,
+    dependence,
     least,
     mean_interval,
     median_interval,
@@ -117,3 +118,16 @@ def test_few_samples_claim_nothing_and_more_confidence_takes_more_of_them():
     wide, narrow = median_interval(values, 0.98), median_interval(values, 0.8)
     assert wide.low <= narrow.low <= narrow.value <= narrow.high <= wide.high
     assert median_interval(values) == median_interval(list(values))
+
+
+def test_values_that_depend_on_one_another_widen_and_independent_ones_hardly_do(rng):
+    labels = [number // 12 for number in range(48)]
+    alone = [dependence(list(rng.normal(0, 1, 48)), labels) for _ in range(RUNS)]
+    assert min(alone) == 1.0
+    assert np.median(alone) < 1.05
+    together = [
+        dependence(list(np.repeat(rng.normal(0, 1, 4), 12) + rng.normal(0, 1, 48)), labels)
+        for _ in range(RUNS)
+    ]
+    assert np.median(together) > 2
+    assert dependence([1.0] * 12, labels[:12]) == dependence([], []) == dependence([1.0, 2.0], [0, 1]) == 1.0
