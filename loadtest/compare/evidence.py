@@ -74,7 +74,13 @@ def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> li
         found.append(replace(test, loss=nothing, contexts=1, note="too few questions yet"))
     if failed:
         found.append(_logprobs(comparison, name, length, failed))
-    return found + [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
+    singles = [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
+    if not informative and not failed:
+        return found + singles
+    # A task that the time did not suffice for may be the one that fails.
+    unasked = [task for task in comparison.plan.tasks if task not in {*informative, *failed, *unsettled}]
+    pending = [_scores(comparison, name, length, f"task:{task}", (task,)) for task in unasked]
+    return found + singles + [replace(test, decides=True) for test in pending]
 
 
 def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks: Sequence[str]) -> Evidence:

@@ -217,6 +217,16 @@ def test_what_is_not_measured_is_not_safe():
     assert judge(empty).verdicts[0].outcome is Outcome.UNKNOWN
 
 
+def test_tasks_that_were_not_asked_are_not_safe():
+    drawn = draw(1, MANY)
+    assert judge(drawn).verdicts[0].outcome is Outcome.SAFE
+    more = replace(drawn, plan=replace(drawn.plan, tasks=(*MANY.tasks, "cwe")))
+    verdict = judge(more).verdicts[0]
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "cwe at 4k: not measured yet" in verdict.sentence
+    assert open_tests(verdict) >= {("tasks", LONG)}
+
+
 def test_answers_that_were_held_against_nothing_count_for_nothing():
     drawn = draw(1, replace(MANY, lengths=(1024,), candidates=(FULL, WINDOW)), window=EQUAL)
     own = [replace(row, task="own", length=0, score=math.nan, answer=()) for row in drawn.answers]
