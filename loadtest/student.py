@@ -1,9 +1,9 @@
-"""Student's t distribution, for whole degrees of freedom."""
+"""Student's t, by whole degrees of freedom: the distribution of means whose spread is estimated from them."""
 
 from __future__ import annotations
 
-import functools
 import math
+from functools import lru_cache
 
 
 def student_tail(value: float, freedom: int) -> float:
@@ -24,7 +24,7 @@ def student_tail(value: float, freedom: int) -> float:
     return max((1 - within) / 2, 0.0)
 
 
-@functools.cache
+@lru_cache(maxsize=4096)
 def student_quantile(chance: float, freedom: int) -> float:
     """The value that Student's t exceeds with this chance, below one half."""
     low, high = 0.0, 1.0
