@@ -35,7 +35,6 @@ _SHARED = {
     "margins": "the margins",
     "confidence": "the confidence",
     "seed": "the seed",
-    "kv_memory": "the KV memory that sequences are counted for",
     "arguments": "the arguments of longspan serve",
 }
 _MODEL = ("name", "architecture", "parameters", "dtype", "kv_dtype", "device")
@@ -188,6 +187,8 @@ def _both(earlier: Plan, now: Plan) -> Plan:
         contexts=contexts,
         loads=tuple(sorted(loads, key=lambda load: load.context)),
         tasks=_union(earlier.tasks, now.tasks, str),
+        # A server's own choice is a share of the memory that is free at the time; all rows count for one.
+        kv_memory=earlier.kv_memory or now.kv_memory,
     )
 
 

@@ -12,9 +12,8 @@ from loadtest.compare.ground import Ground
 from loadtest.compare.phrases import listed
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
 from loadtest.evaluation import analysis
-from loadtest.evaluation.pairs import OWN, AnswerPair, answer_key, answer_pairs
+from loadtest.evaluation.pairs import OWN, answer_key, answer_pairs
 from loadtest.measuring.types import Interval
-from loadtest.statistics import mean_interval, score_loss
 
 PENDING = "not measured yet"
 EQUAL = "it sees the whole context, as full attention does"
@@ -84,29 +83,25 @@ def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> li
 
 
 def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks: Sequence[str]) -> Evidence:
-    pairs = _pairs(comparison, name, length, tasks)
-    full, own = [pair.full.score for pair in pairs], [pair.own.score for pair in pairs]
-    contexts = [pair.context for pair in pairs]
-    loss = score_loss(full, own, comparison.plan.confidence, contexts)
+    pairs = analysis.task_pairs(comparison, name, tasks, length)
+    loss = analysis.points_lost(pairs, comparison.plan.confidence)
+    means = (_mean(pair.full.score for pair in pairs), _mean(pair.own.score for pair in pairs))
     return replace(
-        _test(comparison, name, measure, length, "score", loss, (_mean(full), _mean(own))),
+        _test(comparison, name, measure, length, "score", loss, means),
         decides=measure == "tasks",
-        contexts=len(set(contexts)),
+        contexts=len({pair.context for pair in pairs}),
         where=_where(comparison, name, length, tasks),
     )
 
 
 def _logprobs(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> Evidence:
-    pairs = [
-        pair
-        for pair in _pairs(comparison, name, length, tasks)
-        if pair.full.target_tokens and not math.isnan(pair.full.logprob + pair.own.logprob)
-    ]
-    full = [pair.full.logprob / pair.full.target_tokens for pair in pairs]
-    own = [pair.own.logprob / pair.own.target_tokens for pair in pairs]
-    losses = [theirs - ours for theirs, ours in zip(full, own, strict=True)]
-    loss = mean_interval(losses, comparison.plan.confidence, [pair.context for pair in pairs])
-    test = _test(comparison, name, "tasks", length, "logprob", loss, (_mean(full), _mean(own)))
+    pairs = analysis.with_logprobs(analysis.task_pairs(comparison, name, tasks, length))
+    loss = analysis.nats_lost(pairs, comparison.plan.confidence)
+    means = (
+        _mean(pair.full.logprob / pair.full.target_tokens for pair in pairs),
+        _mean(pair.own.logprob / pair.own.target_tokens for pair in pairs),
+    )
+    test = _test(comparison, name, "tasks", length, "logprob", loss, means)
     return replace(test, note=f"full attention itself fails {listed(tasks)}")
 
 
@@ -184,14 +179,17 @@ def _where(comparison: Comparison, name: str, length: int, tasks: Sequence[str])
     return f"{places}: {own:.3g} of {asked} found where full finds {full:.3g}"
 
 
-def _pairs(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[AnswerPair]:
-    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
-    return answer_pairs(rows, analysis.full_name(comparison), name)
-
-
 def _mean(values: Iterable[float]) -> float:
     kept = list(values)
     return fmean(kept) if kept else math.nan
+
+
+def is_whole(comparison: Comparison) -> bool:
+    """No candidate failed, and none was refused a question, a block of text or the watch on its KV cache."""
+    names = [candidate.name for candidate in comparison.plan.candidates]
+    held = {(row.deployment, row.length) for row in comparison.memory if not row.error}
+    refused = [row for row in comparison.memory if row.error and (row.deployment, row.length) not in held]
+    return not (comparison.failed or refused or any(failures(comparison, name) for name in names))
 
 
 def failures(comparison: Comparison, name: str) -> list[str]:

@@ -31,7 +31,7 @@ SPEED_SHARE = 0.45
 """Of the time that goes to speed while both speed and quality lack evidence."""
 
 MOST_ROUNDS = 40
-"""Of a load: an interval that is still wide then would take hours to become narrow."""
+"""Of a load, with the same servers: an interval that is still wide then would take hours to become narrow."""
 
 LEAST_UNITS = 3
 """Contexts of each task and length, and slices of text, before what they tell may be called settled."""
@@ -126,6 +126,7 @@ class _Group:
         self._booked = clock()
         self._spent = {"speed": 0.0, "quality": 0.0}
         self._done: dict[tuple[str, int], int] = {}
+        self._before: dict[str, int] = {}
 
     def run(self) -> None:
         self._listener.doing(f"starting {len(self._part)} servers")
@@ -151,8 +152,14 @@ class _Group:
     def _measure(self, targets: dict[str, Served], clients: dict[str, Client]) -> None:
         plan = self._own.plan
         rounds: Rounds[Load] = Rounds(
-            targets, plan.loads, seed=plan.seed, measurements=self._own.speed, tell=self._progress
+            targets,
+            plan.loads,
+            seed=plan.seed,
+            measurements=self._own.speed,
+            tell=self._progress,
+            clock=self._clock,
         )
+        self._before = rounds.rounds
         evaluator = Evaluator(
             self._own,
             clients[self._full],
@@ -176,7 +183,8 @@ class _Group:
                 load = self._next_load(rounds, self._end - self._clock())
                 if waiting is None:
                     break
-            if waiting is not None:
+            # The rounds took time of it; what is cut off would have to be done again.
+            if waiting is not None and evaluator.cost(waiting) < self._end - self._clock():
                 self._evaluate(evaluator, waiting, clients)
 
     def _evaluate(self, evaluator: Evaluator, unit: Unit, clients: Mapping[str, Client]) -> None:
@@ -211,14 +219,16 @@ class _Group:
 
     def _next_load(self, rounds: Rounds[Load], left: float) -> Load | None:
         """The load with the fewest rounds whose speeds are not settled, if another round ends in time."""
+        # Rounds of other servers, or of an earlier run, are none of these.
+        made = {label: count - self._before[label] for label, count in rounds.rounds.items()}
         loads = [
             load
             for load in self._own.plan.loads
-            if rounds.rounds[load.label] < MOST_ROUNDS
-            and 0 <= rounds.estimate(load) < left
+            if made[load.label] < MOST_ROUNDS
+            and rounds.estimate(load) < left
             and not self._settled(load, rounds)
         ]
-        return min(loads, key=lambda load: rounds.rounds[load.label], default=None)
+        return min(loads, key=lambda load: made[load.label], default=None)
 
     def _settled(self, load: Load, rounds: Rounds[Load]) -> bool:
         return speeds_settled(self._own, load, rounds.alive(load))

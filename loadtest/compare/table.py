@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.compare.gains import deciding_figure, figures, new_prompts, operators_load
-from loadtest.compare.phrases import figure, setting, times
+from loadtest.compare.phrases import ends, figure, setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.evaluation import analysis
 from loadtest.measuring.types import Interval, Load, length_label
@@ -42,8 +42,8 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     if notes:
         notes = [Text("\nThese tell nothing of the variants:"), *notes]
     return Group(
-        _heading(comparison), *grids, *_effective(comparison, judgment), Text(), *verdicts, *notes, Text(),
-        *advice, *command,
+        _heading(comparison), *grids, *_effective(comparison, judgment),
+        *_likeness(comparison, judgment), Text(), *verdicts, *notes, Text(), *advice, *command,
     )  # fmt: skip
 
 
@@ -64,6 +64,29 @@ def _effective(comparison: Comparison, judgment: Judgment) -> list[RenderableTyp
     shortest = length_label(plan.contexts[0])
     share = f"{setting(plan.margins.effective)} of full's score at {shortest}"
     return [Text(f"\nEffective length ({share} kept): {said}")]
+
+
+def _likeness(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
+    """How often each variant's most likely next token is full's, and how far its distributions are."""
+    context = comparison.plan.contexts[-1]
+    said = [
+        _item(
+            f"{verdict.deployment}: {_share(one.same_top.value)}{ends(one.same_top, _share)}; "
+            f"{one.kl.value:.3f}{ends(one.kl, '{:.3f}'.format)}",
+            "dim",
+        )
+        for verdict in judgment.verdicts
+        for one in verdict.likeness
+        if one.length == context
+    ]
+    if not said:
+        return []
+    heading = f"\nText at {length_label(context)}: most likely token as full's; KL divergence, nats per token"
+    return [Text(heading), *said]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
 def _heading(comparison: Comparison) -> Text:

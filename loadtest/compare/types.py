@@ -186,6 +186,21 @@ class Gain:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeness:
+    """How far a variant's next-token distributions are from full attention's, on the same tokens of the text.
+
+    Attributes:
+        length: context length.
+        kl: KL divergence from full's distributions, nats per token; a lower bound, see ``TextBlock``.
+        same_top: share of places where the most likely token is full's.
+    """
+
+    length: int
+    kl: Interval
+    same_top: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the evidence says of one variant.
 
@@ -199,6 +214,7 @@ class Verdict:
         exact: it computes full attention.
         sentence: what it brings and costs, a line.
         command: what to type to deploy it.
+        likeness: by length, where the text was decoded; it tells how a variant differs and decides nothing.
     """
 
     deployment: str
@@ -209,6 +225,7 @@ class Verdict:
     exact: bool
     sentence: str
     command: str
+    likeness: tuple[Likeness, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,55 +128,56 @@ def informative_tasks(comparison: Comparison, length: int) -> tuple[str, ...]:
     return tuple(task for task in tasks_at(comparison, length) if is_informative(comparison, task, length))
 
 
-def score_losses(comparison: Comparison, name: str, length: int) -> dict[str, Interval]:
-    """Points of 1 that the variant loses in each task, informative or not, that both have answered."""
-    losses = {}
-    for task in tasks_at(comparison, length):
-        pairs = _task_pairs(comparison, name, [task], length)
-        if pairs:
-            losses[task] = _score_loss(pairs, comparison.plan.confidence)
-    return losses
+def task_pairs(comparison: Comparison, name: str, tasks: Sequence[str], length: int) -> list[AnswerPair]:
+    """Questions of these tasks at a length that full attention and the variant both answered."""
+    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
+    return answer_pairs(rows, full_name(comparison), name)
 
 
-def pooled_score_loss(comparison: Comparison, name: str, length: int) -> Interval:
-    """Points of 1 that the variant loses in the informative tasks together; all questions weigh the same."""
-    pairs = _task_pairs(comparison, name, informative_tasks(comparison, length), length)
-    return _score_loss(pairs, comparison.plan.confidence)
+def points_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
+    """Points of 1 that the variant loses in these questions together; all weigh the same.
+
+    Questions about one context depend on one another, see ``score_loss``.
+    """
+    return score_loss(
+        [pair.full.score for pair in pairs],
+        [pair.own.score for pair in pairs],
+        confidence,
+        [pair.context for pair in pairs],
+    )
+
+
+def nats_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
+    """What these questions' right answers lose in log probability, nats per token of the answer.
+
+    It tells variants apart where full attention's greedy answers fail too. Contexts are drawn together.
+    """
+    known = with_logprobs(pairs)
+    losses = [(full.logprob - own.logprob) / full.target_tokens for full, own in known]
+    return mean_interval(losses, confidence, [pair.context for pair in known])
+
+
+def with_logprobs(pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
+    """Those of which both deployments' log probability of the right answer is known."""
+    return [
+        pair
+        for pair in pairs
+        if pair.full.target_tokens > 0 and not math.isnan(pair.full.logprob + pair.own.logprob)
+    ]
 
 
 def mean_scores(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> tuple[float, float]:
     """Full's and the variant's mean score of these tasks, of questions that both answered; NaN for none."""
-    pairs = _task_pairs(comparison, name, tasks, length)
+    pairs = task_pairs(comparison, name, tasks, length)
     if not pairs:
         return math.nan, math.nan
     return fmean(pair.full.score for pair in pairs), fmean(pair.own.score for pair in pairs)
 
 
-def logprob_loss(comparison: Comparison, name: str, task: str, length: int) -> Interval:
-    """What the right answers of a task lose in log probability, nats per token of the answer.
-
-    It tells variants apart where full attention's greedy answers fail too. Contexts are drawn together.
-    """
-    pairs = [pair for pair in _task_pairs(comparison, name, [task], length) if _has_logprob(pair)]
-    losses = [(full.logprob - own.logprob) / full.target_tokens for full, own in pairs]
-    return mean_interval(losses, comparison.plan.confidence, [pair.context for pair in pairs])
-
-
-def mean_logprobs(comparison: Comparison, name: str, task: str, length: int) -> tuple[float, float]:
-    """Full's and the variant's log probability of the right answers, nats per token; NaN for none."""
-    pairs = [pair for pair in _task_pairs(comparison, name, [task], length) if _has_logprob(pair)]
-    if not pairs:
-        return math.nan, math.nan
-    return (
-        fmean(full.logprob / full.target_tokens for full, _ in pairs),
-        fmean(own.logprob / own.target_tokens for _, own in pairs),
-    )
-
-
 def own_loss(comparison: Comparison, name: str) -> Interval:
     """Points of 1 that the variant loses in the user's own questions with a known answer."""
     pairs = [pair for pair in _own_pairs(comparison, name) if not math.isnan(pair.full.score)]
-    return _score_loss(pairs, comparison.plan.confidence)
+    return points_lost(pairs, comparison.plan.confidence)
 
 
 def agreement_loss(comparison: Comparison, name: str) -> Interval:
@@ -235,7 +236,7 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
 def by_depth(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[Depth]:
     """Scores by where in the context the answer stands, of questions with one such place; shallow first."""
     at: dict[float, list[AnswerPair]] = {}
-    for pair in _task_pairs(comparison, name, tasks, length):
+    for pair in task_pairs(comparison, name, tasks, length):
         if pair.full.depth is not None:
             at.setdefault(round(pair.full.depth, 1), []).append(pair)
     return [
@@ -261,24 +262,6 @@ def _of_full(comparison: Comparison, length: int) -> list[Answer]:
     return [pair.full for pair in answer_pairs((row for row in rows if row.task != OWN), full, full)]
 
 
-def _task_pairs(comparison: Comparison, name: str, tasks: Sequence[str], length: int) -> list[AnswerPair]:
-    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
-    return answer_pairs(rows, full_name(comparison), name)
-
-
 def _own_pairs(comparison: Comparison, name: str) -> list[AnswerPair]:
     rows = [row for row in comparison.answers if row.task == OWN]
     return answer_pairs(rows, full_name(comparison), name)
-
-
-def _score_loss(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
-    return score_loss(
-        [pair.full.score for pair in pairs],
-        [pair.own.score for pair in pairs],
-        confidence,
-        [pair.context for pair in pairs],
-    )
-
-
-def _has_logprob(pair: AnswerPair) -> bool:
-    return pair.full.target_tokens > 0 and not math.isnan(pair.full.logprob + pair.own.logprob)

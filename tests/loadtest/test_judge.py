@@ -11,6 +11,7 @@ import torch
 from attention.patterns import sparse as sparse_patterns
 from attention.patterns.sliding_window import SlidingWindow
 from loadtest.compare.equal import covers, equal_pairs, equal_work
+from loadtest.compare.evidence import is_whole
 from loadtest.compare.ground import frequency_perplexity
 from loadtest.compare.holm import holm, p_worse
 from loadtest.compare.judge import judge
@@ -407,3 +408,16 @@ def test_guessing_by_the_size_of_the_vocabulary():
     assert 1500 < frequency_perplexity(49_152) < 2500
     assert 60 < frequency_perplexity(256) < 90
     assert frequency_perplexity(0) == math.inf
+
+
+def test_a_comparison_is_whole_where_nothing_failed_or_was_refused():
+    whole = draw(1, Sizes(contexts=2, blocks=8))
+    assert is_whole(whole)
+    assert not is_whole(replace(whole, failed={TOPK.name: "gone"}))
+    for kind in ("answers", "text", "memory"):
+        rows = getattr(whole, kind)
+        last = next(row for row in reversed(rows) if row.deployment == TOPK.name)
+        refused = replace(last, error="too long")
+        others = [row for row in rows if row is not last]
+        assert not is_whole(replace(whole, **{kind: [*others, refused]}))
+        assert is_whole(replace(whole, **{kind: [refused, *rows]})), "it was done again"

@@ -168,14 +168,17 @@ def test_loads_take_turns_until_the_budget_is_spent_and_it_is_kept():
     assert 295 < machine.now - 100 < 301
 
 
-def test_no_visit_begins_when_the_time_is_up():
+def test_nothing_begins_when_the_time_is_up():
     machine = Machine(noise=0.0, disturbed=set(range(100)))
     made = simulate(machine, budget=3.0, a=1.0, b=1.0)  # each visit takes 2 seconds
-    assert [each.attempt for each in made.measurements] == [0, 0]
+    assert [(each.visit, each.attempt) for each in made.measurements] == [(0, 0)] * 2
     machine = Machine(noise=0.0, disturbed=set(range(100)))
     made = simulate(machine, a=1.0, b=1.0)
-    # The way there is tried once more, which ends at 8 of 7 seconds; the way back is not begun.
-    assert [each.attempt for each in made.step(SHORT, machine.now + 7)] == [0, 0, 1, 1]
+    # The way there is tried once more, which ends at 8 of 7 seconds; there is no way back.
+    cut = made.step(SHORT, machine.now + 7)
+    assert [(each.visit, each.attempt) for each in cut] == [(0, 0)] * 2 + [(0, 1)] * 2
+    # What was cut short is a round of its own, and only the next one has a pair of visits.
+    assert {each.round for each in made.step(SHORT)} == {1}
 
 
 def pairs(*ratios):
@@ -288,6 +291,29 @@ def test_one_spike_neither_alarms_nor_makes_a_difference():
         found = ratio(made, "b", "a", SHORT.label, "tpot")
         assert 0.95 < found.value < 1.05
         assert not found.low > 1.05
+
+
+def test_two_visits_are_held_together_so_that_above_1_the_second_was_faster():
+    visits = [("tpot", (2.0, 1.0)), ("output_rate", (1.0, 2.0))]
+    for figure, values in visits:
+        made = [cell("a", number, visit, {figure: values[visit]}) for number in range(6) for visit in (0, 1)]
+        assert null(made, "a", "l", figure).value == 2.0
+
+
+def test_rounds_that_differ_are_an_alarm_where_they_are_the_bases_alone():
+    """Pairing cancels what the base shares; a candidate that changes by itself is what is measured."""
+    slower = [1.0, 1.0, 1.0, 1.5, 2.5, 2.5, 2.5, 2.5]
+
+    def made(a, b):
+        return [
+            cell(name, number, visit, {"tpot": times[number]})
+            for number in range(8)
+            for visit in (0, 1)
+            for name, times in (("a", a), ("b", b))
+        ]
+
+    assert "of a at l changed by a factor of 2.5 from round to round" in busy(made(slower, slower))
+    assert busy(made([1.0] * 8, slower)) == ""
 
 
 def test_drift_cancels():

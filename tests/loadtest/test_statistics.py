@@ -131,3 +131,12 @@ def test_values_that_depend_on_one_another_widen_and_independent_ones_hardly_do(
     ]
     assert np.median(together) > 2
     assert dependence([1.0] * 12, labels[:12]) == dependence([], []) == dependence([1.0, 2.0], [0, 1]) == 1.0
+
+
+def test_two_contexts_that_differ_tell_as_little_as_students_t_says():
+    """With one degree of freedom its quantile is 12.7; an expansion about the normal one gives 9.7."""
+    lost = [1.0] * 12 + [0.0] * 38 + [1.0] * 4 + [0.0] * 46
+    labels = [0] * 50 + [1] * 50
+    loss = score_loss([1.0] * 100, [1.0 - each for each in lost], 0.95, labels)
+    together = 2 * (4**2 + 4**2) + 1
+    assert loss.low == pytest.approx(16 / 102 - 12.706 * math.sqrt(together) / 102, abs=1e-3)

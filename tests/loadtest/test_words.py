@@ -15,6 +15,7 @@ from loadtest.compare.words import more_words, settling
 from loadtest.deployment import Deployment, sparse
 from loadtest.evaluation.types import Memory
 from loadtest.measuring.types import Interval
+from loadtest.report import figures, view
 from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, Sizes, Truth, draw
 
 SIZES = Sizes(blocks=24, tokens=4, contexts=16, turns=11, rounds=8, noise=0.0)
@@ -243,6 +244,28 @@ def test_the_table_fits_and_has_every_figure(usual, width):
     ]
     assert "    --attention-option budget=512" in lines
     assert any("effective length" in line.lower() for line in lines)
+
+
+def test_how_like_the_distributions_are_is_told(usual):
+    """By both figures with their intervals, at the longest context; it decides nothing."""
+    rows = [
+        replace(row, kl=0.03 + 0.01 * (row.block % 2), same_top=0.9 + 0.02 * (row.block % 2))
+        if row.deployment == TOPK.name
+        else row
+        for row in usual.text
+    ]
+    told = replace(usual, text=rows)
+    judgment = judge(told)
+    (short, long) = judgment.verdicts[1].likeness
+    assert (short.length, long.length) == (1024, LONG)
+    assert (long.kl.value, long.same_top.value) == pytest.approx((0.035, 0.91))
+    assert 0.03 < long.kl.low < 0.035 < long.kl.high < 0.04
+    assert [one.outcome for one in judgment.verdicts] == [one.outcome for one in judge(usual).verdicts]
+    said = text(told, 120)
+    assert re.search(r"top-k 512: 91\.0% \(90\.\d% to 91\.\d%\); 0\.035 \(0\.03\d to 0\.03\d\)", said)
+    shown = {row["key"]: row["cells"] for row in figures.rows(judgment, view.numbers(told))}
+    assert shown["kl 1 top-k 512"][5][:2] == ("+0.035 nats", long.kl.value)
+    assert shown["same 1 top-k 512"][5][0] == "91.0%"
 
 
 def test_eleven_candidates_fit_too():
