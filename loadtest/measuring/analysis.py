@@ -84,13 +84,6 @@ def ratios(
     ]
 
 
-def null(
-    measurements: Iterable[Measurement], deployment: str, load: str, figure: str, confidence: float = 0.95
-) -> Interval:
-    """How much the machine differs from itself: the median of ``repeated``."""
-    return median_interval(repeated(measurements, deployment, load, figure), confidence)
-
-
 def repeated(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> list[float]:
     """How many times better a round's second visit was than its first, for each round that has both.
 

@@ -297,7 +297,7 @@ def test_two_visits_are_held_together_so_that_above_1_the_second_was_faster():
     visits = [("tpot", (2.0, 1.0)), ("output_rate", (1.0, 2.0))]
     for figure, values in visits:
         made = [cell("a", number, visit, {figure: values[visit]}) for number in range(6) for visit in (0, 1)]
-        assert null(made, "a", "l", figure).value == 2.0
+        assert repeated(made, "a", "l", figure) == [2.0] * 6
 
 
 def test_rounds_that_differ_are_an_alarm_where_they_are_the_bases_alone():
