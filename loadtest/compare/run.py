@@ -257,7 +257,7 @@ class _Group:
             place
             for verdict in judgment.verdicts
             if verdict.deployment in names and verdict.deployment not in self._own.failed
-            for place in open_tests(verdict)
+            for place in open_tests(verdict, self._own.plan.confidence)
         }
         return (asked, unit.length) in open_now
 

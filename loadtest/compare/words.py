@@ -224,15 +224,16 @@ def _at_most(test: Evidence) -> str:
 def settling(tests: Sequence[Evidence], seconds: float) -> str:
     """What would settle all tests: so many minutes, if samples come as fast as they did, and own questions.
 
-    Nothing where that can't be told, since something was not measured yet. Minutes bring no more of the
-    operator's own questions, and no more text than there is.
+    Minutes bring no more of the operator's own questions, and no more text than there is.
 
     Args:
         tests: of one variant.
         seconds: that it took to get what there is.
     """
+    if any(test.decides and not test.loss.count and test.outcome is Outcome.UNKNOWN for test in tests):
+        return "some of it was not measured at all: give a longer --budget"
     unsettled = [test for test in tests if test.decides and test.more]
-    if not unsettled or not seconds or not all(test.loss.count for test in unsettled):
+    if not unsettled or not seconds:
         return ""
     about = "about" if all(test.loss.claimed for test in unsettled) else "at least"
     measured = [test for test in unsettled if test.measure != "own"]

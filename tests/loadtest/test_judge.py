@@ -16,7 +16,7 @@ from loadtest.compare.ground import frequency_perplexity
 from loadtest.compare.holm import holm, p_worse
 from loadtest.compare.judge import judge
 from loadtest.compare.run import speeds_settled
-from loadtest.compare.stopping import is_firm, open_tests
+from loadtest.compare.stopping import is_firm, open_tests, widening
 from loadtest.compare.types import Evidence, Outcome
 from loadtest.deployment import Deployment, sparse
 from loadtest.measuring.types import Interval, Load
@@ -322,6 +322,10 @@ def test_measuring_goes_on_until_a_verdict_is_firm():
     beyond = replace(test, outcome=Outcome.UNSAFE, loss=Interval(0.2, 0.1, 0.3, 100))
     assert is_firm(beyond)
     assert not is_firm(replace(beyond, margin=0.09))
+    assert widening(0.95) == pytest.approx(1.357, abs=1e-3)
+    narrow = replace(beyond, margin=0.02)
+    assert is_firm(narrow)
+    assert not is_firm(narrow, 0.5), "an interval of half the cases is narrow, and so much wider it must be"
     text = replace(test, measure="text", outcome=Outcome.UNKNOWN, more=7)
     verdict = judge(draw(1, FEW)).verdicts[0]
     assert open_tests(replace(verdict, evidence=(test, text))) == {("tasks", 4), ("text", 4)}
