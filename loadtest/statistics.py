@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.measuring.types import Interval
+from loadtest.student import student_quantile
 
 LEAST = 6
 """Samples below which no interval is claimed: the whole range of five misses the median 1 time in 16."""
@@ -73,7 +74,10 @@ def ratio_interval(
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95, clusters: Sequence[object] | None = None
 ) -> Interval:
-    """The mean, and its bootstrap interval; see ``median_interval``.
+    """The mean, and its interval: on each side the farther of a bootstrap's end and Student's.
+
+    Resampled means don't reach far enough where samples are few and the confidence is high: of six the
+    interval at 99.9% missed the mean 1 time in 25.
 
     Args:
         values: to be averaged, each weighing the same.
@@ -89,7 +93,28 @@ def mean_interval(
         return Interval(mean, count=len(sums))
     drawn = _drawn(len(sums))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return Interval(mean, *_percentiles(means, len(sums), confidence), len(sums))
+    low, high = _percentiles(means, len(sums), confidence)
+    groups = len(sums)
+    variance = groups / (groups - 1) * float(((sums - counts * mean) ** 2).sum()) / float(counts.sum()) ** 2
+    half = student_quantile((1 - confidence) / 2, groups - 1) * math.sqrt(variance)
+    return Interval(mean, min(low, mean - half), max(high, mean + half), groups)
+
+
+def dependence(values: Sequence[float], clusters: Sequence[object]) -> float:
+    """How many times less surely a mean is known since values of one label depend on one another; at least 1.
+
+    The root of the design effect: of the variance that the sums by label have, to that of independent values.
+    """
+    groups, count = len(set(clusters)), len(values)
+    if not 1 < groups < count:
+        return 1.0
+    losses = np.asarray(values, float)
+    sums, counts = _by_cluster(losses, clusters)
+    alone = count / (count - 1) * float(((losses - losses.mean()) ** 2).sum())
+    if alone == 0:
+        return 1.0
+    together = groups / (groups - 1) * float(((sums - counts * losses.mean()) ** 2).sum())
+    return math.sqrt(max(1.0, together / alone))
 
 
 def score_loss(
@@ -138,7 +163,7 @@ def score_loss(
         center = float(losses.mean())
         together = groups / (groups - 1) * float(((sums - counts * center) ** 2).sum()) + 1.0
         if together > squares:
-            quantile, design = _student(share, groups - 1), together / squares
+            quantile, design = student_quantile(1 - share, groups - 1), together / squares
             half = quantile * math.sqrt(together) / (count + 2)
     # With two contexts that differ the interval would leave what scores can lose.
     high = min(1.0, max(mean + half, _most_lost(losses, quantile * math.sqrt(design / count))))
@@ -216,21 +241,10 @@ def _drawn(count: int) -> NDArray[np.int64]:
 def _percentiles(resampled: _Floats, count: int, confidence: float) -> tuple[float, float]:
     """The ends of the expanded percentile interval."""
     tail = (1 - confidence) / 2
-    expanded = math.sqrt(count / (count - 1)) * _student(1 - tail, count - 1)
+    expanded = math.sqrt(count / (count - 1)) * student_quantile(tail, count - 1)
     share = 1 - NormalDist().cdf(expanded)
     low, high = np.quantile(resampled, [share, 1 - share])
     return float(low), float(high)
 
 
 _quantile: Callable[[float], float] = NormalDist().inv_cdf
-
-
-def _student(share: float, freedom: int) -> float:
-    """Quantile of Student's t, by the Cornish-Fisher expansion; within 1% from 5 degrees of freedom on."""
-    z = _quantile(share)
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )

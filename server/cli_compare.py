@@ -137,8 +137,8 @@ def compare(
     """Compare attention variants on your model, this machine and your text, and say which to deploy.
 
     Serves them side by side. What follows -- goes to every `longspan serve`. The exit code is 0 if all
-    was measured, whatever the verdict; 1 if a candidate failed meanwhile or, with --preset known, a figure is
-    beyond its bound; 2 if something was refused before; 130 if interrupted.
+    was measured, whatever the verdict; 1 if a candidate failed meanwhile or could not answer all or, with
+    --preset known, a figure is beyond its bound; 2 if something was refused before; 130 if interrupted.
     """
     require_server()
     from loadtest.compare import document
@@ -198,6 +198,7 @@ def _measure(
     from datetime import UTC, datetime
 
     from loadtest.compare import document
+    from loadtest.compare.evidence import is_whole
     from loadtest.compare.preflight import describe, look
     from loadtest.compare.progress import Watcher
     from loadtest.compare.run import FullFailedError, run
@@ -240,7 +241,7 @@ def _measure(
             fail(f"interrupted; {more}", _INTERRUPTED)
         watcher.keep()
     _tell(comparison, preset, html_file, csv_folder)
-    if comparison.failed:
+    if not is_whole(comparison):
         raise typer.Exit(1)
 
 

@@ -12,9 +12,8 @@ from loadtest.compare.ground import Ground
 from loadtest.compare.phrases import listed
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
 from loadtest.evaluation import analysis
-from loadtest.evaluation.pairs import OWN, AnswerPair, answer_key, answer_pairs
+from loadtest.evaluation.pairs import OWN, answer_key, answer_pairs
 from loadtest.measuring.types import Interval
-from loadtest.statistics import mean_interval, score_loss
 
 PENDING = "not measured yet"
 EQUAL = "it sees the whole context, as full attention does"
@@ -74,33 +73,35 @@ def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> li
         found.append(replace(test, loss=nothing, contexts=1, note="too few questions yet"))
     if failed:
         found.append(_logprobs(comparison, name, length, failed))
-    return found + [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
+    singles = [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
+    if not informative and not failed:
+        return found + singles
+    # A task that the time did not suffice for may be the one that fails.
+    unasked = [task for task in comparison.plan.tasks if task not in {*informative, *failed, *unsettled}]
+    pending = [_scores(comparison, name, length, f"task:{task}", (task,)) for task in unasked]
+    return found + singles + [replace(test, decides=True) for test in pending]
 
 
 def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks: Sequence[str]) -> Evidence:
-    pairs = _pairs(comparison, name, length, tasks)
-    full, own = [pair.full.score for pair in pairs], [pair.own.score for pair in pairs]
-    contexts = [pair.context for pair in pairs]
-    loss = score_loss(full, own, comparison.plan.confidence, contexts)
+    pairs = analysis.task_pairs(comparison, name, tasks, length)
+    loss = analysis.points_lost(pairs, comparison.plan.confidence)
+    means = (_mean(pair.full.score for pair in pairs), _mean(pair.own.score for pair in pairs))
     return replace(
-        _test(comparison, name, measure, length, "score", loss, (_mean(full), _mean(own))),
+        _test(comparison, name, measure, length, "score", loss, means),
         decides=measure == "tasks",
-        contexts=len(set(contexts)),
+        contexts=len({pair.context for pair in pairs}),
         where=_where(comparison, name, length, tasks),
     )
 
 
 def _logprobs(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> Evidence:
-    pairs = [
-        pair
-        for pair in _pairs(comparison, name, length, tasks)
-        if pair.full.target_tokens and not math.isnan(pair.full.logprob + pair.own.logprob)
-    ]
-    full = [pair.full.logprob / pair.full.target_tokens for pair in pairs]
-    own = [pair.own.logprob / pair.own.target_tokens for pair in pairs]
-    losses = [theirs - ours for theirs, ours in zip(full, own, strict=True)]
-    loss = mean_interval(losses, comparison.plan.confidence, [pair.context for pair in pairs])
-    test = _test(comparison, name, "tasks", length, "logprob", loss, (_mean(full), _mean(own)))
+    pairs = analysis.with_logprobs(analysis.task_pairs(comparison, name, tasks, length))
+    loss = analysis.nats_lost(pairs, comparison.plan.confidence)
+    means = (
+        _mean(pair.full.logprob / pair.full.target_tokens for pair in pairs),
+        _mean(pair.own.logprob / pair.own.target_tokens for pair in pairs),
+    )
+    test = _test(comparison, name, "tasks", length, "logprob", loss, means)
     return replace(test, note=f"full attention itself fails {listed(tasks)}")
 
 
@@ -110,9 +111,9 @@ def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
     rows = [row for row in comparison.answers if row.task == OWN]
     pairs = answer_pairs(rows, analysis.full_name(comparison), name)
     known = [pair for pair in pairs if not math.isnan(pair.full.score)]
-    free = [pair for pair in pairs if math.isnan(pair.full.score)]
+    free = [pair for pair in pairs if analysis.is_free(pair)]
     found = []
-    if known or not pairs:
+    if known or not free:
         means = (_mean(pair.full.score for pair in known), _mean(pair.own.score for pair in known))
         test = _test(comparison, name, OWN, 0, "score", analysis.own_loss(comparison, name), means)
         fails = ground.own is False
@@ -178,14 +179,17 @@ def _where(comparison: Comparison, name: str, length: int, tasks: Sequence[str])
     return f"{places}: {own:.3g} of {asked} found where full finds {full:.3g}"
 
 
-def _pairs(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[AnswerPair]:
-    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
-    return answer_pairs(rows, analysis.full_name(comparison), name)
-
-
 def _mean(values: Iterable[float]) -> float:
     kept = list(values)
     return fmean(kept) if kept else math.nan
+
+
+def is_whole(comparison: Comparison) -> bool:
+    """No candidate failed, and none was refused a question, a block of text or the watch on its KV cache."""
+    names = [candidate.name for candidate in comparison.plan.candidates]
+    held = {(row.deployment, row.length) for row in comparison.memory if not row.error}
+    refused = [row for row in comparison.memory if row.error and (row.deployment, row.length) not in held]
+    return not (comparison.failed or refused or any(failures(comparison, name) for name in names))
 
 
 def failures(comparison: Comparison, name: str) -> list[str]:

@@ -109,7 +109,8 @@ def _found(comparison: Comparison, expectation: Expectation) -> Interval:
 def _logprob(comparison: Comparison, expectation: Expectation) -> Interval:
     rows = [row for row in _within(comparison.answers, expectation) if row.task == MANY]
     part = replace(comparison, answers=rows)
-    return analysis.logprob_loss(part, expectation.deployment, MANY, expectation.length)
+    pairs = analysis.task_pairs(part, expectation.deployment, (MANY,), expectation.length)
+    return analysis.nats_lost(pairs, comparison.plan.confidence)
 
 
 def _within(answers: Sequence[Answer], expectation: Expectation) -> list[Answer]:

@@ -22,7 +22,7 @@ from loadtest.compare.evidence import failures, is_exact, tests
 from loadtest.compare.gains import gains
 from loadtest.compare.ground import Ground, survey
 from loadtest.compare.holm import holm, p_worse, widened
-from loadtest.compare.types import Comparison, Evidence, Judgment, Outcome, Verdict
+from loadtest.compare.types import Comparison, Evidence, Judgment, Likeness, Outcome, Verdict
 from loadtest.evaluation import analysis
 from loadtest.statistics import score_to_settle, to_settle
 
@@ -62,8 +62,19 @@ def _verdict(comparison: Comparison, name: str, ground: Ground) -> Verdict:
         exact,
         "",
         comparison.plan.command(name),
+        _likeness(comparison, name),
     )
     return replace(verdict, sentence=words.verdict(comparison, verdict, ground))
+
+
+def _likeness(comparison: Comparison, name: str) -> tuple[Likeness, ...]:
+    found = (
+        Likeness(
+            length, analysis.text_kl(comparison, name, length), analysis.same_top(comparison, name, length)
+        )
+        for length in comparison.plan.contexts
+    )
+    return tuple(one for one in found if one.kl.count)
 
 
 def decide(evidence: Sequence[Evidence], confidence: float, ground: Ground) -> list[Evidence]:

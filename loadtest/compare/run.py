@@ -18,19 +18,20 @@ from loadtest.deployment import Deployment
 from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.pairs import OWN
 from loadtest.evaluation.units import Unit
-from loadtest.measuring.analysis import settled
+from loadtest.measuring.analysis import series, settled
 from loadtest.measuring.busy import EqualPair, busy
 from loadtest.measuring.rounds import Progress, Rounds
 from loadtest.measuring.served import Served
 from loadtest.measuring.servers import OpenError, groups, open_all
 from loadtest.measuring.types import Load
+from loadtest.statistics import least
 from longspan import Client
 
 SPEED_SHARE = 0.45
 """Of the time that goes to speed while both speed and quality lack evidence."""
 
 MOST_ROUNDS = 40
-"""Of a load: an interval that is still wide then would take hours to become narrow."""
+"""Of a load, with the same servers: an interval that is still wide then would take hours to become narrow."""
 
 LEAST_UNITS = 3
 """Contexts of each task and length, and slices of text, before what they tell may be called settled."""
@@ -82,6 +83,28 @@ def run(
         _Group(comparison, found, material, part, end, listener, clock).run()
 
 
+def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
+    """More rounds of a load would tell nothing that matters of any variant.
+
+    Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
+    full attention itself has no figures, and nobody knows whether the machine is quiet.
+
+    Args:
+        comparison: with the rows.
+        load: of whose rounds the question is.
+        alive: candidates that can be measured under it.
+    """
+    figure, plan = deciding_figure(load), comparison.plan
+    full, confidence = plan.candidates[0].name, plan.confidence
+    if len(series(comparison.speed, full, load.label, figure)) < least(confidence):
+        return False
+    others = [name for name in alive if name != full and not equal_work(comparison, name, load, figure)]
+    return all(
+        settled(comparison.speed, name, full, load.label, figure, plan.margins.speed, confidence)
+        for name in others
+    )
+
+
 class _Group:
     """Servers that are alive at the same time: full attention and as many others as fit into memory."""
 
@@ -103,6 +126,7 @@ class _Group:
         self._booked = clock()
         self._spent = {"speed": 0.0, "quality": 0.0}
         self._done: dict[tuple[str, int], int] = {}
+        self._before: dict[str, int] = {}
 
     def run(self) -> None:
         self._listener.doing(f"starting {len(self._part)} servers")
@@ -128,8 +152,14 @@ class _Group:
     def _measure(self, targets: dict[str, Served], clients: dict[str, Client]) -> None:
         plan = self._own.plan
         rounds: Rounds[Load] = Rounds(
-            targets, plan.loads, seed=plan.seed, measurements=self._own.speed, tell=self._progress
+            targets,
+            plan.loads,
+            seed=plan.seed,
+            measurements=self._own.speed,
+            tell=self._progress,
+            clock=self._clock,
         )
+        self._before = rounds.rounds
         evaluator = Evaluator(
             self._own,
             clients[self._full],
@@ -153,7 +183,8 @@ class _Group:
                 load = self._next_load(rounds, self._end - self._clock())
                 if waiting is None:
                     break
-            if waiting is not None:
+            # The rounds took time of it; what is cut off would have to be done again.
+            if waiting is not None and evaluator.cost(waiting) < self._end - self._clock():
                 self._evaluate(evaluator, waiting, clients)
 
     def _evaluate(self, evaluator: Evaluator, unit: Unit, clients: Mapping[str, Client]) -> None:
@@ -188,30 +219,19 @@ class _Group:
 
     def _next_load(self, rounds: Rounds[Load], left: float) -> Load | None:
         """The load with the fewest rounds whose speeds are not settled, if another round ends in time."""
+        # Rounds of other servers, or of an earlier run, are none of these.
+        made = {label: count - self._before[label] for label, count in rounds.rounds.items()}
         loads = [
             load
             for load in self._own.plan.loads
-            if rounds.rounds[load.label] < MOST_ROUNDS
-            and 0 <= rounds.estimate(load) < left
+            if made[load.label] < MOST_ROUNDS
+            and rounds.estimate(load) < left
             and not self._settled(load, rounds)
         ]
-        return min(loads, key=lambda load: rounds.rounds[load.label], default=None)
+        return min(loads, key=lambda load: made[load.label], default=None)
 
     def _settled(self, load: Load, rounds: Rounds[Load]) -> bool:
-        figure, plan = deciding_figure(load), self._own.plan
-        if not self._own.speed:
-            return False
-        # Equal work can't be told apart, and need not.
-        others = [
-            name
-            for name in rounds.alive(load)
-            if name != self._full and not equal_work(self._whole, name, load, figure)
-        ]
-        margin, confidence = plan.margins.speed, plan.confidence
-        return all(
-            settled(self._own.speed, name, self._full, load.label, figure, margin, confidence)
-            for name in others
-        )
+        return speeds_settled(self._own, load, rounds.alive(load))
 
     def _next_unit(
         self, units: Iterator[Unit], evaluator: Evaluator, judgment: Judgment, left: float
@@ -237,7 +257,7 @@ class _Group:
             place
             for verdict in judgment.verdicts
             if verdict.deployment in names and verdict.deployment not in self._own.failed
-            for place in open_tests(verdict)
+            for place in open_tests(verdict, self._own.plan.confidence)
         }
         return (asked, unit.length) in open_now
 

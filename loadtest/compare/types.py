@@ -192,6 +192,21 @@ class Gain:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeness:
+    """How far a variant's next-token distributions are from full attention's, on the same tokens of the text.
+
+    Attributes:
+        length: context length.
+        kl: KL divergence from full's distributions, nats per token; a lower bound, see ``TextBlock``.
+        same_top: share of places where the most likely token is full's.
+    """
+
+    length: int
+    kl: Interval
+    same_top: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the evidence says of one variant.
 
@@ -201,10 +216,11 @@ class Verdict:
         evidence: all tests of it.
         gains: all its figures of speed and memory.
         effective: longest context at which it keeps the margin's share of full's score at its shortest; 0 for
-            none, ``None`` where no task is informative.
+            none, ``None`` where no task is informative or answers are missing.
         exact: it computes full attention.
         sentence: what it brings and costs, a line.
         command: what to type to deploy it.
+        likeness: by length, where the text was decoded; it tells how a variant differs and decides nothing.
     """
 
     deployment: str
@@ -215,6 +231,7 @@ class Verdict:
     exact: bool
     sentence: str
     command: str
+    likeness: tuple[Likeness, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

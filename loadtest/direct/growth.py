@@ -17,10 +17,10 @@ from attention.backends import UnsupportedError, resolve
 from attention.formats import format_name
 from attention.survey import survey as survey_backends
 from attention.types import PagedCache
-from loadtest.deployment import Deployment, parse
+from loadtest.deployment import FULL, Deployment, parse
 from loadtest.direct.engine import DirectEngine, RoomError, open_engine, placed_tokens
 from loadtest.direct.settings import read_settings
-from loadtest.growth.types import FULL, Plan, Point, Survey, Variant
+from loadtest.growth.types import Plan, Point, Survey, Variant
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, prepare
 from server.engine.types import RefusedError
@@ -43,7 +43,7 @@ def survey(plan: Plan) -> Told:
     """
     settings = read_settings(plan.arguments)
     files = resolve_model(settings.model, settings.cache_dir, _silent)
-    alone = {"attention": FULL, "attention_option": {}, "kernel": "auto"}
+    alone = {"attention": FULL.attention, "attention_option": {}, "kernel": "auto"}
     prepared = prepare(settings.model_copy(update=alone), files.folder, _silent)
     loaded, on_cuda = prepared.loaded, prepared.device == "cuda"
     contexts, extended, notes = _contexts(plan, settings, files.folder, loaded)
@@ -147,7 +147,7 @@ def _deployments(plan: Plan, settings: Settings, prepared: Prepared) -> list[Dep
             pattern = verdict.options.get("pattern")
             options = {} if pattern is None else {"pattern": pattern}
             asked.append(Deployment(pattern or verdict.backend, verdict.backend, options))
-    return list({deployment.name: deployment for deployment in [Deployment(FULL), *asked]}.values())
+    return list({deployment.name: deployment for deployment in [FULL, *asked]}.values())
 
 
 def _variant(

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from loadtest.compare.types import Comparison
-from loadtest.evaluation.pairs import OWN, AnswerPair, answer_pairs, block_pairs
+from loadtest.evaluation.pairs import OWN, AnswerPair, BlockPair, answer_pairs, block_pairs
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Interval
-from loadtest.statistics import mean_interval, score_loss
+from loadtest.statistics import dependence, mean_interval, score_loss
 
 INFORMATIVE = 0.3
 """Mean score under full attention from which a task tells variants apart. Below it there is little to lose: a
@@ -24,6 +24,9 @@ variant that loses everything would hardly exceed a margin of a few points."""
 CHANCE = 0.1
 """What the lower end of the interval of that mean has to exceed. Words that a text has anyway earn a few
 points by luck, and with few samples luck looks like skill."""
+
+
+_MOST_NATS = 700.0  # per token, lost: of more the exponential is no number any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
     """How much the variant's perplexity of the text exceeds full's, as a share of it: 0.05 is 1.05 times.
 
     Perplexity is the exponential of the mean negative log probability, so its ratio is that of the mean
-    paired difference. Tokens of one block depend on one another: blocks are drawn together.
+    paired difference. Tokens of one block depend on one another: blocks are drawn together. Blocks of one
+    slice of the text do too, where its content is harder for the variant than that of others: the interval is
+    as much wider as their sums vary more than those of independent blocks would.
     """
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
     losses: list[float] = []
@@ -61,14 +66,27 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
         losses += [theirs - ours for theirs, ours in zip(full.logprobs, own.logprobs, strict=True)]
         blocks += [full.block] * len(full.logprobs)
     nats = mean_interval(losses, comparison.plan.confidence, blocks)
-    return Interval(math.expm1(nats.value), math.expm1(nats.low), math.expm1(nats.high), nats.count)
+    means = [fmean(full.logprobs) - fmean(own.logprobs) for full, own in pairs]
+    times = dependence(means, _slices(pairs))
+    ends = (nats.value, *(nats.value + times * (end - nats.value) for end in (nats.low, nats.high)))
+    value, low, high = (math.expm1(min(each, _MOST_NATS)) for each in ends)
+    return Interval(value, low, high, nats.count)
+
+
+def _slices(pairs: Sequence[BlockPair]) -> list[int]:
+    """Which slice of the text each block is of: in one, each starts later than the one before."""
+    numbers, last = [0] * len(pairs), -1
+    for at, pair in enumerate(pairs):
+        numbers[at] = (numbers[at - 1] if at else 0) + (pair.full.start <= last)
+        last = pair.full.start
+    return numbers
 
 
 def perplexity(comparison: Comparison, name: str, length: int) -> float:
     """Perplexity of the blocks of text that full attention and the variant both decoded; NaN for none."""
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
     logprobs = [logprob for pair in pairs for logprob in pair.own.logprobs]
-    return math.exp(-fmean(logprobs)) if logprobs else math.nan
+    return math.exp(min(-fmean(logprobs), _MOST_NATS)) if logprobs else math.nan
 
 
 def text_kl(comparison: Comparison, name: str, length: int) -> Interval:
@@ -110,55 +128,56 @@ def informative_tasks(comparison: Comparison, length: int) -> tuple[str, ...]:
     return tuple(task for task in tasks_at(comparison, length) if is_informative(comparison, task, length))
 
 
-def score_losses(comparison: Comparison, name: str, length: int) -> dict[str, Interval]:
-    """Points of 1 that the variant loses in each task, informative or not, that both have answered."""
-    losses = {}
-    for task in tasks_at(comparison, length):
-        pairs = _task_pairs(comparison, name, [task], length)
-        if pairs:
-            losses[task] = _score_loss(pairs, comparison.plan.confidence)
-    return losses
+def task_pairs(comparison: Comparison, name: str, tasks: Sequence[str], length: int) -> list[AnswerPair]:
+    """Questions of these tasks at a length that full attention and the variant both answered."""
+    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
+    return answer_pairs(rows, full_name(comparison), name)
 
 
-def pooled_score_loss(comparison: Comparison, name: str, length: int) -> Interval:
-    """Points of 1 that the variant loses in the informative tasks together; all questions weigh the same."""
-    pairs = _task_pairs(comparison, name, informative_tasks(comparison, length), length)
-    return _score_loss(pairs, comparison.plan.confidence)
+def points_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
+    """Points of 1 that the variant loses in these questions together; all weigh the same.
+
+    Questions about one context depend on one another, see ``score_loss``.
+    """
+    return score_loss(
+        [pair.full.score for pair in pairs],
+        [pair.own.score for pair in pairs],
+        confidence,
+        [pair.context for pair in pairs],
+    )
+
+
+def nats_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
+    """What these questions' right answers lose in log probability, nats per token of the answer.
+
+    It tells variants apart where full attention's greedy answers fail too. Contexts are drawn together.
+    """
+    known = with_logprobs(pairs)
+    losses = [(full.logprob - own.logprob) / full.target_tokens for full, own in known]
+    return mean_interval(losses, confidence, [pair.context for pair in known])
+
+
+def with_logprobs(pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
+    """Those of which both deployments' log probability of the right answer is known."""
+    return [
+        pair
+        for pair in pairs
+        if pair.full.target_tokens > 0 and not math.isnan(pair.full.logprob + pair.own.logprob)
+    ]
 
 
 def mean_scores(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> tuple[float, float]:
     """Full's and the variant's mean score of these tasks, of questions that both answered; NaN for none."""
-    pairs = _task_pairs(comparison, name, tasks, length)
+    pairs = task_pairs(comparison, name, tasks, length)
     if not pairs:
         return math.nan, math.nan
     return fmean(pair.full.score for pair in pairs), fmean(pair.own.score for pair in pairs)
 
 
-def logprob_loss(comparison: Comparison, name: str, task: str, length: int) -> Interval:
-    """What the right answers of a task lose in log probability, nats per token of the answer.
-
-    It tells variants apart where full attention's greedy answers fail too. Contexts are drawn together.
-    """
-    pairs = [pair for pair in _task_pairs(comparison, name, [task], length) if _has_logprob(pair)]
-    losses = [(full.logprob - own.logprob) / full.target_tokens for full, own in pairs]
-    return mean_interval(losses, comparison.plan.confidence, [pair.context for pair in pairs])
-
-
-def mean_logprobs(comparison: Comparison, name: str, task: str, length: int) -> tuple[float, float]:
-    """Full's and the variant's log probability of the right answers, nats per token; NaN for none."""
-    pairs = [pair for pair in _task_pairs(comparison, name, [task], length) if _has_logprob(pair)]
-    if not pairs:
-        return math.nan, math.nan
-    return (
-        fmean(full.logprob / full.target_tokens for full, _ in pairs),
-        fmean(own.logprob / own.target_tokens for _, own in pairs),
-    )
-
-
 def own_loss(comparison: Comparison, name: str) -> Interval:
     """Points of 1 that the variant loses in the user's own questions with a known answer."""
     pairs = [pair for pair in _own_pairs(comparison, name) if not math.isnan(pair.full.score)]
-    return _score_loss(pairs, comparison.plan.confidence)
+    return points_lost(pairs, comparison.plan.confidence)
 
 
 def agreement_loss(comparison: Comparison, name: str) -> Interval:
@@ -166,10 +185,18 @@ def agreement_loss(comparison: Comparison, name: str) -> Interval:
 
     Of each answer, the tokens from the first on that differs; see ``agreement.same_tokens``.
     """
-    pairs = [pair for pair in _own_pairs(comparison, name) if math.isnan(pair.full.score)]
+    pairs = [pair for pair in _own_pairs(comparison, name) if is_free(pair)]
     own = [pair.own.score for pair in pairs]
     contexts = [pair.context for pair in pairs]
     return score_loss([1.0] * len(own), own, comparison.plan.confidence, contexts)
+
+
+def is_free(pair: AnswerPair) -> bool:
+    """A question without a known answer, in which a variant was held against full attention.
+
+    Full attention may have answered it in a later run only, when the variant's tokens were gone.
+    """
+    return math.isnan(pair.full.score) and not math.isnan(pair.own.score)
 
 
 def effective_length(comparison: Comparison, name: str) -> int | None:
@@ -185,7 +212,8 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
         name: of the deployment, which may be full itself.
 
     Returns:
-        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there.
+        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there, or
+        where it keeps the share up to a length at which a task has no answers yet.
     """
     contexts = sorted(comparison.plan.contexts)
     tasks = informative_tasks(comparison, contexts[0])
@@ -197,8 +225,9 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
     effective = 0
     for length in contexts:
         scores = [mean_scores(comparison, name, length, [task])[1] for task in tasks]
-        # NaN, where a task has no answers at this length, is not enough either.
-        if not fmean(scores) >= least:
+        if any(map(math.isnan, scores)):
+            return None
+        if fmean(scores) < least:
             break
         effective = length
     return effective
@@ -207,7 +236,7 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
 def by_depth(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[Depth]:
     """Scores by where in the context the answer stands, of questions with one such place; shallow first."""
     at: dict[float, list[AnswerPair]] = {}
-    for pair in _task_pairs(comparison, name, tasks, length):
+    for pair in task_pairs(comparison, name, tasks, length):
         if pair.full.depth is not None:
             at.setdefault(round(pair.full.depth, 1), []).append(pair)
     return [
@@ -233,24 +262,6 @@ def _of_full(comparison: Comparison, length: int) -> list[Answer]:
     return [pair.full for pair in answer_pairs((row for row in rows if row.task != OWN), full, full)]
 
 
-def _task_pairs(comparison: Comparison, name: str, tasks: Sequence[str], length: int) -> list[AnswerPair]:
-    rows = [row for row in comparison.answers if row.length == length and row.task in tasks]
-    return answer_pairs(rows, full_name(comparison), name)
-
-
 def _own_pairs(comparison: Comparison, name: str) -> list[AnswerPair]:
     rows = [row for row in comparison.answers if row.task == OWN]
     return answer_pairs(rows, full_name(comparison), name)
-
-
-def _score_loss(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
-    return score_loss(
-        [pair.full.score for pair in pairs],
-        [pair.own.score for pair in pairs],
-        confidence,
-        [pair.context for pair in pairs],
-    )
-
-
-def _has_logprob(pair: AnswerPair) -> bool:
-    return pair.full.target_tokens > 0 and not math.isnan(pair.full.logprob + pair.own.logprob)

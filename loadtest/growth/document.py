@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loadtest import document
-from loadtest.growth.types import FULL, Growth
+from loadtest.deployment import FULL
+from loadtest.growth.types import Growth
 
 SCHEMA = "longspan-growth/2"
 
@@ -18,7 +19,7 @@ def save(growth: Growth, path: Path) -> None:
             "context": point.context,
             "streams": point.streams,
             "seconds": growth.seconds(variant.name, point),
-            "times_faster": None if variant.name == FULL else growth.ratio(variant.name, point),
+            "times_faster": None if variant.name == FULL.name else growth.ratio(variant.name, point),
         }
         for variant in growth.survey.variants
         for point in growth.points

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from loadtest.deployment import FULL
 from loadtest.direct import work
 from loadtest.document import machine
 from loadtest.growth.engines import EngineProcess
-from loadtest.growth.types import FULL, Growth, Plan, Point, Survey, Variant
+from loadtest.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.measuring.busy import busy
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.types import CannotMeasureError
@@ -46,10 +47,10 @@ def measure(plan: Plan, tell: Tell, keep: Callable[[Growth], None]) -> Growth:
         tell(note)
     working = {each.name: each for each in growth.survey.variants if each.refusal is None}
     with ExitStack() as stack:
-        full = _engine(stack, growth, working[FULL]) if FULL in working else None
+        full = _engine(stack, growth, working[FULL.name]) if FULL.name in working else None
         only = len(working) == 1
         for variant in growth.survey.variants:
-            if variant.name in working and (variant.name != FULL or only):
+            if variant.name in working and (variant.name != FULL.name or only):
                 tell(f"{variant.name}, kernel {variant.kernel}")
                 _rounds(growth, variant, full)
             for reason in growth.reasons(variant):
@@ -78,19 +79,19 @@ def _rounds(growth: Growth, variant: Variant, full: EngineProcess | None) -> Non
     """All rounds of a variant: with full attention where that has not failed, else by itself."""
     plan, points = growth.plan, growth.points
     with ExitStack() as stack:
-        targets = {} if full is None else {FULL: full}
-        if variant.name != FULL:
+        targets = {} if full is None else {FULL.name: full}
+        if variant.name != FULL.name:
             targets[variant.name] = _engine(stack, growth, variant)
         for engine in targets.values():
             with suppress(CannotMeasureError):  # which each point will say
                 engine.open()
         end = time.monotonic() + plan.seconds
-        lost = growth.failed.get(FULL, {})
+        lost = growth.failed.get(FULL.name, {})
         paired = [point for point in points if point.label not in lost]
         _run(growth, targets, paired, end)
-        lost = growth.failed.get(FULL, {})
-        if variant.name != FULL:
-            targets.pop(FULL, None)
+        lost = growth.failed.get(FULL.name, {})
+        if variant.name != FULL.name:
+            targets.pop(FULL.name, None)
             _run(growth, targets, [point for point in points if point.label in lost], end)
 
 

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.growth.types import FULL, Growth, Point
+from loadtest.deployment import FULL
+from loadtest.growth.types import Growth, Point
 from loadtest.load.table import figure
 
 LEGEND = (
@@ -57,7 +58,7 @@ def cell(growth: Growth, variant: str, point: Point) -> list[str]:
     """A cell's lines: milliseconds, times as fast as full, and for several streams tokens per second."""
     own, ratio = milliseconds(growth, variant, point), growth.ratio(variant, point)
     lines = [figure(own)]
-    if variant != FULL and not math.isnan(ratio.value):
+    if variant != FULL.name and not math.isnan(ratio.value):
         interval = f" ({ratio.low:.2f}-{ratio.high:.2f})" if ratio.claimed else ""
         lines.append(f"x {ratio.value:.2f}{interval}")
     if not math.isnan(own) and point.streams > growth.points[0].streams:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from loadtest.deployment import FULL
 from loadtest.measuring.analysis import own, ratio
 from loadtest.measuring.types import Interval, Measurement
-
-FULL = "full"
-"""The backend that the others are held against."""
 
 
 class Point(NamedTuple):
@@ -134,7 +132,7 @@ class Growth:
 
     def ratio(self, variant: str, point: Point) -> Interval:
         """How many times faster than full attention, paired by round; NaN where one of them has no figure."""
-        return ratio(self.measurements, variant, FULL, point.label, "tpot")
+        return ratio(self.measurements, variant, FULL.name, point.label, "tpot")
 
     def reasons(self, variant: Variant) -> list[str]:
         """Why some or all of its points are missing, a sentence each."""

@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadtest.load import driver, reconcile, result, validity
 from loadtest.load.device import device_use, to_measure, watched
-from loadtest.load.listening import processes_on
 from loadtest.load.measures import summarize
 from loadtest.load.plan import Plan
 from loadtest.load.result import Run
@@ -20,6 +19,7 @@ from loadtest.load.rows import FIGURES
 from loadtest.load.targets import Server, Target
 from loadtest.load.types import ClosedLoop, Load, Summary
 from loadtest.load.worker import Progress as Counts
+from loadtest.measuring.listening import processes_on
 
 # The server books a request just after its last message, and measures its device in its first second of rest.
 _SETTLE_SECONDS = 3.0

@@ -9,10 +9,11 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from loadtest.load import worker
-from loadtest.load.arrivals import arrival_times
 from loadtest.load.targets import Target
-from loadtest.load.types import ClosedLoop, Load, Record, Session, Worker
+from loadtest.load.types import ClosedLoop, Load, Session, Worker
 from loadtest.load.worker import Assignment, Progress, Report
+from loadtest.measuring.arrivals import arrival_times
+from loadtest.measuring.records import Record
 
 # Between the last worker's word that it is ready and the first request.
 _RUN_UP_SECONDS = 0.1

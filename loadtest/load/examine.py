@@ -11,7 +11,8 @@ import httpx2
 
 from loadtest.load.over_http import HttpSender, http_client
 from loadtest.load.targets import Endpoint, EndpointError
-from loadtest.load.types import Record, Turn
+from loadtest.load.types import Turn
+from loadtest.measuring.records import Record
 
 _LIST_SECONDS = 10.0
 _NAMES = 8

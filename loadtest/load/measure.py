@@ -14,8 +14,8 @@ from loadtest.load.plan import Plan
 from loadtest.load.result import Result
 from loadtest.load.sweep import Sweep
 from loadtest.load.targets import Endpoint
-from loadtest.load.worker import loop_name
 from loadtest.measuring import weather
+from loadtest.measuring.loops import loop_name
 from loadtest.measuring.weather import Observe
 from longspan import Client
 

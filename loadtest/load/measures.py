@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from loadtest.load.order_statistics import interval, needed
-from loadtest.load.types import Record, Spread, Summary, Targets
+from loadtest.load.types import Spread, Summary, Targets
+from loadtest.measuring.records import Record
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

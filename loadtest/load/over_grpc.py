@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import Self
 
-from loadtest.greedy import GREEDY
 from loadtest.load.targets import Server
-from loadtest.load.types import Record, Turn
+from loadtest.load.types import Turn
+from loadtest.measuring.records import Record
+from loadtest.measuring.requests import send
 from longspan import AsyncClient, LongspanError
 
 
@@ -32,23 +32,14 @@ class GrpcSender:
 
     async def send(self, turn: Turn, record: Record) -> str:
         """Sends one greedy request of exactly so many output tokens and times its stream; gives its text."""
-        stream = self._client.stream(turn.prompt, max_tokens=turn.output_tokens, ignore_eos=True, **GREEDY)
-        record.sent = time.monotonic()
-        parts = []
+        text = ""
         try:
-            async with stream:
-                async for delta in stream:
-                    if count := len(delta.token_ids):
-                        record.arrivals.append((time.monotonic(), count))
-                    parts.append(delta.text)
+            text = await send(self._client, turn.prompt, record)
         except LongspanError as error:
             record.code, record.error = error.code.name, str(error)
-        finally:
-            record.ended = time.monotonic()
-            record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
         if not record.error and record.tokens != turn.output_tokens:
             record.error = f"got {record.tokens} tokens instead of {turn.output_tokens}"
-        return "".join(parts)
+        return text
 
     def finish(self) -> None:
         """Nothing: the server counts tokens as it sends them."""

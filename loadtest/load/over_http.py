@@ -14,7 +14,8 @@ import httpx2
 from loadtest.load.answer import MOST_WORDS, Answer, FailedError, words
 from loadtest.load.targets import Endpoint, EndpointError
 from loadtest.load.tokens import counter, spread_evenly
-from loadtest.load.types import Record, Turn
+from loadtest.load.types import Turn
+from loadtest.measuring.records import Record
 
 _CONNECT_SECONDS = 10.0
 # After its last message a server ends its stream; what keeps it open is not waited for.

@@ -14,7 +14,8 @@ from loadtest.load.measures import weak
 from loadtest.load.order_statistics import CONFIDENCE
 from loadtest.load.reconcile import ServerSide
 from loadtest.load.targets import LONGSPAN
-from loadtest.load.types import Record, Spread, Summary, Worker
+from loadtest.load.types import Spread, Summary, Worker
+from loadtest.measuring.records import Record
 from loadtest.measuring.types import Weather
 
 SCHEMA = "longspan-load/2"

@@ -7,7 +7,8 @@ from typing import Protocol, Self
 
 from loadtest.load.over_grpc import GrpcSender
 from loadtest.load.targets import Server, Target
-from loadtest.load.types import Record, Turn
+from loadtest.load.types import Turn
+from loadtest.measuring.records import Record
 
 
 class Sender(Protocol):

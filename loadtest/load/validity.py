@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtest.load.measures import percentile
-from loadtest.load.types import Record, Worker
+from loadtest.load.types import Worker
+from loadtest.measuring.records import Record
 
 # An open loop that sends later than this measures itself.
 MOST_DELAY_SECONDS = 0.010

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from loadtest.load.measures import percentile
 from loadtest.load.senders import Sender, sender
 from loadtest.load.targets import Target
-from loadtest.load.types import Message, Record, Session, Turn, Worker
+from loadtest.load.types import Message, Session, Turn, Worker
+from loadtest.measuring.loops import loop_factory
+from loadtest.measuring.records import Record
+from loadtest.measuring.requests import sleep_until
 
 _TELL_SECONDS = 0.25
 _LAG_PROBE_SECONDS = 0.02
@@ -61,21 +63,8 @@ def main(connection: Connection, assignment: Assignment) -> None:
     A later message of any kind makes it stop where it is and report what it has.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_Client(connection, assignment).run())
-
-
-def loop_name() -> str:
-    """The event loop of client processes: uvloop, which costs less, where it is installed."""
-    return "uvloop" if find_spec("uvloop") else "asyncio"
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if loop_name() == "asyncio":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 class _Client:
@@ -89,7 +78,7 @@ class _Client:
         async with sender(self._assignment.target) as client:  # connected before the clock runs
             self._connection.send("ready")
             start: float = await asyncio.to_thread(self._connection.recv)
-            await _sleep_until(start)
+            await sleep_until(start)
             busy = time.process_time()
             watchers = [asyncio.create_task(self._tell()), asyncio.create_task(self._probe_lag())]
             sending = asyncio.create_task(self._send_all(client, start))
@@ -122,7 +111,7 @@ class _Client:
             await self._session(client, session, None)
 
     async def _at(self, client: Sender, session: Session, when: float) -> None:
-        await _sleep_until(when)
+        await sleep_until(when)
         await self._session(client, session, when)
 
     def _over(self, seconds: float) -> bool:
@@ -172,9 +161,3 @@ class _Client:
     async def _told_to_stop(self) -> None:
         while not self._connection.poll():  # noqa: ASYNC110 (a pipe tells no event loop)
             await asyncio.sleep(_TELL_SECONDS)
-
-
-async def _sleep_until(when: float) -> None:
-    """Sleeps until this monotonic time; the loop's timers count whole milliseconds and may end early."""
-    while (left := when - time.monotonic()) > 0:  # noqa: ASYNC110 (it is the time that is waited for)
-        await asyncio.sleep(left)

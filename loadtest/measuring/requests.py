@@ -12,9 +12,9 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 
 from loadtest.greedy import GREEDY
-from loadtest.load.types import Record
+from loadtest.measuring.records import Record
 from loadtest.measuring.types import CannotMeasureError
-from longspan import AsyncClient, LongspanError
+from longspan import AsyncClient, LongspanError, Prompt
 
 
 async def closed_loop(
@@ -39,7 +39,7 @@ async def closed_loop(
             now = time.monotonic()
             record = Record(place, 0, now, now, expected_tokens=output_tokens)
             records.append(record)
-            await _send(client, prompt, record)
+            await _send_exactly(client, prompt, record)
 
     numbered = list(enumerate(prompts))
     await _all([user(iter(numbered[number::users])) for number in range(users)])
@@ -65,14 +65,45 @@ async def open_loop(
     start = time.monotonic()
 
     async def at(place: int, prompt: Sequence[int], begin: float) -> None:
-        while (left := start + begin - time.monotonic()) > 0:  # noqa: ASYNC110 (timers may end early)
-            await asyncio.sleep(left)
+        await sleep_until(start + begin)
         record = Record(place, 0, start + begin, time.monotonic(), expected_tokens=output_tokens)
         records.append(record)
-        await _send(client, prompt, record)
+        await _send_exactly(client, prompt, record)
 
     await _all([at(place, *pair) for place, pair in enumerate(zip(prompts, begins, strict=True))])
     return records
+
+
+async def send(client: AsyncClient, prompt: Prompt, record: Record) -> str:
+    """Sends one greedy request of ``record.expected_tokens``, times its stream, and gives its text.
+
+    Args:
+        client: of the server.
+        prompt: as the client takes it.
+        record: filled in, also where the request fails.
+
+    Raises:
+        LongspanError: it failed.
+    """
+    stream = client.stream(prompt, max_tokens=record.expected_tokens, ignore_eos=True, **GREEDY)
+    record.sent = time.monotonic()
+    parts = []
+    try:
+        async with stream:
+            async for delta in stream:
+                if count := len(delta.token_ids):
+                    record.arrivals.append((time.monotonic(), count))
+                parts.append(delta.text)
+    finally:
+        record.ended = time.monotonic()
+        record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
+    return "".join(parts)
+
+
+async def sleep_until(when: float) -> None:
+    """Sleeps until this monotonic time; the loop's timers count whole milliseconds and may end early."""
+    while (left := when - time.monotonic()) > 0:  # noqa: ASYNC110 (it is the time that is waited for)
+        await asyncio.sleep(left)
 
 
 async def _all(work: Sequence[Coroutine[None, None, None]]) -> None:
@@ -85,15 +116,9 @@ async def _all(work: Sequence[Coroutine[None, None, None]]) -> None:
         raise failures.exceptions[0] from None
 
 
-async def _send(client: AsyncClient, prompt: Sequence[int], record: Record) -> None:
-    wanted = record.expected_tokens
-    stream = client.stream(prompt, max_tokens=wanted, ignore_eos=True, **GREEDY)
-    record.sent = time.monotonic()
-    async with stream:
-        async for delta in stream:
-            if count := len(delta.token_ids):
-                record.arrivals.append((time.monotonic(), count))
-    record.ended = time.monotonic()
-    record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
-    if record.tokens != wanted:
-        raise CannotMeasureError(f"the server answered {record.tokens} tokens where {wanted} were asked for")
+async def _send_exactly(client: AsyncClient, prompt: Sequence[int], record: Record) -> None:
+    await send(client, prompt, record)
+    if record.tokens != record.expected_tokens:
+        raise CannotMeasureError(
+            f"the server answered {record.tokens} tokens where {record.expected_tokens} were asked for"
+        )

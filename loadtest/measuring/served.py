@@ -10,10 +10,9 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import uvloop
-
-from loadtest.load.arrivals import arrival_times
-from loadtest.load.types import Record
+from loadtest.measuring.arrivals import arrival_times
+from loadtest.measuring.loops import loop_factory
+from loadtest.measuring.records import Record
 from loadtest.measuring.requests import closed_loop, open_loop
 from loadtest.measuring.types import CannotMeasureError, Load
 from longspan import AsyncClient
@@ -171,7 +170,7 @@ class Served:
 @contextmanager
 def event_loop() -> Iterator[Run]:
     """An event loop for targets; Ctrl-C ends what it runs."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         yield runner.run
 
 

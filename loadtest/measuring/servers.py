@@ -1,10 +1,8 @@
-"""Servers to measure: own ones, started for it, or one that is there already."""
+"""Servers to measure, started for it."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -12,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 import psutil
 
 from loadtest.deployment import Deployment
-from loadtest.load.listening import processes_on
-from loadtest.measuring import weather
 from loadtest.measuring.served import Served, event_loop
 from loadtest.servers import Address, NotStartedError, serve
 
@@ -65,31 +61,6 @@ def open_all(
             stack.callback(target.close)
             targets[deployment.name] = target
         yield targets
-
-
-@contextmanager
-def attach(host: str, port: int) -> Iterator[Served]:
-    """A server that is there already, while the block runs.
-
-    Raises:
-        OpenError: it runs on this machine, but its processes can't be seen, so that their work could not be
-            told from other programs'.
-        longspan.LongspanError: it does not answer.
-    """
-    here = _is_here(host)
-    pids = processes_on(port) if here else ()
-    if here and not pids and weather.known():
-        reason = (
-            "no process that you may see listens there; measure as the user that the server runs as, in its "
-            "container if it has one, or from another machine"
-        )
-        raise OpenError({f"{host}:{port}": reason})
-    with event_loop() as run:
-        target = Served(run, host, port, pids)
-        try:
-            yield target
-        finally:
-            target.close()
 
 
 def groups(deployments: Sequence[Deployment], most: int) -> list[tuple[Deployment, ...]]:
@@ -157,13 +128,3 @@ def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Seque
     if reasons:
         raise OpenError(reasons)
     return addresses
-
-
-def _is_here(host: str) -> bool:
-    """The host is this machine."""
-    own = {address.address for each in psutil.net_if_addrs().values() for address in each}
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except OSError:  # the client says it better
-        return False
-    return any(each in own or ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from loadtest.compare.types import Evidence, Gain, Judgment
+from loadtest.compare.types import Evidence, Gain, Judgment, Likeness
 from loadtest.measuring.types import Interval
 from loadtest.report import words
 
@@ -30,7 +30,9 @@ HEADS = (
 
 
 def rows(judgment: Judgment, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One row per test and per gain: ``key``, ``name`` and ``number`` of the variant, ``cells`` by the heads.
+    """One row per test, figure of likeness and gain.
+
+    Each has ``key``, ``name`` and ``number`` of the variant, and ``cells`` by the heads.
 
     Args:
         judgment: whose figures they are.
@@ -39,6 +41,8 @@ def rows(judgment: Judgment, numbers: Mapping[str, int]) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     for verdict in judgment.verdicts:
         cells = [("test", number, _test(one)) for number, one in enumerate(verdict.evidence)]
+        for number, one in enumerate(verdict.likeness):
+            cells += [("kl", number, _kl(one)), ("same", number, _same_top(one))]
         cells += [("gain", number, _gain(one)) for number, one in enumerate(verdict.gains)]
         name = verdict.deployment
         found += [
@@ -61,6 +65,28 @@ def _test(one: Evidence) -> list[Cell]:
         (show(one.margin), _key(one.margin), ""),
         (str(one.outcome) if one.decides else f"({one.outcome})", str(one.outcome), ""),
         (words.NONE, "", "") if one.more is None else (f"{one.more:,}", one.more, ""),
+    ]
+
+
+def _kl(one: Likeness) -> list[Cell]:
+    return _like("text, KL divergence", one.length, partial(words.loss, "logprob"), one.kl)
+
+
+def _same_top(one: Likeness) -> list[Cell]:
+    show = partial(words.quality, "agreement")
+    return _like("text, same most likely token", one.length, show, one.same_top)
+
+
+def _like(figure: str, length: int, show: Callable[[float], str], found: Interval) -> list[Cell]:
+    """What compares with full attention by itself: it has no figure of its own to stand beside."""
+    nothing: Cell = (words.NONE, "", "")
+    return [
+        (figure, figure, ""),
+        (words.tokens(length), length, ""),
+        *[nothing] * 3,
+        _cell(show, found),
+        (str(found.count), found.count, ""),
+        *[nothing] * 3,
     ]
 
 

@@ -20,6 +20,7 @@ class WithoutServer(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         blocked = {"torch", "transformers", "pydantic_settings", "msgspec", "numpy", "httpx2", "uvloop"}
+        blocked |= {"jinja2", "markupsafe", "psutil", "tokenizers", "wonderwords"}
         return None if name.split(".")[0] in blocked else super().find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutServer
 sys.argv = ["longspan", *sys.argv[1:]]

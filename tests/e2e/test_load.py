@@ -6,7 +6,7 @@ import json
 from typer.testing import CliRunner
 
 from loadtest.load import result
-from loadtest.load.listening import processes_on
+from loadtest.measuring.listening import processes_on
 from server.cli import application
 
 TALKS = [

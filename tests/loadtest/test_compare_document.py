@@ -76,6 +76,14 @@ def test_a_second_run_goes_on(comparison, tmp_path):
     assert document.join(comparison, tmp_path / "none.json") is comparison
 
 
+def test_memory_that_is_free_now_does_not_keep_a_run_from_going_on(comparison, tmp_path):
+    """A server chooses its KV memory by what is free; sequences are counted for what the file has."""
+    file = tmp_path / "c.json"
+    document.save(comparison, file)
+    now = replace(comparison, plan=replace(comparison.plan, kv_memory=comparison.plan.kv_memory - 2**20))
+    assert document.join(now, file).plan == comparison.plan
+
+
 def test_a_whole_comparison_adds_to_a_quick_one(comparison, tmp_path):
     file = tmp_path / "c.json"
     document.save(comparison, file)

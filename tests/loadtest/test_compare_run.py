@@ -1,11 +1,11 @@
 """``longspan compare`` as a whole: on the real default model, on servers that fail, and what it refuses."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -74,64 +74,75 @@ def test_presets_and_loads():
     assert {load.rate for load in rated.loads} == {2.0}
 
 
+def run(folder, budget):
+    """The command on the default model, with questions of one's own."""
+    more = ["--json", str(folder / "c.json"), "--html", str(folder / "c.html"), "--csv", str(folder / "csv")]
+    more += ["--context", "512", "--candidate", WINDOW, "--candidate", "flash", "--task", "needles"]
+    more += ["--questions", str(folder / "questions.jsonl"), "--budget", budget, "--", "--threads", "1"]
+    return subprocess.run([*COMMAND, *more], capture_output=True, text=True)
+
+
+def lacks(comparison):
+    """What a run had no time for, since the machine has other work."""
+    for name in (candidate.name for candidate in comparison.plan.candidates):
+        answered = {row.task for row in comparison.answers if row.deployment == name}
+        yield from {"needles", "own"} - answered
+        yield from (
+            kind
+            for kind in ("text", "speed", "memory")
+            if name not in {row.deployment for row in getattr(comparison, kind)}
+        )
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A run on the default model, with questions of one's own; ends when its minute and a half is over."""
+    """A run; on a busy machine the same command goes on until there is something of everything."""
     folder = tmp_path_factory.mktemp("compare")
-    questions = folder / "questions.jsonl"
-    questions.write_text(
+    (folder / "questions.jsonl").write_text(
         '{"prompt": "What is the capital of Japan?", "contains": "Tokyo"}\n{"prompt": "Name a river."}\n'
     )
-    done = subprocess.run(
-        [
-            *COMMAND,
-            *("--context", "512", "--candidate", WINDOW, "--candidate", "flash", "--task", "needles"),
-            *("--questions", str(questions), "--budget", "90", "--json", str(folder / "c.json")),
-            *("--html", str(folder / "c.html"), "--csv", str(folder / "csv"), "--", "--threads", "1"),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    for seconds in ("45", "60", "60", "60"):
+        done = run(folder, seconds)
+        if done.returncode or not any(lacks(document.load(folder / "c.json"))):
+            break
     return folder, done
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_run_on_the_default_model(measured):
     folder, done = measured
     assert done.returncode == 0, done.stderr
     comparison = document.load(folder / "c.json")
-    assert comparison.spent < 100
+    assert not list(lacks(comparison))
     names = [candidate.name for candidate in comparison.plan.candidates]
     assert names == ["full", WINDOW, "flash"]
     assert not comparison.failed
     for name in names:
         assert comparison.running[name]["kernel"]
         assert any(row.score >= 0 for row in comparison.answers if row.deployment == name)
-        assert {row.task for row in comparison.answers if row.deployment == name} == {"needles", "own"}
         assert any(len(block.logprobs) == 64 for block in comparison.text if block.deployment == name)
         assert any(cell.figures["tpot"] > 0 for cell in comparison.speed if cell.deployment == name)
     assert not [row.error for row in comparison.answers if row.error]
     held = {row.deployment: row.bytes for row in comparison.memory}
     assert held[WINDOW] < held["full"] / 3
     window, flash = judge(comparison).verdicts
-    text = {
-        test.deployment: test
-        for verdict in (window, flash)
-        for test in verdict.evidence
-        if test.measure == "text"
-    }
-    assert text[WINDOW].loss.value > 0.02, "a window of 128 in 512 tokens costs perplexity"
-    assert abs(text["flash"].loss.value) < 0.02, "flash computes what full does"
+    (lost,) = (test.loss for test in window.evidence if test.measure == "text")
+    assert lost.value > 0.02, "a window of 128 in 512 tokens costs perplexity"
+    (same,) = (test.loss for test in flash.evidence if test.measure == "text")
+    assert abs(same.value) < 0.02, "flash computes what full does"
+    assert window.likeness[0].same_top.value < flash.likeness[0].same_top.value
+    assert window.likeness[0].kl.value > flash.likeness[0].kl.value
     assert window.outcome is not Outcome.SAFE
     assert flash.exact
     assert "full" in done.stdout
     assert WINDOW.split()[0] in done.stdout
     page = (folder / "c.html").read_text()
     assert "sliding_window" in page
-    assert {file.name for file in (folder / "csv").iterdir()} >= {"answers.csv", "text.csv", "speed.csv"}
+    assert {file.name for file in (folder / "csv").iterdir()} == {
+        *("answers.csv", "text.csv", "speed.csv", "memory.csv")
+    }
 
 
-@pytest.mark.timeout(280)
 def test_a_result_is_shown_again(measured):
     folder, done = measured
     shown = subprocess.run([*COMMAND, "--show", str(folder / "c.json")], capture_output=True, text=True)
@@ -139,98 +150,75 @@ def test_a_result_is_shown_again(measured):
     assert shown.stdout == done.stdout
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama", max_position_embeddings=2048)
-
-
-def start(folder, tiny, *more, budget="120"):
-    """A comparison of a random model, which takes little time."""
-    command = [
-        *COMMAND,
-        "--model",
-        str(tiny),
-        "--context",
-        "1024",
-        "--candidate",
-        WINDOW,
-        "--task",
-        "passkey",
-    ]
-    command += ["--budget", budget, "--json", str(folder / "c.json"), *more]
+@contextmanager
+def started(folder, model):
+    """A comparison of a random model, which takes little time; ended with the block, whatever happens."""
+    command = [*COMMAND, "--model", str(model), "--context", "512", "--candidate", WINDOW]
+    command += ["--task", "niah_single_1", "--budget", "200", "--json", str(folder / "c.json")]
     command += ["--", "--threads", "1", "--kv-memory", "64MiB", "--weights", "float"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def servers(process, word):
-    """Processes of `longspan serve` whose command line has this word."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
-            line = child.cmdline()
-        except psutil.Error:
-            continue
-        if "serve" in line and word in line:
-            found.append(child)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)  # which ends its servers too
+
+
+def wait_for(condition, process=None, seconds=240.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"the run ended with {process.returncode}: {process.stderr.read()}")
+        assert time.monotonic() < end, "it did not come to that in time"
+        time.sleep(0.1)
     return found
 
 
-def wait_for(condition, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that in time"
-        time.sleep(0.1)
+def rows_of(file, name):
+    """How many answers and blocks of text of a candidate are kept."""
+    if not file.exists():
+        return 0
+    found = json.loads(file.read_text())
+    return sum(row["deployment"] == name for row in [*found["answers"], *found["text"]])
 
 
-def has_rows(process, file):
-    assert process.poll() is None, process.stderr.read()
-    return file.exists() and len(json.loads(file.read_text())["answers"]) > 0
+def server_of(process, word):
+    """The server that a run started with this word among its arguments."""
+    own = psutil.Process(process.pid).children()
+    (found,) = [child for child in own if {"serve", word} <= set(child.cmdline())]
+    return found
 
 
-@pytest.mark.timeout(280)
-def test_a_variant_that_fails_is_named_and_an_interrupted_run_goes_on(tmp_path, tiny):
-    process = start(tmp_path, tiny)
-    try:
-        wait_for(lambda: has_rows(process, tmp_path / "c.json"))
-        (server,) = [child for child in servers(process, "sliding_window") if child.ppid() == process.pid]
-        server.kill()
-        _, errors = process.communicate(timeout=150)
-    finally:
-        process.kill()
-    assert process.returncode == 1, errors
-    comparison = document.load(tmp_path / "c.json")
-    assert list(comparison.failed) == [WINDOW]
-    assert judge(comparison).verdicts[0].outcome is Outcome.UNKNOWN
-    # Its server has gone, and so have those that it started.
-    assert not psutil.pid_exists(process.pid)
-
-
-@pytest.mark.timeout(280)
-def test_ctrl_c_keeps_what_there_is_and_the_same_command_goes_on(tmp_path, tiny):
-    process = start(tmp_path, tiny)
-    try:
-        wait_for(lambda: has_rows(process, tmp_path / "c.json"))
+@pytest.mark.timeout(900)
+def test_a_variant_that_fails_is_named_and_the_same_command_goes_on_until_ctrl_c(tmp_path):
+    model = save_tiny("llama", tmp_path / "tiny", max_position_embeddings=2048)
+    file = tmp_path / "c.json"
+    with started(tmp_path, model) as process:
+        wait_for(lambda: rows_of(file, WINDOW), process)
         children = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGINT)
-        shown, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        server_of(process, "sliding_window").kill()
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors
+    wait_for(lambda: not any(child.is_running() for child in children), seconds=30)
+    before = document.load(file)
+    assert list(before.failed) == [WINDOW]
+    assert judge(before).verdicts[0].outcome is Outcome.UNKNOWN
+    kept = [row for row in [*before.answers, *before.text] if not row.error]
+
+    with started(tmp_path, model) as process:
+        wait_for(lambda: rows_of(file, WINDOW) > sum(row.deployment == WINDOW for row in kept), process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "the same command goes on from" in errors
-    assert "1k, 1 user, cached prompts" in shown, "what there is so far"
-    wait_for(lambda: not any(child.is_running() for child in children), 30)
-    before = document.load(tmp_path / "c.json")
-    again = start(tmp_path, tiny, budget="30")
-    try:
-        _, errors = again.communicate(timeout=150)
-    finally:
-        again.kill()
-    assert again.returncode == 0, errors
-    after = document.load(tmp_path / "c.json")
+    assert f"the same command goes on from {file}" in " ".join(errors.split())
+    wait_for(lambda: not any(child.is_running() for child in children), seconds=30)
+    after = document.load(file)
+    assert not after.failed
     assert after.spent > before.spent
-    assert after.answers[: len(before.answers)] == before.answers
-    assert judge(after).verdicts[0].outcome is not Outcome.SAFE, "a random model tells nothing"
+    assert all(row in [*after.answers, *after.text] for row in kept)
     assert after.plan == before.plan
+    assert judge(after).verdicts[0].outcome is not Outcome.SAFE, "a random model tells nothing"
 
 
 @pytest.mark.parametrize(

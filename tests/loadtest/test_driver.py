@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from loadtest.load import cell, driver, reconcile, result
 from loadtest.load.cell import StoppedError
-from loadtest.load.listening import processes_on
 from loadtest.load.measure import Plan, measure
 from loadtest.load.measures import summarize
 from loadtest.load.rows import clean, rows
 from loadtest.load.targets import Endpoint, Server
 from loadtest.load.types import ClosedLoop, OpenLoop, Session, Targets, Turn
 from loadtest.load.workloads import WORKLOADS, Shape
+from loadtest.measuring.listening import processes_on
 from loadtest.measuring.types import Weather
 from loadtest.measuring.weather import Observed
 from server.cli import application

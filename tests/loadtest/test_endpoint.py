@@ -13,7 +13,8 @@ from loadtest.load.measures import summarize
 from loadtest.load.over_http import HttpSender
 from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
-from loadtest.load.types import ClosedLoop, Record, Session, Turn
+from loadtest.load.types import ClosedLoop, Session, Turn
+from loadtest.measuring.records import Record
 from server.cli import application
 from tests.api.conftest import save_tokenizer
 from tests.loadtest import openai_double

@@ -14,7 +14,8 @@ from loadtest.load import reconcile, result, table, validity
 from loadtest.load.measures import percentile, spread, summarize
 from loadtest.load.report import write_report
 from loadtest.load.result import Result, ResultError, Run
-from loadtest.load.types import Record, Targets, Worker
+from loadtest.load.types import Targets, Worker
+from loadtest.measuring.records import Record
 
 IDLE = [Worker(cpu_share=0.1, loop_lag=0.001)]
 

@@ -16,7 +16,8 @@ from loadtest.load.measures import percentile, summarize
 from loadtest.load.request_rows import COLUMNS, save_csv
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import clean, rows
-from loadtest.load.types import Record, Worker
+from loadtest.load.types import Worker
+from loadtest.measuring.records import Record
 from loadtest.measuring.types import Weather
 from loadtest.statistics import ratio_interval
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.load.arrivals import arrival_times
 from loadtest.load.measures import summarize
 from loadtest.load.sweep import Sweep
-from loadtest.load.types import ClosedLoop, OpenLoop, Record
+from loadtest.load.types import ClosedLoop, OpenLoop
 from loadtest.load.workloads import WORKLOADS, Shape, WorkloadError, from_file
+from loadtest.measuring.arrivals import arrival_times
+from loadtest.measuring.records import Record
 
 SHAPE = Shape(sessions=40, prompt_tokens=60, output_tokens=20, vocabulary=5000, context=4096, seed=3)
 

@@ -125,6 +125,13 @@ def test_every_figure_of_the_judgment_is_in_its_row(browser, reports):
             assert one["where"] in text
             assert one["note"] in text
             checked += 1
+        for number, one in enumerate(verdict["likeness"]):
+            for name, unit, show in (("kl", "logprob", words.loss), ("same", "agreement", words.quality)):
+                row = shown[f"{name} {number} {verdict['deployment']}"]
+                figure = one["kl" if name == "kl" else "same_top"]
+                assert row[2] == words.tokens(one["length"])
+                assert row[6] == _joined(lambda value, show=show, unit=unit: show(unit, value), figure)
+                checked += 1
         for number, one in enumerate(verdict["gains"]):
             row = shown[f"gain {number} {verdict['deployment']}"]
             assert row[2] == words.tokens(one["context"])

@@ -13,10 +13,9 @@ import psutil
 import pytest
 
 from loadtest.deployment import FULL, Deployment, window
-from loadtest.measuring import servers
 from loadtest.measuring.busy import busy
 from loadtest.measuring.rounds import Rounds
-from loadtest.measuring.servers import OpenError, attach, groups, most_at_once, open_all
+from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
 from loadtest.servers import NotStartedError, serve
 from longspan import Client, LongspanError
@@ -182,16 +181,6 @@ def test_ctrl_c_ends_all_servers(arguments):
     while psutil.pid_exists(pid) and time.monotonic() < end:
         time.sleep(0.05)
     assert not psutil.pid_exists(pid)
-
-
-def test_a_server_that_is_there_already_is_measured_and_its_processes_are_found(targets, monkeypatch):
-    own = targets["full"]
-    with attach(own.host, own.port) as target:
-        assert target.pids == own.pids
-        assert target.measure(CACHED, 0).keys() == {"tpot", "output_rate"}
-    monkeypatch.setattr(servers, "processes_on", lambda port: ())
-    with pytest.raises(OpenError, match="as the user that the server runs as"), attach(own.host, own.port):
-        pass
 
 
 def test_groups_have_the_base_and_as_many_as_memory_holds(targets, monkeypatch):

@@ -167,6 +167,23 @@ def test_a_process_id_that_was_given_again_is_another_process(proc):
     assert found.busiest == "PID 50 stranger"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("/usr/bin/python3", "-m", "http.server", "--key=secret"), "python3 -m http.server"),
+        (("/opt/bin/python", "/home/me/train.py", "--key", "secret"), "python train.py"),
+        (("bash", "-c", "echo secret"), "bash"),
+        (("env", "KEY=secret", "python"), "env"),
+        (("x" * 99,), "x" * 40),
+    ],
+)
+def test_a_process_is_named_without_what_may_be_secret(tmp_path, words, told):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cmdline").write_bytes("\0".join([*words, ""]).encode())
+    assert name(7, tmp_path) == told
+    assert name(8, tmp_path) == ""
+
+
 def test_an_orphan_of_ours_stays_ours(proc):
     me = os.getpid()
     proc.add(50, me, "server")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from loadtest.compare import document
+from tests.loadtest.synthetic import Sizes, draw
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("attention", "server", "loadtest", "longspan")
@@ -50,8 +54,10 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     ).stdout.strip()
     Path(site, "dependencies.pth").write_text(dependencies)
 
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def run(*command: str | Path) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=outside)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -61,3 +67,17 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     assert run(longspan, "--version").strip() in wheel.name
     where = run(python, "-c", "import longspan, server; print(longspan.__file__, server.__file__)")
     assert all(path.startswith(site) for path in where.split())
+
+    document.save(draw(1, Sizes(contexts=2, lengths=(4096,))), tmp_path / "c.json")
+    shown = run(longspan, "compare", "--show", "c.json", "--html", "c.html", "--csv", "csv")
+    assert "4k, 1 user, cached prompts" in shown
+    page = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 2  # the templates, with style, script and document in them
+    assert "quality-speed" in page
+    made = {path.name for path in tmp_path.iterdir()} - {environment.name, "c.json"}
+    assert made == {"c.html", "csv"}, "nothing else is written where a command runs"
+    assert "niah_single_1" in run(longspan, "compare", "--task", "help")
+    words = (
+        "from loadtest.tasks.words import *; from loadtest.compare.schema import FILE; print(FILE.exists())"
+    )
+    assert run(python, "-c", words) == "True\n"
