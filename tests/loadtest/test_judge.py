@@ -224,7 +224,7 @@ def test_tasks_that_were_not_asked_are_not_safe():
     more = replace(drawn, plan=replace(drawn.plan, tasks=(*MANY.tasks, "cwe")))
     verdict = judge(more).verdicts[0]
     assert verdict.outcome is Outcome.UNKNOWN
-    assert "cwe at 4k: not measured yet" in verdict.sentence
+    assert "not measured yet: cwe at 4k" in verdict.sentence
     assert open_tests(verdict) >= {("tasks", LONG)}
 
 
