@@ -38,7 +38,7 @@ class World:
     def __init__(self, monkeypatch, speeds=None, noise=0.01, weather=QUIET, **truths):
         self.now, self.log, self.opened, self.dead = 0.0, [], [], {}
         self.whole = draw(5, SIZES, **truths)
-        self.refused = {}
+        self.refused, self.refusals = {}, []
         self.speeds, self.noise, self.random = speeds or {}, noise, random.Random(1)
         rounds = SimpleNamespace(observe=lambda pids, idle: lambda: weather)
         monkeypatch.setattr(loop, "open_all", self.open_all)
@@ -67,6 +67,7 @@ class World:
 
     def passes(self, kind, name, seconds):
         if self.now >= self.dead.get(name, float("inf")):
+            self.refusals.append(name)
             return False
         self.now += seconds
         self.log.append((kind, name, self.now))
@@ -136,6 +137,7 @@ def test_a_run_ends_when_all_is_told_and_says_so(monkeypatch):
     world = World(monkeypatch, {TOPK.name: 1.5, WINDOW.name: 2.0}, window=Truth(lost=0.6, nats=0.5))
     comparison, judgments = world.compare(budget=20_000.0)
     assert world.now < 2_000
+    assert max(cell.round for cell in comparison.speed) < 20, "more rounds would tell nothing"
     window, topk = judgments[-1].verdicts
     assert (window.outcome, topk.outcome) == (Outcome.UNSAFE, Outcome.SAFE)
     assert judgments[-1].advice.winner == TOPK.name
@@ -171,6 +173,7 @@ def test_a_variant_that_fails_is_left_out_and_the_others_go_on(monkeypatch):
     world.dead[TOPK.name] = 60.0
     comparison, judgments = world.compare(300.0)
     assert list(comparison.failed) == [TOPK.name]
+    assert len(world.refusals) <= len(comparison.plan.loads) + 1, "it is not asked for ever"
     assert judgments[-1].verdicts[1].outcome is Outcome.UNKNOWN
     assert max(when for _, name, when in world.log if name == WINDOW.name) > 250
 

@@ -1,5 +1,6 @@
 """Servers as targets: what is sent, what counts, what is refused. Real servers of a small random model."""
 
+import asyncio
 import math
 import os
 import shlex
@@ -8,12 +9,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from loadtest.deployment import FULL, Deployment, window
+from loadtest.measuring import served
 from loadtest.measuring.busy import busy
+from loadtest.measuring.records import Record
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
@@ -181,6 +185,25 @@ def test_ctrl_c_ends_all_servers(arguments):
     while psutil.pid_exists(pid) and time.monotonic() < end:
         time.sleep(0.05)
     assert not psutil.pid_exists(pid)
+
+
+def test_a_cell_ends_when_nothing_runs_or_waits_any_more():
+    left = [(1, 0), (0, 1), (0, 0), (1, 0)]
+
+    class Client:
+        async def server_info(self, **options):
+            running, waiting = left.pop(0)
+            return SimpleNamespace(load=SimpleNamespace(running=running, waiting=waiting))
+
+    target = object.__new__(served.Served)
+    target._client = Client()
+    asyncio.run(target._idle())
+    assert left == [(1, 0)]
+
+
+def test_tokens_of_the_first_message_took_no_time_of_the_others():
+    assert served._tpot(Record(0, 0, 0.0, 0.0, [(1.0, 3), (2.0, 1), (3.0, 1)])) == 1.0
+    assert served._tpot(Record(0, 0, 0.0, 0.0, [(1.0, 5)])) == 0.0
 
 
 def test_groups_have_the_base_and_as_many_as_memory_holds(targets, monkeypatch):
