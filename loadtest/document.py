@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -78,6 +79,28 @@ def save(document: Mapping[str, Any], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def refusal(path: Path, folder: bool = False) -> str:
+    """Why nothing could be written there, found out before it has taken hours to measure it; else empty.
+
+    Args:
+        path: of a file that ``save`` or the like would write, which is tried beside it.
+        folder: it is to be a folder with files instead; those that are missing are made.
+    """
+    try:
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+        elif path.is_dir():
+            return f"{path} is a folder; name a file"
+        str(path).encode()
+        with tempfile.TemporaryFile(dir=path if folder else path.parent):
+            pass
+        if path.is_file() and not os.access(path, os.W_OK):
+            return f"{path} can't be written: it is read-only"
+    except (OSError, ValueError) as error:
+        return f"{path} can't be written: {getattr(error, 'strerror', None) or error}; name another place"
+    return ""
+
+
 def read(path: Path, schema: str) -> dict[str, Any]:
     """A document without its ``schema``.
 
@@ -90,7 +113,7 @@ def read(path: Path, schema: str) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DocumentError(f"{path} can't be read: {error}") from error
     found = document.pop("schema", None) if isinstance(document, dict) else None
     if found == schema:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import secrets
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, UNBROKEN, Host, Port, fail, fail_call
+from server.cli_shared import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    UNBROKEN,
+    Host,
+    Port,
+    end_on_signals,
+    fail,
+    fail_call,
+    refuse_places,
+    require_library,
+)
 
 if TYPE_CHECKING:
     from loadtest.load.drawing import Wanted
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
 
 _METRICS_PORT = 9464
 _SEEDS = 1 << 31
+_INTERRUPTED = 130
 
 
 def load(
@@ -140,7 +151,7 @@ def load(
 ) -> None:
     """Measure a server: throughput, time to first token, time per token; greedy, outputs of exact length.
 
-    Ends with 0 if every run is valid and nothing failed, else with 1.
+    Ends with 0 if every run is valid and nothing failed, with 130 if it was stopped, else with 1.
     """
     from loadtest.load import asked
     from loadtest.load.drawing import Wanted
@@ -154,11 +165,11 @@ def load(
         fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
     try:
         if html_file is not None:
-            _require_templates()
+            require_library("jinja2", "--html needs")
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
-        if repeats > 1 or _repeated(earlier) or _repeated(result):
-            _require_numpy()
+        if repeats > 1 or any(each is not None and each.repeated for each in (earlier, result)):
+            require_library("numpy", "intervals across --repeats need")
         one = asked.loads(concurrency, rate, burstiness)
         peer = None
         if endpoint is not None:
@@ -174,6 +185,7 @@ def load(
             )
     except (ResultError, asked.OptionError) as error:
         fail(str(error))
+    refuse_places([json_file if show is None else None, csv_file, html_file])
     if result is None:
         from loadtest.load.plan import Plan
         from loadtest.load.sweep import Sweep
@@ -217,6 +229,7 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
     from loadtest.load.workloads import WorkloadError
     from longspan import Client, LongspanError
 
+    end_on_signals()
     try:
         with ExitStack() as stack:
             client = None
@@ -240,9 +253,9 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
     except LongspanError as error:
         fail_call(error)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(_INTERRUPTED) from None
     if not result.runs:
-        fail("nothing was measured", 130)
+        fail("nothing was measured", _INTERRUPTED)
     return result
 
 
@@ -255,18 +268,13 @@ def _tell(
 ) -> NoReturn:
     from rich.console import Console
 
+    from loadtest.load.measure import STOPPED
     from loadtest.load.result import save
     from loadtest.load.rows import clean
     from loadtest.load.table import comparison, runs_table
 
-    console = Console()
-    piped = not console.is_terminal
-    if piped:
-        console = Console(width=UNBROKEN)
-    console.print(runs_table(result, one_line=piped))
-    if earlier is not None:
-        console.print(comparison(earlier, result))
-    try:
+    unwritten = ""
+    try:  # first, since what reads the output may not read all of it
         if json_file is not None:
             save(result, json_file)
         if csv_file is not None:
@@ -278,22 +286,14 @@ def _tell(
 
             write_report(result, html_file, earlier)
     except OSError as error:
-        fail(f"the result can't be written: {error}")
+        unwritten = f"the result can't be written: {error}"
+    console = Console()
+    piped = not console.is_terminal
+    if piped:
+        console = Console(width=UNBROKEN)
+    console.print(runs_table(result, one_line=piped))
+    if earlier is not None:
+        console.print(comparison(earlier, result))
+    if said := "; ".join(filter(None, (result.ended, unwritten))):
+        fail(said, _INTERRUPTED if result.ended == STOPPED else 1)
     raise typer.Exit(0 if clean(result) else 1)
-
-
-def _repeated(result: Result | None) -> bool:
-    """A document has loads that were measured more than once."""
-    return result is not None and len({run.label for run in result.runs}) < len(result.runs)
-
-
-def _require_numpy() -> None:
-    """Ends the command unless intervals across runs can be computed."""
-    if not find_spec("numpy"):
-        fail("intervals across --repeats need numpy; run: pip install 'longspan[load]'")
-
-
-def _require_templates() -> None:
-    """Ends the command unless reports can be written."""
-    if not find_spec("jinja2"):
-        fail("--html needs jinja2; run: pip install 'longspan[load]'")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -42,6 +45,49 @@ def fail_call(error: LongspanError) -> NoReturn:
         f"\n  {violation}" for violation in error.violations if violation.description not in error.message
     ]
     fail(error.message + "".join(fields))
+
+
+def refuse_places(files: Sequence[Path | None], folders: Sequence[Path | None] = (), code: int = 1) -> None:
+    """Ends the command where something could not be written in the end: it must not be measured in vain.
+
+    Args:
+        files: to be written; ``None`` for none.
+        folders: that are to hold files.
+        code: the exit code.
+
+    Raises:
+        typer.Exit: something can't be written.
+    """
+    from loadtest.document import refusal
+
+    refusals = [refusal(path, folder=False) for path in files if path is not None]
+    refusals += [refusal(path, folder=True) for path in folders if path is not None]
+    if any(refusals):
+        fail("\n".join(filter(None, refusals)), code)
+
+
+def end_on_signals() -> None:
+    """SIGTERM, and SIGHUP of a terminal that goes, end the command as Ctrl-C does.
+
+    Its processes end with it, and what was measured is kept.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+
+
+def require_library(name: str, who: str) -> None:
+    """Ends the command unless a library of the extra ``load`` is there.
+
+    Args:
+        name: of the library.
+        who: needs it, with the verb.
+
+    Raises:
+        typer.Exit: it is not installed, with 1.
+    """
+    if not find_spec(name):
+        fail(f"{who} {name}; run: pip install 'longspan[load]'")
 
 
 def require_server() -> None:

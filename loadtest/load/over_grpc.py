@@ -32,7 +32,14 @@ class GrpcSender:
 
     async def send(self, turn: Turn, record: Record) -> str:
         """Sends one greedy request of exactly so many output tokens and times its stream; gives its text."""
-        stream = self._client.stream(turn.prompt, max_tokens=turn.output_tokens, ignore_eos=True, **GREEDY)
+        record.sent = time.monotonic()
+        try:
+            stream = self._client.stream(
+                turn.prompt, max_tokens=turn.output_tokens, ignore_eos=True, **GREEDY
+            )
+        except LongspanError as error:  # a message can't hold it
+            record.ended, record.code, record.error = time.monotonic(), error.code.name, str(error)
+            return ""
         record.sent = time.monotonic()
         parts = []
         try:
