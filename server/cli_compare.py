@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_shared import fail, require_server
+from server.cli_shared import end_on_signals, fail, refuse_places, require_server
 
 if TYPE_CHECKING:
     from loadtest.compare.plan import Material
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _REFUSED = 2
 _INTERRUPTED = 130
 _ENDING_SECONDS = 5.0
+_DIGITS = 9  # of a number of tokens or users
 _WIDTH = 100  # of what goes to a file
 
 
@@ -133,6 +134,8 @@ def compare(
         _measure(plan, material, chosen, seconds(asked, budget), json_file, html_file, csv_folder, live)
     except PlanError as error:
         fail(str(error), _REFUSED)
+    except KeyboardInterrupt:
+        fail("interrupted", _INTERRUPTED)
 
 
 def _measure(
@@ -145,7 +148,6 @@ def _measure(
     csv_folder: Path | None,
     live: bool,
 ) -> None:
-    import signal
     import time
     from datetime import UTC, datetime
 
@@ -156,43 +158,76 @@ def _measure(
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine
 
-    # As Ctrl-C does it: the servers end with this process, and what was measured is kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    refuse_places([json_file, html_file], [csv_folder], _REFUSED)
+    end_on_signals()
     began = time.monotonic()
-    with Watcher(budget, json_file, live) as watcher:
-        watcher.doing(describe(plan))
-        found = look(plan, material, watcher.doing)
-        comparison = Comparison(
-            found.plan,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            machine(),
-            found.versions,
-            found.model,
-            budget=budget,
-        )
-        try:
-            if json_file is not None:
-                comparison = document.join(comparison, json_file)
-            watcher.watch(comparison)
-            # The servers take a moment to end.
-            run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
-        except DocumentError as error:
-            fail(str(error), _REFUSED)
-        except FullFailedError as error:
-            watcher.keep()
-            fail(str(error))
-        except KeyboardInterrupt:
-            watcher.keep()
-            more = f"the same command goes on from {json_file}" if json_file else "with --json it could go on"
-            fail(f"interrupted; {more}", _INTERRUPTED)
-        watcher.keep()
-    _tell(comparison, preset, html_file, csv_folder)
-    if comparison.failed:
-        raise typer.Exit(1)
+    sentence, code = "", 0
+    comparison: Comparison | None = None
+    try:
+        if json_file is not None and json_file.exists():
+            document.load(json_file)  # what is damaged or something else is told before a server starts
+        with Watcher(budget, json_file, live) as watcher:
+            try:
+                watcher.doing(describe(plan))
+                found = look(plan, material, watcher.doing)
+                comparison = Comparison(
+                    found.plan,
+                    datetime.now(UTC).isoformat(timespec="seconds"),
+                    machine(),
+                    found.versions,
+                    found.model,
+                    budget=budget,
+                )
+                if json_file is not None:
+                    comparison = document.join(comparison, json_file)
+                watcher.watch(comparison)
+                # The servers take a moment to end.
+                run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
+            except FullFailedError as error:
+                sentence, code = str(error), 1
+            except KeyboardInterrupt:
+                again = (
+                    f"the same command goes on from {json_file}"
+                    if json_file
+                    else "with --json it could go on"
+                )
+                sentence, code = f"interrupted; {again}", _INTERRUPTED
+            if unsaved := watcher.keep():
+                sentence, code = "\n".join(filter(None, (sentence, unsaved))), code or 1
+    except DocumentError as error:
+        fail(str(error), _REFUSED)
+    if comparison is None or not (comparison.speed or comparison.answers or comparison.text):
+        if code == _INTERRUPTED:
+            fail("interrupted before anything was measured", _INTERRUPTED)
+        if code:
+            fail(sentence, code)
+    if comparison is not None:
+        _tell(comparison, preset, html_file, csv_folder, sentence, code)
+        if comparison.failed:
+            raise typer.Exit(1)
 
 
-def _tell(comparison: Comparison, preset: Preset, html_file: Path | None, csv_folder: Path | None) -> None:
-    """Prints and writes all of it; ends with 1 if a figure is not as it is known to be."""
+def _tell(
+    comparison: Comparison,
+    preset: Preset,
+    html_file: Path | None,
+    csv_folder: Path | None,
+    sentence: str = "",
+    code: int = 0,
+) -> None:
+    """Writes and prints all of it; ends with 1 if a figure is not as it is known to be.
+
+    Args:
+        comparison: what there is.
+        preset: that was measured.
+        html_file: of the report.
+        csv_folder: of the tables.
+        sentence: what went wrong meanwhile, to be said last.
+        code: the exit code for it.
+
+    Raises:
+        typer.Exit: the code is not 0.
+    """
     from rich.console import Console
 
     from loadtest.compare import csv, holding
@@ -202,22 +237,27 @@ def _tell(comparison: Comparison, preset: Preset, html_file: Path | None, csv_fo
     from loadtest.report.compare import render
 
     judgment = judge(comparison)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    console.print(table(comparison, judgment))
-    try:
+    unwritten = ""
+    try:  # first, since what reads the output may not read all of it
         if html_file is not None:
             html_file.write_text(render(comparison, judgment), encoding="utf-8")
         if csv_folder is not None:
             csv.write(comparison, csv_folder)
     except OSError as error:
-        fail(f"the result can't be written: {error}")
+        unwritten = f"the result can't be written: {error}"
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    console.print(table(comparison, judgment))
+    failed = False
     if preset is KNOWN:
         findings = holding.hold(comparison)
         console.print(holding.table(findings))
-        if holding.has_failed(findings):
-            raise typer.Exit(1)
+        failed = holding.has_failed(findings)
+    if sentence or unwritten:
+        fail("\n".join(filter(None, (sentence, unwritten))), code or 1)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _preset(name: str | None, full: bool) -> Preset:
@@ -246,8 +286,8 @@ def _list_tasks() -> None:
 
 
 def _numbers(texts: list[str], option: str) -> list[int]:
-    words = [word for text in texts for word in text.split(",")]
-    if wrong := [word for word in words if not word.strip().isdecimal() or not int(word)]:
+    words = [word.strip() for text in texts for word in text.split(",")]
+    if wrong := [word for word in words if not word.isdecimal() or not int(word[:_DIGITS]) or word[_DIGITS:]]:
         fail(
             f"{option} {wrong[0]!r} is no number above 0; write them like 1024,8192",
             _REFUSED,

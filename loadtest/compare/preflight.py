@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from loadtest.compare.plan import Material, PlanError, Tell
 from loadtest.compare.types import Comparison, Plan
+from loadtest.deployment import Deployment
 from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.prompts import prompt
 from loadtest.measuring.servers import OpenError, most_at_once, open_all
@@ -105,6 +107,28 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
 
 def _empty(plan: Plan) -> Comparison:
     return Comparison(plan, "", {})
+
+
+def try_all(
+    parts: Sequence[Sequence[Deployment]], arguments: Sequence[str], kv_each: int | None, tell: Tell
+) -> None:
+    """Starts each group of servers and ends it, where memory does not hold all at once.
+
+    So what can't be served is refused before hours were spent on the groups before it.
+
+    Raises:
+        PlanError: some did not start; names all of them.
+    """
+    reasons: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        tell(f"memory holds {len(part)} servers at a time: trying group {number} of {len(parts)}")
+        try:
+            with open_all(part, arguments, kv_each):
+                pass
+        except OpenError as error:
+            reasons |= error.reasons
+    if reasons:
+        raise PlanError(str(OpenError(reasons)))
 
 
 def describe(plan: Plan) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from loadtest.compare import document
 from loadtest.compare.run import Listener
@@ -51,7 +52,7 @@ class Watcher:
         self._judgment: Judgment | None = None
         self._began = clock()
         self._saved = self._shown = self._told = float("-inf")
-        self._doing = ""
+        self._doing = self._unsaved = ""
         self.listener = Listener(self.doing, self._judged)
 
     def __enter__(self) -> Watcher:
@@ -80,22 +81,32 @@ class Watcher:
         self._doing = words
         now = self._clock()
         if self._status is not None:
-            self._status.update(self._line())
+            self._status.update(Text(self._line()))
         elif now - self._told >= _LINE_SECONDS:
             self._told = now
-            self._console.print(self._line(), style="dim", markup=False, highlight=False)
+            self._print(self._line())
 
-    def keep(self) -> None:
-        """Saves what there is, now."""
-        if self._file is not None and self._comparison is not None:
+    def keep(self) -> str:
+        """Saves what there is, now.
+
+        Returns:
+            Why it could not be saved; empty if it was. A full disk ends no run: it may have room again later.
+        """
+        if self._file is None or self._comparison is None:
+            return ""
+        self._saved = self._clock()
+        try:
             document.save(self._comparison, self._file)
-            self._saved = self._clock()
+        except OSError as error:
+            return f"{self._file} can't be written: {error.strerror or error}"
+        return ""
 
     def _judged(self, judgment: Judgment) -> None:
         self._judgment = judgment
         now = self._clock()
-        if now - self._saved >= _SAVE_SECONDS:
-            self.keep()
+        if now - self._saved >= _SAVE_SECONDS and (why := self.keep()) != self._unsaved:
+            self._unsaved = why
+            self._print(f"{why}; it is tried again" if why else f"{self._file} is written again")
         if self._live is not None and self._comparison is not None and now - self._shown >= _SHOW_SECONDS:
             from loadtest.report.compare import Progress
 
@@ -106,6 +117,9 @@ class Watcher:
                 Progress(self._doing, min(1.0, spent / self._budget), max(0.0, self._budget - spent)),
             )
             self._shown = now
+
+    def _print(self, words: str) -> None:
+        self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
         spent = self._clock() - self._began

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadtest.evaluation.residency import pages_held
 from loadtest.evaluation.types import Memory
-from longspan import Client, LongspanError, UnavailableError
+from longspan import Client, DeadlineError, LongspanError, UnavailableError
 
 _PAGES = 2  # that the output goes through, so that every offset in a page is met
 
@@ -38,7 +38,7 @@ def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int =
                 f"a sequence of {len(ids)} tokens can't be watched for {output}; take a longer one"
             )
         held = pages_held(client, ids[: len(ids) - output], output)
-    except UnavailableError:
+    except (UnavailableError, DeadlineError):
         raise
     except LongspanError as error:
         return Memory(deployment, len(ids), error=str(error))

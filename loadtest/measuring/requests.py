@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from loadtest.greedy import GREEDY
 from loadtest.load.types import Record
 from loadtest.measuring.types import CannotMeasureError
-from longspan import AsyncClient, LongspanError
+from longspan import AsyncClient, DeadlineError, LongspanError
 
 
 async def closed_loop(
@@ -73,6 +73,13 @@ async def open_loop(
 
     await _all([at(place, *pair) for place, pair in enumerate(zip(prompts, begins, strict=True))])
     return records
+
+
+def reason(error: LongspanError) -> str:
+    """Why a server that is measured has failed, in words for who started the measurement."""
+    if isinstance(error, DeadlineError):
+        return "its server hangs: a request was not answered in many times the time that such a one takes"
+    return str(error) or type(error).__name__
 
 
 async def _all(work: Sequence[Coroutine[None, None, None]]) -> None:
