@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,8 +70,11 @@ def refuse_places(files: Sequence[Path | None], folders: Sequence[Path | None] =
 def end_on_signals() -> None:
     """SIGTERM, and SIGHUP of a terminal that goes, end the command as Ctrl-C does.
 
-    Its processes end with it, and what was measured is kept.
+    Its processes end with it, and what was measured is kept. Elsewhere than in the main thread, which alone
+    is told of signals, nothing changes.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,7 @@ class Watcher:
         self._began = clock()
         self._saved = self._shown = self._told = float("-inf")
         self._doing = self._unsaved = ""
+        self._stamp: tuple[int, int] | None = None
         self.listener = Listener(self.doing, self._judged)
 
     def __enter__(self) -> Watcher:
@@ -73,8 +75,9 @@ class Watcher:
             self._live.close()
 
     def watch(self, comparison: Comparison) -> None:
-        """The comparison that is measured from now on."""
+        """The comparison that is measured from now on; the file has all that it has been read from."""
         self._comparison = comparison
+        self._stamp = None if self._file is None else _stamp(self._file)
 
     def doing(self, words: str) -> None:
         """Something else is under way."""
@@ -95,10 +98,15 @@ class Watcher:
         if self._file is None or self._comparison is None:
             return ""
         self._saved = self._clock()
+        if _stamp(self._file) != self._stamp:
+            mine = self._file.with_name(f"{self._file.stem}.{os.getpid()}{self._file.suffix}")
+            self._print(f"another run writes {self._file}; what this one measures is kept in {mine}")
+            self._file = mine
         try:
             document.save(self._comparison, self._file)
         except OSError as error:
             return f"{self._file} can't be written: {error.strerror or error}"
+        self._stamp = _stamp(self._file)
         return ""
 
     def _judged(self, judgment: Judgment) -> None:
@@ -132,6 +140,15 @@ class Watcher:
             if verdict.outcome is Outcome.UNKNOWN and verdict.deployment not in self._comparison.failed
         ]
         return f"{line}; quality still open: {', '.join(open_ones)}" if open_ones else line
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Tells one state of a file from another; ``None`` where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _minutes(seconds: float) -> str:

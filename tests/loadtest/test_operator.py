@@ -1,18 +1,25 @@
 """What ``longspan compare`` and ``load`` have to bear: odd options and files, signals, servers that hang."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
 from loadtest import document
+from loadtest.compare import document as compare_document
+from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, PlanError, make_plan
 from loadtest.compare.preflight import try_all
 from loadtest.compare.presets import KNOWN
+from loadtest.compare.progress import Watcher
+from loadtest.compare.types import Comparison
 from loadtest.deployment import FULL, Deployment
 from loadtest.load.sharegpt_file import _entries
 from loadtest.load.workloads import Shape, WorkloadError, from_file
@@ -174,3 +181,48 @@ def test_a_signal_ends_servers_that_are_still_starting(tiny, tmp_path):
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def comparison():
+    plan, _ = make_plan(Asked(contexts=[512], tasks=["niah_single_1"]))
+    return Comparison(plan, "2030-01-01T00:00:00+00:00", {})
+
+
+def test_two_runs_of_one_file_lose_nothing_of_each_other(tmp_path, capsys):
+    file = tmp_path / "c.json"
+    with Watcher(60, file, live=False) as watcher:
+        watcher.watch(comparison())
+        assert not watcher.keep()
+        other = replace(comparison(), created="another run")
+        compare_document.save(other, file)
+        assert not watcher.keep()
+        assert not watcher.keep()
+    assert compare_document.load(file).created == "another run"
+    (mine,) = tmp_path.glob("c.*.json")
+    assert compare_document.load(mine).created == comparison().created
+    assert capsys.readouterr().err.count("another run writes") == 1
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_no_run(tmp_path, monkeypatch):
+    file = tmp_path / "c.json"
+    judgment = judge(comparison())
+    now = [0.0]
+    with Watcher(60, file, live=False, clock=lambda: now[0]) as watcher:
+        watcher.watch(comparison())
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            watcher.listener.judged(judgment)
+            assert "can't be written" in watcher.keep()
+        now[0] = 20.0
+        watcher.listener.judged(judgment)
+    assert compare_document.load(file).created == comparison().created
+
+
+def test_paths_are_no_markup(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Watcher(60, None, live=False) as watcher:
+        watcher.doing("text: /tmp/[/x].txt")
