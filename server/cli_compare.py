@@ -186,25 +186,28 @@ def _measure(
             except FullFailedError as error:
                 sentence, code = str(error), 1
             except KeyboardInterrupt:
-                again = (
+                more = (
                     f"the same command goes on from {json_file}"
                     if json_file
                     else "with --json it could go on"
                 )
-                sentence, code = f"interrupted; {again}", _INTERRUPTED
+                sentence, code = f"interrupted; {more}", _INTERRUPTED
             if unsaved := watcher.keep():
                 sentence, code = "\n".join(filter(None, (sentence, unsaved))), code or 1
     except DocumentError as error:
         fail(str(error), _REFUSED)
-    if comparison is None or not (comparison.speed or comparison.answers or comparison.text):
+    if comparison is None or not (
+        comparison.speed or comparison.answers or comparison.text or comparison.failed
+    ):
         if code == _INTERRUPTED:
-            fail("interrupted before anything was measured", _INTERRUPTED)
-        if code:
-            fail(sentence, code)
-    if comparison is not None:
-        _tell(comparison, preset, html_file, csv_folder, sentence, code)
-        if comparison.failed:
-            raise typer.Exit(1)
+            sentence = "interrupted before anything was measured"
+        over = (
+            f"the budget of {budget:g} seconds was over before anything was measured; give a longer --budget"
+        )
+        fail(sentence or over, code or 1)
+    _tell(comparison, preset, html_file, csv_folder, sentence, code)
+    if comparison.failed:
+        raise typer.Exit(1)
 
 
 def _tell(

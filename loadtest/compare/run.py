@@ -87,6 +87,8 @@ def run(
         try_all(parts, comparison.plan.arguments, found.kv_each, listener.doing)
     for number, part in enumerate(parts):
         now = clock()
+        if now >= deadline:
+            return  # servers that nothing can be asked any more are not started
         end = now + (deadline - now) / (len(parts) - number)
         _Group(comparison, found, material, part, end, listener, clock).run()
 

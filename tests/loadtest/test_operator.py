@@ -15,10 +15,11 @@ import pytest
 from loadtest import document
 from loadtest.compare import document as compare_document
 from loadtest.compare.judge import judge
-from loadtest.compare.plan import Asked, PlanError, make_plan
-from loadtest.compare.preflight import try_all
+from loadtest.compare.plan import Asked, Material, PlanError, make_plan
+from loadtest.compare.preflight import Found, try_all
 from loadtest.compare.presets import KNOWN
 from loadtest.compare.progress import Watcher
+from loadtest.compare.run import Listener, run
 from loadtest.compare.types import Comparison
 from loadtest.deployment import FULL, Deployment
 from loadtest.load.sharegpt_file import _entries
@@ -226,3 +227,12 @@ def test_paths_are_no_markup(tmp_path, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     with Watcher(60, None, live=False) as watcher:
         watcher.doing("text: /tmp/[/x].txt")
+
+
+def test_no_server_is_started_when_the_time_is_over(monkeypatch):
+    def started(*_):
+        raise AssertionError("a server was started")
+
+    monkeypatch.setattr("loadtest.compare.run.open_all", started)
+    found = Found(comparison().plan, {}, {}, None, at_once=8)
+    run(comparison(), found, Material("", "", (), None), 5.0, Listener(str, str), lambda: 6.0)
