@@ -71,9 +71,18 @@ def save(document: Mapping[str, Any], path: Path) -> None:
     if not isinstance(document.get("schema"), str):
         raise ValueError("a document needs a schema")
     text = json.dumps(plain(document), indent=1, allow_nan=False, ensure_ascii=False)
+    write(text + "\n", path)
+
+
+def write(text: str, path: Path) -> None:
+    """Writes a file in one go: where that fails, what was there before stays whole.
+
+    Raises:
+        OSError: it can't be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -237,13 +237,14 @@ def _tell(
     from loadtest.compare.judge import judge
     from loadtest.compare.presets import KNOWN
     from loadtest.compare.table import table
+    from loadtest.document import write
     from loadtest.report.compare import render
 
     judgment = judge(comparison)
     unwritten = ""
     try:  # first, since what reads the output may not read all of it
         if html_file is not None:
-            html_file.write_text(render(comparison, judgment), encoding="utf-8")
+            write(render(comparison, judgment), html_file)
         if csv_folder is not None:
             csv.write(comparison, csv_folder)
     except OSError as error:

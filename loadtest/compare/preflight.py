@@ -15,6 +15,9 @@ from loadtest.measuring.servers import OpenError, most_at_once, open_all
 from loadtest.measuring.types import length_label
 from longspan import Client, LongspanError
 
+_MOST_SERVERS = 64
+"""At once, however much memory there is."""
+
 _SPARE = 4
 """Times the longest load that a server's KV cache holds, so that prompts stay in its prefix cache."""
 
@@ -101,7 +104,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
         },
         {"longspan": info.version, **info.versions},
         kv_each,
-        most_at_once(pid, kv_each or info.load.kv_bytes, len(plan.candidates)),
+        # Not only as many as this plan has: what it goes on with may have others.
+        most_at_once(pid, kv_each or info.load.kv_bytes, _MOST_SERVERS),
     )
 
 

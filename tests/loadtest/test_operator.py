@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from loadtest import document
 from loadtest.compare import document as compare_document
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, Material, PlanError, make_plan
-from loadtest.compare.preflight import Found, try_all
+from loadtest.compare.preflight import Found, look, try_all
 from loadtest.compare.presets import KNOWN
 from loadtest.compare.progress import Watcher
 from loadtest.compare.run import Listener, run
@@ -236,3 +237,25 @@ def test_no_server_is_started_when_the_time_is_over(monkeypatch):
     monkeypatch.setattr("loadtest.compare.run.open_all", started)
     found = Found(comparison().plan, {}, {}, None, at_once=8)
     run(comparison(), found, Material("", "", (), None), 5.0, Listener(str, str), lambda: 6.0)
+
+
+def test_memory_alone_says_how_many_servers_are_at_once(arguments):
+    plan, material = make_plan(
+        Asked(contexts=[512], tasks=["niah_single_1"], candidates=["sliding_window"], arguments=arguments)
+    )
+    assert len(plan.candidates) == 2
+    assert look(plan, material, str).at_once > 2, "a file that it goes on with may have more candidates"
+
+
+def test_what_cant_be_written_leaves_what_was_there(tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text("of yesterday")
+    disk = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, disk[1]))
+        with pytest.raises(OSError, match="too large"):
+            document.write("x" * 10_000, report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, disk)
+    assert report.read_text() == "of yesterday"
+    assert os.listdir(tmp_path) == [report.name]
