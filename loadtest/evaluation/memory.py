@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadtest.evaluation.residency import pages_held
 from loadtest.evaluation.types import Memory
-from longspan import Client, LongspanError, UnavailableError
+from longspan import Client, DeadlineError, LongspanError, UnavailableError
 
 _ATTEMPTS = 3
 _PAGES = 2  # that the output goes through, so that every offset in a page is met
@@ -40,7 +40,7 @@ def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int =
             )
         prompt = ids[: len(ids) - output]
         held = next(filter(None, (pages_held(client, prompt, output) for _ in range(_ATTEMPTS))), 0)
-    except UnavailableError:
+    except (UnavailableError, DeadlineError):
         raise
     except LongspanError as error:
         return Memory(deployment, len(ids), error=str(error))
