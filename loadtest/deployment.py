@@ -41,13 +41,19 @@ def parse(text: str) -> Deployment:
     Raises:
         ValueError: it is not of that form.
     """
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"the candidate {text!r} can't be read: {error}; quote it like a shell") from error
     if not words or "=" in words[0] or any("=" not in word for word in words[1:]):
         raise ValueError(
             f"{text!r} is no candidate; write a backend and its options, like 'sliding_window window=512'"
         )
-    options = dict(word.split("=", 1) for word in words[1:])
-    return Deployment(text.strip(), words[0], options)
+    pairs = [word.split("=", 1) for word in words[1:]]
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise ValueError(f"the candidate {text!r} gives an option twice; give each once")
+    return Deployment(" ".join(text.split()), words[0], options)
 
 
 def window(size: int, sinks: int) -> Deployment:

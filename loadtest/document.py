@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -70,12 +71,43 @@ def save(document: Mapping[str, Any], path: Path) -> None:
     if not isinstance(document.get("schema"), str):
         raise ValueError("a document needs a schema")
     text = json.dumps(plain(document), indent=1, allow_nan=False, ensure_ascii=False)
+    write(text + "\n", path)
+
+
+def write(text: str, path: Path) -> None:
+    """Writes a file in one go: where that fails, what was there before stays whole.
+
+    Raises:
+        OSError: it can't be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refusal(path: Path, folder: bool = False) -> str:
+    """Why nothing could be written there, found out before it has taken hours to measure it; else empty.
+
+    Args:
+        path: of a file that ``save`` or the like would write, which is tried beside it.
+        folder: it is to be a folder with files instead; those that are missing are made.
+    """
+    try:
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+        elif path.is_dir():
+            return f"{path} is a folder; name a file"
+        str(path).encode()
+        with tempfile.TemporaryFile(dir=path if folder else path.parent):
+            pass
+        if path.is_file() and not os.access(path, os.W_OK):
+            return f"{path} can't be written: it is read-only"
+    except (OSError, ValueError) as error:
+        return f"{path} can't be written: {getattr(error, 'strerror', None) or error}; name another place"
+    return ""
 
 
 def read(path: Path, schema: str) -> dict[str, Any]:
@@ -92,7 +124,7 @@ def read(path: Path, schema: str) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DocumentError(f"{path} can't be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DocumentError(f"{path} can't be read as JSON: {error}") from error
     found = document.pop("schema", None) if isinstance(document, dict) else None
     if found == schema:

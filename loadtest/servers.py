@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import psutil
+
 _READY = re.compile(r" on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
+_OWN = "longspan: "  # what the command's last sentence begins with
 _STOP_SECONDS = 60.0
-_SENTENCE = "longspan: "  # before what a command ends with
+_ENGINE_SECONDS = 5.0  # that engines may outlive their server
 
 
 class Address(NamedTuple):
@@ -35,12 +40,15 @@ class NotStartedError(RuntimeError):
 
 
 @contextmanager
-def serve(*arguments: str, ports: Sequence[int] = (0, 0)) -> Iterator[Address]:
+def serve(
+    *arguments: str, ports: Sequence[int] = (0, 0), begun: Callable[[int], object] = lambda pid: None
+) -> Iterator[Address]:
     """A server of its own, while the block runs.
 
     Args:
         arguments: of ``longspan serve``.
         ports: of gRPC and of the metrics; 0 takes a free one.
+        begun: told the process's id as soon as there is one; a signal to it ends the wait for the server.
 
     Raises:
         NotStartedError: it ended instead.
@@ -54,31 +62,56 @@ def serve(*arguments: str, ports: Sequence[int] = (0, 0)) -> Iterator[Address]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
     ):
         try:
+            begun(process.pid)
             assert process.stdout is not None
             match = _READY.search(process.stdout.readline())
             if match is None:
                 process.wait(_STOP_SECONDS)
                 log.seek(0)
-                raise NotStartedError(
-                    f"longspan serve {' '.join(arguments)} did not start: {_reason(log.read())}"
-                )
+                why = _why(log.read(), process.returncode)
+                raise NotStartedError(f"longspan serve {' '.join(arguments)} did not start: {why}")
             yield Address(match[1], int(match[2]), int(match[3]), process.pid)
         finally:
             _end(process)
 
 
-def _reason(log: str) -> str:
-    """The sentence that a command ended with; else the last lines of its log."""
+def _why(log: str, code: int | None) -> str:
+    """What a server that ended says of it: its own sentences, or else the last lines that it wrote."""
     lines = log.splitlines()
-    ends = [number for number, line in enumerate(lines) if line.startswith(_SENTENCE)]
-    return "\n".join(lines[ends[-1] :] if ends else lines[-5:]).removeprefix(_SENTENCE)
+    own = [line.removeprefix(_OWN) for line in lines if line.startswith(_OWN)]
+    last = "\n".join(own or lines[-5:])
+    if code is not None and code < 0:
+        last = "\n".join([*lines[-5:], f"signal {-code} ended it"])
+    return last or f"it ended with exit code {code} and no word"
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Asks the server to end, which ends its engine too; insists after a minute."""
+    """Asks the server to end, which ends its engine too; insists after a minute, also with the engine."""
     if process.poll() is None:
+        children = _descendants(process.pid)
         process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                if child.is_running() and not _gone(child, _ENGINE_SECONDS):
+                    child.kill()
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
     try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _gone(process: psutil.Process, seconds: float) -> bool:
+    """It ends within so many seconds; who started it may not have taken notice yet."""
+    end = time.monotonic() + seconds
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

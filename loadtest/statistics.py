@@ -74,7 +74,10 @@ def ratio_interval(
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95, clusters: Sequence[object] | None = None
 ) -> Interval:
-    """The mean, and its bootstrap interval; see ``median_interval``.
+    """The mean, and its interval: on each side the farther of a bootstrap's end and Student's.
+
+    Resampled means don't reach far enough where samples are few and the confidence is high: of six the
+    interval at 99.9% missed the mean 1 time in 25.
 
     Args:
         values: to be averaged, each weighing the same.
@@ -90,7 +93,28 @@ def mean_interval(
         return Interval(mean, count=len(sums))
     drawn = _drawn(len(sums))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return Interval(mean, *_percentiles(means, len(sums), confidence), len(sums))
+    low, high = _percentiles(means, len(sums), confidence)
+    groups = len(sums)
+    variance = groups / (groups - 1) * float(((sums - counts * mean) ** 2).sum()) / float(counts.sum()) ** 2
+    half = student_quantile((1 - confidence) / 2, groups - 1) * math.sqrt(variance)
+    return Interval(mean, min(low, mean - half), max(high, mean + half), groups)
+
+
+def dependence(values: Sequence[float], clusters: Sequence[object]) -> float:
+    """How many times less surely a mean is known since values of one label depend on one another; at least 1.
+
+    The root of the design effect: of the variance that the sums by label have, to that of independent values.
+    """
+    groups, count = len(set(clusters)), len(values)
+    if not 1 < groups < count:
+        return 1.0
+    losses = np.asarray(values, float)
+    sums, counts = _by_cluster(losses, clusters)
+    alone = count / (count - 1) * float(((losses - losses.mean()) ** 2).sum())
+    if alone == 0:
+        return 1.0
+    together = groups / (groups - 1) * float(((sums - counts * losses.mean()) ** 2).sum())
+    return math.sqrt(max(1.0, together / alone))
 
 
 def score_loss(

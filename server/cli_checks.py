@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,8 @@ def writable(
     code: int = 1,
 ) -> None:
     """Refuses before hours of measuring what could not be written after them."""
+    from loadtest.document import refusal
+
     for option, path in (("--json", json_file), ("--html", html_file), ("--csv", csv_file)):
         if path is None:
             continue
@@ -27,10 +28,12 @@ def writable(
             fail(f"{option} {path} is a folder; name a file", code)
         if not path.parent.is_dir():
             fail(f"{option} {path}: there is no folder {path.parent}; make it first", code)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            fail(f"{option} {path} can't be written; name another file", code)
+        if sentence := refusal(path):
+            fail(f"{option}: {sentence}", code)
     if csv_folder is not None and csv_folder.exists() and not csv_folder.is_dir():
         fail(f"--csv {csv_folder} is a file; name a folder", code)
+    if csv_folder is not None and (sentence := refusal(csv_folder, folder=True)):
+        fail(f"--csv: {sentence}", code)
 
 
 def only_shown(context: typer.Context, with_show: Collection[str], code: int = 1) -> None:

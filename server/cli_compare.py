@@ -9,11 +9,9 @@ import typer
 
 from server.cli_checks import only_shown, writable
 from server.cli_compare_options import REFUSED, list_tasks, numbers, words
-from server.cli_shared import fail, require_server
+from server.cli_shared import end_on_signals, fail, require_server
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from loadtest.compare.plan import Material
     from loadtest.compare.presets import Preset
     from loadtest.compare.types import Comparison, Plan
@@ -181,6 +179,8 @@ def compare(
         _measure(plan, material, chosen, seconds(asked, budget), json_file, html_file, csv_folder, live)
     except PlanError as error:
         fail(str(error), REFUSED)
+    except KeyboardInterrupt:
+        fail("interrupted", _INTERRUPTED)
 
 
 def _measure(
@@ -193,7 +193,6 @@ def _measure(
     csv_folder: Path | None,
     live: bool,
 ) -> None:
-    import signal
     import time
     from datetime import UTC, datetime
 
@@ -205,81 +204,109 @@ def _measure(
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine
 
-    # As Ctrl-C does it: the servers end with this process, and what was measured is kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_on_signals()
     began = time.monotonic()
-    with Watcher(budget, json_file, live) as watcher:
-        watcher.doing(describe(plan))
-        found = look(plan, material, watcher.doing)
-        comparison = Comparison(
-            found.plan,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            machine(),
-            found.versions,
-            found.model,
-            budget=budget,
+    sentence, code = "", 0
+    comparison: Comparison | None = None
+    try:
+        if json_file is not None and json_file.exists():
+            document.load(json_file)  # what is damaged or something else is told before a server starts
+        with Watcher(budget, json_file, live) as watcher:
+            try:
+                watcher.doing(describe(plan))
+                found = look(plan, material, watcher.doing)
+                comparison = Comparison(
+                    found.plan,
+                    datetime.now(UTC).isoformat(timespec="seconds"),
+                    machine(),
+                    found.versions,
+                    found.model,
+                    budget=budget,
+                )
+                if json_file is not None:
+                    comparison = document.join(comparison, json_file)
+                watcher.watch(comparison)
+                # The servers take a moment to end.
+                run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
+            except FullFailedError as error:
+                sentence, code = str(error), 1
+            except KeyboardInterrupt:
+                more = (
+                    f"the same command goes on from {json_file}"
+                    if json_file
+                    else "with --json it could go on"
+                )
+                sentence, code = f"interrupted; {more}", _INTERRUPTED
+            if unsaved := watcher.keep():
+                sentence, code = "\n".join(filter(None, (sentence, unsaved))), code or 1
+    except DocumentError as error:
+        fail(str(error), REFUSED)
+    if comparison is None or not (
+        comparison.speed or comparison.answers or comparison.text or comparison.failed
+    ):
+        if code == _INTERRUPTED:
+            sentence = "interrupted before anything was measured"
+        over = (
+            f"the budget of {budget:g} seconds was over before anything was measured; give a longer --budget"
         )
-        try:
-            if json_file is not None:
-                comparison = document.join(comparison, json_file)
-            watcher.watch(comparison)
-            # The servers take a moment to end.
-            run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
-        except DocumentError as error:
-            fail(str(error), REFUSED)
-        except FullFailedError as error:
-            watcher.keep()
-            fail(str(error))
-        except KeyboardInterrupt:
-            watcher.keep()
-            _show(comparison, html_file, csv_folder)
-            more = (
-                f"the same command goes on from {json_file}"
-                if json_file
-                else "with --json FILE the same command would go on from here"
-            )
-            fail(f"interrupted; {more}", _INTERRUPTED)
-        watcher.keep()
-    _tell(comparison, preset, html_file, csv_folder)
+        fail(sentence or over, code or 1)
+    _tell(comparison, preset, html_file, csv_folder, sentence, code)
     if not is_whole(comparison):
         raise typer.Exit(1)
 
 
-def _tell(comparison: Comparison, preset: Preset, html_file: Path | None, csv_folder: Path | None) -> None:
-    """Prints and writes all of it; ends with 1 if a figure is not as it is known to be."""
-    from loadtest.compare import holding
-    from loadtest.compare.presets import KNOWN
+def _tell(
+    comparison: Comparison,
+    preset: Preset,
+    html_file: Path | None,
+    csv_folder: Path | None,
+    sentence: str = "",
+    code: int = 0,
+) -> None:
+    """Writes and prints all of it; ends with 1 if a figure is not as it is known to be.
 
-    console = _show(comparison, html_file, csv_folder)
-    if preset is KNOWN:
-        findings = holding.hold(comparison)
-        console.print(holding.table(findings))
-        if holding.has_failed(findings):
-            raise typer.Exit(1)
+    Args:
+        comparison: what there is.
+        preset: that was measured.
+        html_file: of the report.
+        csv_folder: of the tables.
+        sentence: what went wrong meanwhile, to be said last.
+        code: the exit code for it.
 
-
-def _show(comparison: Comparison, html_file: Path | None, csv_folder: Path | None) -> Console:
-    """Prints and writes what there is, on the console that is returned."""
+    Raises:
+        typer.Exit: the code is not 0.
+    """
     from rich.console import Console
 
-    from loadtest.compare import csv
+    from loadtest.compare import csv, holding
     from loadtest.compare.judge import judge
+    from loadtest.compare.presets import KNOWN
     from loadtest.compare.table import table
+    from loadtest.document import write
     from loadtest.report.compare import render
 
     judgment = judge(comparison)
+    unwritten = ""
+    try:  # first, since what reads the output may not read all of it
+        if html_file is not None:
+            write(render(comparison, judgment), html_file)
+        if csv_folder is not None:
+            csv.write(comparison, csv_folder)
+    except OSError as error:
+        unwritten = f"the result can't be written: {error}"
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     console.print(table(comparison, judgment))
-    try:
-        if html_file is not None:
-            html_file.write_text(render(comparison, judgment), encoding="utf-8")
-        if csv_folder is not None:
-            csv.write(comparison, csv_folder)
-    except OSError as error:
-        fail(f"the result can't be written: {error}")
-    return console
+    failed = False
+    if preset is KNOWN:
+        findings = holding.hold(comparison)
+        console.print(holding.table(findings))
+        failed = holding.has_failed(findings)
+    if sentence or unwritten:
+        fail("\n".join(filter(None, (sentence, unwritten))), code or 1)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _preset(name: str | None, full: bool) -> Preset:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from server.cli_checks import only_shown, require_numpy, require_templates, writable
-from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, UNBROKEN, Host, Port, fail, fail_call
+from server.cli_shared import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    UNBROKEN,
+    Host,
+    Port,
+    end_on_signals,
+    fail,
+    fail_call,
+)
 
 if TYPE_CHECKING:
     from loadtest.load.drawing import Wanted
@@ -23,6 +32,7 @@ _WITH_SHOW = (
     *("show", "against", "csv_file", "html_file"),
     *("host", "port", "metrics_host", "metrics_port", "no_metrics"),
 )
+_INTERRUPTED = 130
 
 
 def load(
@@ -147,7 +157,7 @@ def load(
 ) -> None:
     """Measure a server: throughput, time to first token, time per token; greedy, outputs of exact length.
 
-    Ends with 0 if every run is valid and nothing failed, else with 1.
+    Ends with 0 if every run is valid and nothing failed, with 130 if it was stopped, else with 1.
     """
     from loadtest.load import asked
     from loadtest.load.drawing import Wanted
@@ -167,7 +177,7 @@ def load(
             require_templates()
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
-        if repeats > 1 or _repeated(earlier) or _repeated(result):
+        if repeats > 1 or any(each is not None and each.repeated for each in (earlier, result)):
             require_numpy()
         one = asked.loads(concurrency, rate, burstiness)
         peer = None
@@ -227,6 +237,7 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
     from loadtest.load.workloads import WorkloadError
     from longspan import Client, LongspanError
 
+    end_on_signals()
     try:
         with ExitStack() as stack:
             client = None
@@ -250,9 +261,9 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
     except LongspanError as error:
         fail_call(error)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(_INTERRUPTED) from None
     if not result.runs:
-        fail("nothing was measured", 130)
+        fail("nothing was measured", _INTERRUPTED)
     return result
 
 
@@ -265,18 +276,13 @@ def _tell(
 ) -> NoReturn:
     from rich.console import Console
 
+    from loadtest.load.measure import STOPPED
     from loadtest.load.result import save
     from loadtest.load.rows import clean
     from loadtest.load.table import comparison, runs_table
 
-    console = Console()
-    piped = not console.is_terminal
-    if piped:
-        console = Console(width=UNBROKEN)
-    console.print(runs_table(result, one_line=piped))
-    if earlier is not None:
-        console.print(comparison(earlier, result))
-    try:
+    unwritten = ""
+    try:  # first, since what reads the output may not read all of it
         if json_file is not None:
             save(result, json_file)
         if csv_file is not None:
@@ -288,10 +294,14 @@ def _tell(
 
             write_report(result, html_file, earlier)
     except OSError as error:
-        fail(f"the result can't be written: {error}")
+        unwritten = f"the result can't be written: {error}"
+    console = Console()
+    piped = not console.is_terminal
+    if piped:
+        console = Console(width=UNBROKEN)
+    console.print(runs_table(result, one_line=piped))
+    if earlier is not None:
+        console.print(comparison(earlier, result))
+    if said := "; ".join(filter(None, (result.ended, unwritten))):
+        fail(said, _INTERRUPTED if result.ended == STOPPED else 1)
     raise typer.Exit(0 if clean(result) else 1)
-
-
-def _repeated(result: Result | None) -> bool:
-    """A document has loads that were measured more than once."""
-    return result is not None and len({run.label for run in result.runs}) < len(result.runs)

@@ -8,7 +8,7 @@ from loadtest.compare import words
 from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load
 from loadtest.compare.ground import Ground
 from loadtest.compare.pareto import fronts
-from loadtest.compare.phrases import ended, listed, times
+from loadtest.compare.phrases import ended, listed, setting, times
 from loadtest.compare.selector import selectors
 from loadtest.compare.types import Advice, Comparison, Gain, Outcome, Verdict
 from loadtest.measuring.types import Load, length_label
@@ -132,7 +132,9 @@ def _others(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
     """What is certain under loads that are not the one that decides."""
     others = [one for one in comparison.plan.loads if one.context == load.context and one != load]
     gains = [_speed(best, other) for other in others]
-    return [f"At {one.load} it {words.gain_words(one)}" for one in gains if one and one.different]
+    return [
+        f"At {one.load} it {words.gain_words(one)}" for one in gains if one and words.matters(comparison, one)
+    ]
 
 
 def _growth(best: Verdict) -> list[str]:
@@ -165,7 +167,7 @@ def _holds(comparison: Comparison, load: Load | None = None) -> str:
     under = f" under {listed(loads)} on {machine}" if loads else ""
     return (
         f'This holds for {model} with the text "{plan.text}" at {lengths}{under}, '
-        f"at {plan.confidence:.0%} confidence"
+        f"at {setting(plan.confidence)} confidence"
     )
 
 
@@ -173,7 +175,8 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
     """Why full attention is kept, by reason."""
     full, least = comparison.plan.candidates[0].name, comparison.plan.margins.speed
     sentences = [
-        f"Deploy {full}: no other variant is both safe and surely at least {least:.0%} faster at {load.label}"
+        f"Deploy {full}: no other variant is both safe and surely at least {setting(least)} faster at "
+        f"{load.label}"
     ]
     # Of those that would be faster there is a sentence each; see ``_faster``.
     unsafe = [
@@ -193,7 +196,9 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
             gain = _speed(one, load)
             confidence = comparison.plan.confidence
             why = words.figure_words(gain, confidence) if gain else "its speed was not measured"
-            sentences.append(f"{one.deployment} is safe, but not surely at least {least:.0%} faster: {why}")
+            sentences.append(
+                f"{one.deployment} is safe, but not surely at least {setting(least)} faster: {why}"
+            )
     return sentences
 
 

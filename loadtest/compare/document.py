@@ -186,7 +186,6 @@ def _both(earlier: Plan, now: Plan) -> Plan:
         now,
         candidates=_union(earlier.candidates, now.candidates, _name),
         contexts=contexts,
-        kv_memory=earlier.kv_memory or now.kv_memory,
         loads=tuple(sorted(loads, key=lambda load: load.context)),
         tasks=_union(earlier.tasks, now.tasks, str),
     )

@@ -73,7 +73,13 @@ def _tasks(comparison: Comparison, name: str, length: int, ground: Ground) -> li
         found.append(replace(test, loss=nothing, contexts=1, note="too few questions yet"))
     if failed:
         found.append(_logprobs(comparison, name, length, failed))
-    return found + [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
+    singles = [_scores(comparison, name, length, f"task:{task}", (task,)) for task in informative]
+    if not informative and not failed:
+        return found + singles
+    # A task that the time did not suffice for may be the one that fails.
+    unasked = [task for task in comparison.plan.tasks if task not in {*informative, *failed, *unsettled}]
+    pending = [_scores(comparison, name, length, f"task:{task}", (task,)) for task in unasked]
+    return found + singles + [replace(test, decides=True) for test in pending]
 
 
 def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks: Sequence[str]) -> Evidence:
@@ -105,9 +111,9 @@ def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
     rows = [row for row in comparison.answers if row.task == OWN]
     pairs = answer_pairs(rows, analysis.full_name(comparison), name)
     known = [pair for pair in pairs if not math.isnan(pair.full.score)]
-    free = [pair for pair in pairs if math.isnan(pair.full.score)]
+    free = [pair for pair in pairs if analysis.is_free(pair)]
     found = []
-    if known or not pairs:
+    if known or not free:
         means = (_mean(pair.full.score for pair in known), _mean(pair.own.score for pair in known))
         test = _test(comparison, name, OWN, 0, "score", analysis.own_loss(comparison, name), means)
         fails = ground.own is False

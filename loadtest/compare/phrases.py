@@ -38,7 +38,17 @@ def amount(unit: str) -> Callable[[float], str]:
         return lambda value: f"{1 + value:.3f}".removesuffix("0")
     if unit == "score":
         return lambda value: f"{100 * value:.1f}".removesuffix(".0")
-    return (lambda value: f"{value:.0%}") if unit == "agreement" else (lambda value: f"{value:.2f}")
+    if unit == "agreement":
+        return lambda value: f"{value:.1%}".replace(".0%", "%")
+    return lambda value: f"{value:.3f}".removesuffix("0")
+
+
+def setting(share: float) -> str:
+    """A share that an operator sets, like a confidence or a margin, with all digits that it has.
+
+    Rounded to whole percents 0.999 were certainty, and a margin of 0.001 none.
+    """
+    return f"{100 * share:.6g}%"
 
 
 def inverse(ratio: Interval) -> Interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,13 @@ LEAST_CONTEXT = 256
 
 _OUTPUT_TOKENS = 32
 _OWN_TEXT = "the manual that comes with Python"
+_OWN_ARGUMENTS = {
+    "--attention": "name the variant as a --candidate",
+    "--attention-option": "give options with a --candidate, like 'sliding_window window=512'",
+    "--port": "each takes a free port",
+    "--metrics-port": "each takes a free port",
+    "--model": "give --model once, before --",
+}
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -93,6 +101,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         PlanError: something can't be measured.
     """
     _keep_fixed(asked)
+    _keep_own(asked)
     contexts = tuple(sorted(set(asked.contexts))) or asked.preset.contexts
     if contexts[0] < LEAST_CONTEXT:
         raise PlanError(f"a context of {contexts[0]} tokens is too short; give {LEAST_CONTEXT} or more")
@@ -172,11 +181,19 @@ def _keep_fixed(asked: Asked) -> None:
         "--chat": asked.chat,
         "--questions": asked.questions,
     }
-    if given := [option for option, value in chosen.items() if value]:
+    if given := [option for option, value in chosen.items() if value not in (None, (), [])]:
         raise PlanError(
             f"--preset {asked.preset.name} is held against figures of its own candidates, contexts, tasks "
             f"and load; leave out {' and '.join(given)}, or take another preset"
         )
+
+
+def _keep_own(asked: Asked) -> None:
+    """What is the comparison's to say must not be said to each server: it would be lost, or clash."""
+    given = [word.partition("=")[0] for word in asked.arguments]
+    for option, instead in _OWN_ARGUMENTS.items():
+        if option in given and (option != "--model" or asked.model is not None):
+            raise PlanError(f"{option} after -- would be the same for all servers; {instead}")
 
 
 def _candidates(asked: Asked) -> tuple[Deployment, ...]:
@@ -189,8 +206,9 @@ def _candidates(asked: Asked) -> tuple[Deployment, ...]:
     others = [deployment for deployment in chosen if deployment.arguments != FULL.arguments]
     if not others:
         raise PlanError("full attention is compared with nothing; name another --candidate")
-    names = [deployment.name for deployment in others]
-    if twice := {name for name in names if names.count(name) > 1}:
+    # What they are tells them apart, not how it is written.
+    same = [(each.attention, dict(each.options), each.others) for each in others]
+    if twice := {each.name for each, what in zip(others, same, strict=True) if same.count(what) > 1}:
         raise PlanError(f"{', '.join(sorted(twice))} is a candidate twice; name each once")
     return (FULL, *others)
 
@@ -201,11 +219,11 @@ def _loads(asked: Asked, context: int) -> list[Load]:
     if asked.rate is not None:
         if asked.concurrency:
             raise PlanError("--rate and --concurrency are two kinds of load; give one of them")
-        if not asked.rate > 0:
+        if not 0 < asked.rate < math.inf:
             raise PlanError(f"--rate {asked.rate:g} is no load; give sessions per second above 0")
         return [Load(context, output, 0, asked.rate, requests=8)]
     loads = []
-    for users in asked.concurrency or (1,):
+    for users in dict.fromkeys(asked.concurrency or (1,)):
         if users < 1:
             raise PlanError(f"{users} users can't be measured; give --concurrency 1 or more")
         new = Load(context, output, users, requests=users)

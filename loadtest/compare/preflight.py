@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from loadtest.compare.plan import Material, PlanError, Tell
 from loadtest.compare.types import Comparison, Plan
+from loadtest.deployment import Deployment
 from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.prompts import prompt
 from loadtest.measuring.servers import OpenError, most_at_once, open_all
 from loadtest.measuring.types import length_label
 from longspan import Client, LongspanError
+
+_MOST_SERVERS = 64
+"""At once, however much memory there is."""
 
 _SPARE = 4
 """Times the longest load that a server's KV cache holds, so that prompts stay in its prefix cache."""
@@ -99,12 +104,35 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
         },
         {"longspan": info.version, **info.versions},
         kv_each,
-        most_at_once(pid, kv_each or info.load.kv_bytes, len(plan.candidates)),
+        # Not only as many as this plan has: what it goes on with may have others.
+        most_at_once(pid, kv_each or info.load.kv_bytes, _MOST_SERVERS),
     )
 
 
 def _empty(plan: Plan) -> Comparison:
     return Comparison(plan, "", {})
+
+
+def try_all(
+    parts: Sequence[Sequence[Deployment]], arguments: Sequence[str], kv_each: int | None, tell: Tell
+) -> None:
+    """Starts each group of servers and ends it, where memory does not hold all at once.
+
+    So what can't be served is refused before hours were spent on the groups before it.
+
+    Raises:
+        PlanError: some did not start; names all of them.
+    """
+    reasons: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        tell(f"memory holds {len(part)} servers at a time: trying group {number} of {len(parts)}")
+        try:
+            with open_all(part, arguments, kv_each):
+                pass
+        except OpenError as error:
+            reasons |= error.reasons
+    if reasons:
+        raise PlanError(str(OpenError(reasons)))
 
 
 def describe(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from loadtest.compare import document
 from loadtest.compare.run import Listener
@@ -51,7 +53,8 @@ class Watcher:
         self._judgment: Judgment | None = None
         self._began = clock()
         self._saved = self._shown = self._told = float("-inf")
-        self._doing = ""
+        self._doing = self._unsaved = ""
+        self._stamp: tuple[int, int] | None = None
         self.listener = Listener(self.doing, self._judged)
 
     def __enter__(self) -> Watcher:
@@ -72,30 +75,46 @@ class Watcher:
             self._live.close()
 
     def watch(self, comparison: Comparison) -> None:
-        """The comparison that is measured from now on."""
+        """The comparison that is measured from now on; the file has all that it has been read from."""
         self._comparison = comparison
+        self._stamp = None if self._file is None else _stamp(self._file)
 
     def doing(self, words: str) -> None:
         """Something else is under way."""
         self._doing = words
         now = self._clock()
         if self._status is not None:
-            self._status.update(self._line())
+            self._status.update(Text(self._line()))
         elif now - self._told >= _LINE_SECONDS:
             self._told = now
-            self._console.print(self._line(), style="dim", markup=False, highlight=False)
+            self._print(self._line())
 
-    def keep(self) -> None:
-        """Saves what there is, now."""
-        if self._file is not None and self._comparison is not None:
+    def keep(self) -> str:
+        """Saves what there is, now.
+
+        Returns:
+            Why it could not be saved; empty if it was. A full disk ends no run: it may have room again later.
+        """
+        if self._file is None or self._comparison is None:
+            return ""
+        self._saved = self._clock()
+        if _stamp(self._file) != self._stamp:
+            mine = self._file.with_name(f"{self._file.stem}.{os.getpid()}{self._file.suffix}")
+            self._print(f"another run writes {self._file}; what this one measures is kept in {mine}")
+            self._file = mine
+        try:
             document.save(self._comparison, self._file)
-            self._saved = self._clock()
+        except OSError as error:
+            return f"{self._file} can't be written: {error.strerror or error}"
+        self._stamp = _stamp(self._file)
+        return ""
 
     def _judged(self, judgment: Judgment) -> None:
         self._judgment = judgment
         now = self._clock()
-        if now - self._saved >= _SAVE_SECONDS:
-            self.keep()
+        if now - self._saved >= _SAVE_SECONDS and (why := self.keep()) != self._unsaved:
+            self._unsaved = why
+            self._print(f"{why}; it is tried again" if why else f"{self._file} is written again")
         if self._live is not None and self._comparison is not None and now - self._shown >= _SHOW_SECONDS:
             from loadtest.report.compare import Progress
 
@@ -106,6 +125,9 @@ class Watcher:
                 Progress(self._doing, min(1.0, spent / self._budget), max(0.0, self._budget - spent)),
             )
             self._shown = now
+
+    def _print(self, words: str) -> None:
+        self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
         spent = self._clock() - self._began
@@ -118,6 +140,15 @@ class Watcher:
             if verdict.outcome is Outcome.UNKNOWN and verdict.deployment not in self._comparison.failed
         ]
         return f"{line}; quality still open: {', '.join(open_ones)}" if open_ones else line
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Tells one state of a file from another; ``None`` where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _minutes(seconds: float) -> str:

@@ -11,26 +11,34 @@ from loadtest.compare.equal import equal_pairs, equal_work
 from loadtest.compare.gains import deciding_figure
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Material, PlanError
-from loadtest.compare.preflight import Found
+from loadtest.compare.preflight import Found, try_all
 from loadtest.compare.stopping import open_tests
 from loadtest.compare.types import Comparison, Judgment
 from loadtest.deployment import Deployment
 from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.pairs import OWN
 from loadtest.evaluation.units import Unit
-from loadtest.measuring.analysis import settled
+from loadtest.measuring.analysis import series, settled
 from loadtest.measuring.busy import EqualPair, busy
+from loadtest.measuring.requests import reason
 from loadtest.measuring.rounds import Progress, Rounds
 from loadtest.measuring.served import Served
 from loadtest.measuring.servers import OpenError, groups, open_all
 from loadtest.measuring.types import Load
-from longspan import Client
+from loadtest.statistics import least
+from longspan import Client, LongspanError
 
 SPEED_SHARE = 0.45
 """Of the time that goes to speed while both speed and quality lack evidence."""
 
 MOST_ROUNDS = 40
 """Of a load, with the same servers: an interval that is still wide then would take hours to become narrow."""
+
+PATIENCE = 10.0
+"""Times the duration that is expected after which a request is given up: its server hangs."""
+
+LEAST_PATIENCE = 120.0
+"""Seconds that any request is given: an expectation may be of a quieter minute."""
 
 LEAST_UNITS = 3
 """Contexts of each task and length, and slices of text, before what they tell may be called settled."""
@@ -76,10 +84,36 @@ def run(
         FullFailedError: full attention can't be measured any more.
     """
     parts = groups(comparison.plan.candidates, max(2, found.at_once))
+    if len(parts) > 1:
+        try_all(parts, comparison.plan.arguments, found.kv_each, listener.doing)
     for number, part in enumerate(parts):
         now = clock()
+        if now >= deadline:
+            return  # servers that nothing can be asked any more are not started
         end = now + (deadline - now) / (len(parts) - number)
         _Group(comparison, found, material, part, end, listener, clock).run()
+
+
+def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
+    """More rounds of a load would tell nothing that matters of any variant.
+
+    Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
+    full attention itself has no figures, and nobody knows whether the machine is quiet.
+
+    Args:
+        comparison: with the rows.
+        load: of whose rounds the question is.
+        alive: candidates that can be measured under it.
+    """
+    figure, plan = deciding_figure(load), comparison.plan
+    full, confidence = plan.candidates[0].name, plan.confidence
+    if len(series(comparison.speed, full, load.label, figure)) < least(confidence):
+        return False
+    others = [name for name in alive if name != full and not equal_work(comparison, name, load, figure)]
+    return all(
+        settled(comparison.speed, name, full, load.label, figure, plan.margins.speed, confidence)
+        for name in others
+    )
 
 
 class _Group:
@@ -100,10 +134,13 @@ class _Group:
         self._own = replace(whole, plan=replace(whole.plan, candidates=tuple(part)))
         self._end, self._listener, self._clock = end, listener, clock
         self._full = part[0].name
+        self._begun = bool(whole.speed or whole.answers or whole.text or whole.memory)
         self._booked = clock()
         self._spent = {"speed": 0.0, "quality": 0.0}
         self._done: dict[tuple[str, int], int] = {}
         self._before: dict[str, int] = {}
+        self._targets: Mapping[str, Served] = {}
+        self._clients: Mapping[str, Client] = {}
 
     def run(self) -> None:
         self._listener.doing(f"starting {len(self._part)} servers")
@@ -124,10 +161,26 @@ class _Group:
                     }
                 self._measure(targets, clients)
         except OpenError as error:
-            raise PlanError(str(error)) from error
+            if not self._begun:
+                raise PlanError(str(error)) from error
+            # The whole group is not measured, for the sake of those that are; a later run may.
+            self._fail(error.reasons)
+        except LongspanError as error:
+            raise FullFailedError(f"{self._full} failed while it was measured: {reason(error)}") from error
+
+    def _allow(self, expected: float) -> None:
+        """Gives requests a time after which their server hangs; 0 is expected where nothing is known."""
+        left = self._end - self._clock()
+        seconds = max(LEAST_PATIENCE, min(left, PATIENCE * expected) if expected else left)
+        for target in self._targets.values():
+            target.allow(seconds)
+        for client in self._clients.values():
+            client.timeout = seconds
 
     def _measure(self, targets: dict[str, Served], clients: dict[str, Client]) -> None:
         plan = self._own.plan
+        self._targets, self._clients = targets, clients
+        self._allow(0.0)
         rounds: Rounds[Load] = Rounds(
             targets,
             plan.loads,
@@ -154,6 +207,7 @@ class _Group:
                 return
             while load is not None and (waiting is None or self._speed_is_due()):
                 began = self._clock()
+                self._allow(rounds.estimate(load))
                 rounds.step(load, self._end)
                 self._fail({name: reason for (_, name), reason in rounds.failed.items()})
                 self._spent["speed"] += self._clock() - began
@@ -168,17 +222,18 @@ class _Group:
         self._listener.doing(unit.label)
         began = self._clock()
         alive = {name: client for name, client in clients.items() if name not in self._own.failed}
+        place = (unit.task or unit.kind, unit.length)
+        self._allow(evaluator.cost(unit) if place in self._done else 0.0)
         rows = evaluator.run(unit, alive, self._end)
         rows.add_to(self._own)
+        self._share()
         self._fail(rows.failed)
-        place = (unit.task or unit.kind, unit.length)
         self._done[place] = self._done.get(place, 0) + 1
         self._spent["quality"] += self._clock() - began
 
     def _judge(self) -> Judgment:
-        """What the whole comparison says, with the rows that this group has added."""
-        whole, own = self._whole, self._own
-        whole.answers, whole.text, whole.memory = own.answers, own.text, own.memory
+        """What the whole comparison says."""
+        whole = self._whole
         now = self._clock()
         whole.spent += now - self._booked
         self._booked = now
@@ -187,6 +242,11 @@ class _Group:
         judgment = judge(whole)
         self._listener.judged(judgment)
         return judgment
+
+    def _share(self) -> None:
+        """Gives the whole comparison this group's rows, at once: who interrupts a run keeps them."""
+        whole, own = self._whole, self._own
+        whole.answers, whole.text, whole.memory = own.answers, own.text, own.memory
 
     def _speed_is_due(self) -> bool:
         """Speed has had less than its share of the time; on a busy machine quality goes first."""
@@ -208,20 +268,7 @@ class _Group:
         return min(loads, key=lambda load: made[load.label], default=None)
 
     def _settled(self, load: Load, rounds: Rounds[Load]) -> bool:
-        figure, plan = deciding_figure(load), self._own.plan
-        if not self._own.speed:
-            return False
-        # Equal work can't be told apart, and need not.
-        others = [
-            name
-            for name in rounds.alive(load)
-            if name != self._full and not equal_work(self._whole, name, load, figure)
-        ]
-        margin, confidence = plan.margins.speed, plan.confidence
-        return all(
-            settled(self._own.speed, name, self._full, load.label, figure, margin, confidence)
-            for name in others
-        )
+        return speeds_settled(self._own, load, rounds.alive(load))
 
     def _next_unit(
         self, units: Iterator[Unit], evaluator: Evaluator, judgment: Judgment, left: float
@@ -247,7 +294,7 @@ class _Group:
             place
             for verdict in judgment.verdicts
             if verdict.deployment in names and verdict.deployment not in self._own.failed
-            for place in open_tests(verdict)
+            for place in open_tests(verdict, self._own.plan.confidence)
         }
         return (asked, unit.length) in open_now
 

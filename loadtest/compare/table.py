@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.compare.gains import deciding_figure, figures, new_prompts, operators_load
-from loadtest.compare.phrases import ends, figure, times
+from loadtest.compare.phrases import ends, figure, setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.evaluation import analysis
 from loadtest.measuring.types import Interval, Load, length_label
@@ -45,8 +45,8 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
         notes = [Text("\nThese tell nothing of the variants:"), *notes]
     return Group(
         _heading(comparison), *grids, _legend(comparison), *_effective(comparison, judgment),
-        *_likeness(comparison, judgment), *_own(comparison, judgment), Text(), *verdicts, *notes, Text(),
-        *advice, *command,
+        *_likeness(comparison, judgment), *_own(comparison, judgment), Text(), *verdicts, *notes,
+        Text(), *advice, *command,
     )  # fmt: skip
 
 
@@ -65,27 +65,8 @@ def _effective(comparison: Comparison, judgment: Judgment) -> list[RenderableTyp
     lengths += [(one.deployment, one.effective) for one in judgment.verdicts if one.effective is not None]
     said = ", ".join(f"{name} {length_label(length) if length else 'none'}" for name, length in lengths)
     shortest = length_label(plan.contexts[0])
-    share = f"{plan.margins.effective:.0%} of full's score at {shortest}"
+    share = f"{setting(plan.margins.effective)} of full's score at {shortest}"
     return [Text(f"\nEffective length ({share} kept): {said}")]
-
-
-def _likeness(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
-    """How often each variant's most likely next token is full's, and how far its distributions are."""
-    context = comparison.plan.contexts[-1]
-    said = [
-        _item(
-            f"{verdict.deployment}: {one.same_top.value:.1%}{ends(one.same_top, '{:.1%}'.format)}; "
-            f"{one.kl.value:.3f}{ends(one.kl, '{:.3f}'.format)}",
-            "dim",
-        )
-        for verdict in judgment.verdicts
-        for one in verdict.likeness
-        if one.length == context
-    ]
-    if not said:
-        return []
-    heading = f"\nText at {length_label(context)}: most likely token as full's; KL divergence, nats per token"
-    return [Text(heading), *said]
 
 
 def _own(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
@@ -114,6 +95,29 @@ def _counts(tests: Sequence[Evidence]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
+def _likeness(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
+    """How often each variant's most likely next token is full's, and how far its distributions are."""
+    context = comparison.plan.contexts[-1]
+    said = [
+        _item(
+            f"{verdict.deployment}: {_share(one.same_top.value)}{ends(one.same_top, _share)}; "
+            f"{one.kl.value:.3f}{ends(one.kl, '{:.3f}'.format)}",
+            "dim",
+        )
+        for verdict in judgment.verdicts
+        for one in verdict.likeness
+        if one.length == context
+    ]
+    if not said:
+        return []
+    heading = f"\nText at {length_label(context)}: most likely token as full's; KL divergence, nats per token"
+    return [Text(heading), *said]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
 def _heading(comparison: Comparison) -> Text:
     plan, model, machine = comparison.plan, comparison.model, comparison.machine
     where = f"{machine.get('cores', '?')} cores of {machine.get('cpu', 'an unknown processor')}"
@@ -123,7 +127,7 @@ def _heading(comparison: Comparison) -> Text:
         f"{model.get('name', 'model')}, {model.get('dtype', '?')}, KV {model.get('kv_dtype', '?')}",
         where,
         f"text: {plan.text}",
-        f"intervals at {plan.confidence:.0%} confidence",
+        f"intervals at {setting(plan.confidence)} confidence",
     ]
     return Text("; ".join(parts), style="dim")
 
@@ -250,9 +254,10 @@ def _memory(gains: Sequence[Gain], context: int, *, own: bool) -> list[Text]:
 
 def _quality(judgment: Judgment, verdict: Verdict | None, context: int) -> list[Text]:
     if verdict is None:
-        full = [_test(one, context, "tasks") for one in judgment.verdicts]
-        scores = [test.full for test in full if test and not math.isnan(test.full)]
-        return [Text("1"), Text(f"{scores[0]:.2f}" if scores else "-")]
+        found = [_test(one, context, "tasks") for one in judgment.verdicts]
+        tests = [test for test in found if test and not math.isnan(test.full)]
+        most = max(tests, key=lambda test: test.loss.count, default=None)  # a variant may have failed early
+        return [Text("1"), Text(f"{most.full:.2f}" if most else "-")]
     text, tasks = _test(verdict, context, "text"), _test(verdict, context, "tasks")
     cells = []
     if text is None or not text.loss.count:

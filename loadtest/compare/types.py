@@ -216,7 +216,7 @@ class Verdict:
         evidence: all tests of it.
         gains: all its figures of speed and memory.
         effective: longest context at which it keeps the margin's share of full's score at its shortest; 0 for
-            none, ``None`` where no task is informative.
+            none, ``None`` where no task is informative or answers are missing.
         exact: it computes full attention.
         sentence: what it brings and costs, a line.
         command: what to type to deploy it.

@@ -82,10 +82,11 @@ def claimed(comparison: Comparison, gains: Iterable[Gain], context: int) -> list
         speeds = [(load.label, deciding_figure(load))] if load else []
         wanted = [*speeds, *([(new.label, "ttft")] if new else []), *wanted]
     at = {(gain.load, gain.figure): gain for gain in gains if gain.context == context}
-    return [at[key] for key in wanted if key in at and _matters(comparison, at[key])]
+    return [at[key] for key in wanted if key in at and matters(comparison, at[key])]
 
 
-def _matters(comparison: Comparison, gain: Gain) -> bool:
+def matters(comparison: Comparison, gain: Gain) -> bool:
+    """A difference that is certain and, if of speed, worth a change."""
     least = 1.0 if gain.figure in ("bytes", "fits") else 1 + comparison.plan.margins.speed
     return gain.different and max(gain.ratio.value, 1 / gain.ratio.value) >= least
 
@@ -152,10 +153,14 @@ def test_words(test: Evidence) -> str:
 
 
 def more_words(test: Evidence) -> str:
-    """How many samples would settle a test; empty if it is settled, or if nobody knows yet."""
+    """How many samples would settle a test; empty if it is settled, or if nobody knows yet.
+
+    Where there is no interval yet, nobody knows how wide it will be: only how many one takes at least.
+    """
     if not test.more or not test.loss.count:
         return ""
-    return f"about {test.more:,} more {_SAMPLES[test.unit].format('s' * (test.more > 1))} would settle it"
+    samples = f"{test.more:,} more {_SAMPLES[test.unit].format('s' * (test.more > 1))}"
+    return f"about {samples} would settle it" if test.loss.claimed else f"it takes at least {samples}"
 
 
 def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
@@ -225,7 +230,9 @@ def _at_most(test: Evidence) -> str:
 
 
 def settling(tests: Sequence[Evidence], seconds: float) -> str:
-    """How much longer to measure until all tests are settled, if samples come as fast as they did.
+    """What would settle all tests: so many minutes, if samples come as fast as they did, and own questions.
+
+    Minutes bring no more of the operator's own questions, and no more text than there is.
 
     Args:
         tests: of one variant or of several.
@@ -233,8 +240,19 @@ def settling(tests: Sequence[Evidence], seconds: float) -> str:
     """
     if any(test.decides and not test.loss.count and test.outcome is Outcome.UNKNOWN for test in tests):
         return "some of it was not measured at all: give a longer --budget"
-    shares = [_share(test) for test in tests if test.decides and test.more and test.loss.count]
-    if not shares or not seconds:
+    unsettled = [test for test in tests if test.decides and test.more]
+    if not unsettled or not seconds:
         return ""
-    minutes = max(1, round(max(shares) * seconds / 60))
-    return f"about {minutes:,} more minute{'s' * (minutes > 1)} of measuring would settle it"
+    about = "about" if all(test.loss.claimed for test in unsettled) else "at least"
+    measured = [test for test in unsettled if test.measure != "own"]
+    parts = []
+    if measured:
+        minutes = max(1, round(max(map(_share, measured)) * seconds / 60))
+        parts.append(f"{minutes:,} more minute{'s' * (minutes > 1)} of measuring")
+    if own := [test.more or 0 for test in unsettled if test.measure == "own"]:
+        parts.append(f"{max(own):,} more question{'s' * (max(own) > 1)} of your own")
+    text = any(test.unit == "perplexity" for test in measured)
+    provided = ", if the text is long enough" if text else ""
+    if about == "about":
+        return f"about {' and '.join(parts)} would settle it{provided}"
+    return f"it takes at least {' and '.join(parts)}{provided}"

@@ -30,9 +30,12 @@ def agreeing(asked: Sequence[Asked], full: Sequence[Asked]) -> list[Answer]:
         asked: of the variant.
         full: of full attention, the same questions in the same order; its own rows keep a score of NaN.
     """
-    return [
-        own.answer
-        if own.answer.answer or own.answer.error or theirs.answer.error
-        else replace(own.answer, score=same_tokens(own.token_ids, theirs.token_ids))
-        for own, theirs in zip(asked, full, strict=True)
-    ]
+    return [_agreeing(own, theirs) for own, theirs in zip(asked, full, strict=True)]
+
+
+def _agreeing(own: Asked, full: Asked) -> Answer:
+    if own.answer.answer or own.answer.error:
+        return own.answer
+    if full.answer.error:  # a row with an error is asked again by a later run, as full's own is
+        return replace(own.answer, error=f"full attention has no answer: {full.answer.error}")
+    return replace(own.answer, score=same_tokens(own.token_ids, full.token_ids))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from loadtest.compare.types import Comparison
-from loadtest.evaluation.pairs import OWN, AnswerPair, answer_pairs, block_pairs
+from loadtest.evaluation.pairs import OWN, AnswerPair, BlockPair, answer_pairs, block_pairs
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Interval
-from loadtest.statistics import mean_interval, score_loss
+from loadtest.statistics import dependence, mean_interval, score_loss
 
 INFORMATIVE = 0.3
 """Mean score under full attention from which a task tells variants apart. Below it there is little to lose: a
@@ -24,6 +24,9 @@ variant that loses everything would hardly exceed a margin of a few points."""
 CHANCE = 0.1
 """What the lower end of the interval of that mean has to exceed. Words that a text has anyway earn a few
 points by luck, and with few samples luck looks like skill."""
+
+
+_MOST_NATS = 700.0  # per token, lost: of more the exponential is no number any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
     """How much the variant's perplexity of the text exceeds full's, as a share of it: 0.05 is 1.05 times.
 
     Perplexity is the exponential of the mean negative log probability, so its ratio is that of the mean
-    paired difference. Tokens of one block depend on one another: blocks are drawn together.
+    paired difference. Tokens of one block depend on one another: blocks are drawn together. Blocks of one
+    slice of the text do too, where its content is harder for the variant than that of others: the interval is
+    as much wider as their sums vary more than those of independent blocks would.
     """
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
     losses: list[float] = []
@@ -61,14 +66,27 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
         losses += [theirs - ours for theirs, ours in zip(full.logprobs, own.logprobs, strict=True)]
         blocks += [full.block] * len(full.logprobs)
     nats = mean_interval(losses, comparison.plan.confidence, blocks)
-    return Interval(math.expm1(nats.value), math.expm1(nats.low), math.expm1(nats.high), nats.count)
+    means = [fmean(full.logprobs) - fmean(own.logprobs) for full, own in pairs]
+    times = dependence(means, _slices(pairs))
+    ends = (nats.value, *(nats.value + times * (end - nats.value) for end in (nats.low, nats.high)))
+    value, low, high = (math.expm1(min(each, _MOST_NATS)) for each in ends)
+    return Interval(value, low, high, nats.count)
+
+
+def _slices(pairs: Sequence[BlockPair]) -> list[int]:
+    """Which slice of the text each block is of: in one, each starts later than the one before."""
+    numbers, last = [0] * len(pairs), -1
+    for at, pair in enumerate(pairs):
+        numbers[at] = (numbers[at - 1] if at else 0) + (pair.full.start <= last)
+        last = pair.full.start
+    return numbers
 
 
 def perplexity(comparison: Comparison, name: str, length: int) -> float:
     """Perplexity of the blocks of text that full attention and the variant both decoded; NaN for none."""
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
     logprobs = [logprob for pair in pairs for logprob in pair.own.logprobs]
-    return math.exp(-fmean(logprobs)) if logprobs else math.nan
+    return math.exp(min(-fmean(logprobs), _MOST_NATS)) if logprobs else math.nan
 
 
 def text_kl(comparison: Comparison, name: str, length: int) -> Interval:
@@ -167,10 +185,18 @@ def agreement_loss(comparison: Comparison, name: str) -> Interval:
 
     Of each answer, the tokens from the first on that differs; see ``agreement.same_tokens``.
     """
-    pairs = [pair for pair in _own_pairs(comparison, name) if math.isnan(pair.full.score)]
+    pairs = [pair for pair in _own_pairs(comparison, name) if is_free(pair)]
     own = [pair.own.score for pair in pairs]
     contexts = [pair.context for pair in pairs]
     return score_loss([1.0] * len(own), own, comparison.plan.confidence, contexts)
+
+
+def is_free(pair: AnswerPair) -> bool:
+    """A question without a known answer, in which a variant was held against full attention.
+
+    Full attention may have answered it in a later run only, when the variant's tokens were gone.
+    """
+    return math.isnan(pair.full.score) and not math.isnan(pair.own.score)
 
 
 def effective_length(comparison: Comparison, name: str) -> int | None:
@@ -186,7 +212,8 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
         name: of the deployment, which may be full itself.
 
     Returns:
-        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there.
+        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there, or
+        where it keeps the share up to a length at which a task has no answers yet.
     """
     contexts = sorted(comparison.plan.contexts)
     tasks = informative_tasks(comparison, contexts[0])
@@ -198,8 +225,9 @@ def effective_length(comparison: Comparison, name: str) -> int | None:
     effective = 0
     for length in contexts:
         scores = [mean_scores(comparison, name, length, [task])[1] for task in tasks]
-        # NaN, where a task has no answers at this length, is not enough either.
-        if not fmean(scores) >= least:
+        if any(map(math.isnan, scores)):
+            return None
+        if fmean(scores) < least:
             break
         effective = length
     return effective

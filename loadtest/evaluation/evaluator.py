@@ -18,9 +18,10 @@ from loadtest.evaluation.pairs import OWN
 from loadtest.evaluation.prompts import Prompt, special_before
 from loadtest.evaluation.text import Decoded, Slice, decode_slice
 from loadtest.evaluation.units import Rows, Unit, lacking, order
+from loadtest.measuring.requests import reason
 from loadtest.tasks.registry import make
 from loadtest.tasks.types import Sample
-from longspan import Client, LongspanError, UnavailableError
+from longspan import Client, DeadlineError, LongspanError, UnavailableError
 
 TOP = 20
 """Most likely tokens that are looked at, each place of the text."""
@@ -114,7 +115,10 @@ class Evaluator:
         rows = Rows()
         names = [name for name in self._due(unit) if name in clients]
         do = {"answers": self._answer, "text": self._decode, "memory": self._hold}[unit.kind]
-        on = do(unit, rows)
+        try:
+            on = do(unit, rows)
+        except (UnavailableError, DeadlineError) as error:  # full's own tokenizer sizes what is asked
+            return Rows(failed={full: reason(error)})
         asked = 0
         for name in names:
             if time.monotonic() >= end:
@@ -122,8 +126,8 @@ class Evaluator:
             asked += 1
             try:
                 on(name, clients[name])
-            except UnavailableError as error:
-                rows.failed[name] = str(error)
+            except (UnavailableError, DeadlineError) as error:
+                rows.failed[name] = reason(error)
                 if name == full:
                     return Rows(failed=rows.failed)
         seconds = (time.monotonic() - began) / max(1, asked)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from loadtest.evaluation.residency import pages_held
 from loadtest.evaluation.types import Memory
-from longspan import Client, LongspanError, UnavailableError
+from longspan import Client, DeadlineError, LongspanError, UnavailableError
 
+_ATTEMPTS = 3
 _PAGES = 2  # that the output goes through, so that every offset in a page is met
 
 
@@ -24,7 +25,7 @@ def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int =
         kv_memory: bytes of the KV cache that ``fits`` is counted for; 0 for the server's own.
 
     Returns:
-        The row; with the server's sentence as ``error`` where it refuses the prompt.
+        The row; with the server's sentence as ``error`` where it refuses the prompt, or why nothing was seen.
 
     Raises:
         ValueError: there are too few tokens.
@@ -37,11 +38,15 @@ def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int =
             raise ValueError(
                 f"a sequence of {len(ids)} tokens can't be watched for {output}; take a longer one"
             )
-        held = pages_held(client, ids[: len(ids) - output], output)
-    except UnavailableError:
+        prompt = ids[: len(ids) - output]
+        held = next(filter(None, (pages_held(client, prompt, output) for _ in range(_ATTEMPTS))), 0)
+    except (UnavailableError, DeadlineError):
         raise
     except LongspanError as error:
         return Memory(deployment, len(ids), error=str(error))
+    if not held:
+        why = f"this machine is too busy: {_ATTEMPTS} times the sequence was over before it could be watched"
+        return Memory(deployment, len(ids), error=why)
     # Page 0 belongs to nobody.
     page_bytes = load.kv_bytes / (load.pages_total + 1)
     pages = int(kv_memory / page_bytes) - 1 if kv_memory else load.pages_total

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from longspan import LongspanError, UnavailableError
+from longspan import DeadlineError, LongspanError, UnavailableError
 
 Result = TypeVar("Result")
 
@@ -20,6 +20,7 @@ def at_once(calls: Sequence[Callable[[], Result]], concurrency: int) -> list[Res
 
     Raises:
         UnavailableError: the server has gone; the calls that are left are not made.
+        DeadlineError: it hangs; the same.
     """
     pool = ThreadPoolExecutor(max(1, concurrency))
     try:
@@ -35,7 +36,7 @@ def at_once(calls: Sequence[Callable[[], Result]], concurrency: int) -> list[Res
 def _outcome(call: Callable[[], Result]) -> Result | LongspanError:
     try:
         return call()
-    except UnavailableError:
+    except (UnavailableError, DeadlineError):
         raise
     except LongspanError as error:
         return error

@@ -18,10 +18,14 @@ def pages_held(client: Client, ids: Sequence[int], output_tokens: int) -> int:
         output_tokens: to generate; more than 2, and more than a page holds, so that every offset in a page is
             met.
 
+    Returns:
+        Pages; 0 if the sequence was over each time that the server was asked, as on a machine so busy that
+        all tokens are there before the first is read.
+
     Raises:
         LongspanError: the server cannot take the prompt.
     """
-    held = []
+    held = [0]
     with client.stream(ids, max_tokens=output_tokens, ignore_eos=True, **GREEDY) as stream:
         seen = 0
         for delta in stream:

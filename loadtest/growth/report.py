@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loadtest.document import plain
+from loadtest.document import plain, write
 from loadtest.growth.document import SCHEMA
 from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
 from loadtest.growth.types import Growth, Point
@@ -26,7 +26,7 @@ def write_report(growth: Growth, path: Path) -> None:
     Raises:
         OSError: it can't be written.
     """
-    path.write_text(render(growth), encoding="utf-8")
+    write(render(growth), path)
 
 
 def render(growth: Growth) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ def _expect_ready(process: Any, connection: Connection) -> None:
         raise WorkerDiedError(f"a client process was not ready within {_READY_SECONDS:.0f} s")
     try:
         connection.recv()
-    except EOFError:
+    except (EOFError, OSError):
         process.join(5)
         raise WorkerDiedError(
             f"a client process ended with exit code {process.exitcode} before it began; "
@@ -164,7 +165,8 @@ def _collect(
             interrupted, deadline = True, time.monotonic() + _STOP_SECONDS
             for connection in connections:
                 if connection not in reports:
-                    connection.send("stop")
+                    with suppress(OSError):  # it has ended, which the next look at it tells
+                        connection.send("stop")
     return [reports[connection] for connection in connections], interrupted
 
 
@@ -174,7 +176,7 @@ _NONE = Progress(0, 0, 0, 0)
 def _receive(connection: Connection, process: Any) -> Report | Progress:
     try:
         message: Report | Progress = connection.recv()
-    except EOFError:
+    except (EOFError, OSError):  # the latter if it ended while it wrote
         process.join(5)
         raise WorkerDiedError(f"a client process ended with exit code {process.exitcode} midway") from None
     return message

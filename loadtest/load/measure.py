@@ -9,8 +9,10 @@ from rich.console import Console
 
 from loadtest import document
 from loadtest.load.cell import Cell, StoppedError
+from loadtest.load.driver import WorkerDiedError
 from loadtest.load.passes import NotMeasuredError, one_pass
 from loadtest.load.plan import Plan
+from loadtest.load.reconcile import ScrapeError
 from loadtest.load.result import Result
 from loadtest.load.sweep import Sweep
 from loadtest.load.targets import Endpoint
@@ -22,6 +24,7 @@ from longspan import Client
 __all__ = ["NotMeasuredError", "Plan", "describe", "measure"]
 
 
+STOPPED = "it was stopped before all was measured"
 _UNKNOWN = (
     "what else used this machine was not watched: the server's processes can't be told from others; run "
     "longspan load as the server's user"
@@ -39,11 +42,14 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
         console: for progress.
         observe: how the machine is watched.
 
+    Returns:
+        What was measured; where that is not all of the plan, ``ended`` says why.
+
     Raises:
         longspan.LongspanError: the server does not answer.
-        reconcile.ScrapeError: its metrics can't be read.
-        driver.WorkerDiedError: a client process failed.
-        NotMeasuredError: a run could not be made.
+        reconcile.ScrapeError: its metrics can't be read, from the first run on.
+        driver.WorkerDiedError: a client process of the first run failed.
+        NotMeasuredError: the first run could not be made.
     """
     found = describe(plan)
     cells: list[Cell] = []
@@ -63,8 +69,13 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
                 plan.loads.learn([run for run in found.runs[first:] if run.target == name][-1].summary)
         for repeat in range(1, plan.repeats):
             one_pass(found, cells, repeat, plan.repeats, observe)
-    except StoppedError:
-        pass
+    except (StoppedError, KeyboardInterrupt):
+        found.ended = STOPPED
+    except (ScrapeError, WorkerDiedError, NotMeasuredError) as error:
+        if not found.runs:
+            raise
+        # What was measured before is kept.
+        found.ended = f"it ended before all was measured: {error}"
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.document import plain
+from loadtest.document import plain, write
 from loadtest.load.against import Change, Finding, changes
 from loadtest.load.plots import drawings
 from loadtest.load.remarks import remarks_of
@@ -30,7 +30,7 @@ def write_report(result: Result, path: Path, against: Result | None = None) -> N
     Raises:
         OSError: it can't be written.
     """
-    path.write_text(render(result, against), encoding="utf-8")
+    write(render(result, against), path)
 
 
 def render(result: Result, against: Result | None = None) -> str:

@@ -107,6 +107,7 @@ class Result:
             (who counted them) and ``extra``.
         confidence: of all intervals.
         notes: what to know of the document as a whole.
+        ended: why it ended before all was measured; empty if all was.
     """
 
     created: str
@@ -118,6 +119,12 @@ class Result:
     peers: dict[str, dict[str, Any]] = field(default_factory=dict)
     confidence: float = CONFIDENCE
     notes: list[str] = field(default_factory=list)
+    ended: str = ""
+
+    @property
+    def repeated(self) -> bool:
+        """It has loads that were measured more than once."""
+        return len({run.label for run in self.runs}) < len(self.runs)
 
 
 def condense(records: list[Record]) -> list[dict[str, Any]]:

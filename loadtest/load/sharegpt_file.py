@@ -188,6 +188,8 @@ def _entries(path: Path, file: TextIO) -> Iterator[Any]:
             try:
                 entry, at = decoder.raw_decode(text, at)
                 break
+            except RecursionError as error:
+                raise WorkloadError(f"{path}, entry {number}: is no JSON ({error})") from error
             except ValueError as error:
                 if len(text) - at > _MOST_ENTRY or not more():
                     raise WorkloadError(f"{path}, entry {number}: is no JSON ({error})") from error

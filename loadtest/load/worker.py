@@ -62,7 +62,9 @@ def main(connection: Connection, assignment: Assignment) -> None:
 
     A later message of any kind makes it stop where it is and report what it has.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
+    for each in ("SIGINT", "SIGTERM", "SIGHUP"):  # the process that started it decides; without it, it ends
+        if hasattr(signal, each):
+            signal.signal(getattr(signal, each), signal.SIG_IGN)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_Client(connection, assignment).run())
 

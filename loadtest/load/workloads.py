@@ -141,7 +141,10 @@ def _turns(path: Path, number: int, line: str, shape: Shape) -> tuple[Turn, ...]
 
     try:
         entry: Any = json.loads(line)
-    except ValueError as error:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise wrong("has half a character, like \\ud800 alone, which is no text; correct it") from error
+    except (ValueError, RecursionError) as error:
         raise wrong(f"is no JSON ({error})") from error
     kinds = {"prompt", "token_ids", "messages", "turns"}
     if not isinstance(entry, dict) or len(kinds & entry.keys()) != 1:

@@ -65,43 +65,57 @@ def ratio(
         figure: name.
         confidence: of the interval.
     """
+    return median_interval(ratios(measurements, deployment, base, load, figure), confidence)
+
+
+def ratios(
+    measurements: Sequence[Measurement], deployment: str, base: str, load: str, figure: str
+) -> list[float]:
+    """How many times better than the base in each round; see ``ratio``."""
     mine = visits(measurements, deployment, load, figure)
     theirs = visits(measurements, base, load, figure)
     both = mine.keys() & theirs.keys()
     ours = _by_round({place: mine[place] for place in both})
     bases = _by_round({place: theirs[place] for place in both})
-    return median_interval(
-        [
-            (ours[number] / bases[number]) if is_rate(figure) else (bases[number] / ours[number])
-            for number in sorted(ours)
-            if ours[number] > 0 and bases[number] > 0
-        ],
-        confidence,
-    )
+    return [
+        (ours[number] / bases[number]) if is_rate(figure) else (bases[number] / ours[number])
+        for number in sorted(ours)
+        if ours[number] > 0 and bases[number] > 0
+    ]
 
 
-def null(
-    measurements: Iterable[Measurement], deployment: str, load: str, figure: str, confidence: float = 0.95
-) -> Interval:
-    """How much the machine differs from itself: the ratio of a round's two visits to one deployment.
+def repeated(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> list[float]:
+    """How many times better a round's second visit was than its first, for each round that has both.
 
-    Both did equal work. Above 1: the second was the faster one.
+    Both did equal work, so it is how much the machine differs from itself.
     """
-    return median_interval(_repeated(measurements, deployment, load, figure), confidence)
+    found = visits(measurements, deployment, load, figure)
+    found = {place: value for place, value in found.items() if value > 0}
+    both = [number for number, visit in found if visit == 0 and (number, 1) in found]
+    pairs = [(found[number, 0], found[number, 1]) for number in both]
+    return [second / first if is_rate(figure) else first / second for first, second in pairs]
 
 
-def resolution(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> float:
-    """Half the width that an interval of a ratio of equal work typically has after so many rounds, a share.
+def resolution(measurements: Iterable[Measurement], load: str, figure: str) -> float:
+    """Half the width that an interval of a ratio of equal work has at least after so many rounds, a share.
 
-    From the quartiles of the logarithms, so that a single outlier does not count: 1.96 standard errors of a
-    normal sample's median, which are 1.2533 sigma / sqrt(n). NaN where there are too few rounds to tell.
+    From what all deployments differ from themselves between the two visits of a round. A round's figure is
+    the mean of both, so that it varies less by the square root of 2. Taken from the outer deciles of the
+    logarithms, so that single outliers don't count: 1.96 standard errors of a normal sample's median, which
+    are 1.2533 sigma / sqrt(n). Of few samples the deciles may lie far apart by chance: their distance is
+    taken two of its own standard errors (0.889 sigma / sqrt(n)) smaller. NaN where there are too few rounds.
     """
-    ratios = _repeated(measurements, deployment, load, figure)
-    if len(ratios) < LEAST:
+    cells = list(measurements)
+    names = dict.fromkeys(each.deployment for each in cells)
+    series_of = [repeated(cells, name, load, figure) for name in names]
+    series_of = [each for each in series_of if len(each) >= LEAST]
+    if not series_of:
         return math.nan
-    low, _, high = statistics.quantiles([math.log(each) for each in ratios], n=4, method="inclusive")
-    sigma = (high - low) / 1.349
-    return math.expm1(1.96 * 1.2533 * sigma / math.sqrt(len(ratios)))
+    logs = [math.log(each) for one in series_of for each in one]
+    low, *_, high = statistics.quantiles(logs, n=10, method="inclusive")
+    sigma = (high - low) / 2.563 / (1 + 2 * 0.889 / math.sqrt(len(logs)))
+    rounds = min(map(len, series_of))
+    return math.expm1(1.96 * 1.2533 * sigma / math.sqrt(2 * rounds))
 
 
 def drift(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> float:
@@ -150,15 +164,6 @@ def steady(
     """The interval of a deployment's own figure is narrow: for runs that compare nothing."""
     found = own(measurements, deployment, load, figure, confidence)
     return found.claimed and (found.high - found.low) / 2 < NARROW * found.value
-
-
-def _repeated(measurements: Iterable[Measurement], deployment: str, load: str, figure: str) -> list[float]:
-    """How many times better a round's second visit was than its first, for each round that has both."""
-    found = visits(measurements, deployment, load, figure)
-    found = {place: value for place, value in found.items() if value > 0}
-    both = [number for number, visit in found if visit == 0 and (number, 1) in found]
-    pairs = [(found[number, 0], found[number, 1]) for number in both]
-    return [second / first if is_rate(figure) else first / second for first, second in pairs]
 
 
 def _by_round(found: dict[tuple[int, int], float]) -> dict[int, float]:

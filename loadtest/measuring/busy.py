@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from loadtest.measuring.analysis import drift, null, ratio, resolution, visits
+from loadtest.measuring.analysis import drift, ratios, repeated, resolution, visits
 from loadtest.measuring.types import Interval, Measurement
-from loadtest.statistics import LEAST
+from loadtest.statistics import LEAST, median_interval
+from loadtest.student import student_quantile
 
 MOST_DISTURBED = 0.5
 """Share of visits that may stay disturbed: beyond it the quiet ones are the exception, not the rule."""
@@ -46,6 +49,18 @@ class EqualPair(NamedTuple):
     load: str
 
 
+class Sure(NamedTuple):
+    """How sure an alarm must be.
+
+    Attributes:
+        confidence: of the interval that it names.
+        chance: that it is false, two-sided.
+    """
+
+    confidence: float
+    chance: float
+
+
 def busy(
     measurements: Sequence[Measurement],
     equal_pairs: Iterable[EqualPair] = (),
@@ -63,8 +78,8 @@ def busy(
         figures: to look at where they were measured; times.
         margin: share by which a deployment may differ from itself.
         pair_margin: share by which those of a pair may differ.
-        confidence: of intervals. Since they must also lie beyond the margin, a quiet machine raises no false
-            alarm although many are looked at.
+        confidence: that a quiet machine raises no false alarm, however many deployments, loads and figures
+            are looked at, and however much its visits vary (Bonferroni).
     """
     # Each question needs few of them, and there may be thousands.
     by_load: dict[str, list[Measurement]] = {}
@@ -74,10 +89,13 @@ def busy(
         by_place.setdefault((each.load, each.deployment), []).append(each)
     base = measurements[0].deployment if measurements else ""
     pairs = [(pair, figure) for pair in equal_pairs for figure in figures]
+    looks = max(1, len(pairs) + len(by_place) * len(figures))
+    sure = Sure(confidence, (1 - confidence) / looks)
     reasons = [
         *(_disturbed(those, load) for load, those in by_load.items()),
-        *(_unequal(by_load.get(pair.load, []), pair, each, pair_margin, confidence) for pair, each in pairs),
-        *(_unsteady(those, place, base, figures, margin, confidence) for place, those in by_place.items()),
+        *(_unequal(by_load.get(pair.load, []), pair, each, pair_margin, sure) for pair, each in pairs),
+        *(_spread(those, load, figures) for load, those in by_load.items()),
+        *(_unsteady(those, place, base, figures, margin, sure) for place, those in by_place.items()),
     ]
     return next((f"{_BUSY}{reason}{_REMEDY}" for reason in reasons if reason), "")
 
@@ -105,16 +123,28 @@ def _disturbed(measurements: Sequence[Measurement], load: str) -> str:
 
 
 def _unequal(
-    measurements: Sequence[Measurement], pair: EqualPair, figure: str, margin: float, confidence: float
+    measurements: Sequence[Measurement], pair: EqualPair, figure: str, margin: float, sure: Sure
 ) -> str:
     """Deployments that do the same and yet differ."""
-    found = ratio(measurements, pair.first, pair.second, pair.load, figure, confidence)
-    if not _beyond(found, margin):
+    found = _beyond(ratios(measurements, pair.first, pair.second, pair.load, figure), margin, sure)
+    if found is None:
         return ""
     return (
         f"{pair.first} and {pair.second} read the same at {pair.load}, but {_WORDS.get(figure, figure)} "
         f"differs by a factor of {_factor(found)}"
     )
+
+
+def _spread(measurements: Sequence[Measurement], load: str, figures: Sequence[str]) -> str:
+    """Deployments that differ from themselves now this way, now that."""
+    for figure in figures:
+        spread = resolution(measurements, load, figure)
+        if spread > MOST_SPREAD:  # NaN is not
+            return (
+                f"{_WORDS.get(figure, figure)} at {load} differs so much between visits that do the same "
+                f"that not even differences of {spread:.0%} can be told"
+            )
+    return ""
 
 
 def _unsteady(
@@ -123,7 +153,7 @@ def _unsteady(
     base: str,
     figures: Sequence[str],
     margin: float,
-    confidence: float,
+    sure: Sure,
 ) -> str:
     """A deployment that differs from itself, within rounds or, if it is the base, from round to round."""
     load, deployment = place
@@ -131,23 +161,28 @@ def _unsteady(
         if not visits(measurements, deployment, load, figure):
             continue
         words = f"{_WORDS.get(figure, figure)} of {deployment} at {load}"
-        found = null(measurements, deployment, load, figure, confidence)
-        if _beyond(found, margin):
+        found = _beyond(repeated(measurements, deployment, load, figure), margin, sure)
+        if found is not None:
             return f"{words} differs between visits that do the same by a factor of {_factor(found)}"
-        spread = resolution(measurements, deployment, load, figure)
-        if spread > MOST_SPREAD:  # NaN is not
-            return (
-                f"{words} differs so much between visits that do the same that not even differences of "
-                f"{spread:.0%} can be told"
-            )
         change = drift(measurements, deployment, load, figure)
         if deployment == base and change > MOST_DRIFT:  # NaN is not
             return f"{words} changed by a factor of {change:.1f} from round to round"
     return ""
 
 
-def _beyond(found: Interval, margin: float) -> bool:
-    return found.low > 1 + margin or found.high < 1 / (1 + margin)  # NaN is neither
+def _beyond(values: Sequence[float], margin: float, sure: Sure) -> Interval | None:
+    """The median of ratios, if it surely differs from 1 by more than the margin.
+
+    Its bootstrap interval can't be made as sure as many looks need of a few rounds, so that Student's test of
+    the logarithms has to say so too.
+    """
+    found = median_interval(values, sure.confidence)
+    if not (found.low > 1 + margin or found.high < 1 / (1 + margin)):  # NaN is neither
+        return None
+    logs = [math.log(each) for each in values]
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    quantile = student_quantile(sure.chance / 2, len(logs) - 1)
+    return found if abs(statistics.fmean(logs)) - math.log1p(margin) > quantile * error else None
 
 
 def _factor(found: Interval) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from loadtest.greedy import GREEDY
 from loadtest.measuring.records import Record
 from loadtest.measuring.types import CannotMeasureError
-from longspan import AsyncClient, LongspanError, Prompt
+from longspan import AsyncClient, AsyncStream, DeadlineError, LongspanError, Prompt
 
 
 async def closed_loop(
@@ -85,10 +85,13 @@ async def send(client: AsyncClient, prompt: Prompt, record: Record) -> str:
     Raises:
         LongspanError: it failed.
     """
-    stream = client.stream(prompt, max_tokens=record.expected_tokens, ignore_eos=True, **GREEDY)
-    record.sent = time.monotonic()
     parts = []
+    stream: AsyncStream | None = None
+    record.sent = time.monotonic()
     try:
+        # It may fail by itself: no message can hold some prompts.
+        stream = client.stream(prompt, max_tokens=record.expected_tokens, ignore_eos=True, **GREEDY)
+        record.sent = time.monotonic()
         async with stream:
             async for delta in stream:
                 if count := len(delta.token_ids):
@@ -96,7 +99,8 @@ async def send(client: AsyncClient, prompt: Prompt, record: Record) -> str:
                 parts.append(delta.text)
     finally:
         record.ended = time.monotonic()
-        record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
+        if stream is not None:
+            record.prompt_tokens, record.cached_tokens = stream.prompt_tokens, stream.cached_prompt_tokens
     return "".join(parts)
 
 
@@ -104,6 +108,13 @@ async def sleep_until(when: float) -> None:
     """Sleeps until this monotonic time; the loop's timers count whole milliseconds and may end early."""
     while (left := when - time.monotonic()) > 0:  # noqa: ASYNC110 (it is the time that is waited for)
         await asyncio.sleep(left)
+
+
+def reason(error: LongspanError) -> str:
+    """Why a server that is measured has failed, in words for who started the measurement."""
+    if isinstance(error, DeadlineError):
+        return "its server hangs: a request was not answered in many times the time that such a one takes"
+    return str(error) or type(error).__name__
 
 
 async def _all(work: Sequence[Coroutine[None, None, None]]) -> None:

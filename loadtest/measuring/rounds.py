@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from loadtest.measuring import weather
+from loadtest.measuring.requests import reason
 from loadtest.measuring.types import CannotMeasureError, HasLabel, Measurement, Target
 from longspan import LongspanError
 
@@ -210,7 +211,7 @@ class Rounds(Generic[LoadT]):
         try:
             figures = dict(target.measure(load, seed))
         except (LongspanError, CannotMeasureError) as failure:
-            error = str(failure) or type(failure).__name__
+            error = reason(failure) if isinstance(failure, LongspanError) else str(failure)
             self.failed[load.label, name] = error
         seconds = self._clock() - began
         observed = seen()

@@ -62,6 +62,10 @@ class Served:
         """Its processes on this machine."""
         return self._pids
 
+    def allow(self, seconds: float) -> None:
+        """No request of a later measurement may take longer: one that hangs fails."""
+        self._client.timeout = seconds
+
     def close(self) -> None:
         """Closes the connection."""
         self._run(self._client.close())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import psutil
 
 from loadtest.deployment import Deployment
 from loadtest.measuring.served import Served, event_loop
 from loadtest.servers import Address, NotStartedError, serve
+from longspan import LongspanError
 
 _MOST_STARTING = 8  # at the same time; most of a start is one thread's work
 
@@ -57,7 +59,10 @@ def open_all(
         run = stack.enter_context(event_loop())
         targets = {}
         for deployment, address in zip(deployments, addresses, strict=True):
-            target = Served(run, address.host, address.port, (address.pid,))
+            try:
+                target = Served(run, address.host, address.port, (address.pid,))
+            except LongspanError as error:
+                raise OpenError({deployment.name: f"it started, but does not serve: {error}"}) from error
             stack.callback(target.close)
             targets[deployment.name] = target
         yield targets
@@ -106,7 +111,8 @@ def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Seque
     if len(set(names)) < len(names):
         raise ValueError("two deployments have one name")
     reasons: dict[str, str] = {}
-    contexts = [serve(*arguments, *deployment.arguments) for deployment in deployments]
+    begun: list[int] = []
+    contexts = [serve(*arguments, *each.arguments, begun=begun.append) for each in deployments]
     executor = ThreadPoolExecutor(min(_MOST_STARTING, os.cpu_count() or 1))
     starting: list[Future[Address]] = []
     addresses = []
@@ -119,8 +125,13 @@ def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Seque
                 addresses.append(starting[number].result())
             except NotStartedError as error:
                 reasons[name] = str(error)
+    except KeyboardInterrupt:
+        # What is on its way up ends where it is: a large model's start would take minutes.
+        for pid in begun:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        raise
     finally:
-        # What is on its way up, as Ctrl-C may find it, must be up before it can be ended.
         executor.shutdown(wait=True, cancel_futures=True)
         for context, future in zip(contexts, starting, strict=False):
             if future.done() and not future.cancelled() and future.exception() is None:

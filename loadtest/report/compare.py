@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from loadtest.compare.gains import deciding_figure, is_served, operators_load
+from loadtest.compare.phrases import setting
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
@@ -73,7 +74,7 @@ def render(
         facts=_facts(comparison),
         full_command=comparison.plan.command(comparison.plan.candidates[0].name),
         full_name=comparison.plan.candidates[0].name,
-        confidence=f"{comparison.plan.confidence:.0%}",
+        confidence=setting(comparison.plan.confidence),
         json=page.embedded(document),
         json_name="longspan-compare.json" if progress is None else "",
     )
@@ -232,10 +233,10 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             f"tasks {words.loss('score', margins.score)}, "
             f"log probability {words.loss('logprob', margins.logprob)} per token, "
             f"agreement {words.loss('agreement', margins.agreement)}; "
-            f"a gain counts from {margins.speed:.0%} on; "
-            f"a length is effective from {margins.effective:.0%} of full's score on",
+            f"a gain counts from {setting(margins.speed)} on; "
+            f"a length is effective from {setting(margins.effective)} of full's score on",
         ),
-        ("confidence", f"{plan.confidence:.0%}"),
+        ("confidence", setting(plan.confidence)),
         ("seed", str(plan.seed)),
         ("KV memory for what fits", words.size(plan.kv_memory) if plan.kv_memory else ""),
         ("arguments of every server", " ".join(plan.arguments)),

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from loadtest.compare.types import Evidence
+from loadtest.compare.words import more_words
 from loadtest.report import view, words
 from loadtest.report.svg import element
 
@@ -29,7 +30,7 @@ def rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
             "margin": words.loss(one.unit, one.margin),
             "count": one.loss.count,
             "outcome": view.badge(one.outcome),
-            "more": one.more,
+            "more": more_words(one),
             "where": one.where,
             "note": one.note,
             "plot": _plot(one),

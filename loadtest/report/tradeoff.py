@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadtest.compare.gains import deciding_figure, is_served, operators_load
+from loadtest.compare.phrases import setting
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.measuring.types import Interval, length_label
 from loadtest.report import labels, view, words
@@ -90,8 +91,8 @@ def _drawing(
     missing = [name for name in missing if name not in measures]
     caption = (
         f"{remark}Up and right is better. Down: what a variant loses in its worst test, as a share of its "
-        f"margin; the red line is the margin. Bars: {comparison.plan.confidence:.0%} intervals. Hollow: not "
-        "shown safe."
+        f"margin; the red line is the margin. Bars: {setting(comparison.plan.confidence)} intervals. "
+        "Hollow: not shown safe."
         + (" The dashed line joins the variants that no other beats in both." if len(front) > 1 else "")
         + (f" Not drawn, since it is not for serving: {', '.join(measures)}." if measures else "")
         + (f" Not drawn, since there is no figure: {', '.join(missing)}." if missing else "")

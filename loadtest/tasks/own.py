@@ -66,6 +66,12 @@ def _object(line: str) -> dict[str, Any]:
         row = parse_json(line)
     except ValueError as error:
         raise ValueError(f"no JSON ({error}); write an object on one line") from error
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "it has half a character, like \\\\ud800 alone, which is no text; correct it"
+        ) from error
     if not isinstance(row, dict):
         raise ValueError('no JSON object; write one, like {"prompt": "..."}')
     names = (*_ASKED, *_KNOWN, *_OTHER)
@@ -147,7 +153,7 @@ def _known(row: dict[str, Any]) -> tuple[tuple[str, ...], Literal["all", "regex"
             raise ValueError("regex is no text; write a regular expression in quotes")
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"regex is no regular expression: {error}; correct it") from error
         return (value,), "regex"
     texts = [value] if isinstance(value, str) else value

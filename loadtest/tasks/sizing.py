@@ -47,8 +47,8 @@ def fit(
     smallest = size(least)
     if smallest > request.length:
         raise ValueError(
-            f"{request.task} needs at least {smallest} tokens for prompt and answer, not {request.length}; "
-            "take a longer context or leave out the task"
+            f"{request.task} needs at least {smallest} tokens for prompt and answer of a context of "
+            f"{request.length}; take a longer context or leave out the task"
         )
     draft = build(_most(size, request.length, least, smallest, most, request.task))
     return [

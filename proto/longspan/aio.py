@@ -71,7 +71,8 @@ class AsyncClient:
     """A connection to one server. Every call raises ``LongspanError`` or one of its subclasses.
 
     ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one, a
-    call takes as long as it takes. Cancelling the task that waits cancels the call on the server.
+    call takes as long as it takes. The attribute ``timeout`` may be changed for later calls. Cancelling the
+    task that waits cancels the call on the server.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class AsyncClient:
             timeout: for calls that give none of their own.
         """
         self._server = target(host, port)
-        self._timeout = timeout
+        self.timeout = timeout
         self._channel = grpc.aio.insecure_channel(self._server, options=OPTIONS)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
@@ -205,7 +206,7 @@ class AsyncClient:
         await self.close()
 
     def _limit(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
+        return self.timeout if timeout is None else timeout
 
     async def _ask(self, method: Any, request: ProtoMessage, timeout: float | None) -> Any:
         try:

@@ -63,7 +63,7 @@ class Client:
     """A connection to one server. Every call raises ``LongspanError`` or one of its subclasses.
 
     ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one, a
-    call takes as long as it takes.
+    call takes as long as it takes. The attribute ``timeout`` may be changed for later calls.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Client:
             timeout: for calls that give none of their own.
         """
         self._server = target(host, port)
-        self._timeout = timeout
+        self.timeout = timeout
         self._channel = grpc.insecure_channel(self._server, options=OPTIONS)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
@@ -230,7 +230,7 @@ class Client:
         self.close()
 
     def _limit(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
+        return self.timeout if timeout is None else timeout
 
     def _ask(
         self,

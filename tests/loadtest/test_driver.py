@@ -1,6 +1,7 @@
 """Client processes against a real gRPC server, whose engine is a scripted one."""
 
 import asyncio
+import contextlib
 import itertools
 import math
 import os
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from loadtest.load import cell, driver, reconcile, result
 from loadtest.load.cell import StoppedError
-from loadtest.load.measure import Plan, measure
+from loadtest.load.measure import STOPPED, Plan, measure
 from loadtest.load.measures import summarize
 from loadtest.load.rows import clean, rows
 from loadtest.load.targets import Endpoint, Server
@@ -340,3 +341,72 @@ async def test_the_command(served, tmp_path):
 def test_no_process_is_left():
     children = psutil.Process().children(recursive=True)
     assert not [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize(
+    ("failure", "ended"),
+    [
+        (KeyboardInterrupt(), STOPPED),
+        (driver.WorkerDiedError("a client process ended"), "before all was measured: a client process ended"),
+    ],
+)
+async def test_runs_before_the_last_are_kept(served, monkeypatch, tmp_path, failure, ended):
+    run, calls = driver.run, itertools.count()
+
+    def failing(*arguments, **options):
+        if next(calls) == 1:
+            raise failure
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(driver, "run", failing)
+    found = await asyncio.to_thread(quietly, both(served[1], None))
+    assert len(found.runs) == 1
+    assert ended in found.ended
+    result.save(found, tmp_path / "l.json")
+    assert result.load(tmp_path / "l.json").ended == found.ended
+
+
+async def test_a_first_run_that_fails_is_said(served, monkeypatch):
+    def failing(*arguments, **options):
+        raise driver.WorkerDiedError("a client process ended")
+
+    monkeypatch.setattr(driver, "run", failing)
+    with pytest.raises(driver.WorkerDiedError):
+        await asyncio.to_thread(quietly, both(served[1], None))
+
+
+def client_processes():
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # one that has ended
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+async def test_client_processes_leave_signals_to_who_started_them(served):
+    running, port, _ = served
+    running.engine.step_seconds = 0.02
+    told = []
+
+    def end(progress):
+        if progress.sent and not told:
+            told.extend(client_processes())
+            for child in told:
+                child.terminate()
+
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2), listener=end)
+    assert len(told) == 2
+    assert {record.code for record in outcome.records} == {"OK"}
+
+
+async def test_a_client_process_that_is_killed_is_named(served):
+    running, port, _ = served
+    running.engine.step_seconds = 0.02
+
+    def end(progress):
+        for child in client_processes() if progress.sent else ():
+            child.kill()
+
+    with pytest.raises(driver.WorkerDiedError, match="exit code -9 midway"):
+        await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2), listener=end)

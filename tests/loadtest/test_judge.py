@@ -15,7 +15,8 @@ from loadtest.compare.evidence import is_whole
 from loadtest.compare.ground import Ground, frequency_perplexity
 from loadtest.compare.holm import holm, p_worse
 from loadtest.compare.judge import decide, judge
-from loadtest.compare.stopping import is_firm, open_tests
+from loadtest.compare.run import speeds_settled
+from loadtest.compare.stopping import is_firm, open_tests, widening
 from loadtest.compare.types import Evidence, Outcome
 from loadtest.deployment import Deployment, sparse
 from loadtest.measuring.types import Interval, Load
@@ -217,6 +218,31 @@ def test_what_is_not_measured_is_not_safe():
     assert judge(empty).verdicts[0].outcome is Outcome.UNKNOWN
 
 
+def test_tasks_that_were_not_asked_are_not_safe():
+    drawn = draw(1, MANY)
+    assert judge(drawn).verdicts[0].outcome is Outcome.SAFE
+    more = replace(drawn, plan=replace(drawn.plan, tasks=(*MANY.tasks, "cwe")))
+    verdict = judge(more).verdicts[0]
+    assert verdict.outcome is Outcome.UNKNOWN
+    assert "not measured yet: cwe at 4k" in verdict.sentence
+    assert open_tests(verdict) >= {("tasks", LONG)}
+
+
+def test_answers_that_were_held_against_nothing_count_for_nothing():
+    drawn = draw(1, replace(MANY, lengths=(1024,), candidates=(FULL, WINDOW)), window=EQUAL)
+    own = [replace(row, task="own", length=0, score=math.nan, answer=()) for row in drawn.answers]
+    plan = replace(drawn.plan, own="mine.jsonl")
+    verdict = judge(replace(drawn, plan=plan, answers=[*drawn.answers, *own])).verdicts[0]
+    (test,) = [one for one in verdict.evidence if one.measure == "own"]
+    assert (test.loss.count, test.outcome, verdict.outcome) == (0, Outcome.UNKNOWN, Outcome.UNKNOWN)
+    half = [
+        replace(row, score=0.97) if row.deployment == WINDOW.name and row.turn % 2 else row for row in own
+    ]
+    verdict = judge(replace(drawn, plan=plan, answers=[*drawn.answers, *half])).verdicts[0]
+    (test,) = [one for one in verdict.evidence if one.measure == "own"]
+    assert (test.unit, test.loss.count, test.outcome) == ("agreement", 16 * 6, Outcome.SAFE)
+
+
 def test_few_questions_do_not_pass_for_safety_where_full_may_fail():
     drawn = draw(1, replace(MANY, contexts=1, score=0.0))
     verdict = judge(drawn).verdicts[0]
@@ -296,12 +322,29 @@ def test_measuring_goes_on_until_a_verdict_is_firm():
     beyond = replace(test, outcome=Outcome.UNSAFE, loss=Interval(0.2, 0.1, 0.3, 100))
     assert is_firm(beyond)
     assert not is_firm(replace(beyond, margin=0.09))
+    assert widening(0.95) == pytest.approx(1.357, abs=1e-3)
+    narrow = replace(beyond, margin=0.02)
+    assert is_firm(narrow)
+    assert not is_firm(narrow, 0.5), "an interval of half the cases is narrow, and so much wider it must be"
     text = replace(test, measure="text", outcome=Outcome.UNKNOWN, more=7)
     verdict = judge(draw(1, FEW)).verdicts[0]
     assert open_tests(replace(verdict, evidence=(test, text))) == {("tasks", 4), ("text", 4)}
     assert open_tests(replace(verdict, evidence=(replace(test, decides=False), text))) == {("text", 4)}
     assert not open_tests(replace(verdict, evidence=(beyond, text))), "one firm loss is enough"
     assert not open_tests(replace(verdict, evidence=(replace(text, more=None),))), "nothing would settle it"
+
+
+def test_variants_that_all_do_equal_work_get_rounds_too():
+    sizes = replace(FEW, lengths=(512, 1024), candidates=(FULL, WINDOW), rounds=6)
+    drawn = draw(1, sizes, window=EQUAL)
+    short, long = drawn.plan.loads[0], drawn.plan.loads[2]
+    names = [FULL.name, WINDOW.name]
+    assert speeds_settled(drawn, long, names), "what is equal need not be told apart"
+    drawn.speed = [cell for cell in drawn.speed if cell.load != long.label]
+    assert speeds_settled(drawn, short, names)
+    assert not speeds_settled(drawn, long, names), "full attention would have no figure there"
+    few = replace(drawn, speed=[cell for cell in drawn.speed if cell.round < 5])
+    assert not speeds_settled(few, short, names), "nor any interval"
 
 
 def test_whatever_rows_there_are_it_judges():
@@ -371,19 +414,6 @@ def test_guessing_by_the_size_of_the_vocabulary():
     assert frequency_perplexity(0) == math.inf
 
 
-def test_a_comparison_is_whole_where_nothing_failed_or_was_refused():
-    whole = draw(1, Sizes(contexts=2, blocks=8))
-    assert is_whole(whole)
-    assert not is_whole(replace(whole, failed={TOPK.name: "gone"}))
-    for kind in ("answers", "text", "memory"):
-        rows = getattr(whole, kind)
-        last = next(row for row in reversed(rows) if row.deployment == TOPK.name)
-        refused = replace(last, error="too long")
-        others = [row for row in rows if row is not last]
-        assert not is_whole(replace(whole, **{kind: [*others, refused]}))
-        assert is_whole(replace(whole, **{kind: [refused, *rows]})), "it was done again"
-
-
 def test_one_hypothesis_has_one_outcome():
     """The only task of a length is all its tasks; tests of the same numbers don't contradict each other."""
     loss = Interval(0.4, 0.1, 0.7, 36)
@@ -400,3 +430,16 @@ def test_one_hypothesis_has_one_outcome():
     other = replace(alone, loss=Interval(0.1, -0.1, 0.3, 18))
     together, single = decide([*others, tasks, other], 0.95, ground)[-2:]
     assert (together.outcome, single.outcome) == (Outcome.UNKNOWN, Outcome.UNKNOWN)
+
+
+def test_a_comparison_is_whole_where_nothing_failed_or_was_refused():
+    whole = draw(1, Sizes(contexts=2, blocks=8))
+    assert is_whole(whole)
+    assert not is_whole(replace(whole, failed={TOPK.name: "gone"}))
+    for kind in ("answers", "text", "memory"):
+        rows = getattr(whole, kind)
+        last = next(row for row in reversed(rows) if row.deployment == TOPK.name)
+        refused = replace(last, error="too long")
+        others = [row for row in rows if row is not last]
+        assert not is_whole(replace(whole, **{kind: [*others, refused]}))
+        assert is_whole(replace(whole, **{kind: [refused, *rows]})), "it was done again"

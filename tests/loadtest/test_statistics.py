@@ -7,6 +7,7 @@ import pytest
 
 from loadtest.statistics import (
     LEAST,
+    dependence,
     least,
     mean_interval,
     median_interval,
@@ -56,6 +57,13 @@ def test_the_mean_is_in_its_interval_also_where_samples_share_a_context(rng):
     assert missed(lambda values: mean_interval(values, clusters=labels), draw, 0.0) < 0.11
     # Taken as samples of their own they would promise far too much.
     assert missed(mean_interval, draw, 0.0) > 0.2
+
+
+def test_a_high_confidence_holds_for_few_samples_too(rng):
+    def draw():
+        return list(rng.normal(0, 1, 6))
+
+    assert missed(lambda values: mean_interval(values, 0.999), draw, 0.0, 1000) <= 0.005, "resampled: 0.04"
 
 
 @pytest.mark.parametrize(("count", "full", "own"), [(8, 0.9, 0.8), (20, 1.0, 0.8), (40, 0.6, 0.6)])
@@ -110,6 +118,19 @@ def test_few_samples_claim_nothing_and_more_confidence_takes_more_of_them():
     wide, narrow = median_interval(values, 0.98), median_interval(values, 0.8)
     assert wide.low <= narrow.low <= narrow.value <= narrow.high <= wide.high
     assert median_interval(values) == median_interval(list(values))
+
+
+def test_values_that_depend_on_one_another_widen_and_independent_ones_hardly_do(rng):
+    labels = [number // 12 for number in range(48)]
+    alone = [dependence(list(rng.normal(0, 1, 48)), labels) for _ in range(RUNS)]
+    assert min(alone) == 1.0
+    assert np.median(alone) < 1.05
+    together = [
+        dependence(list(np.repeat(rng.normal(0, 1, 4), 12) + rng.normal(0, 1, 48)), labels)
+        for _ in range(RUNS)
+    ]
+    assert np.median(together) > 2
+    assert dependence([1.0] * 12, labels[:12]) == dependence([], []) == dependence([1.0, 2.0], [0, 1]) == 1.0
 
 
 def test_two_contexts_that_differ_tell_as_little_as_students_t_says():

@@ -8,11 +8,15 @@ import pytest
 from rich.console import Console
 
 from loadtest.compare.judge import judge
+from loadtest.compare.phrases import amount, setting
 from loadtest.compare.presets import WHOLE
 from loadtest.compare.table import table
+from loadtest.compare.types import Evidence, Margins, Outcome
+from loadtest.compare.words import more_words, settling
 from loadtest.compare.words import test_words as words_of
 from loadtest.deployment import Deployment, sparse
 from loadtest.evaluation.types import Answer, Memory
+from loadtest.measuring.types import Interval
 from loadtest.report import figures, view
 from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, Sizes, Truth, draw
 
@@ -331,3 +335,32 @@ def test_an_empty_comparison_has_a_table(usual):
         "There is not enough evidence of any variant's quality either; some of it was not measured at all: "
         "give a longer --budget."
     )
+
+
+def test_settings_keep_all_their_digits(usual):
+    changed = Margins(score=0.001, logprob=0.001, agreement=0.001, speed=0.001)
+    fine = replace(usual, plan=replace(usual.plan, confidence=0.999, margins=changed))
+    assert "intervals at 99.9% confidence" in text(fine, 120)
+    said = " ".join(judge(fine).advice.sentences)
+    assert "at 99.9% confidence" in said
+    assert "100%" not in said
+    assert [amount(unit)(0.001) for unit in ("perplexity", "score", "agreement", "logprob")] == [
+        *("1.001", "0.1", "0.1%", "0.001")
+    ]
+    assert [setting(share) for share in (0.95, 0.07, 0.999, 0.001)] == ["95%", "7%", "99.9%", "0.1%"]
+
+
+def test_minutes_bring_none_of_ones_own_questions():
+    loss = Interval(0.0, -0.04, 0.1, 40)
+    own = Evidence("x", "own", 0, "score", loss, 0.05, 1, 1, Outcome.UNKNOWN, 34)
+    tasks = replace(own, measure="tasks", length=LONG, more=40)
+    assert settling([own], 240) == "about 34 more questions of your own would settle it"
+    assert settling([tasks], 240) == "about 4 more minutes of measuring would settle it"
+    both = "about 4 more minutes of measuring and 34 more questions of your own would settle it"
+    assert settling([own, tasks], 240) == both
+    unknown = replace(tasks, loss=Interval(0.0, count=40))
+    assert settling([unknown], 240) == "it takes at least 4 more minutes of measuring"
+    assert more_words(unknown) == "it takes at least 40 more questions"
+    assert settling([tasks, replace(own, loss=Interval())], 240).startswith("some of it was not measured")
+    text_ = replace(tasks, measure="text", unit="perplexity")
+    assert settling([text_], 240).endswith("would settle it, if the text is long enough")
