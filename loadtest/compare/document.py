@@ -188,6 +188,8 @@ def _both(earlier: Plan, now: Plan) -> Plan:
         contexts=contexts,
         loads=tuple(sorted(loads, key=lambda load: load.context)),
         tasks=_union(earlier.tasks, now.tasks, str),
+        # A server's own choice is a share of the memory that is free at the time; all rows count for one.
+        kv_memory=earlier.kv_memory or now.kv_memory,
     )
 
 
