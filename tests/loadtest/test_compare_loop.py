@@ -42,6 +42,7 @@ class World:
         self.speeds, self.noise, self.random = speeds or {}, noise, random.Random(1)
         rounds = SimpleNamespace(observe=lambda pids, idle: lambda: weather)
         monkeypatch.setattr(loop, "open_all", self.open_all)
+        monkeypatch.setattr(loop, "try_all", lambda *plan: None)
         monkeypatch.setattr(loop, "Client", lambda host, port: Server(self, host))
         monkeypatch.setattr(loop, "Evaluator", lambda whole, client, **more: Evaluation(self, whole))
         monkeypatch.setattr(
@@ -88,6 +89,9 @@ class Server:
 
     def __exit__(self, *error):
         pass
+
+    def allow(self, seconds):
+        assert seconds >= loop.LEAST_PATIENCE
 
     def model_info(self):
         how = self.world.whole.running[self.name]
