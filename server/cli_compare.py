@@ -48,7 +48,7 @@ def compare(
         str | None,
         typer.Option(
             help="What is measured where nothing else is asked for. quick: two variants, two lengths. full: "
-            "eleven variants, four lengths, all tasks. known: the default model, held against known figures.",
+            "twelve variants, four lengths, all tasks. known: the default model, held against known figures.",
             show_default="quick",
         ),
     ] = None,

@@ -31,6 +31,9 @@ from longspan import Client, LongspanError
 SPEED_SHARE = 0.45
 """Of the time that goes to speed while both speed and quality lack evidence."""
 
+LONGEST_STEP = 0.25
+"""Of the time, for one round: on a busy machine the first could take all of it before that is known."""
+
 MOST_ROUNDS = 40
 """Of a load, with the same servers: an interval that is still wide then would take hours to become narrow."""
 
@@ -136,6 +139,7 @@ class _Group:
         self._full = part[0].name
         self._begun = bool(whole.speed or whole.answers or whole.text or whole.memory)
         self._booked = clock()
+        self._longest_step = LONGEST_STEP * (end - self._booked)
         self._spent = {"speed": 0.0, "quality": 0.0}
         self._done: dict[tuple[str, int], int] = {}
         self._before: dict[str, int] = {}
@@ -208,7 +212,7 @@ class _Group:
             while load is not None and (waiting is None or self._speed_is_due()):
                 began = self._clock()
                 self._allow(rounds.estimate(load))
-                rounds.step(load, self._end)
+                rounds.step(load, min(self._end, began + self._longest_step))
                 self._fail({name: reason for (_, name), reason in rounds.failed.items()})
                 self._spent["speed"] += self._clock() - began
                 load = self._next_load(rounds, self._end - self._clock())
@@ -252,7 +256,7 @@ class _Group:
         """Speed has had less than its share of the time; on a busy machine quality goes first."""
         if self._whole.busy:
             return False
-        return self._spent["speed"] * (1 - SPEED_SHARE) <= self._spent["quality"] * SPEED_SHARE
+        return self._spent["speed"] * (1 - SPEED_SHARE) < self._spent["quality"] * SPEED_SHARE
 
     def _next_load(self, rounds: Rounds[Load], left: float) -> Load | None:
         """The load with the fewest rounds whose speeds are not settled, if another round ends in time."""

@@ -54,7 +54,7 @@ def arguments(tiny):
         (Asked(candidates=["sliding_window window=5 window=6"]), "gives an option twice"),
         (Asked(candidates=["sliding_window window=5", "sliding_window  window=5"]), "a candidate twice"),
         (Asked(candidates=["a x=1 y=2", "a y=2 x=1"]), "a candidate twice"),
-        (Asked(rate=float("inf")), "a rate of inf makes no sense"),
+        (Asked(rate=float("inf")), "--rate inf is no load"),
         (Asked(arguments=["--attention", "sparse"]), "--attention after -- .* --candidate"),
         (Asked(arguments=["--port=1"]), "--port after -- .* a free port"),
         (Asked(model="a", arguments=["--model", "b"]), "give --model once"),
@@ -111,7 +111,7 @@ def test_a_compare_that_could_not_be_kept_is_refused_before_a_server_starts(tmp_
     damaged = tmp_path / "c.json"
     damaged.write_text("[" * 100_000)
     for options, sentence in (
-        (["--json", str(tmp_path / "no" / "c.json"), "--html", str(tmp_path)], "No such file"),
+        (["--json", str(tmp_path / "no" / "c.json"), "--html", str(tmp_path)], "there is no folder"),
         (["--json", str(damaged)], "can't be read"),
     ):
         run = subprocess.run(
