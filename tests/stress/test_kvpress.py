@@ -152,7 +152,7 @@ def test_streaming_finds_what_lies_in_the_window_and_nothing_else(samples, their
     by_us = scores(samples, answers(window(KEYS), samples, expected))
     outside = []
     for sample in samples:
-        _, after = sample.context.split(sample.answer[0])
+        after = sample.context.rpartition(sample.answer[0])[2]  # the number is said twice
         outside.append(len(tokenizer(after + sample.question + sample.answer_prefix)["input_ids"]) > KEYS)
     print([*zip(outside, by_them, by_us, strict=True)])
     assert 0.25 < mean(outside) < 0.75
