@@ -137,7 +137,7 @@ def score_loss(
     Samples that share a context may depend on one another. Where their sums by context vary more than
     independent samples would, that variance counts, with Student's t by the number of contexts (Cameron and
     Miller: A practitioner's guide to cluster-robust inference, 2015, section VI). From several samples of one
-    context alone nobody can tell, and no interval is claimed.
+    context alone this can't be told, and no interval is claimed.
 
     Args:
         full: scores of full attention, 0 to 1.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loadtest.compare.types import Comparison
-from loadtest.deployment import Deployment
 from loadtest.measuring.busy import EqualPair
 from loadtest.measuring.types import Load
 
@@ -49,8 +48,8 @@ def covers(attention: str, options: Mapping[str, str], tokens: int) -> bool:
 
 def sees_all(comparison: Comparison, name: str, tokens: int) -> bool:
     """The candidate, as it runs, sees the whole of a context of so many tokens."""
-    deployment = _deployment(comparison, name)
-    return covers(deployment.attention, _options(comparison, name), tokens)
+    attention = comparison.plan.candidate(name).attention
+    return covers(attention, _options(comparison, name), tokens)
 
 
 def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bool:
@@ -66,7 +65,7 @@ def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bo
         load: that is on it.
         figure: ``ttft``, ``tpot``, ``output_rate`` or ``prefill_rate``; memory is never a matter of noise.
     """
-    deployment, full = _deployment(comparison, name), comparison.plan.candidates[0]
+    deployment, full = comparison.plan.candidate(name), comparison.plan.candidates[0]
     running, reference = comparison.running.get(name), comparison.running.get(full.name)
     if not running or not reference or running.get("kernel") != reference.get("kernel"):
         return False
@@ -90,10 +89,6 @@ def equal_pairs(comparison: Comparison) -> list[EqualPair]:
         for load in comparison.plan.loads
         if equal_work(comparison, other.name, load, "output_rate")
     ]
-
-
-def _deployment(comparison: Comparison, name: str) -> Deployment:
-    return next(candidate for candidate in comparison.plan.candidates if candidate.name == name)
 
 
 def _options(comparison: Comparison, name: str) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from loadtest.compare.phrases import listed
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
 from loadtest.evaluation import analysis
 from loadtest.evaluation.pairs import OWN, answer_key, answer_pairs
+from loadtest.evaluation.types import Answer, TextBlock
 from loadtest.measuring.types import Interval
 
 PENDING = "not measured yet"
@@ -45,7 +46,7 @@ def tests(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
 
 def is_exact(comparison: Comparison, name: str) -> bool:
     """The candidate computes full attention, whatever the context."""
-    return next(one.attention for one in comparison.plan.candidates if one.name == name) in EXACT
+    return comparison.plan.candidate(name).attention in EXACT
 
 
 def _text(comparison: Comparison, name: str, length: int, ground: Ground) -> Evidence:
@@ -53,7 +54,7 @@ def _text(comparison: Comparison, name: str, length: int, ground: Ground) -> Evi
     test = _test(comparison, name, "text", length, "perplexity", loss, (own / (1 + loss.value), own))
     if length not in ground.guessed:
         return test
-    # Where tasks tell, text that nobody can predict is no reason to withhold a verdict.
+    # Where tasks tell, text that full attention can't predict is no reason to withhold a verdict.
     return replace(
         test,
         decides=not ground.tells(length),
@@ -109,7 +110,7 @@ def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
     if not comparison.plan.own:
         return []
     rows = [row for row in comparison.answers if row.task == OWN]
-    pairs = answer_pairs(rows, analysis.full_name(comparison), name)
+    pairs = answer_pairs(rows, comparison.plan.full, name)
     known = [pair for pair in pairs if not math.isnan(pair.full.score)]
     free = [pair for pair in pairs if analysis.is_free(pair)]
     found = []
@@ -196,16 +197,8 @@ def failures(comparison: Comparison, name: str) -> list[str]:
     """Why questions or blocks of text have no result of a candidate, each reason once; retried ones aside."""
     answered = {answer_key(row) for row in comparison.answers if row.deployment == name and not row.error}
     decoded = {(row.length, row.block) for row in comparison.text if row.deployment == name and not row.error}
-    reasons = [
-        *(
-            row.error
-            for row in comparison.answers
-            if row.deployment == name and answer_key(row) not in answered
-        ),
-        *(
-            row.error
-            for row in comparison.text
-            if row.deployment == name and (row.length, row.block) not in decoded
-        ),
+    rows: list[Answer | TextBlock] = [
+        *(row for row in comparison.answers if answer_key(row) not in answered),
+        *(row for row in comparison.text if (row.length, row.block) not in decoded),
     ]
-    return list(dict.fromkeys(reasons))
+    return list(dict.fromkeys(row.error for row in rows if row.deployment == name))

@@ -14,7 +14,7 @@ FIGURES = ("ttft", "tpot", "output_rate")
 
 def gains(comparison: Comparison, name: str) -> list[Gain]:
     """All figures by load and context; those that were not measured are left out."""
-    full = comparison.plan.candidates[0].name
+    full = comparison.plan.full
     found = []
     for load in comparison.plan.loads:
         for figure in FIGURES:
@@ -30,13 +30,12 @@ def gains(comparison: Comparison, name: str) -> list[Gain]:
 
 def is_served(comparison: Comparison, name: str) -> bool:
     """A candidate is for serving; the oracle, which looks at every key, only measures others."""
-    one = next(one for one in comparison.plan.candidates if one.name == name)
-    return one.options.get("pattern") != "oracle"
+    return comparison.plan.candidate(name).options.get("pattern") != "oracle"
 
 
 def figures(comparison: Comparison) -> list[Gain]:
     """Full attention's own figures, as gains over itself."""
-    return gains(comparison, comparison.plan.candidates[0].name)
+    return gains(comparison, comparison.plan.full)
 
 
 def operators_load(comparison: Comparison, context: int) -> Load | None:

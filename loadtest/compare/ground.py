@@ -49,7 +49,7 @@ class Ground:
 
 def survey(comparison: Comparison) -> Ground:
     """Looks at what full attention did in a comparison."""
-    full, contexts = analysis.full_name(comparison), comparison.plan.contexts
+    full, contexts = comparison.plan.full, comparison.plan.contexts
     informative: dict[int, tuple[str, ...]] = {}
     failed, unsettled = dict(informative), dict(informative)
     guessed, unread = set(), set()

@@ -34,14 +34,14 @@ def judge(comparison: Comparison) -> Judgment:
         comparison: whole or in the making; its first candidate is the measure of the others.
     """
     ground = survey(comparison)
-    names = [one.name for one in comparison.plan.candidates]
-    verdicts = tuple(_verdict(_pair(comparison, names[0], name), name, ground) for name in names[1:])
+    names = [one.name for one in comparison.plan.candidates[1:]]
+    verdicts = tuple(_verdict(_pair(comparison, name), name, ground) for name in names)
     return Judgment(verdicts, advise(comparison, verdicts, ground), ground.remarks, comparison.busy)
 
 
-def _pair(comparison: Comparison, full: str, name: str) -> Comparison:
-    """The comparison with the rows of these two alone, among which those of many are not searched again."""
-    kept = (full, name)
+def _pair(comparison: Comparison, name: str) -> Comparison:
+    """The comparison with the rows of this one and of full attention alone: fewer to search."""
+    kept = (comparison.plan.full, name)
     return replace(
         comparison,
         answers=[row for row in comparison.answers if row.deployment in kept],
@@ -122,7 +122,7 @@ def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, test
     if test.loss.claimed and test.loss.high <= test.margin:
         return replace(test, outcome=Outcome.SAFE)
     if test.loss.count and not test.loss.claimed and test.contexts == 1:
-        return replace(test, more=test.loss.count)  # from one context nobody can tell: one more like it
+        return replace(test, more=test.loss.count)  # one context gives no interval: one more like it
     settle = score_to_settle if test.unit in ("score", "agreement") else to_settle
     more = settle(test.loss, test.margin)
     if more is None:  # beyond the margin by itself, but not surely enough for one test of many

@@ -36,7 +36,7 @@ def fronts(comparison: Comparison, verdicts: Sequence[Verdict]) -> tuple[tuple[s
         Names in the plan's order, full attention among them where nothing beats it.
     """
     context = comparison.plan.contexts[-1]
-    full = comparison.plan.candidates[0].name
+    full = comparison.plan.full
     load = operators_load(comparison, context)
     losses = {full: 0.0} | {one.deployment: loss(one, context) for one in verdicts}
     speeds, memories = {full: 1.0}, {full: 1.0}

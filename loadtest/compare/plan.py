@@ -45,7 +45,7 @@ class Asked:
     """What an operator asks for; ``None`` and empty where the preset decides.
 
     Attributes:
-        preset: decides what is not asked for.
+        preset: gives what is not asked for.
         model: as for ``longspan serve``.
         contexts: lengths in tokens.
         candidates: beside full attention, in words.
@@ -109,6 +109,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         prose = texts.prose(texts.reference())
         text = prose if asked.text is None else texts.read(asked.text)
         own = tuple(own_questions.read(asked.questions)) if asked.questions else ()
+        own_hash = _hash(asked.questions.read_text(encoding="utf-8")) if asked.questions else ""
     except OSError as error:
         raise PlanError(f"{error.filename} can't be read: {error.strerror}") from error
     except ValueError as error:
@@ -122,7 +123,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         text=_OWN_TEXT if asked.text is None else str(asked.text),
         text_hash=_hash(text),
         own=str(asked.questions or ""),
-        own_hash=_hash(asked.questions.read_text(encoding="utf-8")) if asked.questions else "",
+        own_hash=own_hash,
         margins=_margins(asked.margins, Margins()),
         confidence=asked.confidence,
         seed=asked.seed,
@@ -214,7 +215,7 @@ def _candidates(asked: Asked) -> tuple[Deployment, ...]:
 
 
 def _loads(asked: Asked, context: int) -> list[Load]:
-    """The operator's first. One user's decoding is measured apart from prefill: that takes less time."""
+    """The operator's first. One user's decoding is measured apart from prefill, which takes longer."""
     output = min(_OUTPUT_TOKENS, context // 8)
     if asked.rate is not None:
         if asked.concurrency:

@@ -74,13 +74,15 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
     plan = replace(plan, chat=chat, kv_memory=info.load.kv_bytes)
     page_bytes = info.load.kv_bytes / (info.load.pages_total + 1)
     token_bytes = page_bytes / info.load.page_size
-    users = max((load.concurrency or load.requests) for load in plan.loads)
+    users = max(load.users for load in plan.loads)
     need = int(_SPARE * (users + 1) * longest * token_bytes)
-    chosen = "--kv-memory" in " ".join(plan.arguments)
+    chosen = any(word.startswith("--kv-memory") for word in plan.arguments)  # or its share
     kv_each = None if chosen else min(info.load.kv_bytes, need)
     # Sizes every task and cuts the text at every length: what is too short is told here.
     try:
-        Evaluator(_empty(plan), client, text=material.text, prose=material.prose, own=material.own)
+        Evaluator(
+            Comparison(plan, "", {}), client, text=material.text, prose=material.prose, own=material.own
+        )
     except ValueError as error:
         raise PlanError(str(error)) from error
     for sample in material.own:
@@ -107,10 +109,6 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
         # Not only as many as this plan has: what it goes on with may have others.
         most_at_once(pid, kv_each or info.load.kv_bytes, _MOST_SERVERS),
     )
-
-
-def _empty(plan: Plan) -> Comparison:
-    return Comparison(plan, "", {})
 
 
 def try_all(

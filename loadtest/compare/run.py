@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -16,10 +17,9 @@ from loadtest.compare.stopping import open_tests
 from loadtest.compare.types import Comparison, Judgment
 from loadtest.deployment import Deployment
 from loadtest.evaluation.evaluator import Evaluator
-from loadtest.evaluation.pairs import OWN
 from loadtest.evaluation.units import Unit
 from loadtest.measuring.analysis import series, settled
-from loadtest.measuring.busy import EqualPair, busy
+from loadtest.measuring.busy import busy
 from loadtest.measuring.requests import reason
 from loadtest.measuring.rounds import Progress, Rounds
 from loadtest.measuring.served import Served
@@ -53,7 +53,7 @@ class FullFailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who is told of a run.
+    """What is called while a run goes on.
 
     Attributes:
         doing: called with what is under way, in a few words.
@@ -79,7 +79,7 @@ def run(
         found: by ``preflight.look``.
         material: what is measured on.
         deadline: time of ``clock`` at which nothing more begins.
-        listener: told of all that happens.
+        listener: called with all that happens.
         clock: in seconds.
 
     Raises:
@@ -94,14 +94,63 @@ def run(
         if now >= deadline:
             return  # servers that nothing can be asked any more are not started
         end = now + (deadline - now) / (len(parts) - number)
-        _Group(comparison, found, material, part, end, listener, clock).run()
+        _serve(comparison, found, material, part, end, listener, clock)
+
+
+def _serve(
+    comparison: Comparison,
+    found: Found,
+    material: Material,
+    part: Sequence[Deployment],
+    end: float,
+    listener: Listener,
+    clock: Callable[[], float],
+) -> None:
+    """Serves full attention and as many others as fit into memory, and measures them until ``end``."""
+    begun = bool(comparison.speed or comparison.answers or comparison.text or comparison.memory)
+    listener.doing(f"starting {len(part)} servers")
+    try:
+        with ExitStack() as stack:
+            targets = stack.enter_context(open_all(part, comparison.plan.arguments, found.kv_each))
+            clients = {
+                name: stack.enter_context(Client(target.host, target.port))
+                for name, target in targets.items()
+            }
+            for name, client in clients.items():
+                attention = client.model_info().attention
+                comparison.running[name] = {
+                    "kernel": attention.kernel,
+                    "reason": attention.reason,
+                    "options": dict(attention.options),
+                }
+            _Group(comparison, material, part, targets, clients, end, listener, clock).measure()
+    except OpenError as error:
+        if not begun:
+            raise PlanError(str(error)) from error
+        # The whole group is not measured, for the sake of those that are; a later run may.
+        _fail(comparison, error.reasons)
+    except LongspanError as error:
+        full = comparison.plan.full
+        raise FullFailedError(f"{full} failed while it was measured: {reason(error)}") from error
+
+
+def _fail(comparison: Comparison, reasons: Mapping[str, str]) -> None:
+    """Candidates that can't be measured any more, by name: why.
+
+    Raises:
+        FullFailedError: full attention is among them.
+    """
+    full = comparison.plan.full
+    if full in reasons:
+        raise FullFailedError(f"{full} failed while it was measured: {reasons[full]}")
+    comparison.failed.update(reasons)
 
 
 def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
     """More rounds of a load would tell nothing that matters of any variant.
 
     Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
-    full attention itself has no figures, and nobody knows whether the machine is quiet.
+    full attention itself has no figures, and whether the machine is quiet is not known.
 
     Args:
         comparison: with the rows.
@@ -109,7 +158,7 @@ def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> 
         alive: candidates that can be measured under it.
     """
     figure, plan = deciding_figure(load), comparison.plan
-    full, confidence = plan.candidates[0].name, plan.confidence
+    full, confidence = plan.full, plan.confidence
     if len(series(comparison.speed, full, load.label, figure)) < least(confidence):
         return False
     others = [name for name in alive if name != full and not equal_work(comparison, name, load, figure)]
@@ -120,120 +169,95 @@ def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> 
 
 
 class _Group:
-    """Servers that are alive at the same time: full attention and as many others as fit into memory."""
+    """Servers that are alive at the same time, and what is still to be measured on them."""
 
     def __init__(
         self,
         whole: Comparison,
-        found: Found,
         material: Material,
         part: Sequence[Deployment],
+        targets: Mapping[str, Served],
+        clients: Mapping[str, Client],
         end: float,
         listener: Listener,
         clock: Callable[[], float],
     ) -> None:
-        self._whole, self._found, self._material, self._part = whole, found, material, part
+        self._whole, self._targets, self._clients = whole, targets, clients
         # It has the whole comparison's rows, but only this group's candidates are missing from it.
         self._own = replace(whole, plan=replace(whole.plan, candidates=tuple(part)))
         self._end, self._listener, self._clock = end, listener, clock
-        self._full = part[0].name
-        self._begun = bool(whole.speed or whole.answers or whole.text or whole.memory)
         self._booked = clock()
         self._longest_step = LONGEST_STEP * (end - self._booked)
         self._spent = {"speed": 0.0, "quality": 0.0}
         self._done: dict[tuple[str, int], int] = {}
-        self._before: dict[str, int] = {}
-        self._targets: Mapping[str, Served] = {}
-        self._clients: Mapping[str, Client] = {}
-
-    def run(self) -> None:
-        self._listener.doing(f"starting {len(self._part)} servers")
-        try:
-            with ExitStack() as stack:
-                arguments = self._own.plan.arguments
-                targets = stack.enter_context(open_all(self._part, arguments, self._found.kv_each))
-                clients = {
-                    name: stack.enter_context(Client(target.host, target.port))
-                    for name, target in targets.items()
-                }
-                for name, client in clients.items():
-                    attention = client.model_info().attention
-                    self._whole.running[name] = {
-                        "kernel": attention.kernel,
-                        "reason": attention.reason,
-                        "options": dict(attention.options),
-                    }
-                self._measure(targets, clients)
-        except OpenError as error:
-            if not self._begun:
-                raise PlanError(str(error)) from error
-            # The whole group is not measured, for the sake of those that are; a later run may.
-            self._fail(error.reasons)
-        except LongspanError as error:
-            raise FullFailedError(f"{self._full} failed while it was measured: {reason(error)}") from error
-
-    def _allow(self, expected: float) -> None:
-        """Gives requests a time after which their server hangs; 0 is expected where nothing is known."""
-        left = self._end - self._clock()
-        seconds = max(LEAST_PATIENCE, min(left, PATIENCE * expected) if expected else left)
-        for target in self._targets.values():
-            target.allow(seconds)
-        for client in self._clients.values():
-            client.timeout = seconds
-
-    def _measure(self, targets: dict[str, Served], clients: dict[str, Client]) -> None:
-        plan = self._own.plan
-        self._targets, self._clients = targets, clients
         self._allow(0.0)
-        rounds: Rounds[Load] = Rounds(
+        plan = self._own.plan
+        self._rounds: Rounds[Load] = Rounds(
             targets,
             plan.loads,
             seed=plan.seed,
             measurements=self._own.speed,
             tell=self._progress,
-            clock=self._clock,
+            clock=clock,
         )
-        self._before = rounds.rounds
-        evaluator = Evaluator(
-            self._own,
-            clients[self._full],
-            text=self._material.text,
-            prose=self._material.prose,
-            own=self._material.own,
+        self._before = self._rounds.rounds
+        self._evaluator = Evaluator(
+            self._own, clients[plan.full], text=material.text, prose=material.prose, own=material.own
         )
-        units = evaluator.units()
+        self._units = self._evaluator.units()
+        # What is left to do never ends; of as many units as this, all kinds of it have been seen.
+        self._kinds = 2 * (len(plan.contexts) * (len(plan.tasks) + 2) + len(material.own))
+
+    def measure(self) -> None:
+        """Rounds and units by turns until nothing is open or the time is up."""
         while True:
             judgment = self._judge()
-            left = self._end - self._clock()
-            load = self._next_load(rounds, left)
-            waiting = self._next_unit(units, evaluator, judgment, left)
-            if load is None and waiting is None:
-                return
-            while load is not None and (waiting is None or self._speed_is_due()):
-                began = self._clock()
-                self._allow(rounds.estimate(load))
-                rounds.step(load, min(self._end, began + self._longest_step))
-                self._fail({name: reason for (_, name), reason in rounds.failed.items()})
-                self._spent["speed"] += self._clock() - began
-                load = self._next_load(rounds, self._end - self._clock())
-                if waiting is None:
-                    break
+            load, unit = self._next_load(), self._next_unit(judgment)
+            if unit is None:
+                if load is None:
+                    return
+                self._measure(load)
+                continue
+            while load is not None and self._speed_is_due():
+                self._measure(load)
+                load = self._next_load()
             # The rounds took time of it; what is cut off would have to be done again.
-            if waiting is not None and evaluator.cost(waiting) < self._end - self._clock():
-                self._evaluate(evaluator, waiting, clients)
+            if self._evaluator.cost(unit) < self._left:
+                self._evaluate(unit)
 
-    def _evaluate(self, evaluator: Evaluator, unit: Unit, clients: Mapping[str, Client]) -> None:
+    @property
+    def _left(self) -> float:
+        return self._end - self._clock()
+
+    def _measure(self, load: Load) -> None:
+        began = self._clock()
+        self._allow(self._rounds.estimate(load))
+        self._rounds.step(load, min(self._end, began + self._longest_step))
+        _fail(self._whole, {name: reason for (_, name), reason in self._rounds.failed.items()})
+        self._spent["speed"] += self._clock() - began
+
+    def _evaluate(self, unit: Unit) -> None:
         self._listener.doing(unit.label)
         began = self._clock()
-        alive = {name: client for name, client in clients.items() if name not in self._own.failed}
+        whole, own = self._whole, self._own
+        alive = {name: client for name, client in self._clients.items() if name not in whole.failed}
         place = (unit.task or unit.kind, unit.length)
-        self._allow(evaluator.cost(unit) if place in self._done else 0.0)
-        rows = evaluator.run(unit, alive, self._end)
-        rows.add_to(self._own)
-        self._share()
-        self._fail(rows.failed)
+        self._allow(self._evaluator.cost(unit) if place in self._done else 0.0)
+        rows = self._evaluator.run(unit, alive, self._end)
+        rows.add_to(own)
+        # At once, so that an interrupted run keeps them.
+        whole.answers, whole.text, whole.memory = own.answers, own.text, own.memory
+        _fail(whole, rows.failed)
         self._done[place] = self._done.get(place, 0) + 1
         self._spent["quality"] += self._clock() - began
+
+    def _allow(self, expected: float) -> None:
+        """Gives requests a time after which their server hangs; 0 is expected where nothing is known."""
+        seconds = max(LEAST_PATIENCE, min(self._left, PATIENCE * expected) if expected else self._left)
+        for target in self._targets.values():
+            target.allow(seconds)
+        for client in self._clients.values():
+            client.timeout = seconds
 
     def _judge(self) -> Judgment:
         """What the whole comparison says."""
@@ -241,16 +265,10 @@ class _Group:
         now = self._clock()
         whole.spent += now - self._booked
         self._booked = now
-        pairs = [EqualPair(*pair) for pair in equal_pairs(whole)]
-        whole.busy = busy(whole.speed, pairs) if whole.speed else ""
+        whole.busy = busy(whole.speed, equal_pairs(whole))
         judgment = judge(whole)
         self._listener.judged(judgment)
         return judgment
-
-    def _share(self) -> None:
-        """Gives the whole comparison this group's rows, at once: who interrupts a run keeps them."""
-        whole, own = self._whole, self._own
-        whole.answers, whole.text, whole.memory = own.answers, own.text, own.memory
 
     def _speed_is_due(self) -> bool:
         """Speed has had less than its share of the time; on a busy machine quality goes first."""
@@ -258,54 +276,35 @@ class _Group:
             return False
         return self._spent["speed"] * (1 - SPEED_SHARE) < self._spent["quality"] * SPEED_SHARE
 
-    def _next_load(self, rounds: Rounds[Load], left: float) -> Load | None:
+    def _next_load(self) -> Load | None:
         """The load with the fewest rounds whose speeds are not settled, if another round ends in time."""
         # Rounds of other servers, or of an earlier run, are none of these.
-        made = {label: count - self._before[label] for label, count in rounds.rounds.items()}
+        made = {label: count - self._before[label] for label, count in self._rounds.rounds.items()}
         loads = [
             load
             for load in self._own.plan.loads
             if made[load.label] < MOST_ROUNDS
-            and rounds.estimate(load) < left
-            and not self._settled(load, rounds)
+            and self._rounds.estimate(load) < self._left
+            and not speeds_settled(self._own, load, self._rounds.alive(load))
         ]
         return min(loads, key=lambda load: made[load.label], default=None)
 
-    def _settled(self, load: Load, rounds: Rounds[Load]) -> bool:
-        return speeds_settled(self._own, load, rounds.alive(load))
-
-    def _next_unit(
-        self, units: Iterator[Unit], evaluator: Evaluator, judgment: Judgment, left: float
-    ) -> Unit | None:
-        """The next step of quality on which something depends, if it ends in time."""
+    def _next_unit(self, judgment: Judgment) -> Unit | None:
+        """The next step of quality on which a verdict may depend, if it ends in time."""
         plan = self._own.plan
-        kinds = len(plan.contexts) * (len(plan.tasks) + 2) + len(self._material.own)
-        for _ in range(2 * kinds):  # what is left goes on for ever, so all kinds of it have been seen by then
-            unit = next(units, None)
-            if unit is None:
-                return None
-            if self._matters(unit, judgment) and evaluator.cost(unit) < left:
-                return unit
-        return None
-
-    def _matters(self, unit: Unit, judgment: Judgment) -> bool:
-        """A verdict on a variant of this group may depend on it."""
-        if unit.kind == "memory" or self._done.get((unit.task or unit.kind, unit.length), 0) < LEAST_UNITS:
-            return True
-        asked = "text" if unit.kind == "text" else "own" if unit.task == OWN else "tasks"
-        names = {deployment.name for deployment in self._part}
+        names = {deployment.name for deployment in plan.candidates} - self._whole.failed.keys()
         open_now = {
             place
             for verdict in judgment.verdicts
-            if verdict.deployment in names and verdict.deployment not in self._own.failed
-            for place in open_tests(verdict, self._own.plan.confidence)
+            if verdict.deployment in names
+            for place in open_tests(verdict, plan.confidence)
         }
-        return (asked, unit.length) in open_now
-
-    def _fail(self, failed: Mapping[str, str]) -> None:
-        if self._full in failed:
-            raise FullFailedError(f"{self._full} failed while it was measured: {failed[self._full]}")
-        self._own.failed.update(failed)  # the dict is the whole comparison's
+        for unit in itertools.islice(self._units, self._kinds):
+            done = self._done.get((unit.task or unit.kind, unit.length), 0)
+            needed = unit.kind == "memory" or done < LEAST_UNITS or (unit.measure, unit.length) in open_now
+            if needed and self._evaluator.cost(unit) < self._left:
+                return unit
+        return None
 
     def _progress(self, progress: Progress) -> None:
         self._listener.doing(f"{progress.last.load}: round {progress.rounds[progress.last.load] + 1}")

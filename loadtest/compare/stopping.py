@@ -9,10 +9,10 @@ from loadtest.compare.types import Evidence, Outcome, Verdict
 FIRM = 0.7
 """By how many standard errors an interval is widened before measuring may stop on it.
 
-Who looks after each new sample and stops at the first certain look is wrong more often than the confidence
-says: with a loss on the margin itself 13 of 100 simulated runs of 15 looks ended with a verdict, with this
-widening 7. Pocock (Group sequential methods in the design and analysis of clinical trials, 1977) widens all
-looks alike, for 20 of them at 95% from 1.96 to 2.67 standard errors.
+A run that looks after each new sample and stops at the first certain look is wrong more often than the
+confidence says: with a loss on the margin itself 13 of 100 simulated runs of 15 looks ended with a verdict,
+with this widening 7. Pocock (Group sequential methods in the design and analysis of clinical trials, 1977)
+widens all looks alike, for 20 of them at 95% from 1.96 to 2.67 standard errors.
 """
 
 

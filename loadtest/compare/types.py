@@ -71,10 +71,18 @@ class Plan:
     kv_memory: int = 0
     arguments: tuple[str, ...] = ()
 
+    @property
+    def full(self) -> str:
+        """Name of full attention, which the others are held against."""
+        return self.candidates[0].name
+
+    def candidate(self, name: str) -> Deployment:
+        """The candidate of a name."""
+        return next(one for one in self.candidates if one.name == name)
+
     def command(self, name: str) -> str:
         """What to type to serve a candidate as it was measured, the model and all arguments with it."""
-        candidate = next(one for one in self.candidates if one.name == name)
-        return shlex.join(["longspan", "serve", *self.arguments, *candidate.arguments])
+        return shlex.join(["longspan", "serve", *self.arguments, *self.candidate(name).arguments])
 
 
 @dataclass(slots=True)

@@ -34,6 +34,11 @@ class Unit:
     task: str = ""
 
     @property
+    def measure(self) -> str:
+        """The ``Evidence.measure`` that it adds to; that of single tasks is ``tasks`` too."""
+        return self.task if self.task == OWN else "tasks" if self.kind == "answers" else self.kind
+
+    @property
     def label(self) -> str:
         """What it is, in a few words."""
         if self.kind == "answers" and self.task == OWN:

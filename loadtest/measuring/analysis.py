@@ -140,7 +140,7 @@ def settled(
     """More rounds would not change what can be said of this ratio.
 
     Its interval is narrow, or beyond the margin of equivalence on one side. That it excludes 1 is not enough:
-    who stops as soon as it does finds differences where there are none.
+    a run that stops as soon as it does finds differences where there are none.
 
     Args:
         measurements: of a run.
@@ -156,14 +156,6 @@ def settled(
         return False
     narrow = (found.high - found.low) / 2 < NARROW * found.value
     return narrow or found.low > 1 + margin or found.high < 1 / (1 + margin)
-
-
-def steady(
-    measurements: Iterable[Measurement], deployment: str, load: str, figure: str, confidence: float = 0.95
-) -> bool:
-    """The interval of a deployment's own figure is narrow: for runs that compare nothing."""
-    found = own(measurements, deployment, load, figure, confidence)
-    return found.claimed and (found.high - found.low) / 2 < NARROW * found.value
 
 
 def _by_round(found: dict[tuple[int, int], float]) -> dict[int, float]:

@@ -30,8 +30,13 @@ PAIR_MARGIN = 0.1
 """Share by which two deployments may differ whose attention reads the same: more than ``MARGIN``, since a
 pattern has work of its own, like reading the summaries of pages."""
 
+CONFIDENCE = 0.95
+"""That a quiet machine raises no false alarm, however many deployments, loads and figures are looked at, and
+however much its visits vary (Bonferroni)."""
+
 _BUSY = "this machine is too busy to tell speeds apart: "
 _REMEDY = "; end other programs, or take another machine"
+# Of the figures that are looked at, where they were measured.
 _WORDS = {"tpot": "time per output token", "ttft": "time to first token"}
 
 
@@ -49,37 +54,12 @@ class EqualPair(NamedTuple):
     load: str
 
 
-class Sure(NamedTuple):
-    """How sure an alarm must be.
-
-    Attributes:
-        confidence: of the interval that it names.
-        chance: that it is false, two-sided.
-    """
-
-    confidence: float
-    chance: float
-
-
-def busy(
-    measurements: Sequence[Measurement],
-    equal_pairs: Iterable[EqualPair] = (),
-    *,
-    figures: Sequence[str] = ("tpot", "ttft"),
-    margin: float = MARGIN,
-    pair_margin: float = PAIR_MARGIN,
-    confidence: float = 0.95,
-) -> str:
+def busy(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = ()) -> str:
     """Why this machine is too busy to tell speeds apart, a sentence without a full stop; empty if it is not.
 
     Args:
         measurements: of a run; the first is of the base.
         equal_pairs: deployments whose work is the same, as patterns' is where they cover the context.
-        figures: to look at where they were measured; times.
-        margin: share by which a deployment may differ from itself.
-        pair_margin: share by which those of a pair may differ.
-        confidence: that a quiet machine raises no false alarm, however many deployments, loads and figures
-            are looked at, and however much its visits vary (Bonferroni).
     """
     # Each question needs few of them, and there may be thousands.
     by_load: dict[str, list[Measurement]] = {}
@@ -88,14 +68,13 @@ def busy(
         by_load.setdefault(each.load, []).append(each)
         by_place.setdefault((each.load, each.deployment), []).append(each)
     base = measurements[0].deployment if measurements else ""
-    pairs = [(pair, figure) for pair in equal_pairs for figure in figures]
-    looks = max(1, len(pairs) + len(by_place) * len(figures))
-    sure = Sure(confidence, (1 - confidence) / looks)
+    pairs = [(pair, figure) for pair in equal_pairs for figure in _WORDS]
+    chance = (1 - CONFIDENCE) / max(1, len(pairs) + len(by_place) * len(_WORDS))
     reasons = [
         *(_disturbed(those, load) for load, those in by_load.items()),
-        *(_unequal(by_load.get(pair.load, []), pair, each, pair_margin, sure) for pair, each in pairs),
-        *(_spread(those, load, figures) for load, those in by_load.items()),
-        *(_unsteady(those, place, base, figures, margin, sure) for place, those in by_place.items()),
+        *(_unequal(by_load.get(pair.load, []), pair, each, chance) for pair, each in pairs),
+        *(_spread(those, load) for load, those in by_load.items()),
+        *(_unsteady(those, place, base, chance) for place, those in by_place.items()),
     ]
     return next((f"{_BUSY}{reason}{_REMEDY}" for reason in reasons if reason), "")
 
@@ -122,46 +101,37 @@ def _disturbed(measurements: Sequence[Measurement], load: str) -> str:
     return f"{bad} of {len(quiet)} measurements of {load} stayed disturbed however often repeated ({typical})"
 
 
-def _unequal(
-    measurements: Sequence[Measurement], pair: EqualPair, figure: str, margin: float, sure: Sure
-) -> str:
+def _unequal(measurements: Sequence[Measurement], pair: EqualPair, figure: str, chance: float) -> str:
     """Deployments that do the same and yet differ."""
-    found = _beyond(ratios(measurements, pair.first, pair.second, pair.load, figure), margin, sure)
+    found = _beyond(ratios(measurements, pair.first, pair.second, pair.load, figure), PAIR_MARGIN, chance)
     if found is None:
         return ""
     return (
-        f"{pair.first} and {pair.second} read the same at {pair.load}, but {_WORDS.get(figure, figure)} "
+        f"{pair.first} and {pair.second} read the same at {pair.load}, but {_WORDS[figure]} "
         f"differs by a factor of {_factor(found)}"
     )
 
 
-def _spread(measurements: Sequence[Measurement], load: str, figures: Sequence[str]) -> str:
+def _spread(measurements: Sequence[Measurement], load: str) -> str:
     """Deployments that differ from themselves now this way, now that."""
-    for figure in figures:
+    for figure in _WORDS:
         spread = resolution(measurements, load, figure)
         if spread > MOST_SPREAD:  # NaN is not
             return (
-                f"{_WORDS.get(figure, figure)} at {load} differs so much between visits that do the same "
+                f"{_WORDS[figure]} at {load} differs so much between visits that do the same "
                 f"that not even differences of {spread:.0%} can be told"
             )
     return ""
 
 
-def _unsteady(
-    measurements: Sequence[Measurement],
-    place: tuple[str, str],
-    base: str,
-    figures: Sequence[str],
-    margin: float,
-    sure: Sure,
-) -> str:
+def _unsteady(measurements: Sequence[Measurement], place: tuple[str, str], base: str, chance: float) -> str:
     """A deployment that differs from itself, within rounds or, if it is the base, from round to round."""
     load, deployment = place
-    for figure in figures:
+    for figure in _WORDS:
         if not visits(measurements, deployment, load, figure):
             continue
-        words = f"{_WORDS.get(figure, figure)} of {deployment} at {load}"
-        found = _beyond(repeated(measurements, deployment, load, figure), margin, sure)
+        words = f"{_WORDS[figure]} of {deployment} at {load}"
+        found = _beyond(repeated(measurements, deployment, load, figure), MARGIN, chance)
         if found is not None:
             return f"{words} differs between visits that do the same by a factor of {_factor(found)}"
         change = drift(measurements, deployment, load, figure)
@@ -170,18 +140,20 @@ def _unsteady(
     return ""
 
 
-def _beyond(values: Sequence[float], margin: float, sure: Sure) -> Interval | None:
+def _beyond(values: Sequence[float], margin: float, chance: float) -> Interval | None:
     """The median of ratios, if it surely differs from 1 by more than the margin.
+
+    ``chance``: that it does so by luck.
 
     Its bootstrap interval can't be made as sure as many looks need of a few rounds, so that Student's test of
     the logarithms has to say so too.
     """
-    found = median_interval(values, sure.confidence)
+    found = median_interval(values, CONFIDENCE)
     if not (found.low > 1 + margin or found.high < 1 / (1 + margin)):  # NaN is neither
         return None
     logs = [math.log(each) for each in values]
     error = statistics.stdev(logs) / math.sqrt(len(logs))
-    quantile = student_quantile(sure.chance / 2, len(logs) - 1)
+    quantile = student_quantile(chance / 2, len(logs) - 1)
     return found if abs(statistics.fmean(logs)) - math.log1p(margin) > quantile * error else None
 
 

@@ -111,7 +111,7 @@ async def sleep_until(when: float) -> None:
 
 
 def reason(error: LongspanError) -> str:
-    """Why a server that is measured has failed, in words for who started the measurement."""
+    """Why a server that is measured has failed, in words for the operator."""
     if isinstance(error, DeadlineError):
         return "its server hangs: a request was not answered in many times the time that such a one takes"
     return str(error) or type(error).__name__

@@ -6,9 +6,9 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from loadtest.measuring.arrivals import arrival_times
 from loadtest.measuring.loops import loop_factory
@@ -18,12 +18,18 @@ from loadtest.measuring.types import CannotMeasureError, Load
 from longspan import AsyncClient
 
 Value = TypeVar("Value")
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine to its end. One event loop serves all targets: gRPC has one poller for a process."""
 
 _WARMUP = (64, 4)  # tokens of the prompt and of the output
 _IDLE_SECONDS = 30.0
 _LOOK_SECONDS = 0.01
+
+
+class Run(Protocol):
+    """Runs a coroutine to its end. One event loop serves all targets: gRPC has one poller for a process."""
+
+    def __call__(self, work: Coroutine[Any, Any, Value], /) -> Value:
+        """Gives what the coroutine returns."""
+        ...
 
 
 class Served:
@@ -46,11 +52,11 @@ class Served:
         self._run, self._pids = run, pids
         self.host, self.port = host, port
         self._known: set[tuple[int, int]] = set()
-        self._client: AsyncClient = run(_connected(host, port))
+        self._client = run(_connected(host, port))
         try:
             model = run(self._client.model_info())
-            self._vocabulary: int = model.vocabulary_size
-            self._page: int = run(self._client.server_info()).load.page_size
+            self._vocabulary = model.vocabulary_size
+            self._page = run(self._client.server_info()).load.page_size
             prompt, output = _WARMUP
             run(closed_loop(self._client, [self._draw(prompt, "warm-up")], output, 1))
         except BaseException:
@@ -113,7 +119,7 @@ class Served:
     def _cached(self, load: Load, seed: int) -> dict[str, float]:
         length = _prompt_tokens(load)
         last = (length - 1) % self._page + 1  # at least one token of a prompt is computed
-        users = load.requests if load.rate else load.concurrency
+        users = load.users
         known = length - last
         for attempt in range(2):
             missing = [user for user in range(users) if (length, user) not in self._known]
@@ -139,13 +145,9 @@ class Served:
 
     def _send(self, load: Load, prompts: list[list[int]], seed: int) -> list[Record]:
         if not load.rate:
-            return self._do(closed_loop(self._client, prompts, load.output_tokens, load.concurrency))
+            return self._run(closed_loop(self._client, prompts, load.output_tokens, load.concurrency))
         begins = arrival_times(load.requests, load.rate, 1.0, seed)
-        return self._do(open_loop(self._client, prompts, load.output_tokens, begins))
-
-    def _do(self, work: Coroutine[Any, Any, Value]) -> Value:
-        value: Value = self._run(work)
-        return value
+        return self._run(open_loop(self._client, prompts, load.output_tokens, begins))
 
     def _prompt(self, user: int, known: int, last: int, seed: str) -> list[int]:
         """A user's prompts begin alike at all contexts: most of a shorter one may be in the cache already."""
@@ -184,7 +186,7 @@ async def _connected(host: str, port: int) -> AsyncClient:
 
 def _requests(load: Load) -> int:
     """Fewer than users would measure fewer users."""
-    return load.requests if load.rate else max(load.requests, load.concurrency)
+    return max(load.requests, load.users)
 
 
 def _prompt_tokens(load: Load) -> int:

@@ -101,7 +101,7 @@ class Target(Protocol[LoadT]):
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Its processes on this machine (children included by who asks), whose time is not foreign."""
+        """Its processes on this machine (the caller adds their children), whose time is not foreign."""
         ...
 
     def measure(self, load: LoadT, seed: int) -> Mapping[str, float]:
@@ -138,6 +138,11 @@ class Load:
     rate: float = 0.0
     requests: int = 1
     cached: bool = False
+
+    @property
+    def users(self) -> int:
+        """Requests at once, at most."""
+        return self.requests if self.rate else self.concurrency
 
     @property
     def label(self) -> str:
