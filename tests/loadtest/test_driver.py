@@ -302,7 +302,7 @@ async def test_somebody_elses_requests_show_as_a_disagreement(served):
     await running.generate()
     side = reconcile.server_side(before, await asyncio.to_thread(reconcile.scrape, url))
     assert any(
-        "did somebody else use it" in line
+        "did another client use it" in line
         for line in reconcile.disagreements(summarize(outcome.records), side)
     )
 
