@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from loadtest.arguments import count
 from loadtest.load import result
 from loadtest.load.cell import Cell, StoppedError
 from loadtest.load.driver import WorkerDiedError
-from loadtest.load.measure import NotMeasuredError, describe
-from loadtest.load.passes import one_pass
+from loadtest.load.measure import describe
+from loadtest.load.passes import NotMeasuredError, one_pass
 from loadtest.load.plan import Plan
 from loadtest.load.reconcile import ScrapeError
 from loadtest.load.result import Result
@@ -99,11 +101,9 @@ def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, consol
         )
         for number, (plan, workload) in enumerate(zip(plans, workloads, strict=True))
     ]
-    try:
+    with suppress(StoppedError):
         for number in range(rounds):
             one_pass(found, cells, number, rounds)
-    except StoppedError:
-        pass
     return found
 
 
@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds",
         metavar="N",
-        type=_count,
+        type=count,
         default=1,
         help="measure everything N times; intervals from 6 on",
     )
@@ -163,12 +163,6 @@ def main() -> int:
     if arguments.json:
         result.save(found, arguments.json)
     return 1 if any(run.summary.failed for run in found.runs) else 0
-
-
-def _count(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is no number above 0")
-    return int(word)
 
 
 if __name__ == "__main__":

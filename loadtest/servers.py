@@ -66,23 +66,22 @@ def serve(
             assert process.stdout is not None
             match = _READY.search(process.stdout.readline())
             if match is None:
-                process.wait(_STOP_SECONDS)
+                code = process.wait(_STOP_SECONDS)
                 log.seek(0)
-                why = _why(log.read(), process.returncode)
+                why = _why(log.read(), code)
                 raise NotStartedError(f"longspan serve {' '.join(arguments)} did not start: {why}")
             yield Address(match[1], int(match[2]), int(match[3]), process.pid)
         finally:
             _end(process)
 
 
-def _why(log: str, code: int | None) -> str:
+def _why(log: str, code: int) -> str:
     """What a server that ended says of it: its own sentences, or else the last lines that it wrote."""
     lines = log.splitlines()
+    if code < 0:
+        return "\n".join([*lines[-5:], f"signal {-code} ended it"])
     own = [line.removeprefix(_OWN) for line in lines if line.startswith(_OWN)]
-    last = "\n".join(own or lines[-5:])
-    if code is not None and code < 0:
-        last = "\n".join([*lines[-5:], f"signal {-code} ended it"])
-    return last or f"it ended with exit code {code} and no word"
+    return "\n".join(own or lines[-5:]) or f"it ended with exit code {code} and no word"
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -108,7 +107,7 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def _gone(process: psutil.Process, seconds: float) -> bool:
-    """It ends within so many seconds; who started it may not have taken notice yet."""
+    """It ends within so many seconds; its parent need not have waited for it yet."""
     end = time.monotonic() + seconds
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > end:

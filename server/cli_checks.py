@@ -24,16 +24,15 @@ def writable(
     for option, path in (("--json", json_file), ("--html", html_file), ("--csv", csv_file)):
         if path is None:
             continue
-        if path.is_dir():
-            fail(f"{option} {path} is a folder; name a file", code)
         if not path.parent.is_dir():
             fail(f"{option} {path}: there is no folder {path.parent}; make it first", code)
         if sentence := refusal(path):
             fail(f"{option}: {sentence}", code)
-    if csv_folder is not None and csv_folder.exists() and not csv_folder.is_dir():
-        fail(f"--csv {csv_folder} is a file; name a folder", code)
-    if csv_folder is not None and (sentence := refusal(csv_folder, folder=True)):
-        fail(f"--csv: {sentence}", code)
+    if csv_folder is not None:
+        if csv_folder.exists() and not csv_folder.is_dir():
+            fail(f"--csv {csv_folder} is a file; name a folder", code)
+        if sentence := refusal(csv_folder, folder=True):
+            fail(f"--csv: {sentence}", code)
 
 
 def only_shown(context: typer.Context, with_show: Collection[str], code: int = 1) -> None:

@@ -231,7 +231,8 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
 
     from loadtest.load.drawing import drawing, known
     from loadtest.load.driver import WorkerDiedError
-    from loadtest.load.measure import NotMeasuredError, measure
+    from loadtest.load.measure import measure
+    from loadtest.load.passes import NotMeasuredError
     from loadtest.load.reconcile import ScrapeError
     from loadtest.load.targets import EndpointError
     from loadtest.load.workloads import WorkloadError
@@ -243,12 +244,11 @@ def _measure(plan: Plan, wanted: Wanted) -> Result:
             client = None
             if not plan.alone:
                 client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
-            told = []
+            told: tuple[int, ...] = ()
             if plan.endpoint is not None:
                 from loadtest.load import examine
 
-                about = examine.told(plan.endpoint)
-                told = [about.context, about.vocabulary]
+                told = examine.told(plan.endpoint)
             workload, draw = drawing(wanted, known(client, plan.endpoint, *told))
             if plan.endpoint is not None:
                 examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
 import statistics
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from attention.backends import UnsupportedError, resolve
 from attention.formats import format_name
 from attention.survey import survey as survey_backends
 from attention.types import PagedCache
+from loadtest import document
 from loadtest.deployment import FULL, Deployment, parse
 from loadtest.direct.engine import DirectEngine, RoomError, open_engine, placed_tokens
 from loadtest.direct.settings import read_settings
@@ -70,7 +70,7 @@ def survey(plan: Plan) -> Told:
         "kv_dtype": format_name(prepared.kv_dtype),
         "device": torch.cuda.get_device_name() if on_cuda else "cpu",
     }
-    versions = {name: importlib.metadata.version(name) for name in ("longspan", "torch", "transformers")}
+    versions = document.versions("longspan", "torch", "transformers")
     found = Survey(model, versions, str(files.folder), variants, tuple(notes), tuple(contexts))
     yield "survey", msgspec.json.encode(found).decode()
 

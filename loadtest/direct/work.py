@@ -170,12 +170,12 @@ class Worker:
 
 
 def _serve(connection: Connection, load: Load, arguments: tuple[Any, ...]) -> None:
-    """The process, from inside: runs the parts that it is told to, until nobody tells it any more."""
+    """The process, from inside: runs the parts that it is told to, until its parent closes the connection."""
     os.setsid()
     os.dup2(2, 1)  # what libraries print does not belong to the result
     threading.Thread(target=_follow_parent, daemon=True).start()
     parts = load()
-    with contextlib.suppress(EOFError, OSError):  # nobody is there any more
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
             part, more = connection.recv()
             try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from loadtest.arguments import count
 from loadtest.growth import document
 from loadtest.growth.measure import NothingToMeasureError, measure
 from loadtest.growth.table import table
@@ -92,10 +93,10 @@ def _arguments() -> argparse.Namespace:
         help="like flash or 'sliding_window window=512', beside full. Default: every backend and pattern",
     )
     parser.add_argument(
-        "--steps", type=_count, default=5, help="timed at each point, twice in a round; default: 5"
+        "--steps", type=count, default=5, help="timed at each point, twice in a round; default: 5"
     )
     parser.add_argument(
-        "--rounds", type=_count, default=6, help="of each backend; below 6 there are no intervals. Default: 6"
+        "--rounds", type=count, default=6, help="of each backend; below 6 there are no intervals. Default: 6"
     )
     parser.add_argument(
         "--seconds", type=float, default=180.0, help="that the rounds of a backend may take; default: 180"
@@ -112,13 +113,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _numbers(words: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(word) for word in words.split(",")}))
-
-
-def _count(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is no number above 0")
-    return int(word)
+    return tuple(sorted({count(word) for word in words.split(",")}))
 
 
 if __name__ == "__main__":

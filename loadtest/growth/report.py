@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loadtest.document import plain, write
 from loadtest.growth.document import SCHEMA
-from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
-from loadtest.growth.types import Growth, Point
+from loadtest.growth.table import LEGEND, Series, cell, heading, milliseconds, series
+from loadtest.growth.types import Growth
 from loadtest.report import page, words
 from loadtest.report.chart import Chart, room_for
 from loadtest.report.drawing import Drawing, drawing
@@ -40,8 +39,8 @@ def render(growth: Growth) -> str:
         notes=[*growth.survey.notes, *([growth.busy] if growth.busy else [])],
         legend=LEGEND,
         series=[
-            {"drawing": drawn, **_table(growth, points)}
-            for drawn, (_, points) in zip(drawings(growth), series(growth), strict=True)
+            {"drawing": drawn, **_table(growth, each)}
+            for drawn, each in zip(drawings(growth), series(growth), strict=True)
         ],
         missing=[(variant.name, reason) for variant in variants for reason in growth.reasons(variant)],
         facts=_facts(growth),
@@ -56,31 +55,26 @@ def drawings(growth: Growth) -> list[Drawing]:
     return [
         drawing(
             f"growth-{number}",
-            f"Milliseconds per token {name}",
+            f"Milliseconds per token {each.name}",
             caption,
-            partial(_draw, growth, points),
+            partial(_draw, growth, each),
         )
-        for number, (name, points) in enumerate(series(growth))
+        for number, each in enumerate(series(growth))
     ]
 
 
-def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
-    lines = {
-        number: [(float(_at(points, point)), growth.seconds(variant.name, point)) for point in points]
-        for number, variant in enumerate(growth.survey.variants)
-    }
-    lines = {number: [(at, found) for at, found in line if found.count] for number, line in lines.items()}
-    lines = {number: line for number, line in lines.items() if line}
-    places = [float(_at(points, point)) for point in points]
+def _draw(growth: Growth, drawn: Series, size: Size) -> Chart:
+    lines = {}
+    for number, variant in enumerate(growth.survey.variants):
+        line = [(float(at), growth.seconds(variant.name, point)) for at, point in drawn.points]
+        if line := [(at, found) for at, found in line if found.count]:
+            lines[number] = line
+    places = [float(at) for at, _ in drawn.points]
     low, high = span(places, log=True, pad=0.02)
     shown = [interval for line in lines.values() for _, interval in line]
     values = [end * 1e3 for one in shown for end in (one.value, one.low, one.high)]
     bottom, top = span(values, log=True, pad=0.05)
-    x = Axis(
-        "tokens of context" if _by_context(points) else "streams",
-        *(low, high, True, tuple(places)),
-        lambda tick: words.tokens(int(tick)) if _by_context(points) else f"{tick:.0f}",
-    )
+    x = Axis(drawn.axis, low, high, True, tuple(places), lambda tick: words.tokens(int(tick)))
     y = Axis("milliseconds per token", bottom, top, True)
     names = [(number, growth.survey.variants[number].name) for number in lines]
     chart = Chart(size, x, y, right=room_for([name for _, name in names], size))
@@ -96,24 +90,16 @@ def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
     return chart
 
 
-def _by_context(points: Sequence[Point]) -> bool:
-    return points[0].context != points[-1].context
-
-
-def _at(points: Sequence[Point], point: Point) -> int:
-    return point.context if _by_context(points) else point.streams
-
-
-def _table(growth: Growth, points: Sequence[Point]) -> dict[str, Any]:
+def _table(growth: Growth, shown: Series) -> dict[str, Any]:
     rows = []
     for number, variant in enumerate(growth.survey.variants):
         cells = []
-        for point in points:
+        for _, point in shown.points:
             value = milliseconds(growth, variant.name, point)
             first, *others = cell(growth, variant.name, point)
             cells.append((first, value if math.isfinite(value) else "", ", ".join(others)))
         rows.append({"name": variant.name, "number": number, "cells": cells})
-    return {"heads": ["attention", *(str(_at(points, point)) for point in points)], "rows": rows}
+    return {"heads": ["attention", *(str(at) for at, _ in shown.points)], "rows": rows}
 
 
 def _facts(growth: Growth) -> list[tuple[str, str]]:

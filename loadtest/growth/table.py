@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,19 +19,35 @@ LEGEND = (
 )
 
 
-def series(growth: Growth) -> list[tuple[str, list[Point]]]:
-    """What grows, in words, with the points on the way."""
+class Series(NamedTuple):
+    """Points along which one amount grows.
+
+    Attributes:
+        name: in words.
+        axis: what grows.
+        points: each with how much of it there is.
+    """
+
+    name: str
+    axis: str
+    points: list[tuple[int, Point]]
+
+
+def series(growth: Growth) -> list[Series]:
+    """By context length, and by streams."""
     points = growth.points
     context, streams = points[0]
     plural = "s" if streams > 1 else ""
     return [
-        (
+        Series(
             f"by context length, {streams} stream{plural}",
-            [point for point in points if point.streams == streams],
+            "tokens of context",
+            [(point.context, point) for point in points if point.streams == streams],
         ),
-        (
+        Series(
             f"by streams, {context} tokens of context each",
-            [point for point in points if point.context == context],
+            "streams",
+            [(point.streams, point) for point in points if point.context == context],
         ),
     ]
 
@@ -70,9 +86,9 @@ def table(growth: Growth) -> RenderableType:
     """One table by context and one by streams, and why figures are missing."""
     parts: list[RenderableType] = [Text(heading(growth), style="dim")]
     parts += [Text(note) for note in growth.survey.notes]
-    for name, points in series(growth):
-        parts += [Text(), Text(f"milliseconds per token {name}", style="bold")]
-        parts.append(_table(growth, points, by_context=points[0].context != points[-1].context))
+    for each in series(growth):
+        parts += [Text(), Text(f"milliseconds per token {each.name}", style="bold")]
+        parts.append(_table(growth, each))
     parts.append(Text(LEGEND, style="dim"))
     if growth.busy:
         parts.append(Text(f"! {growth.busy}", style="red"))
@@ -84,13 +100,13 @@ def table(growth: Growth) -> RenderableType:
     return Group(*parts)
 
 
-def _table(growth: Growth, points: Sequence[Point], *, by_context: bool) -> Table:
+def _table(growth: Growth, shown: Series) -> Table:
     grid = Table(box=None, header_style="bold", pad_edge=False)
     grid.add_column("attention", no_wrap=True)
     grid.add_column("kernel", no_wrap=True)
-    for point in points:
-        grid.add_column(str(point.context if by_context else point.streams), justify="right", no_wrap=True)
+    for amount, _ in shown.points:
+        grid.add_column(str(amount), justify="right", no_wrap=True)
     for variant in growth.survey.variants:
-        cells = ["\n".join(cell(growth, variant.name, point)) for point in points]
+        cells = ["\n".join(cell(growth, variant.name, point)) for _, point in shown.points]
         grid.add_row(variant.name, variant.kernel or "-", *cells)
     return grid

@@ -56,6 +56,12 @@ def changes(before: Result, after: Result) -> list[Change]:
     ]
 
 
+def only_in_one(before: Result, after: Result) -> list[str]:
+    """Labels of the rows that have nothing to be compared with, those of ``after`` first."""
+    ours, theirs = (dict.fromkeys(run.label for run in result.runs) for result in (after, before))
+    return [label for label in (*ours, *theirs) if label not in ours or label not in theirs]
+
+
 def change(figure: Figure, before: Row, after: Row, confidence: float) -> Change:
     """One figure of two rows of the same label."""
     one, other = before.cells[figure.key], after.cells[figure.key]

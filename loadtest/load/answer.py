@@ -29,15 +29,13 @@ class Answer:
         parts: texts, one per message that had any.
         usage: the server's own counts; empty before they came.
         finish_reason: as the server says; empty before it came.
-        done: the stream has said that it is.
-        ended: when it did, in seconds of the monotonic clock; 0 before.
+        ended: when the stream said that it is done, in seconds of the monotonic clock; 0 before.
     """
 
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.usage: dict[str, Any] = {}
         self.finish_reason = ""
-        self.done = False
         self.ended = 0.0
 
     def take(self, data: str) -> str:

@@ -20,7 +20,7 @@ def loads(concurrency: str | None, rate: str | None, burstiness: float) -> list[
     """The loads of ``--concurrency 1,8`` or ``--rate 0.5,1``; 8 users without either.
 
     Raises:
-        OptionError: they are no numbers above 0, or one comes twice.
+        OptionError: one is not a number above 0, or comes twice.
     """
     if not burstiness > 0:
         raise OptionError("--burstiness must be more than 0")

@@ -14,7 +14,7 @@ from loadtest.load import driver, reconcile, result, validity
 from loadtest.load.device import device_use, to_measure, watched
 from loadtest.load.measures import summarize
 from loadtest.load.plan import Plan
-from loadtest.load.result import Run
+from loadtest.load.result import Run, load_label
 from loadtest.load.rows import FIGURES
 from loadtest.load.targets import Server, Target
 from loadtest.load.types import ClosedLoop, Load, Summary
@@ -69,7 +69,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Load and target."""
-        return words(self._load) + (f" on {self._target.name}" if self._plan.endpoint else "")
+        words = load_label(dataclasses.asdict(self._load))
+        return words + (f" on {self._target.name}" if self._plan.endpoint else "")
 
     def measure(self, load: object, seed: int) -> Mapping[str, float]:
         """One run after its warm-up; its figures by key.
@@ -144,13 +145,6 @@ def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile
         if (booked and not to_measure(after)) or time.monotonic() > end:
             return after
         time.sleep(0.1)
-
-
-def words(load: Load) -> str:
-    """A load in a few letters."""
-    if isinstance(load, ClosedLoop):
-        return f"{load.concurrency} user{'s' if load.concurrency > 1 else ''}"
-    return f"{load.rate:.3g} sessions/s"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -70,28 +70,27 @@ def run(
     """
     parts = _split(target, sessions, load, workers, seed, most_seconds)
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
-    processes, connections = [], []
+    clients: dict[Connection, Any] = {}
     try:
         for part in parts:
             ours, theirs = context.Pipe()
             process = context.Process(target=worker.main, args=(theirs, part), daemon=True)
             process.start()
             theirs.close()
-            processes.append(process)
-            connections.append(ours)
-        for process, connection in zip(processes, connections, strict=True):
+            clients[ours] = process
+        for connection, process in clients.items():
             _expect_ready(process, connection)
         start = time.monotonic() + _RUN_UP_SECONDS
-        for connection in connections:
+        for connection in clients:
             connection.send(start)
-        reports, interrupted = _collect(processes, connections, listener)
+        reports, interrupted = _collect(clients, listener)
     finally:
-        for process in processes:
+        for process in clients.values():
             process.join(0 if process.exitcode is not None else 2)
             if process.exitcode is None:
                 process.kill()
                 process.join()
-        for connection in connections:
+        for connection in clients:
             connection.close()
     records = sorted((record for report in reports for record in report.records), key=lambda r: r.sent)
     return Outcome(records, [report.worker for report in reports], interrupted)
@@ -138,39 +137,32 @@ def _expect_ready(process: Any, connection: Connection) -> None:
         ) from None
 
 
-def _collect(
-    processes: Sequence[Any], connections: Sequence[Connection], listener: Listener
-) -> tuple[list[Report], bool]:
+def _collect(clients: Mapping[Connection, Any], listener: Listener) -> tuple[list[Report], bool]:
     reports: dict[Connection, Report] = {}
-    latest: dict[Connection, Progress] = {}
+    latest = dict.fromkeys(clients, Progress(0, 0, 0, 0))
     interrupted, deadline = False, float("inf")
-    while len(reports) < len(connections):
+    while len(reports) < len(clients):
         try:
-            open_ones = [connection for connection in connections if connection not in reports]
+            open_ones = [connection for connection in clients if connection not in reports]
             for ready in wait(open_ones, timeout=1.0):
                 assert isinstance(ready, Connection)
-                message = _receive(ready, processes[connections.index(ready)])
+                message = _receive(ready, clients[ready])
                 if isinstance(message, Report):
                     reports[ready] = message
                 else:
                     latest[ready] = message
-            listener(
-                Progress(*(sum(column) for column in zip(*latest.values(), strict=True))) if latest else _NONE
-            )
+            listener(Progress(*(sum(column) for column in zip(*latest.values(), strict=True))))
             if time.monotonic() > deadline:
                 raise WorkerDiedError("a client process did not stop in time")
         except KeyboardInterrupt:
             if interrupted:
                 raise
             interrupted, deadline = True, time.monotonic() + _STOP_SECONDS
-            for connection in connections:
+            for connection in clients:
                 if connection not in reports:
                     with suppress(OSError):  # it has ended, which the next look at it tells
                         connection.send("stop")
-    return [reports[connection] for connection in connections], interrupted
-
-
-_NONE = Progress(0, 0, 0, 0)
+    return [reports[connection] for connection in clients], interrupted
 
 
 def _receive(connection: Connection, process: Any) -> Report | Progress:

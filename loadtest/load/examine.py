@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 
@@ -19,8 +17,7 @@ _NAMES = 8
 _TOKENS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """What an endpoint's list of models tells of one; 0 where it does not.
 
     Attributes:
@@ -58,7 +55,7 @@ def try_out(endpoint: Endpoint, turn: Turn) -> None:
 
 async def _told(endpoint: Endpoint) -> Told:
     async with http_client(endpoint) as client:
-        url = endpoint.url.rstrip("/") + "/models"
+        url = endpoint.url + "/models"
         try:
             response = await client.get(url, timeout=_LIST_SECONDS)
         except httpx2.HTTPError as error:
@@ -90,7 +87,7 @@ def _of(model: dict[str, Any]) -> Told:
 
 
 async def _tried(endpoint: Endpoint, turn: Turn) -> Record:
-    record = Record(0, 0, 0.0, 0.0, ended=math.nan, expected_tokens=_TOKENS)
+    record = Record(0, 0, 0.0, 0.0, expected_tokens=_TOKENS)
     async with HttpSender(endpoint) as sender:
         await sender.send(Turn(turn.prompt, min(_TOKENS, turn.output_tokens)), record)
     return record

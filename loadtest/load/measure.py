@@ -21,9 +21,6 @@ from loadtest.measuring.loops import loop_name
 from loadtest.measuring.weather import Observe
 from longspan import Client
 
-__all__ = ["NotMeasuredError", "Plan", "describe", "measure"]
-
-
 STOPPED = "it was stopped before all was measured"
 _UNKNOWN = (
     "what else used this machine was not watched: the server's processes can't be told from others; run "
@@ -60,8 +57,9 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
                 for target in plan.measured[:: -1 if number % 2 else 1]
             ]
             cells += own
-            if not number and any(target.local for target in plan.measured):
-                found.notes += [] if all(cell.pids for cell in own) else [_UNKNOWN]
+            local = any(target.local for target in plan.measured)
+            if not number and local and not all(cell.pids for cell in own):
+                found.notes.append(_UNKNOWN)
             first = len(found.runs)
             one_pass(found, own, 0, plan.repeats, observe)
             if isinstance(plan.loads, Sweep):
@@ -74,7 +72,6 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
     except (ScrapeError, WorkerDiedError, NotMeasuredError) as error:
         if not found.runs:
             raise
-        # What was measured before is kept.
         found.ended = f"it ended before all was measured: {error}"
     return found
 

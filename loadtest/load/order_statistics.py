@@ -1,7 +1,7 @@
 """How far a percentile of one run can be trusted: intervals from ranks alone, whatever the distribution.
 
 Of ``count`` independent values, the number that lie below the true percentile is binomial. So ranks can be
-named between which it lies with a given confidence (David and Nagaraja: Order Statistics, 2003, section
+named between which it lies with ``CONFIDENCE`` (David and Nagaraja: Order Statistics, 2003, section
 7.1). Nothing here needs more than Python, since ``longspan load`` runs where the client alone is installed.
 """
 
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 CONFIDENCE = 0.95
+"""At least this share of the intervals hold the true percentile."""
 
 
 @lru_cache(maxsize=1024)
-def ranks(count: int, share: float, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
+def ranks(count: int, share: float) -> tuple[int, int] | None:
     """The ranks, from 1, of the ordered values between which the true percentile lies.
 
     Tails are equal where there are enough values. With fewer the upper end is the largest value, and what
@@ -24,40 +25,38 @@ def ranks(count: int, share: float, confidence: float = CONFIDENCE) -> tuple[int
     Args:
         count: of values.
         share: of the percentile, 0.99 for the 99th; at least a half.
-        confidence: at least this of such intervals hold the true percentile.
 
     Returns:
         ``None`` where there are too few values for any such ranks.
     """
     if count < 1:
         return None
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     upper = max(tail, share**count)  # all of them can lie below the true percentile
-    low = _last_below(count, share, min(tail, 1 - confidence - upper))
+    low = _last_below(count, share, min(tail, 1 - CONFIDENCE - upper))
     if low is None:
         return None
     return low + 1, min(count, _first_reaching(count, share, 1 - upper) + 1)
 
 
-def interval(ordered: Sequence[float], share: float, confidence: float = CONFIDENCE) -> list[float] | None:
+def interval(ordered: Sequence[float], share: float) -> list[float] | None:
     """The ends of the interval of a percentile, or ``None`` where the values cannot carry one.
 
     Args:
         ordered: independent values, ascending.
         share: of the percentile.
-        confidence: of the interval.
     """
-    found = ranks(len(ordered), share, confidence)
+    found = ranks(len(ordered), share)
     return None if found is None else [ordered[found[0] - 1], ordered[found[1] - 1]]
 
 
-def needed(share: float, confidence: float = CONFIDENCE) -> int:
-    """The fewest values of which the largest is beyond the true percentile with that confidence.
+def needed(share: float) -> int:
+    """The fewest values of which the largest is beyond the true percentile with ``CONFIDENCE``.
 
     Below it, what passes for the percentile is the largest value or near it, and nothing limits the true one
     from above: 299 for the 99th, 29 for the 90th.
     """
-    return math.ceil(math.log(1 - confidence) / math.log(share))
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))
 
 
 def _last_below(count: int, share: float, tail: float) -> int | None:

@@ -39,7 +39,7 @@ class HttpSender:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         path = "/chat/completions" if endpoint.api == "chat" else "/completions"
-        self._url = endpoint.url.rstrip("/") + path
+        self._url = endpoint.url + path
         self._client = http_client(endpoint)
         self._uncounted: list[tuple[Record, list[str]]] = []
 
@@ -55,7 +55,7 @@ class HttpSender:
         await self._client.__aexit__(kind, error, trace)
 
     async def send(self, turn: Turn, record: Record) -> str:
-        """Sends one greedy request and times its stream; gives its text. What fails is in the record.
+        """Sends one greedy request and times its stream; gives its text. A failure is in the record.
 
         An answer of another length than asked for is no failure: not every server can be told to go on.
         """
@@ -95,9 +95,9 @@ class HttpSender:
                 async for event in httpx2.EventSource(response):
                     now = time.monotonic()
                     if event.data == "[DONE]":
-                        answer.done, answer.ended = True, answer.ended or now
+                        answer.ended = answer.ended or now
                         limit.reschedule(asyncio.get_running_loop().time() + _END_SECONDS)
-                    elif not answer.done and (text := answer.take(event.data)):
+                    elif not answer.ended and (text := answer.take(event.data)):
                         yield now, text
         except TimeoutError:
             pass  # it is done, and keeps its stream open
@@ -107,7 +107,7 @@ class HttpSender:
             where = self._endpoint.url
             raise FailedError("UNAVAILABLE", f"no server answers at {where}: {error or 'in time'}") from error
         except (httpx2.HTTPError, httpx2.StreamError) as error:
-            if not answer.done:
+            if not answer.ended:
                 raise FailedError(
                     "DISCONNECTED" if response is not None else "UNAVAILABLE",
                     f"the connection broke after {len(answer.parts)} messages with text: "
@@ -116,7 +116,7 @@ class HttpSender:
         finally:
             if response is not None:
                 await response.aclose()
-        if not answer.done and not answer.finish_reason:
+        if not answer.ended and not answer.finish_reason:
             raise FailedError(
                 "DISCONNECTED", f"the stream ended early, after {len(answer.parts)} messages with text"
             )
@@ -134,8 +134,8 @@ class HttpSender:
     async def _open(self, content: bytes, record: Record) -> httpx2.Response:
         """Sends a request and waits for its answer to begin.
 
-        A server may close a connection that rests just when it is used again. What it says nothing to there
-        goes out on another one, and counts as sent then.
+        A server may close an idle connection just when it is used again. A request that it leaves without an
+        answer for that reason goes out on another one, and counts as sent then.
         """
         headers = {"Accept": "text/event-stream", "Content-Type": "application/json"}
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
+from statistics import median
 
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import Row, rows
@@ -145,9 +146,9 @@ def _shares(runs: Sequence[Run], name: str) -> dict[str, float]:
     """Milliseconds by percentile; the median over repeats."""
     found = {}
     for percentile in _PERCENTILES:
-        values = sorted(getattr(getattr(run.summary, name), percentile) * 1e3 for run in runs)
+        values = [getattr(getattr(run.summary, name), percentile) * 1e3 for run in runs]
         finite = [value for value in values if math.isfinite(value)]
-        found[percentile] = finite[len(finite) // 2] if finite else math.nan
+        found[percentile] = median(finite) if finite else math.nan
     return found
 
 

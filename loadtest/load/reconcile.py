@@ -61,7 +61,7 @@ def scrape(url: str) -> Samples:
     """All of Longspan's samples, summed over labels; those of a kind also as ``name{kind="K"}``.
 
     Raises:
-        ScrapeError: nobody answers, or it is no metrics page.
+        ScrapeError: no server answers, or it is no metrics page.
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
@@ -119,7 +119,7 @@ def disagreements(client: Summary, server: ServerSide) -> list[str]:
         ):
             if ours != theirs:
                 found.append(
-                    f"{what}: the client counted {ours}, the server {theirs:.0f}; did somebody else use it?"
+                    f"{what}: the client counted {ours}, the server {theirs:.0f}; did another client use it?"
                 )
     for what, seen, told in (
         ("time to first token", client.ttft.mean, server.ttft),

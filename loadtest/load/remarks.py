@@ -9,13 +9,8 @@ from loadtest.load.rows import Row
 _MOST_CHANCE = 0.05
 
 
-def remarks(run: Run) -> list[str]:
-    """What a reader must know before believing the figures."""
-    return [*([f"INVALID: it was disturbed: {run.disturbed}"] if run.disturbed else []), *_remarks(run)]
-
-
 def _remarks(run: Run) -> list[str]:
-    """The same, but for what disturbed it."""
+    """Of one run, but for what disturbed it."""
     failed = ", ".join(f"{count} {code}" for code, count in run.summary.failed.items())
     return [
         *(["INTERRUPTED: it was stopped before its end"] if run.interrupted else []),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.document import plain, write
-from loadtest.load.against import Change, Finding, changes
+from loadtest.load.against import Change, Finding, changes, only_in_one
 from loadtest.load.plots import drawings
 from loadtest.load.remarks import remarks_of
 from loadtest.load.result import SCHEMA, Result
@@ -77,14 +77,11 @@ def _footnotes(found: Sequence[Row], confidence: float) -> list[str]:
 
 def _row(row: Row, goodput: bool) -> dict[str, Any]:
     cells = [_cell(each, row.cells[each.key]) for each in FIGURES]
-    summaries = [run.summary for run in row.runs]
     if goodput:
-        goods = [summary.goodput for summary in summaries if summary.goodput is not None]
-        share = 100 * sum(goods) / len(goods) if goods else math.nan
+        share = 100 * row.goodput
         cells.append((figure(share), _key(share), ""))
-    failed = sum(sum(summary.failed.values()) for summary in summaries)
-    requests = sum(summary.requests for summary in summaries)
-    cells += [(str(failed), failed, ""), (f"{requests:,}", requests, "")]
+    requests = sum(run.summary.requests for run in row.runs)
+    cells += [(str(row.failed), row.failed, ""), (f"{requests:,}", requests, "")]
     bad = any(run.objections or run.interrupted or run.disturbed for run in row.runs)
     return {"name": row.label, "kind": "bad" if bad else "", "cells": cells}
 
@@ -109,10 +106,8 @@ def _against(before: Result, after: Result) -> dict[str, Any]:
             ("after / before", [_ratio(change) for change in own]),
         ):
             table.append({"name": label, "cells": [(when, when, ""), *cells]})
-    shared = {change.label for change in found}
-    missing = [row.label for result in (after, before) for row in rows(result) if row.label not in shared]
     notes = differences(before, after)
-    if missing:
+    if missing := only_in_one(before, after):
         notes.append(f"only in one of the two: {', '.join(missing)}")
     heads = ["load", "when", *(f"{each.name}, {each.unit}" for each in FIGURES)]
     return {"created": before.created, "heads": heads, "rows": table, "notes": notes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,15 @@ class Run:
     @property
     def load_label(self) -> str:
         """The load in a few letters."""
-        if self.load["kind"] == "closed":
-            users = self.load["concurrency"]
-            return f"{users} user{'s' if users > 1 else ''}"
-        return f"{self.load['rate']:.3g}/s"
+        return load_label(self.load)
+
+
+def load_label(load: Mapping[str, Any]) -> str:
+    """A load in a few letters; see ``Run.load``."""
+    if load["kind"] == "closed":
+        users = load["concurrency"]
+        return f"{users} user{'s' if users > 1 else ''}"
+    return f"{load['rate']:.3g}/s"
 
 
 @dataclass(slots=True)
@@ -104,7 +110,7 @@ class Result:
             where only an endpoint was measured.
         runs: in the order in which they ran.
         peers: endpoints by name, with ``endpoint`` (its address), ``model``, ``api``, ``prompts``, ``tokens``
-            (who counted them) and ``extra``.
+            (how they were counted) and ``extra``.
         confidence: of all intervals.
         notes: what to know of the document as a whole.
         ended: why it ended before all was measured; empty if all was.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.load.measures import SHARES
+from loadtest.load.measures import SHARES, percentile
 from loadtest.load.order_statistics import needed
 from loadtest.load.result import Result, Run
 from loadtest.load.types import Spread, Summary
@@ -16,56 +15,48 @@ from loadtest.measuring.types import Interval
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of a summary, as tables show it.
+    """One figure of a summary, as tables show it: a rate, or a percentile of times.
 
     Attributes:
-        key: its name in documents.
-        name: its name in tables.
+        field: of the summary: the rate, or the distribution.
+        name: in tables.
         unit: that tables show it in.
         factor: from seconds, or per second, to that unit.
-        more_is_better: a rate, not a time.
-        get: the figure itself.
-        distribution: the summary's distribution that it is a percentile of; empty for a rate.
-        percentile: its name there.
+        percentile: its name in the distribution; empty for a rate.
     """
 
-    key: str
+    field: str
     name: str
     unit: str
-    factor: float
-    more_is_better: bool
-    get: Callable[[Summary], float]
-    distribution: str = ""
+    factor: float = 1.0
     percentile: str = ""
 
+    @property
+    def key(self) -> str:
+        """Its name in documents."""
+        return f"{self.field}_{self.percentile}" if self.percentile else self.field
 
-def _rate(key: str, name: str, unit: str) -> Figure:
-    return Figure(key, name, unit, 1.0, True, lambda summary: float(getattr(summary, key)))
+    @property
+    def more_is_better(self) -> bool:
+        """It is a rate, not a time."""
+        return not self.percentile
 
-
-def _percentile(distribution: str, name: str, percentile: str, unit: str, factor: float) -> Figure:
-    return Figure(
-        f"{distribution}_{percentile}",
-        f"{name} {percentile}",
-        unit,
-        factor,
-        False,
-        lambda summary: float(getattr(getattr(summary, distribution), percentile)),
-        distribution,
-        percentile,
-    )
+    def get(self, summary: Summary) -> float:
+        """The figure itself."""
+        found = getattr(summary, self.field)
+        return float(getattr(found, self.percentile) if self.percentile else found)
 
 
-FIGURES: tuple[Figure, ...] = (
-    _rate("output_rate", "output", "tok/s"),
-    _rate("prompt_rate", "prompt", "tok/s"),
-    _rate("request_rate", "requests", "/s"),
-    _percentile("ttft", "TTFT", "p50", "ms", 1e3),
-    _percentile("ttft", "TTFT", "p99", "ms", 1e3),
-    _percentile("tpot", "TPOT", "p50", "ms", 1e3),
-    _percentile("tpot", "TPOT", "p99", "ms", 1e3),
-    _percentile("chunk_gap", "gap", "p99", "ms", 1e3),
-    _percentile("latency", "latency", "p50", "s", 1.0),
+FIGURES = (
+    Figure("output_rate", "output", "tok/s"),
+    Figure("prompt_rate", "prompt", "tok/s"),
+    Figure("request_rate", "requests", "/s"),
+    Figure("ttft", "TTFT p50", "ms", 1e3, "p50"),
+    Figure("ttft", "TTFT p99", "ms", 1e3, "p99"),
+    Figure("tpot", "TPOT p50", "ms", 1e3, "p50"),
+    Figure("tpot", "TPOT p99", "ms", 1e3, "p99"),
+    Figure("chunk_gap", "gap p99", "ms", 1e3, "p99"),
+    Figure("latency", "latency p50", "s", 1.0, "p50"),
 )
 """What tables show, in this order."""
 
@@ -107,6 +98,17 @@ class Row:
     disturbed: list[Run]
     cells: dict[str, Cell]
 
+    @property
+    def failed(self) -> int:
+        """Requests of all runs that count."""
+        return sum(sum(run.summary.failed.values()) for run in self.runs)
+
+    @property
+    def goodput(self) -> float:
+        """The mean over the runs that count; NaN without targets."""
+        goods = [run.summary.goodput for run in self.runs if run.summary.goodput is not None]
+        return sum(goods) / len(goods) if goods else math.nan
+
 
 def rows(result: Result) -> list[Row]:
     """One row per label, in the order in which labels first ran."""
@@ -147,23 +149,22 @@ def cell(figure: Figure, runs: list[Run], confidence: float) -> Cell:
 
         return Cell(median_interval(values, confidence), True, weak)
     ends = [math.nan, math.nan]
-    if figure.distribution:
-        ends = getattr(runs[0].summary, figure.distribution).intervals.get(figure.percentile, ends)
+    if figure.percentile:
+        ends = getattr(runs[0].summary, figure.field).intervals.get(figure.percentile, ends)
     value = values[0] if values else math.nan
     return Cell(Interval(value, ends[0], ends[1], len(values)), False, weak)
 
 
 def _weak(figure: Figure, runs: list[Run]) -> str:
-    if not figure.distribution:
+    if not figure.percentile:
         return ""
-    spreads: list[Spread] = [getattr(run.summary, figure.distribution) for run in runs]
+    spreads: list[Spread] = [getattr(run.summary, figure.field) for run in runs]
     poor = [spread for spread in spreads if figure.percentile in spread.weak]
     if not poor:
         return ""
     least = min(spread.count for spread in poor)
     share = SHARES[figure.percentile]
-    rank = math.ceil(share * least - 1e-9)
-    place = "their largest" if rank == least else f"their {least - rank + 1}th largest"
-    place = place.replace(" 2th", " 2nd").replace(" 3th", " 3rd")
-    what = "messages" if figure.distribution == "chunk_gap" else "requests"
-    return f"{figure.percentile} of {least} {what} is {place}; {needed(share)} or more can tell it"
+    # Fewer than are needed have no percentile that is told below their third largest.
+    place = ("largest", "2nd largest", "3rd largest")[least - int(percentile(range(1, least + 1), share))]
+    what = "messages" if figure.field == "chunk_gap" else "requests"
+    return f"{figure.percentile} of {least} {what} is their {place}; {needed(share)} or more can tell it"

@@ -10,23 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.load.against import Change, Finding, changes
+from loadtest.load.against import Change, Finding, changes, only_in_one
 from loadtest.load.device import DeviceUse
-from loadtest.load.remarks import remarks, remarks_of
-from loadtest.load.result import Result, Run
-from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
-
-
-def _column(figure: Figure) -> tuple[str, str, Callable[[Run], float], bool]:
-    return (
-        *(figure.name, figure.unit),
-        lambda run: figure.get(run.summary) * figure.factor,
-        figure.more_is_better,
-    )
-
-
-COLUMNS: tuple[tuple[str, str, Callable[[Run], float], bool], ...] = tuple(map(_column, FIGURES))
-"""Header, unit, the figure of one run in that unit, and whether larger is better."""
+from loadtest.load.remarks import remarks_of
+from loadtest.load.result import Result
+from loadtest.load.rows import FIGURES, Cell, Row, rows
 
 DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
     ("memory used", "GB", lambda use: use.memory_used / 1e9),
@@ -74,16 +62,14 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     found = rows(result)
     for row in found:
         label = row.label if one_line else _broken(row.label)
-        failed = sum(sum(run.summary.failed.values()) for run in row.runs)
         cells = [label + (" *" if remarks_of(row) else "")]
         cells += [shown(row.cells[figure_.key], figure_.factor, one_line) for figure_ in FIGURES]
         if with_goodput:
-            goods = [run.summary.goodput for run in row.runs if run.summary.goodput is not None]
-            cells.append(f"{sum(goods) / len(goods):.1%}"[:-1] if goods else "-")
-        cells.append(f"[red]{failed}[/red]" if failed else "0")
+            cells.append("-" if math.isnan(row.goodput) else f"{100 * row.goodput:.1f}")
+        cells.append(f"[red]{row.failed}[/red]" if row.failed else "0")
         table.add_row(*cells)
     notes = [Text(f"* {label}: {remark}") for row in found for label, remark in remarks_of(row)]
-    return Group(heading(result), table, *footnotes(found), *notes, *_device_table(result))
+    return Group(heading(result), table, *footnotes(found), *notes, *_device_table(found))
 
 
 def _grid() -> Table:
@@ -129,11 +115,11 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
     return [Text(note, style="dim") for note in notes]
 
 
-def _device_table(result: Result) -> list[RenderableType]:
+def _device_table(found: Sequence[Row]) -> list[RenderableType]:
     """What runs made of the server's device, medians of repeats; nothing where no metrics were read."""
     uses = [
         (row.label, own)
-        for row in rows(result)
+        for row in found
         if (own := [run.device for run in row.runs if run.device is not None])
     ]
     if not uses:
@@ -182,11 +168,10 @@ def comparison(before: Result, after: Result) -> RenderableType:
         table.add_row("  ratio", *(_ratio(each) for each in own))
     notes: list[RenderableType] = [Text(note, style="dim") for note in _basis(found)]
     notes += [Text(f"! {line}", style="yellow") for line in differences(before, after)]
-    shared = {change.label for change in found}
-    missing = [row.label for result in (after, before) for row in rows(result) if row.label not in shared]
+    missing = only_in_one(before, after)
     if missing:
         notes.append(Text(f"only in one of the two: {', '.join(missing)}", style="dim"))
-    if any(run.label in shared and remarks(run) for run in [*before.runs, *after.runs]):
+    if any(row.label not in missing and remarks_of(row) for row in [*rows(before), *rows(after)]):
         notes.append(Text("! some of these runs have remarks; look at each result by itself", style="yellow"))
     return Group(Text("\nagainst the earlier result", style="bold"), table, *notes)
 

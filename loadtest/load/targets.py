@@ -40,7 +40,7 @@ class Endpoint:
     """A server with OpenAI's HTTP interface.
 
     Attributes:
-        url: up to and with its version, like ``http://127.0.0.1:8000/v1``.
+        url: up to and with its version, like ``http://127.0.0.1:8000/v1``, without a slash at its end.
         model: what requests name.
         name: what tables call it.
         api: ``completions`` takes prompts as they are, ``chat`` messages through the model's template.

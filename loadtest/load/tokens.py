@@ -28,15 +28,13 @@ class Counter:
             raise EndpointError("--tokenizer needs tokenizers; run: pip install 'longspan[load]'") from None
         path = Path(name)
         file = path / "tokenizer.json" if path.is_dir() else path
+        if path.exists() and not file.is_file():
+            raise EndpointError(f"{path} has no tokenizer.json; name the folder or file that is one")
         try:
             if file.is_file():
                 self._tokenizer = Tokenizer.from_file(str(file))
-            elif path.exists():
-                raise EndpointError(f"{path} has no tokenizer.json; name the folder or file that is one")
             else:
                 self._tokenizer = Tokenizer.from_pretrained(name)
-        except EndpointError:
-            raise
         except Exception as error:  # tokenizers raises nothing more specific
             raise EndpointError(
                 f"the tokenizer {name!r} can't be read: {error}; give a tokenizer.json, its folder, or a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -107,18 +108,15 @@ class _Client:
             await asyncio.gather(*(self._at(client, session, start + begin) for session, begin in begins))
 
     async def _user(self, client: Sender, left: Iterator[Session], start: float) -> None:
+        limit = self._assignment.most_seconds
         for session in left:
-            if self._over(time.monotonic() - start):
+            if limit is not None and time.monotonic() - start > limit:
                 return
             await self._session(client, session, None)
 
     async def _at(self, client: Sender, session: Session, when: float) -> None:
         await sleep_until(when)
         await self._session(client, session, when)
-
-    def _over(self, seconds: float) -> bool:
-        limit = self._assignment.most_seconds
-        return limit is not None and seconds > limit
 
     async def _session(self, client: Sender, session: Session, begin: float | None) -> None:
         history: list[Message] = []
@@ -148,9 +146,9 @@ class _Client:
             running += self._records[seen:]
             seen = len(self._records)
             for record in running:
-                if record.ended == record.ended:
+                if not math.isnan(record.ended):
                     ended, failed, tokens = ended + 1, failed + bool(record.error), tokens + record.tokens
-            running = [record for record in running if record.ended != record.ended]
+            running = [record for record in running if math.isnan(record.ended)]
             under_way = sum(record.tokens for record in running)
             self._connection.send(Progress(seen, ended, failed, tokens + under_way))
 

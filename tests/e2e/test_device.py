@@ -7,7 +7,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from loadtest.load.measure import Plan, measure
+from loadtest.load.measure import measure
+from loadtest.load.plan import Plan
 from loadtest.load.types import ClosedLoop
 from loadtest.load.workloads import Shape, fixed
 

@@ -1,5 +1,18 @@
 """The gRPC server with the scripted engine, as the tests of the API have it."""
 
+import pytest
+
+from server.observe.metrics import listen
 from tests.api.conftest import loading, running, settings, tokenizer
 
-__all__ = ["loading", "running", "settings", "tokenizer"]
+__all__ = ["loading", "running", "served", "settings", "tokenizer"]
+
+
+@pytest.fixture
+async def served(running):
+    """The server with room for many, and its port and its metrics' port."""
+    running.state.admission.limit = 100
+    http, metrics_port = listen(running.registry, "127.0.0.1", 0)
+    yield running, running.port, metrics_port
+    http.shutdown()
+    http.server_close()

@@ -51,5 +51,5 @@ def test_a_command_without_a_server_says_why(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "--rounds", "0"])
     with pytest.raises(SystemExit):
         bench.main()
-    assert "no number above 0" in capsys.readouterr().err
+    assert "not a number above 0" in capsys.readouterr().err
     assert WorkerDiedError in bench._FAILURES

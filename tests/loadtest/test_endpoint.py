@@ -138,7 +138,7 @@ def test_a_connection_that_the_server_has_closed_is_no_failure(address, monkeypa
         assert record.sent < record.arrivals[0][0] < record.sent + 5
 
 
-def test_nobody_there():
+def test_an_address_without_a_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -226,9 +226,7 @@ def test_counting(tokenizer, tmp_path):
 def test_options_that_make_no_sense(fields, sentence):
     good = {"url": "http://a/v1", "model": "m", "name": "peer", "api": "chat", "prompts": "ids"}
     with pytest.raises(asked.OptionError, match=sentence):
-        asked.endpoint(
-            **{**dict(good, tokenizer=None, extra=None, key_env=None), **fields},
-        )
+        asked.endpoint(**{**good, "tokenizer": None, "extra": None, "key_env": None, **fields})
 
 
 def test_which_targets_share_this_machine():

@@ -1,5 +1,6 @@
 """From records to figures, verdicts, documents and tables."""
 
+import io
 import json
 import math
 from dataclasses import asdict
@@ -186,10 +187,10 @@ def test_other_files_are_refused(tmp_path, text):
         result.load(file)
 
 
-def shown(renderable) -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def shown(renderable, width=200):
+    console = Console(width=width, file=io.StringIO())
     console.print(renderable)
-    return console.export_text()
+    return console.file.getvalue()
 
 
 def test_a_table_shows_what_is_wrong():

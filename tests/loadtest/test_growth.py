@@ -21,7 +21,7 @@ from loadtest.direct.settings import read_settings
 from loadtest.direct.work import NO_TIME, Findings
 from loadtest.growth import document, engines, measure
 from loadtest.growth.report import write_report
-from loadtest.growth.table import milliseconds, table
+from loadtest.growth.table import milliseconds, series, table
 from loadtest.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.measuring.types import Measurement
 from server.engine.types import RefusedError
@@ -62,6 +62,12 @@ def folder(tmp_path_factory):
 def test_one_point_is_not_measured_twice():
     assert PLAN.points == POINTS
     assert replace(PLAN, contexts=(64,), streams=(3,)).points == (Point(64, 3),)
+
+
+def test_a_single_context_heads_its_series():
+    survey = Survey(MODEL, {}, "f", (), (), (64,))
+    growth = Growth("now", {}, replace(PLAN, contexts=(64,)), survey)
+    assert [[amount for amount, _ in each.points] for each in series(growth)] == [[64], [1, 2]]
 
 
 def test_by_default_all_backends_and_patterns_are_tried(folder):

@@ -7,7 +7,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from loadtest import document
 from loadtest.load import order_statistics, result, table
@@ -16,12 +15,11 @@ from loadtest.load.measures import percentile, summarize
 from loadtest.load.request_rows import COLUMNS, save_csv
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import clean, rows
-from loadtest.load.types import Worker
 from loadtest.measuring.records import Record
 from loadtest.measuring.types import Weather
 from loadtest.statistics import ratio_interval
+from tests.loadtest.test_figures import IDLE, shown
 
-IDLE = [Worker(cpu_share=0.1, loop_lag=0.001)]
 SHARES = [0.5, 0.9, 0.99]
 
 
@@ -90,12 +88,6 @@ def repeated(ttft, repeats=6, seed=0, **fields):
         ],
         **fields,
     )
-
-
-def shown(renderable, width=200):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(renderable)
-    return console.export_text()
 
 
 def test_a_percentile_of_too_few_requests_is_marked():
@@ -193,14 +185,10 @@ def test_disturbed_runs_do_not_count_where_others_do():
     assert row.cells["ttft_p50"].interval.value == pytest.approx(0.1)
     assert clean(made([spoilt, quiet]))
     assert "1 of 2 runs were disturbed and don't count" in shown(table.runs_table(made([spoilt, quiet])))
-    (row,) = rows(made([spoilt, replace_attempt(spoilt)]))
+    (row,) = rows(made([spoilt, replace(spoilt, attempt=1)]))
     assert len(row.runs) == 1, "attempts at one repeat are no repeats"
     assert not clean(made([spoilt]))
     assert "INVALID: every run was disturbed" in shown(table.runs_table(made([spoilt])))
-
-
-def replace_attempt(spoilt):
-    return replace(spoilt, attempt=1)
 
 
 def test_prompts_that_the_server_knew_are_a_warning():

@@ -22,7 +22,8 @@ from loadtest.direct.device import machine, peer
 from loadtest.direct.device.forms import Form, Load
 from loadtest.direct.device.model import build
 from loadtest.direct.engine import DirectEngine, open_engine
-from loadtest.load.measure import Plan, measure
+from loadtest.load.measure import measure
+from loadtest.load.plan import Plan
 from loadtest.load.result import Run
 from loadtest.load.types import ClosedLoop, Session
 from loadtest.load.workloads import Shape, fixed
