@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from loadtest.document import plain, write
 from loadtest.growth.document import SCHEMA
 from loadtest.growth.table import LEGEND, cell, heading, milliseconds, series
 from loadtest.growth.types import Growth, Point
+from loadtest.measuring.types import Interval
 from loadtest.report import page, words
 from loadtest.report.chart import Chart, room_for
 from loadtest.report.drawing import Drawing, drawing
@@ -35,7 +35,6 @@ def render(growth: Growth) -> str:
     return page.render(
         "growth.html.j2",
         title=f"Cost as work grows: {growth.survey.model['name']}",
-        live=False,
         heading=[heading(growth), growth.created],
         notes=[*growth.survey.notes, *([growth.busy] if growth.busy else [])],
         legend=LEGEND,
@@ -66,7 +65,9 @@ def drawings(growth: Growth) -> list[Drawing]:
 
 def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
     lines = {
-        number: [(float(_at(points, point)), growth.seconds(variant.name, point)) for point in points]
+        number: [
+            (float(_at(points, point)), growth.seconds(variant.name, point).scaled(1e3)) for point in points
+        ]
         for number, variant in enumerate(growth.survey.variants)
     }
     lines = {number: [(at, found) for at, found in line if found.count] for number, line in lines.items()}
@@ -74,7 +75,7 @@ def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
     places = [float(_at(points, point)) for point in points]
     low, high = span(places, log=True, pad=0.02)
     shown = [interval for line in lines.values() for _, interval in line]
-    values = [end * 1e3 for one in shown for end in (one.value, one.low, one.high)]
+    values = [end for one in shown for end in (one.value, one.low, one.high)]
     bottom, top = span(values, log=True, pad=0.05)
     x = Axis(
         "tokens of context" if _by_context(points) else "streams",
@@ -84,16 +85,14 @@ def _draw(growth: Growth, points: Sequence[Point], size: Size) -> Chart:
     y = Axis("milliseconds per token", bottom, top, True)
     names = [(number, growth.survey.variants[number].name) for number in lines]
     chart = Chart(size, x, y, right=room_for([name for _, name in names], size))
-    for number, line in lines.items():
-        name = growth.survey.variants[number].name
-        chart.line([(at, found.value * 1e3) for at, found in line], look(number))
-        for at, found in line:
-            value = found.value * 1e3
-            if found.claimed:
-                chart.interval((at, at), (found.low * 1e3, found.high * 1e3), look(number).color)
-            chart.point(at, value, look(number), f"{name}: {words.number(value)} ms at {at:g}", radius=4)
-    chart.names([(lines[number][-1][1].value * 1e3, name, look(number)) for number, name in names])
+    for number, name in names:
+        chart.series(lines[number], look(number), partial(_told, name))
+    chart.names([(lines[number][-1][1].value, name, look(number)) for number, name in names])
     return chart
+
+
+def _told(name: str, at: float, found: Interval) -> str:
+    return f"{name}: {words.number(found.value)} ms at {at:g}"
 
 
 def _by_context(points: Sequence[Point]) -> bool:
@@ -111,13 +110,13 @@ def _table(growth: Growth, points: Sequence[Point]) -> dict[str, Any]:
         for point in points:
             value = milliseconds(growth, variant.name, point)
             first, *others = cell(growth, variant.name, point)
-            cells.append((first, value if math.isfinite(value) else "", ", ".join(others)))
+            cells.append((first, value, ", ".join(others)))
         rows.append({"name": variant.name, "number": number, "cells": cells})
     return {"heads": ["attention", *(str(_at(points, point)) for point in points)], "rows": rows}
 
 
 def _facts(growth: Growth) -> list[tuple[str, str]]:
-    facts = [("versions", ", ".join(f"{name} {value}" for name, value in growth.survey.versions.items()))]
+    facts = [("versions", words.pairs(growth.survey.versions))]
     for variant in growth.survey.variants:
         options = " ".join(f"{name}={value}" for name, value in variant.options.items())
         told = f"{options}; longspan serve {' '.join(variant.arguments)}".removeprefix("; ")

@@ -212,7 +212,7 @@ def test_the_oracle_tells_budget_and_selector_apart():
     advice = judge(drawn).advice
     assert advice.winner == FULL.name, "the oracle is not for serving"
     at = advice.sentences.index(
-        "What oracle 512 loses is the price of the budget, the rest that of how top-k 512 selects."
+        "The loss of oracle 512 is the budget's price; the rest of top-k 512's comes from how it selects."
     )
     assert advice.sentences[at - 1] == (
         "top-k 512 beside oracle 512, which sees the tokens that truly weigh most, at 4k: perplexity 1.083 "
