@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtest.compare import words
-from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load
+from loadtest.compare.gains import (
+    deciding_figure,
+    is_served,
+    new_prompts,
+    of_memory,
+    operators_load,
+    under_load,
+)
 from loadtest.compare.ground import Ground
 from loadtest.compare.pareto import fronts
 from loadtest.compare.phrases import ended, listed, setting, times
@@ -69,18 +76,8 @@ def _has_speed(comparison: Comparison, full: str, load: Load) -> bool:
     return any(cell.figures and not cell.error for cell in cells)
 
 
-def _gain(verdict: Verdict, load: Load | None, figure: str) -> Gain | None:
-    label = load.label if load else ""
-    return next((one for one in verdict.gains if (one.load, one.figure) == (label, figure)), None)
-
-
 def _speed(verdict: Verdict, load: Load) -> Gain | None:
-    return _gain(verdict, load, deciding_figure(load))
-
-
-def _memory(verdict: Verdict, context: int, figure: str) -> Gain | None:
-    found = (one for one in verdict.gains if (one.context, one.figure) == (context, figure))
-    return next(found, None)
+    return under_load(verdict.gains, load, deciding_figure(load))
 
 
 def _is_faster(comparison: Comparison, verdict: Verdict, load: Load) -> bool:
@@ -99,7 +96,8 @@ def _best(comparison: Comparison, winners: Sequence[Verdict], load: Load) -> Ver
     new = new_prompts(comparison, load.context)
 
     def rank(verdict: Verdict) -> tuple[float, float, float]:
-        ttft, held = _gain(verdict, new, "ttft"), _memory(verdict, load.context, "bytes")
+        ttft = under_load(verdict.gains, new, "ttft")
+        held = of_memory(verdict.gains, load.context, "bytes")
         first_token = ttft.ratio.value if ttft and ttft.different else 1.0
         return first_token, held.ratio.value if held else 1.0, ratios[verdict.deployment].value
 
@@ -229,7 +227,7 @@ def _smaller(
     budget = comparison.plan.kv_memory
     if not budget:
         return []
-    fits = {one.deployment: gain for one in served if (gain := _memory(one, load.context, "fits"))}
+    fits = {one.deployment: gain for one in served if (gain := of_memory(one.gains, load.context, "fits"))}
     mine = fits.get(best.deployment) if best else None
     least = max(1.0, mine.ratio.value if mine else 1.0)
     more = [

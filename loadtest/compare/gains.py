@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from loadtest.compare.equal import equal_work
 from loadtest.compare.types import Comparison, Gain
 from loadtest.evaluation.types import Memory
@@ -52,6 +54,16 @@ def new_prompts(comparison: Comparison, context: int) -> Load | None:
     """The first load of a context whose prompts have their prefill, for time to first token."""
     loads = (load for load in comparison.plan.loads if load.context == context and not load.cached)
     return next(loads, None)
+
+
+def under_load(gains: Iterable[Gain], load: Load | None, figure: str) -> Gain | None:
+    """A figure of speed under a load; ``None`` where there is no such load or figure."""
+    return next((one for one in gains if load and (one.load, one.figure) == (load.label, figure)), None)
+
+
+def of_memory(gains: Iterable[Gain], context: int, figure: str) -> Gain | None:
+    """A figure of memory at a context; ``None`` where it was not measured."""
+    return next((one for one in gains if (one.context, one.figure) == (context, figure)), None)
 
 
 def _speed(comparison: Comparison, full: str, name: str, load: Load, figure: str) -> Gain:

@@ -7,6 +7,15 @@ from collections.abc import Callable, Sequence
 
 from loadtest.measuring.types import Interval
 
+FIGURES = {
+    "tpot": "time per token",
+    "output_rate": "tokens per second",
+    "ttft": "time to first token",
+    "bytes": "KV cache",
+    "fits": "sequences that fit",
+}
+"""Names of the figures of speed and memory."""
+
 
 def listed(words: Sequence[str]) -> str:
     """Words as a list in a sentence: a, b and c."""
@@ -51,13 +60,18 @@ def setting(share: float) -> str:
     return f"{100 * share:.6g}%"
 
 
+def measure(name: str) -> str:
+    """A test of quality by its name in ``Evidence``."""
+    return "your own questions" if name == "own" else name.removeprefix("task:")
+
+
 def inverse(ratio: Interval) -> Interval:
     """How many times worse, of how many times better."""
     return Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, ratio.count)
 
 
 def figure(value: float) -> str:
-    """Three digits that matter."""
+    """Three significant digits."""
     if math.isnan(value):
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -13,7 +13,7 @@ from loadtest.measuring.types import length_label
 def selectors(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
     """For each top-k candidate that the oracle was measured with at the same budget: whose loss it is.
 
-    What the truly best tokens lose is the budget's; the rest is the selector's.
+    The loss of the truly best tokens is the budget's; the rest is the selector's.
     """
     budgets = {
         (one.options.get("pattern"), one.options.get("budget", "")): one.name
@@ -37,7 +37,7 @@ def selectors(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
             sentences += [
                 f"{name} beside {oracle}, which sees the tokens that truly weigh most, at "
                 f"{length_label(context)}: {said}",
-                f"What {oracle} loses is the price of the budget, the rest that of how {name} selects"
+                f"The loss of {oracle} is the budget's price; the rest of {name}'s comes from how it selects"
                 if any(_apart(own, best) for own, best in pairs)
                 else "Their intervals overlap: no loss is shown to come from how it selects",
             ]

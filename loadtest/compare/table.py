@@ -9,7 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.compare.gains import deciding_figure, figures, new_prompts, operators_load
+from loadtest.compare.gains import (
+    deciding_figure,
+    figures,
+    new_prompts,
+    of_memory,
+    operators_load,
+    under_load,
+)
 from loadtest.compare.phrases import ends, figure, setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.evaluation import analysis
@@ -33,7 +40,8 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
         judgment: of it.
     """
     plan = comparison.plan
-    grids = [_grid(comparison, judgment, context) for context in plan.contexts]
+    baseline = figures(comparison)
+    grids = [_grid(comparison, judgment, baseline, context) for context in plan.contexts]
     verdicts = [_item(verdict.sentence, _STYLES[verdict.outcome]) for verdict in judgment.verdicts]
     advice = [
         Text(sentence, style="bold" if not at else "")
@@ -158,7 +166,9 @@ def _item(sentence: str, style: str) -> RenderableType:
     return grid
 
 
-def _grid(comparison: Comparison, judgment: Judgment, context: int) -> RenderableType:
+def _grid(
+    comparison: Comparison, judgment: Judgment, baseline: Sequence[Gain], context: int
+) -> RenderableType:
     load, new = operators_load(comparison, context), new_prompts(comparison, context)
     rate = load is not None and deciding_figure(load) == "output_rate"
     grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
@@ -177,16 +187,16 @@ def _grid(comparison: Comparison, judgment: Judgment, context: int) -> Renderabl
     verdicts: Mapping[str, Verdict] = {verdict.deployment: verdict for verdict in judgment.verdicts}
     for candidate in comparison.plan.candidates:
         verdict = verdicts.get(candidate.name)
-        gains = verdict.gains if verdict else figures(comparison)
+        gains = verdict.gains if verdict else baseline
         grid.add_row(
             _name(comparison, candidate.name, verdict if context == comparison.plan.contexts[-1] else None),
-            *_speed(gains, load, new, own=verdict is not None),
-            *_memory(gains, context, own=verdict is not None),
+            *_speed(gains, load, new, paired=verdict is not None),
+            *_memory(gains, context),
             *_quality(judgment, verdict, context),
         )
     title = load.label if load else length_label(context)
     others = [one for one in comparison.plan.loads if one.context == context and one not in (load, new)]
-    beside = [_load(comparison, judgment, one) for one in others if _is_measured(comparison, one)]
+    beside = [_load(comparison, judgment, baseline, one) for one in others if _is_measured(comparison, one)]
     return Group(Text(f"\n{title}", style="bold"), grid, *beside)
 
 
@@ -194,7 +204,7 @@ def _is_measured(comparison: Comparison, load: Load) -> bool:
     return any(cell.load == load.label and cell.figures for cell in comparison.speed)
 
 
-def _load(comparison: Comparison, judgment: Judgment, load: Load) -> RenderableType:
+def _load(comparison: Comparison, judgment: Judgment, baseline: Sequence[Gain], load: Load) -> RenderableType:
     """Speeds under a load that is not the one that decides."""
     grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column("attention")
@@ -205,12 +215,11 @@ def _load(comparison: Comparison, judgment: Judgment, load: Load) -> RenderableT
         grid.add_column("x full", justify="right", no_wrap=True)
     by_name = {verdict.deployment: verdict.gains for verdict in judgment.verdicts}
     for candidate in comparison.plan.candidates:
-        own = candidate.name in by_name
-        gains = by_name.get(candidate.name, figures(comparison))
+        gains = by_name.get(candidate.name, baseline)
         cells: list[Text] = []
         for name, _, scale in shown:
-            gain = _find(gains, load, name)
-            cells += [_interval(gain, scale, own=own), _times(gain, own=own)]
+            gain = under_load(gains, load, name)
+            cells += [_interval(gain, scale), _times(gain if candidate.name in by_name else None)]
         grid.add_row(candidate.name, *cells)
     return Group(Text(f"\n{load.label}", style="bold"), grid)
 
@@ -227,17 +236,17 @@ def _name(comparison: Comparison, name: str, verdict: Verdict | None) -> Text:
     return Text(name).append(f"\n{verdict.outcome}", style=_STYLES[verdict.outcome])
 
 
-def _speed(gains: Sequence[Gain], load: Load | None, new: Load | None, *, own: bool) -> list[Text]:
+def _speed(gains: Sequence[Gain], load: Load | None, new: Load | None, *, paired: bool) -> list[Text]:
     deciding = deciding_figure(load) if load else ""
-    speed = _find(gains, load, deciding)
-    first = _find(gains, new, "ttft")
+    speed = under_load(gains, load, deciding)
     scale = 1.0 if deciding == "output_rate" else 1e3
-    return [_interval(speed, scale, own=own), _times(speed, own=own), _interval(first, 1.0, own=own)]
+    first = under_load(gains, new, "ttft")
+    return [_interval(speed, scale), _times(speed if paired else None), _interval(first, 1.0)]
 
 
-def _times(gain: Gain | None, *, own: bool) -> Text:
+def _times(gain: Gain | None) -> Text:
     """How many times better than full attention."""
-    if not own or gain is None:
+    if gain is None:
         return Text("-")
     if gain.equal_work:
         return Text("same\nwork", style="dim")
@@ -245,11 +254,12 @@ def _times(gain: Gain | None, *, own: bool) -> Text:
     return _with_ends(gain.ratio, times, style)
 
 
-def _memory(gains: Sequence[Gain], context: int, *, own: bool) -> list[Text]:
-    at = {gain.figure: gain for gain in gains if gain.context == context and not gain.load}
-    values = {name: (gain.own if own else gain.full).value for name, gain in at.items()}
-    held, fits = values.get("bytes", math.nan), values.get("fits", math.nan)
-    return [Text(figure(held / _MEBIBYTE)), Text("-" if math.isnan(fits) else f"{fits:,.0f}")]
+def _memory(gains: Sequence[Gain], context: int) -> list[Text]:
+    held, fits = (of_memory(gains, context, name) for name in ("bytes", "fits"))
+    return [
+        Text(figure(held.own.value / _MEBIBYTE) if held else "-"),
+        Text(f"{fits.own.value:,.0f}" if fits else "-"),
+    ]
 
 
 def _quality(judgment: Judgment, verdict: Verdict | None, context: int) -> list[Text]:
@@ -283,16 +293,8 @@ def _beyond(test: Evidence) -> str:
     return "red" if test.outcome is Outcome.UNSAFE else ""
 
 
-def _find(gains: Sequence[Gain], load: Load | None, name: str) -> Gain | None:
-    return next((one for one in gains if load and (one.load, one.figure) == (load.label, name)), None)
-
-
-def _interval(gain: Gain | None, scale: float, *, own: bool) -> Text:
-    if gain is None:
-        return Text("-")
-    found = gain.own if own else gain.full
-    scaled = Interval(found.value * scale, found.low * scale, found.high * scale, found.count)
-    return _with_ends(scaled, figure)
+def _interval(gain: Gain | None, scale: float) -> Text:
+    return Text("-") if gain is None else _with_ends(gain.own.scaled(scale), figure)
 
 
 def _with_ends(interval: Interval, write: Callable[[float], str], style: str = "") -> Text:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from loadtest.compare.evidence import EQUAL, PENDING, failures
 from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
 from loadtest.compare.ground import Ground
-from loadtest.compare.phrases import amount, ended, ends, inverse, listed, times
+from loadtest.compare.phrases import FIGURES, amount, ended, ends, inverse, listed, measure, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
 from loadtest.measuring.types import length_label
 from loadtest.statistics import least
@@ -28,13 +28,6 @@ _COST = {
     "output_rate": "takes {} times as long for as many tokens{}{}",
     "bytes": "has a KV cache {} times as large{}{}",
     "fits": "fits only {} times as many sequences into the same memory{}{}",
-}
-_FIGURES = {
-    "tpot": "time per token",
-    "ttft": "time to first token",
-    "output_rate": "tokens per second",
-    "bytes": "KV cache",
-    "fits": "sequences that fit",
 }
 _DECIDING = (
     ("perplexity", "text"),
@@ -111,7 +104,7 @@ def figure_words(gain: Gain, confidence: float) -> str:
         gain: of it.
         confidence: of its intervals.
     """
-    name = _FIGURES[gain.figure]
+    name = FIGURES[gain.figure]
     if gain.equal_work:
         return f"{name}: it does the same work as full attention, so any difference is the machine's"
     if not gain.ratio.claimed:
@@ -153,9 +146,9 @@ def test_words(test: Evidence) -> str:
 
 
 def more_words(test: Evidence) -> str:
-    """How many samples would settle a test; empty if it is settled, or if nobody knows yet.
+    """How many samples would settle a test; empty if it is settled, or if that is not known yet.
 
-    Where there is no interval yet, nobody knows how wide it will be: only how many one takes at least.
+    Where there is no interval yet, its width is not known: only how many samples it takes at least.
     """
     if not test.more or not test.loss.count:
         return ""
@@ -209,11 +202,9 @@ def _at(test: Evidence) -> str:
 
 
 def _subject(test: Evidence) -> str:
-    if test.measure == "own":
-        return "your own questions"
-    if test.measure == "tasks":
-        return "tasks" if test.unit == "score" else "tasks that full attention fails"
-    return test.measure.removeprefix("task:")
+    if (test.measure, test.unit) == ("tasks", "logprob"):
+        return "tasks that full attention fails"
+    return measure(test.measure)
 
 
 def _at_most(test: Evidence) -> str:
@@ -243,7 +234,6 @@ def settling(tests: Sequence[Evidence], seconds: float) -> str:
     unsettled = [test for test in tests if test.decides and test.more]
     if not unsettled or not seconds:
         return ""
-    about = "about" if all(test.loss.claimed for test in unsettled) else "at least"
     measured = [test for test in unsettled if test.measure != "own"]
     parts = []
     if measured:
@@ -253,6 +243,6 @@ def settling(tests: Sequence[Evidence], seconds: float) -> str:
         parts.append(f"{max(own):,} more question{'s' * (max(own) > 1)} of your own")
     text = any(test.unit == "perplexity" for test in measured)
     provided = ", if the text is long enough" if text else ""
-    if about == "about":
+    if all(test.loss.claimed for test in unsettled):
         return f"about {' and '.join(parts)} would settle it{provided}"
     return f"it takes at least {' and '.join(parts)}{provided}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from loadtest.document import plain, write
 from loadtest.growth.document import SCHEMA
 from loadtest.growth.table import LEGEND, Series, cell, heading, milliseconds, series
 from loadtest.growth.types import Growth
+from loadtest.measuring.types import Interval
 from loadtest.report import page, words
 from loadtest.report.chart import Chart, room_for
 from loadtest.report.drawing import Drawing, drawing
@@ -34,7 +34,6 @@ def render(growth: Growth) -> str:
     return page.render(
         "growth.html.j2",
         title=f"Cost as work grows: {growth.survey.model['name']}",
-        live=False,
         heading=[heading(growth), growth.created],
         notes=[*growth.survey.notes, *([growth.busy] if growth.busy else [])],
         legend=LEGEND,
@@ -66,28 +65,26 @@ def drawings(growth: Growth) -> list[Drawing]:
 def _draw(growth: Growth, drawn: Series, size: Size) -> Chart:
     lines = {}
     for number, variant in enumerate(growth.survey.variants):
-        line = [(float(at), growth.seconds(variant.name, point)) for at, point in drawn.points]
-        if line := [(at, found) for at, found in line if found.count]:
+        found = [(float(at), growth.seconds(variant.name, point).scaled(1e3)) for at, point in drawn.points]
+        if line := [(at, one) for at, one in found if one.count]:
             lines[number] = line
     places = [float(at) for at, _ in drawn.points]
     low, high = span(places, log=True, pad=0.02)
     shown = [interval for line in lines.values() for _, interval in line]
-    values = [end * 1e3 for one in shown for end in (one.value, one.low, one.high)]
+    values = [end for one in shown for end in (one.value, one.low, one.high)]
     bottom, top = span(values, log=True, pad=0.05)
     x = Axis(drawn.axis, low, high, True, tuple(places), lambda tick: words.tokens(int(tick)))
     y = Axis("milliseconds per token", bottom, top, True)
     names = [(number, growth.survey.variants[number].name) for number in lines]
     chart = Chart(size, x, y, right=room_for([name for _, name in names], size))
-    for number, line in lines.items():
-        name = growth.survey.variants[number].name
-        chart.line([(at, found.value * 1e3) for at, found in line], look(number))
-        for at, found in line:
-            value = found.value * 1e3
-            if found.claimed:
-                chart.interval((at, at), (found.low * 1e3, found.high * 1e3), look(number).color)
-            chart.point(at, value, look(number), f"{name}: {words.number(value)} ms at {at:g}", radius=4)
-    chart.names([(lines[number][-1][1].value * 1e3, name, look(number)) for number, name in names])
+    for number, name in names:
+        chart.series(lines[number], look(number), partial(_told, name))
+    chart.names([(lines[number][-1][1].value, name, look(number)) for number, name in names])
     return chart
+
+
+def _told(name: str, at: float, found: Interval) -> str:
+    return f"{name}: {words.number(found.value)} ms at {at:g}"
 
 
 def _table(growth: Growth, shown: Series) -> dict[str, Any]:
@@ -97,13 +94,13 @@ def _table(growth: Growth, shown: Series) -> dict[str, Any]:
         for _, point in shown.points:
             value = milliseconds(growth, variant.name, point)
             first, *others = cell(growth, variant.name, point)
-            cells.append((first, value if math.isfinite(value) else "", ", ".join(others)))
+            cells.append((first, value, ", ".join(others)))
         rows.append({"name": variant.name, "number": number, "cells": cells})
     return {"heads": ["attention", *(str(at) for at, _ in shown.points)], "rows": rows}
 
 
 def _facts(growth: Growth) -> list[tuple[str, str]]:
-    facts = [("versions", ", ".join(f"{name} {value}" for name, value in growth.survey.versions.items()))]
+    facts = [("versions", words.pairs(growth.survey.versions))]
     for variant in growth.survey.variants:
         options = " ".join(f"{name}={value}" for name, value in variant.options.items())
         told = f"{options}; longspan serve {' '.join(variant.arguments)}".removeprefix("; ")

@@ -9,15 +9,15 @@ from statistics import median
 
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import Row, rows
+from loadtest.measuring.types import Interval
 from loadtest.report import words
 from loadtest.report.chart import Chart
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import Look, look
-from loadtest.report.scale import Axis, span
-from loadtest.report.svg import FONT, HALF, NARROW, Size, element, over, shortened
+from loadtest.report.scale import Axis, from_zero, span
+from loadtest.report.svg import FONT, HALF, Size, element, over, shortened
 from loadtest.report.svg import words as line_of
 
-_SIZES = (HALF, NARROW)
 _PERCENTILES = {"p50": 5.5, "p90": 4.0, "p95": 3.0, "p99": 5.5}
 _ROW = 27.0
 
@@ -43,24 +43,24 @@ def drawings(result: Result, before: Result | None = None) -> list[Drawing]:
 
 def throughput(after: Sequence[Row], before: Sequence[Row] = ()) -> Drawing:
     """Output tokens per second against median latency, one point per load."""
-    series = [(name, one) for name, one in _series(after).items()]
-    earlier = [(f"{name}, before", one) for name, one in _series(before).items()]
-    looks = {name: look(number) for number, (name, _) in enumerate([*series, *earlier], start=1)}
+    series = _series(after)
+    earlier = {f"{name}, before": one for name, one in _series(before).items()}
+    looks = {name: look(number) for number, name in enumerate([*series, *earlier], start=1)}
 
     def draw(size: Size) -> Chart:
         points = [_place(row) for row in [*after, *before]]
-        x = Axis("output tokens per second", 0.0, span([x for x, _ in points], include=(0.0,), pad=0.12)[1])
-        y = Axis("median latency, s", 0.0, span([y for _, y in points], include=(0.0,))[1])
+        x = from_zero("output tokens per second", [x for x, _ in points], pad=0.12)
+        y = from_zero("median latency, s", [y for _, y in points])
         chart = Chart(size, x, y)
-        for name, one in [*earlier, *series]:
+        for name, one in (earlier | series).items():
             chart.line([_place(row) for row in one], looks[name])
             for row in one:
                 at = _place(row)
                 if not all(map(math.isfinite, at)):
                     continue
                 told = f"{row.label}: {words.number(at[0])} tok/s, {words.seconds(at[1])}"
-                chart.point(*at, looks[name], told, hollow=name.endswith("before"))
-                if not name.endswith("before"):
+                chart.point(*at, looks[name], told, hollow=name in earlier)
+                if name in series:
                     label = row.runs[0].load_label
                     chart.add(over(label, chart.at_x(at[0]) - 9, chart.at_y(at[1]) - 7, "end"))
         if len(looks) > 1:
@@ -68,11 +68,11 @@ def throughput(after: Sequence[Row], before: Sequence[Row] = ()) -> Drawing:
         return chart
 
     caption = "One point per load. Down and right is better."
-    return drawing("throughput", "Throughput against latency", caption, draw, sizes=_SIZES)
+    return drawing("throughput", "Throughput against latency", caption, draw, wide=HALF)
 
 
 def _series(found: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows of one target and kind of load; the name says the target only where it isn't Longspan alone."""
+    """Rows of one target and kind of load, by both."""
     series: dict[str, list[Row]] = {}
     for row in found:
         series.setdefault(f"{row.target}, {row.load['kind']} loop", []).append(row)
@@ -91,24 +91,21 @@ def _users(closed: Sequence[Row]) -> Drawing:
         log = users[-1] / users[0] >= 4
         low, high = span(users, log=log, pad=0.04)
         rates = [row.cells["output_rate"].interval for row in closed]
-        ends = [end for rate in rates for end in (rate.value, rate.high)]
-        top = span(ends, include=(0.0,))[1]
-        chart = Chart(size, Axis("users", low, high, log, tuple(users)), Axis("output tok/s", 0.0, top))
+        y = from_zero("output tok/s", [end for rate in rates for end in (rate.value, rate.high)])
+        chart = Chart(size, Axis("users", low, high, log, tuple(users)), y)
         for number, (name, own) in enumerate(series.items(), start=1):
             points = [(row.load["concurrency"], row.cells["output_rate"].interval) for row in own]
-            chart.line([(count, rate.value) for count, rate in points], look(number))
-            for count, rate in points:
-                if rate.claimed:
-                    chart.interval((count, count), (rate.low, rate.high), look(number).color)
-                if math.isfinite(rate.value):
-                    told = f"{name}, {count} users: {words.number(rate.value)} tok/s"
-                    chart.point(count, rate.value, look(number), told)
+            chart.series(points, look(number), partial(_told, name))
         if len(series) > 1:
             chart.names_below([(name, look(number)) for number, name in enumerate(series, start=1)])
         return chart
 
     caption = "Output tokens per second of all users together, as users are added."
-    return drawing("users", "Users", caption, draw, sizes=_SIZES)
+    return drawing("users", "Users", caption, draw, wide=HALF)
+
+
+def _told(name: str, users: float, rate: Interval) -> str:
+    return f"{name}, {users:g} users: {words.number(rate.value)} tok/s"
 
 
 def _percentiles(name: str, title: str, found: Sequence[Row]) -> Drawing:
@@ -119,7 +116,7 @@ def _percentiles(name: str, title: str, found: Sequence[Row]) -> Drawing:
     def draw(size: Size) -> Chart:
         letters = 14 if size.narrow else 22
         known = [value for shares in values.values() for value in shares.values()]
-        x = Axis("milliseconds", 0.0, span(known, include=(0.0,))[1])
+        x = from_zero("milliseconds", known)
         y = Axis(
             "",
             len(names) - 0.5,
@@ -139,7 +136,7 @@ def _percentiles(name: str, title: str, found: Sequence[Row]) -> Drawing:
         return chart
 
     caption = "Disc: median; strokes: 90th and 95th percentile; ring: 99th."
-    return drawing(f"percentiles-{name}", title, caption, draw, sizes=_SIZES)
+    return drawing(f"percentiles-{name}", title, caption, draw, wide=HALF)
 
 
 def _shares(runs: Sequence[Run], name: str) -> dict[str, float]:
@@ -159,7 +156,7 @@ def _over_time(number: int, row: Row) -> Drawing:
     caption = "Requests that wait for their first token, and that receive tokens, as the client saw it"
     caption += f"; the first of {len(row.runs)} repeats." if len(row.runs) > 1 else "."
     draw = partial(_timeline, [("receiving", receiving, look(1)), ("waiting", waiting, look(2))])
-    return drawing(f"time-{number}", f"Requests over time, {row.label}", caption, draw, sizes=_SIZES)
+    return drawing(f"time-{number}", f"Requests over time, {row.label}", caption, draw, wide=HALF)
 
 
 def _timeline(series: Sequence[tuple[str, list[tuple[float, float]], Look]], size: Size) -> Chart:

@@ -13,8 +13,10 @@ from loadtest.load.plots import drawings
 from loadtest.load.remarks import remarks_of
 from loadtest.load.result import SCHEMA, Result
 from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
-from loadtest.load.table import DEVICE_COLUMNS, differences, figure, heading
-from loadtest.report import page
+from loadtest.load.table import DEVICE_COLUMNS, differences, heading
+from loadtest.report import page, words
+from loadtest.report.figures import NOTHING
+from loadtest.report.figures import Cell as Shown
 
 _SIGNS = {Finding.BETTER: "▲ ", Finding.WORSE: "▼ ", Finding.NONE: "= ", Finding.UNTESTED: ""}
 
@@ -43,7 +45,6 @@ def render(result: Result, against: Result | None = None) -> str:
     return page.render(
         "load.html.j2",
         title=f"Load test of {model}",
-        live=False,
         heading=[*heading(result).plain.split("\n"), result.created],
         heads=heads,
         rows=[_row(row, goodput) for row in found],
@@ -78,20 +79,17 @@ def _footnotes(found: Sequence[Row], confidence: float) -> list[str]:
 def _row(row: Row, goodput: bool) -> dict[str, Any]:
     cells = [_cell(each, row.cells[each.key]) for each in FIGURES]
     if goodput:
-        share = 100 * row.goodput
-        cells.append((figure(share), _key(share), ""))
+        cells.append(_shown(100 * row.goodput))
     requests = sum(run.summary.requests for run in row.runs)
     cells += [(str(row.failed), row.failed, ""), (f"{requests:,}", requests, "")]
     bad = any(run.objections or run.interrupted or run.disturbed for run in row.runs)
     return {"name": row.label, "kind": "bad" if bad else "", "cells": cells}
 
 
-def _cell(each: Figure, cell: Cell) -> tuple[str, float | str, str]:
-    value, low, high = (
-        end * each.factor for end in (cell.interval.value, cell.interval.low, cell.interval.high)
-    )
-    note = f"({figure(low)} to {figure(high)})" if cell.interval.claimed else ""
-    return figure(value) + ("?" if cell.weak else ""), _key(value), note
+def _cell(each: Figure, cell: Cell) -> Shown:
+    found = cell.interval.scaled(each.factor)
+    note = words.ends(words.number, found) if found.claimed else ""
+    return words.number(found.value) + ("?" if cell.weak else ""), found.value, note
 
 
 def _against(before: Result, after: Result) -> dict[str, Any]:
@@ -101,8 +99,8 @@ def _against(before: Result, after: Result) -> dict[str, Any]:
     for label in dict.fromkeys(change.label for change in found):
         own = [change for change in found if change.label == label]
         for when, cells in (
-            ("before", [_value(change, change.before.value) for change in own]),
-            ("after", [_value(change, change.after.value) for change in own]),
+            ("before", [_shown(change.before.value * change.figure.factor) for change in own]),
+            ("after", [_shown(change.after.value * change.figure.factor) for change in own]),
             ("after / before", [_ratio(change) for change in own]),
         ):
             table.append({"name": label, "cells": [(when, when, ""), *cells]})
@@ -113,17 +111,16 @@ def _against(before: Result, after: Result) -> dict[str, Any]:
     return {"created": before.created, "heads": heads, "rows": table, "notes": notes}
 
 
-def _value(change: Change, value: float) -> tuple[str, float | str, str]:
-    value *= change.figure.factor
-    return figure(value), _key(value), ""
+def _shown(value: float) -> Shown:
+    return words.number(value), value, ""
 
 
-def _ratio(change: Change) -> tuple[str, float | str, str]:
+def _ratio(change: Change) -> Shown:
     ratio = change.ratio
     if not math.isfinite(ratio.value):
-        return "-", "", ""
-    ends = f"({ratio.low:.2f} to {ratio.high:.2f})" if ratio.claimed else ""
-    return f"{_SIGNS[change.finding]}{ratio.value:.2f}\N{MULTIPLICATION SIGN}", ratio.value, ends
+        return NOTHING
+    ends = words.ends(words.ratio, ratio) if ratio.claimed else ""
+    return f"{_SIGNS[change.finding]}{words.ratio(ratio.value)}", ratio.value, ends
 
 
 def _device(result: Result) -> dict[str, Any] | None:
@@ -134,7 +131,7 @@ def _device(result: Result) -> dict[str, Any] | None:
         "name": ", ".join(dict.fromkeys(use.name for _, use in uses)),
         "heads": ["load", *(f"{name}, {unit}" for name, unit, _ in DEVICE_COLUMNS)],
         "rows": [
-            {"name": label, "cells": [(figure(get(use)), _key(get(use)), "") for _, _, get in DEVICE_COLUMNS]}
+            {"name": label, "cells": [_shown(get(use)) for _, _, get in DEVICE_COLUMNS]}
             for label, use in uses
         ],
         "notes": [(label, note) for label, use in uses for note in use.unmeasured],
@@ -144,20 +141,12 @@ def _device(result: Result) -> dict[str, Any] | None:
 def _facts(result: Result) -> list[tuple[str, str]]:
     server = result.server
     facts: Sequence[tuple[str, str]] = [
-        ("client", _pairs(result.machine)),
-        ("versions", _pairs(result.versions)),
-        ("attention", _pairs(server.get("attention", {}))),
-        *((f"endpoint {name}", _pairs(peer)) for name, peer in result.peers.items()),
+        ("client", words.pairs(result.machine)),
+        ("versions", words.pairs(result.versions)),
+        ("attention", words.pairs(server.get("attention", {}))),
+        *((f"endpoint {name}", words.pairs(peer)) for name, peer in result.peers.items()),
         ("server's settings", ", ".join(f"{k}={v}" for k, v in sorted(server.get("settings", {}).items()))),
         ("confidence", f"{result.confidence:.0%}"),
         ("seed", str(result.seed)),
     ]
     return [(name, text) for name, text in facts if text]
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _key(value: float) -> float | str:
-    return value if math.isfinite(value) else ""

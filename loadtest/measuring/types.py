@@ -37,6 +37,10 @@ class Interval:
         """The interval is claimed, and ``value`` lies outside it."""
         return self.claimed and not self.low <= value <= self.high
 
+    def scaled(self, factor: float) -> Interval:
+        """In another unit, whose figures are these times a factor above 0."""
+        return Interval(self.value * factor, self.low * factor, self.high * factor, self.count)
+
 
 @dataclass(frozen=True, slots=True)
 class Weather:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from loadtest.measuring.types import Interval
 from loadtest.report.look import Look
 from loadtest.report.scale import Axis
 from loadtest.report.svg import FONT, Size, element, marker, pair, shortened, shown, width_of, words
@@ -55,7 +56,7 @@ class Chart:
         """Puts something of one's own on it."""
         self._parts.append(part)
 
-    def band(self, low: float, high: float, color: str, opacity: float = 0.1) -> None:
+    def band(self, low: float, high: float, color: str) -> None:
         """Tints what lies between two values of the vertical axis."""
         top, bottom = sorted((self.at_y(low), self.at_y(high)))
         self.add(
@@ -66,7 +67,7 @@ class Chart:
                 width=self.right - self.left,
                 height=bottom - top,
                 fill=color,
-                fill_opacity=opacity,
+                fill_opacity=0.09,
             )
         )
 
@@ -125,6 +126,17 @@ class Chart:
         drawn = marker(look, self.at_x(x), self.at_y(y), radius, hollow)
         self.add(element("g", element("title", html.escape(note)) + drawn))
 
+    def series(
+        self, estimates: Sequence[tuple[float, Interval]], look: Look, note: Callable[[float, Interval], str]
+    ) -> None:
+        """A line of estimates, each with its interval and a marker whose note says what it is."""
+        self.line([(x, found.value) for x, found in estimates], look)
+        for x, found in estimates:
+            if found.claimed:
+                self.interval((x, x), (found.low, found.high), look.color)
+            if math.isfinite(found.value):
+                self.point(x, found.value, look, note(x, found))
+
     def leader(self, x1: float, y1: float, x2: float, y2: float) -> None:
         """A thin line between two places, from a mark to its name."""
         self._line(x1, y1, x2, y2, "var(--dim)", 0.8)
@@ -132,12 +144,12 @@ class Chart:
     def names(self, ends: Sequence[tuple[float, str, Look]]) -> None:
         """Names of lines: beside the axes, if the drawing has kept room for them there, else below."""
         if self.right < self.size.width - NAMES / 2:
-            self.names_beside(ends)
+            self._names_beside(ends)
         else:
             self.names_below([(name, look) for _, name, look in ends])
 
-    def names_beside(self, ends: Sequence[tuple[float, str, Look]]) -> None:
-        """Names of lines beside the axes, each as near as possible to the value where its line ends."""
+    def _names_beside(self, ends: Sequence[tuple[float, str, Look]]) -> None:
+        """Each as near as possible to the value where its line ends."""
         wanted = sorted((self.at_y(value), name, look) for value, name, look in ends if math.isfinite(value))
         gap, places = FONT + 5.0, [place for place, _, _ in wanted]
         for index in range(1, len(places)):
@@ -148,7 +160,7 @@ class Chart:
                 places[index] = min(places[index], places[index + 1] - gap)
         for (value, name, look), place in zip(wanted, places, strict=True):
             if abs(value - place) > 2:
-                self._line(self.right + 3, value, self.right + 12, place, "var(--dim)", 0.8)
+                self.leader(self.right + 3, value, self.right + 12, place)
             self.add(marker(look, self.right + 19, place, 4.5))
             self.add(words(shortened(name, _LETTERS), self.right + 29, place + FONT * 0.35))
 
@@ -170,7 +182,7 @@ class Chart:
 
         Args:
             key: unique in the page.
-            title: what it shows, for who can't see it.
+            title: what it shows, for readers who can't see it.
             description: what is to be seen in it.
         """
         names = element("title", html.escape(title), id=f"{key}-title")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from loadtest.compare.gains import deciding_figure, is_served, operators_load
-from loadtest.compare.phrases import setting
+from loadtest.compare.phrases import FIGURES, measure, setting
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
 from loadtest.measuring.types import length_label
 from loadtest.report import evidence, figures, lengths, needles, page, tradeoff, view, words
 from loadtest.report.drawing import Drawing
+from loadtest.report.figures import NOTHING, Cell
 from loadtest.report.tiles import tiles
 
 
@@ -24,7 +25,7 @@ class Progress:
     Attributes:
         words: what it does now.
         done: share of the whole, 0 to 1.
-        left: seconds that it will probably take; NaN where nobody knows.
+        left: seconds that it will probably take; NaN where that is not known.
     """
 
     words: str
@@ -48,20 +49,20 @@ def render(
         progress: of a comparison that is still going on, whose page has no document to download yet.
     """
     context, winner = view.longest(comparison), _winner(judgment)
-    document = None
+    full, document = comparison.plan.candidates[0].name, None
     if progress is None:
         document = {"schema": SCHEMA, **plain(comparison), "judgment": plain(judgment)}
     return page.render(
         "compare.html.j2",
         title=f"Which attention for {comparison.model.get('name', 'this model')}?",
         live=live,
-        progress=None if progress is None else asdict(progress),
+        progress=progress,
         advice=judgment.advice,
         tiles=tiles(comparison, winner) if winner else [],
         warnings=_warnings(comparison, judgment),
         variants=[_variant(comparison, verdict) for verdict in judgment.verdicts],
         context=context,
-        busy=judgment.busy or comparison.busy,
+        busy=comparison.busy,
         load=load.label if (load := operators_load(comparison, context)) else "",
         summary=_summary(comparison, judgment),
         drawings=drawings(comparison, judgment),
@@ -72,8 +73,8 @@ def render(
         figures=figures.rows(judgment, view.numbers(comparison)),
         uninformative=judgment.uninformative,
         facts=_facts(comparison),
-        full_command=comparison.plan.command(comparison.plan.candidates[0].name),
-        full_name=comparison.plan.candidates[0].name,
+        full_command=comparison.plan.command(full),
+        full_name=full,
         confidence=setting(comparison.plan.confidence),
         json=page.embedded(document),
         json_name="longspan-compare.json" if progress is None else "",
@@ -81,26 +82,22 @@ def render(
 
 
 def drawings(comparison: Comparison, judgment: Judgment) -> list[Drawing]:
-    """Those that there are figures for; of speeds none that a busy machine measured."""
-    busy = judgment.busy or comparison.busy
-    found = [
-        None if busy else tradeoff.quality_against_speed(comparison, judgment),
-        tradeoff.quality_against_memory(comparison, judgment),
-        lengths.memory(comparison),
-        None if busy else lengths.speed(comparison, judgment),
-        None if busy else lengths.first_token(comparison, judgment),
-    ]
+    """All that the comparison has figures for; without those of speed if the machine was too busy."""
+    found = [tradeoff.quality_against_memory(comparison, judgment), lengths.memory(comparison)]
+    if not comparison.busy:
+        found.insert(0, tradeoff.quality_against_speed(comparison, judgment))
+        found += [lengths.speed(comparison, judgment), lengths.first_token(comparison, judgment)]
     return [one for one in found if one is not None]
 
 
 def render_progress(progress: Progress) -> str:
     """The part of a live page that says how far the comparison is."""
-    return page.render_part("parts.html.j2", "progress", asdict(progress), True)
+    return page.render_part("progress", progress, True)
 
 
 def _warnings(comparison: Comparison, judgment: Judgment) -> list[str]:
     """What the advice doesn't say already."""
-    found = [judgment.busy or comparison.busy]
+    found = [comparison.busy]
     found += [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
     told = " ".join(judgment.advice.sentences).lower()
     return [sentence for sentence in found if sentence and sentence.lower() not in told]
@@ -139,16 +136,6 @@ def _effective(verdict: Verdict) -> str:
     return length_label(verdict.effective) if verdict.effective else "none"
 
 
-_SPEEDS = {
-    "tpot": "time per token",
-    "output_rate": "tokens per second",
-    "ttft": "to first token",
-    "bytes": "KV memory",
-    "fits": "fits",
-}
-_TESTS = (("text", "text"), ("tasks", "tasks"), ("own", "own questions"))
-
-
 def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     """The table of the longest context: full attention's own figures, and the others' beside it."""
     context = view.longest(comparison)
@@ -157,17 +144,17 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     alone = load is not None and deciding_figure(load) == "tpot"
     speeds = [
         figure
-        for figure in _SPEEDS
+        for figure in FIGURES
         if not (alone and figure == "output_rate")
         and any(view.gain(verdict, comparison, context, figure) for verdict in judgment.verdicts)
     ]
     tests = [
-        (measure, label)
-        for measure, label in _TESTS
-        if any(view.first(verdict.evidence, measure, context) for verdict in judgment.verdicts)
+        test
+        for test in view.MEASURES
+        if any(view.first(verdict.evidence, test, context) for verdict in judgment.verdicts)
     ]
-    heads = ["attention", "outcome", *(_SPEEDS[figure] for figure in speeds)]
-    heads += [f"lost: {label}" for _, label in tests] + ["effective length"]
+    heads = ["attention", "outcome", *(FIGURES[figure] for figure in speeds)]
+    heads += [f"lost: {measure(test)}" for test in tests] + ["effective length"]
     own = {
         figure: next(
             words.measured(figure, gain.full.value)
@@ -176,14 +163,14 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
         )
         for figure in speeds
     }
-    full: list[tuple[str, float | str, str]] = [("baseline", "", "")]
+    full: list[Cell] = [("baseline", "", "")]
     full += [(own[figure], 1.0, "") for figure in speeds]
-    full += [(words.NONE, 0.0, "") for _ in tests] + [(words.NONE, "", "")]
+    full += [(words.NONE, 0.0, "") for _ in tests] + [NOTHING]
     rows = [{"name": comparison.plan.candidates[0].name, "number": 0, "cells": full}]
     for verdict in judgment.verdicts:
-        cells: list[tuple[str, float | str, str]] = [(str(verdict.outcome), str(verdict.outcome), "")]
+        cells: list[Cell] = [(str(verdict.outcome), str(verdict.outcome), "")]
         cells += [_gain_cell(view.gain(verdict, comparison, context, figure)) for figure in speeds]
-        cells += [_test_cell(view.first(verdict.evidence, measure, context)) for measure, _ in tests]
+        cells += [_test_cell(view.first(verdict.evidence, test, context)) for test in tests]
         cells.append((_effective(verdict), -1 if verdict.effective is None else verdict.effective, ""))
         number = view.numbers(comparison)[verdict.deployment]
         kind = "winner" if verdict.deployment == judgment.advice.winner else ""
@@ -191,9 +178,9 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     return {"heads": heads, "rows": rows}
 
 
-def _gain_cell(gain: Gain | None) -> tuple[str, float | str, str]:
+def _gain_cell(gain: Gain | None) -> Cell:
     if gain is None:
-        return (words.NONE, "", "")
+        return NOTHING
     own = words.measured(gain.figure, gain.own.value)
     if gain.equal_work:
         return (own, gain.ratio.value, "the same work")
@@ -201,14 +188,11 @@ def _gain_cell(gain: Gain | None) -> tuple[str, float | str, str]:
     return (own, gain.ratio.value, f"{words.ratio(gain.ratio.value)} {ends}".strip())
 
 
-def _test_cell(test: Evidence | None) -> tuple[str, float | str, str]:
+def _test_cell(test: Evidence | None) -> Cell:
     if test is None:
-        return (words.NONE, "", "")
-    return (words.loss(test.unit, test.loss.value), view.used(test, test.loss.value), _ends(test))
-
-
-def _ends(test: Evidence) -> str:
-    return words.ends(partial(words.loss, test.unit), test.loss)
+        return NOTHING
+    show = partial(words.loss, test.unit)
+    return (show(test.loss.value), view.used(test).value, words.ends(show, test.loss))
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -217,15 +201,15 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     if comparison.budget:
         budget = f" of {words.duration(comparison.budget)}"
     facts = [
-        ("model", _pairs(model)),
+        ("model", words.pairs(model)),
         ("kernels", _kernels(comparison)),
-        ("machine", _pairs(comparison.machine)),
-        ("versions", _pairs(comparison.versions)),
+        ("machine", words.pairs(comparison.machine)),
+        ("versions", words.pairs(comparison.versions)),
         ("contexts", ", ".join(length_label(length) for length in plan.contexts)),
         ("loads", "; ".join(load.label for load in plan.loads)),
         ("text", f"{plan.text} (hash {plan.text_hash[:12]})" if plan.text else ""),
         ("tasks", ", ".join(plan.tasks)),
-        ("own questions", f"{plan.own} (hash {plan.own_hash[:12]})" if plan.own else ""),
+        ("your own questions", f"{plan.own} (hash {plan.own_hash[:12]})" if plan.own else ""),
         ("chat template", "used" if plan.chat else "not used"),
         (
             "margins",
@@ -252,16 +236,3 @@ def _kernels(comparison: Comparison) -> str:
     for name, how in comparison.running.items():
         served.setdefault(f"{how.get('kernel', '?')} ({how.get('reason', '')})", []).append(name)
     return "; ".join(f"{kernel}: {', '.join(names)}" for kernel, names in served.items())
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    names = {key: key.removesuffix("_bytes").replace("_", " ") for key in values}
-    return ", ".join(f"{names[key]} {_fact(key, value)}" for key, value in values.items())
-
-
-def _fact(key: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return _pairs(value)
-    if isinstance(value, int) and key.endswith("_bytes"):
-        return words.size(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -42,7 +42,7 @@ def drawing(
     caption: str,
     draw: Callable[[Size], Chart],
     description: str = "",
-    sizes: tuple[Size, Size] = (WIDE, NARROW),
+    wide: Size = WIDE,
 ) -> Drawing:
     """Draws both forms.
 
@@ -51,12 +51,12 @@ def drawing(
         title: what it shows.
         caption: how to read it.
         draw: gives the chart of a size.
-        description: what is to be seen in it, for who can't see it; the caption unless given.
-        sizes: for screens and for phones.
+        description: what is to be seen in it, for readers who can't see it; the caption unless given.
+        wide: size for screens.
     """
     svgs = [
         Markup(draw(size).svg(f"{key}-{name}", title, description or caption))
-        for name, size in zip(("wide", "narrow"), sizes, strict=True)
+        for name, size in (("wide", wide), ("narrow", NARROW))
     ]
     return Drawing(key, title, caption, *svgs)
 

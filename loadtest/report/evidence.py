@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from loadtest.compare.phrases import measure
 from loadtest.compare.types import Evidence
 from loadtest.compare.words import more_words
 from loadtest.report import view, words
@@ -16,14 +17,13 @@ from loadtest.report.svg import element
 
 _WIDTH, _HEIGHT = 220.0, 28.0
 _LEFT, _RIGHT = -1.0, 2.5
-_COLORS = {kind: f"var(--{kind})" for kind, _ in view.BADGES.values()}
 
 
 def rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     """What the page's template needs of each test."""
     return [
         {
-            "measure": words.measure(one.measure),
+            "measure": measure(one.measure),
             "length": words.tokens(one.length),
             "loss": words.loss(one.unit, one.loss.value),
             "ends": words.ends(partial(words.loss, one.unit), one.loss),
@@ -62,9 +62,9 @@ def _x(share: float) -> float:
 
 
 def _plot(one: Evidence) -> Markup:
-    color = _COLORS[view.BADGES[one.outcome][0]]
-    middle = _HEIGHT / 2
-    value, low, high = (view.used(one, end) for end in (one.loss.value, one.loss.low, one.loss.high))
+    kind, _ = view.BADGES[one.outcome]
+    color, middle, used = f"var(--{kind})", _HEIGHT / 2, view.used(one)
+    value, low, high = used.value, used.low, used.high
     parts: list[str] = []
     if math.isfinite(low) and (low > _RIGHT or high < _LEFT):
         parts.append(_beyond(low > _RIGHT, color))
@@ -80,7 +80,7 @@ def _plot(one: Evidence) -> Markup:
             shape = arrow if beyond else f"M{x:.1f},{up}V{down}"
             parts.append(element("path", d=shape, fill="none", **style))
     if math.isfinite(value) and _LEFT <= value <= _RIGHT:
-        parts.append(_mark(one, _x(value), middle, color))
+        parts.append(_mark(kind, _x(value), middle, color))
     return Markup(
         element(
             "svg",
@@ -100,9 +100,8 @@ def _beyond(right: bool, color: str) -> str:
     return element("path", d=shape, fill="none", stroke=color, stroke_width=2.4)
 
 
-def _mark(one: Evidence, x: float, y: float, color: str) -> str:
-    """A disc where it is safe, a square where it is not, a ring where nobody knows."""
-    kind = view.BADGES[one.outcome][0]
+def _mark(kind: str, x: float, y: float, color: str) -> str:
+    """A disc where it is safe, a square where it is not, a ring where that is not known."""
     if kind == "unsafe":
         return element("rect", x=x - 4.5, y=y - 4.5, width=9, height=9, fill=color)
     inside = "var(--card)" if kind == "unknown" else color

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from loadtest.compare.phrases import FIGURES, measure
 from loadtest.compare.types import Evidence, Gain, Judgment, Likeness
 from loadtest.measuring.types import Interval
 from loadtest.report import words
 
 Cell = tuple[str, float | str, str]
 """Its words, what it sorts by, and its interval."""
+
+NOTHING: Cell = (words.NONE, "", "")
+"""Where there is no figure."""
 
 HEADS = (
     "attention",
@@ -55,16 +58,16 @@ def rows(judgment: Judgment, numbers: Mapping[str, int]) -> list[dict[str, Any]]
 def _test(one: Evidence) -> list[Cell]:
     show = partial(words.loss, one.unit)
     return [
-        (f"{words.measure(one.measure)}, {one.unit}", one.measure, ""),
+        (f"{measure(one.measure)}, {one.unit}", one.measure, ""),
         (words.tokens(one.length), one.length, ""),
-        (words.NONE, "", ""),
-        (words.quality(one.unit, one.full), _key(one.full), ""),
-        (words.quality(one.unit, one.own), _key(one.own), ""),
+        NOTHING,
+        (words.quality(one.unit, one.full), one.full, ""),
+        (words.quality(one.unit, one.own), one.own, ""),
         _cell(show, one.loss),
         (str(one.loss.count), one.loss.count, ""),
-        (show(one.margin), _key(one.margin), ""),
+        (show(one.margin), one.margin, ""),
         (str(one.outcome) if one.decides else f"({one.outcome})", str(one.outcome), ""),
-        (words.NONE, "", "") if one.more is None else (f"{one.more:,}", one.more, ""),
+        NOTHING if one.more is None else (f"{one.more:,}", one.more, ""),
     ]
 
 
@@ -79,14 +82,13 @@ def _same_top(one: Likeness) -> list[Cell]:
 
 def _like(figure: str, length: int, show: Callable[[float], str], found: Interval) -> list[Cell]:
     """What compares with full attention by itself: it has no figure of its own to stand beside."""
-    nothing: Cell = (words.NONE, "", "")
     return [
         (figure, figure, ""),
         (words.tokens(length), length, ""),
-        *[nothing] * 3,
+        *[NOTHING] * 3,
         _cell(show, found),
         (str(found.count), found.count, ""),
-        *[nothing] * 3,
+        *[NOTHING] * 3,
     ]
 
 
@@ -94,21 +96,21 @@ def _gain(one: Gain) -> list[Cell]:
     show = partial(words.measured, one.figure)
     difference = _difference(one)
     return [
-        (words.FIGURES.get(one.figure, one.figure), one.figure, ""),
+        (FIGURES[one.figure], one.figure, ""),
         (words.tokens(one.context), one.context, ""),
         (one.load.removeprefix(f"{words.tokens(one.context)}, ") or words.NONE, one.load, ""),
         _cell(show, one.full),
         _cell(show, one.own),
         _cell(words.ratio, one.ratio),
         (str(one.ratio.count), one.ratio.count, ""),
-        (words.NONE, "", ""),
+        NOTHING,
         (difference, difference, ""),
-        (words.NONE, "", ""),
+        NOTHING,
     ]
 
 
 def _cell(show: Callable[[float], str], found: Interval) -> Cell:
-    return show(found.value), _key(found.value), words.ends(show, found)
+    return show(found.value), found.value, words.ends(show, found)
 
 
 def _difference(one: Gain) -> str:
@@ -119,7 +121,3 @@ def _difference(one: Gain) -> str:
     if not one.different:
         return "no difference shown"
     return "better" if one.ratio.value > 1 else "worse"
-
-
-def _key(value: float) -> float | str:
-    return value if math.isfinite(value) else ""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
-from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load
-from loadtest.compare.types import Comparison, Gain, Judgment
-from loadtest.measuring.types import Interval, length_label
+from loadtest.compare.gains import deciding_figure, is_served, new_prompts, operators_load, under_load
+from loadtest.compare.types import Comparison, Judgment
+from loadtest.measuring.types import Interval, Load, length_label
 from loadtest.report import view, words
 from loadtest.report.chart import Chart, room_for
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import look
-from loadtest.report.scale import Axis, span
-from loadtest.report.svg import HALF, NARROW, Size
+from loadtest.report.scale import Axis, from_zero, span
+from loadtest.report.svg import HALF, Size
 
 _Lines = Mapping[str, list[tuple[int, Interval]]]
 
@@ -40,7 +41,11 @@ def speed(comparison: Comparison, judgment: Judgment) -> Drawing | None:
         return None
     figure = figures.pop()
     by_token = figure == "tpot"
-    lines = _speeds(comparison, judgment, lambda gain: _is(gain, figure, loads), 1e3 if by_token else 1.0)
+    lines = _speeds(comparison, judgment, figure, loads)
+    if by_token:
+        lines = {
+            name: [(length, found.scaled(1e3)) for length, found in line] for name, line in lines.items()
+        }
     title = "Time per token against length" if by_token else "Tokens per second against length"
     better = "Lower" if by_token else "Higher"
     users = next(load for load in loads.values() if load is not None).label.partition(", ")[2]
@@ -52,20 +57,15 @@ def speed(comparison: Comparison, judgment: Judgment) -> Drawing | None:
 def first_token(comparison: Comparison, judgment: Judgment) -> Drawing | None:
     """Time to first token of new prompts; ``None`` with fewer than two lengths."""
     loads = {context: new_prompts(comparison, context) for context in comparison.plan.contexts}
-    lines = _speeds(comparison, judgment, lambda gain: _is(gain, "ttft", loads), 1.0)
+    lines = _speeds(comparison, judgment, "ttft", loads)
     caption = "New prompts, prefill included; bars: intervals. Lower is better."
     return _drawing(
         "ttft-length", "Time to first token against length", caption, "seconds", comparison, lines
     )
 
 
-def _is(gain: Gain, figure: str, loads: Mapping[int, object]) -> bool:
-    load = loads.get(gain.context)
-    return gain.figure == figure and load is not None and gain.load == getattr(load, "label", None)
-
-
 def _speeds(
-    comparison: Comparison, judgment: Judgment, wanted: Callable[[Gain], bool], factor: float
+    comparison: Comparison, judgment: Judgment, figure: str, loads: Mapping[int, Load | None]
 ) -> _Lines:
     full = comparison.plan.candidates[0].name
     lines: dict[str, dict[int, Interval]] = {full: {}}
@@ -73,18 +73,14 @@ def _speeds(
         if not is_served(comparison, verdict.deployment):
             continue
         own = lines.setdefault(verdict.deployment, {})
-        for gain in filter(wanted, verdict.gains):
-            own[gain.context] = _times(gain.own, factor)
-            lines[full][gain.context] = _times(gain.full, factor)
+        for context, load in loads.items():
+            if gain := under_load(verdict.gains, load, figure):
+                own[context], lines[full][context] = gain.own, gain.full
     known = {
         name: sorted((context, found) for context, found in line.items() if math.isfinite(found.value))
         for name, line in lines.items()
     }
     return known if len({context for line in known.values() for context, _ in line}) > 1 else {}
-
-
-def _times(found: Interval, factor: float) -> Interval:
-    return Interval(found.value * factor, found.low * factor, found.high * factor, found.count)
 
 
 def _drawing(
@@ -99,22 +95,19 @@ def _drawing(
         lengths = sorted({length for line in known.values() for length, _ in line})
         log = lengths[-1] / lengths[0] >= 8
         low, high = span(lengths, log=log, pad=0.03)
-        shown = [found for line in known.values() for _, found in line]
-        top = span([end for found in shown for end in (found.value, found.high)], include=(0.0,))[1]
         x = Axis(
             "tokens of the sequence", low, high, log, tuple(lengths), lambda tick: length_label(int(tick))
         )
-        y = Axis(unit, 0.0, top)
+        shown = [found for line in known.values() for _, found in line]
+        y = from_zero(unit, [end for found in shown for end in (found.value, found.high)])
         chart = Chart(size, x, y, right=room_for(known, size))
         for name, line in known.items():
-            own = look(numbers[name])
-            chart.line([(length, found.value) for length, found in line], own)
-            for length, found in line:
-                if found.claimed:
-                    chart.interval((length, length), (found.low, found.high), own.color)
-                told = f"{name}: {words.number(found.value)} {unit} at {length_label(length)}"
-                chart.point(length, found.value, own, told)
+            chart.series(line, look(numbers[name]), partial(_told, name, unit))
         chart.names([(line[-1][1].value, name, look(numbers[name])) for name, line in known.items()])
         return chart
 
-    return drawing(key, title, caption, draw, sizes=(HALF, NARROW))
+    return drawing(key, title, caption, draw, wide=HALF)
+
+
+def _told(name: str, unit: str, length: float, found: Interval) -> str:
+    return f"{name}: {words.number(found.value)} {unit} at {length_label(int(length))}"

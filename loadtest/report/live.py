@@ -38,7 +38,7 @@ _HEADERS = {
 class Live:
     """Serves the newest page until it is closed.
 
-    A page is made when somebody has one open, within ``update``, so that it takes no time from a cell that is
+    A page is made while one is open, within ``update``, so that it takes no time from a cell that is
     being measured; else when it is asked for.
 
     Args:
@@ -50,7 +50,7 @@ class Live:
 
     def __init__(self, port: int = 0) -> None:
         self._news = threading.Condition()
-        # News have numbers; the page changed last with number ``_changed``.
+        # The page itself last changed with version ``_changed``, progress alone with later ones.
         self._version, self._changed = 0, 0
         self._state: tuple[Comparison, Judgment] | None = None
         self._progress: Progress | None = None

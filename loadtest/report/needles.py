@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from loadtest.compare.types import Comparison
-from loadtest.evaluation.types import Answer
+from loadtest.evaluation.pairs import AnswerKey, answer_key
 from loadtest.measuring.types import length_label
 
 _MOST_DEPTHS = 11
@@ -23,18 +23,15 @@ def tables(comparison: Comparison) -> list[dict[str, Any]]:
     attention finds none) and ``note``; an empty cell is ``None``.
     """
     answers = [
-        answer
+        (answer.depth, answer)
         for answer in comparison.answers
         if answer.depth is not None and not answer.error and math.isfinite(answer.score)
     ]
-    lengths = sorted({answer.length for answer in answers})
-    names, place = _depths(answer.depth for answer in answers if answer.depth is not None)
-    scores: dict[str, dict[tuple[int, int], dict[tuple[Any, ...], float]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for answer in answers:
-        assert answer.depth is not None
-        scores[answer.deployment][place[answer.depth], answer.length][_sample(answer)] = answer.score
+    lengths = sorted({answer.length for _, answer in answers})
+    names, place = _depths(depth for depth, _ in answers)
+    scores: dict[str, dict[tuple[int, int], dict[AnswerKey, float]]] = defaultdict(lambda: defaultdict(dict))
+    for depth, answer in answers:
+        scores[answer.deployment][place[depth], answer.length][answer_key(answer)] = answer.score
     full = scores[comparison.plan.candidates[0].name]
     return [
         {
@@ -56,10 +53,6 @@ def tables(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def _sample(answer: Answer) -> tuple[Any, ...]:
-    return answer.task, answer.length, answer.index, answer.turn
-
-
 def _depths(depths: Iterable[float]) -> tuple[list[str], dict[float, int]]:
     """Names of the rows, and which row a depth belongs to."""
     known = sorted(set(depths))
@@ -71,16 +64,15 @@ def _depths(depths: Iterable[float]) -> tuple[list[str], dict[float, int]]:
     return names, {depth: rows[number] for depth, number in bins.items()}
 
 
-def _cell(own: dict[tuple[Any, ...], float], full: dict[tuple[Any, ...], float]) -> dict[str, Any] | None:
+def _cell(own: dict[AnswerKey, float], full: dict[AnswerKey, float]) -> dict[str, Any] | None:
     if not own:
         return None
     both = own.keys() & full.keys()
     found, asked = sum(own.values()), len(own)
     kept, had = sum(min(own[key], full[key]) for key in both), sum(full[key] for key in both)
-    lost = 1 - kept / had if had else 0.0
     return {
         "found": f"{found:.3g} / {asked}",
-        "lost": lost,
+        "lost": 1 - kept / had if had else 0.0,
         "fails": not had and bool(both),
-        "note": f"full attention: {sum(full[key] for key in both):.3g} of {len(both)}",
+        "note": f"full attention: {had:.3g} of {len(both)}",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -13,44 +14,51 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from loadtest.document import plain
 from loadtest.report import look, words
 from loadtest.report.drawing import icon
+
+
+def _sorts_by(value: float | str) -> float | str:
+    """What a table sorts a cell by; the script keeps empty ones at the end."""
+    return "" if isinstance(value, float) and not math.isfinite(value) else value
+
 
 _FILTERS: Mapping[str, Callable[..., Any]] = {
     "tokens": words.tokens,
     "duration": words.duration,
     "share": words.share,
+    "sorts_by": _sorts_by,
 }
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, *, live: bool = False, **values: Any) -> str:
     """A page.
 
     Args:
         template: name of a file in ``templates``.
+        live: it asks the server that it came from for news.
         values: for the template, which escapes them all but drawings.
     """
     style = _asset("style.css").replace("/* LIGHT */", look.variables(look.LIGHT))
     style = style.replace("/* DARK */", look.variables(look.DARK))
     script = _asset("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shell = {"style": Markup(style), "script": Markup(script), "script_hash": digest}
+    shell = {"style": Markup(style), "script": Markup(script), "script_hash": digest, "live": live}
     return _environment().get_template(template).render(**shell, **values)
 
 
-def render_part(template: str, macro: str, *arguments: Any) -> str:
-    """A part of a page: what a macro of a template makes of these arguments."""
-    return str(getattr(_environment().get_template(template).module, macro)(*arguments))
+def render_part(macro: str, *arguments: Any) -> str:
+    """A part of a page: what a macro of ``parts.html.j2`` makes of these arguments."""
+    return str(getattr(_environment().get_template("parts.html.j2").module, macro)(*arguments))
 
 
 def embedded(document: Any) -> Markup:
     """A document as JSON that may stand in a ``script`` element, whatever its strings say.
 
     Args:
-        document: of mappings, sequences, dataclasses and plain values; what is not finite becomes null.
+        document: as ``loadtest.document.plain`` makes it.
     """
-    text = json.dumps(plain(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)

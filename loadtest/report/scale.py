@@ -74,6 +74,11 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return best if len(best) > 1 else round_ticks(low, high, most)
 
 
+def from_zero(label: str, values: Iterable[float], pad: float = 0.06) -> Axis:
+    """An axis from 0 with room for the finite values among these."""
+    return Axis(label, 0.0, span(values, include=(0.0,), pad=pad)[1])
+
+
 def span(
     values: Iterable[float], *, include: Iterable[float] = (), pad: float = 0.06, log: bool = False
 ) -> tuple[float, float]:

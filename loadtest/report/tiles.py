@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from functools import partial
 
+from loadtest.compare.phrases import inverse, measure
 from loadtest.compare.types import Comparison, Evidence, Gain, Verdict
-from loadtest.measuring.types import Interval
 from loadtest.report import view, words
 
 _GAINS = {
@@ -17,15 +17,13 @@ _GAINS = {
 }
 """How a figure that is better, worse or the same is called."""
 
-_TESTS = {"text": "text", "tasks": "tasks", "own": "your questions"}
-
 
 def tiles(comparison: Comparison, verdict: Verdict) -> list[dict[str, str]]:
     """Each has ``label``, ``value``, ``note`` and ``kind``: gain, cost, same or test."""
     context = view.longest(comparison)
     found = [view.speed(verdict, comparison, context)]
     found += [view.gain(verdict, comparison, context, figure) for figure in ("ttft", "bytes")]
-    tests = [view.first(verdict.evidence, measure, context) for measure in _TESTS]
+    tests = [view.first(verdict.evidence, measure, context) for measure in view.MEASURES]
     parts = [_gain(one) for one in found if one is not None and math.isfinite(one.ratio.value)]
     return parts + [_test(one) for one in tests if one is not None and one.loss.count]
 
@@ -33,22 +31,19 @@ def tiles(comparison: Comparison, verdict: Verdict) -> list[dict[str, str]]:
 def _gain(one: Gain) -> dict[str, str]:
     better, worse, neither = _GAINS[one.figure]
     own = f"{words.measured(one.figure, one.own.value)}, full {words.measured(one.figure, one.full.value)}"
-    ends = words.ends(words.ratio, one.ratio)
     if not one.different:
+        ends = words.ends(words.ratio, one.ratio)
         why = "the same work" if one.equal_work else f"no difference shown {ends}".strip()
         return {"label": neither, "value": "≈ full", "note": f"{why}; {own}", "kind": "same"}
-    if one.ratio.value > 1:
-        value, note, kind = one.ratio, ends, "gain"
-    else:
-        value = Interval(1 / one.ratio.value, 1 / one.ratio.high, 1 / one.ratio.low, one.ratio.count)
-        note, kind = words.ends(words.ratio, value), "cost"
-    label, note = better if kind == "gain" else worse, f"{note}; {own}".removeprefix("; ")
-    return {"label": label, "value": words.ratio(value.value), "note": note, "kind": kind}
+    gained = one.ratio.value > 1
+    label, kind, ratio = (better, "gain", one.ratio) if gained else (worse, "cost", inverse(one.ratio))
+    note = f"{words.ends(words.ratio, ratio)}; {own}".removeprefix("; ")
+    return {"label": label, "value": words.ratio(ratio.value), "note": note, "kind": kind}
 
 
 def _test(one: Evidence) -> dict[str, str]:
     show = partial(words.loss, one.unit)
-    subject = _TESTS[one.measure]
+    subject = measure(one.measure)
     label = f"perplexity of the {subject}" if one.unit == "perplexity" else f"lost in {subject}"
     note = f"{words.ends(show, one.loss)}; up to {show(one.margin)} allowed".removeprefix("; ")
     return {"label": label, "value": show(one.loss.value), "note": note, "kind": "test"}

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadtest.compare.gains import deciding_figure, is_served, operators_load
-from loadtest.compare.phrases import setting
-from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
+from loadtest.compare.phrases import measure, setting
+from loadtest.compare.types import Comparison, Gain, Judgment, Outcome, Verdict
 from loadtest.measuring.types import Interval, length_label
 from loadtest.report import labels, view, words
 from loadtest.report.chart import Chart
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import Look, look
 from loadtest.report.scale import Axis, span
-from loadtest.report.svg import FONT, HALF, NARROW, WIDE, Size, over, shortened, width_of
+from loadtest.report.svg import FONT, HALF, WIDE, Size, over, shortened, width_of
 
 _MOST_LOSS = 3.0  # shares of the margin beyond which losses are drawn at the edge
 _LEAST_LOSS = -0.6
@@ -51,7 +51,7 @@ def quality_against_speed(comparison: Comparison, judgment: Judgment) -> Drawing
         judgment,
         lambda one: view.speed(one, comparison, context) if is_served(comparison, one.deployment) else None,
         judgment.advice.quality_speed,
-        (WIDE, NARROW),
+        WIDE,
     )
 
 
@@ -67,7 +67,7 @@ def quality_against_memory(comparison: Comparison, judgment: Judgment) -> Drawin
         judgment,
         lambda verdict: view.gain(verdict, comparison, context, "bytes"),
         judgment.advice.quality_memory,
-        (HALF, NARROW),
+        HALF,
     )
 
 
@@ -80,7 +80,7 @@ def _drawing(
     judgment: Judgment,
     gain: Callable[[Verdict], Gain | None],
     front: Sequence[str],
-    sizes: tuple[Size, Size],
+    wide: Size,
 ) -> Drawing | None:
     points = _points(comparison, judgment, gain)
     if len(points) < 2:
@@ -102,7 +102,7 @@ def _drawing(
     def draw(size: Size) -> Chart:
         return _draw(size, label, points, front)
 
-    return drawing(f"quality-{key}", title, caption, draw, description, sizes)
+    return drawing(f"quality-{key}", title, caption, draw, description, wide)
 
 
 def _points(
@@ -117,8 +117,8 @@ def _points(
             continue
         loss, told = Interval(0.0), "exact"
         if evidence is not None:
-            loss = _shares(evidence)
-            told = f"{words.measure(evidence.measure)} {words.loss(evidence.unit, evidence.loss.value)}"
+            loss = view.used(evidence)
+            told = f"{measure(evidence.measure)} {words.loss(evidence.unit, evidence.loss.value)}"
         told = f"{words.ratio(found.ratio.value)}, {told}"
         points.append(
             _Point(
@@ -133,17 +133,11 @@ def _points(
     return points
 
 
-def _shares(evidence: Evidence) -> Interval:
-    loss = evidence.loss
-    value, low, high = (view.used(evidence, end) for end in (loss.value, loss.low, loss.high))
-    return Interval(value, low, high, loss.count)
-
-
 def _draw(size: Size, label: str, points: Sequence[_Point], front: Sequence[str]) -> Chart:
     x, y = _axes(label, points)
     chart = Chart(size, x, y, grid=False)
-    chart.band(1.0, y.high, "var(--safe)", 0.09)
-    chart.band(y.low, 1.0, "var(--unsafe)", 0.09)
+    chart.band(1.0, y.high, "var(--safe)")
+    chart.band(y.low, 1.0, "var(--unsafe)")
     chart.rule(y=1.0, color="var(--unsafe)")
     chart.rule(x=1.0, color="var(--dim)", dash="2 4")
     taken = _intervals(chart, points)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
+from loadtest.compare.gains import deciding_figure, new_prompts, of_memory, operators_load, under_load
 from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
+from loadtest.measuring.types import Interval
 
 BADGES = {
     Outcome.SAFE: ("safe", "✓"),
@@ -14,6 +15,9 @@ BADGES = {
     Outcome.UNKNOWN: ("unknown", "?"),
 }
 """Class and sign of each outcome."""
+
+MEASURES = ("text", "tasks", "own")
+"""Tests that a variant is summed up by."""
 
 
 def badge(outcome: Outcome) -> dict[str, str]:
@@ -34,10 +38,10 @@ def numbers(comparison: Comparison) -> dict[str, int]:
 
 def gain(verdict: Verdict, comparison: Comparison, context: int, figure: str) -> Gain | None:
     """A variant's gain at a context: under the operator's load, to the first token for new prompts."""
+    if figure in ("bytes", "fits"):
+        return of_memory(verdict.gains, context, figure)
     load = new_prompts(comparison, context) if figure == "ttft" else operators_load(comparison, context)
-    label = "" if figure in ("bytes", "fits") or load is None else load.label
-    wanted = (context, figure, label)
-    return next((one for one in verdict.gains if (one.context, one.figure, one.load) == wanted), None)
+    return under_load(verdict.gains, load, figure)
 
 
 def speed(verdict: Verdict, comparison: Comparison, context: int) -> Gain | None:
@@ -46,16 +50,17 @@ def speed(verdict: Verdict, comparison: Comparison, context: int) -> Gain | None
     return None if load is None else gain(verdict, comparison, context, deciding_figure(load))
 
 
-def used(evidence: Evidence, loss: float) -> float:
-    """A loss as a share of what is allowed."""
-    return loss / evidence.margin if evidence.margin > 0 else math.nan
+def used(evidence: Evidence) -> Interval:
+    """The loss as shares of what is allowed."""
+    return evidence.loss.scaled(1 / evidence.margin if evidence.margin > 0 else math.nan)
 
 
 def worst(verdict: Verdict, context: int) -> Evidence | None:
     """Of the tests that decide at a context, the one that may have used most of its margin."""
 
     def most(evidence: Evidence) -> float:
-        return used(evidence, evidence.loss.high if evidence.loss.claimed else evidence.loss.value)
+        loss = used(evidence)
+        return loss.high if loss.claimed else loss.value
 
     found = [
         evidence

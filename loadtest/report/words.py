@@ -1,30 +1,19 @@
-"""Figures as reports write them: three digits that matter, with the unit."""
+"""Figures as reports write them: three significant digits, with the unit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from loadtest.measuring.types import Interval, length_label
 
 NONE = "\N{EN DASH}"
 """Where there is no figure."""
 
-FIGURES = {
-    "ttft": "time to first token",
-    "tpot": "time per output token",
-    "output_rate": "output tokens per second",
-    "bytes": "KV memory per sequence",
-    "fits": "sequences that fit",
-}
-"""Figures of speed and memory, in words."""
-
-MEASURES = {"text": "text", "tasks": "tasks", "own": "own questions"}
-"""Tests of quality, in words; those of one task are called by its name."""
-
 
 def plain(value: float) -> str:
-    """A number with at most three digits that matter and no zeros behind them."""
+    """A number with at most three significant digits and no zeros behind them."""
     if not math.isfinite(value):
         return NONE
     if abs(value) >= 1000:
@@ -33,7 +22,7 @@ def plain(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number with three digits that matter."""
+    """A number with three significant digits."""
     if not math.isfinite(value):
         return NONE
     size = abs(value)
@@ -77,7 +66,7 @@ def ratio(value: float) -> str:
 
 def share(value: float) -> str:
     """A part of the whole, or of what is allowed."""
-    return NONE if not math.isfinite(value) else f"{_minus(f'{value:.0%}')}"
+    return NONE if not math.isfinite(value) else _minus(f"{value:.0%}")
 
 
 def tokens(length: int) -> str:
@@ -93,11 +82,7 @@ def measured(figure: str, value: float) -> str:
         return size(value)
     if figure == "fits":
         return NONE if not math.isfinite(value) else f"{value:,.0f}"
-    return (
-        number(value)
-        if not figure.endswith("_rate") or not math.isfinite(value)
-        else f"{number(value)} tok/s"
-    )
+    return NONE if not math.isfinite(value) else f"{number(value)} tok/s"
 
 
 def quality(unit: str, value: float) -> str:
@@ -121,13 +106,8 @@ def loss(unit: str, value: float) -> str:
     return _minus(f"{sign}{value:.3f} nats" if unit == "logprob" else f"{sign}{number(value)}")
 
 
-def interval(show: Callable[[float], str], found: Interval) -> str:
-    """An estimate with its interval."""
-    return f"{show(found.value)} {ends(show, found)}".strip()
-
-
 def ends(show: Callable[[float], str], found: Interval) -> str:
-    """The interval alone, in brackets; empty where there is no estimate either, and where it is exact."""
+    """An estimate's interval in brackets; empty where there is no estimate either, and where it is exact."""
     if not math.isfinite(found.value):
         return ""
     if not found.claimed:
@@ -137,9 +117,18 @@ def ends(show: Callable[[float], str], found: Interval) -> str:
     return f"({_without_unit(show(found.low), show(found.high))} to {show(found.high)})"
 
 
-def measure(name: str) -> str:
-    """A test of quality in words."""
-    return MEASURES.get(name, name.removeprefix("task:"))
+def pairs(values: Mapping[str, Any]) -> str:
+    """Facts by name, in one line."""
+    names = {key: key.removesuffix("_bytes").replace("_", " ") for key in values}
+    return ", ".join(f"{names[key]} {_fact(key, value)}" for key, value in values.items())
+
+
+def _fact(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return pairs(value)
+    if isinstance(value, int) and key.endswith("_bytes"):
+        return size(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _without_unit(low: str, high: str) -> str:

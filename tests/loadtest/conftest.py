@@ -1,9 +1,10 @@
-"""The gRPC server with the scripted engine, as the tests of the API have it."""
+"""The gRPC server with the scripted engine, as the tests of the API have it, and a comparison."""
 
 import pytest
 
 from server.observe.metrics import listen
 from tests.api.conftest import loading, running, settings, tokenizer
+from tests.loadtest import usual as plain_figures
 
 __all__ = ["loading", "running", "served", "settings", "tokenizer"]
 
@@ -16,3 +17,8 @@ async def served(running):
     yield running, running.port, metrics_port
     http.shutdown()
     http.server_close()
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return plain_figures.usual()

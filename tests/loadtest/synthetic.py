@@ -77,6 +77,14 @@ class Sizes:
     model: dict[str, object] = field(default_factory=lambda: dict(MODEL))
 
 
+# Quality alone, of one variant at one length. The margins are 5% of perplexity and 5 points.
+ONE = {"rounds": 0, "lengths": (LONG,), "candidates": (FULL, TOPK)}
+FEW = Sizes(blocks=10, tokens=4, contexts=4, turns=6, **ONE)
+MANY = Sizes(blocks=24, tokens=4, contexts=16, turns=12, **ONE)
+# Disagrees with full on one question in twelve, and is as good.
+EQUAL = Truth(lost=0.05, won=0.05 * 0.85 / 0.15)
+
+
 def draw(seed: int, sizes: Sizes, **truths: Truth) -> Comparison:
     """A comparison; ``truths`` are by name, of ``window`` and ``topk``; others are like full attention."""
     random = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 import time
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -175,7 +176,7 @@ def test_a_live_page_is_served_to_this_machine_alone(live):
             pass
 
 
-def test_who_waits_for_news_gets_the_last_page_before_the_server_ends():
+def test_a_page_that_waits_for_news_gets_the_last_one_before_the_server_ends():
     live = Live()
     found = sample.beginning()
     live.update(*found, Progress("beginning", 0.1, 60.0))
@@ -220,7 +221,7 @@ def test_a_page_that_is_between_two_questions_gets_the_last_version_too(live):
     assert not ending.is_alive()
 
 
-def test_nobody_is_waited_for_where_nobody_looked(monkeypatch):
+def test_the_end_waits_for_no_page_where_none_was_open(monkeypatch):
     monkeypatch.setattr("loadtest.report.live._LINGER", 60.0)
     found, live = sample.beginning(), Live()
     live.update(*found, Progress("beginning", 0.1, 60.0))
@@ -248,6 +249,14 @@ def test_a_load_test_shows_what_was_before_and_after():
     assert {row[0] for row in rows} == {"1 user", "2 users"}
     assert "only in one of the two: 3 users" in page
     assert 'id="against-table"' not in load_report.render(after)
+
+
+def test_what_has_no_figure_has_nothing_to_sort_by():
+    unread = replace(sample.beginning()[0], text=[])
+    page = render(unread, judge(unread))
+    summary = page.partition('id="summary-table"')[2].partition("</table>")[0]
+    assert f'<td data-value="">{words.NONE}' in summary
+    assert 'data-value="nan"' not in page
 
 
 def test_one_task_alone_is_one_row_and_equal_work_has_no_ratio():

@@ -88,7 +88,7 @@ def test_a_page_needs_nothing_fits_a_phone_and_can_be_read(browser, reports, kin
             assert found["seen"] > 40
             assert found["poor"] == [], f"{kind}, {scheme}"
             pages[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            # Of a figure exactly one form is shown, and it has a name for who can't see it.
+            # Of a figure exactly one form is shown, and it has a name for readers who can't see it.
             forms = page.evaluate(
                 "[...document.querySelectorAll('figure')].map((figure) => [...figure.querySelectorAll('svg')]"
                 ".filter((svg) => svg.checkVisibility()).map((svg) => svg.querySelector('desc').textContent))"

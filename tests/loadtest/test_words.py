@@ -1,65 +1,16 @@
 """What the judgment says: exactly, on comparisons with plain figures."""
 
-import math
 import re
 from dataclasses import replace
 
-import pytest
-from rich.console import Console
-
 from loadtest.compare.judge import judge
 from loadtest.compare.phrases import amount, setting
-from loadtest.compare.presets import WHOLE
-from loadtest.compare.table import table
 from loadtest.compare.types import Evidence, Margins, Outcome
 from loadtest.compare.words import more_words, settling
-from loadtest.compare.words import test_words as words_of
-from loadtest.deployment import Deployment, sparse
-from loadtest.evaluation.types import Answer, Memory
+from loadtest.deployment import sparse
 from loadtest.measuring.types import Interval
-from loadtest.report import figures, view
-from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, Sizes, Truth, draw
-
-SIZES = Sizes(blocks=24, tokens=4, contexts=16, turns=11, rounds=8, noise=0.0)
-FAR = (0.0, 0.1, 0.2, 0.3)
-
-
-def plain(comparison, speeds, **nats):
-    """Without chance: each token loses ``nats``, and decoding takes 1% more or less from round to round."""
-    full = {(row.length, row.block): row.logprobs for row in comparison.text if row.deployment == FULL.name}
-    nats = {FULL.name: 0.0, TOPK.name: nats["topk"], **nats}
-    comparison.text = [
-        replace(row, logprobs=tuple(value - nats[row.deployment] for value in full[row.length, row.block]))
-        for row in comparison.text
-    ]
-    cells = []
-    for cell in comparison.speed:
-        speed = speeds.get(cell.deployment, 1.0)
-        tpot = 0.005 / speed * (1 + 0.01 * (cell.round % 3 - 1) * (speed != 1))
-        cells.append(replace(cell, figures={**cell.figures, "tpot": tpot, "output_rate": 1 / tpot}))
-    comparison.speed = cells
-    return comparison
-
-
-@pytest.fixture(scope="module")
-def usual():
-    """Top-k is safe, faster and larger; the window is faster still and finds nothing far away."""
-    drawn = draw(1, SIZES, window=Truth(lost=1.0, depths=FAR))
-    held = {FULL.name: (32, 32), WINDOW.name: (32, 8), TOPK.name: (34, 34)}
-    drawn.memory = [
-        Memory(name, length, size * length / LONG * 2**20, int(2**30 / (size * length / LONG * 2**20)))
-        for name, sizes in held.items()
-        for length, size in zip((1024, LONG), sizes, strict=True)
-    ]
-    full = {_question(row): row.score for row in drawn.answers if row.deployment == FULL.name}
-    drawn.answers = [
-        replace(row, score=full[_question(row)]) if row.length == 1024 else row for row in drawn.answers
-    ]
-    return plain(drawn, {TOPK.name: 1.25, WINDOW.name: 2.0}, topk=0.01, **{WINDOW.name: 0.02})
-
-
-def _question(row):
-    return row.task, row.length, row.index, row.turn
+from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, draw
+from tests.loadtest.usual import SIZES, plain, text
 
 
 def test_the_winner(usual):
@@ -212,7 +163,7 @@ def test_the_oracle_tells_budget_and_selector_apart():
     advice = judge(drawn).advice
     assert advice.winner == FULL.name, "the oracle is not for serving"
     at = advice.sentences.index(
-        "What oracle 512 loses is the price of the budget, the rest that of how top-k 512 selects."
+        "The loss of oracle 512 is the budget's price; the rest of top-k 512's comes from how it selects."
     )
     assert advice.sentences[at - 1] == (
         "top-k 512 beside oracle 512, which sees the tokens that truly weigh most, at 4k: perplexity 1.083 "
@@ -235,106 +186,6 @@ def test_two_loads(usual):
         in judge(both).advice.sentences
     )
     assert "4k, 8 users, cached prompts" in text(both, 80)
-
-
-def test_ones_own_questions_have_their_lines(usual):
-    rows = [
-        Answer(name, "own", 0, index, 0, None, () if free else ("x",), score=score, prompt_tokens=9)
-        for name, known, agreed in (
-            (FULL.name, 1.0, math.nan),
-            (WINDOW.name, 0.5, 0.6),
-            (TOPK.name, 1.0, 1.0),
-        )
-        for index in range(24)
-        for free in [index % 2 == 1]
-        for score in [agreed if free else known]
-    ]
-    plan = replace(usual.plan, own="mine.jsonl")
-    own = replace(usual, plan=plan, answers=[*usual.answers, *rows])
-    said = " ".join(text(own, 200).split())
-    assert (
-        "Your own questions, share of right answers in 12: full 1.00, window 1020 + 4 sinks 0.50, "
-        "top-k 512 1.00"
-    ) in said
-    assert ("up to its first difference from full's in 12: window 1020 + 4 sinks 60%, top-k 512 100%") in said
-    tests = {test.unit: test for test in judge(own).verdicts[0].evidence if test.measure == "own"}
-    assert words_of(tests["agreement"]).startswith(
-        "40% of the answers to your questions comes after their first difference from full's ("
-    )
-    assert "Your own questions: none asked yet" in text(replace(usual, plan=plan), 80)
-
-
-def text(comparison, width):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(comparison, judge(comparison)))
-    return console.export_text()
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits_and_has_every_figure(usual, width):
-    lines = text(usual, width).splitlines()
-    assert max(map(len, lines)) <= width
-    assert not any("…" in line for line in lines)
-    row = next(line for line in reversed(lines) if line.startswith("top-k 512   "))
-    assert row.split()[2:] == [
-        "4.00",
-        "1.25",
-        "1.20",
-        "34.0",
-        "30",
-        "1.010",
-        re.search(r"0\.8\d", row).group(),
-    ]
-    assert "    --attention-option budget=512" in lines
-    assert any("effective length" in line.lower() for line in lines)
-    assert "sequences that 1.00 GiB of KV cache hold" in " ".join(" ".join(lines).split())
-    # At 1k it computes what full attention computes: an outcome there would be of another length.
-    assert [line.strip() for line in lines if line.strip() == "not safe"] == ["not safe"]
-
-
-def test_how_like_the_distributions_are_is_told(usual):
-    """By both figures with their intervals, at the longest context; it decides nothing."""
-    rows = [
-        replace(row, kl=0.03 + 0.01 * (row.block % 2), same_top=0.9 + 0.02 * (row.block % 2))
-        if row.deployment == TOPK.name
-        else row
-        for row in usual.text
-    ]
-    told = replace(usual, text=rows)
-    judgment = judge(told)
-    (short, long) = judgment.verdicts[1].likeness
-    assert (short.length, long.length) == (1024, LONG)
-    assert (long.kl.value, long.same_top.value) == pytest.approx((0.035, 0.91))
-    assert 0.03 < long.kl.low < 0.035 < long.kl.high < 0.04
-    assert [one.outcome for one in judgment.verdicts] == [one.outcome for one in judge(usual).verdicts]
-    said = text(told, 120)
-    assert re.search(r"top-k 512: 91\.0% \(90\.\d% to 91\.\d%\); 0\.035 \(0\.03\d to 0\.03\d\)", said)
-    shown = {row["key"]: row["cells"] for row in figures.rows(judgment, view.numbers(told))}
-    assert shown["kl 1 top-k 512"][5][:2] == ("+0.035 nats", long.kl.value)
-    assert shown["same 1 top-k 512"][5][0] == "91.0%"
-
-
-def test_eleven_candidates_fit_too():
-    widest = Deployment("sliding_window window=4096 sinks=16 positions=cache", "sliding_window")
-    whole = (*WHOLE.candidates[:8], widest)
-    sizes = replace(SIZES, candidates=whole, contexts=2, lengths=(LONG,), noise=0.05)
-    lines = text(draw(1, sizes), 80).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert not any("…" in line for line in lines)
-
-
-def test_an_empty_comparison_has_a_table(usual):
-    empty = replace(usual, speed=[], answers=[], text=[], memory=[], running={}, model={}, machine={})
-    assert "not enough evidence" in text(empty, 80)
-    busy = judge(replace(empty, busy="this machine is too busy to tell speeds apart"))
-    assert busy.verdicts[0].sentence == (
-        "window 1020 + 4 sinks: not enough evidence: not measured yet: text at 1k, tasks at 1k, text at "
-        "4k and tasks at 4k."
-    )
-    assert busy.advice.sentences[1] == (
-        "There is not enough evidence of any variant's quality either; some of it was not measured at all: "
-        "give a longer --budget."
-    )
 
 
 def test_settings_keep_all_their_digits(usual):

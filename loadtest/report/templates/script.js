@@ -7,7 +7,6 @@
   const sorted = new Map();
   const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
   const compare = (one, other) => {
-    if (one === "" || other === "") return one === other ? 0 : one === "" ? 2 : -2;
     const [a, b] = [Number(one), Number(other)];
     return Number.isNaN(a) || Number.isNaN(b) ? one.localeCompare(other, "en", { numeric: true }) : a - b;
   };
@@ -15,9 +14,10 @@
     const body = table.tBodies[0];
     const rows = [...body.rows].map((row, index) => ({ row, index, key: value(row, column) }));
     rows.sort((a, b) => {
+      // Rows without a figure stay at the end in both directions.
+      if ((a.key === "") !== (b.key === "")) return a.key === "" ? 1 : -1;
       const order = compare(a.key, b.key);
-      // What has no figure stays at the end in both directions.
-      return (Math.abs(order) === 2 && (a.key === "" || b.key === "") ? order : descending ? -order : order) || a.index - b.index;
+      return (descending ? -order : order) || a.index - b.index;
     });
     body.append(...rows.map((entry) => entry.row));
     [...table.tHead.rows[0].cells].forEach((cell, index) => {
