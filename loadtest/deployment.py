@@ -47,7 +47,7 @@ def parse(text: str) -> Deployment:
         raise ValueError(f"the candidate {text!r} can't be read: {error}; quote it like a shell") from error
     if not words or "=" in words[0] or any("=" not in word for word in words[1:]):
         raise ValueError(
-            f"{text!r} is no candidate; write a backend and its options, like 'sliding_window window=512'"
+            f"{text!r} is not a candidate; write a backend and its options, like 'sliding_window window=512'"
         )
     pairs = [word.split("=", 1) for word in words[1:]]
     options = dict(pairs)

@@ -1,4 +1,4 @@
-"""Texts to measure on, the same on every machine, and their tokens by the served model's own tokenizer."""
+"""Texts to measure on, the same on every machine."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ import pydoc_data.topics
 import re
 from pathlib import Path
 
-from longspan import Client
-
 # A paragraph of running text: begins at the margin like a sentence, ends like one, and has no tables or code.
 _PROSE = re.compile(r"[A-Z][\w\s,.;:'\"()*/\u2010-\u201f-]{150,}\.")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-NOISE = (
-    "Rain falls on the hills.",
-    "The river runs to the sea.",
-    "Birds sing in the old trees.",
-    "We walk along the road.",
-    "Then we turn back home.",
-)
-"""Sentences that say nothing, to be repeated."""
 
 
 def reference() -> str:
@@ -41,25 +30,6 @@ def read(file: Path) -> str:
     if not text.strip():
         raise ValueError(f"{file} has no text; name a file with a long one")
     return text
-
-
-def tokens(client: Client, text: str, count: int) -> list[int]:
-    """The first ``count`` tokens of the text.
-
-    Args:
-        client: of the server whose tokenizer counts.
-        text: the whole text.
-        count: tokens to give.
-
-    Raises:
-        ValueError: the text is too short.
-    """
-    # Few tokens have more than a dozen characters: most of a long text need not be sent.
-    for characters in (12 * count, len(text)):
-        ids = client.tokenize(text[:characters]).token_ids
-        if len(ids) >= count:
-            return list(ids[:count])
-    raise ValueError(f"the text has fewer than {count} tokens; give a longer one")
 
 
 def prose(text: str) -> str:

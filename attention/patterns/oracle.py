@@ -18,11 +18,11 @@ class Oracle(TopK):
     """As many tokens as ``topk`` sees, always the same ones among them, but of the others the truly best.
 
     It is for measuring, not for serving: every query computes its product with every key to find out which
-    it needs. What ``topk`` loses against it is the error of choosing whole pages by bounds; what it loses
-    against full attention itself is the price of the budget. Gupta et al.: Memory-efficient Transformers via
+    it needs. The loss of ``topk`` against it is the error of choosing whole pages by bounds; its own loss
+    against full attention is the price of the budget. Gupta et al.: Memory-efficient Transformers via
     Top-k Attention, 2021, section 2, have each query head see its keys with the largest products.
 
-    Where query heads share a key head, one choice serves them all, as in ``topk``: each head gives a token
+    Where query heads share a KV head, one choice serves them all, as in ``topk``: each head gives a token
     its attention weight, of the softmax over all keys that the query may see, and the tokens with the largest
     sums of weights are seen. So the choice keeps the most attention, summed over its heads, that so many
     tokens can hold. (The largest weight of any head would serve one head at the expense of the others.) Ties
@@ -115,7 +115,7 @@ class Oracle(TopK):
 
 
 def _scores(layer: LayerSpec, query: torch.Tensor, keys: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """Logarithms ``[S, R, Hkv, L]`` of the attention that a key head's queries give a key together.
+    """Logarithms ``[S, R, Hkv, L]`` of the attention that a KV head's queries give a key together.
 
     Shapes as in ``Oracle._sees``; ``there`` ``[S, R, L]`` are the keys that may be seen. Summed in double
     precision and then rounded, so that the order of the sums does not show.
@@ -125,6 +125,6 @@ def _scores(layer: LayerSpec, query: torch.Tensor, keys: torch.Tensor, there: to
     logits = (heads.flatten(2, 3) @ by_head).unflatten(2, heads.shape[2:4]) * layer.scale
     if layer.softcap is not None:
         logits = layer.softcap * torch.tanh(logits / layer.softcap)
-    # Not a product with the mask: what nobody wrote may be NaN.
+    # Not a product with the mask: keys that were never written may be NaN.
     logits = logits.masked_fill_(~there[:, None, :, None], float("-inf"))
     return logits.log_softmax(dim=-1).logsumexp(dim=3).float().transpose(1, 2)

@@ -13,7 +13,7 @@ def runs(mask: torch.Tensor) -> torch.Tensor:
     width = int(nth[..., -1].max())
     found = torch.zeros(*mask.shape[:-1], width + 1, dtype=torch.long, device=mask.device)
     at = torch.arange(edges.shape[-1], device=mask.device).expand_as(edges)
-    # What is no edge goes to a last place that is left out.
+    # Places without an edge go to a last one, which is left out.
     found.scatter_(-1, (nth.long() - 1).where(edges, width), at)
     return found[..., :width].unflatten(-1, (-1, 2))
 

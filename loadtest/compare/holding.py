@@ -48,7 +48,7 @@ class Finding:
     note: str = ""
 
 
-def hold(comparison: Comparison, expectations: Sequence[Expectation] | None = None) -> list[Finding]:
+def hold(comparison: Comparison, expectations: Sequence[Expectation] = EXPECTED) -> list[Finding]:
     """Holds a comparison against what is known.
 
     Quality and memory come out alike each time on one machine, so their values count. Times don't: they fail
@@ -56,9 +56,9 @@ def hold(comparison: Comparison, expectations: Sequence[Expectation] | None = No
 
     Args:
         comparison: with the rows.
-        expectations: ``EXPECTED`` if not given.
+        expectations: what is known.
     """
-    return [_hold(comparison, each) for each in (EXPECTED if expectations is None else expectations)]
+    return [_hold(comparison, each) for each in expectations]
 
 
 def has_failed(findings: Sequence[Finding]) -> bool:
@@ -68,7 +68,7 @@ def has_failed(findings: Sequence[Finding]) -> bool:
 
 def _hold(comparison: Comparison, expectation: Expectation) -> Finding:
     if expectation.deployment not in {one.name for one in comparison.plan.candidates}:
-        return Finding(expectation, Interval(), Held.NO, "it is no candidate of this comparison")
+        return Finding(expectation, Interval(), Held.NO, "it is not a candidate of this comparison")
     measured = _MEASURES[expectation.figure](comparison, expectation)
     if expectation.figure is Figure.TPOT:
         return _hold_time(comparison, expectation, measured)

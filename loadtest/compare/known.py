@@ -13,6 +13,12 @@ from dataclasses import dataclass
 from loadtest.compare.presets import BARE, IN_CACHE, SELECTION, SINKS
 from loadtest.deployment import FULL
 
+SINGLE = "passkey"
+"""One number, said twice among sentences that repeat, which the default model finds."""
+
+MANY = "needles"
+"""Many numbers in prose, of which the default model finds most: what a variant sees, by depth."""
+
 
 class Figure(enum.StrEnum):
     """What is held against a bound."""
@@ -48,14 +54,8 @@ class Expectation:
     most: float = math.inf
     shorter: int = 0
     depths: tuple[float, float] = (0.0, 1.0)
-    task: str = "passkey"
+    task: str = SINGLE
 
-
-SINGLE = "passkey"
-"""One number, said twice among sentences that repeat, which the default model finds."""
-
-MANY = "needles"
-"""Many numbers in prose, of which the default model finds most: what a variant sees, by depth."""
 
 _TASK = "a number said twice is within the model's reach"
 _SINKS = "attention needs the first tokens to put what it has to spare on; Xiao et al. 2023, section 3"

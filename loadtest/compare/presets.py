@@ -68,10 +68,8 @@ WHOLE = Preset(
 
 SINKS = window(508, 4)
 BARE = replace(window(508, 0), name="window 508, no sinks")
-IN_CACHE = replace(
-    window(1020, 4),
-    name="window 1020 + 4, in-cache",
-    options={**window(1020, 4).options, "positions": "cache"},
+IN_CACHE = Deployment(
+    "window 1020 + 4, in-cache", "sliding_window", {"window": "1020", "sinks": "4", "positions": "cache"}
 )
 SELECTION = topk(512)
 

@@ -1,4 +1,4 @@
-"""Whether a variant answers as full attention does, where nobody knows the right answer."""
+"""Whether a variant answers as full attention does, where the right answer is not known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadtest.evaluation.types import Answer
 def same_tokens(ours: Sequence[int], theirs: Sequence[int]) -> float:
     """The share of an answer up to which it is another's, token by token; 1 if and only if both are the same.
 
-    What comes after the first difference tells nothing: from there on two models continue two texts.
+    Tokens after the first difference tell nothing: from there on two models continue two texts.
     """
     longest = max(len(ours), len(theirs))
     same = 0

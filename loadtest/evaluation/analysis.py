@@ -6,7 +6,9 @@ decoded the same tokens. A loss above 0 is worse than full. The intervals have t
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -25,8 +27,7 @@ CHANCE = 0.1
 """What the lower end of the interval of that mean has to exceed. Words that a text has anyway earn a few
 points by luck, and with few samples luck looks like skill."""
 
-
-_MOST_NATS = 700.0  # per token, lost: of more the exponential is no number any more
+_MOST_NATS = 700.0  # per token, lost; the exponential of a few more overflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,8 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
 
 def _slices(pairs: Sequence[BlockPair]) -> list[int]:
     """Which slice of the text each block is of: in one, each starts later than the one before."""
-    numbers, last = [0] * len(pairs), -1
-    for at, pair in enumerate(pairs):
-        numbers[at] = (numbers[at - 1] if at else 0) + (pair.full.start <= last)
-        last = pair.full.start
-    return numbers
+    starts = [pair.full.start for pair in pairs]
+    return list(itertools.accumulate(map(operator.le, starts[1:], starts), initial=0))[: len(pairs)]
 
 
 def perplexity(comparison: Comparison, name: str, length: int) -> float:

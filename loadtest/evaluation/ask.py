@@ -29,21 +29,18 @@ class Asked:
     token_ids: tuple[int, ...] = ()
 
 
-def prepare(
-    client: Client, samples: Sequence[Sample], *, chat: bool = False, concurrency: int = 8
-) -> list[Prompt | LongspanError]:
+def prepare(client: Client, samples: Sequence[Sample], *, chat: bool = False) -> list[Prompt | LongspanError]:
     """Prompts of all samples, for every deployment of the model; where the server refuses one, its error.
 
     Args:
         client: of any server of the model.
         samples: the questions.
         chat: through the model's chat template; see ``prompts.prompt``.
-        concurrency: requests in flight, at most.
 
     Raises:
         longspan.UnavailableError: the server has gone.
     """
-    return at_once([functools.partial(prompt, client, each, chat=chat) for each in samples], concurrency)
+    return at_once([functools.partial(prompt, client, each, chat=chat) for each in samples])
 
 
 def ask(
@@ -51,7 +48,6 @@ def ask(
     deployment: str,
     samples: Sequence[Sample],
     prompts: Sequence[Prompt | LongspanError],
-    concurrency: int = 8,
 ) -> list[Asked]:
     """Answers to all questions about one context, greedy, and how likely the right ones are.
 
@@ -65,7 +61,6 @@ def ask(
         deployment: its name.
         samples: of one context, in the order in which they are asked.
         prompts: of the samples, by ``prepare``.
-        concurrency: requests in flight, at most.
 
     Returns:
         One for each sample; a question that the server refuses has its sentence as ``error``.
@@ -73,7 +68,7 @@ def ask(
     Raises:
         longspan.UnavailableError: the server has gone.
     """
-    # Targets first: they are short, so who waits for the first request waits for little but the context.
+    # Targets first: they are short, so the others wait for little but the context.
     calls: list[Callable[[], Generation]] = [
         functools.partial(_force, client, each)
         for each in prompts
@@ -84,7 +79,7 @@ def ask(
         for each, sample in zip(prompts, samples, strict=True)
         if isinstance(each, Prompt)
     ]
-    done = iter(at_once(calls[:1], 1) + at_once(calls[1:], concurrency))
+    done = iter(at_once(calls[:1]) + at_once(calls[1:]))
     forced = [next(done) if isinstance(each, Prompt) and each.target else None for each in prompts]
     generated = [next(done) if isinstance(each, Prompt) else each for each in prompts]
     return [

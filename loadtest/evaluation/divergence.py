@@ -49,8 +49,8 @@ def divergence(full: Decoded, own: Decoded) -> float:
     """A lower bound of the KL divergence from full's next-token distribution to the other's, nats per token.
 
     The vocabulary is parted into the tokens whose probability is known of both (those that are among the most
-    likely of both, and the text's own) and all others together. What is told of a partition can't be further
-    apart than the distributions themselves (the data-processing inequality; Cover and Thomas: Elements of
+    likely of both, and the text's own) and all others together. The distributions over the parts can't be
+    further apart than those over the tokens (the data-processing inequality; Cover and Thomas: Elements of
     Information Theory, 2006, theorem 2.7.1, the log sum inequality).
     """
     return fmean(

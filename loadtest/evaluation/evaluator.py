@@ -15,7 +15,7 @@ from loadtest.evaluation.ask import Asked, ask, prepare
 from loadtest.evaluation.divergence import blocks_against
 from loadtest.evaluation.memory import memory
 from loadtest.evaluation.pairs import OWN
-from loadtest.evaluation.prompts import Prompt, special_before
+from loadtest.evaluation.prompts import plain, special_before
 from loadtest.evaluation.text import Decoded, Slice, decode_slice
 from loadtest.evaluation.units import Rows, Unit, lacking, order
 from loadtest.measuring.requests import reason
@@ -46,7 +46,6 @@ class Evaluator:
         own: the user's own questions.
         turns: questions about one context, at most.
         contexts: of each task and length, at most; ``None`` for as many as time allows.
-        concurrency: requests in flight, at most.
 
     Raises:
         ValueError: the text is too short for a context, or a context for a task; says what to do.
@@ -63,7 +62,6 @@ class Evaluator:
         own: Sequence[Sample] = (),
         turns: int = TURNS,
         contexts: int | None = None,
-        concurrency: int = 8,
     ) -> None:
         self._comparison = comparison
         self._plan = comparison.plan
@@ -72,7 +70,6 @@ class Evaluator:
         self._own = own
         self._turns = turns
         self._contexts = contexts
-        self._concurrency = concurrency
         self._reserve = _reserve(client, chat=self._plan.chat)
         tokens = texts.tokens(client, text, _SLICES * max(self._plan.contexts))
         self._slices = {
@@ -80,7 +77,7 @@ class Evaluator:
         }
         self._seconds: dict[tuple[str, int, str], list[float]] = {}
         self._rates: list[float] = []
-        # What is too short is told now, not after an hour.
+        # Refuses what is too short now, not after an hour.
         self._first = {
             unit: self._make(unit) for unit in self._order(1) if unit.kind == "answers" and unit.task != OWN
         }
@@ -94,7 +91,7 @@ class Evaluator:
     def run(self, unit: Unit, clients: Mapping[str, Client], end: float = math.inf) -> Rows:
         """Does a unit on every candidate that lacks it, full attention first.
 
-        What is held against full attention token by token needs full's own again, which no row keeps.
+        A comparison with full attention token by token needs full's own again, which no row keeps.
 
         Args:
             unit: of ``units``.
@@ -117,7 +114,7 @@ class Evaluator:
         do = {"answers": self._answer, "text": self._decode, "memory": self._hold}[unit.kind]
         try:
             on = do(unit, rows)
-        except (UnavailableError, DeadlineError) as error:  # full's own tokenizer sizes what is asked
+        except (UnavailableError, DeadlineError) as error:  # full's server tokenizes what is asked
             return Rows(failed={full: reason(error)})
         asked = 0
         for name in names:
@@ -149,13 +146,11 @@ class Evaluator:
 
     def _answer(self, unit: Unit, rows: Rows) -> Callable[[str, Client], None]:
         samples = self._samples(unit)
+        prompts = prepare(self._client, samples, chat=self._plan.chat)
         first: list[Asked] = []
-        prompts: list[Prompt | LongspanError] = []
 
         def on(name: str, client: Client) -> None:
-            if not prompts:
-                prompts.extend(prepare(client, samples, chat=self._plan.chat, concurrency=self._concurrency))
-            asked = ask(client, name, samples, prompts, self._concurrency)
+            asked = ask(client, name, samples, prompts)
             rows.answers += agreeing(asked, first) if first else [each.answer for each in asked]
             first.extend([] if first else asked)
 
@@ -167,7 +162,7 @@ class Evaluator:
 
         def on(name: str, client: Client) -> None:
             top = min(TOP, client.model_info().limits.logprobs)
-            decoded = decode_slice(client, part, top, self._concurrency)
+            decoded = decode_slice(client, part, top)
             rows.text += blocks_against(name, part, decoded, first or None)
             first.extend([] if first else decoded)
 
@@ -202,9 +197,7 @@ class Evaluator:
     def _make(self, unit: Unit) -> list[Sample]:
         return make(
             unit.task,
-            lambda text: len(
-                self._client.tokenize(text, special_tokens=False, special_tokens_as_text=True).token_ids
-            ),
+            lambda text: len(plain(self._client, text)),
             self._prose,
             unit.length,
             unit.index,
@@ -233,5 +226,4 @@ def _reserve(client: Client, *, chat: bool) -> int:
     if not chat:
         return len(special_before(client))
     text = "a"
-    plain = client.tokenize(text, special_tokens=False).token_ids
-    return len(client.tokenize([("user", text)]).token_ids) - len(plain)
+    return len(client.tokenize([("user", text)]).token_ids) - len(plain(client, text))

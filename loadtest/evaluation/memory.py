@@ -47,7 +47,7 @@ def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int =
     if not held:
         why = f"this machine is too busy: {_ATTEMPTS} times the sequence was over before it could be watched"
         return Memory(deployment, len(ids), error=why)
-    # Page 0 belongs to nobody.
+    # Page 0 is never allocated.
     page_bytes = load.kv_bytes / (load.pages_total + 1)
     pages = int(kv_memory / page_bytes) - 1 if kv_memory else load.pages_total
     return Memory(deployment, len(ids), held * page_bytes, max(0, pages // held))

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from loadtest.evaluation.types import Answer, TextBlock
+from loadtest.tasks.own import TASK
 
-OWN = "own"
+OWN = TASK
 """Task of the user's own questions."""
 
 

@@ -42,7 +42,7 @@ def prompt(client: Client, sample: Sample, *, chat: bool) -> Prompt:
         # Ends with what the template writes before an answer: the server renders it for that.
         messages = sample.messages or [("user", asked)]
         rendered = client.tokenize(messages, special_tokens_as_text=True).token_ids
-        ids = (*rendered, *_plain(client, sample.answer_prefix))
+        ids = (*rendered, *plain(client, sample.answer_prefix))
     else:
         ids = tuple(client.tokenize(asked + sample.answer_prefix, special_tokens_as_text=True).token_ids)
     return Prompt(ids, continuation(client, sample.answer_prefix, sample.target))
@@ -56,18 +56,19 @@ def continuation(client: Client, before: str, text: str) -> tuple[int, ...]:
     """
     if not text:
         return ()
-    head, whole = _plain(client, before), _plain(client, before + text)
-    return whole[len(head) :] if whole[: len(head)] == head else _plain(client, text)
+    head, whole = plain(client, before), plain(client, before + text)
+    return whole[len(head) :] if whole[: len(head)] == head else plain(client, text)
 
 
 def special_before(client: Client) -> tuple[int, ...]:
     """Special tokens that the model's tokenizer puts before a text."""
     text = "a"
-    plain, whole = _plain(client, text), tuple(client.tokenize(text).token_ids)
-    return whole[: whole.index(plain[0])]
+    whole = tuple(client.tokenize(text).token_ids)
+    return whole[: whole.index(plain(client, text)[0])]
 
 
-def _plain(client: Client, text: str) -> tuple[int, ...]:
+def plain(client: Client, text: str) -> tuple[int, ...]:
+    """Token ids of a text, without special tokens."""
     if not text:
         return ()
     found = client.tokenize(text, special_tokens=False, special_tokens_as_text=True)

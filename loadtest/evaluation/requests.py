@@ -10,26 +10,27 @@ from longspan import DeadlineError, LongspanError, UnavailableError
 
 Result = TypeVar("Result")
 
+_MOST = 8  # calls in flight
 
-def at_once(calls: Sequence[Callable[[], Result]], concurrency: int) -> list[Result | LongspanError]:
+
+def at_once(calls: Sequence[Callable[[], Result]]) -> list[Result | LongspanError]:
     """Results of all calls, in their order; where the server refuses one, its error.
 
     Args:
         calls: each makes a request and waits for it.
-        concurrency: calls in flight, at most.
 
     Raises:
         UnavailableError: the server has gone; the calls that are left are not made.
         DeadlineError: it hangs; the same.
     """
-    pool = ThreadPoolExecutor(max(1, concurrency))
+    pool = ThreadPoolExecutor(_MOST)
     try:
         futures = [pool.submit(_outcome, call) for call in calls]
         for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
         return [future.result() for future in futures]
     finally:
-        # Who interrupts a run is not kept waiting for prompts that take minutes.
+        # An interrupted run does not wait for prompts that take minutes.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -11,10 +11,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loadtest.evaluation.prompts import special_before
+from loadtest.evaluation.prompts import plain, special_before
 from loadtest.evaluation.requests import at_once
 from loadtest.greedy import GREEDY
-from longspan import Client, Generation, LongspanError
+from longspan import Client, LongspanError
 
 BLOCK_TOKENS = 64
 """Tokens of a block: enough that decoding them costs more than finding their context in the prefix cache."""
@@ -65,14 +65,12 @@ class Decoded:
     """What a deployment makes of a block's tokens.
 
     Attributes:
-        start: tokens before it.
         logprobs: natural log probability of each token.
         ids: the tokens.
         top: log probabilities of the most likely tokens at each place, by token, the most likely first.
         cached_tokens: of its prompt, found in the prefix cache.
     """
 
-    start: int
     logprobs: tuple[float, ...]
     ids: tuple[int, ...]
     top: tuple[dict[int, float], ...]
@@ -93,8 +91,7 @@ def tokens(client: Client, text: str, most: int) -> Tokens:
         end = start + _PIECE
         if end < len(text):
             end = text.rfind("\n", start, end) + 1 or end
-        piece = client.tokenize(text[start:end], special_tokens=False, special_tokens_as_text=True)
-        ids += piece.token_ids
+        ids += plain(client, text[start:end])
         start = end
     return Tokens(special_before(client), tuple(ids[:most]))
 
@@ -138,9 +135,7 @@ def slices(text: Tokens, length: int, seed: int, block_tokens: int = BLOCK_TOKEN
     ]
 
 
-def decode_slice(
-    client: Client, part: Slice, top: int, concurrency: int = 8
-) -> list[Decoded | LongspanError]:
+def decode_slice(client: Client, part: Slice, top: int) -> list[Decoded | LongspanError]:
     """Decodes the blocks of a slice under the attention that the server serves.
 
     The longest prompt goes first and alone; those of the other blocks begin like it, so that they are in the
@@ -151,7 +146,6 @@ def decode_slice(
         client: of the server.
         part: what to decode.
         top: most likely tokens to look at, each place; at most ``limits.logprobs`` of the server's model.
-        concurrency: blocks that are decoded at once, at most.
 
     Returns:
         One for each block, in the order of ``part.starts``; the server's error where it refuses one.
@@ -159,17 +153,14 @@ def decode_slice(
     Raises:
         longspan.UnavailableError: the server has gone.
     """
-
-    def compute(start: int) -> Generation:
-        return client.generate(part.ids[: start - 1], max_tokens=1, **GREEDY)
-
-    (computed,) = at_once([functools.partial(compute, part.starts[-1])], 1)
+    longest = part.ids[: part.starts[-1] - 1]
+    (computed,) = at_once([lambda: client.generate(longest, max_tokens=1, **GREEDY)])
     if isinstance(computed, LongspanError):
         return [computed] * len(part.starts)
     calls: list[Callable[[], Decoded]] = [
         functools.partial(_decode, client, part, start, top) for start in part.starts
     ]
-    return at_once(calls, concurrency)
+    return at_once(calls)
 
 
 def _decode(client: Client, part: Slice, start: int, top: int) -> Decoded:
@@ -186,7 +177,6 @@ def _decode(client: Client, part: Slice, start: int, top: int) -> Decoded:
     )
     positions = answer.completions[0].logprobs[1:]
     return Decoded(
-        start,
         tuple(position.chosen.logprob for position in positions),
         forced[1:],
         tuple({entry.token_id: entry.logprob for entry in position.top} for position in positions),

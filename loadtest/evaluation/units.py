@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from loadtest.compare.types import Comparison
 from loadtest.evaluation.pairs import OWN, answer_key
 from loadtest.evaluation.text import Slice
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import length_label
+
+Row = TypeVar("Row", Answer, TextBlock, Memory)
 
 _OWN_ROUNDS = 8
 """Rounds over which the user's own questions are spread."""
@@ -67,19 +69,15 @@ class Rows:
 
     def add_to(self, comparison: Comparison) -> None:
         """Puts the rows into a comparison, in the place of those that it has for the same."""
-        answered = {(row.deployment, answer_key(row)) for row in self.answers}
-        comparison.answers = [
-            row for row in comparison.answers if (row.deployment, answer_key(row)) not in answered
-        ] + self.answers
-        decoded = {(row.deployment, row.length, row.block) for row in self.text}
-        comparison.text = [
-            row for row in comparison.text if (row.deployment, row.length, row.block) not in decoded
-        ] + self.text
-        held = {(row.deployment, row.length) for row in self.memory}
-        comparison.memory = [
-            row for row in comparison.memory if (row.deployment, row.length) not in held
-        ] + self.memory
+        comparison.answers = _replaced(comparison.answers, self.answers, answer_key)
+        comparison.text = _replaced(comparison.text, self.text, lambda row: (row.length, row.block))
+        comparison.memory = _replaced(comparison.memory, self.memory, lambda row: row.length)
         comparison.failed.update(self.failed)
+
+
+def _replaced(rows: list[Row], new: list[Row], key: Callable[[Row], Hashable]) -> list[Row]:
+    there = {(row.deployment, key(row)) for row in new}
+    return [row for row in rows if (row.deployment, key(row)) not in there] + new
 
 
 def order(

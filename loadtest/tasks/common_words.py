@@ -46,15 +46,17 @@ def cwe(request: Request) -> list[Sample]:
 def _text(draw: random.Random, drawn: list[str], repeats: int, rare: int) -> str:
     listed = [*drawn[:COMMON] * repeats, *drawn[COMMON:] * rare]
     draw.shuffle(listed)
-    numbered = " ".join(f"{number}. {word}" for number, word in enumerate(listed, start=1))
-    return f"{_TASK}\n{numbered}\n"
+    return f"{_TASK}\n{_numbered(listed)}\n"
 
 
 def _question(common: Sequence[str]) -> Question:
-    numbered = " ".join(f"{number}. {word}" for number, word in enumerate(common, start=1))
     return Question(
         f"Question: Which {COMMON} words are the most common in the list above?\n",
         f"Answer: The {COMMON} most common words in the list above are:",
         tuple(common),
-        f" {numbered}",
+        f" {_numbered(common)}",
     )
+
+
+def _numbered(listed: Sequence[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(listed, start=1))

@@ -18,6 +18,8 @@ from loadtest.tasks.types import Sample
 ASKED = 3
 _ALPHA = 2.0
 _ZETA = math.pi**2 / 6  # of 2
+# So many that the third word asked for is in the text, and more often than the next.
+_LEAST_WORDS = math.ceil(2 * _ZETA * (ASKED + 2) ** _ALPHA)
 _TOKENS_PER_WORD = 50
 _MAX_NEW_TOKENS = 50
 _TASK = "Below is a text in code words. Count them: the three most frequent are asked for afterwards."
@@ -47,10 +49,4 @@ def fwe(request: Request) -> list[Sample]:
         request.random("order").shuffle(text)
         return Draft(f"{_TASK}\n{' '.join(text)}\n", asked)
 
-    return fit(request, build, _least(), _MAX_NEW_TOKENS)
-
-
-def _least() -> int:
-    """Words with which the third asked for is in the text, and more often than the next."""
-    rank = ASKED + 1
-    return math.ceil(2 * _ZETA * (rank + 1) ** _ALPHA)
+    return fit(request, build, _LEAST_WORDS, _MAX_NEW_TOKENS)

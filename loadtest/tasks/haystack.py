@@ -10,25 +10,28 @@ from dataclasses import replace
 from functools import lru_cache
 
 from loadtest.tasks.request import Request
-from loadtest.texts import NOISE, sentences
+from loadtest.texts import sentences
 
 DEPTHS = tuple(round(number * 100 / 39) / 100 for number in range(40))
 """Where RULER hides its needles, as shares of the text (Hsieh et al. 2024, section 3)."""
 
 _LONGEST = 240
-_NOISE_LINE = " ".join(NOISE)
+_NOISE = (
+    "Rain falls on the hills. The river runs to the sea. Birds sing in the old trees. "
+    "We walk along the road. Then we turn back home."
+)
 
 
 def noise(lines: int) -> list[str]:
     """The same sentences again and again."""
-    return [_NOISE_LINE] * lines
+    return [_NOISE] * lines
 
 
 def prose(request: Request, pieces: int) -> list[str]:
     """Sentences of the request's text in their order, from a place that depends on the index.
 
-    A text that is too short is repeated, as in RULER. What has no end of sentence within 240 characters, like
-    a table, is cut there.
+    A text that is too short is repeated, as in RULER. Text without an end of sentence within 240 characters,
+    like a table, is cut there.
 
     Raises:
         ValueError: the text is empty.

@@ -11,7 +11,7 @@ from loadtest.tasks.sizing import fit
 from loadtest.tasks.types import Sample
 
 _PASSKEY_TOKENS = 26
-KV_TOKENS = 70
+_KV_TOKENS = 70
 _PASSKEY_TASK = "Something important is hidden in a lot of text that says nothing. Find it and remember it."
 _KV_TASK = "Below is a JSON object. You will be asked for the value of a key."
 
@@ -38,13 +38,11 @@ def passkey(request: Request) -> list[Sample]:
 
 def kv_retrieval(request: Request) -> list[Sample]:
     """The one question about a context: the value of a key in a JSON object of UUID pairs."""
-    depth = haystack.depths(request, 1)[0]
-    return pairs(request, [depth])
+    return pairs(request, haystack.depths(request, 1))
 
 
 def pairs(request: Request, places: Sequence[float]) -> list[Sample]:
     """Samples of one JSON object of UUID pairs, one for each depth."""
-    least = 2 * len(places)
 
     def build(items: int) -> Draft:
         drawn = words.uuids(request.random("pairs"))
@@ -54,7 +52,7 @@ def pairs(request: Request, places: Sequence[float]) -> list[Sample]:
         listed = haystack.hide([pair(*each) for each in others], hidden)
         return Draft(f"{_KV_TASK}\n{{{', '.join(listed)}}}\n", tuple(_asked(*each) for each in asked))
 
-    return fit(request, build, least, KV_TOKENS)
+    return fit(request, build, 2 * len(places), _KV_TOKENS)
 
 
 def pair(key: str, value: str) -> str:

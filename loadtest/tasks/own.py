@@ -34,7 +34,7 @@ def read(file: Path) -> list[Sample]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has no question, or a line is none; says which, and what to do.
+        ValueError: it has no question, or a line is not one; says which, and what to do.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -65,15 +65,15 @@ def _object(line: str) -> dict[str, Any]:
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"no JSON ({error}); write an object on one line") from error
+        raise ValueError(f"not JSON ({error}); write an object on one line") from error
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            "it has half a character, like \\\\ud800 alone, which is no text; correct it"
+            "it has half a character, like \\\\ud800 alone, which is not text; correct it"
         ) from error
     if not isinstance(row, dict):
-        raise ValueError('no JSON object; write one, like {"prompt": "..."}')
+        raise ValueError('not a JSON object; write one, like {"prompt": "..."}')
     names = (*_ASKED, *_KNOWN, *_OTHER)
     unknown = sorted(row.keys() - set(names))
     if unknown:
@@ -86,10 +86,10 @@ def _sample(row: dict[str, Any]) -> Sample:
     answer, match = _known(row)
     prefix = row.get("answer_prefix", "")
     if not isinstance(prefix, str):
-        raise ValueError("answer_prefix is no text; put it in quotes")
+        raise ValueError("answer_prefix is not text; put it in quotes")
     tokens = row.get("max_new_tokens", _MAX_NEW_TOKENS)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise ValueError("max_new_tokens is no number from 1 on; give one or leave it out")
+        raise ValueError("max_new_tokens is not a whole number of at least 1; give one or leave it out")
     return Sample(
         task=TASK,
         context=context,
@@ -116,7 +116,7 @@ def _asked(row: dict[str, Any]) -> tuple[str, str, tuple[tuple[str, str], ...]]:
         return "", "", _messages(row["messages"])
     for name in given:
         if not isinstance(row[name], str) or not row[name].strip():
-            raise ValueError(f"{name} is no text; write one in quotes")
+            raise ValueError(f"{name} is not text; write one in quotes")
     if given == ["prompt"]:
         return row["prompt"], "", ()
     # A line end keeps the tokens of the context the same for every question.
@@ -125,7 +125,7 @@ def _asked(row: dict[str, Any]) -> tuple[str, str, tuple[tuple[str, str], ...]]:
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, list) or not value:
-        raise ValueError('messages is no list of messages; write [{"role": "user", "content": "..."}]')
+        raise ValueError('messages is not a list of messages; write [{"role": "user", "content": "..."}]')
     messages = []
     for message in value:
         if (
@@ -150,15 +150,13 @@ def _known(row: dict[str, Any]) -> tuple[tuple[str, ...], Literal["all", "regex"
         return (json.dumps(value, ensure_ascii=False),), "json"
     if given == ["regex"]:
         if not isinstance(value, str) or not value:
-            raise ValueError("regex is no text; write a regular expression in quotes")
+            raise ValueError("regex is not text; write a regular expression in quotes")
         try:
             re.compile(value)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"regex is no regular expression: {error}; correct it") from error
+            raise ValueError(f"regex is not a regular expression: {error}; correct it") from error
         return (value,), "regex"
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(each, str) and each for each in texts):
-        raise ValueError(
-            "contains is no text and no list of texts; write what the answer must have in quotes"
-        )
+        raise ValueError("contains is not text or a list of texts; write what the answer must have in quotes")
     return tuple(texts), "all"

@@ -23,20 +23,12 @@ class Task:
         description: a line.
         source: paper and section.
         build: makes the samples of one context.
-        turns: the most questions that can be asked about one context.
-        prose: it hides its needles in a text that the caller gives.
     """
 
     name: str
     description: str
     source: str
     build: Make
-    turns: int = 1
-    prose: bool = False
-
-
-def _niah(name: str, description: str, needle: Needles) -> Task:
-    return Task(name, description, RULER, needle, prose=needle.haystack == "prose")
 
 
 TASKS: dict[str, Task] = {
@@ -47,29 +39,33 @@ TASKS: dict[str, Task] = {
             "many numbers in prose, a question about each of them",
             f"{RULER}, niah_multikey_1; several questions about one context as in {SCBENCH}",
             needles.needles,
-            turns=needles.MAX_NEEDLES,
-            prose=True,
         ),
-        _niah("niah_single_1", "a number hidden in sentences that repeat", Needles(haystack="noise")),
-        _niah("niah_single_2", "a number hidden in prose", Needles(haystack="prose")),
-        _niah("niah_single_3", "a UUID hidden in prose", Needles(haystack="prose", values="uuids")),
-        _niah(
-            "niah_multikey_1", "four numbers hidden in prose, one asked", Needles(haystack="prose", number=4)
+        Task("niah_single_1", "a number hidden in sentences that repeat", RULER, Needles(haystack="noise")),
+        Task("niah_single_2", "a number hidden in prose", RULER, Needles(haystack="prose")),
+        Task("niah_single_3", "a UUID hidden in prose", RULER, Needles(haystack="prose", values="uuids")),
+        Task(
+            "niah_multikey_1",
+            "four numbers hidden in prose, one asked",
+            RULER,
+            Needles(haystack="prose", number=4),
         ),
-        _niah("niah_multikey_2", "a number among nothing but others", Needles(haystack="needles")),
-        _niah(
+        Task("niah_multikey_2", "a number among nothing but others", RULER, Needles(haystack="needles")),
+        Task(
             "niah_multikey_3",
             "a UUID among nothing but others",
+            RULER,
             Needles(haystack="needles", keys="uuids", values="uuids"),
         ),
-        _niah(
+        Task(
             "niah_multivalue",
             "four numbers of one key in prose, all asked",
+            RULER,
             Needles(haystack="prose", per_key=4),
         ),
-        _niah(
+        Task(
             "niah_multiquery",
             "four numbers in prose, all asked",
+            RULER,
             Needles(haystack="prose", number=4, asked=4),
         ),
         Task("vt", "variables that got a value through others", RULER, tracking.vt),
@@ -79,27 +75,14 @@ TASKS: dict[str, Task] = {
         Task(
             "kv_retrieval", "a UUID's value in a JSON object of pairs", INFINITE_BENCH, infinite.kv_retrieval
         ),
-        Task(
-            "scbench_kv",
-            "several keys of one JSON object of UUID pairs",
-            SCBENCH,
-            shared.kv,
-            turns=shared.MAX_TURNS,
-        ),
+        Task("scbench_kv", "several keys of one JSON object of UUID pairs", SCBENCH, shared.kv),
         Task(
             "scbench_prefix_suffix",
             "several strings of one list by how they begin and end",
             SCBENCH,
             shared.prefix_suffix,
-            turns=shared.MAX_TURNS,
         ),
-        Task(
-            "scbench_vt",
-            "several chains of variables in one text",
-            SCBENCH,
-            shared.vt,
-            turns=shared.MAX_CHAINS,
-        ),
+        Task("scbench_vt", "several chains of variables in one text", SCBENCH, shared.vt),
     )
 }
 """All tasks, the quick form's first."""

@@ -31,8 +31,8 @@ class Request:
     length: int
     index: int
     seed: int
-    turns: int = 1
-    reserve: int = 0
+    turns: int
+    reserve: int
 
     def random(self, purpose: str) -> random.Random:
         """A generator that depends on the request and the purpose alone.

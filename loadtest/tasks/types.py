@@ -26,8 +26,8 @@ class Sample:
         turn: number of the question about that context.
         depth: where in the context the answer stands, 0 to 1; ``None`` if in several places or all over it.
         match: how ``answer`` is looked for: ``all``: the share of its entries that the prediction contains,
-            case ignored; ``any``: 1 if it contains one of them; ``regex``: 1 if the only entry matches
-            somewhere; ``json``: 1 if the prediction has a JSON value equal to the entry's.
+            case ignored; ``regex``: 1 if the only entry matches somewhere; ``json``: 1 if the prediction has
+            a JSON value equal to the entry's.
         messages: role and content of each message, where a whole conversation is asked instead of ``context``
             and ``question``; always through the model's chat template.
     """
@@ -43,7 +43,7 @@ class Sample:
     index: int = 0
     turn: int = 0
     depth: float | None = None
-    match: Literal["all", "any", "regex", "json"] = "all"
+    match: Literal["all", "regex", "json"] = "all"
     messages: tuple[tuple[str, str], ...] = ()
 
 

@@ -236,11 +236,14 @@ patterns = st.one_of(
 )
 
 
+def budgeted(kind: type[TopK]) -> st.SearchStrategy[TopK]:
+    prefill = st.sampled_from(["dense", "sparse"])
+    return st.builds(kind, st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), prefill)
+
+
 @st.composite
 def content_patterns(draw: st.DrawFn) -> ContentPattern:
     if kind := draw(st.sampled_from([TopK, Oracle, None])):
-        prefill = draw(st.sampled_from(["dense", "sparse"]))
-        budget, sinks, recent = draw(st.integers(1, 90)), draw(st.integers(0, 3)), draw(st.integers(1, 4))
-        return kind(budget, sinks, recent, prefill)
+        return draw(budgeted(kind))
     hashes, buckets = draw(st.integers(1, 3)), 2 * draw(st.integers(1, 20) | st.just(200))
     return Lsh(hashes, buckets, draw(st.integers(1, 20)), draw(st.integers(0, 5)), draw(st.integers(0, 99)))

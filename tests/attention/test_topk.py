@@ -12,13 +12,13 @@ from attention.kernels.base import choosing_rows, spans_within
 from attention.kernels.reference import Reference
 from attention.patterns import blocks
 from attention.patterns.full import Full
+from attention.patterns.oracle import Oracle
 from attention.patterns.sparse import from_options
 from attention.patterns.topk import TopK
-from tests.attention.cases import by_definition, layers, make_case, selection, sequences
+from tests.attention.cases import budgeted, by_definition, layers, make_case, selection, sequences
 
-topks = st.builds(
-    TopK, st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_from(["dense", "sparse"])
-)
+topks = budgeted(TopK)
+topks_and_oracles = topks | budgeted(Oracle)
 page_sizes = st.integers(1, 9)
 seeds = st.integers(0, 1 << 30)
 
@@ -121,8 +121,8 @@ def test_what_is_counted_ahead_is_what_is_chosen(layer, shapes, page_size, patte
         assert (chosen <= counted.clamp(max=layer.window)).all()
 
 
-@settings(max_examples=20, deadline=None)
-@given(layers(features=True), sequences(20, 3), page_sizes, topks, seeds)
+@settings(max_examples=40, deadline=None)
+@given(layers(features=True), sequences(20, 3), page_sizes, topks_and_oracles, seeds)
 def test_reference_follows_the_definition(layer, shapes, page_size, pattern, seed):
     lens = [length // 2 for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=lens)
@@ -130,11 +130,11 @@ def test_reference_follows_the_definition(layer, shapes, page_size, pattern, see
     torch.testing.assert_close(result.double(), by_definition(case, pattern), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
-@given(layers(), sequences(60, 3), page_sizes, topks, seeds)
+@settings(max_examples=40, deadline=None)
+@given(layers(), sequences(60, 3), page_sizes, topks_and_oracles, seeds)
 def test_a_budget_that_covers_the_context_is_full_attention(layer, shapes, page_size, pattern, seed):
     longest = max(length for length, _ in shapes)
-    wide = TopK(longest, pattern.sink_pages, pattern.recent_pages, "sparse")
+    wide = type(pattern)(longest, pattern.sink_pages, pattern.recent_pages, "sparse")
     case = make_case(layer, shapes, page_size, pattern=wide, seed=seed)
     full = Reference().forward(layer, case.query, case.cache, case.batch, Full(), None)
     assert torch.equal(Reference().forward(layer, case.query, case.cache, case.batch, wide, None), full)

@@ -156,11 +156,11 @@ def test_a_server_that_has_gone_is_no_wrong_answer():
     def refused():
         raise InvalidRequestError("refused")
 
-    given = at_once([lambda: 1, refused, lambda: 3], 2)
+    given = at_once([lambda: 1, refused, lambda: 3])
     assert given[::2] == [1, 3]
     assert isinstance(given[1], LongspanError)
     with pytest.raises(UnavailableError, match="gone"):
-        at_once([lambda: 1, gone, lambda: 3], 2)
+        at_once([lambda: 1, gone, lambda: 3])
     with pytest.raises(UnavailableError), Client(port=1, timeout=2) as client:
         prepare(client, samples())
 

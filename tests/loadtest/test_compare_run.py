@@ -30,7 +30,7 @@ COMMAND = [sys.executable, "-m", "server.cli", "compare"]
         (Asked(contexts=[100]), "give 256 or more"),
         (Asked(candidates=["full"]), "compared with nothing"),
         (Asked(candidates=[WINDOW, WINDOW]), "a candidate twice"),
-        (Asked(candidates=["window=3"]), "is no candidate"),
+        (Asked(candidates=["window=3"]), "is not a candidate"),
         (Asked(tasks=["niah"]), "there is no task niah; choose from needles"),
         (Asked(margins=["perplexity=5"]), "a number between 0 and 1"),
         (Asked(margins=["speeds=0.1"]), "one of perplexity, score"),

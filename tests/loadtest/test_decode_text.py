@@ -50,16 +50,16 @@ def test_decoded_tokens_are_as_likely_as_in_a_prompt(clients, part, decoded, nam
         assert list(stream)
     reference = [math.nan, *(position.chosen.logprob for position in stream.prompt_logprobs)]
     assert len(decoded[name]) == len(part.starts) == 8
-    for block in decoded[name]:
-        assert block.ids == part.ids[block.start : block.start + BLOCK]
-        expected = reference[block.start : block.start + BLOCK]
+    for start, block in zip(part.starts, decoded[name], strict=True):
+        assert block.ids == part.ids[start : start + BLOCK]
+        expected = reference[start : start + BLOCK]
         assert block.logprobs == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", ["full", "window"])
-def test_blocks_take_their_context_from_the_prefix_cache(decoded, name):
-    for block in decoded[name]:
-        assert block.start - 1 - PAGE <= block.cached_tokens < block.start
+def test_blocks_take_their_context_from_the_prefix_cache(part, decoded, name):
+    for start, block in zip(part.starts, decoded[name], strict=True):
+        assert start - 1 - PAGE <= block.cached_tokens < start
 
 
 def test_rows_tell_how_far_a_window_is_from_full(part, decoded):
@@ -150,4 +150,4 @@ def test_the_divergence_is_a_lower_bound_and_close():
 def _told(probabilities, token):
     likely = sorted(range(60), key=lambda i: -probabilities[i])[:20]
     top = {i: math.log(probabilities[i]) for i in likely}
-    return Decoded(9, (math.log(probabilities[token]),), (token,), (top,), 0)
+    return Decoded((math.log(probabilities[token]),), (token,), (top,), 0)

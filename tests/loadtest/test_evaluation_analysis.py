@@ -124,7 +124,7 @@ def test_scores_are_pooled_over_informative_tasks_alone():
 
 
 def test_questions_about_one_context_are_not_independent():
-    """Who loses whole contexts is known less well than who loses as many questions anywhere."""
+    """The loss of whole contexts is known less well than that of as many questions anywhere."""
     full = [1.0] * 80
     whole = answers("easy", 1024, full, [0.0] * 20 + [1.0] * 60, turns=10)
     spread = answers("easy", 1024, full, [0.0, 1.0, 1.0, 1.0] * 20, turns=10)

@@ -190,7 +190,7 @@ def test_the_table_says_what_is_not_as_known():
     found = as_known()
     found.memory = changed(found.memory, SINKS.name, 4096, bytes=4096 * 22_500.0)
     findings = holding.hold(found, [*EXPECTED, other])
-    assert findings[-1].note == "it is no candidate of this comparison"
+    assert findings[-1].note == "it is not a candidate of this comparison"
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(holding.table(findings))
     lines = console.export_text().splitlines()

@@ -1,8 +1,6 @@
 import pytest
 
 from loadtest import texts
-from longspan import Client
-from tests.scripted import serving
 
 PARAGRAPH = "A sentence that goes on for a while, as they do. Another one follows (and is not short). " * 2
 
@@ -30,13 +28,6 @@ def test_sentences():
         "Three!",
         "v1.5 is four.",
     ]
-
-
-def test_tokens_are_the_first_of_the_text():
-    with serving() as server, Client(port=server.port, timeout=20) as client:
-        assert texts.tokens(client, "abcdef" * 100, 4) == [ord(c) for c in "<abc"]
-        with pytest.raises(ValueError, match="fewer than 8 tokens"):
-            texts.tokens(client, "abcdef", 8)
 
 
 def test_a_file_without_text_is_refused(tmp_path):

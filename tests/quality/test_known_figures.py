@@ -65,7 +65,7 @@ def test_in_cache_positions_go_on_beyond_the_trained_length(default_model):
         with serve(*arguments, *long) as server, Client(server.host, server.port) as client:
             part = slices(tokens(client, TEXT, 2 * BEYOND), BEYOND, 0)[0]
             part = replace(part, starts=tuple(start for start in part.starts if start >= TRAINED))
-            decoded = decode_slice(client, part, 0, concurrency=4)
+            decoded = decode_slice(client, part, 0)
             held = pages_held(client, part.ids[: BEYOND - 40], output_tokens=40)
             page_size = client.server_info().load.page_size
         logprobs = [logprob for block in decoded for logprob in block.logprobs]

@@ -11,10 +11,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtest.tasks.export import write
 from loadtest.tasks.types import Sample
 from server.models.cache import make_once
 from server.settings import Settings
@@ -59,7 +59,7 @@ def run(model: Path, method: str, keys: int, samples: Iterable[Sample], folder: 
         RuntimeError: it fails; the message ends with what it said last.
     """
     file, results = folder / f"{method}.jsonl", folder / f"{method}-results.jsonl"
-    write(samples, file)
+    file.write_text("\n".join(json.dumps(asdict(sample)) for sample in samples), encoding="utf-8")
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     command = [str(installed()), str(_PROGRAM), str(model), method, str(keys), str(file), str(results)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **quiet})

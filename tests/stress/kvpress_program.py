@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kvpress  # type: ignore[import-not-found]  # only here, and only where it is installed
+import kvpress
 import torch
-from kvpress.utils import compute_n_kept, get_prerope_key_states  # type: ignore[import-not-found]
+from kvpress.utils import compute_n_kept, get_prerope_key_states
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipeline
 from transformers.models.llama.modeling_llama import rotate_half
 
@@ -123,7 +123,7 @@ def _ratio(context: int, kept: int) -> float:
 
 
 @dataclass
-class _Rotated(kvpress.ScorerPress):  # type: ignore[misc]
+class _Rotated(kvpress.ScorerPress):
     """StreamingLLM with key rotation, where kvpress takes no wrapper for a press."""
 
     def compress(self, *given: Any) -> Any:
@@ -151,7 +151,7 @@ def _of_next(logprobs: torch.Tensor, ids: torch.Tensor) -> Iterator[float]:
 
 
 @dataclass
-class _LastQuery(kvpress.SnapKVPress):  # type: ignore[misc]
+class _LastQuery(kvpress.SnapKVPress):
     """SnapKV that judges by one query, each token by itself, and tells what it keeps."""
 
     window_size: int = 1

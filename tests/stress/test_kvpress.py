@@ -1,6 +1,6 @@
 """Attention variants against kvpress: the same model in float32, the same task file, the same token ids.
 
-What is the same by construction must come out the same:
+These are the same by construction, so the figures must be the same:
 
 - Full attention: every answer.
 - StreamingLLM with key rotation, applied token by token: ``sliding_window`` with ``positions=cache``, the log
@@ -10,7 +10,7 @@ What is the same by construction must come out the same:
 - The same choice, made anew for every token of an answer with kvpress's weights and its masking by head:
   every answer of ``oracle`` with pages of one token, of which the query's own alone is always seen.
 
-What kvpress's evaluation measures is not the same, so only scores can agree, within the interval of their
+kvpress's evaluation measures something else, so only scores can agree, within the interval of their
 difference on the same questions:
 
 - kvpress computes a context under full attention, throws keys away once, and keeps all of the rest.
