@@ -59,7 +59,7 @@ device: install
 
 growth: install
 	@mkdir -p build
-	$(BIN)/python -m loadtest.growth --json build/growth.json --html build/growth.html $(ARGS)
+	$(BIN)/python -m loadtest.direct.growth --json build/growth.json --html build/growth.html $(ARGS)
 
 models: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.survey $(ARGS)
