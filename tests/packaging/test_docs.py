@@ -86,7 +86,5 @@ def test_every_decision_is_in_the_index():
 
 
 def test_every_image_is_shown():
-    shown = {
-        (page.parent / target).resolve() for page in PAGES for target in _IMAGE.findall(prose(page))
-    }
+    shown = {(page.parent / target).resolve() for page in PAGES for target in _IMAGE.findall(prose(page))}
     assert set((ROOT / "docs" / "images").iterdir()) == shown
