@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from loadtest.compare.evidence import EQUAL, PENDING, failures
 from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
 from loadtest.compare.ground import Ground
+from loadtest.compare.holm import contexts_of
 from loadtest.compare.phrases import FIGURES, amount, ended, ends, inverse, listed, measure, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
 from loadtest.measuring.types import length_label
@@ -21,6 +22,7 @@ _GAIN = {
     "output_rate": "generates {} times as many tokens per second{}{}",
     "bytes": "has a KV cache {} times smaller{}{}",
     "fits": "fits {} times as many sequences into the same memory{}{}",
+    "memory_rate": "generates {} times as many tokens per second with each GiB of KV cache{}{}",
 }
 _COST = {
     "tpot": "takes {} times as long per token{}{}",
@@ -28,6 +30,7 @@ _COST = {
     "output_rate": "takes {} times as long for as many tokens{}{}",
     "bytes": "has a KV cache {} times as large{}{}",
     "fits": "fits only {} times as many sequences into the same memory{}{}",
+    "memory_rate": "holds {} times as much KV cache for as many tokens per second{}{}",
 }
 _DECIDING = (
     ("perplexity", "text"),
@@ -153,7 +156,12 @@ def more_words(test: Evidence) -> str:
     if not test.more or not test.loss.count:
         return ""
     samples = f"{test.more:,} more {_SAMPLES[test.unit].format('s' * (test.more > 1))}"
-    return f"about {samples} would settle it" if test.loss.claimed else f"it takes at least {samples}"
+    if not test.loss.claimed:
+        return f"it takes at least {samples}"
+    few = ""
+    if test.loss.high <= test.margin:
+        few = f"{contexts_of(test)} context{'s' * (contexts_of(test) > 1)} can't show it safe; "
+    return f"{few}about {samples} would settle it"
 
 
 def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from loadtest.compare.gains import deciding_figure, is_served, operators_load
-from loadtest.compare.phrases import FIGURES, measure, setting
+from loadtest.compare.phrases import FIGURES, effective_words, measure, setting
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
@@ -133,7 +133,8 @@ def _without_name(verdict: Verdict) -> str:
 def _effective(verdict: Verdict) -> str:
     if verdict.effective is None:
         return words.NONE
-    return length_label(verdict.effective) if verdict.effective else "none"
+    least, most = verdict.effective_least, verdict.effective_most
+    return effective_words(verdict.effective, least or 0, most or 0)
 
 
 def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
@@ -218,7 +219,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             f"log probability {words.loss('logprob', margins.logprob)} per token, "
             f"agreement {words.loss('agreement', margins.agreement)}; "
             f"a gain counts from {setting(margins.speed)} on; "
-            f"a length is effective from {setting(margins.effective)} of full's score on",
+            f"a length is effective from {setting(margins.effective)} of full's score on, "
+            "in brackets what is sure",
         ),
         ("confidence", setting(plan.confidence)),
         ("seed", str(plan.seed)),

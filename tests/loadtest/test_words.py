@@ -30,7 +30,7 @@ def test_the_winner(usual):
         "Deploy top-k 512: at 4k, 1 user, cached prompts it decodes 1.25 times as fast as full attention "
         "(1.24 to 1.26).",
         "It is safe within the margins at 1k and 4k: perplexity at most 1.01 times full's "
-        "(margin 1.05) and at most 1.1 of 100 points lost in tasks (margin 5).",
+        "(margin 1.05) and at most 1.2 of 100 points lost in tasks (margin 5).",
         "It costs: at 4k it has a KV cache 1.06 times as large.",
         "Its KV cache grows with the context: 8 MiB at 1k and 34 MiB at 4k per sequence.",
         "At 4k, 1 user, new prompts it decodes 1.25 times as fast (1.24 to 1.26).",
@@ -52,7 +52,7 @@ def test_the_variants(usual):
         "KV cache 4.00 times smaller."
     )
     assert topk.sentence == (
-        "top-k 512: safe: perplexity at most 1.01 times full's (margin 1.05) and at most 1.1 of 100 points "
+        "top-k 512: safe: perplexity at most 1.01 times full's (margin 1.05) and at most 1.2 of 100 points "
         "lost in tasks (margin 5). At 4k it decodes 1.25 times as fast (1.24 to 1.26). It costs: at 4k it "
         "has a KV cache 1.06 times as large."
     )
@@ -99,13 +99,13 @@ def test_no_gain_and_not_enough_evidence(usual):
         "top-k 512 is safe, but not surely at least 5% faster: time per token: 3 rounds were measured, and "
         "an interval takes 6.",
     ]
-    fewer = [row for row in usual.answers if row.index < 2 and row.turn < 6]
+    fewer = [row for row in usual.answers if row.index < 4 and row.turn < 8]
     judgment = judge(replace(usual, answers=fewer))
     assert (
-        "top-k 512: not enough evidence of its quality; about 8 more minutes of measuring would settle it."
+        "top-k 512: not enough evidence of its quality; about 1 more minute of measuring would settle it."
         in (judgment.advice.sentences)
     )
-    more = "(-7.5 to 13.8; margin 5); about 49 more questions would settle it"
+    more = "(-3.6 to 8; margin 5); about 23 more questions would settle it"
     assert more in judgment.verdicts[1].sentence
 
 
