@@ -59,6 +59,37 @@ def test_the_variants(usual):
     assert (window.effective, topk.effective) == (1024, LONG)
 
 
+def test_what_only_later_questions_lose_is_told(usual):
+    """SCBench's finding: what evicts for the first question about a context fails from the second on."""
+    full = {
+        (row.task, row.length, row.index, row.turn): row.score
+        for row in usual.answers
+        if row.deployment == FULL.name
+    }
+    answers = [
+        replace(row, score=0.0 if row.turn else full[row.task, row.length, row.index, row.turn], depth=None)
+        if row.deployment == WINDOW.name
+        else replace(row, depth=None)
+        for row in usual.answers
+    ]
+    verdict = judge(replace(usual, answers=answers)).verdicts[0]
+    (test,) = [one for one in verdict.evidence if (one.measure, one.length) == ("tasks", LONG)]
+    turns = test.turns
+    assert (turns.first, turns.later, turns.later_own) == (32, 320, 0.0)
+    assert turns.first_own == turns.first_full
+    assert turns.difference.low > 0
+    said = (
+        f"from the second question about a context on: 0 of 320 found where full finds "
+        f"{turns.later_full:.0f}, by the first {turns.first_own:.0f} of 32 where full finds "
+        f"{turns.first_full:.0f}"
+    )
+    assert test.where == said
+    assert said in verdict.sentence
+    assert not any("second question" in one.where for one in judge(usual).verdicts[0].evidence), (
+        "what is lost by depth is lost by all turns"
+    )
+
+
 def test_prefill_gains_are_not_claimed_of_what_leaves_prompts_alone(usual):
     faster = [
         replace(cell, figures={**cell.figures, "ttft": cell.figures["ttft"] / 2})
