@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from loadtest.compare.evidence import EQUAL, PENDING, failures
@@ -126,6 +127,25 @@ def quality(tests: Iterable[Evidence]) -> str:
         for unit, measure in _DECIDING
     ]
     return listed([_at_most(max(kind, key=lambda test: test.loss.high)) for kind in kinds if kind])
+
+
+def unseen(tests: Iterable[Evidence], confidence: float) -> str:
+    """What losses could have been missed for lack of contexts; empty where no test decides.
+
+    Of k contexts none has a loss that strikes a share s of all contexts with chance (1 - s)^k.
+
+    Args:
+        tests: deciding ones among them, all safe.
+        confidence: of the verdict, of which one side counts.
+    """
+    found = [contexts_of(test) for test in tests if test.decides and test.loss.claimed]
+    if not found:
+        return ""
+    share = 1 - ((1 - confidence) / 2) ** (1 / min(found))
+    return (
+        f"Its tests had {min(found):,} contexts or more: a loss that strikes fewer than "
+        f"{math.ceil(100 * share)}% of contexts could have gone unseen"
+    )
 
 
 def test_words(test: Evidence) -> str:

@@ -11,6 +11,7 @@ from loadtest.compare.phrases import FIGURES, effective_words, measure, setting
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
+from loadtest.evaluation.effective import effective_length
 from loadtest.measuring.types import length_label
 from loadtest.report import evidence, figures, lengths, needles, page, tradeoff, view, words
 from loadtest.report.drawing import Drawing
@@ -131,10 +132,10 @@ def _without_name(verdict: Verdict) -> str:
 
 
 def _effective(verdict: Verdict) -> str:
-    if verdict.effective is None:
-        return words.NONE
     least, most = verdict.effective_least, verdict.effective_most
-    return effective_words(verdict.effective, least or 0, most or 0)
+    if verdict.effective is None or least is None or most is None:
+        return words.NONE
+    return effective_words(verdict.effective, least, most)
 
 
 def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
@@ -166,8 +167,12 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     }
     full: list[Cell] = [("baseline", "", "")]
     full += [(own[figure], 1.0, "") for figure in speeds]
-    full += [(words.NONE, 0.0, "") for _ in tests] + [NOTHING]
-    rows = [{"name": comparison.plan.candidates[0].name, "number": 0, "cells": full}]
+    full += [(words.NONE, 0.0, "") for _ in tests]
+    known = effective_length(comparison, comparison.plan.full)
+    full.append(
+        (effective_words(known.length, known.least, known.most), known.length, "") if known else NOTHING
+    )
+    rows = [{"name": comparison.plan.full, "number": 0, "cells": full}]
     for verdict in judgment.verdicts:
         cells: list[Cell] = [(str(verdict.outcome), str(verdict.outcome), "")]
         cells += [_gain_cell(view.gain(verdict, comparison, context, figure)) for figure in speeds]
