@@ -153,9 +153,9 @@ class Settings(BaseSettings):
         Path("~/.cache/longspan"), description="Where converted models are kept.", validate_default=True
     )
     measure_device: bool = Field(
-        True,
-        description="When idle, measure what the device can do at best, for /metrics. Off, an idle server "
-        "does nothing at all.",
+        False,
+        description="At start, measure the device's memory bandwidth and matrix rate, for /metrics and "
+        "`longspan load`.",
     )
     check_integrity: bool = Field(
         False,

@@ -14,11 +14,11 @@ from attention.formats import format_name
 from attention.types import PagedCache
 from server.engine.core import EngineCore
 from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
-from server.engine.hardware import memory_bytes, used_bytes
+from server.engine.hardware import measure, memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Report, prepare
 from server.engine.runner import Runner
-from server.engine.types import Ready, RefusedError
+from server.engine.types import Measured, Ready, RefusedError
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
 from server.models.refusing import refusing
@@ -49,6 +49,10 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     loaded, device, weights = prepared.loaded, prepared.device, prepared.weights
     attention, kv_dtype = prepared.attention, prepared.kv_dtype
 
+    measured = None
+    if settings.measure_device:
+        report("measuring the device", 0.94)
+        measured = _measured(loaded)
     report("allocating the KV cache", 0.95)
     page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, kv_dtype, attention.pattern)
     pages, context_length = _size_cache(settings, loaded, attention, device, page_bytes)
@@ -88,6 +92,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         weight_bytes=core.costs.weights.stored,
         memory_total=memory_bytes(runner.device),
         memory_used=used_bytes(runner.device),
+        measured=measured,
         threads=threads,
         cuda_graphs=0 if runner.graphs is None else len(runner.graphs.sizes),
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
@@ -103,6 +108,15 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         ready.kv_bytes / 2**30,
     )
     return core, ready
+
+
+def _measured(loaded: LoadedModel) -> Measured | None:
+    """What the device can do at best, or a warning why that is not known."""
+    try:
+        return measure(loaded.model)
+    except RuntimeError as error:  # figures for people are not worth a server
+        log.warning("the device's bandwidth and matrix rate were not measured: %s", error)
+        return None
 
 
 def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGraphs | None:
