@@ -1,4 +1,4 @@
-"""A real server measures its device and counts its steps' work; a load test makes shares of it."""
+"""A real server measures its device at start and counts its steps' work; a load test makes shares of it."""
 
 import os
 import time
