@@ -28,23 +28,25 @@ __all__ = [
     "resolve",
 ]
 
-# The order of the kernels is that in which auto tries them.
-# triton has not met a GPU yet: until it has, auto takes it only for what sdpa lacks.
+# The order of the kernels is that in which auto tries them: kernels that read pages in place come before
+# sdpa, which gathers them at every step.
 BACKENDS: dict[str, Backend] = {
     "full": Backend(
-        "attention.patterns.full:Full.from_options", ("cpu_paged", "sdpa", "triton", "reference", "flex")
+        "attention.patterns.full:Full.from_options",
+        ("cpu_paged", "flash_attn", "triton", "sdpa", "reference"),
     ),
     "flash": Backend(
-        "attention.patterns.full:Full.from_options", ("flash_attn", "varlen", "sdpa_flash", "triton")
+        "attention.patterns.full:Full.from_options",
+        ("cpu_paged", "flash_attn", "varlen", "sdpa_flash", "triton"),
     ),
     "xformers": Backend("attention.patterns.full:Full.from_options", ("xformers",)),
     "sliding_window": Backend(
         "attention.patterns.sliding_window:SlidingWindow.from_options",
-        ("cpu_paged", "sdpa", "triton", "reference", "flex"),
+        ("cpu_paged", "flash_attn", "triton", "sdpa", "reference"),
     ),
     "sparse": Backend(
         "attention.patterns.sparse:from_options",
-        ("cpu_paged", "sdpa", "triton", "reference", "flex"),
+        ("cpu_paged", "triton", "sdpa", "reference"),
         family="attention.patterns.sparse:PATTERNS",
     ),
 }
@@ -54,7 +56,6 @@ KERNELS: dict[str, str] = {
     "triton": "attention.kernels.triton_paged:Triton",
     "sdpa": "attention.kernels.sdpa:Sdpa",
     "reference": "attention.kernels.reference:Reference",
-    "flex": "attention.kernels.flex:Flex",
     "flash_attn": "attention.kernels.flash_attn:FlashAttn",
     "varlen": "attention.kernels.varlen:Varlen",
     "sdpa_flash": "attention.kernels.sdpa_flash:SdpaFlash",

@@ -148,7 +148,7 @@ def main() -> int:
     console = Console()
     try:
         earlier = result.load(arguments.against) if arguments.against else None
-        with serve("--no-prefix-cache", *arguments.serve) as address:
+        with serve("--no-prefix-cache", "--measure-device", *arguments.serve) as address:
             found = bench(address, WORKLOADS, arguments.rounds, Console(stderr=True))
     except _FAILURES as error:
         print(error, file=sys.stderr)

@@ -178,7 +178,6 @@ class Server:
         self._engine = EngineClient(self._settings, files.folder, self._spawned)
         self._spawned = None
         self._engine.on_step = self._metrics.step
-        self._engine.on_measured = self._metrics.measured
         await self._engine.start()
         return self._engine
 

@@ -184,6 +184,18 @@ class Loading(msgspec.Struct, array_like=True, tag="loading"):
     fraction: float
 
 
+class Measured(msgspec.Struct, array_like=True):
+    """What the device can do at best.
+
+    Attributes:
+        bandwidth: bytes read from its memory per second.
+        matrix_rate: operations of a matrix product per second, two to a multiply-add.
+    """
+
+    bandwidth: float
+    matrix_rate: float
+
+
 class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     """The engine serves; what it serves, as it runs and not as it was asked for.
 
@@ -208,6 +220,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         weight_bytes: bytes of all weights, in the form in which they are kept.
         memory_total: bytes of memory that the device has.
         memory_used: bytes of it in use now.
+        measured: what the device can do at best, if that was asked for and there was memory for it.
         threads: CPU threads of the engine.
         cuda_graphs: how many batch sizes' decode steps are captured.
         versions: of torch and transformers.
@@ -233,25 +246,10 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     weight_bytes: int
     memory_total: int
     memory_used: int
+    measured: Measured | None
     threads: int
     cuda_graphs: int
     versions: dict[str, str]
-
-
-class Measured(msgspec.Struct, array_like=True, tag="measured"):
-    """What the device can do at best; sent when the engine has had nothing to do for a while.
-
-    Attributes:
-        bandwidth: bytes read from its memory per second.
-        matrix_rate: operations of a matrix product per second, two to a multiply-add.
-    """
-
-    bandwidth: float
-    matrix_rate: float
-
-    def better(self, other: Measured) -> Measured:
-        """The best of both."""
-        return Measured(max(self.bandwidth, other.bandwidth), max(self.matrix_rate, other.matrix_rate))
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed"):
@@ -273,4 +271,4 @@ class Launch(msgspec.Struct):
 
 
 ToEngine = Submit | Abort | Shutdown
-FromEngine = Loading | Ready | Measured | StepNews | Failed
+FromEngine = Loading | Ready | StepNews | Failed

@@ -77,8 +77,9 @@ class Settings(BaseSettings):
     weights: Literal["auto", "float", "int8", "int4", "fp8"] = Field(
         "auto",
         description="Form of the linear layers' weights. float: exact. On CPU int8, int4: faster, with "
-        "activations rounded to 8 bits. On CUDA int8, or fp8, less exact: half the bytes. auto: on CPU int4 "
-        "or int8 for each layer whose weights they hold exactly, as many GGUF files', else float.",
+        "activations rounded to 8 bits. On CUDA int8, or fp8, less exact: half the bytes, by "
+        "torchao. auto: on CPU int4 or int8 for each layer whose weights they hold exactly, as many GGUF "
+        "files', else float.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
     max_context: int | None = Field(
@@ -157,9 +158,9 @@ class Settings(BaseSettings):
         Path("~/.cache/longspan"), description="Where converted models are kept.", validate_default=True
     )
     measure_device: bool = Field(
-        True,
-        description="When idle, measure what the device can do at best, for /metrics. Off, an idle server "
-        "does nothing at all.",
+        False,
+        description="At start, measure the device's memory bandwidth and matrix rate, for /metrics and "
+        "`longspan load`.",
     )
     check_integrity: bool = Field(
         False,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.formats import narrowed
-from attention.kernels import triton_digest, triton_select, triton_select_check, triton_write
+from attention.kernels import triton_write
 from attention.kernels.base import (
     Kernel,
     choosing_rows,
@@ -82,29 +82,17 @@ class Triton(Kernel):
         reasons += format_refusal(self.name, dtype)
         if large := [layer for layer in layers if max(layer.head_size, layer.value_size) > _LARGEST_HEAD]:
             reasons.append(f"triton takes head sizes up to {_LARGEST_HEAD} ({layer_ranges(large)})")
-        if not reasons and device.type == "cuda" and triton_select.knows(pattern):
-            place = device, dtype, page_size, device_of(device).processors, _CHOSEN_RANGES
-            reasons += triton_select_check.refusals(pattern, tuple(layers), *place)
         return reasons
 
     def needs_host(self, pattern: Pattern) -> str | None:
         """See ``Kernel.needs_host``."""
-        if isinstance(pattern, ContentPattern) and not triton_select.knows(pattern):
+        if isinstance(pattern, ContentPattern) and not pattern.capturable:
             return f"{pattern.name} plans what its queries choose on the host"
         return None
 
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """See ``Kernel.write``."""
         triton_write.write(cache, slots, key, value)
-
-    def update(
-        self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch, pattern: ContentPattern
-    ) -> None:
-        """See ``Kernel.update``."""
-        if triton_select.knows(pattern):
-            triton_digest.update(layer, cache, batch)
-        else:
-            pattern.update(layer, cache, batch)
 
     def forward(
         self,
@@ -141,7 +129,7 @@ class Triton(Kernel):
                 lambda: _choosing(batch, pattern, heads, alone, processors),
             )
             for some in choosing:
-                _launch(call, some.blocks, _chosen(call, pattern, some, query, processors))
+                _launch(call, some.blocks, _chosen(call, pattern, some, query))
         if not batch.fixed:
             others: list[tuple[Blocks, torch.Tensor]] = batch.plan(
                 (self.name, pattern, heads, alone, together, layer.window),
@@ -171,7 +159,6 @@ def _choosing(
 ) -> list[_Choosing]:
     """The rows of a batch that choose, in parts."""
     if batch.fixed:
-        assert triton_select.knows(pattern)
         every = torch.arange(len(batch.positions), device=batch.positions.device)
         most = pattern.most_pages(batch.page_size)
         return [_Choosing(every, every, rows_fixed(batch, heads, tile, processors, most))]
@@ -186,13 +173,9 @@ def _choosing(
     ]
 
 
-def _chosen(
-    call: _Call, pattern: ContentPattern, some: _Choosing, query: torch.Tensor, processors: int
-) -> torch.Tensor:
+def _chosen(call: _Call, pattern: ContentPattern, some: _Choosing, query: torch.Tensor) -> torch.Tensor:
     """The covers of rows that choose; ``query`` as it came, before it is rounded."""
     layer, cache, batch, at = call.layer, call.cache, call.batch, some.at
-    if triton_select.knows(pattern):
-        return triton_select.select(pattern, layer, query, at, cache, batch, processors, _CHOSEN_RANGES)
     spans = pattern.select(layer, query[at], some.rows, cache, batch)
     spans = spans_within(spans, batch.positions[at], layer.window)
     return compact(spans, pattern.turned, _CHOSEN_RANGES)

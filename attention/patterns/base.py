@@ -102,10 +102,17 @@ class ContentPattern(Pattern):
         counted_ahead: what a query reads are exactly ``pages_chosen`` pages, whole but for its own, or in a
             layer with a window what it sees of at most so many; kernels can prepare for them before the
             choice is made. Else they count what was chosen, for which the host waits.
+        capturable: of a batch that is ``fixed``, ``update`` and ``select`` ask nothing of the host and call
+            the same operators whatever its numbers are; ``select`` is given all rows, on the device.
     """
 
     decoded_keys_differ: bool = False
     counted_ahead: bool = False
+    capturable: bool = False
+
+    def most_pages(self, page_size: int) -> int | None:
+        """Pages that a query that chooses reads, at most; ``None`` where there is no bound."""
+        return None
 
     def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """See ``Pattern.visible``: what may be chosen at best."""

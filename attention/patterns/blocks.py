@@ -36,14 +36,30 @@ def blocks(rows: torch.Tensor, batch: AttentionBatch, page_bytes: int, row_bytes
     Sequences with one row each come together, of similar length, so that padding never doubles the work.
 
     Args:
-        rows: int64 ``[N]`` on the host, query rows of the batch, ascending.
+        rows: int64 ``[N]`` on the host, query rows of the batch, ascending. Of a batch that is ``fixed`` all
+            of them, on the device; then blocks depend on shapes alone, and are as wide as the page table.
         batch: the step's work.
         page_bytes: memory that one page of one sequence takes in a block.
         row_bytes: memory that one row and one page take in a block.
     """
+    if batch.fixed:
+        return _fixed(batch, page_bytes + row_bytes)
     # The plan holds the rows, so nothing else can get their id while the batch lives.
     key = ("blocks", id(rows), page_bytes, row_bytes)
     return batch.plan(key, lambda: (rows, _build(rows, batch, page_bytes, row_bytes)))[1]
+
+
+def _fixed(batch: AttentionBatch, bytes_each: int) -> list[Block]:
+    table, width = batch.page_table, batch.page_table.shape[1]
+    starts = torch.arange(width, device=table.device) * batch.page_size
+    step = max(1, _BYTES // (width * bytes_each))
+    every = torch.arange(len(batch.positions), device=table.device)[:, None]
+    parts = (numbers.split(step) for numbers in (every, batch.positions[:, None], batch.owners))
+    # Behind a sequence's end the table holds anything.
+    return [
+        Block(rows, positions, table[owners].long().where(starts <= positions, 0))
+        for rows, positions, owners in zip(*parts, strict=True)
+    ]
 
 
 def _build(rows: torch.Tensor, batch: AttentionBatch, page_bytes: int, row_bytes: int) -> list[Block]:

@@ -38,10 +38,8 @@ class TopK(NumberedPattern, ContentPattern):
     not depend on the step in which it is computed. In a layer with a window of its own, pages that lie wholly
     behind it do not compete.
 
-    Lossy, unless ``budget`` covers the context; no page is freed. Kernels ``cpu_paged`` and ``triton`` make
-    the same choice by programs of their own (``attention.kernels.cpu.select``,
-    ``attention.kernels.triton_digest`` and ``triton_select``); under any other ``update`` and ``select`` make
-    it, in torch.
+    Lossy, unless ``budget`` covers the context; no page is freed. Kernel ``cpu_paged`` selects the same pages
+    in C++ (``attention.kernels.cpu.select``); under any other, ``update`` and ``select`` do, in torch.
 
     Args:
         budget: tokens that a query sees, in whole pages, rounded up, at least 3 and at least those always in.
@@ -57,6 +55,7 @@ class TopK(NumberedPattern, ContentPattern):
     words: ClassVar = {"prefill": ("dense", "sparse")}
     dense_by_default = (0, 1)
     counted_ahead = True
+    capturable = True
 
     def __init__(
         self,
@@ -82,6 +81,12 @@ class TopK(NumberedPattern, ContentPattern):
     def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
         """See ``ContentPattern.update``; only pages that the step completes, as no other can be chosen."""
         assert cache.digest is not None
+        if batch.fixed:
+            own = batch.slots // batch.page_size
+            completes = (batch.positions + 1) % batch.page_size == 0
+            # The others go to page 0, which is no sequence's.
+            put(cache.digest, own.where(completes, 0), _summaries(taken(cache.keys, own)))
+            return
         pages = self.completed(batch)
         if len(pages):
             put(cache.digest, pages, _summaries(taken(cache.keys, pages)))
@@ -171,7 +176,7 @@ class TopK(NumberedPattern, ContentPattern):
         return before.where(~self.chooses(positions, prompt_lens), before.clamp(max=most))
 
     def most_pages(self, page_size: int) -> int:
-        """Pages that a query that chooses reads, at most."""
+        """See ``ContentPattern.most_pages``."""
         return self.sink_pages + self.choices(page_size) + self.recent_pages
 
     def choices(self, page_size: int) -> int:
@@ -196,9 +201,21 @@ class TopK(NumberedPattern, ContentPattern):
         if layer.window is not None:
             allowed &= (page + 1) * page_size > positions[..., None] - layer.window + 1
         scores = _scores(layer, query, summaries, allowed)
-        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.choices(page_size)]
+        best = _highest(scores, min(self.choices(page_size), len(page)))
         there = allowed[:, :, None].expand_as(scores).gather(-1, best)
         return best.where(there, len(page)).sort(dim=-1).values
+
+
+def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the ``count`` highest of the last dimension, of equal ones the first; NaN is the highest.
+
+    ``torch.topk`` takes any of equal numbers, so it is given whole numbers of which no two are equal: the
+    score's bits in their order, then the index from the end.
+    """
+    bits = scores.where(~scores.isnan(), torch.nan).add(0.0).view(torch.int32).long()  # one NaN, one zero
+    order = bits.where(bits >= 0, bits ^ 0x7FFFFFFF)
+    index = torch.arange(scores.shape[-1], device=scores.device)
+    return ((order << 32) - index).topk(count, dim=-1, sorted=False).indices
 
 
 def _summaries(pages: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadtest.load import driver, reconcile, result, validity
-from loadtest.load.device import device_use, to_measure, watched
+from loadtest.load.device import device_use, watched
 from loadtest.load.measures import summarize
 from loadtest.load.plan import Plan
 from loadtest.load.result import Run, load_label
@@ -21,7 +21,7 @@ from loadtest.load.types import ClosedLoop, Load, Summary
 from loadtest.load.worker import Progress as Counts
 from loadtest.measuring.listening import processes_on
 
-# The server books a request just after its last message, and measures its device in its first second of rest.
+# The server books a request just after its last message.
 _SETTLE_SECONDS = 3.0
 # Workloads use a few seeds from the one that they are given.
 _SEEDS_PER_RUN = 10
@@ -137,12 +137,12 @@ class Cell:
 
 
 def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile.Samples:
-    """The server's metrics once it has booked every request and measured its device, or after some time."""
+    """The server's metrics once it has booked every request, or after some time."""
     end = time.monotonic() + _SETTLE_SECONDS
     while True:
         after = reconcile.scrape(url)
         booked = reconcile.server_side(before, after).requests >= summary.requests
-        if (booked and not to_measure(after)) or time.monotonic() > end:
+        if booked or time.monotonic() > end:
             return after
         time.sleep(0.1)
 

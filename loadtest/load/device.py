@@ -71,7 +71,7 @@ def device_use(name: str, scrapes: Sequence[Samples]) -> DeviceUse:
 
     seconds = gained(_SECONDS)
     figures = {}
-    unmeasured = []
+    missing: dict[str, list[str]] = {}
     for what, best, worked in (
         ("memory bandwidth", _BANDWIDTH, gained(_BYTES)),
         ("matrix rate", _MATRIX_RATE, gained(_FLOPS)),
@@ -79,7 +79,7 @@ def device_use(name: str, scrapes: Sequence[Samples]) -> DeviceUse:
         share, reason = _share(after, best, worked, seconds)
         figures[what] = share
         if reason:
-            unmeasured.append(f"share of {what} not measured: {reason}")
+            missing.setdefault(reason, []).append(what)
     return DeviceUse(
         name=name,
         memory_total=after.get(_TOTAL, math.nan),
@@ -91,13 +91,23 @@ def device_use(name: str, scrapes: Sequence[Samples]) -> DeviceUse:
         step_seconds=seconds,
         bandwidth_share=figures["memory bandwidth"],
         matrix_share=figures["matrix rate"],
-        unmeasured=unmeasured,
+        unmeasured=[
+            f"share of {' and of '.join(whats)} not measured: {reason}" for reason, whats in missing.items()
+        ],
     )
 
 
-def to_measure(samples: Samples) -> bool:
-    """The server counts what its steps cost, and has yet to measure its device: it does when it is idle."""
-    return _BYTES in samples and not (_BANDWIDTH in samples and _MATRIX_RATE in samples)
+def missing_shares(uses: Sequence[tuple[str, DeviceUse]]) -> list[str]:
+    """Why shares are missing: said once where it concerns all runs, else for each label that it concerns."""
+    said: dict[str, list[str]] = {}
+    for label, use in uses:
+        for note in use.unmeasured:
+            said.setdefault(note, []).append(label)
+    labels = {label for label, _ in uses}
+    found = []
+    for note, whose in said.items():
+        found += [note] if labels <= set(whose) else [f"{label}: {note}" for label in dict.fromkeys(whose)]
+    return found
 
 
 def _share(after: Samples, best: str, worked: float, seconds: float) -> tuple[float, str]:
@@ -105,10 +115,7 @@ def _share(after: Samples, best: str, worked: float, seconds: float) -> tuple[fl
     if _BYTES not in after:
         return math.nan, "the server's metrics say nothing of it"
     if best not in after:
-        return (
-            math.nan,
-            "the server has not measured its device: it had no second of rest, or its log says why",
-        )
+        return math.nan, "the server has not measured its device; start it with --measure-device"
     if not seconds > 0:
         return math.nan, "the engine took no step"
     share = worked / seconds / after[best]

@@ -9,6 +9,7 @@ from typing import Any
 
 from loadtest.document import plain, write
 from loadtest.load.against import Change, Finding, changes, only_in_one
+from loadtest.load.device import missing_shares
 from loadtest.load.plots import drawings
 from loadtest.load.remarks import remarks_of
 from loadtest.load.result import SCHEMA, Result
@@ -134,7 +135,7 @@ def _device(result: Result) -> dict[str, Any] | None:
             {"name": label, "cells": [_shown(get(use)) for _, _, get in DEVICE_COLUMNS]}
             for label, use in uses
         ],
-        "notes": [(label, note) for label, use in uses for note in use.unmeasured],
+        "notes": missing_shares(uses),
     }
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.load.against import Change, Finding, changes, only_in_one
-from loadtest.load.device import DeviceUse
+from loadtest.load.device import DeviceUse, missing_shares
 from loadtest.load.remarks import remarks_of
 from loadtest.load.result import Result
 from loadtest.load.rows import FIGURES, Cell, Row, rows
@@ -130,8 +130,8 @@ def _device_table(found: Sequence[Row]) -> list[RenderableType]:
         table.add_column(_head(name, unit), justify="right", no_wrap=True)
     for label, own in uses:
         table.add_row(label, *(figure(median(get(use) for use in own)) for _, _, get in DEVICE_COLUMNS))
-    said = dict.fromkeys((label, note) for label, own in uses for use in own for note in use.unmeasured)
-    return [Text(), table, *(Text(f"{label}: {note}", style="dim") for label, note in said)]
+    said = missing_shares([(label, use) for label, own in uses for use in own])
+    return [Text(), table, *(Text(note, style="dim") for note in said)]
 
 
 def heading(result: Result) -> Text:

@@ -52,8 +52,7 @@ def open_all(
     Raises:
         OpenError: some did not start.
     """
-    # A server that measures its device as soon as it is idle would do so in the others' cells.
-    more = ("--no-measure-device", *(() if kv_memory is None else ("--kv-memory", str(kv_memory))))
+    more = () if kv_memory is None else ("--kv-memory", str(kv_memory))
     with ExitStack() as stack:
         addresses = _start(stack, deployments, (*arguments, *more))
         run = stack.enter_context(event_loop())

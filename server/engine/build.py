@@ -14,13 +14,13 @@ from attention.formats import format_name
 from server.engine.core import EngineCore
 from server.engine.cores import usable_cores
 from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
-from server.engine.hardware import memory_bytes, used_bytes
+from server.engine.hardware import measure, memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Report, prepare
 from server.engine.runner import Runner
 from server.engine.team import watched
 from server.errors import RefusedError
-from server.messages import Ready
+from server.messages import Measured, Ready
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
 from server.models.quantized.model import QuantizedModel
@@ -52,6 +52,10 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     loaded, device, weights = prepared.loaded, prepared.device, prepared.weights
     attention, kv_dtype = prepared.attention, prepared.kv_dtype
 
+    measured = None
+    if settings.measure_device:
+        report("measuring the device", 0.94)
+        measured = _measured(loaded)
     report("allocating the KV cache", 0.95)
     page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, kv_dtype, attention.pattern)
     pages, context_length = _size_cache(settings, loaded, attention, device, page_bytes)
@@ -92,6 +96,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         weight_bytes=core.costs.weights.stored,
         memory_total=memory_bytes(runner.device),
         memory_used=used_bytes(runner.device),
+        measured=measured,
         threads=threads,
         cuda_graphs=0 if runner.graphs is None else len(runner.graphs.sizes),
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
@@ -112,6 +117,15 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
 def _is_native(runner: Runner) -> bool:
     """Steps are native code throughout, whose bits don't depend on the number of threads; torch's may."""
     return isinstance(runner.model, QuantizedModel) and runner.attention.kernel.name == "cpu_paged"
+
+
+def _measured(loaded: LoadedModel) -> Measured | None:
+    """What the device can do at best, or a warning why that is not known."""
+    try:
+        return measure(loaded.model)
+    except RuntimeError as error:  # figures for people are not worth a server
+        log.warning("the device's bandwidth and matrix rate were not measured: %s", error)
+        return None
 
 
 def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGraphs | None:

@@ -18,9 +18,9 @@ from attention.cache import PagedCache
 from attention.reading import LayerReads
 from attention.types import LayerSpec
 from server.models.fused import FusedLayer
-from server.models.gpu.linear import EightBitLinear
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.linear import QuantizedLinear
+from server.models.weight_only import tensors_of
 
 # What configs of transformers call the number of experts that tokens are routed among, and of those chosen.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
@@ -91,13 +91,13 @@ class ModelWeights:
         row_bytes = stored = 0
         seen: set[int] = set()
         for name, module in model.named_modules(memo=plain):
-            packed = isinstance(module, QuantizedLinear | QuantizedEmbedding | EightBitLinear)
+            packed = isinstance(module, QuantizedLinear | QuantizedEmbedding)
             own: list[torch.Tensor] = list(module.buffers() if packed else module.parameters(recurse=False))
             # A table of embeddings is often the output layer's too.
-            stored += sum(tensor.nbytes for tensor in own if id(tensor) not in seen)
+            stored += sum(_bytes(tensor) for tensor in own if id(tensor) not in seen)
             seen |= {id(tensor) for tensor in own}
-            size = sum(tensor.nbytes for tensor in own)
-            if isinstance(module, QuantizedLinear | EightBitLinear):
+            size = sum(map(_bytes, own))
+            if isinstance(module, QuantizedLinear):
                 part = Part(size, module.in_features * module.out_features)
             else:
                 part = Part(size, sum(tensor.numel() for tensor in own if tensor.ndim > 1))
@@ -129,6 +129,10 @@ class ModelWeights:
         moved = self.body.bytes + self.head.bytes + tokens * self.row_bytes + needed * self.experts.bytes
         products = tokens * (self.body.products + self.chosen * self.experts.products)
         return Cost(round(moved), 2 * round(products + rows * self.head.products))
+
+
+def _bytes(weight: torch.Tensor) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(weight))
 
 
 class _Layers(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from server.models.quantized.packing import Bits, pack
 _CACHES = 4
 # On an accelerator the most; that is many times its cache.
 _LEAST_BUFFER, _MOST_BUFFER = 64 << 20, 512 << 20
-_PIECE = 16 << 20
 _COLUMNS = 4096
 _REPEATS = 4
 
@@ -39,7 +38,7 @@ _MEMORY_SECONDS = 0.5
 Multiply = Callable[[int], int]
 
 
-def measure(model: Any) -> Generator[None, None, Measured]:
+def measure(model: Any) -> Measured:
     """Measures the device that a model is on, see ``measure_device``.
 
     Where products with weights packed as the model's are faster than those in its number format, theirs is
@@ -52,20 +51,20 @@ def measure(model: Any) -> Generator[None, None, Measured]:
         RuntimeError: there is not enough free memory; the message says how much would do.
     """
     device, dtype = next((p.device, p.dtype) for p in model.parameters() if p.is_floating_point())
-    found = yield from measure_device(device, dtype)
+    found = measure_device(device, dtype)
     for bits in {module.bits for module in model.modules() if isinstance(module, QuantizedLinear)}:
-        rate = yield from _rate(_packed(bits), device, _REPEATS)
-        found = found.better(Measured(found.bandwidth, rate))
+        rate = _rate(_packed(bits), device, _REPEATS)
+        found = Measured(found.bandwidth, max(found.matrix_rate, rate))
     return found
 
 
 def measure_device(
     device: torch.device, dtype: torch.dtype, buffer: int = _MOST_BUFFER, repeats: int = _REPEATS
-) -> Generator[None, None, Measured]:
-    """Measures what a device can do at best, a few milliseconds at each step of the generator.
+) -> Measured:
+    """Measures what a device can do at best, in some tenths of a second.
 
-    Between steps the caller may turn to something else; closing the generator frees its memory. Everything is
-    done several times and the best counts: what disturbs a measurement makes it slower, never faster.
+    Everything is done several times and the best counts: what disturbs a measurement makes it slower, never
+    faster. The memory is free again afterwards.
 
     - Memory bandwidth is that of reading a buffer much larger than the last cache: its sum, or its product
       with a vector, whichever is faster.
@@ -82,8 +81,8 @@ def measure_device(
     Raises:
         RuntimeError: there is not enough free memory; the message says how much would do.
     """
-    bandwidth = yield from _bandwidth(device, buffer, repeats)
-    rate = yield from _rate(_square(device, dtype), device, repeats)
+    bandwidth = _bandwidth(device, buffer, repeats)
+    rate = _rate(_square(device, dtype), device, repeats)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the buffer must not count as memory in use from now on
     return Measured(bandwidth, rate)
@@ -136,35 +135,25 @@ def last_cache_bytes(cpus: Path = _CPUS) -> int:
     return sum(sizes.values()) or _USUAL_CACHE
 
 
-def _bandwidth(device: torch.device, size: int, repeats: int) -> Generator[None, None, float]:
+def _bandwidth(device: torch.device, size: int, repeats: int) -> float:
     """Bytes read per second."""
     if device.type == "cpu":
         size = min(max(_CACHES * last_cache_bytes(), _LEAST_BUFFER), size)
     if available_bytes(device) < 2 * size:
         raise RuntimeError(f"reading from memory takes {2 * size >> 20} MiB of free memory for a moment")
-    buffer = torch.empty(size // 4, device=device)
-    for piece in buffer.split(_PIECE // 4):
-        piece.fill_(1.0)
-        yield
+    buffer = torch.ones(size // 4, device=device)
     matrix, vector = buffer[: size // 4 // _COLUMNS * _COLUMNS].view(-1, _COLUMNS), buffer[:_COLUMNS]
     reads: list[Callable[[], object]] = [buffer.view(torch.int64).sum, lambda: matrix @ vector]
-    best = 0.0
-    for read in reads * (1 + repeats):  # the first time warms up, and is not the best
-        best = max(best, size / _seconds(read, device))
-        yield
-    return best
+    # The first time warms up, and is not the best.
+    return max(size / _seconds(read, device) for read in reads * (1 + repeats))
 
 
-def _rate(multiply: Multiply, device: torch.device, repeats: int) -> Generator[None, None, float]:
+def _rate(multiply: Multiply, device: torch.device, repeats: int) -> float:
     """Operations per second, two to a multiply-add, of the best of ever larger products."""
     best, rows = 0.0, _LEAST_ROWS
     while True:
         products = multiply(rows)  # warms up
-        yield
-        fastest = float("inf")
-        for _ in range(repeats):
-            fastest = min(fastest, _seconds(partial(multiply, rows), device))
-            yield
+        fastest = min(_seconds(partial(multiply, rows), device) for _ in range(repeats))
         best = max(best, 2 * products / fastest)
         if fastest >= _ENOUGH_SECONDS or rows >= _MOST_ROWS:
             return best

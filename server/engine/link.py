@@ -23,7 +23,6 @@ from server.messages import (
     FromEngine,
     Launch,
     Loading,
-    Measured,
     Ready,
     SequenceNews,
     Shutdown,
@@ -121,7 +120,6 @@ class EngineClient:
         progress: what it said last while loading.
         stats: its load after the last step.
         on_step: called for the message of every step, before the streams get their news.
-        on_measured: called once the engine has measured its device.
     """
 
     def __init__(self, settings: Settings, folder: Path, spawned: Spawned | None = None) -> None:
@@ -132,7 +130,6 @@ class EngineClient:
         self.progress: Loading | None = None
         self.stats = Stats()
         self.on_step: Callable[[StepNews], None] | None = None
-        self.on_measured: Callable[[Measured], None] | None = None
         self._streams: dict[int, NewsStream] = {}
         self._ids = itertools.count(1)
         self._ready_or_dead = asyncio.Event()
@@ -234,9 +231,6 @@ class EngineClient:
         elif isinstance(message, Ready):
             self.ready, self.state = message, "ready"
             self._ready_or_dead.set()
-        elif isinstance(message, Measured):
-            if self.on_measured is not None:
-                self.on_measured(message)
         elif isinstance(message, Failed):
             self._failure = message
         else:

@@ -13,13 +13,19 @@ from attention.backends import Attention, UnsupportedError, make_pattern, resolv
 from attention.formats import CACHE_FORMATS
 from attention.patterns.full import Full
 from server.errors import RefusedError
-from server.models.check import differs, oracle_logits, sample_logits, self_check, served_check
+from server.models.check import (
+    differs,
+    oracle_logits,
+    sample_logits,
+    self_check,
+    served_check,
+)
 from server.models.fused import NotCommonError
 from server.models.kept import KeptModel, keep, kept_file, read_kept
 from server.models.loaded import LoadedModel
 from server.models.quantize import check_form, is_packed, quantize
 from server.models.quantized.model import QuantizedModel
-from server.models.refusing import refusing
+from server.models.refusing import other_kernels, refusing
 from server.models.rope import read_scaling
 from server.settings import Settings
 
@@ -104,14 +110,14 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
     # A cache that rounds nothing shows more.
     exact = loaded.layers, torch.device(device), loaded.dtype, settings.page_size, check_with.pattern
     checked = kv_dtype if check_with.kernel.unsupported(*exact) else loaded.dtype
-    with refusing(loaded.architecture, "the start-up check"):
+    with refusing(loaded.architecture, "the start-up check", other_kernels(check_with.kernel.name)):
         before = self_check(loaded, check_with, settings.page_size, checked)
     report("packing the weights", 0.93)
     weights = quantize(loaded.model, settings.weights)
     kv_dtype = cache_format(settings, loaded, weights)
     attention, check_with = _choose(settings, loaded, device, kv_dtype)
     if is_packed(weights) or kv_dtype != checked:
-        with refusing(loaded.architecture, "the start-up check"):
+        with refusing(loaded.architecture, "the start-up check", other_kernels(check_with.kernel.name)):
             after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
         served_check(before, after, weights, kv_dtype)
     if device == "cpu" and is_packed(weights) and (whole := _from_parts(loaded, weights)) is not None:

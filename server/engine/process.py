@@ -11,7 +11,6 @@ import gc
 import importlib
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -31,7 +30,6 @@ from server.messages import (
     FromEngine,
     Launch,
     Loading,
-    Measured,
     SequenceNews,
     Shutdown,
     StepNews,
@@ -43,27 +41,18 @@ from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
 
-# An engine without work for so long is taken to be idle: the moment to measure the device.
-_QUIET_MS = 1000
-# So long after a measurement, and after more work, a rest is used for the next one.
-_MEASURE_SECONDS = 60.0
-
 
 class Engine:
     """The message loop around an ``EngineCore``.
 
     Args:
         wire: the link to the server process.
-        measures: the device, whenever there is a rest after work.
     """
 
-    def __init__(self, wire: EngineEnd, measures: bool = True) -> None:
+    def __init__(self, wire: EngineEnd) -> None:
         self._wire = wire
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
-        self._measured: Measured | None = None
-        self._measure_at = 0.0 if measures else math.inf  # a monotonic time
-        self._worked = True
 
     def send(self, message: FromEngine) -> None:
         """Sends a message to the server process."""
@@ -72,9 +61,7 @@ class Engine:
     def run(self, core: Any) -> None:
         """Serves until it is told to end or the server process is gone."""
         while True:
-            due = self._worked and time.monotonic() >= self._measure_at
-            wait = 0 if core.has_work else _QUIET_MS if due else None
-            quiet = True
+            wait = 0 if core.has_work else None
             while self._wire.poll(wait):
                 payload = self._wire.receive()
                 if payload is None:
@@ -84,34 +71,9 @@ class Engine:
                 if isinstance(message, Shutdown):
                     return
                 self._handle(core, message)
-                quiet, wait = False, 0
+                wait = 0
             if core.has_work:
                 self.send(core.step())
-                self._worked = True
-            elif quiet and due:
-                self._measure(core)
-
-    def _measure(self, core: Any) -> None:
-        """Measures the device, and gives it up as soon as there is something else to do.
-
-        What else the machine does at that moment makes it look slower, so the best of all times counts.
-        """
-        from server.engine.hardware import measure
-
-        slices = measure(core.runner.model)
-        try:
-            while not self._wire.poll(0):
-                next(slices)
-        except StopIteration as end:
-            best = end.value if self._measured is None else end.value.better(self._measured)
-            self._measured, self._worked = best, False
-            self._measure_at = time.monotonic() + _MEASURE_SECONDS
-            self.send(best)
-        except Exception as error:  # figures for people are not worth an engine
-            self._measure_at = math.inf
-            log.warning("the device's bandwidth and matrix rate were not measured: %r", error)
-        finally:
-            slices.close()
 
     def _handle(self, core: Any, message: Submit | Abort) -> None:
         if isinstance(message, Abort):
@@ -147,7 +109,7 @@ def main() -> int:
     launch = msgspec.msgpack.decode(first, type=Launch)
     settings = Settings.model_validate(json.loads(launch.settings))
     configure_logging(settings.log_level, settings.log_format)
-    engine = Engine(wire, settings.measure_device)
+    engine = Engine(wire)
     try:
         from server.engine.build import build_engine
 

@@ -27,7 +27,6 @@ from server.models.checkpoint.reading import noting, read_stored
 from server.models.checkpoint.weights import check_finite, check_made, check_read
 from server.models.folder import weight_files
 from server.models.fuse import fuse
-from server.models.gpu.replace import replace_layers
 from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
@@ -96,8 +95,6 @@ def _read(
         check_scaling(model, scaling)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%d of %d decoder layers are fused", fuse(model), len(layers))
-    if device.type == "cuda":
-        replace_layers(model)
     return LoadedModel(
         model=model,
         layers=layers,

@@ -1,6 +1,6 @@
 """Packs a model's linear layers into few bits.
 
-For the CPU see ``server.models.quantized``, for a GPU ``server.models.gpu.quantize``.
+For the CPU see ``server.models.quantized``, for a GPU ``server.models.weight_only``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from attention.kernels.cpu.native import NativeError
 from server.errors import RefusedError
 from server.models.fuse import Probe, probe_forward
 from server.models.fused import FusedLayer
-from server.models.gpu import quantize as gpu
-from server.models.gpu.linear import EightBitLinear, Form
 from server.models.quantized import native
 from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import Bits, Packed, pack, pack_exactly
 from server.models.quantized.stack import QuantizedStack
 from server.models.quantized.workspace import Workspace
+from server.models.weight_only import Form, form_of, replace_weights
+from server.models.weight_only import obstacle as weight_only_obstacle
 
 log = logging.getLogger("longspan.models")
 
@@ -38,19 +38,21 @@ _ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 def check_form(weights: Weights, device: str) -> None:
-    """Refuses what a kind of device can't compute with, before a model is loaded.
+    """Refuses what can't be computed with on a kind of device, before a model is loaded.
 
     Args:
         weights: which.
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        RefusedError: another form is for this device; the sentence says which.
+        RefusedError: another form is for this device, or a package is missing; the sentence says which.
     """
     if instead := _ELSEWHERE.get((device, weights)):
         raise RefusedError(
             f"--weights {weights} is not for {device}; choose --weights {instead}, or float for exact weights"
         )
+    if device == "cuda" and weights not in ("auto", "float") and (reason := weight_only_obstacle()):
+        raise RefusedError(f"--weights {weights}: {reason}; choose --weights float")
 
 
 def is_packed(weights: str) -> bool:
@@ -66,9 +68,9 @@ def quantize(model: Any, weights: Weights) -> str:
     where their numbers are exactly of fewer bits. Before packed weights, activations are rounded to 8 bits by
     groups.
 
-    On a GPU ``auto`` packs nothing. ``int8`` and ``fp8`` round weights by groups of 128, those of the output
-    layer included: where it shares its weights with the embedding, that one keeps them as they are.
-    Activations are not rounded.
+    On a GPU ``auto`` packs nothing. ``int8`` and ``fp8`` round weights with a scale for each output, those of
+    the output layer included: where it shares its weights with the embedding, that one keeps them as they
+    are. Activations are not rounded.
 
     Args:
         model: a causal language model, fused. Layers with packed weights compute with ``longspan`` only.
@@ -87,11 +89,12 @@ def quantize(model: Any, weights: Weights) -> str:
             if model.device.type == "cpu":
                 done = _pack(model, weights)
             else:
-                gpu.replace_linears(_linears(model), cast(Form, weights))
+                replace_weights(_linears(model), cast(Form, weights))
         except ValueError as error:
             reason = str(error)
         else:
-            _use_operator(model)
+            if model.device.type == "cpu":
+                _use_operator(model)
     forms = _forms(model)
     if reason is None and weights not in ("auto", "float") and not is_packed(forms):
         reason = f"{type(model).__name__} has no linear layers that can be packed"
@@ -111,7 +114,7 @@ def _obstacle(model: Any, weights: Weights) -> str | None:
     if model.device.type != "cpu":
         if weights == "auto":
             return f"on {model.device.type} they are packed where int8 or fp8 is asked for"
-        return gpu.obstacle(model.device, model.dtype)
+        return None
     if model.dtype != torch.float32:
         return f"packed weights go with --dtype float32, not with {_name(model.dtype)}"
     try:
@@ -251,8 +254,7 @@ def _forms(model: Any) -> str:
         _form(module)
         for module in model.modules()
         if module is not head and not isinstance(module, nn.Embedding)
-        if isinstance(module, QuantizedLinear | EightBitLinear)
-        or any(p.ndim > 1 for p in module.parameters(recurse=False))
+        if isinstance(module, QuantizedLinear) or any(p.ndim > 1 for p in module.parameters(recurse=False))
     }
     return "+".join(sorted(found))
 
@@ -260,8 +262,8 @@ def _forms(model: Any) -> str:
 def _form(module: Any) -> str:
     if isinstance(module, QuantizedLinear):
         return f"int{module.bits}"
-    if isinstance(module, EightBitLinear):
-        return module.form
+    if (form := form_of(module)) is not None:
+        return form
     return _name(next(parameter for parameter in module.parameters(recurse=False)).dtype)
 
 

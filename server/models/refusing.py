@@ -13,12 +13,13 @@ log = logging.getLogger("longspan.models")
 
 
 @contextmanager
-def refusing(what: str, doing: str) -> Iterator[None]:
+def refusing(what: str, doing: str, otherwise: str = "") -> Iterator[None]:
     """Whatever a model that was not made for this trips over becomes a refusal in one sentence.
 
     Args:
         what: the model.
         doing: what is being done with it.
+        otherwise: what can be done but choosing another model, to follow that.
 
     Raises:
         RefusedError: something was raised.
@@ -33,8 +34,16 @@ def refusing(what: str, doing: str) -> Iterator[None]:
         log.debug("%s of %s failed", doing, what, exc_info=True)
         raise RefusedError(
             f"{what} cannot be served: {doing} fails with {type(error).__name__}: {sentence(error)}; "
-            "choose another model"
+            f"choose another model{otherwise}"
         ) from error
+
+
+def other_kernels(kernel: str) -> str:
+    """The attention kernels to try where ``kernel`` fails, to follow "choose another model"; maybe empty."""
+    simpler = ["sdpa", "reference"]
+    if kernel in simpler:
+        simpler = simpler[simpler.index(kernel) + 1 :]
+    return f", or try --kernel {' or '.join(simpler)}" if simpler else ""
 
 
 def sentence(error: Exception) -> str:

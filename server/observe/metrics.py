@@ -10,7 +10,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.errors import RefusedError
-from server.messages import Measured, Ready, Stats, StepNews
+from server.messages import Ready, Stats, StepNews
 from server.observe.totals import EngineTotals
 
 _FIRST_TOKEN = (
@@ -134,11 +134,11 @@ class Metrics:
         )
         self._bandwidth = self._gauge(
             "device_memory_bandwidth_bytes_per_second",
-            "Fastest reading from the device's memory, measured at rest; the best of all times.",
+            "Fastest reading from the device's memory, if measured at start (--measure-device).",
         )
         self._matrix_rate = self._gauge(
             "device_matrix_flops_per_second",
-            "Fastest matrix product on the device, in the form of the model's weights, measured likewise.",
+            "Fastest matrix product on the device, in the form of the model's weights, if measured at start.",
         )
         self._durations: dict[str, Histogram] = {}
         self._info = self._gauge(
@@ -182,15 +182,15 @@ class Metrics:
         sizes = {"total": ready.memory_total, "kv": ready.kv_bytes, "weights": ready.weight_bytes}
         for kind, size in sizes.items():
             self._memory.labels(*self.labels(kind)).set(size)
+        for gauge in (self._bandwidth, self._matrix_rate):
+            gauge.clear()
+        if ready.measured is not None:
+            self._bandwidth.labels(*self.labels()).set(ready.measured.bandwidth)
+            self._matrix_rate.labels(*self.labels()).set(ready.measured.matrix_rate)
         self._load = Stats(
             pages_total=ready.pages_total, memory_used=ready.memory_used, threads=ready.threads
         )
         self._show_load()
-
-    def measured(self, found: Measured) -> None:
-        """Takes what the engine's device can do at best."""
-        self._bandwidth.labels(*self.labels()).set(found.bandwidth)
-        self._matrix_rate.labels(*self.labels()).set(found.matrix_rate)
 
     def engine_gone(self) -> None:
         """The engine's load is nothing, for it is dead."""

@@ -22,7 +22,7 @@ from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import InferenceServicer
 from server.api.state import Served, ServerState
-from server.messages import Measured, Sampling
+from server.messages import Sampling
 from server.models.generation import Generation
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.settings import Settings
@@ -166,7 +166,6 @@ async def running(loading, settings, tokenizer):
     """A server that is ready."""
     loading.engine.on_step = loading.metrics.step
     loading.metrics.identify(READY, version="0", weights="float32", max_batch_tokens=64)
-    loading.metrics.measured(Measured(bandwidth=1e12, matrix_rate=2e12))
     loading.state.set_ready(Served("fake", "nowhere", tokenizer, loading.engine, READY, GENERATION))
     loading.health.set_ready(True)
     yield loading

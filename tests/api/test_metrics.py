@@ -5,6 +5,7 @@ import re
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -173,6 +174,13 @@ async def test_what_steps_cost_and_what_the_device_can_do(running):
     assert running.sample("longspan_device_memory_bytes", kind="used") == 8
     running.metrics.engine_gone()
     assert running.sample("longspan_device_memory_bytes", kind="used") == 0
+
+
+async def test_a_device_that_was_not_measured_has_no_figures(running):
+    unmeasured = msgspec.structs.replace(running.engine.ready, measured=None)
+    running.metrics.identify(unmeasured, version="0", weights="float32", max_batch_tokens=64)
+    for name in ("device_memory_bandwidth_bytes_per_second", "device_matrix_flops_per_second"):
+        assert running.registry.get_sample_value(f"longspan_{name}", {"model_name": "fake"}) is None
 
 
 def test_buckets_for_counts():

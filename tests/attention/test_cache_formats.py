@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 
 from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS, narrowed
-from attention.kernels import flex
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.paged import CpuPaged
-from attention.kernels.flex import Flex
 from attention.kernels.reference import Reference
 from attention.kernels.sdpa import Sdpa
 from attention.kernels.sdpa_flash import SdpaFlash
@@ -40,15 +38,6 @@ page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eager():
-    """FlexAttention by its definition, without compiling."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flex, "_compiled", lambda: flex._attend)
-        patch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-        yield
-
-
 def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
     return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
 
@@ -70,7 +59,7 @@ def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype
     torch.testing.assert_close(result, compute(Reference(), case, pattern, turned), rtol=error, atol=error)
 
 
-@pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa(), SdpaFlash(), Flex()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa(), SdpaFlash()], ids=lambda kernel: kernel.name)
 def test_every_kernel_takes_queries_of_other_formats(kernel):
     @settings(max_examples=20, deadline=None)
     @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, CACHED, FORMATS)

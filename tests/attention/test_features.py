@@ -72,13 +72,10 @@ def case_of(layer: LayerSpec, pattern: Pattern) -> Case:
 
 
 def compute(kernel: Kernel, case: Case, pattern: Pattern) -> torch.Tensor:
-    """Without torch's compiler, which would take minutes over so many shapes."""
     turned = case.query.flip(0) if pattern.turned else None
-    with torch.compiler.set_stance("force_eager"):
-        return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_feature_is_honored_or_refused(name, pattern):

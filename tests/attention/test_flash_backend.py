@@ -1,4 +1,4 @@
-"""Which kernel the flash backend takes, and torch's flash attention, which it takes on a CPU."""
+"""Which kernels the flash backend and ``auto`` take, and torch's flash attention for a CPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec, UnsupportedError, resolve
+from attention.kernels.cpu.native import NativeError
 from attention.kernels.reference import Reference
 from attention.kernels.sdpa_flash import SdpaFlash
 from attention.patterns.full import Full
@@ -45,13 +46,22 @@ def test_sdpa_flash_fails_where_torch_would_compute_in_another_way():
         compute(SdpaFlash(), case, Full())
 
 
-def test_the_backend_on_a_cpu_is_torchs_flash_attention():
+def test_the_backend_on_a_cpu_reads_pages_in_place(monkeypatch):
     attention = resolve("flash", {}, "auto", PLAIN, "cpu", torch.float32, 16)
     assert (attention.backend, attention.pattern.name, attention.kernel.name) == (
         "flash",
         "full",
-        "sdpa_flash",
+        "cpu_paged",
     )
+    assert resolve("flash", {}, "sdpa_flash", PLAIN, "cpu", torch.float32, 16).kernel.name == "sdpa_flash"
+
+    def missing():
+        raise NativeError("no compiler")
+
+    monkeypatch.setattr("attention.kernels.cpu.paged.compiled", missing)
+    attention = resolve("flash", {}, "auto", PLAIN, "cpu", torch.float32, 16)
+    assert attention.kernel.name == "sdpa_flash"
+    assert "cpu_paged cannot be compiled here: no compiler" in attention.reason
 
 
 def test_the_backend_with_a_package():
@@ -63,6 +73,25 @@ def test_the_backend_with_a_package():
         assert attention.kernel.name == "varlen"
     with installed("fa2", gpu=(8, 0)), pytest.raises(UnsupportedError, match="choose page size 256"):
         resolve("flash", {}, "flash_attn", PLAIN, GPU, torch.bfloat16, 16)
+
+
+@pytest.mark.parametrize("backend", ["full", "sliding_window", "sparse"])
+def test_on_a_gpu_kernels_that_read_pages_in_place_come_before_those_that_gather(backend, monkeypatch):
+    options = {"full": {}, "sliding_window": {"sinks": "0"}, "sparse": {"pattern": "longformer"}}[backend]
+
+    def taken(dtype: torch.dtype = torch.bfloat16) -> str:
+        return resolve(backend, options, "auto", PLAIN, GPU, dtype, 16).kernel.name
+
+    with installed("fa3", gpu=(9, 0)):
+        assert taken() == ("triton" if backend == "sparse" else "flash_attn")
+        assert taken(torch.float32) == "triton"
+    with installed("fa2", gpu=(8, 0)):  # which needs pages of 256 tokens
+        assert taken() == "triton"
+    with installed(gpu=(7, 5)):
+        assert taken() == "sdpa"
+    with installed(gpu=(9, 0)):
+        monkeypatch.setattr("attention.kernels.triton_paged.find_spec", lambda name: None)
+        assert taken() == "sdpa"
 
 
 def test_packages_are_imported_only_when_chosen():

@@ -23,11 +23,11 @@ ALONE, TOGETHER = Tile(16, 16, 4, 1, 64, 4), Tile(64, 16, 4, 1, 256, 1)
 
 
 def test_interpreted():
-    interpret("tests/attention/triton_interpreted.py")
+    interpret("tests/attention/triton_interpreted.py", "tests/attention/triton_write_interpreted.py")
 
 
 def test_compiled():
-    compile_only("tests/attention/triton_compiled.py")
+    compile_only("tests/attention/triton_compiled.py", "tests/attention/triton_write_compiled.py")
 
 
 def covered(cover: torch.Tensor) -> list[int]:

@@ -19,11 +19,7 @@ from triton.compiler import ASTSource
 from attention import LayerSpec
 from attention.kernels import (
     triton_code,
-    triton_digest,
-    triton_digest_code,
     triton_paged,
-    triton_select,
-    triton_select_code,
 )
 from attention.kernels.triton_device import Device
 from attention.kernels.triton_paged import Triton
@@ -72,21 +68,11 @@ def launches(
         attend = Recorder(found, triton_code.attend)
         combine = Recorder(found, triton_code.combine)
 
-    class Digest:
-        digest_pages = Recorder(found, triton_digest_code.digest_pages)
-
-    class Select:
-        bound = Recorder(found, triton_select_code.bound)
-        score = Recorder(found, triton_select_code.score)
-        choose = Recorder(found, triton_select_code.choose)
-
     case = make_case(
         layer, [(1500, 1), (100, 100)], page_size, pattern=pattern, dtype=dtype, prompt_lens=[1400, 100]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_paged, "_code", lambda: Code)
-        patch.setattr(triton_digest, "_code", lambda: Digest)
-        patch.setattr(triton_select, "_code", lambda: Select)
         gpu = Device(132, SHARED[capability][0] << 10, divmod(capability, 10))
         patch.setattr(triton_paged, "device_of", lambda _: gpu)
         if dtype == torch.float8_e4m3fn:

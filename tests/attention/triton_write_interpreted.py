@@ -1,6 +1,6 @@
 """The write to the paged cache against ``LayerCache.write``, by Triton's interpreter.
 
-``tests/models/test_triton_layer.py`` runs this file in a process of its own.
+``test_triton`` runs this file in a process of its own.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_memory": ("1.5GiB", 3 << 29),
     "kv_memory_share": ("0.25", 0.25),
     "prefix_cache": ("false", False),
-    "measure_device": ("false", False),
+    "measure_device": ("true", True),
     "cuda_graphs": ("false", False),
     "max_batch_tokens": ("64", 64),
     "max_running": ("3", 3),
@@ -110,7 +110,7 @@ def test_every_setting_is_a_flag_and_a_variable(name: str) -> None:
 def test_flags_of_other_forms() -> None:
     outcome = Outcome(
         [
-            "--no-measure-device",
+            "--measure-device",
             "--no-prefix-cache",
             "--attention-option",
             "window=512",
@@ -120,7 +120,7 @@ def test_flags_of_other_forms() -> None:
     )
     assert outcome.settings is not None, outcome.error
     assert outcome.settings.prefix_cache is False
-    assert outcome.settings.measure_device is False
+    assert outcome.settings.measure_device is True
     assert outcome.settings.attention_option == {"window": "512", "sinks": "a=b"}
     outcome = Outcome(["--rope-option", "factor=4", "--rope-option", "long_factor=1,2"])
     assert outcome.settings is not None, outcome.error

@@ -7,7 +7,7 @@ from tests.models_zoo import save_tiny
 @pytest.fixture(scope="session")
 def server(default_model):
     """One server with the real default model, for all tests that leave it as they found it."""
-    with Server() as running:
+    with Server("--measure-device") as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""A real server measures its device and counts its steps' work; a load test makes shares of it."""
+"""A real server measures its device at start and counts its steps' work; a load test makes shares of it."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def test_a_load_test_tells_what_its_runs_made_of_the_device(server):
     use = run.device
     assert use is not None
     assert use.name == "cpu"
-    # The server has rested since, so it has measured; on a machine at its limits, not well enough.
+    # On a machine at its limits the server may have measured less than it reached later.
     assert use.bandwidth > 0
     assert use.matrix_rate > 0
     for share, worked, best in (

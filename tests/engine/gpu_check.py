@@ -2,7 +2,7 @@
 
     python -m tests.engine.gpu_check
 
-With Triton layers, captured decode steps, the step ahead, the choice of ``topk`` and weights in 8 bits. Most
+With captured decode steps, the step ahead, the selection of ``topk`` and weights in 8 bits. Most
 of these the engine tries at its start and leaves out, or refuses, where they fail; a refusal, or no captured
 step, is a failure here. Ends with 1 if anything failed.
 """

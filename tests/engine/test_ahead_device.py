@@ -168,12 +168,11 @@ def test_news_are_sent_while_the_next_step_is_in_flight(simple):
     assert wire.waits[0] != 0
 
 
-def test_an_engine_that_measures_no_device_sleeps_until_there_is_work(simple):
-    for measures, wait in ((True, 1000), (False, None)):
-        core = make_core(simple)
-        wire = Wire([*greedy_requests(prompts_of(4, vocabulary=8), 3)], core)
-        Engine(wire, measures).run(core)
-        assert wire.waits == [wait]
+def test_an_idle_engine_sleeps_until_there_is_work(simple):
+    core = make_core(simple)
+    wire = Wire([*greedy_requests(prompts_of(4, vocabulary=8), 3)], core)
+    Engine(wire).run(core)
+    assert wire.waits == [None]
 
 
 def test_an_engine_ends_with_a_step_in_flight(simple):

@@ -31,22 +31,25 @@ def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, settings, s
 
 
 @pytest.mark.parametrize(
-    ("place", "options", "doing"),
+    ("place", "options", "doing", "otherwise"),
     [
-        ("server.engine.prepare.self_check", {}, "the start-up check"),
+        ("server.engine.prepare.self_check", {}, "the start-up check", ", or try --kernel sdpa or reference"),
+        ("server.engine.prepare.self_check", {"kernel": "reference"}, "the start-up check", ""),
         (
             "server.engine.runner.read_rotations",
             {"attention": "sliding_window", "attention_option": {"positions": "cache", "window": "60"}},
             "reading its rotation",
+            "",
         ),
     ],
 )
-def test_what_a_model_trips_over_is_said_in_a_sentence(tiny, place, options, doing, monkeypatch):
+def test_what_a_model_trips_over_is_said_in_a_sentence(tiny, place, options, doing, otherwise, monkeypatch):
     def stumble(*_):
         raise RuntimeError("selected index k\nout of range")
 
     monkeypatch.setattr(place, stumble)
     sentence = f"LlamaForCausalLM cannot be served: {doing} fails with RuntimeError: selected index k out of"
+    sentence += f" range; choose another model{otherwise}$"
     with pytest.raises(RefusedError, match=sentence):
         build_engine(
             Settings(device="cpu", weights="float", threads=torch.get_num_threads(), **options),

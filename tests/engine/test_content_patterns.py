@@ -129,8 +129,7 @@ def core_for(loaded, options, **kwargs):
     return core
 
 
-# FlexAttention compiles for every shape; its own tests cover it.
-@pytest.mark.parametrize("kernel", [name for name in BACKENDS["sparse"].kernels if name != "flex"])
+@pytest.mark.parametrize("kernel", BACKENDS["sparse"].kernels)
 @every_choice
 def test_tokens_follow_the_definition_at_once_and_in_chunks(loaded, prompts, expected, kernel, options):
     try:

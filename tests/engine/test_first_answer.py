@@ -21,7 +21,9 @@ CASES = [
     for weights in ("auto", "float")
 ]
 # xformers has no kernel for a CPU.
-CASES += [("flash", {}, "auto", "auto"), ("flash", {}, "auto", "float"), ("full", {}, "flex", "float")]
+CASES += [
+    ("flash", {}, kernel, weights) for kernel in ("auto", "sdpa_flash") for weights in ("auto", "float")
+]
 # At temperature 0.2 and top-p 0.9 a runner-up whose log probability is less by this is never drawn.
 CERTAIN = 0.44
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from loadtest.load import device, reconcile, result, table
-from loadtest.load.device import device_use, to_measure, watched
+from loadtest.load.device import device_use, missing_shares, watched
 from loadtest.load.document import save
 from loadtest.load.report import write_report
 from tests.loadtest.test_figures import make_result, shown
@@ -61,23 +61,19 @@ def test_a_share_above_one_is_none(scraped):
 
 def test_what_was_not_measured_is_said(scraped):
     before, after = scraped(BEFORE, ""), scraped(AFTER, "")
-    assert to_measure(after)
-    assert not to_measure(scraped(AFTER))
     use = device_use("cpu", [before, after])
     assert math.isnan(use.bandwidth_share)
     assert math.isnan(use.matrix_share)
-    assert [sentence.partition(":")[0] for sentence in use.unmeasured] == [
-        "share of memory bandwidth not measured",
-        "share of matrix rate not measured",
+    assert use.unmeasured == [
+        "share of memory bandwidth and of matrix rate not measured: the server has not measured its device; "
+        "start it with --measure-device"
     ]
-    assert all("has not measured its device" in sentence for sentence in use.unmeasured)
     idle = device_use("cpu", [scraped(BEFORE), scraped(BEFORE)])
     assert all(sentence.endswith("took no step") for sentence in idle.unmeasured)
 
 
 def test_a_server_of_an_earlier_version_says_nothing_of_it():
     old = {"longspan_engine_step_duration_seconds_sum": 3.0}
-    assert not to_measure(old)
     use = device_use("cpu", [{}, old])
     assert all(sentence.endswith("say nothing of it") for sentence in use.unmeasured)
     assert math.isnan(use.memory_used)
@@ -114,6 +110,17 @@ def test_the_metrics_are_looked_at_while_a_run_lasts(monkeypatch):
     with watched(None) as scrapes:
         pass
     assert scrapes == []
+
+
+def test_what_is_said_of_all_runs_is_said_once(scraped):
+    lacking = device_use("cpu", [scraped(BEFORE, ""), scraped(AFTER, "")])
+    whole = device_use("cpu", [scraped(BEFORE), scraped(AFTER)])
+    (why,) = lacking.unmeasured
+    assert missing_shares([("1 user", lacking), ("2 users", lacking), ("2 users", lacking)]) == [why]
+    assert missing_shares([("1 user", whole), ("2 users", lacking), ("2 users", lacking)]) == [
+        f"2 users: {why}"
+    ]
+    assert missing_shares([("1 user", whole)]) == []
 
 
 @pytest.fixture

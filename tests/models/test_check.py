@@ -6,6 +6,7 @@ import transformers
 
 from attention.backends import resolve
 from attention.formats import CACHE_FORMATS
+from attention.kernels.reference import Reference
 from server.errors import RefusedError
 from server.models.check import relative_error, self_check, served_check
 from server.models.load import load_model
@@ -125,6 +126,34 @@ def test_logits_whose_squares_are_beyond_float32_pass(serve):
     loaded = serve("llama")
     loaded.model.model.norm.weight *= 1e30
     check(loaded)
+
+
+class _Wrong(Reference):
+    """Stands in for a kernel whose code for some rows computes something else."""
+
+    def __init__(self, wrong):
+        self.wrong = wrong
+
+    def forward(self, layer, query, cache, batch, pattern, sinks, turned=None):
+        output = super().forward(layer, query, cache, batch, pattern, sinks, turned)
+        for b in range(batch.size):
+            if self.wrong(batch.query_len(b)):
+                output[batch.query_starts[b] : batch.query_starts[b + 1]] *= -1
+        return output
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda count: count == 1, lambda count: count > 1], ids=["decode", "chunk"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_kernel_that_fails_in_decode_or_in_prefill_alone_is_noticed(wrong, dtype, serve):
+    """What ``auto`` takes on a GPU has different code for the two; neither is served unproven."""
+    loaded = serve("llama", dtype)
+    attention = resolve("full", {}, "reference", loaded.layers, "cpu", loaded.dtype, 4)
+    self_check(loaded, attention, 4, loaded.dtype)
+    attention = dataclasses.replace(attention, kernel=_Wrong(wrong))
+    with pytest.raises(RefusedError, match="its logits differ by up to"):
+        self_check(loaded, attention, 4, loaded.dtype)
 
 
 def test_a_bias_by_distance_is_noticed(serve, monkeypatch):

@@ -1,14 +1,11 @@
-"""What the machine itself gives: memory's bandwidth, the rate of matrix products; and how much is in use."""
+"""The device at hand, and how much of its memory is in use."""
 
 from __future__ import annotations
-
-from typing import cast
 
 import psutil
 import torch
 
-from server.engine.hardware import measure_device, used_bytes
-from server.messages import Measured
+from server.engine.hardware import used_bytes
 
 
 def device_at_hand() -> torch.device:
@@ -21,20 +18,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
-
-
-def limits(device: torch.device, dtype: torch.dtype, buffer: int, repeats: int) -> Measured:
-    """What the device can do at best, see ``server.engine.hardware.measure_device``, in one go.
-
-    A server measures the same in slices while it is at rest; here is more time, and on a GPU more free
-    memory.
-    """
-    slices = measure_device(device, dtype, buffer, repeats)
-    while True:
-        try:
-            next(slices)
-        except StopIteration as end:
-            return cast(Measured, end.value)
 
 
 def memory_in_use(device: torch.device) -> int:

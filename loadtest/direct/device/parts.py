@@ -29,6 +29,7 @@ from loadtest.load.types import ClosedLoop, Session
 from loadtest.load.workloads import Shape, fixed
 from loadtest.servers import serve
 from server import cli_options
+from server.engine.hardware import measure_device
 
 Found = Iterator[tuple[str, float | str]]
 
@@ -53,7 +54,7 @@ def _machine(form: Form, folder: Path) -> Found:
     yield "device", machine.device_name(device)
     yield "versions", _versions()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = machine.limits(device, dtype, form.buffer, form.repeats)
+    found = measure_device(device, dtype, form.buffer, form.repeats)
     yield "bandwidth", found.bandwidth
     yield "matrix_rate", found.matrix_rate
 

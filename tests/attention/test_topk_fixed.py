@@ -1,0 +1,145 @@
+"""``topk`` for batches of which the device alone knows: the same keys as by its definition and in C++."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attention import AttentionBatch, LayerSpec
+from attention.formats import CACHE_FORMATS
+from attention.kernels.base import choosing_rows
+from attention.patterns import blocks
+from attention.patterns.topk import TopK, _highest
+from attention.transfer import device_alone
+from tests.attention.cases import layers, make_case, selection, sequences
+from tests.attention.test_cpu_select import Native, ties
+
+# No page of any cache: to read it is an error.
+NOWHERE = 1 << 30
+
+
+def wide(batch: AttentionBatch, more: int = 3) -> torch.Tensor:
+    """The page table with so many columns more, which hold nothing of the sequences'."""
+    table = torch.full((len(batch.page_table), batch.page_table.shape[1] + more), NOWHERE, dtype=torch.int32)
+    for row, own, length in zip(table, batch.page_table, batch.seq_lens, strict=True):
+        count = -(-length // batch.page_size)
+        row[:count] = own[:count]
+    return table
+
+
+def fixed(batch: AttentionBatch, rows: torch.Tensor) -> AttentionBatch:
+    return AttentionBatch.on_device(batch.owners[rows], batch.positions[rows], wide(batch), batch.page_size)
+
+
+class Fixed(TopK):
+    """``TopK`` whose rows are selected as those of a captured step are."""
+
+    def select(self, layer, query, rows, cache, batch):
+        alone = fixed(batch, rows)
+        with device_alone():
+            return super().select(layer, query, torch.arange(len(rows)), cache, alone)
+
+
+topks = [st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_from(["dense", "sparse"])]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layers(),
+    sequences(120, 5),
+    st.integers(1, 9),
+    st.tuples(*topks),
+    st.integers(0, 1 << 30),
+    st.booleans(),
+    st.sampled_from(list(CACHE_FORMATS.values())),
+    st.sampled_from([1, 1 << 14, 64 << 20]),
+)
+def test_it_is_what_is_chosen_by_definition_and_in_cpp(
+    layer, shapes, page_size, numbers, seed, tied, dtype, block_bytes
+):
+    pattern, native = Fixed(*numbers), Native(*numbers)
+    lens = [length // 2 for length, _ in shapes]
+    case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype, prompt_lens=lens)
+    if tied:
+        ties(case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_BYTES", block_bytes)
+        found = list(selection(case, pattern))
+    in_cpp = list(selection(case, native))
+    assert sum(len(selected) for selected, _ in found) == len(choosing_rows(case.batch, pattern))
+    for (selected, chosen), (other, _) in zip(found, in_cpp, strict=True):
+        assert torch.equal(selected, chosen)
+        assert torch.equal(selected, other)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers(),
+    st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    st.integers(1, 9),
+    st.sampled_from(list(CACHE_FORMATS.values())),
+)
+def test_summaries_are_those_of_a_batch_that_the_host_knows(layer, lengths, page_size, dtype):
+    pattern = TopK(64, 1, 1)
+    shapes = [(length, 1) for length in lengths]
+    case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, prompt_lens=[1] * len(lengths))
+    digest, pages = case.cache.digest, TopK.completed(case.batch)
+    expected = digest.clone()
+    digest[pages] = torch.nan
+    alone = fixed(case.batch, torch.arange(len(lengths)).repeat(2))  # as batches are filled up
+    with device_alone():
+        pattern.update(layer, case.cache, alone)
+    # Page 0 is no sequence's; all others hold what they held, to the bit.
+    assert torch.equal(digest[1:].view(torch.uint8), expected[1:].view(torch.uint8))
+
+
+class Operators(TorchDispatchMode):
+    """Notes every operator, with the shapes of what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[str, object]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.done.append((str(func), getattr(result, "shape", None)))
+        return result
+
+
+def test_the_same_is_computed_whatever_the_numbers_are():
+    layer, pattern = LayerSpec(0, 6, 2, 8, 8, 0.35, window=50), TopK(24, 1, 2)
+    case = make_case(layer, [(130, 1), (64, 1), (7, 1)], 4, pattern=pattern, prompt_lens=[1, 1, 1])
+    steps = []
+    for order in ([2, 0, 1, 0], [1, 1, 1, 1]):
+        at = torch.tensor(order)
+        batch, query, every = fixed(case.batch, at), case.query[at], torch.arange(4)
+        with Operators() as operators, device_alone():
+            pattern.update(layer, case.cache, batch)
+            pattern.select(layer, query, every, case.cache, batch)
+        steps.append(operators.done)
+    assert steps[0] == steps[1]
+    assert len(steps[0]) > 20
+
+
+@given(
+    st.lists(
+        st.floats(width=32, allow_subnormal=False)
+        | st.sampled_from([0.0, -0.0, 1.0, math.inf, -math.inf, math.nan]),
+        min_size=1,
+        max_size=40,
+    ),
+    st.data(),
+)
+def test_the_highest_are_those_of_a_stable_sort(numbers, data):
+    scores = torch.tensor(numbers)
+    count = data.draw(st.integers(0, len(numbers)))
+    expected = scores.sort(descending=True, stable=True).indices[:count]
+    assert torch.equal(_highest(scores, count).sort().values, expected.sort().values)
+    # A NaN of the other sign is one like any other.
+    assert torch.equal(_highest(torch.where(scores.isnan(), -scores, scores), count), _highest(scores, count))
