@@ -132,17 +132,17 @@ class Settings(BaseSettings):
     )
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 
-    cuda_graphs: bool = Field(
-        True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
-    )
     max_batch_tokens: int = Field(512, ge=1, description="Tokens computed per engine step, at most.")
     max_running: int = Field(64, ge=1, description="Sequences worked on at once, at most.")
     max_queue: int = Field(256, ge=0, description="Sequences waiting beyond those; more are turned away.")
     max_n: int = Field(16, ge=1, description="Most samples per request.")
     max_logprobs: int = Field(20, ge=0, description="Most log probabilities per position.")
     max_stop_strings: int = Field(16, ge=0, description="Most stop strings per request.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Without it: all cores.")
 
+    threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Without it: all cores.")
+    cuda_graphs: bool = Field(
+        True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
+    )
     on_engine_failure: Literal["exit", "restart"] = Field(
         "exit", description="When the engine process dies: exit with an error, or start it again."
     )
@@ -150,16 +150,19 @@ class Settings(BaseSettings):
         30.0, ge=0, description="After Ctrl-C or SIGTERM: how long running requests may take to finish."
     )
     cache_dir: Path = Field(
-        Path("~/.cache/longspan"), description="Where converted models are kept.", validate_default=True
-    )
-    measure_device: bool = Field(
-        True,
-        description="When idle, measure what the device can do at best, for /metrics. Off, an idle server "
-        "does nothing at all.",
+        Path("~/.cache/longspan"),
+        description="Where converted models and compiled kernels are kept.",
+        validate_default=True,
     )
     check_integrity: bool = Field(
         False,
         description="Check the KV allocator's books after every step; the engine dies if they are wrong.",
+    )
+
+    measure_device: bool = Field(
+        True,
+        description="When idle, measure what the device can do at best, for /metrics. Off, an idle server "
+        "does nothing at all.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["text", "json"] = Field(

@@ -16,7 +16,7 @@ from server.engine.core import EngineCore
 from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
 from server.engine.hardware import memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
-from server.engine.prepare import Report, prepare
+from server.engine.prepare import Report, chosen_device, prepare
 from server.engine.runner import Runner
 from server.engine.types import Ready, RefusedError
 from server.models.loaded import LoadedModel
@@ -25,6 +25,9 @@ from server.models.refusing import refusing
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
+
+# A context of fewer tokens is of no use: --kv-memory was meant in another unit.
+_LEAST_TOKENS = 256
 
 
 def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[EngineCore, Ready]:
@@ -43,6 +46,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
             f"--max-batch-tokens {settings.max_batch_tokens} must be at least "
             f"--max-running {settings.max_running}: every running sequence needs a token per step"
         )
+    _refuse_memory(settings)
     threads = settings.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     prepared = prepare(settings, folder, report)
@@ -105,6 +109,23 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     return core, ready
 
 
+def _refuse_memory(settings: Settings) -> None:
+    """Refuses what no loading can change: more memory for the KV cache than the device has.
+
+    Raises:
+        RefusedError: it is more.
+    """
+    if settings.kv_memory is None:
+        return
+    device = chosen_device(settings)
+    if settings.kv_memory > (total := memory_bytes(torch.device(device))):
+        owner = "this machine" if device == "cpu" else "the GPU"
+        raise RefusedError(
+            f"--kv-memory {settings.kv_memory / 2**30:.1f}GiB is more than the {total / 2**30:.1f} GiB that "
+            f"{owner} has; lower it, or leave it out for a share of what is free (--kv-memory-share)"
+        )
+
+
 def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGraphs | None:
     """Decode steps as graphs, or a warning why there are none."""
     reason = runner.attention.needs_host()
@@ -143,17 +164,18 @@ def _size_cache(
         free = available_bytes(device) - loaded.mapped_bytes
         budget = min(int(free * settings.kv_memory_share), useful)
     pages = budget // page_bytes
-    if pages < 2:
+    capacity = max(0, pages - 1) * settings.page_size  # page 0 is reserved
+    if capacity < (least := min(_LEAST_TOKENS, loaded.context_length)):
+        enough = (-(-least // settings.page_size) + 1) * page_bytes
         raise RefusedError(
-            f"{budget / 2**20:.1f} MiB of KV cache hold not even one page of {settings.page_size} tokens "
-            f"({page_bytes / 2**20:.2f} MiB) beside the reserved one; raise --kv-memory or lower --page-size"
+            f"{budget / 2**20:.1f} MiB of KV cache hold {capacity} tokens, and a server needs room "
+            f"for {least}: {enough / 2**20:.1f} MiB; raise --kv-memory"
         )
     needed = most_pages(
         loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.expired
     )
     if needed < pages:
         return pages, loaded.context_length
-    capacity = (pages - 1) * settings.page_size
     if settings.max_context is not None:
         raise RefusedError(
             f"--max-context {settings.max_context} needs {needed * page_bytes / 2**20:.0f} MiB of KV cache, "
