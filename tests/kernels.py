@@ -8,7 +8,7 @@ from server.settings import Settings
 
 
 def share_kernels(cache: Path) -> Path:
-    """Gives a cache folder the kernels that other tests have compiled: each compilation takes many seconds."""
+    """Gives a cache folder the kernels that other tests have compiled, which takes many seconds."""
     kernels = Settings().cache_dir / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
