@@ -168,8 +168,8 @@ def _size_cache(
     if capacity < (least := min(_LEAST_TOKENS, loaded.context_length)):
         enough = (-(-least // settings.page_size) + 1) * page_bytes
         raise RefusedError(
-            f"{budget / 2**20:.1f} MiB of KV cache hold {capacity} tokens, and a server needs room "
-            f"for {least}: {enough / 2**20:.1f} MiB; raise --kv-memory"
+            f"{budget / 2**10:,.0f} KiB of KV cache hold {capacity} tokens, and a server needs room "
+            f"for {least}, which takes {enough / 2**10:,.0f} KiB; raise --kv-memory"
         )
     needed = most_pages(
         loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.expired

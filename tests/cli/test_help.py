@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ from server.cli import application
 from server.cli_options import command
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
+
+
+@pytest.fixture(autouse=True)
+def _interrupt() -> Iterator[None]:
+    """The command of a server ends its process at once on Ctrl-C; it is this one here."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def commands() -> dict[str, Any]:
