@@ -138,16 +138,16 @@ class Settings(BaseSettings):
     max_n: int = Field(16, ge=1, description="Most samples per request.")
     max_logprobs: int = Field(20, ge=0, description="Most log probabilities per position.")
     max_stop_strings: int = Field(16, ge=0, description="Most stop strings per request.")
-
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Without it: all cores.")
-    cuda_graphs: bool = Field(
-        True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
-    )
+
     on_engine_failure: Literal["exit", "restart"] = Field(
         "exit", description="When the engine process dies: exit with an error, or start it again."
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="After Ctrl-C or SIGTERM: how long running requests may take to finish."
+    )
+    cuda_graphs: bool = Field(
+        True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
     )
     cache_dir: Path = Field(
         Path("~/.cache/longspan"),

@@ -41,12 +41,12 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
+    _refuse_memory(settings)
     if settings.max_batch_tokens < settings.max_running:
         raise RefusedError(
             f"--max-batch-tokens {settings.max_batch_tokens} must be at least "
             f"--max-running {settings.max_running}: every running sequence needs a token per step"
         )
-    _refuse_memory(settings)
     threads = settings.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     prepared = prepare(settings, folder, report)
