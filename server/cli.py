@@ -1,4 +1,7 @@
-"""The command line. Commands import what is heavy themselves, so that help is instant."""
+"""Commands of the server and its client; ``loadtest.cli`` adds those that measure.
+
+Commands import what is heavy themselves, so that help is instant.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,8 @@ from typing import Annotated
 import typer
 
 from server.cli_backends import backends
-from server.cli_compare import compare
 from server.cli_generate import generate
 from server.cli_help import PlainCommand
-from server.cli_load import load
 from server.cli_models import models
 from server.cli_serve import ServeCommand, serve
 from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call
@@ -49,8 +50,6 @@ application.command(
     add_help_option=False,
 )(serve)
 application.command(cls=PlainCommand)(generate)
-application.command(cls=PlainCommand)(load)
-application.command(cls=PlainCommand, context_settings={"allow_extra_args": True})(compare)
 application.command(cls=PlainCommand)(backends)
 
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from server.cli import application
+from loadtest.cli.__main__ import application
 from server.cli_options import command
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
