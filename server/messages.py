@@ -143,6 +143,7 @@ class Stats(msgspec.Struct, array_like=True):
         bytes_moved: to and from the device's memory in this step, at least; see ``server.engine.costs``.
         flops: multiplications and additions of this step.
         memory_used: bytes of the device's memory that are in use.
+        threads: CPU threads that computed this step.
     """
 
     running: int = 0
@@ -161,6 +162,7 @@ class Stats(msgspec.Struct, array_like=True):
     bytes_moved: int = 0
     flops: int = 0
     memory_used: int = 0
+    threads: int = 0
 
 
 class StepNews(msgspec.Struct, array_like=True, tag="step"):

@@ -12,6 +12,8 @@ from pathlib import Path
 from socket import socket, socketpair
 from typing import NamedTuple
 
+from server.engine.cores import usable_cores
+
 
 class Spawned(NamedTuple):
     """An engine process that has not been told yet what to serve.
@@ -53,7 +55,7 @@ def spawn_engine(threads: int | None, cache_dir: Path) -> Spawned:
         threads: of the settings.
         cache_dir: of the settings; compiled kernels are kept there too.
     """
-    count = str(threads or len(os.sched_getaffinity(0)))
+    count = str(threads or usable_cores())
     ours, theirs = socketpair()
     with theirs, shielded():
         process = subprocess.Popen(
