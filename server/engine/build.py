@@ -173,6 +173,11 @@ def _size_cache(
         free = available_bytes(device) - loaded.mapped_bytes
         budget = min(int(free * settings.kv_memory_share), useful)
     pages = budget // page_bytes
+    needed = most_pages(
+        loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.expired
+    )
+    if needed < pages:
+        return pages, loaded.context_length
     capacity = max(0, pages - 1) * settings.page_size  # page 0 is reserved
     if capacity < (least := min(_LEAST_TOKENS, loaded.context_length)):
         enough = (-(-least // settings.page_size) + 1) * page_bytes
@@ -180,11 +185,6 @@ def _size_cache(
             f"{budget / 2**10:,.0f} KiB of KV cache hold {capacity} tokens, and a server needs room "
             f"for {least}, which takes {enough / 2**10:,.0f} KiB; raise --kv-memory"
         )
-    needed = most_pages(
-        loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.expired
-    )
-    if needed < pages:
-        return pages, loaded.context_length
     if settings.max_context is not None:
         raise RefusedError(
             f"--max-context {settings.max_context} needs {needed * page_bytes / 2**20:.0f} MiB of KV cache, "
