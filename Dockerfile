@@ -1,4 +1,4 @@
-# CPU:  docker build --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU builds> -t longspan .
+# CPU:  docker build -t longspan .    (without CUDA's libraries: --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU builds>)
 # CUDA: docker build --build-arg DEVICE=cuda -t longspan:cuda .    (run with --gpus all)
 # Run:  docker run -p 50051:50051 -p 9464:9464 -v longspan-models:/var/cache/longspan longspan
 ARG PYTHON=3.12
@@ -6,7 +6,8 @@ ARG PYTHON=3.12
 FROM python:${PYTHON}-slim AS build
 
 # cpu or cuda. A plain torch wheel for Linux on x86-64 is the CUDA build, several GB with its libraries;
-# CPU builds carry "+cpu" in their version and come from an index of their own.
+# CPU builds carry "+cpu" in their version and come from an index of their own. Where none is named, the plain build
+# serves a CPU as well.
 ARG DEVICE=cpu
 ARG TORCH_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -14,7 +15,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY constraints.txt .
 RUN python -m venv /opt/longspan \
-    && case "$DEVICE" in cpu) build=+cpu ;; cuda) build= ;; *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; esac \
+    && case "$DEVICE" in cpu) build=${TORCH_INDEX_URL:++cpu} ;; cuda) build= ;; *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; esac \
+    && if [ "$DEVICE$TORCH_INDEX_URL" = cpu ]; then echo "TORCH_INDEX_URL names no index of CPU builds:" \
+        "installing the plain torch, which on x86-64 brings several GB of CUDA libraries" >&2; fi \
     && sed -i "s/^torch==.*/&${build}/" constraints.txt \
     && /opt/longspan/bin/pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt torch
 

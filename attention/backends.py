@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from attention.cache import PagedCache
-from attention.choice import Choice, Place, pattern_of
+from attention.choice import Choice, Place, pattern_of, selectable
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
@@ -23,6 +23,7 @@ __all__ = [
     "Attention",
     "Backend",
     "UnsupportedError",
+    "check_names",
     "make_pattern",
     "registries",
     "resolve",
@@ -192,7 +193,7 @@ def resolve(
     place = Place(layers, torch.device(device), dtype, page_size)
     choice = Choice(*registries(), backend, options, place)
     if kernel not in ("auto", *choice.selectable):
-        raise UnsupportedError(_not_of_the_backend(kernel, choice))
+        raise UnsupportedError(_not_of_the_backend(kernel, backend, choice.selectable))
     refusals: list[str] = []
     for name in choice.order if kernel == "auto" else (kernel,):
         reasons = choice.reasons(name)
@@ -215,6 +216,24 @@ def make_pattern(backend: str, options: Mapping[str, str]) -> Pattern:
     return pattern_of(registries()[0], backend, options)
 
 
+def check_names(backend: str, options: Mapping[str, str], kernel: str) -> None:
+    """What ``resolve`` refuses without looking at a model or a machine.
+
+    Args:
+        backend: as of ``resolve``.
+        options: as of ``resolve``.
+        kernel: as of ``resolve``.
+
+    Raises:
+        UnsupportedError: a name or option is unknown, or the kernel is not one of the backend's.
+    """
+    backends, kernels = registries()
+    pattern_of(backends, backend, options)
+    names = selectable(backends, kernels, backend)
+    if kernel not in ("auto", *names):
+        raise UnsupportedError(_not_of_the_backend(kernel, backend, names))
+
+
 def registries() -> tuple[Registry, Registry]:
     """All backends and all kernels there are, those of installed packages included."""
     return Registry("backend", BACKENDS), Registry("kernel", KERNELS)
@@ -225,9 +244,9 @@ def _picked(order: tuple[str, ...], refusals: list[str]) -> str:
     return f"first of {', '.join(order)} that can{passed}"
 
 
-def _not_of_the_backend(kernel: str, choice: Choice) -> str:
+def _not_of_the_backend(kernel: str, backend: str, names: list[str]) -> str:
     if kernel not in KERNELS:
-        return unknown("attention kernel", kernel, ("auto", *choice.selectable))
-    ways = ["kernel auto", *choice.selectable]
+        return unknown("attention kernel", kernel, ("auto", *names))
+    ways = ["kernel auto", *names]
     ways += [f"attention {name}" for name, entry in BACKENDS.items() if kernel in entry.kernels]
-    return f"kernel {kernel} does not compute {choice.backend} attention; choose {' or '.join(ways)}"
+    return f"kernel {kernel} does not compute {backend} attention; choose {' or '.join(ways)}"

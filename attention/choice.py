@@ -62,7 +62,7 @@ class Choice:
         self._loaded: dict[str, Kernel] = {}
         self.backend, self.place = backend, place
         entry = load_backend(backends, backend)
-        self.order = entry.kernels or load_backend(backends, "sparse").kernels
+        self.order = order(backends, backend)
         self.family = entry.family is not None
         self.pattern = pattern_of(backends, backend, options)
         if strange := [index for index in self.pattern.dense_layers if index >= len(place.layers)]:
@@ -80,7 +80,7 @@ class Choice:
     @property
     def selectable(self) -> list[str]:
         """Kernels that may be asked for by name: those of the order, and those that packages bring along."""
-        return list(dict.fromkeys([*self.order, *self._kernels.foreign]))
+        return selectable(self._backends, self._kernels, self.backend)
 
     def kernel(self, name: str) -> Kernel:
         """The kernel of this name, made once.
@@ -187,6 +187,24 @@ def load_backend(backends: Registry, name: str) -> Backend:
             "repair or uninstall that package"
         )
     return entry
+
+
+def order(backends: Registry, name: str) -> tuple[str, ...]:
+    """Names of a backend's kernels, in the order in which ``auto`` tries them.
+
+    Raises:
+        UnsupportedError: there is no such backend, or its package is broken.
+    """
+    return load_backend(backends, name).kernels or load_backend(backends, "sparse").kernels
+
+
+def selectable(backends: Registry, kernels: Registry, name: str) -> list[str]:
+    """Kernels that may be asked for with a backend: those of its order, and those that packages bring along.
+
+    Raises:
+        UnsupportedError: there is no such backend, or its package is broken.
+    """
+    return list(dict.fromkeys([*order(backends, name), *kernels.foreign]))
 
 
 def pattern_of(backends: Registry, name: str, options: Mapping[str, str]) -> Pattern:

@@ -6,23 +6,22 @@ Commands import what is heavy themselves, so that help is instant.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from server.cli_backends import backends
 from server.cli_generate import generate
+from server.cli_help import PlainCommand
 from server.cli_models import models
-from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call, require_server
-
-if TYPE_CHECKING:
-    from server.settings import Settings
+from server.cli_serve import ServeCommand, serve
+from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call
 
 application = typer.Typer(
     name="longspan",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut names off where a terminal has 80 columns
     help="Serve Transformer models over gRPC, and talk to them.",
 )
 
@@ -45,31 +44,16 @@ def _longspan(
     pass
 
 
-@application.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
-)
-def serve(context: typer.Context) -> None:
-    """Serve a model over gRPC."""
-    require_server()
-    from server.cli_options import command
-
-    command(_serve)(args=context.args, prog_name="longspan serve")
+application.command(
+    cls=ServeCommand,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)(serve)
+application.command(cls=PlainCommand)(generate)
+application.command(cls=PlainCommand)(backends)
 
 
-def _serve(settings: Settings) -> int:
-    from server.engine.spawn import spawn_engine
-
-    spawned = spawn_engine(settings.threads)
-    from server.app import serve  # while the engine process imports torch
-
-    return serve(settings, spawned)
-
-
-application.command()(generate)
-application.command()(backends)
-
-
-@application.command()
+@application.command(cls=PlainCommand)
 def health(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
     timeout: Annotated[

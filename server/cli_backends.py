@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +63,7 @@ def backends(
         options = load({"attention_option": attention_option or []}).attention_option
     except SettingsRefusedError as error:
         fail(str(error), code=2)
+    os.environ["LONGSPAN_CACHE_DIR"] = str(settings.cache_dir)  # attention, which knows no settings, reads it
     try:
         name, loaded, place, cached, verdicts = _survey(settings, attention, options)
     except KeyboardInterrupt:

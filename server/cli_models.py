@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from server.cli_help import PlainCommand
 from server.cli_shared import UNBROKEN, fail, require_server
 
-models = typer.Typer(no_args_is_help=True, help="Models on this machine.")
+models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Models on this machine.")
 
 CacheDir = Annotated[
     Path | None,
@@ -18,7 +19,7 @@ CacheDir = Annotated[
 ]
 
 
-@models.command("list")
+@models.command("list", cls=PlainCommand)
 def list_models(cache_dir: CacheDir = None) -> None:
     """List the models on this machine."""
     require_server()
@@ -42,7 +43,7 @@ def list_models(cache_dir: CacheDir = None) -> None:
     Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)
 
 
-@models.command("pull")
+@models.command("pull", cls=PlainCommand)
 def pull_model(
     model: Annotated[
         str | None,

@@ -18,10 +18,26 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import SettingsError
 
+from server.cli_elsewhere import called_here, positional
+from server.cli_help import PlainCommand
+from server.cli_shared import fail
+from server.cli_variables import stray
 from server.settings import Bytes, Options, Settings
 
 _CONFIG_VARIABLE = "LONGSPAN_CONFIG"
 _DEFAULT_CONFIG = "longspan.toml"
+
+
+# Titles in the help, each above the settings from this one to the next that is named here.
+_PANELS = {
+    "model": "Model",
+    "host": "Network",
+    "attention": "Attention",
+    "kv_dtype": "Memory of the KV cache",
+    "max_batch_tokens": "Limits",
+    "threads": "Engine",
+    "measure_device": "Observability",
+}
 
 
 class SettingsRefusedError(Exception):
@@ -50,6 +66,9 @@ def load(given: dict[str, Any], config: Path | None = None) -> Settings:
     """
     if config is not None:
         os.environ[_CONFIG_VARIABLE] = str(config)
+    refusals, _ = stray_variables()
+    if refusals:
+        raise SettingsRefusedError("\n".join(refusals))
     file = os.environ.get(_CONFIG_VARIABLE) or _DEFAULT_CONFIG
     if file != _DEFAULT_CONFIG and not Path(file).is_file():
         source = "--config" if config is not None else f"${_CONFIG_VARIABLE}"
@@ -65,6 +84,12 @@ def load(given: dict[str, Any], config: Path | None = None) -> Settings:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsRefusedError(f"{file} is not valid TOML: {error}.") from None
+
+
+def stray_variables() -> tuple[list[str], list[str]]:
+    """As ``server.cli_variables.stray``, of this process and the settings."""
+    known = [_CONFIG_VARIABLE, *map(variable, Settings.model_fields)]
+    return stray(os.environ, Settings.model_config["env_prefix"], known)
 
 
 def _sentence(details: ErrorDetails, given: dict[str, Any], file: str) -> str:
@@ -98,9 +123,11 @@ def command(run: Callable[[Settings], int]) -> typer.Typer:
         }
         try:
             settings = load(given, config)
+            _, warnings = stray_variables()
+            for warning in warnings:
+                typer.echo(f"longspan: {warning}", err=True)
         except SettingsRefusedError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from None
+            fail(str(error).replace("\n", "\nlongspan: "), code=2)
         raise typer.Exit(run(settings))
 
     config = typer.Option(
@@ -110,11 +137,14 @@ def command(run: Callable[[Settings], int]) -> typer.Typer:
         help=f"TOML file with settings, by their names with underscores. Environment: ${_CONFIG_VARIABLE}.",
     )
     kind = inspect.Parameter.KEYWORD_ONLY
+    panels = _panels()
     parameters = [
         inspect.Parameter("context", kind, annotation=typer.Context),
         inspect.Parameter("config", kind, default=None, annotation=Annotated[Path | None, config]),
         *(
-            inspect.Parameter(name, kind, default=_default(field), annotation=_annotation(name, field))
+            inspect.Parameter(
+                name, kind, default=_default(field), annotation=_annotation(name, field, panels[name])
+            )
             for name, field in Settings.model_fields.items()
         ),
     ]
@@ -124,22 +154,46 @@ def command(run: Callable[[Settings], int]) -> typer.Typer:
         "Serve a model over gRPC.\n\n"
         "Flags go before environment variables, those before the TOML file, and that before the defaults."
     )
-    # In a table of 80 columns the longer flags would be cut off.
     application = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    application.command("serve")(serve)
+    application.command("serve", cls=_Command)(serve)
     return application
 
 
-def _annotation(name: str, field: FieldInfo) -> Any:
+class _Command(PlainCommand):
+    """Names what is called otherwise here, before click calls it unknown."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if sentence := called_here(args):
+            ctx.fail(sentence)
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            ctx.fail(positional(ctx.args))
+        return rest
+
+
+def _panels() -> dict[str, str]:
+    """The title above each setting."""
+    titles, title = {}, ""
+    for name in Settings.model_fields:
+        titles[name] = title = _PANELS.get(name, title)
+    return titles
+
+
+def _annotation(name: str, field: FieldInfo, panel: str) -> Any:
     """The option of one setting, as typer reads it from an annotation."""
     kind = _kind(name)
     # typer shows the variable in the help; its value is left to Settings, which knows how to read it
     shared: dict[str, Any] = {
         "envvar": variable(name),
         "help": field.description,
+        "rich_help_panel": panel,
     }
     if kind is bool:
+        shared["show_default"] = "on" if field.default else "off"
         return Annotated[bool | None, typer.Option(f"{flag(name)}/{flag('no_' + name)}", **shared)]
+    if typing.get_origin(kind) is typing.Literal:
+        shared["autocompletion"] = lambda: list(typing.get_args(kind))
     option = typer.Option(flag(name), metavar=_metavar(kind), **shared)
     return Annotated[list[str] | None if kind is Options else str | None, option]
 

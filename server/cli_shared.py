@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
 
+_OF_SERVER = ("pydantic_settings", "msgspec", "torch", "transformers")
+
 UNBROKEN = 1000  # columns: what reads a pipe wants a table's row on a line
 
 Host = Annotated[str, typer.Option(envvar="LONGSPAN_HOST", help="Address of the server.")]
@@ -59,16 +61,18 @@ def end_on_signals() -> None:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
+def server_is_installed() -> bool:
+    """Whether what the server runs on is installed."""
+    return all(map(find_spec, _OF_SERVER))
+
+
 def require_server() -> None:
     """Ends the command unless what the server runs on is installed.
 
     Raises:
         typer.Exit: it is not, with 1.
     """
-    missing = [
-        name for name in ("pydantic_settings", "msgspec", "torch", "transformers") if not find_spec(name)
-    ]
-    if missing:
+    if missing := [name for name in _OF_SERVER if not find_spec(name)]:
         fail(
             f"this command needs {', '.join(missing)}, which the client alone does not install; "
             "run: pip install 'longspan[server]'"

@@ -133,9 +133,6 @@ class Settings(BaseSettings):
     )
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 
-    cuda_graphs: bool = Field(
-        True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
-    )
     max_batch_tokens: int = Field(512, ge=1, description="Tokens computed per engine step, at most.")
     max_running: int = Field(64, ge=1, description="Sequences worked on at once, at most.")
     max_queue: int = Field(256, ge=0, description="Sequences waiting beyond those; more are turned away.")
@@ -154,17 +151,23 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         30.0, ge=0, description="After Ctrl-C or SIGTERM: how long running requests may take to finish."
     )
-    cache_dir: Path = Field(
-        Path("~/.cache/longspan"), description="Where converted models are kept.", validate_default=True
+    cuda_graphs: bool = Field(
+        True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
     )
-    measure_device: bool = Field(
-        False,
-        description="At start, measure the device's memory bandwidth and matrix rate, for /metrics and "
-        "`longspan load`.",
+    cache_dir: Path = Field(
+        Path("~/.cache/longspan"),
+        description="Where converted models and compiled kernels are kept.",
+        validate_default=True,
     )
     check_integrity: bool = Field(
         False,
         description="Check the KV allocator's books after every step; the engine dies if they are wrong.",
+    )
+
+    measure_device: bool = Field(
+        False,
+        description="At start, measure the device's memory bandwidth and matrix rate, for /metrics and "
+        "`longspan load`.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["text", "json"] = Field(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from loadtest.cli.compare import compare
 from loadtest.cli.load import load
 from server.cli import application, main
+from server.cli_help import PlainCommand
 
-application.command()(load)
-application.command(context_settings={"allow_extra_args": True})(compare)
+application.command(cls=PlainCommand)(load)
+application.command(cls=PlainCommand, context_settings={"allow_extra_args": True})(compare)
 
 if __name__ == "__main__":
     main()

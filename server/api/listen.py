@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -46,12 +48,42 @@ def listen(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (READINESS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
+    _refuse_taken(host, port)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise RefusedError(
-            f"gRPC can't listen on {address}; another process may use the port: choose one with --host and "
-            "--port, or 0 for any that is free"
-        ) from error
+        raise RefusedError(_cannot(host, port, "gRPC does not say why")) from error
     return server, bound
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Refuses an address that can't be had, before gRPC would log it past every logger.
+
+    Raises:
+        RefusedError: no address of the host can be listened on.
+    """
+    reasons = []
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise RefusedError(_cannot(host, port, error.strerror or str(error))) from error
+    for family, kind, protocol, _, address in addresses:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                # As gRPC does: connections that wait for their end must not keep the port.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen()
+        except OSError as error:
+            reasons.append(error.strerror or str(error))
+        else:
+            return
+    raise RefusedError(_cannot(host, port, " and ".join(dict.fromkeys(reasons))))
+
+
+def _cannot(host: str, port: int, reason: str) -> str:
+    return (
+        f"gRPC can't listen on {host}:{port} ({reason}); choose another address with --host and --port "
+        "(0 for any port that is free), or end what uses this one"
+    )

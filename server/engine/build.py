@@ -16,7 +16,7 @@ from server.engine.cores import usable_cores
 from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
 from server.engine.hardware import measure, memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
-from server.engine.prepare import Report, prepare
+from server.engine.prepare import Report, chosen_device, prepare
 from server.engine.runner import Runner
 from server.engine.team import watched
 from server.errors import RefusedError
@@ -28,6 +28,9 @@ from server.models.refusing import refusing
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
+
+# A context of fewer tokens is of no use: --kv-memory was meant in another unit.
+_LEAST_TOKENS = 256
 
 
 def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[EngineCore, Ready]:
@@ -41,6 +44,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
+    _refuse_memory(settings)
     if settings.max_batch_tokens < settings.max_running:
         raise RefusedError(
             f"--max-batch-tokens {settings.max_batch_tokens} must be at least "
@@ -114,6 +118,23 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     return core, ready
 
 
+def _refuse_memory(settings: Settings) -> None:
+    """Refuses what no loading can change: more memory for the KV cache than the device has.
+
+    Raises:
+        RefusedError: it is more.
+    """
+    if settings.kv_memory is None:
+        return
+    device = chosen_device(settings)
+    if settings.kv_memory > (total := memory_bytes(torch.device(device))):
+        owner = "this machine" if device == "cpu" else "the GPU"
+        raise RefusedError(
+            f"--kv-memory {settings.kv_memory / 2**30:.1f}GiB is more than the {total / 2**30:.1f} GiB that "
+            f"{owner} has; lower it, or leave it out for a share of what is free (--kv-memory-share)"
+        )
+
+
 def _is_native(runner: Runner) -> bool:
     """Steps are native code throughout, whose bits don't depend on the number of threads; torch's may."""
     return isinstance(runner.model, QuantizedModel) and runner.attention.kernel.name == "cpu_paged"
@@ -166,17 +187,18 @@ def _size_cache(
         free = available_bytes(device) - loaded.mapped_bytes
         budget = min(int(free * settings.kv_memory_share), useful)
     pages = budget // page_bytes
-    if pages < 2:
-        raise RefusedError(
-            f"{budget / 2**20:.1f} MiB of KV cache hold not even one page of {settings.page_size} tokens "
-            f"({page_bytes / 2**20:.2f} MiB) beside the reserved one; raise --kv-memory or lower --page-size"
-        )
     needed = most_pages(
         loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.expired
     )
     if needed < pages:
         return pages, loaded.context_length
-    capacity = (pages - 1) * settings.page_size
+    capacity = max(0, pages - 1) * settings.page_size  # page 0 is reserved
+    if capacity < (least := min(_LEAST_TOKENS, loaded.context_length)):
+        enough = (-(-least // settings.page_size) + 1) * page_bytes
+        raise RefusedError(
+            f"{budget / 2**10:,.0f} KiB of KV cache hold {capacity} tokens, and a server needs room "
+            f"for {least}, which takes {enough / 2**10:,.0f} KiB; raise --kv-memory"
+        )
     if settings.max_context is not None:
         raise RefusedError(
             f"--max-context {settings.max_context} needs {needed * page_bytes / 2**20:.0f} MiB of KV cache, "

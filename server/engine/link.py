@@ -146,7 +146,7 @@ class EngineClient:
     async def start(self) -> None:
         """Starts the process and returns at once; ``wait_ready`` tells how it went."""
         if self._spawned is None:
-            self._spawned = spawn_engine(self._settings.threads)
+            self._spawned = spawn_engine(self._settings.threads, self._settings.cache_dir)
         self._exit = asyncio.create_task(in_thread(self._spawned.process.wait))
         await self._wire.connect(self._spawned.stream)
         self._send(Launch(str(self._folder), self._settings.model_dump_json()))

@@ -67,7 +67,7 @@ def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
-    check_form(settings.weights, _device(settings))
+    check_form(settings.weights, chosen_device(settings))
     file = kept_file(folder, settings.weights, settings.cache_dir) if _may_be_packed(settings) else None
     if file is not None and file.is_file():
         report("reading the packed weights", 0.3)
@@ -80,7 +80,7 @@ def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
 def _may_be_packed(settings: Settings) -> bool:
     return (
         settings.weights != "float"
-        and _device(settings) == "cpu"
+        and chosen_device(settings) == "cpu"
         and settings.dtype in ("auto", "float32")
         and settings.rope_scaling is None
         and not settings.rope_option
@@ -169,7 +169,7 @@ def load_as_set(settings: Settings, folder: Path, report: Report) -> tuple[Loade
     # transformers takes seconds to import, and a packed model does without.
     from server.models.load import load_model
 
-    device = _device(settings)
+    device = chosen_device(settings)
     scaling = read_scaling(settings.rope_scaling, settings.rope_option)
     loaded = load_model(
         folder,
@@ -183,7 +183,12 @@ def load_as_set(settings: Settings, folder: Path, report: Report) -> tuple[Loade
     return loaded, device
 
 
-def _device(settings: Settings) -> str:
+def chosen_device(settings: Settings) -> str:
+    """``cpu`` or ``cuda``.
+
+    Raises:
+        RefusedError: a GPU was asked for, and there is none.
+    """
     available = torch.cuda.is_available()
     if settings.device == "cuda" and not available:
         raise RefusedError(

@@ -96,6 +96,8 @@ def main() -> int:
     # Ctrl-C reaches the whole process group; the server process decides when the engine may end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Blocked since before there was a handler; ignored from here on, also by programs that the engine runs.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # programs that the engine runs must not keep the link open
     wire = EngineEnd(socket.socket(fileno=descriptor))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from socket import socket, socketpair
 from typing import NamedTuple
 
@@ -29,23 +33,42 @@ class Spawned(NamedTuple):
         self.process.wait()
 
 
-def spawn_engine(threads: int | None) -> Spawned:
+@contextmanager
+def shielded() -> Iterator[None]:
+    """A process started meanwhile is never told of Ctrl-C, which a terminal sends to its whole group.
+
+    It inherits the signals that are blocked. One that comes meanwhile reaches this process afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def spawn_engine(threads: int | None, cache_dir: Path) -> Spawned:
     """An engine process that imports what it needs while the caller does the same.
 
     It waits for its ``Launch`` on the link.
 
     Args:
         threads: of the settings.
+        cache_dir: of the settings; compiled kernels are kept there too.
     """
     count = str(threads or usable_cores())
     ours, theirs = socketpair()
-    with theirs:
+    with theirs, shielded():
         process = subprocess.Popen(
             [sys.executable, "-m", "server.engine.process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             # torch reads the number of threads when it is imported, and a later call doesn't bind them.
-            env={**os.environ, "OMP_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": count,
+                "TOKENIZERS_PARALLELISM": "false",
+                "LONGSPAN_CACHE_DIR": str(cache_dir),  # read by attention, which knows no settings
+            },
         )
     return Spawned(process, ours)

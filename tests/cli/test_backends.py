@@ -27,6 +27,8 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("LONGSPAN_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("LONGSPAN_CACHE_DIR", "")  # the command sets it; undone afterwards
+    monkeypatch.delenv("LONGSPAN_CACHE_DIR")
 
 
 @pytest.fixture(scope="module")

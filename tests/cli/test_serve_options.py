@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from server.cli_elsewhere import HERE
 from server.cli_options import command, flag, variable
 from server.settings import Settings
 
@@ -208,5 +210,71 @@ def test_mistakes_are_sentences(
 
 def test_all_mistakes_are_told_at_once() -> None:
     outcome = Outcome(["--port", "x", "--max-n", "0"], {"LONGSPAN_PAGE_SIZE": "0"})
-    sources = {line.split(":")[0] for line in outcome.error.splitlines()}
-    assert sources == {"--port", "--max-n", "$LONGSPAN_PAGE_SIZE"}
+    sources = {tuple(line.split(": ")[:2]) for line in outcome.error.splitlines()}
+    assert sources == {("longspan", name) for name in ("--port", "--max-n", "$LONGSPAN_PAGE_SIZE")}
+
+
+def test_every_setting_stands_under_a_title() -> None:
+    outcome = Outcome(["--help"])
+    titles = [line[:-1] for line in outcome.output.splitlines() if line and not line.startswith((" ", "Us"))]
+    assert titles == [
+        *("Options", "Model", "Network", "Attention", "Memory of the KV cache", "Limits", "Engine"),
+        "Observability",
+    ]
+    before_model = outcome.output.split("\nModel:")[0]
+    assert [name for name in Settings.model_fields if f"{flag(name)} " in before_model] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--max-model-len", "4096"], "--max-model-len: here it is called --max-context."),
+        (["--port", "0", "--gpu-memory-utilization=0.9"], "here it is called --kv-memory-share, a share of"),
+        (["--max-num-seqs", "8"], "--max-num-seqs: here it is called --max-running."),
+        (["--max-running-requests", "8"], "--max-running-requests: here it is called --max-running."),
+        (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype: here it is called --kv-dtype."),
+        (["--context-length", "8192"], "--context-length: here it is called --max-context."),
+        (["--mem-fraction-static", "0.8"], "--mem-fraction-static: here it is called --kv-memory-share"),
+        (["--tp", "2"], "--tp: Longspan serves a model on one device; leave it out."),
+        (
+            ["org/model"],
+            "'org/model' belongs to no flag. A model is named with a flag here: --model org/model.",
+        ),
+    ],
+)
+def test_flags_of_other_servers_are_named_as_here(arguments: list[str], sentence: str) -> None:
+    outcome = Outcome(arguments)
+    assert (outcome.code, outcome.settings) == (2, None)
+    assert sentence in outcome.error
+
+
+def test_what_other_servers_call_otherwise_is_called_so_here() -> None:
+    """Every name that the sentences give is one of the flags here, and none that they translate is."""
+    flags = set(re.findall(r"--[a-z-]+", Outcome(["--help"]).output))
+    for foreign, here in HERE.items():
+        assert foreign not in flags
+        assert set(re.findall(r"--[a-z-]+", here)) <= flags, foreign
+
+
+def test_a_variable_that_is_nearly_one_of_a_setting_is_refused() -> None:
+    outcome = Outcome([], {"LONGSPAN_MAX_CONTEX": "5", "LONGSPAN_KVMEMORY": "1GiB"})
+    assert (outcome.code, outcome.settings) == (2, None)
+    assert outcome.error.splitlines() == [
+        "longspan: $LONGSPAN_KVMEMORY: there is no such setting; did you mean $LONGSPAN_KV_MEMORY?",
+        "longspan: $LONGSPAN_MAX_CONTEX: there is no such setting; did you mean $LONGSPAN_MAX_CONTEXT?",
+    ]
+
+
+def test_other_variables_are_warned_of_and_service_links_passed_over() -> None:
+    links = {
+        "LONGSPAN_SERVICE_HOST": "10.0.0.1",
+        "LONGSPAN_SERVICE_PORT": "50051",
+        "LONGSPAN_SERVICE_PORT_GRPC": "50051",
+        "LONGSPAN_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "LONGSPAN_PORT_50051_TCP_PROTO": "tcp",
+        "LONGSPAN_CHAT_PORT": "tcp://10.0.0.1:50051",
+        "LONGSPAN_CHAT_SERVICE_HOST": "10.0.0.1",
+    }
+    outcome = Outcome([], {**links, "LONGSPAN_API_KEY": "secret"})
+    assert outcome.settings == Settings()
+    assert outcome.error == "longspan: $LONGSPAN_API_KEY is no setting of the server and has no effect\n"

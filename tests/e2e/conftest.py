@@ -1,6 +1,7 @@
 import pytest
 
 from tests.e2e.server import Server
+from tests.kernels import share_kernels
 from tests.models_zoo import save_tiny
 
 
@@ -23,5 +24,5 @@ def tiny_packed(tiny, tmp_path_factory):
 
     It packs the weights and keeps them for all others, as with the default model.
     """
-    cache = tmp_path_factory.mktemp("packed")
+    cache = share_kernels(tmp_path_factory.mktemp("packed"))
     return ("--model", tiny, "--weights", "int8", "--cache-dir", cache, "--threads", "1")

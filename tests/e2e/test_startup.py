@@ -26,6 +26,7 @@ def test_two_first_starts_at_once_share_what_they_pack(tiny, tmp_path):
         assert tokens(other) == expected
     (file,) = (tmp_path / "packed").glob("*.safetensors")
     assert [path for path in file.parent.iterdir() if "partial" in path.name] == []
+    assert list((tmp_path / "kernels").glob("*.so")), "compiled kernels follow --cache-dir"
     with Server(*arguments) as again:
         assert f"packed by an earlier start in {file}" in again.log
         assert tokens(again) == expected
@@ -33,9 +34,10 @@ def test_two_first_starts_at_once_share_what_they_pack(tiny, tmp_path):
         assert str(file) in mapped
 
 
-def test_an_engine_process_that_is_told_nothing_ends():
-    spawned = spawn_engine(1)
+def test_an_engine_process_that_is_told_nothing_ends(tmp_path):
+    spawned = spawn_engine(1, tmp_path)
     try:
+        assert psutil.Process(spawned.process.pid).environ()["LONGSPAN_CACHE_DIR"] == str(tmp_path)
         spawned.stream.close()
         assert spawned.process.wait(60) == 1
     except subprocess.TimeoutExpired:

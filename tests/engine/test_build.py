@@ -20,7 +20,8 @@ def tiny(tmp_path_factory):
     ("settings", "sentence"),
     [
         ({"max_context": 100_000}, f"--max-context 100000 is more than the model's own {CONTEXT} positions"),
-        ({"kv_memory": "1KiB"}, "hold not even one page of 16 tokens .* raise --kv-memory"),
+        ({"kv_memory": "1KiB"}, r"^1 KiB of KV cache hold 0 tokens, .* room for \d+, .* raise --kv-memory"),
+        ({"kv_memory": "900TiB"}, r"--kv-memory 921600.0GiB is more than the .* GiB that this machine has"),
         ({"max_batch_tokens": 4}, "--max-batch-tokens 4 must be at least"),
     ],
 )

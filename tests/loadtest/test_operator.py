@@ -129,7 +129,7 @@ def test_a_compare_that_could_not_be_kept_is_refused_before_a_server_starts(tmp_
 def test_a_server_that_does_not_start_is_quoted_without_its_log(arguments):
     with pytest.raises(NotStartedError) as caught, serve(*arguments[:-2], "--kv-memory", "8KiB"):
         pass
-    assert "hold not even one page" in str(caught.value)
+    assert "8 KiB of KV cache hold" in str(caught.value)
     assert "INFO" not in str(caught.value)
 
 

@@ -23,6 +23,7 @@ from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
 from loadtest.servers import NotStartedError, serve
 from longspan import Client, LongspanError
+from tests.kernels import share_kernels
 from tests.models_zoo import CONTEXT, save_tiny
 
 WINDOW = window(48, 16)
@@ -41,7 +42,7 @@ def arguments(tmp_path_factory):
         "--weights",
         "int8",
         "--cache-dir",
-        str(folder / "cache"),
+        str(share_kernels(folder / "cache")),
     )
 
 

@@ -62,7 +62,7 @@ def test_the_wheel_builds_from_what_is_copied_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "index", "pinned", "options"),
     [
-        ("cpu", "", "torch==2.13.0+cpu", ""),
+        ("cpu", "", "torch==2.13.0", ""),
         ("cpu", "file:///x", "torch==2.13.0+cpu", "--extra-index-url file:///x "),
         ("cuda", "", "torch==2.13.0", ""),
     ],
@@ -77,6 +77,7 @@ def test_the_device_chooses_the_torch_build(
         f"install {options}-c constraints.txt torch",
     ]
     assert pinned in (tmp_path / "constraints.txt").read_text().splitlines()
+    assert ("TORCH_INDEX_URL names no index" in done.stderr) == (device == "cpu" and not index)
 
 
 def test_an_unknown_device_ends_the_build(tmp_path: Path) -> None:

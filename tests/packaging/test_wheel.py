@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from loadtest.compare import document
 from tests.loadtest.synthetic import Sizes, draw
@@ -37,6 +38,16 @@ def test_the_wheel_has_every_source_file_and_nothing_else(wheel: Path) -> None:
     assert {"longspan/py.typed", "longspan/v1/inference.proto", "longspan/v1/inference_pb2.pyi"} <= names
     dist_info = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" in name}
     assert {"LICENSE", "entry_points.txt", "METADATA"} <= dist_info
+
+
+def test_pip_refuses_a_python_that_is_not_tested(wheel: Path) -> None:
+    (metadata,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("/METADATA"))
+    said = zipfile.ZipFile(wheel).read(metadata).decode().split("\n\n")[0]
+    (needed,) = (line.partition(": ")[2] for line in said.splitlines() if line.startswith("Requires-Python"))
+    allowed = SpecifierSet(needed)
+    assert [minor for minor in range(8, 20) if f"3.{minor}" in allowed] == [11, 12]
+    found = (ROOT / "Makefile").read_text()
+    assert "in ((3, 11), (3, 12))" in found, "make install looks for the same"
 
 
 def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:

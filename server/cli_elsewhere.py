@@ -1,0 +1,55 @@
+"""Flags that engineers know from vLLM, SGLang and llama.cpp, and what they are called here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_ONE_DEVICE = "Longspan serves a model on one device; leave it out"
+HERE = {
+    "--max-model-len": "--max-context",
+    "--context-length": "--max-context",
+    "--ctx-size": "--max-context",
+    "--max-num-seqs": "--max-running",
+    "--max-running-requests": "--max-running",
+    "--max-queued-requests": "--max-queue",
+    "--max-num-batched-tokens": "--max-batch-tokens",
+    "--chunked-prefill-size": "--max-batch-tokens",
+    "--kv-cache-dtype": "--kv-dtype",
+    "--block-size": "--page-size",
+    "--attention-backend": "--kernel",
+    "--quantization": "--weights",
+    "--served-model-name": "--model-name",
+    "--model-path": "--model",
+    "--download-dir": "--cache-dir",
+    "--tensor-parallel-size": _ONE_DEVICE,
+    "--tp-size": _ONE_DEVICE,
+    "--tp": _ONE_DEVICE,
+    "-tp": _ONE_DEVICE,
+    "--pipeline-parallel-size": _ONE_DEVICE,
+    "--pp": _ONE_DEVICE,
+    "--data-parallel-size": _ONE_DEVICE,
+    "--dp": _ONE_DEVICE,
+    "--enforce-eager": "--no-cuda-graphs",
+    "--disable-cuda-graph": "--no-cuda-graphs",
+    "--enable-prefix-caching": "--prefix-cache, and it is on unless you turn it off",
+    "--no-enable-prefix-caching": "--no-prefix-cache",
+    "--disable-radix-cache": "--no-prefix-cache",
+    "--gpu-memory-utilization": "--kv-memory-share, a share of the memory that is free after loading",
+    "--mem-fraction-static": "--kv-memory-share, a share of the memory that is free after loading",
+}
+
+
+def called_here(arguments: Sequence[str]) -> str | None:
+    """The sentence for the first flag of another server among a command's arguments, if there is one."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if (here := HERE.get(name)) is not None:
+            return f"{name}: {here if here == _ONE_DEVICE else f'here it is called {here}'}."
+    return None
+
+
+def positional(arguments: Sequence[str]) -> str:
+    """The sentence for arguments that belong to no flag."""
+    first = arguments[0]
+    more = f"; what are {' '.join(arguments[1:])}?" if arguments[1:] else "."
+    return f"{first!r} belongs to no flag. A model is named with a flag here: --model {first}{more}"

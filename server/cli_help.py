@@ -1,0 +1,39 @@
+"""Help in plain lines that no width of a terminal cuts names in, with the options under headings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+# Lines of text break after a hyphen, which would cut --kv-memory-share in two.
+_UNBREAKABLE = "\u2011"
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help keeps names whole; options of one ``rich_help_panel`` stand under its title."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes arguments and options under their headings, in the order of each heading's first option."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is None:
+                continue
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            title = getattr(parameter, "rich_help_panel", None) or usual
+            name, words = record
+            sections.setdefault(title, []).append((name, words.replace("-", _UNBREAKABLE)))
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """Writes what the command does."""
+        text = self.help
+        self.help = text and text.replace("-", _UNBREAKABLE)
+        super().format_help_text(ctx, formatter)
+        self.help = text
+
+    def get_help(self, ctx: Any) -> str:
+        """The whole help."""
+        return super().get_help(ctx).replace(_UNBREAKABLE, "-")

@@ -1,0 +1,92 @@
+"""``longspan serve`` before it has an engine: what is refused then, and Ctrl-C in its first second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from server.attention_check import hint, refusal
+
+SERVE = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--metrics-port", "0"]
+
+
+def engines(parent: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in parent.children():
+        try:
+            if "server.engine.process" in child.cmdline():
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--attention", "topk"],
+            "did you mean --attention sparse --attention-option pattern=topk?",
+        ),
+        (["--attention", "sliding_window", "--attention-option", "windo=3"], "has no option 'windo'"),
+        (["--kernel", "spda"], "did you mean sdpa"),
+    ],
+)
+def test_typos_are_refused_before_there_is_an_engine(arguments: list[str], sentence: str) -> None:
+    # A model that is not there: were it looked for first, that would be the sentence.
+    with subprocess.Popen(
+        [*SERVE, "--model", "/nowhere", *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        parent = psutil.Process(process.pid)
+        seen = []
+        while process.poll() is None:
+            try:
+                seen += engines(parent)
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(0.01)
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert process.wait(60) == 2
+    assert seen == []
+    (line,) = errors.splitlines()
+    assert line.startswith("longspan: ")
+    assert sentence in line
+
+
+def test_what_others_call_a_pattern_is_known() -> None:
+    assert hint("window") == "--attention sliding_window"
+    assert hint("streaming") == "--attention sliding_window --attention-option positions=cache"
+    assert hint("bigbird") == "--attention sparse --attention-option pattern=bigbird"
+    assert hint("full") is hint("psychic") is None
+    assert refusal("sparse", {"pattern": "topk"}, "auto") is None
+    assert refusal("sliding_window", {"window": "64"}, "sdpa") is None
+    assert "does not compute sliding_window attention" in (refusal("sliding_window", {}, "varlen") or "")
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "the server alone"])
+def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
+    with subprocess.Popen(
+        [*SERVE, "--model", "/nowhere"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        parent = psutil.Process(process.pid)
+        while not (started := engines(parent)):
+            assert process.poll() is None
+            time.sleep(0.005)
+        if whole_group:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out, errors) == (130, b"", b"")
+    psutil.wait_procs(started, timeout=10)
+    assert not any(engine.is_running() for engine in started)
