@@ -104,8 +104,11 @@ class Target(Protocol[LoadT]):
     """A deployment that runs and can be measured."""
 
     @property
-    def pids(self) -> tuple[int, ...]:
-        """Its processes on this machine (the caller adds their children), whose time is not foreign."""
+    def pids(self) -> tuple[int, ...] | None:
+        """Its processes on this machine (the caller adds their children), whose time is not foreign.
+
+        ``None`` if they can't be told from others or are on another machine: what disturbs it is not known.
+        """
         ...
 
     def measure(self, load: LoadT, seed: int) -> Mapping[str, float]:
