@@ -156,11 +156,11 @@ async def test_a_server_whose_processes_cannot_be_told_is_not_watched(served, pe
 @pytest.mark.parametrize(
     ("local", "why"), [(False, "the machine of peer was not watched"), (True, "while peer was measured")]
 )
-async def test_a_peer_that_cannot_be_watched_leaves_the_server_watched(
-    served, peer, monkeypatch, local, why
-):
+async def test_a_peer_that_cannot_be_watched_leaves_the_server_watched(served, peer, monkeypatch, local, why):
     _, port, _ = served
-    monkeypatch.setattr(cell, "processes_on", lambda listening: processes_on(port) if listening == port else ())
+    monkeypatch.setattr(
+        cell, "processes_on", lambda listening: processes_on(port) if listening == port else ()
+    )
     monkeypatch.setattr(Endpoint, "local", local)
     plan = both(port, peer, loads=[ClosedLoop(1)], repeats=2)
     found = await asyncio.to_thread(quietly, plan, watching(0.5, 0.0))
