@@ -198,9 +198,10 @@ def _measure(
 
     from loadtest.compare import document
     from loadtest.compare.evidence import is_whole
+    from loadtest.compare.group import FullFailedError
     from loadtest.compare.preflight import describe, look
     from loadtest.compare.progress import Watcher
-    from loadtest.compare.run import FullFailedError, run
+    from loadtest.compare.run import run
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine
 

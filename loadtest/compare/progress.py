@@ -14,7 +14,7 @@ from rich.status import Status
 from rich.text import Text
 
 from loadtest.compare import document
-from loadtest.compare.run import Listener
+from loadtest.compare.group import Listener
 from loadtest.compare.types import Comparison, Judgment, Outcome
 
 if TYPE_CHECKING:

@@ -1,10 +1,16 @@
-"""When more samples would not change a verdict."""
+"""When more samples would not change a verdict, nor more rounds what is said of speed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 
-from loadtest.compare.types import Evidence, Outcome, Verdict
+from loadtest.compare.equal import equal_work
+from loadtest.compare.gains import deciding_figure
+from loadtest.compare.types import Comparison, Evidence, Outcome, Verdict
+from loadtest.measuring.analysis import series, settled
+from loadtest.measuring.types import Load
+from loadtest.statistics import least
 
 FIRM = 0.7
 """By how many standard errors an interval is widened before measuring may stop on it.
@@ -59,3 +65,25 @@ def open_tests(verdict: Verdict, confidence: float = 0.95) -> frozenset[tuple[st
 def _is_hopeless(test: Evidence) -> bool:
     """No samples would settle it, since full attention itself has nothing to lose there."""
     return test.outcome is Outcome.UNKNOWN and test.more is None
+
+
+def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
+    """More rounds of a load would tell nothing that matters of any variant.
+
+    Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
+    full attention itself has no figures, and whether the machine is quiet is not known.
+
+    Args:
+        comparison: with the rows.
+        load: of whose rounds the question is.
+        alive: candidates that can be measured under it.
+    """
+    figure, plan = deciding_figure(load), comparison.plan
+    full, confidence = plan.full, plan.confidence
+    if len(series(comparison.speed, full, load.label, figure)) < least(confidence):
+        return False
+    others = [name for name in alive if name != full and not equal_work(comparison, name, load, figure)]
+    return all(
+        settled(comparison.speed, name, full, load.label, figure, plan.margins.speed, confidence)
+        for name in others
+    )

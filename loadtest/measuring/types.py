@@ -73,6 +73,7 @@ class Measurement:
         weather: of that time.
         disturbed: why this one does not count, a sentence; empty if it does.
         error: why there are no figures; empty if there are.
+        set_aside: why its whole round does not count and was to be measured again, a sentence; empty if not.
     """
 
     deployment: str
@@ -86,6 +87,7 @@ class Measurement:
     weather: Weather = field(default_factory=Weather)
     disturbed: str = ""
     error: str = ""
+    set_aside: str = ""
 
 
 class HasLabel(Protocol):

@@ -15,12 +15,13 @@ import pytest
 
 from loadtest import document
 from loadtest.compare import document as compare_document
+from loadtest.compare.group import Listener
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, Material, PlanError, make_plan
 from loadtest.compare.preflight import Found, look, try_all
 from loadtest.compare.presets import KNOWN
 from loadtest.compare.progress import Watcher
-from loadtest.compare.run import Listener, run
+from loadtest.compare.run import run
 from loadtest.compare.types import Comparison
 from loadtest.deployment import FULL, Deployment
 from loadtest.load.sharegpt_file import _entries

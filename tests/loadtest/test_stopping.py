@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from loadtest.compare.judge import judge
-from loadtest.compare.run import speeds_settled
-from loadtest.compare.stopping import is_firm, open_tests, widening
+from loadtest.compare.stopping import is_firm, open_tests, speeds_settled, widening
 from loadtest.compare.types import Evidence, Outcome
 from loadtest.measuring.types import Interval
 from tests.loadtest.synthetic import EQUAL, FEW, FULL, WINDOW, draw
