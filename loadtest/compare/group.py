@@ -84,6 +84,7 @@ class Group:
         part: Sequence[Deployment],
         targets: Mapping[str, Served],
         clients: Mapping[str, Client],
+        rate: float,
         end: float,
         listener: Listener,
         clock: Callable[[], float],
@@ -109,7 +110,12 @@ class Group:
         self._before = self._rounds.rounds
         self._again = Again(self._own.speed)
         self._evaluator = Evaluator(
-            self._own, clients[plan.full], text=material.text, prose=material.prose, own=material.own
+            self._own,
+            clients[plan.full],
+            text=material.text,
+            prose=material.prose,
+            own=material.own,
+            rate=rate,
         )
         self._units = self._evaluator.units()
         # What is left to do never ends; of as many units as this, all kinds of it have been seen.

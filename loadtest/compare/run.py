@@ -38,6 +38,7 @@ def run(
         PlanError: servers did not start; names all of them. Nothing was measured with them.
         FullFailedError: full attention can't be measured any more.
     """
+    # Of the comparison's plan, which may have more candidates than this run was asked for.
     parts = groups(comparison.plan.candidates, max(2, found.at_once))
     if len(parts) > 1:
         try_all(parts, comparison.plan.arguments, found.kv_each, listener.doing)
@@ -75,7 +76,7 @@ def _serve(
                     "reason": attention.reason,
                     "options": dict(attention.options),
                 }
-            Group(comparison, material, part, targets, clients, end, listener, clock).measure()
+            Group(comparison, material, part, targets, clients, found.rate, end, listener, clock).measure()
     except OpenError as error:
         if not begun:
             raise PlanError(str(error)) from error

@@ -9,6 +9,7 @@ import pytest
 
 from loadtest.compare import group as loop
 from loadtest.compare import run as whole_run
+from loadtest.compare.estimate import Needs
 from loadtest.compare.group import FullFailedError, Listener
 from loadtest.compare.plan import PlanError
 from loadtest.compare.preflight import Found
@@ -61,7 +62,7 @@ class World:
     def compare(self, budget, at_once=9):
         """Runs a comparison without rows; gives it, with its judgments in the order in which they came."""
         comparison = replace(self.whole, answers=[], text=[], memory=[], speed=[], running={}, spent=0.0)
-        found = Found(comparison.plan, {}, {}, None, at_once)
+        found = Found(comparison.plan, {}, {}, None, at_once, 300.0, Needs(0, 0, 0, 0))
         material = SimpleNamespace(text="", prose="", own=())
         judgments = []
         listener = Listener(lambda words: None, judgments.append)
