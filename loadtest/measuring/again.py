@@ -89,7 +89,7 @@ def spoiled(measurements: Sequence[Measurement], alarm: Alarm, alive: Collection
         alarm: of them.
         alive: deployments that can be measured.
     """
-    if alarm.kind not in ("unequal", "drift"):
+    if alarm.kind not in ("unequal", "drift") or not set(alarm.deployments) <= set(alive):
         return set()
     those = [each for each in measurements if each.load == alarm.load]
     fixed = {each.round for each in those if each.deployment not in alive} | set_aside(

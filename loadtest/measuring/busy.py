@@ -63,12 +63,14 @@ class Alarm(NamedTuple):
         load: label.
         reason: in words.
         figure: in which it shows; empty where it is none.
+        deployments: that it is about; empty where it is about all.
     """
 
     kind: Literal["disturbed", "unequal", "drift", "lacking"]
     load: str
     reason: str
     figure: str = ""
+    deployments: tuple[str, ...] = ()
 
 
 def busy(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = ()) -> str:
@@ -151,13 +153,40 @@ def _disturbed(measurements: Sequence[Measurement], load: str) -> Alarm | None:
 def _unequal(
     measurements: Sequence[Measurement], pair: EqualPair, figure: str, chance: float
 ) -> Alarm | None:
-    """Deployments that do the same and yet differ."""
-    found = _beyond(ratios(measurements, pair.first, pair.second, pair.load, figure), PAIR_MARGIN, chance)
-    if found is None:
-        return None
+    """Deployments that do the same and yet differ, in all rounds or in some."""
+    values = ratios(measurements, pair.first, pair.second, pair.load, figure)
+    found = _beyond(values, PAIR_MARGIN, chance)
     same = f"{pair.first} and {pair.second} read the same at {pair.load}"
+    if found is None:
+        change = _change(values, measurements, pair, figure, chance)
+        if change <= 1 + PAIR_MARGIN:
+            return None
+        reason = f"{same}, but how they compare in {_WORDS[figure]} changed by a factor of {change:.2f}"
+        return Alarm("unequal", pair.load, f"{reason} from round to round", figure, pair[:2])
     reason = f"{same}, but {_WORDS[figure]} differs by a factor of {_factor(found)}"
-    return Alarm("unequal", pair.load, reason, figure)
+    return Alarm("unequal", pair.load, reason, figure, pair[:2])
+
+
+def _change(
+    values: Sequence[float], measurements: Sequence[Measurement], pair: EqualPair, figure: str, chance: float
+) -> float:
+    """Largest over smallest median of three ratios of a pair in a row; 1 where luck may have made them.
+
+    What luck makes is told by what both differ from themselves within rounds. The logarithm of a round's
+    ratio varies as much as that of one visit, s, and the median of three of them by 0.67 s.
+    """
+    logs = [
+        math.log(each)
+        for name in (pair.first, pair.second)
+        for each in repeated(measurements, name, pair.load, figure)
+    ]
+    smooth = [math.log(statistics.median(values[at : at + 3])) for at in range(len(values) - 2)]
+    if len(values) < LEAST or len(logs) < LEAST:
+        return 1.0
+    visit = math.sqrt(statistics.fmean(each**2 for each in logs) / 2)
+    luck = 2 * 0.67 * visit * student_quantile(chance / (2 * len(smooth)), len(logs) - 1)
+    change = max(smooth) - min(smooth)
+    return math.exp(change) if change > luck else 1.0
 
 
 def _spread(measurements: Sequence[Measurement], load: str) -> Alarm | None:
@@ -185,11 +214,11 @@ def _unsteady(
         found = _beyond(repeated(measurements, deployment, load, figure), MARGIN, chance)
         if found is not None:
             reason = f"{words} differs between visits that do the same by a factor of {_factor(found)}"
-            return Alarm("unequal", load, reason, figure)
+            return Alarm("unequal", load, reason, figure, (deployment,))
         change = drift(measurements, deployment, load, figure)
         if deployment == base and change > MOST_DRIFT:  # NaN is not
             reason = f"{words} changed by a factor of {change:.1f} from round to round"
-            return Alarm("drift", load, reason, figure)
+            return Alarm("drift", load, reason, figure, (base,))
     return None
 
 
