@@ -21,12 +21,14 @@ from loadtest.statistics import least
 from longspan import Client
 
 _PROBE_TOKENS = 8  # of output
+_SHORT_PROBE = 1024  # tokens at most, with the output
+_LEAST_TPOT = 1e-4  # seconds
 _LONGEST_PROBE = 10.0  # seconds that a request is expected to take; a longer one is not tried
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast full attention's server is, by one request at the shortest and one at the longest context.
+    """How fast full attention's server is, by a short request and one at the longest context.
 
     Attributes:
         start: seconds that it took to start.
@@ -68,7 +70,7 @@ class Needs:
 
 
 def probe(client: Client, contexts: Sequence[int], vocabulary: int, start: float) -> Pace:
-    """Asks a server that has no other work, once at the shortest context and once at the longest.
+    """Asks a server that has no other work, with a short prompt and with one of the longest context.
 
     The longest is left out where it would take too long; its prefill is then taken as linear, which is too
     little.
@@ -82,7 +84,7 @@ def probe(client: Client, contexts: Sequence[int], vocabulary: int, start: float
     Raises:
         longspan.LongspanError: a request failed.
     """
-    draw = random.Random(vocabulary)
+    draw = random.Random(0)
 
     def ask(tokens: int) -> tuple[float, float]:
         """Seconds to the first token, and of each further one."""
@@ -91,10 +93,11 @@ def probe(client: Client, contexts: Sequence[int], vocabulary: int, start: float
         began = time.monotonic()
         stream = client.stream(prompt, max_tokens=_PROBE_TOKENS, ignore_eos=True, **GREEDY)
         times = [time.monotonic() for delta in stream if delta.token_ids]
-        return times[0] - began, (times[-1] - times[0]) / (_PROBE_TOKENS - 1)
+        # All may come in one message.
+        return times[0] - began, max(_LEAST_TPOT, (times[-1] - times[0]) / (_PROBE_TOKENS - 1))
 
     ask(64)  # the first request takes longer than any later one
-    short, long = contexts[0], contexts[-1]
+    short, long = min(contexts[0], _SHORT_PROBE), contexts[-1]
     first, tpot = ask(short)
     linear, square = first / short, 0.0
     if long > short and linear * long < _LONGEST_PROBE:
