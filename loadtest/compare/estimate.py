@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.group import LEAST_UNITS, MOST_ROUNDS, SPEED_SHARE
 from loadtest.compare.types import Plan
 from loadtest.deployment import Deployment
-from loadtest.evaluation.evaluator import Evaluator
 from loadtest.greedy import GREEDY
 from loadtest.measuring.servers import MOST_STARTING
+from loadtest.measuring.statistics import least
 from loadtest.measuring.types import Load
-from loadtest.statistics import least
 from longspan import Client
 
 _PROBE_TOKENS = 8  # of output

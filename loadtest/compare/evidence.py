@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from loadtest.compare import analysis
 from loadtest.compare.equal import sees_all
 from loadtest.compare.ground import Ground
 from loadtest.compare.phrases import listed
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
-from loadtest.evaluation import analysis
 from loadtest.evaluation.pairs import OWN, answer_key, answer_pairs
 from loadtest.evaluation.types import Answer, TextBlock
 from loadtest.measuring.types import Interval

@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loadtest.compare.equal import equal_pairs
+from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Material
 from loadtest.compare.stopping import open_tests, speeds_settled
 from loadtest.compare.types import Comparison, Judgment
+from loadtest.compare.units import Unit
 from loadtest.deployment import Deployment
-from loadtest.evaluation.evaluator import Evaluator
-from loadtest.evaluation.units import Unit
 from loadtest.measuring.again import Again
 from loadtest.measuring.busy import Alarm, alarms, sentence, set_aside
 from loadtest.measuring.rounds import Progress, Rounds
 from loadtest.measuring.served import Served
+from loadtest.measuring.statistics import LEAST
 from loadtest.measuring.types import Load
-from loadtest.statistics import LEAST
 from longspan import Client
 
 SPEED_SHARE = 0.45

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from loadtest.compare.types import Evidence
+from loadtest.measuring.student import student_quantile, student_tail
 from loadtest.measuring.types import Interval
-from loadtest.student import student_quantile, student_tail
 
 
 def p_worse(evidence: Evidence, confidence: float) -> float:
@@ -15,7 +15,7 @@ def p_worse(evidence: Evidence, confidence: float) -> float:
 
     It is the level at which the lower end of the interval would reach the margin, if intervals widen with
     Student's t by the number of contexts. Those of scores widen less where contexts don't matter (see
-    ``loadtest.statistics``), so that for them it is an upper bound.
+    ``loadtest.measuring.statistics``), so that for them it is an upper bound.
 
     Args:
         evidence: with its interval.

@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loadtest.compare import words
+from loadtest.compare import analysis, words
 from loadtest.compare.advice import advise
 from loadtest.compare.evidence import failures, is_exact, tests
 from loadtest.compare.gains import gains
 from loadtest.compare.ground import Ground, survey
 from loadtest.compare.holm import holm, p_worse, widened
 from loadtest.compare.types import Comparison, Evidence, Judgment, Likeness, Outcome, Verdict
-from loadtest.evaluation import analysis
-from loadtest.statistics import score_to_settle, to_settle
+from loadtest.measuring.statistics import score_to_settle, to_settle
 
 
 def judge(comparison: Comparison) -> Judgment:

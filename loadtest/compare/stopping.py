@@ -9,8 +9,8 @@ from loadtest.compare.equal import equal_work
 from loadtest.compare.gains import deciding_figure
 from loadtest.compare.types import Comparison, Evidence, Outcome, Verdict
 from loadtest.measuring.analysis import series, settled
+from loadtest.measuring.statistics import least
 from loadtest.measuring.types import Load
-from loadtest.statistics import least
 
 FIRM = 0.7
 """By how many standard errors an interval is widened before measuring may stop on it.

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.compare import analysis
 from loadtest.compare.gains import (
     deciding_figure,
     figures,
@@ -19,7 +20,6 @@ from loadtest.compare.gains import (
 )
 from loadtest.compare.phrases import ends, figure, setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
-from loadtest.evaluation import analysis
 from loadtest.measuring.types import Interval, Load, length_label
 
 _STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}

@@ -9,8 +9,8 @@ from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
 from loadtest.compare.ground import Ground
 from loadtest.compare.phrases import FIGURES, amount, ended, ends, inverse, listed, measure, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
+from loadtest.measuring.statistics import least
 from loadtest.measuring.types import length_label
-from loadtest.statistics import least
 
 # Tests that a sentence names where there are many.
 _NAMED = 2

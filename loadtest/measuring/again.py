@@ -29,8 +29,8 @@ from dataclasses import replace
 from loadtest.measuring.analysis import series
 from loadtest.measuring.busy import MOST_DRIFT, Alarm, set_aside
 from loadtest.measuring.rounds import MOST_REPEATS
+from loadtest.measuring.statistics import LEAST
 from loadtest.measuring.types import Measurement
-from loadtest.statistics import LEAST
 
 MOST_AGAIN = MOST_REPEATS
 """Times that rounds of a load are set aside, for the same reason as of a visit."""

@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 
 from attention.backends import Attention
+from attention.cache import PagedCache
 from attention.formats import format_name
-from attention.types import PagedCache
 from server.engine.core import EngineCore
 from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
 from server.engine.hardware import memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Report, prepare
 from server.engine.runner import Runner
-from server.engine.types import Ready, RefusedError
+from server.errors import RefusedError
+from server.messages import Ready
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
 from server.models.refusing import refusing

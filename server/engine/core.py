@@ -14,7 +14,7 @@ from server.engine.kv_manager import KVManager, most_pages
 from server.engine.runner import Launched, Runner, RunOutput
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Sequence, State
-from server.engine.types import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
+from server.messages import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
 
 log = logging.getLogger("longspan.engine")
 

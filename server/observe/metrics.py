@@ -9,7 +9,8 @@ from wsgiref.simple_server import WSGIServer
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from server.engine.types import Measured, Ready, RefusedError, Stats, StepNews
+from server.errors import RefusedError
+from server.messages import Measured, Ready, Stats, StepNews
 from server.observe.totals import EngineTotals
 
 _FIRST_TOKEN = (

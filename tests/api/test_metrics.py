@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from longspan.v1 import inference_pb2
-from server.engine.types import RefusedError, Stats, StepNews
+from server.errors import RefusedError
+from server.messages import Stats, StepNews
 from server.observe.metrics import counts_up_to, listen
 from tests.api.conftest import ask, until
 

@@ -14,7 +14,8 @@ import transformers
 from attention.formats import CACHE_FORMATS
 from attention.kernels.reference import Reference
 from server.engine.build import build_engine
-from server.engine.types import FinishReason, RefusedError
+from server.errors import RefusedError
+from server.messages import FinishReason
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.instructions import multiplies_bfloat16, without

@@ -11,7 +11,7 @@ from loadtest.measuring.again import MOST_AGAIN, Again, levels
 from loadtest.measuring.analysis import ratio, series
 from loadtest.measuring.busy import EqualPair, alarms, sentence, set_aside
 from loadtest.measuring.rounds import Rounds
-from loadtest.statistics import LEAST
+from loadtest.measuring.statistics import LEAST
 from tests.loadtest.simulated import SHORT, Machine, Simulated
 
 PAIRS = [EqualPair("a", "b", SHORT.label)]

@@ -8,14 +8,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from loadtest.cli.__main__ import application
+from loadtest.cli.compare_progress import Watcher
 from loadtest.compare import estimate, preflight, run
 from loadtest.compare.estimate import Needs, Pace, needs, outlook, probe, refusal
 from loadtest.compare.plan import Asked, make_plan
 from loadtest.compare.preflight import Found
-from loadtest.compare.progress import Watcher
-from loadtest.evaluation.units import Unit
+from loadtest.compare.units import Unit
 from loadtest.measuring.servers import groups
-from server.cli import application
 
 
 class Machine:

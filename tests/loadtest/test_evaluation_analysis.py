@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from loadtest.compare import analysis
+from loadtest.compare.analysis import Depth
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
-from loadtest.evaluation import analysis
-from loadtest.evaluation.analysis import Depth
 from loadtest.evaluation.types import Answer, TextBlock
 
 FULL, OWN = "full", "own"

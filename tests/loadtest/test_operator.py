@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from loadtest import document
+from loadtest.cli.compare_progress import Watcher
 from loadtest.compare import document as compare_document
 from loadtest.compare.estimate import Needs
 from loadtest.compare.group import Listener
@@ -21,7 +22,6 @@ from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, Material, PlanError, make_plan
 from loadtest.compare.preflight import Found, look, try_all
 from loadtest.compare.presets import KNOWN
-from loadtest.compare.progress import Watcher
 from loadtest.compare.run import run
 from loadtest.compare.types import Comparison
 from loadtest.deployment import FULL, Deployment
@@ -35,7 +35,7 @@ from loadtest.tasks import own
 from longspan import Client, DeadlineError
 from tests.models_zoo import save_tiny
 
-LONGSPAN = [sys.executable, "-m", "server.cli"]
+LONGSPAN = [sys.executable, "-m", "loadtest.cli"]
 WINDOW = Deployment("window", "sliding_window", {"window": "124", "sinks": "4"})
 
 

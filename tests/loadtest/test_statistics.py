@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.statistics import (
+from loadtest.measuring.statistics import (
     LEAST,
     dependence,
     least,

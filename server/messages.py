@@ -272,10 +272,3 @@ class Launch(msgspec.Struct):
 
 ToEngine = Submit | Abort | Shutdown
 FromEngine = Loading | Ready | Measured | StepNews | Failed
-
-
-class RefusedError(Exception):
-    """Something about the model, the machine or the settings makes serving impossible.
-
-    The message is a sentence for the operator, with what to do about it. Shown without a traceback.
-    """

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.measuring.student import student_quantile
 from loadtest.measuring.types import Interval
-from loadtest.student import student_quantile
 
 LEAST = 6
 """Samples below which no interval is claimed: the whole range of five misses the median 1 time in 16."""

@@ -16,8 +16,8 @@ from statistics import fmean
 from loadtest.compare.types import Comparison
 from loadtest.evaluation.pairs import OWN, AnswerPair, BlockPair, answer_pairs, block_pairs
 from loadtest.evaluation.types import Answer, Memory, TextBlock
+from loadtest.measuring.statistics import dependence, mean_interval, score_loss
 from loadtest.measuring.types import Interval
-from loadtest.statistics import dependence, mean_interval, score_loss
 
 INFORMATIVE = 0.3
 """Mean score under full attention from which a task tells variants apart. Below it there is little to lose: a
