@@ -104,6 +104,8 @@ def measured(tmp_path_factory):
     )
     for seconds in ("45", "60", "60", "60"):
         done = run(folder, seconds)
+        if done.returncode and re.search(r"over before anything was|nothing can be measured in", done.stderr):
+            continue  # its servers took all of the time to start
         if done.returncode or not any(lacks(document.load(folder / "c.json"))):
             break
     return folder, done
