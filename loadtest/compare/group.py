@@ -84,7 +84,6 @@ class Group:
         part: Sequence[Deployment],
         targets: Mapping[str, Served],
         clients: Mapping[str, Client],
-        rate: float,
         end: float,
         listener: Listener,
         clock: Callable[[], float],
@@ -115,7 +114,6 @@ class Group:
             text=material.text,
             prose=material.prose,
             own=material.own,
-            rate=rate,
         )
         self._units = self._evaluator.units()
         # What is left to do never ends; of as many units as this, all kinds of it have been seen.

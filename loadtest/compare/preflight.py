@@ -34,7 +34,6 @@ class Found:
         versions: for ``Comparison.versions``.
         kv_each: bytes of KV cache for each server that measures; ``None`` where the operator's arguments say.
         at_once: servers that this machine's memory holds.
-        rate: tokens per second that full attention computes at the longest context, prompt and output.
         needs: seconds that parts of the comparison take.
     """
 
@@ -43,7 +42,6 @@ class Found:
     versions: dict[str, str]
     kv_each: int | None
     at_once: int
-    rate: float
     needs: Needs
 
 
@@ -86,7 +84,6 @@ def _look(plan: Plan, material: Material, client: Client, pid: int, start: float
     chosen = any(word.startswith("--kv-memory") for word in plan.arguments)  # or its share
     kv_each = None if chosen else min(info.load.kv_bytes, need)
     pace = probe(client, plan.contexts, model.vocabulary_size, start)
-    rate = pace.rate(longest)
     # Sizes every task and cuts the text at every length: what is too short is told here.
     try:
         evaluator = Evaluator(
@@ -95,7 +92,7 @@ def _look(plan: Plan, material: Material, client: Client, pid: int, start: float
             text=material.text,
             prose=material.prose,
             own=material.own,
-            rate=rate,
+            rate=pace.rate(longest),
         )
     except ValueError as error:
         raise PlanError(str(error)) from error
@@ -123,7 +120,6 @@ def _look(plan: Plan, material: Material, client: Client, pid: int, start: float
         {"longspan": info.version, **info.versions},
         kv_each,
         at_once,
-        rate,
         needs(plan, pace, evaluator, groups(plan.candidates, max(2, at_once))),
     )
 

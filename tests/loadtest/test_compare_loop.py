@@ -62,7 +62,7 @@ class World:
     def compare(self, budget, at_once=9):
         """Runs a comparison without rows; gives it, with its judgments in the order in which they came."""
         comparison = replace(self.whole, answers=[], text=[], memory=[], speed=[], running={}, spent=0.0)
-        found = Found(comparison.plan, {}, {}, None, at_once, 300.0, Needs(0, 0, 0, 0))
+        found = Found(comparison.plan, {}, {}, None, at_once, Needs(0, 0, 0, 0))
         material = SimpleNamespace(text="", prose="", own=())
         judgments = []
         listener = Listener(lambda words: None, judgments.append)

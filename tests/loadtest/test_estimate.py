@@ -105,7 +105,7 @@ def test_what_is_said_before_it_begins():
 
 def test_a_budget_for_nothing_is_refused_with_what_it_takes(monkeypatch):
     plan, _ = make_plan(Asked())
-    found = Found(plan, {}, {}, None, 9, 300.0, Needs(10.0, 900.0, 800.0, least=90.0))
+    found = Found(plan, {}, {}, None, 9, Needs(10.0, 900.0, 800.0, least=90.0))
     monkeypatch.setattr(preflight, "look", lambda *asked: found)
     monkeypatch.setattr(run, "run", lambda *asked: pytest.fail("it measures"))
     outcome = CliRunner().invoke(application, ["compare", "--budget", "60s"])

@@ -268,7 +268,7 @@ def test_no_server_is_started_when_the_time_is_over(monkeypatch):
         raise AssertionError("a server was started")
 
     monkeypatch.setattr("loadtest.compare.run.open_all", started)
-    found = Found(comparison().plan, {}, {}, None, 8, 300.0, Needs(0, 0, 0, 0))
+    found = Found(comparison().plan, {}, {}, None, 8, Needs(0, 0, 0, 0))
     run(comparison(), found, Material("", "", (), None), 5.0, Listener(str, str), lambda: 6.0)
 
 
