@@ -1,4 +1,7 @@
-"""Real servers to measure: ``longspan serve`` in processes of its own, ended when done with."""
+"""Real servers to measure: ``longspan serve`` in processes of its own, ended when done with.
+
+They end when this process does, however it dies: each reads from a pipe whose other end only this one holds.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +58,13 @@ def serve(
     """
     command = [
         *(sys.executable, "-m", "server.cli", "serve"),
-        *("--port", str(ports[0]), "--metrics-port", str(ports[1]), *arguments),
+        *("--port", str(ports[0]), "--metrics-port", str(ports[1]), "--end-with-stdin", *arguments),
     ]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
     ):
         try:
             begun(process.pid)

@@ -22,7 +22,7 @@ from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
-from server.background import in_thread
+from server.background import in_thread, when_stdin_ends
 from server.engine.link import EngineClient, EngineDeadError
 from server.engine.spawn import Spawned
 from server.errors import RefusedError
@@ -109,10 +109,18 @@ class Server:
         self._health.set_ready(False)
         self._asked_to_stop.set()
 
+    def _abandon(self) -> None:
+        """Ends at once: the program that started it has gone, and with it whoever would read answers."""
+        log.warning("standard input has ended, and so does this server (--end-with-stdin)")
+        for _ in range(2):
+            self.stop()
+
     async def _listen(self) -> None:
         settings = self._settings
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        if settings.end_with_stdin:
+            when_stdin_ends(self._abandon)
         registry = self._metrics.registry
         self._http, self.metrics_port = observed.listen(
             registry, settings.metrics_host, settings.metrics_port

@@ -1,18 +1,21 @@
-"""Slow blocking work beside an asyncio loop."""
+"""Blocking work beside an asyncio loop, in threads that don't keep the process from ending."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 _T = TypeVar("_T")
 
+_STDIN = 0
+
 
 async def in_thread(work: Callable[[], _T]) -> _T:
-    """Runs ``work`` in a thread that does not keep the process from ending, as a pool's thread would."""
+    """Runs ``work`` in a thread, which ends with the process, as a pool's would not."""
     future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
     loop = future.get_loop()
 
@@ -35,3 +38,21 @@ async def in_thread(work: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return await future
+
+
+def when_stdin_ends(call: Callable[[], object]) -> None:
+    """Has the running loop call ``call`` once when standard input has ended; what comes before is dropped.
+
+    A pipe's end is told by every system, however the process that held its other end has died. The signal
+    that Linux sends at a parent's death comes when the thread that started the child ends.
+    """
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # there is none, or a terminal that has gone
+            while os.read(_STDIN, 4096):
+                pass
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(call)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()

@@ -151,6 +151,11 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         30.0, ge=0, description="After Ctrl-C or SIGTERM: how long running requests may take to finish."
     )
+    end_with_stdin: bool = Field(
+        False,
+        description="End at once when standard input does, as it does when the program that holds its other "
+        "end dies. For programs that start servers.",
+    )
     cuda_graphs: bool = Field(
         True, description="On a GPU, capture decode steps at the start and replay them as one launch each."
     )

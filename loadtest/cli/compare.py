@@ -198,9 +198,12 @@ def _measure(
 
     from loadtest.cli.compare_progress import Watcher
     from loadtest.compare import document
+    from loadtest.compare.estimate import outlook, refusal
     from loadtest.compare.evidence import is_whole
+    from loadtest.compare.group import FullFailedError
+    from loadtest.compare.plan import PlanError
     from loadtest.compare.preflight import describe, look
-    from loadtest.compare.run import FullFailedError, run
+    from loadtest.compare.run import run
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine
 
@@ -213,7 +216,7 @@ def _measure(
             document.load(json_file)  # what is damaged or something else is told before a server starts
         with Watcher(budget, json_file, live) as watcher:
             try:
-                watcher.doing(describe(plan))
+                watcher.say(describe(plan))
                 found = look(plan, material, watcher.doing)
                 comparison = Comparison(
                     found.plan,
@@ -226,6 +229,11 @@ def _measure(
                 if json_file is not None:
                     comparison = document.join(comparison, json_file)
                 watcher.watch(comparison)
+                spent = time.monotonic() - began
+                if not comparison.spent and found.needs.least > budget - spent - _ENDING_SECONDS:
+                    raise PlanError(refusal(found.needs, budget, spent, plan.confidence))
+                for line in outlook(found.needs, budget, spent, plan.confidence):
+                    watcher.say(line)
                 # The servers take a moment to end.
                 run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
             except FullFailedError as error:

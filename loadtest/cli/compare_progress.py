@@ -14,7 +14,8 @@ from rich.status import Status
 from rich.text import Text
 
 from loadtest.compare import document
-from loadtest.compare.run import Listener
+from loadtest.compare.estimate import minutes
+from loadtest.compare.group import Listener
 from loadtest.compare.types import Comparison, Judgment, Outcome
 
 if TYPE_CHECKING:
@@ -84,10 +85,15 @@ class Watcher:
         self._doing = words
         now = self._clock()
         if self._status is not None:
-            self._status.update(Text(self._line()))
+            self._status.update(Text(self._line(), overflow="ellipsis", no_wrap=True))
         elif now - self._told >= _LINE_SECONDS:
             self._told = now
             self._print(self._line())
+
+    def say(self, words: str) -> None:
+        """Something to know before it begins."""
+        whole = not self._console.is_terminal  # a file's lines are its reader's to wrap
+        self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=whole)
 
     def keep(self) -> str:
         """Saves what there is, now.
@@ -130,16 +136,14 @@ class Watcher:
         self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
-        spent = self._clock() - self._began
-        line = f"{_minutes(spent)} of at most {_minutes(self._budget)}: {self._doing}"
+        left = max(0.0, self._budget - (self._clock() - self._began))
+        line = f"at most {minutes(left)} left of {minutes(self._budget)}: {self._doing}"
         if self._judgment is None or self._comparison is None:
             return line
-        open_ones = [
-            verdict.deployment
-            for verdict in self._judgment.verdicts
-            if verdict.outcome is Outcome.UNKNOWN and verdict.deployment not in self._comparison.failed
-        ]
-        return f"{line}; quality still open: {', '.join(open_ones)}" if open_ones else line
+        failed = self._comparison.failed
+        verdicts = [one for one in self._judgment.verdicts if one.deployment not in failed]
+        unknown = sum(one.outcome is Outcome.UNKNOWN for one in verdicts)
+        return f"{line}; quality open for {unknown} of {len(verdicts)}" if unknown else line
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -149,9 +153,3 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
-
-
-def _minutes(seconds: float) -> str:
-    whole = int(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

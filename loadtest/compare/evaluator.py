@@ -46,6 +46,7 @@ class Evaluator:
         own: the user's own questions.
         turns: questions about one context, at most.
         contexts: of each task and length, at most; ``None`` for as many as time allows.
+        rate: tokens per second of one candidate, as far as that is known before any unit.
 
     Raises:
         ValueError: the text is too short for a context, or a context for a task; says what to do.
@@ -62,6 +63,7 @@ class Evaluator:
         own: Sequence[Sample] = (),
         turns: int = TURNS,
         contexts: int | None = None,
+        rate: float = _FIRST_RATE,
     ) -> None:
         self._comparison = comparison
         self._plan = comparison.plan
@@ -70,6 +72,7 @@ class Evaluator:
         self._own = own
         self._turns = turns
         self._contexts = contexts
+        self._rate = rate
         self._reserve = _reserve(client, chat=self._plan.chat)
         tokens = texts.tokens(client, text, _SLICES * max(self._plan.contexts))
         self._slices = {
@@ -138,7 +141,7 @@ class Evaluator:
         known = self._seconds.get((unit.kind, unit.length, unit.task))
         if known:
             return candidates * fmean(known)
-        return candidates * self._tokens(unit) / (fmean(self._rates) if self._rates else _FIRST_RATE)
+        return candidates * self._tokens(unit) / (fmean(self._rates) if self._rates else self._rate)
 
     def _order(self, contexts: int | None) -> Iterator[Unit]:
         own = tuple(dict.fromkeys(sample.index for sample in self._own))

@@ -39,7 +39,7 @@ def judge(comparison: Comparison) -> Judgment:
     ground = survey(comparison)
     names = [one.name for one in comparison.plan.candidates[1:]]
     verdicts = tuple(_verdict(_pair(comparison, name), name, ground) for name in names)
-    return Judgment(verdicts, advise(comparison, verdicts, ground), ground.remarks, comparison.busy)
+    return Judgment(verdicts, advise(comparison, verdicts, ground), ground.remarks)
 
 
 def _pair(comparison: Comparison, name: str) -> Comparison:

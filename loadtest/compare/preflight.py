@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loadtest.compare.estimate import Needs, needs, probe
 from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.plan import Material, PlanError, Tell
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.evaluation.prompts import prompt
-from loadtest.measuring.servers import OpenError, most_at_once, open_all
+from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import length_label
 from longspan import Client, LongspanError
 
@@ -32,6 +34,7 @@ class Found:
         versions: for ``Comparison.versions``.
         kv_each: bytes of KV cache for each server that measures; ``None`` where the operator's arguments say.
         at_once: servers that this machine's memory holds.
+        needs: seconds that parts of the comparison take.
     """
 
     plan: Plan
@@ -39,6 +42,7 @@ class Found:
     versions: dict[str, str]
     kv_each: int | None
     at_once: int
+    needs: Needs
 
 
 def look(plan: Plan, material: Material, tell: Tell) -> Found:
@@ -49,18 +53,19 @@ def look(plan: Plan, material: Material, tell: Tell) -> Found:
     """
     full = plan.candidates[0]
     tell(f"starting {full.name}: does the plan fit the model?")
+    began = time.monotonic()
     try:
         with open_all([full], plan.arguments) as targets:
             target = targets[full.name]
             with Client(target.host, target.port) as client:
-                return _look(plan, material, client, target.pids[0])
+                return _look(plan, material, client, target.pids[0], time.monotonic() - began)
     except OpenError as error:
         raise PlanError(str(error)) from error
     except LongspanError as error:
         raise PlanError(f"full attention can't be asked: {error}") from error
 
 
-def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
+def _look(plan: Plan, material: Material, client: Client, pid: int, start: float) -> Found:
     model, info = client.model_info(), client.server_info()
     longest = plan.contexts[-1]
     if longest > model.context_length:
@@ -78,10 +83,16 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
     need = int(_SPARE * (users + 1) * longest * token_bytes)
     chosen = any(word.startswith("--kv-memory") for word in plan.arguments)  # or its share
     kv_each = None if chosen else min(info.load.kv_bytes, need)
+    pace = probe(client, plan.contexts, model.vocabulary_size, start)
     # Sizes every task and cuts the text at every length: what is too short is told here.
     try:
-        Evaluator(
-            Comparison(plan, "", {}), client, text=material.text, prose=material.prose, own=material.own
+        evaluator = Evaluator(
+            Comparison(plan, "", {}),
+            client,
+            text=material.text,
+            prose=material.prose,
+            own=material.own,
+            rate=pace.rate(longest),
         )
     except ValueError as error:
         raise PlanError(str(error)) from error
@@ -92,6 +103,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
                 f"question {sample.turn + 1} about context {sample.index + 1} of {plan.own} takes {count} "
                 f"tokens with its answer, but {model.name} has a context of {model.context_length}"
             )
+    # Not only as many as this plan has: what it goes on with may have others.
+    at_once = most_at_once(pid, kv_each or info.load.kv_bytes, _MOST_SERVERS)
     return Found(
         plan,
         {
@@ -106,8 +119,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int) -> Found:
         },
         {"longspan": info.version, **info.versions},
         kv_each,
-        # Not only as many as this plan has: what it goes on with may have others.
-        most_at_once(pid, kv_each or info.load.kv_bytes, _MOST_SERVERS),
+        at_once,
+        needs(plan, pace, evaluator, groups(plan.candidates, max(2, at_once))),
     )
 
 

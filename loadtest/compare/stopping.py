@@ -1,10 +1,17 @@
-"""When more samples would not change a verdict."""
+"""When more samples would not change a verdict, nor more rounds what is said of speed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from loadtest.compare.equal import equal_work
+from loadtest.compare.gains import deciding_figure
 from loadtest.compare.holm import freedom_of
-from loadtest.compare.types import Evidence, Outcome, Verdict
+from loadtest.compare.types import Comparison, Evidence, Outcome, Verdict
+from loadtest.measuring.analysis import series, settled
+from loadtest.measuring.statistics import least
 from loadtest.measuring.student import student_quantile
+from loadtest.measuring.types import Load
 
 STRICTER = 50
 """How many times rarer an error has to be for a run to stop on an outcome than for a verdict.
@@ -74,3 +81,25 @@ def open_tests(verdict: Verdict, confidence: float = 0.95) -> frozenset[tuple[st
 def _is_hopeless(test: Evidence) -> bool:
     """No samples would settle it, since full attention itself has nothing to lose there."""
     return test.outcome is Outcome.UNKNOWN and test.more is None
+
+
+def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
+    """More rounds of a load would tell nothing that matters of any variant.
+
+    Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
+    full attention itself has no figures, and whether the machine is quiet is not known.
+
+    Args:
+        comparison: with the rows.
+        load: of whose rounds the question is.
+        alive: candidates that can be measured under it.
+    """
+    figure, plan = deciding_figure(load), comparison.plan
+    full, confidence = plan.full, plan.confidence
+    if len(series(comparison.speed, full, load.label, figure)) < least(confidence):
+        return False
+    others = [name for name in alive if name != full and not equal_work(comparison, name, load, figure)]
+    return all(
+        settled(comparison.speed, name, full, load.label, figure, plan.margins.speed, confidence)
+        for name in others
+    )

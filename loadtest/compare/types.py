@@ -279,13 +279,11 @@ class Judgment:
         verdicts: of every candidate but full, in the plan's order.
         advice: what to deploy.
         uninformative: tasks and lengths where full itself fails, or none can fail, in words.
-        busy: why speeds can't be told apart on this machine, in words; empty if they can.
     """
 
     verdicts: tuple[Verdict, ...]
     advice: Advice
     uninformative: tuple[str, ...] = ()
-    busy: str = ""
 
 
 EXACT = ("full", "flash", "xformers")

@@ -47,7 +47,8 @@ class Cell:
         keep: given each run.
 
     Attributes:
-        pids: processes of the target on this machine; none if they can't be told.
+        pids: processes of the target on this machine; ``None`` if they can't be told, or it
+            is on another.
         prefix: of progress lines.
     """
 
@@ -64,7 +65,7 @@ class Cell:
         self._plan, self._target, self._load, self._number = plan, target, load, number
         self._device, self._console, self._keep = device, console, keep
         self.prefix = ""
-        self.pids = processes_on(target.port) if target.local else ()
+        self.pids = (processes_on(target.port) or None) if target.local else None
 
     @property
     def name(self) -> str:

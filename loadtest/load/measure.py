@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -15,17 +16,18 @@ from loadtest.load.plan import Plan
 from loadtest.load.reconcile import ScrapeError
 from loadtest.load.result import Result
 from loadtest.load.sweep import Sweep
-from loadtest.load.targets import Endpoint
+from loadtest.load.targets import Endpoint, Target
 from loadtest.measuring import weather
 from loadtest.measuring.loops import loop_name
 from loadtest.measuring.weather import Observe
 from longspan import Client
 
 STOPPED = "it was stopped before all was measured"
-_UNKNOWN = (
-    "what else used this machine was not watched: the server's processes can't be told from others; run "
-    "longspan load as the server's user"
+_UNTOLD = (
+    "what else used this machine was not watched while {name} was measured: its processes can't be told from "
+    "others; run longspan load as its user"
 )
+_ELSEWHERE = "what else used the machine of {name} was not watched: it is not this one"
 
 
 def measure(plan: Plan, console: Console, observe: Observe = weather.observe) -> Result:
@@ -57,9 +59,8 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
                 for target in plan.measured[:: -1 if number % 2 else 1]
             ]
             cells += own
-            local = any(target.local for target in plan.measured)
-            if not number and local and not all(cell.pids for cell in own):
-                found.notes.append(_UNKNOWN)
+            if not number:
+                found.notes += _unwatched(plan.measured, own)
             first = len(found.runs)
             one_pass(found, own, 0, plan.repeats, observe)
             if isinstance(plan.loads, Sweep):
@@ -74,6 +75,17 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
             raise
         found.ended = f"it ended before all was measured: {error}"
     return found
+
+
+def _unwatched(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:
+    """Targets whose disturbances can't be told, in words; nothing where all are on another machine."""
+    if not any(target.local for target in targets):
+        return []
+    return [
+        (_UNTOLD if target.local else _ELSEWHERE).format(name=target.name)
+        for target, cell in zip(targets, cells, strict=True)
+        if cell.pids is None
+    ]
 
 
 def describe(plan: Plan) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,12 +52,13 @@ def one_pass(
         NotMeasuredError: a run could not be made.
     """
     first = len(found.runs)
-    known = all(cell.pids for cell in cells)
 
     def tell(progress: Progress) -> None:
-        if known and not progress.last.error:
-            run, last = found.runs[-1], progress.last
-            run.attempt, run.weather, run.disturbed = last.attempt, last.weather, last.disturbed
+        last = progress.last
+        if not last.error:
+            run = found.runs[-1]
+            run.attempt, run.disturbed = last.attempt, last.disturbed
+            run.weather = None if math.isnan(last.weather.foreign) else last.weather
 
     for cell in cells:
         cell.prefix = f"{repeat + 1} of {repeats}: " if repeats > 1 else ""
@@ -68,7 +70,7 @@ def one_pass(
     )
     last = [run for run in found.runs if run.repeat == repeat - 1]
     hopeless = bool(last) and all(run.disturbed for run in last)
-    again = MOST_REPEATS if known and repeats > 1 and not hopeless else 0
+    again = MOST_REPEATS if repeats > 1 and not hopeless else 0
     try:
         rounds.half(_PASS, repeat // 2, repeat % 2, again)
     finally:

@@ -22,12 +22,16 @@ def is_rate(figure: str) -> bool:
 def visits(
     measurements: Iterable[Measurement], deployment: str, load: str, figure: str
 ) -> dict[tuple[int, int], float]:
-    """The figure of each visit, by round and visit; disturbed attempts don't count, failed ones have none."""
+    """The figure of each visit, by round and visit.
+
+    Disturbed attempts and rounds that were set aside don't count, failed visits have no figure.
+    """
     return {
         (each.round, each.visit): each.figures[figure]
         for each in measurements
         if (each.deployment, each.load) == (deployment, load)
         and not each.disturbed
+        and not each.set_aside
         and figure in each.figures
     }
 

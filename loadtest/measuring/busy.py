@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from loadtest.measuring.analysis import drift, ratios, repeated, resolution, visits
 from loadtest.measuring.statistics import LEAST, median_interval
@@ -54,6 +54,25 @@ class EqualPair(NamedTuple):
     load: str
 
 
+class Alarm(NamedTuple):
+    """A sign that this machine is too busy to tell speeds apart.
+
+    Attributes:
+        kind: ``disturbed``: others' processor time; ``unequal``: equal work that differs; ``drift``: from
+            round to round; ``lacking``: rounds that were set aside and not measured again yet.
+        load: label.
+        reason: in words.
+        figure: in which it shows; empty where it is none.
+        deployments: that it is about; empty where it is about all.
+    """
+
+    kind: Literal["disturbed", "unequal", "drift", "lacking"]
+    load: str
+    reason: str
+    figure: str = ""
+    deployments: tuple[str, ...] = ()
+
+
 def busy(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = ()) -> str:
     """Why this machine is too busy to tell speeds apart, a sentence without a full stop; empty if it is not.
 
@@ -61,6 +80,31 @@ def busy(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] =
         measurements: of a run; the first is of the base.
         equal_pairs: deployments whose work is the same, as patterns' is where they cover the context.
     """
+    return sentence(alarms(measurements, equal_pairs), measurements)
+
+
+def sentence(found: Sequence[Alarm], measurements: Sequence[Measurement]) -> str:
+    """What ``busy`` says.
+
+    Args:
+        found: by ``alarms``.
+        measurements: of which.
+    """
+    for alarm in found:
+        again = set_aside(measurements, alarm.load)
+        repeated = alarm.kind in ("unequal", "drift") and again
+        even = f", although {_rounds(len(again))} of it had been measured again" if repeated else ""
+        return f"{_BUSY}{alarm.reason}{even}{_REMEDY}"
+    return ""
+
+
+def set_aside(measurements: Iterable[Measurement], load: str) -> dict[int, str]:
+    """Rounds of a load that don't count, by number: why."""
+    return {each.round: each.set_aside for each in measurements if each.load == load and each.set_aside}
+
+
+def alarms(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = ()) -> list[Alarm]:
+    """All signs, the most telling first; see ``busy``."""
     # Each question needs few of them, and there may be thousands.
     by_load: dict[str, list[Measurement]] = {}
     by_place: dict[tuple[str, str], list[Measurement]] = {}
@@ -70,16 +114,17 @@ def busy(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] =
     base = measurements[0].deployment if measurements else ""
     pairs = [(pair, figure) for pair in equal_pairs for figure in _WORDS]
     chance = (1 - CONFIDENCE) / max(1, len(pairs) + len(by_place) * len(_WORDS))
-    reasons = [
+    found = [
         *(_disturbed(those, load) for load, those in by_load.items()),
         *(_unequal(by_load.get(pair.load, []), pair, each, chance) for pair, each in pairs),
         *(_spread(those, load) for load, those in by_load.items()),
         *(_unsteady(those, place, base, chance) for place, those in by_place.items()),
+        *(_lacking(those, load) for (load, name), those in by_place.items() if name == base),
     ]
-    return next((f"{_BUSY}{reason}{_REMEDY}" for reason in reasons if reason), "")
+    return [alarm for alarm in found if alarm is not None]
 
 
-def _disturbed(measurements: Sequence[Measurement], load: str) -> str:
+def _disturbed(measurements: Sequence[Measurement], load: str) -> Alarm | None:
     """The visits of a load that stayed disturbed, if they are too many: of all and of the latest rounds.
 
     A run that goes on with an earlier one when the machine is quiet is not held back by that one for long.
@@ -87,7 +132,7 @@ def _disturbed(measurements: Sequence[Measurement], load: str) -> str:
     quiet: dict[tuple[str, int, int], bool] = {}
     disturbed = []
     for each in measurements:
-        if not each.error:
+        if not each.error and not each.set_aside:
             place = (each.deployment, each.round, each.visit)
             quiet[place] = not each.disturbed  # the last attempt is the one that is left
             disturbed += [each] if each.disturbed else []
@@ -95,36 +140,71 @@ def _disturbed(measurements: Sequence[Measurement], load: str) -> str:
     recent = [fine for (_, number, _), fine in quiet.items() if number > first]
     bad = sum(not fine for fine in quiet.values())
     if bad <= MOST_DISTURBED * len(quiet) or sum(recent) >= (1 - MOST_DISTURBED) * len(recent):
-        return ""
+        return None
     disturbed.sort(key=lambda each: each.weather.stolen + each.weather.foreign + each.weather.throttled)
     typical = disturbed[len(disturbed) // 2].disturbed
-    return f"{bad} of {len(quiet)} measurements of {load} stayed disturbed however often repeated ({typical})"
-
-
-def _unequal(measurements: Sequence[Measurement], pair: EqualPair, figure: str, chance: float) -> str:
-    """Deployments that do the same and yet differ."""
-    found = _beyond(ratios(measurements, pair.first, pair.second, pair.load, figure), PAIR_MARGIN, chance)
-    if found is None:
-        return ""
-    return (
-        f"{pair.first} and {pair.second} read the same at {pair.load}, but {_WORDS[figure]} "
-        f"differs by a factor of {_factor(found)}"
+    return Alarm(
+        "disturbed",
+        load,
+        f"{bad} of {len(quiet)} measurements of {load} stayed disturbed however often repeated ({typical})",
     )
 
 
-def _spread(measurements: Sequence[Measurement], load: str) -> str:
+def _unequal(
+    measurements: Sequence[Measurement], pair: EqualPair, figure: str, chance: float
+) -> Alarm | None:
+    """Deployments that do the same and yet differ, in all rounds or in some."""
+    values = ratios(measurements, pair.first, pair.second, pair.load, figure)
+    found = _beyond(values, PAIR_MARGIN, chance)
+    same = f"{pair.first} and {pair.second} read the same at {pair.load}"
+    if found is None:
+        change = _change(values, measurements, pair, figure, chance)
+        if change <= 1 + PAIR_MARGIN:
+            return None
+        reason = f"{same}, but how they compare in {_WORDS[figure]} changed by a factor of {change:.2f}"
+        return Alarm("unequal", pair.load, f"{reason} from round to round", figure, pair[:2])
+    reason = f"{same}, but {_WORDS[figure]} differs by a factor of {_factor(found)}"
+    return Alarm("unequal", pair.load, reason, figure, pair[:2])
+
+
+def _change(
+    values: Sequence[float], measurements: Sequence[Measurement], pair: EqualPair, figure: str, chance: float
+) -> float:
+    """Largest over smallest median of three ratios of a pair in a row; 1 where luck may have made them.
+
+    What luck makes is told by what both differ from themselves within rounds. The logarithm of a round's
+    ratio varies as much as that of one visit, s, and the median of three of them by 0.67 s.
+    """
+    logs = [
+        math.log(each)
+        for name in (pair.first, pair.second)
+        for each in repeated(measurements, name, pair.load, figure)
+    ]
+    smooth = [math.log(statistics.median(values[at : at + 3])) for at in range(len(values) - 2)]
+    if len(values) < LEAST or len(logs) < LEAST:
+        return 1.0
+    visit = math.sqrt(statistics.fmean(each**2 for each in logs) / 2)
+    luck = 2 * 0.67 * visit * student_quantile(chance / (2 * len(smooth)), len(logs) - 1)
+    change = max(smooth) - min(smooth)
+    return math.exp(change) if change > luck else 1.0
+
+
+def _spread(measurements: Sequence[Measurement], load: str) -> Alarm | None:
     """Deployments that differ from themselves now this way, now that."""
     for figure in _WORDS:
         spread = resolution(measurements, load, figure)
         if spread > MOST_SPREAD:  # NaN is not
-            return (
+            reason = (
                 f"{_WORDS[figure]} at {load} differs so much between visits that do the same "
                 f"that not even differences of {spread:.0%} can be told"
             )
-    return ""
+            return Alarm("unequal", load, reason, figure)
+    return None
 
 
-def _unsteady(measurements: Sequence[Measurement], place: tuple[str, str], base: str, chance: float) -> str:
+def _unsteady(
+    measurements: Sequence[Measurement], place: tuple[str, str], base: str, chance: float
+) -> Alarm | None:
     """A deployment that differs from itself, within rounds or, if it is the base, from round to round."""
     load, deployment = place
     for figure in _WORDS:
@@ -133,11 +213,28 @@ def _unsteady(measurements: Sequence[Measurement], place: tuple[str, str], base:
         words = f"{_WORDS[figure]} of {deployment} at {load}"
         found = _beyond(repeated(measurements, deployment, load, figure), MARGIN, chance)
         if found is not None:
-            return f"{words} differs between visits that do the same by a factor of {_factor(found)}"
+            reason = f"{words} differs between visits that do the same by a factor of {_factor(found)}"
+            return Alarm("unequal", load, reason, figure, (deployment,))
         change = drift(measurements, deployment, load, figure)
         if deployment == base and change > MOST_DRIFT:  # NaN is not
-            return f"{words} changed by a factor of {change:.1f} from round to round"
-    return ""
+            reason = f"{words} changed by a factor of {change:.1f} from round to round"
+            return Alarm("drift", load, reason, figure, (base,))
+    return None
+
+
+def _lacking(measurements: Sequence[Measurement], load: str) -> Alarm | None:
+    """Fewer rounds than an interval takes, since others were set aside; told by those of the base."""
+    aside = set_aside(measurements, load)
+    left = {each.round for each in measurements if each.figures} - aside.keys()
+    if not aside or len(left) >= LEAST:
+        return None
+    why = list(aside.values())[-1]
+    reason = f"{_rounds(len(aside))} of {load} did not count ({why}), and only {len(left)} came after them"
+    return Alarm("lacking", load, reason)
+
+
+def _rounds(count: int) -> str:
+    return f"{count} round{'s' * (count != 1)}"
 
 
 def _beyond(values: Sequence[float], margin: float, chance: float) -> Interval | None:

@@ -200,11 +200,11 @@ class Rounds(Generic[LoadT]):
 
     def _visit(self, load: LoadT, name: str, number: int, visit: int, attempt: int) -> Measurement:
         target = self._targets[name]
-        others = [pid for other, each in self._targets.items() if other != name for pid in each.pids]
-        idle = set(others) - set(target.pids)
+        own = target.pids
+        others = {pid for other, each in self._targets.items() if other != name for pid in each.pids or ()}
         # A repeat draws anew: a server's prefix cache would know the prompts of the first attempt.
         seed = self._seed + number * _SEEDS_PER_ROUND + attempt * 2 + visit
-        seen = self._observe(target.pids, idle)
+        seen = weather.unseen if own is None else self._observe(own, others - set(own))
         began = self._clock()
         figures: Mapping[str, float] = {}
         error = ""

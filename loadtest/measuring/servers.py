@@ -15,7 +15,8 @@ from loadtest.measuring.served import Served, event_loop
 from loadtest.servers import Address, NotStartedError, serve
 from longspan import LongspanError
 
-_MOST_STARTING = 8  # at the same time; most of a start is one thread's work
+MOST_STARTING = 8
+"""Servers at the same time; most of a start is one thread's work."""
 
 _SPARE = 0.9  # of the memory that is available; the rest is for this process and the page cache
 
@@ -112,7 +113,7 @@ def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Seque
     reasons: dict[str, str] = {}
     begun: list[int] = []
     contexts = [serve(*arguments, *each.arguments, begun=begun.append) for each in deployments]
-    executor = ThreadPoolExecutor(min(_MOST_STARTING, os.cpu_count() or 1))
+    executor = ThreadPoolExecutor(min(MOST_STARTING, os.cpu_count() or 1))
     starting: list[Future[Address]] = []
     addresses = []
     try:

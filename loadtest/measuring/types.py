@@ -73,6 +73,7 @@ class Measurement:
         weather: of that time.
         disturbed: why this one does not count, a sentence; empty if it does.
         error: why there are no figures; empty if there are.
+        set_aside: why its whole round does not count and was to be measured again, a sentence; empty if not.
     """
 
     deployment: str
@@ -86,6 +87,7 @@ class Measurement:
     weather: Weather = field(default_factory=Weather)
     disturbed: str = ""
     error: str = ""
+    set_aside: str = ""
 
 
 class HasLabel(Protocol):
@@ -104,8 +106,11 @@ class Target(Protocol[LoadT]):
     """A deployment that runs and can be measured."""
 
     @property
-    def pids(self) -> tuple[int, ...]:
-        """Its processes on this machine (the caller adds their children), whose time is not foreign."""
+    def pids(self) -> tuple[int, ...] | None:
+        """Its processes on this machine (the caller adds their children), whose time is not foreign.
+
+        ``None`` if they can't be told from others or are on another machine: what disturbs it is not known.
+        """
         ...
 
     def measure(self, load: LoadT, seed: int) -> Mapping[str, float]:

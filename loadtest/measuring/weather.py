@@ -68,9 +68,12 @@ UNKNOWN = (
 
 def observe(pids: Collection[int] = (), idle: Collection[int] = ()) -> Callable[[], Observed]:
     """See ``Observe``."""
-    if not known():
-        return lambda: Observed(Weather(math.nan, math.nan, math.nan), math.nan)
-    return Watch(pids, idle).so_far
+    return Watch(pids, idle).so_far if known() else unseen
+
+
+def unseen() -> Observed:
+    """What there was while nothing could be watched."""
+    return Observed(Weather(math.nan, math.nan, math.nan), math.nan)
 
 
 class Watch:

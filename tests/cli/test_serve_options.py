@@ -72,6 +72,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "threads": ("1", 1),
     "on_engine_failure": ("restart", "restart"),
     "drain_seconds": ("0.5", 0.5),
+    "end_with_stdin": ("true", True),
     "cache_dir": ("/var/cache/x", Path("/var/cache/x")),
     "check_integrity": ("true", True),
     "log_level": ("debug", "debug"),
@@ -86,6 +87,7 @@ OTHERS = (
     "measure_device",
     "cuda_graphs",
     "check_integrity",
+    "end_with_stdin",
 )
 PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
 

@@ -60,6 +60,17 @@ def test_it_is_of_its_schema_and_every_field_is_described(comparison, tmp_path):
     assert messages == {"predicted_answer", "depths"}
 
 
+def test_a_file_of_before_rounds_were_set_aside_is_read(comparison, tmp_path):
+    file = tmp_path / "c.json"
+    document.save(comparison, file)
+    whole = json.loads(file.read_text())
+    for row in whole["speed"]:
+        del row["set_aside"]
+    whole["judgment"]["busy"] = ""
+    file.write_text(json.dumps(whole))
+    assert plain(document.load(file)) == plain(comparison)
+
+
 def test_a_second_run_goes_on(comparison, tmp_path):
     file = tmp_path / "c.json"
     comparison.answers.append(Answer(TOPK.name, "vt", 4096, 9, 0, None, ("x",), error="it fell over"))

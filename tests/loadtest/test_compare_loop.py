@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadtest.compare import run as loop
+from loadtest.compare import group as loop
+from loadtest.compare import run as whole_run
+from loadtest.compare.estimate import Needs
+from loadtest.compare.group import FullFailedError, Listener
 from loadtest.compare.plan import PlanError
 from loadtest.compare.preflight import Found
-from loadtest.compare.run import FullFailedError, Listener
 from loadtest.compare.types import Outcome
 from loadtest.compare.units import Rows, Unit
 from loadtest.measuring.rounds import Rounds
@@ -39,11 +41,12 @@ class World:
         self.now, self.log, self.opened, self.dead = 0.0, [], [], {}
         self.whole = draw(5, SIZES, **truths)
         self.refused, self.refusals = {}, []
+        self.slow_until = 0.0
         self.speeds, self.noise, self.random = speeds or {}, noise, random.Random(1)
         rounds = SimpleNamespace(observe=lambda pids, idle: lambda: weather)
-        monkeypatch.setattr(loop, "open_all", self.open_all)
-        monkeypatch.setattr(loop, "try_all", lambda *plan: None)
-        monkeypatch.setattr(loop, "Client", lambda host, port: Server(self, host))
+        monkeypatch.setattr(whole_run, "open_all", self.open_all)
+        monkeypatch.setattr(whole_run, "try_all", lambda *plan: None)
+        monkeypatch.setattr(whole_run, "Client", lambda host, port: Server(self, host))
         monkeypatch.setattr(loop, "Evaluator", lambda whole, client, **more: Evaluation(self, whole))
         monkeypatch.setattr(
             loop, "Rounds", lambda *args, **more: Rounds(*args, **more, observe=rounds.observe)
@@ -59,11 +62,11 @@ class World:
     def compare(self, budget, at_once=9):
         """Runs a comparison without rows; gives it, with its judgments in the order in which they came."""
         comparison = replace(self.whole, answers=[], text=[], memory=[], speed=[], running={}, spent=0.0)
-        found = Found(comparison.plan, {}, {}, None, at_once)
+        found = Found(comparison.plan, {}, {}, None, at_once, Needs(0, 0, 0, 0))
         material = SimpleNamespace(text="", prose="", own=())
         judgments = []
         listener = Listener(lambda words: None, judgments.append)
-        loop.run(comparison, found, material, budget, listener, clock=lambda: self.now)
+        whole_run.run(comparison, found, material, budget, listener, clock=lambda: self.now)
         return comparison, judgments
 
     def passes(self, kind, name, seconds):
@@ -102,7 +105,8 @@ class Server:
         world = self.world
         if not world.passes("speed", self.name, SPEED_SECONDS):
             raise CannotMeasureError("the engine died")
-        tpot = 0.005 / world.speeds.get(self.name, 1.0) * world.random.lognormvariate(0, world.noise)
+        slow = 3.0 if world.now < world.slow_until else 1.0
+        tpot = slow * 0.005 / world.speeds.get(self.name, 1.0) * world.random.lognormvariate(0, world.noise)
         return {"tpot": tpot, "output_rate": 1 / tpot, **({} if load.cached else {"ttft": 1.0})}
 
 
@@ -168,8 +172,20 @@ def test_on_a_busy_machine_quality_goes_first(monkeypatch):
     world = World(monkeypatch, weather=BUSY, topk=Truth(lost=0.05), window=Truth(lost=0.05))
     comparison, judgments = world.compare(400.0)
     assert "PID 7 spin" in comparison.busy
-    assert judgments[-1].busy == comparison.busy
+    assert "PID 7 spin" in judgments[-1].advice.sentences[0]
     assert world.spent("speed") * SPEED_SECONDS < 0.15 * world.now
+
+
+def test_rounds_of_a_slow_stretch_are_measured_again(monkeypatch):
+    world = World(monkeypatch, {TOPK.name: 1.5})
+    world.slow_until = 30.0
+    comparison, judgments = world.compare(2_000.0)
+    aside = {(cell.load, cell.round) for cell in comparison.speed if cell.set_aside}
+    assert {load for load, _ in aside} == {load.label for load in comparison.plan.loads}
+    assert not comparison.busy
+    assert judgments[-1].advice.winner == TOPK.name
+    gains = [gain for gain in judgments[-1].verdicts[1].gains if gain.figure == "tpot"]
+    assert [gain.own.value for gain in gains] == pytest.approx([0.005 / 1.5] * len(gains), rel=0.03)
 
 
 def test_a_variant_that_fails_is_left_out_and_the_others_go_on(monkeypatch):

@@ -1,6 +1,7 @@
 """``longspan compare`` as a whole: on the real default model, on servers that fail, and what it refuses."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def measured(tmp_path_factory):
     )
     for seconds in ("45", "60", "60", "60"):
         done = run(folder, seconds)
+        if done.returncode and re.search(r"over before anything was|nothing can be measured in", done.stderr):
+            continue  # its servers took all of the time to start
         if done.returncode or not any(lacks(document.load(folder / "c.json"))):
             break
     return folder, done
@@ -112,6 +115,7 @@ def measured(tmp_path_factory):
 def test_a_run_on_the_default_model(measured):
     folder, done = measured
     assert done.returncode == 0, done.stderr
+    assert re.search(r"start-up|which intervals take", done.stderr), "the estimate, before it measured"
     comparison = document.load(folder / "c.json")
     assert not list(lacks(comparison))
     names = [candidate.name for candidate in comparison.plan.candidates]

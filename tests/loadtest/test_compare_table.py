@@ -48,6 +48,9 @@ def test_the_table_fits_and_has_every_figure(usual, width):
     lines = text(usual, width).splitlines()
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
+    assert [line for line in lines if line in {load.label for load in usual.plan.loads}] == [
+        *("1k, 1 user, cached prompts", "4k, 1 user, cached prompts")
+    ], "contexts are headings, whole at any width"
     row = next(line for line in reversed(lines) if line.startswith("top-k 512   "))
     assert row.split()[2:] == [
         "4.00",

@@ -16,11 +16,13 @@ import pytest
 from loadtest import document
 from loadtest.cli.compare_progress import Watcher
 from loadtest.compare import document as compare_document
+from loadtest.compare.estimate import Needs
+from loadtest.compare.group import Listener
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, Material, PlanError, make_plan
 from loadtest.compare.preflight import Found, look, try_all
 from loadtest.compare.presets import KNOWN
-from loadtest.compare.run import Listener, run
+from loadtest.compare.run import run
 from loadtest.compare.types import Comparison
 from loadtest.deployment import FULL, Deployment
 from loadtest.load.sharegpt_file import _entries
@@ -185,6 +187,37 @@ def test_a_signal_ends_servers_that_are_still_starting(tiny, tmp_path):
     assert not alive
 
 
+@pytest.mark.parametrize("ready", [False, True], ids=["starting", "ready"])
+def test_servers_end_with_a_command_that_is_killed(tiny, ready):
+    program = (
+        "import sys, time\n"
+        "from loadtest.deployment import FULL, window\n"
+        "from loadtest.measuring.servers import open_all\n"
+        "with open_all([FULL, window(64, 0)], sys.argv[1:], 1 << 20) as opened:\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    arguments = ["--model", str(tiny), "--threads", "1", "--weights", "float"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            own, end = psutil.Process(process.pid), time.monotonic() + 60
+            while len(children := own.children(recursive=True)) < 2:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            if ready:
+                assert process.stdout.readline() == b"ready\n"
+                children = own.children(recursive=True)
+                assert len(children) == 4, "two servers with their engines"
+        finally:
+            process.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    for child in alive:
+        child.kill()
+    assert not alive
+
+
 def comparison():
     plan, _ = make_plan(Asked(contexts=[512], tasks=["niah_single_1"]))
     return Comparison(plan, "2030-01-01T00:00:00+00:00", {})
@@ -235,7 +268,7 @@ def test_no_server_is_started_when_the_time_is_over(monkeypatch):
         raise AssertionError("a server was started")
 
     monkeypatch.setattr("loadtest.compare.run.open_all", started)
-    found = Found(comparison().plan, {}, {}, None, at_once=8)
+    found = Found(comparison().plan, {}, {}, None, 8, Needs(0, 0, 0, 0))
     run(comparison(), found, Material("", "", (), None), 5.0, Listener(str, str), lambda: 6.0)
 
 

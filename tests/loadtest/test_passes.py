@@ -154,6 +154,25 @@ async def test_a_server_whose_processes_cannot_be_told_is_not_watched(served, pe
     assert "was not watched" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("local", "why"), [(False, "the machine of peer was not watched"), (True, "while peer was measured")]
+)
+async def test_a_peer_that_cannot_be_watched_leaves_the_server_watched(served, peer, monkeypatch, local, why):
+    _, port, _ = served
+    monkeypatch.setattr(
+        cell, "processes_on", lambda listening: processes_on(port) if listening == port else ()
+    )
+    monkeypatch.setattr(Endpoint, "local", local)
+    plan = both(port, peer, loads=[ClosedLoop(1)], repeats=2)
+    found = await asyncio.to_thread(quietly, plan, watching(0.5, 0.0))
+    assert [(run.target, run.attempt, bool(run.disturbed)) for run in found.runs[:3]] == [
+        *(("longspan", 0, True), ("peer", 0, False), ("longspan", 1, False)),
+    ]
+    assert {run.target for run in found.runs if run.weather is None} == {"peer"}
+    (note,) = found.notes
+    assert why in note
+
+
 def test_processes_are_found_by_their_port():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -8,8 +8,7 @@ import pytest
 
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, PlanError, make_plan
-from loadtest.compare.run import speeds_settled
-from loadtest.compare.stopping import LEAST_CONFIDENCE, is_firm, open_tests, widening
+from loadtest.compare.stopping import LEAST_CONFIDENCE, is_firm, open_tests, speeds_settled, widening
 from loadtest.compare.types import Evidence, Outcome
 from loadtest.measuring.student import student_quantile
 from loadtest.measuring.types import Interval
