@@ -6,12 +6,11 @@ import math
 from typing import NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from loadtest.columns import Columns, figure
 from loadtest.deployment import FULL
 from loadtest.growth.types import Growth, Point
-from loadtest.load.table import figure
 
 LEGEND = (
     "x: times as fast as full attention at the same point, paired by round, with its interval from 6 rounds "
@@ -100,13 +99,9 @@ def table(growth: Growth) -> RenderableType:
     return Group(*parts)
 
 
-def _table(growth: Growth, shown: Series) -> Table:
-    grid = Table(box=None, header_style="bold", pad_edge=False)
-    grid.add_column("attention", no_wrap=True)
-    grid.add_column("kernel", no_wrap=True)
-    for amount, _ in shown.points:
-        grid.add_column(str(amount), justify="right", no_wrap=True)
+def _table(growth: Growth, shown: Series) -> Columns:
+    grid = Columns("attention\nkernel", [str(amount) for amount, _ in shown.points])
     for variant in growth.survey.variants:
-        cells = ["\n".join(cell(growth, variant.name, point)) for _, point in shown.points]
-        grid.add_row(variant.name, variant.kernel or "-", *cells)
+        name = Text(variant.name).append(f"\n{variant.kernel}" if variant.kernel else "", style="dim")
+        grid.add_row(name, *("\n".join(cell(growth, variant.name, point)) for _, point in shown.points))
     return grid

@@ -228,7 +228,7 @@ def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
     console = Console(width=150, file=io.StringIO())
     console.print(table(growth))
     text = console.file.getvalue()
-    assert re.search(r"window +cpu_paged +- +5\.00", text)
+    assert re.search(r"window +- +5\.00", text)
     assert "x 4.00 (4.00-4.00)" in text
     assert "! flash: flash needs <CUDA>" in text
     assert "! window: 64 tokens x 1, 64 tokens x 2: it was tired" in text

@@ -15,6 +15,7 @@ from loadtest.load.measures import percentile, summarize
 from loadtest.load.request_rows import COLUMNS, save_csv
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import clean, rows
+from loadtest.load.types import Targets
 from loadtest.measuring.records import Record
 from loadtest.measuring.types import Weather
 from loadtest.statistics import ratio_interval
@@ -127,10 +128,25 @@ def test_repeats_of_a_load_are_one_row_with_intervals():
 def test_a_terminal_of_80_columns_loses_no_digit():
     base, after = repeated(0.1), repeated(0.15, seed=1)
     wide, narrow = (shown(table.runs_table(base), width) for width in (200, 80))
+    assert max(map(len, narrow.splitlines()[2:])) <= 80
     heads = [line.split() for line in narrow.splitlines() if line.startswith("load")]
     assert heads[0][-1] == "failed"
     assert "\N{HORIZONTAL ELLIPSIS}" not in narrow + shown(table.comparison(base, after), 80)
     assert narrow.split().count("0") == wide.split().count("0") > 0, "what failed is told in both"
+
+
+def test_a_terminal_of_80_columns_shows_what_failed_however_wide_the_figures_are():
+    wide = summarize(records(ttft=4000.0), Targets(ttft=1.0))
+    wide = replace(wide, output_rate=12_345.6, prompt_rate=123_456.7, failed={"UNAVAILABLE": 3})
+    text = shown(table.runs_table(made([run(wide, target="a-peer-with-a-name")])), 80)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line for line in lines if line.startswith("load ")]
+    assert len(heads) == 2, "what has no room beside goes below"
+    assert heads[1].split()[-2:] == ["%", "failed"]
+    after = lines[lines.index(heads[1]) :]
+    assert next(line for line in after if line.startswith("2 users")).split()[-1] == "3"
+    assert {"12,346", "123,457", "4,000,000?"} <= set(text.split())
 
 
 def test_ratios_of_unpaired_medians_are_as_sure_as_they_say():
