@@ -139,6 +139,23 @@ def test_a_document_keeps_it_and_an_older_one_is_read(measured, tmp_path):
     assert [run.device for run in result.load(file).runs] == [None, None]
 
 
+def device_table(report):
+    return report.partition('id="device"')[2].partition("</section>")[0]
+
+
+def test_repeats_are_one_row_without_those_that_were_disturbed(measured, tmp_path):
+    quiet, other = measured.runs
+    used = [replace(quiet.device, memory_used=gigabytes * 1e9) for gigabytes in (2.0, 3.0, 7.0)]
+    repeats = [replace(quiet, repeat=number, device=use) for number, use in enumerate(used)]
+    repeats.append(replace(quiet, repeat=3, device=replace(quiet.device, memory_used=99e9), disturbed="x"))
+    measured.runs = [*repeats, other]
+    write_report(measured, tmp_path / "report.html")
+    table_ = device_table((tmp_path / "report.html").read_text())
+    assert table_.count("<tr") == 1 + 2
+    assert ">3.00</td>" in table_
+    assert "99.0" not in table_
+
+
 def test_tables_and_reports_show_it(measured, tmp_path):
     text = shown(table.runs_table(measured))
     lines = text.partition("GPU <1>")[2].splitlines()
@@ -151,6 +168,7 @@ def test_tables_and_reports_show_it(measured, tmp_path):
     assert "<h2>Device: GPU &lt;1&gt;</h2>" in report
     assert ">40.0</td>" in report
     assert "not measured: it would be 2.30" in report
+    assert device_table(report).count("<tr") == 1 + 2
     measured.runs = [replace(run, device=None) for run in measured.runs]
     assert "GPU <1>" not in shown(table.runs_table(measured))
     write_report(measured, tmp_path / "report.html")
