@@ -1,10 +1,13 @@
 """What repeats and order statistics say of a load test's figures, and what is said against an earlier one."""
 
 import csv
+import itertools
 import json
 import math
 import random
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -12,12 +15,14 @@ from loadtest import document
 from loadtest.load import order_statistics, result, table
 from loadtest.load.against import Finding, changes
 from loadtest.load.measures import percentile, summarize
+from loadtest.load.plots import throughput
 from loadtest.load.request_rows import COLUMNS, save_csv
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import clean, rows
 from loadtest.load.types import Targets
 from loadtest.measuring.records import Record
 from loadtest.measuring.types import Weather
+from loadtest.report import labels
 from loadtest.statistics import ratio_interval
 from tests.loadtest.test_figures import IDLE, shown
 
@@ -275,6 +280,24 @@ def test_every_request_is_a_row_of_csv(tmp_path):
         (0.1, 0.02, 0.18)
     )
     assert (last["ttft"], last["code"], last["error"]) == ("", "UNAVAILABLE", 'gone, "really"')
+
+
+def test_names_of_loads_are_not_drawn_over_each_other(tmp_path):
+    def point(users, rate, latency):
+        found = summarize(records())
+        return run(replace(found, output_rate=rate, latency=replace(found.latency, p50=latency)), users=users)
+
+    places = [(1, 270.0, 0.5), (2, 272.0, 0.52), (4, 300.0, 0.6), (8, 825.0, 1.2), (16, 830.0, 1.3)]
+    found = rows(made([point(*place) for place in places]))
+    throughput(found, found).write(tmp_path / "plot.svg")
+    boxes = []
+    for text in ElementTree.parse(tmp_path / "plot.svg").iter("{http://www.w3.org/2000/svg}text"):
+        if re.fullmatch(r"\d+ users?", text.text or ""):
+            x, y, wide = float(text.get("x")), float(text.get("y")), 6.0 * len(text.text)
+            left = x - {"start": 0.0, "middle": wide / 2, "end": wide}[text.get("text-anchor")]
+            boxes.append(labels.Box(left, y - 10, left + wide, y))
+    assert len(boxes) == 5
+    assert all(one.shared(other) == 0 for one, other in itertools.combinations(boxes, 2))
 
 
 def test_percentile_and_interval_agree():
