@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from rich.console import Console
 
 from loadtest.arguments import count
 from loadtest.load import result
-from loadtest.load.cell import Cell, StoppedError
+from loadtest.load.cell import Cell
 from loadtest.load.document import save
 from loadtest.load.driver import WorkerDiedError
-from loadtest.load.measure import describe
+from loadtest.load.measure import STOPPED, describe, kept
 from loadtest.load.passes import NotMeasuredError, one_pass
 from loadtest.load.plan import Plan
 from loadtest.load.reconcile import ScrapeError
@@ -71,7 +70,7 @@ _FAILURES = (
 
 
 def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, console: Console) -> Result:
-    """Runs of every workload, each after a warm-up of one session. Ctrl-C ends it and keeps what there is.
+    """Runs of every workload, each after a warm-up of one session. What ends it early is in ``ended``.
 
     Args:
         address: of the server.
@@ -81,8 +80,9 @@ def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, consol
 
     Raises:
         longspan.LongspanError: the server does not answer.
-        NotMeasuredError: a run could not be made.
-        WorkerDiedError: a client process failed.
+        reconcile.ScrapeError: the server's metrics can't be read, from the first run on.
+        NotMeasuredError: the first run could not be made.
+        WorkerDiedError: a client process of the first run failed.
         WorkloadError: the model's context is too short.
     """
     with Client(address.host, address.port) as client:
@@ -102,7 +102,7 @@ def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, consol
         )
         for number, (plan, workload) in enumerate(zip(plans, workloads, strict=True))
     ]
-    with suppress(StoppedError):
+    with kept(found):
         for number in range(rounds):
             one_pass(found, cells, number, rounds)
     return found
@@ -150,19 +150,21 @@ def main() -> int:
         earlier = result.load(arguments.against) if arguments.against else None
         with serve("--no-prefix-cache", "--measure-device", *arguments.serve) as address:
             found = bench(address, WORKLOADS, arguments.rounds, Console(stderr=True))
+            if arguments.json and found.runs:  # before the server ends, which takes time
+                save(found, arguments.json)
     except _FAILURES as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
         return 130
-    if not found.runs:
-        print("nothing was measured", file=sys.stderr)
-        return 130
-    console.print(runs_table(found))
-    if earlier is not None:
-        console.print(comparison(earlier, found))
-    if arguments.json:
-        save(found, arguments.json)
+    if found.runs:
+        console.print(runs_table(found))
+        if earlier is not None:
+            console.print(comparison(earlier, found))
+    if found.ended:
+        print(found.ended if found.runs else "nothing was measured", file=sys.stderr)
+        return 130 if found.ended == STOPPED else 1
     return 1 if any(run.summary.failed for run in found.runs) else 0
 
 

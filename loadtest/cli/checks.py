@@ -16,12 +16,14 @@ def writable(
     html_file: Path | None,
     csv_file: Path | None = None,
     csv_folder: Path | None = None,
+    svg_file: Path | None = None,
     code: int = 1,
 ) -> None:
     """Refuses before hours of measuring what could not be written after them."""
     from loadtest.document import refusal
 
-    for option, path in (("--json", json_file), ("--html", html_file), ("--csv", csv_file)):
+    files = {"--json": json_file, "--html": html_file, "--csv": csv_file, "--svg": svg_file}
+    for option, path in files.items():
         if path is None:
             continue
         if not path.parent.is_dir():
@@ -61,7 +63,7 @@ def require_numpy() -> None:
         fail("intervals across --repeats need numpy; run: pip install 'longspan[load]'")
 
 
-def require_templates() -> None:
-    """Ends the command unless reports can be written."""
+def require_templates(option: str = "--html") -> None:
+    """Ends the command unless reports and drawings can be written."""
     if not find_spec("jinja2"):
-        fail("--html needs jinja2; run: pip install 'longspan[load]'")
+        fail(f"{option} needs jinja2; run: pip install 'longspan[load]'")

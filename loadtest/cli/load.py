@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from loadtest.cli.checks import only_shown, require_numpy, require_templates, writable
-from server.cli_shared import (
-    DEFAULT_HOST,
-    DEFAULT_PORT,
-    UNBROKEN,
-    Host,
-    Port,
-    end_on_signals,
-    fail,
-    fail_call,
-)
-
-if TYPE_CHECKING:
-    from loadtest.load.drawing import Wanted
-    from loadtest.load.plan import Plan
-    from loadtest.load.result import Result
+from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail
 
 _METRICS_PORT = 9464
 _SEEDS = 1 << 31
 _WITH_SHOW = (
-    *("show", "against", "csv_file", "html_file"),
+    *("show", "against", "csv_file", "html_file", "svg_file"),
     *("host", "port", "metrics_host", "metrics_port", "no_metrics"),
 )
-_INTERRUPTED = 130
 
 
 def load(
@@ -65,6 +49,14 @@ def load(
     ] = None,
     duration: Annotated[
         float | None, typer.Option(min=0.1, help="No session begins later than this into a run, in seconds.")
+    ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Seconds without any message after which the server hangs, and the test ends.",
+            show_default="600",
+        ),
     ] = None,
     warmup: Annotated[
         int | None, typer.Option(min=0, help="Sessions before each run. Without it: one per user.")
@@ -114,6 +106,12 @@ def load(
         Path | None,
         typer.Option("--html", help="Write a report to this file, with --against also what changed."),
     ] = None,
+    svg_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--svg", help="Draw throughput against latency into this file, with --against also before."
+        ),
+    ] = None,
     show: Annotated[Path | None, typer.Option(help="Show this result instead of measuring.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with this earlier result.")] = None,
     host: Host = DEFAULT_HOST,
@@ -159,6 +157,7 @@ def load(
 
     Ends with 0 if every run is valid and nothing failed, with 130 if it was stopped, else with 1.
     """
+    from loadtest.cli.load_run import Files, run, tell
     from loadtest.load import asked
     from loadtest.load.drawing import Wanted
     from loadtest.load.result import ResultError
@@ -169,12 +168,13 @@ def load(
         fail("--concurrency, --rate and --sweep exclude one another; give one")
     if endpoint is None and (endpoint_only or endpoint_model or tokenizer):
         fail("--endpoint-only, --endpoint-model and --tokenizer are about an --endpoint; give its address")
-    writable(json_file, html_file, csv_file)
+    files = Files(json_file, csv_file, html_file, svg_file)
+    writable(json_file, html_file, csv_file, svg_file=svg_file)
     if show is not None:
         only_shown(context, _WITH_SHOW)
     try:
-        if html_file is not None:
-            require_templates()
+        if html_file is not None or svg_file is not None:
+            require_templates("--html" if html_file is not None else "--svg")
         earlier = read(against) if against is not None else None
         result = read(show) if show is not None else None
         if repeats > 1 or any(each is not None and each.repeated for each in (earlier, result)):
@@ -195,7 +195,7 @@ def load(
     except (ResultError, asked.OptionError) as error:
         fail(str(error))
     if result is None:
-        from loadtest.load.plan import Plan
+        from loadtest.load.plan import PATIENCE, Plan
         from loadtest.load.sweep import Sweep
 
         url = f"http://{metrics_host or host}:{metrics_port}/metrics"
@@ -215,93 +215,11 @@ def load(
             repeats=repeats,
             endpoint=peer,
             alone=endpoint_only,
+            patience=patience or PATIENCE,
         )
         wanted = Wanted(
             *(workload, prompt_tokens, output_tokens, groups, prefix_tokens, turns),
             *(most_prompt_tokens, most_total_tokens),
         )
-        result = _measure(plan, wanted)
-    _tell(result, earlier, json_file, csv_file, html_file)
-
-
-def _measure(plan: Plan, wanted: Wanted) -> Result:
-    import dataclasses
-
-    from rich.console import Console
-
-    from loadtest.load.drawing import drawing, known
-    from loadtest.load.driver import WorkerDiedError
-    from loadtest.load.measure import measure
-    from loadtest.load.passes import NotMeasuredError
-    from loadtest.load.reconcile import ScrapeError
-    from loadtest.load.targets import EndpointError
-    from loadtest.load.workloads import WorkloadError
-    from longspan import Client, LongspanError
-
-    end_on_signals()
-    try:
-        with ExitStack() as stack:
-            client = None
-            if not plan.alone:
-                client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
-            told: tuple[int, ...] = ()
-            if plan.endpoint is not None:
-                from loadtest.load import examine
-
-                told = examine.told(plan.endpoint)
-            workload, draw = drawing(wanted, known(client, plan.endpoint, *told))
-            if plan.endpoint is not None:
-                examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0])
-            plan = dataclasses.replace(plan, workload=workload, draw=draw)
-            result = measure(plan, Console(stderr=True))
-    except ScrapeError as error:
-        fail(f"{error}; name their --metrics-host and --metrics-port, or leave them out with --no-metrics")
-    except (WorkerDiedError, WorkloadError, EndpointError, NotMeasuredError) as error:
-        fail(str(error))
-    except LongspanError as error:
-        fail_call(error)
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
-    if not result.runs:
-        fail("nothing was measured", _INTERRUPTED)
-    return result
-
-
-def _tell(
-    result: Result,
-    earlier: Result | None,
-    json_file: Path | None,
-    csv_file: Path | None,
-    html_file: Path | None,
-) -> NoReturn:
-    from rich.console import Console
-
-    from loadtest.load.document import save
-    from loadtest.load.measure import STOPPED
-    from loadtest.load.rows import clean
-    from loadtest.load.table import comparison, runs_table
-
-    unwritten = ""
-    try:  # first, since what reads the output may not read all of it
-        if json_file is not None:
-            save(result, json_file)
-        if csv_file is not None:
-            from loadtest.load.request_rows import save_csv
-
-            save_csv(result, csv_file)
-        if html_file is not None:
-            from loadtest.load.report import write_report
-
-            write_report(result, html_file, earlier)
-    except OSError as error:
-        unwritten = f"the result can't be written: {error}"
-    console = Console()
-    piped = not console.is_terminal
-    if piped:
-        console = Console(width=UNBROKEN)
-    console.print(runs_table(result, one_line=piped))
-    if earlier is not None:
-        console.print(comparison(earlier, result))
-    if said := "; ".join(filter(None, (result.ended, unwritten))):
-        fail(said, _INTERRUPTED if result.ended == STOPPED else 1)
-    raise typer.Exit(0 if clean(result) else 1)
+        result = run(plan, wanted)
+    tell(result, earlier, files)

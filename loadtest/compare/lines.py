@@ -8,9 +8,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.columns import figure
 from loadtest.compare.effective import effective_length
 from loadtest.compare.gains import PER_MEMORY, under_load
-from loadtest.compare.phrases import effective_words, ends, figure, setting, times
+from loadtest.compare.phrases import effective_words, ends, setting, times
 from loadtest.compare.types import Comparison, Evidence, Judgment
 from loadtest.measuring.types import length_label
 

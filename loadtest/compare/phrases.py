@@ -83,10 +83,3 @@ def effective_words(length: int, least: int, most: int) -> str:
 def inverse(ratio: Interval) -> Interval:
     """How many times worse, of how many times better."""
     return Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, ratio.count)
-
-
-def figure(value: float) -> str:
-    """Three significant digits."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from loadtest import texts
+from loadtest.arguments import LEAST_BUDGET, duration
 from loadtest.compare.presets import QUICK, Preset
 from loadtest.compare.stopping import LEAST_CONFIDENCE, MOST_CONFIDENCE
 from loadtest.compare.types import Margins, Plan
@@ -30,7 +30,6 @@ _OWN_ARGUMENTS = {
     "--metrics-port": "each takes a free port",
     "--model": "give --model once, before --",
 }
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 Tell = Callable[[str], None]
@@ -166,10 +165,8 @@ def budget(asked: Asked, words: str | None) -> float:
     """
     if words is None:
         return asked.preset.seconds
-    match = _DURATION.fullmatch(words.strip())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    total = 3600 * hours + 60 * minutes + seconds
-    if total < 30:
+    total = duration(words)
+    if total < LEAST_BUDGET:
         raise PlanError(f"--budget {words} is no time of at least 30 seconds; write it like 90s, 5m or 1h30m")
     return total
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from loadtest.columns import Columns, figure
 from loadtest.compare.gains import (
     GIBIBYTE,
     deciding_figure,
@@ -19,7 +19,7 @@ from loadtest.compare.gains import (
     under_load,
 )
 from loadtest.compare.lines import item, lines
-from loadtest.compare.phrases import figure, setting, times
+from loadtest.compare.phrases import setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
 from loadtest.measuring.types import Interval, Load, length_label
 
@@ -101,8 +101,6 @@ def _grid(
 ) -> RenderableType:
     load, new = operators_load(comparison, context), new_prompts(comparison, context)
     rate = load is not None and deciding_figure(load) == "output_rate"
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column("attention", max_width=_NAME if _long(comparison) else None, overflow="fold")
     heads = [
         "tok/s" if rate else "TPOT\nms",
         "x full",
@@ -112,8 +110,7 @@ def _grid(
         "perplexity\nratio",
         "tasks\nscore",
     ]
-    for head in heads:
-        grid.add_column(head, justify="right", no_wrap=True)
+    grid = Columns("attention", heads)
     verdicts: Mapping[str, Verdict] = {verdict.deployment: verdict for verdict in judgment.verdicts}
     for candidate in comparison.plan.candidates:
         verdict = verdicts.get(candidate.name)
@@ -136,13 +133,9 @@ def _is_measured(comparison: Comparison, load: Load) -> bool:
 
 def _load(comparison: Comparison, judgment: Judgment, baseline: Sequence[Gain], load: Load) -> RenderableType:
     """Speeds under a load that is not the one that decides."""
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column("attention")
     shown = [("tpot", "TPOT\nms", 1e3), ("output_rate", "tok/s", 1.0)]
     shown += [] if load.cached else [("ttft", "TTFT\ns", 1.0)]
-    for _, head, _ in shown:
-        grid.add_column(head, justify="right", no_wrap=True)
-        grid.add_column("x full", justify="right", no_wrap=True)
+    grid = Columns("attention", [head for _, figure_head, _ in shown for head in (figure_head, "x full")])
     by_name = {verdict.deployment: verdict.gains for verdict in judgment.verdicts}
     for candidate in comparison.plan.candidates:
         gains = by_name.get(candidate.name, baseline)
@@ -152,10 +145,6 @@ def _load(comparison: Comparison, judgment: Judgment, baseline: Sequence[Gain], 
             cells += [_interval(gain, scale), _times(gain if candidate.name in by_name else None)]
         grid.add_row(candidate.name, *cells)
     return Group(Text(f"\n{load.label}", style="bold"), grid)
-
-
-def _long(comparison: Comparison) -> bool:
-    return any(len(candidate.name) > _NAME for candidate in comparison.plan.candidates)
 
 
 def _name(comparison: Comparison, name: str, verdict: Verdict | None) -> Text:

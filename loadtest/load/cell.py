@@ -18,8 +18,10 @@ from loadtest.load.result import Run, load_label
 from loadtest.load.rows import FIGURES
 from loadtest.load.targets import Server, Target
 from loadtest.load.types import ClosedLoop, Load, Summary
+from loadtest.load.worker import SILENT, why_silent
 from loadtest.load.worker import Progress as Counts
 from loadtest.measuring.listening import processes_on
+from loadtest.measuring.types import CannotMeasureError
 
 # The server books a request just after its last message.
 _SETTLE_SECONDS = 3.0
@@ -81,7 +83,9 @@ class Cell:
             seed: of the pass.
 
         Raises:
-            StoppedError: Ctrl-C.
+            StoppedError: Ctrl-C; KeyboardInterrupt likewise, where nothing was cut short.
+            reconcile.ScrapeError: the server's metrics can't be read; a run that was made is kept.
+            CannotMeasureError: the target hangs.
         """
         plan, target = self._plan, self._target
         count, warmup, users = plan.counts(self._load)
@@ -90,9 +94,17 @@ class Cell:
         if warmup:
             warm = plan.draw(warmup, seed + 5)
             with _watch(self._console, f"{self.prefix}warm-up for {self.name}", len(warm)) as listener:
-                outcome = driver.run(target, warm, ClosedLoop(users), workers=plan.workers, listener=listener)
+                outcome = driver.run(
+                    target,
+                    warm,
+                    ClosedLoop(users),
+                    workers=plan.workers,
+                    patience=plan.patience,
+                    listener=listener,
+                )
             if outcome.interrupted:
                 raise StoppedError
+            self._refuse_silence(outcome)
         url = plan.metrics_url if isinstance(target, Server) else None
         before = reconcile.scrape(url) if url else None
         requests = sum(len(session.turns) for session in sessions)
@@ -104,16 +116,20 @@ class Cell:
                 workers=plan.workers,
                 seed=seed,
                 most_seconds=plan.most_seconds,
+                patience=plan.patience,
                 listener=listener,
             )
         if not outcome.records:
             raise StoppedError
         summary = summarize(outcome.records, plan.targets)
-        server = use = None
+        server = use = failure = None
         if url and before is not None:
-            after = _settled(url, before, summary)
-            server = reconcile.server_side(before, after)
-            use = device_use(self._device, [before, *during, after])
+            try:
+                after = _settled(url, before, summary)
+                server = reconcile.server_side(before, after)
+                use = device_use(self._device, [before, *during, after])
+            except (reconcile.ScrapeError, KeyboardInterrupt) as error:
+                failure = error
         run = Run(
             load=dataclasses.asdict(self._load),
             workload=plan.workload,
@@ -134,7 +150,14 @@ class Cell:
         self._keep(run)
         if outcome.interrupted:
             raise StoppedError
+        self._refuse_silence(outcome)
+        if failure is not None:
+            raise failure
         return {figure.key: figure.get(summary) for figure in FIGURES}
+
+    def _refuse_silence(self, outcome: driver.Outcome) -> None:
+        if any(record.code == SILENT for record in outcome.records):
+            raise CannotMeasureError(f"{self.name}: {why_silent(self._plan.patience)}")
 
 
 def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile.Samples:

@@ -97,19 +97,6 @@ def device_use(name: str, scrapes: Sequence[Samples]) -> DeviceUse:
     )
 
 
-def missing_shares(uses: Sequence[tuple[str, DeviceUse]]) -> list[str]:
-    """Why shares are missing: said once where it concerns all runs, else for each label that it concerns."""
-    said: dict[str, list[str]] = {}
-    for label, use in uses:
-        for note in use.unmeasured:
-            said.setdefault(note, []).append(label)
-    labels = {label for label, _ in uses}
-    found = []
-    for note, whose in said.items():
-        found += [note] if labels <= set(whose) else [f"{label}: {note}" for label in dict.fromkeys(whose)]
-    return found
-
-
 def _share(after: Samples, best: str, worked: float, seconds: float) -> tuple[float, str]:
     """A share, or NaN and the reason."""
     if _BYTES not in after:

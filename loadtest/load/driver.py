@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from loadtest.load import worker
+from loadtest.load.plan import PATIENCE
 from loadtest.load.targets import Target
 from loadtest.load.types import ClosedLoop, Load, Session, Worker
 from loadtest.load.worker import Assignment, Progress, Report
@@ -52,9 +53,12 @@ def run(
     workers: int,
     seed: int = 0,
     most_seconds: float | None = None,
+    patience: float = PATIENCE,
     listener: Listener = lambda progress: None,
 ) -> Outcome:
     """Sends ``sessions`` to a target and waits for all answers. Ctrl-C stops it and keeps what there is.
+
+    A target that hangs ends it too: then requests have the code ``worker.SILENT``.
 
     Args:
         target: where to.
@@ -63,12 +67,13 @@ def run(
         workers: client processes; no more than users in a closed loop.
         seed: of the arrival times.
         most_seconds: no session begins later than this; ``None`` for no limit.
+        patience: seconds without a message, while requests wait, after which the target hangs.
         listener: told the counts of all workers together, a few times a second.
 
     Raises:
         WorkerDiedError: a client process failed, since no server answers, say.
     """
-    parts = _split(target, sessions, load, workers, seed, most_seconds)
+    parts = _split(target, sessions, load, workers, seed, most_seconds, patience)
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     clients: dict[Connection, Any] = {}
     try:
@@ -103,6 +108,7 @@ def _split(
     workers: int,
     seed: int,
     most_seconds: float | None,
+    patience: float,
 ) -> list[Assignment]:
     users = load.concurrency if isinstance(load, ClosedLoop) else len(sessions)
     count = max(1, min(workers, users, len(sessions)))
@@ -119,6 +125,7 @@ def _split(
             begins=None if begins is None else begins[index::count],
             concurrency=(users + count - 1 - index) // count,
             most_seconds=most_seconds,
+            patience=patience,
         )
         for index in range(count)
     ]

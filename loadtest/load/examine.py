@@ -38,17 +38,21 @@ def told(endpoint: Endpoint) -> Told:
     return asyncio.run(_told(endpoint))
 
 
-def try_out(endpoint: Endpoint, turn: Turn) -> None:
+def try_out(endpoint: Endpoint, turn: Turn, patience: float) -> None:
     """Sends one short request.
 
     Args:
         endpoint: to be asked.
         turn: one as those that will be sent; its output is cut to 4 tokens.
+        patience: seconds that it may take.
 
     Raises:
         EndpointError: it failed; says how.
     """
-    record = asyncio.run(_tried(endpoint, turn))
+    try:
+        record = asyncio.run(asyncio.wait_for(_tried(endpoint, turn), patience))
+    except TimeoutError:
+        raise EndpointError(f"{endpoint.url} did not answer a request within {patience:g} seconds") from None
     if record.error:
         raise EndpointError(f"{endpoint.url} can't be measured: {record.error}")
 

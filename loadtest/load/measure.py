@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -52,7 +53,7 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
     """
     found = describe(plan)
     cells: list[Cell] = []
-    try:
+    with kept(found):
         for number, load in enumerate(plan.loads):
             own = [
                 Cell(plan, target, load, number, found.server.get("device", ""), console, found.runs.append)
@@ -68,13 +69,26 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
                 plan.loads.learn([run for run in found.runs[first:] if run.target == name][-1].summary)
         for repeat in range(1, plan.repeats):
             one_pass(found, cells, repeat, plan.repeats, observe)
+    return found
+
+
+@contextmanager
+def kept(found: Result) -> Iterator[None]:
+    """What ends the block before all was measured is said in ``found.ended``, and leaves the runs there.
+
+    Raises:
+        reconcile.ScrapeError: there is no run yet, and the server's metrics can't be read.
+        driver.WorkerDiedError: likewise, a client process failed.
+        NotMeasuredError: likewise, the run could not be made.
+    """
+    try:
+        yield
     except (StoppedError, KeyboardInterrupt):
         found.ended = STOPPED
     except (ScrapeError, WorkerDiedError, NotMeasuredError) as error:
         if not found.runs:
             raise
         found.ended = f"it ended before all was measured: {error}"
-    return found
 
 
 def _unwatched(targets: Sequence[Target], cells: Sequence[Cell]) -> list[str]:

@@ -10,6 +10,10 @@ from loadtest.load.sweep import Sweep
 from loadtest.load.targets import Endpoint, Server, Target
 from loadtest.load.types import ClosedLoop, Load, Session, Targets
 
+PATIENCE = 600.0
+"""Seconds without any message after which a server hangs, unless it is said otherwise: more than a small
+machine takes for a batch of long prompts, of which it answers none before it has computed all."""
+
 # How long an open loop lasts, unless the number of its sessions is given.
 _OPEN_SECONDS = 30.0
 
@@ -35,6 +39,7 @@ class Plan:
         repeats: of every load, there and back.
         endpoint: a second target, which takes turns with the server.
         alone: the endpoint is the only target.
+        patience: seconds without a message, while requests wait, after which a target hangs.
     """
 
     host: str
@@ -52,6 +57,7 @@ class Plan:
     repeats: int = 1
     endpoint: Endpoint | None = None
     alone: bool = False
+    patience: float = PATIENCE
 
     @property
     def measured(self) -> list[Target]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from statistics import median
 
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import Row, rows
 from loadtest.measuring.types import Interval
-from loadtest.report import words
+from loadtest.report import labels, words
 from loadtest.report.chart import Chart
 from loadtest.report.drawing import Drawing, drawing
 from loadtest.report.look import Look, look
 from loadtest.report.scale import Axis, from_zero, span
-from loadtest.report.svg import FONT, HALF, Size, element, over, shortened
+from loadtest.report.svg import FONT, HALF, Size, element, over, shortened, width_of
 from loadtest.report.svg import words as line_of
 
 _PERCENTILES = {"p50": 5.5, "p90": 4.0, "p95": 3.0, "p99": 5.5}
@@ -60,15 +61,38 @@ def throughput(after: Sequence[Row], before: Sequence[Row] = ()) -> Drawing:
                     continue
                 told = f"{row.label}: {words.number(at[0])} tok/s, {words.seconds(at[1])}"
                 chart.point(*at, looks[name], told, hollow=name in earlier)
-                if name in series:
-                    label = row.runs[0].load_label
-                    chart.add(over(label, chart.at_x(at[0]) - 9, chart.at_y(at[1]) - 7, "end"))
+        _name(chart, after, before)
         if len(looks) > 1:
             chart.names_below(looks.items())
         return chart
 
     caption = "One point per load. Down and right is better."
     return drawing("throughput", "Throughput against latency", caption, draw, wide=HALF)
+
+
+def _name(chart: Chart, after: Sequence[Row], before: Sequence[Row]) -> None:
+    """Writes the load beside each point, where no other name, no point and, if possible, no line is."""
+
+    def at(row: Row) -> tuple[float, float]:
+        x, y = _place(row)
+        return chart.at_x(x), chart.at_y(y)
+
+    named = [row for row in after if all(map(math.isfinite, _place(row)))]
+    points, texts = [at(row) for row in named], [row.runs[0].load_label for row in named]
+    taken = [at(row) for row in before if all(map(math.isfinite, _place(row)))]
+    for one in _series(named).values():
+        for (x1, y1), (x2, y2) in pairwise(map(at, one)):
+            steps = 1 + int(math.hypot(x2 - x1, y2 - y1) / 12)
+            taken += [(x1 + (x2 - x1) * step / steps, y1 + (y2 - y1) * step / steps) for step in range(steps)]
+    boxes = labels.place(
+        points,
+        [(width_of(text), FONT + 3.0) for text in texts],
+        labels.Box(chart.left, chart.top, chart.right, chart.bottom),
+        [labels.Box(x - 6, y - 6, x + 6, y + 6) for x, y in taken],
+    )
+    for (x, _), box, text in zip(points, boxes, texts, strict=True):
+        anchor, place = box.anchor(x)
+        chart.add(over(text, place, box.top + FONT, anchor))
 
 
 def _series(found: Iterable[Row]) -> dict[str, list[Row]]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from loadtest.document import plain, write
 from loadtest.load.against import Change, Finding, changes, only_in_one
-from loadtest.load.device import missing_shares
+from loadtest.load.device_rows import COLUMNS as DEVICE_COLUMNS
+from loadtest.load.device_rows import device_rows, missing_shares
 from loadtest.load.plots import drawings
 from loadtest.load.remarks import remarks_of
 from loadtest.load.result import SCHEMA, Result
 from loadtest.load.rows import FIGURES, Cell, Figure, Row, rows
-from loadtest.load.table import DEVICE_COLUMNS, differences, heading
+from loadtest.load.table import differences, heading
 from loadtest.report import page, words
 from loadtest.report.figures import NOTHING
 from loadtest.report.figures import Cell as Shown
@@ -53,7 +54,7 @@ def render(result: Result, against: Result | None = None) -> str:
         remarks=[remark for row in found for remark in remarks_of(row)],
         against=None if against is None else _against(against, result),
         drawings=drawings(result, against),
-        device=_device(result),
+        device=_device(found),
         facts=_facts(result),
         json=page.embedded({"schema": SCHEMA, **plain(result)}),
         json_name="longspan-load.json",
@@ -124,17 +125,14 @@ def _ratio(change: Change) -> Shown:
     return f"{_SIGNS[change.finding]}{words.ratio(ratio.value)}", ratio.value, ends
 
 
-def _device(result: Result) -> dict[str, Any] | None:
-    uses = [(run.label, run.device) for run in result.runs if run.device is not None]
+def _device(found: Sequence[Row]) -> dict[str, Any] | None:
+    uses = device_rows(found)
     if not uses:
         return None
     return {
-        "name": ", ".join(dict.fromkeys(use.name for _, use in uses)),
+        "name": ", ".join(dict.fromkeys(device for use in uses for device in use.devices)),
         "heads": ["load", *(f"{name}, {unit}" for name, unit, _ in DEVICE_COLUMNS)],
-        "rows": [
-            {"name": label, "cells": [_shown(get(use)) for _, _, get in DEVICE_COLUMNS]}
-            for label, use in uses
-        ],
+        "rows": [{"name": use.label, "cells": [_shown(each) for each in use.figures]} for use in uses],
         "notes": missing_shares(uses),
     }
 

@@ -40,6 +40,6 @@ def _row(run: Run, request: dict[str, Any]) -> dict[str, Any]:
         "repeat": run.repeat,
         "seed": run.seed,
         "ttft": "" if first is None else round(first - request["sent"], 6),
-        "tpot": "" if first is None or tokens < 2 else round((last - first) / (tokens - 1), 9),
+        "tpot": "" if first == last else round((last - first) / (tokens - 1), 9),
         "latency": round(request["ended"] - request["sent"], 6),
     }

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from loadtest.columns import Columns, figure
 from loadtest.load.against import Change, Finding, changes, only_in_one
-from loadtest.load.device import DeviceUse, missing_shares
+from loadtest.load.device_rows import COLUMNS as DEVICE_COLUMNS
+from loadtest.load.device_rows import device_rows, missing_shares
 from loadtest.load.remarks import remarks_of
 from loadtest.load.result import Result
 from loadtest.load.rows import FIGURES, Cell, Row, rows
-
-DEVICE_COLUMNS: tuple[tuple[str, str, Callable[[DeviceUse], float]], ...] = (
-    ("memory used", "GB", lambda use: use.memory_used / 1e9),
-    ("memory total", "GB", lambda use: use.memory_total / 1e9),
-    ("bandwidth measured", "GB/s", lambda use: use.bandwidth / 1e9),
-    ("bandwidth reached", "%", lambda use: use.bandwidth_share * 100),
-    ("matrices measured", "GFLOP/s", lambda use: use.matrix_rate / 1e9),
-    ("matrices reached", "%", lambda use: use.matrix_share * 100),
-)
 
 # What two servers have in common in a fair comparison.
 _SERVED = ("model", "dtype", "kv_dtype", "device")
@@ -40,13 +31,6 @@ def _head(name: str, unit: str) -> str:
     return f"{first}\n{second}\n{unit}"
 
 
-def figure(value: float) -> str:
-    """Three digits that matter."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
     """One row per load and target, its repeats together, and below it what is wrong with some.
 
@@ -54,31 +38,22 @@ def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
         result: to be shown.
         one_line: intervals stand beside their figures, for what reads a pipe; else below them.
     """
-    table = _grid()
     with_goodput = any(run.summary.goodput is not None for run in result.runs)
-    if with_goodput:
-        table.add_column("good\n%", justify="right")
-    table.add_column("failed", justify="right")
+    table = _figures(*(["good\n%"] if with_goodput else []), "failed")
     found = rows(result)
     for row in found:
-        label = row.label if one_line else _broken(row.label)
-        cells = [label + (" *" if remarks_of(row) else "")]
-        cells += [shown(row.cells[figure_.key], figure_.factor, one_line) for figure_ in FIGURES]
+        label = (row.label if one_line else _broken(row.label)) + (" *" if remarks_of(row) else "")
+        cells = [shown(row.cells[figure_.key], figure_.factor, one_line) for figure_ in FIGURES]
         if with_goodput:
-            cells.append("-" if math.isnan(row.goodput) else f"{100 * row.goodput:.1f}")
-        cells.append(f"[red]{row.failed}[/red]" if row.failed else "0")
-        table.add_row(*cells)
+            cells.append(Text("-" if math.isnan(row.goodput) else f"{100 * row.goodput:.1f}"))
+        table.add_row(label, *cells, Text(str(row.failed), style="red" if row.failed else ""))
     notes = [Text(f"* {label}: {remark}") for row in found for label, remark in remarks_of(row)]
     return Group(heading(result), table, *footnotes(found), *notes, *_device_table(found))
 
 
-def _grid() -> Table:
-    """A table of all figures. One that is too wide for its terminal loses no digit: cells fold."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("load", overflow="fold")
-    for figure_ in FIGURES:
-        table.add_column(_head(figure_.name, figure_.unit), justify="right", overflow="fold")
-    return table
+def _figures(*more: str) -> Columns:
+    """A table of all figures, with more columns behind them."""
+    return Columns("load", [*(_head(each.name, each.unit) for each in FIGURES), *more])
 
 
 def _broken(label: str) -> str:
@@ -86,14 +61,14 @@ def _broken(label: str) -> str:
     return label.replace(", ", ",\n")
 
 
-def shown(cell: Cell, factor: float, one_line: bool = False) -> str:
+def shown(cell: Cell, factor: float, one_line: bool = False) -> Text:
     """A figure, and how far its interval reaches to both sides, in percent of it: below it or beside it."""
     interval = cell.interval
-    text = figure(interval.value * factor) + ("?" if cell.weak else "")
+    text = Text(figure(interval.value * factor) + ("?" if cell.weak else ""))
     if not interval.claimed or not interval.value:
         return text
     ends = [f"{round(100 * (end / interval.value - 1)):+d}%" for end in (interval.low, interval.high)]
-    return f"{text} {ends[0]}{ends[1]}" if one_line else f"{text}\n[dim]{ends[0]}\n{ends[1]}[/dim]"
+    return text.append(f" {ends[0]}{ends[1]}" if one_line else f"\n{ends[0]}\n{ends[1]}", style="dim")
 
 
 def footnotes(found: Sequence[Row]) -> list[Text]:
@@ -116,22 +91,15 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
 
 
 def _device_table(found: Sequence[Row]) -> list[RenderableType]:
-    """What runs made of the server's device, medians of repeats; nothing where no metrics were read."""
-    uses = [
-        (row.label, own)
-        for row in found
-        if (own := [run.device for run in row.runs if run.device is not None])
-    ]
-    if not uses:
+    """What runs made of the server's device; nothing where no metrics were read."""
+    shown_rows = device_rows(found)
+    if not shown_rows:
         return []
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("\n".join(dict.fromkeys(use.name for _, own in uses for use in own)), no_wrap=True)
-    for name, unit, _ in DEVICE_COLUMNS:
-        table.add_column(_head(name, unit), justify="right", no_wrap=True)
-    for label, own in uses:
-        table.add_row(label, *(figure(median(get(use) for use in own)) for _, _, get in DEVICE_COLUMNS))
-    said = missing_shares([(label, use) for label, own in uses for use in own])
-    return [Text(), table, *(Text(note, style="dim") for note in said)]
+    devices = dict.fromkeys(device for row in shown_rows for device in row.devices)
+    table = Columns("\n".join(devices), [_head(name, unit) for name, unit, _ in DEVICE_COLUMNS])
+    for row in shown_rows:
+        table.add_row(row.label, *map(figure, row.figures))
+    return [Text(), table, *(Text(note, style="dim") for note in missing_shares(shown_rows))]
 
 
 def heading(result: Result) -> Text:
@@ -159,7 +127,7 @@ def heading(result: Result) -> Text:
 def comparison(before: Result, after: Result) -> RenderableType:
     """The rows of two results that had the same load: before, after, and after / before."""
     found = changes(before, after)
-    table = _grid()
+    table = _figures()
     for label in dict.fromkeys(change.label for change in found):
         own = [change for change in found if change.label == label]
         table.add_row(_broken(label))
@@ -176,15 +144,15 @@ def comparison(before: Result, after: Result) -> RenderableType:
     return Group(Text("\nagainst the earlier result", style="bold"), table, *notes)
 
 
-def _ratio(change: Change) -> str:
+def _ratio(change: Change) -> Text:
     """After / before: in color where repeats show a difference, in parentheses where not, else with ``~``."""
     if math.isnan(change.ratio.value):
-        return "-"
+        return Text("-")
     text = f"{change.ratio.value:.2f}"
     if change.finding is Finding.NONE:
-        return f"[dim]({text})[/dim]"
+        return Text(f"({text})", style="dim")
     color = _COLORS.get(change.finding) if change.across_runs else None
-    return f"[{color}]x{text}[/{color}]" if color else f"~{text}"
+    return Text(f"x{text}", style=color) if color else Text(f"~{text}")
 
 
 def _basis(found: Sequence[Change]) -> list[str]:

@@ -19,6 +19,9 @@ from loadtest.measuring.loops import loop_factory
 from loadtest.measuring.records import Record
 from loadtest.measuring.requests import sleep_until
 
+SILENT = "NO_MESSAGE"
+"""Code of requests that were given up, since the target sent nothing for too long."""
+
 _TELL_SECONDS = 0.25
 _LAG_PROBE_SECONDS = 0.02
 
@@ -33,6 +36,7 @@ class Assignment:
         begins: seconds after the start at which each begins; ``None`` in a closed loop.
         concurrency: users, in a closed loop.
         most_seconds: no session begins later than this after the start; ``None`` for no limit.
+        patience: seconds without a message, while requests wait, after which all of them are given up.
     """
 
     target: Target
@@ -40,6 +44,7 @@ class Assignment:
     begins: list[float] | None
     concurrency: int
     most_seconds: float | None
+    patience: float
 
 
 class Progress(NamedTuple):
@@ -56,6 +61,14 @@ class Report(NamedTuple):
 
     records: list[Record]
     worker: Worker
+
+
+def why_silent(patience: float) -> str:
+    """Why requests were given up, a sentence without a full stop."""
+    return (
+        f"the server sent nothing for {patience:g} seconds while requests waited; if it does not hang, but "
+        "computes, `longspan load` waits longer with --patience"
+    )
 
 
 def main(connection: Connection, assignment: Assignment) -> None:
@@ -76,6 +89,7 @@ class _Client:
         self._assignment = assignment
         self._records: list[Record] = []
         self._lags: list[float] = []
+        self._silent = False
 
     async def run(self) -> None:
         async with sender(self._assignment.target) as client:  # connected before the clock runs
@@ -83,14 +97,18 @@ class _Client:
             start: float = await asyncio.to_thread(self._connection.recv)
             await sleep_until(start)
             busy = time.process_time()
-            watchers = [asyncio.create_task(self._tell()), asyncio.create_task(self._probe_lag())]
             sending = asyncio.create_task(self._send_all(client, start))
-            stop = asyncio.create_task(self._told_to_stop())
-            await asyncio.wait({sending, stop}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (*watchers, stop, sending):
+            stop, silence = asyncio.create_task(self._told_to_stop()), asyncio.create_task(self._silence())
+            tasks = (
+                *(sending, stop, silence),
+                *(asyncio.create_task(self._tell()), asyncio.create_task(self._probe_lag())),
+            )
+            await asyncio.wait({sending, stop, silence}, return_when=asyncio.FIRST_COMPLETED)
+            self._silent = silence.done()
+            for task in tasks:
                 task.cancel()
             wall = time.monotonic() - start
-            await asyncio.gather(*watchers, stop, sending, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             if sending.done() and not sending.cancelled() and (error := sending.exception()):
                 raise error
             share = (time.process_time() - busy) / max(wall, 1e-9)
@@ -133,6 +151,8 @@ class _Client:
                 answer = await client.send(Turn(prompt, turn.output_tokens), record)
             except asyncio.CancelledError:
                 record.code, record.error = "CANCELLED", "the load test was stopped"
+                if self._silent:
+                    record.code, record.error = SILENT, why_silent(self._assignment.patience)
                 raise
             if record.error:
                 return
@@ -157,6 +177,24 @@ class _Client:
             before = time.monotonic()
             await asyncio.sleep(_LAG_PROBE_SECONDS)
             self._lags.append(max(0.0, time.monotonic() - before - _LAG_PROBE_SECONDS))
+
+    async def _silence(self) -> None:
+        """Ends when requests wait for the target, and it has sent nothing for longer than the patience."""
+        heard, seen = -math.inf, 0
+        waiting: list[Record] = []
+        while True:
+            await asyncio.sleep(min(_TELL_SECONDS, self._assignment.patience / 4))
+            waiting += self._records[seen:]
+            seen = len(self._records)
+            for record in waiting:
+                if record.arrivals:
+                    heard = max(heard, record.arrivals[-1][0])
+                if not math.isnan(record.ended):
+                    heard = max(heard, record.ended)
+            waiting = [record for record in waiting if math.isnan(record.ended)]
+            first = min((record.sent for record in waiting), default=math.inf)
+            if time.monotonic() - max(heard, first) > self._assignment.patience:
+                return
 
     async def _told_to_stop(self) -> None:
         while not self._connection.poll():  # noqa: ASYNC110 (a pipe tells no event loop)

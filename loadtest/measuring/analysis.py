@@ -156,10 +156,12 @@ def settled(
         confidence: of the interval.
     """
     found = ratio(measurements, deployment, base, load, figure, confidence)
-    if not found.claimed:
-        return False
-    narrow = (found.high - found.low) / 2 < NARROW * found.value
-    return narrow or found.low > 1 + margin or found.high < 1 / (1 + margin)
+    return narrow(found) or found.low > 1 + margin or found.high < 1 / (1 + margin)
+
+
+def narrow(found: Interval) -> bool:
+    """More rounds would not change the figure in a way that matters; see ``NARROW``."""
+    return (found.high - found.low) / 2 < NARROW * found.value  # NaN, where none is claimed, is not
 
 
 def _by_round(found: dict[tuple[int, int], float]) -> dict[int, float]:

@@ -51,8 +51,14 @@ class Record:
 
     @property
     def tpot(self) -> float | None:
-        """Time per output token after the first; ``None`` for fewer than two tokens."""
-        if self.tokens < 2:
+        """Time per output token after the first: (last token's time - first token's) / (tokens - 1).
+
+        The definition of the field's benchmarks (vLLM's and SGLang's). Tokens that share a message share its
+        time, so that a first message of several counts all but one of them as made in no time; a server that
+        holds tokens back to send them together shows it in its time to first token. ``None`` where all
+        tokens came in one message: its time says nothing of them.
+        """
+        if len(self.arrivals) < 2:
             return None
         return (self.arrivals[-1][0] - self.arrivals[0][0]) / (self.tokens - 1)
 

@@ -84,11 +84,11 @@ class Served:
             seed: of the prompts, or of their last pages.
 
         Returns:
-            ``tpot``: median time between a stream's tokens (cached), or median of the requests' times per
-            output token (new); there is none where all tokens came in one message. ``output_rate``: tokens of
-            all streams over the time from the first request to the last token. For new prompts also ``ttft``:
-            median, from when the request should have been sent; ``prefill_rate``: median of prompt tokens
-            over time to first token. Seconds, tokens per second.
+            ``tpot``: of new prompts the median of ``Record.tpot``, of cached ones the median time from a
+            stream's token to its next; there is none where all tokens came in one message.
+            ``output_rate``: tokens of all streams over the time from the first request to the last token. For
+            new prompts also ``ttft``: median, from when the request should have been sent; ``prefill_rate``:
+            median of prompt tokens over time to first token. Seconds, tokens per second.
 
         Raises:
             longspan.LongspanError: a request failed.
@@ -113,7 +113,7 @@ class Served:
                 record.prompt_tokens / (record.arrivals[0][0] - record.sent) for record in records
             ),
         }
-        times = [time for record in records if (time := _tpot(record))]
+        times = [record.tpot for record in records if record.tpot is not None]
         return figures | ({"tpot": statistics.median(times)} if times else {})
 
     def _cached(self, load: Load, seed: int) -> dict[str, float]:
@@ -202,12 +202,6 @@ def _gaps(record: Record) -> list[float]:
     """Seconds per token from each message to the next."""
     counts = [count for _, count in record.arrivals[1:]]
     return [gap / count for gap, count in zip(record.gaps, counts, strict=True)]
-
-
-def _tpot(record: Record) -> float:
-    """Seconds per token after the first message, which may have several; 0 where there is no other."""
-    (first, count), (last, _) = record.arrivals[0], record.arrivals[-1]
-    return (last - first) / (record.tokens - count) if record.tokens > count else 0.0
 
 
 def _output_rate(records: Sequence[Record]) -> float:

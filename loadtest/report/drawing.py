@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from loadtest.document import write
 from loadtest.report.chart import Chart
 from loadtest.report.look import look
 from loadtest.report.svg import NARROW, WIDE, Size, element, marker, standalone
@@ -32,8 +33,12 @@ class Drawing:
     narrow: Markup
 
     def write(self, path: Path) -> None:
-        """Writes the drawing for screens as a file of its own, in the colors of a light page."""
-        path.write_text(standalone(str(self.wide)), encoding="utf-8")
+        """Writes the drawing for screens as a file of its own, in the colors of a light page.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        write(standalone(str(self.wide)), path)
 
 
 def drawing(

@@ -32,6 +32,12 @@ class Box:
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
+    def anchor(self, x: float) -> tuple[str, float]:
+        """How and where a line of text in it is anchored that names a point at ``x``."""
+        if self.left < x < self.right:
+            return "middle", (self.left + self.right) / 2
+        return ("end", self.right) if self.right <= x else ("start", self.left)
+
     @property
     def area(self) -> float:
         """Its own."""

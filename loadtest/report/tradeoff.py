@@ -243,9 +243,7 @@ def _name(chart: Chart, size: Size, points: Sequence[_Point], taken: Sequence[la
         near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
         if math.hypot(near_x - x, near_y - y) > 20:
             chart.leader(x, y, near_x, near_y)
-        anchor, at = ("end", box.right) if box.right <= x else ("start", box.left)
-        if box.left < x < box.right:
-            anchor, at = "middle", (box.left + box.right) / 2
+        anchor, at = box.anchor(x)
         chart.add(over(text[0], at, box.top + FONT, anchor, font_weight=600))
         if text[1:]:
             chart.add(over(text[1], at, box.top + 2 * FONT + 2, anchor, "var(--dim)", font_size=11))

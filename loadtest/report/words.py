@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from loadtest.columns import figure
 from loadtest.measuring.types import Interval, length_label
 
 NONE = "\N{EN DASH}"
@@ -23,14 +24,7 @@ def plain(value: float) -> str:
 
 def number(value: float) -> str:
     """A number with three significant digits."""
-    if not math.isfinite(value):
-        return NONE
-    size = abs(value)
-    if size >= 100:
-        return _minus(f"{value:,.0f}")
-    if size >= 0.1 or value == 0:
-        return _minus(f"{value:.1f}" if size >= 10 else f"{value:.2f}")
-    return plain(value)
+    return _minus(figure(value)) if math.isfinite(value) else NONE
 
 
 def seconds(value: float) -> str:

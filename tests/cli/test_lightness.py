@@ -16,23 +16,26 @@ LONGSPAN = str(Path(sys.executable).parent / "longspan")
 _PREFIX = """
 import sys
 from importlib.machinery import PathFinder
+blocked = set(sys.argv[1].split(","))
 class WithoutServer(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        blocked = {"torch", "transformers", "pydantic_settings", "msgspec", "numpy", "httpx2", "uvloop"}
-        blocked |= {"jinja2", "markupsafe", "psutil", "tokenizers", "wonderwords"}
         return None if name.split(".")[0] in blocked else super().find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutServer
-sys.argv = ["longspan", *sys.argv[1:]]
+sys.argv = ["longspan", *sys.argv[2:]]
 from loadtest.cli.__main__ import main
 main()
 """
+SERVER_ALONE = ("torch", "transformers", "accelerate", "gguf", "pydantic_settings", "msgspec", "psutil")
+SERVER_ALONE += ("prometheus_client", "safetensors", "sentencepiece", "tiktoken", "wonderwords")
+LOAD = ("numpy", "httpx2", "uvloop", "jinja2", "markupsafe", "tokenizers")
 
 
-def run_without_server(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", _PREFIX, *arguments], capture_output=True, text=True, timeout=60
-    )
+def run_without_server(
+    *arguments: str, blocked: tuple[str, ...] = SERVER_ALONE + LOAD
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _PREFIX, ",".join(blocked), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_client_commands_need_no_server_extra(server: Running) -> None:
@@ -57,6 +60,22 @@ def test_a_load_is_put_on_a_server_without_the_server_extra(server: Running, tmp
         refused = run_without_server(*load, *more)
         assert refused.returncode == 1
         assert sentence in refused.stderr
+
+
+def test_the_load_extra_alone_has_all_that_a_load_takes(server: Running, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "abcdef", "output_tokens": 6}\n')
+    files = {name: tmp_path / f"load.{name}" for name in ("json", "csv", "html", "svg")}
+    load = ["load", "--port", str(server.port), "--no-metrics", "--workload", str(file), "--requests", "4"]
+    load += ["--concurrency", "2", "--repeats", "2"]
+    done = run_without_server(
+        *load,
+        *(word for name, path in files.items() for word in (f"--{name}", str(path))),
+        blocked=SERVER_ALONE,
+    )
+    assert "figures: medians of 2 runs" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(path.stat().st_size for path in files.values())
 
 
 @pytest.mark.parametrize(

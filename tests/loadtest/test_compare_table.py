@@ -65,7 +65,7 @@ def test_the_table_fits_and_has_every_figure(usual, width):
     assert any("effective length" in line.lower() for line in lines)
     assert "sequences that 1.00 GiB of KV cache hold" in " ".join(" ".join(lines).split())
     # At 1k it computes what full attention computes: an outcome there would be of another length.
-    assert [line.strip() for line in lines if line.strip() == "not safe"] == ["not safe"]
+    assert len([line for line in lines if line.startswith("not safe")]) == 1
 
 
 def test_how_like_the_distributions_are_is_told(usual):

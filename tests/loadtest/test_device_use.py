@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from loadtest.load import device, reconcile, result, table
-from loadtest.load.device import device_use, missing_shares, watched
+from loadtest.load.device import device_use, watched
+from loadtest.load.device_rows import DeviceRow, missing_shares
 from loadtest.load.document import save
 from loadtest.load.report import write_report
 from tests.loadtest.test_figures import make_result, shown
@@ -112,15 +113,14 @@ def test_the_metrics_are_looked_at_while_a_run_lasts(monkeypatch):
     assert scrapes == []
 
 
-def test_what_is_said_of_all_runs_is_said_once(scraped):
-    lacking = device_use("cpu", [scraped(BEFORE, ""), scraped(AFTER, "")])
-    whole = device_use("cpu", [scraped(BEFORE), scraped(AFTER)])
-    (why,) = lacking.unmeasured
-    assert missing_shares([("1 user", lacking), ("2 users", lacking), ("2 users", lacking)]) == [why]
-    assert missing_shares([("1 user", whole), ("2 users", lacking), ("2 users", lacking)]) == [
-        f"2 users: {why}"
-    ]
-    assert missing_shares([("1 user", whole)]) == []
+def test_what_is_said_of_all_rows_is_said_once(scraped):
+    (why,) = device_use("cpu", [scraped(BEFORE, ""), scraped(AFTER, "")]).unmeasured
+    lacking, whole = (
+        DeviceRow(label, ("cpu",), (), notes) for label, notes in [("2 users", (why,)), ("1 user", ())]
+    )
+    assert missing_shares([replace(lacking, label="1 user"), lacking]) == [why]
+    assert missing_shares([whole, lacking]) == [f"2 users: {why}"]
+    assert missing_shares([whole]) == []
 
 
 @pytest.fixture
@@ -147,6 +147,23 @@ def test_a_document_keeps_it_and_an_older_one_is_read(measured, tmp_path):
     assert [run.device for run in result.load(file).runs] == [None, None]
 
 
+def device_table(report):
+    return report.partition('id="device"')[2].partition("</section>")[0]
+
+
+def test_repeats_are_one_row_without_those_that_were_disturbed(measured, tmp_path):
+    quiet, other = measured.runs
+    used = [replace(quiet.device, memory_used=gigabytes * 1e9) for gigabytes in (2.0, 3.0, 7.0)]
+    repeats = [replace(quiet, repeat=number, device=use) for number, use in enumerate(used)]
+    repeats.append(replace(quiet, repeat=3, device=replace(quiet.device, memory_used=99e9), disturbed="x"))
+    measured.runs = [*repeats, other]
+    write_report(measured, tmp_path / "report.html")
+    table_ = device_table((tmp_path / "report.html").read_text())
+    assert table_.count("<tr") == 1 + 2
+    assert ">3.00</td>" in table_
+    assert "99.0" not in table_
+
+
 def test_tables_and_reports_show_it(measured, tmp_path):
     text = shown(table.runs_table(measured))
     lines = text.partition("GPU <1>")[2].splitlines()
@@ -159,6 +176,7 @@ def test_tables_and_reports_show_it(measured, tmp_path):
     assert "<h2>Device: GPU &lt;1&gt;</h2>" in report
     assert ">40.0</td>" in report
     assert "not measured: it would be 2.30" in report
+    assert device_table(report).count("<tr") == 1 + 2
     measured.runs = [replace(run, device=None) for run in measured.runs]
     assert "GPU <1>" not in shown(table.runs_table(measured))
     write_report(measured, tmp_path / "report.html")

@@ -8,7 +8,7 @@ import math
 import psutil
 import pytest
 
-from loadtest.load import driver, reconcile
+from loadtest.load import driver, reconcile, worker
 from loadtest.load.measures import summarize
 from loadtest.load.targets import Server
 from loadtest.load.types import ClosedLoop, OpenLoop, Session, Turn
@@ -104,6 +104,26 @@ async def test_an_interrupt_stops_the_run_and_keeps_what_there_is(served):
     assert outcome.interrupted
     assert {record.code for record in outcome.records} == {"CANCELLED"}
     assert len(outcome.records) == 3
+
+
+async def test_a_server_that_hangs_ends_the_run(served):
+    running, port, _ = served
+    running.engine.open.clear()
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(3), patience=0.6)
+    assert not outcome.interrupted
+    assert {record.code for record in outcome.records} == {worker.SILENT}
+    assert len(outcome.records) == 3, "nothing more is sent"
+    assert all(0.6 < record.latency < 30 for record in outcome.records)
+    assert "sent nothing for 0.6 seconds while requests waited" in outcome.records[0].error
+
+
+async def test_a_server_that_is_slow_but_sends_does_not_hang(served):
+    running, port, _ = served
+    running.engine.step_seconds = 0.2
+    # The last of them wait for longer than the patience, and are answered.
+    outcome = await drive(port, WORKLOADS["fixed"](SHAPE), ClosedLoop(2), patience=1.0)
+    assert {record.code for record in outcome.records} == {"OK"}
+    assert max(record.ended for record in outcome.records) - outcome.records[0].sent > 2.0
 
 
 async def test_an_address_without_a_server_is_said():

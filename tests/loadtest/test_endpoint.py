@@ -156,14 +156,14 @@ def test_what_can_be_refused_is_refused_before(address, tokenizer):
     with pytest.raises(EndpointError, match=r"has no model 'nobody'; name one .*: plain, nasty"):
         examine.told(Endpoint(address, "nobody"))
     with pytest.raises(EndpointError, match="ignore_eos"):
-        examine.try_out(Endpoint(address, "strict"), IDS)
+        examine.try_out(Endpoint(address, "strict"), IDS, 30.0)
     for turn in (IDS, Turn("abc", 4)):
-        examine.try_out(Endpoint(address, "plain", prompts="text", tokenizer=tokenizer), turn)
+        examine.try_out(Endpoint(address, "plain", prompts="text", tokenizer=tokenizer), turn, 30.0)
         assert openai_double.received(address)[-1]["prompt"] == "abc"
     with pytest.raises(EndpointError, match="become text with --tokenizer"):
-        examine.try_out(Endpoint(address, "plain", prompts="text"), IDS)
+        examine.try_out(Endpoint(address, "plain", prompts="text"), IDS, 30.0)
     with pytest.raises(EndpointError, match="give --endpoint-api chat"):
-        examine.try_out(Endpoint(address, "plain"), IDS_AS_TEXT)
+        examine.try_out(Endpoint(address, "plain"), IDS_AS_TEXT, 30.0)
 
 
 def test_client_processes_put_a_load_on_it(address, tokenizer):

@@ -188,6 +188,15 @@ def test_other_files_are_refused(tmp_path, text):
         result.load(file)
 
 
+def test_time_per_output_token_is_of_all_tokens_but_the_first():
+    assert Record(0, 0, 0.0, 0.5, [(1.0, 1), (2.0, 1), (3.0, 1)]).tpot == 1.0
+    # Tokens that come together share a time, those of the first message too.
+    assert Record(0, 0, 0.0, 0.5, [(1.0, 3), (2.0, 1), (3.0, 1)]).tpot == 0.5
+    assert Record(0, 0, 0.0, 0.5, [(1.0, 5)]).tpot is None
+    assert Record(0, 0, 0.0, 0.5, [(1.0, 1)]).tpot is None
+    assert Record(0, 0, 0.0, 0.5).tpot is None
+
+
 def shown(renderable, width=200):
     console = Console(width=width, file=io.StringIO())
     console.print(renderable)

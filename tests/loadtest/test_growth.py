@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from attention.patterns.sparse import PATTERNS
 from loadtest.direct.growth import document, engines, measure
+from loadtest.direct.growth.__main__ import main
 from loadtest.direct.growth.in_engine import decode, survey
 from loadtest.direct.growth.report import write_report
 from loadtest.direct.growth.table import milliseconds, series, table
@@ -200,10 +202,63 @@ def test_variants_are_paired_with_full_attention_and_one_that_fails_leaves_the_o
         "64 tokens x 1, 256 tokens x 1, 64 tokens x 2: its process was killed by signal 9"
     ]
     assert growth.reasons(growth.survey.variants[2]) == [
-        "64 tokens x 2: not measured within 60 seconds; give more --seconds, or less to do"
+        "64 tokens x 2: not measured within 60 seconds; give a longer --budget, or less to do"
     ]
     assert growth.reasons(growth.survey.variants[4]) == ["not here"]
     assert not growth.complete
+
+
+def fake(monkeypatch, worker, *names):
+    """Engines that are not there, one per name."""
+    found = Survey(MODEL, {}, "folder", tuple(variant(name) for name in names), (), PLAN.contexts)
+    told = Findings(facts={"survey": msgspec.json.encode(found).decode()})
+    monkeypatch.setattr(measure.work, "run", lambda *given: told)
+    monkeypatch.setattr(engines.work, "Worker", worker)
+    monkeypatch.setattr(worker, "made", [])
+    monkeypatch.setattr("loadtest.measuring.weather.disturbance", lambda observed: "")
+
+
+def test_a_point_whose_interval_is_narrow_needs_no_more_rounds(monkeypatch):
+    class Noisy(Worker):
+        def part(self, name, findings, end, *more):
+            if name == "decode":
+                noise = 0.4 * (more[2] // 6 % 2) if more[0] == POINTS[2] else 0.0  # in every other round
+                findings.figures["tpot"] = 0.002 if self.name == "full" else 0.001 * (1 + noise)
+
+    fake(monkeypatch, Noisy, "full", "good")
+    growth = measure.measure(replace(PLAN, rounds=9), lambda words: None, lambda growth: None)
+    assert [growth.ratio("good", point).count for point in POINTS] == [6, 6, 9]
+    assert growth.complete
+    assert [growth.short(each) for each in growth.survey.variants] == ["", ""]
+
+
+def test_what_the_budget_does_not_reach_is_said(monkeypatch):
+    class Slow(Worker):
+        def part(self, name, findings, end, *more):
+            time.sleep(0.05 if name == "decode" else 0)
+            return super().part(name, findings, end, *more)
+
+    fake(monkeypatch, Slow, "full", "good", "better")
+    began = time.monotonic()
+    growth = measure.measure(replace(PLAN, budget=3.0), lambda words: None, lambda growth: None)
+    assert time.monotonic() - began < 6.0
+    good, better = growth.survey.variants[1:]
+    for each in (good, better):
+        assert growth.reasons(each) == []
+        assert re.fullmatch(
+            r"64 tokens x 1 \([1-5]\), 256 tokens x 1 \([1-5]\), 64 tokens x 2 \([1-5]\): fewer than 6 "
+            "undisturbed rounds; give a longer --budget",
+            growth.short(each),
+        )
+    none = measure.measure(replace(PLAN, budget=0.0), lambda words: None, lambda growth: None)
+    assert none.reasons(good) == [
+        "64 tokens x 1, 256 tokens x 1, 64 tokens x 2: the budget ended before it was measured; give a "
+        "longer --budget, or less to do"
+    ]
+    assert not none.complete
+    console = Console(width=150, file=io.StringIO())
+    console.print(table(growth))
+    assert "good: 64 tokens x 1" in console.file.getvalue()
 
 
 def test_a_model_that_cannot_be_served_at_all_is_said_in_a_sentence(monkeypatch):
@@ -228,7 +283,7 @@ def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
     console = Console(width=150, file=io.StringIO())
     console.print(table(growth))
     text = console.file.getvalue()
-    assert re.search(r"window +cpu_paged +- +5\.00", text)
+    assert re.search(r"window +- +5\.00", text)
     assert "x 4.00 (4.00-4.00)" in text
     assert "! flash: flash needs <CUDA>" in text
     assert "! window: 64 tokens x 1, 64 tokens x 2: it was tired" in text
@@ -252,6 +307,7 @@ def test_the_command(tmp_path):
     command = [sys.executable, "-m", "loadtest.direct.growth", "--contexts", "1024,2048", "--streams", "1,2"]
     command += ["--steps", "2", "--rounds", "2", "--backends", "sliding_window window=508", "xformers"]
     command += ["--json", str(tmp_path / "growth.json"), "--html", str(tmp_path / "growth.html")]
+    command += ["--svg", str(tmp_path)]
     done = subprocess.run([*command, "--", "--threads", "1"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "sliding_window window=508" in done.stdout
@@ -271,10 +327,21 @@ def test_the_command(tmp_path):
     assert all(each["figures"]["tpot"] > 0 for each in result["measurements"])
     assert {each["round"] for each in result["measurements"] if each["deployment"] == window} == {0, 1}
     assert (tmp_path / "growth.html").read_text().count("<figure") == 2
+    for name in ("context", "streams"):
+        assert (tmp_path / f"growth-{name}.svg").read_text().startswith("<svg")
 
 
-def test_a_backend_is_asked_for_in_one_place_only():
-    command = [sys.executable, "-m", "loadtest.direct.growth", "--", "--attention", "full"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "give backends by --backends" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--", "--attention", "full"], "give backends by --backends"),
+        (["--budget", "5"], "5 is no time of at least 30 seconds; write it like 90s, 5m or 1h30m"),
+        (["--svg", "/nowhere/at/all"], "there is no folder /nowhere/at/all; make it first"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(monkeypatch, capsys, arguments, sentence):
+    monkeypatch.setattr("sys.argv", ["growth", *arguments])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert sentence in capsys.readouterr().err

@@ -1,10 +1,13 @@
 """What repeats and order statistics say of a load test's figures, and what is said against an earlier one."""
 
 import csv
+import itertools
 import json
 import math
 import random
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,12 +16,15 @@ from loadtest.load import order_statistics, result, table
 from loadtest.load.against import Finding, changes
 from loadtest.load.document import save
 from loadtest.load.measures import percentile, summarize
+from loadtest.load.plots import throughput
 from loadtest.load.request_rows import COLUMNS, save_csv
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import clean, rows
+from loadtest.load.types import Targets
 from loadtest.measuring.records import Record
 from loadtest.measuring.statistics import ratio_interval
 from loadtest.measuring.types import Weather
+from loadtest.report import labels
 from tests.loadtest.test_figures import IDLE, shown
 
 SHARES = [0.5, 0.9, 0.99]
@@ -128,10 +134,25 @@ def test_repeats_of_a_load_are_one_row_with_intervals():
 def test_a_terminal_of_80_columns_loses_no_digit():
     base, after = repeated(0.1), repeated(0.15, seed=1)
     wide, narrow = (shown(table.runs_table(base), width) for width in (200, 80))
+    assert max(map(len, narrow.splitlines()[2:])) <= 80
     heads = [line.split() for line in narrow.splitlines() if line.startswith("load")]
     assert heads[0][-1] == "failed"
     assert "\N{HORIZONTAL ELLIPSIS}" not in narrow + shown(table.comparison(base, after), 80)
     assert narrow.split().count("0") == wide.split().count("0") > 0, "what failed is told in both"
+
+
+def test_a_terminal_of_80_columns_shows_what_failed_however_wide_the_figures_are():
+    wide = summarize(records(ttft=4000.0), Targets(ttft=1.0))
+    wide = replace(wide, output_rate=12_345.6, prompt_rate=123_456.7, failed={"UNAVAILABLE": 3})
+    text = shown(table.runs_table(made([run(wide, target="a-peer-with-a-name")])), 80)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line for line in lines if line.startswith("load ")]
+    assert len(heads) == 2, "what has no room beside goes below"
+    assert heads[1].split()[-2:] == ["%", "failed"]
+    after = lines[lines.index(heads[1]) :]
+    assert next(line for line in after if line.startswith("2 users")).split()[-1] == "3"
+    assert {"12,346", "123,457", "4,000,000?"} <= set(text.split())
 
 
 def test_ratios_of_unpaired_medians_are_as_sure_as_they_say():
@@ -260,6 +281,24 @@ def test_every_request_is_a_row_of_csv(tmp_path):
         (0.1, 0.02, 0.18)
     )
     assert (last["ttft"], last["code"], last["error"]) == ("", "UNAVAILABLE", 'gone, "really"')
+
+
+def test_names_of_loads_are_not_drawn_over_each_other(tmp_path):
+    def point(users, rate, latency):
+        found = summarize(records())
+        return run(replace(found, output_rate=rate, latency=replace(found.latency, p50=latency)), users=users)
+
+    places = [(1, 270.0, 0.5), (2, 272.0, 0.52), (4, 300.0, 0.6), (8, 825.0, 1.2), (16, 830.0, 1.3)]
+    found = rows(made([point(*place) for place in places]))
+    throughput(found, found).write(tmp_path / "plot.svg")
+    boxes = []
+    for text in ElementTree.parse(tmp_path / "plot.svg").iter("{http://www.w3.org/2000/svg}text"):
+        if re.fullmatch(r"\d+ users?", text.text or ""):
+            x, y, wide = float(text.get("x")), float(text.get("y")), 6.0 * len(text.text)
+            left = x - {"start": 0.0, "middle": wide / 2, "end": wide}[text.get("text-anchor")]
+            boxes.append(labels.Box(left, y - 10, left + wide, y))
+    assert len(boxes) == 5
+    assert all(one.shared(other) == 0 for one, other in itertools.combinations(boxes, 2))
 
 
 def test_percentile_and_interval_agree():

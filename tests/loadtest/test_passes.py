@@ -12,14 +12,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from loadtest.cli.__main__ import application
-from loadtest.load import cell, driver, result
+from loadtest.load import cell, driver, examine, reconcile, result
 from loadtest.load.cell import StoppedError
 from loadtest.load.document import save
 from loadtest.load.measure import STOPPED, measure
+from loadtest.load.passes import NotMeasuredError
 from loadtest.load.plan import Plan
 from loadtest.load.rows import clean, rows
-from loadtest.load.targets import Endpoint
-from loadtest.load.types import ClosedLoop, OpenLoop, Targets
+from loadtest.load.targets import Endpoint, EndpointError
+from loadtest.load.types import ClosedLoop, OpenLoop, Targets, Turn
 from loadtest.load.workloads import WORKLOADS, Shape
 from loadtest.measuring.listening import processes_on
 from loadtest.measuring.types import Weather
@@ -215,6 +216,9 @@ async def test_the_command(served, tmp_path):
     assert "<svg" in (tmp_path / "r.html").read_text()
     shown = await run("--show", str(tmp_path / "r.json"), "--against", str(tmp_path / "r.json"))
     assert "(1.00)" in shown.stdout
+    drawn = await run("--show", str(tmp_path / "r.json"), "--svg", str(tmp_path / "r.svg"))
+    assert drawn.exit_code in (0, 1)
+    assert (tmp_path / "r.svg").read_text().startswith("<svg")
     for arguments, sentence in (
         (["--rate", "3", "--sweep"], "exclude one another"),
         (["--workload", "nope"], "there is no workload 'nope'"),
@@ -222,6 +226,7 @@ async def test_the_command(served, tmp_path):
         (["--show", str(tmp_path / "none.json")], "none.json can't be read: No such file or directory\n"),
         (["--show", str(tmp_path / "r.json"), "--rate", "2"], "--show measures nothing; leave out --rate"),
         (["--html", str(tmp_path / "no" / "r.html")], "there is no folder"),
+        (["--svg", str(tmp_path / "no" / "r.svg")], "there is no folder"),
     ):
         refused = await run(*where, *arguments)
         assert refused.exit_code == 1
@@ -251,6 +256,45 @@ async def test_runs_before_the_last_are_kept(served, monkeypatch, tmp_path, fail
     assert ended in found.ended
     save(found, tmp_path / "l.json")
     assert result.load(tmp_path / "l.json").ended == found.ended
+
+
+async def test_a_server_that_hangs_ends_the_plan_which_keeps_what_there_is(served):
+    running, port, metrics_port = served
+    plan = both(port, None, metrics_url=f"http://127.0.0.1:{metrics_port}/metrics", patience=0.5)
+    found = await asyncio.to_thread(quietly, replace(plan, loads=[ClosedLoop(2)]))
+    assert not found.ended
+    running.engine.open.clear()
+    found = await asyncio.to_thread(quietly, plan)
+    (run,) = found.runs
+    assert run.summary.failed == {"NO_MESSAGE": 1}
+    assert "1 user: the server sent nothing for 0.5 seconds while requests waited" in found.ended
+    with pytest.raises(NotMeasuredError, match=r"sent nothing for 0\.5 seconds"):  # in the warm-up
+        await asyncio.to_thread(quietly, replace(plan, warmup=1))
+
+
+async def test_a_run_is_kept_whose_metrics_can_be_read_no_more(served, monkeypatch):
+    _, port, metrics_port = served
+    plan = both(port, None, metrics_url=f"http://127.0.0.1:{metrics_port}/metrics")
+    for failure, ended in ((reconcile.ScrapeError("gone"), "gone"), (KeyboardInterrupt(), STOPPED)):
+
+        def failing(*arguments, failure=failure):
+            raise failure
+
+        monkeypatch.setattr(cell, "_settled", failing)
+        found = await asyncio.to_thread(quietly, plan)
+        assert [(run.server, run.summary.requests, run.interrupted) for run in found.runs] == [
+            (None, 3, False)
+        ]
+        assert ended in found.ended
+
+
+async def test_an_endpoint_that_hangs_is_said():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        silent = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m")
+        with pytest.raises(EndpointError, match=r"did not answer a request within 0\.5 seconds"):
+            await asyncio.to_thread(examine.try_out, silent, Turn([5, 6, 7], 4), 0.5)
 
 
 async def test_a_first_run_that_fails_is_said(served, monkeypatch):

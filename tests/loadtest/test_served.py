@@ -17,7 +17,6 @@ import pytest
 from loadtest.deployment import FULL, Deployment, window
 from loadtest.measuring import served
 from loadtest.measuring.busy import busy
-from loadtest.measuring.records import Record
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
@@ -200,11 +199,6 @@ def test_a_cell_ends_when_nothing_runs_or_waits_any_more():
     target._client = Client()
     asyncio.run(target._idle())
     assert left == [(1, 0)]
-
-
-def test_tokens_of_the_first_message_took_no_time_of_the_others():
-    assert served._tpot(Record(0, 0, 0.0, 0.0, [(1.0, 3), (2.0, 1), (3.0, 1)])) == 1.0
-    assert served._tpot(Record(0, 0, 0.0, 0.0, [(1.0, 5)])) == 0.0
 
 
 def test_groups_have_the_base_and_as_many_as_memory_holds(targets, monkeypatch):

@@ -36,7 +36,7 @@ def test_both_get_the_same_prompts_and_their_tokens_are_counted(default_model, c
         assert (told.context, told.vocabulary) == (1024, client.model_info().vocabulary_size)
         wanted = Wanted("fixed", prompt_tokens=40, output_tokens=24)
         workload, draw = drawing(wanted, known(client, endpoint, told.context, told.vocabulary))
-        examine.try_out(endpoint, draw(1, 0)[0].turns[0])
+        examine.try_out(endpoint, draw(1, 0)[0].turns[0], 60.0)
         plan = Plan(
             *(address.host, address.port, address.metrics_url, workload, draw, [ClosedLoop(1)]),
             *(3, 1, 1, 11, None, None),

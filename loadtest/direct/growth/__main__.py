@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtest.arguments import count
+from loadtest.arguments import budget, count
 from loadtest.direct.growth import document
 from loadtest.direct.growth.measure import NothingToMeasureError, measure
 from loadtest.direct.growth.table import table
@@ -23,6 +23,7 @@ from loadtest.direct.growth.types import Growth, Plan
 
 _CONTEXTS = tuple(1024 << n for n in range(7))
 _STREAMS = tuple(1 << n for n in range(7))
+_BUDGET = 900.0  # seconds
 _WIDTH = 200  # of the table where it goes to a file
 
 
@@ -35,7 +36,7 @@ def main() -> int:
         steps=arguments.steps,
         rounds=arguments.rounds,
         backends=tuple(arguments.backends),
-        seconds=arguments.seconds,
+        budget=arguments.budget,
         arguments=(*(("--model", arguments.model) if arguments.model else ()), *arguments.serve),
     )
     progress = Console(stderr=True)
@@ -61,6 +62,10 @@ def main() -> int:
         from loadtest.direct.growth.report import write_report
 
         write_report(growth, arguments.html)
+    if arguments.svg:
+        from loadtest.direct.growth.report import write_drawings
+
+        write_drawings(growth, arguments.svg)
     return 0 if growth.complete else 1
 
 
@@ -96,19 +101,34 @@ def _arguments() -> argparse.Namespace:
         "--steps", type=count, default=5, help="timed at each point, twice in a round; default: 5"
     )
     parser.add_argument(
-        "--rounds", type=count, default=6, help="of each backend; below 6 there are no intervals. Default: 6"
+        "--rounds",
+        type=count,
+        default=12,
+        help="of each backend at each point, at most: from 6 on a narrow interval is enough. Default: 12",
     )
     parser.add_argument(
-        "--seconds", type=float, default=180.0, help="that the rounds of a backend may take; default: 180"
+        "--budget",
+        type=budget,
+        default=_BUDGET,
+        metavar="TIME",
+        help="for all rounds, like 90s, 5m or 1h30m; each backend has an equal part. Default: 15m",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="keep the result there")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a report with plots there")
+    parser.add_argument(
+        "--svg",
+        metavar="FOLDER",
+        type=Path,
+        help="draw the plots there, as growth-context.svg and growth-streams.svg",
+    )
     parser.add_argument("serve", nargs="*", help="further arguments for `longspan serve`, after --")
     arguments = parser.parse_args()
     if any(word.startswith("--attention") for word in arguments.serve):
         parser.error("give backends by --backends, with their options, like 'sliding_window window=512'")
-    if arguments.html and importlib.util.find_spec("jinja2") is None:
-        parser.error("--html needs jinja2, which is not installed: pip install 'longspan[load]'")
+    if (arguments.html or arguments.svg) and importlib.util.find_spec("jinja2") is None:
+        parser.error("--html and --svg need jinja2, which is not installed: pip install 'longspan[load]'")
+    if arguments.svg and not arguments.svg.is_dir():
+        parser.error(f"--svg: there is no folder {arguments.svg}; make it first")
     return arguments
 
 

@@ -73,7 +73,7 @@ class EngineProcess:
         self.close(at_once=True)
         if trouble == work.NO_TIME:
             raise CannotMeasureError(
-                f"not measured within {self._seconds:g} seconds; give more --seconds, or less to do"
+                f"not measured within {self._seconds:g} seconds; give a longer --budget, or less to do"
             )
         raise CannotMeasureError(trouble.removeprefix("failed: "))
 

@@ -17,6 +17,7 @@ from loadtest.direct import work
 from loadtest.direct.growth.engines import EngineProcess
 from loadtest.direct.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.document import machine
+from loadtest.measuring.analysis import narrow
 from loadtest.measuring.busy import busy
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.types import CannotMeasureError
@@ -46,13 +47,16 @@ def measure(plan: Plan, tell: Tell, keep: Callable[[Growth], None]) -> Growth:
     for note in growth.survey.notes:
         tell(note)
     working = {each.name: each for each in growth.survey.variants if each.refusal is None}
+    left = [name for name in working if name != FULL.name or len(working) == 1]
+    deadline = time.monotonic() + plan.budget
     with ExitStack() as stack:
         full = _engine(stack, growth, working[FULL.name]) if FULL.name in working else None
-        only = len(working) == 1
         for variant in growth.survey.variants:
-            if variant.name in working and (variant.name != FULL.name or only):
+            if variant.name in left:
+                now = time.monotonic()
                 tell(f"{variant.name}, kernel {variant.kernel}")
-                _rounds(growth, variant, full)
+                _rounds(growth, variant, full, now + (deadline - now) / len(left))
+                left.remove(variant.name)
             for reason in growth.reasons(variant):
                 tell(f"{variant.name}: {reason}")
             keep(growth)
@@ -70,14 +74,14 @@ def _survey(plan: Plan) -> Survey:
 
 def _engine(stack: ExitStack, growth: Growth, variant: Variant) -> EngineProcess:
     plan = growth.plan
-    engine = EngineProcess(variant, growth.survey.folder, plan.steps, plan.seconds)
+    engine = EngineProcess(variant, growth.survey.folder, plan.steps, plan.patience)
     stack.callback(engine.close)
     return engine
 
 
-def _rounds(growth: Growth, variant: Variant, full: EngineProcess | None) -> None:
+def _rounds(growth: Growth, variant: Variant, full: EngineProcess | None, end: float) -> None:
     """All rounds of a variant: with full attention where that has not failed, else by itself."""
-    plan, points = growth.plan, growth.points
+    points = growth.points
     with ExitStack() as stack:
         targets = {} if full is None else {FULL.name: full}
         if variant.name != FULL.name:
@@ -85,27 +89,40 @@ def _rounds(growth: Growth, variant: Variant, full: EngineProcess | None) -> Non
         for engine in targets.values():
             with suppress(CannotMeasureError):  # which each point will say
                 engine.open()
-        end = time.monotonic() + plan.seconds
-        lost = growth.failed.get(FULL.name, {})
-        paired = [point for point in points if point.label not in lost]
-        _run(growth, targets, paired, end)
-        lost = growth.failed.get(FULL.name, {})
-        if variant.name != FULL.name:
-            targets.pop(FULL.name, None)
-            _run(growth, targets, [point for point in points if point.label in lost], end)
+        most = growth.plan.rounds
+        # The first round tells where full attention fails.
+        _run(growth, targets, [point for point in points if not _failed(growth, FULL.name, point)], end, 1)
+        left = [point for point in points if not _failed(growth, variant.name, point)]
+        alone = [point for point in left if _failed(growth, FULL.name, point)]
+        if alone:
+            now = time.monotonic()
+            part = (end - now) * len(alone) / len(left)
+            _run(growth, {variant.name: targets[variant.name]}, alone, now + part, most)
+        _run(growth, targets, [point for point in left if point not in alone], end, most - 1)
 
 
-def _run(growth: Growth, targets: Mapping[str, EngineProcess], points: list[Point], end: float) -> None:
+def _failed(growth: Growth, name: str, point: Point) -> bool:
+    return point.label in growth.failed.get(name, {})
+
+
+def _run(
+    growth: Growth, targets: Mapping[str, EngineProcess], points: list[Point], end: float, most: int
+) -> None:
+    """At most so many more rounds of each point, fewer where its interval is narrow."""
     if not targets or not points:
         return
     rounds = Rounds(targets, points, measurements=growth.measurements)
     before = rounds.rounds
-    rounds.run(
-        max(0.0, end - time.monotonic()),
-        lambda point: rounds.rounds[point.label] - before[point.label] >= growth.plan.rounds,
-    )
-    for (label, name), reason in rounds.failed.items():
-        growth.failed.setdefault(name, {})[label] = reason
+    name = list(targets)[-1]
+
+    def enough(point: Point) -> bool:
+        if rounds.rounds[point.label] - before[point.label] >= most:
+            return True
+        return narrow(growth.ratio(name, point) if len(targets) > 1 else growth.seconds(name, point))
+
+    rounds.run(max(0.0, end - time.monotonic()), enough)
+    for (label, target), reason in rounds.failed.items():
+        growth.failed.setdefault(target, {})[label] = reason
 
 
 def _parts() -> Mapping[str, work.Part]:

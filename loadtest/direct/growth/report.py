@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.direct.growth.document import SCHEMA
-from loadtest.direct.growth.table import LEGEND, Series, cell, heading, milliseconds, series
+from loadtest.direct.growth.table import LEGEND, Series, cell, heading, milliseconds, series, unfinished
 from loadtest.direct.growth.types import Growth
 from loadtest.document import plain, write
 from loadtest.measuring.types import Interval
@@ -35,7 +35,11 @@ def render(growth: Growth) -> str:
         "growth.html.j2",
         title=f"Cost as work grows: {growth.survey.model['name']}",
         heading=[heading(growth), growth.created],
-        notes=[*growth.survey.notes, *([growth.busy] if growth.busy else [])],
+        notes=[
+            *growth.survey.notes,
+            *([growth.busy] if growth.busy else []),
+            *(f"{name}: {short}" for name, short in unfinished(growth)),
+        ],
         legend=LEGEND,
         series=[
             {"drawing": drawn, **_table(growth, each)}
@@ -53,13 +57,23 @@ def drawings(growth: Growth) -> list[Drawing]:
     caption = "Medians of the rounds with their intervals, both axes logarithmic. Lower is better."
     return [
         drawing(
-            f"growth-{number}",
+            f"growth-{each.key}",
             f"Milliseconds per token {each.name}",
             caption,
             partial(_draw, growth, each),
         )
-        for number, each in enumerate(series(growth))
+        for each in series(growth)
     ]
+
+
+def write_drawings(growth: Growth, folder: Path) -> None:
+    """Writes ``growth-context.svg`` and ``growth-streams.svg``.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    for each in drawings(growth):
+        each.write(folder / f"{each.key}.svg")
 
 
 def _draw(growth: Growth, drawn: Series, size: Size) -> Chart:

@@ -6,12 +6,11 @@ import math
 from typing import NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from loadtest.columns import Columns, figure
 from loadtest.deployment import FULL
 from loadtest.direct.growth.types import Growth, Point
-from loadtest.load.table import figure
 
 LEGEND = (
     "x: times as fast as full attention at the same point, paired by round, with its interval from 6 rounds "
@@ -23,11 +22,13 @@ class Series(NamedTuple):
     """Points along which one amount grows.
 
     Attributes:
+        key: in file names.
         name: in words.
         axis: what grows.
         points: each with how much of it there is.
     """
 
+    key: str
     name: str
     axis: str
     points: list[tuple[int, Point]]
@@ -40,11 +41,13 @@ def series(growth: Growth) -> list[Series]:
     plural = "s" if streams > 1 else ""
     return [
         Series(
+            "context",
             f"by context length, {streams} stream{plural}",
             "tokens of context",
             [(point.context, point) for point in points if point.streams == streams],
         ),
         Series(
+            "streams",
             f"by streams, {context} tokens of context each",
             "streams",
             [(point.streams, point) for point in points if point.context == context],
@@ -63,8 +66,8 @@ def heading(growth: Growth) -> str:
     parts = [
         f"{model['name']}, {model['dtype']}, weights {model['weights']}, KV {model['kv_dtype']}",
         f"{model['device']}, {machine['cores']} cores of {machine['cpu']}",
-        f"medians of {growth.plan.steps} decode steps of the engine, called directly, twice in each of "
-        f"{growth.plan.rounds} rounds",
+        f"medians of {growth.plan.steps} decode steps of the engine, called directly, twice in each of at "
+        f"most {growth.plan.rounds} rounds",
         *([" ".join(growth.plan.arguments)] if growth.plan.arguments else []),
     ]
     return "; ".join(parts)
@@ -97,16 +100,19 @@ def table(growth: Growth) -> RenderableType:
         for variant in growth.survey.variants
         for reason in growth.reasons(variant)
     ]
+    parts += [Text(f"{name}: {short}", style="dim") for name, short in unfinished(growth)]
     return Group(*parts)
 
 
-def _table(growth: Growth, shown: Series) -> Table:
-    grid = Table(box=None, header_style="bold", pad_edge=False)
-    grid.add_column("attention", no_wrap=True)
-    grid.add_column("kernel", no_wrap=True)
-    for amount, _ in shown.points:
-        grid.add_column(str(amount), justify="right", no_wrap=True)
+def unfinished(growth: Growth) -> list[tuple[str, str]]:
+    """Variants with points that the budget left without enough rounds for an interval, and which."""
+    told = [(variant.name, growth.short(variant)) for variant in growth.survey.variants]
+    return [(name, short) for name, short in told if short]
+
+
+def _table(growth: Growth, shown: Series) -> Columns:
+    grid = Columns("attention\nkernel", [str(amount) for amount, _ in shown.points])
     for variant in growth.survey.variants:
-        cells = ["\n".join(cell(growth, variant.name, point)) for _, point in shown.points]
-        grid.add_row(variant.name, variant.kernel or "-", *cells)
+        name = Text(variant.name).append(f"\n{variant.kernel}" if variant.kernel else "", style="dim")
+        grid.add_row(name, *("\n".join(cell(growth, variant.name, point)) for _, point in shown.points))
     return grid

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from loadtest.deployment import FULL
 from loadtest.measuring.analysis import own, ratio
+from loadtest.measuring.statistics import LEAST
 from loadtest.measuring.types import Interval, Measurement
 
 
@@ -35,9 +36,10 @@ class Plan:
         contexts: ascending; measured with the fewest streams.
         streams: ascending; measured at the shortest context.
         steps: timed in each visit to a point, of which a round has two.
-        rounds: of each variant, paired with full attention, at each point.
+        rounds: of each variant, paired with full attention, at each point: at most, since a point whose
+            interval is narrow needs no more.
         backends: with their options, like ``sliding_window window=512``; empty for all that there are.
-        seconds: that the rounds of a backend may take.
+        budget: seconds for all rounds, of which each variant has an equal part.
         arguments: of ``longspan serve``, for all.
     """
 
@@ -46,8 +48,13 @@ class Plan:
     steps: int
     rounds: int
     backends: tuple[str, ...]
-    seconds: float
+    budget: float
     arguments: tuple[str, ...]
+
+    @property
+    def patience(self) -> float:
+        """Seconds that one visit, or opening an engine, may take; more than that is a failure."""
+        return max(60.0, self.budget / 5)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -139,7 +146,7 @@ class Growth:
         if variant.refusal is not None:
             return [variant.refusal]
         missing: dict[str, list[str]] = {}
-        late = f"not measured within {self.plan.seconds:g} seconds; give more --seconds, or less to do"
+        late = "the budget ended before it was measured; give a longer --budget, or less to do"
         measured = {
             each.load for each in self.measurements if each.deployment == variant.name and each.figures
         }
@@ -148,6 +155,19 @@ class Growth:
             if reason is not None or point.label not in measured:
                 missing.setdefault(reason or late, []).append(point.label)
         return [f"{', '.join(where)}: {reason}" for reason, where in missing.items()]
+
+    def short(self, variant: Variant) -> str:
+        """Which points have too few rounds for an interval, with how many; empty if none has."""
+        least = min(LEAST, self.plan.rounds)
+        failed = self.failed.get(variant.name, {})
+        counts = {point.label: self.seconds(variant.name, point).count for point in self.points}
+        found = [
+            f"{label} ({count})"
+            for label, count in counts.items()
+            if 0 < count < least and label not in failed
+        ]
+        told = f"{', '.join(found)}: fewer than {least} undisturbed rounds; give a longer --budget"
+        return told if found else ""
 
     @property
     def complete(self) -> bool:

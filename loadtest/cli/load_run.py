@@ -1,0 +1,128 @@
+"""What ``longspan load`` does with its options: measures, keeps, shows."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import typer
+
+from server.cli_shared import UNBROKEN, end_on_signals, fail, fail_call
+
+if TYPE_CHECKING:
+    from loadtest.load.drawing import Wanted
+    from loadtest.load.plan import Plan
+    from loadtest.load.result import Result
+
+_INTERRUPTED = 130
+
+
+class Files(NamedTuple):
+    """Where to write what was measured; ``None`` where it is not wanted.
+
+    Attributes:
+        json: the result.
+        csv: every request.
+        html: a report.
+        svg: throughput against latency.
+    """
+
+    json: Path | None = None
+    csv: Path | None = None
+    html: Path | None = None
+    svg: Path | None = None
+
+
+def run(plan: Plan, wanted: Wanted) -> Result:
+    """Measures; a failure or Ctrl-C before the first run ends the command.
+
+    Args:
+        plan: what to measure, but for the workload.
+        wanted: the workload.
+    """
+    import dataclasses
+
+    from rich.console import Console
+
+    from loadtest.load.drawing import drawing, known
+    from loadtest.load.driver import WorkerDiedError
+    from loadtest.load.measure import measure
+    from loadtest.load.passes import NotMeasuredError
+    from loadtest.load.reconcile import ScrapeError
+    from loadtest.load.targets import EndpointError
+    from loadtest.load.workloads import WorkloadError
+    from longspan import Client, LongspanError
+
+    end_on_signals()
+    try:
+        with ExitStack() as stack:
+            client = None
+            if not plan.alone:
+                client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
+            told: tuple[int, ...] = ()
+            if plan.endpoint is not None:
+                from loadtest.load import examine
+
+                told = examine.told(plan.endpoint)
+            workload, draw = drawing(wanted, known(client, plan.endpoint, *told))
+            if plan.endpoint is not None:
+                examine.try_out(plan.endpoint, draw(1, plan.seed)[0].turns[0], plan.patience)
+            plan = dataclasses.replace(plan, workload=workload, draw=draw)
+            result = measure(plan, Console(stderr=True))
+    except ScrapeError as error:
+        fail(f"{error}; name their --metrics-host and --metrics-port, or leave them out with --no-metrics")
+    except (WorkerDiedError, WorkloadError, EndpointError, NotMeasuredError) as error:
+        fail(str(error))
+    except LongspanError as error:
+        fail_call(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+    if not result.runs:
+        fail("nothing was measured", _INTERRUPTED)
+    return result
+
+
+def tell(result: Result, earlier: Result | None, files: Files) -> NoReturn:
+    """Writes the files, prints the tables, and ends the command.
+
+    Args:
+        result: with a run at least.
+        earlier: to compare it with.
+        files: to write.
+    """
+    from rich.console import Console
+
+    from loadtest.load.document import save
+    from loadtest.load.measure import STOPPED
+    from loadtest.load.rows import clean, rows
+    from loadtest.load.table import comparison, runs_table
+
+    unwritten = ""
+    try:  # first, since what reads the output may not read all of it
+        if files.json is not None:
+            save(result, files.json)
+        if files.csv is not None:
+            from loadtest.load.request_rows import save_csv
+
+            save_csv(result, files.csv)
+        if files.html is not None:
+            from loadtest.load.report import write_report
+
+            write_report(result, files.html, earlier)
+        if files.svg is not None:
+            from loadtest.load.plots import throughput
+
+            throughput(rows(result), [] if earlier is None else rows(earlier)).write(files.svg)
+    except OSError as error:
+        unwritten = f"the result can't be written: {error}"
+    console = Console()
+    piped = not console.is_terminal
+    if piped:
+        console = Console(width=UNBROKEN)
+    console.print(runs_table(result, one_line=piped))
+    if earlier is not None:
+        console.print(comparison(earlier, result))
+    if said := "; ".join(filter(None, (result.ended, unwritten))):
+        fail(said, _INTERRUPTED if result.ended == STOPPED else 1)
+    raise typer.Exit(0 if clean(result) else 1)
