@@ -38,15 +38,17 @@ class Level(NamedTuple):
 _V3 = frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _VNNI = _V4 | {"avx512_vnni"}
-_ON_V4 = "-march=x86-64-v4"
+# Tuning decides which products are fused with sums, and so the last bits: it is fixed with the level.
+_ON_V3 = ("-march=x86-64-v3", "-mtune=znver3")
+_ON_V4 = ("-march=x86-64-v4", "-mtune=znver3")
 
 LEVELS: tuple[Level, ...] = (
     Level("portable", "", frozenset(), ()),
-    Level("x86-64-v3", "x86_64", _V3, ("-march=x86-64-v3",)),
-    Level("avx-vnni", "x86_64", _V3 | {"avx_vnni"}, ("-march=x86-64-v3", "-mavxvnni")),
-    Level("x86-64-v4", "x86_64", _V4, (_ON_V4,)),
-    Level("avx512-vnni", "x86_64", _VNNI, (_ON_V4, "-mavx512vnni")),
-    Level("avx512-bf16", "x86_64", _VNNI | {"avx512_bf16"}, (_ON_V4, "-mavx512vnni", "-mavx512bf16")),
+    Level("x86-64-v3", "x86_64", _V3, _ON_V3),
+    Level("avx-vnni", "x86_64", _V3 | {"avx_vnni"}, (*_ON_V3, "-mavxvnni")),
+    Level("x86-64-v4", "x86_64", _V4, _ON_V4),
+    Level("avx512-vnni", "x86_64", _VNNI, (*_ON_V4, "-mavx512vnni")),
+    Level("avx512-bf16", "x86_64", _VNNI | {"avx512_bf16"}, (*_ON_V4, "-mavx512vnni", "-mavx512bf16")),
     Level("armv8-dotprod", "aarch64", frozenset({"asimd", "asimddp"}), ("-march=armv8.2-a+dotprod",)),
 )
 """Ascending within an architecture."""
