@@ -23,7 +23,7 @@ help:
 	@echo 'make models   install, then try every architecture and checkpoint form and write docs/models.md; 15 minutes;'
 	@echo '              some: make models ARGS="llama gemma2"'
 	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, every architecture, llama.cpp, kvpress'
-	@echo 'make lint     install, then check style, types, the proto and the Dockerfile'
+	@echo 'make lint     install, then check style, types, imports, the proto and the Dockerfile'
 	@echo 'make format   install, then format the code'
 	@echo 'make proto    install, then generate the stubs from the proto'
 	@echo 'make clean    remove .venv and caches'
@@ -59,7 +59,7 @@ device: install
 
 growth: install
 	@mkdir -p build
-	$(BIN)/python -m loadtest.growth --json build/growth.json --html build/growth.html $(ARGS)
+	$(BIN)/python -m loadtest.direct.growth --json build/growth.json --html build/growth.html $(ARGS)
 
 models: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.survey $(ARGS)
@@ -71,6 +71,7 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) \
 	&& diff -r -x __pycache__ -x __init__.py -x '*.proto' "$$fresh/longspan/v1" proto/longspan/v1 \

@@ -1,9 +1,10 @@
 """Long-context attention over a paged cache: patterns say what is seen, kernels compute it."""
 
 from attention.backends import BACKENDS, KERNELS, Attention, Backend, UnsupportedError, resolve
+from attention.cache import PagedCache
 from attention.hook import Step, register
 from attention.layers import read_layers
-from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 __all__ = [
     "BACKENDS",

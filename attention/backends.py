@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 
+from attention.cache import PagedCache
 from attention.choice import Choice, Place, pattern_of
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.registry import Backend, Registry, UnsupportedError, unknown
-from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 __all__ = [
     "BACKENDS",

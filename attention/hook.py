@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.cache import PagedCache
 from attention.forward import Attend, attending
 from attention.kernels.cpu.chain import Program
 from attention.layers import IMPLEMENTATION
 from attention.rotation import Rotation
-from attention.types import AttentionBatch, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerSpec
 
 
 @dataclass(frozen=True, slots=True)

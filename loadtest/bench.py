@@ -17,6 +17,7 @@ from rich.console import Console
 from loadtest.arguments import count
 from loadtest.load import result
 from loadtest.load.cell import Cell, StoppedError
+from loadtest.load.document import save
 from loadtest.load.driver import WorkerDiedError
 from loadtest.load.measure import describe
 from loadtest.load.passes import NotMeasuredError, one_pass
@@ -161,7 +162,7 @@ def main() -> int:
     if earlier is not None:
         console.print(comparison(earlier, found))
     if arguments.json:
-        result.save(found, arguments.json)
+        save(found, arguments.json)
     return 1 if any(run.summary.failed for run in found.runs) else 0
 
 

@@ -25,7 +25,8 @@ from server.api.state import Served, ServerState
 from server.background import in_thread
 from server.engine.link import EngineClient, EngineDeadError
 from server.engine.spawn import Spawned
-from server.engine.types import Ready, RefusedError
+from server.errors import RefusedError
+from server.messages import Ready
 from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
 from server.observe import metrics as observed

@@ -1,4 +1,7 @@
-"""The command line. Commands import what is heavy themselves, so that help is instant."""
+"""Commands of the server and its client; ``loadtest.cli`` adds those that measure.
+
+Commands import what is heavy themselves, so that help is instant.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli_backends import backends
-from server.cli_compare import compare
 from server.cli_generate import generate
-from server.cli_load import load
 from server.cli_models import models
 from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call, require_server
 
@@ -65,8 +66,6 @@ def _serve(settings: Settings) -> int:
 
 
 application.command()(generate)
-application.command()(load)
-application.command(context_settings={"allow_extra_args": True})(compare)
 application.command()(backends)
 
 

@@ -89,7 +89,7 @@ def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
 ) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]]:
     """Name, model as the server would load it, native code, device, format of the KV cache, and verdicts."""
-    from server.engine.types import RefusedError
+    from server.errors import RefusedError
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
 

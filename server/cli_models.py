@@ -56,7 +56,7 @@ def pull_model(
 ) -> None:
     """Fetch a model and convert it where needed, so that serving it starts at once."""
     require_server()
-    from server.engine.types import RefusedError
+    from server.errors import RefusedError
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
 

@@ -156,7 +156,11 @@ class Settings(BaseSettings):
     max_n: int = Field(16, ge=1, description="Most samples per request.")
     max_logprobs: int = Field(20, ge=0, description="Most log probabilities per position.")
     max_stop_strings: int = Field(16, ge=0, description="Most stop strings per request.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Without it: all cores.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of the engine, at most. Without it: all cores, or what a quota gives.",
+    )
 
     on_engine_failure: Literal["exit", "restart"] = Field(
         "exit", description="When the engine process dies: exit with an error, or start it again."

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS, format_name
 from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.table import chooses_at, spans_at
-from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 
 class Kernel(ABC):

@@ -15,12 +15,13 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.sdpa import Sdpa
 from attention.patterns.full import Full
-from attention.types import AttentionBatch, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerSpec
 
 # Sequences and tokens of each.
 SHAPES = [(1, 512), (1, 2048), (1, 8192), (8, 512), (8, 2048), (32, 128), (32, 512)]

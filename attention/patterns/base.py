@@ -21,7 +21,7 @@ class Pattern(ABC):
         name: what the pattern is called in settings, logs and metrics.
         dense: every earlier token is visible and no page ever expires, so kernels may skip the rule.
         dense_layers: indices of layers that the pattern leaves alone; these see every earlier token.
-        turned: the number of first tokens that are seen from another distance; see ``turn``.
+        turned: the number of first tokens whose keys are rerotated; see ``turn``.
         reach: no query meets a key from a distance of so many positions or more, whatever the context, so
             that it may be longer than the model's own positions. ``None``: distances grow with the context.
     """
@@ -78,7 +78,7 @@ class Pattern(ABC):
         """
 
     def turn(self, positions: torch.Tensor) -> torch.Tensor:
-        """How many positions nearer a query stands to the first ``turned`` tokens than it really does.
+        """By how many positions the first ``turned`` keys are rerotated: so much nearer a query sees them.
 
         Args:
             positions: of queries, int64 ``[N]``.
@@ -87,14 +87,14 @@ class Pattern(ABC):
             int64 ``[N]``, at least 0, and never less for a later position; only asked where ``turned`` is
             not 0.
         """
-        raise NotImplementedError(f"{self.name} turns nothing")
+        raise NotImplementedError(f"{self.name} rerotates no keys")
 
 
 class ContentPattern(Pattern):
-    """A pattern that chooses by what queries and keys are, for each key head by itself.
+    """A pattern that chooses by what queries and keys are, for each KV head by itself.
 
     Its rule over positions is plain causality (``visible``, ``spans``): what may be chosen at best. No page
-    expires. What it remembers of each page's keys, its *digest*, lies in ``LayerCache.digest``.
+    expires. What it remembers of each page's keys, its page summary, lies in ``LayerCache.digest``.
 
     Attributes:
         decoded_keys_differ: rows below ``prompt_lens`` see all, those after it choose, so that the deeper
@@ -123,11 +123,11 @@ class ContentPattern(Pattern):
     def digest_of(
         self, layer: LayerSpec, page_size: int, dtype: torch.dtype
     ) -> tuple[torch.Size, torch.dtype]:
-        """Shape and number format of one page's digest, for a cache of keys in ``dtype``."""
+        """Shape and dtype of one page summary, for a cache of keys in ``dtype``."""
 
     @abstractmethod
     def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
-        """Brings ``cache.digest`` up to date; called when the step's keys have just been written."""
+        """Brings the page summaries up to date; called when the step's keys have just been written."""
 
     @abstractmethod
     def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
@@ -181,13 +181,13 @@ class ContentPattern(Pattern):
         cache: LayerCache,
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """The same choice as ranges, from the digests.
+        """The same choice as ranges, from the page summaries.
 
         Args:
             layer: the layer.
             query: ``[N, H, D]``, after RoPE: the rows ``rows`` of the batch's queries.
             rows: int64 ``[N]`` on the host, indices of query rows of the batch.
-            cache: the layer's keys, values and digest.
+            cache: the layer's keys, values and page summaries.
             batch: the step's work.
 
         Returns:

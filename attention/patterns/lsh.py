@@ -22,7 +22,7 @@ class Lsh(NumberedPattern, ContentPattern):
 
     Kitaev et al.: Reformer: The Efficient Transformer, 2020, section 2: in each round of hashing a vector
     ``x`` falls into bucket ``argmax([xR; -xR])`` of random directions ``R``, and a query sees the keys of its
-    own buckets in any round. A key head's choice is that of all query heads which share it, taken together.
+    own buckets in any round. A KV head's choice is that of all query heads which share it, taken together.
     The directions follow from the seed, the layer's index and the head size alone.
 
     Reformer was trained with one vector as query and key, so like tokens share buckets. Elsewhere queries and
@@ -153,8 +153,8 @@ class Lsh(NumberedPattern, ContentPattern):
         exact = vectors.double()
         buckets = []
         for directions in self._directions_of(layer, vectors.device):
-            turned = (exact @ directions).float()
-            buckets.append(torch.cat([turned, -turned], dim=-1).argmax(dim=-1).to(self._number_format))
+            rotated = (exact @ directions).float()
+            buckets.append(torch.cat([rotated, -rotated], dim=-1).argmax(dim=-1).to(self._number_format))
         return torch.stack(buckets, dim=-1)
 
     def _directions_of(self, layer: LayerSpec, device: torch.device) -> torch.Tensor:

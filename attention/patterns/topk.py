@@ -28,7 +28,7 @@ class TopK(NumberedPattern, ContentPattern):
     Tang et al.: Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, 2024, section 3.4. With
     the smallest and the largest number that the page's keys have in each dimension, a query head's product
     with any key of the page is at most ``sum_d max(q_d * min_d, q_d * max_d)``, which is the page's score.
-    Where query heads share a key head, one choice serves them all: with its bounds, scaled, as logits each
+    Where query heads share a KV head, one choice serves them all: with its bounds, scaled, as logits each
     head gives every page a share of its attention, and the page's score is the sum of its shares. (On the
     default model this loses less than the sum or the maximum of the bounds, since one head's bounds may be
     many times another's.) Ties go to the earlier page. As in the paper the first two layers see all, and so
@@ -84,7 +84,7 @@ class TopK(NumberedPattern, ContentPattern):
         assert cache.digest is not None
         pages = self.completed(batch)
         if len(pages):
-            put(cache.digest, pages, _digests(taken(cache.keys, pages)))
+            put(cache.digest, pages, _summaries(taken(cache.keys, pages)))
 
     @staticmethod
     def completed(batch: AttentionBatch) -> torch.Tensor:
@@ -116,8 +116,8 @@ class TopK(NumberedPattern, ContentPattern):
     ) -> torch.Tensor:
         """See ``ContentPattern.chosen``."""
         complete = len(keys) // page_size
-        digests = _digests(keys[: complete * page_size].unflatten(0, (complete, page_size)))
-        picked = self._pick(layer, query[None], positions[None], digests[None], page_size)[0]
+        summaries = _summaries(keys[: complete * page_size].unflatten(0, (complete, page_size)))
+        picked = self._pick(layer, query[None], positions[None], summaries[None], page_size)[0]
         own = positions // page_size
         page = torch.arange(complete + 1, device=keys.device)
         seen = (page < self.sink_pages) | (page > own[:, None] - self.recent_pages)
@@ -144,8 +144,8 @@ class TopK(NumberedPattern, ContentPattern):
             if block.pages.shape[1] <= self.most_pages(page_size):
                 ranges[block.rows, :, 0, 1] = block.positions[..., None] + 1
                 continue
-            digests = taken(cache.digest, block.pages.flatten()).unflatten(0, block.pages.shape)
-            picked = self._pick(layer, query[block.rows], block.positions, digests, page_size)
+            summaries = taken(cache.digest, block.pages.flatten()).unflatten(0, block.pages.shape)
+            picked = self._pick(layer, query[block.rows], block.positions, summaries, page_size)
             recent = (block.positions // page_size - self.recent_pages + 1).clamp(min=0) * page_size
             between = pad(picked, (0, width - picked.shape[-1]), value=block.pages.shape[1])
             between = torch.stack([between, between + 1], dim=-1) * page_size
@@ -184,24 +184,24 @@ class TopK(NumberedPattern, ContentPattern):
         layer: LayerSpec,
         query: torch.Tensor,
         positions: torch.Tensor,
-        digests: torch.Tensor,
+        summaries: torch.Tensor,
         page_size: int,
     ) -> torch.Tensor:
         """The pages between that are chosen: int64 ``[S, R, Hkv, K]``, ascending, ``P`` for none.
 
-        ``query`` is ``[S, R, H, D]``, ``positions`` ``[S, R]``, ``digests`` ``[S, P, 2, Hkv, D]``.
+        ``query`` is ``[S, R, H, D]``, ``positions`` ``[S, R]``, ``summaries`` ``[S, P, 2, Hkv, D]``.
         """
-        page = torch.arange(digests.shape[1], device=query.device)
+        page = torch.arange(summaries.shape[1], device=query.device)
         allowed = (page >= self.sink_pages) & (page <= positions[..., None] // page_size - self.recent_pages)
         if layer.window is not None:
             allowed &= (page + 1) * page_size > positions[..., None] - layer.window + 1
-        scores = _scores(layer, query, digests, allowed)
+        scores = _scores(layer, query, summaries, allowed)
         best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.choices(page_size)]
         there = allowed[:, :, None].expand_as(scores).gather(-1, best)
         return best.where(there, len(page)).sort(dim=-1).values
 
 
-def _digests(pages: torch.Tensor) -> torch.Tensor:
+def _summaries(pages: torch.Tensor) -> torch.Tensor:
     """``[P, 2, Hkv, D]``: the smallest and the largest numbers of keys ``[P, page_size, Hkv, D]``."""
     # torch compares no numbers of 8 bits, which float16 holds.
     wide = pages.half() if pages.dtype == torch.float8_e4m3fn else pages
@@ -209,7 +209,7 @@ def _digests(pages: torch.Tensor) -> torch.Tensor:
 
 
 def _scores(
-    layer: LayerSpec, query: torch.Tensor, digests: torch.Tensor, allowed: torch.Tensor
+    layer: LayerSpec, query: torch.Tensor, summaries: torch.Tensor, allowed: torch.Tensor
 ) -> torch.Tensor:
     """Scores ``[S, R, Hkv, P]`` of the pages ``allowed`` ``[S, R, P]``, minus infinity for others.
 
@@ -219,7 +219,7 @@ def _scores(
     heads = query.double().unflatten(2, (layer.kv_heads, -1)).transpose(1, 2)
     # The larger product is with the largest number where the query's is positive, else with the smallest.
     signs = torch.cat([heads.clamp(max=0), heads.clamp(min=0)], dim=-1)
-    by_head = digests.permute(0, 3, 1, 2, 4)
+    by_head = summaries.permute(0, 3, 1, 2, 4)
     ends = torch.empty(by_head.shape, dtype=torch.double, device=query.device).copy_(by_head).flatten(3)
     bounds = (signs.flatten(2, 3) @ ends.transpose(2, 3)).unflatten(2, signs.shape[2:4])
     bounds = (bounds * layer.scale).masked_fill_(~allowed[:, None, :, None], float("-inf"))

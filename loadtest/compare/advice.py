@@ -120,6 +120,7 @@ def _deploy(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
     return [
         sentences[0],
         _safe(comparison, best),
+        *filter(None, [words.unseen([] if best.exact else best.evidence, comparison.plan.confidence)]),
         *sentences[1:],
         *_growth(best),
         *_others(comparison, best, load),

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from loadtest.compare import analysis
 from loadtest.compare.equal import sees_all
 from loadtest.compare.ground import Ground
 from loadtest.compare.phrases import listed
+from loadtest.compare.turns import Turns, by_turn
 from loadtest.compare.types import EXACT, Comparison, Evidence, Outcome
-from loadtest.evaluation import analysis
 from loadtest.evaluation.pairs import OWN, answer_key, answer_pairs
 from loadtest.evaluation.types import Answer, TextBlock
 from loadtest.measuring.types import Interval
@@ -52,6 +53,7 @@ def is_exact(comparison: Comparison, name: str) -> bool:
 def _text(comparison: Comparison, name: str, length: int, ground: Ground) -> Evidence:
     loss, own = analysis.text_loss(comparison, name, length), analysis.perplexity(comparison, name, length)
     test = _test(comparison, name, "text", length, "perplexity", loss, (own / (1 + loss.value), own))
+    test = replace(test, contexts=analysis.text_slices(comparison, name, length))
     if length not in ground.guessed:
         return test
     # Where tasks tell, text that full attention can't predict is no reason to withhold a verdict.
@@ -87,11 +89,13 @@ def _scores(comparison: Comparison, name: str, length: int, measure: str, tasks:
     pairs = analysis.task_pairs(comparison, name, tasks, length)
     loss = analysis.points_lost(pairs, comparison.plan.confidence)
     means = (_mean(pair.full.score for pair in pairs), _mean(pair.own.score for pair in pairs))
+    turns = by_turn(pairs, comparison.plan.confidence)
     return replace(
         _test(comparison, name, measure, length, "score", loss, means),
         decides=measure == "tasks",
         contexts=len({pair.context for pair in pairs}),
-        where=_where(comparison, name, length, tasks),
+        where="; ".join(filter(None, (_where(comparison, name, length, tasks), _later(turns)))),
+        turns=turns,
     )
 
 
@@ -120,6 +124,8 @@ def _own(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
         fails = ground.own is False
         note = "full attention itself fails most of your questions" if fails else ""
         contexts = len({pair.context for pair in known})
+        turns = by_turn(known, comparison.plan.confidence)
+        test = replace(test, where=_later(turns), turns=turns)
         found.append(replace(test, decides=not fails, note=note, contexts=contexts))
     if free:
         loss = analysis.agreement_loss(comparison, name)
@@ -178,6 +184,17 @@ def _where(comparison: Comparison, name: str, length: int, tasks: Sequence[str])
     full, own = sum(one.full for one in worst), sum(one.own for one in worst)
     asked = sum(one.count for one in worst)
     return f"{places}: {own:.3g} of {asked} found where full finds {full:.3g}"
+
+
+def _later(turns: Turns | None) -> str:
+    """That later questions about a context lose more than its first, where that is certain."""
+    if turns is None or not turns.fails_later:
+        return ""
+    return (
+        f"from the second question about a context on: {turns.later_own:.3g} of {turns.later} found where "
+        f"full finds {turns.later_full:.3g}, by the first {turns.first_own:.3g} of {turns.first} where full "
+        f"finds {turns.first_full:.3g}"
+    )
 
 
 def _mean(values: Iterable[float]) -> float:

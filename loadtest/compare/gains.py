@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from loadtest.compare.equal import equal_work
 from loadtest.compare.types import Comparison, Gain
@@ -12,6 +13,8 @@ from loadtest.measuring.analysis import ratio
 from loadtest.measuring.types import Interval, Load
 
 FIGURES = ("ttft", "tpot", "output_rate")
+PER_MEMORY = "memory_rate"
+GIBIBYTE = 2**30
 
 
 def gains(comparison: Comparison, name: str) -> list[Gain]:
@@ -27,7 +30,7 @@ def gains(comparison: Comparison, name: str) -> list[Gain]:
                 found.append(gain)
     for context in comparison.plan.contexts:
         found += _memory(comparison, full, name, context)
-    return found
+    return found + [each for load in comparison.plan.loads if (each := _per_memory(found, load))]
 
 
 def is_served(comparison: Comparison, name: str) -> bool:
@@ -94,6 +97,27 @@ def _memory(comparison: Comparison, full: str, name: str, context: int) -> list[
         Gain(name, "", context, figure, _exactly(full_value), _exactly(own_value), _exactly(times))
         for figure, full_value, own_value, times in found
     ]
+
+
+def _per_memory(gains: Iterable[Gain], load: Load) -> Gain | None:
+    """Tokens per second of all users, for each GiB of KV cache that they hold, where users are so many.
+
+    Under a rate it is not known how many sequences are there at once, and one user's speed tells nothing of
+    what more of them would have.
+    """
+    found = list(gains)
+    rate, held = under_load(found, load, "output_rate"), of_memory(found, load.context, "bytes")
+    if load.concurrency <= 1 or rate is None or held is None:
+        return None
+    full, own = (one.value * load.concurrency / GIBIBYTE for one in (held.full, held.own))
+    return replace(
+        rate,
+        figure=PER_MEMORY,
+        full=rate.full.scaled(1 / full),
+        own=rate.own.scaled(1 / own),
+        ratio=rate.ratio.scaled(held.ratio.value),
+        equal_work=rate.equal_work and held.ratio.value == 1.0,
+    )
 
 
 def _held(comparison: Comparison, name: str, context: int) -> Memory | None:

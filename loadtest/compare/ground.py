@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from loadtest.compare import analysis
 from loadtest.compare.types import Comparison
-from loadtest.evaluation import analysis
 from loadtest.evaluation.pairs import OWN
 from loadtest.measuring.types import length_label
 

@@ -11,13 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.compare import analysis
 from loadtest.compare.known import EXPECTED, MANY, SINGLE, Expectation, Figure
 from loadtest.compare.types import Comparison
-from loadtest.evaluation import analysis
 from loadtest.evaluation.types import Answer
 from loadtest.measuring.analysis import series
+from loadtest.measuring.statistics import ratio_interval
 from loadtest.measuring.types import Interval, length_label
-from loadtest.statistics import ratio_interval
 
 
 class Held(enum.StrEnum):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 from loadtest.compare.types import Evidence
+from loadtest.measuring.student import student_quantile, student_tail
 from loadtest.measuring.types import Interval
-from loadtest.student import student_quantile, student_tail
 
 
 def p_worse(evidence: Evidence, confidence: float) -> float:
@@ -15,7 +16,7 @@ def p_worse(evidence: Evidence, confidence: float) -> float:
 
     It is the level at which the lower end of the interval would reach the margin, if intervals widen with
     Student's t by the number of contexts. Those of scores widen less where contexts don't matter (see
-    ``loadtest.statistics``), so that for them it is an upper bound.
+    ``loadtest.measuring.statistics``), so that for them it is an upper bound.
 
     Args:
         evidence: with its interval.
@@ -27,7 +28,7 @@ def p_worse(evidence: Evidence, confidence: float) -> float:
     if loss.low >= loss.value:
         return 0.0  # no two samples differ
     reached = (loss.value - margin) / (loss.value - loss.low)
-    freedom = _freedom(evidence)
+    freedom = freedom_of(evidence)
     return student_tail(student_quantile((1 - confidence) / 2, freedom) * reached, freedom)
 
 
@@ -48,11 +49,27 @@ def holm(chances: Sequence[float], level: float) -> list[bool]:
     return rejected
 
 
-def widened(evidence: Evidence, confidence: float, tests: int) -> Interval:
-    """The interval whose lower end is that of one test among so many (Bonferroni, Holm's first step)."""
-    loss, tail, freedom = evidence.loss, (1 - confidence) / 2, _freedom(evidence)
-    by = student_quantile(tail / max(tests, 1), freedom) / student_quantile(tail, freedom)
-    return Interval(loss.value, loss.value - (loss.value - loss.low) * by, loss.high, loss.count)
+def with_many(evidence: Evidence, confidence: float, tests: int = 1) -> Interval:
+    """The interval as narrow as so many samples would make it if Student's t had all freedom.
+
+    That of few contexts is wide since they are few, and narrows faster than samples grow.
+
+    Args:
+        evidence: with its interval.
+        confidence: of that interval.
+        tests: among which it is one; its lower end is then that of Bonferroni, Holm's first step.
+    """
+    loss, tail, normal = evidence.loss, (1 - confidence) / 2, NormalDist()
+    independent = evidence.unit in ("score", "agreement") and contexts_of(evidence) == loss.count
+    plain = normal.inv_cdf(1 - tail)
+    ours = plain if independent else student_quantile(tail, freedom_of(evidence))
+    below, above = normal.inv_cdf(1 - tail / max(tests, 1)) / ours, plain / ours
+    return Interval(
+        loss.value,
+        loss.value - below * (loss.value - loss.low),
+        loss.value + above * (loss.high - loss.value),
+        loss.count,
+    )
 
 
 def _on_scale(evidence: Evidence) -> tuple[Interval, float]:
@@ -64,5 +81,11 @@ def _on_scale(evidence: Evidence) -> tuple[Interval, float]:
     return Interval(value, low, high, loss.count), math.log1p(margin)
 
 
-def _freedom(evidence: Evidence) -> int:
-    return max((evidence.contexts or evidence.loss.count) - 1, 1)
+def contexts_of(evidence: Evidence) -> int:
+    """Contexts that a loss comes from; each sample is one of its own where that is not said."""
+    return evidence.contexts or evidence.loss.count
+
+
+def freedom_of(evidence: Evidence) -> int:
+    """Degrees of freedom of Student's t for a loss."""
+    return max(contexts_of(evidence) - 1, 1)

@@ -2,7 +2,9 @@
 
 A variant is safe if in every deciding test the upper end of its loss lies within the margin. That is an
 intersection-union test (Berger: Multiparameter Hypothesis Testing and Acceptance Sampling, 1982): all have to
-pass, so the chance of a wrong "safe" is at most that of one test, and no correction is needed.
+pass, so the chance of a wrong "safe" is at most that of one test, and no correction is needed. No interval
+knows of a loss that strikes whole contexts and has struck none yet, so each test takes ``least`` contexts: 6
+at a confidence of 95%, so many that a loss in half of all contexts would hardly go unseen.
 
 It is not safe if in some test the loss is beyond the margin. Here each further test is a further chance to be
 wrong, so Holm's correction keeps that chance for all tests of a variant together: the deciding ones share one
@@ -13,18 +15,19 @@ of all tasks are the same and have one outcome. Else there is not enough evidenc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loadtest.compare import words
+from loadtest.compare import analysis, words
 from loadtest.compare.advice import advise
+from loadtest.compare.effective import effective_length
 from loadtest.compare.evidence import failures, is_exact, tests
 from loadtest.compare.gains import gains
 from loadtest.compare.ground import Ground, survey
-from loadtest.compare.holm import holm, p_worse, widened
+from loadtest.compare.holm import contexts_of, holm, p_worse, with_many
 from loadtest.compare.types import Comparison, Evidence, Judgment, Likeness, Outcome, Verdict
-from loadtest.evaluation import analysis
-from loadtest.statistics import score_to_settle, to_settle
+from loadtest.measuring.statistics import least, score_to_settle, to_settle
 
 
 def judge(comparison: Comparison) -> Judgment:
@@ -52,17 +55,19 @@ def _pair(comparison: Comparison, name: str) -> Comparison:
 
 def _verdict(comparison: Comparison, name: str, ground: Ground) -> Verdict:
     evidence = decide(tests(comparison, name, ground), comparison.plan.confidence, ground)
-    exact = is_exact(comparison, name)
+    exact, effective = is_exact(comparison, name), effective_length(comparison, name)
     verdict = Verdict(
         name,
         _outcome(comparison, name, evidence, ground),
         tuple(evidence),
         tuple(gains(comparison, name)),
-        analysis.effective_length(comparison, name),
+        effective.length if effective else None,
         exact,
         "",
         comparison.plan.command(name),
         _likeness(comparison, name),
+        effective.least if effective else None,
+        effective.most if effective else None,
     )
     return replace(verdict, sentence=words.verdict(comparison, verdict, ground))
 
@@ -120,14 +125,18 @@ def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, test
     if rejected:
         return replace(test, outcome=Outcome.UNSAFE, decides=True)
     if test.loss.claimed and test.loss.high <= test.margin:
-        return replace(test, outcome=Outcome.SAFE)
+        lacking = least(confidence) - contexts_of(test)
+        if lacking <= 0:
+            return replace(test, outcome=Outcome.SAFE)
+        return replace(test, more=math.ceil(lacking * test.loss.count / contexts_of(test)))
     if test.loss.count and not test.loss.claimed and test.contexts == 1:
         return replace(test, more=test.loss.count)  # one context gives no interval: one more like it
     settle = score_to_settle if test.unit in ("score", "agreement") else to_settle
-    more = settle(test.loss, test.margin)
-    if more is None:  # beyond the margin by itself, but not surely enough for one test of many
-        more = to_settle(widened(test, confidence, tests_made), test.margin) or 1
-    return replace(test, more=more)
+    more = settle(with_many(test, confidence), test.margin)
+    if more is None and test.loss.value > test.margin:
+        # Beyond the margin by itself, but not surely enough for one test of many.
+        more = to_settle(with_many(test, confidence, tests_made), test.margin)
+    return replace(test, more=more or math.ceil(test.loss.count / contexts_of(test)))
 
 
 def _outcome(comparison: Comparison, name: str, evidence: Sequence[Evidence], ground: Ground) -> Outcome:

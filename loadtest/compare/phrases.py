@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from loadtest.measuring.types import Interval
+from loadtest.measuring.types import Interval, length_label
 
 FIGURES = {
     "tpot": "time per token",
@@ -13,6 +13,7 @@ FIGURES = {
     "ttft": "time to first token",
     "bytes": "KV cache",
     "fits": "sequences that fit",
+    "memory_rate": "tokens per second per GiB of KV cache",
 }
 """Names of the figures of speed and memory."""
 
@@ -63,6 +64,20 @@ def setting(share: float) -> str:
 def measure(name: str) -> str:
     """A test of quality by its name in ``Evidence``."""
     return "your own questions" if name == "own" else name.removeprefix("task:")
+
+
+def effective_words(length: int, least: int, most: int) -> str:
+    """An effective length, and in brackets what is sure of it: nothing more where that is the same.
+
+    Args:
+        length: tokens; 0 for none.
+        least: what it surely is.
+        most: what it may be.
+    """
+    word, low, high = (length_label(one) if one else "none" for one in (length, least, most))
+    if least == length == most:
+        return word
+    return f"{word} ({low} to {high})"
 
 
 def inverse(ratio: Interval) -> Interval:

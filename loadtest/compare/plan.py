@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loadtest import texts
 from loadtest.compare.presets import QUICK, Preset
+from loadtest.compare.stopping import LEAST_CONFIDENCE, MOST_CONFIDENCE
 from loadtest.compare.types import Margins, Plan
 from loadtest.deployment import FULL, Deployment, parse
 from loadtest.measuring.types import Load
@@ -150,8 +151,11 @@ def rejudged(plan: Plan, margins: Sequence[str], confidence: float | None) -> Pl
 
 
 def _check_confidence(confidence: float) -> None:
-    if not 0.5 <= confidence < 1:
-        raise PlanError(f"--confidence {confidence:g} is not a share; give 0.5 to 0.999, like 0.95")
+    if not LEAST_CONFIDENCE <= confidence <= MOST_CONFIDENCE:
+        raise PlanError(
+            f"--confidence {confidence:g} is beyond what the rule for when to stop measuring was tried for; "
+            f"give {LEAST_CONFIDENCE:g} to {MOST_CONFIDENCE:g}, like 0.95"
+        )
 
 
 def budget(asked: Asked, words: str | None) -> float:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.plan import Material, PlanError, Tell
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
-from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.prompts import prompt
 from loadtest.measuring.servers import OpenError, most_at_once, open_all
 from loadtest.measuring.types import length_label

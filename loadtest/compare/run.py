@@ -9,23 +9,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from loadtest.compare.equal import equal_pairs, equal_work
+from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.gains import deciding_figure
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Material, PlanError
 from loadtest.compare.preflight import Found, try_all
 from loadtest.compare.stopping import open_tests
 from loadtest.compare.types import Comparison, Judgment
+from loadtest.compare.units import Unit
 from loadtest.deployment import Deployment
-from loadtest.evaluation.evaluator import Evaluator
-from loadtest.evaluation.units import Unit
 from loadtest.measuring.analysis import series, settled
 from loadtest.measuring.busy import busy
 from loadtest.measuring.requests import reason
 from loadtest.measuring.rounds import Progress, Rounds
 from loadtest.measuring.served import Served
 from loadtest.measuring.servers import OpenError, groups, open_all
+from loadtest.measuring.statistics import least
 from loadtest.measuring.types import Load
-from loadtest.statistics import least
 from longspan import Client, LongspanError
 
 SPEED_SHARE = 0.45

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
+from loadtest.compare.holm import freedom_of
 from loadtest.compare.types import Evidence, Outcome, Verdict
+from loadtest.measuring.student import student_quantile
 
-FIRM = 0.7
-"""By how many standard errors an interval is widened before measuring may stop on it.
+STRICTER = 50
+"""How many times rarer an error has to be for a run to stop on an outcome than for a verdict.
 
 A run that looks after each new sample and stops at the first certain look is wrong more often than the
-confidence says: with a loss on the margin itself 13 of 100 simulated runs of 15 looks ended with a verdict,
-with this widening 7. Pocock (Group sequential methods in the design and analysis of clinical trials, 1977)
-widens all looks alike, for 20 of them at 95% from 1.96 to 2.67 standard errors.
+confidence says. Looks that may end it early are therefore held to a far stricter level, 0.001 where the
+verdict's is 0.05, which leaves the last look about as it is (Haybittle: Repeated assessment of results in
+clinical trials of cancer treatment, 1971; Peto et al.: Design and analysis of randomized clinical trials,
+1976). With a loss on the margin itself and a look after each of the samples 6 to 120, simulated runs ended
+with a verdict at most 1.4 times as often as one look at the end would have, for confidences from 0.5 to
+0.999; 5.8 of 100 at 95%.
 """
 
+LEAST_CONFIDENCE = 0.5
+"""Below it an outcome is a guess, and there is nothing to stop for."""
 
-def widening(confidence: float) -> float:
-    """By how much intervals of a confidence are widened: 1.36 times at 95%, more where they are narrower."""
-    return 1 + FIRM / NormalDist().inv_cdf((1 + confidence) / 2)
+MOST_CONFIDENCE = 0.999
+"""Beyond it the rule was not tried: errors are too rare to be counted in simulated runs."""
+
+
+def widening(confidence: float, freedom: int) -> float:
+    """How many times as wide an interval is at the level of ``STRICTER``: 1.7 at 95% and many samples.
+
+    Args:
+        confidence: of the interval.
+        freedom: of its Student's t.
+    """
+    tail = (1 - confidence) / 2
+    return student_quantile(tail / STRICTER, freedom) / student_quantile(tail, freedom)
 
 
 def is_firm(test: Evidence, confidence: float = 0.95) -> bool:
-    """The outcome would be the same with the interval widened; see ``FIRM``.
+    """The outcome would be the same at the level of ``STRICTER``.
 
     Args:
         test: with its outcome.
         confidence: of its interval.
     """
-    loss, by = test.loss, widening(confidence)
+    loss, by = test.loss, widening(confidence, freedom_of(test))
     if test.outcome is Outcome.SAFE:
         return loss.value + by * (loss.high - loss.value) <= test.margin
     if test.outcome is Outcome.UNSAFE:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.compare.gains import (
+    GIBIBYTE,
     deciding_figure,
     figures,
     new_prompts,
@@ -17,14 +18,13 @@ from loadtest.compare.gains import (
     operators_load,
     under_load,
 )
-from loadtest.compare.phrases import ends, figure, setting, times
+from loadtest.compare.lines import item, lines
+from loadtest.compare.phrases import figure, setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
-from loadtest.evaluation import analysis
 from loadtest.measuring.types import Interval, Load, length_label
 
 _STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}
 _MEBIBYTE = 2**20
-_GIBIBYTE = 2**30
 # Names of this many letters leave room for all columns in a terminal of 80.
 _NAME = 18
 
@@ -42,88 +42,24 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     plan = comparison.plan
     baseline = figures(comparison)
     grids = [_grid(comparison, judgment, baseline, context) for context in plan.contexts]
-    verdicts = [_item(verdict.sentence, _STYLES[verdict.outcome]) for verdict in judgment.verdicts]
+    verdicts = [item(verdict.sentence, _STYLES[verdict.outcome]) for verdict in judgment.verdicts]
     advice = [
         Text(sentence, style="bold" if not at else "")
         for at, sentence in enumerate(judgment.advice.sentences)
     ]
     command = [Text(_lines(judgment.advice.command), style="bold cyan")] if judgment.advice.command else []
-    notes = [_item(remark, "dim") for remark in judgment.uninformative]
+    notes = [item(remark, "dim") for remark in judgment.uninformative]
     if notes:
         notes = [Text("\nThese tell nothing of the variants:"), *notes]
     return Group(
-        _heading(comparison), *grids, _legend(comparison), *_effective(comparison, judgment),
-        *_likeness(comparison, judgment), *_own(comparison, judgment), Text(), *verdicts, *notes,
-        Text(), *advice, *command,
+        _heading(comparison), *grids, _legend(comparison), *lines(comparison, judgment), Text(), *verdicts,
+        *notes, Text(), *advice, *command,
     )  # fmt: skip
 
 
 def _lines(command: str) -> str:
     """A command that can be copied from a narrow terminal."""
     return "\n  " + command.replace(" --attention-option", " \\\n    --attention-option")
-
-
-def _effective(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
-    """The longest context at which each keeps the share of full's score that ``Margins`` names."""
-    plan = comparison.plan
-    full = analysis.effective_length(comparison, plan.candidates[0].name)
-    if full is None or len(plan.contexts) < 2:
-        return []
-    lengths = [(plan.candidates[0].name, full)]
-    lengths += [(one.deployment, one.effective) for one in judgment.verdicts if one.effective is not None]
-    said = ", ".join(f"{name} {length_label(length) if length else 'none'}" for name, length in lengths)
-    shortest = length_label(plan.contexts[0])
-    share = f"{setting(plan.margins.effective)} of full's score at {shortest}"
-    return [Text(f"\nEffective length ({share} kept): {said}")]
-
-
-def _own(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
-    """How each answers the user's own questions, which belong to no context length."""
-    tests = [test for one in judgment.verdicts for test in one.evidence if test.measure == "own"]
-    if not any(test.loss.count for test in tests):
-        return [Text("\nYour own questions: none asked yet")] if comparison.plan.own else []
-    lines = []
-    if known := [test for test in tests if test.unit == "score" and test.loss.count]:
-        found = [(comparison.plan.candidates[0].name, known[0].full)]
-        found += [(test.deployment, test.own) for test in known]
-        scores = ", ".join(f"{name} {score:.2f}" for name, score in found)
-        lines.append(f"Your own questions, share of right answers in {_counts(known)}: {scores}")
-    if free := [test for test in tests if test.unit == "agreement" and test.loss.count]:
-        shares = ", ".join(f"{test.deployment} {1 - test.loss.value:.0%}" for test in free)
-        lines.append(
-            "Your own questions without a known answer, share of an answer up to its first difference from "
-            f"full's in {_counts(free)}: "
-            f"{shares}"
-        )
-    return [Text("\n" + "\n".join(lines))]
-
-
-def _counts(tests: Sequence[Evidence]) -> str:
-    counts = sorted({test.loss.count for test in tests})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def _likeness(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
-    """How often each variant's most likely next token is full's, and how far its distributions are."""
-    context = comparison.plan.contexts[-1]
-    said = [
-        _item(
-            f"{verdict.deployment}: {_share(one.same_top.value)}{ends(one.same_top, _share)}; "
-            f"{one.kl.value:.3f}{ends(one.kl, '{:.3f}'.format)}",
-            "dim",
-        )
-        for verdict in judgment.verdicts
-        for one in verdict.likeness
-        if one.length == context
-    ]
-    if not said:
-        return []
-    heading = f"\nText at {length_label(context)}: most likely token as full's; KL divergence, nats per token"
-    return [Text(heading), *said]
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}%"
 
 
 def _heading(comparison: Comparison) -> Text:
@@ -147,7 +83,7 @@ def _legend(comparison: Comparison) -> Text:
     if any(deciding_figure(load) == "output_rate" for load in loads):
         speed = "tok/s: output tokens per second of all users"
     memory = comparison.plan.kv_memory
-    within = f" that {figure(memory / _GIBIBYTE)} GiB of KV cache hold" if memory else ""
+    within = f" that {figure(memory / GIBIBYTE)} GiB of KV cache hold, the same for all" if memory else ""
     parts = [
         speed,
         "x full: how many times better than full attention, paired by round",
@@ -158,12 +94,6 @@ def _legend(comparison: Comparison) -> Text:
         "-: not measured",
     ]
     return Text("\n" + "; ".join(parts), style="dim")
-
-
-def _item(sentence: str, style: str) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(Text("-", style=style), Text(sentence))
-    return grid
 
 
 def _grid(

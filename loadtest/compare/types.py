@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
+from loadtest.compare.turns import Turns
 from loadtest.deployment import Deployment
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Interval, Load, Measurement
@@ -151,6 +152,7 @@ class Evidence:
         where: in words where it loses, like "at depth 0.1 and 0.3: 0 of 8 found where full finds 8".
         note: why it can't tell, or what to know of it; empty for nothing.
         contexts: that the samples of ``loss`` come from; samples of one context depend on one another.
+        turns: what the first and the later questions about a context lose; ``None`` where it has only one.
     """
 
     deployment: str
@@ -167,6 +169,7 @@ class Evidence:
     where: str = ""
     note: str = ""
     contexts: int = 0
+    turns: Turns | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,8 @@ class Gain:
         deployment: the variant.
         load: label of the load.
         context: tokens.
-        figure: ``ttft``, ``tpot``, ``output_rate``, ``bytes``, ``fits``.
+        figure: ``ttft``, ``tpot``, ``output_rate``, ``bytes``, ``fits``; ``memory_rate``: tokens per second
+            of several users, for each GiB of KV cache that their sequences hold at this context.
         full: full's own.
         own: the variant's.
         ratio: how many times better than full, paired by round; below 1 is worse.
@@ -229,6 +233,8 @@ class Verdict:
         sentence: what it brings and costs, a line.
         command: what to type to deploy it.
         likeness: by length, where the text was decoded; it tells how a variant differs and decides nothing.
+        effective_least: what ``effective`` surely is, at the plan's confidence for each length by itself.
+        effective_most: what it may be, likewise.
     """
 
     deployment: str
@@ -240,6 +246,8 @@ class Verdict:
     sentence: str
     command: str
     likeness: tuple[Likeness, ...] = ()
+    effective_least: int | None = None
+    effective_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +258,10 @@ class Advice:
         winner: name of the deployment; empty where nothing can be said.
         sentences: why, and what is known of the others; they name load, lengths, text and confidence.
         command: what to type; empty without a winner.
-        quality_speed: names on the Pareto front of quality against time per token at the longest context.
-        quality_memory: names on that of quality against KV bytes.
+        quality_speed: names on the Pareto front of quality against the speed of the operator's load at the
+            longest context, every server with as much KV memory.
+        quality_memory: names on that of quality against KV bytes of a sequence: of the same memory, as many
+            times more sequences fit as these are fewer.
     """
 
     winner: str

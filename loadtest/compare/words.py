@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from loadtest.compare.evidence import EQUAL, PENDING, failures
 from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
 from loadtest.compare.ground import Ground
+from loadtest.compare.holm import contexts_of
 from loadtest.compare.phrases import FIGURES, amount, ended, ends, inverse, listed, measure, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Outcome, Verdict
+from loadtest.measuring.statistics import least
 from loadtest.measuring.types import length_label
-from loadtest.statistics import least
 
 # Tests that a sentence names where there are many.
 _NAMED = 2
@@ -21,6 +23,7 @@ _GAIN = {
     "output_rate": "generates {} times as many tokens per second{}{}",
     "bytes": "has a KV cache {} times smaller{}{}",
     "fits": "fits {} times as many sequences into the same memory{}{}",
+    "memory_rate": "generates {} times as many tokens per second with each GiB of KV cache{}{}",
 }
 _COST = {
     "tpot": "takes {} times as long per token{}{}",
@@ -28,6 +31,7 @@ _COST = {
     "output_rate": "takes {} times as long for as many tokens{}{}",
     "bytes": "has a KV cache {} times as large{}{}",
     "fits": "fits only {} times as many sequences into the same memory{}{}",
+    "memory_rate": "holds {} times as much KV cache for as many tokens per second{}{}",
 }
 _DECIDING = (
     ("perplexity", "text"),
@@ -125,6 +129,25 @@ def quality(tests: Iterable[Evidence]) -> str:
     return listed([_at_most(max(kind, key=lambda test: test.loss.high)) for kind in kinds if kind])
 
 
+def unseen(tests: Iterable[Evidence], confidence: float) -> str:
+    """What losses could have been missed for lack of contexts; empty where no test decides.
+
+    Of k contexts none has a loss that strikes a share s of all contexts with chance (1 - s)^k.
+
+    Args:
+        tests: deciding ones among them, all safe.
+        confidence: of the verdict, of which one side counts.
+    """
+    found = [contexts_of(test) for test in tests if test.decides and test.loss.claimed]
+    if not found:
+        return ""
+    share = 1 - ((1 - confidence) / 2) ** (1 / min(found))
+    return (
+        f"Its tests had {min(found):,} contexts or more: a loss that strikes fewer than "
+        f"{math.ceil(100 * share)}% of contexts could have gone unseen"
+    )
+
+
 def test_words(test: Evidence) -> str:
     """What one test found, with its interval and margin."""
     at, write, loss = _at(test), amount(test.unit), test.loss
@@ -153,7 +176,12 @@ def more_words(test: Evidence) -> str:
     if not test.more or not test.loss.count:
         return ""
     samples = f"{test.more:,} more {_SAMPLES[test.unit].format('s' * (test.more > 1))}"
-    return f"about {samples} would settle it" if test.loss.claimed else f"it takes at least {samples}"
+    if not test.loss.claimed:
+        return f"it takes at least {samples}"
+    few = ""
+    if test.loss.high <= test.margin:
+        few = f"{contexts_of(test)} context{'s' * (contexts_of(test) > 1)} can't show it safe; "
+    return f"{few}about {samples} would settle it"
 
 
 def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:

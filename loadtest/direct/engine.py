@@ -27,7 +27,7 @@ from loadtest.direct.template import Template
 from server.engine.build import build_engine
 from server.engine.core import EngineCore
 from server.engine.sequence import Sequence
-from server.engine.types import FinishReason, Ready, Sampling, Stats, StepNews, Submit
+from server.messages import FinishReason, Ready, Sampling, Stats, StepNews, Submit
 from server.settings import Settings
 
 _GREEDY = Sampling(temperature=0.0)
@@ -89,7 +89,7 @@ def open_engine(settings: Settings, folder: Path) -> DirectEngine:
         folder: the model, a Hugging Face folder.
 
     Raises:
-        server.engine.types.RefusedError: the model, the settings and the machine don't go together.
+        server.errors.RefusedError: the model, the settings and the machine don't go together.
     """
     core, ready = build_engine(
         settings.model_copy(update={"prefix_cache": False}), folder, lambda stage, fraction: None

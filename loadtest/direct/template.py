@@ -11,7 +11,7 @@ from attention.formats import put, taken
 from server.engine.core import EngineCore
 from server.engine.scheduler import Work
 from server.engine.sequence import Sequence
-from server.engine.types import Submit
+from server.messages import Submit
 
 _Parts = list[torch.Tensor | None]
 

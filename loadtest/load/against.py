@@ -77,7 +77,7 @@ def change(figure: Figure, before: Row, after: Row, confidence: float) -> Change
 
 
 def _across(figure: Figure, before: Row, after: Row, confidence: float) -> Interval:
-    from loadtest.statistics import ratio_interval  # numpy, which single runs do not need
+    from loadtest.measuring.statistics import ratio_interval  # numpy, which single runs do not need
 
     values = [
         [value for run in row.runs if not math.isnan(value := figure.get(run.summary))]

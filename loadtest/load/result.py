@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import document
-from loadtest.document import DocumentError, plain
+from loadtest.document import DocumentError
 from loadtest.load.device import DeviceUse
 from loadtest.load.measures import weak
 from loadtest.load.order_statistics import CONFIDENCE
@@ -158,29 +158,6 @@ def condense(records: list[Record]) -> list[dict[str, Any]]:
         }
         for record in records
     ]
-
-
-def save(result: Result, path: Path) -> None:
-    """Writes the document, with the figures of all repeats together.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    from loadtest.load.rows import rows  # which knows results
-
-    figures = [
-        {
-            "label": row.label,
-            "target": row.target,
-            "figure": key,
-            **plain(cell.interval),
-            "across_runs": cell.across_runs,
-            "weak": cell.weak,
-        }
-        for row in rows(result)
-        for key, cell in row.cells.items()
-    ]
-    document.save({"schema": SCHEMA, **plain(result), "figures": figures}, path)
 
 
 def load(path: Path) -> Result:

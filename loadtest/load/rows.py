@@ -145,7 +145,7 @@ def cell(figure: Figure, runs: list[Run], confidence: float) -> Cell:
     values = [value for run in runs if not math.isnan(value := figure.get(run.summary))]
     weak = _weak(figure, runs)
     if len(runs) > 1:
-        from loadtest.statistics import median_interval  # numpy, which one run does not need
+        from loadtest.measuring.statistics import median_interval  # numpy, which one run does not need
 
         return Cell(median_interval(values, confidence), True, weak)
     ends = [math.nan, math.nan]

@@ -6,8 +6,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from loadtest.measuring.statistics import LEAST, median_interval
 from loadtest.measuring.types import Interval, Measurement
-from loadtest.statistics import LEAST, median_interval
 
 NARROW = 0.025
 """Half an interval's width, as a share of its value, below which more rounds would tell nothing that matters:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from loadtest.measuring.analysis import drift, ratios, repeated, resolution, visits
+from loadtest.measuring.statistics import LEAST, median_interval
+from loadtest.measuring.student import student_quantile
 from loadtest.measuring.types import Interval, Measurement
-from loadtest.statistics import LEAST, median_interval
-from loadtest.student import student_quantile
 
 MOST_DISTURBED = 0.5
 """Share of visits that may stay disturbed: beyond it the quiet ones are the exception, not the rule."""

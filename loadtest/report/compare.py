@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from loadtest.compare.effective import effective_length
 from loadtest.compare.gains import deciding_figure, is_served, operators_load
-from loadtest.compare.phrases import FIGURES, measure, setting
+from loadtest.compare.phrases import FIGURES, effective_words, measure, setting
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
@@ -131,9 +132,10 @@ def _without_name(verdict: Verdict) -> str:
 
 
 def _effective(verdict: Verdict) -> str:
-    if verdict.effective is None:
+    least, most = verdict.effective_least, verdict.effective_most
+    if verdict.effective is None or least is None or most is None:
         return words.NONE
-    return length_label(verdict.effective) if verdict.effective else "none"
+    return effective_words(verdict.effective, least, most)
 
 
 def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
@@ -165,8 +167,12 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     }
     full: list[Cell] = [("baseline", "", "")]
     full += [(own[figure], 1.0, "") for figure in speeds]
-    full += [(words.NONE, 0.0, "") for _ in tests] + [NOTHING]
-    rows = [{"name": comparison.plan.candidates[0].name, "number": 0, "cells": full}]
+    full += [(words.NONE, 0.0, "") for _ in tests]
+    known = effective_length(comparison, comparison.plan.full)
+    full.append(
+        (effective_words(known.length, known.least, known.most), known.length, "") if known else NOTHING
+    )
+    rows = [{"name": comparison.plan.full, "number": 0, "cells": full}]
     for verdict in judgment.verdicts:
         cells: list[Cell] = [(str(verdict.outcome), str(verdict.outcome), "")]
         cells += [_gain_cell(view.gain(verdict, comparison, context, figure)) for figure in speeds]
@@ -218,7 +224,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             f"log probability {words.loss('logprob', margins.logprob)} per token, "
             f"agreement {words.loss('agreement', margins.agreement)}; "
             f"a gain counts from {setting(margins.speed)} on; "
-            f"a length is effective from {setting(margins.effective)} of full's score on",
+            f"a length is effective from {setting(margins.effective)} of full's score on, "
+            "in brackets what is sure",
         ),
         ("confidence", setting(plan.confidence)),
         ("seed", str(plan.seed)),

@@ -82,7 +82,8 @@ def measured(figure: str, value: float) -> str:
         return size(value)
     if figure == "fits":
         return NONE if not math.isfinite(value) else f"{value:,.0f}"
-    return NONE if not math.isfinite(value) else f"{number(value)} tok/s"
+    unit = "tok/s per GiB" if figure == "memory_rate" else "tok/s"
+    return NONE if not math.isfinite(value) else f"{number(value)} {unit}"
 
 
 def quality(unit: str, value: float) -> str:

@@ -1,7 +1,7 @@
 """Frequent words, of RULER (Hsieh et al. 2024, section 3.3): the three that a coded text has most often.
 
 Invented words of six letters, as often as a zeta distribution with alpha 2 has them by rank; one word for
-each 50 tokens. The most frequent is ``...``, which does not count.
+each 50 tokens of the length. The most frequent is ``...``, which does not count.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ _TASK = "Below is a text in code words. Count them: the three most frequent are 
 
 def fwe(request: Request) -> list[Sample]:
     """The one question about a context."""
-    room = request.length - _MAX_NEW_TOKENS - request.reserve
     drawn = words.letters(request.random("words"), 6, string.ascii_lowercase)
-    vocabulary = ["...", *(next(drawn) for _ in range(max(room // _TOKENS_PER_WORD, ASKED + 2) - 1))]
+    vocabulary = [
+        "...",
+        *(next(drawn) for _ in range(max(request.length // _TOKENS_PER_WORD, ASKED + 2) - 1)),
+    ]
     frequent = vocabulary[1 : 1 + ASKED]
     asked = (
         Question(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from longspan.v1 import inference_pb2, types_pb2
 from server.api.state import Served
 from server.engine.link import NewsStream
-from server.engine.types import FinishReason, PositionLogprob, SequenceNews
+from server.messages import FinishReason, PositionLogprob, SequenceNews
 from server.observe.request import RequestRecord
 from server.text.assemble import OutputAssembler, OutputDelta
 from server.text.stop import StopStrings

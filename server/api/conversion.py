@@ -15,8 +15,8 @@ from server.api import errors
 from server.api.errors import Violation, quote
 from server.api.prompt import check_tokenizer
 from server.api.state import Served
-from server.engine.ranges import RANGES
-from server.engine.types import Sampling, Submit
+from server.messages import Sampling, Submit
+from server.ranges import RANGES
 from server.settings import Settings
 from server.text.stop import StopStrings
 

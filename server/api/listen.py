@@ -10,7 +10,7 @@ from longspan.v1 import inference_pb2_grpc
 from server.api.health import READINESS, HealthServicer
 from server.api.interceptor import Interceptor
 from server.api.service import InferenceServicer
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
 
 # A token id takes up to 5 bytes on the wire and a token of text about as many; 16 MiB is a prompt of some

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from attention.backends import Attention
+from attention.cache import PagedCache
 from attention.formats import format_name
-from attention.types import PagedCache
 from server.engine.core import EngineCore
+from server.engine.cores import usable_cores
 from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
 from server.engine.hardware import memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Report, prepare
 from server.engine.runner import Runner
-from server.engine.types import Ready, RefusedError
+from server.engine.team import watched
+from server.errors import RefusedError
+from server.messages import Ready
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
+from server.models.quantized.model import QuantizedModel
 from server.models.refusing import refusing
 from server.settings import Settings
 
@@ -43,7 +46,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
             f"--max-batch-tokens {settings.max_batch_tokens} must be at least "
             f"--max-running {settings.max_running}: every running sequence needs a token per step"
         )
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = settings.threads or usable_cores()
     torch.set_num_threads(threads)
     prepared = prepare(settings, folder, report)
     loaded, device, weights = prepared.loaded, prepared.device, prepared.weights
@@ -66,6 +69,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         prefix_cache=settings.prefix_cache,
         ahead=device == "cuda",  # a CPU has computed a step when it is launched
         check_integrity=settings.check_integrity,
+        team=watched(threads) if _is_native(runner) else None,
     )
     ready = Ready(
         architecture=loaded.architecture,
@@ -103,6 +107,11 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         ready.kv_bytes / 2**30,
     )
     return core, ready
+
+
+def _is_native(runner: Runner) -> bool:
+    """Steps are native code throughout, whose bits don't depend on the number of threads; torch's may."""
+    return isinstance(runner.model, QuantizedModel) and runner.attention.kernel.name == "cpu_paged"
 
 
 def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGraphs | None:

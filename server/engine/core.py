@@ -7,6 +7,8 @@ import time
 from collections.abc import Set
 from dataclasses import dataclass, field
 
+import torch
+
 from attention.patterns.base import ContentPattern
 from server.engine.costs import Cost, StepCosts
 from server.engine.hardware import MemoryMeter
@@ -14,7 +16,8 @@ from server.engine.kv_manager import KVManager, most_pages
 from server.engine.runner import Launched, Runner, RunOutput
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Sequence, State
-from server.engine.types import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
+from server.engine.team import Team
+from server.messages import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
 
 log = logging.getLogger("longspan.engine")
 
@@ -67,6 +70,7 @@ class EngineCore:
         ahead: launch a step before the one before it is collected, where that is possible. Of use where the
             device computes by itself; a CPU has computed a step when it is launched.
         check_integrity: check the allocator's books after every step.
+        team: the threads that compute, where their number follows what the machine gives.
 
     Attributes:
         costs: what its steps cost at least.
@@ -82,8 +86,10 @@ class EngineCore:
         prefix_cache: bool = True,
         ahead: bool = False,
         check_integrity: bool = False,
+        team: Team | None = None,
     ) -> None:
         self.runner = runner
+        self._team = team
         self.context_length = context_length
         self.ahead = ahead
         self.check_integrity = check_integrity
@@ -165,7 +171,11 @@ class EngineCore:
         prompt_tokens = sum(
             min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in works
         )
-        launched = self.runner.launch(works, None if before is None else before.launched)
+        ahead_of = None if before is None else before.launched
+        if self._team is None:
+            launched = self.runner.launch(works, ahead_of)
+        else:
+            launched = self._team.compute(lambda: self.runner.launch(works, ahead_of))
         for sequence in launched.sequences:
             sequence.pending += 1
         for sequence, tokens in works:
@@ -285,4 +295,5 @@ class EngineCore:
             bytes_moved=cost.bytes,
             flops=cost.flops,
             memory_used=self._memory.used(time.monotonic()),
+            threads=torch.get_num_threads(),
         )

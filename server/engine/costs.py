@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from attention.cache import PagedCache
 from attention.reading import LayerReads
-from attention.types import LayerSpec, PagedCache
+from attention.types import LayerSpec
 from server.models.fused import FusedLayer
 from server.models.gpu.linear import EightBitLinear
 from server.models.quantized.embedding import QuantizedEmbedding

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from attention.cache import PagedCache
 from attention.transfer import device_alone, send
-from attention.types import AttentionBatch, PagedCache
+from attention.types import AttentionBatch
 from server.engine.scheduler import Work
 from server.engine.sequence import Sequence
 

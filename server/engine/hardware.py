@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from server.engine.types import Measured
+from server.messages import Measured
 from server.models.memory import available_bytes
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import Bits, pack

@@ -15,7 +15,9 @@ import msgspec
 
 from server.background import in_thread
 from server.engine.spawn import Spawned, spawn_engine
-from server.engine.types import (
+from server.engine.wire import ServerEnd
+from server.errors import RefusedError
+from server.messages import (
     Abort,
     Failed,
     FromEngine,
@@ -23,7 +25,6 @@ from server.engine.types import (
     Loading,
     Measured,
     Ready,
-    RefusedError,
     SequenceNews,
     Shutdown,
     Stats,
@@ -31,7 +32,6 @@ from server.engine.types import (
     Submit,
     ToEngine,
 )
-from server.engine.wire import ServerEnd
 from server.settings import Settings
 
 log = logging.getLogger("longspan.link")

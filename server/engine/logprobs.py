@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from attention.transfer import Coming
-from server.engine.types import Logprob, PositionLogprob
+from server.messages import Logprob, PositionLogprob
 
 # Rows taken at once, so that a long prompt needs no second copy of its logits.
 _ROWS = 64

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from attention.kernels.cpu import calls, levels, native
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from attention.transfer import send
-from server.engine.types import Sampling
+from server.messages import Sampling
 
 
 class SamplerState:

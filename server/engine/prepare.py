@@ -13,7 +13,7 @@ from attention.backends import Attention, UnsupportedError, make_pattern, resolv
 from attention.formats import CACHE_FORMATS
 from attention.patterns.full import Full
 from server.engine.native import log_native, set_native_level
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.check import differs, oracle_logits, sample_logits, self_check, served_check
 from server.models.fused import NotCommonError
 from server.models.kept import KeptModel, keep, kept_file, read_kept

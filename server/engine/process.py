@@ -22,7 +22,9 @@ from typing import Any
 
 import msgspec
 
-from server.engine.types import (
+from server.engine.wire import EngineEnd
+from server.errors import RefusedError
+from server.messages import (
     Abort,
     Failed,
     FinishReason,
@@ -30,14 +32,12 @@ from server.engine.types import (
     Launch,
     Loading,
     Measured,
-    RefusedError,
     SequenceNews,
     Shutdown,
     StepNews,
     Submit,
     ToEngine,
 )
-from server.engine.wire import EngineEnd
 from server.observe.logging import configure_logging
 from server.settings import Settings
 

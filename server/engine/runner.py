@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.cache import PagedCache
 from attention.formats import format_name
 from attention.forward import forward
 from attention.hook import Step
@@ -22,13 +23,13 @@ from attention.reading import Pages, pages_of
 from attention.rope import LengthRope
 from attention.rotation import Rotation, read_rotations
 from attention.transfer import Coming, send
-from attention.types import AttentionBatch, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerSpec
 from server.engine import sampler
 from server.engine.graphs import DecodeGraphs
 from server.engine.logprobs import measure, prompt_logprobs
 from server.engine.scheduler import Work
 from server.engine.sequence import Sequence
-from server.engine.types import PositionLogprob
+from server.messages import PositionLogprob
 
 _NO_ROWS: Set[int] = frozenset()
 

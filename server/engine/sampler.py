@@ -14,7 +14,7 @@ from attention.transfer import Coming, send
 from server.engine.chance import uniforms
 from server.engine.logprobs import Measured, entries, measure
 from server.engine.penalties import SamplerState, adjust
-from server.engine.types import PositionLogprob, Sampling
+from server.messages import PositionLogprob, Sampling
 
 __all__ = ["Chosen", "Found", "Row", "SamplerState", "choose", "read"]
 

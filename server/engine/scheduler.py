@@ -13,7 +13,7 @@ from typing import NamedTuple
 from server.engine.kv_manager import KVManager
 from server.engine.page_pool import IntegrityError
 from server.engine.sequence import Sequence, State
-from server.engine.types import Submit
+from server.messages import Submit
 
 
 class Work(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from server.engine.types import FinishReason, PositionLogprob, Submit
+from server.messages import FinishReason, PositionLogprob, Submit
 
 if TYPE_CHECKING:
     from server.engine.sampler import SamplerState

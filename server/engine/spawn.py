@@ -8,6 +8,8 @@ import sys
 from socket import socket, socketpair
 from typing import NamedTuple
 
+from server.engine.cores import usable_cores
+
 
 class Spawned(NamedTuple):
     """An engine process that has not been told yet what to serve.
@@ -35,7 +37,7 @@ def spawn_engine(threads: int | None) -> Spawned:
     Args:
         threads: of the settings.
     """
-    count = str(threads or len(os.sched_getaffinity(0)))
+    count = str(threads or usable_cores())
     ours, theirs = socketpair()
     with theirs:
         process = subprocess.Popen(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 
 Report = Callable[[str, float | None], None]
 """Told what goes on, and how much of it is done (0 to 1), if known."""

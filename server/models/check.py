@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from attention.backends import Attention, UnsupportedError, resolve
+from attention.cache import PagedCache
 from attention.formats import format_name
 from attention.forward import forward
 from attention.hook import Step
-from attention.types import AttentionBatch, PagedCache
-from server.engine.types import RefusedError
+from attention.types import AttentionBatch
+from server.errors import RefusedError
 from server.models.loaded import LoadedModel
 from server.models.non_finite import check_computed, check_held
 from server.models.quantize import is_packed

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.cache import Report, make_once
 from server.models.conversions import ConversionError, run_conversion
 from server.models.gguf.parts import find_parts

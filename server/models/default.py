@@ -13,7 +13,7 @@ import zipfile
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.cache import Report, make_once
 from server.models.convert import models_folder
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.checkpoint.files import check_shards
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")

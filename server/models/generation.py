@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from server.engine.ranges import RANGES
-from server.engine.types import Ready, Sampling
+from server.messages import Ready, Sampling
 from server.models.eos import eos_ids
+from server.ranges import RANGES
 
 log = logging.getLogger("longspan.models")
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.cache import Report
 
 # What serving reads, of the repository's top folder only.

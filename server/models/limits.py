@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.rope import RopeScaling, apply_scaling, ropes
 
 log = logging.getLogger("longspan.models")

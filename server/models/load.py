@@ -14,7 +14,7 @@ from attention.backends import UnsupportedError
 from attention.hook import register
 from attention.layers import read_layers
 from attention.rope import LengthRope
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
 from server.models.checkpoint.quantization import (
     dequantize,

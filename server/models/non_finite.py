@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from attention.formats import format_name
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.loaded import LoadedModel
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from attention.kernels.cpu.native import NativeError
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.fuse import Probe, probe_forward
 from server.models.fused import FusedLayer
 from server.models.gpu import quantize as gpu

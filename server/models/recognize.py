@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from attention.layers import KNOWN_TYPES, strange_types
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.refusing import refusing, sentence
 
 log = logging.getLogger("longspan.models")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from attention.backends import UnsupportedError
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 
 log = logging.getLogger("longspan.models")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models import default
 from server.models.cache import Report
 from server.models.convert import convert_once, converted, is_gguf, models_folder, read_record

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 
 # For each kind of scaling, the options that it needs and those that it may have.
 _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

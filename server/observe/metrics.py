@@ -9,7 +9,8 @@ from wsgiref.simple_server import WSGIServer
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from server.engine.types import Measured, Ready, RefusedError, Stats, StepNews
+from server.errors import RefusedError
+from server.messages import Measured, Ready, Stats, StepNews
 from server.observe.totals import EngineTotals
 
 _FIRST_TOKEN = (
@@ -121,6 +122,10 @@ class Metrics:
             "engine_step_duration_seconds", "Duration of an engine step.", _BETWEEN_TOKENS, "phase"
         )
         self._step_tokens: Histogram | None = None
+        self._threads = self._gauge(
+            "engine_threads",
+            "CPU threads that compute steps; fewer than --threads where other processes take cores.",
+        )
         self._memory = self._gauge(
             "device_memory_bytes",
             "Memory of the engine's device. kind: total, used (on a CPU by the engine process alone), and "
@@ -177,7 +182,9 @@ class Metrics:
         sizes = {"total": ready.memory_total, "kv": ready.kv_bytes, "weights": ready.weight_bytes}
         for kind, size in sizes.items():
             self._memory.labels(*self.labels(kind)).set(size)
-        self._load = Stats(pages_total=ready.pages_total, memory_used=ready.memory_used)
+        self._load = Stats(
+            pages_total=ready.pages_total, memory_used=ready.memory_used, threads=ready.threads
+        )
         self._show_load()
 
     def measured(self, found: Measured) -> None:
@@ -210,6 +217,7 @@ class Metrics:
 
         show(self._running, lambda load: load.running)
         show(self._waiting, lambda load: load.waiting)
+        show(self._threads, lambda load: load.threads)
         show(self._memory, lambda load: load.memory_used, "used")
         show(self._kv_usage, lambda load: load.pages_used / max(load.pages_total, 1))
         show(self._kv_pages, lambda load: load.pages_used, "used")

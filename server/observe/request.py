@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from longspan.v1 import types_pb2
-from server.engine.types import SequenceNews
+from server.messages import SequenceNews
 from server.observe.metrics import Metrics
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from server.engine.types import Stats
+from server.messages import Stats
 
 # Numbers of ``Stats`` that count since the engine started, and the metric of each.
 _OF_ENGINE = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.observe.request import Moments
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from server.engine.types import FinishReason, PositionLogprob
+from server.messages import FinishReason, PositionLogprob
 from server.text.detokenize import Detokenizer
 from server.text.stop import StopMatcher, StopStrings
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.text.chat_source import NO_TEMPLATE, ChatSource
 from server.text.errors import TextError, check_unicode
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 
 log = logging.getLogger("longspan.text")
 

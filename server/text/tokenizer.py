@@ -12,7 +12,7 @@ from tokenizers.decoders import ByteLevel
 # import torch, which costs the server process seconds and hundreds of megabytes.
 from transformers import PreTrainedTokenizerFast
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.text.chat import ChatTemplate, Messages
 from server.text.chat_source import choose_template
 from server.text.encode import token_ids

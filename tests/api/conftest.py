@@ -22,7 +22,7 @@ from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import InferenceServicer
 from server.api.state import Served, ServerState
-from server.engine.types import Measured, Sampling
+from server.messages import Measured, Sampling
 from server.models.generation import Generation
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.settings import Settings

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from server.engine.link import EngineClient
-from server.engine.types import (
+from server.messages import (
     Abort,
     FinishReason,
     Logprob,

@@ -13,7 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import server.app as app
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.api.health import READINESS
-from server.engine.types import Loading, RefusedError
+from server.errors import RefusedError
+from server.messages import Loading
 from server.models.resolve import ModelFiles
 from server.settings import Settings
 from tests.api.conftest import END, ask, save_tokenizer, until

@@ -10,7 +10,7 @@ from grpc import aio
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import interceptor
-from server.engine.types import FinishReason, SequenceNews
+from server.messages import FinishReason, SequenceNews
 from tests.api.conftest import END, ask, details, until
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from longspan.v1 import inference_pb2, types_pb2
-from server.engine.types import Sampling
+from server.messages import Sampling
 from tests.api.conftest import END, GENERATION, ask
 
 

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from server.api.health import READINESS, HealthServicer
 from server.api.listen import listen
 from server.api.service import InferenceServicer
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics, Metrics
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -10,13 +10,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from longspan.v1 import inference_pb2
-from server.engine.types import RefusedError, Stats, StepNews
+from server.errors import RefusedError
+from server.messages import Stats, StepNews
 from server.observe.metrics import counts_up_to, listen
 from tests.api.conftest import ask, until
 
 ROWS = {
     *("requests", "request_rejections", "preemptions"),
-    *("requests_running", "requests_waiting", "kv_cache_usage_ratio", "kv_pages"),
+    *("requests_running", "requests_waiting", "kv_cache_usage_ratio", "kv_pages", "engine_threads"),
     *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits"),
     *("time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds"),
     *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),

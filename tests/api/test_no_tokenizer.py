@@ -8,7 +8,7 @@ from grpc import aio
 
 from longspan.v1 import inference_pb2
 from server import app
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.resolve import ModelFiles
 from server.text.no_tokenizer import NoTokenizer
 from tests.api.conftest import ask, details

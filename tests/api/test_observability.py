@@ -12,7 +12,7 @@ from grpc import aio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.observe.logging import configure_logging
 from server.observe.tracing import Traces
 from tests.api.conftest import ask, until

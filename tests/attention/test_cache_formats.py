@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS, narrowed
 from attention.kernels import flex
 from attention.kernels.base import Kernel
@@ -18,7 +19,7 @@ from attention.kernels.sdpa_flash import SdpaFlash
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
-from attention.types import LayerSpec, PagedCache
+from attention.types import LayerSpec
 from tests.attention.cases import (
     Case,
     by_definition,

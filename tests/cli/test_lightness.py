@@ -24,7 +24,7 @@ class WithoutServer(PathFinder):
         return None if name.split(".")[0] in blocked else super().find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutServer
 sys.argv = ["longspan", *sys.argv[1:]]
-from server.cli import main
+from loadtest.cli.__main__ import main
 main()
 """
 

@@ -9,7 +9,7 @@ import time
 
 from server.app import EXAMPLE
 
-CLI = [sys.executable, "-m", "server.cli"]
+CLI = [sys.executable, "-m", "loadtest.cli"]
 
 
 def run(server, *arguments, **kwargs):

@@ -5,9 +5,9 @@ import json
 
 from typer.testing import CliRunner
 
+from loadtest.cli.__main__ import application
 from loadtest.load import result
 from loadtest.measuring.listening import processes_on
-from server.cli import application
 
 TALKS = [
     (

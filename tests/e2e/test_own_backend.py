@@ -1,4 +1,4 @@
-"""The README's backend of one's own, installed as its text says, and served."""
+"""The backend that the documentation shows, installed as its text says, and served."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.attention.cases import make_case
 from tests.e2e.server import Server
 from tests.packages import install
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 LAYERS = [LayerSpec(0, 4, 2, 16, 16, 0.25)]
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """A folder with the README's package, installed."""
-    section = README.read_text().split("## A backend of your own\n")[1].split("\n## ")[0]
+    """A folder with the package, installed."""
+    section = PAGE.read_text().split("## A backend of your own\n")[1].split("\n## ")[0]
     (source,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     (project,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
     folder = tmp_path_factory.mktemp("packages")

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from server.engine.build import build_engine
-from server.engine.types import RefusedError, Sampling, Submit
+from server.errors import RefusedError
+from server.messages import Sampling, Submit
 from server.settings import Settings
 from tests.engine.harness import GREEDY, run
 from tests.models_zoo import save_tiny

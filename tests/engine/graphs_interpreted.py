@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from attention.backends import resolve
+from attention.cache import PagedCache
 from attention.kernels import triton_device, triton_paged
-from attention.types import AttentionBatch, PagedCache
+from attention.types import AttentionBatch
 from server.engine import graphs
 from server.engine.graphs import CaptureError, DecodeGraphs
 from server.engine.runner import Runner
 from server.engine.scheduler import Work
 from server.engine.sequence import Sequence
-from server.engine.types import Sampling, Submit
+from server.messages import Sampling, Submit
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 from tests.stand_in_graph import StandInGraph

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from attention.backends import resolve
-from attention.types import PagedCache
+from attention.cache import PagedCache
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
-from server.engine.types import FinishReason, PositionLogprob, Sampling, Submit
+from server.messages import FinishReason, PositionLogprob, Sampling, Submit
 from server.models.load import LoadedModel, load_model
 
 GREEDY = Sampling(temperature=0.0)

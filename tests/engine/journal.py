@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from server.engine.core import EngineCore
 from server.engine.sequence import Sequence
-from server.engine.types import FinishReason, Sampling, SequenceNews, Submit
+from server.messages import FinishReason, Sampling, SequenceNews, Submit
 from tests.engine.harness import GREEDY, make_core, run
 
 DRAWN = [

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from server.engine.sampler import Row, SamplerState, choose, read
-from server.engine.types import PositionLogprob, Sampling
+from server.messages import PositionLogprob, Sampling
 
 VOCABULARY = 49152
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.types import FinishReason, Sampling, Submit
+from server.messages import FinishReason, Sampling, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.journal import DRAWN, PENALIZED, Journal, alone, launched_ahead, prompts_of, told
 from tests.engine.remembering import CONTEXT, VOCABULARY, remembering

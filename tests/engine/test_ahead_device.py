@@ -11,7 +11,7 @@ from server.engine import sampler
 from server.engine.core import EngineCore
 from server.engine.process import Engine
 from server.engine.runner import Launched, Runner
-from server.engine.types import Abort, Sampling, Shutdown, Submit, ToEngine
+from server.messages import Abort, Sampling, Shutdown, Submit, ToEngine
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
 from tests.engine.journal import DRAWN, launched_ahead, prompts_of, told
 from tests.models_zoo import save_tiny

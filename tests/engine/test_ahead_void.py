@@ -7,7 +7,7 @@ import torch
 
 from server.engine.kv_manager import KVManager
 from server.engine.scheduler import Scheduler, Work
-from server.engine.types import FinishReason, Submit
+from server.messages import FinishReason, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.journal import PENALIZED, Journal, alone, launched_ahead, prompts_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from server.engine.build import build_engine
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.settings import Settings
 from tests.models_zoo import CONTEXT, save_tiny
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from attention.backends import BACKENDS, UnsupportedError, resolve
+from attention.cache import PagedCache
 from attention.kernels.base import choosing_rows, spans_within
 from attention.kernels.reference import Reference
 from attention.patterns.base import ContentPattern
-from attention.types import PagedCache
-from server.engine.types import Submit
+from server.messages import Submit
 from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 

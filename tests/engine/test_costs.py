@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention.types import PagedCache
+from attention.cache import PagedCache
 from server.engine.costs import Cost, ModelWeights, Part, StepCosts
 from server.models.quantize import quantize
 from tests.engine.harness import greedy_requests, load, make_core

@@ -6,7 +6,7 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from server.engine.types import FinishReason, Sampling, Submit
+from server.messages import FinishReason, Sampling, Submit
 from tests.engine.harness import (
     GREEDY,
     Outcome,

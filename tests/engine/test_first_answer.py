@@ -5,7 +5,7 @@ import pytest
 
 from server.app import EXAMPLE
 from server.engine.build import build_engine
-from server.engine.types import Sampling, Submit
+from server.messages import Sampling, Submit
 from server.models import default
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from server.engine import sampler
 from server.engine.sampler import Row, read
-from server.engine.types import FinishReason, Sampling, Submit
+from server.messages import FinishReason, Sampling, Submit
 from tests.engine.harness import GREEDY, Outcome, load, make_core, run
 from tests.engine.journal import DRAWN, PENALIZED, launched_ahead, prompts_of, told
 from tests.engine.sampling import draw, logits_of, sample, state_of

@@ -11,7 +11,7 @@ from loadtest.direct.device.machine import limits
 from server.engine import hardware
 from server.engine.hardware import MemoryMeter, last_cache_bytes, measure, used_bytes
 from server.engine.process import Engine
-from server.engine.types import Measured
+from server.messages import Measured
 from server.models.quantize import quantize
 from tests.engine.harness import load, make_core
 from tests.models_zoo import save_tiny

@@ -12,11 +12,12 @@ import pytest
 from server.engine import link
 from server.engine.link import EngineClient, EngineDeadError
 from server.engine.spawn import Spawned
-from server.engine.types import (
+from server.engine.wire import EngineEnd, frame
+from server.errors import RefusedError
+from server.messages import (
     Abort,
     Failed,
     Launch,
-    RefusedError,
     Sampling,
     SequenceNews,
     Stats,
@@ -24,7 +25,6 @@ from server.engine.types import (
     Submit,
     ToEngine,
 )
-from server.engine.wire import EngineEnd, frame
 from server.settings import Settings
 from tests.api.fake_engine import READY
 

@@ -9,7 +9,7 @@ import transformers
 
 from attention.backends import resolve
 from attention.types import LayerSpec
-from server.engine.types import Submit
+from server.messages import Submit
 from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 

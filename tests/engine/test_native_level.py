@@ -11,7 +11,7 @@ import pytest
 from attention.kernels.cpu import calls, levels
 from server.engine.build import build_engine
 from server.engine.native import set_native_level
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.settings import Settings
 from tests.instructions import at
 from tests.models_zoo import save_tiny

@@ -11,7 +11,7 @@ from transformers import (
 
 from server.engine.penalties import adjust
 from server.engine.sampler import Row, SamplerState
-from server.engine.types import Sampling
+from server.messages import Sampling
 from tests.engine.sampling import VOCABULARY, logits_of, sample, state_of
 
 

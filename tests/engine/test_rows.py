@@ -7,7 +7,7 @@ import torch
 from transformers.models.llama import modeling_llama
 
 from attention.backends import resolve
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.check import self_check
 from tests.engine.harness import greedy_requests, load, make_core, run, transformers_next
 from tests.models_zoo import save_tiny

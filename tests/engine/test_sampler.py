@@ -9,7 +9,7 @@ import torch
 
 from server.engine import sampler
 from server.engine.sampler import Row, SamplerState
-from server.engine.types import Sampling
+from server.messages import Sampling
 from tests.engine.sampling import VOCABULARY, logits_of, sample, state_of
 
 

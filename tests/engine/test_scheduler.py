@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from server.engine.kv_manager import KVManager
 from server.engine.scheduler import Scheduler
-from server.engine.types import Sampling, Submit
+from server.messages import Sampling, Submit
 
 
 def make(pages=64, page_size=4, max_running=8, max_batch_tokens=16, prefix_cache=True) -> Scheduler:

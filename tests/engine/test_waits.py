@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from attention.backends import resolve
+from attention.cache import PagedCache
 from attention.kernels import triton_digest, triton_paged, triton_select
 from attention.kernels.base import Kernel
-from attention.types import PagedCache
 from server.engine import sampler
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.engine.sampler import Row, SamplerState
-from server.engine.types import Sampling, Submit
+from server.messages import Sampling, Submit
 from server.models.loaded import LoadedModel
 from tests.engine.harness import GREEDY, load
 from tests.engine.sampling import sample

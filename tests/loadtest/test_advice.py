@@ -8,6 +8,7 @@ import pytest
 from loadtest.compare.judge import judge
 from loadtest.deployment import Deployment
 from tests.loadtest.synthetic import DECODE, FEW, FULL, LONG, MANY, TOPK, WINDOW, Sizes, Truth, draw
+from tests.loadtest.usual import text
 
 # Milliseconds per token of the quick form on a machine in five states: full and a window at 1k, where both do
 # the same, full and top-k at 4k.
@@ -108,6 +109,33 @@ def test_pareto_fronts():
     assert (without.quality_speed, without.quality_memory) == ((), advice.quality_memory)
     fewer = judge(replace(drawn, failed={"fast": "it fell over"})).advice
     assert fewer.quality_speed == (TOPK.name,)
+
+
+def test_of_several_users_tokens_per_second_are_told_for_each_gibibyte_that_they_hold():
+    drawn = draw(1, replace(MANY, rounds=10, lengths=(LONG,)), topk=Truth(speed=1.3, memory=4.0))
+    users = replace(DECODE, concurrency=8)
+    drawn.plan = replace(drawn.plan, loads=(users, drawn.plan.loads[0]))
+    drawn.speed += [replace(cell, load=users.label) for cell in drawn.speed if cell.load == DECODE.label]
+    judgment = judge(drawn)
+    found = judgment.verdicts[0].gains
+    gains = [gain for gain in found if gain.figure == "memory_rate"]
+    assert [gain.load for gain in gains] == [users.label], "of one user nothing follows for more of them"
+    (rate,) = [gain for gain in found if (gain.figure, gain.load) == ("output_rate", users.label)]
+    held = 8 * LONG * 22_500 / 2**30  # GiB
+    assert gains[0].full.value == pytest.approx(rate.full.value / held)
+    assert gains[0].own.value == pytest.approx(rate.own.value / (held / 4))
+    assert gains[0].ratio.value == pytest.approx(4 * rate.ratio.value)
+    assert (gains[0].ratio.low, gains[0].ratio.high) == pytest.approx(
+        (4 * rate.ratio.low, 4 * rate.ratio.high)
+    )
+    shown = " ".join(text(drawn, 100).split())
+    assert "Tokens per second per GiB of KV cache in use, 4k, 8 users, cached prompts: full " in shown
+    assert (
+        "Pareto fronts at 4k, every server with as much KV memory: quality against speed: full, top-k "
+        "512; against KV memory of a sequence: full, top-k 512" in shown
+    )
+    without = judge(replace(drawn, memory=[]))
+    assert not [gain for gain in without.verdicts[0].gains if gain.figure == "memory_rate"]
 
 
 def test_full_alone_is_judged():

@@ -8,6 +8,7 @@ from rich.console import Console
 from loadtest import bench
 from loadtest.bench import Workload
 from loadtest.load import result
+from loadtest.load.document import save
 from loadtest.load.driver import WorkerDiedError
 from loadtest.load.workloads import WorkloadError
 from loadtest.servers import serve
@@ -35,7 +36,7 @@ def test_workloads_are_measured_there_and_back(address, tmp_path, monkeypatch):
     assert all(run.summary.cached_tokens == 0 for run in found.runs)
     assert all(run.weather is not None for run in found.runs)
     assert len({run.seed for run in found.runs}) == 6
-    result.save(found, tmp_path / "bench.json")
+    save(found, tmp_path / "bench.json")
     assert [run.label for run in result.load(tmp_path / "bench.json").runs] == labels + labels[::-1]
 
 

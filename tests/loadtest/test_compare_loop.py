@@ -12,7 +12,7 @@ from loadtest.compare.plan import PlanError
 from loadtest.compare.preflight import Found
 from loadtest.compare.run import FullFailedError, Listener
 from loadtest.compare.types import Outcome
-from loadtest.evaluation.units import Rows, Unit
+from loadtest.compare.units import Rows, Unit
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError
 from loadtest.measuring.types import CannotMeasureError, Weather

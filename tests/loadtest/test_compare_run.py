@@ -21,7 +21,7 @@ from tests.loadtest.synthetic import Sizes, draw
 from tests.models_zoo import save_tiny
 
 WINDOW = "sliding_window window=124 sinks=4"
-COMMAND = [sys.executable, "-m", "server.cli", "compare"]
+COMMAND = [sys.executable, "-m", "loadtest.cli", "compare"]
 
 
 @pytest.mark.parametrize(

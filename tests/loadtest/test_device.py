@@ -206,7 +206,8 @@ def test_the_small_form(tmp_path, monkeypatch):
 def test_every_load_fits_the_cache_that_it_is_given(form):
     torch = pytest.importorskip("torch")
     from attention.backends import make_pattern
-    from attention.types import LayerSpec, PagedCache
+    from attention.cache import PagedCache
+    from attention.types import LayerSpec
     from server.engine.kv_manager import most_pages
 
     shape = form.shape

@@ -11,6 +11,7 @@ import pytest
 
 from loadtest.load import device, reconcile, result, table
 from loadtest.load.device import device_use, to_measure, watched
+from loadtest.load.document import save
 from loadtest.load.report import write_report
 from tests.loadtest.test_figures import make_result, shown
 
@@ -128,7 +129,7 @@ def measured(scraped):
 
 def test_a_document_keeps_it_and_an_older_one_is_read(measured, tmp_path):
     file = tmp_path / "result.json"
-    result.save(measured, file)
+    save(measured, file)
     assert result.load(file).runs[0].device == measured.runs[0].device
     assert math.isnan(result.load(file).runs[1].device.bandwidth_share)
     document = json.loads(file.read_text())

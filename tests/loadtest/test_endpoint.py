@@ -8,6 +8,7 @@ import socket
 import pytest
 from typer.testing import CliRunner
 
+from loadtest.cli.__main__ import application
 from loadtest.load import asked, driver, examine, result
 from loadtest.load.measures import summarize
 from loadtest.load.over_http import HttpSender
@@ -15,7 +16,6 @@ from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
 from loadtest.load.types import ClosedLoop, Session, Turn
 from loadtest.measuring.records import Record
-from server.cli import application
 from tests.api.conftest import save_tokenizer
 from tests.loadtest import openai_double
 

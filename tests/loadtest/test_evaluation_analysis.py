@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from loadtest.compare import analysis
+from loadtest.compare.analysis import Depth
+from loadtest.compare.effective import Effective, effective_length
+from loadtest.compare.phrases import effective_words
+from loadtest.compare.turns import by_turn
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
-from loadtest.evaluation import analysis
-from loadtest.evaluation.analysis import Depth
 from loadtest.evaluation.types import Answer, TextBlock
 
 FULL, OWN = "full", "own"
@@ -47,8 +50,8 @@ def answers(task, length, full, own, turns=1, depth=None, logprobs=(-1.0, -1.0))
 
 
 def blocks(name, losses, length=1024, tokens=8):
-    """Blocks whose every token is less likely by the block's loss than under full, there e^-2."""
-    return [TextBlock(name, length, n, 512 + n, (-2.0 - loss,) * tokens) for n, loss in enumerate(losses)]
+    """Blocks, a slice each, whose every token is less likely by the block's loss than under full, e^-2."""
+    return [TextBlock(name, length, n, 512, (-2.0 - loss,) * tokens) for n, loss in enumerate(losses)]
 
 
 def test_blocks_of_one_slice_that_lose_alike_widen_the_interval():
@@ -60,6 +63,8 @@ def test_blocks_of_one_slice_that_lose_alike_widen_the_interval():
     together = analysis.text_loss(comparison(text=slices), OWN, 1024)
     assert (together.value, together.count) == (apart.value, apart.count)
     assert together.high - together.low > 2 * (apart.high - apart.low)
+    alone = analysis.text_loss(comparison(text=[row for row in slices if row.block < 8]), OWN, 1024)
+    assert (alone.count, alone.claimed) == (8, False), "one slice does not tell how slices differ"
 
 
 def lost(rows, *tasks):
@@ -81,7 +86,7 @@ def test_text_loss_is_the_ratio_of_perplexities_less_one():
 
 def test_blocks_count_where_both_have_them_and_the_later_row_counts():
     rows = blocks(FULL, [0.0] * 8) + blocks(OWN, [9.0] * 8) + blocks(OWN, [0.1] * 6)
-    rows[15] = TextBlock(OWN, 1024, 7, 519, error="refused")
+    rows[15] = TextBlock(OWN, 1024, 7, 512, error="refused")
     loss = analysis.text_loss(comparison(text=rows), OWN, 1024)
     assert loss.count == 7
     assert loss.value == pytest.approx(math.expm1((6 * 0.1 + 9) / 7))
@@ -183,12 +188,46 @@ def test_effective_length_is_held_against_full_at_its_shortest(own, length):
     contexts = (1024, 4096, 8192)
     rows = [row for at, score in own.items() for row in answers("easy", at, [1.0] * 20, [score] * 20)]
     rows += answers("hard", 1024, [0.0] * 20, [0.0] * 20)
-    assert analysis.effective_length(comparison(rows, contexts=contexts), OWN) == length
+    found = effective_length(comparison(rows, contexts=contexts), OWN)
+    assert (found.length if found else None) == length
 
 
 def test_effective_length_needs_an_informative_task():
     rows = answers("hard", 1024, [0.0] * 20, [0.0] * 20)
-    assert analysis.effective_length(comparison(rows), OWN) is None
+    assert effective_length(comparison(rows), OWN) is None
+
+
+def test_of_an_effective_length_it_is_told_what_is_sure():
+    def at(length, score, count):
+        right = round(score * count)
+        return answers("easy", length, [1.0] * count, [1.0] * right + [0.0] * (count - right))
+
+    def found(count):
+        rows = at(1024, 1.0, count) + at(4096, 0.875, count) + at(8192, 0.8, count)
+        return effective_length(comparison(rows, contexts=(1024, 4096, 8192)), OWN)
+
+    assert found(40) == Effective(4096, 1024, 8192), "0.875 and 0.8 of 40 may both be 0.85"
+    assert found(4000) == Effective(4096, 4096, 4096)
+    rows = at(1024, 0.2, 200) + at(4096, 1.0, 200)
+    assert effective_length(comparison(rows), OWN) == Effective(0, 0, 0)
+    assert effective_words(4096, 1024, 8192) == "4k (1k to 8k)"
+    assert (effective_words(0, 0, 1024), effective_words(4096, 4096, 4096)) == ("none (none to 1k)", "4k")
+
+
+def test_later_questions_that_lose_what_the_first_does_not_are_told():
+    own = [1.0, 0.0, 0.0, 1.0] * 8
+    rows = answers("easy", 1024, [1.0] * 32, own, turns=4)
+    turns = by_turn(analysis.task_pairs(comparison(rows), OWN, ["easy"], 1024), 0.95)
+    assert (turns.first, turns.first_full, turns.first_own) == (8, 8.0, 8.0)
+    assert (turns.later, turns.later_full, turns.later_own) == (24, 24.0, 8.0)
+    assert turns.difference.value == pytest.approx(2 / 3)
+    assert turns.fails_later
+    few = by_turn(analysis.task_pairs(comparison(rows[:20] + rows[32:52]), OWN, ["easy"], 1024), 0.95)
+    assert (few.first, few.difference.claimed, few.fails_later) == (5, False, False), "too few contexts"
+    alike = answers("easy", 1024, [1.0] * 32, [0.0] * 32, turns=4)
+    assert not by_turn(analysis.task_pairs(comparison(alike), OWN, ["easy"], 1024), 0.95).fails_later
+    alone = answers("easy", 1024, [1.0] * 8, [0.0] * 8)
+    assert by_turn(analysis.task_pairs(comparison(alone), OWN, ["easy"], 1024), 0.95) is None
 
 
 def test_losses_are_told_by_depth():

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from loadtest.compare import analysis
+from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.types import Comparison, Plan
+from loadtest.compare.units import Rows, Unit, lacking, order
 from loadtest.deployment import FULL, topk, window
-from loadtest.evaluation import analysis
-from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.text import Tokens, slices
 from loadtest.evaluation.types import Answer, Memory, TextBlock
-from loadtest.evaluation.units import Rows, Unit, lacking, order
 from loadtest.servers import serve
 from loadtest.tasks.types import Sample
 from loadtest.texts import prose, reference

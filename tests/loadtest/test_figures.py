@@ -12,6 +12,7 @@ from rich.console import Console
 
 from loadtest import document
 from loadtest.load import reconcile, result, table, validity
+from loadtest.load.document import save
 from loadtest.load.measures import percentile, spread, summarize
 from loadtest.load.report import write_report
 from loadtest.load.result import Result, ResultError, Run
@@ -163,7 +164,7 @@ def make_result(*rates, seed=0):
 def test_a_document_comes_back_as_it_was(tmp_path):
     file = tmp_path / "result.json"
     before = make_result(1.0, 2.0)
-    result.save(before, file)
+    save(before, file)
     after = result.load(file)
     assert json.dumps(asdict(after), default=str) == json.dumps(asdict(before), default=str)
     assert json.loads(file.read_text())["schema"] == "longspan-load/2"
@@ -174,7 +175,7 @@ def test_a_figure_that_is_no_number_is_null(tmp_path):
     file = tmp_path / "result.json"
     odd = make_result(1.0)
     odd.runs[0].summary = summarize([record(tokens=1)])
-    result.save(odd, file)
+    save(odd, file)
     assert json.loads(file.read_text())["runs"][0]["summary"]["tpot"]["p50"] is None
     assert math.isnan(result.load(file).runs[0].summary.tpot.p50)
 

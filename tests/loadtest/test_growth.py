@@ -1,4 +1,4 @@
-"""``python -m loadtest.growth``: what it does with its plan, and a tiny form of the real command."""
+"""``python -m loadtest.direct.growth``: what it does with its plan, and a tiny form of the real command."""
 
 import io
 import json
@@ -16,15 +16,15 @@ import torch
 from rich.console import Console
 
 from attention.patterns.sparse import PATTERNS
-from loadtest.direct.growth import decode, survey
+from loadtest.direct.growth import document, engines, measure
+from loadtest.direct.growth.in_engine import decode, survey
+from loadtest.direct.growth.report import write_report
+from loadtest.direct.growth.table import milliseconds, series, table
+from loadtest.direct.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.direct.settings import read_settings
 from loadtest.direct.work import NO_TIME, Findings
-from loadtest.growth import document, engines, measure
-from loadtest.growth.report import write_report
-from loadtest.growth.table import milliseconds, series, table
-from loadtest.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.measuring.types import Measurement
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from tests.models_zoo import CONTEXT, save_tiny
 
 PLAN = Plan((64, 256), (1, 2), 2, 6, (), 60.0, ())
@@ -131,7 +131,7 @@ def test_contexts_that_a_model_without_rotary_positions_lacks_are_left_out(tmp_p
 
 
 def test_memory_that_the_machine_lacks_is_a_sentence(folder, monkeypatch):
-    monkeypatch.setattr("loadtest.direct.growth.available_bytes", lambda device: 1 << 16)
+    monkeypatch.setattr("loadtest.direct.growth.in_engine.available_bytes", lambda device: 1 << 16)
     found = surveyed(replace(PLAN, arguments=("--model", folder, "--threads", "1"), backends=("full",)))
     assert "give shorter --contexts or fewer --streams" in found.variants[0].refusal
 
@@ -249,7 +249,7 @@ def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
 
 
 def test_the_command(tmp_path):
-    command = [sys.executable, "-m", "loadtest.growth", "--contexts", "1024,2048", "--streams", "1,2"]
+    command = [sys.executable, "-m", "loadtest.direct.growth", "--contexts", "1024,2048", "--streams", "1,2"]
     command += ["--steps", "2", "--rounds", "2", "--backends", "sliding_window window=508", "xformers"]
     command += ["--json", str(tmp_path / "growth.json"), "--html", str(tmp_path / "growth.html")]
     done = subprocess.run([*command, "--", "--threads", "1"], capture_output=True, text=True, timeout=240)
@@ -274,7 +274,7 @@ def test_the_command(tmp_path):
 
 
 def test_a_backend_is_asked_for_in_one_place_only():
-    command = [sys.executable, "-m", "loadtest.growth", "--", "--attention", "full"]
+    command = [sys.executable, "-m", "loadtest.direct.growth", "--", "--attention", "full"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "give backends by --backends" in done.stderr

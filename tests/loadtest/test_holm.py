@@ -6,8 +6,8 @@ import pytest
 
 from loadtest.compare.holm import holm, p_worse
 from loadtest.compare.types import Evidence, Outcome
+from loadtest.measuring.student import student_quantile, student_tail
 from loadtest.measuring.types import Interval
-from loadtest.student import student_quantile, student_tail
 
 
 def test_holm_keeps_the_chance_of_one_wrong_rejection():

@@ -48,7 +48,29 @@ def test_what_is_as_good_is_found_safe_by_many_samples():
 def test_what_is_worse_by_twice_the_margin_is_hardly_ever_called_safe(worse):
     found = outcomes(FEW, worse)
     assert found[Outcome.SAFE] <= 0.05 * RUNS
-    assert found[Outcome.UNSAFE] > 0
+
+
+@pytest.mark.parametrize("worse", [Truth(nats=math.log(1.1)), Truth(lost=0.5 / 0.85)], ids=["text", "tasks"])
+def test_what_is_much_worse_is_found_so_from_few_samples(worse):
+    assert outcomes(FEW, worse, 20)[Outcome.UNSAFE] >= 0.6 * 20
+
+
+def test_no_loss_in_few_contexts_is_not_called_safe():
+    """Were whole contexts lost now and then, so few would hardly show it; the interval can't know."""
+    few = replace(MANY, contexts=5, turns=60, tasks=("needles",), blocks=5)
+    better = Truth(nats=-0.03)
+    verdict = judge(draw(1, few, topk=better)).verdicts[0]
+    assert verdict.outcome is Outcome.UNKNOWN
+    found = {test.measure: test for test in verdict.evidence}
+    assert (found["tasks"].loss.high < 0.05, found["tasks"].contexts) == (True, 5)
+    assert (found["tasks"].outcome, found["tasks"].more) == (Outcome.UNKNOWN, 60), "one context of 60 more"
+    assert (
+        "(-0.9 to 2.5; margin 5); 5 contexts can't show it safe; about 60 more questions would settle it"
+        in verdict.sentence
+    )
+    assert (found["text"].outcome, found["text"].more) == (Outcome.UNKNOWN, 1)
+    enough = draw(1, replace(few, contexts=6, blocks=6), topk=better)
+    assert judge(enough).verdicts[0].outcome is Outcome.SAFE
 
 
 @pytest.mark.stress

@@ -11,13 +11,14 @@ import pytest
 from loadtest import document
 from loadtest.load import order_statistics, result, table
 from loadtest.load.against import Finding, changes
+from loadtest.load.document import save
 from loadtest.load.measures import percentile, summarize
 from loadtest.load.request_rows import COLUMNS, save_csv
 from loadtest.load.result import Result, Run
 from loadtest.load.rows import clean, rows
 from loadtest.measuring.records import Record
+from loadtest.measuring.statistics import ratio_interval
 from loadtest.measuring.types import Weather
-from loadtest.statistics import ratio_interval
 from tests.loadtest.test_figures import IDLE, shown
 
 SHARES = [0.5, 0.9, 0.99]
@@ -204,7 +205,7 @@ def test_a_document_keeps_it_all(tmp_path):
     file = tmp_path / "r.json"
     found = repeated(0.1, peers={"peer": {"endpoint": "http://a/v1"}}, notes=["a note"])
     found.runs.append(run(target="peer", weather=Weather(foreign=math.nan), disturbed="x", seed=3))
-    result.save(found, file)
+    save(found, file)
     again = result.load(file)
     assert repr(again) == repr(found)
     figures = {(each["label"], each["figure"]): each for each in json.loads(file.read_text())["figures"]}
@@ -218,7 +219,7 @@ def test_a_document_keeps_it_all(tmp_path):
 
 def test_documents_of_the_schema_before_are_read_and_said_to_be(tmp_path):
     file = tmp_path / "old.json"
-    result.save(made([run()]), file)
+    save(made([run()]), file)
     old = json.loads(file.read_text())
     old["schema"] = "longspan-load/1"
     for name in ("figures", "peers", "confidence", "notes"):

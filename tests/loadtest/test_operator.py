@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from loadtest import document
+from loadtest.cli.compare_progress import Watcher
 from loadtest.compare import document as compare_document
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Asked, Material, PlanError, make_plan
 from loadtest.compare.preflight import Found, look, try_all
 from loadtest.compare.presets import KNOWN
-from loadtest.compare.progress import Watcher
 from loadtest.compare.run import Listener, run
 from loadtest.compare.types import Comparison
 from loadtest.deployment import FULL, Deployment
@@ -33,7 +33,7 @@ from loadtest.tasks import own
 from longspan import Client, DeadlineError
 from tests.models_zoo import save_tiny
 
-LONGSPAN = [sys.executable, "-m", "server.cli"]
+LONGSPAN = [sys.executable, "-m", "loadtest.cli"]
 WINDOW = Deployment("window", "sliding_window", {"window": "124", "sinks": "4"})
 
 

@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from loadtest.cli.__main__ import application
 from loadtest.load import cell, driver, result
 from loadtest.load.cell import StoppedError
+from loadtest.load.document import save
 from loadtest.load.measure import STOPPED, measure
 from loadtest.load.plan import Plan
 from loadtest.load.rows import clean, rows
@@ -22,7 +24,6 @@ from loadtest.load.workloads import WORKLOADS, Shape
 from loadtest.measuring.listening import processes_on
 from loadtest.measuring.types import Weather
 from loadtest.measuring.weather import Observed
-from server.cli import application
 from tests.loadtest import openai_double
 
 
@@ -94,7 +95,7 @@ async def test_a_measurement_agrees_with_the_servers_metrics(served, tmp_path):
     assert found.runs[0].warmup == 2
     prompts = [tuple(request.prompt) for request in running.engine.submitted]
     assert len(set(prompts)) == len(prompts), "a run met a prompt of an earlier one"
-    result.save(found, tmp_path / "result.json")
+    save(found, tmp_path / "result.json")
     assert result.load(tmp_path / "result.json").runs[1].load == {
         "kind": "open",
         "rate": 100.0,
@@ -229,7 +230,7 @@ async def test_runs_before_the_last_are_kept(served, monkeypatch, tmp_path, fail
     found = await asyncio.to_thread(quietly, both(served[1], None))
     assert len(found.runs) == 1
     assert ended in found.ended
-    result.save(found, tmp_path / "l.json")
+    save(found, tmp_path / "l.json")
     assert result.load(tmp_path / "l.json").ended == found.ended
 
 

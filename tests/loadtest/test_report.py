@@ -260,11 +260,11 @@ def test_what_has_no_figure_has_nothing_to_sort_by():
 
 
 def test_one_task_alone_is_one_row_and_equal_work_has_no_ratio():
-    drawn = draw(1, Sizes(blocks=6, contexts=4, turns=4, rounds=6, tasks=("needles",), noise=0.0))
+    drawn = draw(1, Sizes(blocks=6, contexts=6, turns=4, rounds=6, tasks=("needles",), noise=0.0))
     judgment = judge(drawn)
     verdict = judgment.verdicts[1]
     assert {one.measure for one in verdict.evidence} >= {"tasks", "task:needles"}
     assert {one.measure for one in view.distinct(verdict.evidence)} == {"text", "tasks"}
-    two = judge(draw(1, Sizes(blocks=6, contexts=4, turns=4, rounds=6, noise=0.0))).verdicts[1]
+    two = judge(draw(1, Sizes(blocks=6, contexts=6, turns=4, rounds=6, noise=0.0))).verdicts[1]
     assert view.distinct(two.evidence) == list(two.evidence)
     assert "the same work" in render(drawn, judgment).partition('id="summary"')[2].partition("</section>")[0]

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 from loadtest.compare import document
-from loadtest.growth.report import write_report as write_growth
-from loadtest.growth.types import Growth, Plan, Survey, Variant
+from loadtest.direct.growth.report import write_report as write_growth
+from loadtest.direct.growth.types import Growth, Plan, Survey, Variant
 from loadtest.load.report import write_report as write_load
 from loadtest.measuring.types import Interval, Measurement
 from loadtest.report import words

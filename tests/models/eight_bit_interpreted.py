@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from attention.kernels.triton_device import INTERPRETED
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models import quantize as quantizing
 from server.models.fused import FusedLayer
 from server.models.gpu import linear as module

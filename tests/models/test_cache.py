@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.cache import make_once
 
 

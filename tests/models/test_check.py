@@ -6,7 +6,7 @@ import transformers
 
 from attention.backends import resolve
 from attention.formats import CACHE_FORMATS
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.check import relative_error, self_check, served_check
 from server.models.load import load_model
 from tests.models_zoo import KINDS, save_tiny

@@ -7,7 +7,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from attention.backends import resolve
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.check import self_check
 from server.models.folder import check_folder
 from server.models.load import load_model

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.conversions import ConversionError, run_conversion
 from server.models.resolve import resolve_model
 from server.models.tokenizing.files import find_tokenizer

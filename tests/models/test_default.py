@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models import default
 from server.models.default import fetch_default
 

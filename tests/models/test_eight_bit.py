@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from attention.kernels.triton_device import Device
 from server.engine.costs import ModelWeights, Part
 from server.engine.prepare import cache_format, prepare
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models import quantize as quantizing
 from server.models.gpu import quantize as gpu
 from server.models.gpu.linear import EightBitLinear, pack, tiles_for

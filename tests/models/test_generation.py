@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from server.engine.types import Sampling
+from server.messages import Sampling
 from server.models.generation import read_generation
 from tests.api.fake_engine import CONTEXT, READY, VOCABULARY
 

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.convert import RECORD, convert_once
 from server.models.default import FILE, SHA256
 from server.models.gguf.conversion import convert

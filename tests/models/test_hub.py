@@ -72,7 +72,7 @@ def pull(name, home, endpoint):
     """What ``resolve_model`` answers in a fresh process, whose hub is at ``endpoint``."""
     code = (
         "import sys, json; from pathlib import Path\n"
-        "from server.engine.types import RefusedError; from server.models.resolve import *\n"
+        "from server.errors import RefusedError; from server.models.resolve import *\n"
         "told = []\n"
         "try:\n"
         "    found = resolve_model(sys.argv[1], Path(sys.argv[2]), lambda *args: told.append(args))\n"

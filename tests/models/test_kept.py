@@ -12,7 +12,7 @@ import transformers
 
 from server.engine.build import build_engine
 from server.engine.prepare import prepare
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models import kept, packed_file
 from server.models.check import sample_logits
 from server.models.kept import kept_file
@@ -212,7 +212,7 @@ import re, sys
 from pathlib import Path
 import torch
 from server.engine.build import build_engine
-from server.engine.types import Sampling, Submit
+from server.messages import Sampling, Submit
 from server.settings import Settings
 
 def peak():

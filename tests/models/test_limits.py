@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.limits import context_length, steady_length
 from server.models.load import load_model
 from server.models.rope import RopeScaling, apply_scaling, read_scaling

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models import load
 from server.models.load import load_model
 from tests.models_zoo import KINDS, save_tiny

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from attention.backends import UnsupportedError
 from attention.kernels.cpu.levels import executable
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.fused import FusedLayer
 from server.models.quantize import _use_operator, quantize
 from server.models.quantized.layer import QuantizedLayer

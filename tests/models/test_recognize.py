@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from attention.backends import resolve
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.check import self_check
 from server.models.load import load_model
 from server.models.recognize import read_config

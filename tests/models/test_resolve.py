@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.default import FILE
 from server.models.resolve import list_cached, resolve_model
 from server.settings import Settings

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.tokenizing import convert as tokenizer_convert
 from server.models.tokenizing.files import find_tokenizer
 from server.text.tokenizer import Tokenizer

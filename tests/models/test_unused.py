@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
 from server.models.checkpoint.reading import Reading
 from server.models.checkpoint.unused import layer_beyond, reason_unused

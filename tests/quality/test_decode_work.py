@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention.backends import resolve
-from attention.types import AttentionBatch, LayerSpec, PagedCache
+from attention.cache import PagedCache
+from attention.types import AttentionBatch, LayerSpec
 from loadtest.deployment import FULL, window
 
 PAGE = 16

@@ -11,14 +11,14 @@ import pytest
 
 from loadtest import texts
 from loadtest.compare import holding
+from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.known import EXPECTED, MANY, Figure
 from loadtest.compare.presets import BARE, SINKS
 from loadtest.compare.types import Comparison, Plan
+from loadtest.compare.units import Unit
 from loadtest.deployment import FULL, window
-from loadtest.evaluation.evaluator import Evaluator
 from loadtest.evaluation.residency import pages_held
 from loadtest.evaluation.text import decode_slice, slices, tokens
-from loadtest.evaluation.units import Unit
 from loadtest.measuring.servers import open_all
 from loadtest.servers import serve
 from longspan import Client

@@ -35,8 +35,8 @@ from attention.patterns.oracle import Oracle
 from loadtest import texts
 from loadtest.deployment import FULL, Deployment, sparse
 from loadtest.greedy import GREEDY
+from loadtest.measuring.statistics import score_loss
 from loadtest.servers import serve
-from loadtest.statistics import score_loss
 from loadtest.tasks.registry import make
 from loadtest.tasks.score import score
 from longspan import Client

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from server.engine.types import FinishReason, PositionLogprob
+from server.messages import FinishReason, PositionLogprob
 from tests.engine.harness import Outcome
 from tests.survey.oracle import Oracle
 from tests.survey.serving import MAX_TOKENS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.resolve import resolve_model
 from server.text.tokenizer import Tokenizer
 from tests.models import checkpoint_forms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from server.engine.core import EngineCore
-from server.engine.types import Submit
+from server.messages import Submit
 from server.settings import Settings
 from tests.engine.harness import GREEDY, Outcome, collect
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import transformers
 
 from server.engine.build import build_engine
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from tests.survey.architectures import Case, config_of
 from tests.survey.build import build
 from tests.survey.compare import TOLERANCE, compare, insensitive, rounding

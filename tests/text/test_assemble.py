@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.engine.types import FinishReason, Logprob, PositionLogprob
+from server.messages import FinishReason, Logprob, PositionLogprob
 from server.text.assemble import OutputAssembler
 from server.text.stop import StopStrings
 

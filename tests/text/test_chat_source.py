@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import save_tokenizer
 

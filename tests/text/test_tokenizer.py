@@ -8,7 +8,7 @@ import time
 import pytest
 from transformers import AutoTokenizer
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.text.errors import TextError
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import save_tokenizer

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from attention.cache import PagedCache
 from attention.kernels.base import Kernel, format_refusal, spans_within
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.calls import FORMATS, Call, compiled
@@ -14,7 +15,7 @@ from attention.kernels.cpu.chain import Program
 from attention.kernels.cpu.plan import Rows, choosing, given, ruled
 from attention.kernels.cpu.program import PagedProgram
 from attention.patterns.base import ContentPattern, Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 
 class CpuPaged(Kernel):

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from attention.cache import PagedCache
 from attention.kernels.cpu import select
 from attention.kernels.cpu.calls import FORMATS, Call, Write, compiled
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.kernels.cpu.plan import Rows, given, ruled
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerSpec
 
 
 class PagedProgram:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
+from attention.cache import PagedCache
 from attention.kernels.base import choosing_rows
 from attention.kernels.cpu import native
 from attention.kernels.cpu.calls import FORMATS
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
-from attention.types import AttentionBatch, LayerCache, LayerSpec, PagedCache
+from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 
 class Update(ctypes.Structure):

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from server.engine.hardware import measure_device, used_bytes
-from server.engine.types import Measured
+from server.messages import Measured
 
 
 def device_at_hand() -> torch.device:

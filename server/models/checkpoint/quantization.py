@@ -19,7 +19,7 @@ import torch
 import transformers
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer as _Compressed
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
 from server.models.checkpoint.quantization_parts import INSTEAD, check_partners
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
 
 INSTEAD = "choose the unquantized checkpoint, or a GGUF file of the model"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, core_model_loading
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.checkpoint.files import Stored, stored_tensors
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
 from server.models.checkpoint.quantization_parts import looks_quantized, of_activations
 from server.models.checkpoint.reading import Reading

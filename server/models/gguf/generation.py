@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.models.gguf.vocabulary import has_vocabulary, listed_ends, read_vocabulary, token_with_role
+from server.models.tokenizing.vocabulary import has_vocabulary, listed_ends, read_vocabulary, token_with_role
 
 _SAMPLING = "general.sampling."
 _NAMES = {

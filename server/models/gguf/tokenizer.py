@@ -14,9 +14,9 @@ from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from server.models.gguf.cuts import Cut, cut_named
-from server.models.gguf.vocabulary import Vocabulary, has_vocabulary, read_vocabulary, token_with_role
 from server.models.tokenizing.frame import frame
 from server.models.tokenizing.sentencepiece import Spaces, merged, scored
+from server.models.tokenizing.vocabulary import Vocabulary, has_vocabulary, read_vocabulary, token_with_role
 
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 

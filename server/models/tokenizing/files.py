@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 from pathlib import Path
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.cache import Report, make_once
 from server.models.conversions import ConversionError, run_conversion
 

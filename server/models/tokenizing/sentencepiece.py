@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from server.models.gguf.vocabulary import Vocabulary
+from server.models.tokenizing.vocabulary import Vocabulary
 
 _SPACE = "\u2581"
 _ALL = 1 << 16

@@ -9,8 +9,8 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer
 
-from server.models.gguf.vocabulary import Vocabulary
 from server.models.tokenizing.sentencepiece import Spaces, scored, unigram
+from server.models.tokenizing.vocabulary import Vocabulary
 
 # SentencePiece's own names for its kinds of models.
 _UNIGRAM, _BPE = 1, 2

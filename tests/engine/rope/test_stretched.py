@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from server.engine.build import build_engine
-from server.engine.types import RefusedError, Submit
+from server.errors import RefusedError
+from server.messages import Submit
 from server.models.load import load_model
 from server.models.rope import read_scaling
 from server.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.convert import RECORD, read_record
 from server.models.gguf.conversion import convert
 from server.models.resolve import resolve_model

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.deployment import FULL
-from loadtest.growth.types import Growth, Point
+from loadtest.direct.growth.types import Growth, Point
 from loadtest.load.table import figure
 
 LEGEND = (

@@ -16,10 +16,10 @@ from pathlib import Path
 from rich.console import Console
 
 from loadtest.arguments import count
-from loadtest.growth import document
-from loadtest.growth.measure import NothingToMeasureError, measure
-from loadtest.growth.table import table
-from loadtest.growth.types import Growth, Plan
+from loadtest.direct.growth import document
+from loadtest.direct.growth.measure import NothingToMeasureError, measure
+from loadtest.direct.growth.table import table
+from loadtest.direct.growth.types import Growth, Plan
 
 _CONTEXTS = tuple(1024 << n for n in range(7))
 _STREAMS = tuple(1 << n for n in range(7))
@@ -58,7 +58,7 @@ def main() -> int:
         console = Console(width=_WIDTH)
     console.print(table(growth))
     if arguments.html:
-        from loadtest.growth.report import write_report
+        from loadtest.direct.growth.report import write_report
 
         write_report(growth, arguments.html)
     return 0 if growth.complete else 1
@@ -66,7 +66,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m loadtest.growth",
+        prog="python -m loadtest.direct.growth",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loadtest import document
 from loadtest.deployment import FULL
-from loadtest.growth.types import Growth
+from loadtest.direct.growth.types import Growth
 
 SCHEMA = "longspan-growth/2"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from server.cli_checks import only_shown, require_numpy, require_templates, writable
+from loadtest.cli.checks import only_shown, require_numpy, require_templates, writable
 from server.cli_shared import (
     DEFAULT_HOST,
     DEFAULT_PORT,
@@ -276,8 +276,8 @@ def _tell(
 ) -> NoReturn:
     from rich.console import Console
 
+    from loadtest.load.document import save
     from loadtest.load.measure import STOPPED
-    from loadtest.load.result import save
     from loadtest.load.rows import clean
     from loadtest.load.table import comparison, runs_table
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from loadtest.direct import work
-from loadtest.growth.types import Point, Variant
+from loadtest.direct.growth.types import Point, Variant
 from loadtest.measuring.types import CannotMeasureError
 
 
@@ -79,6 +79,6 @@ class EngineProcess:
 
 
 def _parts() -> Mapping[str, work.Part]:
-    from loadtest.direct import growth
+    from loadtest.direct.growth import in_engine
 
-    return {"ready": growth.ready, "decode": growth.decode}
+    return {"ready": in_engine.ready, "decode": in_engine.decode}

@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from loadtest.compare.types import Comparison
 from loadtest.evaluation.pairs import OWN, AnswerPair, BlockPair, answer_pairs, block_pairs
 from loadtest.evaluation.types import Answer, Memory, TextBlock
+from loadtest.measuring.statistics import mean_interval, score_loss
 from loadtest.measuring.types import Interval
-from loadtest.statistics import dependence, mean_interval, score_loss
 
 INFORMATIVE = 0.3
 """Mean score under full attention from which a task tells variants apart. Below it there is little to lose: a
@@ -56,25 +56,29 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
     """How much the variant's perplexity of the text exceeds full's, as a share of it: 0.05 is 1.05 times.
 
     Perplexity is the exponential of the mean negative log probability, so its ratio is that of the mean
-    paired difference. Tokens of one block depend on one another: blocks are drawn together. Blocks of one
-    slice of the text do too, where its content is harder for the variant than that of others: the interval is
-    as much wider as their sums vary more than those of independent blocks would.
+    paired difference. Tokens of one block depend on one another, and so do blocks of one slice of the text,
+    which share their context: slices are the samples. From one slice alone nothing is claimed.
+
+    Returns:
+        The loss; ``count`` is of blocks.
     """
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
     losses: list[float] = []
-    blocks: list[int] = []
-    for full, own in pairs:
+    labels: list[int] = []
+    for (full, own), label in zip(pairs, slices(pairs), strict=True):
         losses += [theirs - ours for theirs, ours in zip(full.logprobs, own.logprobs, strict=True)]
-        blocks += [full.block] * len(full.logprobs)
-    nats = mean_interval(losses, comparison.plan.confidence, blocks)
-    means = [fmean(full.logprobs) - fmean(own.logprobs) for full, own in pairs]
-    times = dependence(means, _slices(pairs))
-    ends = (nats.value, *(nats.value + times * (end - nats.value) for end in (nats.low, nats.high)))
-    value, low, high = (math.expm1(min(each, _MOST_NATS)) for each in ends)
-    return Interval(value, low, high, nats.count)
+        labels += [label] * len(full.logprobs)
+    nats = mean_interval(losses, comparison.plan.confidence, labels, fewest=2)
+    value, low, high = (math.expm1(min(each, _MOST_NATS)) for each in (nats.value, nats.low, nats.high))
+    return Interval(value, low, high, len(pairs))
 
 
-def _slices(pairs: Sequence[BlockPair]) -> list[int]:
+def text_slices(comparison: Comparison, name: str, length: int) -> int:
+    """Slices of the text that full attention and the variant both decoded, a context each."""
+    return len(set(slices(block_pairs(comparison.text, length, full_name(comparison), name))))
+
+
+def slices(pairs: Sequence[BlockPair]) -> list[int]:
     """Which slice of the text each block is of: in one, each starts later than the one before."""
     starts = [pair.full.start for pair in pairs]
     return list(itertools.accumulate(map(operator.le, starts[1:], starts), initial=0))[: len(pairs)]
@@ -89,15 +93,25 @@ def perplexity(comparison: Comparison, name: str, length: int) -> float:
 
 def text_kl(comparison: Comparison, name: str, length: int) -> Interval:
     """KL divergence from full's next token to the variant's, nats; a lower bound, see ``TextBlock``."""
-    pairs = block_pairs(comparison.text, length, full_name(comparison), name)
-    return mean_interval([own.kl for _, own in pairs if not math.isnan(own.kl)], comparison.plan.confidence)
+    return _of_blocks(comparison, name, length, lambda block: block.kl)
 
 
 def same_top(comparison: Comparison, name: str, length: int) -> Interval:
     """Share of the text's places where the variant's most likely token is full's."""
+    return _of_blocks(comparison, name, length, lambda block: block.same_top)
+
+
+def _of_blocks(
+    comparison: Comparison, name: str, length: int, figure: Callable[[TextBlock], float]
+) -> Interval:
+    """The mean of a figure of the variant's blocks; slices are the samples, ``count`` is of blocks."""
     pairs = block_pairs(comparison.text, length, full_name(comparison), name)
-    values = [own.same_top for _, own in pairs if not math.isnan(own.same_top)]
-    return mean_interval(values, comparison.plan.confidence)
+    known = [(figure(pair.own), label) for pair, label in zip(pairs, slices(pairs), strict=True)]
+    known = [(value, label) for value, label in known if not math.isnan(value)]
+    found = mean_interval(
+        [value for value, _ in known], comparison.plan.confidence, [label for _, label in known], fewest=2
+    )
+    return replace(found, count=len(known))
 
 
 def tasks_at(comparison: Comparison, length: int) -> tuple[str, ...]:
@@ -108,11 +122,19 @@ def tasks_at(comparison: Comparison, length: int) -> tuple[str, ...]:
 def full_score(comparison: Comparison, task: str, length: int) -> Interval:
     """Full attention's mean score of a task, over all that it answered."""
     rows = [row for row in _of_full(comparison, length) if row.task == task]
-    scores = [row.score for row in rows]
+    return _score(rows, comparison.plan.confidence)
+
+
+def own_score(comparison: Comparison, name: str, task: str, length: int) -> Interval:
+    """A deployment's mean score of a task, over the questions that full attention answered too."""
+    pairs = task_pairs(comparison, name, (task,), length)
+    return _score([pair.own for pair in pairs], comparison.plan.confidence)
+
+
+def _score(rows: Sequence[Answer], confidence: float) -> Interval:
     # The points that an answer of nothing would lose: the interval of paired scores holds for these too.
-    return score_loss(
-        scores, [0.0] * len(scores), comparison.plan.confidence, [(row.task, row.index) for row in rows]
-    )
+    scores = [row.score for row in rows]
+    return score_loss(scores, [0.0] * len(scores), confidence, [(row.task, row.index) for row in rows])
 
 
 def is_informative(comparison: Comparison, task: str, length: int) -> bool:
@@ -148,7 +170,7 @@ def points_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
 def nats_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
     """What these questions' right answers lose in log probability, nats per token of the answer.
 
-    It tells variants apart where full attention's greedy answers fail too. Contexts are drawn together.
+    It tells variants apart where full attention's greedy answers fail too. Contexts are the samples.
     """
     known = with_logprobs(pairs)
     losses = [(full.logprob - own.logprob) / full.target_tokens for full, own in known]
@@ -195,40 +217,6 @@ def is_free(pair: AnswerPair) -> bool:
     Full attention may have answered it in a later run only, when the variant's tokens were gone.
     """
     return math.isnan(pair.full.score) and not math.isnan(pair.own.score)
-
-
-def effective_length(comparison: Comparison, name: str) -> int | None:
-    """The longest context up to which a deployment keeps the margin's share of full's score at its shortest.
-
-    RULER (Hsieh et al. 2024, section 4) holds the mean over its tasks against a fixed score; here full
-    attention's at the shortest context is the measure, over the tasks that are informative there, each task
-    weighing the same. Every shorter context has to pass too: one that passes by luck behind one that fails
-    is not effective.
-
-    Args:
-        comparison: with the rows.
-        name: of the deployment, which may be full itself.
-
-    Returns:
-        Tokens; 0 where even the shortest context fails; ``None`` where no task is informative there, or
-        where it keeps the share up to a length at which a task has no answers yet.
-    """
-    contexts = sorted(comparison.plan.contexts)
-    tasks = informative_tasks(comparison, contexts[0])
-    if not tasks:
-        return None
-    least = comparison.plan.margins.effective * fmean(
-        full_score(comparison, task, contexts[0]).value for task in tasks
-    )
-    effective = 0
-    for length in contexts:
-        scores = [mean_scores(comparison, name, length, [task])[1] for task in tasks]
-        if any(map(math.isnan, scores)):
-            return None
-        if fmean(scores) < least:
-            break
-        effective = length
-    return effective
 
 
 def by_depth(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> list[Depth]:

@@ -14,9 +14,9 @@ import msgspec
 
 from loadtest.deployment import FULL
 from loadtest.direct import work
+from loadtest.direct.growth.engines import EngineProcess
+from loadtest.direct.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.document import machine
-from loadtest.growth.engines import EngineProcess
-from loadtest.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.measuring.busy import busy
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.types import CannotMeasureError
@@ -109,6 +109,6 @@ def _run(growth: Growth, targets: Mapping[str, EngineProcess], points: list[Poin
 
 
 def _parts() -> Mapping[str, work.Part]:
-    from loadtest.direct import growth
+    from loadtest.direct.growth import in_engine
 
-    return {"survey": growth.survey}
+    return {"survey": in_engine.survey}

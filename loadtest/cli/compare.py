@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_checks import only_shown, writable
-from server.cli_compare_options import REFUSED, list_tasks, numbers, words
+from loadtest.cli.checks import only_shown, writable
+from loadtest.cli.compare_options import REFUSED, list_tasks, numbers, words
 from server.cli_shared import end_on_signals, fail, require_server
 
 if TYPE_CHECKING:
@@ -196,10 +196,10 @@ def _measure(
     import time
     from datetime import UTC, datetime
 
+    from loadtest.cli.compare_progress import Watcher
     from loadtest.compare import document
     from loadtest.compare.evidence import is_whole
     from loadtest.compare.preflight import describe, look
-    from loadtest.compare.progress import Watcher
     from loadtest.compare.run import FullFailedError, run
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loadtest.direct.growth.document import SCHEMA
+from loadtest.direct.growth.table import LEGEND, Series, cell, heading, milliseconds, series
+from loadtest.direct.growth.types import Growth
 from loadtest.document import plain, write
-from loadtest.growth.document import SCHEMA
-from loadtest.growth.table import LEGEND, Series, cell, heading, milliseconds, series
-from loadtest.growth.types import Growth
 from loadtest.measuring.types import Interval
 from loadtest.report import page, words
 from loadtest.report.chart import Chart, room_for

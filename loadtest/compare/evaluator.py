@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from loadtest.compare.types import Comparison
+from loadtest.compare.units import Rows, Unit, lacking, order
 from loadtest.evaluation import text as texts
 from loadtest.evaluation.agreement import agreeing
 from loadtest.evaluation.ask import Asked, ask, prepare
@@ -17,7 +18,6 @@ from loadtest.evaluation.memory import memory
 from loadtest.evaluation.pairs import OWN
 from loadtest.evaluation.prompts import plain, special_before
 from loadtest.evaluation.text import Decoded, Slice, decode_slice
-from loadtest.evaluation.units import Rows, Unit, lacking, order
 from loadtest.measuring.requests import reason
 from loadtest.tasks.registry import make
 from loadtest.tasks.types import Sample

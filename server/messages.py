@@ -143,6 +143,7 @@ class Stats(msgspec.Struct, array_like=True):
         bytes_moved: to and from the device's memory in this step, at least; see ``server.engine.costs``.
         flops: multiplications and additions of this step.
         memory_used: bytes of the device's memory that are in use.
+        threads: CPU threads that computed this step.
     """
 
     running: int = 0
@@ -161,6 +162,7 @@ class Stats(msgspec.Struct, array_like=True):
     bytes_moved: int = 0
     flops: int = 0
     memory_used: int = 0
+    threads: int = 0
 
 
 class StepNews(msgspec.Struct, array_like=True, tag="step"):
@@ -272,10 +274,3 @@ class Launch(msgspec.Struct):
 
 ToEngine = Submit | Abort | Shutdown
 FromEngine = Loading | Ready | Measured | StepNews | Failed
-
-
-class RefusedError(Exception):
-    """Something about the model, the machine or the settings makes serving impossible.
-
-    The message is a sentence for the operator, with what to do about it. Shown without a traceback.
-    """

@@ -1,4 +1,4 @@
-"""What ``loadtest.growth`` asks of the engine. Each function runs in a process of its own."""
+"""What ``loadtest.direct.growth`` asks of the engine. Each function runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import msgspec
 import torch
 
 from attention.backends import UnsupportedError, resolve
+from attention.cache import PagedCache
 from attention.formats import format_name
 from attention.survey import survey as survey_backends
-from attention.types import PagedCache
 from loadtest import document
 from loadtest.deployment import FULL, Deployment, parse
 from loadtest.direct.engine import DirectEngine, RoomError, open_engine, placed_tokens
+from loadtest.direct.growth.types import Plan, Point, Survey, Variant
 from loadtest.direct.settings import read_settings
-from loadtest.growth.types import Plan, Point, Survey, Variant
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, prepare
-from server.engine.types import RefusedError
+from server.errors import RefusedError
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
 from server.models.resolve import resolve_model

@@ -1,0 +1,70 @@
+"""The paged KV cache of all layers."""
+
+from __future__ import annotations
+
+import torch
+
+from attention.patterns.base import ContentPattern, Pattern
+from attention.types import LayerCache, LayerSpec
+
+
+class PagedCache:
+    """Keys and values of all layers, in pages of ``page_size`` tokens.
+
+    Args:
+        layers: the model's attention layers.
+        pages: number of pages, page 0 included.
+        page_size: tokens per page.
+        dtype: number format of keys and values.
+        device: where they live.
+        pattern: which digests to keep; layers that it leaves alone have none.
+        poison: fill with NaN, so that any read of memory that nobody wrote shows (for tests).
+    """
+
+    def __init__(
+        self,
+        layers: list[LayerSpec],
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        pattern: Pattern | None = None,
+        poison: bool = False,
+    ) -> None:
+        self.page_size = page_size
+        self.pages = pages
+        self.dtype = dtype
+        self.layers: dict[int, LayerCache] = {}
+        # GPU kernels also read what nobody wrote, and multiply it by zero: it must be finite.
+        blank = torch.empty if torch.device(device).type == "cpu" else torch.zeros
+        for layer in layers:
+            shape = (pages, page_size, layer.kv_heads)
+            keys = blank(*shape, layer.head_size, dtype=dtype, device=device)
+            values = blank(*shape, layer.value_size, dtype=dtype, device=device)
+            digest = None
+            if form := _digest(layer, page_size, dtype, pattern):
+                digest = torch.zeros(pages, *form[0], dtype=form[1], device=device)
+            if poison:
+                for tensor in (keys, values, digest):
+                    if tensor is not None:
+                        tensor.fill_(float("nan") if tensor.is_floating_point() else 0x55)
+            self.layers[layer.index] = LayerCache(keys, values, digest)
+
+    @staticmethod
+    def bytes_per_page(
+        layers: list[LayerSpec], page_size: int, dtype: torch.dtype, pattern: Pattern | None = None
+    ) -> int:
+        """Bytes that one page takes over all ``layers``, the pattern's digests included."""
+        numbers = sum(layer.kv_heads * (layer.head_size + layer.value_size) for layer in layers)
+        forms = [_digest(layer, page_size, dtype, pattern) for layer in layers]
+        digests = sum(form[0].numel() * form[1].itemsize for form in forms if form)
+        return numbers * page_size * dtype.itemsize + digests
+
+
+def _digest(
+    layer: LayerSpec, page_size: int, dtype: torch.dtype, pattern: Pattern | None
+) -> tuple[torch.Size, torch.dtype] | None:
+    if not isinstance(pattern, ContentPattern) or layer.index in pattern.dense_layers:
+        return None
+    return pattern.digest_of(layer, page_size, dtype)

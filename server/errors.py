@@ -1,0 +1,10 @@
+"""What the whole server refuses with, below all of its packages."""
+
+from __future__ import annotations
+
+
+class RefusedError(Exception):
+    """Something about the model, the machine or the settings makes serving impossible.
+
+    The message is a sentence for the operator, with what to do about it. Shown without a traceback.
+    """

@@ -1,0 +1,17 @@
+"""The hooks for commits are parts of ``make lint``, so that the two cannot disagree."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_hook_is_a_line_of_make_lint():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    target = re.search(r"^lint:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    lines = [line.strip().replace("$(BIN)", ".venv/bin") for line in target[1].splitlines()]
+    assert hooks
+    assert [hook["entry"] for hook in hooks if hook["entry"] not in lines] == []
