@@ -35,7 +35,8 @@ class NativeCode:
                 f"there is no native code: {self.obstacle}; without it a CPU takes slower kernels, and "
                 "weights are not packed"
             )
-        return f"native code is of level {self.level}, of {', '.join(self.executable)}; {self.origin}"
+        possible = ", ".join(self.executable)
+        return f"native code is of level {self.level}, {self.origin}; this processor executes {possible}"
 
 
 def set_native_level(settings: Settings) -> NativeCode:

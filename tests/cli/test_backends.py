@@ -49,7 +49,7 @@ def rows(table: str) -> list[list[str]]:
 def _native() -> str:
     names = [level.name for level in levels.executable()]
     origin = native.origin(calls.SOURCE)
-    return f"native code is of level {names[-1]}, of {', '.join(names)}; {origin}"
+    return f"native code is of level {names[-1]}, {origin}; this processor executes {', '.join(names)}"
 
 
 def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
