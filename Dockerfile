@@ -5,6 +5,12 @@ ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
 
+# The wheel carries native code, compiled for every level of this architecture; the image needs no compiler.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
 # cpu or cuda. A plain torch wheel for Linux on x86-64 is the CUDA build, several GB with its libraries;
 # CPU builds carry "+cpu" in their version and come from an index of their own. Where none is named, the plain build
 # serves a CPU as well.
@@ -21,7 +27,7 @@ RUN python -m venv /opt/longspan \
     && sed -i "s/^torch==.*/&${build}/" constraints.txt \
     && /opt/longspan/bin/pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt torch
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY attention attention
 COPY server server
 COPY proto proto
@@ -30,12 +36,6 @@ RUN /opt/longspan/bin/pip wheel --no-deps --wheel-dir dist . \
     && /opt/longspan/bin/pip install -c constraints.txt "$(echo dist/longspan-*.whl)[server,otel]"
 
 FROM python:${PYTHON}-slim
-
-# The CPU's attention kernel is compiled at the first start, for the processor that it then runs on.
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --user-group --uid 10001 longspan \
     && install --directory --owner longspan --group longspan /var/cache/longspan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from attention.survey import Verdict
     from attention.types import LayerSpec
+    from server.engine.native import NativeCode
     from server.models.loaded import LoadedModel
     from server.settings import Settings
 
@@ -42,6 +44,7 @@ def backends(
         str | None, typer.Option(metavar="auto|float32|bfloat16|float16|float8_e4m3", help=_OF_SERVE)
     ] = None,
     page_size: Annotated[str | None, typer.Option(metavar="INTEGER", help=_OF_SERVE)] = None,
+    native_level: Annotated[str | None, typer.Option(metavar="LEVEL", help=_OF_SERVE)] = None,
     cache_dir: Annotated[str | None, typer.Option(metavar="PATH", help=_OF_SERVE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -55,6 +58,7 @@ def backends(
         "dtype": dtype,
         "kv_dtype": kv_dtype,
         "page_size": page_size,
+        "native_level": native_level,
         "cache_dir": cache_dir,
     }
     try:
@@ -65,17 +69,18 @@ def backends(
         fail(str(error), code=2)
     os.environ["LONGSPAN_CACHE_DIR"] = str(settings.cache_dir)  # attention, which knows no settings, reads it
     try:
-        name, loaded, place, cached, verdicts = _survey(settings, attention, options)
+        name, loaded, code, place, cached, verdicts = _survey(settings, attention, options)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(_document(name, loaded, place, cached, settings, verdicts), indent=2))
+        typer.echo(json.dumps(_document(name, loaded, code, place, cached, settings, verdicts), indent=2))
         return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else UNBROKEN, highlight=False)
     where = f"on {place}, {_name(loaded.dtype)}, KV cache {cached}, page size {settings.page_size}"
-    console.print(f"{name}: {_structure(loaded.layers)}; {where}\n", markup=False)
+    console.print(f"{name}: {_structure(loaded.layers)}; {where}", markup=False)
+    console.print(f"{code}\n", markup=False)
     console.print(_works(verdicts))
     if any(verdict.refusal or any(verdict.kernels.values()) for verdict in verdicts):
         console.print()
@@ -84,8 +89,8 @@ def backends(
 
 def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
-) -> tuple[str, LoadedModel, str, str, list[Verdict]]:
-    """Name, model as the server would load it, device, number format of the KV cache, and verdicts."""
+) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]]:
+    """Name, model as the server would load it, native code, device, format of the KV cache, and verdicts."""
     from server.errors import RefusedError
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
@@ -96,9 +101,11 @@ def _survey(
         progress.report("importing torch", None)
         from attention.registry import UnsupportedError
         from attention.survey import survey
+        from server.engine.native import set_native_level
         from server.engine.prepare import cache_format, load_as_set
         from server.models.quantize import quantize
 
+        code = set_native_level(settings)
         loaded, place = load_as_set(settings, files.folder, progress.report)
         # What the cache's format is by itself depends on whether weights can be packed.
         weights = quantize(loaded.model, settings.weights) if settings.kv_dtype == "auto" else ""
@@ -114,7 +121,7 @@ def _survey(
         fail(str(error))
     finally:
         progress.close()
-    return settings.model_name or files.name, loaded, place, _name(kv_dtype), verdicts
+    return settings.model_name or files.name, loaded, code, place, _name(kv_dtype), verdicts
 
 
 def _structure(layers: list[LayerSpec]) -> str:
@@ -179,7 +186,13 @@ def _table(*columns: str) -> Table:
 
 
 def _document(
-    name: str, loaded: LoadedModel, place: str, cached: str, settings: Settings, verdicts: list[Verdict]
+    name: str,
+    loaded: LoadedModel,
+    code: NativeCode,
+    place: str,
+    cached: str,
+    settings: Settings,
+    verdicts: list[Verdict],
 ) -> dict[str, Any]:
     return {
         "model": name,
@@ -187,6 +200,7 @@ def _document(
         "dtype": _name(loaded.dtype),
         "kv_dtype": cached,
         "page_size": settings.page_size,
+        "native": dataclasses.asdict(code),
         "backends": [
             {
                 "backend": verdict.backend,

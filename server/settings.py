@@ -119,6 +119,21 @@ class Settings(BaseSettings):
         "auto", description="What computes attention: auto, or a name that longspan backends shows."
     )
 
+    native_level: Literal[
+        "auto",
+        "portable",
+        "x86-64-v3",
+        "avx-vnni",
+        "x86-64-v4",
+        "avx512-vnni",
+        "avx512-bf16",
+        "armv8-dotprod",
+    ] = Field(
+        "auto",
+        description="Instructions that the native code of a CPU may use. auto: the highest level that the "
+        "processor can execute.",
+    )
+
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "float8_e4m3"] = Field(
         "auto",
         description="Number format of the KV cache. auto: float16 if a CPU's weights are packed, else the "

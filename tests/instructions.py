@@ -1,62 +1,52 @@
-"""Which instructions the C++ is compiled with here, and how to compile it without some of them."""
+"""The levels of native code that this machine can execute, and how to run some code at one of them."""
 
 from __future__ import annotations
 
-import functools
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from attention.kernels.cpu import calls, native, select
+from attention.kernels.cpu import calls, levels, select
 from server.models.quantized import native as quantized
 
-OLDER = ("-mno-avx", "-mno-f16c", "-mno-fma")
-"""What leaves an x86 processor with SSE alone."""
-
 _COMPILED = (calls.compiled, select.compiled, quantized._compiled)
+_EXECUTABLE = [level.name for level in levels.executable()]
+
+
+def _parameter(name: str):
+    left_out = pytest.mark.skip(reason=f"this processor cannot execute {name}")
+    return pytest.param(name, marks=() if name in _EXECUTABLE else left_out)
+
+
+every_level = pytest.mark.parametrize("level", [_parameter(level.name) for level in levels.LEVELS])
+"""Runs a test once for each level; those that the machine cannot execute are skipped, and so reported."""
 
 
 def multiplies_bfloat16() -> bool:
     """Whether ``cpu_paged`` rounds queries to bfloat16 in a decode over a cache in bfloat16."""
-    return "__AVX512BF16__" in _macros(*native.compiler())
+    return levels.chosen().name == "avx512-bf16"
 
 
 def fuses_products() -> bool:
     """Whether products and the sums that they are part of are rounded once."""
-    macros = _macros(*native.compiler())
-    return "__FMA__" in macros or "__aarch64__" in macros
+    return "fma" in levels.chosen().features or "armv8-dotprod" in _EXECUTABLE
 
 
 @contextmanager
-def compiled_with(*flags: str) -> Iterator[None]:
-    """Code that is called in here was compiled with these flags too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", " ".join([*native.compiler(), *flags]))
-        _forget()
-        try:
-            yield
-        finally:
-            _forget()
-
-
-@contextmanager
-def without(*flags: str) -> Iterator[None]:
-    """The same for flags that only x86's compilers know."""
-    if platform.machine() != "x86_64":
-        pytest.skip("the instructions left out are x86's")
-    with compiled_with(*flags):
+def at(level: str) -> Iterator[None]:
+    """Native code that is called in here is of this level."""
+    before = levels._Choice.level
+    levels.choose(level)
+    forget()
+    try:
         yield
+    finally:
+        levels._Choice.level = before
+        forget()
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Libraries are looked for again."""
     for compiled in _COMPILED:
         compiled.cache_clear()
-
-
-@functools.cache
-def _macros(*compiler: str) -> str:
-    command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -12,6 +12,7 @@ import torch
 from attention.backends import Attention, UnsupportedError, make_pattern, resolve
 from attention.formats import CACHE_FORMATS
 from attention.patterns.full import Full
+from server.engine.native import log_native, set_native_level
 from server.errors import RefusedError
 from server.models.check import (
     differs,
@@ -67,7 +68,11 @@ def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
-    check_form(settings.weights, chosen_device(settings))
+    device = chosen_device(settings)
+    code = set_native_level(settings)
+    if device == "cpu":
+        log_native(code)
+    check_form(settings.weights, device)
     file = kept_file(folder, settings.weights, settings.cache_dir) if _may_be_packed(settings) else None
     if file is not None and file.is_file():
         report("reading the packed weights", 0.3)

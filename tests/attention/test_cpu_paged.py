@@ -29,7 +29,7 @@ from tests.attention.cases import (
     sequences,
 )
 from tests.engine.harness import greedy_requests, load, make_core, run
-from tests.instructions import OLDER, without
+from tests.instructions import at, every_level
 from tests.models_zoo import save_tiny
 
 DTYPES = list(CACHE_FORMATS.values())
@@ -273,18 +273,35 @@ def not_yet_compiled():
     native._attempt.cache_clear()
 
 
-def test_narrower_vectors():
-    """SSE2, without fused products: as on a processor of 2003."""
-    with without(*OLDER):
+@every_level
+def test_at_every_level(level):
+    """All number formats, rows by themselves and in blocks, parts; threads change no bit."""
+    grouped = LayerSpec(0, 9, 3, 64, 64, 0.125)
+    odd = LayerSpec(0, 5, 1, 20, 12, 0.2, window=50, softcap=8.0, sinks=True)
+    shapes, prompt_lens = [(200, 1), (190, 100), (70, 9), (90, 1)], [200, 190, 70, 1]
+    long, given_lens = [(1500, 1), (1300, 70)], [1, 1300]
+    with at(level):
         for dtype in DTYPES:
-            for layer in (
-                LayerSpec(0, 9, 3, 64, 64, 0.125),
-                LayerSpec(0, 5, 1, 20, 12, 0.2, window=50, softcap=8.0, sinks=True),
-            ):
-                shapes, prompt_lens = [(200, 1), (190, 100), (70, 9), (90, 1)], [200, 190, 70, 1]
+            for layer in (grouped, odd):
                 for pattern in (Full(), SlidingWindow(window=33, sinks=5)):
                     case = make_case(layer, shapes, 16, pattern=pattern, dtype=dtype, prompt_lens=prompt_lens)
                     check(case, pattern)
+            case = make_case(grouped, long, 16, dtype=dtype, prompt_lens=given_lens)
+            check(case, Full())
+            results = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                results.append(compute(CpuPaged(), case, Full()))
+            assert torch.equal(*results)
+
+
+@every_level
+def test_numbers_are_read_to_the_bit_at_every_level(level):
+    with at(level):
+        test_half_precision_is_read_to_the_bit()
+        test_not_a_number_shows()
+        for queries in (1, 2):
+            test_every_number_of_8_bits_is_read(queries)
 
 
 def choose(kernel="auto"):

@@ -19,6 +19,7 @@ from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.full import Full
 from attention.patterns.topk import TopK
 from tests.attention.cases import Case, layers, make_case, selection, sequences
+from tests.instructions import at, every_level
 
 DTYPES = list(CACHE_FORMATS.values())
 
@@ -108,6 +109,16 @@ def test_many_pages(dtype, tied, heads, kv_heads, size, window):
     for threads in 1, 2:
         torch.set_num_threads(threads)
         assert check(case, pattern) == 5
+
+
+@every_level
+def test_at_every_level(level):
+    with at(level):
+        for dtype in DTYPES:
+            for tied in (False, True):
+                test_many_pages(dtype, tied, 9, 3, 64, None)
+                test_many_pages(dtype, tied, 4, 4, 33, 500)
+            test_digests_of_every_kind_of_number(dtype)
 
 
 @settings(max_examples=30, deadline=None)

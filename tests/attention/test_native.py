@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from attention.kernels.cpu import native
+from attention.kernels.cpu import compiling, levels, native
+from attention.kernels.cpu.layout import LayoutError
+from tests.instructions import at
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +42,10 @@ def kept(folder: Path) -> list[Path]:
 
 def in_other_processes(source: Path, folder: Path, count: int) -> list[str]:
     program = (
-        "import runpy, sys; from pathlib import Path; load = runpy.run_path(sys.argv[1])['load']; "
-        "print(load(Path(sys.argv[2]), Path(sys.argv[3])).answer())"
+        "import sys; from pathlib import Path; from attention.kernels.cpu.native import load; "
+        "print(load(Path(sys.argv[1]), Path(sys.argv[2])).answer())"
     )
-    command = [sys.executable, "-c", program, native.__file__, str(source), str(folder)]
+    command = [sys.executable, "-c", program, str(source), str(folder)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     return [process.communicate(timeout=120)[0] for process in running]
 
@@ -53,7 +57,7 @@ def no_compiler(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(native, "_compile", refuse)
+    monkeypatch.setattr(compiling, "_compile", refuse)
 
 
 def test_what_is_compiled_once_is_kept(source, tmp_path, monkeypatch):
@@ -65,7 +69,7 @@ def test_what_is_compiled_once_is_kept(source, tmp_path, monkeypatch):
     assert native.load(source, folder).answer() == 42
 
 
-def test_another_content_compiler_or_processor_is_compiled_anew(source, tmp_path, monkeypatch):
+def test_another_content_compiler_or_level_is_compiled_anew(source, tmp_path, monkeypatch):
     included = tmp_path / "number.hpp"
     included.write_text("constexpr int number = 43;")
     (tmp_path / "between.hpp").write_text('#include "number.hpp"\n')
@@ -76,9 +80,12 @@ def test_another_content_compiler_or_processor_is_compiled_anew(source, tmp_path
     assert native.load(source, tmp_path / "kernels").answer() == 44
     monkeypatch.setenv("CXX", "c++ -DOTHER")
     native.load(source, tmp_path / "kernels")
-    native._attempt.cache_clear()
-    monkeypatch.setattr(native, "_processor", lambda: ("other",))
-    native.load(source, tmp_path / "kernels")
+    if levels.chosen().name != "portable":
+        with at("portable"):
+            native.load(source, tmp_path / "kernels")
+    else:
+        monkeypatch.setenv("CXX", "c++ -DANOTHER")
+        native.load(source, tmp_path / "kernels")
     assert len(kept(tmp_path / "kernels")) == 5
 
 
@@ -111,7 +118,7 @@ def test_the_first_error_is_told(source, tmp_path):
 
 def test_the_compiler_may_be_named(monkeypatch):
     monkeypatch.setenv("CXX", "env c++")
-    assert native.compiler() == ["env", "c++"]
+    assert native.compiler() == ("env", "c++")
     monkeypatch.setenv("CXX", "c+++")
     with pytest.raises(native.NativeError, match="CXX names c\\+\\+\\+, which is not there"):
         native.compiler()
@@ -128,3 +135,87 @@ def test_a_compiler_that_is_none(source, tmp_path, monkeypatch):
     broken.mkdir()
     with pytest.raises(native.NativeError, match="which is not there"):
         native.load(source, tmp_path / "kernels")
+
+
+def test_a_library_that_the_package_carries_needs_no_compiler(source, tmp_path, monkeypatch):
+    level = levels.chosen()
+    carried = compiling.packaged(source, level.name, level.arguments)
+    carried.parent.mkdir()
+    compiling.compiled(source, level.arguments, tmp_path / "built").rename(carried)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert native.origin(source) == "as the package carries it"
+    assert native.load(source, tmp_path / "kernels").answer() == 42
+    assert not (tmp_path / "kernels").exists()
+    write(source, 43)  # which it was not made from
+    with pytest.raises(native.NativeError, match=r"no C\+\+ compiler; install one .* or install a wheel"):
+        native.origin(source)
+    with pytest.raises(native.NativeError, match=r"no C\+\+ compiler"):
+        native.load(source, tmp_path / "kernels")
+
+
+def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(monkeypatch):
+    monkeypatch.setattr(levels._Choice, "level", None)
+    monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
+    level = {level.name: level for level in levels.LEVELS}
+    monkeypatch.setattr(levels, "_features", lambda: level["avx512-vnni"].features | {"sse4_2", "avx_vnni"})
+    assert levels.chosen().name == "avx512-vnni"
+    assert levels.choose("x86-64-v3") == levels.chosen() == level["x86-64-v3"]
+    assert levels.choose("auto").name == levels.chosen().name == "avx512-vnni"
+    names = "portable, x86-64-v3, avx-vnni, x86-64-v4, avx512-vnni"
+    can = f"choose auto or one that this processor executes: {names}"
+    for name, sentence in {
+        "avx": "there is no level 'avx' of native code",
+        "avx512-bf16": "this processor cannot execute avx512-bf16, since it lacks avx512_bf16",
+        "armv8-dotprod": "armv8-dotprod is a level of aarch64, and this is x86_64",
+    }.items():
+        with pytest.raises(levels.LevelError) as error:
+            levels.choose(name)
+        assert str(error.value) == f"{sentence}; {can}"
+    assert levels.chosen().name == "avx512-vnni"
+    monkeypatch.setattr(levels, "_features", frozenset)
+    monkeypatch.setattr(levels._Choice, "level", None)
+    assert levels.chosen().name == "portable"
+    monkeypatch.setattr(levels.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(levels, "_features", lambda: frozenset({"fp", "asimd", "asimddp"}))
+    assert levels.chosen().name == "armv8-dotprod"
+
+
+@pytest.mark.parametrize(
+    ("fields", "difference"),
+    [
+        ([("a", ctypes.c_int64), ("b", ctypes.c_int32)], None),
+        (
+            [("b", ctypes.c_int64), ("a", ctypes.c_int32)],
+            "in C++ the field a of 8 bytes at 0, in Python b of 8",
+        ),
+        (
+            [("a", ctypes.c_int64), ("b", ctypes.c_int64)],
+            "field b of 4 bytes at 8, in Python b of 8 bytes at 8",
+        ),
+        ([("a", ctypes.c_int64)], "16 bytes in C++, 8 in Python"),
+    ],
+)
+def test_structures_that_differ_are_an_error(fields, difference, tmp_path):
+    header = Path(native.__file__).with_name("layout.hpp")
+    source = tmp_path / "pair.cpp"
+    source.write_text(
+        f"""#include "{header}"
+        #include <cstdint>
+        struct Pair {{ int64_t a; int32_t b; }};
+        extern "C" __attribute__((visibility("default"))) const char* longspan_layout() {{
+          using Type = Pair;
+          static const std::string text =
+              described("Pair", sizeof(Pair), {{LONGSPAN_FIELD(a), LONGSPAN_FIELD(b)}});
+          return text.c_str();
+        }}"""
+    )
+    structure = type("_Pair", (ctypes.Structure,), {"_fields_": fields})
+    if difference is None:
+        native.load(source, tmp_path / "kernels", [structure])
+        unknown = type("Other", (ctypes.Structure,), {"_fields_": fields})
+        with pytest.raises(LayoutError, match="structure Other: there is nothing of this name"):
+            native.load(source, tmp_path / "kernels", [unknown])
+    else:
+        with pytest.raises(LayoutError, match=re.escape(difference)):
+            native.load(source, tmp_path / "kernels", [structure])

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from attention import BACKENDS
+from attention.kernels.cpu import calls, levels, native
 from attention.registry import imported
 from server.cli import application
 from tests.models_zoo import save_tiny
@@ -47,6 +48,12 @@ def rows(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in table.splitlines()]
 
 
+def _native() -> str:
+    names = [level.name for level in levels.executable()]
+    origin = native.origin(calls.SOURCE)
+    return f"native code is of level {names[-1]}, {origin}; this processor executes {', '.join(names)}"
+
+
 def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
     done = subprocess.run(
         [LONGSPAN, "backends", "--model", str(gemma)], capture_output=True, text=True, timeout=120
@@ -56,7 +63,7 @@ def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
     assert head == (
         "gemma2: layer 0: 4 query heads over 2 key heads of size 16, window 8, soft-cap 50; "
         "layer 1: 4 query heads over 2 key heads of size 16, soft-cap 50; on cpu, float32, KV cache float32, "
-        "page size 16"
+        f"page size 16\n{_native()}"
     )
     patterns = imported(BACKENDS["sparse"].family)
     title, *shown = [row[0] for row in rows(works)]

@@ -56,6 +56,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "attention": ("sparse", "sparse"),
     "attention_option": ("window=512", {"window": "512"}),
     "kernel": ("sdpa", "sdpa"),
+    "native_level": ("portable", "portable"),
     "kv_dtype": ("bfloat16", "bfloat16"),
     "page_size": ("32", 32),
     "kv_memory": ("1.5GiB", 3 << 29),

@@ -13,7 +13,7 @@ from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import GROUP, pack, pack_exactly
 from tests.engine.harness import load
 from tests.gguf_blocks import as_published, published
-from tests.instructions import OLDER, without
+from tests.instructions import at, every_level
 from tests.models.test_fuse import logits_of
 from tests.models_zoo import VOCABULARY, save_tiny
 
@@ -106,14 +106,15 @@ def test_what_is_said_to_be_exact_is(bits, group):
     assert packed is None or torch.equal(operators(packed, 1, GROUP), weight)
 
 
-def test_older_processors_find_the_same():
+@every_level
+def test_every_level_finds_the_same(level):
     weights = {name: published(name, 20, 256) for name in BITS}
-    newer = {name: pack_exactly(weight, BITS[name]) for name, weight in weights.items()}
-    with without(*OLDER):
+    here = {name: pack_exactly(weight, BITS[name]) for name, weight in weights.items()}
+    with at(level):
         for name, weight in weights.items():
-            older = pack_exactly(weight, BITS[name])
-            assert torch.equal(older.codes, newer[name].codes)
-            assert torch.equal(older.scales, newer[name].scales)
+            found = pack_exactly(weight, BITS[name])
+            assert torch.equal(found.codes, here[name].codes)
+            assert torch.equal(found.scales, here[name].scales)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

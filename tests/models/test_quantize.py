@@ -1,6 +1,5 @@
 """Packed weights: what they stand for, what is computed with them, and what runs in which mode."""
 
-import contextlib
 import math
 import pydoc_data.topics
 import random as random_numbers
@@ -13,15 +12,15 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import AutoTokenizer
 
 from attention.backends import UnsupportedError
+from attention.kernels.cpu.levels import executable
 from server.errors import RefusedError
 from server.models.fused import FusedLayer
 from server.models.quantize import _use_operator, quantize
-from server.models.quantized import native
 from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import GROUP, pack, unpack
 from tests.engine.harness import greedy_requests, load, make_core, run
-from tests.instructions import OLDER, compiled_with, fuses_products, without
+from tests.instructions import at, every_level, forget, fuses_products
 from tests.models.test_fuse import logits_of
 from tests.models_zoo import VOCABULARY, save_tiny
 
@@ -93,8 +92,10 @@ def test_what_no_scale_can_express_is_refused(wrong):
             pack(weight, bits)
 
 
-@pytest.mark.parametrize(("examples", "left_out"), [(60, ()), (20, OLDER)], ids=["here", "older processors"])
-def test_the_operator_computes_what_it_says(examples, left_out):
+@every_level
+def test_the_operator_computes_what_it_says(level):
+    examples = 60 if level == executable()[-1].name else 15
+
     @settings(max_examples=examples, deadline=None)
     @given(
         bits=st.sampled_from([4, 8]),
@@ -123,7 +124,7 @@ def test_the_operator_computes_what_it_says(examples, left_out):
         alone = linear(x[rows // 2][None])
         assert torch.equal(alone[0], result[rows // 2])
 
-    with without(*left_out) if left_out else contextlib.nullcontext():
+    with at(level):
         fused = fuses_products()
         check()
 
@@ -138,28 +139,28 @@ def test_no_number_stays_in_its_row():
     assert torch.equal(result[[0, 2]], plain[[0, 2]])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_without_special_instructions_results_are_the_same(bits):
+@every_level
+def test_levels_pack_compute_and_refuse_alike(level):
+    """To the last bit, but for the rounding of activations where products are not fused."""
     x, weight = uneven(21, 1088), random(40, 1088, seed=1)
-    fast = QuantizedLinear(pack(weight, bits), 1088, 40, None)(x)
-    with compiled_with("-DLONGSPAN_PORTABLE"):
-        portable = QuantizedLinear(pack(weight, bits), 1088, 40, None)(x)
-    assert torch.equal(portable, fast)
-
-
-def test_older_processors_pack_and_refuse_the_same():
-    """Those without F16C, whose numbers of 16 bits are made without it."""
-    weight = random(40, 100)
     wrong = weight.clone()
     wrong[5, 40] = 1e9
-    newer = [pack(weight, bits) for bits in (4, 8)]
-    with without(*OLDER):
-        older = [pack(weight, bits) for bits in (4, 8)]
+
+    def results():
+        packed = [pack(weight, bits) for bits in (4, 8)]
         for bits in (4, 8):
             with pytest.raises(ValueError, match="NaN, infinite, or too large"):
                 pack(wrong, bits)
-    for one, other in zip(older, newer, strict=True):
-        assert torch.equal(unpack(one, 40, 100), unpack(other, 40, 100))
+        own = [unpack(one, *weight.shape) for one in packed]
+        return own, [QuantizedLinear(one, 1088, 40, None)(x) for one in packed], fuses_products()
+
+    packed_here, computed_here, fused_here = results()
+    with at(level):
+        packed, computed, fused = results()
+    for one, other in zip(packed, packed_here, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(computed, computed_here, strict=True):
+        assert torch.equal(one, other) or fused != fused_here
 
 
 @pytest.mark.parametrize(
@@ -211,13 +212,13 @@ def test_what_cannot_be_packed_is_refused(weights, tmp_path, monkeypatch):
     with pytest.raises(RefusedError, match="GPT2LMHeadModel has no linear layers that can be packed"):
         quantize(load(save_tiny("gpt2", tmp_path / "gpt2")).model, weights)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    native._compiled.cache_clear()
+    forget()
     try:
         with pytest.raises(RefusedError, match="cannot be compiled: CXX names no-such-compiler"):
             quantize(load(folder).model, weights)
     finally:
         monkeypatch.undo()
-        native._compiled.cache_clear()
+        forget()
 
 
 def test_a_packed_model_says_what_it_needs(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -53,8 +54,14 @@ def test_the_wheel_builds_from_what_is_copied_alone(tmp_path: Path) -> None:
                 shutil.copytree(origin, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(origin, tmp_path)
+    # Compiles nothing, so that it is quick: it makes the file that is asked for, its last argument.
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nfor last; do :; done; [ "$last" = --version ] || : >"$last"\n')
+    compiler.chmod(0o755)
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "LONGSPAN_CACHE_DIR"}
+    environment["CXX"] = str(compiler)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120, env=environment)
     assert len(list(tmp_path.glob("dist/longspan-*.whl"))) == 1
     assert any('"$(echo dist/longspan-*.whl)[server,otel]"' in step for step in run_steps())
 
@@ -70,7 +77,7 @@ def test_the_wheel_builds_from_what_is_copied_alone(tmp_path: Path) -> None:
 def test_the_device_chooses_the_torch_build(
     tmp_path: Path, device: str, index: str, pinned: str, options: str
 ) -> None:
-    done = run_first_step(tmp_path, device, index)
+    done = run_torch_step(tmp_path, device, index)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"-m venv {tmp_path / 'longspan'}",
@@ -81,21 +88,28 @@ def test_the_device_chooses_the_torch_build(
 
 
 def test_an_unknown_device_ends_the_build(tmp_path: Path) -> None:
-    done = run_first_step(tmp_path, "tpu", "")
+    done = run_torch_step(tmp_path, "tpu", "")
     assert done.returncode != 0
     assert "DEVICE is cpu or cuda, not tpu" in done.stderr
 
 
-def run_first_step(folder: Path, device: str, index: str) -> subprocess.CompletedProcess[str]:
-    """The first RUN under sh, as Docker would, with a python and a pip that only show how they are called."""
+def run_torch_step(folder: Path, device: str, index: str) -> subprocess.CompletedProcess[str]:
+    """The RUN that installs torch, under sh, with a python and a pip that only show how they are called."""
     shutil.copy(ROOT / "constraints.txt", folder)
     (folder / "longspan" / "bin").mkdir(parents=True)
     for tool in (folder / "python", folder / "longspan" / "bin" / "pip"):
         tool.write_text('#!/bin/sh\necho "$@"\n')
         tool.chmod(0o755)
-    step = run_steps()[0].replace("/opt/longspan", str(folder / "longspan"))
+    (step,) = (step for step in run_steps() if "$DEVICE" in step)
+    step = step.replace("/opt/longspan", str(folder / "longspan"))
     environment = {"PATH": f"{folder}:/usr/bin:/bin", "DEVICE": device, "TORCH_INDEX_URL": index}
     return subprocess.run(["sh", "-c", step], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_build_alone_has_a_compiler() -> None:
+    _, build, image = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert "g++" in build
+    assert "g++" not in image
 
 
 def test_what_the_container_runs_is_understood() -> None:

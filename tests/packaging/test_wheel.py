@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
+from attention.kernels.cpu import compiling, levels, native
 from loadtest.compare import document
 from tests.loadtest.synthetic import Sizes, draw
 
@@ -18,17 +19,53 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("attention", "server", "loadtest", "longspan")
 
 
+# Compiling every level takes a minute and more, where nothing is kept.
+pytestmark = pytest.mark.timeout(900)
+
+
+def build(folder: Path, target: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
+    everything = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=everything)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    # What other tests have compiled serves.
+    build(folder, "wheel", LONGSPAN_CACHE_DIR=str(native.kept().parent))
     (built,) = folder.glob("longspan-*.whl")
     return built
 
 
+def libraries() -> set[str]:
+    """What the wheel is to carry compiled."""
+    sources = [path for package in PACKAGES[:2] for path in (ROOT / package).rglob("*.cpp")]
+    assert len(sources) >= 4
+    carried = {
+        compiling.packaged(source, level.name, level.arguments)
+        for source in sources
+        for level in levels.of_machine()
+    }
+    return {str(path.relative_to(ROOT)) for path in carried}
+
+
+def test_an_editable_install_and_a_wheel_built_without_a_compiler_carry_sources_alone(tmp_path: Path) -> None:
+    build(tmp_path / "editable", "wheel:editable", CXX="false")
+    done = build(tmp_path / "standard", "wheel:standard", CXX="no-such-compiler")
+    assert "carries no compiled code" in done.stderr
+    assert "CXX names no-such-compiler" in done.stderr
+    made = list(tmp_path.glob("*/*.whl"))
+    assert len(made) == 2
+    for path in made:
+        assert path.name.endswith("-py3-none-any.whl")
+        assert not any(name.endswith(".so") for name in zipfile.ZipFile(path).namelist())
+
+
 def test_the_wheel_has_every_source_file_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name for name in names if name.endswith(".so")} == libraries()
+    names -= libraries()
     sources = set()
     for package in PACKAGES:
         parent = ROOT / "proto" if package == "longspan" else ROOT
@@ -78,6 +115,22 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     assert run(longspan, "--version").strip() in wheel.name
     where = run(python, "-c", "import longspan, server; print(longspan.__file__, server.__file__)")
     assert all(path.startswith(site) for path in where.split())
+
+    # Native code at every level that this processor has, where there is no compiler.
+    program = """
+from attention.kernels.cpu import calls, levels, native, select
+from server.models.quantized import native as quantized
+for level in levels.executable():
+    levels.choose(level.name)
+    for compiled in calls.compiled, select.compiled, quantized._compiled:
+        compiled.cache_clear()
+        compiled()
+    print(native.origin(calls.SOURCE))
+"""
+    outside |= {"PATH": "/nowhere", "LONGSPAN_CACHE_DIR": str(tmp_path / "cache")}
+    shown = run(python, "-c", program)
+    assert shown.splitlines() == ["as the package carries it"] * len(levels.executable())
+    assert not (tmp_path / "cache").exists()
 
     document.save(draw(1, Sizes(contexts=2, lengths=(4096,))), tmp_path / "c.json")
     shown = run(longspan, "compare", "--show", "c.json", "--html", "c.html", "--csv", "csv")

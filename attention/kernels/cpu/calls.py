@@ -11,6 +11,8 @@ import torch
 
 from attention.kernels.cpu import native
 
+SOURCE = Path(__file__).with_name("paged.cpp")
+
 # What all native calls know a cache's number format by.
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
@@ -61,6 +63,6 @@ def compiled() -> Compiled:
     Raises:
         NativeError: that is not possible; the message says why, as part of a sentence.
     """
-    library = native.load(Path(__file__).with_name("paged.cpp"), native.kept())
+    library = native.load(SOURCE, native.kept(), (Call, Write))
     library.longspan_attend.restype = library.longspan_write.restype = None
     return Compiled(library.longspan_attend, library.longspan_write, *native.openmp("GOMP_parallel"))

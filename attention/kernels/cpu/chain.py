@@ -31,6 +31,12 @@ class NativeCall(NamedTuple):
     argument: int
 
 
+class _Entry(ctypes.Structure):
+    """``Entry`` in chain.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in NativeCall._fields]
+
+
 class Chain:
     """Calls in order, prepared once and made as often as wanted.
 
@@ -43,7 +49,7 @@ class Chain:
 
     def __init__(self, calls: Sequence[NativeCall]) -> None:
         self._run = _compiled()
-        self._entries = np.array(calls, dtype=np.uintp)
+        self._entries = np.array(calls, dtype=np.dtype(_Entry))
 
     def run(self) -> None:
         """Makes the calls."""
@@ -100,6 +106,6 @@ def calls_of(function: Any, rows: np.ndarray[Any, Any]) -> list[NativeCall]:
 
 @functools.cache
 def _compiled() -> Any:
-    chain = native.load(_SOURCE, native.kept()).longspan_chain
+    chain = native.load(_SOURCE, native.kept(), (_Entry,)).longspan_chain
     chain.restype = None
     return chain

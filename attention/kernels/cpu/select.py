@@ -65,7 +65,7 @@ def compiled() -> Compiled:
     Raises:
         NativeError: that is not possible; the message says why, as part of a sentence.
     """
-    library = native.load(Path(__file__).with_name("select.cpp"), native.kept())
+    library = native.load(Path(__file__).with_name("select.cpp"), native.kept(), (Update, Selection))
     library.longspan_update.restype = library.longspan_select.restype = None
     return Compiled(library.longspan_update, library.longspan_select, *native.openmp("GOMP_parallel"))
 

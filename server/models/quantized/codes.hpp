@@ -23,9 +23,7 @@ inline Codes high(Codes codes) { return (Codes)((Bits)codes >> 4) & 15; }
 // Four activations' codes, for every output.
 inline Ints spread(const int8_t* four) { return Ints{} + load<int32_t>(four); }
 
-#if defined(LONGSPAN_PORTABLE)
-#define LONGSPAN_PRODUCTS 0
-#elif defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define LONGSPAN_PRODUCTS 4
 inline Ints products(Ints sum, Codes weights, Ints inputs) {
   return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)inputs);
@@ -51,6 +49,12 @@ inline Ints products(Ints sum, Codes weights, Ints inputs) {
 inline Ints pairs(Ints sums, int factor) {
   return (Ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(static_cast<short>(factor)));
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+// Of signed bytes alone: weights' codes of 8 bits have their 128 taken off before, and sums need no shift.
+#define LONGSPAN_PRODUCTS 1
+inline Ints products(Ints sum, Codes weights, Ints inputs) {
+  return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)weights, (int8x16_t)inputs);
+}
 #else
 #define LONGSPAN_PRODUCTS 0
 #endif
@@ -70,6 +74,8 @@ inline Ints products(Ints sum, Codes weights, Ints inputs) {
 inline void in_order(Ints& sum) {
 #if defined(__x86_64__)
   asm("" : "+v"(sum));
+#elif defined(__aarch64__)
+  asm("" : "+w"(sum));
 #endif
 }
 
@@ -77,10 +83,11 @@ inline void in_order(Ints& sum) {
 template <int kBits>
 struct Sum {
   static constexpr int kParts = LONGSPAN_PRODUCTS == 2 && kBits == 8 ? 2 : 1;
+  static constexpr bool kSigned = LONGSPAN_PRODUCTS == 1 && kBits == 8;  // the sums are without the codes' 128
   Ints parts[kParts] = {};
 
   void add(Codes weights, Ints inputs) {
-    parts[0] = products(parts[0], kParts == 2 ? low(weights) : weights, inputs);
+    parts[0] = products(parts[0], kSigned ? weights ^ 128 : kParts == 2 ? low(weights) : weights, inputs);
     in_order(parts[0]);
     if constexpr (kParts == 2) {
       parts[1] = products(parts[1], high(weights), inputs);
@@ -106,6 +113,8 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
@@ -117,6 +126,8 @@ inline Floats halves(const uint16_t* from) {
   return (Floats)_mm512_cvtph_ps(load<__m256i>(from));
 #elif defined(__AVX2__) && defined(__F16C__)
   return (Floats)_mm256_cvtph_ps(load<__m128i>(from));
+#elif defined(__aarch64__)
+  return (Floats)vcvt_f32_f16(load<float16x4_t>(from));
 #else
   Floats wide;
   for (int i = 0; i < kLanes; ++i) {

@@ -188,7 +188,7 @@ def check() -> None:
 
 @functools.cache
 def _compiled() -> _Compiled:
-    library = native.load(_SOURCE, native.kept())
+    library = native.load(_SOURCE, native.kept(), (Stage, Run, _Pack, _LookUp))
     functions = library.longspan_run, library.longspan_pack, library.longspan_look_up
     for function in functions:
         function.restype = None

@@ -102,7 +102,7 @@ template <Form kForm, int kRows>
     const Block& block = rows[r * row_blocks];
     for (int v = 0; v < kVectors; ++v, sums += GroupSum::kParts) {
       Ints total = GroupSum::total(sums);
-      if (kForm == Form::kEight) total += block.shift;
+      if (kForm == Form::kEight && !GroupSum::kSigned) total += block.shift;
       const Floats scaled = __builtin_convertvector(total, Floats) * scale[v];
       Floats& result = results[r][v];
       if (kForm == Form::kFour)

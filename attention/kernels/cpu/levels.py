@@ -1,0 +1,116 @@
+"""Named levels of native code: which instructions of the processor it is compiled for.
+
+The x86-64 levels are those of its psABI (x86-64-v3, x86-64-v4) and what integer and bfloat16 products need
+beyond them. Imports the standard library alone: the build of the wheel reads this file before anything is
+installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+AUTO = "auto"
+
+
+class LevelError(ValueError):
+    """The level is unknown or beyond the processor; the message is a sentence without its full stop."""
+
+
+class Level(NamedTuple):
+    """What native code may use.
+
+    Attributes:
+        name: of the level.
+        machine: as ``platform.machine`` names the architecture; empty: any.
+        features: that the processor must have, as Linux names them in /proc/cpuinfo.
+        arguments: of the compiler, GCC's and Clang's alike.
+    """
+
+    name: str
+    machine: str
+    features: frozenset[str]
+    arguments: tuple[str, ...]
+
+
+_V3 = frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_VNNI = _V4 | {"avx512_vnni"}
+# Tuning decides which products are fused with sums, and so the last bits: it is fixed with the level.
+_ON_V3 = ("-march=x86-64-v3", "-mtune=znver3")
+_ON_V4 = ("-march=x86-64-v4", "-mtune=znver3")
+
+LEVELS: tuple[Level, ...] = (
+    Level("portable", "", frozenset(), ()),
+    Level("x86-64-v3", "x86_64", _V3, _ON_V3),
+    Level("avx-vnni", "x86_64", _V3 | {"avx_vnni"}, (*_ON_V3, "-mavxvnni")),
+    Level("x86-64-v4", "x86_64", _V4, _ON_V4),
+    Level("avx512-vnni", "x86_64", _VNNI, (*_ON_V4, "-mavx512vnni")),
+    Level("avx512-bf16", "x86_64", _VNNI | {"avx512_bf16"}, (*_ON_V4, "-mavx512vnni", "-mavx512bf16")),
+    Level("armv8-dotprod", "aarch64", frozenset({"asimd", "asimddp"}), ("-march=armv8.2-a+dotprod",)),
+)
+"""Ascending within an architecture."""
+
+
+def of_machine(machine: str | None = None) -> tuple[Level, ...]:
+    """The levels of an architecture, ascending.
+
+    Args:
+        machine: as ``platform.machine`` names it; without it, this machine's.
+    """
+    return tuple(level for level in LEVELS if level.machine in ("", machine or platform.machine()))
+
+
+def executable() -> tuple[Level, ...]:
+    """The levels that this processor can execute, ascending."""
+    return tuple(level for level in of_machine() if level.features <= _features())
+
+
+class _Choice:
+    """The level in force in this process."""
+
+    level: Level | None = None
+
+
+def choose(name: str) -> Level:
+    """Sets the level of all native code that is loaded from now on in this process.
+
+    Args:
+        name: of a level; ``auto``: the highest that the processor can execute.
+
+    Raises:
+        LevelError: there is no such level, or the processor cannot execute it.
+    """
+    possible = {level.name: level for level in executable()}
+    if name != AUTO and name not in possible:
+        can = f"choose auto or one that this processor executes: {', '.join(possible)}"
+        known = {level.name: level for level in LEVELS}
+        if name not in known:
+            raise LevelError(f"there is no level {name!r} of native code; {can}")
+        level = known[name]
+        if level.machine not in ("", platform.machine()):
+            raise LevelError(f"{name} is a level of {level.machine}, and this is {platform.machine()}; {can}")
+        lacking = ", ".join(sorted(level.features - _features()))
+        raise LevelError(f"this processor cannot execute {name}, since it lacks {lacking}; {can}")
+    _Choice.level = executable()[-1] if name == AUTO else possible[name]
+    return _Choice.level
+
+
+def chosen() -> Level:
+    """The level in force: the one that was chosen, or the highest that the processor can execute."""
+    return _Choice.level or executable()[-1]
+
+
+@functools.cache
+def _features() -> frozenset[str]:
+    """What the processor has and the system allows, as Linux says; elsewhere nothing is known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    named = [line.partition(":") for line in lines]
+    # Cores may differ: what all of them have.
+    of_cores = [frozenset(value.split()) for name, _, value in named if name.strip() in ("flags", "Features")]
+    return frozenset.intersection(*of_cores) if of_cores else frozenset()

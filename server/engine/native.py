@@ -1,0 +1,62 @@
+"""The level of native code, set once at start."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from attention.kernels.cpu import calls, levels, native
+from server.errors import RefusedError
+from server.settings import Settings
+
+log = logging.getLogger("longspan.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class NativeCode:
+    """What a CPU computes with.
+
+    Attributes:
+        level: the name of the level in force.
+        executable: the names of the levels that the processor can execute, ascending.
+        origin: where the libraries come from, in words; empty where there are none.
+        obstacle: why there are none, with the remedy; else empty.
+    """
+
+    level: str
+    executable: tuple[str, ...]
+    origin: str
+    obstacle: str
+
+    def __str__(self) -> str:
+        """One sentence without its full stop."""
+        if self.obstacle:
+            return (
+                f"there is no native code: {self.obstacle}; without it a CPU takes slower kernels, and "
+                "weights are not packed"
+            )
+        possible = ", ".join(self.executable)
+        return f"native code is of level {self.level}, {self.origin}; this processor executes {possible}"
+
+
+def set_native_level(settings: Settings) -> NativeCode:
+    """Sets the level that the settings name for this process, before native code is loaded.
+
+    Raises:
+        RefusedError: the processor cannot execute it.
+    """
+    try:
+        level = levels.choose(settings.native_level)
+    except levels.LevelError as error:
+        raise RefusedError(f"--native-level: {error}") from error
+    origin = obstacle = ""
+    try:
+        origin = native.origin(calls.SOURCE)
+    except native.NativeError as error:
+        obstacle = str(error)
+    return NativeCode(level.name, tuple(one.name for one in levels.executable()), origin, obstacle)
+
+
+def log_native(code: NativeCode) -> None:
+    """Says so in the log: a warning where there is none."""
+    log.log(logging.WARNING if code.obstacle else logging.INFO, "%s", code)
