@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from server.engine.cores import usable_cores
 
-
 _SPIN = "5000"
-"""Rounds, some 50 microseconds, that GNU OpenMP's threads wait for each other before they sleep. That is longer
-than between two layers of a step, and short enough that a thread without a core costs the others no core of
-theirs: what its own choice of 300,000 rounds gives beside another process is a tenth of the speed."""
+"""Rounds, some 50 microseconds, that GNU OpenMP's threads wait for each other before they sleep.
+
+That is longer than between two layers of a step, and short beside the milliseconds that a thread is without a
+core; OpenMP's own choice, 300,000 rounds, has all others wait through these."""
 
 
 class Spawned(NamedTuple):

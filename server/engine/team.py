@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 LOST = 0.4
 """Share of the threads' time, without processor, above which one thread fewer computes faster.
 
-Two threads on two cores lose 0.5 beside a process that takes one of them, and 0.1 to 0.3 to the server process
-and a client that stream beside them."""
+Two threads on two cores lose 0.5 beside a process that takes one of them, and 0.1 to 0.3 to the server
+process and a client that stream beside them."""
 
 WINDOW = 0.1
 """Seconds of steps over which the share is taken; some ten turns of the operating system's scheduler."""
