@@ -41,9 +41,12 @@ class NativeBuildHook(BuildHookInterface):
             return
         self._made = tempfile.TemporaryDirectory()
         cache = os.environ.get("LONGSPAN_CACHE_DIR")
-        folder = Path(cache, "kernels") if cache else Path(self._made.name)
+        folder = Path(cache, "kernels").expanduser() if cache else Path(self._made.name)
         sources = [path for package in _PACKAGES for path in sorted((root / package).rglob("*.cpp"))]
-        wanted = [(source, level) for source in sources for level in levels.of_machine()]
+        known = [level for level in levels.of_machine() if compiling.accepts(level.arguments)]
+        if unknown := ", ".join(level.name for level in levels.of_machine() if level not in known):
+            self.app.display_warning(f"The compiler is too old for {unknown}; the wheel carries the others.")
+        wanted = [(source, level) for source in sources for level in known]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             built = pool.map(lambda one: compiling.compiled(one[0], one[1].arguments, folder), wanted)
             for (source, level), library in zip(wanted, built, strict=True):

@@ -57,7 +57,7 @@ def serve(
         NotStartedError: it ended instead.
     """
     command = [
-        *(sys.executable, "-m", "server.cli", "serve"),
+        *(sys.executable, "-P", "-m", "server.cli", "serve"),
         *("--port", str(ports[0]), "--metrics-port", str(ports[1]), "--end-with-stdin", *arguments),
     ]
     with (

@@ -40,7 +40,7 @@ def ask(settings: Settings) -> str | None:
     default = Settings.model_fields
     if chosen == (default["attention"].default, {}, default["kernel"].default):
         return None
-    command = [sys.executable, "-m", __name__, json.dumps(chosen)]
+    command = [sys.executable, "-P", "-m", __name__, json.dumps(chosen)]
     with shielded():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     told, _ = process.communicate()

@@ -81,11 +81,12 @@ def measure_device(
     Raises:
         RuntimeError: there is not enough free memory; the message says how much would do.
     """
-    bandwidth = _bandwidth(device, buffer, repeats)
-    rate = _rate(_square(device, dtype), device, repeats)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # the buffer must not count as memory in use from now on
-    return Measured(bandwidth, rate)
+    try:
+        bandwidth = _bandwidth(device, buffer, repeats)
+        return Measured(bandwidth, _rate(_square(device, dtype), device, repeats))
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the buffer must not count as memory in use from now on
 
 
 def memory_bytes(device: torch.device) -> int:

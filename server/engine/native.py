@@ -51,6 +51,16 @@ def set_native_level(settings: Settings) -> NativeCode:
         raise RefusedError(f"--native-level: {error}") from error
     origin = obstacle = ""
     try:
+        while settings.native_level == levels.AUTO and not native.available(calls.SOURCE):
+            lower = levels.below(level)
+            if lower is None:
+                break
+            log.warning(
+                "the C++ compiler is too old for level %s of this processor, so native code is of level %s; "
+                "install a newer one (GCC 11 or Clang 12), or a wheel of Longspan for this platform",
+                *(level.name, lower.name),
+            )
+            level = levels.choose(lower.name)
         origin = native.origin(calls.SOURCE)
     except native.NativeError as error:
         obstacle = str(error)

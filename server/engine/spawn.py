@@ -65,7 +65,8 @@ def spawn_engine(threads: int | None, cache_dir: Path) -> Spawned:
     ours, theirs = socketpair()
     with theirs, shielded():
         process = subprocess.Popen(
-            [sys.executable, "-m", "server.engine.process", str(theirs.fileno())],
+            # Not the working directory first: a user may have a server.py there.
+            [sys.executable, "-P", "-m", "server.engine.process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),

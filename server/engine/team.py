@@ -30,8 +30,10 @@ process and a client that stream beside them."""
 WINDOW = 0.1
 """Seconds of steps over which the share is taken; some ten turns of the operating system's scheduler."""
 
-FIRST_TRIAL, LAST_TRIAL = 1.0, 16.0
-"""Seconds until a smaller team tries one more thread; each vain trial doubles them."""
+FIRST_TRIAL, LAST_TRIAL = 0.5, 4.0
+"""Seconds until a smaller team tries more threads; each vain trial doubles them, each other one halves them.
+
+Trials cost a tenth of a second each, and a team that stays small after its neighbor is gone costs more."""
 
 
 def watched(threads: int) -> Team | None:
@@ -70,6 +72,7 @@ class Team:
         self.size = most
         self._wall = self._busy = 0.0
         self._wait, self._trial_at, self._on_trial = FIRST_TRIAL, math.inf, False
+        self._before, self._stride = most, 1
 
     def compute(self, step: Callable[[], Result]) -> Result:
         """Computes a step, and watches whether its threads had their cores."""
@@ -88,17 +91,19 @@ class Team:
         log.debug("%d threads were without a core for %.0f%% of the time", self.size, 100 * lost)
         if self.size > 1 and lost > LOST:
             if self._on_trial:
-                self._wait = min(2 * self._wait, LAST_TRIAL)
+                self._wait, self._stride = min(2 * self._wait, LAST_TRIAL), 1
+                self._set(self._before)
             else:
-                log.info("another process takes a core: %d threads compute now; see --threads", self.size - 1)
-            self._set(self.size - 1)
+                self._set(self.size - 1)
+                log.info("another process takes a core: %d threads compute now; see --threads", self.size)
             self._trial_at, self._on_trial = now + self._wait, False
         elif self._on_trial:
             log.info("%d threads compute again", self.size)
-            self._wait, self._on_trial = FIRST_TRIAL, False
-            self._trial_at = now + FIRST_TRIAL if self.size < self._most else math.inf
+            self._wait, self._stride = max(self._wait / 2, FIRST_TRIAL), 2 * self._stride
+            self._trial_at, self._on_trial = now if self.size < self._most else math.inf, False
         elif now >= self._trial_at:
-            self._set(self.size + 1)
+            self._before = self.size
+            self._set(min(self.size + self._stride, self._most))
             self._on_trial = True
 
     def _set(self, size: int) -> None:

@@ -39,7 +39,7 @@ def run_conversion(program: str, source: Path, target: Path, told: Callable[[str
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", program, str(source), str(target), _WITH_PARENT],
+            [sys.executable, "-P", "-m", program, str(source), str(target), _WITH_PARENT],
             # Nothing is written there; it ends when this process does, however that ends.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 from attention.kernels.cpu import calls, levels
 from server.engine.build import build_engine
@@ -18,7 +19,7 @@ from tests.models_zoo import save_tiny
 
 
 def start(folder: Path, **given: str) -> None:
-    settings = Settings(device="cpu", kv_memory="4MiB", **given)
+    settings = Settings(device="cpu", kv_memory="4MiB", threads=torch.get_num_threads(), **given)
     build_engine(settings, folder, lambda stage, fraction: None)
 
 
@@ -67,3 +68,21 @@ def test_without_a_compiler_there_is_one_warning_with_the_remedy(
     assert len(warnings) == 1
     assert warnings[0].startswith("there is no native code: there is no C++ compiler; install one (")
     assert warnings[0] == str(code)
+
+
+def test_an_old_compiler_gets_the_highest_level_that_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    highest = levels.executable()[-1]
+    if not highest.arguments or levels.below(highest) is None:
+        pytest.skip("this processor executes one level alone")
+    old = tmp_path / "old-c++"
+    refused = " ".join(highest.arguments)
+    old.write_text(f'#!/bin/sh\ncase "$*" in *"{refused}"*) exit 1;; esac\nexec c++ "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    with at("auto"):
+        code = set_native_level(Settings(device="cpu"))
+    assert code.level != highest.name
+    assert not code.obstacle
+    assert f"too old for level {highest.name} of this processor" in caplog.text

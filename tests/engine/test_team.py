@@ -84,27 +84,33 @@ def test_threads_that_sleep_while_they_wait_are_not_watched(monkeypatch: pytest.
     assert watched(2) is not None
 
 
+V2, V1 = "0::/pod/ours", "3:cpu,cpuacct:/pod/ours"
+
+
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("group", "files", "cores"),
     [
-        ({}, 4),
-        ({"cpu.max": "max 100000\n"}, 4),
-        ({"cpu.max": "250000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "900000 100000\n"}, 4),
-        ({"cpu.max": "nonsense"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ("", {}, 4),
+        (V2, {}, 4),
+        (V2, {"cpu.max": "max 100000"}, 4),
+        (V2, {"cpu.max": "250000 100000"}, 2),
+        (V2, {"pod/cpu.max": "300000 100000", "pod/ours/cpu.max": "max 100000"}, 3),
+        (V2, {"pod/ours/cpu.max": "50000 100000"}, 1),
+        (V2, {"cpu.max": "900000 100000"}, 4),
+        (V2, {"cpu.max": "nonsense"}, 4),
+        (V1, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        (V1, {"cpu/pod/cpu.cfs_quota_us": "300000", "cpu/pod/cpu.cfs_period_us": "100000"}, 3),
     ],
 )
 def test_a_quota_bounds_the_cores(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
+    (tmp_path / "groups").write_text(group)
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert usable_cores(tmp_path) == cores
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cores(tmp_path / "groups", tmp_path) == cores
 
 
 @pytest.fixture

@@ -96,6 +96,18 @@ def kept_path(main: Path, arguments: tuple[str, ...], folder: Path) -> Path:
     return folder / f"{main.stem}-{key}.so"
 
 
+def accepts(arguments: tuple[str, ...]) -> bool:
+    """The compiler knows a level's arguments: old ones lack the newer processors.
+
+    Args:
+        arguments: of the compiler, for the level.
+
+    Raises:
+        NativeError: there is no compiler.
+    """
+    return _run([*compiler(), *arguments, "-fsyntax-only", "-x", "c++", os.devnull]).returncode == 0
+
+
 def _compile(main: Path, arguments: tuple[str, ...], folder: Path) -> Path:
     target = folder / f"{main.stem}.so"
     command = [*compiler(), *_FLAGS, *arguments]

@@ -68,6 +68,13 @@ def executable() -> tuple[Level, ...]:
     return tuple(level for level in of_machine() if level.features <= _features())
 
 
+def below(level: Level) -> Level | None:
+    """The next lower level that this processor can execute; ``None`` below the lowest."""
+    possible = executable()
+    index = possible.index(level)
+    return possible[index - 1] if index else None
+
+
 class _Choice:
     """The level in force in this process."""
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attention.kernels.cpu import layout, levels
-from attention.kernels.cpu.compiling import NativeError, compiled, compiler, kept_path, packaged
+from attention.kernels.cpu.compiling import NativeError, accepts, compiled, compiler, kept_path, packaged
 from attention.kernels.cpu.levels import Level
 
-__all__ = ["NativeError", "kept", "load", "openmp", "origin"]
+__all__ = ["NativeError", "available", "kept", "load", "openmp", "origin"]
 
 
 def kept() -> Path:
@@ -51,6 +51,16 @@ def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] 
     if structures:
         layout.check(library, main.name, structures)
     return library
+
+
+def available(main: Path) -> bool:
+    """``load`` has the library at the level in force, or a compiler that knows the level.
+
+    Raises:
+        NativeError: there is no compiler.
+    """
+    level = levels.chosen()
+    return packaged(main, level.name, level.arguments).exists() or accepts(level.arguments)
 
 
 def origin(main: Path) -> str:
