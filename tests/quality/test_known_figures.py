@@ -28,7 +28,7 @@ TRAINED, BEYOND = 8192, 12288
 
 
 def test_a_window_needs_sinks_and_sees_what_it_holds(default_model):
-    """What is known at the shortest context, by one slice of text and one context of needles."""
+    """What is known at the shortest context, by three slices of text and one context of needles."""
     candidates = (FULL, SINKS, BARE)
     wanted = [
         each
@@ -44,7 +44,7 @@ def test_a_window_needs_sinks_and_sees_what_it_holds(default_model):
             name: stack.enter_context(Client(target.host, target.port)) for name, target in targets.items()
         }
         evaluator = Evaluator(found, clients[FULL.name], text=TEXT, prose=TEXT, contexts=1)
-        for unit in (Unit("text", 1024), Unit("answers", 1024, 0, MANY)):
+        for unit in (*(Unit("text", 1024, part) for part in range(3)), Unit("answers", 1024, 0, MANY)):
             evaluator.run(unit, clients).add_to(found)
     findings = holding.hold(found, wanted)
     assert [each.figure for each in wanted].count(Figure.FOUND) == 3
