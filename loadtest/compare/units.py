@@ -15,6 +15,9 @@ from loadtest.measuring.types import length_label
 
 Row = TypeVar("Row", Answer, TextBlock, Memory)
 
+_AHEAD = 3
+"""Rounds with two contexts of the longest: 6, from which a loss of whole contexts hardly goes unseen."""
+
 _OWN_ROUNDS = 8
 """Rounds over which the user's own questions are spread."""
 
@@ -89,7 +92,9 @@ def order(
 ) -> Iterator[Unit]:
     """All units, in rounds that give every length a slice of text and every task a context.
 
-    So whenever time is up, the evidence for all of them is about equal.
+    At the longest context, where variants lose most, each task has two in the first ``_AHEAD`` rounds: a loss
+    beyond the margin is sure from about as many contexts as a safe one takes, and then nothing else need be
+    measured. Otherwise the evidence for all of them is about equal whenever time is up.
 
     Args:
         contexts: lengths.
@@ -106,14 +111,23 @@ def order(
                 units.append(Unit("text", length, number))
             if number == 0:
                 units.append(Unit("memory", length))
-            if most is None or number < most:
-                units += [Unit("answers", length, number, task) for task in tasks]
+            units += [
+                Unit("answers", length, index, task)
+                for index in (_ahead(number) if length == contexts[-1] else (number,))
+                if most is None or index < most
+                for task in tasks
+            ]
         units += [
             Unit("answers", 0, index, OWN) for index in own[number * per_round : (number + 1) * per_round]
         ]
         if not units:
             return
         yield from units
+
+
+def _ahead(number: int) -> tuple[int, ...]:
+    """Contexts of a round that is one of the longest's; together they are all, each once."""
+    return (2 * number, 2 * number + 1) if number < _AHEAD else (number + _AHEAD,)
 
 
 def lacking(unit: Unit, comparison: Comparison, part: Slice | None = None) -> set[str]:
