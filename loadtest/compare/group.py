@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from loadtest.compare.equal import equal_pairs
 from loadtest.compare.evaluator import FIRST_RATE, Evaluator
+from loadtest.compare.gains import operators_load
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Material
 from loadtest.compare.stopping import open_tests, speeds_settled
@@ -38,7 +39,7 @@ LEAST_PATIENCE = 120.0
 """Seconds that any request is given: an expectation may be of a quieter minute."""
 
 LEAST_UNITS = 3
-"""Contexts of each task and length, and slices of text, before what they tell may be called settled."""
+"""Contexts of each task and length, and slices of text, for every variant whose verdict is open anywhere."""
 
 
 def _place(unit: Unit) -> tuple[str, int]:
@@ -219,7 +220,10 @@ class Group:
         return self._spent["speed"] * (1 - SPEED_SHARE) < self._spent["quality"] * SPEED_SHARE
 
     def _next_load(self) -> Load | None:
-        """The load with the fewest rounds whose speeds are not settled, if another round ends in time."""
+        """The load with the fewest rounds whose speeds are not settled, if another round ends in time.
+
+        Loads on which advice depends come first until they have as many as an interval takes.
+        """
         # Rounds of other servers, or of an earlier run, are none of these, nor are those that were set aside.
         made = {
             label: count - before - sum(number >= before for number in set_aside(self._own.speed, label))
@@ -233,7 +237,14 @@ class Group:
             and self._rounds.estimate(load) < self._left
             and not speeds_settled(self._own, load, self._rounds.alive(load))
         ]
-        return min(loads, key=lambda load: (not self._again.due(load.label), made[load.label]), default=None)
+        plan = self._own.plan
+        enough = least(plan.confidence)
+
+        def rank(load: Load) -> tuple[bool, bool, int]:
+            first = load == operators_load(self._own, load.context) and made[load.label] < enough
+            return not self._again.due(load.label), not first, made[load.label]
+
+        return min(loads, key=rank, default=None)
 
     def _next_unit(self, judgment: Judgment) -> Unit | None:
         """The next step of quality on which a verdict may depend, if it ends in time."""

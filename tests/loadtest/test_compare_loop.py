@@ -14,7 +14,7 @@ from loadtest.compare.group import FullFailedError, Listener
 from loadtest.compare.plan import PlanError
 from loadtest.compare.preflight import Found
 from loadtest.compare.types import Outcome
-from loadtest.compare.units import Rows, Unit
+from loadtest.compare.units import Rows, order
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError
 from loadtest.measuring.types import CannotMeasureError, Weather
@@ -37,9 +37,12 @@ class World:
         dead: candidates whose servers have gone, from what time on.
     """
 
-    def __init__(self, monkeypatch, speeds=None, noise=0.01, weather=QUIET, **truths):
+    def __init__(self, monkeypatch, speeds=None, noise=0.01, weather=QUIET, sizes=SIZES, seed=5, **truths):
         self.now, self.log, self.opened, self.dead = 0.0, [], [], {}
-        self.whole = draw(5, SIZES, **truths)
+        self.visit_seconds = lambda load: SPEED_SECONDS
+        self.turn_seconds = lambda unit: QUALITY_SECONDS
+        self.sizes = sizes
+        self.whole = draw(seed, sizes, **truths)
         self.refused, self.refusals = {}, []
         self.slow_until = 0.0
         self.speeds, self.noise, self.random = speeds or {}, noise, random.Random(1)
@@ -103,7 +106,7 @@ class Server:
 
     def measure(self, load, seed):
         world = self.world
-        if not world.passes("speed", self.name, SPEED_SECONDS):
+        if not world.passes("speed", self.name, world.visit_seconds(load)):
             raise CannotMeasureError("the engine died")
         slow = 3.0 if world.now < world.slow_until else 1.0
         tpot = slow * 0.005 / world.speeds.get(self.name, 1.0) * world.random.lognormvariate(0, world.noise)
@@ -117,35 +120,35 @@ class Evaluation:
         self.world, self.own = world, own
 
     def units(self):
-        for number in range(SIZES.contexts):
-            yield Unit("text", LONG, number)
-            yield Unit("answers", LONG, number, "needles")
+        plan, most = self.own.plan, self.world.sizes.contexts
+        return order(plan.contexts, plan.tasks, {length: range(most) for length in plan.contexts}, most=most)
 
     def due(self, unit, among):
-        rows = self.own.answers if unit.kind == "answers" else self.own.text
-        have = {
-            row.deployment
-            for row in rows
-            if (row.index if unit.kind == "answers" else row.block // 4) == unit.index
-        }
+        have = {row.deployment for row in self.rows(self.own, unit)}
         return [name for name in among if name not in have]
 
     def cost(self, unit, among):
-        return QUALITY_SECONDS * len(among)
+        return self.world.turn_seconds(unit) * len(among)
+
+    def rows(self, comparison, unit):
+        """Those of a unit that a comparison has."""
+        at = {"answers": comparison.answers, "text": comparison.text, "memory": comparison.memory}[unit.kind]
+        number = {
+            "answers": lambda row: row.index,
+            "text": lambda row: row.block // 4,
+            "memory": lambda row: 0,
+        }
+        here = [row for row in at if (row.length, number[unit.kind](row)) == (unit.length, unit.index)]
+        return [row for row in here if unit.kind != "answers" or row.task == unit.task]
 
     def run(self, unit, clients, end):
-        rows, whole = Rows(), self.world.whole
+        rows = Rows()
+        there = self.rows(self.world.whole, unit)
         for name in clients:
-            if not self.world.passes("quality", name, QUALITY_SECONDS):
-                rows.failed[name] = "the server has gone"
-            elif unit.kind == "answers":
-                rows.answers += [
-                    row for row in whole.answers if (row.deployment, row.index) == (name, unit.index)
-                ]
+            if self.world.passes("quality", name, self.world.turn_seconds(unit)):
+                getattr(rows, unit.kind).extend(row for row in there if row.deployment == name)
             else:
-                rows.text += [
-                    row for row in whole.text if (row.deployment, row.block // 4) == (name, unit.index)
-                ]
+                rows.failed[name] = "the server has gone"
         return rows
 
 
@@ -190,7 +193,7 @@ def test_rounds_of_a_slow_stretch_are_measured_again(monkeypatch):
     world.slow_until = 30.0
     comparison, judgments = world.compare(2_000.0)
     aside = {(cell.load, cell.round) for cell in comparison.speed if cell.set_aside}
-    assert {load for load, _ in aside} == {load.label for load in comparison.plan.loads}
+    assert {load for load, _ in aside} == {comparison.plan.loads[0].label}, "it comes first"
     assert not comparison.busy
     assert judgments[-1].advice.winner == TOPK.name
     gains = [gain for gain in judgments[-1].verdicts[1].gains if gain.figure == "tpot"]
