@@ -186,9 +186,9 @@ class Group:
         whole.spent += now - self._booked
         self._booked = now
         pairs = equal_pairs(whole)
-        found = alarms(whole.speed, pairs)
+        found = alarms(whole.speed, pairs, whole.plan.confidence)
         if self._set_aside(found):
-            found = alarms(whole.speed, pairs)
+            found = alarms(whole.speed, pairs, whole.plan.confidence)
         whole.busy = sentence(found, whole.speed)
         judgment = judge(whole)
         self._listener.judged(judgment)

@@ -10,6 +10,7 @@ import pytest
 from loadtest.compare import group as loop
 from loadtest.compare import run as whole_run
 from loadtest.compare.estimate import Needs
+from loadtest.compare.evaluator import FIRST_RATE
 from loadtest.compare.group import FullFailedError, Listener
 from loadtest.compare.plan import PlanError
 from loadtest.compare.preflight import Found
@@ -41,7 +42,7 @@ class World:
         self.now, self.log, self.opened, self.dead = 0.0, [], [], {}
         self.visit_seconds = lambda load: SPEED_SECONDS
         self.turn_seconds = lambda unit: QUALITY_SECONDS
-        self.sizes = sizes
+        self.sizes, self.rate = sizes, FIRST_RATE
         self.whole = draw(seed, sizes, **truths)
         self.refused, self.refusals = {}, []
         self.slow_until = 0.0
@@ -65,7 +66,7 @@ class World:
     def compare(self, budget, at_once=9):
         """Runs a comparison without rows; gives it, with its judgments in the order in which they came."""
         comparison = replace(self.whole, answers=[], text=[], memory=[], speed=[], running={}, spent=0.0)
-        found = Found(comparison.plan, {}, {}, None, at_once, Needs(0, 0, 0, 0))
+        found = Found(comparison.plan, {}, {}, None, at_once, Needs(0, 0, 0, 0), self.rate)
         material = SimpleNamespace(text="", prose="", own=())
         judgments = []
         listener = Listener(lambda words: None, judgments.append)
@@ -254,3 +255,38 @@ def test_servers_that_do_not_start_are_all_named(monkeypatch):
     world.refused = {WINDOW.name: "no memory", TOPK.name: "no such option"}
     with pytest.raises(PlanError, match=r"no memory\n.*no such option"):
         world.compare(300.0)
+
+
+def test_a_variant_that_surely_loses_is_asked_no_more_while_another_is_open(monkeypatch):
+    world = World(monkeypatch, window=Truth(lost=0.9, nats=1.0), topk=Truth(lost=0.05))
+    comparison, judgments = world.compare(1_500.0)
+    asked = {
+        name: {row.index for row in comparison.answers if row.deployment == name}
+        for name in (FULL.name, WINDOW.name, TOPK.name)
+    }
+    assert asked[WINDOW.name] < asked[TOPK.name] == asked[FULL.name], "what is asked is paired"
+    assert len(asked[WINDOW.name]) < 0.6 * len(asked[TOPK.name])
+    assert judgments[-1].verdicts[0].outcome is Outcome.UNSAFE
+
+
+def test_each_round_is_judged_and_booked(monkeypatch):
+    """Where speed alone is open, nothing else would say how far it is."""
+    world = World(monkeypatch, noise=0.3, window=Truth(lost=0.9, nats=1.0), topk=Truth(lost=0.9, nats=1.0))
+    comparison, judgments = world.compare(300.0)
+    rounds = sum(
+        1 + max(c.round for c in comparison.speed if c.load == x.label) for x in comparison.plan.loads
+    )
+    units = len({row.index for row in comparison.answers}) + len({row.block // 4 for row in comparison.text})
+    assert len(judgments) >= rounds + units
+    assert comparison.spent == pytest.approx(world.now)
+
+
+def test_the_rate_that_was_measured_is_handed_to_the_evaluator(monkeypatch):
+    world, rates = World(monkeypatch), []
+    evaluation = loop.Evaluator
+    monkeypatch.setattr(
+        loop, "Evaluator", lambda *args, **more: rates.append(more["rate"]) or evaluation(*args, **more)
+    )
+    world.rate = 4321.0
+    world.compare(50.0)
+    assert rates == [4321.0]
