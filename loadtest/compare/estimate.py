@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import os
@@ -10,19 +11,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadtest.compare.evaluator import Evaluator
-from loadtest.compare.group import LEAST_UNITS, MOST_ROUNDS, SPEED_SHARE
+from loadtest.compare.evaluator import TURNS, Evaluator
+from loadtest.compare.group import MOST_ROUNDS, SPEED_SHARE
 from loadtest.compare.types import Plan
 from loadtest.deployment import Deployment
 from loadtest.greedy import GREEDY
 from loadtest.measuring.servers import MOST_STARTING
-from loadtest.measuring.statistics import least
+from loadtest.measuring.statistics import LEAST, least, score_loss
 from loadtest.measuring.types import Load
 from longspan import Client
 
 _PROBE_TOKENS = 8  # of output
 _SHORT_PROBE = 1024  # tokens at most, with the output
 _LEAST_TPOT = 1e-4  # seconds
+_MOST_CONTEXTS = 2000  # that are thought of; no budget holds more
 _LONGEST_PROBE = 10.0  # seconds that a request is expected to take; a longer one is not tried
 
 
@@ -61,12 +63,14 @@ class Needs:
         rounds: of a round of each load.
         units: of a step of each kind of quality: length, task, text and memory.
         least: of the cheapest round or step.
+        contexts: steps of each kind that a verdict takes, a number.
     """
 
     start: float
     rounds: float
     units: float
     least: float
+    contexts: int = LEAST
 
 
 def probe(client: Client, contexts: Sequence[int], vocabulary: int, start: float) -> Pace:
@@ -127,7 +131,33 @@ def needs(plan: Plan, pace: Pace, evaluator: Evaluator, parts: Sequence[Sequence
         for unit in itertools.islice(evaluator.units(), kinds)
         if unit.index == 0
     }
-    return Needs(tried * starts * pace.start, sum(rounds), sum(first.values()), min(*rounds, *first.values()))
+    return Needs(
+        tried * starts * pace.start,
+        sum(rounds),
+        sum(first.values()),
+        min(*rounds, *first.values()),
+        _contexts(plan),
+    )
+
+
+def _contexts(plan: Plan) -> int:
+    """Contexts of each task and slices of text with which a variant that loses nothing is found safe.
+
+    That is as many as no verdict is safe without, and as many as put the end of the interval of scores within
+    the margin, if each context has ``TURNS`` questions and all tasks count together.
+    """
+
+    def is_enough(contexts: int) -> bool:
+        scores = [1.0] * (contexts * TURNS)
+        labels = [number // TURNS for number in range(len(scores))]
+        return score_loss(scores, scores, plan.confidence, labels).high <= plan.margins.score
+
+    fewest = least(plan.confidence)
+    if not plan.tasks:
+        return fewest
+    asked = range(fewest, _MOST_CONTEXTS)
+    together = fewest + bisect.bisect_left(asked, True, key=is_enough)
+    return max(fewest, math.ceil(together / len(plan.tasks)))
 
 
 def _visit(load: Load, pace: Pace) -> float:
@@ -145,14 +175,14 @@ def refusal(found: Needs, budget: float, spent: float, confidence: float) -> str
     return (
         f"nothing can be measured in the {minutes(max(0.0, budget - spent))} that are left of a budget of "
         f"{minutes(budget)}: the cheapest step takes about {minutes(math.ceil(found.least))}, one of each "
-        f"kind {minutes(once)}, and intervals {minutes(enough)}; give --budget {math.ceil(enough / 60)}m"
+        f"kind {minutes(once)}, and a verdict {minutes(enough)}; give --budget {math.ceil(enough / 60)}m"
     )
 
 
 def _whole(found: Needs, spent: float, confidence: float) -> tuple[float, float]:
-    """Seconds with a round of each load and a step of each kind, and with as many as intervals take."""
+    """Seconds with a round of each load and a step of each kind, and with as many as a verdict takes."""
     start = spent + found.start
-    enough = start + least(confidence) * found.rounds + LEAST_UNITS * found.units
+    enough = start + least(confidence) * found.rounds + found.contexts * found.units
     return start + found.rounds + found.units, enough
 
 
@@ -170,8 +200,8 @@ def outlook(found: Needs, budget: float, spent: float, confidence: float) -> lis
     if once > budget:
         return [
             f"the budget of {minutes(budget)} is short: start-up, one round of each load and one step of "
-            f"each task, length and text take about {minutes(once)}; intervals take about {minutes(enough)}: "
-            f"--budget {math.ceil(enough / 60)}m"
+            f"each task, length and text take about {minutes(once)}; a verdict takes about "
+            f"{minutes(enough)}: --budget {math.ceil(enough / 60)}m"
         ]
     speed = min(SPEED_SHARE * (budget - start), MOST_ROUNDS * found.rounds)
     count = max(1, int(speed // found.rounds))
@@ -181,8 +211,8 @@ def outlook(found: Needs, budget: float, spent: float, confidence: float) -> lis
     ]
     if enough > budget:
         lines.append(
-            f"{rounds} rounds, which intervals take, and {LEAST_UNITS} steps of each kind: "
-            f"about {minutes(enough)}"
+            f'{rounds} rounds, which intervals take, and {found.contexts} steps of each kind, which a "safe" '
+            f"takes: about {minutes(enough)}"
         )
     return lines
 

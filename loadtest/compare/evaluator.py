@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -32,7 +32,8 @@ depend on one another: as many questions about more contexts tell more."""
 
 _SLICES = 64  # of the text that are of use, at the longest context
 _CHARACTERS = 4.0  # of a token, about
-_FIRST_RATE = 300.0  # tokens per second and candidate, until one is known
+FIRST_RATE = 300.0
+"""Tokens per second and candidate, until one is known."""
 
 
 class Evaluator:
@@ -63,7 +64,7 @@ class Evaluator:
         own: Sequence[Sample] = (),
         turns: int = TURNS,
         contexts: int | None = None,
-        rate: float = _FIRST_RATE,
+        rate: float = FIRST_RATE,
     ) -> None:
         self._comparison = comparison
         self._plan = comparison.plan
@@ -113,7 +114,7 @@ class Evaluator:
             raise ValueError(f"nothing can be compared without a server of {full!r}; start one")
         began = time.monotonic()
         rows = Rows()
-        names = [name for name in self._due(unit) if name in clients]
+        names = self.due(unit, clients)
         do = {"answers": self._answer, "text": self._decode, "memory": self._hold}[unit.kind]
         try:
             on = do(unit, rows)
@@ -135,9 +136,9 @@ class Evaluator:
         self._rates.append(self._tokens(unit) / max(seconds, 1e-3))
         return rows
 
-    def cost(self, unit: Unit) -> float:
-        """Seconds that a unit will probably take on all candidates that lack it."""
-        candidates = len(self._due(unit))
+    def cost(self, unit: Unit, among: Collection[str] | None = None) -> float:
+        """Seconds that a unit will probably take on all candidates that lack it, or on those of ``among``."""
+        candidates = len(self.due(unit, among))
         known = self._seconds.get((unit.kind, unit.length, unit.task))
         if known:
             return candidates * fmean(known)
@@ -179,11 +180,18 @@ class Evaluator:
 
         return on
 
-    def _due(self, unit: Unit) -> list[str]:
-        """Candidates on which a unit is to be done, in the plan's order."""
+    def due(self, unit: Unit, among: Collection[str] | None = None) -> list[str]:
+        """Candidates on which a unit is to be done, in the plan's order.
+
+        Args:
+            unit: of ``units``.
+            among: names of those that are asked about; ``None`` for all.
+        """
+        full = self._plan.candidates[0].name
         due = self._lacking(unit)
+        due = due if among is None else due.intersection(among)
         if due and (unit.kind == "text" or unit.task == OWN):
-            due.add(self._plan.candidates[0].name)
+            due.add(full)
         return [candidate.name for candidate in self._plan.candidates if candidate.name in due]
 
     def _lacking(self, unit: Unit) -> set[str]:

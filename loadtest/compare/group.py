@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loadtest.compare.equal import equal_pairs
-from loadtest.compare.evaluator import Evaluator
+from loadtest.compare.evaluator import FIRST_RATE, Evaluator
+from loadtest.compare.gains import operators_load
 from loadtest.compare.judge import judge
 from loadtest.compare.plan import Material
 from loadtest.compare.stopping import open_tests, speeds_settled
@@ -18,7 +19,7 @@ from loadtest.measuring.again import Again
 from loadtest.measuring.busy import Alarm, alarms, sentence, set_aside
 from loadtest.measuring.rounds import Progress, Rounds
 from loadtest.measuring.served import Served
-from loadtest.measuring.statistics import LEAST
+from loadtest.measuring.statistics import least
 from loadtest.measuring.types import Load
 from longspan import Client
 
@@ -38,7 +39,12 @@ LEAST_PATIENCE = 120.0
 """Seconds that any request is given: an expectation may be of a quieter minute."""
 
 LEAST_UNITS = 3
-"""Contexts of each task and length, and slices of text, before what they tell may be called settled."""
+"""Contexts of each task and length, and slices of text, for every variant whose verdict is open anywhere."""
+
+
+def _place(unit: Unit) -> tuple[str, int]:
+    """What units are counted by."""
+    return unit.task or unit.kind, unit.length
 
 
 class FullFailedError(RuntimeError):
@@ -87,6 +93,7 @@ class Group:
         end: float,
         listener: Listener,
         clock: Callable[[], float],
+        rate: float = FIRST_RATE,
     ) -> None:
         self._whole, self._targets, self._clients = whole, targets, clients
         # It has the whole comparison's rows, but only this group's candidates are missing from it.
@@ -114,6 +121,7 @@ class Group:
             text=material.text,
             prose=material.prose,
             own=material.own,
+            rate=rate,
         )
         self._units = self._evaluator.units()
         # What is left to do never ends; of as many units as this, all kinds of it have been seen.
@@ -121,20 +129,21 @@ class Group:
 
     def measure(self) -> None:
         """Rounds and units by turns until nothing is open or the time is up."""
+        judgment = self._judge()
         while True:
-            judgment = self._judge()
             load, unit = self._next_load(), self._next_unit(judgment)
-            if unit is None:
-                if load is None:
-                    return
+            if unit is None and load is None:
+                return
+            while load is not None and (unit is None or self._speed_is_due(load)):
                 self._measure(load)
-                continue
-            while load is not None and self._speed_is_due():
-                self._measure(load)
+                # After each, so that alarms are seen, what there is is kept, and the watcher shows it.
+                judgment = self._judge()
                 load = self._next_load()
-            # The rounds took time of it; what is cut off would have to be done again.
-            if self._evaluator.cost(unit) < self._left:
-                self._evaluate(unit)
+            # The rounds took time of it, and may have ended a variant; what is cut off is to be done again.
+            names = self._whom(unit, judgment) if unit else frozenset()
+            if unit and names and self._evaluator.cost(unit, names) < self._left:
+                self._evaluate(unit, names)
+                judgment = self._judge()
 
     @property
     def _left(self) -> float:
@@ -147,14 +156,14 @@ class Group:
         fail(self._whole, {name: reason for (_, name), reason in self._rounds.failed.items()})
         self._spent["speed"] += self._clock() - began
 
-    def _evaluate(self, unit: Unit) -> None:
+    def _evaluate(self, unit: Unit, names: Collection[str]) -> None:
         self._listener.doing(unit.label)
         began = self._clock()
         whole, own = self._whole, self._own
-        alive = {name: client for name, client in self._clients.items() if name not in whole.failed}
-        place = (unit.task or unit.kind, unit.length)
-        self._allow(self._evaluator.cost(unit) if place in self._done else 0.0)
-        rows = self._evaluator.run(unit, alive, self._end)
+        asked = {name: client for name, client in self._clients.items() if name in names}
+        place = _place(unit)
+        self._allow(self._evaluator.cost(unit, names) if place in self._done else 0.0)
+        rows = self._evaluator.run(unit, asked, self._end)
         rows.add_to(own)
         # At once, so that an interrupted run keeps them.
         whole.answers, whole.text, whole.memory = own.answers, own.text, own.memory
@@ -177,9 +186,9 @@ class Group:
         whole.spent += now - self._booked
         self._booked = now
         pairs = equal_pairs(whole)
-        found = alarms(whole.speed, pairs)
+        found = alarms(whole.speed, pairs, whole.plan.confidence)
         if self._set_aside(found):
-            found = alarms(whole.speed, pairs)
+            found = alarms(whole.speed, pairs, whole.plan.confidence)
         whole.busy = sentence(found, whole.speed)
         judgment = judge(whole)
         self._listener.judged(judgment)
@@ -188,8 +197,9 @@ class Group:
     def _set_aside(self, found: Sequence[Alarm]) -> bool:
         """Has rounds measured again that alarms call for, where there is time for as many as that takes."""
         answered = set()
-        for load in self._own.plan.loads:
-            if LEAST * self._rounds.estimate(load) < self._left:
+        plan = self._own.plan
+        for load in plan.loads:
+            if least(plan.confidence) * self._rounds.estimate(load) < self._left:
                 alive = self._rounds.alive(load)
                 mine = [alarm for alarm in found if alarm.load == load.label]
                 if any(
@@ -198,14 +208,22 @@ class Group:
                     answered.add(load)
         return bool(answered)
 
-    def _speed_is_due(self) -> bool:
-        """Speed has had less than its share; on a busy machine that is only for rounds in place of others."""
-        if self._whole.busy and not any(self._again.due(load.label) for load in self._own.plan.loads):
+    def _speed_is_due(self, load: Load) -> bool:
+        """Speed has had less than its share, or rounds are to be measured in place of others.
+
+        On a busy machine only these are.
+        """
+        if self._again.due(load.label):
+            return True
+        if self._whole.busy:
             return False
         return self._spent["speed"] * (1 - SPEED_SHARE) < self._spent["quality"] * SPEED_SHARE
 
     def _next_load(self) -> Load | None:
-        """The load with the fewest rounds whose speeds are not settled, if another round ends in time."""
+        """The load with the fewest rounds whose speeds are not settled, if another round ends in time.
+
+        Loads on which advice depends come first until they have as many as an interval takes.
+        """
         # Rounds of other servers, or of an earlier run, are none of these, nor are those that were set aside.
         made = {
             label: count - before - sum(number >= before for number in set_aside(self._own.speed, label))
@@ -219,24 +237,41 @@ class Group:
             and self._rounds.estimate(load) < self._left
             and not speeds_settled(self._own, load, self._rounds.alive(load))
         ]
-        return min(loads, key=lambda load: (not self._again.due(load.label), made[load.label]), default=None)
+        plan = self._own.plan
+        enough = least(plan.confidence)
+
+        def rank(load: Load) -> tuple[bool, bool, int]:
+            first = load == operators_load(self._own, load.context) and made[load.label] < enough
+            return not self._again.due(load.label), not first, made[load.label]
+
+        return min(loads, key=rank, default=None)
 
     def _next_unit(self, judgment: Judgment) -> Unit | None:
         """The next step of quality on which a verdict may depend, if it ends in time."""
-        plan = self._own.plan
-        names = {deployment.name for deployment in plan.candidates} - self._whole.failed.keys()
-        open_now = {
-            place
-            for verdict in judgment.verdicts
-            if verdict.deployment in names
-            for place in open_tests(verdict, plan.confidence)
-        }
         for unit in itertools.islice(self._units, self._kinds):
-            done = self._done.get((unit.task or unit.kind, unit.length), 0)
-            needed = unit.kind == "memory" or done < LEAST_UNITS or (unit.measure, unit.length) in open_now
-            if needed and self._evaluator.cost(unit) < self._left:
+            names = self._whom(unit, judgment)
+            if names and self._evaluator.cost(unit, names) < self._left:
                 return unit
         return None
+
+    def _whom(self, unit: Unit, judgment: Judgment) -> frozenset[str]:
+        """Candidates that a unit is to be done on: those whose verdict may depend on it, and full attention.
+
+        Full attention, since only pairs count. The first unit of a kind is for all, and a few are for each
+        whose verdict is open anywhere. Empty where it would be for full attention alone.
+        """
+        plan, failed = self._own.plan, self._whole.failed
+        done = self._done.get(_place(unit), 0)
+        names = set()
+        for verdict in judgment.verdicts:
+            still = open_tests(verdict, plan.confidence)
+            first = unit.kind == "memory" or done == 0 or (done < LEAST_UNITS and still)
+            if first or (unit.measure, unit.length) in still:
+                names.add(verdict.deployment)
+        names &= {deployment.name for deployment in plan.candidates} - failed.keys()
+        # What an earlier run did on them is not done again.
+        lack = names.intersection(self._evaluator.due(unit, names))
+        return frozenset(lack | {plan.full}) if lack else frozenset()
 
     def _progress(self, progress: Progress) -> None:
         self._listener.doing(f"{progress.last.load}: round {progress.rounds[progress.last.load] + 1}")

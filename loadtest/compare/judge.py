@@ -9,8 +9,10 @@ at a confidence of 95%, so many that a loss in half of all contexts would hardly
 It is not safe if in some test the loss is beyond the margin. Here each further test is a further chance to be
 wrong, so Holm's correction keeps that chance for all tests of a variant together: the deciding ones share one
 side of the interval (2.5% at a confidence of 95%), the single tasks as much again, so that a wrong "not
-safe" has at most the chance that the confidence leaves. Where a length has one task alone, its test and that
-of all tasks are the same and have one outcome. Else there is not enough evidence.
+safe" has at most the chance that the confidence leaves. Tests where a variant sees the whole context look for
+faults. Their loss is 0 but for rounding, so that they hardly add to that chance; they have a family of their
+own, else they would take level from those that can lose something. Where a length has one task alone, its
+test and that of all tasks are the same and have one outcome. Else there is not enough evidence.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import replace
 from loadtest.compare import analysis, words
 from loadtest.compare.advice import advise
 from loadtest.compare.effective import effective_length
-from loadtest.compare.evidence import failures, is_exact, tests
+from loadtest.compare.evidence import EQUAL, failures, is_exact, tests
 from loadtest.compare.gains import gains
 from loadtest.compare.ground import Ground, survey
 from loadtest.compare.holm import contexts_of, holm, p_worse, with_many
@@ -90,8 +92,9 @@ def decide(evidence: Sequence[Evidence], confidence: float, ground: Ground) -> l
     able = [not _blind(test, ground) for test in evidence]
     single = [test.measure.startswith("task:") for test in evidence]
     rejected = [False] * len(evidence)
-    families = [[n for n in range(len(evidence)) if able[n] and single[n] == one] for one in (False, True)]
-    for family in families:
+    kinds = ["fault" if test.note == EQUAL else one for test, one in zip(evidence, single, strict=True)]
+    families = {kind: [n for n, one in enumerate(kinds) if able[n] and one == kind] for kind in kinds}
+    for family in families.values():
         chances = [p_worse(evidence[number], confidence) for number in family]
         for number, beyond in zip(family, holm(chances, (1 - confidence) / 2), strict=True):
             rejected[number] = beyond
@@ -102,7 +105,7 @@ def decide(evidence: Sequence[Evidence], confidence: float, ground: Ground) -> l
             for other in same:
                 rejected[number] = rejected[other] = rejected[number] or rejected[other]
     return [
-        _settled(test, confidence, rejected[number], able[number], len(families[single[number]]))
+        _settled(test, confidence, rejected[number], able[number], len(families[kinds[number]]))
         for number, test in enumerate(evidence)
     ]
 
@@ -124,19 +127,20 @@ def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, test
         return test
     if rejected:
         return replace(test, outcome=Outcome.UNSAFE, decides=True)
+    lacking = least(confidence) - contexts_of(test)
+    # As many samples as the contexts have that no test is safe without.
+    for_safety = math.ceil(lacking * test.loss.count / contexts_of(test)) if test.loss.count else 0
     if test.loss.claimed and test.loss.high <= test.margin:
-        lacking = least(confidence) - contexts_of(test)
-        if lacking <= 0:
-            return replace(test, outcome=Outcome.SAFE)
-        return replace(test, more=math.ceil(lacking * test.loss.count / contexts_of(test)))
+        return replace(test, more=for_safety) if lacking > 0 else replace(test, outcome=Outcome.SAFE)
     if test.loss.count and not test.loss.claimed and test.contexts == 1:
         return replace(test, more=test.loss.count)  # one context gives no interval: one more like it
     settle = score_to_settle if test.unit in ("score", "agreement") else to_settle
-    more = settle(with_many(test, confidence), test.margin)
+    more = settle(with_many(test, confidence), test.margin, confidence)
     if more is None and test.loss.value > test.margin:
         # Beyond the margin by itself, but not surely enough for one test of many.
-        more = to_settle(with_many(test, confidence, tests_made), test.margin)
-    return replace(test, more=more or math.ceil(test.loss.count / contexts_of(test)))
+        more = to_settle(with_many(test, confidence, tests_made), test.margin, confidence)
+    more = more or math.ceil(test.loss.count / contexts_of(test))
+    return replace(test, more=max(more, for_safety) if test.loss.value <= test.margin else more)
 
 
 def _outcome(comparison: Comparison, name: str, evidence: Sequence[Evidence], ground: Ground) -> Outcome:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loadtest.compare.estimate import Needs, needs, probe
-from loadtest.compare.evaluator import Evaluator
+from loadtest.compare.evaluator import FIRST_RATE, Evaluator
 from loadtest.compare.plan import Material, PlanError, Tell
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
@@ -35,6 +35,7 @@ class Found:
         kv_each: bytes of KV cache for each server that measures; ``None`` where the operator's arguments say.
         at_once: servers that this machine's memory holds.
         needs: seconds that parts of the comparison take.
+        rate: tokens per second of one candidate that quality can be expected to take.
     """
 
     plan: Plan
@@ -43,6 +44,7 @@ class Found:
     kv_each: int | None
     at_once: int
     needs: Needs
+    rate: float = FIRST_RATE
 
 
 def look(plan: Plan, material: Material, tell: Tell) -> Found:
@@ -121,6 +123,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int, start: float
         kv_each,
         at_once,
         needs(plan, pace, evaluator, groups(plan.candidates, max(2, at_once))),
+        # A probe on a busy machine is slow, and a unit that seems too dear is left out for good.
+        max(FIRST_RATE, pace.rate(longest)),
     )
 
 

@@ -76,7 +76,7 @@ def _serve(
                     "reason": attention.reason,
                     "options": dict(attention.options),
                 }
-            Group(comparison, material, part, targets, clients, end, listener, clock).measure()
+            Group(comparison, material, part, targets, clients, end, listener, clock, found.rate).measure()
     except OpenError as error:
         if not begun:
             raise PlanError(str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtest.compare.equal import equal_work
-from loadtest.compare.gains import deciding_figure
+from loadtest.compare.gains import deciding_figure, operators_load
 from loadtest.compare.holm import freedom_of
 from loadtest.compare.types import Comparison, Evidence, Outcome, Verdict
 from loadtest.measuring.analysis import series, settled
@@ -87,19 +87,33 @@ def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> 
     """More rounds of a load would tell nothing that matters of any variant.
 
     Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
-    full attention itself has no figures, and whether the machine is quiet is not known.
+    it has no figures, nor has full attention, and whether the machine is quiet is not known.
 
     Args:
         comparison: with the rows.
         load: of whose rounds the question is.
         alive: candidates that can be measured under it.
     """
-    figure, plan = deciding_figure(load), comparison.plan
+    figure, plan = _claimed(comparison, load), comparison.plan
     full, confidence = plan.full, plan.confidence
-    if len(series(comparison.speed, full, load.label, figure)) < least(confidence):
+    # Each by itself, since full attention may have rounds from before that others have no part in.
+    counts = [len(series(comparison.speed, name, load.label, figure)) for name in {full, *alive}]
+    if min(counts) < least(confidence):
         return False
     others = [name for name in alive if name != full and not equal_work(comparison, name, load, figure)]
     return all(
         settled(comparison.speed, name, full, load.label, figure, plan.margins.speed, confidence)
         for name in others
     )
+
+
+def _claimed(comparison: Comparison, load: Load) -> str:
+    """The figure that is said of a load: where one user's decoding has a load of its own, what is left.
+
+    Time per token is told by the prompts in the prefix cache then, and new ones are only there for the time
+    to the first.
+    """
+    alone = load.concurrency == 1 and not load.rate
+    if alone and not load.cached and load != operators_load(comparison, load.context):
+        return "ttft"
+    return deciding_figure(load)

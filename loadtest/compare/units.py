@@ -15,6 +15,9 @@ from loadtest.measuring.types import length_label
 
 Row = TypeVar("Row", Answer, TextBlock, Memory)
 
+_AHEAD = 6
+"""Contexts of the longest, of all tasks together, that come first: no verdict of "safe" takes fewer."""
+
 _OWN_ROUNDS = 8
 """Rounds over which the user's own questions are spread."""
 
@@ -89,7 +92,9 @@ def order(
 ) -> Iterator[Unit]:
     """All units, in rounds that give every length a slice of text and every task a context.
 
-    So whenever time is up, the evidence for all of them is about equal.
+    The second round begins with the longest length, and brings it to ``_AHEAD`` contexts: variants lose most
+    there, a loss beyond the margin is hardly sure from fewer, and once it is nothing else need be measured.
+    Otherwise the evidence for all is about equal whenever time is up.
 
     Args:
         contexts: lengths.
@@ -99,21 +104,34 @@ def order(
         most: contexts of each task and length; ``None`` never ends.
     """
     per_round = -(-len(own) // _OWN_ROUNDS)
+    ahead = -(-_AHEAD // max(1, len(tasks)))
     for number in itertools.count():
         units = []
-        for length in contexts:
-            if number < len(slices[length]):
-                units.append(Unit("text", length, number))
-            if number == 0:
-                units.append(Unit("memory", length))
-            if most is None or number < most:
-                units += [Unit("answers", length, number, task) for task in tasks]
+        for length in contexts if number == 0 else reversed(contexts):
+            once = [Unit("text", length, number)] if number < len(slices[length]) else []
+            once += [Unit("memory", length)] if number == 0 else []
+            # The tasks of the longest come before its text, once each kind was seen.
+            asked = [
+                Unit("answers", length, index, task)
+                for index in (_of_round(number, ahead) if length == contexts[-1] else (number,))
+                if most is None or index < most
+                for task in tasks
+            ]
+            units += [*once, *asked] if number == 0 else [*asked, *once]
         units += [
             Unit("answers", 0, index, OWN) for index in own[number * per_round : (number + 1) * per_round]
         ]
         if not units:
             return
         yield from units
+
+
+def _of_round(number: int, ahead: int) -> range:
+    """Contexts of a task at the longest length in a round; together they are all, each once."""
+    if number == 0:
+        return range(1)
+    last = number + max(ahead - 2, 0)
+    return range(1 if number == 1 else last, last + 1)
 
 
 def lacking(unit: Unit, comparison: Comparison, part: Slice | None = None) -> set[str]:

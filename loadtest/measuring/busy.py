@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from loadtest.measuring.analysis import drift, ratios, repeated, resolution, visits
-from loadtest.measuring.statistics import LEAST, median_interval
+from loadtest.measuring.statistics import LEAST, least, median_interval
 from loadtest.measuring.student import student_quantile
 from loadtest.measuring.types import Interval, Measurement
 
@@ -103,8 +103,16 @@ def set_aside(measurements: Iterable[Measurement], load: str) -> dict[int, str]:
     return {each.round: each.set_aside for each in measurements if each.load == load and each.set_aside}
 
 
-def alarms(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = ()) -> list[Alarm]:
-    """All signs, the most telling first; see ``busy``."""
+def alarms(
+    measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = (), confidence: float = CONFIDENCE
+) -> list[Alarm]:
+    """All signs, the most telling first; see ``busy``.
+
+    Args:
+        measurements: of a run.
+        equal_pairs: deployments that do the same.
+        confidence: of the run's intervals; it says how many rounds they take. Alarms have their own.
+    """
     # Each question needs few of them, and there may be thousands.
     by_load: dict[str, list[Measurement]] = {}
     by_place: dict[tuple[str, str], list[Measurement]] = {}
@@ -119,7 +127,11 @@ def alarms(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair]
         *(_unequal(by_load.get(pair.load, []), pair, each, chance) for pair, each in pairs),
         *(_spread(those, load) for load, those in by_load.items()),
         *(_unsteady(those, place, base, chance) for place, those in by_place.items()),
-        *(_lacking(those, load) for (load, name), those in by_place.items() if name == base),
+        *(
+            _lacking(those, load, least(confidence))
+            for (load, name), those in by_place.items()
+            if name == base
+        ),
     ]
     return [alarm for alarm in found if alarm is not None]
 
@@ -222,11 +234,11 @@ def _unsteady(
     return None
 
 
-def _lacking(measurements: Sequence[Measurement], load: str) -> Alarm | None:
+def _lacking(measurements: Sequence[Measurement], load: str, enough: int) -> Alarm | None:
     """Fewer rounds than an interval takes, since others were set aside; told by those of the base."""
     aside = set_aside(measurements, load)
     left = {each.round for each in measurements if each.figures} - aside.keys()
-    if not aside or len(left) >= LEAST:
+    if not aside or len(left) >= enough:
         return None
     why = list(aside.values())[-1]
     reason = f"{_rounds(len(aside))} of {load} did not count ({why}), and only {len(left)} came after them"

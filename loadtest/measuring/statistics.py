@@ -60,7 +60,7 @@ def ratio_interval(
     if not count or not median(denominators):
         return Interval(count=count)
     value = median(numerators) / median(denominators)
-    if count < LEAST or min(*numerators, *denominators) <= 0:
+    if count < least(confidence) or min(*numerators, *denominators) <= 0:
         return Interval(value, count=count)
     draws = np.random.default_rng(_SEED)
     above, below = (
@@ -175,14 +175,14 @@ def _most_lost(losses: _Floats, errors: float) -> float:
     return high
 
 
-def to_settle(loss: Interval, margin: float) -> int | None:
+def to_settle(loss: Interval, margin: float, confidence: float = 0.95) -> int | None:
     """Samples beyond ``loss.count`` with which its interval would probably lie on one side of ``margin``.
 
     An interval narrows with the square root of the samples. ``None`` where the interval lies on one side
     already; where none is claimed yet, as many as a claim takes.
     """
     if not loss.claimed:
-        return max(1, LEAST - loss.count)
+        return max(1, least(confidence) - loss.count)
     if not loss.low <= margin <= loss.high:
         return None
     half = loss.high - loss.value if loss.value < margin else loss.value - loss.low
@@ -190,13 +190,13 @@ def to_settle(loss: Interval, margin: float) -> int | None:
     return max(1, math.ceil(loss.count * ((half / distance) ** 2 - 1)))
 
 
-def score_to_settle(loss: Interval, margin: float) -> int | None:
+def score_to_settle(loss: Interval, margin: float, confidence: float = 0.95) -> int | None:
     """As ``to_settle``, of an interval by ``score_loss``.
 
     Where losses are rare its upper end comes down faster than with the square root of the samples, since
     with it comes down the variance that it is made with.
     """
-    plain = to_settle(loss, margin)
+    plain = to_settle(loss, margin, confidence)
     if plain is None or not loss.claimed or loss.value >= margin or loss.high >= 1:
         return plain
     count, mean, high = loss.count, loss.value, loss.high

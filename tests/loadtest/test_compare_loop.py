@@ -10,11 +10,12 @@ import pytest
 from loadtest.compare import group as loop
 from loadtest.compare import run as whole_run
 from loadtest.compare.estimate import Needs
+from loadtest.compare.evaluator import FIRST_RATE
 from loadtest.compare.group import FullFailedError, Listener
 from loadtest.compare.plan import PlanError
 from loadtest.compare.preflight import Found
 from loadtest.compare.types import Outcome
-from loadtest.compare.units import Rows, Unit
+from loadtest.compare.units import Rows, order
 from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.servers import OpenError
 from loadtest.measuring.types import CannotMeasureError, Weather
@@ -37,9 +38,12 @@ class World:
         dead: candidates whose servers have gone, from what time on.
     """
 
-    def __init__(self, monkeypatch, speeds=None, noise=0.01, weather=QUIET, **truths):
+    def __init__(self, monkeypatch, speeds=None, noise=0.01, weather=QUIET, sizes=SIZES, seed=5, **truths):
         self.now, self.log, self.opened, self.dead = 0.0, [], [], {}
-        self.whole = draw(5, SIZES, **truths)
+        self.visit_seconds = lambda load: SPEED_SECONDS
+        self.turn_seconds = lambda unit: QUALITY_SECONDS
+        self.sizes, self.rate = sizes, FIRST_RATE
+        self.whole = draw(seed, sizes, **truths)
         self.refused, self.refusals = {}, []
         self.slow_until = 0.0
         self.speeds, self.noise, self.random = speeds or {}, noise, random.Random(1)
@@ -62,7 +66,7 @@ class World:
     def compare(self, budget, at_once=9):
         """Runs a comparison without rows; gives it, with its judgments in the order in which they came."""
         comparison = replace(self.whole, answers=[], text=[], memory=[], speed=[], running={}, spent=0.0)
-        found = Found(comparison.plan, {}, {}, None, at_once, Needs(0, 0, 0, 0))
+        found = Found(comparison.plan, {}, {}, None, at_once, Needs(0, 0, 0, 0), self.rate)
         material = SimpleNamespace(text="", prose="", own=())
         judgments = []
         listener = Listener(lambda words: None, judgments.append)
@@ -103,11 +107,11 @@ class Server:
 
     def measure(self, load, seed):
         world = self.world
-        if not world.passes("speed", self.name, SPEED_SECONDS):
+        if not world.passes("speed", self.name, world.visit_seconds(load)):
             raise CannotMeasureError("the engine died")
         slow = 3.0 if world.now < world.slow_until else 1.0
         tpot = slow * 0.005 / world.speeds.get(self.name, 1.0) * world.random.lognormvariate(0, world.noise)
-        return {"tpot": tpot, "output_rate": 1 / tpot, **({} if load.cached else {"ttft": 1.0})}
+        return {"tpot": tpot, "output_rate": 1 / tpot, **({} if load.cached else {"ttft": 200 * tpot})}
 
 
 class Evaluation:
@@ -117,26 +121,35 @@ class Evaluation:
         self.world, self.own = world, own
 
     def units(self):
-        for number in range(SIZES.contexts):
-            yield Unit("text", LONG, number)
-            yield Unit("answers", LONG, number, "needles")
+        plan, most = self.own.plan, self.world.sizes.contexts
+        return order(plan.contexts, plan.tasks, {length: range(most) for length in plan.contexts}, most=most)
 
-    def cost(self, unit):
-        return QUALITY_SECONDS * len(self.own.plan.candidates)
+    def due(self, unit, among):
+        have = {row.deployment for row in self.rows(self.own, unit)}
+        return [name for name in among if name not in have]
+
+    def cost(self, unit, among):
+        return self.world.turn_seconds(unit) * len(among)
+
+    def rows(self, comparison, unit):
+        """Those of a unit that a comparison has."""
+        at = {"answers": comparison.answers, "text": comparison.text, "memory": comparison.memory}[unit.kind]
+        number = {
+            "answers": lambda row: row.index,
+            "text": lambda row: row.block // 4,
+            "memory": lambda row: 0,
+        }
+        here = [row for row in at if (row.length, number[unit.kind](row)) == (unit.length, unit.index)]
+        return [row for row in here if unit.kind != "answers" or row.task == unit.task]
 
     def run(self, unit, clients, end):
-        rows, whole = Rows(), self.world.whole
+        rows = Rows()
+        there = self.rows(self.world.whole, unit)
         for name in clients:
-            if not self.world.passes("quality", name, QUALITY_SECONDS):
-                rows.failed[name] = "the server has gone"
-            elif unit.kind == "answers":
-                rows.answers += [
-                    row for row in whole.answers if (row.deployment, row.index) == (name, unit.index)
-                ]
+            if self.world.passes("quality", name, self.world.turn_seconds(unit)):
+                getattr(rows, unit.kind).extend(row for row in there if row.deployment == name)
             else:
-                rows.text += [
-                    row for row in whole.text if (row.deployment, row.block // 4) == (name, unit.index)
-                ]
+                rows.failed[name] = "the server has gone"
         return rows
 
 
@@ -181,7 +194,7 @@ def test_rounds_of_a_slow_stretch_are_measured_again(monkeypatch):
     world.slow_until = 30.0
     comparison, judgments = world.compare(2_000.0)
     aside = {(cell.load, cell.round) for cell in comparison.speed if cell.set_aside}
-    assert {load for load, _ in aside} == {load.label for load in comparison.plan.loads}
+    assert {load for load, _ in aside} == {comparison.plan.loads[0].label}, "it comes first"
     assert not comparison.busy
     assert judgments[-1].advice.winner == TOPK.name
     gains = [gain for gain in judgments[-1].verdicts[1].gains if gain.figure == "tpot"]
@@ -232,7 +245,9 @@ def test_later_servers_get_rounds_though_earlier_ones_had_the_most_that_there_ar
     for load in comparison.plan.loads:
         for name in (WINDOW.name, TOPK.name):
             cells = [cell for cell in comparison.speed if (cell.deployment, cell.load) == (name, load.label)]
-            assert len({cell.round for cell in cells}) == 8
+            # Top-k reads new prompts as full attention does, which takes no more rounds than an interval.
+            same = name == TOPK.name and not load.cached
+            assert len({cell.round for cell in cells}) == (6 if same else 8)
 
 
 def test_servers_that_do_not_start_are_all_named(monkeypatch):
@@ -240,3 +255,38 @@ def test_servers_that_do_not_start_are_all_named(monkeypatch):
     world.refused = {WINDOW.name: "no memory", TOPK.name: "no such option"}
     with pytest.raises(PlanError, match=r"no memory\n.*no such option"):
         world.compare(300.0)
+
+
+def test_a_variant_that_surely_loses_is_asked_no_more_while_another_is_open(monkeypatch):
+    world = World(monkeypatch, window=Truth(lost=0.9, nats=1.0), topk=Truth(lost=0.05))
+    comparison, judgments = world.compare(1_500.0)
+    asked = {
+        name: {row.index for row in comparison.answers if row.deployment == name}
+        for name in (FULL.name, WINDOW.name, TOPK.name)
+    }
+    assert asked[WINDOW.name] < asked[TOPK.name] == asked[FULL.name], "what is asked is paired"
+    assert len(asked[WINDOW.name]) < 0.6 * len(asked[TOPK.name])
+    assert judgments[-1].verdicts[0].outcome is Outcome.UNSAFE
+
+
+def test_each_round_is_judged_and_booked(monkeypatch):
+    """Where speed alone is open, nothing else would say how far it is."""
+    world = World(monkeypatch, noise=0.3, window=Truth(lost=0.9, nats=1.0), topk=Truth(lost=0.9, nats=1.0))
+    comparison, judgments = world.compare(300.0)
+    rounds = sum(
+        1 + max(c.round for c in comparison.speed if c.load == x.label) for x in comparison.plan.loads
+    )
+    units = len({row.index for row in comparison.answers}) + len({row.block // 4 for row in comparison.text})
+    assert len(judgments) >= rounds + units
+    assert comparison.spent == pytest.approx(world.now)
+
+
+def test_the_rate_that_was_measured_is_handed_to_the_evaluator(monkeypatch):
+    world, rates = World(monkeypatch), []
+    evaluation = loop.Evaluator
+    monkeypatch.setattr(
+        loop, "Evaluator", lambda *args, **more: rates.append(more["rate"]) or evaluation(*args, **more)
+    )
+    world.rate = 4321.0
+    world.compare(50.0)
+    assert rates == [4321.0]

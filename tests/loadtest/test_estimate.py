@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from loadtest.compare.plan import Asked, make_plan
 from loadtest.compare.preflight import Found
 from loadtest.compare.units import Unit
 from loadtest.measuring.servers import groups
+from loadtest.measuring.statistics import least, score_loss
 
 
 class Machine:
@@ -97,10 +99,12 @@ def test_what_is_said_before_it_begins():
     assert line == "about 5:00, the budget: start-up 0:20, speed 2:06 (9 rounds), quality 2:34"
     assert len(shown(line)) == 1
     _, more = outlook(found, 120.0, 8.0, 0.95)
-    assert more == "6 rounds, which intervals take, and 3 steps of each kind: about 2:44"
+    assert more == (
+        '6 rounds, which intervals take, and 6 steps of each kind, which a "safe" takes: about 3:44'
+    )
     (short,) = outlook(found, 50.0, 8.0, 0.95)
     assert "the budget of 0:50 is short" in short
-    assert "take about 0:54; intervals take about 2:44: --budget 3m" in short
+    assert "take about 0:54; a verdict takes about 3:44: --budget 4m" in short
 
 
 def test_a_budget_for_nothing_is_refused_with_what_it_takes(monkeypatch):
@@ -113,8 +117,23 @@ def test_a_budget_for_nothing_is_refused_with_what_it_takes(monkeypatch):
     said = " ".join(outcome.stderr.split())
     assert "nothing can be measured in the 0:5" in said
     assert "the cheapest step takes about 1:30" in said
-    assert said.endswith("give --budget 131m")
+    assert said.endswith("a verdict 2:50:10; give --budget 171m")
     assert refusal(found.needs, 60.0, 0.0, 0.95).count("28:30") == 1
+
+
+def test_a_verdict_takes_as_many_contexts_as_show_a_variant_safe_that_loses_nothing():
+    plan, _ = make_plan(Asked())
+    pace, parts = Pace(10.0, 1e-3, 0.0, 0.01), groups(plan.candidates, 9)
+    takes = needs(plan, pace, Units(), parts).contexts
+    at, below = (
+        score_loss([1.0] * 12 * count, [1.0] * 12 * count, 0.95, [n // 12 for n in range(12 * count)]).high
+        for count in (takes, takes - 1)
+    )
+    assert at <= plan.margins.score < below
+    several = replace(plan, tasks=("needles", "vt", "cwe"))
+    assert needs(several, pace, Units(), parts).contexts == least(0.95), "together they have enough"
+    tight = replace(plan, margins=replace(plan.margins, score=0.01))
+    assert needs(tight, pace, Units(), parts).contexts > 2 * takes
 
 
 def test_progress_says_what_is_left_in_a_line():

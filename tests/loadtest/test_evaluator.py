@@ -133,7 +133,7 @@ def test_every_length_gets_its_share_of_each_round():
     parts = {length: slices(text, length, 0) for length in (500, 1000)}
     units = list(order((500, 1000), ("a", "b"), parts, own=range(10), most=3))
     assert len(units) == len(set(units)) == 5 + 2 + 2 + 2 * 2 * 3 + 10
-    first = units[: units.index(Unit("text", 500, 1))]
+    first = units[: units.index(Unit("answers", 1000, 1, "a"))]
     assert first == [
         Unit("text", 500),
         Unit("memory", 500),
@@ -146,8 +146,14 @@ def test_every_length_gets_its_share_of_each_round():
         Unit("answers", 0, 0, "own"),
         Unit("answers", 0, 1, "own"),
     ]
+    longest = [unit.index for unit in units if (unit.length, unit.task) == (1000, "a")]
+    assert longest == [0, 1, 2]
     endless = order((500,), ("a",), parts)
     assert next(itertools.islice(endless, 500, None)).index > 400
+    many = list(order((500, 1000), ("a",), {500: [], 1000: []}, most=9))
+    assert [unit.index for unit in many if (unit.kind, unit.length) == ("answers", 1000)] == [*range(9)]
+    sixth = many.index(Unit("answers", 1000, 5, "a"))
+    assert Unit("answers", 500, 1, "a") not in many[:sixth], "the longest is ahead until it has six"
 
 
 def test_rows_take_the_place_of_older_ones():

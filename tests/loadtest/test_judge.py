@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from loadtest.compare.evidence import EQUAL as EQUAL_NOTE
 from loadtest.compare.evidence import is_whole
 from loadtest.compare.ground import Ground, frequency_perplexity
 from loadtest.compare.judge import decide, judge
@@ -241,3 +242,27 @@ def test_a_comparison_is_whole_where_nothing_failed_or_was_refused():
         others = [row for row in rows if row is not last]
         assert not is_whole(replace(whole, **{kind: [*others, refused]}))
         assert is_whole(replace(whole, **{kind: [refused, *rows]})), "it was done again"
+
+
+def test_where_it_sees_the_whole_context_a_test_takes_no_level_from_others():
+    """A window that covers the shorter of two lengths: only the longer one can lose anything."""
+    loss = Interval(0.417, 0.1, 0.734, 36)
+    tasks = Evidence("v", "tasks", LONG, "score", loss, 0.05, 0.9, 0.5, Outcome.UNKNOWN, contexts=3)
+    ground = Ground({LONG: ("needles",)}, {LONG: ()}, {LONG: ()}, frozenset(), frozenset(), None, ())
+    nothing = replace(tasks, length=1024, loss=Interval(0.0, -0.01, 0.01, 36))
+    equal = [replace(nothing, note=EQUAL_NOTE, decides=False, measure=name) for name in ("text", "tasks")]
+    assert decide([*equal, tasks], 0.95, ground)[-1].outcome is Outcome.UNSAFE
+    assert decide([nothing, replace(nothing, measure="text"), tasks], 0.95, ground)[-1].outcome is (
+        Outcome.UNKNOWN
+    )
+    broken = [replace(test, loss=loss) for test in equal]
+    assert decide([*broken, nothing], 0.95, ground)[0].outcome is Outcome.UNKNOWN, "two tests share its level"
+    surely = [replace(test, loss=Interval(0.417, 0.3, 0.534, 36)) for test in equal]
+    assert {test.outcome for test in decide([*surely, nothing], 0.95, ground)[:2]} == {Outcome.UNSAFE}
+
+
+def test_what_would_settle_a_small_loss_takes_the_contexts_that_safety_takes():
+    near = Evidence("v", "tasks", LONG, "score", Interval(0.0, -0.06, 0.06, 36), 0.05, 1, 1, Outcome.UNKNOWN)
+    ground = Ground({LONG: ("needles",)}, {LONG: ()}, {LONG: ()}, frozenset(), frozenset(), None, ())
+    (test,) = decide([replace(near, contexts=3)], 0.95, ground)
+    assert (test.outcome, test.more) == (Outcome.UNKNOWN, 36), "three contexts more, of 12 questions"

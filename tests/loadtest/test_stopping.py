@@ -69,3 +69,22 @@ def test_a_run_that_looks_after_each_sample_errs_hardly_oftener_than_one_look(co
 def test_a_confidence_for_which_the_rule_was_not_tried_is_refused(confidence):
     with pytest.raises(PlanError, match=r"give 0\.5 to 0\.999"):
         make_plan(Asked(confidence=confidence))
+
+
+def test_new_prompts_of_one_user_are_settled_by_the_time_to_the_first_token():
+    """Time per token is told by the prompts in the cache; that of new ones may be as noisy as it likes."""
+    drawn = draw(1, replace(FEW, candidates=(FULL, WINDOW), rounds=6, noise=0.001))
+    cached, new = drawn.plan.loads
+    drawn.speed = [
+        replace(cell, figures={**cell.figures, "tpot": cell.figures["tpot"] * (1 + cell.round)})
+        if cell.deployment == WINDOW.name
+        else cell
+        for cell in drawn.speed
+    ]
+    names = [FULL.name, WINDOW.name]
+    assert speeds_settled(drawn, new, names)
+    assert not speeds_settled(drawn, cached, names)
+    alone = replace(drawn, plan=replace(drawn.plan, loads=(new,)))
+    assert not speeds_settled(alone, new, names), "where no other load tells it, it is this one's to tell"
+    late = [cell for cell in drawn.speed if cell.deployment == FULL.name or cell.round > 0]
+    assert not speeds_settled(replace(drawn, speed=late), new, names), "each takes its rounds"
