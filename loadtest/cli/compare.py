@@ -198,6 +198,7 @@ def _measure(
 
     from loadtest.cli.compare_progress import Watcher
     from loadtest.compare import document
+    from loadtest.compare.equal import equal_pairs
     from loadtest.compare.estimate import outlook, refusal
     from loadtest.compare.evidence import is_whole
     from loadtest.compare.group import FullFailedError
@@ -206,6 +207,7 @@ def _measure(
     from loadtest.compare.run import run
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine
+    from loadtest.measuring.busy import busy
 
     end_on_signals()
     began = time.monotonic()
@@ -245,6 +247,8 @@ def _measure(
                     else "with --json it could go on"
                 )
                 sentence, code = f"interrupted; {more}", _INTERRUPTED
+            if comparison is not None:  # the last judgment may be older than the last rows
+                comparison.busy = busy(comparison.speed, equal_pairs(comparison))
             if unsaved := watcher.keep():
                 sentence, code = "\n".join(filter(None, (sentence, unsaved))), code or 1
     except DocumentError as error:

@@ -87,6 +87,15 @@ def test_a_second_run_goes_on(comparison, tmp_path):
     assert document.join(comparison, tmp_path / "none.json") is comparison
 
 
+def test_a_machine_that_was_too_busy_is_so_when_its_run_goes_on(comparison, tmp_path):
+    file = tmp_path / "c.json"
+    comparison.speed = [replace(row, disturbed="another process used 48%") for row in comparison.speed]
+    document.save(comparison, file)
+    joined = document.join(replace(comparison, speed=[], answers=[], text=[], memory=[], failed={}), file)
+    assert "too busy to tell speeds apart" in joined.busy
+    assert judge(joined).advice.winner == ""
+
+
 def test_memory_that_is_free_now_does_not_keep_a_run_from_going_on(comparison, tmp_path):
     """A server chooses its KV memory by what is free; sequences are counted for what the file has."""
     file = tmp_path / "c.json"

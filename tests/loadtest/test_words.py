@@ -110,7 +110,6 @@ def test_prefill_gains_are_not_claimed_of_what_leaves_prompts_alone(usual):
 def test_a_machine_that_is_too_busy(usual):
     busy = "this machine is too busy to tell speeds apart: another process used 48%; end other programs"
     judgment = judge(replace(usual, busy=busy))
-    assert judgment.busy == busy
     assert judgment.advice.winner == judgment.advice.command == ""
     assert judgment.advice.sentences == (
         f"T{busy[1:]}.",
