@@ -199,7 +199,7 @@ def _measure(
     from loadtest.cli.compare_progress import Watcher
     from loadtest.compare import document
     from loadtest.compare.equal import equal_pairs
-    from loadtest.compare.estimate import outlook, refusal
+    from loadtest.compare.estimate import already, outlook, refusal
     from loadtest.compare.evidence import is_whole
     from loadtest.compare.group import FullFailedError
     from loadtest.compare.plan import PlanError
@@ -232,9 +232,11 @@ def _measure(
                     comparison = document.join(comparison, json_file)
                 watcher.watch(comparison)
                 spent = time.monotonic() - began
-                if not comparison.spent and found.needs.least > budget - spent - _ENDING_SECONDS:
+                least = found.needs.start + found.needs.least
+                if not comparison.spent and least > budget - spent - _ENDING_SECONDS:
                     raise PlanError(refusal(found.needs, budget, spent, plan.confidence))
-                for line in outlook(found.needs, budget, spent, plan.confidence):
+                estimates = outlook(found.needs, budget, spent, plan.confidence)
+                for line in [*already(comparison), *estimates]:
                     watcher.say(line)
                 # The servers take a moment to end.
                 run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)

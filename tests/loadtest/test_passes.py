@@ -257,6 +257,11 @@ async def test_runs_before_the_last_are_kept(served, monkeypatch, tmp_path, fail
     assert ended in found.ended
     save(found, tmp_path / "l.json")
     assert result.load(tmp_path / "l.json").ended == found.ended
+    files = ["--show", str(tmp_path / "l.json"), "--html", str(tmp_path / "l.html")]
+    shown = await asyncio.to_thread(CliRunner().invoke, application, ["load", *files])
+    assert shown.exit_code == 0, "what is shown was measured before"
+    assert ended in " ".join(shown.stderr.split())
+    assert ended in (tmp_path / "l.html").read_text()
 
 
 async def test_a_server_that_hangs_ends_the_plan_which_keeps_what_there_is(served):
