@@ -103,6 +103,17 @@ def set_aside(measurements: Iterable[Measurement], load: str) -> dict[int, str]:
     return {each.round: each.set_aside for each in measurements if each.load == load and each.set_aside}
 
 
+def not_counted(measurements: Sequence[Measurement]) -> list[str]:
+    """Rounds that were set aside, a sentence without a full stop for each load and reason."""
+    found = []
+    for load in dict.fromkeys(each.load for each in measurements):
+        reasons = list(set_aside(measurements, load).values())
+        found += [
+            f"{_rounds(reasons.count(why))} of {load} did not count: {why}" for why in dict.fromkeys(reasons)
+        ]
+    return found
+
+
 def alarms(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = ()) -> list[Alarm]:
     """All signs, the most telling first; see ``busy``."""
     # Each question needs few of them, and there may be thousands.
