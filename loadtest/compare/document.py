@@ -33,6 +33,7 @@ _OPTIONAL = ("depth",)
 _SHARED = {
     "text_hash": "the text",
     "own_hash": "your own questions",
+    "tasks_version": "the version of the tasks",
     "chat": "whether questions are asked through the chat template",
     "margins": "the margins",
     "confidence": "the confidence",
