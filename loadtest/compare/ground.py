@@ -78,8 +78,8 @@ def survey(comparison: Comparison) -> Ground:
         remarks += [_failed(here, task, length) for task in failed[length]]
         if (asked or length not in unread) and _all_see(comparison, length):
             remarks.append(
-                f"all at {length_label(length)}: every variant sees the whole context, as full attention does, "
-                "so that nothing there can tell them apart"
+                f"all at {length_label(length)}: every variant sees the whole context, as full attention "
+                "does, so that nothing there can tell them apart"
             )
     answers = [
         row.score

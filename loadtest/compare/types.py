@@ -280,7 +280,7 @@ class Judgment:
     Attributes:
         verdicts: of every candidate but full, in the plan's order.
         advice: what to deploy.
-        uninformative: tasks and lengths where full itself fails, or none can fail, in words.
+        uninformative: tasks and lengths where full itself fails, or all see the whole context, in words.
     """
 
     verdicts: tuple[Verdict, ...]

@@ -271,3 +271,12 @@ def test_minutes_bring_none_of_ones_own_questions():
     assert settling([tasks, replace(own, loss=Interval())], 240).startswith("some of it was not measured")
     text_ = replace(tasks, measure="text", unit="perplexity")
     assert settling([text_], 240).endswith("would settle it, if the text is long enough")
+
+
+def test_a_length_that_all_see_whole_is_said_to_tell_nothing(usual):
+    names = [FULL.name, WINDOW.name]
+    alone = replace(usual, plan=replace(usual.plan, candidates=(FULL, WINDOW)))
+    alone.answers = [row for row in usual.answers if row.deployment in names]
+    (told,) = judge(alone).uninformative
+    assert told.startswith("all at 1k: every variant sees the whole context")
+    assert judge(usual).uninformative == (), "top-k 512 does not"
