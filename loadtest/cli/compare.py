@@ -198,7 +198,8 @@ def _measure(
 
     from loadtest.cli.compare_progress import Watcher
     from loadtest.compare import document
-    from loadtest.compare.estimate import outlook, refusal
+    from loadtest.compare.equal import equal_pairs
+    from loadtest.compare.estimate import already, outlook, refusal
     from loadtest.compare.evidence import is_whole
     from loadtest.compare.group import FullFailedError
     from loadtest.compare.plan import PlanError
@@ -206,6 +207,7 @@ def _measure(
     from loadtest.compare.run import run
     from loadtest.compare.types import Comparison
     from loadtest.document import DocumentError, machine
+    from loadtest.measuring.busy import busy
 
     end_on_signals()
     began = time.monotonic()
@@ -230,9 +232,11 @@ def _measure(
                     comparison = document.join(comparison, json_file)
                 watcher.watch(comparison)
                 spent = time.monotonic() - began
-                if not comparison.spent and found.needs.least > budget - spent - _ENDING_SECONDS:
+                least = found.needs.start + found.needs.least
+                if not comparison.spent and least > budget - spent - _ENDING_SECONDS:
                     raise PlanError(refusal(found.needs, budget, spent, plan.confidence))
-                for line in outlook(found.needs, budget, spent, plan.confidence):
+                estimates = outlook(found.needs, budget, spent, plan.confidence)
+                for line in [*already(comparison), *estimates]:
                     watcher.say(line)
                 # The servers take a moment to end.
                 run(comparison, found, material, began + budget - _ENDING_SECONDS, watcher.listener)
@@ -245,6 +249,8 @@ def _measure(
                     else "with --json it could go on"
                 )
                 sentence, code = f"interrupted; {more}", _INTERRUPTED
+            if comparison is not None:  # the last judgment may be older than the last rows
+                comparison.busy = busy(comparison.speed, equal_pairs(comparison), comparison.plan.confidence)
             if unsaved := watcher.keep():
                 sentence, code = "\n".join(filter(None, (sentence, unsaved))), code or 1
     except DocumentError as error:

@@ -155,7 +155,8 @@ def load(
 ) -> None:
     """Measure a server: throughput, time to first token, time per token; greedy, outputs of exact length.
 
-    Ends with 0 if every run is valid and nothing failed, with 130 if it was stopped, else with 1.
+    Ends with 0 if every run is valid and nothing failed, with 130 if it was stopped, else with 1;
+    with --show always with 0.
     """
     from loadtest.cli.load_run import Files, run, tell
     from loadtest.load import asked
@@ -222,4 +223,4 @@ def load(
             *(most_prompt_tokens, most_total_tokens),
         )
         result = run(plan, wanted)
-    tell(result, earlier, files)
+    tell(result, earlier, files, shown=show is not None)

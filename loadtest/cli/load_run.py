@@ -83,13 +83,14 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     return result
 
 
-def tell(result: Result, earlier: Result | None, files: Files) -> NoReturn:
+def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -> NoReturn:
     """Writes the files, prints the tables, and ends the command.
 
     Args:
         result: with a run at least.
         earlier: to compare it with.
         files: to write.
+        shown: it was measured before; then only a file that can't be written is a failure.
     """
     from rich.console import Console
 
@@ -123,6 +124,10 @@ def tell(result: Result, earlier: Result | None, files: Files) -> NoReturn:
     console.print(runs_table(result, one_line=piped))
     if earlier is not None:
         console.print(comparison(earlier, result))
+    if shown and not unwritten:
+        if result.ended:
+            typer.echo(result.ended, err=True)
+        raise typer.Exit
     if said := "; ".join(filter(None, (result.ended, unwritten))):
         fail(said, _INTERRUPTED if result.ended == STOPPED else 1)
     raise typer.Exit(0 if clean(result) else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loadtest.compare import words
 from loadtest.compare.gains import (
@@ -122,7 +122,7 @@ def _deploy(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
         _safe(comparison, best),
         *filter(None, [words.unseen([] if best.exact else best.evidence, comparison.plan.confidence)]),
         *sentences[1:],
-        *_growth(best),
+        *_growth("Its", {one.context: one.own.value for one in best.gains if one.figure == "bytes"}),
         *_others(comparison, best, load),
     ]
 
@@ -136,14 +136,18 @@ def _others(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
     ]
 
 
-def _growth(best: Verdict) -> list[str]:
-    """Whether its KV cache grows with the context."""
-    held = {one.context: one.own.value for one in best.gains if one.figure == "bytes"}
+def _growth(whose: str, held: Mapping[int, float]) -> list[str]:
+    """Whether a KV cache grows with the context.
+
+    Args:
+        whose: in words.
+        held: its bytes by context.
+    """
     contexts = sorted(held)
     if len(contexts) < 2 or held[contexts[-1]] < 1.1 * held[contexts[0]]:
         return []
     ends = [f"{held[one] / _MEBIBYTE:,.0f} MiB at {length_label(one)}" for one in (contexts[0], contexts[-1])]
-    return [f"Its KV cache grows with the context: {' and '.join(ends)} per sequence"]
+    return [f"{whose} KV cache grows with the context: {' and '.join(ends)} per sequence"]
 
 
 def _safe(comparison: Comparison, best: Verdict) -> str:
@@ -198,7 +202,8 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
             sentences.append(
                 f"{one.deployment} is safe, but not surely at least {setting(least)} faster: {why}"
             )
-    return sentences
+    gains = [gain for one in served for gain in one.gains if gain.figure == "bytes"]
+    return [*sentences, *_growth("Full attention's", {gain.context: gain.full.value for gain in gains})]
 
 
 def _faster(comparison: Comparison, served: Sequence[Verdict], best: Verdict | None, load: Load) -> list[str]:
@@ -260,7 +265,8 @@ def _standing(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
         return []
     if all(one.outcome is Outcome.UNKNOWN for one in verdicts):
         more = words.settling([test for one in verdicts for test in one.evidence], comparison.spent)
-        return [f"There is not enough evidence of any variant's quality either{f'; {more}' if more else ''}"]
+        either = f"There is not enough evidence of any variant's quality either{f'; {more}' if more else ''}"
+        return [either, _holds(comparison)]
     parts = [
         f"{outcome}: {listed(names)}"
         for outcome in Outcome

@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadtest import document
+from loadtest.compare.equal import equal_pairs
 from loadtest.compare.judge import judge
 from loadtest.compare.schema import SCHEMA as SCHEMA  # exported: the name of what this module writes
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.document import DocumentError, plain
 from loadtest.evaluation.types import Answer, Memory, TextBlock
+from loadtest.measuring.busy import busy
 from loadtest.measuring.types import Load, Measurement
 
 # Where null is NaN, but in fields that may be without a value.
@@ -31,6 +33,7 @@ _OPTIONAL = ("depth",)
 _SHARED = {
     "text_hash": "the text",
     "own_hash": "your own questions",
+    "tasks_version": "the version of the tasks",
     "chat": "whether questions are asked through the chat template",
     "margins": "the margins",
     "confidence": "the confidence",
@@ -78,7 +81,8 @@ def join(comparison: Comparison, path: Path) -> Comparison:
 
     The plans may differ in candidates, contexts, loads and tasks, since rows are kept by those: a whole
     comparison adds to a quick one. Rows that failed are left out, so that they are measured again. The memory
-    that sequences are counted for stays the file's: how much is free differs from minute to minute.
+    that sequences are counted for stays the file's: how much is free differs from minute to minute. Whether
+    the machine was too busy is told anew, by the rows of both.
 
     Args:
         comparison: the new one, with its plan and machine; its rows, if any, come after the file's.
@@ -96,7 +100,7 @@ def join(comparison: Comparison, path: Path) -> Comparison:
             f"{path} can't be gone on with, since these differ: {'; '.join(differences)}; "
             "name another file, or run as before"
         )
-    return replace(
+    joined = replace(
         comparison,
         plan=_both(earlier.plan, comparison.plan),
         created=earlier.created,
@@ -109,6 +113,8 @@ def join(comparison: Comparison, path: Path) -> Comparison:
         text=[*_whole(earlier.text), *comparison.text],
         memory=[*_whole(earlier.memory), *comparison.memory],
     )
+    joined.busy = busy(joined.speed, equal_pairs(joined), joined.plan.confidence)
+    return joined
 
 
 def _with_nan(value: Any) -> Any:

@@ -34,7 +34,8 @@ def effective_length(comparison: Comparison, name: str) -> Effective | None:
     attention's at the shortest context is the measure, over the tasks that are informative there, each task
     weighing the same. Every shorter context has to pass too: one that passes by luck behind one that fails
     is not effective. Both scores are estimates: the interval of their difference is made of their own (Zou
-    and Donner: Construction of confidence intervals about effect measures, 2008).
+    and Donner: Construction of confidence intervals about effect measures, 2008). At the shortest context
+    both answered the same questions, and the interval is of what was lost, question by question.
 
     Args:
         comparison: with the rows.
@@ -58,7 +59,20 @@ def effective_length(comparison: Comparison, name: str) -> Effective | None:
                 return None
             break
         lengths.append(length)
-        margins.append(_above(_mean(scores), measure, comparison.plan.margins.effective))
+        share = comparison.plan.margins.effective
+        if length != contexts[0]:
+            margins.append(_above(_mean(scores), measure, share))
+        elif name == comparison.plan.full:
+            # By definition, however few questions its score is an estimate from.
+            margins.append(_exactly((1 - share) * measure.value, measure.count))
+        else:
+            losses = [
+                analysis.points_lost(
+                    analysis.task_pairs(comparison, name, (task,), length), comparison.plan.confidence
+                )
+                for task in tasks
+            ]
+            margins.append(_above_paired(_mean(losses), measure, share))
     return Effective(
         _longest(lengths, [margin.value >= 0 for margin in margins]),
         _longest(lengths, [margin.claimed and margin.low >= 0 for margin in margins]),
@@ -85,8 +99,21 @@ def _mean(scores: Sequence[Interval]) -> Interval:
 
 
 def _above(own: Interval, full: Interval, share: float) -> Interval:
-    """How much more ``own`` is than a share of ``full``; the same contexts, if they are, make it surer."""
+    """How much more ``own`` is than a share of ``full``, of other questions."""
     value = own.value - share * full.value
     below = math.hypot(own.value - own.low, share * (full.high - full.value))
     above = math.hypot(own.high - own.value, share * (full.value - full.low))
     return Interval(value, value - below, value + above, min(own.count, full.count))
+
+
+def _above_paired(loss: Interval, full: Interval, share: float) -> Interval:
+    """The same of the same questions: what was lost of ``full`` may be all but the share of it."""
+    spare = full.scaled(1 - share)
+    value = spare.value - loss.value
+    below = math.hypot(loss.high - loss.value, spare.value - spare.low)
+    above = math.hypot(loss.value - loss.low, spare.high - spare.value)
+    return Interval(value, value - below, value + above, min(loss.count, full.count))
+
+
+def _exactly(value: float, count: int) -> Interval:
+    return Interval(value, value, value, count)

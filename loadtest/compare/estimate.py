@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from loadtest.compare.evaluator import TURNS, Evaluator
 from loadtest.compare.group import MOST_ROUNDS, SPEED_SHARE
-from loadtest.compare.types import Plan
+from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.greedy import GREEDY
 from loadtest.measuring.servers import MOST_STARTING
@@ -174,8 +174,9 @@ def refusal(found: Needs, budget: float, spent: float, confidence: float) -> str
     once, enough = _whole(found, spent, confidence)
     return (
         f"nothing can be measured in the {minutes(max(0.0, budget - spent))} that are left of a budget of "
-        f"{minutes(budget)}: the cheapest step takes about {minutes(math.ceil(found.least))}, one of each "
-        f"kind {minutes(once)}, and a verdict {minutes(enough)}; give --budget {math.ceil(enough / 60)}m"
+        f"{minutes(budget)}: start-up and the cheapest step take about "
+        f"{minutes(math.ceil(found.start + found.least))}, one of each kind {minutes(once)}, "
+        f"and a verdict {minutes(enough)}; give --budget {math.ceil(enough / 60)}m"
     )
 
 
@@ -215,6 +216,21 @@ def outlook(found: Needs, budget: float, spent: float, confidence: float) -> lis
             f"takes: about {minutes(enough)}"
         )
     return lines
+
+
+def already(comparison: Comparison) -> list[str]:
+    """What a run that goes on need not measure, a line; none where there is nothing yet."""
+    answers, blocks = (
+        sum(row.deployment == comparison.plan.full for row in rows)
+        for rows in (comparison.answers, comparison.text)
+    )
+    rounds = len({(row.load, row.round) for row in comparison.speed if not row.set_aside})
+    if not rounds + answers + blocks:
+        return []
+    return [
+        f"the file has {minutes(comparison.spent)} of measuring: {rounds} rounds of speed, {answers} "
+        f"questions, {blocks} blocks of text; what follows is as if nothing were measured yet"
+    ]
 
 
 def minutes(seconds: float) -> str:

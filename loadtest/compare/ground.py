@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from loadtest.compare import analysis
-from loadtest.compare.types import Comparison
+from loadtest.compare.equal import sees_all
+from loadtest.compare.types import EXACT, Comparison
 from loadtest.evaluation.pairs import OWN
 from loadtest.measuring.types import length_label
 
@@ -75,6 +76,11 @@ def survey(comparison: Comparison) -> Ground:
         known = {*informative[length], *failed[length]}
         unsettled[length] = tuple(task for task in asked if task not in known)
         remarks += [_failed(here, task, length) for task in failed[length]]
+        if (asked or length not in unread) and _all_see(comparison, length):
+            remarks.append(
+                f"all at {length_label(length)}: every variant sees the whole context, as full attention "
+                "does, so that nothing there can tell them apart"
+            )
     answers = [
         row.score
         for row in comparison.answers
@@ -87,6 +93,13 @@ def survey(comparison: Comparison) -> Ground:
             f"in {len(answers)} question{'s' * (len(answers) > 1)}"
         )
     return Ground(informative, failed, unsettled, frozenset(guessed), frozenset(unread), own, tuple(remarks))
+
+
+def _all_see(comparison: Comparison, length: int) -> bool:
+    return all(
+        one.attention in EXACT or sees_all(comparison, one.name, length)
+        for one in comparison.plan.candidates[1:]
+    )
 
 
 def frequency_perplexity(vocabulary: int) -> float:

@@ -215,9 +215,15 @@ class Group:
         """
         if self._again.due(load.label):
             return True
-        if self._whole.busy:
+        if self._whole.busy and self._is_busy_here():
             return False
         return self._spent["speed"] * (1 - SPEED_SHARE) < self._spent["quality"] * SPEED_SHARE
+
+    def _is_busy_here(self) -> bool:
+        """An alarm is about the machine or servers that this group has; it can do nothing about others."""
+        alive = {one.name for one in self._own.plan.candidates} - self._whole.failed.keys()
+        found = alarms(self._own.speed, equal_pairs(self._own), self._own.plan.confidence)
+        return any(alive.issuperset(alarm.deployments) for alarm in found)
 
     def _next_load(self) -> Load | None:
         """The load with the fewest rounds whose speeds are not settled, if another round ends in time.

@@ -13,11 +13,13 @@ from loadtest.compare.effective import effective_length
 from loadtest.compare.gains import PER_MEMORY, under_load
 from loadtest.compare.phrases import effective_words, ends, setting, times
 from loadtest.compare.types import Comparison, Evidence, Judgment
+from loadtest.measuring.busy import not_counted
 from loadtest.measuring.types import length_label
 
 
 def lines(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
-    """Effective lengths, likeness, the user's own questions, speed per memory and Pareto fronts.
+    """Effective lengths, likeness, the user's own questions, speed per memory, Pareto fronts, and
+    rounds that did not count.
 
     Args:
         comparison: with the rows.
@@ -29,6 +31,7 @@ def lines(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
         *_own(comparison, judgment),
         *_per_memory(comparison, judgment),
         *_fronts(comparison, judgment),
+        *_not_counted(comparison),
     ]
 
 
@@ -122,6 +125,11 @@ def _fronts(comparison: Comparison, judgment: Judgment) -> list[RenderableType]:
     at = length_label(comparison.plan.contexts[-1])
     same = "every server with as much KV memory"
     return [Text(f"\nPareto fronts at {at}, {same}: quality against {'; against '.join(parts)}")]
+
+
+def _not_counted(comparison: Comparison) -> list[RenderableType]:
+    said = not_counted(comparison.speed)
+    return [Text("\n" + "\n".join(said), style="dim")] if said else []
 
 
 def _counts(tests: Sequence[Evidence]) -> str:

@@ -16,7 +16,7 @@ from loadtest.compare.types import Margins, Plan
 from loadtest.deployment import FULL, Deployment, parse
 from loadtest.measuring.types import Load
 from loadtest.tasks import own as own_questions
-from loadtest.tasks.registry import TASKS
+from loadtest.tasks.registry import TASKS, VERSION
 from loadtest.tasks.types import Sample
 
 LEAST_CONTEXT = 256
@@ -128,6 +128,7 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         confidence=asked.confidence,
         seed=asked.seed,
         arguments=(*(("--model", asked.model) if asked.model else ()), *asked.arguments),
+        tasks_version=VERSION,
     )
     return plan, Material(text, prose, own, asked.preset.chat if asked.chat is None else asked.chat)
 

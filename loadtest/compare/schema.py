@@ -15,14 +15,23 @@ from typing import Any
 
 import msgspec
 
-from loadtest.compare.types import Comparison, Evidence, Judgment
-from loadtest.measuring.types import Weather
+from loadtest.compare.types import Comparison, Evidence, Judgment, Plan, Verdict
+from loadtest.measuring.types import Measurement, Weather
 
 SCHEMA = "longspan-compare/2"
 FILE = Path(__file__).with_name("schema.json")
 
 # Numbers that are NaN where nothing was measured, though they have no such default.
 _MAY_BE_NULL = {Evidence: ("full", "own"), Weather: ("stolen", "foreign", "throttled")}
+
+# Added since the first documents of this version, which lack them.
+_ADDED = {
+    Comparison: ("busy",),
+    Plan: ("tasks_version",),
+    Measurement: ("set_aside",),
+    Evidence: ("turns",),
+    Verdict: ("effective_least", "effective_most"),
+}
 
 # What is in the fields that are plain objects.
 _OBJECTS = {
@@ -51,7 +60,8 @@ _RUNNING = {
 
 
 def schema() -> dict[str, Any]:
-    """The schema of a document, JSON Schema draft 2020-12. Every field is described and always written."""
+    """The schema of a document, JSON Schema draft 2020-12. Every field is described and always written;
+    those that documents of earlier releases lack are not required."""
     _, parts = msgspec.json.schema_components([Comparison, Judgment], ref_template="#/$defs/{name}")
     for kind in _kinds(Comparison, Judgment):
         parts[kind.__name__] = _object(kind, parts[kind.__name__])
@@ -112,7 +122,7 @@ def _object(kind: type, part: dict[str, Any]) -> dict[str, Any]:
         "description": summary,
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": [name for name in properties if name not in _ADDED.get(kind, ())],
         "additionalProperties": False,
     }
 

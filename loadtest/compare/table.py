@@ -25,8 +25,8 @@ from loadtest.measuring.types import Interval, Load, length_label
 
 _STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}
 _MEBIBYTE = 2**20
-# Names of this many letters leave room for all columns in a terminal of 80.
-_NAME = 18
+_HEADS = {"tpot": "TPOT\nms", "output_rate": "tok/s"}
+_SCALES = {"tpot": 1e3, "output_rate": 1.0}
 
 
 def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
@@ -79,13 +79,15 @@ def _heading(comparison: Comparison) -> Text:
 def _legend(comparison: Comparison) -> Text:
     """What the grids' heads mean."""
     loads = [load for context in comparison.plan.contexts if (load := operators_load(comparison, context))]
-    speed = "TPOT: time per output token"
-    if any(deciding_figure(load) == "output_rate" for load in loads):
-        speed = "tok/s: output tokens per second of all users"
+    words = {
+        "tpot": "TPOT: time per output token",
+        "output_rate": "tok/s: output tokens per second of all users",
+    }
+    shown = dict.fromkeys(name for load in loads for name in _speeds(load)) or ["tpot"]
     memory = comparison.plan.kv_memory
     within = f" that {figure(memory / GIBIBYTE)} GiB of KV cache hold, the same for all" if memory else ""
     parts = [
-        speed,
+        *(words[name] for name in shown),
         "x full: how many times better than full attention, paired by round",
         "TTFT: time to first token of new prompts",
         f"KV: cache of one sequence; fit: sequences{within}",
@@ -100,10 +102,9 @@ def _grid(
     comparison: Comparison, judgment: Judgment, baseline: Sequence[Gain], context: int
 ) -> RenderableType:
     load, new = operators_load(comparison, context), new_prompts(comparison, context)
-    rate = load is not None and deciding_figure(load) == "output_rate"
+    figures_ = _speeds(load)
     heads = [
-        "tok/s" if rate else "TPOT\nms",
-        "x full",
+        *(head for name in figures_ for head in (_HEADS[name], "x full")),
         "TTFT\ns",
         "KV\nMiB",
         "fit",
@@ -117,7 +118,8 @@ def _grid(
         gains = verdict.gains if verdict else baseline
         grid.add_row(
             _name(comparison, candidate.name, verdict if context == comparison.plan.contexts[-1] else None),
-            *_speed(gains, load, new, paired=verdict is not None),
+            *_speed(gains, load, figures_, paired=verdict is not None),
+            _interval(under_load(gains, new, "ttft"), 1.0),
             *_memory(gains, context),
             *_quality(judgment, verdict, context),
         )
@@ -155,12 +157,24 @@ def _name(comparison: Comparison, name: str, verdict: Verdict | None) -> Text:
     return Text(name).append(f"\n{verdict.outcome}", style=_STYLES[verdict.outcome])
 
 
-def _speed(gains: Sequence[Gain], load: Load | None, new: Load | None, *, paired: bool) -> list[Text]:
-    deciding = deciding_figure(load) if load else ""
-    speed = under_load(gains, load, deciding)
-    scale = 1.0 if deciding == "output_rate" else 1e3
-    first = under_load(gains, new, "ttft")
-    return [_interval(speed, scale), _times(speed if paired else None), _interval(first, 1.0)]
+def _speeds(load: Load | None) -> list[str]:
+    """Figures of speed under the operator's load, the one that decides first.
+
+    For one user tokens per second tell nothing that time per token doesn't.
+    """
+    if load is None:
+        return ["tpot"]
+    first = deciding_figure(load)
+    alone = load.concurrency == 1 and not load.rate
+    return [first] if alone else [first, *(name for name in _HEADS if name != first)]
+
+
+def _speed(gains: Sequence[Gain], load: Load | None, names: Sequence[str], *, paired: bool) -> list[Text]:
+    cells = []
+    for name in names:
+        gain = under_load(gains, load, name)
+        cells += [_interval(gain, _SCALES[name]), _times(gain if paired else None)]
+    return cells
 
 
 def _times(gain: Gain | None) -> Text:

@@ -55,6 +55,7 @@ class Plan:
         seed: of all that is drawn.
         kv_memory: bytes of KV cache that ``fits`` is counted for; the same for all.
         arguments: of ``longspan serve``, for every server.
+        tasks_version: of what the tasks ask, ``loadtest.tasks.registry.VERSION``; 1 in files from before it.
     """
 
     candidates: tuple[Deployment, ...]
@@ -71,6 +72,7 @@ class Plan:
     seed: int = 0
     kv_memory: int = 0
     arguments: tuple[str, ...] = ()
+    tasks_version: int = 1
 
     @property
     def full(self) -> str:
@@ -278,7 +280,7 @@ class Judgment:
     Attributes:
         verdicts: of every candidate but full, in the plan's order.
         advice: what to deploy.
-        uninformative: tasks and lengths where full itself fails, or none can fail, in words.
+        uninformative: tasks and lengths where full itself fails, or all see the whole context, in words.
     """
 
     verdicts: tuple[Verdict, ...]

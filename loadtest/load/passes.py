@@ -55,10 +55,11 @@ def one_pass(
 
     def tell(progress: Progress) -> None:
         last = progress.last
-        if not last.error:
-            run = found.runs[-1]
-            run.attempt, run.disturbed = last.attempt, last.disturbed
-            run.weather = None if math.isnan(last.weather.foreign) else last.weather
+        if last.error:  # what can't be measured hangs, and would let each other cell wait as long
+            raise NotMeasuredError(last.error)
+        run = found.runs[-1]
+        run.attempt, run.disturbed = last.attempt, last.disturbed
+        run.weather = None if math.isnan(last.weather.foreign) else last.weather
 
     for cell in cells:
         cell.prefix = f"{repeat + 1} of {repeats}: " if repeats > 1 else ""
@@ -76,5 +77,3 @@ def one_pass(
     finally:
         for run in found.runs[first:]:
             run.repeat = repeat
-    for why in rounds.failed.values():
-        raise NotMeasuredError(why)

@@ -48,6 +48,7 @@ def render(result: Result, against: Result | None = None) -> str:
         "load.html.j2",
         title=f"Load test of {model}",
         heading=[*heading(result).plain.split("\n"), result.created],
+        ended=result.ended,
         heads=heads,
         rows=[_row(row, goodput) for row in found],
         footnotes=_footnotes(found, result.confidence),

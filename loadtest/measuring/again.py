@@ -54,7 +54,7 @@ class Again:
 
     def due(self, load: str) -> bool:
         """Rounds of this load were set aside, and there are fewer than an interval takes in their place."""
-        return load in self._times and self.counted(load) < LEAST
+        return bool(set_aside(self._measurements, load)) and self.counted(load) < LEAST
 
     def counted(self, load: str) -> int:
         """Rounds of a load that count, of whichever deployments."""

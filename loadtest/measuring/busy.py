@@ -73,14 +73,17 @@ class Alarm(NamedTuple):
     deployments: tuple[str, ...] = ()
 
 
-def busy(measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = ()) -> str:
+def busy(
+    measurements: Sequence[Measurement], equal_pairs: Iterable[EqualPair] = (), confidence: float = CONFIDENCE
+) -> str:
     """Why this machine is too busy to tell speeds apart, a sentence without a full stop; empty if it is not.
 
     Args:
         measurements: of a run; the first is of the base.
         equal_pairs: deployments whose work is the same, as patterns' is where they cover the context.
+        confidence: of the run's intervals; it says how many rounds they take.
     """
-    return sentence(alarms(measurements, equal_pairs), measurements)
+    return sentence(alarms(measurements, equal_pairs, confidence), measurements)
 
 
 def sentence(found: Sequence[Alarm], measurements: Sequence[Measurement]) -> str:
@@ -101,6 +104,17 @@ def sentence(found: Sequence[Alarm], measurements: Sequence[Measurement]) -> str
 def set_aside(measurements: Iterable[Measurement], load: str) -> dict[int, str]:
     """Rounds of a load that don't count, by number: why."""
     return {each.round: each.set_aside for each in measurements if each.load == load and each.set_aside}
+
+
+def not_counted(measurements: Sequence[Measurement]) -> list[str]:
+    """Rounds that were set aside, a sentence without a full stop for each load and reason."""
+    found = []
+    for load in dict.fromkeys(each.load for each in measurements):
+        reasons = list(set_aside(measurements, load).values())
+        found += [
+            f"{_rounds(reasons.count(why))} of {load} did not count: {why}" for why in dict.fromkeys(reasons)
+        ]
+    return found
 
 
 def alarms(

@@ -12,6 +12,7 @@ from loadtest.compare.phrases import FIGURES, effective_words, measure, setting
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
+from loadtest.measuring.busy import not_counted
 from loadtest.measuring.types import length_label
 from loadtest.report import evidence, figures, lengths, needles, page, tradeoff, view, words
 from loadtest.report.drawing import Drawing
@@ -26,7 +27,7 @@ class Progress:
     Attributes:
         words: what it does now.
         done: share of the whole, 0 to 1.
-        left: seconds that it will probably take; NaN where that is not known.
+        left: seconds that it will take at most; NaN where that is not known.
     """
 
     words: str
@@ -213,6 +214,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("versions", words.pairs(comparison.versions)),
         ("contexts", ", ".join(length_label(length) for length in plan.contexts)),
         ("loads", "; ".join(load.label for load in plan.loads)),
+        ("measured again", "; ".join(not_counted(comparison.speed))),
         ("text", f"{plan.text} (hash {plan.text_hash[:12]})" if plan.text else ""),
         ("tasks", ", ".join(plan.tasks)),
         ("your own questions", f"{plan.own} (hash {plan.own_hash[:12]})" if plan.own else ""),

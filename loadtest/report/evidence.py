@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from loadtest.compare.phrases import measure
+from loadtest.compare.turns import Turns
 from loadtest.compare.types import Evidence
 from loadtest.compare.words import more_words
 from loadtest.report import view, words
@@ -29,6 +30,8 @@ def rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
             "ends": words.ends(partial(words.loss, one.unit), one.loss),
             "margin": words.loss(one.unit, one.margin),
             "count": one.loss.count,
+            "contexts": one.contexts,
+            "turns": turns_words(one.turns) if one.turns else "",
             "outcome": view.badge(one.outcome),
             "more": more_words(one),
             "where": one.where,
@@ -37,6 +40,20 @@ def rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
         }
         for one in evidence
     ]
+
+
+def turns_words(found: Turns) -> str:
+    """What the first and the later questions found, and how many points more a later one loses."""
+    asked = (
+        f"{when} questions {words.plain(own)} of {count} (full {words.plain(full)})"
+        for when, own, count, full in (
+            ("first", found.first_own, found.first, found.first_full),
+            ("later", found.later_own, found.later, found.later_full),
+        )
+    )
+    show = partial(words.loss, "score")
+    more = f"{show(found.difference.value)} {words.ends(show, found.difference)}".strip()
+    return f"{', '.join(asked)}; a later one loses more by {more}"
 
 
 def scale() -> Markup:

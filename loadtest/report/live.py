@@ -169,7 +169,7 @@ class Live:
 
 
 def _kept(comparison: Comparison) -> Comparison:
-    """The comparison as it is now: its rows are never changed, only added."""
+    """The comparison as it is now: rows are added later, and replaced where they are set aside."""
     rows = {name: list(getattr(comparison, name)) for name in ("speed", "answers", "text", "memory")}
     facts = {name: dict(getattr(comparison, name)) for name in ("model", "running", "failed")}
     changes: dict[str, Any] = {**rows, **facts}

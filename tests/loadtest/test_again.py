@@ -87,6 +87,7 @@ def test_what_could_not_be_measured_again_says_so_and_is_not_set_aside_where_a_s
     assert not again.answer(alarm, ["a", "c"]), "rounds without b would tell nothing of it"
     assert again.answer(alarm, list("abc"))
     assert again.due(SHORT.label)
+    assert Again(made).due(SHORT.label), "a run that goes on with these rows knows it too"
     assert "6 rounds of 1k, 1 user, cached prompts did not count (a and b read the same" in said(made)
 
 

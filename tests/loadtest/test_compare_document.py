@@ -11,9 +11,10 @@ import pytest
 
 from loadtest.compare import csv, document, schema
 from loadtest.compare.judge import judge
+from loadtest.compare.plan import Asked, make_plan
 from loadtest.compare.types import Margins
 from loadtest.deployment import topk
-from loadtest.document import plain
+from loadtest.document import DocumentError, plain
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.types import Measurement, Weather
 from tests.loadtest.synthetic import FULL, TOPK, WINDOW, Sizes, Truth, draw
@@ -66,9 +67,25 @@ def test_a_file_of_before_rounds_were_set_aside_is_read(comparison, tmp_path):
     whole = json.loads(file.read_text())
     for row in whole["speed"]:
         del row["set_aside"]
+    del whole["busy"], whole["plan"]["tasks_version"]
+    for verdict in whole["judgment"]["verdicts"]:
+        del verdict["effective_least"], verdict["effective_most"]
+        for test in verdict["evidence"]:
+            del test["turns"]
+    jsonschema.Draft202012Validator(schema.schema()).validate(whole)
     whole["judgment"]["busy"] = ""
     file.write_text(json.dumps(whole))
     assert plain(document.load(file)) == plain(comparison)
+
+
+def test_a_file_with_other_questions_under_the_same_keys_is_refused(comparison, tmp_path):
+    file = tmp_path / "c.json"
+    document.save(comparison, file)
+    plan, _ = make_plan(Asked(contexts=comparison.plan.contexts))
+    assert plan.tasks_version > comparison.plan.tasks_version == 1
+    now = replace(comparison, plan=replace(comparison.plan, tasks_version=plan.tasks_version))
+    with pytest.raises(DocumentError, match=r"the version of the tasks \(1 there, 2 now\)"):
+        document.join(now, file)
 
 
 def test_a_second_run_goes_on(comparison, tmp_path):
@@ -85,6 +102,15 @@ def test_a_second_run_goes_on(comparison, tmp_path):
     assert not any(row.error for row in joined.answers)
     assert not joined.failed
     assert document.join(comparison, tmp_path / "none.json") is comparison
+
+
+def test_a_machine_that_was_too_busy_is_so_when_its_run_goes_on(comparison, tmp_path):
+    file = tmp_path / "c.json"
+    comparison.speed = [replace(row, disturbed="another process used 48%") for row in comparison.speed]
+    document.save(comparison, file)
+    joined = document.join(replace(comparison, speed=[], answers=[], text=[], memory=[], failed={}), file)
+    assert "too busy to tell speeds apart" in joined.busy
+    assert judge(joined).advice.winner == ""
 
 
 def test_memory_that_is_free_now_does_not_keep_a_run_from_going_on(comparison, tmp_path):

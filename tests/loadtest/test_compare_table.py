@@ -111,3 +111,4 @@ def test_an_empty_comparison_has_a_table(usual):
         "There is not enough evidence of any variant's quality either; some of it was not measured at all: "
         "give a longer --budget."
     )
+    assert busy.advice.sentences[2].startswith("This holds for this model with the text")

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 from loadtest.cli.__main__ import application
 from loadtest.cli.compare_progress import Watcher
 from loadtest.compare import estimate, preflight, run
-from loadtest.compare.estimate import Needs, Pace, needs, outlook, probe, refusal
+from loadtest.compare.estimate import Needs, Pace, already, minutes, needs, outlook, probe, refusal
 from loadtest.compare.plan import Asked, make_plan
 from loadtest.compare.preflight import Found
 from loadtest.compare.units import Unit
 from loadtest.measuring.servers import groups
 from loadtest.measuring.statistics import least, score_loss
+from tests.loadtest.synthetic import Sizes, Truth, draw
 
 
 class Machine:
@@ -107,6 +108,17 @@ def test_what_is_said_before_it_begins():
     assert "take about 0:54; a verdict takes about 3:44: --budget 4m" in short
 
 
+def test_a_run_that_goes_on_says_what_is_there():
+    sizes = Sizes(blocks=8, tokens=2, contexts=2, turns=4, rounds=6)
+    drawn = draw(1, sizes, topk=Truth(), window=Truth())
+    (line,) = already(drawn)
+    assert line.startswith(f"the file has {minutes(drawn.spent)} of measuring: ")
+    rounds = 6 * len({row.load for row in drawn.speed})
+    questions = sum(row.deployment == "full" for row in drawn.answers)
+    assert f": {rounds} rounds of speed, {questions} questions, 16 blocks of text" in line
+    assert already(replace(drawn, speed=[], answers=[], text=[])) == []
+
+
 def test_a_budget_for_nothing_is_refused_with_what_it_takes(monkeypatch):
     plan, _ = make_plan(Asked())
     found = Found(plan, {}, {}, None, 9, Needs(10.0, 900.0, 800.0, least=90.0))
@@ -116,7 +128,7 @@ def test_a_budget_for_nothing_is_refused_with_what_it_takes(monkeypatch):
     assert outcome.exit_code == 2
     said = " ".join(outcome.stderr.split())
     assert "nothing can be measured in the 0:5" in said
-    assert "the cheapest step takes about 1:30" in said
+    assert "start-up and the cheapest step take about 1:40" in said
     assert said.endswith("a verdict 2:50:10; give --budget 171m")
     assert refusal(found.needs, 60.0, 0.0, 0.95).count("28:30") == 1
 

@@ -210,6 +210,9 @@ def test_of_an_effective_length_it_is_told_what_is_sure():
     assert found(4000) == Effective(4096, 4096, 4096)
     rows = at(1024, 0.2, 200) + at(4096, 1.0, 200)
     assert effective_length(comparison(rows), OWN) == Effective(0, 0, 0)
+    few = [0.0, 1.0] * 6
+    of_full = effective_length(comparison(answers("easy", 1024, few, few), contexts=(1024,)), FULL)
+    assert of_full == Effective(1024, 1024, 1024), "it surely keeps its own score"
     assert effective_words(4096, 1024, 8192) == "4k (1k to 8k)"
     assert (effective_words(0, 0, 1024), effective_words(4096, 4096, 4096)) == ("none (none to 1k)", "4k")
 

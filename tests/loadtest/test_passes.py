@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -16,14 +17,14 @@ from loadtest.load import cell, driver, examine, reconcile, result
 from loadtest.load.cell import StoppedError
 from loadtest.load.document import save
 from loadtest.load.measure import STOPPED, measure
-from loadtest.load.passes import NotMeasuredError
+from loadtest.load.passes import NotMeasuredError, one_pass
 from loadtest.load.plan import Plan
 from loadtest.load.rows import clean, rows
 from loadtest.load.targets import Endpoint, EndpointError
 from loadtest.load.types import ClosedLoop, OpenLoop, Targets, Turn
 from loadtest.load.workloads import WORKLOADS, Shape
 from loadtest.measuring.listening import processes_on
-from loadtest.measuring.types import Weather
+from loadtest.measuring.types import CannotMeasureError, Weather
 from loadtest.measuring.weather import Observed
 from tests.loadtest import openai_double
 
@@ -256,6 +257,11 @@ async def test_runs_before_the_last_are_kept(served, monkeypatch, tmp_path, fail
     assert ended in found.ended
     save(found, tmp_path / "l.json")
     assert result.load(tmp_path / "l.json").ended == found.ended
+    files = ["--show", str(tmp_path / "l.json"), "--html", str(tmp_path / "l.html")]
+    shown = await asyncio.to_thread(CliRunner().invoke, application, ["load", *files])
+    assert shown.exit_code == 0, "what is shown was measured before"
+    assert ended in " ".join(shown.stderr.split())
+    assert ended in (tmp_path / "l.html").read_text()
 
 
 async def test_a_server_that_hangs_ends_the_plan_which_keeps_what_there_is(served):
@@ -304,3 +310,16 @@ async def test_a_first_run_that_fails_is_said(served, monkeypatch):
     monkeypatch.setattr(driver, "run", failing)
     with pytest.raises(driver.WorkerDiedError):
         await asyncio.to_thread(quietly, both(served[1], None))
+
+
+def test_what_hangs_lets_no_other_cell_wait_as_long():
+    asked = []
+
+    def hanging(load, seed):
+        asked.append(seed)
+        raise CannotMeasureError("the server sent nothing")
+
+    cells = [SimpleNamespace(name=name, prefix="", pids=None, measure=hanging) for name in ("a", "b")]
+    with pytest.raises(NotMeasuredError, match="sent nothing"):
+        one_pass(SimpleNamespace(runs=[]), cells, 0, 1)
+    assert len(asked) == 1

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from loadtest.compare import document
+from loadtest.compare.phrases import effective_words
 from loadtest.direct.growth.report import write_report as write_growth
 from loadtest.direct.growth.types import Growth, Plan, Survey, Variant
 from loadtest.load.report import write_report as write_load
@@ -110,9 +111,12 @@ def test_every_figure_of_the_judgment_is_in_its_row(browser, reports):
             )
         )
         text = page.evaluate("document.getElementById('main').textContent")
-    judgment, checked = found["judgment"], 0
+    judgment, checked, asked = found["judgment"], 0, []
     for verdict in judgment["verdicts"]:
         assert verdict["command"] in text
+        lengths = [verdict[name] for name in ("effective", "effective_least", "effective_most")]
+        assert None not in lengths
+        assert f"Effective length: {effective_words(*lengths)}." in text
         for number, one in enumerate(verdict["evidence"]):
             row, unit = shown[f"test {number} {verdict['deployment']}"], one["unit"]
             assert row[4] == words.quality(unit, _number(one["full"]))
@@ -122,6 +126,15 @@ def test_every_figure_of_the_judgment_is_in_its_row(browser, reports):
             assert row[8] == words.loss(unit, one["margin"])
             assert row[9].strip("()") == one["outcome"]
             assert row[10] == (words.NONE if one["more"] is None else f"{one['more']:,}")
+            if one["contexts"] > 1:
+                assert f"{one['loss']['count']} samples of {one['contexts']} contexts" in text
+            if turns := one["turns"]:
+                asked.append(turns)
+                for when in ("first", "later"):
+                    own, full = (words.plain(turns[f"{when}_{who}"]) for who in ("own", "full"))
+                    assert f"{when} questions {own} of {turns[when]} (full {full})" in text
+                lost = _joined(lambda value: words.loss("score", value), turns["difference"])
+                assert f"a later one loses more by {lost.replace('(', ' (')}" in text
             assert one["where"] in text
             assert one["note"] in text
             checked += 1
@@ -142,6 +155,7 @@ def test_every_figure_of_the_judgment_is_in_its_row(browser, reports):
             assert row[6] == _joined(words.ratio, one["ratio"])
             checked += 1
     assert len(shown) == checked > 30
+    assert asked
     for sentence in [*judgment["advice"]["sentences"], *judgment["uninformative"]]:
         assert sentence in text
 

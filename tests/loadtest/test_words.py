@@ -9,6 +9,7 @@ from loadtest.compare.types import Evidence, Margins, Outcome
 from loadtest.compare.words import more_words, settling
 from loadtest.deployment import sparse
 from loadtest.measuring.types import Interval
+from loadtest.report.compare import render
 from tests.loadtest.synthetic import DECODE, FULL, LONG, TOPK, WINDOW, draw
 from tests.loadtest.usual import SIZES, plain, text
 
@@ -110,7 +111,6 @@ def test_prefill_gains_are_not_claimed_of_what_leaves_prompts_alone(usual):
 def test_a_machine_that_is_too_busy(usual):
     busy = "this machine is too busy to tell speeds apart: another process used 48%; end other programs"
     judgment = judge(replace(usual, busy=busy))
-    assert judgment.busy == busy
     assert judgment.advice.winner == judgment.advice.command == ""
     assert judgment.advice.sentences == (
         f"T{busy[1:]}.",
@@ -140,6 +140,23 @@ def test_no_gain_and_not_enough_evidence(usual):
     )
     more = "(-3.6 to 8; margin 5); about 23 more questions would settle it"
     assert more in judgment.verdicts[1].sentence
+
+
+def test_of_full_attention_it_is_said_too_that_its_memory_grows(usual):
+    rounds = [cell for cell in usual.speed if cell.round < 3]
+    said = " ".join(judge(replace(usual, speed=rounds)).advice.sentences)
+    assert re.search(
+        r"Full attention's KV cache grows with the context: \d+ MiB at 1k and \d+ MiB at 4k", said
+    )
+
+
+def test_rounds_that_did_not_count_are_told(usual):
+    why = "full and top-k 512 read the same"
+    aside = [replace(cell, set_aside=why) if cell.round < 2 else cell for cell in usual.speed]
+    told = f"2 rounds of {DECODE.label} did not count: {why}"
+    found = replace(usual, speed=aside)
+    assert told in " ".join(text(found, 200).split())
+    assert told in render(found, judge(found))
 
 
 def test_no_difference_and_a_cost(usual):
@@ -219,6 +236,12 @@ def test_two_loads(usual):
         in judge(both).advice.sentences
     )
     assert "4k, 8 users, cached prompts" in text(both, 80)
+    alone = replace(both, plan=replace(both.plan, loads=(users,)))
+    for first in (users, replace(users, concurrency=0, rate=2.0)):
+        rows = [replace(cell, load=first.label) for cell in more]
+        own = replace(alone, plan=replace(alone.plan, loads=(first,)), speed=rows)
+        said = text(own, 120)
+        assert all(head in said for head in ("TPOT", "tok/s", "output tokens per second of all users"))
 
 
 def test_settings_keep_all_their_digits(usual):
@@ -248,3 +271,12 @@ def test_minutes_bring_none_of_ones_own_questions():
     assert settling([tasks, replace(own, loss=Interval())], 240).startswith("some of it was not measured")
     text_ = replace(tasks, measure="text", unit="perplexity")
     assert settling([text_], 240).endswith("would settle it, if the text is long enough")
+
+
+def test_a_length_that_all_see_whole_is_said_to_tell_nothing(usual):
+    names = [FULL.name, WINDOW.name]
+    alone = replace(usual, plan=replace(usual.plan, candidates=(FULL, WINDOW)))
+    alone.answers = [row for row in usual.answers if row.deployment in names]
+    (told,) = judge(alone).uninformative
+    assert told.startswith("all at 1k: every variant sees the whole context")
+    assert judge(usual).uninformative == (), "top-k 512 does not"

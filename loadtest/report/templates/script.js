@@ -167,6 +167,6 @@
     const seconds = Number(line.dataset.left) - 1;
     if (!(seconds >= 0)) return;
     line.dataset.left = String(seconds);
-    line.textContent = `about ${told(seconds)} left`;
+    line.textContent = `at most ${told(seconds)} left`;
   }, 1000);
 })();

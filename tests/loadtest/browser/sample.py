@@ -79,4 +79,4 @@ def hostile(text: str) -> tuple[Comparison, Judgment]:
         verdict, deployment=text, evidence=evidence, gains=gains, sentence=text, command=text
     )
     advice = Advice(text, (text,), text, (text, first.name), (text, first.name))
-    return found, Judgment((verdict, judged.verdicts[1]), advice, (text,), text)
+    return found, Judgment((verdict, judged.verdicts[1]), advice, (text,))
