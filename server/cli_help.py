@@ -22,6 +22,9 @@ class PlainCommand(TyperCommand):
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
             title = getattr(parameter, "rich_help_panel", None) or usual
             name, words = record
+            if len(name) > formatter.width - 2 * formatter.current_indent - 4:
+                option, _, choices = name.partition(" ")
+                name, words = f"{option} CHOICE", f"{words} CHOICE is {choices.replace('|', ', ')}."
             sections.setdefault(title, []).append((name, words.replace("-", _UNBREAKABLE)))
         for title, records in sections.items():
             with formatter.section(title):
