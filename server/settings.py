@@ -149,6 +149,15 @@ class Settings(BaseSettings):
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 
     max_batch_tokens: int = Field(512, ge=1, description="Tokens computed per engine step, at most.")
+    prompt_step_ms: float = Field(
+        50.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long the prompt tokens of a step take, about; prompts are cut accordingly. 0: any.",
+    )
+    max_prefills: int = Field(
+        8, ge=1, description="Prompts of more than a step that are computed at a time, at most."
+    )
     max_running: int = Field(64, ge=1, description="Sequences worked on at once, at most.")
     max_queue: int = Field(256, ge=0, description="Sequences waiting beyond those; more are turned away.")
     max_n: int = Field(16, ge=1, description="Most samples per request.")

@@ -91,9 +91,10 @@ def open_engine(settings: Settings, folder: Path) -> DirectEngine:
     Raises:
         server.errors.RefusedError: the model, the settings and the machine don't go together.
     """
-    core, ready = build_engine(
-        settings.model_copy(update={"prefix_cache": False}), folder, lambda stage, fraction: None
-    )
+    # A step is what it is told to be: no chunk or thread less because a step before took long.
+    fixed = {"prefix_cache": False, "prompt_step_ms": 0.0, "max_prefills": settings.max_running}
+    core, ready = build_engine(settings.model_copy(update=fixed), folder, lambda stage, fraction: None)
+    core.team = None
     gc.collect()
     gc.freeze()  # as the engine process does
     return DirectEngine(core, ready)

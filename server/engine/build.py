@@ -74,6 +74,8 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         context_length=context_length,
         max_running=settings.max_running,
         max_batch_tokens=settings.max_batch_tokens,
+        max_prefills=settings.max_prefills,
+        prompt_step_seconds=settings.prompt_step_ms / 1000 or None,
         prefix_cache=settings.prefix_cache,
         ahead=device == "cuda",  # a CPU has computed a step when it is launched
         check_integrity=settings.check_integrity,

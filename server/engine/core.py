@@ -13,6 +13,7 @@ from attention.patterns.base import ContentPattern
 from server.engine.costs import Cost, StepCosts
 from server.engine.hardware import MemoryMeter
 from server.engine.kv_manager import KVManager, most_pages
+from server.engine.pace import Pace
 from server.engine.runner import Launched, Runner, RunOutput
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Sequence, State
@@ -66,6 +67,8 @@ class EngineCore:
         context_length: most tokens of a sequence.
         max_running: sequences that run at once, at most.
         max_batch_tokens: tokens of a step, at most.
+        max_prefills: prompts of more than a step that are computed at a time, at most.
+        prompt_step_seconds: how long the prompt tokens of a step take, about; ``None`` for any time.
         prefix_cache: share the pages of equal prompts.
         ahead: launch a step before the one before it is collected, where that is possible. Of use where the
             device computes by itself; a CPU has computed a step when it is launched.
@@ -83,13 +86,15 @@ class EngineCore:
         context_length: int,
         max_running: int,
         max_batch_tokens: int,
+        max_prefills: int = 8,
+        prompt_step_seconds: float | None = None,
         prefix_cache: bool = True,
         ahead: bool = False,
         check_integrity: bool = False,
         team: Team | None = None,
     ) -> None:
         self.runner = runner
-        self._team = team
+        self.team = team
         self.context_length = context_length
         self.ahead = ahead
         self.check_integrity = check_integrity
@@ -110,7 +115,9 @@ class EngineCore:
         self._pages_read = self._pages_skipped = 0
         self._memory = MemoryMeter(runner.device)
         self.costs = StepCosts(runner.model, list(runner.layers.values()), cache)
-        self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens)
+        self.scheduler = Scheduler(
+            self.kv, max_running, max_batch_tokens, max_prefills, Pace(prompt_step_seconds)
+        )
         self._flight: _Flight | None = None
         self._ended = 0.0
 
@@ -160,6 +167,9 @@ class EngineCore:
             computed = sum(tokens for _, tokens in flight.works)
             began = max(flight.began, self._ended)  # before that the device computed the step before
         self._ended = ended
+        if flight is not None:
+            decodes = sum(tokens == 1 for _, tokens in flight.works)
+            self.scheduler.pace.learn(computed - decodes, decodes, ended - began)
         return StepNews(ended, news, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost))
 
     def _launch(self, began: float, works: list[Work], before: _Flight | None = None) -> _Flight | None:
@@ -172,10 +182,10 @@ class EngineCore:
             min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in works
         )
         ahead_of = None if before is None else before.launched
-        if self._team is None:
+        if self.team is None:
             launched = self.runner.launch(works, ahead_of)
         else:
-            launched = self._team.compute(lambda: self.runner.launch(works, ahead_of))
+            launched = self.team.compute(lambda: self.runner.launch(works, ahead_of))
         for sequence in launched.sequences:
             sequence.pending += 1
         for sequence, tokens in works:

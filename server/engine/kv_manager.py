@@ -76,23 +76,34 @@ class KVManager:
         """``most_pages`` of a sequence, as far as the pool goes: what alone fits always fits."""
         return min(most_pages(tokens, step, self.page_size, self._expired), self.pool.total)
 
+    def cached_prefix(self, sequence: Sequence) -> int:
+        """Tokens of a sequence without pages that ``adopt_prefix`` would give it now."""
+        return self._cached_prefix(sequence)[0] * self.page_size if self._looks_up(sequence) else 0
+
+    def _looks_up(self, sequence: Sequence) -> bool:
+        return self.prefix_cache and not sequence.wants_prompt_logprobs
+
     def adopt_prefix(self, sequence: Sequence) -> None:
         """Gives a sequence without pages those of its longest computed prefix that are still of use.
 
         At least one token is left to compute, since its logits are needed. A sequence that still owes
         log probabilities of its prompt gets none. Pages that the pattern lets go are not needed for a hit.
         """
-        if not self.prefix_cache or sequence.wants_prompt_logprobs:
+        if not self._looks_up(sequence):
             return
-        usable = min(sequence.total - 1, self._shareable(sequence)) // self.page_size
-        found = self.pool.find(self._keys(sequence, usable))
-        count, gone = self._longest_prefix(found)
+        count, gone, found = self._cached_prefix(sequence)
         pages = found[:count]
         pages[gone.start : gone.stop] = [0] * len(gone)
         self.pool.hold(pages)
         sequence.pages = pages
         sequence.let_go = gone.stop
         sequence.computed = count * self.page_size
+
+    def _cached_prefix(self, sequence: Sequence) -> tuple[int, range, list[int]]:
+        """How many leading pages are found, which of them are not needed, and the pages."""
+        usable = min(sequence.total - 1, self._shareable(sequence)) // self.page_size
+        found = self.pool.find(self._keys(sequence, usable))
+        return *self._longest_prefix(found), found
 
     def _longest_prefix(self, found: list[int]) -> tuple[int, range]:
         """How many leading pages make a prefix, and which of those are not needed for it."""
@@ -108,7 +119,7 @@ class KVManager:
 
     def count_lookup(self, sequence: Sequence) -> None:
         """Books the outcome of ``adopt_prefix`` once the sequence really runs."""
-        if self.prefix_cache and not sequence.wants_prompt_logprobs:
+        if self._looks_up(sequence):
             self.prefix_queries += sequence.total
             self.prefix_hits += sequence.computed
 

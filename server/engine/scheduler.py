@@ -1,7 +1,8 @@
 """Decides which sequences compute how many tokens in the next step.
 
-There is one rule and no phases: every running sequence gets some of the step's token budget to catch up with
-its own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it.
+There is one rule and no phases: running sequences get some of the step's token budget to catch up with their
+own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it. Who lacks one
+token goes first; what is left is halved between the most urgent prompt and the shortest ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Set
 from typing import NamedTuple
 
 from server.engine.kv_manager import KVManager
+from server.engine.pace import Pace
 from server.engine.page_pool import IntegrityError
 from server.engine.sequence import Sequence, State
 from server.messages import Submit
@@ -29,16 +31,19 @@ class _Step:
     Attributes:
         preempts: sequences may have to give way to others.
         stuck: somebody would have had to, but must not.
+        refused: waiting sequences for which there is no room.
+        closed: the first in the queue is one of them, and nobody else is admitted any more.
     """
 
     def __init__(self, budget: int, *, preempts: bool) -> None:
         self.budget = budget
         self.preempts = preempts
-        self.stuck = False
+        self.stuck = self.closed = False
+        self.refused: set[Sequence] = set()
         self.work: dict[Sequence, int] = {}
 
     def plan(self, sequence: Sequence, tokens: int) -> None:
-        self.work[sequence] = tokens
+        self.work[sequence] = self.work.get(sequence, 0) + tokens
         self.budget -= tokens
 
     def drop(self, sequence: Sequence) -> None:
@@ -52,14 +57,25 @@ class Scheduler:
         kv: the pages.
         max_running: sequences that run at once, at most.
         max_batch_tokens: tokens of a step, at most; at least ``max_running``, so that no decode starves.
+        max_prefills: prompts of more than a step that are computed at a time, at most.
+        pace: how many prompt tokens a step takes; by default as many as it holds.
     """
 
-    def __init__(self, kv: KVManager, max_running: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        kv: KVManager,
+        max_running: int,
+        max_batch_tokens: int,
+        max_prefills: int = 8,
+        pace: Pace | None = None,
+    ) -> None:
         if max_batch_tokens < max_running:
             raise ValueError("max_batch_tokens must be at least max_running")
         self.kv = kv
         self.max_running = max_running
         self.max_batch_tokens = max_batch_tokens
+        self.max_prefills = max_prefills
+        self.pace = pace or Pace(None)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -111,21 +127,66 @@ class Scheduler:
 
     def _plan(self, step: _Step, running: list[Sequence]) -> None:
         # Who lacks a single token goes first: a long prompt must not hold up anybody's next token.
-        for sequence in sorted(running, key=lambda s: (s.remaining > 1, s.urgency)):
-            tokens = min(sequence.remaining, step.budget)
-            if tokens and sequence.state is State.RUNNING and self._make_room(sequence, tokens, step):
-                step.plan(sequence, tokens)
-        if step.stuck:
+        order = sorted(running, key=lambda s: s.urgency)
+        for sequence in order:
+            if sequence.remaining == 1:
+                self._grant(sequence, 1, step)
+        step.budget = min(step.budget, self.pace.tokens or step.budget)
+        prompts = [s for s in order if s.remaining > 1 and s.state is State.RUNNING]
+        prompts += self._queue()
+        if not prompts or not step.budget:
             return
-        for sequence in list(self.waiting):
-            if self._follows_leader(sequence):
-                continue
-            if step.budget == 0 or not self._admit(sequence, step):
-                break
-            tokens = min(sequence.remaining, step.budget)
-            if not self.kv.extend(sequence, tokens):
-                raise RuntimeError("a sequence was admitted without room for it")
+        # Of what is left the most urgent prompt gets half, so that it always goes on, and the shortest ones
+        # the other half, so that they don't wait for long ones; what one half leaves the other takes.
+        first = min(prompts, key=lambda s: s.urgency)
+        prompts.remove(first)
+        prompts.sort(key=lambda s: (-s.request.priority, s.to_compute, s.arrival))
+        equals = [s for s in prompts if s.request.priority == first.request.priority]
+        self._grant(first, -(-step.budget // 2), step)
+        for sequence in (*equals, first, *prompts[len(equals) :]):
+            if step.budget:
+                self._grant(sequence, step.budget, step)
+
+    def _queue(self) -> list[Sequence]:
+        """Waiting sequences that may enter, the most urgent first."""
+        if len(self.running) >= self.max_running:
+            # Only who outranks a running one can take a place.
+            lowest = min(s.request.priority for s in self.running)
+            return [s for s in self.waiting if s.request.priority > lowest and not self._follows_leader(s)]
+        return [sequence for sequence in self.waiting if not self._follows_leader(sequence)]
+
+    def _grant(self, sequence: Sequence, tokens: int, step: _Step) -> None:
+        """Adds up to ``tokens`` tokens of a sequence to the step, if there is room for them."""
+        if step.stuck or (sequence.state is State.WAITING and not self._may_enter(sequence, step)):
+            return
+        planned = step.work.get(sequence, 0)
+        tokens = min(tokens, sequence.remaining - planned, step.budget)
+        if tokens <= 0 or sequence.state is not State.RUNNING:
+            return
+        if self._make_room(sequence, planned + tokens, step):
             step.plan(sequence, tokens)
+
+    def _may_enter(self, sequence: Sequence, step: _Step) -> bool:
+        """Admits a waiting sequence if there is room and its turn has come.
+
+        One that is shorter than the first in the queue overtakes it only where there is room for both, else
+        short ones could keep it out for ever. Only so many prompts are computed at a time, but for one that
+        is shorter than what each of these still lacks.
+        """
+        if step.closed or sequence in step.refused:
+            return False
+        lacking = [n for s in self.running if (n := s.remaining - step.work.get(s, 0)) > 1]
+        if len(lacking) >= self.max_prefills and sequence.to_compute >= min(lacking):
+            outranks = any(s.request.priority < sequence.request.priority for s in self.running)
+            if not outranks:
+                return False
+        head = next((s for s in self.waiting if not self._follows_leader(s)), sequence)
+        kept = 0 if sequence is head else self.kv.demand(head.total, self.max_batch_tokens)
+        if self._admit(sequence, step, kept):
+            return True
+        step.refused.add(sequence)
+        step.closed = sequence is head
+        return False
 
     def restart(self, sequence: Sequence) -> None:
         """Has a running sequence compute all its tokens again, since its keys don't fit it any longer."""
@@ -149,6 +210,7 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = State.WAITING
+        sequence.found = self.kv.cached_prefix(sequence)
         bisect.insort(self.waiting, sequence, key=lambda s: s.urgency)
 
     def _preempt(self, sequence: Sequence, step: _Step) -> None:
@@ -171,23 +233,24 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, sequence: Sequence, step: _Step) -> bool:
+    def _admit(self, sequence: Sequence, step: _Step, kept: int) -> bool:
         """Moves a waiting sequence to the running ones if there is room for all pages it will hold at once.
 
-        A page for each running sequence stays in reserve, else the next step would preempt at once. A more
-        urgent sequence takes the place of less urgent ones.
+        What admitted prompts still lack is theirs, and a page for each running sequence stays in reserve,
+        else the next step would preempt at once. A more urgent sequence takes the place of less urgent ones.
+
+        Args:
+            sequence: which waits.
+            step: in the making.
+            kept: pages that must stay free for others that wait.
         """
         self.kv.adopt_prefix(sequence)
-        while True:
-            reserve = len(self.running)
-            held = len(sequence.pages) - sequence.pages.count(0)
-            missing = self.kv.demand(sequence.total, self.max_batch_tokens) - held
-            if len(self.running) < self.max_running and missing + reserve <= self.kv.pool.available:
-                break
+        missing = self._missing(sequence)
+        while not self._fits(missing + kept):
             victim = max(self.running, key=lambda s: s.urgency, default=None)
             outranked = victim is not None and victim.request.priority < sequence.request.priority
-            if victim is None or not outranked or not step.preempts:
-                step.stuck = step.stuck or outranked
+            if victim is None or not outranked or not step.preempts or self._fits(missing):
+                step.stuck = step.stuck or (outranked and not step.preempts)
                 self.kv.release(sequence)
                 return False
             self._preempt(victim, step)
@@ -198,6 +261,17 @@ class Scheduler:
         if sequence.preemptions == 0:
             sequence.cached_tokens = sequence.computed
         return True
+
+    def _fits(self, pages: int) -> bool:
+        """A sequence more may run, and so many pages more can be held."""
+        prompts = (s for s in self.running if s.remaining > 1)
+        reserve = len(self.running) + sum(map(self._missing, prompts))
+        return len(self.running) < self.max_running and pages + reserve <= self.kv.pool.available
+
+    def _missing(self, sequence: Sequence) -> int:
+        """Pages that a sequence will hold once its tokens are computed, beyond those that it has."""
+        held = len(sequence.pages) - sequence.pages.count(0)
+        return max(0, self.kv.demand(sequence.total, self.max_batch_tokens) - held)
 
     def _follows_leader(self, sequence: Sequence) -> bool:
         """Another sample of the same prompt is about to compute what this one could take from the cache."""

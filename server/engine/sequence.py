@@ -38,6 +38,7 @@ class Sequence:
         page_keys: prefix-cache keys of its leading full pages, as far as they were needed.
         sampler: what the sampler remembers of the sequence; made when it first runs.
         prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
+        found: leading tokens that the prefix cache had when it was queued.
         started: monotonic time at which the engine first worked on it.
         cached_tokens: prompt tokens found in the prefix cache when it first ran.
         preemptions: how often it lost its pages.
@@ -47,6 +48,7 @@ class Sequence:
         "arrival",
         "cached_tokens",
         "computed",
+        "found",
         "let_go",
         "page_keys",
         "pages",
@@ -72,6 +74,7 @@ class Sequence:
         self.page_keys: list[bytes] = []
         self.sampler: SamplerState | None = None
         self.prompt_logprobs: list[PositionLogprob] = []
+        self.found = 0
         self.started: float | None = None
         self.cached_tokens = 0
         self.preemptions = 0
@@ -105,6 +108,11 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens still to compute before the next one can be sampled; 1 for a decode."""
         return len(self.tokens) + self.pending - self.computed
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens still to compute, less those of a waiting sequence that the prefix cache probably has."""
+        return self.remaining - (self.found if self.state is State.WAITING else 0)
 
     @property
     def urgency(self) -> tuple[int, int]:

@@ -61,6 +61,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "page_size": ("32", 32),
     "kv_memory": ("1.5GiB", 3 << 29),
     "kv_memory_share": ("0.25", 0.25),
+    "prompt_step_ms": ("20", 20.0),
+    "max_prefills": ("2", 2),
     "prefix_cache": ("false", False),
     "measure_device": ("true", True),
     "cuda_graphs": ("false", False),

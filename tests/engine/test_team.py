@@ -133,7 +133,7 @@ def test_the_number_of_threads_changes_no_bit(default_model: Path, threads: int)
     settings = Settings(threads=3, kv_memory="64MiB", prefix_cache=False)
     core, _ = build_engine(settings, default_model, lambda stage, fraction: None)
     requests = greedy_requests([list(range(100, 100 + n)) for n in (5, 40, 300)], 24, logprobs=2)
-    core._team = None
+    core.team = None
     expected = run(core, requests)
-    core._team = Restless(3)
+    core.team = Restless(3)
     assert run(core, requests) == expected
