@@ -158,13 +158,13 @@ class Attention:
         cache: LayerCache,
         batch: AttentionBatch,
         sinks: torch.Tensor | None = None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One layer's attention; see ``Kernel.forward`` for shapes."""
         pattern = self.pattern_of(layer)
         if isinstance(pattern, ContentPattern):
             self.kernel.update(layer, cache, batch, pattern)
-        return self.kernel.forward(layer, query, cache, batch, pattern, sinks, turned)
+        return self.kernel.forward(layer, query, cache, batch, pattern, sinks, rerotated)
 
 
 def resolve(
@@ -184,7 +184,7 @@ def resolve(
         kernel: a name from ``KERNELS``, or ``auto`` for the backend's first that can compute the layers.
         layers: the model's attention layers.
         device: where the cache lives.
-        dtype: number format of the cache.
+        dtype: dtype of the cache.
         page_size: tokens per page.
 
     Raises:

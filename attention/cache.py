@@ -15,10 +15,10 @@ class PagedCache:
         layers: the model's attention layers.
         pages: number of pages, page 0 included.
         page_size: tokens per page.
-        dtype: number format of keys and values.
+        dtype: dtype of keys and values.
         device: where they live.
-        pattern: which digests to keep; layers that it leaves alone have none.
-        poison: fill with NaN, so that any read of memory that nobody wrote shows (for tests).
+        pattern: which summaries to keep; layers that it leaves alone have none.
+        poison: fill with NaN, so that any read of memory that was not written shows (for tests).
     """
 
     def __init__(
@@ -36,35 +36,35 @@ class PagedCache:
         self.pages = pages
         self.dtype = dtype
         self.layers: dict[int, LayerCache] = {}
-        # GPU kernels also read what nobody wrote, and multiply it by zero: it must be finite.
+        # GPU kernels also read what was not written, and multiply it by zero: it must be finite.
         blank = torch.empty if torch.device(device).type == "cpu" else torch.zeros
         for layer in layers:
             shape = (pages, page_size, layer.kv_heads)
             keys = blank(*shape, layer.head_size, dtype=dtype, device=device)
             values = blank(*shape, layer.value_size, dtype=dtype, device=device)
-            digest = None
-            if form := _digest(layer, page_size, dtype, pattern):
-                digest = torch.zeros(pages, *form[0], dtype=form[1], device=device)
+            summary = None
+            if form := _summary(layer, page_size, dtype, pattern):
+                summary = torch.zeros(pages, *form[0], dtype=form[1], device=device)
             if poison:
-                for tensor in (keys, values, digest):
+                for tensor in (keys, values, summary):
                     if tensor is not None:
                         tensor.fill_(float("nan") if tensor.is_floating_point() else 0x55)
-            self.layers[layer.index] = LayerCache(keys, values, digest)
+            self.layers[layer.index] = LayerCache(keys, values, summary)
 
     @staticmethod
     def bytes_per_page(
         layers: list[LayerSpec], page_size: int, dtype: torch.dtype, pattern: Pattern | None = None
     ) -> int:
-        """Bytes that one page takes over all ``layers``, the pattern's digests included."""
+        """Bytes that one page takes over all ``layers``, the pattern's summaries included."""
         numbers = sum(layer.kv_heads * (layer.head_size + layer.value_size) for layer in layers)
-        forms = [_digest(layer, page_size, dtype, pattern) for layer in layers]
-        digests = sum(form[0].numel() * form[1].itemsize for form in forms if form)
-        return numbers * page_size * dtype.itemsize + digests
+        forms = [_summary(layer, page_size, dtype, pattern) for layer in layers]
+        summaries = sum(form[0].numel() * form[1].itemsize for form in forms if form)
+        return numbers * page_size * dtype.itemsize + summaries
 
 
-def _digest(
+def _summary(
     layer: LayerSpec, page_size: int, dtype: torch.dtype, pattern: Pattern | None
 ) -> tuple[torch.Size, torch.dtype] | None:
     if not isinstance(pattern, ContentPattern) or layer.index in pattern.dense_layers:
         return None
-    return pattern.digest_of(layer, page_size, dtype)
+    return pattern.summary_of(layer, page_size, dtype)

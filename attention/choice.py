@@ -26,7 +26,7 @@ class Place(NamedTuple):
     Attributes:
         layers: the model's attention layers.
         device: where the cache lives.
-        dtype: number format of the cache.
+        dtype: dtype of the cache.
         page_size: tokens per page.
     """
 
@@ -125,7 +125,7 @@ class Choice:
         return list(dict.fromkeys(found))
 
     def nearest(self, asked: str | None) -> str:
-        """What works instead: another kernel, another page size or number format, or another backend.
+        """What works instead: another kernel, another page size or dtype, or another backend.
 
         Args:
             asked: the kernel that was asked for by name and refused; ``None`` if no kernel of the order can.
@@ -147,7 +147,7 @@ class Choice:
         return f"choose {', or '.join(ways)}" if ways else "no other backend can serve this model here either"
 
     def _change(self, kernel: str) -> str | None:
-        """The smallest change of page size and number format that lets ``kernel`` compute this."""
+        """The smallest change of page size and dtype that lets ``kernel`` compute this."""
         for place in _neighbors(self.place):
             if not self.reasons(kernel, place):
                 changes = []
@@ -234,7 +234,7 @@ def pattern_of(backends: Registry, name: str, options: Mapping[str, str]) -> Pat
 
 
 def _neighbors(place: Place) -> Iterator[Place]:
-    """Other page sizes, the nearest first, then other number formats, then both."""
+    """Other page sizes, the nearest first, then other dtypes, then both."""
     sizes = sorted(
         (size for size in _PAGE_SIZES if size != place.page_size),
         key=lambda size: abs(math.log2(size / place.page_size)),

@@ -1,4 +1,4 @@
-"""The number formats that keys and values are kept in."""
+"""The dtypes that keys and values are kept in."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LARGEST_ROUNDED = 464.0
 
 
 def format_name(dtype: torch.dtype) -> str:
-    """What a number format is called in settings, sentences and metrics, like ``float8_e4m3``."""
+    """What a dtype is called in settings, sentences and metrics, like ``float8_e4m3``."""
     return str(dtype).removeprefix("torch.").removesuffix("fn")
 
 
-def narrowed(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The numbers in another format, rounded to nearest even, and NaN where that has no finite one for them.
 
     An infinite key can hide: where a query's number is negative, the product is minus infinity and the token
@@ -43,12 +43,12 @@ def narrows(numbers: torch.dtype, dtype: torch.dtype) -> bool:
 
 
 def taken(rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """``rows[at]``, whatever their number format; ``at`` is int64 ``[N]``."""
+    """``rows[at]``, whatever their dtype; ``at`` is int64 ``[N]``."""
     return _bytes(rows).index_select(0, at).view(rows.dtype)
 
 
 def put(rows: torch.Tensor, at: torch.Tensor, numbers: torch.Tensor) -> None:
-    """``rows[at] = numbers``, in whatever number format both are; ``at`` is int64 ``[N]``."""
+    """``rows[at] = numbers``, in whatever dtype both are; ``at`` is int64 ``[N]``."""
     _bytes(rows)[at] = _bytes(numbers)
 
 

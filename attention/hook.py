@@ -30,7 +30,7 @@ class Step:
         cache: keys and values of all layers; the step's own are written as layers run.
         batch: the step's work.
         layers: by index, as ``read_layers`` found them.
-        rotations: by index, as ``read_rotations`` found them; needed where the pattern turns queries.
+        rotations: by index, as ``read_rotations`` found them; needed where the pattern rerotates queries.
         program: attention over the cache as native calls, which a model may make instead of calling
             ``attend`` layer by layer; see ``Attention.program``.
     """
@@ -66,25 +66,26 @@ class Step:
         self.attention.write(cache, self.batch.slots, keys, values)
         rows = query[0].transpose(0, 1)
         output = self.attention.forward(
-            layer, rows, cache, self.batch, features.get("s_aux"), self._turned(layer, rows)
+            layer, rows, cache, self.batch, features.get("s_aux"), self._rerotated(layer, rows)
         )
         return output[None]
 
-    def _turned(self, layer: LayerSpec, query: torch.Tensor) -> torch.Tensor | None:
+    def _rerotated(self, layer: LayerSpec, query: torch.Tensor) -> torch.Tensor | None:
         """The queries ``[T, H, D]`` as they meet the pattern's first tokens; ``None`` if as any other."""
         pattern = self.attention.pattern_of(layer)
-        if not pattern.turned:
+        if not pattern.rerotated:
             return None
         rotation, batch = self.rotations[layer.index], self.batch
 
         def angles() -> tuple[torch.Tensor, torch.Tensor] | None:
-            # The last query's turn is the largest; asked on the host, so that no device has to be waited for.
-            if not batch.fixed and not pattern.turn(torch.tensor(batch.seq_lens) - 1).any():
+            # The last query's rerotation is the largest; asked on the host, so that no device has to be
+            # waited for.
+            if not batch.device_only and not pattern.rerotation(torch.tensor(batch.seq_lens) - 1).any():
                 return None
-            return rotation.angles(-pattern.turn(batch.positions))
+            return rotation.angles(-pattern.rerotation(batch.positions))
 
-        back = batch.plan(("turned", pattern, rotation), angles)
-        return None if back is None else rotation.turn_by(query, back)
+        back = batch.plan(("rerotated", pattern, rotation), angles)
+        return None if back is None else rotation.rotate_by(query, back)
 
 
 def register() -> None:

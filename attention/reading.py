@@ -21,13 +21,13 @@ class LayerReads(NamedTuple):
         layers: their indices.
         pages: that hold a key which some query of the step may see, summed over sequences.
         pairs: of a query and a key that it sees; a choice by pages counts with all their tokens.
-        digests: pages whose digests are looked at to choose among them.
+        summaries: pages whose summaries are looked at to choose among them.
     """
 
     layers: tuple[int, ...]
     pages: int
     pairs: int
-    digests: int = 0
+    summaries: int = 0
 
 
 class Pages(NamedTuple):
@@ -48,7 +48,7 @@ def pages_of(attention: Attention, batch: AttentionBatch) -> Pages:
     """Counts on the host, from what the batch knows there.
 
     Rows that choose by content count with the pages that they choose (``ContentPattern.pages_chosen``); the
-    digests that they look at for it count apart.
+    summaries that they look at for it count apart.
     """
     pages = [-(-length // batch.page_size) for length in batch.seq_lens]
     total = sum(pages)
@@ -72,13 +72,13 @@ def _pairs(batch: AttentionBatch) -> int:
 def _seen(
     pattern: Pattern, window: int | None, batch: AttentionBatch, pages: list[int]
 ) -> tuple[int, int, int]:
-    """Pages, pairs and digests, see ``LayerReads``."""
+    """Pages, pairs and summaries, see ``LayerReads``."""
     owners = batch.host_owners.numpy()
     if isinstance(pattern, ContentPattern):
         positions, prompt_lens = batch.host_positions.numpy(), batch.host_prompt_lens.numpy()
         chosen = pages_chosen_at(pattern, positions, prompt_lens, batch.page_size)
         choosing = choosing_rows(batch, pattern).numpy()
-        if batch.alone:
+        if batch.decode_only:
             read = chosen.tolist()
             pairs = (min(n * batch.page_size, at + 1) for n, at in zip(read, positions.tolist(), strict=True))
             return sum(read), sum(pairs), sum(pages[b] for b in owners[choosing].tolist())
@@ -87,7 +87,7 @@ def _seen(
         seen = np.minimum(chosen * batch.page_size, positions + 1)
         return int(most.sum()), int(seen.sum()), sum(pages[b] for b in set(owners[choosing].tolist()))
     spans = spans_of(batch, pattern, window)
-    if batch.alone:
+    if batch.decode_only:
         return *_seen_alone(spans.tolist(), batch.page_size), 0
     begin, end = np.moveaxis(spans.numpy(), -1, 0)
     rows, some = np.broadcast_to(owners[:, None], begin.shape), begin < end

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from attention.registry import UnsupportedError
-from attention.transfer import send
+from attention.transfer import to_device
 
 _KINDS = ("dynamic", "longrope")
 # Frequencies of so many lengths are remembered.
@@ -164,13 +164,13 @@ class _Table:
         """Cosines and sines ``[1, T, D]``, as the module's own forward gives them.
 
         Args:
-            x: says the number format and the device.
+            x: says the dtype and the device.
             positions: ``[1, T]``.
             lengths: the distinct ones.
             which: ``[T]``, each token's index into ``lengths``.
         """
         table = torch.stack([self.frequencies(length, x.device) for length in lengths])
-        angles = positions[..., None].float() * table[send(which, x.device)]
+        angles = positions[..., None].float() * table[to_device(which, x.device)]
         angles = angles.repeat_interleave(2, dim=-1) if self.interleaved else angles.repeat(1, 1, 2)
         scaling = getattr(self.module, f"{self.prefix}attention_scaling")
         return (angles.cos() * scaling).to(x.dtype), (angles.sin() * scaling).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings of keys that are rotated already: turning them by further positions."""
+"""Rotary position embeddings of keys that are rotated already: rotating them by further positions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attention.kernels.base import layer_ranges
 from attention.registry import UnsupportedError
 from attention.types import LayerSpec
 
-# How far a turned key may be from the one computed there, as a share of the largest number in the keys: what
-# rounding does, the model's own rounding of cosines and sines included.
+# How far a rerotated key may be from the one computed there, as a share of the largest number in the keys:
+# what rounding does, the model's own rounding of cosines and sines included.
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
 
 _PROBE_TOKENS = (1, 2, 3, 5)
@@ -25,9 +25,9 @@ _PROBE_POSITIONS = (0, 1, 2, 7, 30, 31, 100, 511)
 class Rotation:
     """How a layer rotates its queries and keys (Su et al.: RoFormer, 2021, section 3.2.2).
 
-    Pairs of numbers are turned by ``position * frequency``, so a further turn by the same rule moves a key or
-    a query to another position. A factor on cosines and sines, as in YaRN and LongRoPE, is in the numbers
-    already and must not come in again: a turn keeps lengths.
+    Pairs of numbers are rotated by ``position * frequency``, so a further rotation by the same rule moves a
+    key or a query to another position. A factor on cosines and sines, as in YaRN and LongRoPE, is in the
+    numbers already and must not come in again: a rotation keeps lengths.
 
     Attributes:
         frequencies: radians per position, float64 ``[F]``, one for each pair.
@@ -45,51 +45,52 @@ class Rotation:
         return 2 * len(self.frequencies)
 
     def angles(self, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for ``turn_by``, float32 ``[T, F]`` each.
+        """Cosines and sines for ``rotate_by``, float32 ``[T, F]`` each.
 
         Args:
-            shift: positions to turn by, integers ``[T]``; negative ones turn back.
+            shift: positions to rotate by, integers ``[T]``; negative ones rotate back.
         """
         angles = shift.to(torch.float64)[:, None] * self.frequencies.to(shift.device)
         return angles.cos().float(), angles.sin().float()
 
-    def turn_by(self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """``turn``, with cosines and sines at hand."""
+    def rotate_by(self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """``rotate``, with cosines and sines at hand."""
         cos, sin = (part[:, None] for part in angles)
         rotated = x[..., self.start : self.start + self.size].float()
         pairs = rotated.unflatten(-1, (-1, 2)) if self.interleaved else rotated.unflatten(-1, (2, -1))
         axis = -1 if self.interleaved else -2
         first, second = pairs.unbind(axis)
-        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=axis)
+        rerotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=axis)
         output = x.clone()
-        output[..., self.start : self.start + self.size] = turned.flatten(-2).to(x.dtype)
+        output[..., self.start : self.start + self.size] = rerotated.flatten(-2).to(x.dtype)
         return output
 
-    def turn(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    def rotate(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Keys or queries as they would be ``shift`` positions later.
 
         Args:
             x: ``[T, H, D]``, after RoPE.
-            shift: integers ``[T]``; negative ones turn back.
+            shift: integers ``[T]``; negative ones rotate back.
 
         Returns:
-            ``[T, H, D]`` in the number format of ``x``.
+            ``[T, H, D]`` in the dtype of ``x``.
         """
-        return self.turn_by(x, self.angles(shift))
+        return self.rotate_by(x, self.angles(shift))
 
 
 def read_rotations(model: Any, layers: list[LayerSpec]) -> dict[int, Rotation]:
     """Each layer's rotation, by its index; layers that rotate alike share one.
 
     Each is proven: a layer's keys of single tokens, whose hidden states don't depend on the position, must be
-    one another's turns. The frequencies are those of short sequences, where a model has others for long ones.
+    one another's rotations. The frequencies are those of short sequences, where a model has others for long
+    ones.
 
     Args:
         model: a causal language model of transformers whose attention implementation is ``longspan``.
         layers: its attention layers.
 
     Raises:
-        UnsupportedError: some layers' keys don't turn with the position.
+        UnsupportedError: some layers' keys don't rotate with the position.
     """
     device = next(model.parameters()).device
     text = model.config.get_text_config(decoder=True)
@@ -118,7 +119,7 @@ def read_rotations(model: Any, layers: list[LayerSpec]) -> dict[int, Rotation]:
             found[layer.index] = rotation
     if lost:
         raise UnsupportedError(
-            f"positions=cache needs keys that turn with their position (RoPE), and those of "
+            f"positions=cache needs keys that rotate with their position (RoPE), and those of "
             f"{layer_ranges(lost)} of {type(model).__name__} don't; choose positions=original"
         )
     return found
@@ -173,11 +174,11 @@ def _candidates(model: Any, layer: LayerSpec) -> Iterator[Rotation]:
 
 
 def _proven(rotation: Rotation, keys: torch.Tensor, positions: torch.Tensor) -> bool:
-    """Whether ``keys`` ``[N, P, Hkv, D]`` at ``positions`` ``[P]`` are turns of one another."""
+    """Whether ``keys`` ``[N, P, Hkv, D]`` at ``positions`` ``[P]`` are rotations of one another."""
     if rotation.start + rotation.size > keys.shape[-1]:
         return False
     first = keys[:, :1].expand_as(keys).flatten(0, 1)
-    turned = rotation.turn(first, (positions - positions[0]).repeat(len(keys)))
+    rerotated = rotation.rotate(first, (positions - positions[0]).repeat(len(keys)))
     largest = float(keys.abs().max())
-    error = float((turned.float() - keys.flatten(0, 1).float()).abs().max())
+    error = float((rerotated.float() - keys.flatten(0, 1).float()).abs().max())
     return largest > 0 and error <= _TOLERANCE[keys.dtype] * largest

@@ -52,7 +52,7 @@ def survey(
     Args:
         layers: the model's attention layers.
         device: where the cache would live.
-        dtype: number format of the cache.
+        dtype: dtype of the cache.
         page_size: tokens per page.
         backend: judge this one only.
         options: given to each backend; ``None`` for its defaults.

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Event
 
-_alone = ContextVar("device alone", default=False)
+_only = ContextVar("device only", default=False)
 
 
 class DeviceOnlyError(RuntimeError):
@@ -17,28 +17,28 @@ class DeviceOnlyError(RuntimeError):
 
 
 @contextmanager
-def device_alone() -> Iterator[None]:
-    """While entered, ``send`` and ``fetch`` raise ``DeviceOnlyError``: a captured step can't contain them."""
-    before = _alone.set(True)
+def device_only() -> Iterator[None]:
+    """While entered, ``to_device`` and ``fetch`` raise ``DeviceOnlyError``: they can't be captured."""
+    before = _only.set(True)
     try:
         yield
     finally:
-        _alone.reset(before)
+        _only.reset(before)
 
 
-def send(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The numbers on the device; themselves, if they are there already.
 
     The host goes on at once. From memory that is not pinned it would first have to wait until the device has
     done all that is queued.
     """
-    _refuse_if_alone("numbers of the host can't be part of a captured step")
+    _refuse_if_only("numbers of the host can't be part of a captured step")
     if numbers.device.type == device.type:
         return numbers
     return numbers.pin_memory().to(device, non_blocking=True)
 
 
-class Coming:
+class AsyncCopy:
     """Tensors on their way from a device to the host.
 
     They are copied as soon as the device has computed what was queued before this was made, and need not wait
@@ -49,7 +49,7 @@ class Coming:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        _refuse_if_alone("the host can't read what a captured step computes")
+        _refuse_if_only("the host can't read what a captured step computes")
         self._tensors = list(tensors)
         self._arrived: Event | None = None
         if not tensors or tensors[0].device.type == "cpu":
@@ -76,9 +76,9 @@ class Coming:
 
 def fetch(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The tensors, all of one device, on the host, after one wait for all of them."""
-    return Coming(tensors).wait()
+    return AsyncCopy(tensors).wait()
 
 
-def _refuse_if_alone(reason: str) -> None:
-    if _alone.get():
+def _refuse_if_only(reason: str) -> None:
+    if _only.get():
         raise DeviceOnlyError(reason)

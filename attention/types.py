@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from attention.formats import narrowed, put
-from attention.transfer import DeviceOnlyError, send
+from attention.formats import cast, put
+from attention.transfer import DeviceOnlyError, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class LayerSpec:
         index: position of the layer in the model, from 0.
         query_heads: number of query heads.
         kv_heads: number of key and value heads; divides ``query_heads``.
-        head_size: size of a query or key head.
+        head_size: size of a head of queries or keys.
         value_size: size of a value head.
         scale: factor on the logits before softmax.
         window: the model's own sliding window: key ``j`` is visible to query ``i`` only if
@@ -64,7 +64,7 @@ class AttentionBatch:
         positions: int64 ``[T]`` on the device: each query token's position in its sequence.
         page_size: tokens per page.
         plans: what kernels prepared for this batch, by a key of their own; filled as layers run.
-        fixed: decodes whose lengths the device alone knows, see ``AttentionBatch.on_device``.
+        device_only: decodes whose lengths the device alone knows, see ``AttentionBatch.on_device``.
     """
 
     query_starts: list[int]
@@ -75,7 +75,7 @@ class AttentionBatch:
     positions: torch.Tensor
     page_size: int
     plans: dict[Any, Any] = field(default_factory=dict)
-    fixed: bool = False
+    device_only: bool = False
 
     @classmethod
     def build(
@@ -124,9 +124,9 @@ class AttentionBatch:
             query_starts=list(starts),
             seq_lens=seq_lens,
             prompt_lens=list(seq_lens if prompt_lens is None else prompt_lens),
-            page_table=send(torch.from_numpy(table), device),
-            slots=send(torch.from_numpy(slots), device),
-            positions=send(torch.from_numpy(positions), device),
+            page_table=to_device(torch.from_numpy(table), device),
+            slots=to_device(torch.from_numpy(slots), device),
+            positions=to_device(torch.from_numpy(positions), device),
             page_size=page_size,
             plans={"host owners": torch.from_numpy(owners)},
         )
@@ -158,7 +158,7 @@ class AttentionBatch:
             positions=positions,
             page_size=page_size,
             plans={"owners": owners},
-            fixed=True,
+            device_only=True,
         )
 
     @classmethod
@@ -188,7 +188,7 @@ class AttentionBatch:
         return len(self.query_starts) - 1
 
     @property
-    def alone(self) -> bool:
+    def decode_only(self) -> bool:
         """Every sequence has a single query token."""
         return self.query_starts == list(range(self.size + 1))
 
@@ -199,7 +199,7 @@ class AttentionBatch:
     @property
     def owners(self) -> torch.Tensor:
         """Each query row's sequence, int64 ``[T]`` on the device."""
-        rows: torch.Tensor = self.plan("owners", lambda: send(self.host_owners, self.slots.device))
+        rows: torch.Tensor = self.plan("owners", lambda: to_device(self.host_owners, self.slots.device))
         return rows
 
     @property
@@ -223,24 +223,24 @@ class AttentionBatch:
     # Arrays, since with so few numbers a call of torch's costs more than what it computes.
 
     def _host_prompt_lens(self) -> torch.Tensor:
-        self._refuse_if_fixed()
+        self._refuse_if_device_only()
         lens = np.array(self.prompt_lens)
-        return torch.from_numpy(lens if self.alone else lens[self.host_owners.numpy()])
+        return torch.from_numpy(lens if self.decode_only else lens[self.host_owners.numpy()])
 
     def _host_owners(self) -> torch.Tensor:
-        self._refuse_if_fixed()
+        self._refuse_if_device_only()
         return torch.from_numpy(np.repeat(np.arange(self.size), np.diff(self.query_starts)))
 
     def _host_positions(self) -> torch.Tensor:
-        self._refuse_if_fixed()
+        self._refuse_if_device_only()
         if self.positions.device.type == "cpu":
             return self.positions
         first = np.subtract(self.seq_lens, self.query_starts[1:])
         rows = np.arange(self.query_starts[-1])
         return torch.from_numpy(rows + first[self.host_owners.numpy()])
 
-    def _refuse_if_fixed(self) -> None:
-        if self.fixed:
+    def _refuse_if_device_only(self) -> None:
+        if self.device_only:
             raise DeviceOnlyError("lengths and positions of a captured step are known to the device alone")
 
     def plan(self, key: Any, build: Callable[[], Any]) -> Any:
@@ -256,16 +256,16 @@ class LayerCache(NamedTuple):
     Attributes:
         keys: ``[pages, page_size, kv_heads, head_size]``, after RoPE.
         values: ``[pages, page_size, kv_heads, value_size]``.
-        digest: ``[pages, ...]``, what a ``ContentPattern`` remembers of each page's keys, or ``None``.
+        summary: ``[pages, ...]``, what a ``ContentPattern`` remembers of each page's keys, or ``None``.
 
     Page 0 is never allocated and never written; a page table that points there says "no page".
     """
 
     keys: torch.Tensor
     values: torch.Tensor
-    digest: torch.Tensor | None = None
+    summary: torch.Tensor | None = None
 
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Stores ``key`` ``[T, kv_heads, head_size]`` and ``value``, ``narrowed``, at ``slots`` ``[T]``."""
+        """Stores ``key`` ``[T, kv_heads, head_size]`` and ``value``, ``cast``, at ``slots`` ``[T]``."""
         for pages, numbers in ((self.keys, key), (self.values, value)):
-            put(pages.view(-1, *pages.shape[2:]), slots, narrowed(numbers, pages.dtype))
+            put(pages.view(-1, *pages.shape[2:]), slots, cast(numbers, pages.dtype))

@@ -130,7 +130,7 @@ def _structure(layers: list[LayerSpec]) -> str:
 
     shapes: dict[str, list[LayerSpec]] = {}
     for layer in layers:
-        shape = f"{layer.query_heads} query heads over {layer.kv_heads} key heads of size {layer.head_size}"
+        shape = f"{layer.query_heads} query heads over {layer.kv_heads} KV heads of size {layer.head_size}"
         shape += f", window {layer.window}" if layer.window is not None else ""
         shape += f", soft-cap {layer.softcap:g}" if layer.softcap is not None else ""
         shape += ", learned sinks" if layer.sinks else ""

@@ -12,7 +12,7 @@ import msgspec
 
 
 class FinishReason(enum.StrEnum):
-    """Why a sequence ended; ``FAILED``: the model's logits for it were no numbers."""
+    """Why a sequence ended; ``FAILED``: the model's logits for it were NaN."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -75,7 +75,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
-    """Forget these sequences and free their pages; those unknown are ignored. No news of them follows."""
+    """Forget these sequences and free their pages; those unknown are ignored. No output of them follows."""
 
     ids: list[int]
 
@@ -99,7 +99,7 @@ class PositionLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: list[Logprob]
 
 
-class SequenceNews(msgspec.Struct, array_like=True):
+class SequenceOutput(msgspec.Struct, array_like=True):
     """What one step brought for one sequence.
 
     Attributes:
@@ -108,8 +108,8 @@ class SequenceNews(msgspec.Struct, array_like=True):
         logprobs: one per new token, where asked for.
         prompt_logprobs: once, with the first token, where asked for: one per prompt token but the first.
         finish: set when the sequence has ended; its pages are free by then.
-        started: set in the first news only: monotonic time at which the engine first worked on it.
-        cached_tokens: set in the first news only: prompt tokens found in the prefix cache.
+        started: set in the first output only: monotonic time at which the engine first worked on it.
+        cached_tokens: set in the first output only: prompt tokens found in the prefix cache.
         preemptions: how often it has given up its pages so far.
     """
 
@@ -165,15 +165,15 @@ class Stats(msgspec.Struct, array_like=True):
     threads: int = 0
 
 
-class StepNews(msgspec.Struct, array_like=True, tag="step"):
-    """The one message of a step: news of all sequences, and the load.
+class StepOutput(msgspec.Struct, array_like=True, tag="step"):
+    """The one message of a step: output of all sequences, and the load.
 
     Attributes:
         time: monotonic time at which the step ended; one clock for all processes of the machine.
     """
 
     time: float
-    sequences: list[SequenceNews]
+    sequences: list[SequenceOutput]
     stats: Stats
 
 
@@ -205,8 +205,8 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         layers: attention layers.
         vocabulary_size: number of logits.
         context_length: most tokens of prompt and output together.
-        dtype: number format of computation.
-        kv_dtype: number format of the KV cache.
+        dtype: dtype of computation.
+        kv_dtype: dtype of the KV cache.
         weights: form of the linear layers' weights inside the decoder, like ``int4`` or ``float32``.
         device: ``cpu``, or the accelerator's name.
         attention_backend: what the operator chose.
@@ -271,4 +271,4 @@ class Launch(msgspec.Struct):
 
 
 ToEngine = Submit | Abort | Shutdown
-FromEngine = Loading | Ready | StepNews | Failed
+FromEngine = Loading | Ready | StepOutput | Failed

@@ -49,7 +49,7 @@ class Kernel(ABC):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of ``T`` query tokens, whose own keys and values are in the cache already.
 
@@ -63,11 +63,11 @@ class Kernel(ABC):
             batch: the step's work; plans that layers can share are kept in it.
             pattern: which cached tokens a query may see.
             sinks: ``[query_heads]``, learned sink logits, for layers that have them.
-            turned: ``[T, query_heads, head_size]``, the queries as they meet the keys of the first
-                ``pattern.turned`` tokens, where that is not as they meet all others.
+            rerotated: ``[T, query_heads, head_size]``, the queries as they meet the keys of the first
+                ``pattern.rerotated`` tokens, where that is not as they meet all others.
 
         Returns:
-            ``[T, query_heads, value_size]`` in the query's number format.
+            ``[T, query_heads, value_size]`` in the query's dtype.
         """
 
     def needs_host(self, pattern: Pattern) -> str | None:

@@ -32,7 +32,7 @@ _LAYERS = 30
 
 
 def main() -> int:
-    """Prints one line per number format and shape."""
+    """Prints one line per dtype and shape."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main() -> int:
     arguments = parser.parse_args()
     heads, kv_heads, size = arguments.heads
     print(
-        f"microseconds per layer and step; {heads} query heads over {kv_heads} key heads of {size}, page "
+        f"microseconds per layer and step; {heads} query heads over {kv_heads} KV heads of {size}, page "
         f"{arguments.page_size}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
     print(f"{'':11} {'batch x length':>14} {'cpu_paged':>10} {'sdpa':>10} {'contiguous':>10}   sdpa/ cont/")

@@ -42,7 +42,7 @@ def refusals(
         name: the kernel's name.
         layers: what is asked of it.
         device: where the cache lives.
-        dtype: number format of the cache.
+        dtype: dtype of the cache.
         pattern: which cached tokens a query may see.
         softcap: the kernel caps logits.
         sinks: the kernel takes learned sinks.

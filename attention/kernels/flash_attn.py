@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attention.formats import narrowed
+from attention.formats import cast
 from attention.kernels.base import Kernel, layer_ranges
 from attention.kernels.cuda_packages import (
     Lengths,
@@ -62,7 +62,7 @@ class _Interface(ABC):
         sinks: torch.Tensor | None,
         features: dict[str, Any],
     ) -> torch.Tensor:
-        """``[T, H, D]`` from ``query`` ``[T, H, D]`` of the cache's number format."""
+        """``[T, H, D]`` from ``query`` ``[T, H, D]`` of the cache's dtype."""
 
     @property
     def package(self) -> Any:
@@ -227,7 +227,7 @@ class FlashAttn(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         key = (self.name, replace(layer, index=0))
@@ -240,7 +240,7 @@ class FlashAttn(Kernel):
             "window_size": (interface.endless,) * 2 if window is None else (window - 1, 0),
             "softcap": layer.softcap or 0.0,
         }
-        output = interface.attend(narrowed(query, cache.keys.dtype), cache, batch, sinks, features)
+        output = interface.attend(cast(query, cache.keys.dtype), cache, batch, sinks, features)
         return output.to(query.dtype)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from attention.kernels.base import choosing_rows, locate, spans_of, visibility
 from attention.patterns.base import ContentPattern, Pattern
-from attention.transfer import send
+from attention.transfer import to_device
 from attention.types import AttentionBatch
 
 # Up to this many tokens, a launch of its own costs more than the padding it saves.
@@ -34,7 +34,7 @@ Span = tuple[int, int]
 class Rows(NamedTuple):
     """``N`` items of one query row each; each reads ``L`` cached tokens of its own, padding included.
 
-    Where the key heads choose by themselves, an item is a row and a key head, ``row * heads + head``, and
+    Where the KV heads choose by themselves, an item is a row and a KV head, ``row * heads + head``, and
     so are the slots; otherwise ``heads`` is 1.
     """
 
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     items: torch.Tensor  # [N]
     slots: torch.Tensor  # [N, L]
     mask: torch.Tensor | None  # [N, 1, 1, L], added to the logits
-    near: torch.Tensor | None  # [N, S], which of the first S keys meet turned queries
+    near: torch.Tensor | None  # [N, S], which of the first S keys meet rerotated queries
 
 
 class Block(NamedTuple):
@@ -52,7 +52,7 @@ class Block(NamedTuple):
     stop: int
     slots: torch.Tensor  # [L]
     mask: torch.Tensor | None  # [stop - start, L], added to the logits; None: causal, square
-    near: int  # how many of the first keys meet turned queries
+    near: int  # how many of the first keys meet rerotated queries
 
 
 class Plan(NamedTuple):
@@ -97,15 +97,15 @@ def plan_alone(
         return []
     rows = torch.tensor(alone)
     spans = spans_of(batch, pattern, window)[rows]
-    exact = not _let_go(batch, batch.host_owners[rows].tolist(), spans, pattern)
-    return plan_rows(batch, rows, spans[:, None], pattern.turned, dtype, exact=exact)
+    exact = not _evicted(batch, batch.host_owners[rows].tolist(), spans, pattern)
+    return plan_rows(batch, rows, spans[:, None], pattern.rerotated, dtype, exact=exact)
 
 
 def plan_rows(
     batch: AttentionBatch,
     rows: torch.Tensor,
     spans: torch.Tensor,
-    turned: int,
+    rerotated: int,
     dtype: torch.dtype,
     *,
     counts: list[int] | None = None,
@@ -117,8 +117,8 @@ def plan_rows(
     Args:
         batch: the step's work.
         rows: query rows, int64 ``[N]`` on the host.
-        spans: what each sees, ``[N, heads, K, 2]``; ``heads`` is 1 where key heads see the same.
-        turned: see ``Pattern.turned``.
+        spans: what each sees, ``[N, heads, K, 2]``; ``heads`` is 1 where KV heads see the same.
+        rerotated: see ``Pattern.rerotated``.
         dtype: of the masks.
         counts: how many tokens each item sees; ``None``: as many as its spans hold, for which the host waits
             if they are on the device.
@@ -131,12 +131,12 @@ def plan_rows(
     if counts is None:
         counts = held[:, -1].tolist()
     # Where the ranges end as columns, and from the column in which a token stands to its position.
-    stops, shifts = send(torch.stack([held, ends.maximum(begins) - held]), device)
+    stops, shifts = to_device(torch.stack([held, ends.maximum(begins) - held]), device)
     planned = []
     for members in groups(counts, most):
         group = torch.tensor(members)
         at, head = rows[group // heads], group % heads
-        group, at, head, owners = send(torch.stack([group, at, head, batch.host_owners[at]]), device)
+        group, at, head, owners = to_device(torch.stack([group, at, head, batch.host_owners[at]]), device)
         width = counts[members[0]]
         columns = torch.arange(width, device=device).expand(len(group), -1).contiguous()
         which = torch.searchsorted(stops[group], columns, right=True)
@@ -148,12 +148,12 @@ def plan_rows(
         slots = slots.where(visible, batch.slots[at][:, None]) * heads + head[:, None]
         even = exact and counts[members[-1]] == width
         mask = None if even else additive(visible, dtype)[:, None, None]
-        near = (visible & (positions < turned))[:, :turned] if turned else None
+        near = (visible & (positions < rerotated))[:, :rerotated] if rerotated else None
         planned.append(Rows(heads, at * heads + head, slots, mask, near))
     return planned
 
 
-def _let_go(batch: AttentionBatch, sequences: list[int], spans: torch.Tensor, pattern: Pattern) -> bool:
+def _evicted(batch: AttentionBatch, sequences: list[int], spans: torch.Tensor, pattern: Pattern) -> bool:
     """Whether a row may see a page that the pattern has let go; where its rules agree, no row can.
 
     Args:
@@ -198,16 +198,16 @@ def plan_chunk(
     first = batch.seq_lens[b] - batch.query_starts[b + 1] + start
     at = batch.host_positions[start:stop]
     spans = spans_of(batch, pattern, window)[start:stop]
-    gone = _let_go(batch, [b], spans, pattern)
+    gone = _evicted(batch, [b], spans, pattern)
     blocks = []
     for low, high, held in _cut(spans, first):
         positions = torch.cat([torch.arange(*span) for span in held])
-        seen = send(positions, batch.slots.device)
+        seen = to_device(positions, batch.slots.device)
         slots, there = locate(batch, b, seen)
         if gone:
             slots, seen = slots[there], seen[there]
             positions = seen.cpu()
-        near = int((positions < pattern.turned).sum()) if pattern.turned else 0
+        near = int((positions < pattern.rerotated).sum()) if pattern.rerotated else 0
         mask = None
         if near or len(positions) != high - low or not _causal(spans[low:high], at[low:high]):
             queries = batch.positions[start + low : start + high, None]

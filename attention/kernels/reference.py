@@ -39,7 +39,7 @@ class Reference(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         output = query.new_empty(*query.shape[:2], layer.value_size)
@@ -65,8 +65,8 @@ class Reference(Kernel):
                     chosen = pattern.chosen(layer, query[first:last], at, whole, batch.page_size)
                     visible = visible & (chosen[..., positions] | ~choosing[first:last, None, None])
                 near = None
-                if turned is not None:
-                    near = turned[first:last], positions < pattern.turned
+                if rerotated is not None:
+                    near = rerotated[first:last], positions < pattern.rerotated
                 output[first:last] = _attend(layer, query[first:last], keys, values, visible, sinks, near)
         return output
 

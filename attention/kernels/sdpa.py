@@ -16,10 +16,10 @@ from attention.formats import taken, wider
 from attention.kernels.base import Kernel, choosing_rows, format_refusal, layer_ranges, spans_within
 from attention.kernels.plan import Block, Plan, Rows, plan_batch, plan_rows
 from attention.patterns.base import ContentPattern, Pattern
-from attention.transfer import send
+from attention.transfer import to_device
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
-# What rows that choose by content may gather at once, and the masks of a block with turned queries take.
+# What rows that choose by content may gather at once, and the masks of a block with rerotated queries take.
 _GATHER_BYTES = 64 << 20
 
 # Rows whose choice is made at once, since their ranges may be many.
@@ -55,27 +55,27 @@ class Sdpa(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``.
 
-        Computes in the format that holds queries and keys alike. Logits of turned queries go through the
+        Computes in the format that holds queries and keys alike. Logits of rerotated queries go through the
         mask, so these are computed in float32 throughout.
         """
-        if not pattern.turned:
-            turned = None
-        dtype = wider(query.dtype, cache.keys.dtype) if turned is None else torch.float32
+        if not pattern.rerotated:
+            rerotated = None
+        dtype = wider(query.dtype, cache.keys.dtype) if rerotated is None else torch.float32
         key = (self.name, layer.window, pattern, dtype)
         plan: Plan = batch.plan(key, lambda: plan_batch(batch, layer.window, pattern, dtype))
         output = query.new_empty(*query.shape[:2], layer.value_size)
         if isinstance(pattern, ContentPattern):
             _attend_choosing(layer, query, cache, batch, pattern, output)
         cast = query.to(dtype)
-        turned = None if turned is None else turned.to(dtype)
+        rerotated = None if rerotated is None else rerotated.to(dtype)
         for rows in plan.rows:
-            attend_rows(layer, cast, cache, rows, turned, output)
+            attend_rows(layer, cast, cache, rows, rerotated, output)
         for block in plan.blocks:
-            _attend_block(layer, cast, cache, block, turned, output)
+            _attend_block(layer, cast, cache, block, rerotated, output)
         return output
 
 
@@ -84,28 +84,28 @@ def attend_rows(
     query: torch.Tensor,
     cache: LayerCache,
     rows: Rows,
-    turned: torch.Tensor | None,
+    rerotated: torch.Tensor | None,
     output: torch.Tensor,
 ) -> None:
     """Computes a group of query rows that stand alone.
 
     Args:
         layer: what the layer asks for.
-        query: ``[T, H, D]``, in the number format to compute in.
+        query: ``[T, H, D]``, in the dtype to compute in.
         cache: the layer's keys and values.
         rows: the group.
-        turned: see ``Kernel.forward``, in the same number format.
-        output: ``[T, H, Dv]``, where the results go, in any number format.
+        rerotated: see ``Kernel.forward``, in the same dtype.
+        output: ``[T, H, Dv]``, where the results go, in any dtype.
     """
-    # The heads that share a key head lie together, as [N, Hkv, G, D], so keys need no expansion.
+    # The heads that share a KV head lie together, as [N, Hkv, G, D], so keys need no expansion.
     shared = layer.kv_heads // rows.heads
     keys = gather(cache.keys, rows.slots, rows.heads).to(query.dtype)
     values = gather(cache.values, rows.slots, rows.heads).to(query.dtype)
     mask = rows.mask
-    if turned is not None and rows.near is not None:
+    if rerotated is not None and rows.near is not None:
         count = rows.near.shape[1]
         first = keys[:, :count]
-        logits = torch.einsum("nkgd,nskd->nkgs", _items(turned, rows, shared), first) * layer.scale
+        logits = torch.einsum("nkgd,nskd->nkgs", _items(rerotated, rows, shared), first) * layer.scale
         mask = query.new_zeros(1) if mask is None else mask
         mask = mask.expand(*logits.shape[:-1], keys.shape[1]).clone(memory_format=torch.contiguous_format)
         mask[..., :count] += logits.where(rows.near[:, None, None], 0)
@@ -138,7 +138,7 @@ def _attend_block(
     query: torch.Tensor,
     cache: LayerCache,
     block: Block,
-    turned: torch.Tensor | None,
+    rerotated: torch.Tensor | None,
     output: torch.Tensor,
 ) -> None:
     """Computes consecutive query rows; arguments as in ``attend_rows``."""
@@ -146,16 +146,16 @@ def _attend_block(
     keys = gather(cache.keys, block.slots).to(query.dtype)
     values = gather(cache.values, block.slots).to(query.dtype)
     rows, first = block.stop - block.start, None
-    if turned is not None and block.near:
+    if rerotated is not None and block.near:
         first = keys[: block.near].clone()
         keys[: block.near] = 0
         rows = max(1, _GATHER_BYTES // (len(keys) * layer.query_heads * keys.itemsize))
     for start in range(block.start, block.stop, rows):
         part = slice(start, min(start + rows, block.stop))
         mask = None if block.mask is None else block.mask[start - block.start : part.stop - block.start]
-        if turned is not None and first is not None and mask is not None:
+        if rerotated is not None and first is not None and mask is not None:
             mask = mask.expand(*shape, -1, -1).clone(memory_format=torch.contiguous_format)
-            near = turned[part].unflatten(1, shape)
+            near = rerotated[part].unflatten(1, shape)
             mask[..., : block.near] += torch.einsum("rkgd,skd->kgrs", near, first) * layer.scale
         result = scaled_dot_product_attention(
             query[part].unflatten(1, shape).permute(1, 2, 0, 3),
@@ -195,7 +195,7 @@ class _Part(NamedTuple):
 
     rows: torch.Tensor  # [N] of the batch's query rows, on the host
     at: torch.Tensor  # the same on the device
-    counts: list[int] | None  # how many tokens each row sees with each key head, at most, if that is known
+    counts: list[int] | None  # how many tokens each row sees with each KV head, at most, if that is known
 
 
 def _parts(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern) -> list[_Part]:
@@ -212,5 +212,5 @@ def _parts(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern) -> 
             if layer.window is not None:
                 tokens = tokens.clamp(max=layer.window)
             counts = tokens.repeat_interleave(layer.kv_heads).tolist()
-        found.append(_Part(rows, send(rows, batch.slots.device), counts))
+        found.append(_Part(rows, to_device(rows, batch.slots.device), counts))
     return found

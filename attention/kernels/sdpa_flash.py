@@ -46,8 +46,8 @@ class SdpaFlash(Sdpa):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return super().forward(layer, query, cache, batch, pattern, sinks, turned)
+            return super().forward(layer, query, cache, batch, pattern, sinks, rerotated)

@@ -177,9 +177,9 @@ def attend(
     query,
     query_row_stride,
     query_head_stride,
-    turned,
-    turned_row_stride,
-    turned_head_stride,
+    rerotated,
+    rerotated_row_stride,
+    rerotated_head_stride,
     keys,
     key_slot_stride,
     key_head_stride,
@@ -210,7 +210,7 @@ def attend(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """One part of one block's cover, for one key head and ``BLOCK_M`` of the block's (row, query head) pairs.
+    """One part of one block's cover, for one KV head and ``BLOCK_M`` of the block's (row, query head) pairs.
 
     The grid is ``(items, KV_HEADS * tiles of pairs)``. A block's pairs are numbered row by row.
 
@@ -220,8 +220,8 @@ def attend(
             if covers are cut into parts.
         partial_log: float32 ``[items, grid[1], BLOCK_M]``: the logarithm of each part's denominator.
         query: ``[T, KV_HEADS * GROUP, HEAD_SIZE]``, and its strides.
-        turned: the same as they meet the first tokens, if that differs.
-        keys: ``[slots, KV_HEADS, HEAD_SIZE]`` in the queries' number format or, as bytes, in float8_e4m3, and
+        rerotated: the same as they meet the first tokens, if that differs.
+        keys: ``[slots, KV_HEADS, HEAD_SIZE]`` in the queries' dtype or, as bytes, in float8_e4m3, and
             its strides.
         values: ``[slots, KV_HEADS, VALUE_SIZE]``, likewise, and its strides.
         table: int32 ``[B, P]``, the page table, and its stride.
@@ -276,13 +276,13 @@ def attend(
         most = tl.full([BLOCK_M], float("-inf"), tl.float32)
         sums = tl.zeros([BLOCK_M], dtype=tl.float32)
 
-    if turned is not None:
-        turn = tl.minimum(tl.maximum(tl.load(cover + 1), begin), end)
+    if rerotated is not None:
+        boundary = tl.minimum(tl.maximum(tl.load(cover + 1), begin), end)
         tile = (
             tl.load(
-                turned
-                + row[:, None] * turned_row_stride
-                + (query_head * turned_head_stride)[:, None]
+                rerotated
+                + row[:, None] * rerotated_row_stride
+                + (query_head * rerotated_head_stride)[:, None]
                 + at_d[None, :],
                 mask=pair_mask,
                 other=0.0,
@@ -296,7 +296,7 @@ def attend(
             most,
             sums,
             begin,
-            turn,
+            boundary,
             starts,
             shifts,
             pages,
@@ -323,7 +323,7 @@ def attend(
             BLOCK_D,
             BLOCK_V,
         )
-        begin = turn
+        begin = boundary
     tile = (
         tl.load(
             query
@@ -399,7 +399,7 @@ def combine(
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Puts the parts of one block together, for one key head and ``BLOCK_M`` of its pairs; see ``attend``.
+    """Puts the parts of one block together, for one KV head and ``BLOCK_M`` of its pairs; see ``attend``.
 
     The grid is ``(blocks, KV_HEADS * tiles of pairs)``. Each part counts by its denominator.
     """

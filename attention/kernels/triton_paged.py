@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attention.formats import narrowed
+from attention.formats import cast
 from attention.kernels import triton_write
 from attention.kernels.base import (
     Kernel,
@@ -34,7 +34,7 @@ from attention.kernels.triton_plan import (
     rows_fixed,
 )
 from attention.patterns.base import ContentPattern, Pattern
-from attention.transfer import send
+from attention.transfer import to_device
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 # Before this, the hardware has neither bfloat16 nor copies to shared memory that run by themselves.
@@ -102,7 +102,7 @@ class Triton(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``; queries are rounded to the cache's format, unless that has 8 bits."""
         heads = Heads(layer.kv_heads, layer.query_heads // layer.kv_heads)
@@ -116,11 +116,11 @@ class Triton(Kernel):
         call = _Call(
             layer,
             heads,
-            _dense_heads(narrowed(query, dtype)),
+            _dense_heads(cast(query, dtype)),
             cache,
             batch,
             sinks,
-            None if turned is None else _dense_heads(narrowed(turned, dtype)),
+            None if rerotated is None else _dense_heads(cast(rerotated, dtype)),
             output,
         )
         if isinstance(pattern, ContentPattern):
@@ -130,7 +130,7 @@ class Triton(Kernel):
             )
             for some in choosing:
                 _launch(call, some.blocks, _chosen(call, pattern, some, query))
-        if not batch.fixed:
+        if not batch.device_only:
             others: list[tuple[Blocks, torch.Tensor]] = batch.plan(
                 (self.name, pattern, heads, alone, together, layer.window),
                 lambda: plan_rows(batch, layer.window, pattern, heads, alone, together, processors),
@@ -158,14 +158,14 @@ def _choosing(
     batch: AttentionBatch, pattern: ContentPattern, heads: Heads, tile: Tile, processors: int
 ) -> list[_Choosing]:
     """The rows of a batch that choose, in parts."""
-    if batch.fixed:
+    if batch.device_only:
         every = torch.arange(len(batch.positions), device=batch.positions.device)
         most = pattern.most_pages(batch.page_size)
         return [_Choosing(every, every, rows_fixed(batch, heads, tile, processors, most))]
     return [
         _Choosing(
             rows,
-            send(rows, batch.positions.device),
+            to_device(rows, batch.positions.device),
             plan_choosing(batch, rows, heads, tile, processors),
         )
         for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS)
@@ -178,7 +178,7 @@ def _chosen(call: _Call, pattern: ContentPattern, some: _Choosing, query: torch.
     layer, cache, batch, at = call.layer, call.cache, call.batch, some.at
     spans = pattern.select(layer, query[at], some.rows, cache, batch)
     spans = spans_within(spans, batch.positions[at], layer.window)
-    return compact(spans, pattern.turned, _CHOSEN_RANGES)
+    return compact(spans, pattern.rerotated, _CHOSEN_RANGES)
 
 
 class _Call(NamedTuple):
@@ -190,7 +190,7 @@ class _Call(NamedTuple):
     cache: LayerCache
     batch: AttentionBatch
     sinks: torch.Tensor | None
-    turned: torch.Tensor | None
+    rerotated: torch.Tensor | None
     output: torch.Tensor
 
 
@@ -199,7 +199,7 @@ def tiles(layer: LayerSpec, dtype: torch.dtype, shared_memory: int) -> tuple[Til
 
     Args:
         layer: what the layer asks for.
-        dtype: number format of products.
+        dtype: dtype of products.
         shared_memory: bytes for each multiprocessor.
     """
     group = layer.query_heads // layer.kv_heads
@@ -244,9 +244,9 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
             query=call.query,
             query_row_stride=call.query.stride(0),
             query_head_stride=call.query.stride(1),
-            turned=call.turned,
-            turned_row_stride=0 if call.turned is None else call.turned.stride(0),
-            turned_head_stride=0 if call.turned is None else call.turned.stride(1),
+            rerotated=call.rerotated,
+            rerotated_row_stride=0 if call.rerotated is None else call.rerotated.stride(0),
+            rerotated_head_stride=0 if call.rerotated is None else call.rerotated.stride(1),
             keys=keys,
             key_slot_stride=keys.stride(1),
             key_head_stride=keys.stride(2),
@@ -267,7 +267,7 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
             ROW_RANGES=0 if blocks.ranges is None else blocks.ranges.shape[1],
             SOFTCAP=capped,
             # Tiles of a cover that begins with the sequence begin where a page does.
-            ONE_PAGE=blocks.straight and call.turned is None and call.batch.page_size % tile.tokens == 0,
+            ONE_PAGE=blocks.straight and call.rerotated is None and call.batch.page_size % tile.tokens == 0,
             BLOCK_N=tile.tokens,
             BLOCK_D=_padded(layer.head_size),
             num_stages=tile.stages,

@@ -14,7 +14,7 @@ import torch
 from attention.kernels.base import power_of_two, spans_of, spans_within
 from attention.kernels.plan import split
 from attention.patterns.base import Pattern
-from attention.transfer import send
+from attention.transfer import to_device
 from attention.types import AttentionBatch
 
 # Columns of ``Blocks.blocks`` and ``Blocks.items``, and numbers before the ranges of a cover.
@@ -33,7 +33,7 @@ class Tile(NamedTuple):
     """What one program works on at once.
 
     Attributes:
-        pairs: (row, query head) pairs that share a key head; a power of two.
+        pairs: (row, query head) pairs that share a KV head; a power of two.
         tokens: of the cover; a power of two.
         warps: of 32 threads each.
         stages: tiles of keys and values in flight.
@@ -50,13 +50,13 @@ class Tile(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Key heads, and the number of query heads that share one."""
+    """KV heads, and the number of query heads that share one."""
 
     keys: int
     group: int
 
     def columns(self, tile: Tile) -> int:
-        """Programs for each part of a block: one for a key head, unless its group is larger than a tile."""
+        """Programs for each part of a block: one for a KV head, unless its group is larger than a tile."""
         return self.keys * -(-self.group // tile.pairs)
 
 
@@ -108,14 +108,14 @@ def plan_rows(
     if single:
         rows = np.asarray(single)
         sequences = np.searchsorted(batch.query_starts, rows, side="right") - 1
-        covers = compact(spans[rows][:, None], pattern.turned)
+        covers = compact(spans[rows][:, None], pattern.rerotated)
         fields = np.stack([rows, np.ones_like(rows), sequences], axis=1)
         full = np.zeros((len(rows), 2), dtype=np.int64)
         planned.append(_blocks(alone, fields, full, covers, None, heads, processors, device))
     if chunks:
         fields, full, hulls = _chunks(chunks, spans.numpy(), max(1, together.pairs // heads.group))
-        covers = compact(torch.from_numpy(hulls)[:, None], pattern.turned)
-        ranges = send(spans.int(), device)
+        covers = compact(torch.from_numpy(hulls)[:, None], pattern.rerotated)
+        ranges = to_device(spans.int(), device)
         planned.append(_blocks(together, fields, full, covers, ranges, heads, processors, device))
     return planned
 
@@ -130,7 +130,7 @@ def plan_choosing(
     device = batch.page_table.device
     programs, longest = processors * tile.programs, max(batch.seq_lens)
     planned = _evenly(rows, batch.host_owners[rows], heads, tile, programs, longest)
-    return planned._replace(blocks=send(planned.blocks, device), items=send(planned.items, device))
+    return planned._replace(blocks=to_device(planned.blocks, device), items=to_device(planned.items, device))
 
 
 def plan_fixed(
@@ -155,7 +155,7 @@ def plan_fixed(
     spans = spans_within(pattern.spans(positions), positions, window)
     straight = pattern.dense and window is None
     return rows_fixed(batch, heads, tile, processors)._replace(straight=straight), compact(
-        spans[:, None], pattern.turned
+        spans[:, None], pattern.rerotated
     )
 
 
@@ -186,23 +186,23 @@ def _evenly(
     return Blocks(tile, blocks, items, None, parts > 1, False)
 
 
-def compact(spans: torch.Tensor, turned: int, least: int = 1) -> torch.Tensor:
+def compact(spans: torch.Tensor, rerotated: int, least: int = 1) -> torch.Tensor:
     """Covers, for programs that number their tokens without the gaps.
 
     Args:
         spans: ``[N, heads, K, 2]``, disjoint ranges in ascending order but for empty ones.
-        turned: see ``Pattern.turned``.
+        rerotated: see ``Pattern.rerotated``.
         least: number of ranges to make room for, a power of two. Fewer sizes mean fewer programs to compile.
 
     Returns:
         int32 ``[N, heads, 2 + 2 * R]``, ``R`` being ``K`` rounded up to a power of two: the number of tokens;
-        how many of them are among the first ``turned``; the number of each range's first token; what to
+        how many of them are among the first ``rerotated``; the number of each range's first token; what to
         add to a token's number for its position.
     """
     begins, ends = spans.unbind(-1)
     lengths = (ends - begins).clamp(min=0)
     stops = lengths.cumsum(dim=-1)
-    near = (turned - begins).clamp(min=0).minimum(lengths).sum(dim=-1, keepdim=True)
+    near = (rerotated - begins).clamp(min=0).minimum(lengths).sum(dim=-1, keepdim=True)
     starts = stops - lengths
     room = max(least, power_of_two(spans.shape[2])) - spans.shape[2]
     # What no token's number reaches, so that no search ends there.
@@ -288,7 +288,7 @@ def _blocks(
     straight = covers.shape[2] == COVER_FIELDS + 2 and not bool(covers[..., -1].any())
 
     fields_sent, items_sent = (
-        send(torch.from_numpy(numbers.astype(np.int32)), device) for numbers in (blocks, items)
+        to_device(torch.from_numpy(numbers.astype(np.int32)), device) for numbers in (blocks, items)
     )
     planned = Blocks(tile, fields_sent, items_sent, ranges, bool((parts > 1).any()), straight)
-    return planned, send(covers, device)
+    return planned, to_device(covers, device)

@@ -17,7 +17,7 @@ _NUMBERS = 1024
 
 
 def write(cached: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    """What ``LayerCache.write`` does, to the bit; both have the same number format.
+    """What ``LayerCache.write`` does, to the bit; both have the same dtype.
 
     Nothing is asked of the host, and the launch depends on shapes and strides alone.
 

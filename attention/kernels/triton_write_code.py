@@ -1,6 +1,6 @@
 """The program of ``triton_write``: keys and values to their places in the paged cache.
 
-What a narrower format cannot hold becomes NaN, as ``attention.formats.narrowed`` says. Numbers are rounded to
+What a narrower format cannot hold becomes NaN, as ``attention.formats.cast`` says. Numbers are rounded to
 nearest even with whole numbers where not every GPU knows the format, or rounds so.
 """
 
@@ -33,7 +33,7 @@ def _float8_e4m3(numbers):
     # the sum's last bits say which multiple.
     small = (tl.abs(numbers) + 16384.0).to(tl.uint32, bitcast=True) & 0xFF
     code = tl.where(size < 0x3C800000, small, code) | ((bits >> 24) & 0x80)
-    # What is larger than 464, halfway to what would come after the largest, and what is no number.
+    # Larger than 464, halfway to what would come after the largest, or NaN.
     return tl.where(size > 0x43E80000, 0x7F, code).to(tl.uint8)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from attention.formats import narrowed
+from attention.formats import cast
 from attention.kernels.base import Kernel
 from attention.kernels.cuda_packages import Lengths, gather, gathered, refusals, window_of
 from attention.patterns.base import Pattern
@@ -53,7 +53,7 @@ class Varlen(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         window = window_of(layer, pattern)
@@ -66,7 +66,7 @@ class Varlen(Kernel):
         if _reads_pages():
             features["enable_gqa"] = True
         output: Any = varlen_attn(
-            narrowed(query, keys.dtype),
+            cast(query, keys.dtype),
             keys,
             values,
             lengths.query_starts,

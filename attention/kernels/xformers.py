@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attention.formats import narrowed
+from attention.formats import cast
 from attention.kernels.base import Kernel, layer_ranges, power_of_two
 from attention.kernels.cuda_packages import (
     begins,
@@ -90,7 +90,7 @@ class Xformers(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         window = window_of(layer, pattern)
@@ -98,13 +98,13 @@ class Xformers(Kernel):
         attend = import_module("xformers.ops.fmha").memory_efficient_attention_forward
         output = query.new_empty(*query.shape[:2], layer.value_size)
         group = layer.query_heads // layer.kv_heads
-        grouped = narrowed(query, cache.keys.dtype).unflatten(1, (layer.kv_heads, group))
+        grouped = cast(query, cache.keys.dtype).unflatten(1, (layer.kv_heads, group))
         for part in parts:
             keys, values = (
                 pages.flatten(0, 1) if part.slots is None else gather(pages, part.slots)
                 for pages in (cache.keys, cache.values)
             )
-            # [1, tokens, Hkv, G, D], where a key head stands for each of its query heads without a copy.
+            # [1, tokens, Hkv, G, D], where a KV head stands for each of its query heads without a copy.
             result = attend(
                 grouped[part.rows][None],
                 keys[None, :, :, None].expand(-1, -1, -1, group, -1),

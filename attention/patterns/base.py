@@ -21,7 +21,7 @@ class Pattern(ABC):
         name: what the pattern is called in settings, logs and metrics.
         dense: every earlier token is visible and no page ever expires, so kernels may skip the rule.
         dense_layers: indices of layers that the pattern leaves alone; these see every earlier token.
-        turned: the number of first tokens whose keys are rerotated; see ``turn``.
+        rerotated: the number of first tokens whose keys are rerotated; see ``rerotation``.
         reach: no query meets a key from a distance of so many positions or more, whatever the context, so
             that it may be longer than the model's own positions. ``None``: distances grow with the context.
     """
@@ -29,7 +29,7 @@ class Pattern(ABC):
     name: str
     dense: bool = False
     dense_layers: tuple[int, ...] = ()
-    turned: int = 0
+    rerotated: int = 0
     reach: int | None = None
 
     @classmethod
@@ -77,14 +77,14 @@ class Pattern(ABC):
         Once expired, a page stays expired. The KV manager frees these pages and puts 0 in the page table.
         """
 
-    def turn(self, positions: torch.Tensor) -> torch.Tensor:
-        """By how many positions the first ``turned`` keys are rerotated: so much nearer a query sees them.
+    def rerotation(self, positions: torch.Tensor) -> torch.Tensor:
+        """By how many positions the first ``rerotated`` keys are rerotated: so much nearer a query sees them.
 
         Args:
             positions: of queries, int64 ``[N]``.
 
         Returns:
-            int64 ``[N]``, at least 0, and never less for a later position; only asked where ``turned`` is
+            int64 ``[N]``, at least 0, and never less for a later position; only asked where ``rerotated`` is
             not 0.
         """
         raise NotImplementedError(f"{self.name} rerotates no keys")
@@ -94,7 +94,7 @@ class ContentPattern(Pattern):
     """A pattern that chooses by what queries and keys are, for each KV head by itself.
 
     Its rule over positions is plain causality (``visible``, ``spans``): what may be chosen at best. No page
-    expires. What it remembers of each page's keys, its page summary, lies in ``LayerCache.digest``.
+    expires. What it remembers of each page's keys, its page summary, lies in ``LayerCache.summary``.
 
     Attributes:
         decoded_keys_differ: rows below ``prompt_lens`` see all, those after it choose, so that the deeper
@@ -127,7 +127,7 @@ class ContentPattern(Pattern):
         return range(0)
 
     @abstractmethod
-    def digest_of(
+    def summary_of(
         self, layer: LayerSpec, page_size: int, dtype: torch.dtype
     ) -> tuple[torch.Size, torch.dtype]:
         """Shape and dtype of one page summary, for a cache of keys in ``dtype``."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from attention.transfer import send
+from attention.transfer import to_device
 from attention.types import AttentionBatch
 
 # Memory that looking at one block may take: enough to keep a device busy, little beside a cache.
@@ -42,7 +42,7 @@ def blocks(rows: torch.Tensor, batch: AttentionBatch, page_bytes: int, row_bytes
         page_bytes: memory that one page of one sequence takes in a block.
         row_bytes: memory that one row and one page take in a block.
     """
-    if batch.fixed:
+    if batch.device_only:
         return _fixed(batch, page_bytes + row_bytes)
     # The plan holds the rows, so nothing else can get their id while the batch lives.
     key = ("blocks", id(rows), page_bytes, row_bytes)
@@ -70,7 +70,7 @@ def _build(rows: torch.Tensor, batch: AttentionBatch, page_bytes: int, row_bytes
     def block(sequences: list[int], indices: list[list[int]]) -> Block:
         at = torch.tensor(indices)
         which, at, positions = (
-            send(numbers, batch.page_table.device)
+            to_device(numbers, batch.page_table.device)
             for numbers in (torch.tensor(sequences), at, batch.host_positions[rows[at]])
         )
         return Block(at, positions, batch.page_table[which, : max(lengths[b] for b in sequences)].long())

@@ -76,16 +76,16 @@ class Lsh(NumberedPattern, ContentPattern):
         self.seed = seed
         self._directions: dict[tuple[int, int, torch.device], torch.Tensor] = {}
 
-    def digest_of(
+    def summary_of(
         self, layer: LayerSpec, page_size: int, dtype: torch.dtype
     ) -> tuple[torch.Size, torch.dtype]:
-        """See ``ContentPattern.digest_of``: the buckets of each token's keys."""
+        """See ``ContentPattern.summary_of``: the buckets of each token's keys."""
         return torch.Size([page_size, layer.kv_heads, self.hashes]), self._number_format
 
     def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
         """See ``ContentPattern.update``; the step's tokens."""
-        assert cache.digest is not None
-        cache.digest.flatten(0, 1)[batch.slots] = self._hash(
+        assert cache.summary is not None
+        cache.summary.flatten(0, 1)[batch.slots] = self._hash(
             layer, taken(cache.keys.flatten(0, 1), batch.slots)
         )
 
@@ -113,11 +113,11 @@ class Lsh(NumberedPattern, ContentPattern):
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """See ``ContentPattern.select``; consecutive tokens make one range."""
-        assert cache.digest is not None
+        assert cache.summary is not None
         found = []
         numbers = batch.page_size * layer.kv_heads
         for block in blocks(rows, batch, 4 * numbers * self.hashes, 16 * numbers):
-            key_buckets = cache.digest[block.pages].flatten(1, 2)
+            key_buckets = cache.summary[block.pages].flatten(1, 2)
             sees = self._sees(layer, query[block.rows], block.positions, key_buckets)
             found.append((block.rows, runs(sees)))
         return ranges_by_block(found, len(rows), layer.kv_heads, query.device)

@@ -47,10 +47,10 @@ class Oracle(TopK):
     name = "oracle"
     counted_ahead = False
 
-    def digest_of(
+    def summary_of(
         self, layer: LayerSpec, page_size: int, dtype: torch.dtype
     ) -> tuple[torch.Size, torch.dtype]:
-        """See ``ContentPattern.digest_of``: nothing, as the keys themselves are looked at."""
+        """See ``ContentPattern.summary_of``: nothing, as the keys themselves are looked at."""
         return torch.Size([0]), dtype
 
     def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:

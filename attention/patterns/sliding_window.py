@@ -44,7 +44,7 @@ class SlidingWindow(NumberedPattern):
         self.sinks = sinks
         self.positions = positions
         if positions == "cache":
-            self.turned = sinks
+            self.rerotated = sinks
             self.reach = None if dense_layers else sinks + window
 
     def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
@@ -62,6 +62,6 @@ class SlidingWindow(NumberedPattern):
         first = -(-self.sinks // page_size)
         return range(first, max(first, (seq_len - self.window + 1) // page_size))
 
-    def turn(self, positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.turn``; by as much as lies between the sinks and the window."""
+    def rerotation(self, positions: torch.Tensor) -> torch.Tensor:
+        """See ``Pattern.rerotation``; by as much as lies between the sinks and the window."""
         return (positions - (self.sinks + self.window - 1)).clamp(min=0)

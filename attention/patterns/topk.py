@@ -12,7 +12,7 @@ from attention.formats import put, taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import blocks
 from attention.patterns.options import NumberedPattern
-from attention.transfer import send
+from attention.transfer import to_device
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
 # However small the budget: the first page, the query's own and one that it chooses.
@@ -72,24 +72,24 @@ class TopK(NumberedPattern, ContentPattern):
         self.prefill = prefill
         self.decoded_keys_differ = prefill == "dense"
 
-    def digest_of(
+    def summary_of(
         self, layer: LayerSpec, page_size: int, dtype: torch.dtype
     ) -> tuple[torch.Size, torch.dtype]:
-        """See ``ContentPattern.digest_of``: the smallest and the largest numbers of the page's keys."""
+        """See ``ContentPattern.summary_of``: the smallest and the largest numbers of the page's keys."""
         return torch.Size([2, layer.kv_heads, layer.head_size]), dtype
 
     def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
         """See ``ContentPattern.update``; only pages that the step completes, as no other can be chosen."""
-        assert cache.digest is not None
-        if batch.fixed:
+        assert cache.summary is not None
+        if batch.device_only:
             own = batch.slots // batch.page_size
             completes = (batch.positions + 1) % batch.page_size == 0
             # The others go to page 0, which is no sequence's.
-            put(cache.digest, own.where(completes, 0), _summaries(taken(cache.keys, own)))
+            put(cache.summary, own.where(completes, 0), _summaries(taken(cache.keys, own)))
             return
         pages = self.completed(batch)
         if len(pages):
-            put(cache.digest, pages, _summaries(taken(cache.keys, pages)))
+            put(cache.summary, pages, _summaries(taken(cache.keys, pages)))
 
     @staticmethod
     def completed(batch: AttentionBatch) -> torch.Tensor:
@@ -100,7 +100,7 @@ class TopK(NumberedPattern, ContentPattern):
             last = np.flatnonzero((batch.host_positions.numpy() + 1) % batch.page_size == 0)
             if not len(last):
                 return _NO_PAGES if batch.slots.device == _NO_PAGES.device else batch.slots[:0]
-            return batch.slots[send(torch.from_numpy(last), batch.slots.device)] // batch.page_size
+            return batch.slots[to_device(torch.from_numpy(last), batch.slots.device)] // batch.page_size
 
         pages: torch.Tensor = batch.plan(("complete pages",), find)
         return pages
@@ -140,7 +140,7 @@ class TopK(NumberedPattern, ContentPattern):
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """See ``ContentPattern.select``: the first pages, one range per page between, the recent pages."""
-        assert cache.digest is not None
+        assert cache.summary is not None
         page_size = batch.page_size
         width = min(self.choices(page_size), batch.page_table.shape[1])
         ranges = query.new_zeros(len(rows), layer.kv_heads, width + 2, 2, dtype=torch.long)
@@ -149,7 +149,7 @@ class TopK(NumberedPattern, ContentPattern):
             if block.pages.shape[1] <= self.most_pages(page_size):
                 ranges[block.rows, :, 0, 1] = block.positions[..., None] + 1
                 continue
-            summaries = taken(cache.digest, block.pages.flatten()).unflatten(0, block.pages.shape)
+            summaries = taken(cache.summary, block.pages.flatten()).unflatten(0, block.pages.shape)
             picked = self._pick(layer, query[block.rows], block.positions, summaries, page_size)
             recent = (block.positions // page_size - self.recent_pages + 1).clamp(min=0) * page_size
             between = pad(picked, (0, width - picked.shape[-1]), value=block.pages.shape[1])

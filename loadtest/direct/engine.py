@@ -6,8 +6,8 @@ is the engine's own.
 
 A long context is not computed but *placed*: a sequence gets its pages from the KV manager, step by step as if
 it were computed, so that pages are let go as the pattern says, and the pages that it is left with are copies
-of pages that the model itself made of a short prompt, digests included. From there on everything is real: the
-scheduler admits the sequence, and every timed step is ``EngineCore.step``.
+of pages that the model itself made of a short prompt, summaries included. From there on everything is real:
+the scheduler admits the sequence, and every timed step is ``EngineCore.step``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from loadtest.direct.template import Template
 from server.engine.build import build_engine
 from server.engine.core import EngineCore
 from server.engine.sequence import Sequence
-from server.messages import FinishReason, Ready, Sampling, Stats, StepNews, Submit
+from server.messages import FinishReason, Ready, Sampling, Stats, StepOutput, Submit
 from server.settings import Settings
 
 _GREEDY = Sampling(temperature=0.0)
@@ -215,9 +215,9 @@ class DirectEngine:
         for request in requests:
             self.core.submit(request)
         while self.core.has_work:
-            news = self._step()
+            output = self._step()
             steps += 1
-            for item in news.sequences:
+            for item in output.sequences:
                 outputs[item.id] += item.tokens
             if not first and all(outputs.values()):
                 first = time.perf_counter() - began
@@ -252,11 +252,11 @@ class DirectEngine:
             raise RuntimeError(f"{computed} tokens of a prompt were computed instead of {tokens}")
         return seconds
 
-    def _step(self) -> StepNews:
-        news = self.core.step()
-        if any(item.finish is FinishReason.FAILED for item in news.sequences):
-            raise RuntimeError("the model's logits were no numbers")
-        return news
+    def _step(self) -> StepOutput:
+        output = self.core.step()
+        if any(item.finish is FinishReason.FAILED for item in output.sequences):
+            raise RuntimeError("the model's logits were NaN")
+        return output
 
     def _place(
         self, prompts: list[list[int]], computed: int, output_tokens: int, rng: random.Random

@@ -9,7 +9,7 @@ import torch
 
 from attention.formats import put, taken
 from server.engine.core import EngineCore
-from server.engine.scheduler import Work
+from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import Submit
 
@@ -38,7 +38,7 @@ class Template:
                 count = min(sequence.remaining, core.scheduler.max_batch_tokens)
                 if not core.kv.extend(sequence, count):
                     raise RuntimeError("pages are short although there was room")
-                core.runner.run([Work(sequence, count)])
+                core.runner.run([Scheduled(sequence, count)])
                 sequence.computed += count  # not KVManager.advance: no page is let go before it is copied
             pages = torch.tensor(sequence.pages, device=self._device)
             for index, layer in self._cache.layers.items():
@@ -65,15 +65,19 @@ class Template:
         places, sources = torch.tensor(copied, device=self._device).unbind(dim=1)
         lengths = torch.tensor([rng.uniform(_SHORTEST, 1) for _ in copied], device=self._device)
         for index, layer in self._cache.layers.items():
-            keys, values, digest = self._layers[index]
+            keys, values, summary = self._layers[index]
             assert keys is not None
             assert values is not None
             put(layer.keys, places, _shortened(taken(keys, sources), lengths))
             put(layer.values, places, taken(values, sources))
-            if layer.digest is not None and digest is not None:
-                found = taken(digest, sources)
+            if layer.summary is not None and summary is not None:
+                found = taken(summary, sources)
                 # What is in numbers is of the keys' size; buckets and the like go by direction.
-                put(layer.digest, places, _shortened(found, lengths) if digest.is_floating_point() else found)
+                put(
+                    layer.summary,
+                    places,
+                    _shortened(found, lengths) if summary.is_floating_point() else found,
+                )
 
 
 def _shortened(numbers: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The engine's news of a request to the events of its answer; the events to one message for unary calls."""
+"""The engine's output of a request to the events of its answer; the events to one message for unary calls."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api.state import Served
-from server.engine.link import NewsStream
-from server.messages import FinishReason, PositionLogprob, SequenceNews
+from server.engine.link import OutputStream
+from server.messages import FinishReason, PositionLogprob, SequenceOutput
 from server.observe.request import RequestRecord
 from server.text.assemble import OutputAssembler, OutputDelta
 from server.text.stop import StopStrings
@@ -31,7 +31,7 @@ class _Sample:
     id: int
     output: OutputAssembler
     matched: str | int | None = None
-    # Deltas of one batch of news, merged into one message.
+    # Deltas of one batch of output, merged into one message.
     deltas: list[OutputDelta] = field(default_factory=list)
 
     def result(self) -> types_pb2.SampleResult:
@@ -90,20 +90,20 @@ class Answer:
         }
 
     def take(
-        self, taken: Sequence[tuple[SequenceNews, float]], stream: NewsStream, record: RequestRecord
+        self, taken: Sequence[tuple[SequenceOutput, float]], stream: OutputStream, record: RequestRecord
     ) -> Iterator[Event]:
-        """Events of news that came together: all that is new of a sample becomes one."""
-        for news, when in taken:
-            sample = self._samples[news.id]
+        """Events of output that came together: all that is new of a sample becomes one."""
+        for output, when in taken:
+            sample = self._samples[output.id]
             if sample.output.finish is not None:
                 continue  # a stop string ended it earlier in ``taken``
-            if news.finish is FinishReason.FAILED:
-                raise RuntimeError(f"the engine could not compute sequence {news.id}; its log says more")
+            if output.finish is FinishReason.FAILED:
+                raise RuntimeError(f"the engine could not compute sequence {output.id}; its log says more")
             if not self._accepted:
-                yield self._accept(record, news)
-            if news.prompt_logprobs is not None:
-                yield from self._prompt(news.prompt_logprobs)
-            self._push(sample, news, when, stream, record)
+                yield self._accept(record, output)
+            if output.prompt_logprobs is not None:
+                yield from self._prompt(output.prompt_logprobs)
+            self._push(sample, output, when, stream, record)
         yield from self._deltas()
 
     def close(self, record: RequestRecord) -> Iterable[Event]:
@@ -131,20 +131,25 @@ class Answer:
             yield Event(prompt_logprobs=inference_pb2.PromptLogprobs(positions=positions))
 
     def _push(
-        self, sample: _Sample, news: SequenceNews, when: float, stream: NewsStream, record: RequestRecord
+        self,
+        sample: _Sample,
+        output: SequenceOutput,
+        when: float,
+        stream: OutputStream,
+        record: RequestRecord,
     ) -> None:
         before = sample.output.token_count
-        delta = sample.output.push(news.tokens, news.logprobs, news.finish)
-        record.tokens(sample.index, sample.output.token_count - before, when, news.preemptions)
+        delta = sample.output.push(output.tokens, output.logprobs, output.finish)
+        record.tokens(sample.index, sample.output.token_count - before, when, output.preemptions)
         sample.deltas.append(delta)
         if delta.finish is not None:
             sample.matched = delta.matched
         if delta.abort:
-            stream.abort([news.id])
+            stream.abort([output.id])
 
-    def _accept(self, record: RequestRecord, news: SequenceNews | None) -> Event:
+    def _accept(self, record: RequestRecord, output: SequenceOutput | None) -> Event:
         self._accepted = True
-        record.begin(self._prompt_tokens, news)
+        record.begin(self._prompt_tokens, output)
         return Event(
             accepted=inference_pb2.Accepted(
                 request_id=self._request_id,

@@ -15,14 +15,14 @@ from server.api import conversion, errors
 from server.api.answer import Answer, Event
 from server.api.prompt import prompt_ids
 from server.api.state import ServerState
-from server.engine.link import EngineDeadError, NewsStream
+from server.engine.link import EngineDeadError, OutputStream
 from server.observe.metrics import Metrics
 from server.observe.request import Moments, RequestRecord
 from server.observe.tracing import Metadata, Traces
 
 log = logging.getLogger("longspan.requests")
 
-# News merged into one message, at most: with log probabilities it stays far below gRPC's usual 4 MiB.
+# Output merged into one message, at most: with log probabilities it stays far below gRPC's usual 4 MiB.
 _MOST_MERGED = 64
 
 
@@ -44,7 +44,7 @@ class Generation:
         self._metrics = metrics
         self._traces = traces
         self._record: RequestRecord | None = None
-        self._stream: NewsStream | None = None
+        self._stream: OutputStream | None = None
         self._aborted = False
         self._error: errors.ServiceError | None = None
         self._finish = "none"

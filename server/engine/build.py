@@ -155,7 +155,7 @@ def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGr
     """Decode steps as graphs, or a warning why there are none."""
     reason = runner.attention.needs_host()
     if reason is None and runner.rope is not None:
-        reason = f"{runner.rope.kind} RoPE turns each sequence by its own length"
+        reason = f"{runner.rope.kind} RoPE rotates each sequence by its own length"
     if reason is None:
         pool = torch.cuda.graph_pool_handle()
         try:

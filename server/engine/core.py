@@ -1,4 +1,4 @@
-"""The engine without its process: sequences in, news out, one step at a time."""
+"""The engine without its process: sequences in, outputs out, one step at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from server.engine.hardware import MemoryMeter
 from server.engine.kv_manager import KVManager, most_pages
 from server.engine.pace import Pace
 from server.engine.runner import Launched, Runner, RunOutput
-from server.engine.scheduler import Scheduler, Work
+from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence, State
 from server.engine.team import Team
-from server.messages import FinishReason, PositionLogprob, SequenceNews, Stats, StepNews, Submit
+from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
 
 log = logging.getLogger("longspan.engine")
 
@@ -32,7 +32,7 @@ class _Flight:
 
     Attributes:
         began: monotonic time.
-        works: what it computes.
+        scheduled: what it computes.
         launched: the pass.
         fresh: sequences that begin with it.
         prompt_tokens: of those computed.
@@ -40,7 +40,7 @@ class _Flight:
     """
 
     began: float
-    works: list[Work]
+    scheduled: list[Scheduled]
     launched: Launched
     fresh: set[Sequence]
     prompt_tokens: int
@@ -48,7 +48,7 @@ class _Flight:
 
     def void(self) -> set[Sequence]:
         """Sequences for which it comes to nothing."""
-        gone = {work.sequence for work in self.works if work.sequence.state is State.FINISHED}
+        gone = {one.sequence for one in self.scheduled if one.sequence.state is State.FINISHED}
         return gone | self.taken_back
 
 
@@ -58,9 +58,9 @@ class EngineCore:
     With ``ahead``, a step is launched before the one before it is collected, so that a device that computes
     by itself finds the next step waiting while the host reads tokens, tells them and schedules. Such a step
     takes tokens from the one before it on the device. Where these show that a sequence has ended, it computes
-    one token too many: nobody is told, and the pages are free for others at once. What it writes there does
-    no harm, for the device works in order: whoever gets the pages writes them in a later step, and reads
-    nothing of them that was not written since.
+    one token too many: no client is told, and the pages are free for others at once. What it writes there
+    does no harm, for the device scheduled in order: whoever gets the pages writes them in a later step, and
+    reads nothing of them that was not written since.
 
     Args:
         runner: the model over its paged cache.
@@ -136,7 +136,7 @@ class EngineCore:
     def abort(self, sequence_id: int) -> None:
         """Forgets a sequence and frees its pages at once; unknown ids are ignored.
 
-        What a step in flight brings for it is left out of the news.
+        What a step in flight brings for it is left out of the outputs.
         """
         self.scheduler.remove(sequence_id)
 
@@ -145,7 +145,7 @@ class EngineCore:
         """Some sequence is not finished."""
         return bool(self.scheduler.running or self.scheduler.waiting)
 
-    def step(self) -> StepNews:
+    def step(self) -> StepOutput:
         """Computes one batch and reports what it brought.
 
         Raises:
@@ -153,44 +153,48 @@ class EngineCore:
         """
         began = time.monotonic()
         flight, self._flight = self._flight, None
-        if flight is None or len(flight.void()) == len(flight.works):
+        if flight is None or len(flight.void()) == len(flight.scheduled):
             flight = self._launch(began, self.scheduler.schedule())
         if flight is not None and self.ahead:
             self._flight = self._launch_ahead(flight)
-        news, cost = ([], _NOTHING) if flight is None else self._collect(flight)
+        outputs, cost = ([], _NOTHING) if flight is None else self._collect(flight)
         if self.check_integrity:
             self.scheduler.check_integrity()
         ended = time.monotonic()
         prompt_tokens = computed = 0
         if flight is not None:
             prompt_tokens = flight.prompt_tokens
-            computed = sum(tokens for _, tokens in flight.works)
+            computed = sum(tokens for _, tokens in flight.scheduled)
             began = max(flight.began, self._ended)  # before that the device computed the step before
         self._ended = ended
         if flight is not None:
-            decodes = sum(tokens == 1 for _, tokens in flight.works)
-            self.scheduler.pace.learn(computed - decodes, decodes, ended - began)
-        return StepNews(ended, news, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost))
+            decodes = sum(tokens == 1 for _, tokens in flight.scheduled)
+            self.scheduler.pace.observe(computed - decodes, decodes, ended - began)
+        return StepOutput(
+            ended, outputs, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost)
+        )
 
-    def _launch(self, began: float, works: list[Work], before: _Flight | None = None) -> _Flight | None:
-        if not works:
+    def _launch(
+        self, began: float, scheduled: list[Scheduled], before: _Flight | None = None
+    ) -> _Flight | None:
+        if not scheduled:
             return None
-        fresh = {work.sequence for work in works if work.sequence.started is None}
+        fresh = {one.sequence for one in scheduled if one.sequence.started is None}
         for sequence in fresh:
             sequence.started = began
         prompt_tokens = sum(
-            min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in works
+            min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in scheduled
         )
         ahead_of = None if before is None else before.launched
         if self.team is None:
-            launched = self.runner.launch(works, ahead_of)
+            launched = self.runner.launch(scheduled, ahead_of)
         else:
-            launched = self.team.compute(lambda: self.runner.launch(works, ahead_of))
+            launched = self.team.compute(lambda: self.runner.launch(scheduled, ahead_of))
         for sequence in launched.sequences:
             sequence.pending += 1
-        for sequence, tokens in works:
+        for sequence, tokens in scheduled:
             self.kv.advance(sequence, tokens)
-        return _Flight(began, works, launched, fresh, prompt_tokens)
+        return _Flight(began, scheduled, launched, fresh, prompt_tokens)
 
     def _launch_ahead(self, flight: _Flight) -> _Flight | None:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
@@ -209,16 +213,16 @@ class EngineCore:
             or (self.runner.rope is not None and self.runner.rope.stale(sequence.expected))
         )
 
-    def _collect(self, flight: _Flight) -> tuple[list[SequenceNews], Cost]:
-        works, launched = flight.works, flight.launched
+    def _collect(self, flight: _Flight) -> tuple[list[SequenceOutput], Cost]:
+        scheduled, launched = flight.scheduled, flight.launched
         void = flight.void() if self.ahead else _NOBODY
         output = self.runner.collect(launched, void)
         self._pages_read += launched.pages.read
         self._pages_skipped += launched.pages.skipped
-        cost = self.costs.of(sum(tokens for _, tokens in works), launched.rows, launched.pages.by_layer)
+        cost = self.costs.of(sum(tokens for _, tokens in scheduled), launched.rows, launched.pages.by_layer)
         for sequence in output.late:
             self._take_back(sequence)
-        return self._news(flight, output, void), cost
+        return self._outputs(flight, output, void), cost
 
     def _take_back(self, sequence: Sequence) -> None:
         """Has the sequence's newest token computed again if the step launched last had to do without it.
@@ -226,53 +230,55 @@ class EngineCore:
         The next step writes the right key and value where that one writes the wrong ones.
         """
         ahead = self._flight
-        if ahead is not None and any(work.sequence is sequence for work in ahead.works):
+        if ahead is not None and any(one.sequence is sequence for one in ahead.scheduled):
             ahead.taken_back.add(sequence)
             sequence.computed -= 1
             sequence.pending -= 1
 
-    def _news(self, flight: _Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceNews]:
+    def _outputs(self, flight: _Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceOutput]:
         sampled = {
             sequence: (token, logprob)
             for sequence, token, logprob in zip(
                 flight.launched.sequences, output.tokens, output.logprobs, strict=True
             )
         }
-        news = []
-        for (sequence, _), prompt_logprobs in zip(flight.works, output.prompt_logprobs, strict=True):
+        outputs = []
+        for (sequence, _), prompt_logprobs in zip(flight.scheduled, output.prompt_logprobs, strict=True):
             if sequence in void:
                 continue
             sequence.prompt_logprobs.extend(prompt_logprobs)
             if sequence in sampled:
-                news.append(self._accept(sequence, *sampled[sequence]))
+                outputs.append(self._accept(sequence, *sampled[sequence]))
             elif sequence in flight.fresh:
-                news.append(SequenceNews(sequence.id, []))
+                outputs.append(SequenceOutput(sequence.id, []))
             else:
                 continue
             if sequence in flight.fresh:
-                news[-1].started = sequence.started
-                news[-1].cached_tokens = sequence.cached_tokens
-        return news
+                outputs[-1].started = sequence.started
+                outputs[-1].cached_tokens = sequence.cached_tokens
+        return outputs
 
-    def _accept(self, sequence: Sequence, token: int | None, logprob: PositionLogprob | None) -> SequenceNews:
+    def _accept(
+        self, sequence: Sequence, token: int | None, logprob: PositionLogprob | None
+    ) -> SequenceOutput:
         if token is None:
             log.error(
-                "sequence %d fails at token %d: the model's logits are no numbers%s",
+                "sequence %d fails at token %d: the model's logits are NaN%s",
                 sequence.id,
                 sequence.total,
                 self.runner.narrowness,
             )
             self.scheduler.remove(sequence.id)
-            return SequenceNews(sequence.id, [], finish=FinishReason.FAILED)
+            return SequenceOutput(sequence.id, [], finish=FinishReason.FAILED)
         first = sequence.output_len == 0
         sequence.pending -= 1
-        self.kv.learn(sequence, token)
+        self.kv.append(sequence, token)
         finish = sequence.finish_reason(token, self.context_length)
         if finish is not None:
             self.scheduler.remove(sequence.id)
         elif self.runner.rope is not None and self.runner.rope.stale(sequence.total):
             self.scheduler.restart(sequence)
-        return SequenceNews(
+        return SequenceOutput(
             sequence.id,
             [token],
             logprobs=None if logprob is None else [logprob],

@@ -35,7 +35,7 @@ class Cost(NamedTuple):
 
     Attributes:
         bytes: moved at least.
-        flops: a multiplication and an addition are two, in whatever number format.
+        flops: a multiplication and an addition are two, in whatever dtype.
     """
 
     bytes: int
@@ -140,12 +140,12 @@ class _Layers(NamedTuple):
 
     Attributes:
         page: bytes of a page's keys and values.
-        digest: bytes of a page's digest.
+        summary: bytes of a page's summary.
         products: multiply-adds of a query with a key.
     """
 
     page: int
-    digest: int
+    summary: int
     products: int
 
 
@@ -165,16 +165,16 @@ class StepCosts:
         for layer in layers:
             kept = cache.layers[layer.index]._asdict()
             sizes = {name: tensor[0].nbytes for name, tensor in kept.items() if tensor is not None}
-            digest, page = sizes.pop("digest", 0), sum(sizes.values())
+            summary, page = sizes.pop("summary", 0), sum(sizes.values())
             products = layer.query_heads * (layer.head_size + layer.value_size)
-            self._by_index[layer.index] = _Layers(page, digest, products)
+            self._by_index[layer.index] = _Layers(page, summary, products)
         self._token = sum(layer.page for layer in self._by_index.values()) // cache.page_size
 
     def of(self, tokens: int, rows: int, reads: tuple[LayerReads, ...]) -> Cost:
         """Of one step.
 
         Weights as in ``ModelWeights.cost``. Attention reads the pages that its queries may see, and the
-        digests by which it chooses; it writes the keys and values of the step's tokens. A query with a key
+        summaries by which it chooses; it writes the keys and values of the step's tokens. A query with a key
         takes ``head_size`` multiply-adds in each query head, and ``value_size`` more for the key's value.
 
         Args:
@@ -183,7 +183,7 @@ class StepCosts:
             reads: what attention read.
 
         Example:
-            2 layers of 4 query heads over 2 key heads of size 16 in float32, pages of 16 tokens: a page takes
+            2 layers of 4 query heads over 2 KV heads of size 16 in float32, pages of 16 tokens: a page takes
             16 * 2 * (16 + 16) * 4 = 4,096 bytes in a layer. One token after 32 others reads 3 pages per layer
             and writes one token's part of a page: 2 * (3 * 4,096 + 256) = 25,088 bytes. It sees 33 keys,
             which is 33 * 4 * (16 + 16) = 4,224 multiply-adds in a layer: 16,896 flops.
@@ -192,7 +192,7 @@ class StepCosts:
         moved, products = cost.bytes + tokens * self._token, 0
         for read in reads:
             layers = self._together(read.layers)
-            moved += read.pages * layers.page + read.digests * layers.digest
+            moved += read.pages * layers.page + read.summaries * layers.summary
             products += read.pairs * layers.products
         return Cost(moved, cost.flops + 2 * products)
 

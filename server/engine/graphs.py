@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from attention.cache import PagedCache
-from attention.transfer import device_alone, send
+from attention.transfer import device_only, to_device
 from attention.types import AttentionBatch
-from server.engine.scheduler import Work
+from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 
 # Of the largest logit, for a step captured against the same step computed directly: attention may be cut into
@@ -156,17 +156,17 @@ class DecodeGraphs:
             reason = " ".join(str(error).split())
             raise CaptureError(f"{type(error).__name__}: {reason}") from error
 
-    def fits(self, works: Listed[Work]) -> bool:
+    def fits(self, scheduled: Listed[Scheduled]) -> bool:
         """Whether these are decodes, a token each, as many as a captured step can compute."""
-        return 0 < len(works) <= self.sizes[-1] and all(
-            tokens == s.remaining == 1 and s.computed >= s.prompt_len for s, tokens in works
+        return 0 < len(scheduled) <= self.sizes[-1] and all(
+            tokens == s.remaining == 1 and s.computed >= s.prompt_len for s, tokens in scheduled
         )
 
     def logits(self, sequences: Listed[Sequence], ids: torch.Tensor) -> torch.Tensor:
         """Queues a step.
 
         Args:
-            sequences: of works that ``fits``, each with the pages that it needs.
+            sequences: of scheduled that ``fits``, each with the pages that it needs.
             ids: int64 ``[B]`` on the device, of the tokens to compute.
 
         Returns:
@@ -176,7 +176,7 @@ class DecodeGraphs:
         step = self._steps[next(size for size in self.sizes if size >= count)]
         filled = [*range(count), *[0] * (step.ids.shape[0] - count)]
         places = np.array([[s.computed for s in sequences], self._hold(sequences)], dtype=np.int64)
-        step.places.copy_(send(torch.from_numpy(places[:, filled]), self._table.device))
+        step.places.copy_(to_device(torch.from_numpy(places[:, filled]), self._table.device))
         step.ids[:count] = ids
         step.ids[count:] = ids[:1]
         step.graph.replay()
@@ -210,14 +210,14 @@ class DecodeGraphs:
         """Writes pages to the table, from a column of a row on."""
         at = np.concatenate([np.arange(len(new)) + row * self._width + first for row, first, new in changes])
         pages = np.concatenate([new for _, _, new in changes])
-        both = send(torch.from_numpy(np.stack([at, pages]).astype(np.int64)), self._table.device)
+        both = to_device(torch.from_numpy(np.stack([at, pages]).astype(np.int64)), self._table.device)
         self._table.view(-1).scatter_(0, both[0], both[1].int())
 
     def _capture(self, size: int, graph: Graph, pages: list[int]) -> _Captured:
         """A step of so many tokens, which gives what the same step gives when computed directly."""
         device, last = self._table.device, min(2, self._page_size - 1)
         ids = [1 + page % 97 for page in pages]  # rows that share a page share its tokens
-        tokens = send(torch.tensor(ids), device)
+        tokens = to_device(torch.tensor(ids), device)
         for position in range(last + 1):
             plain = AttentionBatch.build(
                 [position] * size,
@@ -229,7 +229,7 @@ class DecodeGraphs:
             )
             expected = self._forward(tokens, plain)
         expected = expected.clone()
-        places = send(torch.tensor([[last] * size, list(range(size))]), device).clone()
+        places = to_device(torch.tensor([[last] * size, list(range(size))]), device).clone()
 
         def compute() -> torch.Tensor:
             positions, rows = places
@@ -237,7 +237,7 @@ class DecodeGraphs:
                 tokens, AttentionBatch.on_device(rows, positions, self._table, self._page_size)
             )
 
-        with device_alone():
+        with device_only():
             logits = graph.capture(compute)
         logits.zero_()
         graph.replay()

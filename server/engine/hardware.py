@@ -41,7 +41,7 @@ Multiply = Callable[[int], int]
 def measure(model: Any) -> Measured:
     """Measures the device that a model is on, see ``measure_device``.
 
-    Where products with weights packed as the model's are faster than those in its number format, theirs is
+    Where products with weights packed as the model's are faster than those in its dtype, theirs is
     the matrix rate: the most that its linear layers could reach.
 
     Args:

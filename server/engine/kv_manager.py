@@ -42,7 +42,7 @@ class KVManager:
         page_size: tokens per page.
         prefix_cache: keep pages of computed tokens for sequences to come.
         expired: the attention pattern's ``expired``: which pages of a sequence of so many computed tokens, of
-            such a size, nobody will read again. A sequence gives these up as it goes.
+            such a size, no query will read again. A sequence gives these up as it goes.
         prompts_only: share only pages that lie wholly inside a prompt, since the keys of an output token are
             not those that the same token has in a prompt.
         salt: for a sequence's prompt length, its tokens so far and the first position of a page, what else
@@ -91,12 +91,12 @@ class KVManager:
         """
         if not self._looks_up(sequence):
             return
-        count, gone, found = self._cached_prefix(sequence)
+        count, evicted, found = self._cached_prefix(sequence)
         pages = found[:count]
-        pages[gone.start : gone.stop] = [0] * len(gone)
+        pages[evicted.start : evicted.stop] = [0] * len(evicted)
         self.pool.hold(pages)
         sequence.pages = pages
-        sequence.let_go = gone.stop
+        sequence.evicted_up_to = evicted.stop
         sequence.computed = count * self.page_size
 
     def _cached_prefix(self, sequence: Sequence) -> tuple[int, range, list[int]]:
@@ -112,9 +112,9 @@ class KVManager:
             run.append(run[-1] + 1 if page else 0)
         leading = next((i for i, page in enumerate(found) if not page), len(found))
         for count in range(len(found), 0, -1):
-            gone = self._expired(count * self.page_size, self.page_size)
-            if run[count] >= count - gone.stop and leading >= min(gone.start, count):
-                return count, gone
+            evicted = self._expired(count * self.page_size, self.page_size)
+            if run[count] >= count - evicted.stop and leading >= min(evicted.start, count):
+                return count, evicted
         return 0, range(0)
 
     def count_lookup(self, sequence: Sequence) -> None:
@@ -143,7 +143,7 @@ class KVManager:
         sequence.computed += tokens
         self._settle(sequence, before)
 
-    def learn(self, sequence: Sequence, token: int) -> None:
+    def append(self, sequence: Sequence, token: int) -> None:
         """Books the sequence's next token as known, which may have been computed already: see ``advance``."""
         before = len(sequence.tokens)
         sequence.tokens.append(token)
@@ -164,18 +164,18 @@ class KVManager:
             keys = self._keys(sequence, full)
             for index in range(first, full):
                 self.pool.publish(sequence.pages[index], keys[index])
-        gone = self._expired(settled, self.page_size)
-        news = range(max(gone.start, sequence.let_go), gone.stop)
-        if news:
-            self.pool.release(sequence.pages[news.start : news.stop])
-            sequence.pages[news.start : news.stop] = [0] * len(news)
-            sequence.let_go = gone.stop
+        evicted = self._expired(settled, self.page_size)
+        newly = range(max(evicted.start, sequence.evicted_up_to), evicted.stop)
+        if newly:
+            self.pool.release(sequence.pages[newly.start : newly.stop])
+            sequence.pages[newly.start : newly.stop] = [0] * len(newly)
+            sequence.evicted_up_to = evicted.stop
 
     def release(self, sequence: Sequence) -> None:
         """Takes all pages from a sequence; it would have to compute its tokens again."""
         self.pool.release(sequence.pages)
         sequence.pages = []
-        sequence.let_go = 0
+        sequence.evicted_up_to = 0
         sequence.computed = 0
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:

@@ -1,4 +1,4 @@
-"""The server process's end of the link: starts the engine process, submits sequences, hands out its news."""
+"""The server process's end of the link: starts the engine process, submits sequences, hands out output."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from server.messages import (
     Launch,
     Loading,
     Ready,
-    SequenceNews,
+    SequenceOutput,
     Shutdown,
     Stats,
-    StepNews,
+    StepOutput,
     Submit,
     ToEngine,
 )
@@ -45,20 +45,20 @@ class EngineDeadError(Exception):
     """The engine process is gone; the message is a sentence."""
 
 
-class NewsStream:
-    """News of some sequences, each with the time of its step, for one reader."""
+class OutputStream:
+    """Output of some sequences, each with the time of its step, for one reader."""
 
     def __init__(self, link: EngineClient, ids: list[int]) -> None:
         self._link = link
         self._open = set(ids)
-        self._news: deque[tuple[SequenceNews, float]] = deque()
+        self._outputs: deque[tuple[SequenceOutput, float]] = deque()
         self._error: EngineDeadError | None = None
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
 
-    def put(self, news: SequenceNews, when: float) -> None:
+    def put(self, output: SequenceOutput, when: float) -> None:
         """Called by the link."""
-        self._news.append((news, when))
+        self._outputs.append((output, when))
         self._wake()
 
     def fail(self, error: EngineDeadError) -> None:
@@ -66,19 +66,19 @@ class NewsStream:
         self._error = error
         self._wake()
 
-    async def take(self, most: int) -> list[tuple[SequenceNews, float]]:
+    async def take(self, most: int) -> list[tuple[SequenceOutput, float]]:
         """What has come since the last call, at most so many; waits until there is something.
 
         Returns:
-            News in order; none when all sequences have finished or were aborted.
+            Output in order; none when all sequences have finished or were aborted.
 
         Raises:
             EngineDeadError: the engine died before all sequences had finished.
         """
         while self._open:
-            taken: list[tuple[SequenceNews, float]] = []
-            while self._news and len(taken) < most:
-                item = self._news.popleft()
+            taken: list[tuple[SequenceOutput, float]] = []
+            while self._outputs and len(taken) < most:
+                item = self._outputs.popleft()
                 if item[0].id not in self._open:
                     continue  # it was aborted while this was under way
                 if item[0].finish is not None:
@@ -119,7 +119,7 @@ class EngineClient:
         ready: what it serves, once it is ready.
         progress: what it said last while loading.
         stats: its load after the last step.
-        on_step: called for the message of every step, before the streams get their news.
+        on_step: called for the message of every step, before the streams get their output.
     """
 
     def __init__(self, settings: Settings, folder: Path, spawned: Spawned | None = None) -> None:
@@ -129,8 +129,8 @@ class EngineClient:
         self.ready: Ready | None = None
         self.progress: Loading | None = None
         self.stats = Stats()
-        self.on_step: Callable[[StepNews], None] | None = None
-        self._streams: dict[int, NewsStream] = {}
+        self.on_step: Callable[[StepOutput], None] | None = None
+        self._streams: dict[int, OutputStream] = {}
         self._ids = itertools.count(1)
         self._ready_or_dead = asyncio.Event()
         self._dead = asyncio.Event()
@@ -175,7 +175,7 @@ class EngineClient:
         """Ids for ``count`` sequences."""
         return list(itertools.islice(self._ids, count))
 
-    def submit(self, sequences: list[Submit]) -> NewsStream:
+    def submit(self, sequences: list[Submit]) -> OutputStream:
         """Queues sequences in the engine.
 
         Raises:
@@ -183,7 +183,7 @@ class EngineClient:
         """
         if self.state != "ready":
             raise EngineDeadError(self._reason or f"the engine is {self.state}")
-        stream = NewsStream(self, [sequence.id for sequence in sequences])
+        stream = OutputStream(self, [sequence.id for sequence in sequences])
         for sequence in sequences:
             self._streams[sequence.id] = stream
             self._send(sequence)
@@ -226,7 +226,7 @@ class EngineClient:
 
     def _receive(self, payload: bytearray) -> None:
         message = self._decoder.decode(payload)
-        if isinstance(message, StepNews):
+        if isinstance(message, StepOutput):
             self._deliver(message)
         elif isinstance(message, Ready):
             self.ready, self.state = message, "ready"
@@ -236,17 +236,17 @@ class EngineClient:
         else:
             self.progress = message
 
-    def _deliver(self, news: StepNews) -> None:
-        self.stats = news.stats
+    def _deliver(self, output: StepOutput) -> None:
+        self.stats = output.stats
         if self.on_step is not None:
-            self.on_step(news)
-        for item in news.sequences:
+            self.on_step(output)
+        for item in output.sequences:
             stream = self._streams.get(item.id)
             if stream is None:
                 continue  # aborted while the step ran
             if item.finish is not None:
                 del self._streams[item.id]
-            stream.put(item, news.time)
+            stream.put(item, output.time)
 
     async def _watch(self) -> None:
         assert self._exit is not None

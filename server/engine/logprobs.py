@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from attention.transfer import Coming
+from attention.transfer import AsyncCopy
 from server.messages import Logprob, PositionLogprob
 
 # Rows taken at once, so that a long prompt needs no second copy of its logits.
@@ -52,7 +52,7 @@ def entries(measured: Measured, top: Sequence[int]) -> list[PositionLogprob]:
     ]
 
 
-def prompt_logprobs(measured: Coming) -> list[PositionLogprob]:
+def prompt_logprobs(measured: AsyncCopy) -> list[PositionLogprob]:
     """What a prompt's logits said about the tokens that follow in it, after a wait for it.
 
     Args:

@@ -34,7 +34,7 @@ class Pace:
         """Of prompts, in the next step; ``None`` for any number."""
         return None if self._seconds is None else self._tokens
 
-    def learn(self, tokens: int, decodes: int, seconds: float) -> None:
+    def observe(self, tokens: int, decodes: int, seconds: float) -> None:
         """Takes what a step took.
 
         Args:

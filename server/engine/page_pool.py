@@ -13,10 +13,10 @@ class IntegrityError(AssertionError):
 class PagePool:
     """Reference-counted pages, with an index of finished ones by content.
 
-    A page is in exactly one of three states: *held* by one or more sequences; *cached*, held by nobody but
-    findable by its key; or *free*. Pages are taken from the free ones first, the last freed of them first, as
-    memory that was never used need not be touched for it; then from the cached ones, the least recently used
-    first. Page 0 is never handed out: page tables use it for "no page".
+    A page is in exactly one of three states: *held* by one or more sequences; *cached*, held by no sequence
+    but findable by its key; or *free*. Pages are taken from the free ones first, the last freed of them
+    first, as memory that was never used need not be touched for it; then from the cached ones, the least
+    recently used first. Page 0 is never handed out: page tables use it for "no page".
 
     Args:
         pages: number of pages, page 0 included; at least 2.
@@ -131,7 +131,7 @@ class PagePool:
         free, cached = list(self._free), list(self._cached)
         idle = [page for page in range(1, self.pages) if self._holders[page] == 0]
         if sorted(free + cached) != idle:
-            raise IntegrityError("free and cached pages are not exactly the pages that nobody holds")
+            raise IntegrityError("free and cached pages are not exactly the pages that no sequence holds")
         if self._holders[0] or self._key_of[0] is not None:
             raise IntegrityError("page 0 was handed out")
         if any(self._key_of[page] is not None for page in free):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from attention.transfer import send
+from attention.transfer import to_device
 from server.messages import Sampling
 
 
@@ -78,10 +78,10 @@ class SamplerState:
         if self._counts is None or self._prompt_seen is None:
             size = self.vocabulary_size
             output = torch.tensor(self._output, dtype=torch.int64)
-            self._counts = send(torch.bincount(output, minlength=size).int(), device)
+            self._counts = to_device(torch.bincount(output, minlength=size).int(), device)
             prompt = torch.zeros(size, dtype=torch.bool)
             prompt[torch.tensor(self._prompt, dtype=torch.int64)] = True
-            self._prompt_seen = send(prompt, device)
+            self._prompt_seen = to_device(prompt, device)
         return self._counts, self._prompt_seen
 
     def record(self, token: int) -> None:
@@ -128,7 +128,7 @@ def _add_bias(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sample
     if entries:
         index, tokens, bias = zip(*entries, strict=True)
         at = _tensor(index, logits.device), _tensor(tokens, logits.device)
-        logits[at] += send(torch.tensor(bias, dtype=torch.float32), logits.device)
+        logits[at] += to_device(torch.tensor(bias, dtype=torch.float32), logits.device)
 
 
 def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
@@ -141,7 +141,9 @@ def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sample
     seen = torch.stack([prompt for _, prompt in seen_by]) | (counts > 0)
     samplings = [states[row].sampling for row in rows]
     numbers = [(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in samplings]
-    repetition, presence, frequency = send(torch.tensor(numbers, dtype=torch.float32), device).T.unsqueeze(-1)
+    repetition, presence, frequency = to_device(
+        torch.tensor(numbers, dtype=torch.float32), device
+    ).T.unsqueeze(-1)
     index = _tensor(rows, device)
     x = logits[index]
     x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
@@ -156,4 +158,4 @@ def _ban_stops(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sampl
 
 
 def _tensor(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    return send(torch.tensor(values, dtype=torch.int64), device)
+    return to_device(torch.tensor(values, dtype=torch.int64), device)

@@ -43,7 +43,7 @@ class Prepared:
         loaded: the model.
         device: ``cpu`` or ``cuda``.
         weights: form of the weights inside the decoder, as ``quantize`` says.
-        kv_dtype: number format of the KV cache.
+        kv_dtype: dtype of the KV cache.
         attention: pattern and kernel.
     """
 
@@ -210,7 +210,7 @@ def _reach(settings: Settings) -> int | None:
 
 
 def cache_format(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
-    """Number format of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
+    """Dtype of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
     if settings.kv_dtype != "auto":
         return CACHE_FORMATS[settings.kv_dtype]
     # On a GPU activations are not rounded, so that the cache's rounding would not be small beside theirs.

@@ -30,9 +30,9 @@ from server.messages import (
     FromEngine,
     Launch,
     Loading,
-    SequenceNews,
+    SequenceOutput,
     Shutdown,
-    StepNews,
+    StepOutput,
     Submit,
     ToEngine,
 )
@@ -80,15 +80,15 @@ class Engine:
             for sequence_id in message.ids:
                 core.abort(sequence_id)
             if not core.has_work:  # no step will tell that the pages are free
-                self.send(StepNews(time.monotonic(), [], core.stats()))
+                self.send(StepOutput(time.monotonic(), [], core.stats()))
             return
         try:
             core.submit(message)
         except ValueError:
             # The server process validates; what slips through must not take the other sequences along.
             log.exception("sequence %d was refused", message.id)
-            refusal = SequenceNews(message.id, [], finish=FinishReason.FAILED)
-            self.send(StepNews(time.monotonic(), [refusal], core.stats()))
+            refusal = SequenceOutput(message.id, [], finish=FinishReason.FAILED)
+            self.send(StepOutput(time.monotonic(), [refusal], core.stats()))
 
 
 def main() -> int:

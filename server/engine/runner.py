@@ -22,12 +22,12 @@ from attention.hook import Step
 from attention.reading import Pages, pages_of
 from attention.rope import LengthRope
 from attention.rotation import Rotation, read_rotations
-from attention.transfer import Coming, send
+from attention.transfer import AsyncCopy, to_device
 from attention.types import AttentionBatch, LayerSpec
 from server.engine import sampler
 from server.engine.graphs import DecodeGraphs
 from server.engine.logprobs import measure, prompt_logprobs
-from server.engine.scheduler import Work
+from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import PositionLogprob
 
@@ -40,14 +40,14 @@ class Launched(NamedTuple):
     Attributes:
         sequences: those that catch up and get a token each.
         chosen: their tokens, if there are any.
-        echo: for each ``Work``, log probabilities of further prompt tokens, where owed.
+        echo: for each ``Scheduled``, log probabilities of further prompt tokens, where owed.
         rows: whose logits are computed.
         pages: that attention reads, and that it need not.
     """
 
     sequences: list[Sequence]
     chosen: sampler.Chosen | None
-    echo: list[Coming | None]
+    echo: list[AsyncCopy | None]
     rows: int
     pages: Pages
 
@@ -56,10 +56,10 @@ class RunOutput(NamedTuple):
     """What one pass gave.
 
     Attributes:
-        tokens: of each of ``Launched.sequences``; ``None`` where the model gave no numbers.
+        tokens: of each of ``Launched.sequences``; ``None`` where the model gave NaN.
         logprobs: the tokens' log probabilities, where asked for.
         late: sequences whose tokens a pass launched after this one can't have taken from it.
-        prompt_logprobs: for each ``Work``, log probabilities of further prompt tokens, where owed.
+        prompt_logprobs: for each ``Scheduled``, log probabilities of further prompt tokens, where owed.
     """
 
     tokens: list[int | None]
@@ -101,9 +101,9 @@ class Runner:
         self.device = next(model.parameters()).device
         self.rotations: dict[int, Rotation] = {}
         pattern = attention.pattern
-        if pattern.turned or pattern.reach is not None:
+        if pattern.rerotated or pattern.reach is not None:
             self.rotations = read_rotations(model, layers)
-        if rope is not None and pattern.turned and pattern.reach is None:
+        if rope is not None and pattern.rerotated and pattern.reach is None:
             raise UnsupportedError(
                 f"positions=cache with dense_layers doesn't go with {rope.kind} RoPE, whose frequencies "
                 "change with the distances that dense layers see; leave dense_layers out or choose "
@@ -114,52 +114,52 @@ class Runner:
         self.rope = rope.fixed() if rope is not None and pattern.reach is not None else rope
 
     @torch.inference_mode()
-    def launch(self, works: list[Work], before: Launched | None = None) -> Launched:
+    def launch(self, scheduled: list[Scheduled], before: Launched | None = None) -> Launched:
         """Queues the computation of the scheduled tokens, and the choice of a token for every sequence that
         has caught up by that.
 
         Args:
-            works: with pages for all of it.
-            before: the pass launched last, if it is not collected yet: the works' pending tokens are there.
+            scheduled: with pages for all of it.
+            before: the pass launched last, if it is not collected yet: their pending tokens are there.
         """
-        if self.graphs is not None and self.graphs.fits(works):
-            return self._replay(self.graphs, works, self._ids(works, before))
+        if self.graphs is not None and self.graphs.fits(scheduled):
+            return self._replay(self.graphs, scheduled, self._ids(scheduled, before))
         batch = AttentionBatch.build(
-            [s.computed for s, _ in works],
-            [n for _, n in works],
-            [s.pages for s, _ in works],
+            [s.computed for s, _ in scheduled],
+            [n for _, n in scheduled],
+            [s.pages for s, _ in scheduled],
             self.cache.page_size,
             self.device,
-            prompt_lens=[s.prompt_len for s, _ in works],
+            prompt_lens=[s.prompt_len for s, _ in scheduled],
         )
-        caught_up = [b for b, (s, n) in enumerate(works) if n == s.remaining]
+        caught_up = [b for b, (s, n) in enumerate(scheduled) if n == s.remaining]
         last_rows = [batch.query_starts[b + 1] - 1 for b in caught_up]
-        echo = [self._echo_positions(work) for work in works]
+        echo = [self._echo_positions(one) for one in scheduled]
         keep = last_rows + [
-            batch.query_starts[b] + position - works[b].sequence.computed
+            batch.query_starts[b] + position - scheduled[b].sequence.computed
             for b, positions in enumerate(echo)
             for position in positions
         ]
         every = len(keep) == len(last_rows) == batch.query_starts[-1]
-        logits = self._logits(works, batch, self._ids(works, before), None if every else keep)
-        sequences = [works[b].sequence for b in caught_up]
+        logits = self._logits(scheduled, batch, self._ids(scheduled, before), None if every else keep)
+        sequences = [scheduled[b].sequence for b in caught_up]
         return Launched(
             sequences,
             self._choose(sequences, logits if every else logits[: len(last_rows)]) if sequences else None,
-            self._echo(works, echo, logits, len(last_rows)),
+            self._echo(scheduled, echo, logits, len(last_rows)),
             len(keep),
             pages_of(self.attention, batch),
         )
 
-    def _replay(self, graphs: DecodeGraphs, works: list[Work], ids: torch.Tensor) -> Launched:
+    def _replay(self, graphs: DecodeGraphs, scheduled: list[Scheduled], ids: torch.Tensor) -> Launched:
         """Launches a captured step; ``ids`` are int64 ``[B]`` on the device."""
-        sequences = [work.sequence for work in works]
+        sequences = [one.sequence for one in scheduled]
         batch = AttentionBatch.counted(
             [s.computed for s in sequences], self.cache.page_size, [s.prompt_len for s in sequences]
         )
         chosen = self._choose(sequences, graphs.logits(sequences, ids))
-        nothing: list[Coming | None] = [None] * len(works)
-        return Launched(sequences, chosen, nothing, len(works), pages_of(self.attention, batch))
+        nothing: list[AsyncCopy | None] = [None] * len(scheduled)
+        return Launched(sequences, chosen, nothing, len(scheduled), pages_of(self.attention, batch))
 
     @torch.inference_mode()
     def collect(self, launched: Launched, void: Set[Sequence] = frozenset()) -> RunOutput:
@@ -176,9 +176,9 @@ class Runner:
         owed = [[] if part is None else prompt_logprobs(part) for part in launched.echo]
         return RunOutput(tokens, logprobs, [launched.sequences[i] for i in late], owed)
 
-    def run(self, works: list[Work]) -> RunOutput:
+    def run(self, scheduled: list[Scheduled]) -> RunOutput:
         """Launches and collects."""
-        return self.collect(self.launch(works))
+        return self.collect(self.launch(scheduled))
 
     def forward(
         self, ids: torch.Tensor, batch: AttentionBatch, rows: torch.Tensor | None = None
@@ -195,7 +195,7 @@ class Runner:
 
     @property
     def narrowness(self) -> str:
-        """What to do about logits that are no numbers, if the cache may be why: the end of a sentence."""
+        """What to do about logits that are NaN, if the cache may be why: the end of a sentence."""
         dtype = self.cache.dtype
         most = torch.finfo(dtype).max
         if most >= torch.finfo(self.model.dtype).max:
@@ -205,16 +205,16 @@ class Runner:
             "it: choose another --kv-dtype"
         )
 
-    def _ids(self, works: list[Work], before: Launched | None) -> torch.Tensor:
+    def _ids(self, scheduled: list[Scheduled], before: Launched | None) -> torch.Tensor:
         """The token ids to compute, int64 ``[T]`` on the device."""
-        known = [s.tokens[s.computed : s.computed + n] for s, n in works]
+        known = [s.tokens[s.computed : s.computed + n] for s, n in scheduled]
         if before is not None and before.chosen is not None:
             rows = {sequence: row for row, sequence in enumerate(before.sequences)}
-            for (sequence, count), ids in zip(works, known, strict=True):
+            for (sequence, count), ids in zip(scheduled, known, strict=True):
                 if len(ids) < count:  # by one: its newest, which says below zero in which row it is
                     ids.append(-1 - rows[sequence])
         flat = np.array([token for ids in known for token in ids], dtype=np.int64)
-        numbers = send(torch.from_numpy(flat), self.device)
+        numbers = to_device(torch.from_numpy(flat), self.device)
         if before is None or before.chosen is None:
             return numbers
         newest = before.chosen.tokens[(-1 - numbers).clamp(min=0)]
@@ -222,32 +222,32 @@ class Runner:
         return torch.where(numbers < 0, newest.clamp(min=0), numbers)
 
     def _logits(
-        self, works: list[Work], batch: AttentionBatch, ids: torch.Tensor, keep: list[int] | None
+        self, scheduled: list[Scheduled], batch: AttentionBatch, ids: torch.Tensor, keep: list[int] | None
     ) -> torch.Tensor:
         """Queues the model's forward.
 
         Args:
-            works: what the batch was built of.
+            scheduled: what the batch was built of.
             batch: the step's work.
             ids: int64 ``[T]`` on the device.
             keep: rows of the batch; ``None`` for all of them.
 
         Returns:
-            The rows' logits, ``[len(keep), V]``; one of a token that nobody asked for, if there are none.
+            The rows' logits, ``[len(keep), V]``; one that no sequence asked for, if there are none.
             What is computed later must leave them as they are.
         """
         # An empty selection is not something every model's head can handle.
-        rows = None if keep is None else send(torch.tensor(keep or [0]), self.device)
-        with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, works)):
+        rows = None if keep is None else to_device(torch.tensor(keep or [0]), self.device)
+        with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, scheduled)):
             return self.forward(ids, batch, rows)
 
     @staticmethod
-    def _lengths(rope: LengthRope, works: list[Work]) -> torch.Tensor:
+    def _lengths(rope: LengthRope, scheduled: list[Scheduled]) -> torch.Tensor:
         return rope.lengths(
-            [s.computed for s, _ in works],
-            [n for _, n in works],
-            [s.prompt_len for s, _ in works],
-            [s.expected for s, _ in works],
+            [s.computed for s, _ in scheduled],
+            [n for _, n in scheduled],
+            [s.prompt_len for s, _ in scheduled],
+            [s.expected for s, _ in scheduled],
         )
 
     @staticmethod
@@ -269,9 +269,9 @@ class Runner:
         return sampler.choose(logits, rows)
 
     @staticmethod
-    def _echo_positions(work: Work) -> range:
-        """Positions in this work whose logits give log probabilities of prompt tokens still owed."""
-        sequence, tokens = work
+    def _echo_positions(scheduled: Scheduled) -> range:
+        """Positions among these tokens whose logits give log probabilities of prompt tokens still owed."""
+        sequence, tokens = scheduled
         if not sequence.wants_prompt_logprobs:
             return range(0)
         first = max(sequence.computed, len(sequence.prompt_logprobs))
@@ -279,17 +279,17 @@ class Runner:
 
     @staticmethod
     def _echo(
-        works: list[Work], positions: list[range], logits: torch.Tensor, taken: int
-    ) -> list[Coming | None]:
+        scheduled: list[Scheduled], positions: list[range], logits: torch.Tensor, taken: int
+    ) -> list[AsyncCopy | None]:
         """Measures what is owed; the rows of ``logits`` for it come after the first ``taken``."""
-        result: list[Coming | None] = []
-        for (sequence, _), owed in zip(works, positions, strict=True):
+        result: list[AsyncCopy | None] = []
+        for (sequence, _), owed in zip(scheduled, positions, strict=True):
             if not owed:
                 result.append(None)
                 continue
             request = sequence.request
-            targets = send(torch.tensor(request.prompt[owed.start + 1 : owed.stop + 1]), logits.device)
+            targets = to_device(torch.tensor(request.prompt[owed.start + 1 : owed.stop + 1]), logits.device)
             rows = logits[taken : taken + len(owed)]
-            result.append(Coming(measure(rows, targets, request.prompt_logprobs or 0)))
+            result.append(AsyncCopy(measure(rows, targets, request.prompt_logprobs or 0)))
             taken += len(owed)
         return result

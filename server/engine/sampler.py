@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from attention.transfer import Coming, send
+from attention.transfer import AsyncCopy, to_device
 from server.engine.chance import uniforms
 from server.engine.logprobs import Measured, entries, measure
 from server.engine.penalties import SamplerState, adjust
@@ -73,7 +73,7 @@ class Chosen:
 
     tokens: torch.Tensor
     _rows: Sequence[Row]
-    _coming: Coming
+    _copy: AsyncCopy
     _again: _Unread | None
 
 
@@ -152,13 +152,13 @@ def _queue(
         measured = measure(_take(logits, asked), of_asked, max(rows[i].logprobs or 0 for i in asked))
     uncertain = len(attempts) > 1 and any(row.drawn and row.state.sampling.top_p < 1 for row in rows)
     again = _Unread(logits, adjusted, attempts[1:]) if uncertain else None
-    return Chosen(tokens, rows, Coming([tokens, *measured]), again)
+    return Chosen(tokens, rows, AsyncCopy([tokens, *measured]), again)
 
 
 def _read(chosen: Chosen, void: Set[int]) -> tuple[list[int], list[PositionLogprob | None], list[int]]:
     """Tokens or ``_NONE``, log probabilities where asked for, and which rows took a second look."""
     rows = chosen._rows
-    on_host, *measured = chosen._coming.wait()
+    on_host, *measured = chosen._copy.wait()
     tokens = on_host.tolist()
     logprobs: list[PositionLogprob | None] = [None] * len(rows)
     if measured:
@@ -181,7 +181,7 @@ def _force(tokens: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     forced = [row.forced for row in rows]
     if all(token is None for token in forced):
         return tokens
-    wanted = send(torch.tensor([_NONE if token is None else token for token in forced]), tokens.device)
+    wanted = to_device(torch.tensor([_NONE if token is None else token for token in forced]), tokens.device)
     return torch.where((wanted == _NONE) | (tokens == _NONE), tokens, wanted)
 
 
@@ -220,7 +220,9 @@ def _draw(
 ) -> torch.Tensor:
     """See ``_choose``; by the inverse of the cumulative distribution, in the order of token ids."""
     best = logits.amax(-1, keepdim=True)
-    temperature = send(torch.tensor([s.temperature for s in samplings], dtype=torch.float32), logits.device)
+    temperature = to_device(
+        torch.tensor([s.temperature for s in samplings], dtype=torch.float32), logits.device
+    )
     # The most likely token's becomes 0, so that no temperature, however low, can overflow.
     x = (logits - best).div_(temperature.clamp_(min=torch.finfo(torch.float32).tiny).unsqueeze(-1))
     _top_k(x, logits, [s.top_k for s in samplings])
@@ -229,7 +231,7 @@ def _draw(
     _min_p(weights, [s.min_p for s in samplings])
     cumulative = weights.cumsum_(-1)
     total = cumulative[:, -1:]
-    target = (send(torch.from_numpy(numbers), logits.device).unsqueeze(-1) * total).to(torch.int64)
+    target = (to_device(torch.from_numpy(numbers), logits.device).unsqueeze(-1) * total).to(torch.int64)
     tokens = torch.searchsorted(cumulative, torch.minimum(target, total - 1), right=True)
     return tokens.masked_fill_(wider, _WIDER).masked_fill_(~best.isfinite(), _NONE).squeeze(-1)
 
@@ -242,7 +244,7 @@ def _top_k(x: torch.Tensor, logits: torch.Tensor, k: Sequence[int]) -> None:
     rows = [i for i, count in enumerate(k) if 0 < count < x.shape[-1]]
     if rows:
         limited = _take(logits, rows)
-        last = send(torch.tensor([k[i] for i in rows]), x.device).unsqueeze(-1) - 1
+        last = to_device(torch.tensor([k[i] for i in rows]), x.device).unsqueeze(-1) - 1
         threshold = limited.topk(max(k[i] for i in rows)).values.gather(-1, last)
         _put(x, rows, _take(x, rows).masked_fill(limited < threshold, -torch.inf))
 
@@ -266,7 +268,7 @@ def _top_p(weights: torch.Tensor, p: Sequence[float], widths: Sequence[int]) -> 
         if not rows:
             break
         limited = _take(weights, rows)
-        shares = send(torch.tensor([p[i] for i in rows], dtype=torch.float64), weights.device)
+        shares = to_device(torch.tensor([p[i] for i in rows], dtype=torch.float64), weights.device)
         wanted = (shares * limited.sum(-1)).ceil_().to(torch.int64).clamp_(min=1).unsqueeze(-1)
         cumulative = (ordered := limited.topk(width).values).cumsum(-1)
         less = cumulative[:, -1:] < wanted
@@ -284,14 +286,14 @@ def _top_p(weights: torch.Tensor, p: Sequence[float], widths: Sequence[int]) -> 
 def _min_p(weights: torch.Tensor, p: Sequence[float]) -> None:
     """Bars tokens less likely than ``p`` times the most likely one, whose weight is ``_UNIT``."""
     if any(p):
-        floor = send(torch.tensor(p, dtype=torch.float64), weights.device).unsqueeze(-1) * _UNIT
+        floor = to_device(torch.tensor(p, dtype=torch.float64), weights.device).unsqueeze(-1) * _UNIT
         weights.masked_fill_(weights < floor.ceil_().to(torch.int64), 0)
 
 
 def _take(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """The given rows; ``x`` itself, uncopied, where they are all."""
-    return x if len(rows) == len(x) else x[send(torch.tensor(rows), x.device)]
+    return x if len(rows) == len(x) else x[to_device(torch.tensor(rows), x.device)]
 
 
 def _put(x: torch.Tensor, rows: Sequence[int], values: torch.Tensor) -> None:
-    x[send(torch.tensor(rows), x.device)] = values
+    x[to_device(torch.tensor(rows), x.device)] = values

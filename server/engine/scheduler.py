@@ -18,7 +18,7 @@ from server.engine.sequence import Sequence, State
 from server.messages import Submit
 
 
-class Work(NamedTuple):
+class Scheduled(NamedTuple):
     """``tokens`` of ``sequence`` are to be computed in this step."""
 
     sequence: Sequence
@@ -30,9 +30,9 @@ class _Step:
 
     Attributes:
         preempts: sequences may have to give way to others.
-        stuck: somebody would have had to, but must not.
+        stuck: a sequence would have had to, but must not.
         refused: waiting sequences for which there is no room.
-        closed: the first in the queue is one of them, and nobody else is admitted any more.
+        closed: the first in the queue is one of them, and no other is admitted any more.
     """
 
     def __init__(self, budget: int, *, preempts: bool) -> None:
@@ -98,19 +98,19 @@ class Scheduler:
         self.kv.release(sequence)
         sequence.state = State.FINISHED
 
-    def schedule(self) -> list[Work]:
+    def schedule(self) -> list[Scheduled]:
         """The next step's work, with pages allocated for all of it. Empty only if nothing is queued.
 
         No step may be in flight: a sequence that has to give way must have no pending tokens.
         """
         step = _Step(self.max_batch_tokens, preempts=True)
         self._plan(step, self.running)
-        return [Work(sequence, tokens) for sequence, tokens in step.work.items()]
+        return [Scheduled(sequence, tokens) for sequence, tokens in step.work.items()]
 
-    def schedule_ahead(self, leave_out: Set[Sequence]) -> list[Work]:
+    def schedule_ahead(self, leave_out: Set[Sequence]) -> list[Scheduled]:
         """The work of the step after the one in flight, whose tokens are not known yet.
 
-        Nobody is preempted for it, for the step in flight may end a sequence and so make room.
+        No sequence is preempted for it, for the step in flight may end a sequence and so make room.
 
         Args:
             leave_out: running sequences that can't go on before their tokens are known.
@@ -123,10 +123,10 @@ class Scheduler:
         if step.stuck:
             # Who was admitted runs, and is part of the next step.
             return []
-        return [Work(sequence, tokens) for sequence, tokens in step.work.items()]
+        return [Scheduled(sequence, tokens) for sequence, tokens in step.work.items()]
 
     def _plan(self, step: _Step, running: list[Sequence]) -> None:
-        # Who lacks a single token goes first: a long prompt must not hold up anybody's next token.
+        # Who lacks a single token goes first: a long prompt must not hold up any sequence's next token.
         order = sorted(running, key=lambda s: s.urgency)
         for sequence in order:
             if sequence.remaining == 1:

@@ -34,7 +34,7 @@ class Sequence:
         computed: leading tokens whose keys and values are in ``pages``, or will be by the steps launched.
         pages: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
             pattern has let it go.
-        let_go: the index up to which ``pages`` has been searched for such pages.
+        evicted_up_to: the index up to which ``pages`` has been searched for such pages.
         page_keys: prefix-cache keys of its leading full pages, as far as they were needed.
         sampler: what the sampler remembers of the sequence; made when it first runs.
         prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
@@ -48,8 +48,8 @@ class Sequence:
         "arrival",
         "cached_tokens",
         "computed",
+        "evicted_up_to",
         "found",
-        "let_go",
         "page_keys",
         "pages",
         "pending",
@@ -70,7 +70,7 @@ class Sequence:
         self.pending = 0
         self.computed = 0
         self.pages: list[int] = []
-        self.let_go = 0
+        self.evicted_up_to = 0
         self.page_keys: list[bytes] = []
         self.sampler: SamplerState | None = None
         self.prompt_logprobs: list[PositionLogprob] = []

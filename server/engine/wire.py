@@ -67,7 +67,7 @@ class ServerEnd(asyncio.Protocol):
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=stream)
 
     def send(self, message: bytes) -> None:
-        """Sends a message, or drops it where nobody is left to read it."""
+        """Sends a message, or drops it where the other end is gone."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame(message))
 

@@ -48,7 +48,7 @@ def self_check(
         attention: pattern and kernel to be served. A pattern that hides tokens this near makes the
             comparison meaningless: it has to show each query the 40 tokens before it.
         page_size: tokens per page.
-        kv_dtype: number format of the cache; the check is sharpest with the model's own.
+        kv_dtype: dtype of the cache; the check is sharpest with the model's own.
 
     Returns:
         The logits through the paged cache, as of ``sample_logits``.
@@ -141,7 +141,7 @@ def served_check(before: torch.Tensor, after: torch.Tensor, weights: str, kv_dty
         before: with float weights and, where the kernel can, a cache in the model's own format.
         after: with weights and cache as they serve.
         weights: what they are now, as ``quantize`` says.
-        kv_dtype: number format of the cache.
+        kv_dtype: dtype of the cache.
 
     Raises:
         RefusedError: packing, or the cache, changed more than rounding can.
@@ -190,7 +190,7 @@ def differs(
     Args:
         kept: its ``oracle_logits``.
         now: the same, or its ``sample_logits`` by any kernel over any cache.
-        kv_dtype: number format of the cache that ``now`` was computed over.
+        kv_dtype: dtype of the cache that ``now`` was computed over.
         same_kernel: ``now`` comes of ``oracle_logits`` in the same process, so that it must be nearer.
 
     Returns:
@@ -218,7 +218,7 @@ def relative_error(served: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
     """How far logits ``[T, V]`` differ at each position, ``[T]``.
 
     The root mean square over the vocabulary, as a share of the standard deviation of ``plain`` there; what
-    is no number counts as infinite.
+    is NaN counts as infinite.
     """
     # Squares of large logits would be beyond float32.
     served, plain = served.double(), plain.double()

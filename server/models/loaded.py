@@ -22,7 +22,7 @@ class LoadedModel:
         parameters: number of weights, tied ones counted once.
         vocabulary_size: number of logits.
         context_length: the most tokens of prompt and output together.
-        dtype: number format of weights and computation.
+        dtype: dtype of weights and computation.
         rope: its rotary embeddings, if their frequencies depend on lengths.
         mapped_bytes: of weights that lie in a file's memory map, so that they count as free while they are
             not.

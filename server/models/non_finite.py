@@ -35,7 +35,7 @@ def check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype)
     Args:
         loaded: the model.
         logits: as computed through the cache.
-        kv_dtype: number format of the cache.
+        kv_dtype: dtype of the cache.
 
     Raises:
         RefusedError: some are NaN, and the cache holds a smaller range than the model's own format.

@@ -10,7 +10,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.errors import RefusedError
-from server.messages import Ready, Stats, StepNews
+from server.messages import Ready, Stats, StepOutput
 from server.observe.totals import EngineTotals
 
 _FIRST_TOKEN = (
@@ -196,9 +196,9 @@ class Metrics:
         """The engine's load is nothing, for it is dead."""
         self._load = Stats()
 
-    def step(self, news: StepNews) -> None:
+    def step(self, output: StepOutput) -> None:
         """Takes one engine step."""
-        stats = self._load = news.stats
+        stats = self._load = output.stats
         self._totals.step(stats)
         tokens = stats.prompt_tokens + stats.decode_tokens
         if tokens and self._step_tokens is not None:

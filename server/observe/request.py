@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from longspan.v1 import types_pb2
-from server.messages import SequenceNews
+from server.messages import SequenceOutput
 from server.observe.metrics import Metrics
 
 
@@ -66,12 +66,12 @@ class RequestRecord:
         self.prompt_tokens = 0
         self.cached_tokens = 0
 
-    def begin(self, prompt_tokens: int, news: SequenceNews | None) -> None:
-        """The engine has begun, by the first news of any sample, or ended before."""
+    def begin(self, prompt_tokens: int, output: SequenceOutput | None) -> None:
+        """The engine has begun, by the first output of any sample, or ended before."""
         self.prompt_tokens = prompt_tokens
-        if news is not None:
-            self._started = news.started
-            self.cached_tokens = news.cached_tokens
+        if output is not None:
+            self._started = output.started
+            self.cached_tokens = output.cached_tokens
         self._metrics.prompt_tokens.labels(*self._labels).inc(prompt_tokens)
 
     def tokens(self, index: int, count: int, when: float, preemptions: int) -> None:

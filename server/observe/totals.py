@@ -55,7 +55,7 @@ class EngineTotals(Collector):
         )
         yield self._counter(
             "engine_flops",
-            "Operations of engine steps, two to a multiply-add, in whatever number format.",
+            "Operations of engine steps, two to a multiply-add, in whatever dtype.",
             self._flops,
         )
 

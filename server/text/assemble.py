@@ -1,4 +1,4 @@
-"""One sequence's output as a client sees it: text, tokens and how it ended, from the engine's news."""
+"""One sequence's output as a client sees it: text, tokens and how it ended, from what the engine computed."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ class OutputAssembler:
         logprobs: Sequence[PositionLogprob] | None = None,
         finish: FinishReason | None = None,
     ) -> OutputDelta:
-        """Takes one step's news of the sequence.
+        """Takes one step's output of the sequence.
 
-        News that comes after the end, because the engine had not been told yet, changes nothing.
+        Output that comes after the end, because the engine had not been told yet, changes nothing.
 
         Args:
             tokens: new tokens.

@@ -14,10 +14,10 @@ from server.messages import (
     Measured,
     PositionLogprob,
     Ready,
-    SequenceNews,
+    SequenceOutput,
     Shutdown,
     Stats,
-    StepNews,
+    StepOutput,
     Submit,
     ToEngine,
 )
@@ -136,43 +136,43 @@ class FakeEngine(EngineClient):
                 await self._more.wait()
                 continue
             begun = time.monotonic()
-            news = [self._advance(id_, begun) for id_ in list(self._work)]
+            output = [self._advance(id_, begun) for id_ in list(self._work)]
             stats = Stats(
                 running=len(self._work),
                 pages_total=PAGES,
                 pages_used=len(self._work),
                 prefix_queries=10 * len(self.submitted),
                 prefix_hits=5 * len(self.submitted),
-                decode_tokens=len(news),
+                decode_tokens=len(output),
                 step_seconds=time.monotonic() - begun,
-                bytes_moved=1000 * len(news),
-                flops=3000 * len(news),
+                bytes_moved=1000 * len(output),
+                flops=3000 * len(output),
                 memory_used=3 * 10**9,
             )
-            self._deliver(StepNews(time.monotonic(), news, stats))
+            self._deliver(StepOutput(time.monotonic(), output, stats))
             await asyncio.sleep(self.step_seconds)
 
-    def _advance(self, id_: int, now: float) -> SequenceNews:
+    def _advance(self, id_: int, now: float) -> SequenceOutput:
         request, done = self._work[id_]
         first = done == 0
-        news = SequenceNews(id_, [], started=now if first else None, cached_tokens=3 if first else 0)
-        while len(news.tokens) < self.per_step and news.finish is None:
+        output = SequenceOutput(id_, [], started=now if first else None, cached_tokens=3 if first else 0)
+        while len(output.tokens) < self.per_step and output.finish is None:
             forced = done < len(request.forced)
             token = request.forced[done] if forced else self.tokens(request, done)
             done += 1
-            news.tokens.append(token)
+            output.tokens.append(token)
             if token in request.stop_token_ids and done >= request.min_tokens and not forced:
-                news.finish = FinishReason.STOP
+                output.finish = FinishReason.STOP
             elif done >= request.max_tokens:
-                news.finish = FinishReason.LENGTH
+                output.finish = FinishReason.LENGTH
         if request.logprobs is not None:
-            begin = done - len(news.tokens)
-            news.logprobs = [logprob(position, request.logprobs) for position in range(begin, done)]
+            begin = done - len(output.tokens)
+            output.logprobs = [logprob(position, request.logprobs) for position in range(begin, done)]
         if first and request.prompt_logprobs is not None:
-            news.prompt_logprobs = [
+            output.prompt_logprobs = [
                 logprob(i, request.prompt_logprobs) for i in range(len(request.prompt) - 1)
             ]
         self._work[id_] = (request, done)
-        if news.finish is not None:
+        if output.finish is not None:
             del self._work[id_]
-        return news
+        return output

@@ -10,7 +10,7 @@ from grpc import aio
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import interceptor
-from server.messages import FinishReason, SequenceNews
+from server.messages import FinishReason, SequenceOutput
 from tests.api.conftest import END, ask, details, until
 
 
@@ -119,11 +119,11 @@ async def test_a_sequence_that_the_engine_cannot_compute_fails_alone(running, mo
     advance = running.engine._advance
 
     def fail_one(id_, now):
-        news = advance(id_, now)
+        output = advance(id_, now)
         if len(running.engine.submitted) == 2 and running.engine.submitted[-1].id == id_:
             running.engine._work.pop(id_, None)
-            return SequenceNews(id_, [], finish=FinishReason.FAILED)
-        return news
+            return SequenceOutput(id_, [], finish=FinishReason.FAILED)
+        return output
 
     running.engine.step_seconds = 0.005
     good = asyncio.ensure_future(running.generate(stop={"max_tokens": 20}))

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from longspan.v1 import inference_pb2
 from server.errors import RefusedError
-from server.messages import Stats, StepNews
+from server.messages import Stats, StepOutput
 from server.observe.metrics import counts_up_to, listen
 from tests.api.conftest import ask, until
 
@@ -138,7 +138,7 @@ async def test_grpc_metrics(running):
 
 async def test_the_engines_load_and_totals(running):
     def step(**stats):
-        running.metrics.step(StepNews(0.0, [], Stats(pages_total=100, step_seconds=0.01, **stats)))
+        running.metrics.step(StepOutput(0.0, [], Stats(pages_total=100, step_seconds=0.01, **stats)))
 
     step(running=3, waiting=2, pages_used=40, pages_cached=10, preemptions=2, prompt_tokens=9)
     step(running=1, pages_used=20, preemptions=5, prefix_queries=7, prefix_hits=3, decode_tokens=1)
@@ -160,7 +160,7 @@ async def test_the_engines_load_and_totals(running):
 
 async def test_what_steps_cost_and_what_the_device_can_do(running):
     def step(**stats):
-        running.metrics.step(StepNews(0.0, [], Stats(step_seconds=0.01, **stats)))
+        running.metrics.step(StepOutput(0.0, [], Stats(step_seconds=0.01, **stats)))
 
     kinds = ("total", "used", "kv", "weights")
     assert [running.sample("longspan_device_memory_bytes", kind=kind) for kind in kinds] == [4, 3, 1, 2]

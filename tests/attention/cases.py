@@ -70,7 +70,7 @@ def make_case(
     """``sequences`` are (length, query tokens). Only tokens on pages that have not expired are written.
 
     Where ``dtype`` has 8 bits, in which no model computes, queries and sinks are in float32. A content
-    pattern's digests are updated twice, as in serving: before the queries' own keys are written,
+    pattern's summaries are updated twice, as in serving: before the queries' own keys are written,
     and after. ``prompt_lens`` are the lengths if not given.
     """
     pattern = pattern or Full()

@@ -1,4 +1,4 @@
-"""Queries in one number format over keys and values in another; numbers that a format cannot hold."""
+"""Queries in one dtype over keys and values in another; numbers that a format cannot hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention.cache import PagedCache
-from attention.formats import CACHE_FORMATS, narrowed
+from attention.formats import CACHE_FORMATS, cast
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.reference import Reference
@@ -38,25 +38,27 @@ page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
 
 
-def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+def compute(
+    kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
+) -> torch.Tensor:
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype, seed: int) -> None:
     """Against the oracle over the same cache, with queries of more bits than it has."""
     random = torch.Generator().manual_seed(seed + 1)
     case.query = torch.randn(case.query.shape, generator=random).to(query_dtype)
-    turned = None
-    if pattern.turned:
-        turned = torch.randn(case.query.shape, generator=random).to(query_dtype)
-    result = compute(kernel, case, pattern, turned)
+    rerotated = None
+    if pattern.rerotated:
+        rerotated = torch.randn(case.query.shape, generator=random).to(query_dtype)
+    result = compute(kernel, case, pattern, rerotated)
     assert result.dtype == query_dtype
     error = 1e-5
     if query_dtype != torch.float32:  # the result, and logits where keys are in the same format
         error = 4 * torch.finfo(query_dtype).eps
     elif isinstance(kernel, CpuPaged) and case.cache.keys.dtype == torch.bfloat16 and multiplies_bfloat16():
         error = 2 * torch.finfo(torch.bfloat16).eps
-    torch.testing.assert_close(result, compute(Reference(), case, pattern, turned), rtol=error, atol=error)
+    torch.testing.assert_close(result, compute(Reference(), case, pattern, rerotated), rtol=error, atol=error)
 
 
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa(), SdpaFlash()], ids=lambda kernel: kernel.name)
@@ -74,7 +76,7 @@ def test_every_kernel_takes_queries_of_other_formats(kernel):
 
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
 def test_rows_that_choose_by_content(kernel):
-    """The choice is by the rounded keys, in the digests as in the oracle."""
+    """The choice is by the rounded keys, in the summaries as in the oracle."""
 
     @settings(max_examples=40, deadline=None)
     @given(layers(), sequences(150, 3), page_sizes, content_patterns(), seeds, CACHED, st.data())
@@ -90,9 +92,9 @@ def test_rows_that_choose_by_content(kernel):
 
 @pytest.mark.parametrize("dtype", SHORT)
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
-def test_turned_queries(kernel, dtype):
+def test_rerotated_queries(kernel, dtype):
     pattern = SlidingWindow(20, 4)
-    pattern.turned = 4
+    pattern.rerotated = 4
     case = make_case(PLAIN, [(90, 1), (80, 30)], 8, pattern=pattern, dtype=dtype)
     check(kernel, case, pattern, torch.float32, 0)
 
@@ -109,7 +111,7 @@ def test_the_oracle_takes_keys_as_they_are_rounded(dtype):
 def test_what_a_format_cannot_hold_becomes_no_number(numbers, own, dtype):
     wide = torch.tensor(numbers).to(own)
     before = wide.clone()
-    result = narrowed(wide, dtype)
+    result = cast(wide, dtype)
     assert result.dtype == dtype
     rounded = wide.to(dtype)
     if torch.finfo(dtype).max < torch.finfo(own).max:
@@ -133,7 +135,7 @@ def test_numbers_are_rounded_to_the_nearest_of_8_bits_and_to_none_where_there_is
     nearest = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, above - 1)
     # What would come after 448 is 480.
     nearest = nearest.where(size <= 464, 127) | wide.signbit() * 128
-    found = narrowed(wide, torch.float8_e4m3fn).view(torch.uint8).long()
+    found = cast(wide, torch.float8_e4m3fn).view(torch.uint8).long()
     held = size <= 464
     assert torch.equal(found[held], nearest[held])
     assert (found[~held] % 128 == 127).all()
@@ -151,7 +153,7 @@ def test_whatever_torch_makes_of_what_is_too_large(saturating, monkeypatch):
         return to(tensor.where(fits, 448.0 if saturating else torch.nan), dtype)
 
     monkeypatch.setattr(torch.Tensor, "to", convert)
-    result = narrowed(torch.tensor([464.0, 465.0, -1e9, float("inf"), 1.0]), torch.float8_e4m3fn)
+    result = cast(torch.tensor([464.0, 465.0, -1e9, float("inf"), 1.0]), torch.float8_e4m3fn)
     monkeypatch.undo()
     assert torch.equal(result.float().nan_to_num(nan=-1), torch.tensor([448.0, -1, -1, -1, 1]))
 

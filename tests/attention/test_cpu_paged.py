@@ -1,4 +1,4 @@
-"""The C++ kernel against the oracle, in every number format."""
+"""The C++ kernel against the oracle, in every dtype."""
 
 from __future__ import annotations
 
@@ -42,17 +42,19 @@ seeds = st.integers(0, 1 << 30)
 written = st.sampled_from([lambda shapes: None, lambda shapes: [1] * len(shapes)])
 
 
-def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+def compute(
+    kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
+) -> torch.Tensor:
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
-def check(case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> None:
+def check(case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None) -> None:
     dtype = case.query.dtype
-    result = compute(CpuPaged(), case, pattern, turned)
+    result = compute(CpuPaged(), case, pattern, rerotated)
     assert result.dtype == case.query.dtype
     # The result is rounded to the cache's format and, where the processor multiplies bfloat16, the query too.
     error = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
-    torch.testing.assert_close(result, compute(Reference(), case, pattern, turned), rtol=error, atol=error)
+    torch.testing.assert_close(result, compute(Reference(), case, pattern, rerotated), rtol=error, atol=error)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,15 +93,17 @@ def test_rows_that_choose_by_content(layer, shapes, page_size, seed, pattern, da
     written,
     st.data(),
 )
-def test_queries_turned_toward_the_first_keys(layer, shapes, page_size, seed, window, sinks, prompts, data):
+def test_queries_rerotated_toward_the_first_keys(
+    layer, shapes, page_size, seed, window, sinks, prompts, data
+):
     pattern = SlidingWindow(window, sinks)
-    pattern.turned = data.draw(st.integers(1, sinks + 2), label="turned")
+    pattern.rerotated = data.draw(st.integers(1, sinks + 2), label="rerotated")
     dtype = data.draw(st.sampled_from(DTYPES), label="dtype")
     case = make_case(
         layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype, prompt_lens=prompts(shapes)
     )
-    turned = torch.randn(case.query.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
-    check(case, pattern, turned)
+    rerotated = torch.randn(case.query.shape, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+    check(case, pattern, rerotated)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -206,17 +210,19 @@ def test_a_cache_of_fewer_bits_than_the_model():
 
 
 def test_queries_as_models_give_them():
-    """Heads before tokens, and turned ones laid out otherwise."""
+    """Heads before tokens, and rerotated ones laid out otherwise."""
     pattern = SlidingWindow(9, 3)
-    pattern.turned = 3
+    pattern.rerotated = 3
     case = make_case(PLAIN, [(40, 1), (30, 12)], 8, pattern=pattern)
-    turned = torch.randn(case.query.shape)
-    expected = compute(Reference(), case, pattern, turned)
+    rerotated = torch.randn(case.query.shape)
+    expected = compute(Reference(), case, pattern, rerotated)
     for lay in (torch.contiguous_format, None):
         case.query = case.query.transpose(0, 1).contiguous().transpose(0, 1)
         if lay is None:
             case.query = case.query.transpose(1, 2).contiguous().transpose(1, 2)
-        torch.testing.assert_close(compute(CpuPaged(), case, pattern, turned), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            compute(CpuPaged(), case, pattern, rerotated), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_not_a_number_shows():
@@ -275,7 +281,7 @@ def not_yet_compiled():
 
 @every_level
 def test_at_every_level(level):
-    """All number formats, rows by themselves and in blocks, parts; threads change no bit."""
+    """All dtypes, rows by themselves and in blocks, parts; threads change no bit."""
     grouped = LayerSpec(0, 9, 3, 64, 64, 0.125)
     odd = LayerSpec(0, 5, 1, 20, 12, 0.2, window=50, softcap=8.0, sinks=True)
     shapes, prompt_lens = [(200, 1), (190, 100), (70, 9), (90, 1)], [200, 190, 70, 1]

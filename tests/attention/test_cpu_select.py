@@ -25,7 +25,7 @@ DTYPES = list(CACHE_FORMATS.values())
 
 
 class Native(TopK):
-    """``TopK`` whose digests and choices are made in C++; its definition, ``chosen``, is torch's."""
+    """``TopK`` whose summaries and choices are made in C++; its definition, ``chosen``, is torch's."""
 
     def update(self, layer, cache, batch):
         select.update(self, layer, cache, batch)
@@ -55,7 +55,7 @@ def threads():
 
 def ties(case: Case) -> None:
     """Small whole numbers instead: many pages score the same."""
-    for tensor in [case.query, case.cache.keys, case.cache.digest, *case.keys]:
+    for tensor in [case.query, case.cache.keys, case.cache.summary, *case.keys]:
         tensor.copy_(tensor.float().clamp(-1, 1).round())
 
 
@@ -118,7 +118,7 @@ def test_at_every_level(level):
             for tied in (False, True):
                 test_many_pages(dtype, tied, 9, 3, 64, None)
                 test_many_pages(dtype, tied, 4, 4, 33, 500)
-            test_digests_of_every_kind_of_number(dtype)
+            test_summaries_of_every_kind_of_number(dtype)
 
 
 @settings(max_examples=30, deadline=None)
@@ -139,20 +139,20 @@ def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern,
 
 @settings(max_examples=30, deadline=None)
 @given(layers(), sequences(100, 5), page_sizes, seeds, dtypes, st.integers(1, 2))
-def test_digests_are_those_of_torch(layer, shapes, page_size, seed, dtype, threads):
+def test_summaries_are_those_of_torch(layer, shapes, page_size, seed, dtype, threads):
     """To the bit, and none that it need not write."""
     torch.set_num_threads(threads)
     made = [
-        make_case(layer, shapes, page_size, pattern=kind(64, 1, 1), seed=seed, dtype=dtype).cache.digest
+        make_case(layer, shapes, page_size, pattern=kind(64, 1, 1), seed=seed, dtype=dtype).cache.summary
         for kind in (Native, TopK)
     ]
     assert torch.equal(made[0].isnan(), made[1].isnan())
-    assert torch.equal(*(digest.float().nan_to_num() for digest in made))
+    assert torch.equal(*(summary.float().nan_to_num() for summary in made))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_digests_of_every_kind_of_number(dtype):
-    """Signs, zeros, subnormal and infinite numbers; what is no number shows in whatever meets it."""
+def test_summaries_of_every_kind_of_number(dtype):
+    """Signs, zeros, subnormal and infinite numbers; NaN shows in whatever meets it."""
     layer, page_size = LayerSpec(0, 1, 1, 70, 70, 1.0), 8
     cache = PagedCache([layer], 3, page_size, dtype, pattern=Native(64, 1, 1), poison=True).layers[0]
     batch = AttentionBatch.build([0], [16], [[2, 1]], page_size)
@@ -167,25 +167,25 @@ def test_digests_of_every_kind_of_number(dtype):
     cache.write(batch.slots, keys, keys)
     select.update(TopK(64, 1, 1), layer, cache, batch)
     expected = torch.stack(keys.float().unflatten(0, (2, page_size)).aminmax(dim=1), dim=1)
-    assert torch.equal(cache.digest[[2, 1]].float(), expected)
+    assert torch.equal(cache.summary[[2, 1]].float(), expected)
 
     for bad in (float("nan"), -float("nan")):
         spoiled = keys.clone()
         spoiled[3, 0, 5] = bad
         cache.write(batch.slots, spoiled, spoiled)
         select.update(TopK(64, 1, 1), layer, cache, batch)
-        shown = cache.digest[[2, 1]].isnan().any(dim=1)
+        shown = cache.summary[[2, 1]].isnan().any(dim=1)
         assert shown.nonzero().tolist() == [[0, 0, 5]]
 
 
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
 def test_pages_whose_keys_are_no_numbers_do_no_harm_to_other_sequences(signs):
-    """All their own row's scores are no numbers: the first pages are chosen, as by the definition."""
+    """All their own row's scores are NaN: the first pages are chosen, as by the definition."""
     layer, pattern = LayerSpec(0, 4, 2, 8, 8, 0.3), Native(28, 1, 1)
     case = make_case(layer, [(150, 1), (150, 1)], 4, pattern=pattern, prompt_lens=[1, 1])
     for sign, index in zip(signs, (20, 27), strict=True):
         page = int(case.batch.page_table[0, index])
-        case.cache.digest[page, :, 0, 3] = case.keys[0][4 * index + 3, 0, 3] = math.copysign(math.nan, sign)
+        case.cache.summary[page, :, 0, 3] = case.keys[0][4 * index + 3, 0, 3] = math.copysign(math.nan, sign)
     assert check(case, pattern) == 2
 
 

@@ -95,7 +95,7 @@ def test_prompts_of_many_blocks_and_parts(pattern):
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_prompts_that_choose(kv_heads):
-    """With one key head, rows that choose come in blocks too."""
+    """With one KV head, rows that choose come in blocks too."""
     pattern = TopK(budget=64, sink_pages=1, recent_pages=2, prefill="sparse", dense_layers=())
     layer, length = LayerSpec(0, 4, kv_heads, 24, 24, 0.2), 400
     case = make_case(layer, [(length, length)], 16, pattern=pattern)

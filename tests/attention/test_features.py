@@ -23,7 +23,7 @@ FEATURES = {
     "sinks": replace(PLAIN, sinks=True),
     "scale": replace(PLAIN, scale=0.9),
     "other values": replace(PLAIN, value_size=8),
-    "one key head": replace(PLAIN, query_heads=3, kv_heads=1),
+    "one KV head": replace(PLAIN, query_heads=3, kv_heads=1),
     "no groups": replace(PLAIN, kv_heads=4),
     "odd head size": replace(PLAIN, head_size=20, value_size=20),
     "all": LayerSpec(0, 6, 2, 16, 8, 0.4, window=30, softcap=1.5, sinks=True),
@@ -72,8 +72,8 @@ def case_of(layer: LayerSpec, pattern: Pattern) -> Case:
 
 
 def compute(kernel: Kernel, case: Case, pattern: Pattern) -> torch.Tensor:
-    turned = case.query.flip(0) if pattern.turned else None
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+    rerotated = case.query.flip(0) if pattern.rerotated else None
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -136,4 +136,4 @@ def test_plain_layers_need_no_oracle():
         kernels = [imported(path)() for path in KERNELS.values()]
         able = [kernel.name for kernel in kernels if not kernel.unsupported([PLAIN], *place, rule)]
         assert "reference" in able
-        assert rule.turned or len(able) > 1, name
+        assert rule.rerotated or len(able) > 1, name

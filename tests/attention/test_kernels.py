@@ -19,8 +19,10 @@ page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
 
 
-def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+def compute(
+    kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
+) -> torch.Tensor:
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 @settings(max_examples=60, deadline=None)
@@ -135,22 +137,22 @@ def test_what_lies_on_a_missing_page_is_invisible():
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sequences(200, 4), page_sizes, seeds, st.integers(1, 40), st.integers(0, 9), st.data())
-def test_queries_turned_toward_the_first_keys(layer, shapes, page_size, seed, window, sinks, data):
+def test_queries_rerotated_toward_the_first_keys(layer, shapes, page_size, seed, window, sinks, data):
     pattern = SlidingWindow(window, sinks)
-    pattern.turned = data.draw(st.integers(1, sinks + 2), label="turned")
+    pattern.rerotated = data.draw(st.integers(1, sinks + 2), label="rerotated")
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
-    turned = torch.randn(case.query.shape, generator=torch.Generator().manual_seed(seed + 1))
-    expected = compute(Reference(), case, pattern, turned)
+    rerotated = torch.randn(case.query.shape, generator=torch.Generator().manual_seed(seed + 1))
+    expected = compute(Reference(), case, pattern, rerotated)
     least = data.draw(st.sampled_from([sdpa._GATHER_BYTES, 1]), label="bytes at once")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sdpa, "_GATHER_BYTES", least)
-        torch.testing.assert_close(compute(Sdpa(), case, pattern, turned), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(compute(Sdpa(), case, pattern, rerotated), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_turned_queries_in_half_precision_round_no_logits():
+def test_rerotated_queries_in_half_precision_round_no_logits():
     """Logits of first keys are often large, where half precision would be off by whole weights."""
     pattern = SlidingWindow(40, 4)
-    pattern.turned = 4
+    pattern.rerotated = 4
     case = make_case(LayerSpec(0, 4, 2, 16, 16, 2.0), [(90, 1), (80, 30)], 8, dtype=torch.bfloat16)
     result = compute(Sdpa(), case, pattern, -case.query)
     assert result.dtype == torch.bfloat16
@@ -174,7 +176,7 @@ class Agreeing(ContentPattern):
     def options(self):
         return {"every": str(self.every)}
 
-    def digest_of(self, layer, page_size, dtype):
+    def summary_of(self, layer, page_size, dtype):
         return torch.Size([1]), dtype
 
     def update(self, layer, cache, batch):

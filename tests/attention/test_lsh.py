@@ -146,12 +146,12 @@ def test_a_slot_that_is_used_again_has_the_buckets_of_its_new_key():
         keys = torch.randn(count, 2, 8, generator=random)
         cache.write(batch.slots, keys, keys)
         pattern.update(layer, cache, batch)
-        assert torch.equal(cache.digest.flatten(0, 1)[batch.slots], pattern._hash(layer, keys))
+        assert torch.equal(cache.summary.flatten(0, 1)[batch.slots], pattern._hash(layer, keys))
     # The slot behind the last token still has the buckets of who was there before.
-    assert torch.equal(cache.digest[1, 3], pattern._hash(layer, cache.keys[1, 3]))
+    assert torch.equal(cache.summary[1, 3], pattern._hash(layer, cache.keys[1, 3]))
 
 
-def test_digests_take_a_byte_for_each_round():
+def test_summaries_take_a_byte_for_each_round():
     specs = [LayerSpec(i, 4, 2, 64, 64, 0.125) for i in range(3)]
     bare = PagedCache.bytes_per_page(specs, 16, torch.bfloat16)
     pattern = Lsh(8, 128, 128, 4, dense_layers=(1,))

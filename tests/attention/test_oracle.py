@@ -36,7 +36,7 @@ def weights_by_hand(layer, query, i, keys, head):
 
 
 def seen_by_hand(pattern, layer, query, i, keys, page_size):
-    """What one query at ``i`` sees in its layer's window, per key head: sets of positions."""
+    """What one query at ``i`` sees in its layer's window, per KV head: sets of positions."""
     own, group = i // page_size, layer.query_heads // layer.kv_heads
     pages = max(math.ceil(pattern.budget / page_size), 3)
     count = max(0, pages - pattern.sink_pages - pattern.recent_pages) * page_size

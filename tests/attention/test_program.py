@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.formats import CACHE_FORMATS, narrowed
+from attention.formats import CACHE_FORMATS, cast
 from attention.kernels.cpu.chain import Chain
 from tests.attention.cases import patterns
 
@@ -57,7 +57,7 @@ def test_a_program_writes_and_attends_as_layers_do(lengths, windows, pattern, pa
     query, key, value = rows.split([6, 2, 2], dim=1)
 
     program = attention.kernel.program([(layer, pattern) for layer in layers], caches[0])
-    if pattern.turned or hasattr(pattern, "select"):
+    if pattern.rerotated or hasattr(pattern, "select"):
         assert program is None
         return
     for layer in layers:
@@ -116,9 +116,9 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
     program.prepare(batch, query, key, value, query)
     Chain(program.calls[0][:1]).run()
     where = batch.slots
-    assert dtype == torch.float32 or narrowed(key, dtype).isnan().any()
+    assert dtype == torch.float32 or cast(key, dtype).isnan().any()
     for written, numbers in zip(cache.layers[0][:2], (key, value), strict=True):
-        expected = narrowed(numbers, dtype)
+        expected = cast(numbers, dtype)
         torch.testing.assert_close(written.flatten(0, 1)[where], expected, rtol=0, atol=0, equal_nan=True)
 
 

@@ -51,7 +51,7 @@ def test_topk_reads_what_it_chooses_from_the_prompts_end_on():
     pattern = TopK(budget=200, sink_pages=1, recent_pages=4)
     # The second sequence's row is its prompt's last; the third has fewer tokens than may be chosen.
     assert pages_of(attention(pattern, None), batch).by_layer == (
-        LayerReads((0,), 122, 200 + 1000 + 20, digests=100 + 2),
+        LayerReads((0,), 122, 200 + 1000 + 20, summaries=100 + 2),
     )
     assert pages_of(attention(pattern, None), batch)[:2] == (20 + 100 + 2, 80)
     assert pages_of(attention(TopK(200, 1, 4, prefill="sparse"), None), batch)[:2] == (20 + 20 + 2, 160)

@@ -49,7 +49,7 @@ def config(kind, scaling="default", **own):
 
 
 def check_turns(rotary, rotate, rotation, at, shift):
-    """Keys rotated at ``at`` and turned by ``shift`` are those rotated at ``at + shift`` from scratch."""
+    """Keys rotated at ``at`` and rerotated by ``shift`` are those rotated at ``at + shift`` from scratch."""
     at = torch.tensor(at)
     shift = (at * 7919 % 997) - 400 if shift is None else torch.full_like(at, shift)
     shift = shift.maximum(-at)
@@ -61,8 +61,8 @@ def check_turns(rotary, rotate, rotation, at, shift):
         cos, sin = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         return rotate(raw, cos, sin)[0].transpose(0, 1)
 
-    turned = rotation.turn(scratch(at), shift)
-    torch.testing.assert_close(turned, scratch(at + shift), rtol=0, atol=2e-3)
+    rerotated = rotation.rotate(scratch(at), shift)
+    torch.testing.assert_close(rerotated, scratch(at + shift), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("scaling", ["default", "linear", "yarn", "llama3"])
@@ -93,9 +93,9 @@ def test_a_turn_leaves_the_attention_factor_of_yarn_alone():
     rotary = modeling_llama.LlamaRotaryEmbedding(config("llama", "yarn"))
     assert rotary.attention_scaling > 1.1
     key = torch.randn(5, 2, HEAD)
-    turned = Rotation(rotary.inv_freq.double()).turn(key, torch.tensor([0, 1, 20, -7, 3000]))
-    torch.testing.assert_close(turned.norm(dim=-1), key.norm(dim=-1))
-    torch.testing.assert_close(turned[0], key[0], rtol=0, atol=0)
+    rerotated = Rotation(rotary.inv_freq.double()).rotate(key, torch.tensor([0, 1, 20, -7, 3000]))
+    torch.testing.assert_close(rerotated.norm(dim=-1), key.norm(dim=-1))
+    torch.testing.assert_close(rerotated[0], key[0], rtol=0, atol=0)
 
 
 @given(at=positions, shift=st.none() | st.integers(-4000, 4000))
@@ -198,20 +198,20 @@ def test_in_cache_positions_are_indices_into_the_cache(window, sinks, last):
     pattern = SlidingWindow(window, sinks, positions="cache")
     at = torch.arange(last + 1)
     kept = [j for j in range(last + 1) if pattern.visible(torch.tensor(last), torch.tensor(j))]
-    shift = int(pattern.turn(at)[last])
+    shift = int(pattern.rerotation(at)[last])
     for index, j in enumerate(kept):
         distance = len(kept) - 1 - index
         assert distance < pattern.reach
-        if j < pattern.turned:
+        if j < pattern.rerotated:
             assert last - shift - j == distance
         else:
             assert last - j == distance
-    assert pattern.turn(at).diff().ge(0).all()
+    assert pattern.rerotation(at).diff().ge(0).all()
 
 
 def test_original_positions_turn_nothing():
     for pattern in (SlidingWindow(8, 2), SlidingWindow.from_options({"positions": "original"})):
-        assert (pattern.turned, pattern.reach) == (0, None)
+        assert (pattern.rerotated, pattern.reach) == (0, None)
     assert SlidingWindow(8, 2, (1,), "cache").reach is None
     with pytest.raises(ValueError, match="positions is 'rotated'; choose original or cache"):
         SlidingWindow.from_options({"positions": "rotated"})

@@ -58,7 +58,9 @@ def test_pages_nearly_alike_are_told_apart_in_double_precision(layer, differing,
     noise = torch.randn(keys.shape, generator=torch.Generator().manual_seed(1))
     case.keys[0][:2500] = keys * (1 + differing * noise)
     case.cache.keys[pages[:complete]] = case.keys[0][:2500].unflatten(0, (complete, 4))
-    case.cache.digest[pages[:complete]] = torch.stack(case.cache.keys[pages[:complete]].aminmax(dim=1), dim=1)
+    case.cache.summary[pages[:complete]] = torch.stack(
+        case.cache.keys[pages[:complete]].aminmax(dim=1), dim=1
+    )
     assert check(case, pattern) == 1
     if differing <= 1e-6:
         assert found == [layer.kv_heads]
@@ -70,7 +72,7 @@ def test_numbers_too_small_or_large_for_single_precision(size, monkeypatch):
     found, pattern = exact_choices(monkeypatch), Native(130, 1, 4)
     layer = LayerSpec(0, 6, 2, 48, 48, 0.15)
     case = row_after_prompt(layer, pattern)
-    for tensor in case.cache.keys, case.cache.digest, *case.keys:
+    for tensor in case.cache.keys, case.cache.summary, *case.keys:
         tensor.mul_(size)
     case.query.div_(min(size, 1e17))
     assert check(case, pattern) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attention.transfer import fetch, send
+from attention.transfer import fetch, to_device
 from tests.stand_in_device import StandInDevice
 
 DEVICE = StandInDevice.device
@@ -88,13 +88,13 @@ def test_what_a_device_refuses():
 
 def test_numbers_are_sent_without_a_wait():
     numbers = torch.tensor([[1, 2], [3, 4]])
-    assert noted(lambda _: send(numbers.T, DEVICE)) == (0, 0, 1)
+    assert noted(lambda _: to_device(numbers.T, DEVICE)) == (0, 0, 1)
     with StandInDevice():
-        there = send(numbers.T, DEVICE)
+        there = to_device(numbers.T, DEVICE)
         assert there.device == DEVICE
         assert there.tolist() == [[1, 3], [2, 4]]
-        assert send(there, DEVICE) is there
-    assert send(numbers, torch.device("cpu")) is numbers
+        assert to_device(there, DEVICE) is there
+    assert to_device(numbers, torch.device("cpu")) is numbers
 
 
 def test_all_is_fetched_with_one_wait():

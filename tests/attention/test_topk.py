@@ -24,7 +24,7 @@ seeds = st.integers(0, 1 << 30)
 
 
 def seen_by_hand(pattern, layer, query, i, keys, page_size):
-    """What one query at ``i`` sees, per key head: sets of positions, from numbers in plain Python."""
+    """What one query at ``i`` sees, per KV head: sets of positions, from numbers in plain Python."""
     own = i // page_size
     total = max(math.ceil(pattern.budget / page_size), 3)
     group = layer.query_heads // layer.kv_heads
@@ -55,7 +55,7 @@ def seen_by_hand(pattern, layer, query, i, keys, page_size):
 
 def ties(case):
     """Small whole numbers instead: many pages score the same."""
-    for tensor in [case.query, case.cache.keys, case.cache.digest, *case.keys]:
+    for tensor in [case.query, case.cache.keys, case.cache.summary, *case.keys]:
         tensor.copy_(tensor.clamp(-1, 1).round())
 
 
@@ -156,7 +156,7 @@ def test_rows_do_not_depend_on_the_step_that_computes_them(shapes, page_size, pa
     assert torch.equal(pattern.select(layer, alone.query, rows, alone.cache, alone.batch), together)
 
 
-def test_a_page_that_is_used_again_has_the_digest_of_its_new_keys():
+def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
     layer = LayerSpec(0, 2, 2, 8, 8, 0.3)
     pattern = TopK(budget=12, sink_pages=0, recent_pages=1, prefill="sparse")
     cache = PagedCache([layer], 6, 4, torch.float32, pattern=pattern, poison=True).layers[0]
@@ -183,19 +183,19 @@ def test_a_page_that_is_used_again_has_the_digest_of_its_new_keys():
     assert not inside.all()
     for page, index in ((5, 0), (3, 1), (1, 2)):
         own = keys[4 * index : 4 * index + 4]
-        assert torch.equal(cache.digest[page], torch.stack([own.amin(0), own.amax(0)]))
+        assert torch.equal(cache.summary[page], torch.stack([own.amin(0), own.amax(0)]))
 
 
-def test_only_complete_pages_are_read_for_digests():
-    """A chunk that ends within a page leaves that page's digest alone."""
+def test_only_complete_pages_are_read_for_summaries():
+    """A chunk that ends within a page leaves that page's summary alone."""
     layer = LayerSpec(0, 2, 1, 4, 4, 0.3)
     pattern = TopK(64, 1, 1)
     case = make_case(layer, [(10, 10), (7, 3)], 4, pattern=pattern)
-    digests = case.cache.digest[case.batch.page_table.long()]
-    assert digests[0, :2].isfinite().all()
-    assert digests[1, :1].isfinite().all()
-    assert digests[0, 2].isnan().all()
-    assert digests[1, 1:].isnan().all()
+    summaries = case.cache.summary[case.batch.page_table.long()]
+    assert summaries[0, :2].isfinite().all()
+    assert summaries[1, :1].isfinite().all()
+    assert summaries[0, 2].isnan().all()
+    assert summaries[1, 1:].isnan().all()
 
 
 def test_nothing_to_choose():
@@ -214,7 +214,7 @@ def test_a_prompt_sees_all_unless_it_is_to_choose():
     assert TopK(64, 1, 1, "sparse").chooses(positions, prompt_lens).all()
 
 
-def test_digests_take_a_sixteenth_of_pages_of_16():
+def test_summaries_take_a_sixteenth_of_pages_of_16():
     specs = [LayerSpec(i, 4, 2, 64, 64, 0.125) for i in range(4)]
     bare = PagedCache.bytes_per_page(specs, 16, torch.bfloat16)
     assert PagedCache.bytes_per_page(specs, 16, torch.bfloat16, TopK(512, 1, 4)) == bare * 17 / 16
@@ -222,7 +222,7 @@ def test_digests_take_a_sixteenth_of_pages_of_16():
     half = TopK(512, 1, 4, dense_layers=(0, 1))
     assert PagedCache.bytes_per_page(specs, 16, torch.bfloat16, half) == bare * 33 / 32
     cache = PagedCache(specs, 3, 16, torch.bfloat16, pattern=half)
-    assert [cache.layers[i].digest is None for i in range(4)] == [True, True, False, False]
+    assert [cache.layers[i].summary is None for i in range(4)] == [True, True, False, False]
 
 
 def test_options():

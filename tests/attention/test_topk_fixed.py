@@ -15,7 +15,7 @@ from attention.formats import CACHE_FORMATS
 from attention.kernels.base import choosing_rows
 from attention.patterns import blocks
 from attention.patterns.topk import TopK, _highest
-from attention.transfer import device_alone
+from attention.transfer import device_only
 from tests.attention.cases import layers, make_case, selection, sequences
 from tests.attention.test_cpu_select import Native, ties
 
@@ -41,7 +41,7 @@ class Fixed(TopK):
 
     def select(self, layer, query, rows, cache, batch):
         alone = fixed(batch, rows)
-        with device_alone():
+        with device_only():
             return super().select(layer, query, torch.arange(len(rows)), cache, alone)
 
 
@@ -88,14 +88,14 @@ def test_summaries_are_those_of_a_batch_that_the_host_knows(layer, lengths, page
     pattern = TopK(64, 1, 1)
     shapes = [(length, 1) for length in lengths]
     case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, prompt_lens=[1] * len(lengths))
-    digest, pages = case.cache.digest, TopK.completed(case.batch)
-    expected = digest.clone()
-    digest[pages] = torch.nan
+    summary, pages = case.cache.summary, TopK.completed(case.batch)
+    expected = summary.clone()
+    summary[pages] = torch.nan
     alone = fixed(case.batch, torch.arange(len(lengths)).repeat(2))  # as batches are filled up
-    with device_alone():
+    with device_only():
         pattern.update(layer, case.cache, alone)
     # Page 0 is no sequence's; all others hold what they held, to the bit.
-    assert torch.equal(digest[1:].view(torch.uint8), expected[1:].view(torch.uint8))
+    assert torch.equal(summary[1:].view(torch.uint8), expected[1:].view(torch.uint8))
 
 
 class Operators(TorchDispatchMode):
@@ -119,7 +119,7 @@ def test_the_same_is_computed_whatever_the_numbers_are():
     for order in ([2, 0, 1, 0], [1, 1, 1, 1]):
         at = torch.tensor(order)
         batch, query, every = fixed(case.batch, at), case.query[at], torch.arange(4)
-        with Operators() as operators, device_alone():
+        with Operators() as operators, device_only():
             pattern.update(layer, case.cache, batch)
             pattern.select(layer, query, every, case.cache, batch)
         steps.append(operators.done)

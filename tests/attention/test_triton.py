@@ -60,9 +60,9 @@ def check_parts(planned: Blocks, tokens: list[int], columns: int, processors: in
     st.integers(0, 5),
     st.data(),
 )
-def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, group, turned, data):
+def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, group, rerotated, data):
     batch = make_case(SMALL, shapes, 16, pattern=pattern).batch
-    pattern.turned = turned
+    pattern.rerotated = rerotated
     heads, processors = Heads(data.draw(st.integers(1, 3)), group), data.draw(st.integers(1, 100))
     rows = []
     for planned, covers in plan_rows(batch, window, pattern, heads, ALONE, TOGETHER, processors):
@@ -79,7 +79,7 @@ def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, g
             visible = visibility(batch.positions[own][:, None], at, window, pattern)
             assert covered(cover) == visible.any(dim=0).nonzero().flatten().tolist()
             assert visible[:, covered(cover)[low:high]].all()
-            assert cover[1] == visible[:, :turned].any(dim=0).sum()
+            assert cover[1] == visible[:, :rerotated].any(dim=0).sum()
             if planned.ranges is not None:
                 begins, ends = planned.ranges[own].unbind(-1)
                 seen = (at >= begins[..., None]) & (at < ends[..., None])

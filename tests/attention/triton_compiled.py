@@ -79,8 +79,8 @@ def launches(
             case.query = case.query.bfloat16()
         if isinstance(pattern, ContentPattern):
             Triton().update(layer, case.cache, case.batch, pattern)
-        turned = case.query if pattern.turned else None
-        Triton().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+        rerotated = case.query if pattern.rerotated else None
+        Triton().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
     return found
 
 
@@ -116,9 +116,9 @@ def stack(cubin: bytes, folder: Any) -> int:
     return int(re.search(r"STACK:(\d+)", usage.stdout)[1])
 
 
-def turning() -> SlidingWindow:
+def rerotating() -> SlidingWindow:
     pattern = SlidingWindow(500, 4)
-    pattern.turned = 4
+    pattern.rerotated = 4
     return pattern
 
 
@@ -126,7 +126,7 @@ def turning() -> SlidingWindow:
     ("capability", "layer", "pattern", "dtype", "page_size", "programs"),
     [
         (90, LLAMA, Full(), torch.bfloat16, 128, ["attend", "combine", "attend"]),
-        (89, LayerSpec(0, 9, 3, 80, 128, 0.1, 700, 30.0, True), turning(), torch.float16, 16, None),
+        (89, LayerSpec(0, 9, 3, 80, 128, 0.1, 700, 30.0, True), rerotating(), torch.float16, 16, None),
         (80, LayerSpec(0, 9, 3, 64, 64, 0.1), TopK(512, 1, 4), torch.float32, 16, None),
         (90, LLAMA, Full(), torch.float8_e4m3fn, 128, ["attend", "combine", "attend"]),
     ],

@@ -1,6 +1,6 @@
 """Checks the Triton kernel on a GPU, for a person to read: python -m tests.attention.triton_gpu_check.
 
-First equality with the oracle over a grid of shapes, patterns and number formats, then times against torch's
+First equality with the oracle over a grid of shapes, patterns and dtypes, then times against torch's
 own attention. Most of the time goes into compiling. Ends with 1 where a result is wrong, 2 without a GPU.
 """
 
@@ -30,7 +30,7 @@ ERRORS = {torch.float32: 1e-5, torch.bfloat16: 4 * 2**-7, torch.float16: 4 * 2**
 BATCH = [(1, 1), (900, 1), (2500, 1), (300, 300), (1200, 200), (700, 5)]
 PROMPTS = [1, 700, 2400, 300, 1100, 698]
 
-# query heads, key heads, head size, value size
+# query heads, KV heads, head size, value size
 SHAPES = [
     (32, 8, 128, 128),
     (8, 8, 80, 80),
@@ -42,20 +42,20 @@ SHAPES = [
 SMOLLM = (9, 3, 64, 64)
 
 
-def turning() -> Pattern:
+def rerotating() -> Pattern:
     pattern = SlidingWindow(200, 4)
-    pattern.turned = 4
+    pattern.rerotated = 4
     return pattern
 
 
 def patterns() -> list[Pattern]:
     content: list[Pattern] = [TopK(256, 1, 4), Lsh(4, 32, 64, 4)]
-    return [Full(), SlidingWindow(500, 4), turning(), BigBird(64, 3, 3, 0), *content]
+    return [Full(), SlidingWindow(500, 4), rerotating(), BigBird(64, 3, 3, 0), *content]
 
 
 def compute(kernel: Kernel, case: Case, pattern: Pattern) -> torch.Tensor:
-    turned = case.query.flip(0) if pattern.turned else None
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+    rerotated = case.query.flip(0) if pattern.rerotated else None
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 def case_of(layer: LayerSpec, pattern: Pattern, dtype: torch.dtype, page_size: int) -> Case:
@@ -89,8 +89,8 @@ def check() -> int:
     grid += [(plain(shape), Full(), bfloat, 16) for shape in SHAPES]
     grid += [(plain(SMOLLM), Full(), dtype, 16) for dtype in (torch.float16, torch.float32)]
     featured = LayerSpec(0, 12, 4, 64, 64, 0.125, window=300, softcap=20.0, sinks=True)
-    grid += [(featured, pattern, bfloat, 16) for pattern in (Full(), turning(), TopK(256, 1, 4))]
-    grid += [(featured, turning(), torch.float32, 16)]
+    grid += [(featured, pattern, bfloat, 16) for pattern in (Full(), rerotating(), TopK(256, 1, 4))]
+    grid += [(featured, rerotating(), torch.float32, 16)]
     for layer, pattern, dtype, page_size in grid:
         text = wrong(layer, pattern, dtype, page_size)
         count += 1

@@ -50,24 +50,26 @@ def few_queries(longest: int, most: int) -> st.SearchStrategy[list[tuple[int, in
     return st.lists(one, min_size=1, max_size=most)
 
 
-def compute(kernel: Kernel, case: Case, pattern: Pattern, turned: torch.Tensor | None = None) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, turned)
+def compute(
+    kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
+) -> torch.Tensor:
+    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 def interpreted(
     case: Case,
     pattern: Pattern,
-    turned: torch.Tensor | None = None,
+    rerotated: torch.Tensor | None = None,
     tiles: tuple[Tile, Tile] = (ROOMY, ROOMY),
 ) -> torch.Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_paged, "tiles", lambda *_: tiles)
-        return compute(Triton(), case, pattern, turned)
+        return compute(Triton(), case, pattern, rerotated)
 
 
-def assert_equal(case: Case, pattern: Pattern, turned: torch.Tensor | None = None, **how) -> None:
-    expected = compute(Reference(), case, pattern, turned)
-    torch.testing.assert_close(interpreted(case, pattern, turned, **how), expected, rtol=1e-5, atol=1e-5)
+def assert_equal(case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None, **how) -> None:
+    expected = compute(Reference(), case, pattern, rerotated)
+    torch.testing.assert_close(interpreted(case, pattern, rerotated, **how), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_the_interpreter():
@@ -134,10 +136,10 @@ def test_rows_that_choose_by_content(layer, shapes, page_size, pattern, seed, ti
 @given(
     layers(features=True), sequences(60, 2), page_sizes, seeds, st.integers(1, 30), tile_pairs(), st.data()
 )
-def test_queries_turned_toward_the_first_keys(layer, shapes, page_size, seed, window, tiles, data):
+def test_queries_rerotated_toward_the_first_keys(layer, shapes, page_size, seed, window, tiles, data):
     sinks = data.draw(st.integers(0, 20), label="sinks")
     pattern = SlidingWindow(window, sinks)
-    pattern.turned = data.draw(st.integers(1, sinks + 2), label="turned")
+    pattern.rerotated = data.draw(st.integers(1, sinks + 2), label="rerotated")
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
     assert_equal(case, pattern, case.query.flip(0), tiles=tiles)
 

@@ -61,8 +61,8 @@ def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     head, works, refused = done.stdout.split("\n\n")
     assert head == (
-        "gemma2: layer 0: 4 query heads over 2 key heads of size 16, window 8, soft-cap 50; "
-        "layer 1: 4 query heads over 2 key heads of size 16, soft-cap 50; on cpu, float32, KV cache float32, "
+        "gemma2: layer 0: 4 query heads over 2 KV heads of size 16, window 8, soft-cap 50; "
+        "layer 1: 4 query heads over 2 KV heads of size 16, soft-cap 50; on cpu, float32, KV cache float32, "
         f"page size 16\n{_native()}"
     )
     patterns = imported(BACKENDS["sparse"].family)

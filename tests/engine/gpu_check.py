@@ -27,7 +27,7 @@ from tests.models_zoo import save_tiny
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "window": {"attention": "sliding_window", "attention_option": {"window": "40", "sinks": "4"}},
-    "turned": {"attention": "sliding_window", "attention_option": {"window": "40", "positions": "cache"}},
+    "rerotated": {"attention": "sliding_window", "attention_option": {"window": "40", "positions": "cache"}},
     "topk": {"attention": "sparse", "attention_option": {"pattern": "topk", "budget": "64"}},
     "float8 cache": {"kv_dtype": "float8_e4m3"},
     "int8": {"weights": "int8"},

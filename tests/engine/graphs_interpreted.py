@@ -15,7 +15,7 @@ from attention.types import AttentionBatch
 from server.engine import graphs
 from server.engine.graphs import CaptureError, DecodeGraphs
 from server.engine.runner import Runner
-from server.engine.scheduler import Work
+from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import Sampling, Submit
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
@@ -94,7 +94,7 @@ class Engine:
 
     @torch.inference_mode()
     def captured(self, sequences):
-        assert self.graphs.fits([Work(sequence, 1) for sequence in sequences])
+        assert self.graphs.fits([Scheduled(sequence, 1) for sequence in sequences])
         return self.graphs.logits(sequences, torch.tensor([s.tokens[s.computed] for s in sequences]))
 
     def step(self, sequences):
@@ -115,7 +115,7 @@ class Engine:
 
 BACKENDS = {
     "full": ("full", {}),
-    "turned": ("sliding_window", {"window": "8", "sinks": "2", "positions": "cache"}),
+    "rerotated": ("sliding_window", {"window": "8", "sinks": "2", "positions": "cache"}),
     "topk": ("sparse", {"pattern": "topk", "budget": "12", "recent_pages": "1", "dense_layers": "0"}),
 }
 
@@ -193,7 +193,7 @@ def test_what_needs_the_host_is_refused(model, fault, reason):
     engine = Engine(model)
 
     def forward(ids, batch):
-        if batch.fixed:
+        if batch.device_only:
             fault(ids, batch)
         return engine.runner.forward(ids, batch)
 
@@ -206,7 +206,7 @@ def test_a_step_that_computes_something_else_is_refused(model):
 
     def forward(ids, batch):
         logits = engine.runner.forward(ids, batch)
-        return logits * 1.1 if batch.fixed else logits
+        return logits * 1.1 if batch.device_only else logits
 
     with pytest.raises(CaptureError, match=r"differ by 0\.1 of the largest"):
         capture(engine.runner, StandInGraph, forward=forward)

@@ -21,7 +21,7 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclass
 class Outcome:
-    """All news of one sequence, put together."""
+    """All output of one sequence, put together."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprob] = field(default_factory=list)
@@ -53,7 +53,7 @@ def make_core(
 ) -> EngineCore:
     """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed.
 
-    The cache is in the model's own number format, if none is given.
+    The cache is in the model's own dtype, if none is given.
     """
     weight = next(loaded.model.parameters())
     dtype = kv_dtype or weight.dtype
@@ -96,9 +96,9 @@ def run(core: EngineCore, requests: list[Submit], max_steps: int = 5000) -> dict
 
 
 def collect(core: EngineCore, outcomes: dict[int, Outcome]) -> None:
-    """One step, its news added to ``outcomes``."""
-    news = core.step()
-    for item in news.sequences:
+    """One step, its output added to ``outcomes``."""
+    output = core.step()
+    for item in output.sequences:
         outcome = outcomes[item.id]
         outcome.tokens += item.tokens
         outcome.logprobs += item.logprobs or []

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from server.engine.core import EngineCore
 from server.engine.sequence import Sequence
-from server.messages import FinishReason, Sampling, SequenceNews, Submit
+from server.messages import FinishReason, Sampling, SequenceOutput, Submit
 from tests.engine.harness import GREEDY, make_core, run
 
 DRAWN = [
@@ -29,10 +29,10 @@ def launched_ahead(core: EngineCore) -> list[int]:
     found: list[int] = []
     launch = core.runner.launch
 
-    def watched(works, before=None):
+    def watched(scheduled, before=None):
         if before is not None:
-            found.append(len(works))
-        return launch(works, before)
+            found.append(len(scheduled))
+        return launch(scheduled, before)
 
     core.runner.launch = watched
     return found
@@ -56,16 +56,16 @@ class Journal:
         self.core.abort(sequence_id)
         self._aborted.add(sequence_id)
 
-    def step(self) -> list[SequenceNews]:
-        news = self.core.step().sequences
-        for item in news:
+    def step(self) -> list[SequenceOutput]:
+        outputs = self.core.step().sequences
+        for item in outputs:
             assert item.id not in self._aborted
             assert item.id not in self.finish
             assert (item.started is None) == (item.id in self.tokens)
             self.tokens.setdefault(item.id, []).extend(item.tokens)
             if item.finish is not None:
                 self.finish[item.id] = item.finish
-        return news
+        return outputs
 
     def drain(self, limit: int = 2000) -> None:
         while self.core.has_work:
@@ -89,19 +89,19 @@ class Journal:
 
 
 def told(core: EngineCore, requests: Iterable[Submit]) -> list[list[tuple]]:
-    """The news of every step but for times."""
+    """The outputs of every step but for times."""
     for request in requests:
         core.submit(request)
-    news = []
+    outputs = []
     while core.has_work:
-        news.append(
+        outputs.append(
             [
                 (i.id, i.tokens, i.logprobs, i.prompt_logprobs, i.finish, i.cached_tokens)
                 for i in core.step().sequences
             ]
         )
     assert core.kv.pool.held == 0
-    return news
+    return outputs
 
 
 def alone(loaded, request: Submit, **kwargs) -> tuple[list[int], FinishReason | None]:

@@ -1,4 +1,4 @@
-"""A step launched before the one before it is collected: the same tokens, news and pages as without."""
+"""A step launched before the one before it is collected: the same tokens, steps and pages as without."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.engine.journal import DRAWN, PENALIZED, Journal, alone, launched_ahea
 from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
 
 
-def without_logprobs(news):
-    return [[(item[0], item[1], *item[4:]) for item in step] for step in news]
+def without_logprobs(steps):
+    return [[(item[0], item[1], *item[4:]) for item in step] for step in steps]
 
 
-def logprobs_in(news):
-    positions = [p for step in news for item in step for part in item[2:4] for p in part or []]
+def logprobs_in(steps):
+    positions = [p for step in steps for item in step for part in item[2:4] for p in part or []]
     return [entry.logprob for p in positions for entry in (p.chosen, *p.top)]
 
 
@@ -55,14 +55,14 @@ def test_every_step_tells_the_same(llama, backend, options):
         for i, prompt in enumerate(prompts_of(3, 30, 5, 41, 1, 17))
     ]
     plain = told(make_core(llama, **core), requests)
-    outputs = [[t for news in plain for item in news if item[0] == i for t in item[1]] for i in range(6)]
+    outputs = [[t for steps in plain for item in steps if item[0] == i for t in item[1]] for i in range(6)]
     # Each may end anywhere by a token of its own.
     requests = [
         msgspec.structs.replace(request, stop_token_ids=outputs[i][i % 4 + 1 : i % 4 + 2])
         for i, request in enumerate(requests)
     ]
     plain = told(make_core(llama, **core), requests)
-    assert {item[4] for news in plain for item in news} >= {FinishReason.STOP, FinishReason.LENGTH}
+    assert {item[4] for steps in plain for item in steps} >= {FinishReason.STOP, FinishReason.LENGTH}
     engine = make_core(llama, **core, ahead=True)
     ahead = launched_ahead(engine)
     found = told(engine, requests)
@@ -82,15 +82,15 @@ def test_what_a_step_cost_is_told_with_it(llama):
             core.submit(request)
         found, seconds, began = [], 0.0, None
         while core.has_work:
-            news = core.step()
-            stats = news.stats
+            steps = core.step()
+            stats = steps.stats
             seconds += stats.step_seconds
-            began = news.time - stats.step_seconds if began is None else began
+            began = steps.time - stats.step_seconds if began is None else began
             found.append(
                 (stats.prompt_tokens, stats.decode_tokens, stats.bytes_moved, stats.flops, stats.pages_read)
             )
         # Steps overlap, and their times must not.
-        assert seconds <= news.time - began + 1e-6
+        assert seconds <= steps.time - began + 1e-6
         return found
 
     assert figures(True) == figures(False)

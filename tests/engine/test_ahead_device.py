@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from attention.transfer import Coming
+from attention.transfer import AsyncCopy
 from server.engine import sampler
 from server.engine.core import EngineCore
 from server.engine.process import Engine
@@ -45,9 +45,9 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
     def watch(runner: Runner, device: StandInDevice) -> None:
         launch, collect = runner.launch, runner.collect
 
-        def launched(works, before=None) -> Launched:
+        def launched(scheduled, before=None) -> Launched:
             device.forget()
-            result = launch(works, before)
+            result = launch(scheduled, before)
             assert not device.reads
             assert not device.copies
             assert device.sent
@@ -70,14 +70,14 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
     with StandInDevice() as device:
         core = make_core(there, page_size=4, kernel="sdpa", ahead=True)
         watch(core.runner, device)
-        news = told(core, requests)
-    assert news == told(make_core(llama, page_size=4, kernel="sdpa"), requests)
+        outputs = told(core, requests)
+    assert outputs == told(make_core(llama, page_size=4, kernel="sdpa"), requests)
     at = {event: i for i, event in enumerate(events)}
     last = len(steps) - 1
     assert last == 9
     assert all(at["launch", step + 1] < at["read", step] for step in range(last))
     assert all(at["read", step] < at["read", step + 1] for step in range(last))
-    # Not two ahead: news would come late for nothing.
+    # Not two ahead: outputs would come late for nothing.
     assert all(at["read", step] < at["launch", step + 2] for step in range(last - 1))
 
 
@@ -90,7 +90,7 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
     ],
 )
 def test_a_token_that_took_a_second_look_is_computed_again(llama, there, monkeypatch, backend, options):
-    """The step ahead had to do without it, and wrote another token's keys, and digests of them."""
+    """The step ahead had to do without it, and wrote another token's keys, and summaries of them."""
     monkeypatch.setattr(sampler, "_NUCLEUS", (2, 30))
     late, read = [], sampler.read
 
@@ -129,10 +129,10 @@ def test_numbers_on_their_way_are_not_there_before_they_are_waited_for():
     numbers = torch.arange(4)
     with StandInDevice() as device:
         on_device = numbers.to(device.device)
-        coming = Coming([on_device, on_device.float()])
+        copy = AsyncCopy([on_device, on_device.float()])
         on_device.add_(1)
         device.forget()
-        found = coming.wait()
+        found = copy.wait()
         assert device.reads.total() == 1
     assert [part.tolist() for part in found] == [[0, 1, 2, 3], [0.0, 1.0, 2.0, 3.0]]
 

@@ -6,14 +6,14 @@ import msgspec
 import torch
 
 from server.engine.kv_manager import KVManager
-from server.engine.scheduler import Scheduler, Work
+from server.engine.scheduler import Scheduled, Scheduler
 from server.messages import FinishReason, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.journal import PENALIZED, Journal, alone, launched_ahead, prompts_of
 
 
 def test_nobody_gives_way_to_a_step_ahead():
-    def scheduled(pages: int) -> tuple[Scheduler, list[Work]]:
+    def scheduled(pages: int) -> tuple[Scheduler, list[Scheduled]]:
         scheduler = Scheduler(KVManager(pages, 2), 4, 8)
         for request in greedy_requests([[1, 2], [3, 4]], 9):
             scheduler.add(request)
@@ -23,8 +23,8 @@ def test_nobody_gives_way_to_a_step_ahead():
         return scheduler, scheduler.schedule_ahead(set())
 
     for pages, expected in ((6, [1, 1]), (5, [1, 1]), (4, [])):
-        scheduler, works = scheduled(pages)
-        assert [tokens for _, tokens in works] == expected
+        scheduler, step = scheduled(pages)
+        assert [tokens for _, tokens in step] == expected
         assert scheduler.preemptions == 0
         assert len(scheduler.running) == 2
         scheduler.check_integrity()
@@ -148,9 +148,9 @@ def test_logits_that_are_no_numbers_end_their_sequence_only(simple):
     core = make_core(simple, page_size=2, ahead=True)
     logits_of = core.runner._logits
 
-    def spoiled(works, batch, ids, keep):
-        logits = logits_of(works, batch, ids, keep)
-        caught_up = [s for s, n in works if n == s.remaining]
+    def spoiled(scheduled, batch, ids, keep):
+        logits = logits_of(scheduled, batch, ids, keep)
+        caught_up = [s for s, n in scheduled if n == s.remaining]
         for row, sequence in enumerate(caught_up):
             if sequence.id == 2 and sequence.expected >= 9 + 4:
                 logits[row] = torch.nan

@@ -53,14 +53,14 @@ class ByDefinition:
 
 
 class Checked(Reference):
-    """The reference, which also holds choices from the digests against those from the keys.
+    """The reference, which also holds choices from the summaries against those from the keys.
 
     It looks at each sequence's last row.
     """
 
     checks = 0
 
-    def forward(self, layer, query, cache, batch, pattern, sinks, turned=None):
+    def forward(self, layer, query, cache, batch, pattern, sinks, rerotated=None):
         if isinstance(pattern, ContentPattern):
             last = {start - 1: b for b, start in enumerate(batch.query_starts)}
             rows = choosing_rows(batch, pattern)
@@ -79,7 +79,7 @@ class Checked(Reference):
                 inside = (ranges[..., :1] <= at) & (at < ranges[..., 1:])
                 assert torch.equal(inside.any(dim=1), chosen)
                 self.checks += 1
-        return super().forward(layer, query, cache, batch, pattern, sinks, turned)
+        return super().forward(layer, query, cache, batch, pattern, sinks, rerotated)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_a_model_with_a_window_of_its_own(tmp_path, options):
     assert held < sum(-(-(len(prompt) + MAX_TOKENS) // PAGE_SIZE) for prompt in prompts)
 
 
-def test_digests_count_as_memory(loaded):
+def test_summaries_count_as_memory(loaded):
     bare = PagedCache.bytes_per_page(loaded.layers, 16, torch.float32)
     pattern = core_for(loaded, TOPK).runner.attention.pattern
     assert PagedCache.bytes_per_page(loaded.layers, 16, torch.float32, pattern) == bare * 17 / 16

@@ -11,7 +11,7 @@ from server.models.quantize import quantize
 from tests.engine.harness import greedy_requests, load, make_core
 from tests.models_zoo import VOCABULARY, save_tiny
 
-# The zoo's llama: hidden size 64, 2 layers, 4 query and 2 key heads of 16, MLP of 128.
+# The zoo's llama: hidden size 64, 2 layers, 4 query and 2 KV heads of 16, MLP of 128.
 LAYER = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128
 BODY, HEAD, NORMS = 2 * LAYER, VOCABULARY * 64, 5 * 64
 FLOAT = 4
@@ -86,17 +86,17 @@ def test_logits_of_the_prompt_count(llama):
     assert costs_of(core) == [by_hand(20, 20, 2, 20 * 21 // 2)]
 
 
-def test_digests_are_read_and_keys_in_fewer_bits_move_less(llama):
+def test_summaries_are_read_and_keys_in_fewer_bits_move_less(llama):
     loaded = load(llama)
     options = {"pattern": "topk", "budget": "80", "dense_layers": "0"}
     core = make_core(loaded, backend="sparse", options=options, prefix_cache=False)
     core.submit(greedy_requests([list(range(4, 204))], 2)[0])
-    digest = 2 * 2 * 16 * FLOAT
+    summary = 2 * 2 * 16 * FLOAT
     before, after = costs_of(core)
     assert before == by_hand(200, 1, 13, 200 * 201 // 2)
     bytes_moved, flops = by_hand(1, 1, 0, 0)
-    # The first layer reads everything, the other one 5 pages, as the 13 digests tell.
-    assert after == (bytes_moved + (13 + 5) * PAGE + 13 * digest, flops + 2 * (201 + 80) * PAIR)
+    # The first layer reads everything, the other one 5 pages, as the 13 summaries tell.
+    assert after == (bytes_moved + (13 + 5) * PAGE + 13 * summary, flops + 2 * (201 + 80) * PAIR)
     half = StepCosts(loaded.model, loaded.layers, PagedCache(loaded.layers, 3, PAGE_SIZE, torch.float16))
     assert half.of(1, 1, ()).bytes == half.weights.cost(1, 1).bytes + 2 * PAGE // 2 // PAGE_SIZE
 

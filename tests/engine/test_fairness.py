@@ -28,14 +28,14 @@ def ask(scheduler: Scheduler, name: int, tokens: int, max_tokens: int = 4, **mor
 
 def step(scheduler: Scheduler) -> dict[int, int]:
     """One step of a pretended model; tokens computed, by name."""
-    works = scheduler.schedule()
-    for sequence, tokens in works:
+    scheduled = scheduler.schedule()
+    for sequence, tokens in scheduled:
         scheduler.kv.advance(sequence, tokens)
         if sequence.remaining == 0:
-            scheduler.kv.learn(sequence, 7)
+            scheduler.kv.append(sequence, 7)
             if sequence.output_len == sequence.request.max_tokens:
                 scheduler.remove(sequence.id)
-    return {sequence.id: tokens for sequence, tokens in works}
+    return {sequence.id: tokens for sequence, tokens in scheduled}
 
 
 def steps_until(scheduler: Scheduler, done: Callable[[], bool], limit: int = 10_000) -> int:
@@ -140,7 +140,7 @@ def test_a_middling_prompt_enters_beside_as_many_long_ones_as_there_may_be() -> 
     for name in range(8):
         ask(scheduler, name, LONG)
     for _ in range(20):
-        scheduler.pace.learn(sum(step(scheduler).values()), 0, 1.0)
+        scheduler.pace.observe(sum(step(scheduler).values()), 0, 1.0)
     assert scheduler.pace.tokens == LEAST
     ask(scheduler, 10, 100)
     assert steps_until(scheduler, lambda: scheduler._by_id[10].output_len > 0) <= 100 / (LEAST / 2) + 1
@@ -190,11 +190,11 @@ def test_a_sample_whose_leader_begins_again_does_not_end_the_engine() -> None:
 @pytest.mark.parametrize("target", [0.02, 0.05])
 def test_prompts_take_about_as_long_as_they_should_while_tokens_grow_dearer(target: float) -> None:
     pace, seen, durations = Pace(target), 0, []
-    pace.learn(0, 8, 0.01)
+    pace.observe(0, 8, 0.01)
     while seen < LONG:
         tokens = pace.tokens or 0
         seconds = 0.002 + tokens * (3e-4 + 1.5e-7 * seen)
-        pace.learn(tokens, 8, seconds + 0.01)
+        pace.observe(tokens, 8, seconds + 0.01)
         durations.append(seconds)
         seen += tokens
     steady = durations[4:]
@@ -205,11 +205,11 @@ def test_prompts_take_about_as_long_as_they_should_while_tokens_grow_dearer(targ
 def test_one_slow_step_does_not_make_the_next_ones_tiny_nor_does_a_small_one() -> None:
     pace = Pace(0.05)
     assert pace.tokens == FIRST
-    pace.learn(FIRST, 0, 5.0)
+    pace.observe(FIRST, 0, 5.0)
     assert pace.tokens == FIRST // 2
-    pace.learn(2, 0, 0.02)
+    pace.observe(2, 0, 0.02)
     assert pace.tokens == FIRST // 2
-    pace.learn(FIRST // 2, 0, 0.0)
+    pace.observe(FIRST // 2, 0, 0.0)
     assert pace.tokens == FIRST
 
 
@@ -249,20 +249,20 @@ def simulate(seed: int, ticks: int) -> None:
             scheduler.remove(rng.choice(list(scheduler._by_id)))
         if not scheduler._by_id:
             continue
-        works = scheduler.schedule()
-        assert works, f"seed {seed}: nothing is scheduled in tick {tick}"
-        planned = {work.sequence for work in works}
+        scheduled = scheduler.schedule()
+        assert scheduled, f"seed {seed}: nothing is scheduled in tick {tick}"
+        planned = {work.sequence for work in scheduled}
         leader = min(scheduler.running, key=lambda s: s.urgency)
         assert leader in planned, f"seed {seed}: {leader.id} starves in tick {tick}"
-        tokens = sum(work.tokens for work in works)
+        tokens = sum(work.tokens for work in scheduled)
         assert tokens <= scheduler.max_batch_tokens
-        for sequence, count in works:
+        for sequence, count in scheduled:
             scheduler.kv.advance(sequence, count)
             if sequence.remaining == 0:
-                scheduler.kv.learn(sequence, rng.randint(0, 1))
+                scheduler.kv.append(sequence, rng.randint(0, 1))
                 if sequence.output_len == sequence.request.max_tokens:
                     scheduler.remove(sequence.id)
-        scheduler.pace.learn(tokens, 0, rng.uniform(0.0001, 0.002) * tokens)
+        scheduler.pace.observe(tokens, 0, rng.uniform(0.0001, 0.002) * tokens)
         if tick % 20 == 0:
             scheduler.check_integrity()
     steps_until(scheduler, lambda: not scheduler._by_id)

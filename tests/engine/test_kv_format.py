@@ -1,4 +1,4 @@
-"""A KV cache in another number format than the model's."""
+"""A KV cache in another dtype than the model's."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_key_beyond_the_format_fails_its_request_alone_and_the_log_says_why(
     assert (quiet.finish, len(quiet.tokens)) == (FinishReason.LENGTH, 8)
     assert (loud.finish, loud.tokens) == (FinishReason.FAILED, [])
     (record,) = caplog.records
-    assert record.getMessage().startswith("sequence 2 fails at token 40: the model's logits are no numbers")
+    assert record.getMessage().startswith("sequence 2 fails at token 40: the model's logits are NaN")
     assert f"beyond {most}" in record.getMessage()
 
 

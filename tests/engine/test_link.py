@@ -19,9 +19,9 @@ from server.messages import (
     Failed,
     Launch,
     Sampling,
-    SequenceNews,
+    SequenceOutput,
     Stats,
-    StepNews,
+    StepOutput,
     Submit,
     ToEngine,
 )
@@ -29,7 +29,7 @@ from server.settings import Settings
 from tests.api.fake_engine import READY
 
 encode = msgspec.msgpack.encode
-NEWS = StepNews(1.0, [SequenceNews(1, [7])], Stats())
+NEWS = StepOutput(1.0, [SequenceOutput(1, [7])], Stats())
 
 # Says what it is to say first, then, once something follows its launch, the rest, and ends as it was told to.
 _PEER = """

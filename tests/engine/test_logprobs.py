@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attention.transfer import Coming
+from attention.transfer import AsyncCopy
 from server.engine.logprobs import measure, prompt_logprobs
 from server.engine.sampler import Row
 from tests.engine.sampling import logits_of, sample, state_of
@@ -40,7 +40,7 @@ def test_prompt_logprobs_over_many_rows() -> None:
     logits = logits_of(150, 500, seed=4)
     targets = torch.randint(500, (150,), generator=torch.Generator().manual_seed(1))
     expected = logits.double().log_softmax(-1)
-    positions = prompt_logprobs(Coming(measure(logits, targets, 3)))
+    positions = prompt_logprobs(AsyncCopy(measure(logits, targets, 3)))
     assert len(positions) == 150
     for row, position in enumerate(positions):
         target = int(targets[row])
@@ -52,6 +52,6 @@ def test_prompt_logprobs_over_many_rows() -> None:
 
 def test_equal_logits_share_a_rank() -> None:
     measured = measure(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), torch.tensor([0]), 4)
-    (position,) = prompt_logprobs(Coming(measured))
+    (position,) = prompt_logprobs(AsyncCopy(measured))
     assert position.chosen.rank == 3
     assert [entry.rank for entry in position.top] == [1, 1, 3, 4]

@@ -22,11 +22,11 @@ def ask(scheduler: Scheduler, sequence_id: int, prompt, max_tokens=4, **kwargs) 
 
 def step(scheduler: Scheduler, token=lambda sequence: 7) -> list[tuple[int, int]]:
     """One step with a model that says ``token``; what was scheduled, as (id, tokens)."""
-    works = scheduler.schedule()
-    done = [(work.sequence.id, work.tokens) for work in works]
+    scheduled = scheduler.schedule()
+    done = [(work.sequence.id, work.tokens) for work in scheduled]
     assert sum(tokens for _, tokens in done) <= scheduler.max_batch_tokens
     scheduler.check_integrity()
-    for sequence, tokens in works:
+    for sequence, tokens in scheduled:
         assert tokens > 0
         assert len(sequence.pages) * scheduler.kv.page_size >= sequence.computed + tokens
         assert 0 not in sequence.pages

@@ -31,7 +31,7 @@ TOPK = {"pattern": "topk", "budget": "16", "recent_pages": "1"}
 RULES = {
     "full": ("full", {}),
     "window": ("sliding_window", {"window": "8", "sinks": "2"}),
-    "turned": ("sliding_window", {"window": "8", "sinks": "2", "positions": "cache"}),
+    "rerotated": ("sliding_window", {"window": "8", "sinks": "2", "positions": "cache"}),
     "bigbird": ("sparse", {"pattern": "bigbird", "block": "4"}),
     "topk": ("sparse", TOPK),
     "topk everywhere": ("sparse", {**TOPK, "dense_layers": "", "prefill": "sparse"}),
@@ -107,17 +107,17 @@ def requests(samplings: list[Sampling], first: int = 1, **kwargs) -> list[Submit
 
 
 def drive(core: EngineCore, submits: list[Submit], watch: Callable[[int], None] = lambda step: None):
-    """The news of some steps that only decode; ``watch`` is called after each."""
+    """The outputs of some steps that only decode; ``watch`` is called after each."""
     for submit in submits:
         core.submit(submit)
     while any(sequence.output_len == 0 for sequence in core.scheduler.running) or core.scheduler.waiting:
         core.step()
     watch(-1)
-    news = []
+    outputs = []
     for step in range(STEPS):
-        news.append([(one.id, one.tokens, one.logprobs) for one in core.step().sequences])
+        outputs.append([(one.id, one.tokens, one.logprobs) for one in core.step().sequences])
         watch(step)
-    return news
+    return outputs
 
 
 def watched(models, kernel: str, rule: str, submits: list[Submit], expected: dict[str, int], kind="llama"):
@@ -132,9 +132,9 @@ def watched(models, kernel: str, rule: str, submits: list[Submit], expected: dic
                 assert device.sent
             device.forget()
 
-        news = drive(make_core(models(kind, "device"), kernel, *RULES[rule]), submits, watch)
+        outputs = drive(make_core(models(kind, "device"), kernel, *RULES[rule]), submits, watch)
     assert reads == [expected] * STEPS
-    return news
+    return outputs
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def watched(models, kernel: str, rule: str, submits: list[Submit], expected: dic
 )
 def test_greedy_decodes_wait_for_their_tokens_only(models, rule, kind):
     submits = requests([GREEDY] * 4)
-    news = watched(models, "sdpa", rule, submits, {SAMPLER: 1}, kind)
-    assert news == drive(make_core(models(kind, "cpu"), "sdpa", *RULES[rule]), submits)
+    outputs = watched(models, "sdpa", rule, submits, {SAMPLER: 1}, kind)
+    assert outputs == drive(make_core(models(kind, "cpu"), "sdpa", *RULES[rule]), submits)
 
 
 @pytest.mark.parametrize("rule", COUNTED)
@@ -170,15 +170,15 @@ def test_lsh_counts_what_it_chose_in_every_layer(models):
         "attention/kernels/plan.py:plan_rows": LAYERS,
     }
     submits = requests([GREEDY] * 4)
-    news = watched(models, "sdpa", "lsh", submits, expected)
-    assert news == drive(make_core(models("llama", "cpu"), "sdpa", *RULES["lsh"]), submits)
+    outputs = watched(models, "sdpa", "lsh", submits, expected)
+    assert outputs == drive(make_core(models("llama", "cpu"), "sdpa", *RULES["lsh"]), submits)
 
 
 @pytest.mark.parametrize("logprobs", [None, 3])
 def test_draws_and_log_probabilities_come_with_the_tokens(models, logprobs):
     submits = requests(DRAWN, logprobs=logprobs, min_tokens=30, stop_token_ids=[9])
-    news = watched(models, "sdpa", "full", submits, {SAMPLER: 1})
-    assert news == drive(make_core(models("llama", "cpu"), "sdpa", *RULES["full"]), submits)
+    outputs = watched(models, "sdpa", "full", submits, {SAMPLER: 1})
+    assert outputs == drive(make_core(models("llama", "cpu"), "sdpa", *RULES["full"]), submits)
 
 
 def test_prompts_among_decodes_wait_no_more(models):

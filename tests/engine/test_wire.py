@@ -116,7 +116,7 @@ def test_a_server_that_is_stuck_does_not_stop_the_engine(pair):
     assert received == MIXED
 
 
-@pytest.mark.parametrize("unread", [[], [b"news"], MIXED])
+@pytest.mark.parametrize("unread", [[], [b"output"], MIXED])
 def test_a_server_that_is_gone_is_told_once_all_it_sent_is_read(pair, unread):
     stream, engine = pair
     stream.sendall(frame(b"last words") + frame(b"cut short")[:-1])

@@ -123,24 +123,24 @@ def test_copied_pages_come_with_what_a_pattern_remembers_of_their_keys(loaded, n
     template.fill(pages, random.Random(0))
     tokens = len(pages) * PAGE
     batch = AttentionBatch.build([0], [tokens], [pages], PAGE)
-    digested = 0
+    summarized = 0
     for index, layer in core.runner.cache.layers.items():
         assert not layer.keys[pages].isnan().any()
         assert not layer.values[pages].isnan().any()
-        if layer.digest is None:
+        if layer.summary is None:
             continue
-        anew = layer._replace(digest=torch.zeros_like(layer.digest))
+        anew = layer._replace(summary=torch.zeros_like(layer.summary))
         pattern.update(core.runner.layers[index], anew, batch)
-        torch.testing.assert_close(layer.digest[pages], anew.digest[pages], rtol=0, atol=0)
+        torch.testing.assert_close(layer.summary[pages], anew.summary[pages], rtol=0, atol=0)
         assert len(layer.keys[pages].flatten(1).unique(dim=0)) > 1
-        digested += 1
-    assert digested
+        summarized += 1
+    assert summarized
 
 
 def test_a_page_that_nobody_filled_shows(loaded, monkeypatch):
     monkeypatch.setattr(Template, "fill", lambda self, pages, rng: None)
     # The pages that the template had hold its numbers; these go beyond them.
-    with pytest.raises(RuntimeError, match="no numbers"):
+    with pytest.raises(RuntimeError, match="NaN"):
         engine_of(loaded, FULL).decode(2011, 1, 1)
 
 

@@ -134,8 +134,8 @@ class _Wrong(Reference):
     def __init__(self, wrong):
         self.wrong = wrong
 
-    def forward(self, layer, query, cache, batch, pattern, sinks, turned=None):
-        output = super().forward(layer, query, cache, batch, pattern, sinks, turned)
+    def forward(self, layer, query, cache, batch, pattern, sinks, rerotated=None):
+        output = super().forward(layer, query, cache, batch, pattern, sinks, rerotated)
         for b in range(batch.size):
             if self.wrong(batch.query_len(b)):
                 output[batch.query_starts[b] : batch.query_starts[b + 1]] *= -1

@@ -37,7 +37,7 @@ def same(one, other):
 )
 def test_what_is_written_is_read_to_the_last_bit(shapes, seed, tmp_path):
     generator = torch.Generator().manual_seed(seed)
-    # Any bits, those that are no numbers among them.
+    # Any bits, NaN among them.
     written = {
         f"{number}": torch.randint(256, (*shape, dtype.itemsize), generator=generator, dtype=torch.uint8)
         .view(dtype)

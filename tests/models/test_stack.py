@@ -81,13 +81,13 @@ def test_two_engines_of_one_model_take_turns(tmp_path):
     requests = greedy_requests(PROMPTS[3:4], 6)
     expected = run(make_core(loaded), requests)[1].tokens
     cores = [make_core(loaded), make_core(loaded)]
-    news = [[], []]
+    outputs = [[], []]
     for core in cores:
         core.submit(requests[0])
     while cores[0].has_work:
-        for core, own in zip(cores, news, strict=True):
+        for core, own in zip(cores, outputs, strict=True):
             own += [token for item in core.step().sequences for token in item.tokens]
-    assert news == [expected, expected]
+    assert outputs == [expected, expected]
 
 
 def test_layers_that_are_called_differently_stay_apart(tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ class _LastQuery(kvpress.SnapKVPress):
 
 
 def _kept(model: Any, tokenizer: Any, method: str, keys: int, row: Row) -> Row:
-    """Positions by layer and key head."""
+    """Positions by layer and KV head."""
     ids = tokenizer.encode(row["context"], return_tensors="pt", add_special_tokens=False)
     press = _LastQuery(_ratio(ids.shape[1], keys))
     with press(model):

@@ -67,7 +67,7 @@ def _attend(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str
     entries = call.entries * 8
     return {
         "query": _queries(call, rows),
-        "turned": _queries(call, rows),
+        "rerotated": _queries(call, rows),
         "keys": tokens * call.kv_heads * call.head_size * item,
         "values": tokens * call.kv_heads * call.value_size * item,
         "page_table": -1,
@@ -84,9 +84,9 @@ def _update(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str
     numbers = call.kv_heads * call.head_size * ITEM[call.format]
     return {
         "keys": pages * call.page_size * numbers,
-        "digest": pages * 2 * numbers,
+        "summary": pages * 2 * numbers,
         "pages": call.count * 8,
-    }, ("digest",)
+    }, ("summary",)
 
 
 def _select(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -94,7 +94,7 @@ def _select(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str
     return {
         "query": ((rows - 1) * call.row_stride + (call.query_heads - 1) * call.head_stride + call.head_size)
         * 4,
-        "digest": pages * 2 * call.kv_heads * call.head_size * ITEM[call.format],
+        "summary": pages * 2 * call.kv_heads * call.head_size * ITEM[call.format],
         "page_table": -1,
         "rows": entries,
         "owners": entries,

@@ -6,7 +6,7 @@ These are the same by construction, so the figures must be the same:
 - StreamingLLM with key rotation, applied token by token: ``sliding_window`` with ``positions=cache``, the log
   probability of every token of a text.
 - SnapKV that judges by one query: the tokens whose keys it keeps are those that ``oracle`` chooses for this
-  query, in every layer and key head.
+  query, in every layer and KV head.
 - The same choice, made anew for every token of an answer with kvpress's weights and its masking by head:
   every answer of ``oracle`` with pages of one token, of which the query's own alone is always seen.
 

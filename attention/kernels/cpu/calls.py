@@ -13,7 +13,7 @@ from attention.kernels.cpu import native
 
 SOURCE = Path(__file__).with_name("paged.cpp")
 
-# What all native calls know a cache's number format by.
+# What all native calls know a cache's dtype by.
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
@@ -21,7 +21,7 @@ class Call(ctypes.Structure):
     """``Call`` in paged_work.hpp."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "turned", "keys", "values", "page_table")),
+        *((name, ctypes.c_void_p) for name in ("query", "rerotated", "keys", "values", "page_table")),
         *((name, ctypes.c_void_p) for name in ("rows", "owners", "ranges", "given")),
         *((name, ctypes.c_void_p) for name in ("sinks", "output", "parallel")),
         *((name, ctypes.c_int64) for name in ("entries", "range_heads", "range_count")),

@@ -1,4 +1,4 @@
-// The number format of 8 bits.
+// The dtype of 8 bits.
 //
 // Open Compute Project: 8-bit Floating Point Specification, revision 1.0, 2023: E4M3.
 

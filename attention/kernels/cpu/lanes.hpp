@@ -1,4 +1,4 @@
-// Vectors as wide as the machine's, and number formats as the kernel reads them.
+// Vectors as wide as the machine's, and dtypes as the kernel reads them.
 //
 // Compiler vectors instead of intrinsics: the same lines are AVX-512, AVX2, SSE or NEON.
 
@@ -149,7 +149,7 @@ inline Floats softcapped(Floats logits, float cap) {
   return cap - (2.0f * cap) / (exponential(bounded) + 1.0f);
 }
 
-// A number format: how a block of numbers becomes two vectors (`lane` 0 and 1), in an order of its own, and how it is
+// A dtype: how a block of numbers becomes two vectors (`lane` 0 and 1), in an order of its own, and how it is
 // multiplied with a block of a query that was brought into the same order; and how a vector becomes as many
 // numbers in their own order, rounded to nearest even, and NaN where the format has no finite number for them, so
 // that what it cannot hold shows.

@@ -97,7 +97,7 @@ namespace {
 std::string layout_of_call() {
   using Type = Call;
   return described("Call", sizeof(Type),
-                   {LONGSPAN_FIELD(query), LONGSPAN_FIELD(turned), LONGSPAN_FIELD(keys),
+                   {LONGSPAN_FIELD(query), LONGSPAN_FIELD(rerotated), LONGSPAN_FIELD(keys),
                     LONGSPAN_FIELD(values), LONGSPAN_FIELD(page_table), LONGSPAN_FIELD(rows),
                     LONGSPAN_FIELD(owners), LONGSPAN_FIELD(ranges), LONGSPAN_FIELD(given),
                     LONGSPAN_FIELD(sinks), LONGSPAN_FIELD(output), LONGSPAN_FIELD(parallel),

@@ -59,22 +59,22 @@ class CpuPaged(Kernel):
         batch: AttentionBatch,
         pattern: Pattern,
         sinks: torch.Tensor | None,
-        turned: torch.Tensor | None = None,
+        rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         wide = query.float()
-        near = turned.float() if turned is not None and pattern.turned else None
+        near = rerotated.float() if rerotated is not None and pattern.rerotated else None
         if wide.stride(-1) != 1 or (near is not None and near.stride() != wide.stride()):
             wide, near = wide.contiguous(), None if near is None else near.contiguous()
         output = wide.new_empty(len(query), layer.query_heads, layer.value_size)
         weights = None if sinks is None else sinks.float().contiguous()
         by_rule = ruled(batch, layer.window, pattern)
         if len(by_rule.rows):
-            _attend(layer, wide, near, cache, batch, pattern.turned, by_rule, weights, output)
+            _attend(layer, wide, near, cache, batch, pattern.rerotated, by_rule, weights, output)
         if isinstance(pattern, ContentPattern):
             for rows in choosing(batch, pattern):
                 chosen = _chosen(layer, query, wide, rows, cache, batch, pattern)
-                _attend(layer, wide, near, cache, batch, pattern.turned, chosen, weights, output)
+                _attend(layer, wide, near, cache, batch, pattern.rerotated, chosen, weights, output)
         return output.to(query.dtype)
 
     def update(
@@ -90,7 +90,7 @@ class CpuPaged(Kernel):
         """See ``Kernel.program``; where no layer has sinks, and choices by content are ``select``'s."""
         for layer, pattern in layers:
             chosen_in_torch = isinstance(pattern, ContentPattern) and not select.knows(pattern)
-            if layer.sinks or pattern.turned or chosen_in_torch:
+            if layer.sinks or pattern.rerotated or chosen_in_torch:
                 return None
         return PagedProgram(layers, cache)
 
@@ -116,7 +116,7 @@ def _chosen(
 def _attend(
     layer: LayerSpec,
     query: torch.Tensor,
-    turned: torch.Tensor | None,
+    rerotated: torch.Tensor | None,
     cache: LayerCache,
     batch: AttentionBatch,
     near: int,
@@ -133,7 +133,7 @@ def _attend(
         ctypes.byref(
             Call(
                 query.data_ptr(),
-                None if turned is None else turned.data_ptr(),
+                None if rerotated is None else rerotated.data_ptr(),
                 cache.keys.data_ptr(),
                 cache.values.data_ptr(),
                 table.data_ptr(),

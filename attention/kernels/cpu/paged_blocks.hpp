@@ -1,4 +1,4 @@
-// A block of consecutive query rows and one key head: tiles of keys and values meet a panel of queries after the
+// A block of consecutive query rows and one KV head: tiles of keys and values meet a panel of queries after the
 // other.
 //
 // Softmax by tiles as in Dao et al.: FlashAttention, 2022, section 3.1.
@@ -19,7 +19,7 @@ struct BlockRoom {
       : key_size(rounded(call.head_size, kBlock)),
         value_size(rounded(call.value_size, kBlock)),
         panels((queries + kWide - 1) / kWide),
-        panel_size(kWide * ((call.turned ? 2 : 1) * key_size + value_size + 2 + 2 * call.range_count)) {}
+        panel_size(kWide * ((call.rerotated ? 2 : 1) * key_size + value_size + 2 + 2 * call.range_count)) {}
 };
 
 inline size_t block_scratch(const Call& call) {
@@ -27,12 +27,12 @@ inline size_t block_scratch(const Call& call) {
   return room.panels * room.panel_size + kTile * (kWide + room.key_size + room.value_size) + kWide + call.range_count;
 }
 
-// The panel of `queries` that lies at `at`, with its turned queries or with the others.
-inline Panel panel_at(const Call& call, const BlockRoom& room, float* at, int64_t queries, bool turned) {
+// The panel of `queries` that lies at `at`, with its rerotated queries or with the others.
+inline Panel panel_at(const Call& call, const BlockRoom& room, float* at, int64_t queries, bool rerotated) {
   Panel panel;
   panel.vectors = static_cast<int>((queries + kLanes - 1) / kLanes);
-  panel.queries = at + (turned ? room.key_size * kWide : 0);
-  panel.output = at + (call.turned ? 2 : 1) * room.key_size * kWide;
+  panel.queries = at + (rerotated ? room.key_size * kWide : 0);
+  panel.output = at + (call.rerotated ? 2 : 1) * room.key_size * kWide;
   panel.top = panel.output + room.value_size * kWide;
   panel.sum = panel.top + kWide;
   panel.begins = reinterpret_cast<const int32_t*>(panel.sum + kWide);
@@ -63,9 +63,9 @@ void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int
     if (m >= queries) continue;
     const int64_t at =
         call.rows[entry] * call.row_stride + (group.head * shared + query % shared) * call.head_stride;
-    for (int turned = 0; turned < (call.turned ? 2 : 1); ++turned) {
-      const float* from = (turned ? call.turned : call.query) + at;
-      float* column = to + turned * room.key_size * kWide + m;
+    for (int rerotated = 0; rerotated < (call.rerotated ? 2 : 1); ++rerotated) {
+      const float* from = (rerotated ? call.rerotated : call.query) + at;
+      float* column = to + rerotated * room.key_size * kWide + m;
       for (int64_t d = 0; d < room.key_size; d += kBlock) {
         const auto put = [&](const float* block) {
           for (int i = 0; i < kBlock; ++i) column[(d + i) * kWide] = block[Format::place(i)] * factor;

@@ -171,10 +171,10 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
 
   const int64_t first = call.rows[group.entry] * call.row_stride + group.head * shared * call.head_stride;
   const auto factor = static_cast<float>(call.softcap > 0 ? call.scale : call.scale * kLog2E) * Stage::kUnit;
-  for (int turned = 0; turned < (call.turned ? 2 : 1); ++turned) {
+  for (int rerotated = 0; rerotated < (call.rerotated ? 2 : 1); ++rerotated) {
     for (int64_t q = 0; q < queries; ++q) {
-      const float* from = (turned ? call.turned : call.query) + first + q * call.head_stride;
-      float* to = packed + (turned * queries + q) * key_stride;
+      const float* from = (rerotated ? call.rerotated : call.query) + first + q * call.head_stride;
+      float* to = packed + (rerotated * queries + q) * key_stride;
       for (int64_t d = 0; d < key_stride; d += kBlock) {
         const auto put = [&](const float* block) {
           float scaled[kBlock];

@@ -2,7 +2,7 @@
 //
 // Two ways that sum in different orders: a block of rows, or a row by itself. A prompt's rows all go in blocks, even
 // one that is left over, so that it makes no difference how the prompt comes to be cut into steps; a row after the
-// prompt by itself, unless it is computed again with its neighbors; a row with ranges for each key head always so.
+// prompt by itself, unless it is computed again with its neighbors; a row with ranges for each KV head always so.
 // Either way, where a row's tokens are cut depends on what it sees only, never on other rows or on the number of
 // threads, and the parts' results are put together in order: the row gives the same to the last bit in any batch.
 
@@ -18,7 +18,7 @@
 // One call; calls.py builds it. `entries` query rows, each with ranges of key positions of its own.
 struct Call {
   const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
-  const float* turned;        // like query, with the same strides, or null
+  const float* rerotated;        // like query, with the same strides, or null
   const void* keys;           // [pages, page_size, kv_heads, head_size]
   const void* values;         // [pages, page_size, kv_heads, value_size]
   const int32_t* page_table;  // [sequences, table_width]
@@ -33,7 +33,7 @@ struct Call {
   int64_t query_heads, kv_heads, head_size, value_size;
   int64_t row_stride, head_stride;
   int64_t page_size, table_width;
-  int64_t near;    // keys at positions below it meet `turned`
+  int64_t near;    // keys at positions below it meet `rerotated`
   int64_t format;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
   int64_t threads;
   double scale;
@@ -53,7 +53,7 @@ constexpr int64_t kMostRowTokens = 512;
 constexpr int64_t kBlockTokens = 1024;
 constexpr int64_t kRowStep = 16;  // but for the last one, parts are whole multiples
 
-// Queries (rows times the heads that share a key head) that share each load of a key and a value in a block of
+// Queries (rows times the heads that share a KV head) that share each load of a key and a value in a block of
 // rows.
 constexpr int64_t kBlockQueries = 256;
 
@@ -66,7 +66,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// Query rows and key heads that are computed together: one row and some heads, or a block of rows and one.
+// Query rows and KV heads that are computed together: one row and some heads, or a block of rows and one.
 struct Group {
   bool block;
   int64_t entry, rows;
@@ -242,7 +242,7 @@ class Work {
 // Consecutive tokens that a part sees, those on pages that are gone left out; a block's are cut at multiples of kTile.
 struct Tile {
   int count = 0;
-  bool near = false;  // all of them meet the turned queries, else none
+  bool near = false;  // all of them meet the rerotated queries, else none
   int32_t positions[kTile];
   int64_t slots[kTile];
 };
@@ -263,7 +263,7 @@ class Walk {
     tile.count = 0;
     while (left_ > 0 && tile.count < kTile) {
       if (position_ >= range_->end) position_ = (++range_)->begin;
-      const bool near = call_.turned && position_ < call_.near;
+      const bool near = call_.rerotated && position_ < call_.near;
       if (tile.count > 0 && (near != tile.near || (block_ && position_ / kTile != tile.positions[0] / kTile))) break;
       const int64_t offset = position_ % call_.page_size;
       int64_t run = std::min({left_, range_->end - position_, call_.page_size - offset,

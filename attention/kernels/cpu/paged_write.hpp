@@ -1,4 +1,4 @@
-// Keys and values of new tokens into their pages, in the cache's number format, rounded as the format's `narrow` does.
+// Keys and values of new tokens into their pages, in the cache's dtype, rounded as the format's `narrow` does.
 
 #pragma once
 

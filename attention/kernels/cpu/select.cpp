@@ -1,7 +1,7 @@
-// Which pages a query sees under `topk`, from digests where they lie; see attention/patterns/topk.py.
+// Which pages a query sees under `topk`, from summaries where they lie; see attention/patterns/topk.py.
 //
-// A row's pages are cut into parts, all key heads together as they lie. Threads take these one after the other, then
-// the choices of each row and key head. What is chosen depends on the row and its sequence alone.
+// A row's pages are cut into parts, all KV heads together as they lie. Threads take these one after the other, then
+// the choices of each row and KV head. What is chosen depends on the row and its sequence alone.
 
 #include <atomic>
 #include <memory>
@@ -12,7 +12,7 @@
 #include "layout.hpp"
 #include "select_best.hpp"
 #include "select_bounds.hpp"
-#include "select_digest.hpp"
+#include "select_summary.hpp"
 #include "select_quick.hpp"
 #include "threads.hpp"
 
@@ -98,7 +98,7 @@ void add_ranges(const Selection& call, int64_t entry, int64_t head, const int64_
   ranges.add(between.recent * call.page_size, position + 1);
 }
 
-// The pages of a row whose bounds are all there, for a key head; places [choices].
+// The pages of a row whose bounds are all there, for a KV head; places [choices].
 template <class Format>
 void choose_pages(Choosing& choosing, const Row& row, int64_t head, float* scratch, int64_t* places) {
   thread_local Scratch exact;
@@ -183,8 +183,8 @@ extern "C" __attribute__((visibility("default"))) void longspan_update(const Upd
   Updating updating{*update};
   const int64_t numbers = update->count * update->page_size * update->kv_heads * update->head_size;
   const int64_t threads = numbers < kParallelProducts ? 1 : update->threads;
-  void (*const formats[])(void*) = {digest_pages<int32_t>, digest_pages<int16_t>, digest_pages<int16_t>,
-                                    digest_pages<int8_t>};
+  void (*const formats[])(void*) = {summarize_pages<int32_t>, summarize_pages<int16_t>, summarize_pages<int16_t>,
+                                    summarize_pages<int8_t>};
   in_parallel(update->parallel, formats[update->format], &updating, threads);
 }
 
@@ -211,7 +211,7 @@ namespace {
 std::string layout_of_update() {
   using Type = Update;
   return described("Update", sizeof(Type),
-                   {LONGSPAN_FIELD(keys), LONGSPAN_FIELD(digest), LONGSPAN_FIELD(pages),
+                   {LONGSPAN_FIELD(keys), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(pages),
                     LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(count), LONGSPAN_FIELD(page_size),
                     LONGSPAN_FIELD(kv_heads), LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(format),
                     LONGSPAN_FIELD(threads)});
@@ -220,7 +220,7 @@ std::string layout_of_update() {
 std::string layout_of_selection() {
   using Type = Selection;
   return described("Selection", sizeof(Type),
-                   {LONGSPAN_FIELD(query), LONGSPAN_FIELD(digest), LONGSPAN_FIELD(page_table),
+                   {LONGSPAN_FIELD(query), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(page_table),
                     LONGSPAN_FIELD(rows), LONGSPAN_FIELD(owners), LONGSPAN_FIELD(positions),
                     LONGSPAN_FIELD(ranges), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(entries),
                     LONGSPAN_FIELD(choices), LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads),

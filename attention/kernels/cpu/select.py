@@ -1,4 +1,4 @@
-"""What ``topk`` remembers and chooses, in C++ where keys and digests lie; see select.cpp."""
+"""What ``topk`` remembers and chooses, in C++ where keys and summaries lie; see select.cpp."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Update(ctypes.Structure):
     """``Update`` in select_call.hpp. Who fills it keeps alive what its addresses point to."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("keys", "digest", "pages", "parallel")),
+        *((name, ctypes.c_void_p) for name in ("keys", "summary", "pages", "parallel")),
         *((name, ctypes.c_int64) for name in ("count", "page_size", "kv_heads", "head_size")),
         *((name, ctypes.c_int64) for name in ("format", "threads")),
     ]
@@ -34,7 +34,7 @@ class Selection(ctypes.Structure):
     """``Selection`` in select_call.hpp. Who fills it keeps alive what its addresses point to."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "digest", "page_table", "rows", "owners")),
+        *((name, ctypes.c_void_p) for name in ("query", "summary", "page_table", "rows", "owners")),
         *((name, ctypes.c_void_p) for name in ("positions", "ranges", "parallel")),
         *((name, ctypes.c_int64) for name in ("entries", "choices", "query_heads", "kv_heads", "head_size")),
         *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
@@ -77,7 +77,7 @@ def knows(pattern: Pattern) -> TypeGuard[TopK]:
 
 def update(pattern: TopK, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
     """See ``ContentPattern.update``."""
-    assert cache.digest is not None
+    assert cache.summary is not None
     assert cache.keys.is_contiguous()
     pages = pattern.completed(batch)
     if not len(pages):
@@ -87,7 +87,7 @@ def update(pattern: TopK, layer: LayerSpec, cache: LayerCache, batch: AttentionB
         ctypes.byref(
             Update(
                 keys=cache.keys.data_ptr(),
-                digest=cache.digest.data_ptr(),
+                summary=cache.summary.data_ptr(),
                 pages=pages.data_ptr(),
                 parallel=made.team,
                 count=len(pages),
@@ -118,7 +118,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(pattern: TopK, kv_heads: int, rows: torch.Tensor, batch: AttentionBatch) -> Rows:
-    """Memory for the choice of ``rows`` of the batch, the same for all layers of so many key heads."""
+    """Memory for the choice of ``rows`` of the batch, the same for all layers of so many KV heads."""
 
     def make() -> Rows:
         width = min(pattern.choices(batch.page_size), batch.page_table.shape[1])
@@ -147,13 +147,13 @@ def select(
         layer: the layer.
         query: float32 ``[T, H, D]``, all of the batch's queries, after RoPE.
         rows: which of them choose.
-        cache: the layer's keys, values and digest.
+        cache: the layer's keys, values and summary.
         batch: the step's work.
 
     Returns:
         ``rows.ranges``, filled.
     """
-    assert cache.digest is not None
+    assert cache.summary is not None
     assert query.dtype == torch.float32
     assert query.stride(2) == 1
     made = compiled()
@@ -162,7 +162,7 @@ def select(
         ctypes.byref(
             Selection(
                 query.data_ptr(),
-                cache.digest.data_ptr(),
+                cache.summary.data_ptr(),
                 pages.data_ptr(),
                 rows.rows.data_ptr(),
                 rows.owners.data_ptr(),
@@ -181,7 +181,7 @@ def select(
                 pattern.sink_pages,
                 pattern.recent_pages,
                 layer.window or 0,
-                FORMATS[cache.digest.dtype],
+                FORMATS[cache.summary.dtype],
                 torch.get_num_threads(),
                 0,
                 layer.scale,
@@ -196,11 +196,10 @@ class Choosing:
 
     Args:
         layers: which choose, with their pattern.
-        cache: their keys and digests.
+        cache: their keys and summaries.
 
     Attributes:
-        calls: by layer index: what brings the digests up to date, when the step's keys are written, and what
-            chooses.
+        calls: by layer index: what updates the summaries, when the step's keys are written, and what chooses.
 
     Raises:
         NativeError: as in ``compiled``.
@@ -213,16 +212,16 @@ class Choosing:
         for i, (layer, pattern) in enumerate(layers):
             alike.setdefault((pattern, layer.kv_heads), []).append(i)
             update, selection = self._updates[i], self._selections[i]
-            keys, _, digest = cache.layers[layer.index]
-            assert digest is not None
+            keys, _, summary = cache.layers[layer.index]
+            assert summary is not None
             update["keys"] = keys.data_ptr()
             for one in update, selection:
-                one["digest"], one["format"] = digest.data_ptr(), FORMATS[digest.dtype]
+                one["summary"], one["format"] = summary.data_ptr(), FORMATS[summary.dtype]
                 one["kv_heads"], one["head_size"] = layer.kv_heads, layer.head_size
             selection["query_heads"], selection["scale"] = layer.query_heads, layer.scale
             selection["window"] = layer.window or 0
             selection["sink_pages"], selection["recent_pages"] = pattern.sink_pages, pattern.recent_pages
-        # Layers of as many key heads share memory.
+        # Layers of as many KV heads share memory.
         self._alike = [(*what, places(indices)) for what, indices in alike.items()]
         for rows in self._updates, self._selections:
             rows["parallel"], rows["page_size"] = made.team, cache.page_size

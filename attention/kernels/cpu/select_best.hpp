@@ -1,4 +1,4 @@
-// The pages that score highest for a key head, from the bounds of the query heads that share it.
+// The pages that score highest for a KV head, from the bounds of the query heads that share it.
 //
 // With a head's bounds as logits, softmax gives each page a share of its attention; a page's score is the logarithm
 // of the sum of its shares, as a float.
@@ -14,7 +14,7 @@
 // Where shares are smaller, double precision ends.
 constexpr double kLeastShare = 1e-290;
 
-// A score and its page's place as one whole number: the larger, the earlier it is chosen. What is no number comes
+// A score and its page's place as one whole number: the larger, the earlier it is chosen. NaN comes
 // first, so that it shows.
 inline uint64_t rank(float score, int64_t place) {
   uint32_t bits;

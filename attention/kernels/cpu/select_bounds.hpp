@@ -1,4 +1,4 @@
-// What a query head's product with any key of a page is at most, from the page's digest.
+// What a query head's product with any key of a page is at most, from the page's summary.
 //
 // Tang et al.: Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, 2024, section 3.4. Products of
 // two floats are exact in double precision, and scores are rounded to floats in the end: the order of sums does not
@@ -139,7 +139,7 @@ void pack_row(const Selection& call, int64_t entry, Sum* packed) {
     pack_head<Format>(query + h * call.head_stride, call.head_size, packed + h * packed_size(call.head_size));
 }
 
-// The bounds of some pages: of the key heads from `head` to `end`, side by side as their digests lie, and of the query
+// The bounds of some pages: of the KV heads from `head` to `end`, side by side as their summaries lie, and of the query
 // heads that share each.
 //
 // packed as pack_row gives it. bounds [end - head, shared, stride], and in floats [end - head, shared + 1, stride] with
@@ -151,14 +151,14 @@ void bound_pages(const Selection& call, const Sum* packed, int64_t head, int64_t
   const int64_t shared = call.shared(), size = call.head_size, all = call.kv_heads * size;
   const int64_t rows = shared + (std::is_same_v<Sum, float> ? 1 : 0);
   const bool rest = size % kBlock > 0;
-  const auto digest = [&](int64_t page) {
-    return static_cast<const Number*>(call.digest) + 2 * pages[std::min(page, count - 1)] * all;
+  const auto summary = [&](int64_t page) {
+    return static_cast<const Number*>(call.summary) + 2 * pages[std::min(page, count - 1)] * all;
   };
   for (int64_t page = 0; page < count; page += kPagesAtOnce) {
     const Number *together[kPagesAtOnce], *coming[kPagesAtOnce];
     for (int p = 0; p < kPagesAtOnce; ++p) {
-      together[p] = digest(page + p);
-      coming[p] = digest(page + p + kPagesAtOnce);
+      together[p] = summary(page + p);
+      coming[p] = summary(page + p + kPagesAtOnce);
     }
     for (int64_t k = head; k < end; ++k) {
       Extremes<Format> extremes;

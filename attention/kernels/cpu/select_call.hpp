@@ -5,11 +5,11 @@
 
 #include <cstdint>
 
-// A page's digest: the smallest and the largest numbers of its keys, in the keys' own number format.
+// A page's summary: the smallest and the largest numbers of its keys, in the keys' own dtype.
 struct Update {
   const void* keys;      // [pages, page_size, kv_heads, head_size]
-  void* digest;          // [pages, 2, kv_heads, head_size]
-  const int64_t* pages;  // [count], the complete pages whose digests are to be made
+  void* summary;          // [pages, 2, kv_heads, head_size]
+  const int64_t* pages;  // [count], the complete pages whose summaries are to be made
   void* parallel;        // GNU OpenMP's GOMP_parallel
   int64_t count;
   int64_t page_size, kv_heads, head_size;
@@ -17,11 +17,11 @@ struct Update {
   int64_t threads;
 };
 
-// For each of `entries` query rows and each key head, ranges of key positions: the first pages, the pages chosen
-// by their digests, the recent pages.
+// For each of `entries` query rows and each KV head, ranges of key positions: the first pages, the pages chosen
+// by their summaries, the recent pages.
 struct Selection {
   const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
-  const void* digest;         // [pages, 2, kv_heads, head_size]
+  const void* summary;         // [pages, 2, kv_heads, head_size]
   const int32_t* page_table;  // [sequences, table_width]
   const int64_t* rows;        // [entries], indices of query rows
   const int64_t* owners;      // [entries], the rows' sequences
@@ -35,7 +35,7 @@ struct Selection {
   int64_t sink_pages, recent_pages;  // always in
   int64_t window;  // the layer's own, or 0
   int64_t format, threads;
-  int64_t exact;  // the answer: for how many rows and key heads the choice took double precision
+  int64_t exact;  // the answer: for how many rows and KV heads the choice took double precision
   double scale;
 
   int64_t shared() const { return query_heads / kv_heads; }

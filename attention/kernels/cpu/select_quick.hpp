@@ -2,7 +2,7 @@
 //
 // How far a score in single precision can be from the true one is known. Where the last page chosen is further above
 // the first one left out, both precisions choose the same pages, in half the time or less. Elsewhere, as with pages
-// that are alike, with numbers that are too large or with what is no number, there is no answer.
+// that are alike, with numbers that are too large or with NaN, there is no answer.
 
 #pragma once
 

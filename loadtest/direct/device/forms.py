@@ -7,7 +7,7 @@ from typing import Any
 
 from loadtest.direct.device.shapes import LLAMA_8B, TINY, Shape
 
-# Beyond the tokens that a workload needs: digests of pages, pages that are not full, placing in steps.
+# Beyond the tokens that a workload needs: summaries of pages, pages that are not full, placing in steps.
 _ROOM = 1.25
 _PAGES = 128
 

@@ -26,7 +26,7 @@ class QuantizedLayer(nn.Module):
         workspace: shared by the model's layers.
 
     Attributes:
-        heads: query heads, key heads, size of a head.
+        heads: query heads, KV heads, size of a head.
         between: numbers of a row between gate and up projection and the last one.
     """
 

@@ -57,7 +57,7 @@ class QuantizedLinear(nn.Module):
         return Stage(**own | more)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., inputs]`` to ``[..., outputs]``, in the number format of ``x``."""
+        """``[..., inputs]`` to ``[..., outputs]``, in the dtype of ``x``."""
         rows = x.reshape(-1, self.in_features).float().contiguous()
         output = rows.new_empty(len(rows), self.out_features)
         run((Stage * 1)(self.stage(input=rows.data_ptr(), output=output.data_ptr())), len(rows))

@@ -8,8 +8,8 @@
 
 #include "select_call.hpp"
 
-// A number's bits as a whole number of the same order, and back again. What is no number becomes the largest or
-// the smallest of all, and so shows in the digest.
+// A number's bits as a whole number of the same order, and back again. NaN becomes the largest or
+// the smallest of all, and so shows in the summary.
 template <class Whole>
 inline Whole in_order(Whole bits) {
   constexpr int sign = std::numeric_limits<Whole>::digits;
@@ -22,7 +22,7 @@ struct Updating {
 };
 
 template <class Whole>
-void digest_pages(void* given) {
+void summarize_pages(void* given) {
   Updating& updating = *static_cast<Updating*>(given);
   const Update& update = updating.update;
   const int64_t numbers = update.kv_heads * update.head_size;
@@ -30,7 +30,7 @@ void digest_pages(void* given) {
   for (int64_t i; (i = updating.next.fetch_add(1, std::memory_order_relaxed)) < update.count;) {
     const int64_t page = update.pages[i];
     const Whole* keys = static_cast<const Whole*>(update.keys) + page * update.page_size * numbers;
-    Whole* digest = static_cast<Whole*>(update.digest) + page * 2 * numbers;
+    Whole* summary = static_cast<Whole*>(update.summary) + page * 2 * numbers;
     for (int64_t first = 0; first < numbers; first += kAtOnce) {
       const int64_t count = std::min(kAtOnce, numbers - first);
       Whole least[kAtOnce], most[kAtOnce];
@@ -51,8 +51,8 @@ void digest_pages(void* given) {
           meet(key, count);
       }
       for (int64_t d = 0; d < count; ++d) {
-        digest[first + d] = in_order(least[d]);
-        digest[numbers + first + d] = in_order(most[d]);
+        summary[first + d] = in_order(least[d]);
+        summary[numbers + first + d] = in_order(most[d]);
       }
     }
   }
