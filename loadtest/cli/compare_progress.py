@@ -19,6 +19,7 @@ from loadtest.compare.group import Listener
 from loadtest.compare.types import Comparison, Judgment, Outcome
 
 if TYPE_CHECKING:
+    from loadtest.report.compare import Progress
     from loadtest.report.live import Live
 
 _SAVE_SECONDS = 10.0
@@ -83,6 +84,8 @@ class Watcher:
     def doing(self, words: str) -> None:
         """Something else is under way."""
         self._doing = words
+        if self._live is not None and self._judgment is not None:
+            self._live.progress(self._progress())
         now = self._clock()
         if self._status is not None:
             self._status.update(Text(self._line(), overflow="ellipsis", no_wrap=True))
@@ -122,15 +125,14 @@ class Watcher:
             self._unsaved = why
             self._print(f"{why}; it is tried again" if why else f"{self._file} is written again")
         if self._live is not None and self._comparison is not None and now - self._shown >= _SHOW_SECONDS:
-            from loadtest.report.compare import Progress
-
-            spent = now - self._began
-            self._live.update(
-                self._comparison,
-                judgment,
-                Progress(self._doing, min(1.0, spent / self._budget), max(0.0, self._budget - spent)),
-            )
+            self._live.update(self._comparison, judgment, self._progress())
             self._shown = now
+
+    def _progress(self) -> Progress:
+        from loadtest.report.compare import Progress
+
+        spent = self._clock() - self._began
+        return Progress(self._doing, min(1.0, spent / self._budget), max(0.0, self._budget - spent))
 
     def _print(self, words: str) -> None:
         self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -263,6 +263,19 @@ def test_paths_are_no_markup(tmp_path, monkeypatch):
         watcher.doing("text: /tmp/[/x].txt")
 
 
+def test_a_page_tells_what_is_under_way_between_judgments():
+    with Watcher(60, None, live=True) as watcher:
+        watcher.watch(comparison())
+        watcher.doing("before anything was judged")
+        watcher.listener.judged(judge(comparison()))
+        page = watcher._live
+        version = page.after(-1)["version"]
+        watcher.listener.doing("4k, round 3")
+        news = page.after(version)
+    assert "4k, round 3" in news["progress"]
+    assert "html" not in news
+
+
 def test_no_server_is_started_when_the_time_is_over(monkeypatch):
     def started(*_):
         raise AssertionError("a server was started")
