@@ -186,14 +186,6 @@ def with_logprobs(pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
     ]
 
 
-def mean_scores(comparison: Comparison, name: str, length: int, tasks: Sequence[str]) -> tuple[float, float]:
-    """Full's and the variant's mean score of these tasks, of questions that both answered; NaN for none."""
-    pairs = task_pairs(comparison, name, tasks, length)
-    if not pairs:
-        return math.nan, math.nan
-    return fmean(pair.full.score for pair in pairs), fmean(pair.own.score for pair in pairs)
-
-
 def own_loss(comparison: Comparison, name: str) -> Interval:
     """Points of 1 that the variant loses in the user's own questions with a known answer."""
     pairs = [pair for pair in _own_pairs(comparison, name) if not math.isnan(pair.full.score)]

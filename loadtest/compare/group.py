@@ -114,7 +114,8 @@ class Group:
             clock=clock,
         )
         self._before = self._rounds.rounds
-        self._again = Again(self._own.speed)
+        self._alarms: list[Alarm] = []
+        self._again = Again(self._own.speed, plan.confidence)
         self._evaluator = Evaluator(
             self._own,
             clients[plan.full],
@@ -186,27 +187,25 @@ class Group:
         whole.spent += now - self._booked
         self._booked = now
         pairs = equal_pairs(whole)
-        found = alarms(whole.speed, pairs, whole.plan.confidence)
-        if self._set_aside(found):
-            found = alarms(whole.speed, pairs, whole.plan.confidence)
-        whole.busy = sentence(found, whole.speed)
+        self._alarms = alarms(whole.speed, pairs, whole.plan.confidence)
+        if self._set_aside():
+            self._alarms = alarms(whole.speed, pairs, whole.plan.confidence)
+        whole.busy = sentence(self._alarms, whole.speed)
         judgment = judge(whole)
         self._listener.judged(judgment)
         return judgment
 
-    def _set_aside(self, found: Sequence[Alarm]) -> bool:
+    def _set_aside(self) -> bool:
         """Has rounds measured again that alarms call for, where there is time for as many as that takes."""
-        answered = set()
+        answered = False
         plan = self._own.plan
         for load in plan.loads:
             if least(plan.confidence) * self._rounds.estimate(load) < self._left:
                 alive = self._rounds.alive(load)
-                mine = [alarm for alarm in found if alarm.load == load.label]
-                if any(
-                    self._again.answer(alarm, alive) for alarm in mine
-                ):  # the first; the others are old then
-                    answered.add(load)
-        return bool(answered)
+                mine = [alarm for alarm in self._alarms if alarm.load == load.label]
+                # Only one of a load: what others say is of the rounds before.
+                answered |= any(self._again.answer(alarm, alive) for alarm in mine)
+        return answered
 
     def _speed_is_due(self, load: Load) -> bool:
         """Speed has had less than its share, or rounds are to be measured in place of others.
@@ -215,15 +214,14 @@ class Group:
         """
         if self._again.due(load.label):
             return True
-        if self._whole.busy and self._is_busy_here():
+        if self._is_busy_here():
             return False
         return self._spent["speed"] * (1 - SPEED_SHARE) < self._spent["quality"] * SPEED_SHARE
 
     def _is_busy_here(self) -> bool:
         """An alarm is about the machine or servers that this group has; it can do nothing about others."""
         alive = {one.name for one in self._own.plan.candidates} - self._whole.failed.keys()
-        found = alarms(self._own.speed, equal_pairs(self._own), self._own.plan.confidence)
-        return any(alive.issuperset(alarm.deployments) for alarm in found)
+        return any(alive.issuperset(alarm.deployments) for alarm in self._alarms)
 
     def _next_load(self) -> Load | None:
         """The load with the fewest rounds whose speeds are not settled, if another round ends in time.

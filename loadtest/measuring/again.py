@@ -27,9 +27,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from loadtest.measuring.analysis import series
-from loadtest.measuring.busy import MOST_DRIFT, Alarm, set_aside
+from loadtest.measuring.busy import CONFIDENCE, MOST_DRIFT, Alarm, set_aside
 from loadtest.measuring.rounds import MOST_REPEATS
-from loadtest.measuring.statistics import LEAST
+from loadtest.measuring.statistics import least
 from loadtest.measuring.types import Measurement
 
 MOST_AGAIN = MOST_REPEATS
@@ -46,15 +46,16 @@ class Again:
 
     Args:
         measurements: of the run, changed in place.
+        confidence: of its intervals; it says how many rounds they take.
     """
 
-    def __init__(self, measurements: list[Measurement]) -> None:
-        self._measurements = measurements
+    def __init__(self, measurements: list[Measurement], confidence: float = CONFIDENCE) -> None:
+        self._measurements, self._least = measurements, least(confidence)
         self._times: dict[str, int] = {}
 
     def due(self, load: str) -> bool:
         """Rounds of this load were set aside, and there are fewer than an interval takes in their place."""
-        return bool(set_aside(self._measurements, load)) and self.counted(load) < LEAST
+        return bool(set_aside(self._measurements, load)) and self.counted(load) < self._least
 
     def counted(self, load: str) -> int:
         """Rounds of a load that count, of whichever deployments."""

@@ -2,7 +2,7 @@
 
 There is one rule and no phases: running sequences get some of the step's token budget to catch up with their
 own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it. Who lacks one
-token goes first; what is left is halved between the most urgent prompt and the shortest ones.
+token goes first; the rest is halved between the most urgent prompt and the shortest ones.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class Scheduler:
         prompts += self._queue()
         if not prompts or not step.budget:
             return
-        # Of what is left the most urgent prompt gets half, so that it always goes on, and the shortest ones
-        # the other half, so that they don't wait for long ones; what one half leaves the other takes.
+        # The most urgent prompt gets half of the budget, so that it always goes on, and the shortest ones the
+        # other half, so that they don't wait for long ones; what one half leaves the other takes.
         first = min(prompts, key=lambda s: s.urgency)
         prompts.remove(first)
         prompts.sort(key=lambda s: (-s.request.priority, s.to_compute, s.arrival))
@@ -149,6 +149,8 @@ class Scheduler:
 
     def _queue(self) -> list[Sequence]:
         """Waiting sequences that may enter, the most urgent first."""
+        if not self.waiting:
+            return []
         if len(self.running) >= self.max_running:
             # Only who outranks a running one can take a place.
             lowest = min(s.request.priority for s in self.running)
