@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.choice import Choice, Place, pattern_of, selectable
-from attention.kernels.base import Kernel
+from attention.kernels.base import Kernel, Kind
 from attention.kernels.cpu.chain import Program
+from attention.kernels.step_plans import StepPlans
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.registry import Backend, Registry, UnsupportedError, unknown
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.step import DeviceBatch
+from attention.types import LayerCache, LayerSpec
 
 __all__ = [
     "BACKENDS",
@@ -92,26 +95,29 @@ class Attention:
         reason: why this kernel, in words.
         layers: the model's attention layers.
         family: the backend has several patterns, which its option ``pattern`` chooses among.
-        kinds: the layers by what their queries see.
+        alike: the layers by what their queries see.
     """
 
     backend: str
     pattern: Pattern
-    kernel: Kernel
+    kernel: Kernel[Any]
     reason: str
     layers: tuple[LayerSpec, ...]
     family: bool = False
-    kinds: tuple[Alike, ...] = field(init=False, repr=False, compare=False)
+    alike: tuple[Alike, ...] = field(init=False, repr=False, compare=False)
+    _indexless: dict[int, LayerSpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         alike: dict[tuple[bool, int | None], list[LayerSpec]] = {}
         for layer in self.layers:
             alike.setdefault((layer.index in self.pattern.dense_layers, layer.window), []).append(layer)
-        kinds = (
+        groups = (
             Alike(self.pattern_of(layers[0]), window, tuple(layer.index for layer in layers))
             for (_, window), layers in alike.items()
         )
-        object.__setattr__(self, "kinds", tuple(kinds))
+        object.__setattr__(self, "alike", tuple(groups))
+        specs = {layer.index: replace(layer, index=0) for layer in self.layers}
+        object.__setattr__(self, "_indexless", specs)
 
     @property
     def options(self) -> dict[str, str]:
@@ -126,26 +132,25 @@ class Attention:
     def expired(self, seq_len: int, page_size: int) -> range:
         """Page indices of a sequence that no layer's query at position ``seq_len`` or later can see.
 
-        What the pattern lets go and what a layer's own window does, as far as all layers agree. Once
-        expired, a page stays expired.
+        Those of the pattern, and those behind a layer's own window, as far as all layers agree. Once expired,
+        a page stays expired.
         """
         first, stop = 0, seq_len // page_size
-        for pattern, window, _ in self.kinds:
-            gone = pattern.expired(seq_len, page_size)
+        for pattern, window, _ in self.alike:
+            own = pattern.expired(seq_len, page_size)
             behind = 0 if window is None else max(0, seq_len - window + 1) // page_size
-            if behind >= gone.start:
-                gone = range(0, max(behind, gone.stop))
-            first, stop = max(first, gone.start), min(stop, gone.stop)
+            if behind >= own.start:
+                own = range(0, max(behind, own.stop))
+            first, stop = max(first, own.start), min(stop, own.stop)
         return range(first, max(first, stop))
-
-    def needs_host(self) -> str | None:
-        """Why steps of which the device alone knows can't be computed, if so; see ``Kernel.needs_host``."""
-        reasons = (self.kernel.needs_host(pattern) for pattern, _, _ in self.kinds)
-        return next(filter(None, reasons), None)
 
     def program(self, cache: PagedCache) -> Program | None:
         """All layers' attention as native calls, where the kernel has such; see ``Kernel.program``."""
         return self.kernel.program([(layer, self.pattern_of(layer)) for layer in self.layers], cache)
+
+    def plans(self, batch: AttentionBatch | DeviceBatch) -> StepPlans[Any]:
+        """What a step's layers share, to be given to each ``forward`` of the step."""
+        return StepPlans(self.kernel, batch)
 
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Stores a step's keys and values; see ``LayerCache.write``."""
@@ -156,15 +161,17 @@ class Attention:
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
+        plans: StepPlans[Any],
         sinks: torch.Tensor | None = None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One layer's attention; see ``Kernel.forward`` for shapes."""
+        """One layer's attention; see ``Kernel.forward`` for shapes, and ``plans`` for the step's."""
         pattern = self.pattern_of(layer)
         if isinstance(pattern, ContentPattern):
-            self.kernel.update(layer, cache, batch, pattern)
-        return self.kernel.forward(layer, query, cache, batch, pattern, sinks, rerotated)
+            self.kernel.update(layer, cache, plans.written, pattern)
+        kind = Kind(self._indexless[layer.index], pattern, query.dtype, cache.keys.dtype)
+        output: torch.Tensor = self.kernel.forward(layer, query, cache, plans.of(kind), sinks, rerotated)
+        return output
 
 
 def resolve(

@@ -13,12 +13,18 @@ from typing import Any
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.forward import Attend, attending
 from attention.kernels.cpu.chain import Program
+from attention.kernels.step_plans import StepPlans
 from attention.layers import IMPLEMENTATION
+from attention.patterns.base import Pattern
 from attention.rotation import Rotation
-from attention.types import AttentionBatch, LayerSpec
+from attention.step import DeviceBatch
+from attention.types import LayerSpec
+
+Angles = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Step:
     Attributes:
         attention: pattern and kernel.
         cache: keys and values of all layers; the step's own are written as layers run.
-        batch: the step's work.
+        batch: the step's work; of a captured step what the device knows.
         layers: by index, as ``read_layers`` found them.
         rotations: by index, as ``read_rotations`` found them; needed where the pattern rerotates queries.
         program: attention over the cache as native calls, which a model may make instead of calling
@@ -37,10 +43,21 @@ class Step:
 
     attention: Attention
     cache: PagedCache
-    batch: AttentionBatch
+    batch: AttentionBatch | DeviceBatch
     layers: Mapping[int, LayerSpec]
     rotations: Mapping[int, Rotation] = field(default_factory=dict)
     program: Program | None = None
+    _plans: StepPlans[Any] = field(init=False, repr=False, compare=False)
+    _angles: dict[tuple[Pattern, Rotation], Angles | None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_plans", self.attention.plans(self.batch))
+        object.__setattr__(self, "_angles", {})
+
+    @property
+    def device_batch(self) -> DeviceBatch:
+        """What the device knows of the step."""
+        return self.batch.device if isinstance(self.batch, AttentionBatch) else self.batch
 
     def attend(
         self,
@@ -63,10 +80,10 @@ class Step:
         layer = self.layers[module.layer_idx]
         cache = self.cache.layers[layer.index]
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        self.attention.write(cache, self.batch.slots, keys, values)
+        self.attention.write(cache, self.device_batch.slots, keys, values)
         rows = query[0].transpose(0, 1)
         output = self.attention.forward(
-            layer, rows, cache, self.batch, features.get("s_aux"), self._rerotated(layer, rows)
+            layer, rows, cache, self._plans, features.get("s_aux"), self._rerotated(layer, rows)
         )
         return output[None]
 
@@ -75,17 +92,21 @@ class Step:
         pattern = self.attention.pattern_of(layer)
         if not pattern.rerotated:
             return None
-        rotation, batch = self.rotations[layer.index], self.batch
-
-        def angles() -> tuple[torch.Tensor, torch.Tensor] | None:
-            # The last query's rerotation is the largest; asked on the host, so that no device has to be
-            # waited for.
-            if not batch.device_only and not pattern.rerotation(torch.tensor(batch.seq_lens) - 1).any():
-                return None
-            return rotation.angles(-pattern.rerotation(batch.positions))
-
-        back = batch.plan(("rerotated", pattern, rotation), angles)
+        rotation = self.rotations[layer.index]
+        key = pattern, rotation
+        if key not in self._angles:
+            self._angles[key] = self._angles_of(pattern, rotation)
+        back = self._angles[key]
         return None if back is None else rotation.rotate_by(query, back)
+
+    def _angles_of(self, pattern: Pattern, rotation: Rotation) -> Angles | None:
+        """By how much queries are rerotated; ``None`` if none is, as far as the host knows."""
+        if isinstance(self.batch, AttentionBatch):
+            # The last query's rerotation is the largest. Asked on the host, which then waits for no device.
+            last = torch.tensor(self.batch.host.seq_lens) - 1
+            if not pattern.rerotation(last).any():
+                return None
+        return rotation.angles(-pattern.rerotation(self.device_batch.positions))
 
 
 def register() -> None:

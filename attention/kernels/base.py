@@ -4,20 +4,49 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS, format_name
 from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
-from attention.patterns.table import chooses_at, spans_at
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.written import Written
+from attention.step import DeviceBatch
+from attention.types import LayerCache, LayerSpec
+
+Plan = TypeVar("Plan")
 
 
-class Kernel(ABC):
-    """Computes attention of one layer for one batch. Holds no state between batches.
+class Kind(NamedTuple):
+    """What a kernel's plan of a step depends on, the step aside. Layers of one kind share a plan.
+
+    Attributes:
+        layer: what the layers ask for; ``index`` is 0, whichever they are.
+        pattern: which cached tokens a query may see.
+        query_dtype: dtype of the queries.
+        cache_dtype: dtype of the cache.
+    """
+
+    layer: LayerSpec
+    pattern: Pattern
+    query_dtype: torch.dtype
+    cache_dtype: torch.dtype
+
+    @classmethod
+    def of(cls, layer: LayerSpec, pattern: Pattern, query: torch.Tensor, cache: LayerCache) -> Kind:
+        """The kind of a layer that is called with these queries and this cache."""
+        return cls(replace(layer, index=0), pattern, query.dtype, cache.keys.dtype)
+
+
+class Kernel(ABC, Generic[Plan]):
+    """Computes attention of one layer for one step. Holds no state between steps.
+
+    What depends on the step but not on queries, keys and values is found by ``plan``, once for each kind of
+    layer, and given to ``forward``.
 
     Attributes:
         name: what the kernel is called in settings, logs and metrics.
@@ -41,27 +70,29 @@ class Kernel(ABC):
         """
 
     @abstractmethod
+    def plan(self, kind: Kind, batch: AttentionBatch) -> Plan:
+        """What ``forward`` needs to know of a step in layers of this kind."""
+
+    @abstractmethod
     def forward(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: Plan,
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of ``T`` query tokens, whose own keys and values are in the cache already.
 
         A query sees the keys that the pattern, the layer's window and causality all let it see, and
-        none on a page that the page table says is gone.
+        none on a page that was evicted.
 
         Args:
             layer: what the layer asks for.
             query: ``[T, query_heads, head_size]``, after RoPE.
             cache: the layer's keys and values.
-            batch: the step's work; plans that layers can share are kept in it.
-            pattern: which cached tokens a query may see.
+            plan: of the step, for layers of this kind.
             sinks: ``[query_heads]``, learned sink logits, for layers that have them.
             rerotated: ``[T, query_heads, head_size]``, the queries as they meet the keys of the first
                 ``pattern.rerotated`` tokens, where that is not as they meet all others.
@@ -70,23 +101,13 @@ class Kernel(ABC):
             ``[T, query_heads, value_size]`` in the query's dtype.
         """
 
-    def needs_host(self, pattern: Pattern) -> str | None:
-        """Why a batch that the device alone knows (``AttentionBatch.on_device``) can't be computed, if so.
-
-        Part of a sentence. Where it is ``None``, ``update`` and ``forward`` of such a batch ask nothing of
-        the host, and launch the same whatever positions and pages are.
-        """
-        return f"kernel {self.name} plans every step on the host, as all but triton do"
-
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """``cache.write``, or a faster way to the same; called before ``update`` and ``forward``."""
         cache.write(slots, key, value)
 
-    def update(
-        self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch, pattern: ContentPattern
-    ) -> None:
+    def update(self, layer: LayerSpec, cache: LayerCache, written: Written, pattern: ContentPattern) -> None:
         """``pattern.update``, or a faster way to the same; called before ``forward``, with the same."""
-        pattern.update(layer, cache, batch)
+        pattern.update(layer, cache, written)
 
     def program(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> Program | None:
         """All layers' ``forward``, and the writes to the cache before it, as native calls.
@@ -143,41 +164,19 @@ def spans_within(spans: torch.Tensor, positions: torch.Tensor, window: int | Non
     return spans.maximum(least)
 
 
-def spans_of(batch: AttentionBatch, pattern: Pattern, window: int | None) -> torch.Tensor:
-    """What each query row of the batch may see, as ``spans_within``, on the host."""
-
-    def find() -> torch.Tensor:
-        positions = batch.host_positions
-        spans = torch.from_numpy(spans_at(pattern, positions.numpy()))
-        return spans_within(spans, positions, window)
-
-    spans: torch.Tensor = batch.plan(("spans", pattern, window), find)
-    return spans
-
-
-def choosing_rows(batch: AttentionBatch, pattern: ContentPattern) -> torch.Tensor:
-    """The query rows that see a choice only, int64 ``[N]``, ascending, on the host; others see all before."""
-
-    def find() -> torch.Tensor:
-        positions, prompt_lens = batch.host_positions.numpy(), batch.host_prompt_lens.numpy()
-        return torch.from_numpy(np.flatnonzero(chooses_at(pattern, positions, prompt_lens)))
-
-    return batch.plan(("choosing", pattern), find)
-
-
 def locate(
-    batch: AttentionBatch, sequences: torch.Tensor | int, positions: torch.Tensor
+    batch: DeviceBatch, sequences: torch.Tensor | int, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where tokens lie in the cache.
 
     Args:
         batch: the step's work.
-        sequences: indices into the batch, or one for all.
+        sequences: rows of the page table, or one for all.
         positions: token positions, of a shape that broadcasts with ``sequences``.
 
     Returns:
         Slots (``page * page_size + offset``, int64) and whether the page is still there (a slot whose page
-        is gone must not be read), both of the broadcast shape.
+        was evicted must not be read), both of the broadcast shape.
     """
     pages = batch.page_table[sequences, positions // batch.page_size].long()
     return pages * batch.page_size + positions % batch.page_size, pages != 0

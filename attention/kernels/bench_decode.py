@@ -11,17 +11,20 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS
-from attention.kernels.base import Kernel
+from attention.kernels.base import Kernel, Kind
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.sdpa import Sdpa
+from attention.kernels.step_plans import StepPlans
 from attention.patterns.full import Full
-from attention.types import AttentionBatch, LayerSpec
+from attention.types import LayerSpec
 
 # Sequences and tokens of each.
 SHAPES = [(1, 512), (1, 2048), (1, 8192), (8, 512), (8, 2048), (32, 128), (32, 512)]
@@ -89,17 +92,18 @@ def measure(
     query = torch.randn(batch, layer.query_heads, layer.head_size).to(own)
     grouped = query.unflatten(1, (layer.kv_heads, -1))
 
-    def paged(kernel: Kernel) -> None:
+    def paged(kernel: Kernel[Any]) -> None:
         there = [length - 1] * batch
         work = AttentionBatch.build(there, [1] * batch, pages, page_size, prompt_lens=there)
+        plans = StepPlans(kernel, work)
         for spec in layers:
-            kernel.forward(spec, query, cache.layers[spec.index], work, pattern, None)
+            kernel.forward(spec, query, cache.layers[spec.index], plans.of(kind), None)
 
     def contiguous() -> None:
         for keys, values in rows:
             scaled_dot_product_attention(grouped, keys, values, scale=layer.scale)
 
-    pattern, fast, slow = Full(), CpuPaged(), Sdpa()
+    kind, fast, slow = Kind.of(layer, Full(), query, cache.layers[0]), CpuPaged(), Sdpa()
     runs: list[Callable[[], None]] = [lambda: paged(fast), lambda: paged(slow), contiguous]
     times: tuple[list[float], list[float], list[float]] = ([], [], [])
     for step in range(steps + 1):

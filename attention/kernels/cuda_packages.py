@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 
+from attention.batch import AttentionBatch
 from attention.formats import format_name
 from attention.kernels.base import layer_ranges, locate
 from attention.patterns.base import Pattern
 from attention.patterns.sliding_window import SlidingWindow
-from attention.types import AttentionBatch, LayerSpec
+from attention.step import StepBatch
+from attention.transfer import to_device
+from attention.types import LayerSpec
 
 _DTYPES = (torch.float16, torch.bfloat16)
 
@@ -139,22 +143,17 @@ class Lengths(NamedTuple):
     @classmethod
     def build(cls, query_lens: Sequence[int], key_lens: Sequence[int], device: torch.device) -> Lengths:
         """From host integers, one of each for every sequence."""
-        lens = torch.tensor([[0, *query_lens], [0, *key_lens]], dtype=torch.int64)
-        query_starts, key_starts = lens.cumsum(dim=1).int().to(device)
-        return cls(
-            query_starts,
-            key_starts,
-            lens[1, 1:].int().to(device),
-            max(query_lens),
-            max(key_lens),
-        )
+        starts = [list(accumulate(lens, initial=0)) for lens in (query_lens, key_lens)]
+        numbers = torch.tensor([*starts, [*key_lens, 0]], dtype=torch.int32)
+        query_starts, key_starts, lens = to_device(numbers, device).unbind()
+        return cls(query_starts, key_starts, lens[:-1], max(query_lens), max(key_lens))
 
 
-def begins(batch: AttentionBatch, sequences: Sequence[int], window: int | None) -> list[int]:
-    """For each of ``sequences``, the first token that a query of the batch sees."""
+def begins(host: StepBatch, sequences: Sequence[int], window: int | None) -> list[int]:
+    """For each of ``sequences``, the first token that a query of the step sees."""
     if window is None:
         return [0] * len(sequences)
-    return [max(0, batch.seq_lens[b] - batch.query_len(b) + 1 - window) for b in sequences]
+    return [max(0, host.seq_lens[b] - host.query_len(b) + 1 - window) for b in sequences]
 
 
 def gathered(
@@ -171,14 +170,14 @@ def gathered(
         Slots in the cache, int64 ``[L]``, and the lengths that go with them. A query's distance to the end of
         its sequence's keys is what it was.
     """
-    device = batch.page_table.device
-    first = begins(batch, sequences, window)
-    lens = [batch.seq_lens[b] - begin for b, begin in zip(sequences, first, strict=True)]
-    lengths = Lengths.build([batch.query_len(b) for b in sequences], lens, device)
-    which = torch.tensor([list(sequences), first], device=device)
+    host, device = batch.host, batch.device.page_table.device
+    first = begins(host, sequences, window)
+    lens = [host.seq_lens[b] - begin for b, begin in zip(sequences, first, strict=True)]
+    lengths = Lengths.build([host.query_len(b) for b in sequences], lens, device)
+    which = to_device(torch.tensor([list(sequences), first]), device)
     owners = torch.repeat_interleave(lengths.key_lens, output_size=sum(lens))
     at = torch.arange(sum(lens), device=device) - lengths.key_starts[owners] + which[1][owners]
-    return locate(batch, which[0][owners], at)[0], lengths
+    return locate(batch.device, which[0][owners], at)[0], lengths
 
 
 def gather(pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

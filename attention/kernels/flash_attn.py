@@ -12,15 +12,15 @@ numbers, as ``PagedCache`` on CUDA does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from importlib import import_module
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 
+from attention.batch import AttentionBatch
 from attention.formats import cast
-from attention.kernels.base import Kernel, layer_ranges
+from attention.kernels.base import Kernel, Kind, layer_ranges
 from attention.kernels.cuda_packages import (
     Lengths,
     capability,
@@ -31,7 +31,22 @@ from attention.kernels.cuda_packages import (
     window_of,
 )
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.transfer import to_device
+from attention.types import LayerCache, LayerSpec
+
+
+class Part(NamedTuple):
+    """Some of a step's sequences, for one call.
+
+    Attributes:
+        rows: their query rows, int64 ``[R]`` on the device; ``None``: all of them.
+        lengths: of the sequences.
+        page_table: their rows of it.
+    """
+
+    rows: torch.Tensor | None
+    lengths: Lengths
+    page_table: torch.Tensor
 
 
 class _Interface(ABC):
@@ -42,12 +57,14 @@ class _Interface(ABC):
         module: what to import.
         sinks: it takes learned sinks.
         endless: how it is told that a query sees to its left or right without end.
+        mixes: one call takes decodes and chunks together.
     """
 
     name: str
     module: str
     sinks: bool = False
     endless: int | None = -1
+    mixes: bool = True
 
     @abstractmethod
     def refusals(self, layers: list[LayerSpec], gpu: tuple[int, int] | None, page_size: int) -> list[str]:
@@ -58,11 +75,11 @@ class _Interface(ABC):
         self,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
+        part: Part,
         sinks: torch.Tensor | None,
         features: dict[str, Any],
     ) -> torch.Tensor:
-        """``[T, H, D]`` from ``query`` ``[T, H, D]`` of the cache's dtype."""
+        """``[R, H, D]`` from the part's ``query`` ``[R, H, D]``, of the cache's dtype."""
 
     @property
     def package(self) -> Any:
@@ -81,17 +98,17 @@ class _FA3(_Interface):
         self,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
+        part: Part,
         sinks: torch.Tensor | None,
         features: dict[str, Any],
     ) -> torch.Tensor:
-        lengths = _lengths(batch)
+        lengths = part.lengths
         return self.package.flash_attn_with_kvcache(
             query,
             cache.keys,
             cache.values,
             cache_seqlens=lengths.key_lens,
-            page_table=batch.page_table,
+            page_table=part.page_table,
             cu_seqlens_q=lengths.query_starts,
             max_seqlen_q=lengths.longest_query,
             **features,
@@ -101,6 +118,7 @@ class _FA3(_Interface):
 class _FA2(_Interface):
     name = "FA2"
     module = "flash_attn"
+    mixes = False
 
     def refusals(self, layers: list[LayerSpec], gpu: tuple[int, int] | None, page_size: int) -> list[str]:
         return page_size_refusal(self.name, page_size, 256)
@@ -109,35 +127,32 @@ class _FA2(_Interface):
         self,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
+        part: Part,
         sinks: torch.Tensor | None,
         features: dict[str, Any],
     ) -> torch.Tensor:
-        decodes, chunks = batch.plan((FlashAttn.name, "parts"), lambda: _parts(batch))
-        output = torch.empty_like(query)
-        if decodes:
+        lengths = part.lengths
+        if lengths.longest_query == 1:
             # Only this function splits long sequences over the GPU.
-            output[decodes.rows] = self.package.flash_attn_with_kvcache(
-                query[decodes.rows].unsqueeze(1),
+            return self.package.flash_attn_with_kvcache(
+                query.unsqueeze(1),
                 cache.keys,
                 cache.values,
-                cache_seqlens=decodes.lengths.key_lens,
-                block_table=decodes.page_table,
+                cache_seqlens=lengths.key_lens,
+                block_table=part.page_table,
                 **features,
             ).squeeze(1)
-        if chunks:
-            output[chunks.rows] = self.package.flash_attn_varlen_func(
-                query[chunks.rows],
-                cache.keys,
-                cache.values,
-                cu_seqlens_q=chunks.lengths.query_starts,
-                cu_seqlens_k=chunks.lengths.key_starts,
-                max_seqlen_q=chunks.lengths.longest_query,
-                max_seqlen_k=chunks.lengths.longest_keys,
-                block_table=chunks.page_table,
-                **features,
-            )
-        return output
+        return self.package.flash_attn_varlen_func(
+            query,
+            cache.keys,
+            cache.values,
+            cu_seqlens_q=lengths.query_starts,
+            cu_seqlens_k=lengths.key_starts,
+            max_seqlen_q=lengths.longest_query,
+            max_seqlen_k=lengths.longest_keys,
+            block_table=part.page_table,
+            **features,
+        )
 
 
 class _FA4(_Interface):
@@ -169,11 +184,11 @@ class _FA4(_Interface):
         self,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
+        part: Part,
         sinks: torch.Tensor | None,
         features: dict[str, Any],
     ) -> torch.Tensor:
-        lengths = _lengths(batch)
+        lengths = part.lengths
         output = self.package.flash_attn_varlen_func(
             query,
             cache.keys,
@@ -182,7 +197,7 @@ class _FA4(_Interface):
             max_seqlen_q=lengths.longest_query,
             max_seqlen_k=lengths.longest_keys,
             seqused_k=lengths.key_lens,
-            page_table=batch.page_table,
+            page_table=part.page_table,
             learnable_sink=sinks,
             **features,
         )
@@ -192,7 +207,21 @@ class _FA4(_Interface):
 _INTERFACES: tuple[_Interface, ...] = (_FA3(), _FA2(), _FA4())
 
 
-class FlashAttn(Kernel):
+class FlashPlan(NamedTuple):
+    """The calls of a step in layers of a kind.
+
+    Attributes:
+        interface: what is called.
+        parts: one call each.
+        features: further arguments of every call.
+    """
+
+    interface: _Interface
+    parts: list[Part]
+    features: dict[str, Any]
+
+
+class FlashAttn(Kernel[FlashPlan]):
     """The first installed interface that can compute the layers."""
 
     name = "flash_attn"
@@ -219,20 +248,10 @@ class FlashAttn(Kernel):
             lacks += found
         return reasons + lacks
 
-    def forward(
-        self,
-        layer: LayerSpec,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
-        sinks: torch.Tensor | None,
-        rerotated: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See ``Kernel.forward``."""
-        key = (self.name, replace(layer, index=0))
-        interface: _Interface = batch.plan(key, lambda: _choose(layer, query.device, batch.page_size))
-        window = window_of(layer, pattern)
+    def plan(self, kind: Kind, batch: AttentionBatch) -> FlashPlan:
+        """See ``Kernel.plan``."""
+        layer, window = kind.layer, window_of(kind.layer, kind.pattern)
+        interface = _choose(layer, batch.device.page_table.device, batch.host.page_size)
         features = {
             "softmax_scale": layer.scale,
             "causal": True,
@@ -240,8 +259,26 @@ class FlashAttn(Kernel):
             "window_size": (interface.endless,) * 2 if window is None else (window - 1, 0),
             "softcap": layer.softcap or 0.0,
         }
-        output = interface.attend(cast(query, cache.keys.dtype), cache, batch, sinks, features)
-        return output.to(query.dtype)
+        return FlashPlan(interface, _parts(batch, interface.mixes), features)
+
+    def forward(
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        cache: LayerCache,
+        plan: FlashPlan,
+        sinks: torch.Tensor | None,
+        rerotated: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See ``Kernel.forward``."""
+        interface, query_dtype = plan.interface, query.dtype
+        query, features = cast(query, cache.keys.dtype), plan.features
+        if len(plan.parts) == 1:
+            return interface.attend(query, cache, plan.parts[0], sinks, features).to(query_dtype)
+        output = torch.empty_like(query)
+        for part in plan.parts:
+            output[part.rows] = interface.attend(query[part.rows], cache, part, sinks, features)
+        return output.to(query_dtype)
 
 
 def _refusals(
@@ -273,37 +310,20 @@ def _gpu_refusal(name: str, gpu: tuple[int, int] | None, majors: tuple[int, ...]
     return [f"{name} reads pages on compute capability {names}, this device has {gpu[0]}.{gpu[1]}"]
 
 
-def _lengths(batch: AttentionBatch) -> Lengths:
-    def build() -> Lengths:
-        counts = [batch.query_len(b) for b in range(batch.size)]
-        return Lengths.build(counts, batch.seq_lens, batch.page_table.device)
-
-    return batch.plan((FlashAttn.name, "lengths"), build)
-
-
-class _Part(NamedTuple):
-    """Some of the batch's sequences: their query rows, lengths and rows of the page table."""
-
-    rows: torch.Tensor | slice
-    lengths: Lengths
-    page_table: torch.Tensor
+def _parts(batch: AttentionBatch, mixed: bool) -> list[Part]:
+    """All sequences; decodes and chunks by themselves unless both may be mixed."""
+    lens = [batch.host.query_len(b) for b in range(batch.host.size)]
+    if mixed or batch.host.decode_only or min(lens) > 1:
+        lengths = Lengths.build(lens, batch.host.seq_lens, batch.device.page_table.device)
+        return [Part(None, lengths, batch.device.page_table)]
+    decodes = [b for b, count in enumerate(lens) if count == 1]
+    return [_part(batch, decodes), _part(batch, [b for b, count in enumerate(lens) if count > 1])]
 
 
-def _parts(batch: AttentionBatch) -> tuple[_Part | None, _Part | None]:
-    """Decodes and chunks."""
-    decodes = [b for b in range(batch.size) if batch.query_len(b) == 1]
-    chunks = [b for b in range(batch.size) if batch.query_len(b) > 1]
-    return _part(batch, decodes), _part(batch, chunks)
-
-
-def _part(batch: AttentionBatch, sequences: list[int]) -> _Part | None:
-    if not sequences:
-        return None
-    if len(sequences) == batch.size:
-        return _Part(slice(None), _lengths(batch), batch.page_table)
-    device = batch.page_table.device
-    rows = [row for b in sequences for row in range(batch.query_starts[b], batch.query_starts[b + 1])]
-    counts = [batch.query_len(b) for b in sequences]
-    lengths = Lengths.build(counts, [batch.seq_lens[b] for b in sequences], device)
-    table = batch.page_table[torch.tensor(sequences, device=device)]
-    return _Part(torch.tensor(rows, device=device), lengths, table)
+def _part(batch: AttentionBatch, sequences: list[int]) -> Part:
+    host, table = batch.host, batch.device.page_table
+    rows = [row for b in sequences for row in range(host.query_starts[b], host.query_starts[b + 1])]
+    counts = [host.query_len(b) for b in sequences]
+    lengths = Lengths.build(counts, [host.seq_lens[b] for b in sequences], table.device)
+    own = table[to_device(torch.tensor(sequences), table.device)]
+    return Part(to_device(torch.tensor(rows), table.device), lengths, own)

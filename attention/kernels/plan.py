@@ -1,8 +1,8 @@
 """What to gather from the cache for a batch, found from ranges: work in proportion to what is visible.
 
-Two shapes of work. Query rows that stand alone (decodes, and rows that choose by content) go together in
-padded groups of similar length, each row with keys of its own. Consecutive rows of one sequence (chunks of
-prompts) share what any of them sees, in blocks cut so that rows far apart need not share.
+Two shapes of work. Single rows (decodes, and rows that select by content) go together in padded groups of
+similar length, each row with keys of its own. Consecutive rows of one sequence (chunks of prompts) share what
+any of them sees, in blocks cut so that rows far apart need not share.
 
 Ranges, groups and blocks are found on the host, from what the host knows, while the device computes.
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from attention.kernels.base import choosing_rows, locate, spans_of, visibility
+from attention.batch import AttentionBatch
+from attention.kernels.base import locate, visibility
 from attention.patterns.base import ContentPattern, Pattern
+from attention.step import Array
 from attention.transfer import to_device
-from attention.types import AttentionBatch
 
 # Up to this many tokens, a launch of its own costs more than the padding it saves.
 _SHORT = 128
@@ -34,7 +36,7 @@ Span = tuple[int, int]
 class Rows(NamedTuple):
     """``N`` items of one query row each; each reads ``L`` cached tokens of its own, padding included.
 
-    Where the KV heads choose by themselves, an item is a row and a KV head, ``row * heads + head``, and
+    Where the KV heads select by themselves, an item is a row and a KV head, ``row * heads + head``, and
     so are the slots; otherwise ``heads`` is 1.
     """
 
@@ -56,7 +58,7 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All query rows of a batch but those that choose by content."""
+    """All query rows of a batch but those that select by content."""
 
     rows: list[Rows]
     blocks: list[Block]
@@ -64,23 +66,23 @@ class Plan(NamedTuple):
 
 def plan_batch(batch: AttentionBatch, window: int | None, pattern: Pattern, dtype: torch.dtype) -> Plan:
     """What layers with this window of their own gather under a pattern; masks are in ``dtype``."""
-    alone, chunks = split(batch, pattern)
+    single, chunks = split(batch, pattern)
     blocks = [block for chunk in chunks for block in plan_chunk(batch, *chunk, window, pattern, dtype)]
-    return Plan(plan_alone(batch, alone, window, pattern, dtype), blocks)
+    return Plan(plan_single(batch, single, window, pattern, dtype), blocks)
 
 
 def split(batch: AttentionBatch, pattern: Pattern) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """The query rows that stand alone, and longer runs as sequence, first row and the row after the last.
+    """Single query rows, and longer runs as sequence, first row and the row after the last.
 
-    Rows that choose by content are in neither.
+    Rows that select by content are in neither.
     """
-    edges = batch.query_starts
+    edges = batch.host.query_starts
     runs = [(b, start, stop) for b, (start, stop) in enumerate(pairwise(edges))]
     if isinstance(pattern, ContentPattern):
-        choosing = set(choosing_rows(batch, pattern).tolist())
-        runs = [run for b, start, stop in runs for run in _without(choosing, b, start, stop)]
-    alone = [start for _, start, stop in runs if stop - start == 1]
-    return alone, [run for run in runs if run[2] - run[1] > 1]
+        selecting = set(batch.visible.selecting(pattern).tolist())
+        runs = [run for b, start, stop in runs for run in _without(selecting, b, start, stop)]
+    single = [start for _, start, stop in runs if stop - start == 1]
+    return single, [run for run in runs if run[2] - run[1] > 1]
 
 
 def _without(rows: set[int], b: int, start: int, stop: int) -> list[tuple[int, int, int]]:
@@ -89,21 +91,21 @@ def _without(rows: set[int], b: int, start: int, stop: int) -> list[tuple[int, i
     return [(b, first + 1, last) for first, last in pairwise(cuts) if first + 1 < last]
 
 
-def plan_alone(
-    batch: AttentionBatch, alone: list[int], window: int | None, pattern: Pattern, dtype: torch.dtype
+def plan_single(
+    batch: AttentionBatch, single: list[int], window: int | None, pattern: Pattern, dtype: torch.dtype
 ) -> list[Rows]:
-    """Groups of query rows that stand alone and see what a rule over positions lets them see."""
-    if not alone:
+    """Groups of single rows that see what a rule over positions lets them see."""
+    if not single:
         return []
-    rows = torch.tensor(alone)
-    spans = spans_of(batch, pattern, window)[rows]
-    exact = not _evicted(batch, batch.host_owners[rows].tolist(), spans, pattern)
+    rows = np.array(single)
+    spans = torch.from_numpy(batch.visible.spans(pattern, window)[rows])
+    exact = not _evicted(batch, batch.host.owners[rows].tolist(), spans, pattern)
     return plan_rows(batch, rows, spans[:, None], pattern.rerotated, dtype, exact=exact)
 
 
 def plan_rows(
     batch: AttentionBatch,
-    rows: torch.Tensor,
+    rows: Array,
     spans: torch.Tensor,
     rerotated: int,
     dtype: torch.dtype,
@@ -112,7 +114,7 @@ def plan_rows(
     exact: bool = True,
     most: int | None = None,
 ) -> list[Rows]:
-    """Groups of rows that stand alone.
+    """Groups of single rows.
 
     Args:
         batch: the step's work.
@@ -122,10 +124,10 @@ def plan_rows(
         dtype: of the masks.
         counts: how many tokens each item sees; ``None``: as many as its spans hold, for which the host waits
             if they are on the device.
-        exact: an item sees no fewer, and none on a page that is gone.
+        exact: an item sees no fewer, and none on a page that was evicted.
         most: tokens that a group of more than one item may gather, padding included.
     """
-    heads, device = spans.shape[1], batch.slots.device
+    heads, device = spans.shape[1], batch.device.slots.device
     begins, ends = spans.flatten(0, 1).unbind(-1)
     held = (ends - begins).clamp(min=0).cumsum(dim=1)
     if counts is None:
@@ -134,18 +136,19 @@ def plan_rows(
     stops, shifts = to_device(torch.stack([held, ends.maximum(begins) - held]), device)
     planned = []
     for members in groups(counts, most):
-        group = torch.tensor(members)
-        at, head = rows[group // heads], group % heads
-        group, at, head, owners = to_device(torch.stack([group, at, head, batch.host_owners[at]]), device)
+        items = np.array(members)
+        own = rows[items // heads]
+        numbers = np.stack([items, own, items % heads, batch.host.owners[own]])
+        group, at, head, owners = to_device(torch.from_numpy(numbers), device)
         width = counts[members[0]]
         columns = torch.arange(width, device=device).expand(len(group), -1).contiguous()
         which = torch.searchsorted(stops[group], columns, right=True)
         real = which < stops.shape[1]
         positions = columns + shifts[group].gather(1, which.clamp(max=stops.shape[1] - 1))
-        # Padding and what is gone must not read what was never written: the query's own key stands in.
-        slots, there = locate(batch, owners[:, None], positions.where(real, 0))
+        # Padding and what was evicted must not read what was never written: the query's own key stands in.
+        slots, there = locate(batch.device, owners[:, None], positions.where(real, 0))
         visible = real & there
-        slots = slots.where(visible, batch.slots[at][:, None]) * heads + head[:, None]
+        slots = slots.where(visible, batch.device.slots[at][:, None]) * heads + head[:, None]
         even = exact and counts[members[-1]] == width
         mask = None if even else additive(visible, dtype)[:, None, None]
         near = (visible & (positions < rerotated))[:, :rerotated] if rerotated else None
@@ -154,7 +157,7 @@ def plan_rows(
 
 
 def _evicted(batch: AttentionBatch, sequences: list[int], spans: torch.Tensor, pattern: Pattern) -> bool:
-    """Whether a row may see a page that the pattern has let go; where its rules agree, no row can.
+    """Whether a row may see a page that was evicted; where the pattern's rules agree, no row can.
 
     Args:
         batch: the step's work.
@@ -162,8 +165,9 @@ def _evicted(batch: AttentionBatch, sequences: list[int], spans: torch.Tensor, p
         spans: what each sees, ``[N, K, 2]`` on the host.
         pattern: the rule in force.
     """
-    gone = [pattern.expired(batch.seq_lens[b] - batch.query_len(b), batch.page_size) for b in sequences]
-    first, stop = batch.page_size * torch.tensor([(pages.start, pages.stop) for pages in gone]).T[..., None]
+    host = batch.host
+    evicted = [pattern.expired(host.seq_lens[b] - host.query_len(b), host.page_size) for b in sequences]
+    first, stop = host.page_size * torch.tensor([(pages.start, pages.stop) for pages in evicted]).T[..., None]
     begins, ends = spans.unbind(-1)
     return bool((begins.maximum(first) < ends.minimum(stop)).any())
 
@@ -195,22 +199,23 @@ def plan_chunk(
     dtype: torch.dtype,
 ) -> list[Block]:
     """Query rows ``start`` to ``stop`` of sequence ``b``, in blocks."""
-    first = batch.seq_lens[b] - batch.query_starts[b + 1] + start
-    at = batch.host_positions[start:stop]
-    spans = spans_of(batch, pattern, window)[start:stop]
-    gone = _evicted(batch, [b], spans, pattern)
+    host, device = batch.host, batch.device
+    first = host.seq_lens[b] - host.query_starts[b + 1] + start
+    at = torch.from_numpy(host.positions[start:stop])
+    spans = torch.from_numpy(batch.visible.spans(pattern, window)[start:stop])
+    evicted = _evicted(batch, [b], spans, pattern)
     blocks = []
     for low, high, held in _cut(spans, first):
         positions = torch.cat([torch.arange(*span) for span in held])
-        seen = to_device(positions, batch.slots.device)
-        slots, there = locate(batch, b, seen)
-        if gone:
+        seen = to_device(positions, device.slots.device)
+        slots, there = locate(device, b, seen)
+        if evicted:
             slots, seen = slots[there], seen[there]
             positions = seen.cpu()
         near = int((positions < pattern.rerotated).sum()) if pattern.rerotated else 0
         mask = None
         if near or len(positions) != high - low or not _causal(spans[low:high], at[low:high]):
-            queries = batch.positions[start + low : start + high, None]
+            queries = device.positions[start + low : start + high, None]
             mask = additive(visibility(queries, seen, window, pattern), dtype)
         blocks.append(Block(start + low, start + high, slots, mask, near))
     return blocks

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 
+from attention.batch import AttentionBatch
 from attention.formats import taken
-from attention.kernels.base import Kernel, choosing_rows, locate, visibility
+from attention.kernels.base import Kernel, Kind, locate, visibility
 from attention.patterns.base import ContentPattern, Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.transfer import to_device
+from attention.types import LayerCache, LayerSpec
 
 _LOGITS_BYTES = 256 << 20
 
 
-class Reference(Kernel):
+class ReferencePlan(NamedTuple):
+    """The step, the rule, and which rows select by content, bool ``[T]`` on the device."""
+
+    batch: AttentionBatch
+    pattern: Pattern
+    selecting: torch.Tensor
+
+
+class Reference(Kernel[ReferencePlan]):
     """Computes every feature of ``LayerSpec`` by its definition.
 
     Query rows are taken in blocks so that no block's logits take more than 256 MiB.
@@ -31,39 +44,44 @@ class Reference(Kernel):
         """See ``Kernel.unsupported``; it can do all."""
         return []
 
+    def plan(self, kind: Kind, batch: AttentionBatch) -> ReferencePlan:
+        """See ``Kernel.plan``."""
+        selecting = np.zeros(len(batch.host.positions), dtype=bool)
+        if isinstance(kind.pattern, ContentPattern):
+            selecting[batch.visible.selecting(kind.pattern)] = True
+        device = batch.device.positions.device
+        return ReferencePlan(batch, kind.pattern, to_device(torch.from_numpy(selecting), device))
+
     def forward(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: ReferencePlan,
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         output = query.new_empty(*query.shape[:2], layer.value_size)
-        choosing = torch.zeros(len(query), dtype=torch.bool, device=query.device)
-        if isinstance(pattern, ContentPattern):
-            choosing[choosing_rows(batch, pattern)] = True
-        for b, seq_len in enumerate(batch.seq_lens):
-            start, stop = batch.query_starts[b], batch.query_starts[b + 1]
+        (batch, pattern, selecting), host = plan, plan.batch.host
+        for b, seq_len in enumerate(host.seq_lens):
+            start, stop = host.query_starts[b], host.query_starts[b + 1]
             positions = torch.arange(seq_len, device=query.device)
-            slots, there = locate(batch, torch.tensor(b, device=query.device), positions)
+            slots, there = locate(batch.device, b, positions)
             positions, slots = positions[there], slots[there]
             keys = taken(cache.keys.flatten(0, 1), slots).float()
             values = taken(cache.values.flatten(0, 1), slots).float()
-            # What lies on pages that are gone is behind the layer's window, but it counts as tokens.
+            # What lies on evicted pages is behind the layer's window, but it counts as tokens.
             whole = keys.new_zeros(seq_len, *keys.shape[1:])
             whole[positions] = keys
             rows = max(1, _LOGITS_BYTES // (4 * layer.query_heads * max(1, len(positions))))
             for first in range(start, stop, rows):
                 last = min(first + rows, stop)
-                at = batch.positions[first:last]
+                at = batch.device.positions[first:last]
                 visible = visibility(at[:, None], positions, layer.window, pattern)[:, None]
                 if isinstance(pattern, ContentPattern):
-                    chosen = pattern.chosen(layer, query[first:last], at, whole, batch.page_size)
-                    visible = visible & (chosen[..., positions] | ~choosing[first:last, None, None])
+                    chosen = pattern.chosen(layer, query[first:last], at, whole, host.page_size)
+                    visible = visible & (chosen[..., positions] | ~selecting[first:last, None, None])
                 near = None
                 if rerotated is not None:
                     near = rerotated[first:last], positions < pattern.rerotated

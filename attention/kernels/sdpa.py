@@ -1,8 +1,7 @@
 """Gather from the pages, then torch's ``scaled_dot_product_attention``.
 
-What to gather and which masks to use depends on the batch, the pattern and the layer's window only, so it is
-planned once per batch and shared by layers that agree; only what a pattern chooses by content is planned for
-each layer.
+What to gather and which masks to use depends on the step and the kind of layer only, so it is planned once
+for all layers of a kind; only what a pattern selects by content is planned for each layer.
 """
 
 from __future__ import annotations
@@ -12,21 +11,50 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from attention.batch import AttentionBatch
 from attention.formats import taken, wider
-from attention.kernels.base import Kernel, choosing_rows, format_refusal, layer_ranges, spans_within
+from attention.kernels.base import Kernel, Kind, format_refusal, layer_ranges, spans_within
 from attention.kernels.plan import Block, Plan, Rows, plan_batch, plan_rows
 from attention.patterns.base import ContentPattern, Pattern
-from attention.transfer import to_device
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.blocks import KnownRows
+from attention.types import LayerCache, LayerSpec
 
-# What rows that choose by content may gather at once, and the masks of a block with rerotated queries take.
+# What rows that select by content may gather at once, and the masks of a block with rerotated queries take.
 _GATHER_BYTES = 64 << 20
 
-# Rows whose choice is made at once, since their ranges may be many.
-_CHOOSING_ROWS = 64
+# Rows whose selection is made at once, since their ranges may be many.
+_SELECTING_ROWS = 64
 
 
-class Sdpa(Kernel):
+class SelectingPart(NamedTuple):
+    """Rows that select by content, few enough at once.
+
+    Attributes:
+        rows: the rows.
+        counts: how many tokens each row sees with each KV head, at most; ``None`` if that is not known.
+    """
+
+    rows: KnownRows
+    counts: list[int] | None
+
+
+class SdpaPlan(NamedTuple):
+    """All rows of a step.
+
+    Attributes:
+        batch: the step.
+        pattern: the rule in force.
+        ruled: rows that see what the rule over positions lets them see.
+        selecting: the others.
+    """
+
+    batch: AttentionBatch
+    pattern: Pattern
+    ruled: Plan
+    selecting: list[SelectingPart]
+
+
+class Sdpa(Kernel[SdpaPlan]):
     """Works on any device and for any pattern."""
 
     name = "sdpa"
@@ -47,13 +75,20 @@ class Sdpa(Kernel):
             reasons.append(f"{self.name} lacks learned sinks ({layer_ranges(sinks)})")
         return reasons + format_refusal(self.name, dtype)
 
+    def plan(self, kind: Kind, batch: AttentionBatch) -> SdpaPlan:
+        """See ``Kernel.plan``; masks are in float32 where queries may be rerotated, which compute in that."""
+        layer, pattern = kind.layer, kind.pattern
+        dtype = torch.float32 if pattern.rerotated else wider(kind.query_dtype, kind.cache_dtype)
+        ruled = plan_batch(batch, layer.window, pattern, dtype)
+        selecting = _selecting(layer, batch, pattern) if isinstance(pattern, ContentPattern) else []
+        return SdpaPlan(batch, pattern, ruled, selecting)
+
     def forward(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: SdpaPlan,
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -62,19 +97,17 @@ class Sdpa(Kernel):
         Computes in the format that holds queries and keys alike. Logits of rerotated queries go through the
         mask, so these are computed in float32 throughout.
         """
-        if not pattern.rerotated:
+        if not plan.pattern.rerotated:
             rerotated = None
         dtype = wider(query.dtype, cache.keys.dtype) if rerotated is None else torch.float32
-        key = (self.name, layer.window, pattern, dtype)
-        plan: Plan = batch.plan(key, lambda: plan_batch(batch, layer.window, pattern, dtype))
         output = query.new_empty(*query.shape[:2], layer.value_size)
-        if isinstance(pattern, ContentPattern):
-            _attend_choosing(layer, query, cache, batch, pattern, output)
+        if plan.selecting:
+            _attend_selecting(layer, query, cache, plan, output)
         cast = query.to(dtype)
         rerotated = None if rerotated is None else rerotated.to(dtype)
-        for rows in plan.rows:
+        for rows in plan.ruled.rows:
             attend_rows(layer, cast, cache, rows, rerotated, output)
-        for block in plan.blocks:
+        for block in plan.ruled.blocks:
             _attend_block(layer, cast, cache, block, rerotated, output)
         return output
 
@@ -87,7 +120,7 @@ def attend_rows(
     rerotated: torch.Tensor | None,
     output: torch.Tensor,
 ) -> None:
-    """Computes a group of query rows that stand alone.
+    """Computes a group of single rows.
 
     Args:
         layer: what the layer asks for.
@@ -101,7 +134,7 @@ def attend_rows(
     shared = layer.kv_heads // rows.heads
     keys = gather(cache.keys, rows.slots, rows.heads).to(query.dtype)
     values = gather(cache.values, rows.slots, rows.heads).to(query.dtype)
-    mask = rows.mask
+    mask = None if rows.mask is None else rows.mask.to(query.dtype)
     if rerotated is not None and rows.near is not None:
         count = rows.near.shape[1]
         first = keys[:, :count]
@@ -153,6 +186,7 @@ def _attend_block(
     for start in range(block.start, block.stop, rows):
         part = slice(start, min(start + rows, block.stop))
         mask = None if block.mask is None else block.mask[start - block.start : part.stop - block.start]
+        mask = None if mask is None else mask.to(query.dtype)
         if rerotated is not None and first is not None and mask is not None:
             mask = mask.expand(*shape, -1, -1).clone(memory_format=torch.contiguous_format)
             near = rerotated[part].unflatten(1, shape)
@@ -168,49 +202,37 @@ def _attend_block(
         output[part] = result.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _attend_choosing(
-    layer: LayerSpec,
-    query: torch.Tensor,
-    cache: LayerCache,
-    batch: AttentionBatch,
-    pattern: ContentPattern,
-    output: torch.Tensor,
+def _attend_selecting(
+    layer: LayerSpec, query: torch.Tensor, cache: LayerCache, plan: SdpaPlan, output: torch.Tensor
 ) -> None:
-    """Computes the rows that choose by content; ``query`` as the model gave it."""
+    """Computes the rows that select by content; ``query`` as the model gave it."""
+    assert isinstance(plan.pattern, ContentPattern)
     dtype = wider(query.dtype, cache.keys.dtype)
     cast = query.to(dtype).contiguous()
     most = _GATHER_BYTES // ((layer.head_size + layer.value_size) * dtype.itemsize)
-    key = ("choosing in parts", pattern, layer.window, layer.kv_heads)
-    parts: list[_Part] = batch.plan(key, lambda: _parts(layer, batch, pattern))
-    for rows, at, counts in parts:
-        spans = pattern.select(layer, query[at], rows, cache, batch)
-        spans = spans_within(spans, batch.positions[at], layer.window)
+    for rows, counts in plan.selecting:
+        spans = plan.pattern.select(layer, query[rows.rows], rows, cache)
+        spans = spans_within(spans, rows.positions, layer.window)
         exact = counts is None or layer.window is None
-        for group in plan_rows(batch, rows, spans, 0, dtype, counts=counts, exact=exact, most=most):
+        groups = plan_rows(plan.batch, rows.known, spans, 0, dtype, counts=counts, exact=exact, most=most)
+        for group in groups:
             attend_rows(layer, cast, cache, group, None, output)
 
 
-class _Part(NamedTuple):
-    """Rows that choose by content."""
-
-    rows: torch.Tensor  # [N] of the batch's query rows, on the host
-    at: torch.Tensor  # the same on the device
-    counts: list[int] | None  # how many tokens each row sees with each KV head, at most, if that is known
-
-
-def _parts(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern) -> list[_Part]:
-    """All rows that choose, few enough at once."""
-    found = []
-    for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS):
-        if not len(rows):
-            continue
+def _selecting(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern) -> list[SelectingPart]:
+    """All rows that select, in parts."""
+    host, found = batch.host, []
+    every = batch.visible.selecting(pattern)
+    for first in range(0, len(every), _SELECTING_ROWS):
+        known = every[first : first + _SELECTING_ROWS]
         counts = None
         if pattern.counted_ahead:
-            positions = batch.host_positions[rows]
-            pages = pattern.pages_chosen(positions, batch.host_prompt_lens[rows], batch.page_size)
-            tokens = (pages - 1) * batch.page_size + positions % batch.page_size + 1
+            positions = torch.from_numpy(host.positions[known])
+            prompt_lens = torch.from_numpy(host.row_prompt_lens[known])
+            pages = pattern.pages_chosen(positions, prompt_lens, host.page_size)
+            tokens = (pages - 1) * host.page_size + positions % host.page_size + 1
             if layer.window is not None:
                 tokens = tokens.clamp(max=layer.window)
             counts = tokens.repeat_interleave(layer.kv_heads).tolist()
-        found.append(_Part(rows, to_device(rows, batch.slots.device), counts))
+        found.append(SelectingPart(KnownRows(host, batch.device, known), counts))
     return found

@@ -10,9 +10,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attention.kernels.base import layer_ranges
-from attention.kernels.sdpa import Sdpa
+from attention.kernels.sdpa import Sdpa, SdpaPlan
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import LayerCache, LayerSpec
 
 
 class SdpaFlash(Sdpa):
@@ -43,11 +43,10 @@ class SdpaFlash(Sdpa):
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: SdpaPlan,
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return super().forward(layer, query, cache, batch, pattern, sinks, rerotated)
+            return super().forward(layer, query, cache, plan, sinks, rerotated)

@@ -10,16 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attention.batch import AttentionBatch
 from attention.formats import cast
 from attention.kernels import triton_write
-from attention.kernels.base import (
-    Kernel,
-    choosing_rows,
-    format_refusal,
-    layer_ranges,
-    power_of_two,
-    spans_within,
-)
+from attention.kernels.base import Kind, format_refusal, layer_ranges, power_of_two, spans_within
+from attention.kernels.capturable import Capturable
 from attention.kernels.triton_device import LARGE_SHARED_MEMORY, device_of
 from attention.kernels.triton_plan import (
     COVER_FIELDS,
@@ -27,15 +22,16 @@ from attention.kernels.triton_plan import (
     Blocks,
     Heads,
     Tile,
+    captured_blocks,
     compact,
-    plan_choosing,
-    plan_fixed,
+    plan_captured,
     plan_rows,
-    rows_fixed,
+    plan_selecting,
 )
 from attention.patterns.base import ContentPattern, Pattern
-from attention.transfer import to_device
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.blocks import CapturedRows, KnownRows, SelectingRows
+from attention.step import DeviceBatch
+from attention.types import LayerCache, LayerSpec
 
 # Before this, the hardware has neither bfloat16 nor copies to shared memory that run by themselves.
 _LEAST_CAPABILITY = (8, 0)
@@ -43,18 +39,41 @@ _LEAST_CAPABILITY = (8, 0)
 # Larger heads' tiles would not fit registers and shared memory.
 _LARGEST_HEAD = 512
 
-# Rows whose choice is made at once, since their ranges may be many.
-_CHOOSING_ROWS = 128
+# Rows whose selection is made at once, since their ranges may be many.
+_SELECTING_ROWS = 128
 
-# How many ranges a choice has differs from step to step; up to this many, one program does for all.
-_CHOSEN_RANGES = 32
+# How many ranges a selection has differs from step to step; up to this many, one program does for all.
+_SELECTED_RANGES = 32
 
 
-class Triton(Kernel):
+class SelectingPart(NamedTuple):
+    """Rows that select by content, and how they are cut."""
+
+    rows: SelectingRows
+    blocks: Blocks
+
+
+class TritonPlan(NamedTuple):
+    """The launches of a step in layers of a kind.
+
+    Attributes:
+        batch: the step.
+        pattern: the rule in force.
+        ruled: rows that see what the rule over positions lets them see, with their covers.
+        selecting: the others, whose covers each layer finds.
+    """
+
+    batch: DeviceBatch
+    pattern: Pattern
+    ruled: list[tuple[Blocks, torch.Tensor]]
+    selecting: list[SelectingPart]
+
+
+class Triton(Capturable[TritonPlan]):
     """Computes every feature of ``LayerSpec`` and any pattern, since programs see a pattern as ranges only.
 
-    Rows that stand alone (decodes, and those that choose by content) are blocks of one row; chunks are cut
-    into blocks of rows. Where blocks are too few to fill the device, their keys are split over several
+    Single rows (decodes, and those that select by content) are blocks of one row; chunks are cut into blocks
+    of rows. Where blocks are too few to fill the device, their keys are split over several
     programs; see ``triton_code``. Products of float32 are computed in float32, without tensor cores.
     """
 
@@ -84,101 +103,92 @@ class Triton(Kernel):
             reasons.append(f"triton takes head sizes up to {_LARGEST_HEAD} ({layer_ranges(large)})")
         return reasons
 
-    def needs_host(self, pattern: Pattern) -> str | None:
-        """See ``Kernel.needs_host``."""
+    def uncapturable(self, pattern: Pattern) -> str | None:
+        """See ``Capturable.uncapturable``."""
         if isinstance(pattern, ContentPattern) and not pattern.capturable:
-            return f"{pattern.name} plans what its queries choose on the host"
+            return f"{pattern.name} plans what its queries select on the host"
         return None
 
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """See ``Kernel.write``."""
         triton_write.write(cache, slots, key, value)
 
+    def plan(self, kind: Kind, batch: AttentionBatch) -> TritonPlan:
+        """See ``Kernel.plan``."""
+        heads, (single, together), processors = _cut(kind, batch.device)
+        selecting: list[SelectingPart] = []
+        if isinstance(kind.pattern, ContentPattern):
+            every = batch.visible.selecting(kind.pattern)
+            for first in range(0, len(every), _SELECTING_ROWS):
+                rows = every[first : first + _SELECTING_ROWS]
+                blocks = plan_selecting(batch, rows, heads, single, processors)
+                selecting.append(SelectingPart(KnownRows(batch.host, batch.device, rows), blocks))
+        ruled = plan_rows(batch, kind.layer.window, kind.pattern, heads, single, together, processors)
+        return TritonPlan(batch.device, kind.pattern, ruled, selecting)
+
+    def plan_captured(self, kind: Kind, batch: DeviceBatch) -> TritonPlan:
+        """See ``Capturable.plan_captured``. Of a content pattern all rows select: none are a prompt's."""
+        heads, (single, _), processors = _cut(kind, batch)
+        if isinstance(kind.pattern, ContentPattern):
+            most = kind.pattern.most_pages(batch.page_size)
+            blocks = captured_blocks(batch, heads, single, processors, most)
+            return TritonPlan(batch, kind.pattern, [], [SelectingPart(CapturedRows(batch), blocks)])
+        ruled = plan_captured(batch, kind.layer.window, kind.pattern, heads, single, processors)
+        return TritonPlan(batch, kind.pattern, [ruled], [])
+
     def forward(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: TritonPlan,
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``; queries are rounded to the cache's format, unless that has 8 bits."""
-        heads = Heads(layer.kv_heads, layer.query_heads // layer.kv_heads)
-        processors, shared_memory, _ = device_of(query.device)
-        dtype = cache.keys.dtype
-        if dtype == torch.float8_e4m3fn:
-            dtype = query.dtype
+        dtype = _dtype(query.dtype, cache.keys.dtype)
+        if cache.keys.dtype == torch.float8_e4m3fn:
             cache = cache._replace(keys=cache.keys.view(torch.uint8), values=cache.values.view(torch.uint8))
-        alone, together = tiles(layer, dtype, shared_memory)
         output = query.new_empty(*query.shape[:2], layer.value_size)
         call = _Call(
             layer,
-            heads,
+            _heads(layer),
             _dense_heads(cast(query, dtype)),
             cache,
-            batch,
+            plan.batch,
             sinks,
             None if rerotated is None else _dense_heads(cast(rerotated, dtype)),
             output,
         )
-        if isinstance(pattern, ContentPattern):
-            choosing: list[_Choosing] = batch.plan(
-                (self.name, "choosing", pattern, heads, alone),
-                lambda: _choosing(batch, pattern, heads, alone, processors),
-            )
-            for some in choosing:
-                _launch(call, some.blocks, _chosen(call, pattern, some, query))
-        if not batch.device_only:
-            others: list[tuple[Blocks, torch.Tensor]] = batch.plan(
-                (self.name, pattern, heads, alone, together, layer.window),
-                lambda: plan_rows(batch, layer.window, pattern, heads, alone, together, processors),
-            )
-            for blocks, covers in others:
-                _launch(call, blocks, covers)
-        elif not isinstance(pattern, ContentPattern):  # whose rows all choose: they are no prompt's
-            fixed: tuple[Blocks, torch.Tensor] = batch.plan(
-                (self.name, pattern, heads, alone, layer.window),
-                lambda: plan_fixed(batch, layer.window, pattern, heads, alone, processors),
-            )
-            _launch(call, *fixed)
+        for rows, blocks in plan.selecting:
+            _launch(call, blocks, _selected(call, plan.pattern, rows, query))
+        for blocks, covers in plan.ruled:
+            _launch(call, blocks, covers)
         return output
 
 
-class _Choosing(NamedTuple):
-    """Rows that choose by content, on the host where it knows them and on the device."""
-
-    rows: torch.Tensor
-    at: torch.Tensor
-    blocks: Blocks
+def _heads(layer: LayerSpec) -> Heads:
+    return Heads(layer.kv_heads, layer.query_heads // layer.kv_heads)
 
 
-def _choosing(
-    batch: AttentionBatch, pattern: ContentPattern, heads: Heads, tile: Tile, processors: int
-) -> list[_Choosing]:
-    """The rows of a batch that choose, in parts."""
-    if batch.device_only:
-        every = torch.arange(len(batch.positions), device=batch.positions.device)
-        most = pattern.most_pages(batch.page_size)
-        return [_Choosing(every, every, rows_fixed(batch, heads, tile, processors, most))]
-    return [
-        _Choosing(
-            rows,
-            to_device(rows, batch.positions.device),
-            plan_choosing(batch, rows, heads, tile, processors),
-        )
-        for rows in choosing_rows(batch, pattern).split(_CHOOSING_ROWS)
-        if len(rows)
-    ]
+def _dtype(query: torch.dtype, cache: torch.dtype) -> torch.dtype:
+    """In which products are computed."""
+    return query if cache == torch.float8_e4m3fn else cache
 
 
-def _chosen(call: _Call, pattern: ContentPattern, some: _Choosing, query: torch.Tensor) -> torch.Tensor:
-    """The covers of rows that choose; ``query`` as it came, before it is rounded."""
-    layer, cache, batch, at = call.layer, call.cache, call.batch, some.at
-    spans = pattern.select(layer, query[at], some.rows, cache, batch)
-    spans = spans_within(spans, batch.positions[at], layer.window)
-    return compact(spans, pattern.rerotated, _CHOSEN_RANGES)
+def _cut(kind: Kind, batch: DeviceBatch) -> tuple[Heads, tuple[Tile, Tile], int]:
+    """Heads, tiles for single rows and for chunks, and the device's multiprocessors."""
+    processors, shared_memory, _ = device_of(batch.page_table.device)
+    dtype = _dtype(kind.query_dtype, kind.cache_dtype)
+    return _heads(kind.layer), tiles(kind.layer, dtype, shared_memory), processors
+
+
+def _selected(call: _Call, pattern: Pattern, rows: SelectingRows, query: torch.Tensor) -> torch.Tensor:
+    """The covers of rows that select; ``query`` as it came, before it is rounded."""
+    assert isinstance(pattern, ContentPattern)
+    spans = pattern.select(call.layer, query[rows.rows], rows, call.cache)
+    spans = spans_within(spans, rows.positions, call.layer.window)
+    return compact(spans, pattern.rerotated, _SELECTED_RANGES)
 
 
 class _Call(NamedTuple):
@@ -188,14 +198,14 @@ class _Call(NamedTuple):
     heads: Heads
     query: torch.Tensor
     cache: LayerCache
-    batch: AttentionBatch
+    batch: DeviceBatch
     sinks: torch.Tensor | None
     rerotated: torch.Tensor | None
     output: torch.Tensor
 
 
 def tiles(layer: LayerSpec, dtype: torch.dtype, shared_memory: int) -> tuple[Tile, Tile]:
-    """Tiles for rows that stand alone and for chunks, of a size that registers and shared memory hold.
+    """Tiles for single rows and for chunks, of a size that registers and shared memory hold.
 
     Args:
         layer: what the layer asks for.

@@ -1,6 +1,7 @@
 """How a batch is cut for the Triton programs of ``triton_code``: blocks of rows, their covers, their parts.
 
-All of this is found on the host, from what the host knows, while the device computes.
+All of this is found on the host, from what the host knows, while the device computes; of a captured step, of
+which the host knows nothing, on the device.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from attention.kernels.base import power_of_two, spans_of, spans_within
+from attention.batch import AttentionBatch
+from attention.kernels.base import power_of_two, spans_within
 from attention.kernels.plan import split
 from attention.patterns.base import Pattern
+from attention.step import Array, DeviceBatch
 from attention.transfer import to_device
-from attention.types import AttentionBatch
 
 # Columns of ``Blocks.blocks`` and ``Blocks.items``, and numbers before the ranges of a cover.
 BLOCK_FIELDS = 6
@@ -24,9 +26,9 @@ COVER_FIELDS = 2
 
 LOG2_E = 1.4426950408889634
 
-# Programs for each multiprocessor where covers are cut without knowing their lengths: enough to read memory
-# at full speed, and few, since the parts of a row are put together one after another.
-_FIXED_PROGRAMS = 2
+# Programs for each multiprocessor in a captured step, where covers are cut without knowing their lengths:
+# enough to read memory at full speed, and few, since the parts of a row are put together one after another.
+_CAPTURED_PROGRAMS = 2
 
 
 class Tile(NamedTuple):
@@ -86,65 +88,64 @@ def plan_rows(
     window: int | None,
     pattern: Pattern,
     heads: Heads,
-    alone: Tile,
+    single: Tile,
     together: Tile,
     processors: int,
 ) -> list[tuple[Blocks, torch.Tensor]]:
-    """All query rows but those that choose by content, with the blocks' covers, see ``compact``.
+    """All query rows but those that select by content, with the blocks' covers, see ``compact``.
 
     Args:
         batch: the step's work.
         window: the layer's own sliding window, or ``None``.
         pattern: which cached tokens a query may see.
         heads: the layer's heads.
-        alone: for rows that stand alone.
+        single: for single rows.
         together: for chunks.
         processors: multiprocessors of the device.
     """
-    single, chunks = split(batch, pattern)
-    spans = spans_of(batch, pattern, window)
-    device = batch.page_table.device
+    alone, chunks = split(batch, pattern)
+    spans = batch.visible.spans(pattern, window)
+    device = batch.device.page_table.device
     planned = []
-    if single:
-        rows = np.asarray(single)
-        sequences = np.searchsorted(batch.query_starts, rows, side="right") - 1
-        covers = compact(spans[rows][:, None], pattern.rerotated)
+    if alone:
+        rows = np.asarray(alone)
+        sequences = batch.host.owners[rows]
+        covers = compact(torch.from_numpy(spans[rows])[:, None], pattern.rerotated)
         fields = np.stack([rows, np.ones_like(rows), sequences], axis=1)
         full = np.zeros((len(rows), 2), dtype=np.int64)
-        planned.append(_blocks(alone, fields, full, covers, None, heads, processors, device))
+        planned.append(_blocks(single, fields, full, covers, None, heads, processors, device))
     if chunks:
-        fields, full, hulls = _chunks(chunks, spans.numpy(), max(1, together.pairs // heads.group))
+        fields, full, hulls = _chunks(chunks, spans, max(1, together.pairs // heads.group))
         covers = compact(torch.from_numpy(hulls)[:, None], pattern.rerotated)
-        ranges = to_device(spans.int(), device)
+        ranges = to_device(torch.from_numpy(spans.astype(np.int32)), device)
         planned.append(_blocks(together, fields, full, covers, ranges, heads, processors, device))
     return planned
 
 
-def plan_choosing(
-    batch: AttentionBatch, rows: torch.Tensor, heads: Heads, tile: Tile, processors: int
-) -> Blocks:
-    """Rows that choose by content, int64 ``[N]`` on the host, each a block of its own.
+def plan_selecting(batch: AttentionBatch, rows: Array, heads: Heads, tile: Tile, processors: int) -> Blocks:
+    """Rows that select by content, int64 ``[N]`` on the host, each a block of its own.
 
-    How much they choose is known to the device alone, so all covers are cut into as many parts.
+    How much they select is known to the device alone, so all covers are cut into as many parts.
     """
-    device = batch.page_table.device
-    programs, longest = processors * tile.programs, max(batch.seq_lens)
-    planned = _evenly(rows, batch.host_owners[rows], heads, tile, programs, longest)
+    device = batch.device.page_table.device
+    programs, longest = processors * tile.programs, max(batch.host.seq_lens)
+    owners = torch.from_numpy(batch.host.owners[rows])
+    planned = _evenly(torch.from_numpy(rows), owners, heads, tile, programs, longest)
     return planned._replace(blocks=to_device(planned.blocks, device), items=to_device(planned.items, device))
 
 
-def plan_fixed(
-    batch: AttentionBatch,
+def plan_captured(
+    batch: DeviceBatch,
     window: int | None,
     pattern: Pattern,
     heads: Heads,
     tile: Tile,
     processors: int,
 ) -> tuple[Blocks, torch.Tensor]:
-    """All rows of a batch that the device alone knows, each a block of its own, with their covers.
+    """All rows of a captured step, each a block of its own, with their covers.
 
     Args:
-        batch: decodes, ``fixed``.
+        batch: decodes.
         window: the layer's own sliding window, or ``None``.
         pattern: which cached tokens a query may see, by position.
         heads: the layer's heads.
@@ -154,28 +155,28 @@ def plan_fixed(
     positions = batch.positions
     spans = spans_within(pattern.spans(positions), positions, window)
     straight = pattern.dense and window is None
-    return rows_fixed(batch, heads, tile, processors)._replace(straight=straight), compact(
+    return captured_blocks(batch, heads, tile, processors)._replace(straight=straight), compact(
         spans[:, None], pattern.rerotated
     )
 
 
-def rows_fixed(
-    batch: AttentionBatch, heads: Heads, tile: Tile, processors: int, most_pages: int | None = None
+def captured_blocks(
+    batch: DeviceBatch, heads: Heads, tile: Tile, processors: int, most_pages: int | None = None
 ) -> Blocks:
-    """All rows of a batch that the device alone knows, each a block of its own, whatever their covers are.
+    """All rows of a captured step, each a block of its own, whatever their covers are.
 
     ``most_pages``: that a row sees, if it sees no more of longer sequences.
     """
     rows = torch.arange(len(batch.positions), device=batch.positions.device)
     width = batch.page_table.shape[1]
     longest = (width if most_pages is None else min(width, most_pages)) * batch.page_size
-    return _evenly(rows, batch.owners, heads, tile, processors * _FIXED_PROGRAMS, longest)
+    return _evenly(rows, batch.owners, heads, tile, processors * _CAPTURED_PROGRAMS, longest)
 
 
 def _evenly(
     rows: torch.Tensor, owners: torch.Tensor, heads: Heads, tile: Tile, programs: int, longest: int
 ) -> Blocks:
-    """Rows ``[N]`` that stand alone, all of whose covers are cut into as many parts."""
+    """Single rows ``[N]``, all of whose covers are cut into as many parts."""
     parts = max(1, min(programs // (len(rows) * heads.columns(tile)), -(-longest // tile.part)))
     at = torch.arange(len(rows), device=rows.device)
     zero = torch.zeros_like(at)

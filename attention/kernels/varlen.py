@@ -8,24 +8,34 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
+from attention.batch import AttentionBatch
 from attention.formats import cast
-from attention.kernels.base import Kernel
+from attention.kernels.base import Kernel, Kind
 from attention.kernels.cuda_packages import Lengths, gather, gathered, refusals, window_of
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.types import LayerCache, LayerSpec
 
 # What the implementation within torch, FlashAttention-2, can read in place.
 _PAGE_MULTIPLE = 256
 
 
-class _Plan(NamedTuple):
-    """What all sequences see: pages of the cache if these can be read in place, else slots to gather."""
+class VarlenPlan(NamedTuple):
+    """What all sequences see.
 
+    Attributes:
+        window: see ``window_of``.
+        page_table: of the step.
+        slots: of the cache to gather; ``None`` if pages can be read in place.
+        lengths: of the sequences.
+    """
+
+    window: int | None
+    page_table: torch.Tensor
     slots: torch.Tensor | None
     lengths: Lengths
 
 
-class Varlen(Kernel):
+class Varlen(Kernel[VarlenPlan]):
     """One call for the whole batch, mixed or not; in every torch for CUDA.
 
     From torch 2.12 on, pages of a multiple of 256 tokens are read in place. Others, and all with torch 2.11,
@@ -45,21 +55,27 @@ class Varlen(Kernel):
         """See ``Kernel.unsupported``."""
         return refusals(self.name, layers, device, dtype, pattern)
 
+    def plan(self, kind: Kind, batch: AttentionBatch) -> VarlenPlan:
+        """See ``Kernel.plan``."""
+        window, table = window_of(kind.layer, kind.pattern), batch.device.page_table
+        host, sequences = batch.host, range(batch.host.size)
+        if not _reads_pages() or host.page_size % _PAGE_MULTIPLE:
+            return VarlenPlan(window, table, *gathered(batch, sequences, window))
+        counts = [host.query_len(b) for b in sequences]
+        return VarlenPlan(window, table, None, Lengths.build(counts, host.seq_lens, table.device))
+
     def forward(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: VarlenPlan,
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
-        window = window_of(layer, pattern)
-        plan: _Plan = batch.plan((self.name, window), lambda: _plan(batch, window))
         lengths = plan.lengths
-        features: dict[str, Any] = {"seqused_k": lengths.key_lens, "block_table": batch.page_table}
+        features: dict[str, Any] = {"seqused_k": lengths.key_lens, "block_table": plan.page_table}
         keys, values = cache.keys, cache.values
         if plan.slots is not None:
             keys, values, features = gather(keys, plan.slots), gather(values, plan.slots), {}
@@ -74,7 +90,7 @@ class Varlen(Kernel):
             lengths.longest_query,
             lengths.longest_keys,
             scale=layer.scale,
-            window_size=_window_size(window, lengths),
+            window_size=_window_size(plan.window, lengths),
             **features,
         )
         return output.to(query.dtype)
@@ -91,11 +107,3 @@ def _window_size(window: int | None, lengths: Lengths) -> tuple[int, int]:
 def _reads_pages() -> bool:
     """Whether this torch is 2.12 or newer."""
     return "block_table" in signature(varlen_attn).parameters
-
-
-def _plan(batch: AttentionBatch, window: int | None) -> _Plan:
-    sequences = range(batch.size)
-    if not _reads_pages() or batch.page_size % _PAGE_MULTIPLE:
-        return _Plan(*gathered(batch, sequences, window))
-    counts = [batch.query_len(b) for b in sequences]
-    return _Plan(None, Lengths.build(counts, batch.seq_lens, batch.page_table.device))

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attention.batch import AttentionBatch
 from attention.formats import cast
-from attention.kernels.base import Kernel, layer_ranges, power_of_two
+from attention.kernels.base import Kernel, Kind, layer_ranges, power_of_two
 from attention.kernels.cuda_packages import (
     begins,
     capability,
@@ -28,7 +29,8 @@ from attention.kernels.cuda_packages import (
     window_of,
 )
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.transfer import to_device
+from attention.types import LayerCache, LayerSpec
 
 _HEAD_SIZES = (16, 32, 64, 128, 256)
 
@@ -36,7 +38,7 @@ _HEAD_SIZES = (16, 32, 64, 128, 256)
 _PAGE_MULTIPLE = 64
 
 
-class _Part(NamedTuple):
+class XformersPart(NamedTuple):
     """Some of the batch's sequences.
 
     Attributes:
@@ -52,7 +54,7 @@ class _Part(NamedTuple):
     operator: Any
 
 
-class Xformers(Kernel):
+class Xformers(Kernel[list[XformersPart]]):
     """Two calls for a batch: one for its decodes, one for its chunks."""
 
     name = "xformers"
@@ -82,24 +84,29 @@ class Xformers(Kernel):
             reasons += import_refusal(self.name, "xformers.ops.fmha") or _lacking()
         return reasons
 
+    def plan(self, kind: Kind, batch: AttentionBatch) -> list[XformersPart]:
+        """See ``Kernel.plan``."""
+        window, sequences = window_of(kind.layer, kind.pattern), range(batch.host.size)
+        decodes = [b for b in sequences if batch.host.query_len(b) == 1]
+        chunks = [b for b in sequences if batch.host.query_len(b) > 1]
+        parts = [_plan_decodes(batch, decodes, window)] if decodes else []
+        return [*parts, _plan_chunks(batch, chunks, window)] if chunks else parts
+
     def forward(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: list[XformersPart],
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
-        window = window_of(layer, pattern)
-        parts: list[_Part] = batch.plan((self.name, window), lambda: _plan(batch, window))
         attend = import_module("xformers.ops.fmha").memory_efficient_attention_forward
         output = query.new_empty(*query.shape[:2], layer.value_size)
         group = layer.query_heads // layer.kv_heads
         grouped = cast(query, cache.keys.dtype).unflatten(1, (layer.kv_heads, group))
-        for part in parts:
+        for part in plan:
             keys, values = (
                 pages.flatten(0, 1) if part.slots is None else gather(pages, part.slots)
                 for pages in (cache.keys, cache.values)
@@ -124,61 +131,54 @@ def _lacking() -> list[str]:
     return ["xformers finds no flash attention here; see python -m xformers.info"]
 
 
-def _plan(batch: AttentionBatch, window: int | None) -> list[_Part]:
-    decodes = [b for b in range(batch.size) if batch.query_len(b) == 1]
-    chunks = [b for b in range(batch.size) if batch.query_len(b) > 1]
-    parts = [_plan_decodes(batch, decodes, window)] if decodes else []
-    return [*parts, _plan_chunks(batch, chunks, window)] if chunks else parts
-
-
-def _plan_decodes(batch: AttentionBatch, sequences: list[int], window: int | None) -> _Part:
+def _plan_decodes(batch: AttentionBatch, sequences: list[int], window: int | None) -> XformersPart:
     """On the pages in place.
 
     Triton compiles the operator anew for each number of sequences and each width of the page table. So both
     are rounded up to powers of two: the first sequence repeats, and pages follow that no sequence reaches.
     """
     fmha = import_module("xformers.ops.fmha")
+    host, device = batch.host, batch.device.page_table.device
     sequences = sequences + sequences[:1] * (power_of_two(len(sequences)) - len(sequences))
-    device = batch.page_table.device
-    width = power_of_two(batch.page_table.shape[1])
-    table = batch.page_table.new_zeros(len(sequences), width)
-    table[:, : batch.page_table.shape[1]] = batch.page_table[torch.tensor(sequences, device=device)]
-    counts, lengths = [1] * len(sequences), [batch.seq_lens[b] for b in sequences]
-    first = begins(batch, sequences, window)
+    numbers = torch.tensor([sequences, [host.query_starts[b] for b in sequences]])
+    which, rows = to_device(numbers, device).unbind()
+    columns = batch.device.page_table.shape[1]
+    width = power_of_two(columns)
+    table = batch.device.page_table.new_zeros(len(sequences), width)
+    table[:, :columns] = batch.device.page_table[which]
+    counts, lengths = [1] * len(sequences), [host.seq_lens[b] for b in sequences]
+    first = begins(host, sequences, window)
     biases = fmha.attn_bias
     if any(first):
         # As if each sequence had a stretch of its own among all keys, as long as its row of the page table.
-        stretch = width * batch.page_size
+        stretch = width * host.page_size
         bias = biases.BlockDiagonalCausalWithOffsetGappyKeysMask.from_seqlens(
             counts,
             [*(n * stretch + begin for n, begin in enumerate(first)), len(sequences) * stretch],
             [length - begin for length, begin in zip(lengths, first, strict=True)],
             device=device,
-        ).make_paged(table, batch.page_size, stretch, biases.PagedBlockDiagonalCausalWithOffsetGappyKeysMask)
+        ).make_paged(table, host.page_size, stretch, biases.PagedBlockDiagonalCausalWithOffsetGappyKeysMask)
     else:
         bias = biases.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
-            counts, lengths, table, batch.page_size, device=device
+            counts, lengths, table, host.page_size, device=device
         )
-    rows = torch.tensor([batch.query_starts[b] for b in sequences], device=device)
-    return _Part(rows, None, bias, fmha.triton_splitk.FwOp)
+    return XformersPart(rows, None, bias, fmha.triton_splitk.FwOp)
 
 
-def _plan_chunks(batch: AttentionBatch, sequences: list[int], window: int | None) -> _Part:
+def _plan_chunks(batch: AttentionBatch, sequences: list[int], window: int | None) -> XformersPart:
     """On what they see, gathered one sequence after the other."""
     fmha = import_module("xformers.ops.fmha")
-    device = batch.page_table.device
+    host, device = batch.host, batch.device.page_table.device
     slots, _ = gathered(batch, sequences, window)
-    lens = [
-        batch.seq_lens[b] - begin
-        for b, begin in zip(sequences, begins(batch, sequences, window), strict=True)
-    ]
+    first = begins(host, sequences, window)
+    lens = [host.seq_lens[b] - begin for b, begin in zip(sequences, first, strict=True)]
     blocks = fmha.attn_bias.BlockDiagonalMask.from_seqlens(
-        [batch.query_len(b) for b in sequences], lens, device=device
+        [host.query_len(b) for b in sequences], lens, device=device
     )
     bias = (
         blocks.make_causal_from_bottomright()
         if window is None
         else blocks.make_local_attention_from_bottomright(window)
     )
-    rows = [row for b in sequences for row in range(batch.query_starts[b], batch.query_starts[b + 1])]
-    return _Part(torch.tensor(rows, device=device), slots, bias, fmha.flash.FwOp)
+    rows = [row for b in sequences for row in range(host.query_starts[b], host.query_starts[b + 1])]
+    return XformersPart(to_device(torch.tensor(rows), device), slots, bias, fmha.flash.FwOp)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 
-if TYPE_CHECKING:
-    from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.blocks import SelectingRows
+from attention.patterns.written import Written
+from attention.types import LayerCache, LayerSpec
 
 
 class Pattern(ABC):
@@ -102,8 +103,8 @@ class ContentPattern(Pattern):
         counted_ahead: what a query reads are exactly ``pages_chosen`` pages, whole but for its own, or in a
             layer with a window what it sees of at most so many; kernels can prepare for them before the
             choice is made. Else they count what was chosen, for which the host waits.
-        capturable: of a batch that is ``fixed``, ``update`` and ``select`` ask nothing of the host and call
-            the same operators whatever its numbers are; ``select`` is given all rows, on the device.
+        capturable: of a step that the device alone knows (``Written.captured``, ``CapturedRows``), ``update``
+            and ``select`` ask nothing of the host and call the same operators whatever its numbers are.
     """
 
     decoded_keys_differ: bool = False
@@ -133,7 +134,7 @@ class ContentPattern(Pattern):
         """Shape and dtype of one page summary, for a cache of keys in ``dtype``."""
 
     @abstractmethod
-    def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+    def update(self, layer: LayerSpec, cache: LayerCache, written: Written) -> None:
         """Brings the page summaries up to date; called when the step's keys have just been written."""
 
     @abstractmethod
@@ -181,21 +182,15 @@ class ContentPattern(Pattern):
 
     @abstractmethod
     def select(
-        self,
-        layer: LayerSpec,
-        query: torch.Tensor,
-        rows: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
+        self, layer: LayerSpec, query: torch.Tensor, rows: SelectingRows, cache: LayerCache
     ) -> torch.Tensor:
-        """The same choice as ranges, from the page summaries.
+        """The same selection as ranges, from the page summaries.
 
         Args:
             layer: the layer.
             query: ``[N, H, D]``, after RoPE: the rows ``rows`` of the batch's queries.
-            rows: int64 ``[N]`` on the host, indices of query rows of the batch.
+            rows: query rows of the step.
             cache: the layer's keys, values and page summaries.
-            batch: the step's work.
 
         Returns:
             int64 ``[N, Hkv, K, 2]``, ranges as in ``Pattern.spans``.

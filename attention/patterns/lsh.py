@@ -9,10 +9,11 @@ import torch
 
 from attention.formats import taken
 from attention.patterns.base import ContentPattern
-from attention.patterns.blocks import blocks
+from attention.patterns.blocks import SelectingRows
 from attention.patterns.options import NumberedPattern
 from attention.patterns.runs import ranges_by_block, runs
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.written import Written
+from attention.types import LayerCache, LayerSpec
 
 _MOST_BUCKETS = 1 << 15
 
@@ -82,12 +83,11 @@ class Lsh(NumberedPattern, ContentPattern):
         """See ``ContentPattern.summary_of``: the buckets of each token's keys."""
         return torch.Size([page_size, layer.kv_heads, self.hashes]), self._number_format
 
-    def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+    def update(self, layer: LayerSpec, cache: LayerCache, written: Written) -> None:
         """See ``ContentPattern.update``; the step's tokens."""
         assert cache.summary is not None
-        cache.summary.flatten(0, 1)[batch.slots] = self._hash(
-            layer, taken(cache.keys.flatten(0, 1), batch.slots)
-        )
+        slots = written.batch.slots
+        cache.summary.flatten(0, 1)[slots] = self._hash(layer, taken(cache.keys.flatten(0, 1), slots))
 
     def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
         """See ``ContentPattern.chooses``; every query does."""
@@ -105,18 +105,13 @@ class Lsh(NumberedPattern, ContentPattern):
         return self._sees(layer, query[None], positions[None], self._hash(layer, keys)[None])[0]
 
     def select(
-        self,
-        layer: LayerSpec,
-        query: torch.Tensor,
-        rows: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
+        self, layer: LayerSpec, query: torch.Tensor, rows: SelectingRows, cache: LayerCache
     ) -> torch.Tensor:
         """See ``ContentPattern.select``; consecutive tokens make one range."""
         assert cache.summary is not None
         found = []
-        numbers = batch.page_size * layer.kv_heads
-        for block in blocks(rows, batch, 4 * numbers * self.hashes, 16 * numbers):
+        numbers = rows.batch.page_size * layer.kv_heads
+        for block in rows.blocks(4 * numbers * self.hashes, 16 * numbers):
             key_buckets = cache.summary[block.pages].flatten(1, 2)
             sees = self._sees(layer, query[block.rows], block.positions, key_buckets)
             found.append((block.rows, runs(sees)))

@@ -6,10 +6,11 @@ import torch
 
 from attention.formats import taken
 from attention.patterns.base import ContentPattern
-from attention.patterns.blocks import blocks
+from attention.patterns.blocks import SelectingRows
 from attention.patterns.runs import ranges_by_block, runs
 from attention.patterns.topk import TopK
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.written import Written
+from attention.types import LayerCache, LayerSpec
 
 _DOUBLE = torch.double.itemsize
 
@@ -53,7 +54,7 @@ class Oracle(TopK):
         """See ``ContentPattern.summary_of``: nothing, as the keys themselves are looked at."""
         return torch.Size([0]), dtype
 
-    def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+    def update(self, layer: LayerSpec, cache: LayerCache, written: Written) -> None:
         """See ``ContentPattern.update``; there is nothing to do."""
 
     def chosen(
@@ -68,18 +69,13 @@ class Oracle(TopK):
         return self._sees(layer, query[None], positions[None], keys[None], page_size)[0]
 
     def select(
-        self,
-        layer: LayerSpec,
-        query: torch.Tensor,
-        rows: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
+        self, layer: LayerSpec, query: torch.Tensor, rows: SelectingRows, cache: LayerCache
     ) -> torch.Tensor:
         """See ``ContentPattern.select``; consecutive tokens make one range."""
-        page_size = batch.page_size
+        page_size = rows.batch.page_size
         page_bytes = page_size * layer.kv_heads * layer.head_size * (cache.keys.itemsize + 2 * _DOUBLE)
         found = []
-        for block in blocks(rows, batch, page_bytes, 4 * _DOUBLE * page_size * layer.query_heads):
+        for block in rows.blocks(page_bytes, 4 * _DOUBLE * page_size * layer.query_heads):
             keys = taken(cache.keys, block.pages.flatten()).unflatten(0, block.pages.shape).flatten(1, 2)
             sees = self._sees(layer, query[block.rows], block.positions, keys, page_size)
             found.append((block.rows, runs(sees)))

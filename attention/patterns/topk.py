@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from attention.formats import put, taken
 from attention.patterns.base import ContentPattern
-from attention.patterns.blocks import blocks
+from attention.patterns.blocks import SelectingRows
 from attention.patterns.options import NumberedPattern
-from attention.transfer import to_device
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.written import Written
+from attention.types import LayerCache, LayerSpec
 
 # However small the budget: the first page, the query's own and one that it chooses.
 _LEAST_PAGES = 3
-
-# What most decodes complete. To make it anew would take longer than to find that out.
-_NO_PAGES = torch.empty(0, dtype=torch.long)
 
 
 class TopK(NumberedPattern, ContentPattern):
@@ -78,32 +74,11 @@ class TopK(NumberedPattern, ContentPattern):
         """See ``ContentPattern.summary_of``: the smallest and the largest numbers of the page's keys."""
         return torch.Size([2, layer.kv_heads, layer.head_size]), dtype
 
-    def update(self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+    def update(self, layer: LayerSpec, cache: LayerCache, written: Written) -> None:
         """See ``ContentPattern.update``; only pages that the step completes, as no other can be chosen."""
         assert cache.summary is not None
-        if batch.device_only:
-            own = batch.slots // batch.page_size
-            completes = (batch.positions + 1) % batch.page_size == 0
-            # The others go to page 0, which is no sequence's.
-            put(cache.summary, own.where(completes, 0), _summaries(taken(cache.keys, own)))
-            return
-        pages = self.completed(batch)
-        if len(pages):
-            put(cache.summary, pages, _summaries(taken(cache.keys, pages)))
-
-    @staticmethod
-    def completed(batch: AttentionBatch) -> torch.Tensor:
-        """The pages that the step completes, int64 ``[N]``."""
-
-        def find() -> torch.Tensor:
-            # An array, since with so few numbers a call of torch's costs more than what it computes.
-            last = np.flatnonzero((batch.host_positions.numpy() + 1) % batch.page_size == 0)
-            if not len(last):
-                return _NO_PAGES if batch.slots.device == _NO_PAGES.device else batch.slots[:0]
-            return batch.slots[to_device(torch.from_numpy(last), batch.slots.device)] // batch.page_size
-
-        pages: torch.Tensor = batch.plan(("complete pages",), find)
-        return pages
+        if len(written.pages):
+            put(cache.summary, written.summaries, _summaries(taken(cache.keys, written.pages)))
 
     def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
         """See ``ContentPattern.chooses``."""
@@ -132,20 +107,15 @@ class TopK(NumberedPattern, ContentPattern):
         return seen[..., at // page_size] & (at <= positions[:, None, None])
 
     def select(
-        self,
-        layer: LayerSpec,
-        query: torch.Tensor,
-        rows: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
+        self, layer: LayerSpec, query: torch.Tensor, rows: SelectingRows, cache: LayerCache
     ) -> torch.Tensor:
         """See ``ContentPattern.select``: the first pages, one range per page between, the recent pages."""
         assert cache.summary is not None
-        page_size = batch.page_size
-        width = min(self.choices(page_size), batch.page_table.shape[1])
+        page_size = rows.batch.page_size
+        width = min(self.choices(page_size), rows.batch.page_table.shape[1])
         ranges = query.new_zeros(len(rows), layer.kv_heads, width + 2, 2, dtype=torch.long)
         numbers = layer.kv_heads * layer.head_size
-        for block in blocks(rows, batch, 32 * numbers, 32 * layer.query_heads):
+        for block in rows.blocks(32 * numbers, 32 * layer.query_heads):
             if block.pages.shape[1] <= self.most_pages(page_size):
                 ranges[block.rows, :, 0, 1] = block.positions[..., None] + 1
                 continue

@@ -13,7 +13,7 @@ from attention.cache import PagedCache
 from attention.formats import format_name
 from server.engine.core import EngineCore
 from server.engine.cores import usable_cores
-from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
+from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs, uncapturable
 from server.engine.hardware import measure, memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Report, chosen_device, prepare
@@ -153,7 +153,7 @@ def _measured(loaded: LoadedModel) -> Measured | None:
 
 def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGraphs | None:
     """Decode steps as graphs, or a warning why there are none."""
-    reason = runner.attention.needs_host()
+    reason = uncapturable(runner.attention)
     if reason is None and runner.rope is not None:
         reason = f"{runner.rope.kind} RoPE rotates each sequence by its own length"
     if reason is None:

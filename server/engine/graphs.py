@@ -16,9 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from attention.backends import Attention
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
+from attention.kernels.capturable import Capturable
+from attention.step import DeviceBatch
 from attention.transfer import device_only, to_device
-from attention.types import AttentionBatch
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 
@@ -26,7 +29,7 @@ from server.engine.sequence import Sequence
 # other parts, which rounds in another order.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
-Forward = Callable[[torch.Tensor, AttentionBatch], torch.Tensor]
+Forward = Callable[[torch.Tensor, AttentionBatch | DeviceBatch], torch.Tensor]
 
 
 class CaptureError(Exception):
@@ -233,9 +236,7 @@ class DecodeGraphs:
 
         def compute() -> torch.Tensor:
             positions, rows = places
-            return self._forward(
-                tokens, AttentionBatch.on_device(rows, positions, self._table, self._page_size)
-            )
+            return self._forward(tokens, DeviceBatch.captured(rows, positions, self._table, self._page_size))
 
         with device_only():
             logits = graph.capture(compute)
@@ -249,6 +250,14 @@ class DecodeGraphs:
                 f"computed directly (up to {tolerance:g} is rounding)"
             )
         return _Captured(tokens, places, graph, logits)
+
+
+def uncapturable(attention: Attention) -> str | None:
+    """Why steps of this attention can't be captured, as part of a sentence; ``None`` if they can."""
+    kernel = attention.kernel
+    if not isinstance(kernel, Capturable):
+        return f"kernel {kernel.name} plans every step on the host, as all but triton do"
+    return next(filter(None, (kernel.uncapturable(pattern) for pattern, _, _ in attention.alike)), None)
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:

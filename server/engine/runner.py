@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from attention.backends import Attention, UnsupportedError
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.formats import format_name
 from attention.forward import forward
@@ -22,8 +23,10 @@ from attention.hook import Step
 from attention.reading import Pages, pages_of
 from attention.rope import LengthRope
 from attention.rotation import Rotation, read_rotations
+from attention.step import DeviceBatch, StepBatch
 from attention.transfer import AsyncCopy, to_device
-from attention.types import AttentionBatch, LayerSpec
+from attention.types import LayerSpec
+from attention.visible import Visible
 from server.engine import sampler
 from server.engine.graphs import DecodeGraphs
 from server.engine.logprobs import measure, prompt_logprobs
@@ -133,14 +136,14 @@ class Runner:
             prompt_lens=[s.prompt_len for s, _ in scheduled],
         )
         caught_up = [b for b, (s, n) in enumerate(scheduled) if n == s.remaining]
-        last_rows = [batch.query_starts[b + 1] - 1 for b in caught_up]
+        last_rows = [batch.host.query_starts[b + 1] - 1 for b in caught_up]
         echo = [self._echo_positions(one) for one in scheduled]
         keep = last_rows + [
-            batch.query_starts[b] + position - scheduled[b].sequence.computed
+            batch.host.query_starts[b] + position - scheduled[b].sequence.computed
             for b, positions in enumerate(echo)
             for position in positions
         ]
-        every = len(keep) == len(last_rows) == batch.query_starts[-1]
+        every = len(keep) == len(last_rows) == batch.host.query_starts[-1]
         logits = self._logits(scheduled, batch, self._ids(scheduled, before), None if every else keep)
         sequences = [scheduled[b].sequence for b in caught_up]
         return Launched(
@@ -148,18 +151,21 @@ class Runner:
             self._choose(sequences, logits if every else logits[: len(last_rows)]) if sequences else None,
             self._echo(scheduled, echo, logits, len(last_rows)),
             len(keep),
-            pages_of(self.attention, batch),
+            pages_of(self.attention, batch.visible),
         )
 
     def _replay(self, graphs: DecodeGraphs, scheduled: list[Scheduled], ids: torch.Tensor) -> Launched:
         """Launches a captured step; ``ids`` are int64 ``[B]`` on the device."""
         sequences = [one.sequence for one in scheduled]
-        batch = AttentionBatch.counted(
-            [s.computed for s in sequences], self.cache.page_size, [s.prompt_len for s in sequences]
+        host = StepBatch(
+            [s.computed for s in sequences],
+            [1] * len(sequences),
+            self.cache.page_size,
+            [s.prompt_len for s in sequences],
         )
         chosen = self._choose(sequences, graphs.logits(sequences, ids))
         nothing: list[AsyncCopy | None] = [None] * len(scheduled)
-        return Launched(sequences, chosen, nothing, len(scheduled), pages_of(self.attention, batch))
+        return Launched(sequences, chosen, nothing, len(scheduled), pages_of(self.attention, Visible(host)))
 
     @torch.inference_mode()
     def collect(self, launched: Launched, void: Set[Sequence] = frozenset()) -> RunOutput:
@@ -181,7 +187,7 @@ class Runner:
         return self.collect(self.launch(scheduled))
 
     def forward(
-        self, ids: torch.Tensor, batch: AttentionBatch, rows: torch.Tensor | None = None
+        self, ids: torch.Tensor, batch: AttentionBatch | DeviceBatch, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The model's logits ``[N, V]`` of a flattened batch.
 
@@ -191,7 +197,7 @@ class Runner:
             rows: int64 ``[N]`` on the device; ``None`` for all tokens.
         """
         step = Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program)
-        return forward(self.model, ids, batch.positions, step, rows)
+        return forward(self.model, ids, step.device_batch.positions, step, rows)
 
     @property
     def narrowness(self) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from attention.backends import Attention, UnsupportedError, resolve
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.formats import format_name
 from attention.forward import forward
 from attention.hook import Step
-from attention.types import AttentionBatch
 from server.errors import RefusedError
 from server.models.loaded import LoadedModel
 from server.models.non_finite import check_computed, check_held
@@ -261,7 +261,7 @@ def _paged(
         serving = Step(attention, cache, batch, layers, program=program)
         with _own_lengths(loaded, [step[b] for b in rows], [lengths[b] for b in rows]):
             try:
-                output = _served(loaded.model, ids, batch.positions, serving, some=step[0].start > 0)
+                output = _served(loaded.model, ids, batch.device.positions, serving, some=step[0].start > 0)
             except UnsupportedError as error:
                 raise RefusedError(
                     f"{loaded.architecture} cannot be served: {error}; choose another model"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerCache, LayerSpec, PagedCache
-from attention.kernels.base import choosing_rows
+from attention.kernels.base import Kernel, Kind
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.bigbird import BigBird
+from attention.patterns.blocks import KnownRows
 from attention.patterns.full import Full
 from attention.patterns.longformer import Longformer
 from attention.patterns.lsh import Lsh
@@ -21,6 +24,8 @@ from attention.patterns.oracle import Oracle
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
+from attention.patterns.written import Written
+from attention.step import StepBatch
 
 
 @dataclass
@@ -35,15 +40,16 @@ class Case:
 
     def alone(self, b: int) -> Case:
         """The same sequence without its neighbors."""
-        start, stop = self.batch.query_starts[b], self.batch.query_starts[b + 1]
-        batch = AttentionBatch(
-            [0, stop - start],
-            [self.batch.seq_lens[b]],
-            [self.batch.prompt_lens[b]],
-            self.batch.page_table[b : b + 1],
-            self.batch.slots[start:stop],
-            self.batch.positions[start:stop],
-            self.batch.page_size,
+        host = self.batch.host
+        start, stop = host.query_starts[b], host.query_starts[b + 1]
+        table = self.batch.device.page_table
+        batch = AttentionBatch.build(
+            [host.seq_lens[b] - host.query_len(b)],
+            [host.query_len(b)],
+            table[b : b + 1].tolist(),
+            host.page_size,
+            table.device,
+            prompt_lens=[host.prompt_lens[b]],
         )
         return Case(
             self.layer,
@@ -84,8 +90,7 @@ def make_case(
     cache = whole.layers[layer.index]
     free = (torch.randperm(sum(counts), generator=random) + 1).tolist()
     table = torch.zeros(len(sequences), max(counts), dtype=torch.int32)
-    keys, values, slots, positions = [], [], [], []
-    starts = [0]
+    keys, values = [], []
     for b, (length, queries) in enumerate(sequences):
         table[b, : counts[b]] = torch.tensor([free.pop() for _ in range(counts[b])], dtype=torch.int32)
         at = torch.arange(length)
@@ -102,42 +107,71 @@ def make_case(
         table[b, list(gone)] = 0
         keys.append(key)
         values.append(value)
-        slots.append(where[length - queries :])
-        positions.append(at[length - queries :])
-        starts.append(starts[-1] + queries)
-    batch = AttentionBatch(
-        starts,
-        [length for length, _ in sequences],
-        prompt_lens or [length for length, _ in sequences],
-        table.to(device),
-        torch.cat(slots).to(device),
-        torch.cat(positions).to(device),
+    batch = AttentionBatch.build(
+        [length - queries for length, queries in sequences],
+        [queries for _, queries in sequences],
+        table.tolist(),
         page_size,
+        device,
+        prompt_lens=prompt_lens,
     )
     if isinstance(pattern, ContentPattern):
         done = {b: length - queries for b, (length, queries) in enumerate(sequences) if length > queries}
         if done:
             pages = [table[b].tolist() for b in done]
             earlier = AttentionBatch.build([0] * len(done), list(done.values()), pages, page_size, device)
-            pattern.update(layer, cache, earlier)
+            update(pattern, layer, cache, earlier)
     own = [slice(length - queries, length) for length, queries in sequences]
     cache.write(
-        batch.slots,
+        batch.device.slots,
         torch.cat([key[part] for key, part in zip(keys, own, strict=True)]),
         torch.cat([value[part] for value, part in zip(values, own, strict=True)]),
     )
     if isinstance(pattern, ContentPattern):
-        pattern.update(layer, cache, batch)
-    query = normal(starts[-1], layer.query_heads, layer.head_size)
+        update(pattern, layer, cache, batch)
+    query = normal(len(batch.host.positions), layer.query_heads, layer.head_size)
     sinks = normal(layer.query_heads) if layer.sinks else None
     if dtype.itemsize == 1:
         query, sinks = query.float(), None if sinks is None else sinks.float()
     return Case(layer, cache, batch, query, keys, values, sinks)
 
 
+def with_prompts(batch: AttentionBatch, prompt_lens: list[int]) -> AttentionBatch:
+    """The same step of sequences with other prompts."""
+    host = batch.host
+    counts = [host.query_len(b) for b in range(host.size)]
+    computed = [length - count for length, count in zip(host.seq_lens, counts, strict=True)]
+    return AttentionBatch(StepBatch(computed, counts, host.page_size, prompt_lens), batch.device)
+
+
+def attend(
+    kernel: Kernel[Any],
+    layer: LayerSpec,
+    query: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    pattern: Pattern,
+    sinks: torch.Tensor | None,
+    rerotated: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``Kernel.forward`` with a plan of its own."""
+    plan = kernel.plan(Kind.of(layer, pattern, query, cache), batch)
+    return kernel.forward(layer, query, cache, plan, sinks, rerotated)
+
+
+def update(pattern: ContentPattern, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
+    """The pattern's summaries, when the keys of ``batch`` have been written."""
+    pattern.update(layer, cache, Written.known(batch.host, batch.device))
+
+
+def known(batch: AttentionBatch, rows: Sequence[int] | torch.Tensor) -> KnownRows:
+    """Some rows of the step, as patterns are given those that select."""
+    return KnownRows(batch.host, batch.device, np.asarray(rows, dtype=np.int64))
+
+
 def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
     """One query, one head at a time, in double precision."""
-    layer, batch = case.layer, case.batch
+    layer, batch = case.layer, case.batch.host
     output = torch.empty(len(case.query), layer.query_heads, layer.value_size, dtype=torch.float64)
     for b in range(batch.size):
         for row in range(batch.query_starts[b], batch.query_starts[b + 1]):
@@ -168,10 +202,10 @@ def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
 def _chosen(case: Case, pattern: ContentPattern, b: int, row: int, i: int) -> torch.Tensor:
     """What the query at position ``i`` of sequence ``b`` sees, bool ``[Hkv, i + 1]``."""
     at = torch.tensor([i])
-    if not pattern.chooses(at, torch.tensor([case.batch.prompt_lens[b]])):
+    if not pattern.chooses(at, torch.tensor([case.batch.host.prompt_lens[b]])):
         return torch.ones(case.layer.kv_heads, i + 1, dtype=torch.bool)
     query, keys = case.query[row : row + 1].float(), case.keys[b][: i + 1].float()
-    return pattern.chosen(case.layer, query, at, keys, case.batch.page_size)[0]
+    return pattern.chosen(case.layer, query, at, keys, case.batch.host.page_size)[0]
 
 
 def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -181,21 +215,22 @@ def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tenso
     with their query.
     """
     layer, batch = case.layer, case.batch
-    rows = choosing_rows(batch, pattern)
-    spans = pattern.select(layer, case.query[rows], rows, case.cache, batch)
+    rows = torch.from_numpy(batch.visible.selecting(pattern))
+    positions_of = batch.device.positions
+    spans = pattern.select(layer, case.query[rows], known(batch, rows), case.cache)
     begins, ends = spans.unbind(dim=-1)
     assert spans.shape[:2] == (len(rows), layer.kv_heads)
-    assert ((begins >= 0) & (begins <= ends) & (ends <= batch.positions[rows][:, None, None] + 1)).all()
+    assert ((begins >= 0) & (begins <= ends) & (ends <= positions_of[rows][:, None, None] + 1)).all()
     for begin, end in zip(begins.flatten(0, 1).tolist(), ends.flatten(0, 1).tolist(), strict=True):
         full = [span for span in zip(begin, end, strict=True) if span[0] != span[1]]
         assert all(one[1] <= other[0] for one, other in itertools.pairwise(full))
-    owners = batch.host_owners[rows]
+    owners = batch.device.owners[rows]
     for b in owners.unique().tolist():
-        mine, at = rows[owners == b], torch.arange(batch.seq_lens[b])
-        ranges, positions = spans[owners == b][..., None], batch.positions[mine]
+        mine, at = rows[owners == b], torch.arange(batch.host.seq_lens[b])
+        ranges, positions = spans[owners == b][..., None], positions_of[mine]
         selected = ((at >= ranges[..., 0, :]) & (at < ranges[..., 1, :])).any(dim=2)
         query, keys = case.query[mine].float(), case.keys[b].float()
-        chosen = pattern.chosen(layer, query, positions, keys, batch.page_size)
+        chosen = pattern.chosen(layer, query, positions, keys, batch.host.page_size)
         if layer.window is not None:
             near = at > positions[:, None, None] - layer.window
             selected, chosen = selected & near, chosen & near

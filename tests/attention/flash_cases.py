@@ -17,7 +17,7 @@ from attention.kernels.reference import Reference
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
-from tests.attention.cases import Case, sequences
+from tests.attention.cases import Case, attend, sequences
 
 DOUBLES = Path(__file__).parent / "doubles"
 PACKAGES = ("flash_attn", "flash_attn.cute", "flash_attn_interface")
@@ -68,7 +68,7 @@ seeds = st.integers(0, 1 << 30)
 
 
 def compute(kernel: Kernel, case: Case, pattern: Pattern) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks)
+    return attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks)
 
 
 def equals_reference(kernel: Kernel, case: Case, pattern: Pattern) -> None:

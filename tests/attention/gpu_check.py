@@ -26,7 +26,7 @@ from attention.kernels.xformers import Xformers
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
-from tests.attention.cases import make_case
+from tests.attention.cases import attend, make_case
 
 # Name and module of the package, the kernel, the page sizes to try, whether it caps logits and takes sinks.
 CANDIDATES: list[tuple[str, str, type[Kernel], tuple[int, ...], bool, bool]] = [
@@ -74,8 +74,8 @@ def difference(
         # What nobody wrote is finite on a GPU, and wrong.
         pages.nan_to_num_(nan=50.0)
     arguments = (layer, case.query, case.cache, case.batch, pattern, case.sinks)
-    expected = Reference().forward(*arguments).float()
-    result = kernel.forward(*arguments).float()
+    expected = attend(Reference(), *arguments).float()
+    result = attend(kernel, *arguments).float()
     error = 4 * torch.finfo(dtype).eps
     ratio = (result - expected).abs() / (error + error * expected.abs())
     return float(ratio.nan_to_num(nan=torch.inf).max())

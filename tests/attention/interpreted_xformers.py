@@ -15,7 +15,7 @@ from attention import LayerSpec
 from attention.kernels.reference import Reference
 from attention.kernels.xformers import Xformers
 from attention.patterns.full import Full
-from tests.attention.cases import make_case
+from tests.attention.cases import attend, make_case
 
 logging.getLogger("xformers").setLevel(logging.ERROR)
 fmha = import_module("xformers.ops.fmha")
@@ -37,7 +37,7 @@ def main() -> None:
         layer = LayerSpec(0, query_heads, kv_heads, 16, 16, 0.25, window=window)
         case = make_case(layer, [(200, 1), (90, 1), (3, 1)], 64, dtype=torch.float16, seed=count)
         arguments = (layer, case.query, case.cache, case.batch, Full(), None)
-        result, expected = Xformers().forward(*arguments), Reference().forward(*arguments)
+        result, expected = attend(Xformers(), *arguments), attend(Reference(), *arguments)
         torch.testing.assert_close(result, expected, rtol=0.01, atol=0.002)
         count += 1
     print(f"{count} cases equal Reference")

@@ -112,7 +112,7 @@ def paged_logits(
         batch = AttentionBatch.build([begin] * len(works), lengths, [pages[b] for b in present], page_size)
         ids = torch.tensor([token for work in works for token in work])
         with torch.inference_mode():
-            logits = forward(model, ids, batch.positions, Step(attention, cache, batch, by_index))
+            logits = forward(model, ids, batch.device.positions, Step(attention, cache, batch, by_index))
         for b, part in zip(present, logits.split(lengths), strict=True):
             found[b].append(part)
     return [torch.cat(parts) for parts in found]

@@ -20,6 +20,7 @@ from attention.patterns.sliding_window import SlidingWindow
 from attention.types import LayerSpec
 from tests.attention.cases import (
     Case,
+    attend,
     by_definition,
     content_patterns,
     layers,
@@ -41,7 +42,7 @@ seeds = st.integers(0, 1 << 30)
 def compute(
     kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
 ) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
+    return attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype, seed: int) -> None:
@@ -167,7 +168,7 @@ def test_a_number_beyond_the_format_shows_in_who_sees_it(kernel, part, dtype, nu
     case = make_case(PLAIN, [(60, 60), (10, 10)], 8, dtype=dtype)
     key, value = torch.ones(70, 2, 16), torch.ones(70, 2, 16)
     (key if part == "key" else value)[20, 0, 3] = number
-    cache.write(case.batch.slots, key, value)
+    cache.write(case.batch.device.slots, key, value)
     case.cache, case.query = cache, -torch.ones(70, 6, 16)
     failed = compute(kernel, case, Full()).isnan().any(dim=2)
     assert failed[20:60, :3].all()

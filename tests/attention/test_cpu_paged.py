@@ -21,6 +21,7 @@ from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
 from tests.attention.cases import (
     Case,
+    attend,
     by_definition,
     content_patterns,
     layers,
@@ -45,7 +46,7 @@ written = st.sampled_from([lambda shapes: None, lambda shapes: [1] * len(shapes)
 def compute(
     kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
 ) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
+    return attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 def check(case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None) -> None:
@@ -134,7 +135,7 @@ def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, 
         together = compute(CpuPaged(), case, pattern)
         torch.set_num_threads(1)
         for b in range(len(shapes)):
-            rows = together[case.batch.query_starts[b] : case.batch.query_starts[b + 1]]
+            rows = together[case.batch.host.query_starts[b] : case.batch.host.query_starts[b + 1]]
             assert torch.equal(rows, compute(CpuPaged(), case.alone(b), pattern))
     finally:
         torch.set_num_threads(threads)
@@ -181,7 +182,7 @@ def test_weights_are_exact_to_float32():
     case = make_case(layer, [(length, length)], 16)
     logits = (torch.arange(length) * 37 % length) * -0.3
     case.query[:] = 1
-    case.cache.write(case.batch.slots, logits[:, None, None], torch.eye(length)[:, None])
+    case.cache.write(case.batch.device.slots, logits[:, None, None], torch.eye(length)[:, None])
     result = compute(CpuPaged(), case, Full())[:, 0].double()
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     expected = logits.double().expand(length, length).masked_fill(~causal, -math.inf).softmax(dim=-1)
@@ -229,7 +230,7 @@ def test_not_a_number_shows():
     """What a broken model computes must not turn into a plausible answer."""
     for spoiled in ("keys", "values"):
         case = make_case(PLAIN, [(40, 1), (40, 30)], 8)
-        table = case.batch.page_table
+        table = case.batch.device.page_table
         for b in range(2):
             getattr(case.cache, spoiled)[table[b, 0], 5] = float("nan")
         assert compute(CpuPaged(), case, Full()).isnan().all()
@@ -240,7 +241,7 @@ def test_every_number_of_8_bits_is_read(queries):
     """One value each: no number stays none."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     case = make_case(LayerSpec(0, 1, 1, 1, 256, 1.0), [(queries, queries)], 4, dtype=torch.float8_e4m3fn)
-    case.cache.write(case.batch.slots, torch.zeros(queries, 1, 1), codes.expand(queries, 1, -1))
+    case.cache.write(case.batch.device.slots, torch.zeros(queries, 1, 1), codes.expand(queries, 1, -1))
     expected = codes.float().expand(queries, 1, -1)
     torch.testing.assert_close(compute(CpuPaged(), case, Full()), expected, rtol=0, atol=0, equal_nan=True)
     assert expected.isnan().sum() == 2 * queries
@@ -257,7 +258,7 @@ def test_half_precision_is_read_to_the_bit():
 def test_missing_pages_are_not_read():
     pattern = SlidingWindow(window=5, sinks=2)
     case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (90, 20)], 4, pattern=pattern)
-    assert (case.batch.page_table[:, 1:10] == 0).all()
+    assert (case.batch.device.page_table[:, 1:10] == 0).all()
     check(case, pattern)
     check(case, Full())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -12,13 +11,12 @@ from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
 from attention.formats import CACHE_FORMATS
-from attention.kernels.base import choosing_rows
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.full import Full
 from attention.patterns.topk import TopK
-from tests.attention.cases import Case, layers, make_case, selection, sequences
+from tests.attention.cases import Case, attend, known, layers, make_case, selection, sequences, update
 from tests.instructions import at, every_level
 
 DTYPES = list(CACHE_FORMATS.values())
@@ -27,15 +25,17 @@ DTYPES = list(CACHE_FORMATS.values())
 class Native(TopK):
     """``TopK`` whose summaries and choices are made in C++; its definition, ``chosen``, is torch's."""
 
-    def update(self, layer, cache, batch):
-        select.update(self, layer, cache, batch)
+    def update(self, layer, cache, written):
+        select.update(layer, cache, written)
 
-    def select(self, layer, query, rows, cache, batch):
-        whole = query.new_full((batch.query_starts[-1], *query.shape[1:]), float("nan")).float()
-        whole[rows] = query.float()
-        kept = select.rows_of(self, layer.kv_heads, rows, batch)
-        kept.ranges.fill_(-1)
-        return select.select(self, layer, whole, kept, cache, batch).clone()
+    def select(self, layer, query, rows, cache):
+        batch = rows.batch
+        whole = query.new_full((len(batch.positions), *query.shape[1:]), float("nan")).float()
+        whole[rows.rows] = query.float()
+        width = min(self.choices(batch.page_size), batch.page_table.shape[1])
+        ranges = torch.full((len(rows), layer.kv_heads, width + 2, 2), -1)
+        kept = select.Rows(rows.rows, batch.owners[rows.rows], rows.positions, ranges)
+        return select.select(self, layer, whole, kept, cache, batch.page_table, batch.page_size)
 
 
 patterns = st.builds(
@@ -83,7 +83,7 @@ def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, 
     )
     if tied:
         ties(case)
-    assert check(case, pattern) == len(choosing_rows(case.batch, pattern))
+    assert check(case, pattern) == len(case.batch.visible.selecting(pattern))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -128,12 +128,12 @@ def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern,
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
     rows = torch.arange(len(case.query))
     torch.set_num_threads(2)
-    together = pattern.select(layer, case.query, rows, case.cache, case.batch)
+    together = pattern.select(layer, case.query, known(case.batch, rows), case.cache)
     torch.set_num_threads(1)
     for b in range(len(shapes)):
         alone = case.alone(b)
-        found = pattern.select(layer, alone.query, rows[: len(alone.query)], alone.cache, alone.batch)
-        start, stop = case.batch.query_starts[b : b + 2]
+        found = pattern.select(layer, alone.query, known(alone.batch, rows[: len(alone.query)]), alone.cache)
+        start, stop = case.batch.host.query_starts[b : b + 2]
         assert torch.equal(together[start:stop], found)
 
 
@@ -164,16 +164,16 @@ def test_summaries_of_every_kind_of_number(dtype):
         numbers = numbers[:-2]  # it has no infinite ones
     order = torch.randint(len(numbers), (16, 1, 70), generator=torch.Generator().manual_seed(0))
     keys = numbers[order]
-    cache.write(batch.slots, keys, keys)
-    select.update(TopK(64, 1, 1), layer, cache, batch)
+    cache.write(batch.device.slots, keys, keys)
+    update(TopK(64, 1, 1), layer, cache, batch)
     expected = torch.stack(keys.float().unflatten(0, (2, page_size)).aminmax(dim=1), dim=1)
     assert torch.equal(cache.summary[[2, 1]].float(), expected)
 
     for bad in (float("nan"), -float("nan")):
         spoiled = keys.clone()
         spoiled[3, 0, 5] = bad
-        cache.write(batch.slots, spoiled, spoiled)
-        select.update(TopK(64, 1, 1), layer, cache, batch)
+        cache.write(batch.device.slots, spoiled, spoiled)
+        update(TopK(64, 1, 1), layer, cache, batch)
         shown = cache.summary[[2, 1]].isnan().any(dim=1)
         assert shown.nonzero().tolist() == [[0, 0, 5]]
 
@@ -184,7 +184,7 @@ def test_pages_whose_keys_are_no_numbers_do_no_harm_to_other_sequences(signs):
     layer, pattern = LayerSpec(0, 4, 2, 8, 8, 0.3), Native(28, 1, 1)
     case = make_case(layer, [(150, 1), (150, 1)], 4, pattern=pattern, prompt_lens=[1, 1])
     for sign, index in zip(signs, (20, 27), strict=True):
-        page = int(case.batch.page_table[0, index])
+        page = int(case.batch.device.page_table[0, index])
         case.cache.summary[page, :, 0, 3] = case.keys[0][4 * index + 3, 0, 3] = math.copysign(math.nan, sign)
     assert check(case, pattern) == 2
 
@@ -195,9 +195,9 @@ def test_rows_of_many_heads_and_pages():
     case = make_case(layer, [(700, 700)], 2, pattern=pattern)
     torch.set_num_threads(2)
     rows = torch.arange(700)
-    found = pattern.select(layer, case.query, rows, case.cache, case.batch)
+    found = pattern.select(layer, case.query, known(case.batch, rows), case.cache)
     at = torch.arange(700)
-    expected = TopK.select(pattern, layer, case.query, rows, case.cache, case.batch)
+    expected = TopK.select(pattern, layer, case.query, known(case.batch, rows), case.cache)
     for one, other in zip(found, expected, strict=True):
         inside = [((at >= ranges[..., :1]) & (at < ranges[..., 1:])).any(dim=1) for ranges in (one, other)]
         assert torch.equal(*inside)
@@ -210,7 +210,7 @@ def test_shares_too_small_for_double_precision():
     case.query *= 20
     torch.set_num_threads(2)
     assert check(case, pattern) == 3
-    ranges = pattern.select(layer, case.query, torch.arange(3), case.cache, case.batch)
+    ranges = pattern.select(layer, case.query, known(case.batch, range(3)), case.cache)
     assert not torch.equal(ranges[0, 0], ranges[0, 1])
 
 
@@ -223,11 +223,10 @@ def test_the_kernel_chooses_by_it(dtype, monkeypatch):
     )
     spread = case.query.transpose(0, 1).contiguous().transpose(0, 1)
     monkeypatch.setattr(TopK, "select", lambda *given: pytest.fail("chosen in torch"))
-    made = CpuPaged().forward(layer, spread, case.cache, case.batch, pattern, None)
+    made = attend(CpuPaged(), layer, spread, case.cache, case.batch, pattern, None)
     monkeypatch.undo()
     monkeypatch.setattr(select, "knows", lambda pattern: False)
-    batch = dataclasses.replace(case.batch, plans={})
-    assert torch.equal(made, CpuPaged().forward(layer, case.query, case.cache, batch, pattern, None))
+    assert torch.equal(made, attend(CpuPaged(), layer, case.query, case.cache, case.batch, pattern, None))
 
 
 @settings(max_examples=30, deadline=None)
@@ -268,18 +267,18 @@ def test_a_program_chooses_as_layers_do(lengths, windows, pattern, page_size, dt
             prompt_lens=[prompts[b] for b in some],
         )
         for layer, own in layered:
-            heads = torch.randn(len(batch.slots), 10, 24, generator=random)
+            heads = torch.randn(len(batch.device.slots), 10, 24, generator=random)
             query, key, value = heads.split([6, 2, 2], dim=1)
-            output = torch.full((len(batch.slots), 6, 24), float("nan"))
+            output = torch.full((len(batch.device.slots), 6, 24), float("nan"))
             program.prepare(batch, query, key, value, output)
             Chain(program.calls[layer.index]).run()
             cache = caches[1].layers[layer.index]
-            cache.write(batch.slots, key, value)
+            cache.write(batch.device.slots, key, value)
             if own is pattern:
-                pattern.update(layer, cache, batch)
+                update(pattern, layer, cache, batch)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(select, "knows", lambda pattern: False)
-                expected = CpuPaged().forward(layer, query, cache, batch, own, None)
+                expected = attend(CpuPaged(), layer, query, cache, batch, own, None)
             assert torch.equal(output, expected)
 
 

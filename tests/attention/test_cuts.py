@@ -17,7 +17,7 @@ from attention.patterns.longformer import Longformer
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
-from tests.attention.cases import Case, layers, make_case, patterns
+from tests.attention.cases import Case, attend, layers, make_case, patterns
 
 DTYPES = list(CACHE_FORMATS.values())
 
@@ -27,27 +27,19 @@ def chunk(case: Case, pattern, start: int, stop: int, prompt_len: int) -> torch.
 
     Pages that the pattern lets go are gone, and what comes later is not written.
     """
-    whole = case.batch
+    whole, page_size = case.batch.device, case.batch.host.page_size
     table, cache = whole.page_table.clone(), LayerCache(*(part.clone() for part in case.cache[:2]))
-    table[0, list(pattern.expired(start, whole.page_size))] = 0
+    table[0, list(pattern.expired(start, page_size))] = 0
     for part in cache[:2]:
         part.view(-1, *part.shape[2:])[whole.slots[stop:]] = float("nan")
-    rows = slice(start, stop)
-    batch = AttentionBatch(
-        [0, stop - start],
-        [stop],
-        [prompt_len],
-        table,
-        whole.slots[rows],
-        whole.positions[rows],
-        whole.page_size,
-    )
-    return CpuPaged().forward(case.layer, case.query[rows], cache, batch, pattern, case.sinks)
+    pages = table.tolist()
+    batch = AttentionBatch.build([start], [stop - start], pages, page_size, prompt_lens=[prompt_len])
+    return attend(CpuPaged(), case.layer, case.query[start:stop], cache, batch, pattern, case.sinks)
 
 
 def check(case: Case, pattern, cuts: list[int]) -> None:
     length = len(case.query)
-    whole = CpuPaged().forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks)
+    whole = attend(CpuPaged(), case.layer, case.query, case.cache, case.batch, pattern, case.sinks)
     for start, stop in itertools.pairwise([0, *cuts, length]):
         assert torch.equal(chunk(case, pattern, start, stop, length), whole[start:stop])
 
@@ -99,11 +91,11 @@ def test_prompts_that_choose(kv_heads):
     pattern = TopK(budget=64, sink_pages=1, recent_pages=2, prefill="sparse", dense_layers=())
     layer, length = LayerSpec(0, 4, kv_heads, 24, 24, 0.2), 400
     case = make_case(layer, [(length, length)], 16, pattern=pattern)
-    whole = CpuPaged().forward(layer, case.query, case.cache, case.batch, pattern, None)
-    pages = [case.batch.page_table[0].tolist()]
-    for start, stop in itertools.pairwise([*range(0, length, 57), length - 1, length]):
+    whole = attend(CpuPaged(), layer, case.query, case.cache, case.batch, pattern, None)
+    pages = [case.batch.device.page_table[0].tolist()]
+    for start, stop in itertools.pairwise([*range(0, length, 57), length]):
         batch = AttentionBatch.build([start], [stop - start], pages, 16, prompt_lens=[length])
-        rows = CpuPaged().forward(layer, case.query[start:stop], case.cache, batch, pattern, None)
+        rows = attend(CpuPaged(), layer, case.query[start:stop], case.cache, batch, pattern, None)
         assert torch.equal(rows, whole[start:stop])
 
 
@@ -115,7 +107,7 @@ def test_a_group_of_more_queries_than_a_block_takes():
 def test_rows_after_the_prompt_are_summed_otherwise():
     """As decodes are, which is the faster way for them."""
     case = make_case(LayerSpec(0, 6, 2, 64, 64, 0.125), [(400, 400)], 16)
-    whole = CpuPaged().forward(case.layer, case.query, case.cache, case.batch, Full(), None)
+    whole = attend(CpuPaged(), case.layer, case.query, case.cache, case.batch, Full(), None)
     decoded = chunk(case, Full(), 399, 400, prompt_len=399)
     assert not torch.equal(decoded, whole[399:])
     torch.testing.assert_close(decoded, whole[399:], rtol=1e-5, atol=1e-5)

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec
+from attention.kernels.base import Kind
 from attention.kernels.flash_attn import FlashAttn
 from attention.kernels.reference import Reference
+from attention.kernels.step_plans import StepPlans
 from attention.patterns.full import Full
 from tests.attention.cases import make_case
 from tests.attention.flash_cases import (
@@ -55,12 +57,12 @@ def test_fa4_equals_reference(layer, shapes, page_size, pattern, dtype, seed):
 
 def test_a_mixed_batch_is_planned_once_for_all_layers():
     case = make_case(PLAIN[0], [(50, 1), (40, 20)], 256, dtype=torch.float16)
+    pattern, plans = Full(), StepPlans(FlashAttn(), case.batch)
     with installed("fa2"):
-        kernel = FlashAttn()
-        compute(kernel, case, Full())
-        plans = dict(case.batch.plans)
-        kernel.forward(PLAIN[3], case.query, case.cache, case.batch, Full(), None)
-    assert case.batch.plans == plans
+        kinds = [Kind.of(PLAIN[i], pattern, case.query, case.cache) for i in (0, 3)]
+        (one, other) = (plans.of(kind) for kind in kinds)
+    assert one is other
+    assert [len(part.rows) for part in one.parts] == [1, 20]
 
 
 def test_a_query_of_more_bits_than_the_cache():

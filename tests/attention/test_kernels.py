@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention import LayerSpec
+from attention import AttentionBatch, LayerSpec
 from attention.kernels import reference, sdpa
 from attention.kernels.base import Kernel, locate
 from attention.kernels.reference import Reference
@@ -13,7 +13,16 @@ from attention.kernels.sdpa import Sdpa
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
-from tests.attention.cases import Case, by_definition, layers, make_case, patterns, sequences
+from tests.attention.cases import (
+    Case,
+    attend,
+    by_definition,
+    layers,
+    make_case,
+    patterns,
+    sequences,
+    with_prompts,
+)
 
 page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
@@ -22,7 +31,7 @@ seeds = st.integers(0, 1 << 30)
 def compute(
     kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
 ) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
+    return attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +79,7 @@ def test_neighbors_do_not_matter(layer, shapes, page_size, pattern, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
     together = compute(Sdpa(), case, pattern)
     for b in range(len(shapes)):
-        rows = together[case.batch.query_starts[b] : case.batch.query_starts[b + 1]]
+        rows = together[case.batch.host.query_starts[b] : case.batch.host.query_starts[b + 1]]
         torch.testing.assert_close(rows, compute(Sdpa(), case.alone(b), pattern), rtol=1e-5, atol=1e-5)
 
 
@@ -95,7 +104,7 @@ def test_reference_in_blocks_of_rows_equals_one_block(monkeypatch):
 def test_expired_pages_are_not_read():
     pattern = SlidingWindow(window=5, sinks=2)
     case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (90, 20)], 4, pattern=pattern)
-    assert (case.batch.page_table[:, 1:10] == 0).all()
+    assert (case.batch.device.page_table[:, 1:10] == 0).all()
     for kernel in (Reference(), Sdpa()):
         assert compute(kernel, case, pattern).isfinite().all()
 
@@ -113,7 +122,7 @@ class Forgetful(SlidingWindow):
 def test_a_missing_page_of_rows_that_see_equally_many_tokens():
     pattern = Forgetful(window=30, sinks=2)
     case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (100, 1)], 4, pattern=pattern)
-    assert (case.batch.page_table == 0).any()
+    assert (case.batch.device.page_table == 0).any()
     expected = compute(Reference(), case, pattern)
     torch.testing.assert_close(compute(Sdpa(), case, pattern), expected, rtol=1e-5, atol=1e-5)
 
@@ -128,10 +137,10 @@ def test_what_lies_on_a_missing_page_is_invisible():
         compute(Sdpa(), case, Forgetful(window=30, sinks=2)), expected, rtol=1e-5, atol=1e-5
     )
     # Pages 1 to 16 hold tokens 4 to 67 of the first sequence, which stays as if they had never been.
-    kept = [*range(4), *range(case.batch.page_size * 17, 100)]
+    kept = [*range(4), *range(case.batch.host.page_size * 17, 100)]
     case.keys[0], case.values[0] = case.keys[0][kept], case.values[0][kept]
     short = case.alone(0)
-    short.batch.seq_lens = [len(kept)]
+    short.batch = AttentionBatch.build([len(kept) - 1], [1], [[1] * len(kept)], short.batch.host.page_size)
     torch.testing.assert_close(by_definition(short, Full()).float(), expected[:1], rtol=1e-5, atol=1e-5)
 
 
@@ -179,7 +188,7 @@ class Agreeing(ContentPattern):
     def summary_of(self, layer, page_size, dtype):
         return torch.Size([1]), dtype
 
-    def update(self, layer, cache, batch):
+    def update(self, layer, cache, written):
         raise AssertionError("a kernel does not do this")
 
     def chooses(self, positions, prompt_lens):
@@ -197,11 +206,11 @@ class Agreeing(ContentPattern):
         blocks = self.agree(layer, query, positions, keys).repeat_interleave(3, dim=2)[..., : len(keys)]
         return blocks & (torch.arange(len(keys)) <= positions[:, None, None])
 
-    def select(self, layer, query, rows, cache, batch):
-        found = []
-        for i, row in enumerate(rows.tolist()):
+    def select(self, layer, query, rows, cache):
+        batch, found = rows.batch, []
+        for i, row in enumerate(rows.rows.tolist()):
             at = batch.positions[row : row + 1]
-            slots, _ = locate(batch, batch.owners[row], torch.arange(max(batch.seq_lens)))
+            slots, _ = locate(batch, batch.owners[row], torch.arange(int(batch.positions.max()) + 1))
             keys = cache.keys.flatten(0, 1)[slots]
             keys[int(at) + 1 :] = 0
             blocks = self.agree(layer, query[i : i + 1], at, keys)[0]
@@ -215,21 +224,11 @@ class Agreeing(ContentPattern):
 @given(layers(), sequences(90, 3), page_sizes, seeds, st.integers(2, 9), st.data())
 def test_rows_that_choose_by_content(layer, shapes, page_size, seed, every, data):
     case = make_case(layer, shapes, page_size, seed=seed)
-    case.batch.prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
+    prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
+    case.batch = with_prompts(case.batch, prompt_lens)
     expected = compute(Reference(), case, Agreeing(every))
     least = data.draw(st.sampled_from([sdpa._GATHER_BYTES, 1]), label="bytes at once")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sdpa, "_GATHER_BYTES", least)
-        patch.setattr(sdpa, "_CHOOSING_ROWS", data.draw(st.sampled_from([3, 64])))
+        patch.setattr(sdpa, "_SELECTING_ROWS", data.draw(st.sampled_from([3, 64])))
         torch.testing.assert_close(compute(Sdpa(), case, Agreeing(every)), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_layers_that_agree_share_a_plan():
-    layer = LayerSpec(0, 2, 1, 4, 4, 0.5)
-    case = make_case(layer, [(50, 1), (40, 20)], 4)
-    pattern = Full()
-    compute(Sdpa(), case, pattern)
-    plans = dict(case.batch.plans)
-    compute(Sdpa(), case, pattern)
-    assert case.batch.plans == plans
-    assert len([key for key in plans if key[0] == "sdpa"]) == 1

@@ -14,7 +14,7 @@ from attention.patterns import blocks
 from attention.patterns.full import Full
 from attention.patterns.lsh import Lsh
 from attention.patterns.sparse import from_options
-from tests.attention.cases import by_definition, layers, make_case, selection, sequences
+from tests.attention.cases import attend, by_definition, layers, make_case, selection, sequences, update
 
 lshs = st.builds(
     Lsh,
@@ -53,7 +53,7 @@ def test_chosen_is_the_rule(layer, length, pattern, seed):
     case = make_case(layer, [(length, length)], 4, pattern=pattern, seed=seed)
     (keys,) = case.keys
     keys[0] = 0  # every direction is as good
-    chosen = pattern.chosen(layer, case.query, case.batch.positions, keys, 4)
+    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, 4)
     directions = directions_by_hand(pattern, layer)
     group = layer.query_heads // layer.kv_heads
     for kv in range(layer.kv_heads):
@@ -96,7 +96,7 @@ def test_select_is_chosen(layer, shapes, page_size, pattern, seed, dtype, block_
 @given(layers(features=True), sequences(20, 3), page_sizes, lshs, seeds)
 def test_reference_follows_the_definition(layer, shapes, page_size, pattern, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
-    result = Reference().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks)
+    result = attend(Reference(), layer, case.query, case.cache, case.batch, pattern, case.sinks)
     torch.testing.assert_close(result.double(), by_definition(case, pattern), rtol=1e-5, atol=1e-5)
 
 
@@ -105,8 +105,8 @@ def test_reference_follows_the_definition(layer, shapes, page_size, pattern, see
 def test_a_window_that_covers_the_context_is_full_attention(layer, shapes, page_size, pattern, seed):
     pattern.window = max(length for length, _ in shapes)
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
-    full = Reference().forward(layer, case.query, case.cache, case.batch, Full(), None)
-    assert torch.equal(Reference().forward(layer, case.query, case.cache, case.batch, pattern, None), full)
+    full = attend(Reference(), layer, case.query, case.cache, case.batch, Full(), None)
+    assert torch.equal(attend(Reference(), layer, case.query, case.cache, case.batch, pattern, None), full)
 
 
 def test_like_vectors_share_buckets():
@@ -144,9 +144,9 @@ def test_a_slot_that_is_used_again_has_the_buckets_of_its_new_key():
     for pages, computed, count in (([1, 2, 3], 0, 12), ([3, 1], 0, 5), ([3, 1], 5, 2)):
         batch = AttentionBatch.build([computed], [count], [pages], 4)
         keys = torch.randn(count, 2, 8, generator=random)
-        cache.write(batch.slots, keys, keys)
-        pattern.update(layer, cache, batch)
-        assert torch.equal(cache.summary.flatten(0, 1)[batch.slots], pattern._hash(layer, keys))
+        cache.write(batch.device.slots, keys, keys)
+        update(pattern, layer, cache, batch)
+        assert torch.equal(cache.summary.flatten(0, 1)[batch.device.slots], pattern._hash(layer, keys))
     # The slot behind the last token still has the buckets of who was there before.
     assert torch.equal(cache.summary[1, 3], pattern._hash(layer, cache.keys[1, 3]))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
 from attention.formats import CACHE_FORMATS, cast
 from attention.kernels.cpu.chain import Chain
-from tests.attention.cases import patterns
+from tests.attention.cases import attend, patterns
 
 DTYPES = list(CACHE_FORMATS.values())
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_a_program_writes_and_attends_as_layers_do(lengths, windows, pattern, pa
         for cache in caches:
             cache.layers[layer.index].keys.copy_(past[0])
             cache.layers[layer.index].values.copy_(past[1])
-    rows = torch.randn(len(batch.slots), 10, 24, generator=random)
+    rows = torch.randn(len(batch.device.slots), 10, 24, generator=random)
     query, key, value = rows.split([6, 2, 2], dim=1)
 
     program = attention.kernel.program([(layer, pattern) for layer in layers], caches[0])
@@ -61,12 +61,12 @@ def test_a_program_writes_and_attends_as_layers_do(lengths, windows, pattern, pa
         assert program is None
         return
     for layer in layers:
-        output = torch.full((len(batch.slots), 6, 24), float("nan"))
+        output = torch.full((len(batch.device.slots), 6, 24), float("nan"))
         program.prepare(batch, query, key, value, output)
         Chain(program.calls[layer.index]).run()
         own = caches[1].layers[layer.index]
-        own.write(batch.slots, key, value)
-        expected = attention.kernel.forward(layer, query, own, batch, pattern, None)
+        own.write(batch.device.slots, key, value)
+        expected = attend(attention.kernel, layer, query, own, batch, pattern, None)
         assert torch.equal(output, expected)
         for one, other in zip(caches[0].layers[layer.index][:2], own[:2], strict=True):
             assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
@@ -115,7 +115,7 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
     query = torch.zeros(len(numbers), 6, 24)
     program.prepare(batch, query, key, value, query)
     Chain(program.calls[0][:1]).run()
-    where = batch.slots
+    where = batch.device.slots
     assert dtype == torch.float32 or cast(key, dtype).isnan().any()
     for written, numbers in zip(cache.layers[0][:2], (key, value), strict=True):
         expected = cast(numbers, dtype)
@@ -132,8 +132,8 @@ def test_no_number_is_written_as_none():
         query = torch.zeros(1, 6, 24)
         program.prepare(batch, query, key, key, query)
         Chain(program.calls[0][:1]).run()
-        assert cache.layers[0].keys.flatten(0, 1)[batch.slots].isnan().all()
-        assert cache.layers[0].values.flatten(0, 1)[batch.slots].isnan().all()
+        assert cache.layers[0].keys.flatten(0, 1)[batch.device.slots].isnan().all()
+        assert cache.layers[0].values.flatten(0, 1)[batch.device.slots].isnan().all()
 
 
 def test_kernels_without_native_calls_say_so():

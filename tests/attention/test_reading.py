@@ -11,7 +11,7 @@ from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
 from attention.reading import LayerReads, pages_of
 from attention.types import LayerSpec
-from tests.attention.cases import make_case, patterns, sequences
+from tests.attention.cases import make_case, patterns, sequences, with_prompts
 
 
 def attention(pattern: Pattern, *windows: int | None) -> Attention:
@@ -38,7 +38,7 @@ def test_a_page_is_read_if_some_query_sees_a_key_on_it(pattern, windows, shapes,
             pairs += int(visible.sum())
             read += sum(pages)
             total += len(pages)
-    found = pages_of(chosen, batch)
+    found = pages_of(chosen, batch.visible)
     assert found[:2] == (read, total - read)
     assert sum(len(reads.layers) * reads.pages for reads in found.by_layer) == read
     assert sum(len(reads.layers) * reads.pairs for reads in found.by_layer) == pairs
@@ -47,20 +47,23 @@ def test_a_page_is_read_if_some_query_sees_a_key_on_it(pattern, windows, shapes,
 
 def test_topk_reads_what_it_chooses_from_the_prompts_end_on():
     batch = make_case(LayerSpec(0, 1, 1, 1, 1, 1.0), [(1000, 1), (1000, 1), (20, 1)], 10).batch
-    batch.prompt_lens = [999, 1000, 19]
+    batch = with_prompts(batch, [999, 1000, 19])
     pattern = TopK(budget=200, sink_pages=1, recent_pages=4)
     # The second sequence's row is its prompt's last; the third has fewer tokens than may be chosen.
-    assert pages_of(attention(pattern, None), batch).by_layer == (
+    assert pages_of(attention(pattern, None), batch.visible).by_layer == (
         LayerReads((0,), 122, 200 + 1000 + 20, summaries=100 + 2),
     )
-    assert pages_of(attention(pattern, None), batch)[:2] == (20 + 100 + 2, 80)
-    assert pages_of(attention(TopK(200, 1, 4, prefill="sparse"), None), batch)[:2] == (20 + 20 + 2, 160)
+    assert pages_of(attention(pattern, None), batch.visible)[:2] == (20 + 100 + 2, 80)
+    assert pages_of(attention(TopK(200, 1, 4, prefill="sparse"), None), batch.visible)[:2] == (
+        20 + 20 + 2,
+        160,
+    )
 
 
 def test_full_attention_skips_nothing_and_a_window_what_is_behind_it():
     batch = make_case(LayerSpec(0, 1, 1, 1, 1, 1.0), [(1000, 1), (100, 1)], 10).batch
-    assert pages_of(attention(Full(), None, None), batch)[:2] == (220, 0)
+    assert pages_of(attention(Full(), None, None), batch.visible)[:2] == (220, 0)
     window = SlidingWindow(20, 1)
-    assert pages_of(attention(window, None), batch)[:2] == (3 + 3, 110 - 6)
+    assert pages_of(attention(window, None), batch.visible)[:2] == (3 + 3, 110 - 6)
     exempt = SlidingWindow(20, 1, dense_layers=(0,))
-    assert pages_of(attention(exempt, None, None), batch)[:2] == (110 + 6, 110 - 6)
+    assert pages_of(attention(exempt, None, None), batch.visible)[:2] == (110 + 6, 110 - 6)

@@ -53,7 +53,7 @@ def test_pages_nearly_alike_are_told_apart_in_double_precision(layer, differing,
     """The same keys on every page, but for so small a part of them: the earlier pages where there is none."""
     found, pattern = exact_choices(monkeypatch), Native(130, 1, 4)
     case = row_after_prompt(layer, pattern)
-    pages, complete = case.batch.page_table[0].long(), 2500 // 4
+    pages, complete = case.batch.device.page_table[0].long(), 2500 // 4
     keys = case.keys[0][:4].repeat(complete, 1, 1)
     noise = torch.randn(keys.shape, generator=torch.Generator().manual_seed(1))
     case.keys[0][:2500] = keys * (1 + differing * noise)

@@ -8,14 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.kernels.base import choosing_rows, spans_within
+from attention.kernels.base import spans_within
 from attention.kernels.reference import Reference
 from attention.patterns import blocks
 from attention.patterns.full import Full
 from attention.patterns.oracle import Oracle
 from attention.patterns.sparse import from_options
 from attention.patterns.topk import TopK
-from tests.attention.cases import budgeted, by_definition, layers, make_case, selection, sequences
+from tests.attention.cases import (
+    attend,
+    budgeted,
+    by_definition,
+    known,
+    layers,
+    make_case,
+    selection,
+    sequences,
+    update,
+)
 
 topks = budgeted(TopK)
 topks_and_oracles = topks | budgeted(Oracle)
@@ -66,7 +76,7 @@ def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
     if tied:
         ties(case)
     (keys,) = case.keys
-    chosen = pattern.chosen(layer, case.query, case.batch.positions, keys, page_size)
+    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, page_size)
     for i in range(length):
         expected = seen_by_hand(pattern, layer, case.query[i], i, keys, page_size)
         assert [set(row.nonzero().flatten().tolist()) for row in chosen[i]] == expected
@@ -101,7 +111,7 @@ def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, 
         for selected, chosen in selection(case, pattern):
             assert torch.equal(selected, chosen)
             rows += len(selected)
-    assert rows == len(choosing_rows(case.batch, pattern))
+    assert rows == len(case.batch.visible.selecting(pattern))
 
 
 @settings(max_examples=40, deadline=None)
@@ -109,11 +119,11 @@ def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, 
 def test_what_is_counted_ahead_is_what_is_chosen(layer, shapes, page_size, pattern, seed):
     lens = [length // 2 for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=lens)
-    rows = choosing_rows(case.batch, pattern)
-    positions = case.batch.positions[rows]
-    spans = pattern.select(layer, case.query[rows], rows, case.cache, case.batch)
+    rows = torch.from_numpy(case.batch.visible.selecting(pattern))
+    positions = case.batch.device.positions[rows]
+    spans = pattern.select(layer, case.query[rows], known(case.batch, rows), case.cache)
     chosen = (spans_within(spans, positions, layer.window).diff(dim=-1).clamp(min=0)).sum(dim=(2, 3))
-    pages = pattern.pages_chosen(positions, torch.tensor(lens)[case.batch.owners[rows]], page_size)
+    pages = pattern.pages_chosen(positions, torch.tensor(lens)[case.batch.device.owners[rows]], page_size)
     counted = ((pages - 1) * page_size + positions % page_size + 1)[:, None]
     if layer.window is None:
         assert (chosen == counted).all()
@@ -126,7 +136,7 @@ def test_what_is_counted_ahead_is_what_is_chosen(layer, shapes, page_size, patte
 def test_reference_follows_the_definition(layer, shapes, page_size, pattern, seed):
     lens = [length // 2 for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=lens)
-    result = Reference().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks)
+    result = attend(Reference(), layer, case.query, case.cache, case.batch, pattern, case.sinks)
     torch.testing.assert_close(result.double(), by_definition(case, pattern), rtol=1e-5, atol=1e-5)
 
 
@@ -136,8 +146,8 @@ def test_a_budget_that_covers_the_context_is_full_attention(layer, shapes, page_
     longest = max(length for length, _ in shapes)
     wide = type(pattern)(longest, pattern.sink_pages, pattern.recent_pages, "sparse")
     case = make_case(layer, shapes, page_size, pattern=wide, seed=seed)
-    full = Reference().forward(layer, case.query, case.cache, case.batch, Full(), None)
-    assert torch.equal(Reference().forward(layer, case.query, case.cache, case.batch, wide, None), full)
+    full = attend(Reference(), layer, case.query, case.cache, case.batch, Full(), None)
+    assert torch.equal(attend(Reference(), layer, case.query, case.cache, case.batch, wide, None), full)
 
 
 @settings(max_examples=20, deadline=None)
@@ -147,13 +157,13 @@ def test_rows_do_not_depend_on_the_step_that_computes_them(shapes, page_size, pa
     layer = LayerSpec(0, 4, 2, 8, 8, 0.3)
     pattern.prefill = "sparse"
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
-    last = torch.tensor(case.batch.query_starts[1:]) - 1
-    alone = make_case(layer, [(length, 1) for length, _ in shapes], page_size, pattern=pattern, seed=seed)
-    alone.cache, alone.query = case.cache, case.query[last]
-    alone.batch.page_table = case.batch.page_table
-    together = pattern.select(layer, case.query[last], last, case.cache, case.batch)
-    rows = torch.arange(len(shapes))
-    assert torch.equal(pattern.select(layer, alone.query, rows, alone.cache, alone.batch), together)
+    last = torch.tensor(case.batch.host.query_starts[1:]) - 1
+    together = pattern.select(layer, case.query[last], known(case.batch, last), case.cache)
+    pages = case.batch.device.page_table.tolist()
+    ends = [length - 1 for length, _ in shapes]
+    single = AttentionBatch.build(ends, [1] * len(shapes), pages, page_size)
+    rows = known(single, range(len(shapes)))
+    assert torch.equal(pattern.select(layer, case.query[last], rows, case.cache), together)
 
 
 def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
@@ -165,8 +175,8 @@ def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
     def compute(computed, counts, pages):
         batch = AttentionBatch.build(computed, counts, pages, 4)
         keys = torch.randn(sum(counts), 2, 8, generator=random)
-        cache.write(batch.slots, keys, keys)
-        pattern.update(layer, cache, batch)
+        cache.write(batch.device.slots, keys, keys)
+        update(pattern, layer, cache, batch)
         return keys, batch
 
     compute([0], [18], [[1, 2, 3, 4, 5]])
@@ -175,7 +185,7 @@ def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
     first, batch = compute([12], [1], [[5, 3, 1, 2]])
     keys = torch.cat([*parts, first])
     query = torch.randn(1, 2, 8, generator=random)
-    spans = pattern.select(layer, query, torch.tensor([0]), cache, batch)
+    spans = pattern.select(layer, query, known(batch, [0]), cache)
     chosen = pattern.chosen(layer, query, torch.tensor([12]), keys, 4)
     at = torch.arange(13)
     inside = ((at >= spans[..., :1]) & (at < spans[..., 1:])).any(dim=2)
@@ -191,7 +201,7 @@ def test_only_complete_pages_are_read_for_summaries():
     layer = LayerSpec(0, 2, 1, 4, 4, 0.3)
     pattern = TopK(64, 1, 1)
     case = make_case(layer, [(10, 10), (7, 3)], 4, pattern=pattern)
-    summaries = case.cache.summary[case.batch.page_table.long()]
+    summaries = case.cache.summary[case.batch.device.page_table.long()]
     assert summaries[0, :2].isfinite().all()
     assert summaries[1, :1].isfinite().all()
     assert summaries[0, 2].isnan().all()
@@ -202,9 +212,9 @@ def test_nothing_to_choose():
     layer = LayerSpec(0, 2, 1, 4, 4, 0.3)
     pattern = TopK(64, 1, 1)
     case = make_case(layer, [(10, 10)], 4, pattern=pattern)
-    rows = choosing_rows(case.batch, pattern)
+    rows = torch.from_numpy(case.batch.visible.selecting(pattern))
     assert len(rows) == 0
-    spans = pattern.select(layer, case.query[rows], rows, case.cache, case.batch)
+    spans = pattern.select(layer, case.query[rows], known(case.batch, rows), case.cache)
     assert spans.shape[:2] == (0, 1)
 
 

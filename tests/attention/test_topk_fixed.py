@@ -1,4 +1,4 @@
-"""``topk`` for batches of which the device alone knows: the same keys as by its definition and in C++."""
+"""``topk`` for steps of which the device alone knows: the same keys as by its definition and in C++."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attention import AttentionBatch, LayerSpec
+from attention import LayerSpec
 from attention.formats import CACHE_FORMATS
-from attention.kernels.base import choosing_rows
 from attention.patterns import blocks
+from attention.patterns.blocks import CapturedRows
 from attention.patterns.topk import TopK, _highest
+from attention.patterns.written import Written
+from attention.step import DeviceBatch
 from attention.transfer import device_only
 from tests.attention.cases import layers, make_case, selection, sequences
 from tests.attention.test_cpu_select import Native, ties
@@ -23,26 +25,26 @@ from tests.attention.test_cpu_select import Native, ties
 NOWHERE = 1 << 30
 
 
-def wide(batch: AttentionBatch, more: int = 3) -> torch.Tensor:
+def wide(batch: DeviceBatch, more: int = 3) -> torch.Tensor:
     """The page table with so many columns more, which hold nothing of the sequences'."""
     table = torch.full((len(batch.page_table), batch.page_table.shape[1] + more), NOWHERE, dtype=torch.int32)
-    for row, own, length in zip(table, batch.page_table, batch.seq_lens, strict=True):
-        count = -(-length // batch.page_size)
+    for b, (row, own) in enumerate(zip(table, batch.page_table, strict=True)):
+        count = int(batch.positions[batch.owners == b].max()) // batch.page_size + 1
         row[:count] = own[:count]
     return table
 
 
-def fixed(batch: AttentionBatch, rows: torch.Tensor) -> AttentionBatch:
-    return AttentionBatch.on_device(batch.owners[rows], batch.positions[rows], wide(batch), batch.page_size)
+def captured(batch: DeviceBatch, rows: torch.Tensor) -> DeviceBatch:
+    return DeviceBatch.captured(batch.owners[rows], batch.positions[rows], wide(batch), batch.page_size)
 
 
-class Fixed(TopK):
+class Captured(TopK):
     """``TopK`` whose rows are selected as those of a captured step are."""
 
-    def select(self, layer, query, rows, cache, batch):
-        alone = fixed(batch, rows)
+    def select(self, layer, query, rows, cache):
+        step = captured(rows.batch, rows.rows)
         with device_only():
-            return super().select(layer, query, torch.arange(len(rows)), cache, alone)
+            return super().select(layer, query, CapturedRows(step), cache)
 
 
 topks = [st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_from(["dense", "sparse"])]
@@ -62,7 +64,7 @@ topks = [st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_fr
 def test_it_is_what_is_chosen_by_definition_and_in_cpp(
     layer, shapes, page_size, numbers, seed, tied, dtype, block_bytes
 ):
-    pattern, native = Fixed(*numbers), Native(*numbers)
+    pattern, native = Captured(*numbers), Native(*numbers)
     lens = [length // 2 for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype, prompt_lens=lens)
     if tied:
@@ -71,7 +73,7 @@ def test_it_is_what_is_chosen_by_definition_and_in_cpp(
         patch.setattr(blocks, "_BYTES", block_bytes)
         found = list(selection(case, pattern))
     in_cpp = list(selection(case, native))
-    assert sum(len(selected) for selected, _ in found) == len(choosing_rows(case.batch, pattern))
+    assert sum(len(selected) for selected, _ in found) == len(case.batch.visible.selecting(pattern))
     for (selected, chosen), (other, _) in zip(found, in_cpp, strict=True):
         assert torch.equal(selected, chosen)
         assert torch.equal(selected, other)
@@ -84,16 +86,17 @@ def test_it_is_what_is_chosen_by_definition_and_in_cpp(
     st.integers(1, 9),
     st.sampled_from(list(CACHE_FORMATS.values())),
 )
-def test_summaries_are_those_of_a_batch_that_the_host_knows(layer, lengths, page_size, dtype):
+def test_summaries_are_those_of_a_step_that_the_host_knows(layer, lengths, page_size, dtype):
     pattern = TopK(64, 1, 1)
     shapes = [(length, 1) for length in lengths]
     case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, prompt_lens=[1] * len(lengths))
-    summary, pages = case.cache.summary, TopK.completed(case.batch)
+    summary = case.cache.summary
+    pages = Written.known(case.batch.host, case.batch.device).pages
     expected = summary.clone()
     summary[pages] = torch.nan
-    alone = fixed(case.batch, torch.arange(len(lengths)).repeat(2))  # as batches are filled up
+    step = captured(case.batch.device, torch.arange(len(lengths)).repeat(2))  # as batches are filled up
     with device_only():
-        pattern.update(layer, case.cache, alone)
+        pattern.update(layer, case.cache, Written.captured(step))
     # Page 0 is no sequence's; all others hold what they held, to the bit.
     assert torch.equal(summary[1:].view(torch.uint8), expected[1:].view(torch.uint8))
 
@@ -118,10 +121,10 @@ def test_the_same_is_computed_whatever_the_numbers_are():
     steps = []
     for order in ([2, 0, 1, 0], [1, 1, 1, 1]):
         at = torch.tensor(order)
-        batch, query, every = fixed(case.batch, at), case.query[at], torch.arange(4)
+        step, query = captured(case.batch.device, at), case.query[at]
         with Operators() as operators, device_only():
-            pattern.update(layer, case.cache, batch)
-            pattern.select(layer, query, every, case.cache, batch)
+            pattern.update(layer, case.cache, Written.captured(step))
+            pattern.select(layer, query, CapturedRows(step), case.cache)
         steps.append(operators.done)
     assert steps[0] == steps[1]
     assert len(steps[0]) > 20

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from attention import LayerSpec
 from attention.kernels import triton_paged
-from attention.kernels.base import choosing_rows, visibility
+from attention.kernels.base import visibility
 from attention.kernels.triton_paged import Triton, tiles
-from attention.kernels.triton_plan import Blocks, Heads, Tile, compact, plan_choosing, plan_rows
+from attention.kernels.triton_plan import Blocks, Heads, Tile, compact, plan_rows, plan_selecting
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
@@ -73,10 +73,10 @@ def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, g
         for (first, count, b, low, high, _), cover in zip(planned.blocks.tolist(), covers[:, 0], strict=True):
             own = range(first, first + count)
             rows += own
-            assert batch.query_starts[b] <= first < first + count <= batch.query_starts[b + 1]
+            assert batch.host.query_starts[b] <= first < first + count <= batch.host.query_starts[b + 1]
             assert count * group <= planned.tile.pairs or count == 1
-            at = torch.arange(batch.seq_lens[b])
-            visible = visibility(batch.positions[own][:, None], at, window, pattern)
+            at = torch.arange(batch.host.seq_lens[b])
+            visible = visibility(batch.device.positions[own][:, None], at, window, pattern)
             assert covered(cover) == visible.any(dim=0).nonzero().flatten().tolist()
             assert visible[:, covered(cover)[low:high]].all()
             assert cover[1] == visible[:, :rerotated].any(dim=0).sum()
@@ -84,7 +84,7 @@ def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, g
                 begins, ends = planned.ranges[own].unbind(-1)
                 seen = (at >= begins[..., None]) & (at < ends[..., None])
                 assert (seen.any(dim=1) == visible).all()
-    assert sorted(rows) == list(range(batch.query_starts[-1]))
+    assert sorted(rows) == list(range(batch.host.query_starts[-1]))
 
 
 def test_most_tiles_of_a_prompt_need_no_mask():
@@ -115,12 +115,12 @@ def test_a_long_sequence_among_short_ones_is_split_and_they_are_not():
 def test_choices_are_split_while_the_device_has_room():
     pattern = TopK(64, 1, 2)
     batch = make_case(SMALL, [(5000, 1), (70, 1)], 16, pattern=pattern, prompt_lens=[60, 60]).batch
-    rows = choosing_rows(batch, pattern)
-    planned = plan_choosing(batch, rows, Heads(2, 4), ALONE, 132)
+    rows = batch.visible.selecting(pattern)
+    planned = plan_selecting(batch, rows, Heads(2, 4), ALONE, 132)
     assert planned.blocks[:, :3].tolist() == [[0, 1, 0], [1, 1, 1]]
     check_parts(planned, [5000, 5000], 2, 132)
     assert len(planned.items) > 100
-    assert len(plan_choosing(batch, rows, Heads(200, 4), ALONE, 10).items) == 2
+    assert len(plan_selecting(batch, rows, Heads(200, 4), ALONE, 10).items) == 2
 
 
 @given(st.data())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from attention import LayerSpec
 from attention.kernels import varlen
+from attention.kernels.base import Kind
 from attention.kernels.varlen import Varlen
 from attention.patterns.full import Full
 from tests.attention.cases import make_case
@@ -19,7 +20,6 @@ from tests.attention.doubles import varlen as varlen_doubles
 from tests.attention.flash_cases import (
     HALVES,
     PLAIN,
-    compute,
     equals_reference,
     layers,
     patterns,
@@ -65,8 +65,7 @@ def test_the_double_of_varlen_attn_takes_what_the_real_one_takes():
 def test_varlen_gathers_what_cannot_be_read_in_place(monkeypatch, page_size, double, in_place):
     monkeypatch.setattr(varlen, "varlen_attn", double)
     case = make_case(PLAIN[0], [(600, 1), (30, 30)], page_size, dtype=torch.float16)
-    compute(Varlen(), case, Full())
-    (plan,) = case.batch.plans.values()
+    plan = Varlen().plan(Kind.of(case.layer, Full(), case.query, case.cache), case.batch)
     assert (plan.slots is None) == in_place
 
 
@@ -74,6 +73,5 @@ def test_a_window_is_all_that_varlen_gathers(monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", varlen_doubles.in_2_11)
     layer = LayerSpec(0, 4, 2, 64, 64, 0.125, window=10)
     case = make_case(layer, [(600, 1), (300, 40)], 16, dtype=torch.float16)
-    compute(Varlen(), case, Full())
-    (plan,) = case.batch.plans.values()
+    plan = Varlen().plan(Kind.of(case.layer, Full(), case.query, case.cache), case.batch)
     assert len(plan.slots) == 10 + 49

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 
 from attention import LayerSpec, UnsupportedError, resolve
 from attention.kernels import xformers as adapter
+from attention.kernels.base import Kind
 from attention.kernels.reference import Reference
 from attention.kernels.xformers import Xformers
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
 from attention.patterns.longformer import Longformer
 from attention.patterns.sliding_window import SlidingWindow
-from tests.attention.cases import Case, make_case, sequences
+from tests.attention.cases import Case, attend, make_case, sequences
 
 logging.getLogger("xformers").setLevel(
     logging.ERROR
@@ -87,7 +88,7 @@ shapes = st.one_of(
 
 
 def compute(case: Case, pattern: Pattern) -> torch.Tensor:
-    return Xformers().forward(case.layer, case.query, case.cache, case.batch, pattern, None)
+    return attend(Xformers(), case.layer, case.query, case.cache, case.batch, pattern, None)
 
 
 @settings(max_examples=40, deadline=None)
@@ -101,7 +102,7 @@ def compute(case: Case, pattern: Pattern) -> torch.Tensor:
 )
 def test_equals_reference(layer, shapes, page_size, pattern, dtype, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed)
-    expected = Reference().forward(layer, case.query, case.cache, case.batch, pattern, None)
+    expected = attend(Reference(), layer, case.query, case.cache, case.batch, pattern, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fmha, "memory_efficient_attention_forward", by_materialized_bias)
         result = compute(case, pattern)
@@ -117,15 +118,13 @@ def test_the_double_takes_what_the_real_function_takes():
     assert parameters(by_materialized_bias) == parameters(fmha.memory_efficient_attention_forward)
 
 
-def test_biases_and_operators(monkeypatch):
+def test_biases_and_operators():
     """Decodes on their pages, gappy under a window; chunks on gathered keys, local under a window."""
-    monkeypatch.setattr(fmha, "memory_efficient_attention_forward", by_materialized_bias)
 
     def parts(window: int | None) -> list[tuple[str, type, int | None]]:
         layer = LayerSpec(0, 4, 2, 16, 16, 0.25, window=window)
         case = make_case(layer, [(200, 1), (150, 30), (90, 1)], 64, dtype=torch.float16)
-        compute(case, Full())
-        (plan,) = case.batch.plans.values()
+        plan = Xformers().plan(Kind.of(layer, Full(), case.query, case.cache), case.batch)
         return [
             (type(part.bias).__name__, part.operator, None if part.slots is None else len(part.slots))
             for part in plan
@@ -142,14 +141,12 @@ def test_biases_and_operators(monkeypatch):
     ]
 
 
-def test_few_different_programs_are_compiled(monkeypatch):
+def test_few_different_programs_are_compiled():
     """The Triton operator's program depends on the number of sequences and the width of the page table."""
-    monkeypatch.setattr(fmha, "memory_efficient_attention_forward", by_materialized_bias)
     found = set()
     for count in range(1, 18):
         case = make_case(PLAIN[0], [(40 * count, 1)] * count, 64, dtype=torch.float16)
-        compute(case, Full())
-        ((part,),) = case.batch.plans.values()
+        (part,) = Xformers().plan(Kind.of(case.layer, Full(), case.query, case.cache), case.batch)
         found.add(part.bias.block_tables.shape)
     assert found == {(1, 1), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (16, 8), (16, 16), (32, 16)}
 

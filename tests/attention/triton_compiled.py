@@ -27,7 +27,7 @@ from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
-from tests.attention.cases import make_case
+from tests.attention.cases import attend, make_case, update
 
 NAMES = {
     torch.float32: "fp32",
@@ -78,9 +78,9 @@ def launches(
         if dtype == torch.float8_e4m3fn:
             case.query = case.query.bfloat16()
         if isinstance(pattern, ContentPattern):
-            Triton().update(layer, case.cache, case.batch, pattern)
+            update(pattern, layer, case.cache, case.batch)
         rerotated = case.query if pattern.rerotated else None
-        Triton().forward(layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
+        attend(Triton(), layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention import AttentionBatch, LayerSpec, PagedCache
-from attention.kernels.base import Kernel
+from attention.kernels.base import Kernel, Kind
 from attention.kernels.reference import Reference
 from attention.kernels.triton_paged import Triton
 from attention.patterns.base import Pattern
@@ -23,7 +23,7 @@ from attention.patterns.full import Full
 from attention.patterns.lsh import Lsh
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
-from tests.attention.cases import Case, make_case
+from tests.attention.cases import Case, attend, make_case
 
 DEVICE = "cuda"
 ERRORS = {torch.float32: 1e-5, torch.bfloat16: 4 * 2**-7, torch.float16: 4 * 2**-10}
@@ -55,7 +55,7 @@ def patterns() -> list[Pattern]:
 
 def compute(kernel: Kernel, case: Case, pattern: Pattern) -> torch.Tensor:
     rerotated = case.query.flip(0) if pattern.rerotated else None
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
+    return attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 def case_of(layer: LayerSpec, pattern: Pattern, dtype: torch.dtype, page_size: int) -> Case:
@@ -132,7 +132,7 @@ def serving(layer: LayerSpec, sizes: list[tuple[int, int]], dtype: torch.dtype) 
         DEVICE,
     )
     query = torch.randn(
-        batch.query_starts[-1], layer.query_heads, layer.head_size, dtype=dtype, device=DEVICE
+        batch.host.query_starts[-1], layer.query_heads, layer.head_size, dtype=dtype, device=DEVICE
     )
     return Case(layer, cache, batch, query, [], [], None)
 
@@ -150,14 +150,14 @@ WORKS = {
 
 
 def own_time(case: Case, pattern: Pattern, fresh: bool) -> float:
-    """Milliseconds of the kernel, with ``fresh`` what the host plans once per batch included."""
+    """Milliseconds of the kernel, with ``fresh`` what the host plans once per step included."""
+    kernel, kind = Triton(), Kind.of(case.layer, pattern, case.query, case.cache)
+    plan = kernel.plan(kind, case.batch)
 
     def call() -> None:
-        if fresh:
-            case.batch.plans.clear()
-        compute(Triton(), case, pattern)
+        used = kernel.plan(kind, AttentionBatch(case.batch.host, case.batch.device)) if fresh else plan
+        kernel.forward(case.layer, case.query, case.cache, used, case.sinks)
 
-    case.batch.plans.clear()
     return milliseconds(call)
 
 
@@ -179,7 +179,7 @@ def times() -> None:
     """Prints a table of times."""
     dtype = torch.bfloat16
     columns = ["triton", "planned", "window", "torch", "GB/s", "TFLOP/s"]
-    print("\nms per layer in bfloat16, page 16; planned: with what the host plans once per batch;")
+    print("\nms per layer in bfloat16, page 16; planned: with what the host plans once per step;")
     print("window: 1020 tokens and 4 sinks, torch: see torch_time; GB/s and TFLOP/s: of the first column")
     print(f"{'heads':>12} {'work':>20}", *(f"{column:>8}" for column in columns))
     for shape in (SMOLLM, SHAPES[0]):

@@ -20,7 +20,7 @@ from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
-from tests.attention.cases import Case, content_patterns, layers, make_case, patterns, sequences
+from tests.attention.cases import Case, attend, content_patterns, layers, make_case, patterns, sequences
 
 torch.set_num_threads(1)
 
@@ -53,7 +53,7 @@ def few_queries(longest: int, most: int) -> st.SearchStrategy[list[tuple[int, in
 def compute(
     kernel: Kernel, case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None
 ) -> torch.Tensor:
-    return kernel.forward(case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
+    return attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks, rerotated)
 
 
 def interpreted(
@@ -111,7 +111,7 @@ def test_every_number_of_8_bits():
     """One value each: no number stays none."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     case = make_case(LayerSpec(0, 1, 1, 1, 256, 1.0), [(1, 1)], 4, dtype=torch.float8_e4m3fn)
-    case.cache.write(case.batch.slots, torch.zeros(1, 1, 1), codes.view(1, 1, 256))
+    case.cache.write(case.batch.device.slots, torch.zeros(1, 1, 1), codes.view(1, 1, 256))
     for query_dtype in (torch.float32, torch.float16, torch.bfloat16):
         case.query = case.query.to(query_dtype)
         result = interpreted(case, Full()).flatten()
@@ -127,8 +127,8 @@ def test_rows_that_choose_by_content(layer, shapes, page_size, pattern, seed, ti
     prompts = [data.draw(st.integers(1, length + 1), label="prompt") for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=prompts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_paged, "_CHOOSING_ROWS", data.draw(st.sampled_from([2, 64]), label="at once"))
-        patch.setattr(triton_paged, "_CHOSEN_RANGES", data.draw(st.sampled_from([1, 4]), label="ranges"))
+        patch.setattr(triton_paged, "_SELECTING_ROWS", data.draw(st.sampled_from([2, 64]), label="at once"))
+        patch.setattr(triton_paged, "_SELECTED_RANGES", data.draw(st.sampled_from([1, 4]), label="ranges"))
         assert_equal(case, pattern, tiles=tiles)
 
 
@@ -192,7 +192,7 @@ def test_what_no_row_sees_is_not_read():
             pattern.visible(torch.arange(first, 160)[:, None], at).any(dim=0).unflatten(0, (-1, 8)).any(dim=1)
         )
         assert not seen.all()
-        hidden = case.batch.page_table[b][~seen].long()
+        hidden = case.batch.device.page_table[b][~seen].long()
         case.cache.keys[hidden] = case.cache.values[hidden] = torch.nan
     assert interpreted(case, pattern).isfinite().all()
 
@@ -200,8 +200,8 @@ def test_what_no_row_sees_is_not_read():
 def test_what_lies_on_a_missing_page_is_invisible():
     case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (90, 20), (7, 1)], 4)
     for b, gone in ((0, range(1, 17)), (1, range(3))):
-        case.cache.keys[case.batch.page_table[b, gone].long()] = torch.nan
-        case.batch.page_table[b, gone] = 0
+        case.cache.keys[case.batch.device.page_table[b, gone].long()] = torch.nan
+        case.batch.device.page_table[b, gone] = 0
     tile = Tile(64, 16, 4, 1, 16, 2)  # some parts see nothing at all
     assert_equal(case, Full(), tiles=(tile, tile))
 
@@ -235,12 +235,3 @@ def test_queries_that_lie_apart():
     ):
         case.query = query
         torch.testing.assert_close(interpreted(case, Full()), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_layers_that_agree_share_a_plan():
-    case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(50, 1), (40, 20)], 4)
-    pattern = Full()
-    interpreted(case, pattern)
-    plans = dict(case.batch.plans)
-    interpreted(case, pattern)
-    assert case.batch.plans == plans

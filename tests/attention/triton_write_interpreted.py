@@ -150,6 +150,6 @@ def test_a_step_writes_so(monkeypatch):
     step.attend(Module(), query, key, value, None, {})
     ((found, slots, keys, values),) = written
     assert found is cache.layers[0]
-    assert slots is batch.slots
+    assert slots is batch.device.slots
     assert torch.equal(keys, key[0].transpose(0, 1))
     assert torch.equal(values, value[0].transpose(0, 1))

@@ -13,7 +13,7 @@ import torch
 from attention import LayerSpec, resolve
 from attention.kernels.reference import Reference
 from attention.kernels.sdpa import Sdpa
-from tests.attention.cases import make_case
+from tests.attention.cases import attend, make_case
 from tests.e2e.server import Server
 from tests.packages import install
 
@@ -59,8 +59,8 @@ def test_its_ranges_are_its_rule(strided, options):
 def test_kernels_compute_it_without_knowing_it(strided):
     pattern = strided(window="9", stride="8", kept="2").pattern
     case = make_case(LAYERS[0], [(90, 1), (60, 60), (75, 20)], 8, pattern=pattern)
-    expected = Reference().forward(LAYERS[0], case.query, case.cache, case.batch, pattern, None)
-    found = Sdpa().forward(LAYERS[0], case.query, case.cache, case.batch, pattern, None)
+    expected = attend(Reference(), LAYERS[0], case.query, case.cache, case.batch, pattern, None)
+    found = attend(Sdpa(), LAYERS[0], case.query, case.cache, case.batch, pattern, None)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

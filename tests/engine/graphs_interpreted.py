@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from attention.backends import resolve
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.kernels import triton_device, triton_paged
-from attention.types import AttentionBatch
+from attention.step import DeviceBatch
+from attention.transfer import to_device
 from server.engine import graphs
 from server.engine.graphs import CaptureError, DecodeGraphs
 from server.engine.runner import Runner
@@ -183,7 +185,8 @@ def test_an_engine_gives_the_same_tokens(model):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (lambda ids, batch: batch.host_positions, "known to the device alone"),
+        (lambda ids, batch: to_device(torch.arange(3), ids.device), "numbers of the host can't be part"),
+        (lambda ids, batch: batch.host, "has no attribute 'host'"),
         (lambda ids, batch: ids.max().item(), "wait for the device"),
         (lambda ids, batch: ids.nonzero(), "wait for the device"),
         (lambda ids, batch: {}["launch"], "KeyError: 'launch'"),
@@ -193,7 +196,7 @@ def test_what_needs_the_host_is_refused(model, fault, reason):
     engine = Engine(model)
 
     def forward(ids, batch):
-        if batch.device_only:
+        if isinstance(batch, DeviceBatch):
             fault(ids, batch)
         return engine.runner.forward(ids, batch)
 
@@ -206,7 +209,7 @@ def test_a_step_that_computes_something_else_is_refused(model):
 
     def forward(ids, batch):
         logits = engine.runner.forward(ids, batch)
-        return logits * 1.1 if batch.device_only else logits
+        return logits * 1.1 if isinstance(batch, DeviceBatch) else logits
 
     with pytest.raises(CaptureError, match=r"differ by 0\.1 of the largest"):
         capture(engine.runner, StandInGraph, forward=forward)

@@ -37,11 +37,12 @@ class Recorded(Sdpa):
     def __init__(self):
         self.asked = {}
 
-    def forward(self, layer, query, cache, batch, pattern, sinks, rerotated=None):
-        slots, _ = locate(batch, 0, torch.arange(batch.seq_lens[0]))
+    def forward(self, layer, query, cache, plan, sinks, rerotated=None):
+        batch = plan.batch.device
+        slots, _ = locate(batch, 0, torch.arange(plan.batch.host.seq_lens[0]))
         keys, values = (pages.flatten(0, 1)[slots] for pages in (cache.keys, cache.values))
         self.asked[layer.index] = Asked(layer, query.clone(), batch.positions, keys, values)
-        return super().forward(layer, query, cache, batch, pattern, sinks, rerotated)
+        return super().forward(layer, query, cache, plan, sinks, rerotated)
 
 
 def last_step(loaded, tokens, rows):

@@ -40,7 +40,8 @@ class _Remembering(nn.Module):
         logits_to_keep: torch.Tensor | None = None,
     ) -> Any:
         """Logits ``[1, N, V]``."""
-        batch, pattern, size = longspan.batch, longspan.attention.pattern, longspan.batch.page_size
+        batch, pattern = longspan.batch.device, longspan.attention.pattern
+        size = batch.page_size
         keys = longspan.cache.layers[0].keys.view(-1)
         assert ((input_ids >= 0) & (input_ids < VOCABULARY)).all()
         keys[batch.slots] = input_ids[0].float()
@@ -48,7 +49,7 @@ class _Remembering(nn.Module):
         for row, position in enumerate(position_ids[0].tolist()):
             at = torch.arange(position + 1)
             at = at[pattern.visible(torch.tensor(position), at)]
-            pages = batch.page_table[batch.host_owners[row], at // size]
+            pages = batch.page_table[batch.owners[row], at // size]
             assert (pages > 0).all(), "a page that was let go is still seen"
             found = keys[pages * size + at % size]
             assert not found.isnan().any(), "nobody wrote what is read"

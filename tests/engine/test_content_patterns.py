@@ -9,9 +9,10 @@ import torch
 
 from attention.backends import BACKENDS, UnsupportedError, resolve
 from attention.cache import PagedCache
-from attention.kernels.base import choosing_rows, spans_within
+from attention.kernels.base import spans_within
 from attention.kernels.reference import Reference
 from attention.patterns.base import ContentPattern
+from attention.patterns.blocks import KnownRows
 from server.messages import Submit
 from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
@@ -60,11 +61,12 @@ class Checked(Reference):
 
     checks = 0
 
-    def forward(self, layer, query, cache, batch, pattern, sinks, rerotated=None):
+    def forward(self, layer, query, cache, plan, sinks, rerotated=None):
+        pattern, batch = plan.pattern, plan.batch.device
         if isinstance(pattern, ContentPattern):
-            last = {start - 1: b for b, start in enumerate(batch.query_starts)}
-            rows = choosing_rows(batch, pattern)
-            spans = pattern.select(layer, query[rows], rows, cache, batch)
+            last = {start - 1: b for b, start in enumerate(plan.batch.host.query_starts)}
+            rows = plan.batch.visible.selecting(pattern)
+            spans = pattern.select(layer, query[rows], KnownRows(plan.batch.host, batch, rows), cache)
             spans = spans_within(spans, batch.positions[rows], layer.window)
             for row, ranges in zip(rows.tolist(), spans, strict=True):
                 if row not in last:
@@ -79,7 +81,7 @@ class Checked(Reference):
                 inside = (ranges[..., :1] <= at) & (at < ranges[..., 1:])
                 assert torch.equal(inside.any(dim=1), chosen)
                 self.checks += 1
-        return super().forward(layer, query, cache, batch, pattern, sinks, rerotated)
+        return super().forward(layer, query, cache, plan, sinks, rerotated)
 
 
 @pytest.fixture(scope="module")

@@ -52,11 +52,11 @@ class Oracle:
         self.written_from = 0
         forward = Reference.forward
 
-        def rounding(kernel, layer, query, cache, batch, *rest):
+        def rounding(kernel, layer, query, cache, plan, *rest):
             factor = torch.tensor(layer.scale / math.log(2), dtype=torch.float32)
             short = (query * factor).bfloat16().float() / factor
-            decoded = (batch.positions >= self.written_from)[:, None, None]
-            return forward(kernel, layer, short.where(decoded, query), cache, batch, *rest)
+            decoded = (plan.batch.device.positions >= self.written_from)[:, None, None]
+            return forward(kernel, layer, short.where(decoded, query), cache, plan, *rest)
 
         if rounds:
             monkeypatch.setattr(Reference, "forward", rounding)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from attention.types import AttentionBatch
+from attention.batch import AttentionBatch
+from attention.patterns.written import Written
 from loadtest.direct.engine import DirectEngine, RoomError, placed_tokens
 from loadtest.direct.template import Template
 from tests.engine.harness import greedy_requests, load, make_core, run
@@ -130,7 +131,7 @@ def test_copied_pages_come_with_what_a_pattern_remembers_of_their_keys(loaded, n
         if layer.summary is None:
             continue
         anew = layer._replace(summary=torch.zeros_like(layer.summary))
-        pattern.update(core.runner.layers[index], anew, batch)
+        pattern.update(core.runner.layers[index], anew, Written.known(batch.host, batch.device))
         torch.testing.assert_close(layer.summary[pages], anew.summary[pages], rtol=0, atol=0)
         assert len(layer.keys[pages].flatten(1).unique(dim=0)) > 1
         summarized += 1

@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention.backends import resolve
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
-from attention.types import AttentionBatch, LayerSpec
+from attention.types import LayerSpec
 from loadtest.deployment import FULL, window
 
 PAGE = 16
@@ -43,9 +44,9 @@ def work(deployment, context):
     batch = AttentionBatch.build([context - 1], [1], [pages], PAGE)
     query = torch.ones(1, LAYER.query_heads, LAYER.head_size)
     with Elements() as elements:
-        output = attention.forward(LAYER, query, cache, batch)
+        output = attention.forward(LAYER, query, cache, attention.plans(batch))
     assert torch.equal(output, torch.ones_like(output))
-    return elements.made, PAGE * int((batch.page_table != 0).sum())
+    return elements.made, PAGE * int((batch.device.page_table != 0).sum())
 
 
 def test_a_window_makes_every_step_cost_the_same():

@@ -17,10 +17,11 @@ from attention.kernels.reference import Reference
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
+from attention.patterns.written import Written
 from server.models.quantized import native as quantized
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import pack
-from tests.attention.cases import make_case
+from tests.attention.cases import attend, make_case
 from tests.instructions import at
 from tests.stress.native_calls import SOURCES, Recorder, read, write
 
@@ -50,10 +51,11 @@ def recorded() -> Recorder:
                     recorder.pages = len(case.cache.keys) * case.cache.keys.shape[1] // 8
                     parts = case.layer, case.query, case.cache, case.batch, pattern, case.sinks
                     if isinstance(pattern, TopK):
-                        CpuPaged().update(case.layer, case.cache, case.batch, pattern)
+                        written = Written.known(case.batch.host, case.batch.device)
+                        CpuPaged().update(case.layer, case.cache, written, pattern)
                     error = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
                     torch.testing.assert_close(
-                        CpuPaged().forward(*parts), Reference().forward(*parts), rtol=error, atol=error
+                        attend(CpuPaged(), *parts), attend(Reference(), *parts), rtol=error, atol=error
                     )
         for bits in (4, 8):
             weight = torch.randn(272, 1088, generator=torch.Generator().manual_seed(bits))

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from attention.batch import AttentionBatch
 from attention.kernels.cpu import native
-from attention.types import AttentionBatch
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 

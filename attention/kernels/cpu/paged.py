@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
-from attention.kernels.base import Kernel, format_refusal, spans_within
+from attention.kernels.base import Kernel, Kind, format_refusal, spans_within
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.calls import FORMATS, Call, compiled
 from attention.kernels.cpu.chain import Program
-from attention.kernels.cpu.plan import Rows, choosing, given, ruled
+from attention.kernels.cpu.plan import Rows, given, ruled, selecting
 from attention.kernels.cpu.program import PagedProgram
 from attention.patterns.base import ContentPattern, Pattern
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.blocks import KnownRows
+from attention.patterns.written import Written
+from attention.types import LayerCache, LayerSpec
 
 
-class CpuPaged(Kernel):
+class PagedPlan(NamedTuple):
+    """A step in layers of a kind.
+
+    Attributes:
+        pattern: the rule in force.
+        page_size: tokens per page.
+        page_table: int32 ``[R, P]``, contiguous.
+        given: which rows belong to a prompt, bool ``[T]``.
+        ruled: rows that see what the rule over positions lets them see.
+        selecting: the others, whose ranges each layer finds: in C++ with memory for these, else in torch.
+    """
+
+    pattern: Pattern
+    page_size: int
+    page_table: torch.Tensor
+    given: torch.Tensor
+    ruled: Rows
+    selecting: list[select.Rows] | list[KnownRows]
+
+
+class CpuPaged(Kernel[PagedPlan]):
     """Computes every feature of ``LayerSpec`` under any pattern, on the CPU, in float32 inside.
 
     Compiled for the machine when first chosen. To the last bit, a row's result depends neither on other
@@ -51,66 +75,74 @@ class CpuPaged(Kernel):
                 reasons.append(f"cpu_paged cannot be compiled here: {error}")
         return reasons
 
+    def plan(self, kind: Kind, batch: AttentionBatch) -> PagedPlan:
+        """See ``Kernel.plan``."""
+        (layer, pattern, *_), host, device = kind, batch.host, batch.device
+        parts: list[select.Rows] | list[KnownRows] = []
+        if select.knows(pattern):
+            rows = selecting(batch.visible, pattern)
+            parts = [select.rows_of(pattern, layer.kv_heads, part, batch) for part in rows]
+        elif isinstance(pattern, ContentPattern):
+            parts = [KnownRows(host, device, part) for part in selecting(batch.visible, pattern)]
+        by_rule = ruled(batch.visible, layer.window, pattern)
+        return PagedPlan(pattern, host.page_size, device.page_table.contiguous(), given(host), by_rule, parts)
+
     def forward(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,
-        pattern: Pattern,
+        plan: PagedPlan,
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         wide = query.float()
-        near = rerotated.float() if rerotated is not None and pattern.rerotated else None
+        near = rerotated.float() if rerotated is not None and plan.pattern.rerotated else None
         if wide.stride(-1) != 1 or (near is not None and near.stride() != wide.stride()):
             wide, near = wide.contiguous(), None if near is None else near.contiguous()
         output = wide.new_empty(len(query), layer.query_heads, layer.value_size)
         weights = None if sinks is None else sinks.float().contiguous()
-        by_rule = ruled(batch, layer.window, pattern)
-        if len(by_rule.rows):
-            _attend(layer, wide, near, cache, batch, pattern.rerotated, by_rule, weights, output)
-        if isinstance(pattern, ContentPattern):
-            for rows in choosing(batch, pattern):
-                chosen = _chosen(layer, query, wide, rows, cache, batch, pattern)
-                _attend(layer, wide, near, cache, batch, pattern.rerotated, chosen, weights, output)
+        if len(plan.ruled.rows):
+            _attend(layer, wide, near, cache, plan, plan.ruled, weights, output)
+        for rows in plan.selecting:
+            selected = _selected(layer, query, wide, rows, cache, plan)
+            _attend(layer, wide, near, cache, plan, selected, weights, output)
         return output.to(query.dtype)
 
-    def update(
-        self, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch, pattern: ContentPattern
-    ) -> None:
+    def update(self, layer: LayerSpec, cache: LayerCache, written: Written, pattern: ContentPattern) -> None:
         """See ``Kernel.update``; in C++ where ``select`` knows the pattern."""
         if select.knows(pattern):
-            select.update(pattern, layer, cache, batch)
+            select.update(layer, cache, written)
         else:
-            pattern.update(layer, cache, batch)
+            pattern.update(layer, cache, written)
 
     def program(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> Program | None:
-        """See ``Kernel.program``; where no layer has sinks, and choices by content are ``select``'s."""
+        """See ``Kernel.program``; where no layer has sinks, and selections by content are ``select``'s."""
         for layer, pattern in layers:
-            chosen_in_torch = isinstance(pattern, ContentPattern) and not select.knows(pattern)
-            if layer.sinks or pattern.rerotated or chosen_in_torch:
+            selected_in_torch = isinstance(pattern, ContentPattern) and not select.knows(pattern)
+            if layer.sinks or pattern.rerotated or selected_in_torch:
                 return None
         return PagedProgram(layers, cache)
 
 
-def _chosen(
+def _selected(
     layer: LayerSpec,
     query: torch.Tensor,
     wide: torch.Tensor,
-    rows: torch.Tensor,
+    rows: select.Rows | KnownRows,
     cache: LayerCache,
-    batch: AttentionBatch,
-    pattern: ContentPattern,
+    plan: PagedPlan,
 ) -> Rows:
-    """What ``rows`` choose: in C++ where ``select`` knows the pattern, else in torch."""
-    if select.knows(pattern):
-        kept = select.rows_of(pattern, layer.kv_heads, rows, batch)
-        return Rows(kept.rows, kept.owners, select.select(pattern, layer, wide, kept, cache, batch))
-    ranges = pattern.select(layer, query[rows], rows, cache, batch)
-    ranges = spans_within(ranges, batch.positions[rows], layer.window)
-    return Rows(rows, batch.owners[rows], ranges.contiguous())
+    """What ``rows`` select: in C++ where ``select`` knows the pattern, else in torch."""
+    pattern = plan.pattern
+    if isinstance(rows, select.Rows):
+        assert select.knows(pattern)
+        ranges = select.select(pattern, layer, wide, rows, cache, plan.page_table, plan.page_size)
+        return Rows(rows.rows, rows.owners, ranges)
+    assert isinstance(pattern, ContentPattern)
+    ranges = spans_within(pattern.select(layer, query[rows.rows], rows, cache), rows.positions, layer.window)
+    return Rows(rows.rows, rows.batch.owners[rows.rows], ranges.contiguous())
 
 
 def _attend(
@@ -118,14 +150,12 @@ def _attend(
     query: torch.Tensor,
     rerotated: torch.Tensor | None,
     cache: LayerCache,
-    batch: AttentionBatch,
-    near: int,
+    plan: PagedPlan,
     rows: Rows,
     sinks: torch.Tensor | None,
     output: torch.Tensor,
 ) -> None:
     """Fills ``output`` ``[T, H, Dv]`` at ``rows``; as in ``Kernel.forward``, floats but for the cache."""
-    table = batch.page_table.contiguous()
     assert cache.keys.is_contiguous()
     assert cache.values.is_contiguous()
     made = compiled()
@@ -136,11 +166,11 @@ def _attend(
                 None if rerotated is None else rerotated.data_ptr(),
                 cache.keys.data_ptr(),
                 cache.values.data_ptr(),
-                table.data_ptr(),
+                plan.page_table.data_ptr(),
                 rows.rows.data_ptr(),
                 rows.owners.data_ptr(),
                 rows.ranges.data_ptr(),
-                given(batch).data_ptr(),
+                plan.given.data_ptr(),
                 None if sinks is None else sinks.data_ptr(),
                 output.data_ptr(),
                 made.team,
@@ -151,9 +181,9 @@ def _attend(
                 layer.value_size,
                 query.stride(0),
                 query.stride(1),
-                batch.page_size,
-                table.shape[1],
-                near,
+                plan.page_size,
+                plan.page_table.shape[1],
+                plan.pattern.rerotated,
                 FORMATS[cache.keys.dtype],
                 torch.get_num_threads(),
                 layer.scale,

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.kernels.cpu import select
 from attention.kernels.cpu.calls import FORMATS, Call, Write, compiled
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.kernels.cpu.plan import Rows, given, ruled
 from attention.patterns.base import Pattern
-from attention.types import AttentionBatch, LayerSpec
+from attention.types import LayerSpec
 
 
 class PagedProgram:
@@ -41,6 +42,7 @@ class PagedProgram:
         self._alike = [(*what, places(indices)) for what, indices in alike.items()]
         self._calls["parallel"], self._calls["page_size"] = native.team, cache.page_size
         self._placed: tuple[Any, ...] = ()
+        self._kept: tuple[AttentionBatch, torch.Tensor, list[Rows]] | None = None  # what the tables point to
         # Where rows choose by content, these are attended by calls of their own, after the choice.
         choosing = [(layer, pattern) for layer, pattern in layers if select.knows(pattern)]
         self._choosing = select.Choosing(choosing, cache) if choosing else None
@@ -63,18 +65,21 @@ class PagedProgram:
     ) -> None:
         """See ``Program.prepare``."""
         self._place(query, key, value, output)
-        pages, threads = batch.page_table, torch.get_num_threads()
+        pages, threads = batch.device.page_table, torch.get_num_threads()
         assert pages.is_contiguous()
         writes, calls = self._writes, self._calls
-        writes["slots"], writes["rows"] = batch.slots.data_ptr(), len(key)
+        writes["slots"], writes["rows"] = batch.device.slots.data_ptr(), len(key)
         calls["page_table"], calls["table_width"] = pages.data_ptr(), pages.shape[1]
-        calls["given"], calls["threads"] = given(batch).data_ptr(), threads
-        for window, pattern, alike in self._alike:
-            _attend(calls, alike, ruled(batch, window, pattern))
+        of_prompts = given(batch.host)
+        calls["given"], calls["threads"] = of_prompts.data_ptr(), threads
+        by_rule = [ruled(batch.visible, window, pattern) for window, pattern, _ in self._alike]
+        self._kept = batch, of_prompts, by_rule
+        for (*_, alike), rows in zip(self._alike, by_rule, strict=True):
+            _attend(calls, alike, rows)
         if self._choosing is not None:
             self._chosen[:] = calls[self._choosers]
-            for alike, rows in self._choosing.prepare(batch, query):
-                _attend(self._chosen, alike, Rows(rows.rows, rows.owners, rows.ranges))
+            for alike, own in self._choosing.prepare(batch, query):
+                _attend(self._chosen, alike, Rows(own.rows, own.owners, own.ranges))
 
     def _place(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor

@@ -1,4 +1,4 @@
-"""What ``topk`` remembers and chooses, in C++ where keys and summaries lie; see select.cpp."""
+"""What ``topk`` remembers and selects, in C++ where keys and summaries lie; see select.cpp."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
+from attention.batch import AttentionBatch
 from attention.cache import PagedCache
-from attention.kernels.base import choosing_rows
 from attention.kernels.cpu import native
 from attention.kernels.cpu.calls import FORMATS
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
-from attention.types import AttentionBatch, LayerCache, LayerSpec
+from attention.patterns.written import Written
+from attention.step import Array
+from attention.types import LayerCache, LayerSpec
 
 
 class Update(ctypes.Structure):
@@ -71,15 +73,15 @@ def compiled() -> Compiled:
 
 
 def knows(pattern: Pattern) -> TypeGuard[TopK]:
-    """Whether a pattern's choice is made here."""
-    return type(pattern) is TopK  # what is derived from it may choose otherwise
+    """Whether a pattern's selection is made here."""
+    return type(pattern) is TopK  # what is derived from it may select otherwise
 
 
-def update(pattern: TopK, layer: LayerSpec, cache: LayerCache, batch: AttentionBatch) -> None:
-    """See ``ContentPattern.update``."""
+def update(layer: LayerSpec, cache: LayerCache, written: Written) -> None:
+    """``TopK.update`` of a step that the host knows."""
     assert cache.summary is not None
     assert cache.keys.is_contiguous()
-    pages = pattern.completed(batch)
+    pages = written.pages
     if not len(pages):
         return
     made = compiled()
@@ -91,7 +93,7 @@ def update(pattern: TopK, layer: LayerSpec, cache: LayerCache, batch: AttentionB
                 pages=pages.data_ptr(),
                 parallel=made.team,
                 count=len(pages),
-                page_size=batch.page_size,
+                page_size=written.batch.page_size,
                 kv_heads=layer.kv_heads,
                 head_size=layer.head_size,
                 format=FORMATS[cache.keys.dtype],
@@ -102,10 +104,10 @@ def update(pattern: TopK, layer: LayerSpec, cache: LayerCache, batch: AttentionB
 
 
 class Rows(NamedTuple):
-    """Query rows that choose, and memory for what they see in a layer.
+    """Query rows that select, and memory for what they see in a layer.
 
     Attributes:
-        rows: int64 ``[N]``, indices of query rows of the batch.
+        rows: int64 ``[N]``, indices of query rows of the step.
         owners: int64 ``[N]``, their sequences.
         positions: int64 ``[N]``.
         ranges: int64 ``[N, Hkv, K, 2]``, overwritten by every layer.
@@ -117,19 +119,14 @@ class Rows(NamedTuple):
     ranges: torch.Tensor
 
 
-def rows_of(pattern: TopK, kv_heads: int, rows: torch.Tensor, batch: AttentionBatch) -> Rows:
-    """Memory for the choice of ``rows`` of the batch, the same for all layers of so many KV heads."""
-
-    def make() -> Rows:
-        width = min(pattern.choices(batch.page_size), batch.page_table.shape[1])
-        ranges = torch.empty(len(rows), kv_heads, width + 2, 2, dtype=torch.long)
-        # Arrays, since with so few numbers a call of torch's costs more than what it computes.
-        owners, positions = (numbers.numpy()[rows.numpy()] for numbers in (batch.owners, batch.positions))
-        return Rows(rows, torch.from_numpy(owners), torch.from_numpy(positions), ranges)
-
-    # The plan holds the rows, so nothing else can get their id while the batch lives.
-    made: Rows = batch.plan(("chosen", pattern, kv_heads, id(rows)), make)
-    return made
+def rows_of(pattern: TopK, kv_heads: int, rows: Array, batch: AttentionBatch) -> Rows:
+    """Memory for what ``rows`` of the step select, in layers of so many KV heads."""
+    width = min(pattern.choices(batch.host.page_size), batch.device.page_table.shape[1])
+    ranges = torch.empty(len(rows), kv_heads, width + 2, 2, dtype=torch.long)
+    # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+    known = rows, batch.host.owners[rows], batch.host.positions[rows]
+    at, owners, positions = map(torch.from_numpy, known)
+    return Rows(at, owners, positions, ranges)
 
 
 def select(
@@ -138,17 +135,19 @@ def select(
     query: torch.Tensor,
     rows: Rows,
     cache: LayerCache,
-    batch: AttentionBatch,
+    page_table: torch.Tensor,
+    page_size: int,
 ) -> torch.Tensor:
     """See ``ContentPattern.select``; the layer's own window is taken off already.
 
     Args:
-        pattern: which chooses.
+        pattern: which selects.
         layer: the layer.
-        query: float32 ``[T, H, D]``, all of the batch's queries, after RoPE.
-        rows: which of them choose.
+        query: float32 ``[T, H, D]``, all of the step's queries, after RoPE.
+        rows: which of them select.
         cache: the layer's keys, values and summary.
-        batch: the step's work.
+        page_table: int32 ``[R, P]``, contiguous.
+        page_size: tokens per page.
 
     Returns:
         ``rows.ranges``, filled.
@@ -157,13 +156,13 @@ def select(
     assert query.dtype == torch.float32
     assert query.stride(2) == 1
     made = compiled()
-    pages = batch.page_table.contiguous()
+    assert page_table.is_contiguous()
     made.select(
         ctypes.byref(
             Selection(
                 query.data_ptr(),
                 cache.summary.data_ptr(),
-                pages.data_ptr(),
+                page_table.data_ptr(),
                 rows.rows.data_ptr(),
                 rows.owners.data_ptr(),
                 rows.positions.data_ptr(),
@@ -176,8 +175,8 @@ def select(
                 layer.head_size,
                 query.stride(0),
                 query.stride(1),
-                batch.page_size,
-                pages.shape[1],
+                page_size,
+                page_table.shape[1],
                 pattern.sink_pages,
                 pattern.recent_pages,
                 layer.window or 0,
@@ -195,11 +194,11 @@ class Choosing:
     """``update`` and ``select`` of some layers as native calls that stay the same from step to step.
 
     Args:
-        layers: which choose, with their pattern.
+        layers: which select, with their pattern.
         cache: their keys and summaries.
 
     Attributes:
-        calls: by layer index: what updates the summaries, when the step's keys are written, and what chooses.
+        calls: by layer index: what updates the summaries, when the step's keys are written, and what selects.
 
     Raises:
         NativeError: as in ``compiled``.
@@ -221,6 +220,7 @@ class Choosing:
             selection["query_heads"], selection["scale"] = layer.query_heads, layer.scale
             selection["window"] = layer.window or 0
             selection["sink_pages"], selection["recent_pages"] = pattern.sink_pages, pattern.recent_pages
+        self._kept: tuple[torch.Tensor, list[tuple[Places, Rows]]] | None = None  # what the tables point to
         # Layers of as many KV heads share memory.
         self._alike = [(*what, places(indices)) for what, indices in alike.items()]
         for rows in self._updates, self._selections:
@@ -234,28 +234,28 @@ class Choosing:
         """Says where the next step's calls find their work.
 
         Args:
-            batch: the step's work, whose page table is contiguous; kept alive by the caller, as in
+            batch: the step's work, whose page table is contiguous. The caller keeps it alive, as in
                 ``Program.prepare``.
             query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
 
         Returns:
-            Layers, as places in what the class was made of, and their rows that choose. A layer's call fills
-            the ranges, and the next layer's overwrites them.
+            Layers, as places in what the class was made of, and their rows that select, which are kept alive
+            until the next step. A layer's call fills the ranges, and the next layer's overwrites them.
         """
         updates, selections = self._updates, self._selections
         updates["threads"] = selections["threads"] = torch.get_num_threads()
         selections["query"] = query.data_ptr()
         selections["row_stride"], selections["head_stride"] = query.stride()[:2]
-        selections["page_table"] = batch.page_table.data_ptr()
-        selections["table_width"] = batch.page_table.shape[1]
+        table, pages = batch.device.page_table, Written.known(batch.host, batch.device).pages
+        selections["page_table"], selections["table_width"] = table.data_ptr(), table.shape[1]
+        updates["pages"], updates["count"] = pages.data_ptr(), len(pages)
         found = []
         for pattern, kv_heads, alike in self._alike:
-            pages = pattern.completed(batch)
-            updates["pages"][alike], updates["count"][alike] = pages.data_ptr(), len(pages)
-            rows = rows_of(pattern, kv_heads, choosing_rows(batch, pattern), batch)
+            rows = rows_of(pattern, kv_heads, batch.visible.selecting(pattern), batch)
             for name, tensor in zip(Rows._fields, rows, strict=True):
                 selections[name][alike] = tensor.data_ptr()
             selections["entries"][alike] = len(rows.rows)
             selections["choices"][alike] = rows.ranges.shape[2] - 2
             found.append((alike, rows))
+        self._kept = pages, found
         return found

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from attention.batch import AttentionBatch
 from attention.forward import Attend
 from attention.hook import Step
 from attention.kernels.cpu.chain import Chain, Program, table
@@ -92,6 +93,7 @@ class QuantizedStack(nn.Module):
                 )
             return states[0]
         assert hidden.is_contiguous()
+        assert isinstance(longspan.batch, AttentionBatch)  # programs are the CPU's, where no step is captured
         rows = len(hidden)
         between = self._workspace.rows(rows, self._widest)
         heads = self._workspace.heads(rows, *self._heads)

@@ -1,0 +1,67 @@
+"""One step's work, as layers and kernels are given it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from attention.step import DeviceBatch, StepBatch
+from attention.visible import Visible
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionBatch:
+    """A step of which host and device both know. Built once per step and shared by all layers.
+
+    Attributes:
+        host: what the host knows.
+        device: what the device knows of the same rows, in the same order.
+        visible: what rules over positions say of the rows.
+
+    Raises:
+        ValueError: the two are not of the same step.
+    """
+
+    host: StepBatch
+    device: DeviceBatch
+    visible: Visible = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        host, device = self.host, self.device
+        rows, sequences = len(host.positions), host.size
+        if (rows, sequences) != (len(device.positions), len(device.page_table)):
+            raise ValueError("host and device know different sequences or tokens")
+        if host.page_size != device.page_size:
+            raise ValueError(
+                f"the host has pages of {host.page_size} tokens, the device of {device.page_size}"
+            )
+        object.__setattr__(self, "visible", Visible(host))
+
+    @classmethod
+    def build(
+        cls,
+        computed: Sequence[int],
+        counts: Sequence[int],
+        pages: Sequence[Sequence[int]],
+        page_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        prompt_lens: Sequence[int] | None = None,
+    ) -> AttentionBatch:
+        """The step in which each sequence's next tokens are computed.
+
+        Args:
+            computed: for each sequence, its tokens whose keys are in the cache already.
+            counts: for each sequence, the tokens to compute now, at least one.
+            pages: for each sequence, its pages in order, enough for all of these tokens.
+            page_size: tokens per page.
+            device: where the tensors go.
+            prompt_lens: for each sequence, the tokens that were given to it; ``None`` for all so far.
+
+        Raises:
+            ValueError: as of ``StepBatch``, or the pages are not those of as many sequences.
+        """
+        host = StepBatch(computed, counts, page_size, prompt_lens)
+        return cls(host, DeviceBatch.of(host, pages, torch.device(device)))

@@ -1,0 +1,45 @@
+"""What the query rows of one step see by rules over positions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attention.patterns.base import ContentPattern, Pattern
+from attention.patterns.table import chooses_at, spans_at
+from attention.step import Array, StepBatch
+
+
+class Visible:
+    """Found on the host, once for each rule: layers that agree share it, and so does the count of pages read.
+
+    Arrays, since with so few numbers a call of torch's costs more than what it computes.
+
+    Args:
+        host: the step.
+
+    Attributes:
+        host: the same.
+    """
+
+    def __init__(self, host: StepBatch) -> None:
+        self.host = host
+        self._spans: dict[tuple[Pattern, int | None], Array] = {}
+        self._selecting: dict[ContentPattern, Array] = {}
+
+    def spans(self, pattern: Pattern, window: int | None) -> Array:
+        """What each query row may see, int64 ``[T, K, 2]``: ``Pattern.spans`` within a layer's own window."""
+        spans = self._spans.get((pattern, window))
+        if spans is None:
+            spans = spans_at(pattern, self.host.positions)
+            if window is not None:
+                spans = np.maximum(spans, (self.host.positions - window + 1)[:, None, None])
+            self._spans[pattern, window] = spans
+        return spans
+
+    def selecting(self, pattern: ContentPattern) -> Array:
+        """The query rows that see a selection only, int64 ``[N]``, ascending; others see all before them."""
+        rows = self._selecting.get(pattern)
+        if rows is None:
+            found = chooses_at(pattern, self.host.positions, self.host.row_prompt_lens)
+            rows = self._selecting[pattern] = np.flatnonzero(found)
+        return rows
