@@ -30,8 +30,8 @@ class AttentionBatch:
 
     def __post_init__(self) -> None:
         host, device = self.host, self.device
-        rows, sequences = len(host.positions), host.size
-        if (rows, sequences) != (len(device.positions), len(device.page_table)):
+        rows, sequences = device.positions.shape[0], device.page_table.shape[0]
+        if (rows, sequences) != (len(host.positions), host.size):
             raise ValueError("host and device know different sequences or tokens")
         if host.page_size != device.page_size:
             raise ValueError(
