@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.cache import PagedCache
 from attention.choice import Choice, Place, pattern_of, selectable
 from attention.kernels.base import Kernel, Kind
-from attention.kernels.cpu.chain import Program
 from attention.kernels.step_plans import StepPlans
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
@@ -129,6 +127,11 @@ class Attention:
         """Which cached tokens a query of this layer may see, its own window aside."""
         return _FULL if layer.index in self.pattern.dense_layers else self.pattern
 
+    @property
+    def ruled_layers(self) -> list[tuple[LayerSpec, Pattern]]:
+        """Each layer with the pattern of its queries."""
+        return [(layer, self.pattern_of(layer)) for layer in self.layers]
+
     def expired(self, seq_len: int, page_size: int) -> range:
         """Page indices of a sequence that no layer's query at position ``seq_len`` or later can see.
 
@@ -143,10 +146,6 @@ class Attention:
                 own = range(0, max(behind, own.stop))
             first, stop = max(first, own.start), min(stop, own.stop)
         return range(first, max(first, stop))
-
-    def program(self, cache: PagedCache) -> Program | None:
-        """All layers' attention as native calls, where the kernel has such; see ``Kernel.program``."""
-        return self.kernel.program([(layer, self.pattern_of(layer)) for layer in self.layers], cache)
 
     def plans(self, batch: AttentionBatch | DeviceBatch) -> StepPlans[Any]:
         """What a step's layers share, to be given to each ``forward`` of the step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -16,17 +16,15 @@ class AttentionBatch:
     """A step of which host and device both know. Built once per step and shared by all layers.
 
     Attributes:
-        host: what the host knows.
+        visible: what rules over positions say of the rows, and with it what the host knows.
         device: what the device knows of the same rows, in the same order.
-        visible: what rules over positions say of the rows.
 
     Raises:
         ValueError: the two are not of the same step.
     """
 
-    host: StepBatch
+    visible: Visible
     device: DeviceBatch
-    visible: Visible = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         host, device = self.host, self.device
@@ -37,7 +35,11 @@ class AttentionBatch:
             raise ValueError(
                 f"the host has pages of {host.page_size} tokens, the device of {device.page_size}"
             )
-        object.__setattr__(self, "visible", Visible(host))
+
+    @property
+    def host(self) -> StepBatch:
+        """What the host knows."""
+        return self.visible.host
 
     @classmethod
     def build(
@@ -64,4 +66,4 @@ class AttentionBatch:
             ValueError: as of ``StepBatch``, or the pages are not those of as many sequences.
         """
         host = StepBatch(computed, counts, page_size, prompt_lens)
-        return cls(host, DeviceBatch.of(host, pages, torch.device(device)))
+        return cls(Visible(host), DeviceBatch.of(host, pages, torch.device(device)))

@@ -16,7 +16,6 @@ from attention.backends import Attention, UnsupportedError
 from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.forward import Attend, attending
-from attention.kernels.cpu.chain import Program
 from attention.kernels.step_plans import StepPlans
 from attention.layers import IMPLEMENTATION
 from attention.patterns.base import Pattern
@@ -37,8 +36,6 @@ class Step:
         batch: the step's work; of a captured step what the device knows.
         layers: by index, as ``read_layers`` found them.
         rotations: by index, as ``read_rotations`` found them; needed where the pattern rerotates queries.
-        program: attention over the cache as native calls, which a model may make instead of calling
-            ``attend`` layer by layer; see ``Attention.program``.
     """
 
     attention: Attention
@@ -46,7 +43,6 @@ class Step:
     batch: AttentionBatch | DeviceBatch
     layers: Mapping[int, LayerSpec]
     rotations: Mapping[int, Rotation] = field(default_factory=dict)
-    program: Program | None = None
     _plans: StepPlans[Any] = field(init=False, repr=False, compare=False)
     _angles: dict[tuple[Pattern, Rotation], Angles | None] = field(init=False, repr=False, compare=False)
 

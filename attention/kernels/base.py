@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
 from attention.batch import AttentionBatch
-from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS, format_name
-from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.written import Written
 from attention.step import DeviceBatch
@@ -108,18 +105,6 @@ class Kernel(ABC, Generic[Plan]):
     def update(self, layer: LayerSpec, cache: LayerCache, written: Written, pattern: ContentPattern) -> None:
         """``pattern.update``, or a faster way to the same; called before ``forward``, with the same."""
         pattern.update(layer, cache, written)
-
-    def program(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> Program | None:
-        """All layers' ``forward``, and the writes to the cache before it, as native calls.
-
-        Args:
-            layers: with the pattern of each.
-            cache: where their keys and values go.
-
-        Returns:
-            ``None`` if the kernel has none for these layers: then ``forward`` is the way.
-        """
-        return None
 
 
 def power_of_two(number: int) -> int:

@@ -26,6 +26,7 @@ from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
 from attention.patterns.written import Written
 from attention.step import StepBatch
+from attention.visible import Visible
 
 
 @dataclass
@@ -141,7 +142,8 @@ def with_prompts(batch: AttentionBatch, prompt_lens: list[int]) -> AttentionBatc
     host = batch.host
     counts = [host.query_len(b) for b in range(host.size)]
     computed = [length - count for length, count in zip(host.seq_lens, counts, strict=True)]
-    return AttentionBatch(StepBatch(computed, counts, host.page_size, prompt_lens), batch.device)
+    known = StepBatch(computed, counts, host.page_size, prompt_lens)
+    return AttentionBatch(Visible(known), batch.device)
 
 
 def attend(

@@ -23,6 +23,7 @@ from attention.patterns.topk import TopK
 from attention.reading import pages_of
 from attention.step import DeviceBatch, StepBatch
 from attention.transfer import device_only
+from attention.visible import Visible
 from tests.attention.cases import make_case
 from tests.attention.test_topk_fixed import Operators, captured
 
@@ -95,7 +96,7 @@ def test_parts_of_different_steps_make_no_batch():
     wide = AttentionBatch.build([3, 5], [1, 1], [[1], [2]], 8)
     for host, device in ((one.host, other.device), (other.host, one.device), (one.host, wide.device)):
         with pytest.raises(ValueError, match=r"pages of 4 tokens|different sequences"):
-            AttentionBatch(host, device)
+            AttentionBatch(Visible(host), device)
     with pytest.raises(ValueError, match="pages of 1 sequences for 2"):
         AttentionBatch.build([3, 5], [1, 1], [[1]], 4)
     with pytest.raises(ValueError, match="one number for each query token"):
@@ -106,7 +107,7 @@ def test_parts_of_different_steps_make_no_batch():
 
 def test_nothing_of_a_step_is_changed_later():
     batch = AttentionBatch.build([3], [1], [[1]], 4)
-    for part, name in ((batch, "host"), (batch.host, "seq_lens"), (batch.device, "slots")):
+    for part, name in ((batch, "visible"), (batch.host, "seq_lens"), (batch.device, "slots")):
         with pytest.raises(FrozenInstanceError):
             setattr(part, name, None)
 
@@ -173,7 +174,7 @@ def test_what_rules_say_is_found_once_for_layers_and_the_count_of_pages():
         attention.forward(layer, torch.ones(40, 4, 8), cache.layers[layer.index], plans)
     pages_of(attention, batch.visible)
     assert pattern.asked == 1
-    attention.plans(AttentionBatch(batch.host, batch.device)).of(
+    attention.plans(AttentionBatch(Visible(batch.host), batch.device)).of(
         Kind.of(LAYER, pattern, torch.ones(40, 4, 8), cache.layers[0])
     )
     assert pattern.asked == 2  # another step shares nothing

@@ -14,6 +14,7 @@ from attention.patterns.full import Full
 from attention.patterns.longformer import Longformer
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
+from attention.visible import Visible
 from tests.attention.cases import make_case, patterns, sequences
 
 SMALL = LayerSpec(0, 1, 1, 1, 1, 1.0)
@@ -102,7 +103,7 @@ class Largest(TorchDispatchMode):
 def test_planning_is_in_proportion_to_what_is_visible(pattern, window):
     batch = make_case(SMALL, [(100_000, 1), (100_000, 1), (50_000, 1)], 16, pattern=pattern).batch
     # A pattern is asked for a stretch of positions, which later steps look up.
-    plan_batch(AttentionBatch(batch.host, batch.device), window, pattern, torch.float32)
+    plan_batch(AttentionBatch(Visible(batch.host), batch.device), window, pattern, torch.float32)
     with Largest() as largest:
         plan_batch(batch, window, pattern, torch.float32)
     assert 64 < largest.elements <= 3 * 64

@@ -23,6 +23,7 @@ from attention.patterns.full import Full
 from attention.patterns.lsh import Lsh
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
+from attention.visible import Visible
 from tests.attention.cases import Case, attend, make_case
 
 DEVICE = "cuda"
@@ -155,7 +156,9 @@ def own_time(case: Case, pattern: Pattern, fresh: bool) -> float:
     plan = kernel.plan(kind, case.batch)
 
     def call() -> None:
-        used = kernel.plan(kind, AttentionBatch(case.batch.host, case.batch.device)) if fresh else plan
+        used = (
+            kernel.plan(kind, AttentionBatch(Visible(case.batch.host), case.batch.device)) if fresh else plan
+        )
         kernel.forward(case.layer, case.query, case.cache, used, case.sinks)
 
     return milliseconds(call)

@@ -26,7 +26,7 @@ class _Remembering(nn.Module):
         logits = torch.randn(_ROWS, VOCABULARY, generator=torch.Generator().manual_seed(0))
         self.table = nn.Parameter(3 * logits, requires_grad=False)
         self.config = SimpleNamespace(get_text_config=lambda decoder: None)
-        self.dtype = torch.float32
+        self.dtype, self.device = torch.float32, torch.device("cpu")
 
     def get_output_embeddings(self) -> None:
         """It has none."""

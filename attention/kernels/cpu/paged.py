@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from attention.batch import AttentionBatch
-from attention.cache import PagedCache
 from attention.kernels.base import Kernel, Kind, format_refusal, spans_within
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.calls import FORMATS, Call, compiled
-from attention.kernels.cpu.chain import Program
 from attention.kernels.cpu.plan import Rows, given, ruled, selecting
-from attention.kernels.cpu.program import PagedProgram
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.blocks import KnownRows
 from attention.patterns.written import Written
@@ -116,14 +112,6 @@ class CpuPaged(Kernel[PagedPlan]):
             select.update(layer, cache, written)
         else:
             pattern.update(layer, cache, written)
-
-    def program(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> Program | None:
-        """See ``Kernel.program``; where no layer has sinks, and selections by content are ``select``'s."""
-        for layer, pattern in layers:
-            selected_in_torch = isinstance(pattern, ContentPattern) and not select.knows(pattern)
-            if layer.sinks or pattern.rerotated or selected_in_torch:
-                return None
-        return PagedProgram(layers, cache)
 
 
 def _selected(
