@@ -156,9 +156,8 @@ def own_time(case: Case, pattern: Pattern, fresh: bool) -> float:
     plan = kernel.plan(kind, case.batch)
 
     def call() -> None:
-        used = (
-            kernel.plan(kind, AttentionBatch(Visible(case.batch.host), case.batch.device)) if fresh else plan
-        )
+        again = AttentionBatch(Visible(case.batch.host), case.batch.device)
+        used = kernel.plan(kind, again) if fresh else plan
         kernel.forward(case.layer, case.query, case.cache, used, case.sinks)
 
     return milliseconds(call)

@@ -134,11 +134,12 @@ class _Wrong(Reference):
     def __init__(self, wrong):
         self.wrong = wrong
 
-    def forward(self, layer, query, cache, batch, pattern, sinks, rerotated=None):
-        output = super().forward(layer, query, cache, batch, pattern, sinks, rerotated)
-        for b in range(batch.size):
-            if self.wrong(batch.query_len(b)):
-                output[batch.query_starts[b] : batch.query_starts[b + 1]] *= -1
+    def forward(self, layer, query, cache, plan, sinks, rerotated=None):
+        output = super().forward(layer, query, cache, plan, sinks, rerotated)
+        host = plan.batch.host
+        for b in range(host.size):
+            if self.wrong(host.query_len(b)):
+                output[host.query_starts[b] : host.query_starts[b + 1]] *= -1
         return output
 
 
