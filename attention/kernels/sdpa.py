@@ -30,10 +30,12 @@ class SelectingPart(NamedTuple):
     """Rows that select by content, few enough at once.
 
     Attributes:
+        pattern: by which they select.
         rows: the rows.
         counts: how many tokens each row sees with each KV head, at most; ``None`` if that is not known.
     """
 
+    pattern: ContentPattern
     rows: KnownRows
     counts: list[int] | None
 
@@ -43,13 +45,13 @@ class SdpaPlan(NamedTuple):
 
     Attributes:
         batch: the step.
-        pattern: the rule in force.
-        ruled: rows that see what the rule over positions lets them see.
+        rerotated: see ``Pattern.rerotated``.
+        ruled: rows that see what a rule over positions lets them see.
         selecting: the others.
     """
 
     batch: AttentionBatch
-    pattern: Pattern
+    rerotated: int
     ruled: Plan
     selecting: list[SelectingPart]
 
@@ -81,7 +83,7 @@ class Sdpa(Kernel[SdpaPlan]):
         dtype = torch.float32 if pattern.rerotated else wider(kind.query_dtype, kind.cache_dtype)
         ruled = plan_batch(batch, layer.window, pattern, dtype)
         selecting = _selecting(layer, batch, pattern) if isinstance(pattern, ContentPattern) else []
-        return SdpaPlan(batch, pattern, ruled, selecting)
+        return SdpaPlan(batch, pattern.rerotated, ruled, selecting)
 
     def forward(
         self,
@@ -97,7 +99,7 @@ class Sdpa(Kernel[SdpaPlan]):
         Computes in the format that holds queries and keys alike. Logits of rerotated queries go through the
         mask, so these are computed in float32 throughout.
         """
-        if not plan.pattern.rerotated:
+        if not plan.rerotated:
             rerotated = None
         dtype = wider(query.dtype, cache.keys.dtype) if rerotated is None else torch.float32
         output = query.new_empty(*query.shape[:2], layer.value_size)
@@ -206,12 +208,11 @@ def _attend_selecting(
     layer: LayerSpec, query: torch.Tensor, cache: LayerCache, plan: SdpaPlan, output: torch.Tensor
 ) -> None:
     """Computes the rows that select by content; ``query`` as the model gave it."""
-    assert isinstance(plan.pattern, ContentPattern)
     dtype = wider(query.dtype, cache.keys.dtype)
     cast = query.to(dtype).contiguous()
     most = _GATHER_BYTES // ((layer.head_size + layer.value_size) * dtype.itemsize)
-    for rows, counts in plan.selecting:
-        spans = plan.pattern.select(layer, query[rows.rows], rows, cache)
+    for pattern, rows, counts in plan.selecting:
+        spans = pattern.select(layer, query[rows.rows], rows, cache)
         spans = spans_within(spans, rows.positions, layer.window)
         exact = counts is None or layer.window is None
         groups = plan_rows(plan.batch, rows.known, spans, 0, dtype, counts=counts, exact=exact, most=most)
@@ -234,5 +235,5 @@ def _selecting(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern)
             if layer.window is not None:
                 tokens = tokens.clamp(max=layer.window)
             counts = tokens.repeat_interleave(layer.kv_heads).tolist()
-        found.append(SelectingPart(KnownRows(host, batch.device, known), counts))
+        found.append(SelectingPart(pattern, KnownRows(host, batch.device, known), counts))
     return found

@@ -47,8 +47,9 @@ _SELECTED_RANGES = 32
 
 
 class SelectingPart(NamedTuple):
-    """Rows that select by content, and how they are cut."""
+    """Rows that select by content, by which pattern, and how they are cut."""
 
+    pattern: ContentPattern
     rows: SelectingRows
     blocks: Blocks
 
@@ -58,13 +59,11 @@ class TritonPlan(NamedTuple):
 
     Attributes:
         batch: the step.
-        pattern: the rule in force.
-        ruled: rows that see what the rule over positions lets them see, with their covers.
+        ruled: rows that see what a rule over positions lets them see, with their covers.
         selecting: the others, whose covers each layer finds.
     """
 
     batch: DeviceBatch
-    pattern: Pattern
     ruled: list[tuple[Blocks, torch.Tensor]]
     selecting: list[SelectingPart]
 
@@ -115,26 +114,27 @@ class Triton(Capturable[TritonPlan]):
 
     def plan(self, kind: Kind, batch: AttentionBatch) -> TritonPlan:
         """See ``Kernel.plan``."""
-        heads, (single, together), processors = _cut(kind, batch.device)
+        pattern, (heads, (single, together), processors) = kind.pattern, _cut(kind, batch.device)
         selecting: list[SelectingPart] = []
-        if isinstance(kind.pattern, ContentPattern):
-            every = batch.visible.selecting(kind.pattern)
+        if isinstance(pattern, ContentPattern):
+            every = batch.visible.selecting(pattern)
             for first in range(0, len(every), _SELECTING_ROWS):
-                rows = every[first : first + _SELECTING_ROWS]
-                blocks = plan_selecting(batch, rows, heads, single, processors)
-                selecting.append(SelectingPart(KnownRows(batch.host, batch.device, rows), blocks))
-        ruled = plan_rows(batch, kind.layer.window, kind.pattern, heads, single, together, processors)
-        return TritonPlan(batch.device, kind.pattern, ruled, selecting)
+                known = every[first : first + _SELECTING_ROWS]
+                blocks = plan_selecting(batch, known, heads, single, processors)
+                rows = KnownRows(batch.host, batch.device, known)
+                selecting.append(SelectingPart(pattern, rows, blocks))
+        ruled = plan_rows(batch, kind.layer.window, pattern, heads, single, together, processors)
+        return TritonPlan(batch.device, ruled, selecting)
 
     def plan_captured(self, kind: Kind, batch: DeviceBatch) -> TritonPlan:
         """See ``Capturable.plan_captured``. Of a content pattern all rows select: none are a prompt's."""
-        heads, (single, _), processors = _cut(kind, batch)
-        if isinstance(kind.pattern, ContentPattern):
-            most = kind.pattern.most_pages(batch.page_size)
+        pattern, (heads, (single, _), processors) = kind.pattern, _cut(kind, batch)
+        if isinstance(pattern, ContentPattern):
+            most = pattern.most_pages(batch.page_size)
             blocks = captured_blocks(batch, heads, single, processors, most)
-            return TritonPlan(batch, kind.pattern, [], [SelectingPart(CapturedRows(batch), blocks)])
-        ruled = plan_captured(batch, kind.layer.window, kind.pattern, heads, single, processors)
-        return TritonPlan(batch, kind.pattern, [ruled], [])
+            return TritonPlan(batch, [], [SelectingPart(pattern, CapturedRows(batch), blocks)])
+        ruled = plan_captured(batch, kind.layer.window, pattern, heads, single, processors)
+        return TritonPlan(batch, [ruled], [])
 
     def forward(
         self,
@@ -160,8 +160,8 @@ class Triton(Capturable[TritonPlan]):
             None if rerotated is None else _dense_heads(cast(rerotated, dtype)),
             output,
         )
-        for rows, blocks in plan.selecting:
-            _launch(call, blocks, _selected(call, plan.pattern, rows, query))
+        for part in plan.selecting:
+            _launch(call, part.blocks, _selected(call, part, query))
         for blocks, covers in plan.ruled:
             _launch(call, blocks, covers)
         return output
@@ -183,12 +183,11 @@ def _cut(kind: Kind, batch: DeviceBatch) -> tuple[Heads, tuple[Tile, Tile], int]
     return _heads(kind.layer), tiles(kind.layer, dtype, shared_memory), processors
 
 
-def _selected(call: _Call, pattern: Pattern, rows: SelectingRows, query: torch.Tensor) -> torch.Tensor:
+def _selected(call: _Call, part: SelectingPart, query: torch.Tensor) -> torch.Tensor:
     """The covers of rows that select; ``query`` as it came, before it is rounded."""
-    assert isinstance(pattern, ContentPattern)
-    spans = pattern.select(call.layer, query[rows.rows], rows, call.cache)
-    spans = spans_within(spans, rows.positions, call.layer.window)
-    return compact(spans, pattern.rerotated, _SELECTED_RANGES)
+    spans = part.pattern.select(call.layer, query[part.rows.rows], part.rows, call.cache)
+    spans = spans_within(spans, part.rows.positions, call.layer.window)
+    return compact(spans, part.pattern.rerotated, _SELECTED_RANGES)
 
 
 class _Call(NamedTuple):

@@ -122,10 +122,10 @@ def main() -> int:
     for name, module, *_ in CANDIDATES:
         if name not in [candidate[0] for candidate in there]:
             print(f"{name}: not checked, {module} is not installed")
-    interfaces, good = flash_attn._INTERFACES, True
+    interfaces, good = flash_attn.INTERFACES, True
     start = time.monotonic()
     for position, (name, module, kernel, page_sizes, softcap, sinks) in enumerate(there, 1):
-        flash_attn._INTERFACES = tuple(interface for interface in interfaces if interface.module == module)
+        flash_attn.INTERFACES = tuple(interface for interface in interfaces if interface.module == module)
         cases = itertools.product(page_sizes, variants(softcap, sinks))
         good &= check(name, kernel(), iter(cases), start + seconds * position / len(there))
     return 0 if good else 1

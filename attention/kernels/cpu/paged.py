@@ -14,28 +14,43 @@ from attention.kernels.cpu.calls import FORMATS, Call, compiled
 from attention.kernels.cpu.plan import Rows, given, ruled, selecting
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.blocks import KnownRows
+from attention.patterns.topk import TopK
 from attention.patterns.written import Written
 from attention.types import LayerCache, LayerSpec
+
+
+class NativePart(NamedTuple):
+    """Rows whose selection is made in C++, with memory for it."""
+
+    pattern: TopK
+    rows: select.Rows
+
+
+class TorchPart(NamedTuple):
+    """Rows whose selection is made in torch."""
+
+    pattern: ContentPattern
+    rows: KnownRows
 
 
 class PagedPlan(NamedTuple):
     """A step in layers of a kind.
 
     Attributes:
-        pattern: the rule in force.
+        rerotated: see ``Pattern.rerotated``.
         page_size: tokens per page.
         page_table: int32 ``[R, P]``, contiguous.
         given: which rows belong to a prompt, bool ``[T]``.
-        ruled: rows that see what the rule over positions lets them see.
-        selecting: the others, whose ranges each layer finds: in C++ with memory for these, else in torch.
+        ruled: rows that see what a rule over positions lets them see.
+        selecting: the others, whose ranges each layer finds.
     """
 
-    pattern: Pattern
+    rerotated: int
     page_size: int
     page_table: torch.Tensor
     given: torch.Tensor
     ruled: Rows
-    selecting: list[select.Rows] | list[KnownRows]
+    selecting: list[NativePart] | list[TorchPart]
 
 
 class CpuPaged(Kernel[PagedPlan]):
@@ -74,14 +89,16 @@ class CpuPaged(Kernel[PagedPlan]):
     def plan(self, kind: Kind, batch: AttentionBatch) -> PagedPlan:
         """See ``Kernel.plan``."""
         (layer, pattern, *_), host, device = kind, batch.host, batch.device
-        parts: list[select.Rows] | list[KnownRows] = []
+        parts: list[NativePart] | list[TorchPart] = []
         if select.knows(pattern):
             rows = selecting(batch.visible, pattern)
-            parts = [select.rows_of(pattern, layer.kv_heads, part, batch) for part in rows]
+            heads = layer.kv_heads
+            parts = [NativePart(pattern, select.rows_of(pattern, heads, part, batch)) for part in rows]
         elif isinstance(pattern, ContentPattern):
-            parts = [KnownRows(host, device, part) for part in selecting(batch.visible, pattern)]
-        by_rule = ruled(batch.visible, layer.window, pattern)
-        return PagedPlan(pattern, host.page_size, device.page_table.contiguous(), given(host), by_rule, parts)
+            rows = selecting(batch.visible, pattern)
+            parts = [TorchPart(pattern, KnownRows(host, device, part)) for part in rows]
+        by_rule, table = ruled(batch.visible, layer.window, pattern), device.page_table.contiguous()
+        return PagedPlan(pattern.rerotated, host.page_size, table, given(host), by_rule, parts)
 
     def forward(
         self,
@@ -94,15 +111,15 @@ class CpuPaged(Kernel[PagedPlan]):
     ) -> torch.Tensor:
         """See ``Kernel.forward``."""
         wide = query.float()
-        near = rerotated.float() if rerotated is not None and plan.pattern.rerotated else None
+        near = rerotated.float() if rerotated is not None and plan.rerotated else None
         if wide.stride(-1) != 1 or (near is not None and near.stride() != wide.stride()):
             wide, near = wide.contiguous(), None if near is None else near.contiguous()
         output = wide.new_empty(len(query), layer.query_heads, layer.value_size)
         weights = None if sinks is None else sinks.float().contiguous()
         if len(plan.ruled.rows):
             _attend(layer, wide, near, cache, plan, plan.ruled, weights, output)
-        for rows in plan.selecting:
-            selected = _selected(layer, query, wide, rows, cache, plan)
+        for part in plan.selecting:
+            selected = _selected(layer, query, wide, part, cache, plan)
             _attend(layer, wide, near, cache, plan, selected, weights, output)
         return output.to(query.dtype)
 
@@ -118,18 +135,18 @@ def _selected(
     layer: LayerSpec,
     query: torch.Tensor,
     wide: torch.Tensor,
-    rows: select.Rows | KnownRows,
+    part: NativePart | TorchPart,
     cache: LayerCache,
     plan: PagedPlan,
 ) -> Rows:
-    """What ``rows`` select: in C++ where ``select`` knows the pattern, else in torch."""
-    pattern = plan.pattern
-    if isinstance(rows, select.Rows):
-        assert select.knows(pattern)
-        ranges = select.select(pattern, layer, wide, rows, cache, plan.page_table, plan.page_size)
-        return Rows(rows.rows, rows.owners, ranges)
-    assert isinstance(pattern, ContentPattern)
-    ranges = spans_within(pattern.select(layer, query[rows.rows], rows, cache), rows.positions, layer.window)
+    """What the rows of a part select."""
+    if isinstance(part, NativePart):
+        kept = part.rows
+        ranges = select.select(part.pattern, layer, wide, kept, cache, plan.page_table, plan.page_size)
+        return Rows(kept.rows, kept.owners, ranges)
+    rows = part.rows
+    ranges = part.pattern.select(layer, query[rows.rows], rows, cache)
+    ranges = spans_within(ranges, rows.positions, layer.window)
     return Rows(rows.rows, rows.batch.owners[rows.rows], ranges.contiguous())
 
 
@@ -171,7 +188,7 @@ def _attend(
                 query.stride(1),
                 plan.page_size,
                 plan.page_table.shape[1],
-                plan.pattern.rerotated,
+                plan.rerotated,
                 FORMATS[cache.keys.dtype],
                 torch.get_num_threads(),
                 layer.scale,
