@@ -210,7 +210,7 @@ class _Table:
         if length <= self.steady:
             return self._original().to(device)
         # Where transformers computes them, their length is a tensor too, and its arithmetic that of tensors.
-        seq_len = torch.tensor(length, device=device)
+        seq_len = to_device(torch.tensor(length), device)
         more = {} if self.layer_type is None else {"layer_type": self.layer_type}
         table: torch.Tensor = ROPE_INIT_FUNCTIONS[self.kind](
             self.module.config, device, seq_len=seq_len, **more
