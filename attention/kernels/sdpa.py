@@ -136,7 +136,7 @@ def attend_rows(
     shared = layer.kv_heads // rows.heads
     keys = gather(cache.keys, rows.slots, rows.heads).to(query.dtype)
     values = gather(cache.values, rows.slots, rows.heads).to(query.dtype)
-    mask = None if rows.mask is None else rows.mask.to(query.dtype)
+    mask = _in(query.dtype, rows.mask)
     if rerotated is not None and rows.near is not None:
         count = rows.near.shape[1]
         first = keys[:, :count]
@@ -160,6 +160,11 @@ def attend_rows(
 def _items(query: torch.Tensor, rows: Rows, shared: int) -> torch.Tensor:
     """The queries of ``rows``, ``[N, shared, G, D]``."""
     return query.reshape(len(query) * rows.heads, shared, -1, query.shape[-1])[rows.items]
+
+
+def _in(dtype: torch.dtype, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask in the dtype to compute in: not the planned one where queries may be rerotated and none is."""
+    return mask if mask is None or mask.dtype == dtype else mask.to(dtype)
 
 
 def gather(pages: torch.Tensor, slots: torch.Tensor, heads: int = 1) -> torch.Tensor:
@@ -188,7 +193,7 @@ def _attend_block(
     for start in range(block.start, block.stop, rows):
         part = slice(start, min(start + rows, block.stop))
         mask = None if block.mask is None else block.mask[start - block.start : part.stop - block.start]
-        mask = None if mask is None else mask.to(query.dtype)
+        mask = _in(query.dtype, mask)
         if rerotated is not None and first is not None and mask is not None:
             mask = mask.expand(*shape, -1, -1).clone(memory_format=torch.contiguous_format)
             near = rerotated[part].unflatten(1, shape)
