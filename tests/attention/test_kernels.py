@@ -169,6 +169,18 @@ def test_rerotated_queries_in_half_precision_round_no_logits():
     torch.testing.assert_close(result, expected, rtol=0.01, atol=1e-3)
 
 
+def test_half_precision_stays_where_a_step_rerotates_nothing():
+    """Masks are planned in float32, for a step that may rerotate."""
+    pattern = SlidingWindow(40, 4)
+    pattern.rerotated = 4
+    case = make_case(LayerSpec(0, 4, 2, 16, 16, 0.25), [(90, 1), (60, 1), (80, 30)], 8, dtype=torch.bfloat16)
+    plain = SlidingWindow(40, 4)
+    assert torch.equal(compute(Sdpa(), case, pattern), compute(Sdpa(), case, plain))
+    torch.testing.assert_close(
+        compute(Sdpa(), case, pattern), compute(Reference(), case, plain), rtol=0.03, atol=0.03
+    )
+
+
 class Agreeing(ContentPattern):
     """Blocks of three tokens whose keys point where the group's queries do, and the query's own block."""
 
