@@ -18,7 +18,7 @@
 // One call; calls.py builds it. `entries` query rows, each with ranges of key positions of its own.
 struct Call {
   const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
-  const float* rerotated;        // like query, with the same strides, or null
+  const float* rerotated;     // like query, with the same strides, or null
   const void* keys;           // [pages, page_size, kv_heads, head_size]
   const void* values;         // [pages, page_size, kv_heads, value_size]
   const int32_t* page_table;  // [sequences, table_width]
@@ -100,8 +100,7 @@ class Work {
   // Threads that pay.
   int64_t threads() const {
     int64_t products = 0;
-    for (const Part& part : parts)
-      products += part.tokens * groups[part.group].rows * groups[part.group].heads;
+    for (const Part& part : parts) products += part.tokens * groups[part.group].rows * groups[part.group].heads;
     products *= call_.shared() * (call_.head_size + call_.value_size);
     return parts.size() > 1 && products >= kParallelProducts ? call_.threads : 1;
   }
@@ -207,7 +206,7 @@ class Work {
 
   // Makes the ranges from `first` on disjoint and ascending.
   void merge(size_t first) {
-    std::sort(ranges.begin() + first, ranges.end(),
+    std::sort(ranges.begin() + static_cast<std::ptrdiff_t>(first), ranges.end(),
               [](const Range& a, const Range& b) { return a.begin < b.begin; });
     size_t last = first;
     for (size_t i = first + 1; i < ranges.size(); ++i) {

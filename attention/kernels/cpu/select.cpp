@@ -12,8 +12,8 @@
 #include "layout.hpp"
 #include "select_best.hpp"
 #include "select_bounds.hpp"
-#include "select_summary.hpp"
 #include "select_quick.hpp"
+#include "select_summary.hpp"
 #include "threads.hpp"
 
 namespace {
@@ -110,7 +110,7 @@ void choose_pages(Choosing& choosing, const Row& row, int64_t head, float* scrat
   if (surely_best(bounds, shared, row.stride, row.count, call.choices, size, reach, scratch, places)) return;
   choosing.exact.fetch_add(1, std::memory_order_relaxed);
   const int64_t packed_numbers = call.query_heads * packed_size(size), bound_numbers = shared * row.stride;
-  double* packed = exact.get<double>(packed_numbers + bound_numbers + best_scratch(shared, row.stride));
+  auto* packed = exact.get<double>(packed_numbers + bound_numbers + best_scratch(shared, row.stride));
   double* doubles = packed + packed_numbers;
   pack_row<Format>(call, row.entry, packed);
   const int32_t* pages = call.page_table + call.owners[row.entry] * call.table_width + row.begin;
@@ -125,7 +125,7 @@ void choose(void* given) {
   thread_local std::vector<int64_t> places;
   Choosing& choosing = *static_cast<Choosing*>(given);
   const Selection& call = choosing.call;
-  float* room =
+  auto* room =
       scratch.get<float>(std::max(call.query_heads * packed_size(call.head_size), quick_scratch(choosing.longest)));
   places.resize(call.choices);
   const auto parts = static_cast<int64_t>(choosing.parts.size());
@@ -160,9 +160,10 @@ int64_t plan(Choosing& choosing, int64_t entry) {
     const Between between(call, call.positions[entry]);
     const int64_t count = between.count();
     if (count <= call.choices || call.choices == 0) {
-      all.resize(std::min(count, call.choices));
-      for (size_t i = 0; i < all.size(); ++i) all[i] = between.begin + static_cast<int64_t>(i);
-      for (int64_t head = 0; head < call.kv_heads; ++head) add_ranges(call, entry, head, all.data(), all.size());
+      const int64_t taken = std::min(count, call.choices);
+      all.resize(taken);
+      for (int64_t i = 0; i < taken; ++i) all[i] = between.begin + i;
+      for (int64_t head = 0; head < call.kv_heads; ++head) add_ranges(call, entry, head, all.data(), taken);
       continue;
     }
     // Parts write some numbers more than they have pages.
@@ -211,23 +212,21 @@ namespace {
 std::string layout_of_update() {
   using Type = Update;
   return described("Update", sizeof(Type),
-                   {LONGSPAN_FIELD(keys), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(pages),
-                    LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(count), LONGSPAN_FIELD(page_size),
-                    LONGSPAN_FIELD(kv_heads), LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(format),
-                    LONGSPAN_FIELD(threads)});
+                   {LONGSPAN_FIELD(keys), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(pages), LONGSPAN_FIELD(parallel),
+                    LONGSPAN_FIELD(count), LONGSPAN_FIELD(page_size), LONGSPAN_FIELD(kv_heads),
+                    LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(format), LONGSPAN_FIELD(threads)});
 }
 
 std::string layout_of_selection() {
   using Type = Selection;
-  return described("Selection", sizeof(Type),
-                   {LONGSPAN_FIELD(query), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(page_table),
-                    LONGSPAN_FIELD(rows), LONGSPAN_FIELD(owners), LONGSPAN_FIELD(positions),
-                    LONGSPAN_FIELD(ranges), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(entries),
-                    LONGSPAN_FIELD(choices), LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads),
-                    LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(row_stride), LONGSPAN_FIELD(head_stride),
-                    LONGSPAN_FIELD(page_size), LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(sink_pages),
-                    LONGSPAN_FIELD(recent_pages), LONGSPAN_FIELD(window), LONGSPAN_FIELD(format),
-                    LONGSPAN_FIELD(threads), LONGSPAN_FIELD(exact), LONGSPAN_FIELD(scale)});
+  return described(
+      "Selection", sizeof(Type),
+      {LONGSPAN_FIELD(query),       LONGSPAN_FIELD(summary),    LONGSPAN_FIELD(page_table),   LONGSPAN_FIELD(rows),
+       LONGSPAN_FIELD(owners),      LONGSPAN_FIELD(positions),  LONGSPAN_FIELD(ranges),       LONGSPAN_FIELD(parallel),
+       LONGSPAN_FIELD(entries),     LONGSPAN_FIELD(choices),    LONGSPAN_FIELD(query_heads),  LONGSPAN_FIELD(kv_heads),
+       LONGSPAN_FIELD(head_size),   LONGSPAN_FIELD(row_stride), LONGSPAN_FIELD(head_stride),  LONGSPAN_FIELD(page_size),
+       LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(sink_pages), LONGSPAN_FIELD(recent_pages), LONGSPAN_FIELD(window),
+       LONGSPAN_FIELD(format),      LONGSPAN_FIELD(threads),    LONGSPAN_FIELD(exact),        LONGSPAN_FIELD(scale)});
 }
 
 }  // namespace
