@@ -1,6 +1,6 @@
 // Attention on the pages of the KV cache in place, for any rule that can be said as ranges of positions.
 //
-// A query row alone streams its keys and values once, a group of heads per load; consecutive rows of a sequence, and
+// A single query row streams its keys and values once, a group of heads per load; consecutive rows of a sequence, and
 // all rows of a prompt, go in blocks, as matrix products. Both are split over the keys, and whoever finishes a row's
 // last part puts its parts together (Dao et al.: Flash-Decoding for long-context inference, 2023).
 

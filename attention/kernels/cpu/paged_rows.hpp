@@ -13,7 +13,7 @@
 constexpr int kQueries = kRegisters == 32 ? 4 : 3;
 constexpr int kBeside = 4;
 
-// How many of `left` queries to take at once so that none is left alone.
+// How many of `left` queries to take at once so that no single one is left.
 inline int64_t together(int64_t left) {
   const int64_t rounds = (left + kQueries - 1) / kQueries;
   return (left + rounds - 1) / rounds;

@@ -112,7 +112,7 @@ class Work {
 
  private:
   const Call& call_;
-  std::vector<int64_t> alone_;
+  std::vector<int64_t> single_rows_;
 
   bool follows(int64_t entry) const {
     return call_.range_heads == 1 && call_.rows[entry] == call_.rows[entry - 1] + 1 &&
@@ -138,7 +138,7 @@ class Work {
     for (int64_t block = blocks; block-- > 0;) {
       const int64_t first = rows * block / blocks, stop = rows * (block + 1) / blocks;
       if (stop == first + 1 && !(call_.range_heads == 1 && call_.given[call_.rows[entry + first]]))
-        alone_.push_back(entry + first);
+        single_rows_.push_back(entry + first);
       else
         add_block(entry + first, stop - first);
     }
@@ -157,7 +157,7 @@ class Work {
     int64_t heads = 1;
     if (call_.range_heads == 1) {
       int64_t seen = 0, expected = 0;
-      for (const int64_t entry : alone_) {
+      for (const int64_t entry : single_rows_) {
         const size_t first = ranges.size();
         add_ranges(entry, 0);
         seen += tokens(first);
@@ -168,7 +168,7 @@ class Work {
       if (seen * call_.query_heads * (call_.head_size + call_.value_size) >= kParallelProducts)
         while (heads > 1 && expected * ((call_.kv_heads + heads - 1) / heads) < call_.threads) heads = (heads + 1) / 2;
     }
-    for (const int64_t entry : alone_) {
+    for (const int64_t entry : single_rows_) {
       size_t first = ranges.size();
       for (int64_t head = 0; head < call_.kv_heads; head += heads) {
         if (head == 0 || call_.range_heads > 1) {
@@ -238,7 +238,7 @@ class Work {
   }
 };
 
-// Consecutive tokens that a part sees, those on pages that are gone left out; a block's are cut at multiples of kTile.
+// Consecutive tokens that a part sees, those on evicted pages left out; a block's are cut at multiples of kTile.
 struct Tile {
   int count = 0;
   bool near = false;  // all of them meet the rerotated queries, else none

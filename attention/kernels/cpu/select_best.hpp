@@ -14,7 +14,7 @@
 // Where shares are smaller, double precision ends.
 constexpr double kLeastShare = 1e-290;
 
-// A score and its page's place as one whole number: the larger, the earlier it is chosen. NaN comes
+// A score and its page's place as one whole number: the larger, the earlier it is selected. NaN comes
 // first, so that it shows.
 inline uint64_t rank(float score, int64_t place) {
   uint32_t bits;

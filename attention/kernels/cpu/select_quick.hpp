@@ -1,7 +1,7 @@
 // The pages that score highest, from single precision where that is sure to find what double precision finds.
 //
-// How far a score in single precision can be from the true one is known. Where the last page chosen is further above
-// the first one left out, both precisions choose the same pages, in half the time or less. Elsewhere, as with pages
+// How far a score in single precision can be from the true one is known. Where the last page selected is further above
+// the first one left out, both precisions select the same pages, in half the time or less. Elsewhere, as with pages
 // that are alike, with numbers that are too large or with NaN, there is no answer.
 
 #pragma once
