@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 
+with_torchao = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="torchao is not installed; .ci/run installs it"
+)
 FORMS = ("int8", "fp8")
 
 
@@ -64,6 +68,7 @@ def test_the_cache_keeps_the_models_format_on_a_gpu(seemingly_on_cuda):
     assert cache_format(Settings(kv_dtype="bfloat16"), seemingly_on_cuda, "int8") == torch.bfloat16
 
 
+@with_torchao
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("form", "step"), [("int8", 1 / 254), ("fp8", 1 / 16)])
 def test_a_product_is_that_with_weights_rounded_to_the_nearest_code(form, step, dtype):
@@ -87,6 +92,7 @@ def test_a_product_is_that_with_weights_rounded_to_the_nearest_code(form, step, 
     assert ((found - expected).abs() <= 4 * torch.finfo(dtype).eps * sizes + 1e-6).all()
 
 
+@with_torchao
 @pytest.mark.parametrize(("form", "most"), [("int8", 0.1), ("fp8", 0.3)])
 def test_a_model_is_packed_and_serves(form, most, seemingly_on_cuda):
     loaded = seemingly_on_cuda
@@ -100,6 +106,7 @@ def test_a_model_is_packed_and_serves(form, most, seemingly_on_cuda):
     assert (found - expected).std() < most * expected.std()
 
 
+@with_torchao
 def test_packed_weights_give_tokens_alike_alone_and_together(tmp_path):
     loaded = load(save_tiny("llama", tmp_path / "llama"))
     replace_weights(quantizing._linears(loaded.model), "int8")
@@ -109,6 +116,7 @@ def test_packed_weights_give_tokens_alike_alone_and_together(tmp_path):
     assert [o.tokens for o in together.values()] == [o.tokens for each in alone for o in each.values()]
 
 
+@with_torchao
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_count_as_they_are_kept(tied, tmp_path):
     model = load(save_tiny("llama", tmp_path / "llama", tie_word_embeddings=tied)).model
@@ -124,6 +132,7 @@ def test_weights_count_as_they_are_kept(tied, tmp_path):
     assert after.stored == after.body.bytes + after.head.bytes + 4 * head
 
 
+@with_torchao
 def test_float_weights_go_as_packed_ones_come(tmp_path):
     model = load(save_tiny("llama", tmp_path / "llama")).model
     alive, found = [], []
@@ -141,6 +150,7 @@ def test_float_weights_go_as_packed_ones_come(tmp_path):
     assert not any(found)
 
 
+@with_torchao
 def test_what_torchao_cannot_do_is_refused(seemingly_on_cuda, monkeypatch):
     def failing(module, config):
         raise RuntimeError("no such\nkernel")
