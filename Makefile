@@ -1,4 +1,4 @@
-# All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make.
+# All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make; for `make lint`, a C++ compiler too.
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test bench quality growth device models stress lint format proto clean
@@ -10,6 +10,8 @@ INSTALLED := .venv/.installed
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$python && break; done)
+
+NATIVE = $(shell find attention server tests -name '*.[ch]pp')
 
 help:
 	@echo 'make install  .venv with the pinned dependencies and this folder'
@@ -24,7 +26,7 @@ help:
 	@echo '              some: make models ARGS="llama gemma2"'
 	@echo 'make stress   install, then the long tests: thousands of cancellations, memory, every architecture, llama.cpp, kvpress,'
 	@echo '              native code on an emulated AArch64 and under sanitizers'
-	@echo 'make lint     install, then check style, types, imports, the proto and the Dockerfile'
+	@echo 'make lint     install, then check style, types, imports, the proto, the Dockerfile and the C++'
 	@echo 'make format   install, then format the code'
 	@echo 'make proto    install, then generate the stubs from the proto'
 	@echo 'make clean    remove .venv and caches'
@@ -78,10 +80,13 @@ lint: install
 	&& diff -r -x __pycache__ -x __init__.py -x '*.proto' "$$fresh/longspan/v1" proto/longspan/v1 \
 	|| { echo 'The stubs are not what the proto generates; run: make proto' >&2; exit 1; }
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/python .ci/tidy.py
 
 format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(NATIVE)
 
 proto: install
 	$(call generate,proto)

@@ -234,6 +234,7 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
         partial = output.new_empty(*grid, tile.pairs, layer.value_size, dtype=torch.float32)
         partial_log = output.new_empty(*grid, tile.pairs, dtype=torch.float32)
     capped = layer.softcap is not None
+    range_count = 0 if blocks.ranges is None else blocks.ranges.shape[1]
     shared: dict[str, Any] = {
         "output": output,
         "partial": partial,
@@ -267,13 +268,14 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
             sinks=call.sinks,
             covers=covers,
             ranges=blocks.ranges,
+            range_count=range_count,
             inner=2 * LOG2_E * layer.scale / layer.softcap if layer.softcap is not None else 0.0,
             outer=LOG2_E * (layer.scale if layer.softcap is None else layer.softcap),
             HEAD_SIZE=layer.head_size,
             PAGE_SIZE=call.batch.page_size,
             COVER_HEADS=covers.shape[1],
             LEVELS=((covers.shape[2] - COVER_FIELDS) // 2).bit_length() - 1,
-            ROW_RANGES=0 if blocks.ranges is None else blocks.ranges.shape[1],
+            ROW_RANGES=power_of_two(range_count) if range_count else 0,
             SOFTCAP=capped,
             # Tiles of a cover that begins with the sequence begin where a page does.
             ONE_PAGE=blocks.straight and call.rerotated is None and call.batch.page_size % tile.tokens == 0,

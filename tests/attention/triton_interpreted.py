@@ -153,9 +153,10 @@ def test_the_tiles_that_a_gpu_gets(dtype):
     torch.testing.assert_close(compute(Triton(), case, Full()), expected, rtol=error, atol=error)
 
 
-def test_long_keys_are_split_among_programs():
-    case = make_case(LayerSpec(0, 3, 1, 16, 16, 0.25), [(700, 1), (5, 1), (300, 4)], 64)
-    launched = []
+@pytest.fixture
+def launched(monkeypatch):
+    """The grid and the constants of every launch of ``attend``, which is launched all the same."""
+    found = []
     code = triton_paged._code()
 
     class Watched:
@@ -163,17 +164,50 @@ def test_long_keys_are_split_among_programs():
 
         class attend:  # noqa: N801
             def __class_getitem__(cls, grid):
-                launched.append(grid)
-                return code.attend[grid]
+                def launch(**arguments):
+                    constants = {name: value for name, value in arguments.items() if name.isupper()}
+                    found.append((grid, tuple(sorted(constants.items()))))
+                    code.attend[grid](**arguments)
+
+                return launch
 
         combine = code.combine
 
+    monkeypatch.setattr(triton_paged, "_code", lambda: Watched)
+    return found
+
+
+def test_long_keys_are_split_among_programs(launched):
+    case = make_case(LayerSpec(0, 3, 1, 16, 16, 0.25), [(700, 1), (5, 1), (300, 4)], 64)
     tile = Tile(16, 32, 4, 1, 100, 64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_paged, "_code", lambda: Watched)
-        assert_equal(case, Full(), tiles=(tile, tile))
+    assert_equal(case, Full(), tiles=(tile, tile))
     # 700 tokens in 7 parts beside the 5 tokens' one; 300 tokens in 3.
-    assert launched == [(8, 1), (3, 1)]
+    assert [grid for grid, _ in launched] == [(8, 1), (3, 1)]
+
+
+class EverySecond(Full):
+    """A query sees itself and every second token before: ``count`` ranges; the next row sees none of them."""
+
+    name = "every second"
+    dense = False
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def visible(self, query_positions, key_positions):
+        back = query_positions - key_positions
+        return (back >= 0) & (back < 2 * self.count) & (back % 2 == 0)
+
+    def spans(self, positions):
+        begins = positions[:, None] - 2 * torch.arange(self.count - 1, -1, -1)
+        return torch.stack([begins, begins + 1], dim=-1).clamp(min=0)
+
+
+def test_numbers_of_ranges_up_to_a_power_of_two_share_a_program(launched):
+    for pattern in map(EverySecond, range(1, 9)):
+        assert_equal(make_case(LayerSpec(0, 2, 1, 8, 8, 0.35), [(60, 20)], 8, pattern=pattern), pattern)
+    assert [dict(constants)["ROW_RANGES"] for _, constants in launched] == [1, 2, 4, 4, 8, 8, 8, 8]
+    assert len({constants for _, constants in launched}) == 4
 
 
 def test_a_group_larger_than_a_tile():

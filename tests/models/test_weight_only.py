@@ -23,7 +23,9 @@ from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 
-with_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+with_torchao = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="torchao is not installed; .ci/run installs it"
+)
 FORMS = ("int8", "fp8")
 
 

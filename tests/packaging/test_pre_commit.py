@@ -13,5 +13,7 @@ def test_every_hook_is_a_line_of_make_lint():
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     target = re.search(r"^lint:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     lines = [line.strip().replace("$(BIN)", ".venv/bin") for line in target[1].splitlines()]
+    # A hook gets the names of the files that changed; make names them all.
+    lines = [line.removesuffix(" $(NATIVE)") for line in lines]
     assert hooks
     assert [hook["entry"] for hook in hooks if hook["entry"] not in lines] == []

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -35,7 +36,7 @@ void wait() { pthread_barrier_wait(&barrier); }
 
 void fail(const char* what) {
   std::perror(what);
-  std::exit(2);
+  std::exit(2);  // NOLINT(concurrency-mt-unsafe): no other thread runs between calls
 }
 
 void read(std::FILE* file, void* to, size_t size) {
@@ -62,6 +63,7 @@ int main(int count, char** arguments) {
   };
   for (int64_t left = number(calls); left > 0; --left) {
     const int64_t function = number(calls);
+    if (function < 0 || function >= static_cast<int64_t>(std::size(functions))) fail("there is no such function");
     std::vector<std::unique_ptr<uint8_t[]>> buffers(number(calls));
     std::vector<size_t> sizes(buffers.size());
     for (size_t i = 0; i < buffers.size(); ++i) {
@@ -80,5 +82,6 @@ int main(int count, char** arguments) {
     for (size_t i = 0; i < buffers.size(); ++i)
       if (sizes[i] && std::fwrite(buffers[i].get(), sizes[i], 1, results) != 1) fail("the results");
   }
+  std::fclose(calls);
   if (std::fclose(results)) fail("the results");
 }

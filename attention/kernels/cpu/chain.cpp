@@ -17,8 +17,7 @@ namespace {
 
 std::string layout_of_entry() {
   using Type = Entry;
-  return described("Entry", sizeof(Type),
-                   {LONGSPAN_FIELD(function), LONGSPAN_FIELD(argument)});
+  return described("Entry", sizeof(Type), {LONGSPAN_FIELD(function), LONGSPAN_FIELD(argument)});
 }
 
 }  // namespace

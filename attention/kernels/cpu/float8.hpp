@@ -6,7 +6,7 @@
 
 #include "lanes.hpp"
 
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+using Bytes __attribute__((vector_size(kLanes))) = uint8_t;
 
 // A sign, 4 bits of exponent with a bias of 7, 3 of mantissa. All ones beside the sign are no number, and there are no
 // infinities. In float16, whose bias is 15, the same bits are 2^-8 of the number, subnormal ones too.
@@ -21,7 +21,7 @@ struct Float8 {
     // The largest is looked for, without the signs, since it is seldom that a number is none.
     __m256i most = _mm256_setzero_si256();
     for (; i + 32 <= count; i += 32) {
-      const __m256i codes = load<__m256i>(from + i);
+      const auto codes = load<__m256i>(from + i);
       most = _mm256_max_epu8(most, _mm256_add_epi8(codes, codes));
       for (int64_t half = i; half < i + 32; half += 16) {
         const __m256i wide = _mm256_cvtepi8_epi16(load<__m128i>(from + half));

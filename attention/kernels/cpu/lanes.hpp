@@ -33,11 +33,11 @@ constexpr int kRegisters = 16;
 // Numbers of a head are taken in blocks of two vectors, since one vector of pairs of 16-bit numbers is two.
 constexpr int kBlock = 2 * kLanes;
 
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
-typedef float Four __attribute__((vector_size(16)));
+using Floats __attribute__((vector_size(4 * kLanes))) = float;
+using Ints __attribute__((vector_size(4 * kLanes))) = int32_t;
+using Bits __attribute__((vector_size(4 * kLanes))) = uint32_t;
+using Shorts __attribute__((vector_size(2 * kLanes))) = uint16_t;
+using Four __attribute__((vector_size(16))) = float;
 
 template <class Vector>
 inline Vector load(const void* from) {
@@ -70,9 +70,10 @@ inline void keep_at_hand(Vector& vector) {
 // A vector's parts, put together by `join`.
 template <class Part, class Join>
 inline Part folded(Floats vector, Join join) {
-  Part parts[sizeof vector / sizeof(Part)];
+  constexpr size_t kParts = sizeof vector / sizeof(Part);  // NOLINT(bugprone-sizeof-expression): 1 on narrow machines
+  Part parts[kParts];
   std::memcpy(parts, &vector, sizeof vector);
-  for (size_t i = 1; i < sizeof vector / sizeof(Part); ++i) parts[0] = join(parts[0], parts[i]);
+  for (size_t i = 1; i < kParts; ++i) parts[0] = join(parts[0], parts[i]);
   return parts[0];
 }
 
@@ -96,7 +97,7 @@ inline Four sums(Floats a, Floats b, Floats c, Floats d) {
   const auto add = [](auto x, auto y) { return x + y; };
   // A blend is cheap, a horizontal sum two shuffles and an addition.
   const auto both = [&](Floats x, Floats y) {
-    const __m256 one = folded<__m256>(x, add), other = folded<__m256>(y, add);
+    const auto one = folded<__m256>(x, add), other = folded<__m256>(y, add);
     return _mm256_shuffle_ps(one, other, 0x4e) + _mm256_blend_ps(one, other, 0xcc);
   };
   const __m256 left = both(a, b), right = both(c, d);
@@ -118,7 +119,8 @@ inline Floats exponential(Floats x) {
   sum = sum * rest + 1.6666665459e-1f;
   sum = sum * rest + 5.0000001201e-1f;
   sum = sum * rest * rest + rest + 1.0f;
-  const Bits power = (Bits)sum + ((Bits)__builtin_convertvector(twos, Ints) << 23);
+  const Ints exponents = __builtin_convertvector(twos, Ints);
+  const Bits power = (Bits)sum + ((Bits)exponents << 23);
   return (Floats)(power & ~(Bits)(x < -87.0f));
 }
 
@@ -154,7 +156,7 @@ inline Floats softcapped(Floats logits, float cap) {
 // numbers in their own order, rounded to nearest even, and NaN where the format has no finite number for them, so
 // that what it cannot hold shows.
 template <class Format>
-struct Widened {
+struct Widened {  // NOLINT(bugprone-crtp-constructor-accessibility): none is ever constructed
   struct Lanes {
     Floats first, second;
   };
@@ -228,9 +230,9 @@ struct Float16 : Widened<Float16> {
   }
   static Shorts narrow(Floats numbers) {
 #if defined(__AVX512F__)
-    const Shorts halves = (Shorts)_mm512_cvtps_ph((__m512)numbers, _MM_FROUND_TO_NEAREST_INT);
+    const auto halves = (Shorts)_mm512_cvtps_ph((__m512)numbers, _MM_FROUND_TO_NEAREST_INT);
 #else
-    const Shorts halves = (Shorts)_mm256_cvtps_ph((__m256)numbers, _MM_FROUND_TO_NEAREST_INT);
+    const auto halves = (Shorts)_mm256_cvtps_ph((__m256)numbers, _MM_FROUND_TO_NEAREST_INT);
 #endif
     return halves | ((Shorts)((halves & 0x7c00) == 0x7c00) & 0x0200);
   }

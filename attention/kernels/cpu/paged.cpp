@@ -1,6 +1,6 @@
 // Attention on the pages of the KV cache in place, for any rule that can be said as ranges of positions.
 //
-// A query row alone streams its keys and values once, a group of heads per load; consecutive rows of a sequence, and
+// A single query row streams its keys and values once, a group of heads per load; consecutive rows of a sequence, and
 // all rows of a prompt, go in blocks, as matrix products. Both are split over the keys, and whoever finishes a row's
 // last part puts its parts together (Dao et al.: Flash-Decoding for long-context inference, 2023).
 
@@ -37,8 +37,7 @@ void finish(const Run& run, const Group& group) {
     float sum = call.sinks ? std::exp(call.sinks[head] - top) : 0.0f;
     for (size_t part = 0; part < parts; ++part)
       sum += results[part * size + queries + q] * std::exp(results[part * size + q] - top);
-    float* output =
-        call.output + (call.rows[group.entry + q / heads] * call.query_heads + head) * call.value_size;
+    float* output = call.output + (call.rows[group.entry + q / heads] * call.query_heads + head) * call.value_size;
     std::fill(output, output + call.value_size, 0.0f);
     for (size_t part = 0; part < parts; ++part) {
       const float share = std::exp(results[part * size + q] - top) / sum;
@@ -54,7 +53,7 @@ void take_parts(void* given) {
   thread_local Scratch scratch;
   Run& run = *static_cast<Run*>(given);
   const Work& work = run.work;
-  float* room = scratch.get<float>(std::max(row_scratch(run.call), block_scratch(run.call)));
+  auto* room = scratch.get<float>(std::max(row_scratch(run.call), block_scratch(run.call)));
   const auto claim = [&] { return run.next.fetch_add(1, std::memory_order_relaxed); };
   for (size_t i = claim(), next; i < work.parts.size(); i = next) {
     const Part& part = work.parts[i];
@@ -81,8 +80,7 @@ extern "C" __attribute__((visibility("default"))) void longspan_attend(const Cal
   const std::unique_ptr<std::atomic<size_t>[]> waiting(new std::atomic<size_t>[work.groups.size()]);
   for (size_t i = 0; i < work.groups.size(); ++i) waiting[i] = work.groups[i].parts_end - work.groups[i].part;
   Run run{*call, work, results.get<float>(work.results_size), waiting.get()};
-  void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>,
-                                    take_parts<Float8>};
+  void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>, take_parts<Float8>};
   in_parallel(call->parallel, formats[call->format], &run, work.threads());
 }
 
@@ -97,25 +95,25 @@ namespace {
 std::string layout_of_call() {
   using Type = Call;
   return described("Call", sizeof(Type),
-                   {LONGSPAN_FIELD(query), LONGSPAN_FIELD(rerotated), LONGSPAN_FIELD(keys),
-                    LONGSPAN_FIELD(values), LONGSPAN_FIELD(page_table), LONGSPAN_FIELD(rows),
-                    LONGSPAN_FIELD(owners), LONGSPAN_FIELD(ranges), LONGSPAN_FIELD(given),
-                    LONGSPAN_FIELD(sinks), LONGSPAN_FIELD(output), LONGSPAN_FIELD(parallel),
-                    LONGSPAN_FIELD(entries), LONGSPAN_FIELD(range_heads), LONGSPAN_FIELD(range_count),
-                    LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads), LONGSPAN_FIELD(head_size),
-                    LONGSPAN_FIELD(value_size), LONGSPAN_FIELD(row_stride), LONGSPAN_FIELD(head_stride),
-                    LONGSPAN_FIELD(page_size), LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(near),
-                    LONGSPAN_FIELD(format), LONGSPAN_FIELD(threads), LONGSPAN_FIELD(scale),
+                   {LONGSPAN_FIELD(query),       LONGSPAN_FIELD(rerotated),   LONGSPAN_FIELD(keys),
+                    LONGSPAN_FIELD(values),      LONGSPAN_FIELD(page_table),  LONGSPAN_FIELD(rows),
+                    LONGSPAN_FIELD(owners),      LONGSPAN_FIELD(ranges),      LONGSPAN_FIELD(given),
+                    LONGSPAN_FIELD(sinks),       LONGSPAN_FIELD(output),      LONGSPAN_FIELD(parallel),
+                    LONGSPAN_FIELD(entries),     LONGSPAN_FIELD(range_heads), LONGSPAN_FIELD(range_count),
+                    LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads),    LONGSPAN_FIELD(head_size),
+                    LONGSPAN_FIELD(value_size),  LONGSPAN_FIELD(row_stride),  LONGSPAN_FIELD(head_stride),
+                    LONGSPAN_FIELD(page_size),   LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(near),
+                    LONGSPAN_FIELD(format),      LONGSPAN_FIELD(threads),     LONGSPAN_FIELD(scale),
                     LONGSPAN_FIELD(softcap)});
 }
 
 std::string layout_of_write() {
   using Type = Write;
-  return described("Write", sizeof(Type),
-                   {LONGSPAN_FIELD(key), LONGSPAN_FIELD(value), LONGSPAN_FIELD(keys), LONGSPAN_FIELD(values),
-                    LONGSPAN_FIELD(slots), LONGSPAN_FIELD(rows), LONGSPAN_FIELD(key_stride),
-                    LONGSPAN_FIELD(value_stride), LONGSPAN_FIELD(key_numbers), LONGSPAN_FIELD(value_numbers),
-                    LONGSPAN_FIELD(format)});
+  return described(
+      "Write", sizeof(Type),
+      {LONGSPAN_FIELD(key), LONGSPAN_FIELD(value), LONGSPAN_FIELD(keys), LONGSPAN_FIELD(values), LONGSPAN_FIELD(slots),
+       LONGSPAN_FIELD(rows), LONGSPAN_FIELD(key_stride), LONGSPAN_FIELD(value_stride), LONGSPAN_FIELD(key_numbers),
+       LONGSPAN_FIELD(value_numbers), LONGSPAN_FIELD(format)});
 }
 
 }  // namespace

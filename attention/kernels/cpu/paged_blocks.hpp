@@ -50,7 +50,7 @@ void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int
   std::fill(to, panel.top, 0.0f);
   std::fill(panel.top, panel.sum, kLowest);
   std::fill(panel.sum, panel.sum + kWide, 0.0f);
-  int32_t* begins = reinterpret_cast<int32_t*>(panel.sum + kWide);
+  auto* begins = reinterpret_cast<int32_t*>(panel.sum + kWide);
   int32_t* ends = begins + call.range_count * kWide;
   for (int64_t m = 0; m < kWide; ++m) {
     // A lane without a query sees what the last query does, so that no tile is masked for its sake.
@@ -61,8 +61,7 @@ void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int
       ends[i * kWide + m] = static_cast<int32_t>(range[1]);
     }
     if (m >= queries) continue;
-    const int64_t at =
-        call.rows[entry] * call.row_stride + (group.head * shared + query % shared) * call.head_stride;
+    const int64_t at = call.rows[entry] * call.row_stride + (group.head * shared + query % shared) * call.head_stride;
     for (int rerotated = 0; rerotated < (call.rerotated ? 2 : 1); ++rerotated) {
       const float* from = (rerotated ? call.rerotated : call.query) + at;
       float* column = to + rerotated * room.key_size * kWide + m;
@@ -97,20 +96,19 @@ void attend_block(const Call& call, const Work& work, const Part& part, float* s
   const Group& group = work.groups[part.group];
   const int64_t queries = group.rows * call.shared();
   const BlockRoom room(call, queries);
-  float* weights = scratch + room.panels * room.panel_size;  // [kTile, kWide]
-  float* keep = weights + kTile * kWide;                     // [kWide]
-  float* keys = keep + kWide;                                // [kTile, key_size]
-  float* values = keys + kTile * room.key_size;              // [value_size / kHigh, kTile, kHigh]
-  int32_t* touched = reinterpret_cast<int32_t*>(values + kTile * room.value_size);  // [range_count]
+  float* weights = scratch + room.panels * room.panel_size;                      // [kTile, kWide]
+  float* keep = weights + kTile * kWide;                                         // [kWide]
+  float* keys = keep + kWide;                                                    // [kTile, key_size]
+  float* values = keys + kTile * room.key_size;                                  // [value_size / kHigh, kTile, kHigh]
+  auto* touched = reinterpret_cast<int32_t*>(values + kTile * room.value_size);  // [range_count]
 
   // Calls `run` with each panel, its first query and how many it has.
   const auto each_panel = [&](auto run) {
     for (int64_t i = 0; i < room.panels; ++i)
       run(scratch + i * room.panel_size, i * kWide, std::min<int64_t>(kWide, queries - i * kWide));
   };
-  each_panel([&](float* panel, int64_t first, int64_t count) {
-    pack_panel<Format>(call, room, group, first, count, panel);
-  });
+  each_panel(
+      [&](float* panel, int64_t first, int64_t count) { pack_panel<Format>(call, room, group, first, count, panel); });
 
   Walk walk(call, work, part);
   Tile tiles[2];
@@ -157,6 +155,7 @@ void attend_block(const Call& call, const Work& work, const Part& part, float* s
       };
       switch (panel.vectors) {
         case 1: return attend(std::integral_constant<int, 1>());
+        // NOLINTNEXTLINE(bugprone-branch-clone): kVectors is 2 on some machines
         case 2: return attend(std::integral_constant<int, 2>());
         default: return attend(std::integral_constant<int, kVectors>());
       }

@@ -13,7 +13,7 @@
 constexpr int kQueries = kRegisters == 32 ? 4 : 3;
 constexpr int kBeside = 4;
 
-// How many of `left` queries to take at once so that none is left alone.
+// How many of `left` queries to take at once so that no single one is left.
 inline int64_t together(int64_t left) {
   const int64_t rounds = (left + kQueries - 1) / kQueries;
   return (left + rounds - 1) / rounds;
@@ -25,6 +25,7 @@ inline void dispatch(int64_t count, Run run) {
   switch (count) {
     case 1: return run(std::integral_constant<int, 1>());
     case 2: return run(std::integral_constant<int, 2>());
+    // NOLINTNEXTLINE(bugprone-branch-clone): kQueries is 3 on some machines
     case 3: return run(std::integral_constant<int, 3>());
     default: return run(std::integral_constant<int, kQueries>());
   }
@@ -162,9 +163,9 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
   const Group& group = work.groups[part.group];
   const int64_t shared = call.shared(), queries = group.heads * shared;
   const int64_t key_stride = rounded(call.head_size, kBlock), value_stride = rounded(call.value_size, kBlock);
-  float* packed = scratch;  // [2, queries, key_stride]
-  float* output = packed + 2 * queries * key_stride;  // [queries, value_stride]
-  float* logits = output + queries * value_stride;  // [queries, kTile]
+  float* packed = scratch;                                             // [2, queries, key_stride]
+  float* output = packed + 2 * queries * key_stride;                   // [queries, value_stride]
+  float* logits = output + queries * value_stride;                     // [queries, kTile]
   auto* room = reinterpret_cast<uint16_t*>(logits + queries * kTile);  // for what is staged
   float* top = result;
   float* sum = top + queries;
@@ -235,7 +236,7 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
                  const Heads<Working> chunk = Stage::stage(keys.at(0, begin), count, group.heads, room);
                  each_queries([&](int64_t h, auto taken, int64_t q) {
                    multiply_keys<Working, taken>(query + q * key_stride, key_stride, chunk.at(h, 0), count, ahead,
-                                                logits + q * kTile + begin);
+                                                 logits + q * kTile + begin);
                  });
                });
     for (int64_t q = 0; q < queries; ++q) {

@@ -18,7 +18,7 @@
 // One call; calls.py builds it. `entries` query rows, each with ranges of key positions of its own.
 struct Call {
   const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
-  const float* rerotated;        // like query, with the same strides, or null
+  const float* rerotated;     // like query, with the same strides, or null
   const void* keys;           // [pages, page_size, kv_heads, head_size]
   const void* values;         // [pages, page_size, kv_heads, value_size]
   const int32_t* page_table;  // [sequences, table_width]
@@ -100,8 +100,7 @@ class Work {
   // Threads that pay.
   int64_t threads() const {
     int64_t products = 0;
-    for (const Part& part : parts)
-      products += part.tokens * groups[part.group].rows * groups[part.group].heads;
+    for (const Part& part : parts) products += part.tokens * groups[part.group].rows * groups[part.group].heads;
     products *= call_.shared() * (call_.head_size + call_.value_size);
     return parts.size() > 1 && products >= kParallelProducts ? call_.threads : 1;
   }
@@ -113,7 +112,7 @@ class Work {
 
  private:
   const Call& call_;
-  std::vector<int64_t> alone_;
+  std::vector<int64_t> single_rows_;
 
   bool follows(int64_t entry) const {
     return call_.range_heads == 1 && call_.rows[entry] == call_.rows[entry - 1] + 1 &&
@@ -139,7 +138,7 @@ class Work {
     for (int64_t block = blocks; block-- > 0;) {
       const int64_t first = rows * block / blocks, stop = rows * (block + 1) / blocks;
       if (stop == first + 1 && !(call_.range_heads == 1 && call_.given[call_.rows[entry + first]]))
-        alone_.push_back(entry + first);
+        single_rows_.push_back(entry + first);
       else
         add_block(entry + first, stop - first);
     }
@@ -158,7 +157,7 @@ class Work {
     int64_t heads = 1;
     if (call_.range_heads == 1) {
       int64_t seen = 0, expected = 0;
-      for (const int64_t entry : alone_) {
+      for (const int64_t entry : single_rows_) {
         const size_t first = ranges.size();
         add_ranges(entry, 0);
         seen += tokens(first);
@@ -169,7 +168,7 @@ class Work {
       if (seen * call_.query_heads * (call_.head_size + call_.value_size) >= kParallelProducts)
         while (heads > 1 && expected * ((call_.kv_heads + heads - 1) / heads) < call_.threads) heads = (heads + 1) / 2;
     }
-    for (const int64_t entry : alone_) {
+    for (const int64_t entry : single_rows_) {
       size_t first = ranges.size();
       for (int64_t head = 0; head < call_.kv_heads; head += heads) {
         if (head == 0 || call_.range_heads > 1) {
@@ -207,7 +206,7 @@ class Work {
 
   // Makes the ranges from `first` on disjoint and ascending.
   void merge(size_t first) {
-    std::sort(ranges.begin() + first, ranges.end(),
+    std::sort(ranges.begin() + static_cast<std::ptrdiff_t>(first), ranges.end(),
               [](const Range& a, const Range& b) { return a.begin < b.begin; });
     size_t last = first;
     for (size_t i = first + 1; i < ranges.size(); ++i) {
@@ -239,7 +238,7 @@ class Work {
   }
 };
 
-// Consecutive tokens that a part sees, those on pages that are gone left out; a block's are cut at multiples of kTile.
+// Consecutive tokens that a part sees, those on evicted pages left out; a block's are cut at multiples of kTile.
 struct Tile {
   int count = 0;
   bool near = false;  // all of them meet the rerotated queries, else none

@@ -6,14 +6,14 @@
 
 // Rows of a step; calls.py builds it. Strides are in numbers.
 struct Write {
-  const float* key;    // [rows, kv_heads, head_size]
-  const float* value;  // [rows, kv_heads, value_size]
-  void* keys;          // [slots, kv_heads, head_size]
-  void* values;        // [slots, kv_heads, value_size]
+  const float* key;      // [rows, kv_heads, head_size]
+  const float* value;    // [rows, kv_heads, value_size]
+  void* keys;            // [slots, kv_heads, head_size]
+  void* values;          // [slots, kv_heads, value_size]
   const int64_t* slots;  // [rows]
   int64_t rows, key_stride, value_stride;
   int64_t key_numbers, value_numbers;  // of a row
-  int64_t format;  // as in Call
+  int64_t format;                      // as in Call
 };
 
 template <class Format>

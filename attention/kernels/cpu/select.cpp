@@ -1,7 +1,7 @@
 // Which pages a query sees under `topk`, from summaries where they lie; see attention/patterns/topk.py.
 //
 // A row's pages are cut into parts, all KV heads together as they lie. Threads take these one after the other, then
-// the choices of each row and KV head. What is chosen depends on the row and its sequence alone.
+// the selections of each row and KV head. What is selected depends on the row and its sequence only.
 
 #include <atomic>
 #include <memory>
@@ -12,8 +12,8 @@
 #include "layout.hpp"
 #include "select_best.hpp"
 #include "select_bounds.hpp"
-#include "select_summary.hpp"
 #include "select_quick.hpp"
+#include "select_summary.hpp"
 #include "threads.hpp"
 
 namespace {
@@ -24,10 +24,10 @@ constexpr int64_t kMostBounds = 1 << 20;
 // Pages of a part.
 constexpr int64_t kPartPages = 48 * kPagesAtOnce;
 
-// The pages between the first and the recent ones, which a row chooses from.
+// The pages between the first and the recent ones, which a row selects from.
 struct Between {
   int64_t begin, end, recent;
-  bool all;  // there is nothing to choose
+  bool all;  // there is nothing to select
 
   Between(const Selection& call, int64_t position) {
     const int64_t own = position / call.page_size;
@@ -52,7 +52,7 @@ struct Part {
   int64_t row, first;
 };
 
-struct Choosing {
+struct Selecting {
   const Selection& call;
   std::vector<Row> rows;
   std::vector<Part> parts;
@@ -60,7 +60,7 @@ struct Choosing {
   int64_t bounds_size = 0, longest = 0, products = 0;
   float* bounds = nullptr;
   std::atomic<int64_t> next{0};
-  std::atomic<int64_t> exact{0};  // choices that took double precision
+  std::atomic<int64_t> exact{0};  // selections that took double precision
 };
 
 // Ranges of positions, cut where the layer's window begins, neighbors as one; the rest become empty.
@@ -100,17 +100,17 @@ void add_ranges(const Selection& call, int64_t entry, int64_t head, const int64_
 
 // The pages of a row whose bounds are all there, for a KV head; places [choices].
 template <class Format>
-void choose_pages(Choosing& choosing, const Row& row, int64_t head, float* scratch, int64_t* places) {
+void select_pages(Selecting& selecting, const Row& row, int64_t head, float* scratch, int64_t* places) {
   thread_local Scratch exact;
-  const Selection& call = choosing.call;
+  const Selection& call = selecting.call;
   const int64_t shared = call.shared(), size = call.head_size;
   const float* query = call.query + call.rows[row.entry] * call.row_stride + head * shared * call.head_stride;
   const double reach = longest(query, shared, call.head_stride, size) * std::fabs(call.scale);
-  float* bounds = choosing.bounds + row.bounds + head * (shared + 1) * row.stride;
+  float* bounds = selecting.bounds + row.bounds + head * (shared + 1) * row.stride;
   if (surely_best(bounds, shared, row.stride, row.count, call.choices, size, reach, scratch, places)) return;
-  choosing.exact.fetch_add(1, std::memory_order_relaxed);
+  selecting.exact.fetch_add(1, std::memory_order_relaxed);
   const int64_t packed_numbers = call.query_heads * packed_size(size), bound_numbers = shared * row.stride;
-  double* packed = exact.get<double>(packed_numbers + bound_numbers + best_scratch(shared, row.stride));
+  auto* packed = exact.get<double>(packed_numbers + bound_numbers + best_scratch(shared, row.stride));
   double* doubles = packed + packed_numbers;
   pack_row<Format>(call, row.entry, packed);
   const int32_t* pages = call.page_table + call.owners[row.entry] * call.table_width + row.begin;
@@ -118,61 +118,62 @@ void choose_pages(Choosing& choosing, const Row& row, int64_t head, float* scrat
   best_pages(doubles, shared, row.stride, row.count, call.choices, doubles + bound_numbers, places);
 }
 
-// Takes parts and then choices until there are none.
+// Takes parts and then selections until there are none.
 template <class Format>
-void choose(void* given) {
+void select_rows(void* given) {
   thread_local Scratch scratch;
   thread_local std::vector<int64_t> places;
-  Choosing& choosing = *static_cast<Choosing*>(given);
-  const Selection& call = choosing.call;
-  float* room =
-      scratch.get<float>(std::max(call.query_heads * packed_size(call.head_size), quick_scratch(choosing.longest)));
+  Selecting& selecting = *static_cast<Selecting*>(given);
+  const Selection& call = selecting.call;
+  auto* room =
+      scratch.get<float>(std::max(call.query_heads * packed_size(call.head_size), quick_scratch(selecting.longest)));
   places.resize(call.choices);
-  const auto parts = static_cast<int64_t>(choosing.parts.size());
-  const int64_t tasks = parts + static_cast<int64_t>(choosing.rows.size()) * call.kv_heads;
-  for (int64_t i, packed = -1; (i = choosing.next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+  const auto parts = static_cast<int64_t>(selecting.parts.size());
+  const int64_t tasks = parts + static_cast<int64_t>(selecting.rows.size()) * call.kv_heads;
+  for (int64_t i, packed = -1; (i = selecting.next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
     if (i < parts) {
-      const Part& part = choosing.parts[i];
-      const Row& row = choosing.rows[part.row];
+      const Part& part = selecting.parts[i];
+      const Row& row = selecting.rows[part.row];
       if (packed != part.row) pack_row<Format>(call, row.entry, room);
       packed = part.row;
       const int32_t* pages = call.page_table + call.owners[row.entry] * call.table_width + row.begin + part.first;
       bound_pages<Format>(call, room, 0, call.kv_heads, pages, std::min(kPartPages, row.count - part.first),
-                          choosing.bounds + row.bounds + part.first, row.stride);
-      choosing.waiting[part.row].fetch_sub(1, std::memory_order_release);
+                          selecting.bounds + row.bounds + part.first, row.stride);
+      selecting.waiting[part.row].fetch_sub(1, std::memory_order_release);
       continue;
     }
     const int64_t number = (i - parts) / call.kv_heads, head = (i - parts) % call.kv_heads;
-    const Row& row = choosing.rows[number];
+    const Row& row = selecting.rows[number];
     // Its parts are all taken; other threads may still be at them.
-    while (choosing.waiting[number].load(std::memory_order_acquire) > 0) std::this_thread::yield();
-    choose_pages<Format>(choosing, row, head, room, places.data());
+    while (selecting.waiting[number].load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    select_pages<Format>(selecting, row, head, room, places.data());
     for (int64_t& place : places) place += row.begin;
     add_ranges(call, row.entry, head, places.data(), call.choices);
   }
 }
 
 // Finds rows from `entry` on whose pages have to be scored; the others are done at once. Gives back where to go on.
-int64_t plan(Choosing& choosing, int64_t entry) {
-  const Selection& call = choosing.call;
+int64_t plan(Selecting& selecting, int64_t entry) {
+  const Selection& call = selecting.call;
   std::vector<int64_t> all;
-  for (; entry < call.entries && choosing.bounds_size < kMostBounds; ++entry) {
+  for (; entry < call.entries && selecting.bounds_size < kMostBounds; ++entry) {
     const Between between(call, call.positions[entry]);
     const int64_t count = between.count();
     if (count <= call.choices || call.choices == 0) {
-      all.resize(std::min(count, call.choices));
-      for (size_t i = 0; i < all.size(); ++i) all[i] = between.begin + static_cast<int64_t>(i);
-      for (int64_t head = 0; head < call.kv_heads; ++head) add_ranges(call, entry, head, all.data(), all.size());
+      const int64_t taken = std::min(count, call.choices);
+      all.resize(taken);
+      for (int64_t i = 0; i < taken; ++i) all[i] = between.begin + i;
+      for (int64_t head = 0; head < call.kv_heads; ++head) add_ranges(call, entry, head, all.data(), taken);
       continue;
     }
     // Parts write some numbers more than they have pages.
     const int64_t stride = (count + kPagesAtOnce + kLanes - 1) / kLanes * kLanes;
-    choosing.longest = std::max(choosing.longest, stride);
-    choosing.products += 2 * count * call.query_heads * call.head_size;
-    const auto row = static_cast<int64_t>(choosing.rows.size());
-    choosing.rows.push_back({entry, between.begin, count, choosing.bounds_size, stride});
-    choosing.bounds_size += call.kv_heads * (call.shared() + 1) * stride;
-    for (int64_t first = 0; first < count; first += kPartPages) choosing.parts.push_back({row, first});
+    selecting.longest = std::max(selecting.longest, stride);
+    selecting.products += 2 * count * call.query_heads * call.head_size;
+    const auto row = static_cast<int64_t>(selecting.rows.size());
+    selecting.rows.push_back({entry, between.begin, count, selecting.bounds_size, stride});
+    selecting.bounds_size += call.kv_heads * (call.shared() + 1) * stride;
+    for (int64_t first = 0; first < count; first += kPartPages) selecting.parts.push_back({row, first});
   }
   return entry;
 }
@@ -191,18 +192,19 @@ extern "C" __attribute__((visibility("default"))) void longspan_update(const Upd
 extern "C" __attribute__((visibility("default"))) void longspan_select(Selection* call) {
   thread_local Scratch scratch;
   call->exact = 0;
-  void (*const formats[])(void*) = {choose<Float32>, choose<BFloat16>, choose<Float16>, choose<Float8>};
+  void (*const formats[])(void*) = {select_rows<Float32>, select_rows<BFloat16>, select_rows<Float16>,
+                                    select_rows<Float8>};
   for (int64_t entry = 0; entry < call->entries;) {
-    Choosing choosing{*call, {}, {}, {}};
-    entry = plan(choosing, entry);
-    if (choosing.rows.empty()) continue;
-    choosing.waiting.reset(new std::atomic<int64_t>[choosing.rows.size()]);
-    for (size_t i = 0; i < choosing.rows.size(); ++i)
-      choosing.waiting[i] = (choosing.rows[i].count + kPartPages - 1) / kPartPages;
-    choosing.bounds = scratch.get<float>(choosing.bounds_size);
-    in_parallel(call->parallel, formats[call->format], &choosing,
-                choosing.products < kParallelProducts ? 1 : call->threads);
-    call->exact += choosing.exact;
+    Selecting selecting{*call, {}, {}, {}};
+    entry = plan(selecting, entry);
+    if (selecting.rows.empty()) continue;
+    selecting.waiting.reset(new std::atomic<int64_t>[selecting.rows.size()]);
+    for (size_t i = 0; i < selecting.rows.size(); ++i)
+      selecting.waiting[i] = (selecting.rows[i].count + kPartPages - 1) / kPartPages;
+    selecting.bounds = scratch.get<float>(selecting.bounds_size);
+    in_parallel(call->parallel, formats[call->format], &selecting,
+                selecting.products < kParallelProducts ? 1 : call->threads);
+    call->exact += selecting.exact;
   }
 }
 
@@ -211,23 +213,21 @@ namespace {
 std::string layout_of_update() {
   using Type = Update;
   return described("Update", sizeof(Type),
-                   {LONGSPAN_FIELD(keys), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(pages),
-                    LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(count), LONGSPAN_FIELD(page_size),
-                    LONGSPAN_FIELD(kv_heads), LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(format),
-                    LONGSPAN_FIELD(threads)});
+                   {LONGSPAN_FIELD(keys), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(pages), LONGSPAN_FIELD(parallel),
+                    LONGSPAN_FIELD(count), LONGSPAN_FIELD(page_size), LONGSPAN_FIELD(kv_heads),
+                    LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(format), LONGSPAN_FIELD(threads)});
 }
 
 std::string layout_of_selection() {
   using Type = Selection;
-  return described("Selection", sizeof(Type),
-                   {LONGSPAN_FIELD(query), LONGSPAN_FIELD(summary), LONGSPAN_FIELD(page_table),
-                    LONGSPAN_FIELD(rows), LONGSPAN_FIELD(owners), LONGSPAN_FIELD(positions),
-                    LONGSPAN_FIELD(ranges), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(entries),
-                    LONGSPAN_FIELD(choices), LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads),
-                    LONGSPAN_FIELD(head_size), LONGSPAN_FIELD(row_stride), LONGSPAN_FIELD(head_stride),
-                    LONGSPAN_FIELD(page_size), LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(sink_pages),
-                    LONGSPAN_FIELD(recent_pages), LONGSPAN_FIELD(window), LONGSPAN_FIELD(format),
-                    LONGSPAN_FIELD(threads), LONGSPAN_FIELD(exact), LONGSPAN_FIELD(scale)});
+  return described(
+      "Selection", sizeof(Type),
+      {LONGSPAN_FIELD(query),       LONGSPAN_FIELD(summary),    LONGSPAN_FIELD(page_table),   LONGSPAN_FIELD(rows),
+       LONGSPAN_FIELD(owners),      LONGSPAN_FIELD(positions),  LONGSPAN_FIELD(ranges),       LONGSPAN_FIELD(parallel),
+       LONGSPAN_FIELD(entries),     LONGSPAN_FIELD(choices),    LONGSPAN_FIELD(query_heads),  LONGSPAN_FIELD(kv_heads),
+       LONGSPAN_FIELD(head_size),   LONGSPAN_FIELD(row_stride), LONGSPAN_FIELD(head_stride),  LONGSPAN_FIELD(page_size),
+       LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(sink_pages), LONGSPAN_FIELD(recent_pages), LONGSPAN_FIELD(window),
+       LONGSPAN_FIELD(format),      LONGSPAN_FIELD(threads),    LONGSPAN_FIELD(exact),        LONGSPAN_FIELD(scale)});
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 // Where shares are smaller, double precision ends.
 constexpr double kLeastShare = 1e-290;
 
-// A score and its page's place as one whole number: the larger, the earlier it is chosen. NaN comes
+// A score and its page's place as one whole number: the larger, the earlier it is selected. NaN comes
 // first, so that it shows.
 inline uint64_t rank(float score, int64_t place) {
   uint32_t bits;
@@ -36,11 +36,11 @@ inline int64_t best_scratch(int64_t shared, int64_t stride) { return 3 * stride 
 // overwritten.
 inline void best_pages(double* bounds, int64_t heads, int64_t stride, int64_t count, int64_t choices, double* scratch,
                        int64_t* places) {
-  double* shares = scratch;            // [stride]
-  double* weights = shares + stride;   // [stride]
+  double* shares = scratch;                                     // [stride]
+  double* weights = shares + stride;                            // [stride]
   auto* ranks = reinterpret_cast<uint64_t*>(weights + stride);  // [stride]
-  double* top = weights + 2 * stride;  // [heads]
-  double* total = top + heads;         // [heads]
+  double* top = weights + 2 * stride;                           // [heads]
+  double* total = top + heads;                                  // [heads]
   const int64_t padded = (count + kDoubles - 1) / kDoubles * kDoubles;
   std::fill_n(shares, padded, 0.0);
   for (int64_t h = 0; h < heads; ++h) {
@@ -52,7 +52,7 @@ inline void best_pages(double* bounds, int64_t heads, int64_t stride, int64_t co
       most = where(bound > most, bound, most);
     }
     top[h] = most[0];
-    for (int i = 1; i < kDoubles; ++i) top[h] = std::max(top[h], static_cast<double>(most[i]));
+    for (int i = 1; i < kDoubles; ++i) top[h] = std::max(top[h], most[i]);
     Doubles sum = {};
     for (int64_t i = 0; i < padded; i += kDoubles) {
       const Doubles weight = exponential(doubles(own + i) - top[h]);
@@ -68,10 +68,8 @@ inline void best_pages(double* bounds, int64_t heads, int64_t stride, int64_t co
     double score = weights[i];
     if (!(shares[i] >= kLeastShare)) {  // or no number
       double most = -HUGE_VAL, sum = 0;
-      for (int64_t h = 0; h < heads; ++h)
-        most = std::max(most, bounds[h * stride + i] - top[h] - std::log(total[h]));
-      for (int64_t h = 0; h < heads; ++h)
-        sum += std::exp(bounds[h * stride + i] - top[h] - std::log(total[h]) - most);
+      for (int64_t h = 0; h < heads; ++h) most = std::max(most, bounds[h * stride + i] - top[h] - std::log(total[h]));
+      for (int64_t h = 0; h < heads; ++h) sum += std::exp(bounds[h * stride + i] - top[h] - std::log(total[h]) - most);
       score = most + std::log(sum);
     }
     ranks[i] = rank(static_cast<float>(score), i);

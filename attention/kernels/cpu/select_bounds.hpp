@@ -25,7 +25,9 @@ struct Summed<double> {
   using Vector = Doubles;
   static constexpr int kParts = 2, kNumbers = kDoubles;
   template <int kPart>
-  static Vector part(Floats numbers) { return half<kPart>(numbers); }
+  static Vector part(Floats numbers) {
+    return half<kPart>(numbers);
+  }
 };
 
 template <>
@@ -33,7 +35,9 @@ struct Summed<float> {
   using Vector = Floats;
   static constexpr int kParts = 1, kNumbers = kLanes;
   template <int>
-  static Vector part(Floats numbers) { return numbers; }
+  static Vector part(Floats numbers) {
+    return numbers;
+  }
 };
 
 // Numbers of a packed query head: its negative numbers and zeros for others, its positive ones and zeros.
@@ -173,9 +177,9 @@ void bound_pages(const Selection& call, const Sum* packed, int64_t head, int64_t
       Sum* to = bounds + (k - head) * rows * stride + page;
       for (int64_t h = 0; h < shared;) {
         const auto bound = [&](auto constant) {
-          (rest ? bound_heads<Format, Sum, constant, true> : bound_heads<Format, Sum, constant, false>)(
-              packed + (k * shared + h) * packed_size(size), extremes, size, static_cast<Sum>(call.scale),
-              to + h * stride, to + shared * stride, stride);
+          const auto some = rest ? bound_heads<Format, Sum, constant, true> : bound_heads<Format, Sum, constant, false>;
+          some(packed + (k * shared + h) * packed_size(size), extremes, size, static_cast<Sum>(call.scale),
+               to + h * stride, to + shared * stride, stride);
           h += constant;
         };
         const int64_t left = shared - h;

@@ -6,9 +6,9 @@
 
 constexpr int kDoubles = kLanes / 2;
 
-typedef double Doubles __attribute__((vector_size(8 * kDoubles)));
-typedef int64_t Longs __attribute__((vector_size(8 * kDoubles)));
-typedef float HalfFloats __attribute__((vector_size(4 * kDoubles)));
+using Doubles __attribute__((vector_size(8 * kDoubles))) = double;
+using Longs __attribute__((vector_size(8 * kDoubles))) = int64_t;
+using HalfFloats __attribute__((vector_size(4 * kDoubles))) = float;
 
 inline Doubles doubles(const double* from) { return load<Doubles>(from); }
 inline Doubles every(double number) { return Doubles{} + number; }
@@ -57,7 +57,7 @@ inline Doubles logarithm(Doubles x) {
   // x is 2^twos times a number from sqrt(1/2) to sqrt(2).
   const Longs half = Longs{} + 0x3fe6a09e667f3bcdll;
   const Longs twos = ((Longs)x - half) >> 52;
-  const Doubles mantissa = (Doubles)((Longs)x - (twos << 52));
+  const auto mantissa = (Doubles)((Longs)x - (twos << 52));
   const Doubles ratio = (mantissa - 1.0) / (mantissa + 1.0), square = ratio * ratio;
   Doubles sum = every(1.0 / 23.0);
   for (const double odd : {21.0, 19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0}) sum = sum * square + 1.0 / odd;

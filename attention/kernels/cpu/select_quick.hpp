@@ -1,7 +1,7 @@
 // The pages that score highest, from single precision where that is sure to find what double precision finds.
 //
-// How far a score in single precision can be from the true one is known. Where the last page chosen is further above
-// the first one left out, both precisions choose the same pages, in half the time or less. Elsewhere, as with pages
+// How far a score in single precision can be from the true one is known. Where the last page selected is further above
+// the first one left out, both precisions select the same pages, in half the time or less. Elsewhere, as with pages
 // that are alike, with numbers that are too large or with NaN, there is no answer.
 
 #pragma once
@@ -37,7 +37,8 @@ inline double doubt(double reach, int64_t size, int64_t heads, int64_t count) {
   const int64_t chain = 2 * ((size + kLanes - 1) / kLanes + 2);
   const double bound = 1.01 * static_cast<double>(chain + kLanes + 2) * kRounding * reach;
   const double weight = 3 * 127 * kRounding + 2e-7;
-  const double sums = static_cast<double>(count / kLanes + kLanes + heads + 8) * kRounding;
+  const int64_t additions = count / kLanes + kLanes + heads + 8;
+  const double sums = static_cast<double>(additions) * kRounding;
   const double score = 0x1p-17;  // what rounding a score of -70 or more to a float can move it by
   return 2 * (2 * bound + 2 * weight + sums) + score;
 }

@@ -1,4 +1,4 @@
-// Digests of complete pages.
+// Page summaries of complete pages.
 
 #pragma once
 

@@ -14,9 +14,9 @@ constexpr int64_t kParallelProducts = 1 << 17;
 //
 // A team of another size than torch's own would be made anew by each of the two in turn, so it is all or one.
 inline void in_parallel(void* parallel, void (*function)(void*), void* given, int64_t threads) {
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
   if (threads > 1)
-    reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(parallel)(
-        function, given, static_cast<unsigned>(threads), 0);
+    reinterpret_cast<Parallel>(parallel)(function, given, static_cast<unsigned>(threads), 0);
   else
     function(given);
 }

@@ -15,7 +15,7 @@ constexpr int kVectors = kColumns / kLanes;
 constexpr int kSteps = kGroup / 4;
 constexpr int kStepBytes = 4 * kColumns;  // codes of a panel for four inputs, a byte each
 
-typedef uint8_t Codes __attribute__((vector_size(4 * kLanes)));
+using Codes __attribute__((vector_size(4 * kLanes))) = uint8_t;
 
 inline Codes low(Codes codes) { return codes & 15; }
 inline Codes high(Codes codes) { return (Codes)((Bits)codes >> 4) & 15; }
@@ -71,7 +71,7 @@ inline Ints products(Ints sum, Codes weights, Ints inputs) {
 #endif
 
 // Keeps the compiler from adding in another order, which would keep more sums than there are registers.
-inline void in_order(Ints& sum) {
+inline void in_order(Ints& sum) {  // NOLINT(misc-const-correctness): the assembly may change it
 #if defined(__x86_64__)
   asm("" : "+v"(sum));
 #elif defined(__aarch64__)

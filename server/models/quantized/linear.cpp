@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <vector>
 
 #include "../../../attention/kernels/cpu/layout.hpp"
 #include "../../../attention/kernels/cpu/threads.hpp"
@@ -16,8 +15,8 @@
 
 namespace {
 
-constexpr int64_t kRowsAtOnce = 128;      // that stay in a core's cache while panels go by
-constexpr int64_t kOwnRows = 2;           // are prepared by each thread for itself, to save a barrier
+constexpr int64_t kRowsAtOnce = 128;  // that stay in a core's cache while panels go by
+constexpr int64_t kOwnRows = 2;       // are prepared by each thread for itself, to save a barrier
 
 struct Progress {
   std::atomic<int64_t> prepared{0}, rotated{0};
@@ -71,9 +70,8 @@ void store_tile(const Stage& stage, float* results, int64_t row, int64_t rows, i
 }
 
 template <Form kForm>
-void multiply_rows(
-    const Stage& stage, const uint8_t* codes, const uint16_t* scales, const Block* blocks, int64_t first,
-    int64_t rows, int64_t column) {
+void multiply_rows(const Stage& stage, const uint8_t* codes, const uint16_t* scales, const Block* blocks, int64_t first,
+                   int64_t rows, int64_t column) {
   constexpr int kMost = most_rows(kForm);
   const int64_t groups = ceil(stage.inputs, kGroup);
   alignas(64) float results[kMost * kColumns];
@@ -86,8 +84,7 @@ void multiply_rows(
 
 // Some panels' products with some rows.
 template <Form kForm>
-void multiply_panels(
-    const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end) {
+void multiply_panels(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end) {
   const int64_t groups = ceil(stage.inputs, kGroup);
   for (; panel < end; ++panel) {
     const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
@@ -102,14 +99,14 @@ void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t o
   constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
   const int64_t rows = job.run.rows, chunks = ceil(rows, kRowsAtOnce), chunk = ceil(rows, chunks);
   const int64_t panels = ceil(stage.outputs, kColumns);
+  const auto multiply_some = stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>;
   for (int64_t k = 0; k < job.team; ++k) {
     const int64_t thread = (own + k) % job.team;
     const int64_t begin = panels * thread / job.team, size = panels * (thread + 1) / job.team - begin;
     for (int64_t i; (i = shares[thread].take(kPieces * chunks, k > 0)) >= 0;) {
       const int64_t first = i / kPieces * chunk, piece = i % kPieces;
-      (stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>)(
-          stage, blocks, first, std::min(chunk, rows - first), begin + size * kEdges[piece] / 8,
-          begin + size * kEdges[piece + 1] / 8);
+      multiply_some(stage, blocks, first, std::min(chunk, rows - first), begin + size * kEdges[piece] / 8,
+                    begin + size * kEdges[piece + 1] / 8);
     }
   }
 }
@@ -157,7 +154,7 @@ extern "C" __attribute__((visibility("default"))) void longspan_run(const Run* r
   const std::unique_ptr<Progress[]> progress(new Progress[run->count]);
   const int64_t team = products < kParallelProducts ? 1 : run->threads;
   const std::unique_ptr<Share[]> shares(new Share[run->count * team]);
-  Block* const blocks = scratch.get<Block>(run->rows > kOwnRows ? run->rows * most : 0);
+  auto* const blocks = scratch.get<Block>(run->rows > kOwnRows ? run->rows * most : 0);
   Job job{*run, blocks, progress.get(), shares.get(), team};
   in_parallel(run->parallel, work, &job, team);
 }
@@ -178,38 +175,37 @@ namespace {
 std::string layout_of_stage() {
   using Type = Stage;
   return described("Stage", sizeof(Type),
-                   {LONGSPAN_FIELD(input), LONGSPAN_FIELD(norm), LONGSPAN_FIELD(codes),
-                    LONGSPAN_FIELD(scales), LONGSPAN_FIELD(bias), LONGSPAN_FIELD(output),
-                    LONGSPAN_FIELD(cosines), LONGSPAN_FIELD(sines), LONGSPAN_FIELD(positions),
-                    LONGSPAN_FIELD(query_norm), LONGSPAN_FIELD(key_norm), LONGSPAN_FIELD(input_stride),
-                    LONGSPAN_FIELD(output_stride), LONGSPAN_FIELD(inputs), LONGSPAN_FIELD(outputs),
-                    LONGSPAN_FIELD(bits), LONGSPAN_FIELD(gated), LONGSPAN_FIELD(added),
-                    LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(key_heads), LONGSPAN_FIELD(head_size),
-                    LONGSPAN_FIELD(epsilon), LONGSPAN_FIELD(head_epsilon)});
+                   {LONGSPAN_FIELD(input),         LONGSPAN_FIELD(norm),        LONGSPAN_FIELD(codes),
+                    LONGSPAN_FIELD(scales),        LONGSPAN_FIELD(bias),        LONGSPAN_FIELD(output),
+                    LONGSPAN_FIELD(cosines),       LONGSPAN_FIELD(sines),       LONGSPAN_FIELD(positions),
+                    LONGSPAN_FIELD(query_norm),    LONGSPAN_FIELD(key_norm),    LONGSPAN_FIELD(input_stride),
+                    LONGSPAN_FIELD(output_stride), LONGSPAN_FIELD(inputs),      LONGSPAN_FIELD(outputs),
+                    LONGSPAN_FIELD(bits),          LONGSPAN_FIELD(gated),       LONGSPAN_FIELD(added),
+                    LONGSPAN_FIELD(query_heads),   LONGSPAN_FIELD(key_heads),   LONGSPAN_FIELD(head_size),
+                    LONGSPAN_FIELD(epsilon),       LONGSPAN_FIELD(head_epsilon)});
 }
 
 std::string layout_of_run() {
   using Type = Run;
   return described("Run", sizeof(Type),
-                   {LONGSPAN_FIELD(stages), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(barrier),
-                    LONGSPAN_FIELD(count), LONGSPAN_FIELD(rows), LONGSPAN_FIELD(threads)});
+                   {LONGSPAN_FIELD(stages), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(barrier), LONGSPAN_FIELD(count),
+                    LONGSPAN_FIELD(rows), LONGSPAN_FIELD(threads)});
 }
 
 std::string layout_of_pack() {
   using Type = Pack;
   return described("Pack", sizeof(Type),
-                   {LONGSPAN_FIELD(weights), LONGSPAN_FIELD(codes), LONGSPAN_FIELD(scales),
-                    LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(inputs), LONGSPAN_FIELD(outputs),
-                    LONGSPAN_FIELD(bits), LONGSPAN_FIELD(threads), LONGSPAN_FIELD(exactly),
-                    LONGSPAN_FIELD(exact), LONGSPAN_FIELD(finite)});
+                   {LONGSPAN_FIELD(weights), LONGSPAN_FIELD(codes), LONGSPAN_FIELD(scales), LONGSPAN_FIELD(parallel),
+                    LONGSPAN_FIELD(inputs), LONGSPAN_FIELD(outputs), LONGSPAN_FIELD(bits), LONGSPAN_FIELD(threads),
+                    LONGSPAN_FIELD(exactly), LONGSPAN_FIELD(exact), LONGSPAN_FIELD(finite)});
 }
 
 std::string layout_of_lookup() {
   using Type = LookUp;
-  return described("LookUp", sizeof(Type),
-                   {LONGSPAN_FIELD(ids), LONGSPAN_FIELD(codes), LONGSPAN_FIELD(scales),
-                    LONGSPAN_FIELD(output), LONGSPAN_FIELD(rows), LONGSPAN_FIELD(inputs),
-                    LONGSPAN_FIELD(outputs), LONGSPAN_FIELD(bits), LONGSPAN_FIELD(missing)});
+  return described(
+      "LookUp", sizeof(Type),
+      {LONGSPAN_FIELD(ids), LONGSPAN_FIELD(codes), LONGSPAN_FIELD(scales), LONGSPAN_FIELD(output), LONGSPAN_FIELD(rows),
+       LONGSPAN_FIELD(inputs), LONGSPAN_FIELD(outputs), LONGSPAN_FIELD(bits), LONGSPAN_FIELD(missing)});
 }
 
 }  // namespace

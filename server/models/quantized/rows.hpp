@@ -35,7 +35,7 @@ inline Ints lanes() {
   return number;
 }
 
-typedef int32_t FourInts __attribute__((vector_size(16)));
+using FourInts __attribute__((vector_size(16))) = int32_t;
 
 struct TwoLargest {
   int32_t first, second;
@@ -124,8 +124,7 @@ inline void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
     const float* from = filled_up(x + begin, count, copy);
     if (stage.norm) {
       const float* weights = filled_up(stage.norm + begin, count, other_copy);
-      for (int i = 0; i < kGroup; i += kLanes)
-        store(numbers + i, floats(from + i) * inverse * floats(weights + i));
+      for (int i = 0; i < kGroup; i += kLanes) store(numbers + i, floats(from + i) * inverse * floats(weights + i));
       from = numbers;
     } else if (stage.gated) {
       const float* others = filled_up(x + stage.inputs + begin, count, other_copy);

@@ -6,20 +6,20 @@
 
 // Rows times packed weights, and what goes before and after. Rows lie `stride` numbers apart.
 struct Stage {
-  const float* input;     // [rows, inputs], or [rows, 2 * inputs] where gated
-  const float* norm;      // [inputs], weights of an RMSNorm before; or null
-  const uint8_t* codes;   // see packing.py
+  const float* input;    // [rows, inputs], or [rows, 2 * inputs] where gated
+  const float* norm;     // [inputs], weights of an RMSNorm before; or null
+  const uint8_t* codes;  // see packing.py
   const uint16_t* scales;
-  const float* bias;      // [outputs] or null
-  float* output;          // [rows, outputs]
-  const float* cosines;   // [positions, head_size], where the first heads of the output are rotated; or null
+  const float* bias;     // [outputs] or null
+  float* output;         // [rows, outputs]
+  const float* cosines;  // [positions, head_size], where the first heads of the output are rotated; or null
   const float* sines;
   const int64_t* positions;  // [rows]; or null: each row's is its own number
-  const float* query_norm;  // [head_size], weights of an RMSNorm of each head before; or null
+  const float* query_norm;   // [head_size], weights of an RMSNorm of each head before; or null
   const float* key_norm;
   int64_t input_stride, output_stride, inputs, outputs, bits;
-  int64_t gated;          // the input is silu(first half) * second half
-  int64_t added;          // to what the output holds
+  int64_t gated;  // the input is silu(first half) * second half
+  int64_t added;  // to what the output holds
   int64_t query_heads, key_heads, head_size;
   double epsilon, head_epsilon;
 };

@@ -23,7 +23,7 @@ struct alignas(64) Block {
 
 // How a panel's codes lie, for each group: 4 bits, where a byte's low half belongs to the group's first half
 // of inputs and its high half to the other; 8 bits.
-enum class Form { kFour, kEight };
+enum class Form : uint8_t { kFour, kEight };
 
 constexpr int code_bits(Form form) { return form == Form::kFour ? 4 : 8; }
 
@@ -58,8 +58,7 @@ void copy(const Floats (&from)[kRows][kVectors], Floats (&to)[kRows][kVectors]) 
 
 // A group's sums, [kRows][kVectors][kParts], for rows that lie `row_blocks` blocks apart.
 template <Form kForm, int kRows>
-[[gnu::always_inline]] inline void sum_group(
-    const uint8_t* codes, const Block* rows, int64_t row_blocks, Ints* sums) {
+[[gnu::always_inline]] inline void sum_group(const uint8_t* codes, const Block* rows, int64_t row_blocks, Ints* sums) {
   using GroupSum = Sum<code_bits(kForm)>;
   constexpr int steps = code_steps(kForm);
   constexpr int together = kRows * kVectors * GroupSum::kParts > kMostSums ? 1 : kVectors;
@@ -73,8 +72,7 @@ template <Form kForm, int kRows>
         weights[v] = load<Codes>(codes + step * kStepBytes + (first + v) * sizeof(Codes));
       for (int r = 0; r < kRows; ++r) {
         const Ints inputs = spread(rows[r * row_blocks].codes + 4 * step);
-        for (int v = 0; v < together; ++v)
-          own[r][v].add(kForm == Form::kFour ? low(weights[v]) : weights[v], inputs);
+        for (int v = 0; v < together; ++v) own[r][v].add(kForm == Form::kFour ? low(weights[v]) : weights[v], inputs);
       }
       if (kForm != Form::kFour) continue;
       for (int r = 0; r < kRows; ++r) {
@@ -89,9 +87,8 @@ template <Form kForm, int kRows>
 
 // Adds what a group's sums stand for to the results.
 template <Form kForm, int kRows>
-[[gnu::always_inline]] inline void scale_group(
-    const Ints* sums, const uint16_t* scales, const Block* rows, int64_t row_blocks,
-    Floats (&results)[kRows][kVectors]) {
+[[gnu::always_inline]] inline void scale_group(const Ints* sums, const uint16_t* scales, const Block* rows,
+                                               int64_t row_blocks, Floats (&results)[kRows][kVectors]) {
   using GroupSum = Sum<code_bits(kForm)>;
   Floats scale[kVectors], offset[kVectors];
   for (int v = 0; v < kVectors; ++v) {
@@ -120,32 +117,28 @@ constexpr int kSumVectors = kRows * kVectors * Sum<code_bits(kForm)>::kParts;
 // Some groups' sums. What they stand for comes later: with many rows the compiler runs out of registers in a loop
 // that does both, and the long chain of scaling a group's sums would hold up the next group's.
 template <Form kForm, int kRows>
-[[gnu::noinline]] void sum_groups(
-    const uint8_t* codes, const Block* rows, int64_t row_blocks, int64_t groups, Ints* sums) {
+[[gnu::noinline]] void sum_groups(const uint8_t* codes, const Block* rows, int64_t row_blocks, int64_t groups,
+                                  Ints* sums) {
   for (int64_t group = 0; group < groups; ++group)
-    sum_group<kForm, kRows>(
-        codes + group * group_bytes(kForm), rows + group, row_blocks,
-        sums + group * kSumVectors<kForm, kRows>);
+    sum_group<kForm, kRows>(codes + group * group_bytes(kForm), rows + group, row_blocks,
+                            sums + group * kSumVectors<kForm, kRows>);
 }
 
 template <Form kForm, int kRows>
-[[gnu::noinline]] void scale_groups(
-    const Ints* sums, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
-    Floats (&results)[kRows][kVectors]) {
+[[gnu::noinline]] void scale_groups(const Ints* sums, const uint16_t* scales, const Block* rows, int64_t row_blocks,
+                                    int64_t groups, Floats (&results)[kRows][kVectors]) {
   Floats own[kRows][kVectors];
   copy(results, own);
   for (int64_t group = 0; group < groups; ++group)
-    scale_group<kForm, kRows>(
-        sums + group * kSumVectors<kForm, kRows>, scales + group * group_scales(kForm), rows + group,
-        row_blocks, own);
+    scale_group<kForm, kRows>(sums + group * kSumVectors<kForm, kRows>, scales + group * group_scales(kForm),
+                              rows + group, row_blocks, own);
   copy(own, results);
 }
 
 // The same in one loop, for few rows: memory must be asked for all the time.
 template <Form kForm, int kRows>
-[[gnu::noinline]] void sum_and_scale_groups(
-    const uint8_t* codes, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
-    Floats (&results)[kRows][kVectors]) {
+[[gnu::noinline]] void sum_and_scale_groups(const uint8_t* codes, const uint16_t* scales, const Block* rows,
+                                            int64_t row_blocks, int64_t groups, Floats (&results)[kRows][kVectors]) {
   Floats own[kRows][kVectors];
   copy(results, own);
   for (int64_t group = 0; group < groups; ++group) {
@@ -158,8 +151,8 @@ template <Form kForm, int kRows>
 
 // Adds the products of a row's numbers that are apart. With one row, a call for each panel would be felt.
 template <Form kForm>
-[[gnu::always_inline]] inline void add_spikes(
-    const uint8_t* codes, const uint16_t* scales, const Block* row, Floats (&results)[kVectors]) {
+[[gnu::always_inline]] inline void add_spikes(const uint8_t* codes, const uint16_t* scales, const Block* row,
+                                              Floats (&results)[kVectors]) {
   Floats own[kVectors];
   copy(results, own);
   for (uint32_t left = row->spikes; left != 0; left &= left - 1) {
@@ -171,8 +164,7 @@ template <Form kForm>
       const Bits code = load<Bits>(from + v * sizeof(Codes)) >> block.upward;
       const Ints whole = (Ints)(kForm == Form::kFour ? code & 15u : (code & 255u) - 128u);
       const Floats offset = kForm == Form::kFour ? halves(factors + kColumns + v * kLanes) : Floats{};
-      const Floats weight =
-          multiply_add(halves(factors + v * kLanes), __builtin_convertvector(whole, Floats), offset);
+      const Floats weight = multiply_add(halves(factors + v * kLanes), __builtin_convertvector(whole, Floats), offset);
       own[v] = multiply_add(splat(block.spike), weight, own[v]);
     }
   }
@@ -183,9 +175,8 @@ template <Form kForm>
 //
 // A row's result is the same whatever the number of rows.
 template <Form kForm, int kRows>
-void multiply_tile(
-    const uint8_t* codes, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
-    float* products) {
+void multiply_tile(const uint8_t* codes, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
+                   float* products) {
   Floats results[kRows][kVectors];
   for (auto& row : results)
     for (Floats& result : row) result = Floats{};
