@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from server.engine.spawn import shielded
+from server.engine.ipc.spawn import shielded
 from server.settings import Settings
 
 _REFUSED = 3

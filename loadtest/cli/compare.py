@@ -9,14 +9,14 @@ import typer
 
 from loadtest.cli.checks import only_shown, writable
 from loadtest.cli.compare_options import REFUSED, list_tasks, numbers, words
-from server.cli_shared import end_on_signals, fail, require_server
+from server.cli.shared import fail, require_server
+from server.cli.signals import INTERRUPTED, signals_raise
 
 if TYPE_CHECKING:
     from loadtest.compare.plan import Material
     from loadtest.compare.presets import Preset
     from loadtest.compare.types import Comparison, Plan
 
-_INTERRUPTED = 130
 _ENDING_SECONDS = 5.0
 _WIDTH = 100  # of what goes to a file
 _WITH_SHOW = ("show", "preset", "full", "margins", "confidence", "html_file", "csv_folder")
@@ -180,7 +180,7 @@ def compare(
     except PlanError as error:
         fail(str(error), REFUSED)
     except KeyboardInterrupt:
-        fail("interrupted", _INTERRUPTED)
+        fail("interrupted", INTERRUPTED)
 
 
 def _measure(
@@ -209,7 +209,7 @@ def _measure(
     from loadtest.document import DocumentError, machine
     from loadtest.measuring.busy import busy
 
-    end_on_signals()
+    signals_raise()
     began = time.monotonic()
     sentence, code = "", 0
     comparison: Comparison | None = None
@@ -248,7 +248,7 @@ def _measure(
                     if json_file
                     else "with --json it could go on"
                 )
-                sentence, code = f"interrupted; {more}", _INTERRUPTED
+                sentence, code = f"interrupted; {more}", INTERRUPTED
             if comparison is not None:  # the last judgment may be older than the last rows
                 comparison.busy = busy(comparison.speed, equal_pairs(comparison), comparison.plan.confidence)
             if unsaved := watcher.keep():
@@ -258,7 +258,7 @@ def _measure(
     if comparison is None or not (
         comparison.speed or comparison.answers or comparison.text or comparison.failed
     ):
-        if code == _INTERRUPTED:
+        if code == INTERRUPTED:
             sentence = "interrupted before anything was measured"
         over = (
             f"the budget of {budget:g} seconds was over before anything was measured; give a longer --budget"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from attention import BACKENDS
 from attention.kernels.cpu import calls, levels, native
 from attention.registry import imported
-from server.cli import application
+from server.cli.application import application
 from tests.models_zoo import save_tiny
 from tests.packages import install
 
@@ -76,7 +76,7 @@ def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
 
 
 def test_the_table_folds_where_there_are_100_columns(gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.cli_backends.UNBROKEN", 100)
+    monkeypatch.setattr("server.cli.backends.UNBROKEN", 100)
     done = run("--model", gemma)
     assert done.exit_code == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 100

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,7 +22,7 @@ def engines(parent: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in parent.children():
         try:
-            if "server.engine.process" in child.cmdline():
+            if "server.engine.ipc.process" in child.cmdline():
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
@@ -90,3 +92,33 @@ def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
     assert (process.returncode, out, errors) == (130, b"", b"")
     psutil.wait_procs(started, timeout=10)
     assert not any(engine.is_running() for engine in started)
+
+
+COMMANDS = ([sys.executable, "-m", "server.cli"], [str(Path(sys.executable).parent / "longspan")])
+# Files of a traceback; that of the entry point has a few instructions before Ctrl-C is seen to.
+OURS = re.compile(r'File ".*/(attention|loadtest|longspan|server)/(?!cli/__main__\.py)')
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["python -m server.cli", "longspan"])
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0])
+def test_ctrl_c_before_it_is_ready_ends_it_quietly(
+    command: list[str], seconds: float, tmp_path: Path, tiny: Path
+) -> None:
+    # Weights that are packed anew, so that after a second no machine is ready.
+    arguments = ["--model", str(tiny), "--weights", "int8", "--cache-dir", str(tmp_path), "--threads", "1"]
+    with subprocess.Popen(
+        [*command, "serve", "--port", "0", "--metrics-port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert "Longspan is ready" not in out
+    if process.returncode != 130 and not OURS.search(errors):
+        # It was before Longspan's first line. Python itself tells of that, or the system.
+        assert process.returncode == -signal.SIGINT or "KeyboardInterrupt" in errors
+        return
+    assert "Traceback" not in errors
+    assert process.returncode == 130
