@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from attention.formats import put, taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import blocks
+from attention.patterns.declared import TOPK
 from attention.patterns.options import NumberedPattern
 from attention.transfer import to_device
 from attention.types import AttentionBatch, LayerCache, LayerSpec
@@ -51,9 +52,9 @@ class TopK(NumberedPattern, ContentPattern):
     """
 
     name = "topk"
-    numbers: ClassVar = {"budget": (512, 1), "sink_pages": (1, 0), "recent_pages": (4, 1)}
-    words: ClassVar = {"prefill": ("dense", "sparse")}
-    dense_by_default = (0, 1)
+    numbers: ClassVar = TOPK.numbers
+    words: ClassVar = TOPK.words
+    dense_by_default = TOPK.dense_layers
     counted_ahead = True
     capturable = True
 

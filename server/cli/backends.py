@@ -51,6 +51,7 @@ def backends(
 ) -> None:
     """Show which attention backends and kernels work here with a model, and why others do not."""
     require_server()
+    from server.checks import native_level_refusal
     from server.cli.options import SettingsRefusedError, load
 
     given = {
@@ -68,6 +69,8 @@ def backends(
         options = load({"attention_option": attention_option or []}).attention_option
     except SettingsRefusedError as error:
         fail(str(error), code=2)
+    if sentence := native_level_refusal(settings):
+        fail(sentence, code=2)
     os.environ["LONGSPAN_CACHE_DIR"] = str(settings.cache_dir)  # attention, which knows no settings, reads it
     interrupts_raise()  # so that the progress line is closed
     try:

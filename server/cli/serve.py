@@ -35,10 +35,10 @@ def serve(context: typer.Context) -> None:
 
 
 def _serve(settings: Settings) -> int:
-    from server.attention_check import ask
+    from server.checks import refusal
     from server.engine.ipc.spawn import spawn_engine
 
-    if sentence := ask(settings):
+    if sentence := refusal(settings):
         fail(sentence, code=2)
     spawned = spawn_engine(settings.threads, settings.cache_dir)
     interrupts_end(spawned.kill)  # until the server listens, which then ends in its own way

@@ -32,6 +32,10 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LONGSPAN_CACHE_DIR")
 
 
+# No processor executes every level.
+BEYOND = next(level.name for level in levels.LEVELS if level not in levels.executable())
+
+
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with soft-caps and, in one of its two layers, a window."""
@@ -124,6 +128,7 @@ def test_one_backend_alone_even_if_it_is_broken(
     [
         (["--attention", "ful"], 1, "there is no attention backend 'ful'; choose full or "),
         (["--model", "/no/such"], 1, "there is no model '/no/such'"),
+        (["--model", "/no/such", "--native-level", BEYOND], 2, "--native-level: "),
         (["--page-size", "0"], 2, "--page-size: should be greater than or equal to 1"),
         (["--attention-option", "window"], 2, "--attention-option: 'window' is not of the form KEY=VALUE"),
     ],

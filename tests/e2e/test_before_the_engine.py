@@ -13,9 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.attention_check import hint, refusal
+from attention.kernels.cpu import levels
+from server.checks import hint, names_refusal
+from tests.packages import install
 
 SERVE = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--metrics-port", "0"]
+EXECUTABLE = [level.name for level in levels.executable()]
+# No processor executes all of them.
+BEYOND = next(level.name for level in levels.LEVELS if level.name not in EXECUTABLE)
 
 
 def engines(parent: psutil.Process) -> list[psutil.Process]:
@@ -38,9 +43,13 @@ def engines(parent: psutil.Process) -> list[psutil.Process]:
         ),
         (["--attention", "sliding_window", "--attention-option", "windo=3"], "has no option 'windo'"),
         (["--kernel", "spda"], "did you mean sdpa"),
+        (
+            ["--native-level", BEYOND],
+            f"choose auto or one that this processor executes: {', '.join(EXECUTABLE)}",
+        ),
     ],
 )
-def test_typos_are_refused_before_there_is_an_engine(arguments: list[str], sentence: str) -> None:
+def test_what_needs_no_model_is_refused_before_an_engine(arguments: list[str], sentence: str) -> None:
     # A model that is not there: were it looked for first, that would be the sentence.
     with subprocess.Popen(
         [*SERVE, "--model", "/nowhere", *arguments], stderr=subprocess.PIPE, text=True
@@ -49,7 +58,7 @@ def test_typos_are_refused_before_there_is_an_engine(arguments: list[str], sente
         seen = []
         while process.poll() is None:
             try:
-                seen += engines(parent)
+                seen += parent.children()
             except psutil.NoSuchProcess:
                 break
             time.sleep(0.01)
@@ -62,14 +71,49 @@ def test_typos_are_refused_before_there_is_an_engine(arguments: list[str], sente
     assert sentence in line
 
 
+def test_the_check_of_every_own_pattern_takes_no_torch() -> None:
+    # In a process of its own, since this one has torch.
+    program = (
+        "import sys; from server.checks import names_refusal; "
+        "from attention.names import BACKENDS; from attention.patterns.declared import SPARSE; "
+        "asked = [(name, {}) for name, entry in BACKENDS.items() if not entry.family]; "
+        "asked += [('sparse', {'pattern': name}) for name in SPARSE]; "
+        "print([names_refusal(name, options, 'auto') for name, options in asked]); "
+        "print(names_refusal('sparse', {'pattern': 'topk', 'budge': '1'}, 'auto')); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    accepted, refused = done.stdout.splitlines()
+    assert accepted == str([None] * 10)
+    assert refused.startswith("topk has no option 'budge'; its options are budget, sink_pages")
+
+
+def test_what_a_package_brings_is_checked_too(tmp_path: Path) -> None:
+    module = "from attention import Backend\n\nBACKEND = Backend(dict)\n"
+    install(tmp_path, "acme", {"longspan.backends": {"acme": "acme:BACKEND"}}, module)
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [*SERVE, "--model", "/nowhere", "--attention", "acme"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "backend acme of acme 1.0 makes dict, not an attention.patterns.base.Pattern" in done.stderr
+
+
 def test_what_others_call_a_pattern_is_known() -> None:
     assert hint("window") == "--attention sliding_window"
     assert hint("streaming") == "--attention sliding_window --attention-option positions=cache"
     assert hint("bigbird") == "--attention sparse --attention-option pattern=bigbird"
     assert hint("full") is hint("psychic") is None
-    assert refusal("sparse", {"pattern": "topk"}, "auto") is None
-    assert refusal("sliding_window", {"window": "64"}, "sdpa") is None
-    assert "does not compute sliding_window attention" in (refusal("sliding_window", {}, "varlen") or "")
+    assert names_refusal("sparse", {"pattern": "topk"}, "auto") is None
+    assert names_refusal("sliding_window", {"window": "64"}, "sdpa") is None
+    assert "does not compute sliding_window attention" in (
+        names_refusal("sliding_window", {}, "varlen") or ""
+    )
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "the server alone"])
