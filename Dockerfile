@@ -5,7 +5,7 @@ ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
 
-# The wheel carries native code, compiled for every level of this architecture; the image needs no compiler.
+# The wheel carries native code, compiled for every level of this architecture; the image needs no C++ compiler.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
@@ -36,6 +36,13 @@ RUN /opt/longspan/bin/pip wheel --no-deps --wheel-dir dist . \
     && /opt/longspan/bin/pip install -c constraints.txt "$(echo dist/longspan-*.whl)[server,otel]"
 
 FROM python:${PYTHON}-slim
+
+# Triton compiles the C code that launches its kernels when it is first used.
+ARG DEVICE=cpu
+# hadolint ignore=DL3008
+RUN if [ "$DEVICE" = cuda ]; then apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*; fi
 
 RUN useradd --create-home --user-group --uid 10001 longspan \
     && install --directory --owner longspan --group longspan /var/cache/longspan

@@ -9,61 +9,17 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.choice import Choice, Place, pattern_of, selectable
+from attention.choice import Choice, Place, pattern_of
 from attention.kernels.base import Kernel, Kind
 from attention.kernels.step_plans import StepPlans
+from attention.names import check_kernel, registries
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
-from attention.registry import Backend, Registry, UnsupportedError, unknown
+from attention.registry import UnsupportedError
 from attention.step import DeviceBatch
 from attention.types import LayerCache, LayerSpec
 
-__all__ = [
-    "BACKENDS",
-    "KERNELS",
-    "Attention",
-    "Backend",
-    "UnsupportedError",
-    "check_names",
-    "make_pattern",
-    "registries",
-    "resolve",
-]
-
-# The order of the kernels is that in which auto tries them: kernels that read pages in place come before
-# sdpa, which gathers them at every step.
-BACKENDS: dict[str, Backend] = {
-    "full": Backend(
-        "attention.patterns.full:Full.from_options",
-        ("cpu_paged", "flash_attn", "triton", "sdpa", "reference"),
-    ),
-    "flash": Backend(
-        "attention.patterns.full:Full.from_options",
-        ("cpu_paged", "flash_attn", "varlen", "sdpa_flash", "triton"),
-    ),
-    "xformers": Backend("attention.patterns.full:Full.from_options", ("xformers",)),
-    "sliding_window": Backend(
-        "attention.patterns.sliding_window:SlidingWindow.from_options",
-        ("cpu_paged", "flash_attn", "triton", "sdpa", "reference"),
-    ),
-    "sparse": Backend(
-        "attention.patterns.sparse:from_options",
-        ("cpu_paged", "triton", "sdpa", "reference"),
-        family="attention.patterns.sparse:PATTERNS",
-    ),
-}
-
-KERNELS: dict[str, str] = {
-    "cpu_paged": "attention.kernels.cpu.paged:CpuPaged",
-    "triton": "attention.kernels.triton_paged:Triton",
-    "sdpa": "attention.kernels.sdpa:Sdpa",
-    "reference": "attention.kernels.reference:Reference",
-    "flash_attn": "attention.kernels.flash_attn:FlashAttn",
-    "varlen": "attention.kernels.varlen:Varlen",
-    "sdpa_flash": "attention.kernels.sdpa_flash:SdpaFlash",
-    "xformers": "attention.kernels.xformers:Xformers",
-}
-
+__all__ = ["Attention", "UnsupportedError", "make_pattern", "resolve"]
 
 _FULL = Full()
 
@@ -185,9 +141,10 @@ def resolve(
     """Chooses pattern and kernel, or says why that cannot be.
 
     Args:
-        backend: a name from ``BACKENDS``.
+        backend: a name from ``attention.names.BACKENDS``.
         options: the backend's details, as text.
-        kernel: a name from ``KERNELS``, or ``auto`` for the backend's first that can compute the layers.
+        kernel: a name from ``attention.names.KERNELS``, or ``auto`` for the backend's first that can compute
+            the layers.
         layers: the model's attention layers.
         device: where the cache lives.
         dtype: dtype of the cache.
@@ -198,8 +155,7 @@ def resolve(
     """
     place = Place(layers, torch.device(device), dtype, page_size)
     choice = Choice(*registries(), backend, options, place)
-    if kernel not in ("auto", *choice.selectable):
-        raise UnsupportedError(_not_of_the_backend(kernel, backend, choice.selectable))
+    check_kernel(kernel, backend, choice.selectable)
     refusals: list[str] = []
     for name in choice.order if kernel == "auto" else (kernel,):
         reasons = choice.reasons(name)
@@ -222,37 +178,6 @@ def make_pattern(backend: str, options: Mapping[str, str]) -> Pattern:
     return pattern_of(registries()[0], backend, options)
 
 
-def check_names(backend: str, options: Mapping[str, str], kernel: str) -> None:
-    """What ``resolve`` refuses without looking at a model or a machine.
-
-    Args:
-        backend: as of ``resolve``.
-        options: as of ``resolve``.
-        kernel: as of ``resolve``.
-
-    Raises:
-        UnsupportedError: a name or option is unknown, or the kernel is not one of the backend's.
-    """
-    backends, kernels = registries()
-    pattern_of(backends, backend, options)
-    names = selectable(backends, kernels, backend)
-    if kernel not in ("auto", *names):
-        raise UnsupportedError(_not_of_the_backend(kernel, backend, names))
-
-
-def registries() -> tuple[Registry, Registry]:
-    """All backends and all kernels there are, those of installed packages included."""
-    return Registry("backend", BACKENDS), Registry("kernel", KERNELS)
-
-
 def _picked(order: tuple[str, ...], refusals: list[str]) -> str:
     passed = f": {'; '.join(refusals)}" if refusals else ""
     return f"first of {', '.join(order)} that can{passed}"
-
-
-def _not_of_the_backend(kernel: str, backend: str, names: list[str]) -> str:
-    if kernel not in KERNELS:
-        return unknown("attention kernel", kernel, ("auto", *names))
-    ways = ["kernel auto", *names]
-    ways += [f"attention {name}" for name, entry in BACKENDS.items() if kernel in entry.kernels]
-    return f"kernel {kernel} does not compute {backend} attention; choose {' or '.join(ways)}"

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 
 from attention.kernels.base import Kernel
+from attention.names import load_backend, order, selectable
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
-from attention.registry import Backend, Registry, UnsupportedError, described, imported
+from attention.registry import Registry, UnsupportedError, described, imported
 from attention.types import LayerSpec
 
 _PAGE_SIZES = [2**n for n in range(11)]
@@ -172,39 +173,6 @@ class Choice:
                 found.append(other)
         found.sort(key=lambda other: other.pattern.name != self.pattern.name)
         return found[0].backend if found else None
-
-
-def load_backend(backends: Registry, name: str) -> Backend:
-    """The backend of this name.
-
-    Raises:
-        UnsupportedError: there is none, or its package is broken.
-    """
-    entry = backends.load(name)
-    if not isinstance(entry, Backend):
-        raise UnsupportedError(
-            f"backend {name} of {backends.origin(name)} is {type(entry).__name__}, not an attention.Backend; "
-            "repair or uninstall that package"
-        )
-    return entry
-
-
-def order(backends: Registry, name: str) -> tuple[str, ...]:
-    """Names of a backend's kernels, in the order in which ``auto`` tries them.
-
-    Raises:
-        UnsupportedError: there is no such backend, or its package is broken.
-    """
-    return load_backend(backends, name).kernels or load_backend(backends, "sparse").kernels
-
-
-def selectable(backends: Registry, kernels: Registry, name: str) -> list[str]:
-    """Kernels that may be asked for with a backend: those of its order, and those that packages bring along.
-
-    Raises:
-        UnsupportedError: there is no such backend, or its package is broken.
-    """
-    return list(dict.fromkeys([*order(backends, name), *kernels.foreign]))
 
 
 def pattern_of(backends: Registry, name: str, options: Mapping[str, str]) -> Pattern:

@@ -30,13 +30,16 @@ class Backend(NamedTuple):
             ``module:function``, imported when chosen.
         kernels: names of the kernels that can compute it, in the order in which ``auto`` tries them. Empty:
             those of ``sparse``, which compute any pattern.
-        family: ``module:mapping`` of the patterns that the option ``pattern`` chooses among, by name, for a
-            backend that has several.
+        family: ``module:mapping`` whose keys are the patterns that the option ``pattern`` chooses among, for
+            a backend that has several.
+        read: ``module:function`` that refuses the options that ``pattern`` would, without torch, so that a
+            server refuses them before it has an engine; ``None`` if there is none.
     """
 
     pattern: str | Callable[[Mapping[str, str]], Pattern]
     kernels: tuple[str, ...] = ()
     family: str | None = None
+    read: str | None = None
 
 
 class Registry:

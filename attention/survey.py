@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from attention.backends import registries
-from attention.choice import Choice, Place, load_backend
+from attention.choice import Choice, Place
+from attention.names import load_backend, registries
 from attention.registry import Registry, UnsupportedError, described, imported
 from attention.types import LayerSpec
 

@@ -5,26 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import shlex
-import shutil
 import signal
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 import uvloop
 from grpc import aio
 
-from longspan.channel import DEFAULT_HOST, DEFAULT_PORT
 from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import in_thread, when_stdin_ends
-from server.engine.link import EngineClient, EngineDeadError
-from server.engine.spawn import Spawned
+from server.engine.ipc.link import EngineClient, EngineDeadError
+from server.engine.ipc.spawn import Spawned
 from server.errors import RefusedError
 from server.messages import Ready
 from server.models.generation import read_generation
@@ -33,19 +27,17 @@ from server.observe import metrics as observed
 from server.observe.logging import configure_logging
 from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
+from server.ready_line import ready_line
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from server.text.tokenizer import Tokenizer
+from server.text.load import load_tokenizer, warn_of_tokens
 
 log = logging.getLogger("longspan.server")
-
-EXAMPLE = "What is the capital of Japan?"
-"""A question that the default model answers rightly, and far from any tie, under every backend."""
 
 # How long gRPC may take to send what is under way, once no request is left to wait for.
 _LAST_WORDS_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.1
+# As shells have it of a program that a signal ended.
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 class Server:
@@ -75,12 +67,14 @@ class Server:
         self._http: WSGIServer | None = None
         self._asked_to_stop = asyncio.Event()
         self._asked_twice = asyncio.Event()
+        self._interrupted = False
 
     async def run(self) -> int:
         """Serves until it is told to end, or can't go on.
 
         Returns:
-            The exit code: 0 when it was told to end, 1 when the engine died.
+            The exit code: 0 when it was told to end, 130 if by Ctrl-C before it was ready, 1 when the engine
+            died.
 
         Raises:
             RefusedError: it can't serve with these settings.
@@ -97,7 +91,7 @@ class Server:
             await self._drain()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
-            return 0
+            return _INTERRUPTED if self._interrupted and self.state.served is None else 0
         finally:
             await self._close()
 
@@ -109,6 +103,10 @@ class Server:
         self._health.set_ready(False)
         self._asked_to_stop.set()
 
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self.stop()
+
     def _abandon(self) -> None:
         """Ends at once: the program that started it has gone, and with it whoever would read answers."""
         log.warning("standard input has ended, and so does this server (--end-with-stdin)")
@@ -117,8 +115,9 @@ class Server:
 
     async def _listen(self) -> None:
         settings = self._settings
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
         if settings.end_with_stdin:
             when_stdin_ends(self._abandon)
         registry = self._metrics.registry
@@ -148,14 +147,16 @@ class Server:
             progress.report("starting the engine", None)
             engine = await self._start_engine(files)
             tokenizer, ready = await asyncio.gather(
-                in_thread(lambda: _load_tokenizer(files, self._settings.chat_template)),
+                in_thread(
+                    lambda: load_tokenizer(files.tokenizer, files.source, self._settings.chat_template)
+                ),
                 self._wait_ready(engine, progress),
             )
         except EngineDeadError as error:
             raise RefusedError(f"the engine did not start: {error}") from error
         finally:
             progress.close()
-        _warn_of_tokens(tokenizer, ready)
+        warn_of_tokens(tokenizer, ready.vocabulary_size)
         generation = read_generation(
             files.folder,
             ready,
@@ -163,8 +164,9 @@ class Server:
             token_id=tokenizer.token_id,
             recommended=files.sampling if self._settings.generation_config == "auto" else None,
         )
-        self._set_ready(Served(name, files.source, tokenizer, engine, ready, generation))
-        print(self._ready_line(), flush=True)
+        served = Served(name, files.source, tokenizer, engine, ready, generation)
+        self._set_ready(served)
+        print(ready_line(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
         gc.freeze()  # what was loaded stays: later collections need not look at it
         while True:
@@ -221,26 +223,6 @@ class Server:
         self._health.set_ready(False)
         self._metrics.engine_gone()
 
-    def _ready_line(self) -> str:
-        served, settings = self.state.served, self._settings
-        assert served is not None
-        ready = served.ready
-        line = (
-            f"Longspan is ready: {served.name} on {settings.host}:{self.port} "
-            f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
-            f"metrics http://{settings.metrics_host}:{self.metrics_port}/metrics  ·  "
-        )
-        if not served.tokenizer.has_text:
-            return f"{line}token ids only: the model has no tokenizer"
-        command = [_command(), "generate"]
-        command += [EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]
-        if settings.host != DEFAULT_HOST:
-            command += ["--host", settings.host]
-        if self.port != DEFAULT_PORT:
-            command += ["--port", str(self.port)]
-        hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
-        return f"{line}try: {hint}"
-
     async def _drain(self) -> None:
         """Running requests may finish for a while; then they are told that the server ends."""
         count = len(self.state.admission)
@@ -287,35 +269,3 @@ def serve(settings: Settings, spawned: Spawned | None = None) -> int:
     except RefusedError as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1
-
-
-def _load_tokenizer(files: ModelFiles, chat_template: str | None) -> Tokenizer:
-    from server.text.no_tokenizer import NoTokenizer  # its import takes a second, while the engine starts
-    from server.text.tokenizer import Tokenizer
-
-    if files.tokenizer is not None:
-        return Tokenizer(files.tokenizer, chat_template)
-    if chat_template is not None:
-        raise RefusedError(
-            f"--chat-template: {files.source} has no tokenizer, so there are no chats; leave it out"
-        )
-    log.warning("%s has no tokenizer: token ids are served, and no text", files.source)
-    return NoTokenizer()
-
-
-def _warn_of_tokens(tokenizer: Tokenizer, ready: Ready) -> None:
-    """Says that some texts can't be prompts, which is no reason not to serve the others."""
-    beyond = tokenizer.vocabulary_size - ready.vocabulary_size
-    if beyond > 0:
-        log.warning(
-            "the tokenizer has %d tokens that the model lacks, from %d on; prompts with them are refused",
-            beyond,
-            ready.vocabulary_size,
-        )
-
-
-def _command() -> str:
-    """How to call this program from here: by name if the shell finds it, else by its path."""
-    if shutil.which("longspan"):
-        return "longspan"
-    return os.path.relpath(Path(sys.executable).with_name("longspan"))

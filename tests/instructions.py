@@ -37,8 +37,8 @@ def fuses_products() -> bool:
 def at(level: str) -> Iterator[None]:
     """Native code that is called in here is of this level."""
     before = levels._Choice.level
-    levels.choose(level)
     forget()
+    levels.choose(level)
     try:
         yield
     finally:
@@ -47,6 +47,7 @@ def at(level: str) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Libraries are looked for again."""
+    """Libraries are looked for again, and may be of another level."""
+    levels._Choice.loaded = False
     for compiled in _COMPILED:
         compiled.cache_clear()

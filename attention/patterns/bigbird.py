@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from attention.patterns.declared import BIGBIRD
 from attention.patterns.options import NumberedPattern, ranges
 
 # Constants of the SplitMix64 generator (Steele et al., 2014), as signed 64-bit integers.
@@ -32,7 +33,7 @@ class BigBird(NumberedPattern):
     """
 
     name = "bigbird"
-    numbers: ClassVar = {"block": (64, 1), "window_blocks": (3, 1), "random_blocks": (3, 0), "seed": (0, 0)}
+    numbers: ClassVar = BIGBIRD.numbers
 
     def __init__(
         self,

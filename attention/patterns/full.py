@@ -8,6 +8,7 @@ from typing import Self
 import torch
 
 from attention.patterns.base import Pattern
+from attention.patterns.declared import read_none
 
 
 class Full(Pattern):
@@ -19,8 +20,7 @@ class Full(Pattern):
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> Self:
         """See ``Pattern.from_options``; there are no options."""
-        if options:
-            raise ValueError(f"full attention takes no options; remove {', '.join(sorted(options))}")
+        read_none(options)
         return cls()
 
     @property

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from attention.patterns.declared import LONGFORMER
 from attention.patterns.options import NumberedPattern
 from attention.patterns.sliding_window import SlidingWindow
 
@@ -26,7 +27,7 @@ class Longformer(NumberedPattern):
     """
 
     name = "longformer"
-    numbers: ClassVar = {"window": (512, 1), "global_tokens": (16, 0)}
+    numbers: ClassVar = LONGFORMER.numbers
 
     def __init__(self, window: int, global_tokens: int, dense_layers: tuple[int, ...] = ()) -> None:
         self.dense_layers = dense_layers

@@ -10,12 +10,11 @@ import torch
 from attention.formats import taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import SelectingRows
+from attention.patterns.declared import LSH, check_buckets
 from attention.patterns.options import NumberedPattern
 from attention.patterns.runs import ranges_by_block, runs
 from attention.patterns.written import Written
 from attention.types import LayerCache, LayerSpec
-
-_MOST_BUCKETS = 1 << 15
 
 
 class Lsh(NumberedPattern, ContentPattern):
@@ -48,13 +47,7 @@ class Lsh(NumberedPattern, ContentPattern):
     """
 
     name = "lsh"
-    numbers: ClassVar = {
-        "hashes": (8, 1),
-        "buckets": (128, 2),
-        "window": (128, 1),
-        "sinks": (4, 0),
-        "seed": (0, 0),
-    }
+    numbers: ClassVar = LSH.numbers
 
     def __init__(
         self,
@@ -65,10 +58,7 @@ class Lsh(NumberedPattern, ContentPattern):
         seed: int = 0,
         dense_layers: tuple[int, ...] = (),
     ) -> None:
-        if buckets % 2 or buckets > _MOST_BUCKETS:
-            raise ValueError(
-                f"lsh's buckets is '{buckets}'; it must be an even number of at most {_MOST_BUCKETS}"
-            )
+        check_buckets({"buckets": buckets})
         self.dense_layers = dense_layers
         self.hashes = hashes
         self.buckets = buckets

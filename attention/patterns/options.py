@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 
 from attention.patterns.base import Pattern
+from attention.patterns.declared import Options
 
 
 class NumberedPattern(Pattern):
@@ -28,29 +29,8 @@ class NumberedPattern(Pattern):
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> Self:
         """See ``Pattern.from_options``; the options are the names in ``numbers`` and ``words``."""
-        values: dict[str, Any] = {name: default for name, (default, _) in cls.numbers.items()}
-        values |= {name: choices[0] for name, choices in cls.words.items()}
-        values["dense_layers"] = cls.dense_by_default
-        for name, text in options.items():
-            if name not in values:
-                raise ValueError(f"{cls.name} has no option {name!r}; its options are {', '.join(values)}")
-            values[name] = cls._value(name, text)
-        return cls(**values)
-
-    @classmethod
-    def _value(cls, name: str, text: str) -> Any:
-        if name == "dense_layers":
-            return _layers(cls.name, text)
-        if name in cls.words:
-            if text not in cls.words[name]:
-                raise ValueError(f"{cls.name}'s {name} is {text!r}; choose {' or '.join(cls.words[name])}")
-            return text
-        least = cls.numbers[name][1]
-        if not text.isdecimal() or int(text) < least:
-            raise ValueError(
-                f"{cls.name}'s {name} is {text!r}; it must be a whole number of at least {least}"
-            )
-        return int(text)
+        declared = Options(cls.name, cls.numbers, cls.words, cls.dense_by_default)
+        return cls(**declared.read(options))
 
     @property
     def options(self) -> dict[str, str]:
@@ -63,12 +43,3 @@ class NumberedPattern(Pattern):
 def ranges(*spans: tuple[Any, Any]) -> torch.Tensor:
     """``[N, K, 2]`` from ``K`` pairs of begins and ends ``[N]``."""
     return torch.stack([torch.stack(span, dim=-1) for span in spans], dim=1)
-
-
-def _layers(pattern: str, text: str) -> Sequence[int]:
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(
-            f"{pattern}'s dense_layers is {text!r}; give indices of layers, like dense_layers=0,1, or nothing"
-        )
-    return tuple(sorted({int(part) for part in parts}))

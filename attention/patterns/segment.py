@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from attention.patterns.declared import SEGMENT
 from attention.patterns.options import NumberedPattern, ranges
 
 
@@ -26,7 +27,7 @@ class Segment(NumberedPattern):
     """
 
     name = "segment"
-    numbers: ClassVar = {"segment": (512, 1), "sinks": (4, 0)}
+    numbers: ClassVar = SEGMENT.numbers
 
     def __init__(self, segment: int, sinks: int, dense_layers: tuple[int, ...] = ()) -> None:
         self.dense_layers = dense_layers

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from attention.patterns.declared import SLIDING_WINDOW
 from attention.patterns.options import NumberedPattern, ranges
 
 
@@ -33,8 +34,8 @@ class SlidingWindow(NumberedPattern):
     """
 
     name = "sliding_window"
-    numbers: ClassVar = {"window": (1020, 1), "sinks": (4, 0)}
-    words: ClassVar = {"positions": ("original", "cache")}
+    numbers: ClassVar = SLIDING_WINDOW.numbers
+    words: ClassVar = SLIDING_WINDOW.words
 
     def __init__(
         self, window: int, sinks: int, dense_layers: tuple[int, ...] = (), positions: str = "original"

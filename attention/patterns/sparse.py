@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
+from attention.patterns.declared import member
 from attention.patterns.longformer import Longformer
 from attention.patterns.lsh import Lsh
 from attention.patterns.oracle import Oracle
@@ -23,9 +24,5 @@ def from_options(options: Mapping[str, str]) -> Pattern:
     Raises:
         ValueError: there is no such pattern, or an option of it cannot be used.
     """
-    rest = dict(options)
-    name = rest.pop("pattern", None)
-    if name not in PATTERNS:
-        given = "needs an option pattern" if name is None else f"has no pattern {name!r}"
-        raise ValueError(f"sparse attention {given}; choose pattern={' or pattern='.join(PATTERNS)}")
+    name, rest = member(options)
     return PATTERNS[name].from_options(rest)

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 from attention.formats import put, taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import SelectingRows
+from attention.patterns.declared import TOPK
 from attention.patterns.options import NumberedPattern
 from attention.patterns.written import Written
 from attention.types import LayerCache, LayerSpec
@@ -47,9 +48,9 @@ class TopK(NumberedPattern, ContentPattern):
     """
 
     name = "topk"
-    numbers: ClassVar = {"budget": (512, 1), "sink_pages": (1, 0), "recent_pages": (4, 1)}
-    words: ClassVar = {"prefill": ("dense", "sparse")}
-    dense_by_default = (0, 1)
+    numbers: ClassVar = TOPK.numbers
+    words: ClassVar = TOPK.words
+    dense_by_default = TOPK.dense_layers
     counted_ahead = True
     capturable = True
 

@@ -1,14 +1,19 @@
-"""The ``longspan`` command: the server's commands, and those that measure it. Nothing imports this module."""
+"""The ``longspan`` command."""
 
-from __future__ import annotations
+import _signal  # type: ignore[import-not-found]  # of which signal is made, whose import takes milliseconds
+import os
 
-from loadtest.cli.compare import compare
-from loadtest.cli.load import load
-from server.cli import application, main
-from server.cli_help import PlainCommand
+# As ``server.cli.signals.interrupts_end``, before anything is imported: an exception would come up with a
+# traceback of whatever is imported then.
+_signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
 
-application.command(cls=PlainCommand)(load)
-application.command(cls=PlainCommand, context_settings={"allow_extra_args": True})(compare)
+
+def main() -> None:
+    """Runs the command that the process's arguments name."""
+    from loadtest.cli.application import run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from server.cli_shared import fail
+from server.cli.shared import fail
 
 
 def writable(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.cli_shared import fail
+from server.cli.shared import fail
 
 REFUSED = 2
 """Exit code of what is refused before anything is measured."""

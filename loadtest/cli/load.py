@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from loadtest.cli.checks import only_shown, require_numpy, require_templates, writable
-from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail
+from server.cli.shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail
 
 _METRICS_PORT = 9464
 _SEEDS = 1 << 31

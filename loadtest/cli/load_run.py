@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import typer
 
-from server.cli_shared import UNBROKEN, end_on_signals, fail, fail_call
+from server.cli.shared import UNBROKEN, fail, fail_call
+from server.cli.signals import INTERRUPTED, signals_raise
 
 if TYPE_CHECKING:
     from loadtest.load.drawing import Wanted
     from loadtest.load.plan import Plan
     from loadtest.load.result import Result
-
-_INTERRUPTED = 130
 
 
 class Files(NamedTuple):
@@ -54,7 +53,7 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     from loadtest.load.workloads import WorkloadError
     from longspan import Client, LongspanError
 
-    end_on_signals()
+    signals_raise()
     try:
         with ExitStack() as stack:
             client = None
@@ -77,9 +76,9 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     except LongspanError as error:
         fail_call(error)
     except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if not result.runs:
-        fail("nothing was measured", _INTERRUPTED)
+        fail("nothing was measured", INTERRUPTED)
     return result
 
 
@@ -129,5 +128,5 @@ def tell(result: Result, earlier: Result | None, files: Files, *, shown: bool) -
             typer.echo(result.ended, err=True)
         raise typer.Exit
     if said := "; ".join(filter(None, (result.ended, unwritten))):
-        fail(said, _INTERRUPTED if result.ended == STOPPED else 1)
+        fail(said, INTERRUPTED if result.ended == STOPPED else 1)
     raise typer.Exit(0 if clean(result) else 1)

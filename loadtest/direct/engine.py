@@ -13,7 +13,6 @@ the scheduler admits the sequence, and every timed step is ``EngineCore.step``.
 from __future__ import annotations
 
 import gc
-import math
 import random
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Self
 
 import torch
 
+from loadtest.direct.room import check_room, placed_tokens
 from loadtest.direct.template import Template
 from server.engine.build import build_engine
 from server.engine.core import EngineCore
@@ -33,10 +33,6 @@ from server.settings import Settings
 _GREEDY = Sampling(temperature=0.0)
 _TEMPLATE_TOKENS = 512
 _WARMUP_STEPS = 1
-
-
-class RoomError(ValueError):
-    """The engine has no room for what was asked of it; the sentence says which setting would give it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +69,6 @@ class Decode:
     seconds: list[float]
     pages_read: int
     pages_held: int
-
-
-def placed_tokens(context: int, steps: int) -> int:
-    """Tokens for which a sequence needs room, so that it doesn't end while ``decode`` times its steps."""
-    return context + steps + 2
 
 
 def open_engine(settings: Settings, folder: Path) -> DirectEngine:
@@ -207,7 +198,7 @@ class DirectEngine:
         Raises:
             RoomError: they don't all fit at once.
         """
-        self._check_room([len(prompt) + output_tokens for prompt in prompts])
+        check_room(self.core, self.ready, [len(prompt) + output_tokens for prompt in prompts])
         requests = [self._request(prompt, output_tokens) for prompt in prompts]
         outputs: dict[int, list[int]] = {request.id: [] for request in requests}
         steps, first = 0, 0.0
@@ -262,7 +253,7 @@ class DirectEngine:
         self, prompts: list[list[int]], computed: int, output_tokens: int, rng: random.Random
     ) -> list[Sequence]:
         """Submits sequences whose first ``computed`` tokens have keys and values in the cache already."""
-        self._check_room([len(prompt) + output_tokens for prompt in prompts])
+        check_room(self.core, self.ready, [len(prompt) + output_tokens for prompt in prompts])
         core = self.core
         self._template = self._template or self._make_template()
         sequences = []
@@ -283,28 +274,6 @@ class DirectEngine:
         longest = min(_TEMPLATE_TOKENS, core.context_length - 1, core.kv.pool.total * size)
         tokens = longest // size * size or longest  # whole pages, if there is one
         return Template(core, self._request(self._random(tokens, random.Random(0)), 1))
-
-    def _check_room(self, totals: list[int]) -> None:
-        """Refuses sequences of so many tokens, output included, that would not run all at once."""
-        core = self.core
-        if len(totals) > core.scheduler.max_running:
-            raise RoomError(
-                f"{len(totals)} sequences are more than --max-running {core.scheduler.max_running}; raise it"
-            )
-        longest = max(totals)
-        if longest > core.context_length:
-            raise RoomError(
-                f"{longest} tokens are more than the context of {core.context_length}; raise --max-context"
-            )
-        # The scheduler keeps a page for each sequence that runs already.
-        needed = sum(core.kv.demand(total, core.scheduler.max_batch_tokens) for total in totals)
-        needed += len(totals) - 1
-        if needed > core.kv.pool.total:
-            mebibytes = (needed + 1) * self.ready.kv_bytes / (self.ready.pages_total + 1) / 2**20
-            raise RoomError(
-                f"{len(totals)} sequences of up to {longest} tokens need {needed} pages, but the KV cache "
-                f"has {core.kv.pool.total}; raise --kv-memory to {math.ceil(mebibytes)}MiB"
-            )
 
     def _request(self, prompt: list[int], output_tokens: int) -> Submit:
         self._next_id += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from server.cli_options import command
+from server.cli.options import command
 from server.settings import Settings
 
 

@@ -15,7 +15,7 @@ from server.api import conversion, errors
 from server.api.answer import Answer, Event
 from server.api.prompt import prompt_ids
 from server.api.state import ServerState
-from server.engine.link import EngineDeadError, OutputStream
+from server.engine.ipc.link import EngineDeadError, OutputStream
 from server.observe.metrics import Metrics
 from server.observe.request import Moments, RequestRecord
 from server.observe.tracing import Metadata, Traces

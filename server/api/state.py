@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from server.api import errors
 from server.api.admission import Admission
-from server.engine.link import EngineClient
+from server.engine.ipc.link import EngineClient
 from server.messages import Ready
 from server.models.generation import Generation
 from server.settings import Settings

@@ -46,25 +46,30 @@ def set_native_level(settings: Settings) -> NativeCode:
         RefusedError: the processor cannot execute it.
     """
     try:
-        level = levels.choose(settings.native_level)
+        level = levels.find(settings.native_level)
     except levels.LevelError as error:
         raise RefusedError(f"--native-level: {error}") from error
     origin = obstacle = ""
     try:
-        while settings.native_level == levels.AUTO and not native.available(calls.SOURCE):
-            lower = levels.below(level)
-            if lower is None:
-                break
-            log.warning(
-                "the C++ compiler is too old for level %s of this processor, so native code is of level %s; "
-                "install a newer one (GCC 11 or Clang 12), or a wheel of Longspan for this platform",
-                *(level.name, lower.name),
-            )
-            level = levels.choose(lower.name)
+        if settings.native_level == levels.AUTO:
+            level = _available(level)
+        levels.choose(level.name)
         origin = native.origin(calls.SOURCE)
     except native.NativeError as error:
         obstacle = str(error)
     return NativeCode(level.name, tuple(one.name for one in levels.executable()), origin, obstacle)
+
+
+def _available(level: levels.Level) -> levels.Level:
+    """The level, or the next lower one that the compiler knows."""
+    while not native.available(calls.SOURCE, level) and (lower := levels.below(level)) is not None:
+        log.warning(
+            "the C++ compiler is too old for level %s of this processor, so native code is of level %s; "
+            "install a newer one (GCC 11 or Clang 12), or a wheel of Longspan for this platform",
+            *(level.name, lower.name),
+        )
+        level = lower
+    return level
 
 
 def log_native(code: NativeCode) -> None:

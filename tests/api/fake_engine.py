@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from server.engine.link import EngineClient
+from server.engine.ipc.link import EngineClient
 from server.messages import (
     Abort,
     FinishReason,

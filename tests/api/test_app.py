@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 import urllib.request
 
 import grpc
@@ -181,6 +183,16 @@ async def test_told_to_end_while_loading_it_ends():
         await until(lambda: SlowEngine.made, seconds=10)
         life.server.stop()
         assert await asyncio.wait_for(life.task, 2) == 0
+
+
+@pytest.mark.parametrize("ready", [False, True])
+async def test_ctrl_c_gives_130_until_it_is_ready_and_0_from_then_on(ready):
+    async with Life() as life:
+        await until(lambda: SlowEngine.made, seconds=10)
+        if ready:
+            await life.engine()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert await asyncio.wait_for(life.task, 2) == (0 if ready else 130)
 
 
 async def test_an_engines_death_ends_the_server(caplog):

@@ -1,15 +1,12 @@
 """A model that has no tokenizer serves token ids."""
 
-from pathlib import Path
-
 import grpc
 import pytest
 from grpc import aio
 
 from longspan.v1 import inference_pb2
-from server import app
 from server.errors import RefusedError
-from server.models.resolve import ModelFiles
+from server.text.load import load_tokenizer, warn_of_tokens
 from server.text.no_tokenizer import NoTokenizer
 from tests.api.conftest import ask, details
 from tests.api.fake_engine import READY
@@ -69,25 +66,23 @@ def check(error):
     assert "has no tokenizer: it takes prompts as token ids" in error.details()
 
 
-def test_the_start_says_so(tmp_path, caplog):
-    (tmp_path / "config.json").write_text("{}")
-    tokenizer = app._load_tokenizer(ModelFiles(tmp_path, "m", "a folder", None), None)
+def test_the_start_says_so(caplog):
+    tokenizer = load_tokenizer(None, "a folder", None)
     assert "a folder has no tokenizer: token ids are served" in caplog.text
     assert not tokenizer.has_text
 
 
 def test_a_chat_template_needs_one():
-    files = ModelFiles(Path("m"), "m", "the model", None)
     with pytest.raises(RefusedError, match="--chat-template: the model has no tokenizer"):
-        app._load_tokenizer(files, "default")
+        load_tokenizer(None, "the model", "default")
 
 
 def test_the_start_says_that_some_texts_can_be_no_prompts(caplog, running_tokenizer):
     running_tokenizer.vocabulary_size = READY.vocabulary_size
-    app._warn_of_tokens(running_tokenizer, READY)
+    warn_of_tokens(running_tokenizer, READY.vocabulary_size)
     assert caplog.text == ""
     running_tokenizer.vocabulary_size += 2
-    app._warn_of_tokens(running_tokenizer, READY)
+    warn_of_tokens(running_tokenizer, READY.vocabulary_size)
     assert f"has 2 tokens that the model lacks, from {READY.vocabulary_size} on" in caplog.text
 
 

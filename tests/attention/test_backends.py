@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from attention import BACKENDS, KERNELS, Backend, LayerSpec, UnsupportedError, resolve
-from attention.backends import registries
 from attention.choice import Choice, Place
 from attention.kernels.reference import Reference
+from attention.names import registries
+from attention.patterns.declared import SPARSE
 from attention.patterns.full import Full
+from attention.patterns.sparse import PATTERNS
+from attention.registry import imported
 from attention.survey import survey
 
 PLAIN = [LayerSpec(i, 4, 2, 8, 8, 0.35) for i in range(4)]
@@ -246,6 +249,26 @@ def test_every_name_leads_somewhere():
         options = {"pattern": "longformer"} if backend.family else {}
         choice = Choice(*registries(), name, options, place)
         assert all(choice.kernel(kernel).name == kernel for kernel in choice.order)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"windo": "1"}, {"window": "0"}, {"dense_layers": "x"}, {"prefill": "no"}, {"buckets": "3"}],
+    ids=str,
+)
+def test_options_are_read_alike_with_torch_and_without(options):
+    assert list(PATTERNS) == list(SPARSE)
+    names = [(name, {}) for name, entry in BACKENDS.items() if not entry.family]
+    names += [("sparse", {"pattern": name}) for name in (*PATTERNS, "none")]
+    for backend, member in [*names, ("sparse", {})]:
+        said = []
+        for make in (BACKENDS[backend].pattern, BACKENDS[backend].read):
+            try:
+                imported(make)({**member, **options})
+                said.append("")
+            except ValueError as error:
+                said.append(str(error))
+        assert said[0] == said[1]
 
 
 def test_the_docs_have_every_name_option_default_and_order():

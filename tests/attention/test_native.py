@@ -156,6 +156,7 @@ def test_a_library_that_the_package_carries_needs_no_compiler(source, tmp_path, 
 
 def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(monkeypatch):
     monkeypatch.setattr(levels._Choice, "level", None)
+    monkeypatch.setattr(levels._Choice, "loaded", False)
     monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
     level = {level.name: level for level in levels.LEVELS}
     monkeypatch.setattr(levels, "_features", lambda: level["avx512-vnni"].features | {"sse4_2", "avx_vnni"})
@@ -179,6 +180,21 @@ def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(mo
     monkeypatch.setattr(levels.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(levels, "_features", lambda: frozenset({"fp", "asimd", "asimddp"}))
     assert levels.chosen().name == "armv8-dotprod"
+
+
+def test_a_level_cannot_be_chosen_once_code_of_another_is_loaded(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:1])
+    with at("portable"):
+        levels.choose("portable")
+        native.load(source, tmp_path / "kernels")
+        levels.choose("portable")
+        levels.choose("auto")  # the same
+        monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:2])
+        with pytest.raises(RuntimeError, match="level portable is loaded already, and x86-64-v3 would"):
+            levels.choose("x86-64-v3")
+        with pytest.raises(RuntimeError, match="choose the level before native code is first used"):
+            levels.choose("auto")
+        assert levels.chosen().name == "portable"
 
 
 @pytest.mark.parametrize(

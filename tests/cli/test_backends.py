@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from attention import BACKENDS
 from attention.kernels.cpu import calls, levels, native
 from attention.registry import imported
-from server.cli import application
+from server.cli.application import application
 from tests.models_zoo import save_tiny
 from tests.packages import install
 
@@ -30,6 +30,10 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("LONGSPAN_CACHE_DIR", "")  # the command sets it; undone afterwards
     monkeypatch.delenv("LONGSPAN_CACHE_DIR")
+
+
+# No processor executes every level.
+BEYOND = next(level.name for level in levels.LEVELS if level not in levels.executable())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,7 @@ def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
 
 
 def test_the_table_folds_where_there_are_100_columns(gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.cli_backends.UNBROKEN", 100)
+    monkeypatch.setattr("server.cli.backends.UNBROKEN", 100)
     done = run("--model", gemma)
     assert done.exit_code == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -124,6 +128,7 @@ def test_one_backend_alone_even_if_it_is_broken(
     [
         (["--attention", "ful"], 1, "there is no attention backend 'ful'; choose full or "),
         (["--model", "/no/such"], 1, "there is no model '/no/such'"),
+        (["--model", "/no/such", "--native-level", BEYOND], 2, "--native-level: "),
         (["--page-size", "0"], 2, "--page-size: should be greater than or equal to 1"),
         (["--attention-option", "window"], 2, "--attention-option: 'window' is not of the form KEY=VALUE"),
     ],

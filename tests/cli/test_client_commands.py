@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import longspan
-from server import cli_shared
+from server.cli import shared
 from tests.scripted import Running
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
@@ -31,8 +31,8 @@ def test_the_defaults_are_the_clients() -> None:
     from server.settings import Settings
 
     fields = Settings.model_fields
-    assert cli_shared.DEFAULT_HOST == longspan.DEFAULT_HOST == fields["host"].default
-    assert cli_shared.DEFAULT_PORT == longspan.DEFAULT_PORT == fields["port"].default
+    assert shared.DEFAULT_HOST == longspan.DEFAULT_HOST == fields["host"].default
+    assert shared.DEFAULT_PORT == longspan.DEFAULT_PORT == fields["port"].default
 
 
 def test_generate_prints_the_text_and_nothing_else(server: Running) -> None:

@@ -14,8 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from loadtest.cli.__main__ import application
-from server.cli_options import command
+from loadtest.cli.application import application
+from server.cli.options import command
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
 

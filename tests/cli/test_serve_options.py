@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from server.cli_elsewhere import HERE
-from server.cli_options import command, flag, variable
+from server.cli.options import command, flag, variable
+from server.cli.other_servers import HERE
 from server.settings import Settings
 
 

@@ -61,7 +61,7 @@ class Server:
     def engine_pid(self) -> int:
         """Process id of the engine."""
         children = psutil.Process(self.process.pid).children()
-        engines = [child.pid for child in children if "server.engine.process" in " ".join(child.cmdline())]
+        engines = [child.pid for child in children if "server.engine.ipc.process" in child.cmdline()]
         assert len(engines) == 1, engines
         return engines[0]
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from server.attention_check import hint, refusal
+from attention.kernels.cpu import levels
+from server.checks import hint, names_refusal
+from tests.packages import install
 
 SERVE = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--metrics-port", "0"]
+EXECUTABLE = [level.name for level in levels.executable()]
+# No processor executes all of them.
+BEYOND = next(level.name for level in levels.LEVELS if level.name not in EXECUTABLE)
 
 
 def engines(parent: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in parent.children():
         try:
-            if "server.engine.process" in child.cmdline():
+            if "server.engine.ipc.process" in child.cmdline():
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
@@ -36,9 +43,13 @@ def engines(parent: psutil.Process) -> list[psutil.Process]:
         ),
         (["--attention", "sliding_window", "--attention-option", "windo=3"], "has no option 'windo'"),
         (["--kernel", "spda"], "did you mean sdpa"),
+        (
+            ["--native-level", BEYOND],
+            f"choose auto or one that this processor executes: {', '.join(EXECUTABLE)}",
+        ),
     ],
 )
-def test_typos_are_refused_before_there_is_an_engine(arguments: list[str], sentence: str) -> None:
+def test_what_needs_no_model_is_refused_before_an_engine(arguments: list[str], sentence: str) -> None:
     # A model that is not there: were it looked for first, that would be the sentence.
     with subprocess.Popen(
         [*SERVE, "--model", "/nowhere", *arguments], stderr=subprocess.PIPE, text=True
@@ -47,7 +58,7 @@ def test_typos_are_refused_before_there_is_an_engine(arguments: list[str], sente
         seen = []
         while process.poll() is None:
             try:
-                seen += engines(parent)
+                seen += parent.children()
             except psutil.NoSuchProcess:
                 break
             time.sleep(0.01)
@@ -60,14 +71,49 @@ def test_typos_are_refused_before_there_is_an_engine(arguments: list[str], sente
     assert sentence in line
 
 
+def test_the_check_of_every_own_pattern_takes_no_torch() -> None:
+    # In a process of its own, since this one has torch.
+    program = (
+        "import sys; from server.checks import names_refusal; "
+        "from attention.names import BACKENDS; from attention.patterns.declared import SPARSE; "
+        "asked = [(name, {}) for name, entry in BACKENDS.items() if not entry.family]; "
+        "asked += [('sparse', {'pattern': name}) for name in SPARSE]; "
+        "print([names_refusal(name, options, 'auto') for name, options in asked]); "
+        "print(names_refusal('sparse', {'pattern': 'topk', 'budge': '1'}, 'auto')); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    accepted, refused = done.stdout.splitlines()
+    assert accepted == str([None] * 10)
+    assert refused.startswith("topk has no option 'budge'; its options are budget, sink_pages")
+
+
+def test_what_a_package_brings_is_checked_too(tmp_path: Path) -> None:
+    module = "from attention import Backend\n\nBACKEND = Backend(dict)\n"
+    install(tmp_path, "acme", {"longspan.backends": {"acme": "acme:BACKEND"}}, module)
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [*SERVE, "--model", "/nowhere", "--attention", "acme"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "backend acme of acme 1.0 makes dict, not an attention.patterns.base.Pattern" in done.stderr
+
+
 def test_what_others_call_a_pattern_is_known() -> None:
     assert hint("window") == "--attention sliding_window"
     assert hint("streaming") == "--attention sliding_window --attention-option positions=cache"
     assert hint("bigbird") == "--attention sparse --attention-option pattern=bigbird"
     assert hint("full") is hint("psychic") is None
-    assert refusal("sparse", {"pattern": "topk"}, "auto") is None
-    assert refusal("sliding_window", {"window": "64"}, "sdpa") is None
-    assert "does not compute sliding_window attention" in (refusal("sliding_window", {}, "varlen") or "")
+    assert names_refusal("sparse", {"pattern": "topk"}, "auto") is None
+    assert names_refusal("sliding_window", {"window": "64"}, "sdpa") is None
+    assert "does not compute sliding_window attention" in (
+        names_refusal("sliding_window", {}, "varlen") or ""
+    )
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "the server alone"])
@@ -90,3 +136,33 @@ def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
     assert (process.returncode, out, errors) == (130, b"", b"")
     psutil.wait_procs(started, timeout=10)
     assert not any(engine.is_running() for engine in started)
+
+
+COMMANDS = ([sys.executable, "-m", "server.cli"], [str(Path(sys.executable).parent / "longspan")])
+# Files of a traceback; that of the entry point has a few instructions before Ctrl-C is seen to.
+OURS = re.compile(r'File ".*/(attention|loadtest|longspan|server)/(?!cli/__main__\.py)')
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["python -m server.cli", "longspan"])
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0])
+def test_ctrl_c_before_it_is_ready_ends_it_quietly(
+    command: list[str], seconds: float, tmp_path: Path, tiny: Path
+) -> None:
+    # Weights that are packed anew, so that after a second no machine is ready.
+    arguments = ["--model", str(tiny), "--weights", "int8", "--cache-dir", str(tmp_path), "--threads", "1"]
+    with subprocess.Popen(
+        [*command, "serve", "--port", "0", "--metrics-port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert "Longspan is ready" not in out
+    if process.returncode != 130 and not OURS.search(errors):
+        # It was before Longspan's first line. Python itself tells of that, or the system.
+        assert process.returncode == -signal.SIGINT or "KeyboardInterrupt" in errors
+        return
+    assert "Traceback" not in errors
+    assert process.returncode == 130

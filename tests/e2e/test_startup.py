@@ -5,7 +5,7 @@ import subprocess
 import psutil
 import pytest
 
-from server.engine.spawn import spawn_engine
+from server.engine.ipc.spawn import spawn_engine
 from tests.e2e.server import Server
 
 ARGUMENTS = ("--weights", "int8", "--kv-memory", "8MiB", "--threads", "1")

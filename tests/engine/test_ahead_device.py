@@ -9,7 +9,7 @@ import torch
 from attention.transfer import AsyncCopy
 from server.engine import sampler
 from server.engine.core import EngineCore
-from server.engine.process import Engine
+from server.engine.ipc.process import Engine
 from server.engine.runner import Launched, Runner
 from server.messages import Abort, Sampling, Shutdown, Submit, ToEngine
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run

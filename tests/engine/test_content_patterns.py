@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from attention.backends import BACKENDS, UnsupportedError, resolve
+from attention import BACKENDS, UnsupportedError, resolve
 from attention.cache import PagedCache
 from attention.kernels.base import spans_within
 from attention.kernels.reference import Reference

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from server.app import EXAMPLE
 from server.engine.build import build_engine
 from server.messages import Sampling, Submit
 from server.models import default
+from server.ready_line import EXAMPLE
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.engine.harness import run

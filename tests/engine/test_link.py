@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from server.engine import link
-from server.engine.link import EngineClient, EngineDeadError
-from server.engine.spawn import Spawned
-from server.engine.wire import EngineEnd, frame
+from server.engine.ipc import link
+from server.engine.ipc.link import EngineClient, EngineDeadError
+from server.engine.ipc.spawn import Spawned
+from server.engine.ipc.wire import EngineEnd, frame
 from server.errors import RefusedError
 from server.messages import (
     Abort,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.wire import EngineEnd, Frames, ServerEnd, frame
+from server.engine.ipc.wire import EngineEnd, Frames, ServerEnd, frame
 
 # More than the kernel holds for a reader that doesn't read.
 LARGE = [bytes([number]) * (3 << 20) for number in range(4)]

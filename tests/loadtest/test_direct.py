@@ -9,7 +9,8 @@ import torch
 
 from attention.batch import AttentionBatch
 from attention.patterns.written import Written
-from loadtest.direct.engine import DirectEngine, RoomError, placed_tokens
+from loadtest.direct.engine import DirectEngine
+from loadtest.direct.room import RoomError, placed_tokens
 from loadtest.direct.template import Template
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny

@@ -8,7 +8,7 @@ import socket
 import pytest
 from typer.testing import CliRunner
 
-from loadtest.cli.__main__ import application
+from loadtest.cli.application import application
 from loadtest.load import asked, driver, examine, result
 from loadtest.load.measures import summarize
 from loadtest.load.over_http import HttpSender

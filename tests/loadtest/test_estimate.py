@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from loadtest.cli.__main__ import application
+from loadtest.cli.application import application
 from loadtest.cli.compare_progress import Watcher
 from loadtest.compare import estimate, preflight, run
 from loadtest.compare.estimate import Needs, Pace, already, minutes, needs, outlook, probe, refusal

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from loadtest.cli.__main__ import application
+from loadtest.cli.application import application
 from loadtest.load import cell, driver, examine, reconcile, result
 from loadtest.load.cell import StoppedError
 from loadtest.load.document import save

@@ -100,13 +100,33 @@ def run_torch_step(folder: Path, device: str, index: str) -> subprocess.Complete
     for tool in (folder / "python", folder / "longspan" / "bin" / "pip"):
         tool.write_text('#!/bin/sh\necho "$@"\n')
         tool.chmod(0o755)
-    (step,) = (step for step in run_steps() if "$DEVICE" in step)
+    step = next(step for step in run_steps() if "$DEVICE" in step)
     step = step.replace("/opt/longspan", str(folder / "longspan"))
     environment = {"PATH": f"{folder}:/usr/bin:/bin", "DEVICE": device, "TORCH_INDEX_URL": index}
     return subprocess.run(["sh", "-c", step], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_build_alone_has_a_compiler() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_image_for_cuda_has_the_c_compiler_that_triton_needs(tmp_path: Path, device: str) -> None:
+    for tool in ("apt-get", "rm"):
+        (tmp_path / tool).write_text(f'#!/bin/sh\necho {tool} "$@"\n')
+        (tmp_path / tool).chmod(0o755)
+    image = [index for index, (keyword, _) in enumerate(instructions()) if keyword == "FROM"][-1]
+    arguments = [rest for keyword, rest in instructions()[image:] if keyword == "ARG"]
+    assert arguments == ["DEVICE=cpu"], "an argument of the build stage is unknown in the other"
+    (step,) = (rest for keyword, rest in instructions()[image:] if keyword == "RUN" and "$DEVICE" in rest)
+    done = subprocess.run(
+        ["sh", "-c", step],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "DEVICE": device},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (" gcc libc6-dev\n" in done.stdout) == (device == "cuda")
+    assert bool(done.stdout) == (device == "cuda")
+
+
+def test_the_build_alone_has_a_cpp_compiler() -> None:
     _, build, image = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     assert "g++" in build
     assert "g++" not in image

@@ -118,18 +118,17 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
 
     # Native code at every level that this processor has, where there is no compiler.
     program = """
+import sys
 from attention.kernels.cpu import calls, levels, native, select
 from server.models.quantized import native as quantized
-for level in levels.executable():
-    levels.choose(level.name)
-    for compiled in calls.compiled, select.compiled, quantized._compiled:
-        compiled.cache_clear()
-        compiled()
-    print(native.origin(calls.SOURCE))
+levels.choose(sys.argv[1])
+for compiled in calls.compiled, select.compiled, quantized._compiled:
+    compiled()
+print(native.origin(calls.SOURCE))
 """
     outside |= {"PATH": "/nowhere", "LONGSPAN_CACHE_DIR": str(tmp_path / "cache")}
-    shown = run(python, "-c", program)
-    assert shown.splitlines() == ["as the package carries it"] * len(levels.executable())
+    for level in levels.executable():
+        assert run(python, "-c", program, level.name) == "as the package carries it\n"
     assert not (tmp_path / "cache").exists()
 
     document.save(draw(1, Sizes(contexts=2, lengths=(4096,))), tmp_path / "c.json")

@@ -76,13 +76,14 @@ def below(level: Level) -> Level | None:
 
 
 class _Choice:
-    """The level in force in this process."""
+    """The level in force in this process, and whether native code of it is loaded."""
 
     level: Level | None = None
+    loaded: bool = False
 
 
-def choose(name: str) -> Level:
-    """Sets the level of all native code that is loaded from now on in this process.
+def find(name: str) -> Level:
+    """A level that this processor can execute.
 
     Args:
         name: of a level; ``auto``: the highest that the processor can execute.
@@ -101,8 +102,32 @@ def choose(name: str) -> Level:
             raise LevelError(f"{name} is a level of {level.machine}, and this is {platform.machine()}; {can}")
         lacking = ", ".join(sorted(level.features - _features()))
         raise LevelError(f"this processor cannot execute {name}, since it lacks {lacking}; {can}")
-    _Choice.level = executable()[-1] if name == AUTO else possible[name]
-    return _Choice.level
+    return executable()[-1] if name == AUTO else possible[name]
+
+
+def choose(name: str) -> Level:
+    """Sets the level of all native code in this process; before any is loaded, since that stays what it is.
+
+    Args:
+        name: as of ``find``.
+
+    Raises:
+        LevelError: there is no such level, or the processor cannot execute it.
+        RuntimeError: native code of another level is loaded already.
+    """
+    level = find(name)
+    if _Choice.loaded and level != chosen():
+        raise RuntimeError(
+            f"native code of level {chosen().name} is loaded already, and {level.name} would have no effect "
+            "on it; choose the level before native code is first used"
+        )
+    _Choice.level = level
+    return level
+
+
+def settle() -> None:
+    """Native code of the level in force is loaded: from here on ``choose`` takes no other."""
+    _Choice.loaded = True
 
 
 def chosen() -> Level:

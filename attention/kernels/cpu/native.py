@@ -50,16 +50,16 @@ def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] 
         library = found
     if structures:
         layout.check(library, main.name, structures)
+    levels.settle()
     return library
 
 
-def available(main: Path) -> bool:
-    """``load`` has the library at the level in force, or a compiler that knows the level.
+def available(main: Path, level: Level) -> bool:
+    """``load`` would have the library at this level, or a compiler that knows the level.
 
     Raises:
         NativeError: there is no compiler.
     """
-    level = levels.chosen()
     return packaged(main, level.name, level.arguments).exists() or accepts(level.arguments)
 
 

@@ -28,7 +28,8 @@ from loadtest.load.result import Run
 from loadtest.load.types import ClosedLoop, Session
 from loadtest.load.workloads import Shape, fixed
 from loadtest.servers import serve
-from server import cli_options
+from server.cli.options import flag
+from server.cli.options import load as load_settings
 from server.engine.hardware import measure_device
 
 Found = Iterator[tuple[str, float | str]]
@@ -44,7 +45,7 @@ class NoDeviceError(RuntimeError):
 
 def _machine(form: Form, folder: Path) -> Found:
     """The limits: memory's bandwidth, and the matrix rate in the format that the model computes in."""
-    torch.set_num_threads(cli_options.load({}).threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(load_settings({}).threads or len(os.sched_getaffinity(0)))
     device = machine.device_at_hand()
     if form.cuda and device.type != "cuda":
         raise NoDeviceError(
@@ -68,7 +69,7 @@ def _model(form: Form, folder: Path) -> Found:
 
 def _direct(form: Form, folder: Path) -> Found:
     """The engine without a server: a decode step, a prefill, one stream and many."""
-    with open_engine(cli_options.load(form.settings(str(folder))), folder) as engine:
+    with open_engine(load_settings(form.settings(str(folder))), folder) as engine:
         ready = engine.ready
         if ready.parameters != form.shape.parameters:
             raise RuntimeError(
@@ -139,7 +140,7 @@ def _long(pattern: str) -> Callable[[Form, Path], Found]:
     """Decode steps of one stream at a short and at a long context under a pattern."""
 
     def part(form: Form, folder: Path) -> Found:
-        with open_engine(cli_options.load(form.long_settings(str(folder), pattern)), folder) as engine:
+        with open_engine(load_settings(form.long_settings(str(folder), pattern)), folder) as engine:
             yield f"{pattern}_attention", f"{engine.ready.attention_pattern}, {engine.ready.attention_kernel}"
             for name, context in zip(("short", "long"), form.contexts, strict=True):
                 times = engine.decode_times(context, 1, form.context_steps)
@@ -152,7 +153,7 @@ def _long(pattern: str) -> Callable[[Form, Path], Found]:
 def _transformers(form: Form, folder: Path) -> Found:
     """The peer under the load of many streams."""
     device = machine.device_at_hand()
-    torch.set_num_threads(cli_options.load({}).threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(load_settings({}).threads or len(os.sched_getaffinity(0)))
     warmup, prompts = _prompts(form, form.batch, _WARMUP_SEED), _prompts(form, form.batch)
     outcome = peer.continuous_batching(str(folder), device, warmup, prompts, form.batch[2])
     yield "transformers_rate", outcome.output_rate
@@ -193,13 +194,11 @@ def _flags(settings: dict[str, Any]) -> list[str]:
     flags = []
     for name, value in settings.items():
         if value is False:
-            flags.append(cli_options.flag(f"no_{name}"))
+            flags.append(flag(f"no_{name}"))
         elif isinstance(value, dict):
-            flags += [
-                word for key, text in value.items() for word in (cli_options.flag(name), f"{key}={text}")
-            ]
+            flags += [word for key, text in value.items() for word in (flag(name), f"{key}={text}")]
         else:
-            flags += [cli_options.flag(name), str(value)]
+            flags += [flag(name), str(value)]
     return flags
 
 

@@ -18,8 +18,9 @@ from attention.formats import format_name
 from attention.survey import survey as survey_backends
 from loadtest import document
 from loadtest.deployment import FULL, Deployment, parse
-from loadtest.direct.engine import DirectEngine, RoomError, open_engine, placed_tokens
+from loadtest.direct.engine import DirectEngine, open_engine
 from loadtest.direct.growth.types import Plan, Point, Survey, Variant
+from loadtest.direct.room import RoomError, placed_tokens
 from loadtest.direct.settings import read_settings
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, prepare

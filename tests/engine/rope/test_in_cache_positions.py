@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from attention.backends import BACKENDS, UnsupportedError, resolve
+from attention import BACKENDS, UnsupportedError, resolve
 from server.messages import Submit
 from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
 from tests.engine.rope.texts import IN_CACHE, MAX_TOKENS, WINDOW, prompts_of, tokens_of

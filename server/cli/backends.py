@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli_shared import UNBROKEN, fail, require_server
+from server.cli.shared import UNBROKEN, fail, require_server
+from server.cli.signals import INTERRUPTED, interrupts_raise
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,8 @@ def backends(
 ) -> None:
     """Show which attention backends and kernels work here with a model, and why others do not."""
     require_server()
-    from server.cli_options import SettingsRefusedError, load
+    from server.checks import native_level_refusal
+    from server.cli.options import SettingsRefusedError, load
 
     given = {
         "model": model,
@@ -67,11 +69,14 @@ def backends(
         options = load({"attention_option": attention_option or []}).attention_option
     except SettingsRefusedError as error:
         fail(str(error), code=2)
+    if sentence := native_level_refusal(settings):
+        fail(sentence, code=2)
     os.environ["LONGSPAN_CACHE_DIR"] = str(settings.cache_dir)  # attention, which knows no settings, reads it
+    interrupts_raise()  # so that the progress line is closed
     try:
         name, loaded, code, place, cached, verdicts = _survey(settings, attention, options)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps(_document(name, loaded, code, place, cached, settings, verdicts), indent=2))
         return

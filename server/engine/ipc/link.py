@@ -14,8 +14,8 @@ from typing import Literal
 import msgspec
 
 from server.background import in_thread
-from server.engine.spawn import Spawned, spawn_engine
-from server.engine.wire import ServerEnd
+from server.engine.ipc.spawn import Spawned, spawn_engine
+from server.engine.ipc.wire import ServerEnd
 from server.errors import RefusedError
 from server.messages import (
     Abort,

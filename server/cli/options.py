@@ -18,10 +18,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import SettingsError
 
-from server.cli_elsewhere import called_here, positional
-from server.cli_help import PlainCommand
-from server.cli_shared import fail
-from server.cli_variables import stray
+from server.cli.help import PlainCommand
+from server.cli.other_servers import called_here, positional
+from server.cli.shared import fail
+from server.cli.variables import stray
 from server.settings import Bytes, Options, Settings
 
 _CONFIG_VARIABLE = "LONGSPAN_CONFIG"
@@ -87,7 +87,7 @@ def load(given: dict[str, Any], config: Path | None = None) -> Settings:
 
 
 def stray_variables() -> tuple[list[str], list[str]]:
-    """As ``server.cli_variables.stray``, of this process and the settings."""
+    """As ``server.cli.variables.stray``, of this process and the settings."""
     known = [_CONFIG_VARIABLE, *map(variable, Settings.model_fields)]
     return stray(os.environ, Settings.model_config["env_prefix"], known)
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from server.cli_help import PlainCommand
-from server.cli_shared import UNBROKEN, fail, require_server
+from server.cli.help import PlainCommand
+from server.cli.shared import UNBROKEN, fail, require_server
+from server.cli.signals import INTERRUPTED, interrupts_raise
 
 models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Models on this machine.")
 
@@ -61,6 +62,7 @@ def pull_model(
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
 
+    interrupts_raise()  # so that the progress line is closed
     progress = StartProgress(lambda _: None)
     try:
         files = resolve_model(model, _cache_dir(cache_dir), progress.report)
@@ -68,7 +70,7 @@ def pull_model(
         progress.close()
         fail(str(error))
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         progress.close()
     typer.echo(files.folder)
@@ -76,7 +78,7 @@ def pull_model(
 
 def _cache_dir(given: Path | None) -> Path:
     """The folder given, else that of the settings."""
-    from server.cli_options import SettingsRefusedError, load
+    from server.cli.options import SettingsRefusedError, load
 
     try:
         return load({} if given is None else {"cache_dir": given}).cache_dir

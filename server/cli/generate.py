@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Self, cast
 
 import typer
 
-from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call
+from server.cli.shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call
+from server.cli.signals import INTERRUPTED, interrupts_end
 
 if TYPE_CHECKING:
     from longspan import Stream
@@ -93,7 +94,7 @@ def generate(
             answer = _read(stream, show=not as_json)
         except LongspanError as error:
             if interrupt.happened:
-                raise typer.Exit(130) from None
+                raise typer.Exit(INTERRUPTED) from None
             fail_call(error)
     if stream.usage is None or stream.timings is None:
         fail("the server ended the stream without its last message; its log may say why")
@@ -124,10 +125,10 @@ class _Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts_end()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts_end()
         self.happened = True
         if self._stream is not None:
             self._stream.close()

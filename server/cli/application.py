@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from server.cli_backends import backends
-from server.cli_generate import generate
-from server.cli_help import PlainCommand
-from server.cli_models import models
-from server.cli_serve import ServeCommand, serve
-from server.cli_shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call
+from server.cli.backends import backends
+from server.cli.generate import generate
+from server.cli.health import health
+from server.cli.help import PlainCommand
+from server.cli.models import models
+from server.cli.serve import ServeCommand, serve
 
 application = typer.Typer(
     name="longspan",
@@ -51,43 +51,13 @@ application.command(
 )(serve)
 application.command(cls=PlainCommand)(generate)
 application.command(cls=PlainCommand)(backends)
-
-
-@application.command(cls=PlainCommand)
-def health(
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Seconds to wait. Without it: 5, or with --wait until it is ready."),
-    ] = None,
-    host: Host = DEFAULT_HOST,
-    port: Port = DEFAULT_PORT,
-) -> None:
-    """End with 0 when the server is ready, else with 1 and the reason."""
-    from longspan import Client, LongspanError
-
-    with Client(host, port) as client:
-        try:
-            if wait:
-                client.wait_until_ready(timeout)
-            elif not client.health(timeout=5.0 if timeout is None else timeout):
-                fail("the server is up but not ready: it loads, drains, or has lost its engine")
-        except LongspanError as error:
-            fail_call(error)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-
+application.command(cls=PlainCommand)(health)
 application.add_typer(models, name="models")
 
 
-def main() -> None:
+def run() -> None:
     """Runs the command that the process's arguments name."""
     # gRPC's core writes notes about forks and closed connections to standard error, past any logger. It
     # reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     application()
-
-
-if __name__ == "__main__":
-    main()

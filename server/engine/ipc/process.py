@@ -1,6 +1,6 @@
 """The engine's process: loads the model, then turns messages into steps and steps into messages.
 
-Started by ``server.engine.spawn`` with the descriptor of its end of the link; on it, ``Launch`` comes first.
+Started by ``spawn`` with the descriptor of its end of the link; on it, ``Launch`` comes first.
 The end of the link, which is that of the server process, tells the engine to end too.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from server.engine.wire import EngineEnd
+from server.engine.ipc.wire import EngineEnd
 from server.errors import RefusedError
 from server.messages import (
     Abort,

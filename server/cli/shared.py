@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -46,19 +44,6 @@ def fail_call(error: LongspanError) -> NoReturn:
         f"\n  {violation}" for violation in error.violations if violation.description not in error.message
     ]
     fail(error.message + "".join(fields))
-
-
-def end_on_signals() -> None:
-    """SIGTERM, and SIGHUP of a terminal that goes, end the command as Ctrl-C does.
-
-    Its processes end with it, and what was measured is kept. Elsewhere than in the main thread, which alone
-    is told of signals, nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def server_is_installed() -> bool:

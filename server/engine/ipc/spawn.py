@@ -66,7 +66,7 @@ def spawn_engine(threads: int | None, cache_dir: Path) -> Spawned:
     with theirs, shielded():
         process = subprocess.Popen(
             # Not the working directory first: a user may have a server.py there.
-            [sys.executable, "-P", "-m", "server.engine.process", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "server.engine.ipc.process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),

@@ -1,0 +1,106 @@
+"""What settings can be refused for before a model is fetched or an engine started.
+
+What only a model, a device or a page size can tell is left to the engine. The server process does without
+torch, and so do these checks. Only a backend that an installed package brings may need it; then this module
+runs as a program, which prints what is wrong with its arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from attention.kernels.cpu import levels
+from attention.names import check_names, registries
+from attention.registry import Backend, UnsupportedError, imported
+from server.engine.ipc.spawn import shielded
+from server.settings import Settings
+
+_REFUSED = 3
+# What others call a rule that has another name here.
+_WINDOW = "--attention sliding_window"
+_KNOWN_AS = {
+    "window": _WINDOW,
+    "local": _WINDOW,
+    "sliding-window": _WINDOW,
+    "swa": _WINDOW,
+    "streaming": f"{_WINDOW} --attention-option positions=cache",
+    "streaming_llm": f"{_WINDOW} --attention-option positions=cache",
+    "streamingllm": f"{_WINDOW} --attention-option positions=cache",
+    "top-k": "--attention sparse --attention-option pattern=topk",
+    "top_k": "--attention sparse --attention-option pattern=topk",
+}
+
+
+def refusal(settings: Settings) -> str | None:
+    """What is wrong with a server's level of native code or its attention, in a sentence, if anything is."""
+    return native_level_refusal(settings) or _attention_refusal(settings)
+
+
+def native_level_refusal(settings: Settings) -> str | None:
+    """Why this processor cannot execute the level that the settings name, in a sentence, if so."""
+    try:
+        levels.find(settings.native_level)
+    except levels.LevelError as error:
+        return f"--native-level: {error}"
+    return None
+
+
+def names_refusal(attention: str, options: Mapping[str, str], kernel: str) -> str | None:
+    """What is wrong with names and options of attention, in a sentence, if anything is."""
+    try:
+        if _is_foreign(attention):
+            from attention.backends import make_pattern
+
+            make_pattern(attention, options)
+        check_names(attention, options, kernel)
+    except UnsupportedError as error:
+        near = hint(attention)
+        return f"{str(error).partition('; did you mean')[0]}; did you mean {near}?" if near else str(error)
+    return None
+
+
+def hint(attention: str) -> str | None:
+    """Flags for a name that is no backend's, but a pattern's or what others call a pattern."""
+    backends, _ = registries()
+    if attention in backends.names:
+        return None
+    for name in backends.names:
+        entry = imported(backends.load(name)) if not backends.origin(name) else None
+        if isinstance(entry, Backend) and entry.family and attention in imported(entry.family):
+            return f"--attention {name} --attention-option pattern={attention}"
+    return _KNOWN_AS.get(attention.lower())
+
+
+def main() -> int:
+    """Checks the names and options in its arguments; the exit code tells whether they are refused."""
+    sentence = names_refusal(*json.loads(sys.argv[1]))
+    if sentence is None:
+        return 0
+    print(sentence)
+    return _REFUSED
+
+
+def _attention_refusal(settings: Settings) -> str | None:
+    chosen = (settings.attention, settings.attention_option, settings.kernel)
+    default = Settings.model_fields
+    if chosen == (default["attention"].default, {}, default["kernel"].default):
+        return None  # what packages are installed need not be looked up
+    if not _is_foreign(settings.attention):
+        return names_refusal(*chosen)
+    command = [sys.executable, "-P", "-m", __name__, json.dumps(chosen)]
+    with shielded():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    told, _ = process.communicate()
+    # A process that fails otherwise says nothing of the choice; the engine meets the same and tells of it.
+    return told.strip() if process.returncode == _REFUSED else None
+
+
+def _is_foreign(attention: str) -> bool:
+    return registries()[0].origin(attention) != ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

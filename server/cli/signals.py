@@ -1,0 +1,53 @@
+"""What signals do to a command.
+
+Python turns Ctrl-C into an exception, which in the seconds of imports would come up as a traceback of theirs.
+So a command begins as after ``interrupts_end``; one that has something to tidy up or to tell then asks for
+the exception, by ``interrupts_raise`` or ``signals_raise``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+
+def interrupts_end(before: Callable[[], object] = lambda: None) -> None:
+    """From now on Ctrl-C ends the process at once, without a word and with ``INTERRUPTED``.
+
+    As all of these it changes nothing elsewhere than in the main thread, which alone is told of signals.
+
+    Args:
+        before: called first.
+    """
+
+    def end(*_: object) -> None:
+        before()
+        os._exit(INTERRUPTED)
+
+    _handle(signal.SIGINT, end)
+
+
+def interrupts_raise() -> None:
+    """From now on Ctrl-C raises ``KeyboardInterrupt``."""
+    _handle(signal.SIGINT, signal.default_int_handler)
+
+
+def signals_raise() -> None:
+    """From now on Ctrl-C, SIGTERM, and SIGHUP of a terminal that goes raise ``KeyboardInterrupt``.
+
+    So the command's processes end with it, and what was measured is kept.
+    """
+    interrupts_raise()
+    _handle(signal.SIGTERM, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        _handle(signal.SIGHUP, signal.default_int_handler)
+
+
+def _handle(number: signal.Signals, handler: Callable[..., object]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)

@@ -1,0 +1,50 @@
+"""The line that a server prints once it is ready: what it serves, where, and a command to try it with."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from longspan.channel import DEFAULT_HOST, DEFAULT_PORT
+from server.api.state import Served
+from server.settings import Settings
+
+EXAMPLE = "What is the capital of Japan?"
+"""A question that the default model answers rightly, and far from any tie, under every backend."""
+
+
+def ready_line(served: Served, settings: Settings, port: int, metrics_port: int) -> str:
+    """The line.
+
+    Args:
+        served: the model.
+        settings: of the server.
+        port: of gRPC.
+        metrics_port: of ``/metrics``.
+    """
+    ready = served.ready
+    line = (
+        f"Longspan is ready: {served.name} on {settings.host}:{port} "
+        f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
+        f"metrics http://{settings.metrics_host}:{metrics_port}/metrics  ·  "
+    )
+    if not served.tokenizer.has_text:
+        return f"{line}token ids only: the model has no tokenizer"
+    command = [_command(), "generate"]
+    command += [EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]
+    if settings.host != DEFAULT_HOST:
+        command += ["--host", settings.host]
+    if port != DEFAULT_PORT:
+        command += ["--port", str(port)]
+    hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
+    return f"{line}try: {hint}"
+
+
+def _command() -> str:
+    """How to call this program from here: by name if the shell finds it, else by its path."""
+    if shutil.which("longspan"):
+        return "longspan"
+    return os.path.relpath(Path(sys.executable).with_name("longspan"))
