@@ -1,4 +1,4 @@
-"""Proves at start-up that a model answers through the paged cache as it does in transformers itself."""
+"""Logits of two sequences: as they are served, through the paged cache, and as transformers computes them."""
 
 from __future__ import annotations
 
@@ -8,210 +8,81 @@ from typing import Any
 
 import torch
 
-from attention.backends import Attention, UnsupportedError, resolve
+from attention.backends import Attention, UnsupportedError
 from attention.cache import PagedCache
-from attention.formats import format_name
 from attention.forward import forward
 from attention.hook import Step
 from attention.types import AttentionBatch
 from server.errors import RefusedError
 from server.models.loaded import LoadedModel
-from server.models.non_finite import check_computed, check_held
-from server.models.quantize import is_packed
-from server.models.refusing import other_kernels
 
-# The largest root mean square error of a position's logits, as a share of their standard deviation. Rounding
-# stays well below; a bias, an offset or a mask that is lost shows as 0.1 to 1 nearly everywhere.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
-# What a cache in another format than the model's adds; 0.004, 0.03 and 0.2 were met.
-_CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.08, torch.float8_e4m3fn: 0.5}
-# The share of positions that must stay within it where rounding can do more: with 16 bits, and where a token
-# can be sent to other experts, which changes its logits at will.
-_SHARE = 0.75
+# Of the second sequence, which begins beside the first one's second chunk.
+_SHORT = 9
+# The last tokens are decode steps, which kernels compute by other code than chunks.
+_DECODES = 4
+# The first sequence's second chunk.
+_SECOND = 12
 
-# Tokens of two sequences, and up to where each is computed by the chunks: the second sequence begins beside
-# the first one's second chunk. The rest are decode steps, which kernels compute by other code than chunks.
-_LENGTHS = (40, 9)
-_CHUNKS = ((24, 0), (36, 5))
+# Positions that are compared at once: as float64 their logits take memory.
+_ROWS = 64
 
 
-def self_check(
-    loaded: LoadedModel, attention: Attention, page_size: int, kv_dtype: torch.dtype
-) -> torch.Tensor:
-    """Compares the logits of two short sequences, in chunks and decode steps, with a plain forward of each.
-
-    It catches what reading the layers can't: biases by distance, positions counted otherwise, tokens that
-    mix outside attention, a kernel that computes something else.
-
-    Args:
-        loaded: the model; left as it was found.
-        attention: pattern and kernel to be served. A pattern that hides tokens this near makes the
-            comparison meaningless: it has to show each query the 40 tokens before it.
-        page_size: tokens per page.
-        kv_dtype: dtype of the cache; the check is sharpest with the model's own.
-
-    Returns:
-        The logits through the paged cache, as of ``sample_logits``.
-
-    Raises:
-        RefusedError: the logits differ, or the cache cannot hold the model's keys and values.
-    """
-    model, sequences = loaded.model, _sequences(loaded)
-    with torch.inference_mode():
-        served = torch.cat(_paged(loaded, attention, page_size, kv_dtype, sequences))
-        model.set_attn_implementation("eager")
-        try:
-            plain = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
-        finally:
-            model.set_attn_implementation("longspan")
-    check_computed(loaded, torch.cat(plain))
-    check_held(loaded, served, kv_dtype)
-    error = relative_error(served, torch.cat(plain))
-    decoded = torch.cat(
-        [torch.arange(len(ids)) >= end for ids, end in zip(sequences, _CHUNKS[-1], strict=True)]
-    )
-    tolerance = _TOLERANCE[loaded.dtype]
-    if kv_dtype != loaded.dtype:
-        tolerance += _CACHE_TOLERANCE[kv_dtype]
-    strict = loaded.dtype == kv_dtype == torch.float32 and not _has_experts(model.config)
-    share = 1.0 if strict else _SHARE
-    # Few positions are decoded: among all, their errors would hide behind the share that may differ.
-    parts = [error[where] for where in (~decoded, decoded) if where.any()]
-    if not all(part.quantile(share) <= tolerance for part in parts):
-        if _counts_otherwise(model, sequences, plain):
-            raise RefusedError(
-                f"{loaded.architecture} cannot be served: left to itself it counts a text's positions in "
-                "another way than 0, 1, 2 and so on, as RoBERTa's family does, which begins after the number "
-                "of its padding token; choose another architecture"
-            )
-        raise RefusedError(
-            f"{loaded.architecture} does not go through the attention interface in a way that Longspan can "
-            f"serve: its logits differ by up to {float(error.max()):.2g} of their standard deviation from "
-            f"those of transformers itself (up to {tolerance:g} is rounding); choose another architecture"
-            f"{other_kernels(attention.kernel.name)}"
-        )
-    return served
-
-
-def _counts_otherwise(model: Any, sequences: list[torch.Tensor], plain: list[torch.Tensor]) -> bool:
-    """Whether ``plain``, the logits by positions of the model's own, are not those by 0, 1, 2 and so on."""
-    ids = sequences[0]
-    at = torch.arange(len(ids), device=ids.device)
-    with torch.inference_mode():
-        model.set_attn_implementation("eager")
-        try:
-            counted = model(input_ids=ids[None], position_ids=at[None], use_cache=False).logits[0]
-        finally:
-            model.set_attn_implementation("longspan")
-    return bool(relative_error(counted, plain[0]).max() > _TOLERANCE[plain[0].dtype])
-
-
-# Packed weights and rounded activations change logits by a few hundredths where the weights are exact, and by
-# some tenths where 4 bits are too few for them; an operator that computes something else, by about 1 or more.
-_PACKED_TOLERANCE = 0.5
-
-
-def sample_logits(
-    loaded: LoadedModel, attention: Attention, page_size: int, kv_dtype: torch.dtype
-) -> torch.Tensor:
-    """Logits ``[T, V]`` of two short sequences, through the paged cache; arguments as of ``self_check``.
-
-    Raises:
-        RefusedError: the cache cannot hold the model's keys and values.
-    """
-    with torch.inference_mode():
-        logits = torch.cat(_paged(loaded, attention, page_size, kv_dtype, _sequences(loaded)))
-    check_held(loaded, logits, kv_dtype)
-    return logits
-
-
-def _sequences(loaded: LoadedModel) -> list[torch.Tensor]:
+def sequences_of(loaded: LoadedModel, length: int) -> list[torch.Tensor]:
+    """Token ids of two sequences, always the same, the first of this length where the context allows it."""
     generator = torch.Generator().manual_seed(0)
-    lengths = [min(length, loaded.context_length) for length in _LENGTHS]
+    lengths = [min(most, loaded.context_length) for most in (length, _SHORT)]
     return [
         torch.randint(loaded.vocabulary_size, (length,), generator=generator).to(loaded.model.device)
         for length in lengths
     ]
 
 
-def served_check(before: torch.Tensor, after: torch.Tensor, weights: str, kv_dtype: torch.dtype) -> None:
-    """Compares the logits of ``self_check`` with ``sample_logits`` of what is going to serve.
+def decoded(length: int) -> int:
+    """How many of a sequence's tokens are decode steps."""
+    return min(_DECODES, length // 2)
+
+
+def own_logits(
+    model: Any, sequences: list[torch.Tensor], positions: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Logits ``[T, V]`` of each sequence, on the host, by transformers' plain forward.
 
     Args:
-        before: with float weights and, where the kernel can, a cache in the model's own format.
-        after: with weights and cache as they serve.
-        weights: what they are now, as ``quantize`` says.
+        model: of transformers.
+        sequences: token ids ``[T]``.
+        positions: of all of them ``[T]``; ``None`` for what the model itself takes.
+    """
+    given = {} if positions is None else {"position_ids": positions[None]}
+    with torch.inference_mode():
+        model.set_attn_implementation("eager")
+        try:
+            return [model(input_ids=ids[None], use_cache=False, **given).logits[0].cpu() for ids in sequences]
+        finally:
+            model.set_attn_implementation("longspan")
+
+
+def paged_logits(
+    loaded: LoadedModel,
+    attention: Attention,
+    page_size: int,
+    kv_dtype: torch.dtype,
+    sequences: list[torch.Tensor],
+) -> list[torch.Tensor]:
+    """Logits ``[T, V]`` of each sequence, on the host, all in one paged cache, in chunks and decode steps.
+
+    Args:
+        loaded: the model.
+        attention: pattern and kernel.
+        page_size: tokens per page.
         kv_dtype: dtype of the cache.
+        sequences: what ``sequences_of`` gave.
 
     Raises:
-        RefusedError: packing, or the cache, changed more than rounding can.
+        RefusedError: the model can't be asked for them.
     """
-    packed = is_packed(weights)
-    error = float(relative_error(after, before).median())
-    tolerance = _PACKED_TOLERANCE if packed else _CACHE_TOLERANCE[kv_dtype]
-    if not error <= tolerance:
-        raise RefusedError(
-            f"with {weights} weights and a KV cache in {format_name(kv_dtype)} the model's logits differ by "
-            f"{error:.2g} of their standard deviation from those without either's rounding (up to "
-            f"{tolerance:g} is rounding); choose "
-            + (
-                "--weights float, or int8 for a model that int4 or fp8 is too coarse for"
-                if packed
-                else "--kv-dtype auto"
-            )
-        )
-
-
-# A packed model made of its parts, by the same kernel.
-_PARTS_TOLERANCE = 0.05
-# A packed model from one start to the next. Kernels, machines and caches add numbers in another order, which
-# sends what lies halfway between two codes of an activation the other way; layers make of that what rounding
-# activations does at all: 0.034 to 0.046 were met, whatever the kernel and the cache's format.
-_REPEATED_TOLERANCE = 0.15
-# Logits of a position that are kept to compare by.
-_COLUMNS = 4096
-
-
-def oracle_logits(loaded: LoadedModel) -> torch.Tensor:
-    """``sample_logits`` by the reference kernel over a cache that rounds nothing, ``[T, at most 8191]``.
-
-    Evenly spread over the vocabulary where that is larger.
-    """
-    attention = resolve("full", {}, "reference", loaded.layers, loaded.model.device, loaded.dtype, 16)
-    logits = sample_logits(loaded, attention, 16, loaded.dtype)
-    return _spread(logits)
-
-
-def differs(
-    kept: torch.Tensor, now: torch.Tensor, *, kv_dtype: torch.dtype = torch.float32, same_kernel: bool = False
-) -> str:
-    """Compares what a packed model computes now with what it did when it was proven.
-
-    Args:
-        kept: its ``oracle_logits``.
-        now: the same, or its ``sample_logits`` by any kernel over any cache.
-        kv_dtype: dtype of the cache that ``now`` was computed over.
-        same_kernel: ``now`` comes of ``oracle_logits`` in the same process, so that it must be nearer.
-
-    Returns:
-        How they differ, part of a sentence; empty if only as rounding can.
-    """
-    if now.shape[1] != kept.shape[1]:
-        now = _spread(now)
-    if now.shape != kept.shape:
-        return f"it gives {list(now.shape)} logits instead of {list(kept.shape)}"
-    tolerance = _PARTS_TOLERANCE if same_kernel else max(_REPEATED_TOLERANCE, _CACHE_TOLERANCE[kv_dtype])
-    error = float(relative_error(now, kept).quantile(_SHARE))
-    if error <= tolerance:
-        return ""
-    return (
-        f"its logits differ by {error:.2g} of their standard deviation from those that were proven (up to "
-        f"{tolerance:g} is rounding)"
-    )
-
-
-def _spread(logits: torch.Tensor) -> torch.Tensor:
-    return logits[:, :: max(1, logits.shape[1] // _COLUMNS)].float()
+    with torch.inference_mode():
+        logits = _paged(loaded, attention, page_size, kv_dtype, sequences)
+        return [part.cpu() for part in logits]
 
 
 def relative_error(served: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
@@ -220,10 +91,20 @@ def relative_error(served: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
     The root mean square over the vocabulary, as a share of the standard deviation of ``plain`` there; what
     is NaN counts as infinite.
     """
-    # Squares of large logits would be beyond float32.
-    served, plain = served.double(), plain.double()
-    error = (served - plain).square().mean(-1).sqrt() / plain.std(-1).clamp_min(1e-6)
-    return error.nan_to_num(nan=float("inf"))
+    errors = []
+    for one, other in zip(served.split(_ROWS), plain.split(_ROWS), strict=True):
+        # Squares of large logits would be beyond float32.
+        one, other = one.double(), other.double()
+        errors.append((one - other).square().mean(-1).sqrt() / other.std(-1).clamp_min(1e-6))
+    return torch.cat(errors).nan_to_num(nan=float("inf"))
+
+
+def _ends(lengths: list[int]) -> list[list[int]]:
+    """Up to where each sequence is computed after each step, the state before the first included."""
+    long, short = (length - decoded(length) for length in lengths)
+    chunks = [[max(long - _SECOND, long // 2), 0], [long, short]]
+    decodes = [[long + n, short + n] for n in range(1, _DECODES + 1)]
+    return [[*map(min, step, lengths)] for step in ([0, 0], *chunks, *decodes)]
 
 
 def _paged(
@@ -242,11 +123,8 @@ def _paged(
     layers = {layer.index: layer for layer in loaded.layers}
     program = attention.program(cache)
     lengths = [len(ids) for ids in sequences]
-    decodes = max(length - end for length, end in zip(_LENGTHS, _CHUNKS[-1], strict=True))
-    steps = [[0] * len(lengths), *_CHUNKS, *([end + n for end in _CHUNKS[-1]] for n in range(1, decodes + 1))]
-    ends = [[*map(min, step, lengths)] for step in steps]
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]
-    for step in ([*map(range, *pair)] for pair in pairwise(ends)):
+    for step in ([*map(range, *pair)] for pair in pairwise(_ends(lengths))):
         rows = [b for b, span in enumerate(step) if span]
         if not rows:
             continue
@@ -289,9 +167,3 @@ def _own_lengths(loaded: LoadedModel, spans: list[range], lengths: list[int]) ->
         return nullcontext()
     starts, counts = [span.start for span in spans], [len(span) for span in spans]
     return loaded.rope.step(loaded.rope.lengths(starts, counts, lengths, lengths))
-
-
-def _has_experts(config: Any) -> bool:
-    text = config.get_text_config(decoder=True)
-    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    return any((getattr(text, name, None) or 0) > 1 for name in names)

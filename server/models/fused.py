@@ -48,15 +48,13 @@ class Norm(nn.Module):
 class FusedLayer(nn.Module):
     """RMSNorm, attention, RMSNorm, gated MLP; each of the two parts is added to what came in, in place.
 
-    The weights of queries, keys and values are one matrix, those of gate and up projection another. Without
-    ``longspan`` among a call's arguments the layer computes as transformers wrote it.
+    The weights of queries, keys and values are one matrix, those of gate and up projection another.
 
     Args:
-        plain: a decoder layer of transformers. Its own weights become views of the merged ones, so that it
-            costs no memory to keep.
+        plain: a decoder layer of transformers. Its own weights become views of the merged ones, so that the
+            two together take no more memory than one.
 
     Attributes:
-        plain: the same; ``None`` once its weights are gone.
         layer_idx: what attention is told.
         features: what attention is given besides, as the plain layer's call gave it; see ``Attend``.
         head_norms: of queries and of keys, or none.
@@ -89,7 +87,6 @@ class FusedLayer(nn.Module):
         self.gate_up = _merge([mlp.gate_proj, mlp.up_proj])
         self.down: nn.Module = mlp.down_proj
         self.activation: nn.Module = mlp.act_fn
-        self.plain: nn.Module | None = plain
 
     def forward(
         self,
@@ -106,17 +103,13 @@ class FusedLayer(nn.Module):
             attention_mask: what the model prepared, if it did.
             position_embeddings: cosines and sines ``[1, T, D]`` of the rotary angles.
             longspan: what computes attention.
-            more: for the plain layer.
+            more: what only other forms of layers use.
 
         Raises:
-            UnsupportedError: neither ``longspan`` nor the plain layer is there.
+            UnsupportedError: ``longspan`` is not there.
         """
         if longspan is None:
-            if self.plain is None:
-                raise UnsupportedError("a quantized model only computes with the keyword argument longspan")
-            more |= {"attention_mask": attention_mask, "position_embeddings": position_embeddings}
-            plain: torch.Tensor = self.plain(hidden_states, **more)
-            return plain
+            raise UnsupportedError("a lean layer computes with the keyword argument longspan only")
         assert position_embeddings is not None
         hidden = hidden_states[0]
         heads = self.qkv(self.attention_norm(hidden)).view(len(hidden), -1, self.head_size)

@@ -89,7 +89,7 @@ def quantize(model: Any, weights: Weights) -> str:
             if model.device.type == "cpu":
                 done = _pack(model, weights)
             else:
-                replace_weights(_linears(model), cast(Form, weights))
+                replace_weights(((name, linear) for _, name, linear in _linears(model)), cast(Form, weights))
         except ValueError as error:
             reason = str(error)
         else:
@@ -136,8 +136,6 @@ def _pack(model: Any, weights: Weights) -> str:
             continue
         packed_in[packed.bits] += 1
         rounded += not packed.exact
-        if isinstance(parent, FusedLayer):
-            parent.plain = None
         quantized = QuantizedLinear(packed, linear.in_features, linear.out_features, linear.bias)
         setattr(parent, name, quantized)
     said = [f"{count} packed in {bits} bits" for bits, count in sorted(packed_in.items())]
@@ -155,7 +153,7 @@ def _pack(model: Any, weights: Weights) -> str:
 
 def _others(model: Any) -> list[str]:
     """What has matrices and is never packed: routers and experts, for example."""
-    known = {id(linear) for *_, linear in _linears(model)} | _fused(model)
+    known = {id(linear) for *_, linear in _linears(model)}
     found = {
         type(module).__name__ if type(module) is not nn.Linear else name.rpartition(".")[2]
         for name, module in model.named_modules()
@@ -167,23 +165,12 @@ def _others(model: Any) -> list[str]:
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     # By number and by name, so that nothing here holds on to weights that are replaced.
-    plain = _fused(model)
     for parent in model.modules():
         for name in [name for name, _ in parent.named_children()]:
             child = getattr(parent, name)
             # A class derived from Linear computes something else.
-            if id(parent) not in plain and type(child) is nn.Linear and name not in _ROUTERS:
+            if type(child) is nn.Linear and name not in _ROUTERS:
                 yield parent, name, child
-
-
-def _fused(model: nn.Module) -> set[int]:
-    """Numbers of the modules that a fused layer has its weights from."""
-    return {
-        id(part)
-        for layer in model.modules()
-        if isinstance(layer, FusedLayer) and layer.plain is not None
-        for part in layer.plain.modules()
-    }
 
 
 def _packed(weight: torch.Tensor, weights: Weights, *, is_head: bool) -> Packed | None:

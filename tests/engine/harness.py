@@ -14,6 +14,7 @@ from attention.cache import PagedCache
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.messages import FinishReason, PositionLogprob, Sampling, Submit
+from server.models.fuse import fuse
 from server.models.load import LoadedModel, load_model
 
 GREEDY = Sampling(temperature=0.0)
@@ -32,8 +33,10 @@ class Outcome:
 
 
 def load(folder: Path, dtype: str = "float32") -> LoadedModel:
-    """The model on the CPU, attending through Longspan's hook."""
-    return load_model(folder, dtype, "cpu", None, lambda stage, fraction: None)
+    """The model on the CPU with lean layers, attending through Longspan's hook."""
+    loaded = load_model(folder, dtype, "cpu", None, lambda stage, fraction: None)
+    fuse(loaded.model)
+    return loaded
 
 
 def make_core(

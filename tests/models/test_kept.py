@@ -14,10 +14,10 @@ from server.engine.build import build_engine
 from server.engine.prepare import prepare
 from server.errors import RefusedError
 from server.models import kept, packed_file
-from server.models.check import sample_logits
 from server.models.kept import kept_file
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.model import QuantizedModel
+from server.models.sample import sample_logits
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, run
 from tests.models_zoo import VOCABULARY, save_tiny
