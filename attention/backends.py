@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from attention.cache import PagedCache
 from attention.choice import Choice, Place, pattern_of, selectable
 from attention.kernels.base import Kernel
-from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.full import Full
 from attention.registry import Backend, Registry, UnsupportedError, unknown
@@ -123,6 +121,11 @@ class Attention:
         """Which cached tokens a query of this layer may see, its own window aside."""
         return _FULL if layer.index in self.pattern.dense_layers else self.pattern
 
+    @property
+    def ruled_layers(self) -> list[tuple[LayerSpec, Pattern]]:
+        """Each layer with the pattern of its queries."""
+        return [(layer, self.pattern_of(layer)) for layer in self.layers]
+
     def expired(self, seq_len: int, page_size: int) -> range:
         """Page indices of a sequence that no layer's query at position ``seq_len`` or later can see.
 
@@ -142,10 +145,6 @@ class Attention:
         """Why steps of which the device alone knows can't be computed, if so; see ``Kernel.needs_host``."""
         reasons = (self.kernel.needs_host(pattern) for pattern, _, _ in self.kinds)
         return next(filter(None, reasons), None)
-
-    def program(self, cache: PagedCache) -> Program | None:
-        """All layers' attention as native calls, where the kernel has such; see ``Kernel.program``."""
-        return self.kernel.program([(layer, self.pattern_of(layer)) for layer in self.layers], cache)
 
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Stores a step's keys and values; see ``LayerCache.write``."""

@@ -61,9 +61,8 @@ def forward(
     """A model's logits of a flattened batch.
 
     Args:
-        model: a causal language model of transformers whose attention implementation is ``longspan``, or one
-            that has ``flat``, which takes such a batch as it is and gives logits that are good until the
-            next call.
+        model: a causal language model of transformers whose attention implementation is ``longspan``, or
+            one that is called as such and gives logits that are good until the next call.
         ids: int64 ``[T]``.
         positions: int64 ``[T]``.
         attend: what computes attention.
@@ -75,9 +74,6 @@ def forward(
     Raises:
         UnsupportedError: the model gives another number of rows.
     """
-    if (flat := getattr(type(model), "flat", None)) is not None:
-        logits: torch.Tensor = flat(model, ids, positions, attend, rows)
-        return logits
     # As many as there are: what a model that takes no notice of them gives would look the same.
     asked = None if rows is None or len(rows) == len(ids) else rows
     selection = {} if asked is None else {"logits_to_keep": asked}

@@ -15,7 +15,6 @@ import torch
 from attention.backends import Attention, UnsupportedError
 from attention.cache import PagedCache
 from attention.forward import Attend, attending
-from attention.kernels.cpu.chain import Program
 from attention.layers import IMPLEMENTATION
 from attention.rotation import Rotation
 from attention.types import AttentionBatch, LayerSpec
@@ -31,8 +30,6 @@ class Step:
         batch: the step's work.
         layers: by index, as ``read_layers`` found them.
         rotations: by index, as ``read_rotations`` found them; needed where the pattern rerotates queries.
-        program: attention over the cache as native calls, which a model may make instead of calling
-            ``attend`` layer by layer; see ``Attention.program``.
     """
 
     attention: Attention
@@ -40,7 +37,6 @@ class Step:
     batch: AttentionBatch
     layers: Mapping[int, LayerSpec]
     rotations: Mapping[int, Rotation] = field(default_factory=dict)
-    program: Program | None = None
 
     def attend(
         self,

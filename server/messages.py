@@ -222,6 +222,8 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         memory_used: bytes of it in use now.
         measured: what the device can do at best, if that was asked for and there was memory for it.
         threads: CPU threads of the engine.
+        executor: what computes steps: ``transformers``, ``native`` or ``cuda_graphs``.
+        executor_reason: why this executor.
         cuda_graphs: how many batch sizes' decode steps are captured.
         versions: of torch and transformers.
     """
@@ -248,6 +250,8 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     memory_used: int
     measured: Measured | None
     threads: int
+    executor: str
+    executor_reason: str
     cuda_graphs: int
     versions: dict[str, str]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from attention.cache import PagedCache
 from attention.formats import CACHE_FORMATS, format_name
-from attention.kernels.cpu.chain import Program
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.table import chooses_at, spans_at
 from attention.types import AttentionBatch, LayerCache, LayerSpec
@@ -87,18 +84,6 @@ class Kernel(ABC):
     ) -> None:
         """``pattern.update``, or a faster way to the same; called before ``forward``, with the same."""
         pattern.update(layer, cache, batch)
-
-    def program(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> Program | None:
-        """All layers' ``forward``, and the writes to the cache before it, as native calls.
-
-        Args:
-            layers: with the pattern of each.
-            cache: where their keys and values go.
-
-        Returns:
-            ``None`` if the kernel has none for these layers: then ``forward`` is the way.
-        """
-        return None
 
 
 def power_of_two(number: int) -> int:

@@ -132,6 +132,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 reason=ready.attention_reason,
                 options=ready.attention_options,
             ),
+            executor=inference_pb2.ExecutorInfo(name=ready.executor, reason=ready.executor_reason),
             eos_token_ids=served.generation.eos_token_ids,
             default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,

@@ -13,7 +13,6 @@ from attention.cache import PagedCache
 from attention.formats import format_name
 from server.engine.core import EngineCore
 from server.engine.cores import usable_cores
-from server.engine.graphs import CaptureError, CudaGraph, DecodeGraphs
 from server.engine.hardware import measure, memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Report, chosen_device, prepare
@@ -21,9 +20,10 @@ from server.engine.runner import Runner
 from server.engine.team import watched
 from server.errors import RefusedError
 from server.messages import Measured, Ready
+from server.models.executors.captured import CapturedExecutor
+from server.models.executors.choose import captured, choose_executor
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
-from server.models.quantized.model import QuantizedModel
 from server.models.refusing import refusing
 from server.settings import Settings
 
@@ -65,10 +65,11 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     pages, context_length = _size_cache(settings, loaded, attention, device, page_bytes)
     cache = PagedCache(loaded.layers, pages, settings.page_size, kv_dtype, device, pattern=attention.pattern)
     with refusing(loaded.architecture, "reading its rotation"):
-        runner = Runner(loaded.model, loaded.layers, attention, cache, loaded.rope)
+        executor = choose_executor(loaded, attention, cache)
     if device == "cuda" and settings.cuda_graphs:
         report("capturing decode steps", 0.97)
-        runner.graphs = _captured(runner, settings.max_running, context_length)
+        executor = captured(executor, most=settings.max_running, context_length=context_length)
+    runner = Runner(executor)
     core = EngineCore(
         runner,
         context_length=context_length,
@@ -79,7 +80,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         prefix_cache=settings.prefix_cache,
         ahead=device == "cuda",  # a CPU has computed a step when it is launched
         check_integrity=settings.check_integrity,
-        team=watched(threads) if _is_native(runner) else None,
+        team=watched(threads) if executor.thread_invariant else None,
     )
     ready = Ready(
         architecture=loaded.architecture,
@@ -104,7 +105,9 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         memory_used=used_bytes(runner.device),
         measured=measured,
         threads=threads,
-        cuda_graphs=0 if runner.graphs is None else len(runner.graphs.sizes),
+        executor=executor.name,
+        executor_reason=executor.reason,
+        cuda_graphs=len(executor.sizes) if isinstance(executor, CapturedExecutor) else 0,
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
     )
     log.info(
@@ -117,6 +120,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         ready.kv_dtype,
         ready.kv_bytes / 2**30,
     )
+    log.info("steps are computed by executor %s: %s", ready.executor, ready.executor_reason)
     return core, ready
 
 
@@ -137,11 +141,6 @@ def _refuse_memory(settings: Settings) -> None:
         )
 
 
-def _is_native(runner: Runner) -> bool:
-    """Steps are native code throughout, whose bits don't depend on the number of threads; torch's may."""
-    return isinstance(runner.model, QuantizedModel) and runner.attention.kernel.name == "cpu_paged"
-
-
 def _measured(loaded: LoadedModel) -> Measured | None:
     """What the device can do at best, or a warning why that is not known."""
     try:
@@ -149,32 +148,6 @@ def _measured(loaded: LoadedModel) -> Measured | None:
     except RuntimeError as error:  # figures for people are not worth a server
         log.warning("the device's bandwidth and matrix rate were not measured: %s", error)
         return None
-
-
-def _captured(runner: Runner, max_running: int, context_length: int) -> DecodeGraphs | None:
-    """Decode steps as graphs, or a warning why there are none."""
-    reason = runner.attention.needs_host()
-    if reason is None and runner.rope is not None:
-        reason = f"{runner.rope.kind} RoPE rotates each sequence by its own length"
-    if reason is None:
-        pool = torch.cuda.graph_pool_handle()
-        try:
-            graphs = DecodeGraphs(
-                runner.forward,
-                lambda: CudaGraph(pool),
-                runner.cache,
-                most=max_running,
-                context_length=context_length,
-            )
-        except CaptureError as error:
-            reason = str(error)
-        else:
-            log.info("decode steps of up to %d sequences are captured in CUDA graphs", max_running)
-            return graphs
-    log.warning(
-        "decode steps are not captured in CUDA graphs, and their kernels launched one by one: %s", reason
-    )
-    return None
 
 
 def _size_cache(

@@ -114,7 +114,7 @@ class EngineCore:
             raise ValueError(f"a context of {context_length} takes {needed} pages of {self.kv.pool.total}")
         self._pages_read = self._pages_skipped = 0
         self._memory = MemoryMeter(runner.device)
-        self.costs = StepCosts(runner.model, list(runner.layers.values()), cache)
+        self.costs = StepCosts(runner.executor.model, runner.attention.layers, cache)
         self.scheduler = Scheduler(
             self.kv, max_running, max_batch_tokens, max_prefills, Pace(prompt_step_seconds)
         )

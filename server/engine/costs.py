@@ -8,6 +8,7 @@ may see is read once per layer, and activations move nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -155,7 +156,7 @@ class StepCosts:
         cache: their keys and values.
     """
 
-    def __init__(self, model: Any, layers: list[LayerSpec], cache: PagedCache) -> None:
+    def __init__(self, model: Any, layers: Iterable[LayerSpec], cache: PagedCache) -> None:
         self.weights = ModelWeights.of(model)
         self._layers: dict[tuple[int, ...], _Layers] = {}
         self._by_index: dict[int, _Layers] = {}

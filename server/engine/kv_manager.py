@@ -95,7 +95,7 @@ class KVManager:
         pages = found[:count]
         pages[evicted.start : evicted.stop] = [0] * len(evicted)
         self.pool.hold(pages)
-        sequence.pages = pages
+        sequence.table.replace(pages)
         sequence.evicted_up_to = evicted.stop
         sequence.computed = count * self.page_size
 
@@ -174,7 +174,7 @@ class KVManager:
     def release(self, sequence: Sequence) -> None:
         """Takes all pages from a sequence; it would have to compute its tokens again."""
         self.pool.release(sequence.pages)
-        sequence.pages = []
+        sequence.table.replace([])
         sequence.evicted_up_to = 0
         sequence.computed = 0
 

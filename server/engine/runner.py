@@ -8,28 +8,21 @@ takes from there, on the device. On a CPU all is computed when it is launched.
 from __future__ import annotations
 
 from collections.abc import Set
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from attention.backends import Attention, UnsupportedError
-from attention.cache import PagedCache
 from attention.formats import format_name
-from attention.forward import forward
-from attention.hook import Step
 from attention.reading import Pages, pages_of
-from attention.rope import LengthRope
-from attention.rotation import Rotation, read_rotations
 from attention.transfer import AsyncCopy, to_device
-from attention.types import AttentionBatch, LayerSpec
 from server.engine import sampler
-from server.engine.graphs import DecodeGraphs
 from server.engine.logprobs import measure, prompt_logprobs
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import PositionLogprob
+from server.models.executors.base import Executor, StepInput
 
 _NO_ROWS: Set[int] = frozenset()
 
@@ -69,49 +62,23 @@ class RunOutput(NamedTuple):
 
 
 class Runner:
-    """A model over its paged cache.
+    """Computes scheduled tokens with an executor and samples from what it gives.
 
     Args:
-        model: a causal language model of transformers that attends through ``attention.hook``.
-        layers: its attention layers.
-        attention: pattern and kernel.
-        cache: the keys and values.
-        rope: the model's rotary embeddings, if their frequencies depend on lengths.
+        executor: a model over its paged cache.
 
     Attributes:
-        graphs: captured decode steps, where there are any.
-        rope: the same as it is in force; with a pattern of a short reach, lengths don't count.
-
-    Raises:
-        UnsupportedError: the pattern's in-cache positions don't go with how the model rotates its keys.
+        executor: the same.
+        attention: its pattern and kernel.
+        cache: its keys and values.
+        rope: its rotary embeddings, if their frequencies depend on lengths.
+        device: where it computes.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        layers: list[LayerSpec],
-        attention: Attention,
-        cache: PagedCache,
-        rope: LengthRope | None = None,
-    ) -> None:
-        self.model = model
-        self.layers = {layer.index: layer for layer in layers}
-        self.attention = attention
-        self.cache = cache
-        self.device = next(model.parameters()).device
-        self.rotations: dict[int, Rotation] = {}
-        pattern = attention.pattern
-        if pattern.rerotated or pattern.reach is not None:
-            self.rotations = read_rotations(model, layers)
-        if rope is not None and pattern.rerotated and pattern.reach is None:
-            raise UnsupportedError(
-                f"positions=cache with dense_layers doesn't go with {rope.kind} RoPE, whose frequencies "
-                "change with the distances that dense layers see; leave dense_layers out or choose "
-                "positions=original"
-            )
-        self._program = attention.program(cache)
-        self.graphs: DecodeGraphs | None = None
-        self.rope = rope.fixed() if rope is not None and pattern.reach is not None else rope
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.attention, self.cache, self.rope = executor.attention, executor.cache, executor.rope
+        self.device: torch.device = executor.model.device
 
     @torch.inference_mode()
     def launch(self, scheduled: list[Scheduled], before: Launched | None = None) -> Launched:
@@ -122,44 +89,36 @@ class Runner:
             scheduled: with pages for all of it.
             before: the pass launched last, if it is not collected yet: their pending tokens are there.
         """
-        if self.graphs is not None and self.graphs.fits(scheduled):
-            return self._replay(self.graphs, scheduled, self._ids(scheduled, before))
-        batch = AttentionBatch.build(
-            [s.computed for s, _ in scheduled],
-            [n for _, n in scheduled],
-            [s.pages for s, _ in scheduled],
-            self.cache.page_size,
-            self.device,
-            prompt_lens=[s.prompt_len for s, _ in scheduled],
-        )
+        counts = [n for _, n in scheduled]
+        starts = [0, *accumulate(counts)]
         caught_up = [b for b, (s, n) in enumerate(scheduled) if n == s.remaining]
-        last_rows = [batch.query_starts[b + 1] - 1 for b in caught_up]
+        last_rows = [starts[b + 1] - 1 for b in caught_up]
         echo = [self._echo_positions(one) for one in scheduled]
         keep = last_rows + [
-            batch.query_starts[b] + position - scheduled[b].sequence.computed
+            starts[b] + position - scheduled[b].sequence.computed
             for b, positions in enumerate(echo)
             for position in positions
         ]
-        every = len(keep) == len(last_rows) == batch.query_starts[-1]
-        logits = self._logits(scheduled, batch, self._ids(scheduled, before), None if every else keep)
+        every = len(keep) == len(last_rows) == starts[-1]
+        step = StepInput(
+            ids=self._ids(scheduled, before),
+            computed=[s.computed for s, _ in scheduled],
+            counts=counts,
+            prompt_lens=[s.prompt_len for s, _ in scheduled],
+            expected=[s.expected for s, _ in scheduled],
+            tables=[s.table for s, _ in scheduled],
+            page_size=self.cache.page_size,
+            rows=None if every else keep,
+        )
+        logits = self.executor.logits(step)
         sequences = [scheduled[b].sequence for b in caught_up]
         return Launched(
             sequences,
             self._choose(sequences, logits if every else logits[: len(last_rows)]) if sequences else None,
             self._echo(scheduled, echo, logits, len(last_rows)),
             len(keep),
-            pages_of(self.attention, batch),
+            pages_of(self.attention, step.batch),
         )
-
-    def _replay(self, graphs: DecodeGraphs, scheduled: list[Scheduled], ids: torch.Tensor) -> Launched:
-        """Launches a captured step; ``ids`` are int64 ``[B]`` on the device."""
-        sequences = [one.sequence for one in scheduled]
-        batch = AttentionBatch.counted(
-            [s.computed for s in sequences], self.cache.page_size, [s.prompt_len for s in sequences]
-        )
-        chosen = self._choose(sequences, graphs.logits(sequences, ids))
-        nothing: list[AsyncCopy | None] = [None] * len(scheduled)
-        return Launched(sequences, chosen, nothing, len(scheduled), pages_of(self.attention, batch))
 
     @torch.inference_mode()
     def collect(self, launched: Launched, void: Set[Sequence] = frozenset()) -> RunOutput:
@@ -180,25 +139,12 @@ class Runner:
         """Launches and collects."""
         return self.collect(self.launch(scheduled))
 
-    def forward(
-        self, ids: torch.Tensor, batch: AttentionBatch, rows: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The model's logits ``[N, V]`` of a flattened batch.
-
-        Args:
-            ids: int64 ``[T]`` on the device.
-            batch: the step's work.
-            rows: int64 ``[N]`` on the device; ``None`` for all tokens.
-        """
-        step = Step(self.attention, self.cache, batch, self.layers, self.rotations, self._program)
-        return forward(self.model, ids, batch.positions, step, rows)
-
     @property
     def narrowness(self) -> str:
         """What to do about logits that are NaN, if the cache may be why: the end of a sentence."""
         dtype = self.cache.dtype
         most = torch.finfo(dtype).max
-        if most >= torch.finfo(self.model.dtype).max:
+        if most >= torch.finfo(self.executor.model.dtype).max:
             return ""
         return (
             f"; a key or value beyond {most:g}, the most that a KV cache in {format_name(dtype)} holds, does "
@@ -220,35 +166,6 @@ class Runner:
         newest = before.chosen.tokens[(-1 - numbers).clamp(min=0)]
         # Where no token was found the step comes to nothing for that sequence; it must only not fail.
         return torch.where(numbers < 0, newest.clamp(min=0), numbers)
-
-    def _logits(
-        self, scheduled: list[Scheduled], batch: AttentionBatch, ids: torch.Tensor, keep: list[int] | None
-    ) -> torch.Tensor:
-        """Queues the model's forward.
-
-        Args:
-            scheduled: what the batch was built of.
-            batch: the step's work.
-            ids: int64 ``[T]`` on the device.
-            keep: rows of the batch; ``None`` for all of them.
-
-        Returns:
-            The rows' logits, ``[len(keep), V]``; one that no sequence asked for, if there are none.
-            What is computed later must leave them as they are.
-        """
-        # An empty selection is not something every model's head can handle.
-        rows = None if keep is None else to_device(torch.tensor(keep or [0]), self.device)
-        with nullcontext() if self.rope is None else self.rope.step(self._lengths(self.rope, scheduled)):
-            return self.forward(ids, batch, rows)
-
-    @staticmethod
-    def _lengths(rope: LengthRope, scheduled: list[Scheduled]) -> torch.Tensor:
-        return rope.lengths(
-            [s.computed for s, _ in scheduled],
-            [n for _, n in scheduled],
-            [s.prompt_len for s, _ in scheduled],
-            [s.expected for s, _ in scheduled],
-        )
 
     @staticmethod
     def _choose(sequences: list[Sequence], logits: torch.Tensor) -> sampler.Chosen:

@@ -6,6 +6,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from server.messages import FinishReason, PositionLogprob, Submit
+from server.models.executors.base import PageTable
 
 if TYPE_CHECKING:
     from server.engine.sampler import SamplerState
@@ -32,7 +33,7 @@ class Sequence:
         tokens: prompt and output.
         pending: tokens after those, chosen by steps that are launched, which the host does not know yet.
         computed: leading tokens whose keys and values are in ``pages``, or will be by the steps launched.
-        pages: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
+        table: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
             pattern has let it go.
         evicted_up_to: the index up to which ``pages`` has been searched for such pages.
         page_keys: prefix-cache keys of its leading full pages, as far as they were needed.
@@ -51,7 +52,6 @@ class Sequence:
         "evicted_up_to",
         "found",
         "page_keys",
-        "pages",
         "pending",
         "preemptions",
         "prompt_logprobs",
@@ -59,6 +59,7 @@ class Sequence:
         "sampler",
         "started",
         "state",
+        "table",
         "tokens",
     )
 
@@ -69,7 +70,7 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.pending = 0
         self.computed = 0
-        self.pages: list[int] = []
+        self.table = PageTable()
         self.evicted_up_to = 0
         self.page_keys: list[bytes] = []
         self.sampler: SamplerState | None = None
@@ -78,6 +79,11 @@ class Sequence:
         self.started: float | None = None
         self.cached_tokens = 0
         self.preemptions = 0
+
+    @property
+    def pages(self) -> list[int]:
+        """Its pages in order; 0 where the pattern has evicted one."""
+        return self.table.pages
 
     @property
     def id(self) -> int:

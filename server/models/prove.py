@@ -17,9 +17,9 @@ from attention.backends import Attention, UnsupportedError, resolve
 from attention.formats import format_name
 from attention.patterns.full import Full
 from server.errors import RefusedError
-from server.models.check import decoded, own_logits, paged_logits, relative_error, sequences_of
 from server.models.in_float32 import in_float32
 from server.models.loaded import LoadedModel
+from server.models.logits import decoded, own_logits, paged_logits, relative_error, sequences_of
 from server.models.non_finite import check_computed, check_held
 from server.models.refusing import other_kernels
 

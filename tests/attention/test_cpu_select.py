@@ -15,6 +15,7 @@ from attention.formats import CACHE_FORMATS
 from attention.kernels.base import choosing_rows
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.chain import Chain
+from attention.kernels.cpu.chained import ChainedAttention
 from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.full import Full
 from attention.patterns.topk import TopK
@@ -242,8 +243,8 @@ def test_the_kernel_chooses_by_it(dtype, monkeypatch):
     seeds,
     st.data(),
 )
-def test_a_program_chooses_as_layers_do(lengths, windows, pattern, page_size, dtype, seed, data):
-    """Steps of one program, of prompts' rows and others, with a layer that is left alone; to the last bit."""
+def test_chained_attention_selects_as_layers_do(lengths, windows, pattern, page_size, dtype, seed, data):
+    """Steps of one chain, of prompts' rows and others, with a layer that is left alone; to the last bit."""
     specs = [LayerSpec(i, 6, 2, 24, 24, 0.2, window=window) for i, window in enumerate(windows)]
     pattern.dense_layers = data.draw(st.sampled_from([(), (0,)]), label="dense layers")
     counts = [-(-sum(length) // page_size) for length in lengths]
@@ -255,8 +256,7 @@ def test_a_program_chooses_as_layers_do(lengths, windows, pattern, page_size, dt
     ]
     random = torch.Generator().manual_seed(seed)
     layered = [(layer, Full() if layer.index in pattern.dense_layers else pattern) for layer in specs]
-    program = CpuPaged().program(layered, caches[0])
-    assert program is not None
+    chained = ChainedAttention(layered, caches[0])
     for computed, coming in (([0] * len(lengths), 0), ([there for there, _ in lengths], 1)):
         step = [length[coming] for length in lengths]
         some = [b for b, tokens in enumerate(step) if tokens]
@@ -271,8 +271,8 @@ def test_a_program_chooses_as_layers_do(lengths, windows, pattern, page_size, dt
             heads = torch.randn(len(batch.slots), 10, 24, generator=random)
             query, key, value = heads.split([6, 2, 2], dim=1)
             output = torch.full((len(batch.slots), 6, 24), float("nan"))
-            program.prepare(batch, query, key, value, output)
-            Chain(program.calls[layer.index]).run()
+            chained.prepare(batch, query, key, value, output)
+            Chain(chained.calls[layer.index]).run()
             cache = caches[1].layers[layer.index]
             cache.write(batch.slots, key, value)
             if own is pattern:

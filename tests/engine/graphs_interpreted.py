@@ -11,13 +11,12 @@ import torch
 from attention.backends import resolve
 from attention.cache import PagedCache
 from attention.kernels import triton_device, triton_paged
-from attention.types import AttentionBatch
-from server.engine import graphs
-from server.engine.graphs import CaptureError, DecodeGraphs
-from server.engine.runner import Runner
-from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import Sampling, Submit
+from server.models.executors import captured
+from server.models.executors.base import StepInput
+from server.models.executors.captured import CapturedExecutor, CaptureError
+from server.models.executors.eager import EagerExecutor
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
 from tests.models_zoo import save_tiny
 from tests.stand_in_graph import StandInGraph
@@ -39,9 +38,8 @@ def model(tmp_path_factory):
     return load(save_tiny("llama", tmp_path_factory.mktemp("graphs") / "llama", num_hidden_layers=2))
 
 
-def capture(runner, graph, most=1, forward=None):
-    with torch.inference_mode():
-        return DecodeGraphs(forward or runner.forward, graph, runner.cache, most=most, context_length=40)
+def capture(eager, graph, most=1):
+    return CapturedExecutor(eager, graph, most=most, context_length=40)
 
 
 class Engine:
@@ -52,11 +50,11 @@ class Engine:
         self.attention = resolve(backend, options or {}, "triton", loaded.layers, *place)
         pattern = self.attention.pattern
         self.cache = PagedCache(loaded.layers, PAGES, PAGE_SIZE, torch.float32, pattern=pattern, poison=True)
-        self.runner = Runner(loaded.model, loaded.layers, self.attention, self.cache)
+        self.eager = EagerExecutor(loaded, self.attention, self.cache, "it is to be captured")
         self.recorded: list[StandInGraph] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(graphs, "batch_sizes", lambda most: sizes)
-            self.graphs = capture(self.runner, self._graph, sizes[-1])
+            patch.setattr(captured, "batch_sizes", lambda most: sizes)
+            self.executor = capture(self.eager, self._graph, sizes[-1])
         for tensor in self.tensors():
             tensor.fill_(torch.nan)
 
@@ -72,30 +70,36 @@ class Engine:
         """One whose prompt is in the cache, all but the last token."""
         prompt = [(11 * number + 5 * i) % 300 + 4 for i in range(length)]
         sequence = Sequence(Submit(id=number, prompt=prompt, sampling=GREEDY, max_tokens=30), number)
-        sequence.pages = list(pages)
+        sequence.table.replace(list(pages))
         self.compute([sequence], [length])
         sequence.computed = length
         sequence.tokens.append(number + 9)
         return sequence
 
-    @torch.inference_mode()
-    def compute(self, sequences, counts):
-        batch = AttentionBatch.build(
-            [s.computed for s in sequences],
-            counts,
-            [s.pages for s in sequences],
-            PAGE_SIZE,
-            prompt_lens=[s.prompt_len for s in sequences],
-        )
+    def work(self, sequences, counts):
         ids = [
             i for s, n in zip(sequences, counts, strict=True) for i in s.tokens[s.computed : s.computed + n]
         ]
-        return self.runner.forward(torch.tensor(ids), batch).clone()
+        return StepInput(
+            ids=torch.tensor(ids),
+            computed=[s.computed for s in sequences],
+            counts=counts,
+            prompt_lens=[s.prompt_len for s in sequences],
+            expected=[s.expected for s in sequences],
+            tables=[s.table for s in sequences],
+            page_size=PAGE_SIZE,
+        )
+
+    @torch.inference_mode()
+    def compute(self, sequences, counts):
+        return self.eager.logits(self.work(sequences, counts)).clone()
 
     @torch.inference_mode()
     def captured(self, sequences):
-        assert self.graphs.fits([Scheduled(sequence, 1) for sequence in sequences])
-        return self.graphs.logits(sequences, torch.tensor([s.tokens[s.computed] for s in sequences]))
+        work = self.work(sequences, [1] * len(sequences))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.eager, "logits", None)
+            return self.executor.logits(work)
 
     def step(self, sequences):
         """One token for each, directly and captured, from the same cache, to the same effect."""
@@ -140,7 +144,8 @@ def test_rows_of_the_table_pass_on(model):
     three = engine.sequence(3, 7, [21, 22, 23])
     engine.step([three, two])
     tokens, computed = two.tokens, two.computed
-    two.pages, two.computed, two.preemptions = [31, 32, 33], 0, 1
+    two.table.replace([31, 32, 33])
+    two.computed = 0
     engine.compute([two], [computed])
     two.tokens, two.computed = tokens, computed
     for tensor in engine.tensors():
@@ -169,10 +174,10 @@ def test_an_engine_gives_the_same_tokens(model):
     sizes = {"pages": PAGES, "page_size": PAGE_SIZE, "max_running": 3, "context_length": 40}
     expected = run(make_core(model, kernel="reference", **sizes), requests)
     core = make_core(model, kernel="triton", ahead=True, **sizes)
-    core.runner.graphs = capture(core.runner, StandInGraph, most=3)
+    executor = core.runner.executor = capture(core.runner.executor, StandInGraph, most=3)
     replayed = []
-    logits = core.runner.graphs.logits
-    core.runner.graphs.logits = lambda *step: replayed.append(len(step[0])) or logits(*step)
+    replay = executor._replayed
+    executor._replayed = lambda step: replayed.append(len(step.counts)) or replay(step)
     outcomes = run(core, requests)
     for number, outcome in expected.items():
         assert outcomes[number].tokens == outcome.tokens
@@ -189,24 +194,28 @@ def test_an_engine_gives_the_same_tokens(model):
         (lambda ids, batch: {}["launch"], "KeyError: 'launch'"),
     ],
 )
-def test_what_needs_the_host_is_refused(model, fault, reason):
+def test_what_needs_the_host_is_refused(model, fault, reason, monkeypatch):
     engine = Engine(model)
+    forward = engine.eager.forward
 
-    def forward(ids, batch):
+    def faulty(ids, batch):
         if batch.device_only:
             fault(ids, batch)
-        return engine.runner.forward(ids, batch)
+        return forward(ids, batch)
 
+    monkeypatch.setattr(engine.eager, "forward", faulty)
     with pytest.raises(CaptureError, match=reason):
-        capture(engine.runner, StandInGraph, forward=forward)
+        capture(engine.eager, StandInGraph)
 
 
-def test_a_step_that_computes_something_else_is_refused(model):
+def test_a_step_that_computes_something_else_is_refused(model, monkeypatch):
     engine = Engine(model)
+    forward = engine.eager.forward
 
-    def forward(ids, batch):
-        logits = engine.runner.forward(ids, batch)
+    def other(ids, batch):
+        logits = forward(ids, batch)
         return logits * 1.1 if batch.device_only else logits
 
+    monkeypatch.setattr(engine.eager, "forward", other)
     with pytest.raises(CaptureError, match=r"differ by 0\.1 of the largest"):
-        capture(engine.runner, StandInGraph, forward=forward)
+        capture(engine.eager, StandInGraph)

@@ -14,6 +14,7 @@ from attention.cache import PagedCache
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.messages import FinishReason, PositionLogprob, Sampling, Submit
+from server.models.executors.choose import choose_executor
 from server.models.fuse import fuse
 from server.models.load import LoadedModel, load_model
 
@@ -66,7 +67,7 @@ def make_core(
     )
     capacity = (pages - 1) * page_size
     return EngineCore(
-        Runner(loaded.model, loaded.layers, attention, cache, loaded.rope),
+        Runner(choose_executor(loaded, attention, cache)),
         context_length=context_length or min(loaded.context_length, capacity),
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,

@@ -54,6 +54,6 @@ def last_step(loaded, tokens, rows):
     """
     core = make_core(loaded, pages=len(tokens) // 16 + 3, max_batch_tokens=rows, kernel="sdpa")
     kernel = Recorded()
-    core.runner.attention = replace(core.runner.attention, kernel=kernel)
+    core.runner.executor.attention = replace(core.runner.attention, kernel=kernel)
     run(core, greedy_requests([tokens], 1))
     return kernel.asked

@@ -146,17 +146,15 @@ def test_logits_that_are_no_numbers_end_their_sequence_only(simple):
     requests = greedy_requests(prompts_of(5, 9, 6, vocabulary=8), 12)
     expected = {request.id: alone(simple, request)[0] for request in requests}
     core = make_core(simple, page_size=2, ahead=True)
-    logits_of = core.runner._logits
+    choose = core.runner._choose
 
-    def spoiled(scheduled, batch, ids, keep):
-        logits = logits_of(scheduled, batch, ids, keep)
-        caught_up = [s for s, n in scheduled if n == s.remaining]
-        for row, sequence in enumerate(caught_up):
+    def spoiled(sequences, logits):
+        for row, sequence in enumerate(sequences):
             if sequence.id == 2 and sequence.expected >= 9 + 4:
                 logits[row] = torch.nan
-        return logits
+        return choose(sequences, logits)
 
-    core.runner._logits = spoiled
+    core.runner._choose = spoiled
     outcomes = run(core, requests)
     assert outcomes[2].tokens == expected[2][:4]
     assert outcomes[2].finish is FinishReason.FAILED

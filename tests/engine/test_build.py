@@ -37,7 +37,7 @@ def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, settings, s
         ("server.engine.prepare.prove", {}, "the start-up check", ", or try --kernel sdpa or reference"),
         ("server.engine.prepare.prove", {"kernel": "reference"}, "the start-up check", ""),
         (
-            "server.engine.runner.read_rotations",
+            "server.models.executors.rotary.read_rotations",
             {"attention": "sliding_window", "attention_option": {"positions": "cache", "window": "60"}},
             "reading its rotation",
             "",

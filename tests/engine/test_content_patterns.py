@@ -125,7 +125,8 @@ def core_for(loaded, options, **kwargs):
     shape = {"page_size": PAGE_SIZE, "pages": 150, "max_running": 7, "context_length": 200, **kwargs}
     core = make_core(loaded, backend="sparse", options=options, **shape)
     if kwargs.get("kernel", "reference") == "reference":
-        core.runner.attention = dataclasses.replace(core.runner.attention, kernel=Checked())
+        checked = dataclasses.replace(core.runner.attention, kernel=Checked())
+        core.runner.attention = core.runner.executor.attention = checked
     return core
 
 

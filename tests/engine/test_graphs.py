@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.build import _captured
-from server.engine.graphs import batch_sizes
+from server.models.executors.captured import CapturedExecutor, CaptureError, batch_sizes
 from tests.apart import interpret
 from tests.engine.harness import load, make_core
 from tests.models_zoo import save_tiny
@@ -14,10 +14,10 @@ def test_captured_steps():
     interpret("tests/engine/graphs_interpreted.py")
 
 
-def test_a_kernel_that_plans_on_the_host_is_left_out_with_a_warning(tmp_path, caplog):
-    core = make_core(load(save_tiny("llama", tmp_path)))
-    assert _captured(core.runner, 4, 64) is None
-    assert "launched one by one: kernel cpu_paged plans every step on the host" in caplog.text
+def test_a_kernel_that_plans_on_the_host_is_not_captured(tmp_path):
+    eager = make_core(load(save_tiny("llama", tmp_path))).runner.executor
+    with pytest.raises(CaptureError, match="kernel cpu_paged plans every step on the host"):
+        CapturedExecutor(eager, lambda: None, most=4, context_length=64)
 
 
 @given(st.integers(1, 5000))

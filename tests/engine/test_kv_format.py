@@ -169,7 +169,7 @@ def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype)
     bytes_of_all = sum(part.keys.nbytes + part.values.nbytes for part in cache.layers.values())
     assert bytes_of_all == ready.kv_bytes
     # Half the bytes, twice the pages.
-    page = sum(2 * layer.kv_heads * layer.head_size for layer in core.runner.layers.values()) * 16
+    page = sum(2 * layer.kv_heads * layer.head_size for layer in core.runner.attention.layers) * 16
     assert ready.pages_total + 1 == 2**20 // (page * cache.dtype.itemsize)
     (outcome,) = run(core, greedy_requests(prompts_of((30,), ready.vocabulary_size), 4)).values()
     assert len(outcome.tokens) == 4

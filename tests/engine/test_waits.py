@@ -17,6 +17,7 @@ from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.engine.sampler import Row, SamplerState
 from server.messages import Sampling, Submit
+from server.models.executors.choose import choose_executor
 from server.models.loaded import LoadedModel
 from tests.engine.harness import GREEDY, load
 from tests.engine.sampling import sample
@@ -82,7 +83,7 @@ def make_core(loaded: LoadedModel, kernel: str, backend: str, options: dict[str,
         poison=True,
     )
     return EngineCore(
-        Runner(loaded.model, loaded.layers, attention, cache, loaded.rope),
+        Runner(choose_executor(loaded, attention, cache)),
         context_length=256,
         max_running=8,
         max_batch_tokens=128,

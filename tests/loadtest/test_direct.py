@@ -130,7 +130,7 @@ def test_copied_pages_come_with_what_a_pattern_remembers_of_their_keys(loaded, n
         if layer.summary is None:
             continue
         anew = layer._replace(summary=torch.zeros_like(layer.summary))
-        pattern.update(core.runner.layers[index], anew, batch)
+        pattern.update(core.runner.attention.layers[index], anew, batch)
         torch.testing.assert_close(layer.summary[pages], anew.summary[pages], rtol=0, atol=0)
         assert len(layer.keys[pages].flatten(1).unique(dim=0)) > 1
         summarized += 1

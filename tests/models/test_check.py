@@ -10,9 +10,9 @@ from attention.backends import resolve
 from attention.formats import CACHE_FORMATS
 from attention.kernels.reference import Reference
 from server.errors import RefusedError
-from server.models.check import _DECODES as DECODES
-from server.models.check import relative_error
 from server.models.load import load_model
+from server.models.logits import _DECODES as DECODES
+from server.models.logits import relative_error
 from server.models.prove import Proven, check_served, compute_own, prove
 from tests.models.proving import proven
 from tests.models_zoo import CONTEXT, KINDS, WINDOW, save_tiny

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from attention.kernels.cpu import native
-from attention.types import AttentionBatch
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -54,34 +52,6 @@ class Chain:
     def run(self) -> None:
         """Makes the calls."""
         self._run(ctypes.c_void_p(self._entries.ctypes.data), ctypes.c_int64(len(self._entries)))
-
-
-class Program(Protocol):
-    """All layers' attention as native calls that stay the same from step to step.
-
-    Attributes:
-        calls: by layer index: what writes the step's keys and values to the cache and computes attention.
-    """
-
-    calls: Mapping[int, Sequence[NativeCall]]
-
-    def prepare(
-        self,
-        batch: AttentionBatch,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        """Says where the next step's calls find their work; every layer's rows lie in the same place.
-
-        Args:
-            batch: the step's work; kept alive by the caller until the calls are made, as the tensors are.
-            query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
-            key: float32 ``[T, Hkv, D]``, after RoPE.
-            value: float32 ``[T, Hkv, Dv]``.
-            output: float32 ``[T, H, Dv]``, contiguous, to be filled.
-        """
 
 
 def table(structure: type[ctypes.Structure], count: int) -> np.ndarray[Any, Any]:

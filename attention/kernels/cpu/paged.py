@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 
-from attention.cache import PagedCache
 from attention.kernels.base import Kernel, format_refusal, spans_within
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.calls import FORMATS, Call, compiled
-from attention.kernels.cpu.chain import Program
 from attention.kernels.cpu.plan import Rows, choosing, given, ruled
-from attention.kernels.cpu.program import PagedProgram
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerCache, LayerSpec
 
@@ -85,14 +81,6 @@ class CpuPaged(Kernel):
             select.update(pattern, layer, cache, batch)
         else:
             pattern.update(layer, cache, batch)
-
-    def program(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> Program | None:
-        """See ``Kernel.program``; where no layer has sinks, and choices by content are ``select``'s."""
-        for layer, pattern in layers:
-            chosen_in_torch = isinstance(pattern, ContentPattern) and not select.knows(pattern)
-            if layer.sinks or pattern.rerotated or chosen_in_torch:
-                return None
-        return PagedProgram(layers, cache)
 
 
 def _chosen(

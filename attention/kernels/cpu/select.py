@@ -235,7 +235,7 @@ class Choosing:
 
         Args:
             batch: the step's work, whose page table is contiguous; kept alive by the caller, as in
-                ``Program.prepare``.
+                ``ChainedAttention.prepare``.
             query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
 
         Returns:

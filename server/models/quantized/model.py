@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,12 @@ _KEPT_ROWS = 16
 
 # Kinds of rotary embedding whose frequencies stay what they are at first.
 _STEADY = ("default", "linear", "llama3", "yarn")
+
+
+class Logits(NamedTuple):
+    """What a forward gives, named as in transformers."""
+
+    logits: torch.Tensor
 
 
 class Config(SimpleNamespace):
@@ -67,7 +73,7 @@ class QuantizedModel(nn.Module):
         self.embedding, self.scaling, self.decoder = embedding, scaling, decoder
         self.norm, self.head, self.config = norm, head, config
         self.register_buffer("inv_freq", inv_freq)
-        self._rotary = RotaryTable(inv_freq, scaling)
+        self.rotary = RotaryTable(inv_freq, scaling)
         self._logits = Workspace()
         self._last = (Stage * 1)(head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon))
 
@@ -124,22 +130,34 @@ class QuantizedModel(nn.Module):
         """The output layer, as transformers calls it."""
         return self.head
 
-    def flat(
+    def forward(
         self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
         longspan: Attend,
-        rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits ``[N, V]`` of one flattened batch, good until the next call.
+        logits_to_keep: torch.Tensor | None = None,
+        use_cache: bool = False,
+    ) -> Logits:
+        """As ``attention.forward`` calls a model of transformers: attention is asked for layer by layer.
 
         Args:
-            ids: int64 ``[T]``.
-            positions: int64 ``[T]``.
-            longspan: what computes attention.
-            rows: those whose logits are wanted; ``None`` for all.
+            input_ids: int64 ``[1, T]``.
+            position_ids: int64 ``[1, T]``.
+            longspan: computes attention.
+            logits_to_keep: int64 ``[N]``, the rows whose logits are wanted; ``None`` for all.
+            use_cache: false; the cache is for ``longspan`` to know.
         """
-        hidden = self.decoder.run(self.embedding(ids), self._rotary.at(positions), longspan)
+        assert not use_cache
+        hidden = self.decoder.run(self.embedding(input_ids[0]), self.rotary.at(position_ids[0]), longspan)
+        return Logits(self.output(hidden, logits_to_keep)[None])
+
+    def output(self, hidden: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """Logits ``[N, V]``, good until the next call.
+
+        Args:
+            hidden: float32 ``[T, C]``, as the last layer gave it.
+            rows: int64 ``[N]``, those whose logits are wanted; ``None`` for all.
+        """
         wanted = hidden if rows is None else hidden[rows]
         shape = len(wanted), self.head.out_features
         logits = self._logits.rows(*shape) if len(wanted) <= _KEPT_ROWS else torch.empty(shape)

@@ -1,4 +1,4 @@
-"""All decoder layers of few bits as one native call."""
+"""All decoder layers of few bits as native calls over shared memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from attention.backends import UnsupportedError
 from attention.forward import Attend
-from attention.hook import Step
-from attention.kernels.cpu.chain import Chain, Program, table
+from attention.kernels.cpu.chain import Chain, table
+from attention.kernels.cpu.chained import ChainedAttention
 from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.native import Stage, chained
 from server.models.quantized.rotary import Angles
-from server.models.quantized.workspace import Workspace
+from server.models.quantized.workspace import Heads, Workspace
 
 # Of a layer: queries, keys and values; attention's output; gate and up; down.
 _STAGES = 4
@@ -24,8 +25,8 @@ _STAGES = 4
 class QuantizedStack(nn.Module):
     """What its layers compute one after another.
 
-    Where a step's attention is a ``Program``, there is one native call for everything; else the layers
-    are called.
+    Between two layers' attention there is one native call. ``run`` makes these calls one by one; ``chain``
+    links them with the calls of ``ChainedAttention``, so that a step is a single call.
 
     Args:
         layers: which ``fit`` together and share a workspace.
@@ -37,6 +38,7 @@ class QuantizedStack(nn.Module):
     def __init__(self, layers: Sequence[QuantizedLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self._in_order = list(layers)
         self._workspace: Workspace = layers[0].workspace
         self._heads = query_heads, kv_heads, size = layers[0].heads
         self._widest = max((query_heads + 2 * kv_heads) * size, *(layer.between for layer in layers))
@@ -47,9 +49,8 @@ class QuantizedStack(nn.Module):
         # What follows a layer's attention and what precedes the next one's go in one call.
         counts = [1, *[_STAGES] * (len(layers) - 1), _STAGES - 1]
         self._runs, self._calls = chained(self._stages, counts)
+        self._apart = [Chain([call]) for call in self._calls]
         self._placed: tuple[int, ...] = ()
-        self._program: Program | None = None
-        self._chain: Chain | None = None
 
     @staticmethod
     def fits(layers: Sequence[nn.Module]) -> bool:
@@ -67,61 +68,65 @@ class QuantizedStack(nn.Module):
     ) -> torch.Tensor:
         """See ``FusedLayer.forward``."""
         assert position_embeddings is not None
+        if longspan is None:
+            raise UnsupportedError("a model of few bits computes with the keyword argument longspan only")
         cosines, sines = (angles[0].contiguous() for angles in position_embeddings)
         angles = Angles(cosines, sines, None)
-        return self.run(hidden_states[0], angles, longspan, attention_mask, **more)[None]
+        return self.run(hidden_states[0], angles, longspan, attention_mask)[None]
 
     def run(
-        self,
-        hidden: torch.Tensor,
-        angles: Angles,
-        longspan: Attend | None,
-        attention_mask: torch.Tensor | None = None,
-        **more: Any,
+        self, hidden: torch.Tensor, angles: Angles, attend: Attend, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the layers make of rows ``[T, C]``, which are overwritten."""
-        if not isinstance(longspan, Step) or longspan.program is None or attention_mask is not None:
-            states, embeddings = hidden[None], angles.by_token()
-            for layer in self.layers:
-                states = layer(
-                    states,
-                    attention_mask=attention_mask,
-                    position_embeddings=embeddings,
-                    longspan=longspan,
-                    **more,
-                )
-            return states[0]
+        """What the layers make of rows ``[T, C]``, which are overwritten; ``attend`` is asked layer by layer.
+
+        Args:
+            hidden: float32, contiguous.
+            angles: rotary angles of the rows.
+            attend: computes attention.
+            mask: which it is given.
+        """
+        heads, attended = self.place(hidden, angles)
+        first, *others = self._apart
+        first.run()
+        query, key, value = (part.transpose(0, 1)[None] for part in heads[1:])
+        for layer, after in zip(self._in_order, others, strict=True):
+            attended.copy_(attend.attend(layer, query, key, value, mask, layer.features)[0])
+            after.run()
+        return hidden
+
+    def place(self, hidden: torch.Tensor, angles: Angles) -> tuple[Heads, torch.Tensor]:
+        """Says where the next run's rows lie; from step to step they mostly stay.
+
+        Args:
+            hidden: float32 ``[T, C]``, contiguous; overwritten by the run.
+            angles: rotary angles of the rows.
+
+        Returns:
+            Where the run puts queries, keys and values of each layer, and where it reads the output of its
+            attention, float32 ``[T, H, D]``.
+        """
         assert hidden.is_contiguous()
         rows = len(hidden)
         between = self._workspace.rows(rows, self._widest)
         heads = self._workspace.heads(rows, *self._heads)
         attended = self._workspace.attended(rows, self._heads[0], self._heads[2])
-        places = hidden, heads.rows, attended, between, angles.cosines, angles.sines
-        self._place(*(tensor.data_ptr() for tensor in places))
+        tensors = hidden, heads.rows, attended, between, angles.cosines, angles.sines
+        places = tuple(tensor.data_ptr() for tensor in tensors)
+        if places != self._placed:
+            self._placed = places
+            before, o, gate_up, down = (self._stages[k::_STAGES] for k in range(_STAGES))
+            before["input"] = o["output"] = gate_up["input"] = down["output"] = places[0]
+            before["output"], o["input"] = places[1:3]
+            gate_up["output"] = down["input"] = places[3]
+            before["cosines"], before["sines"] = places[4:]
         positions = angles.positions
         self._stages["positions"][::_STAGES] = 0 if positions is None else positions.data_ptr()
         self._runs["rows"], self._runs["threads"] = rows, torch.get_num_threads()
-        longspan.program.prepare(longspan.batch, heads.queries, heads.keys, heads.values, attended)
-        self._chained(longspan.program).run()
-        return hidden
+        return heads, attended
 
-    def _place(self, *places: int) -> None:
-        """Says where rows lie; from step to step they mostly stay."""
-        if places == self._placed:
-            return
-        self._placed = places
-        hidden, heads, attended, between, cosines, sines = places
-        before, o, gate_up, down = (self._stages[k::_STAGES] for k in range(_STAGES))
-        before["input"] = o["output"] = gate_up["input"] = down["output"] = hidden
-        before["output"], o["input"] = heads, attended
-        gate_up["output"] = down["input"] = between
-        before["cosines"], before["sines"] = cosines, sines
-
-    def _chained(self, program: Program) -> Chain:
-        if self._chain is None or self._program is not program:
-            calls = [self._calls[0]]
-            for layer, after in zip(self.layers, self._calls[1:], strict=True):
-                assert isinstance(layer, QuantizedLayer)
-                calls += [*program.calls[layer.layer_idx], after]
-            self._program, self._chain = program, Chain(calls)
-        return self._chain
+    def chain(self, attention: ChainedAttention) -> Chain:
+        """All layers and their attention as one call; ``place`` and ``attention.prepare`` say where."""
+        calls = [self._calls[0]]
+        for layer, after in zip(self._in_order, self._calls[1:], strict=True):
+            calls += [*attention.calls[layer.layer_idx], after]
+        return Chain(calls)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 
-class _Heads(NamedTuple):
+class Heads(NamedTuple):
     """Memory for what attention is asked, and views of it."""
 
     rows: torch.Tensor  # [T, (H + 2 * Hkv) * D]
@@ -27,7 +27,7 @@ class Workspace:
         self._numbers = torch.empty(0)
         self._attended = torch.empty(0)
         self._rows: dict[tuple[int, ...], torch.Tensor] = {}
-        self._heads: dict[tuple[int, ...], _Heads] = {}
+        self._heads: dict[tuple[int, ...], Heads] = {}
         self._outputs: dict[tuple[int, ...], torch.Tensor] = {}
 
     def rows(self, count: int, size: int) -> torch.Tensor:
@@ -49,11 +49,11 @@ class Workspace:
             self._outputs = {key: self._attended[: count * heads * size].view(count, heads, size)}
         return self._outputs[key]
 
-    def heads(self, count: int, query_heads: int, kv_heads: int, size: int) -> _Heads:
+    def heads(self, count: int, query_heads: int, kv_heads: int, size: int) -> Heads:
         """Rows of heads, as layers of a step ask for them again and again."""
         key = count, query_heads, kv_heads, size
         if key not in self._heads:
             rows = self.rows(count, (query_heads + 2 * kv_heads) * size)
             parts = rows.view(count, -1, size).split([query_heads, kv_heads, kv_heads], 1)
-            self._heads = {key: _Heads(rows, parts[0], parts[1], parts[2])}
+            self._heads = {key: Heads(rows, parts[0], parts[1], parts[2])}
         return self._heads[key]

@@ -133,7 +133,7 @@ def test_neighbors_change_nothing(models, alone):
         for i, prompt in enumerate(prompts):
             (found,) = tokens_of(run(core, greedy_requests([prompt], MAX_TOKENS, first_id=i)))
             assert found == expected[kind][i]
-        core.runner.rope = None
+        core.runner.executor.rope = None
         mixed = tokens_of(run(core, greedy_requests(prompts[::-1], MAX_TOKENS, first_id=50)))
         assert mixed[::-1] != expected[kind], "the test would not notice"
 

@@ -163,8 +163,8 @@ def test_layers_turn_by_their_own_frequencies(tmp_path):
     """Gemma 3: local and full layers rotate differently."""
     loaded = load(save_tiny("gemma3", tmp_path))
     core = make_core(loaded, kernel="reference", page_size=4, context_length=200, **IN_CACHE)
-    local, full = core.runner.rotations[0], core.runner.rotations[2]
-    assert local is core.runner.rotations[1]
+    local, full = core.runner.executor.rotations[0], core.runner.executor.rotations[2]
+    assert local is core.runner.executor.rotations[1]
     assert not torch.equal(local.frequencies, full.frequencies)
     prompts = prompts_of(5, 90)
     at_once = tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS)))

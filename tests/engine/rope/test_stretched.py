@@ -65,7 +65,7 @@ def test_the_server_takes_long_contexts_through_a_short_model(folders):
     core, ready = build(folders["default"], max_context=5000, **cache)
     assert ready.context_length == 5000
     assert ready.attention_options["positions"] == "cache"
-    assert len(core.runner.rotations) == 2
+    assert len(core.runner.executor.rotations) == 2
     assert build(folders["default"], **cache)[1].context_length == OWN
     with pytest.raises(RefusedError, match="sinks and window together are 41 positions, more than the 40"):
         build(

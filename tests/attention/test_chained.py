@@ -1,5 +1,7 @@
 """Attention as native calls equals attention layer by layer, to the last bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
 from attention.formats import CACHE_FORMATS, cast
 from attention.kernels.cpu.chain import Chain
+from attention.kernels.cpu.chained import ChainedAttention
+from attention.patterns.full import Full
 from tests.attention.cases import patterns
 
 DTYPES = list(CACHE_FORMATS.values())
@@ -41,7 +45,7 @@ def batch_of(lengths: list[tuple[int, int]], page_size: int) -> tuple[AttentionB
     st.sampled_from(DTYPES),
     st.integers(0, 1 << 30),
 )
-def test_a_program_writes_and_attends_as_layers_do(lengths, windows, pattern, page_size, dtype, seed):
+def test_chained_attention_writes_and_attends_as_layers_do(lengths, windows, pattern, page_size, dtype, seed):
     layers = layers_of(windows)
     attention = resolve("full", {}, "cpu_paged", layers, CPU, dtype, page_size)
     batch, pages = batch_of(lengths, page_size)
@@ -56,14 +60,15 @@ def test_a_program_writes_and_attends_as_layers_do(lengths, windows, pattern, pa
     rows = torch.randn(len(batch.slots), 10, 24, generator=random)
     query, key, value = rows.split([6, 2, 2], dim=1)
 
-    program = attention.kernel.program([(layer, pattern) for layer in layers], caches[0])
-    if pattern.rerotated or hasattr(pattern, "select"):
-        assert program is None
+    ruled = [(layer, pattern) for layer in layers]
+    if reason := ChainedAttention.obstacle(attention.kernel, ruled):
+        assert pattern.rerotated or hasattr(pattern, "select"), reason
         return
+    chained = ChainedAttention(ruled, caches[0])
     for layer in layers:
         output = torch.full((len(batch.slots), 6, 24), float("nan"))
-        program.prepare(batch, query, key, value, output)
-        Chain(program.calls[layer.index]).run()
+        chained.prepare(batch, query, key, value, output)
+        Chain(chained.calls[layer.index]).run()
         own = caches[1].layers[layer.index]
         own.write(batch.slots, key, value)
         expected = attention.kernel.forward(layer, query, own, batch, pattern, None)
@@ -110,11 +115,11 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
     batch, pages = batch_of([(0, len(numbers))], 16)
     cache = PagedCache(layers, pages, 16, dtype, poison=True)
     attention = resolve("full", {}, "cpu_paged", layers, CPU, dtype, 16)
-    program = attention.program(cache)
+    chained = ChainedAttention(attention.ruled_layers, cache)
     key, value = numbers.split([2, 2], dim=1)
     query = torch.zeros(len(numbers), 6, 24)
-    program.prepare(batch, query, key, value, query)
-    Chain(program.calls[0][:1]).run()
+    chained.prepare(batch, query, key, value, query)
+    Chain(chained.calls[0][:1]).run()
     where = batch.slots
     assert dtype == torch.float32 or cast(key, dtype).isnan().any()
     for written, numbers in zip(cache.layers[0][:2], (key, value), strict=True):
@@ -127,16 +132,26 @@ def test_no_number_is_written_as_none():
     batch, pages = batch_of([(0, 1)], 16)
     for dtype in DTYPES:
         cache = PagedCache(layers, pages, 16, dtype)
-        program = resolve("full", {}, "cpu_paged", layers, CPU, dtype, 16).program(cache)
+        chained = ChainedAttention([(layer, Full()) for layer in layers], cache)
         key = torch.full((1, 2, 24), float("nan"))
         query = torch.zeros(1, 6, 24)
-        program.prepare(batch, query, key, key, query)
-        Chain(program.calls[0][:1]).run()
+        chained.prepare(batch, query, key, key, query)
+        Chain(chained.calls[0][:1]).run()
         assert cache.layers[0].keys.flatten(0, 1)[batch.slots].isnan().all()
         assert cache.layers[0].values.flatten(0, 1)[batch.slots].isnan().all()
 
 
-def test_kernels_without_native_calls_say_so():
+def test_what_cannot_be_chained_is_said():
     layers = layers_of([None])
-    cache = PagedCache(layers, 3, 16, torch.float32)
-    assert resolve("full", {}, "reference", layers, CPU, torch.float32, 16).program(cache) is None
+
+    def obstacle(layers, backend="full", kernel="auto", options=None):
+        attention = resolve(backend, options or {}, kernel, layers, CPU, torch.float32, 16)
+        return ChainedAttention.obstacle(attention.kernel, attention.ruled_layers)
+
+    assert obstacle(layers) is None
+    assert obstacle(layers, kernel="reference") == "kernel reference is not native code for the CPU"
+    assert obstacle(layers, "sparse", options={"pattern": "lsh"}) == "lsh selects keys in torch"
+    assert obstacle(layers, "sparse", options={"pattern": "topk", "dense_layers": ""}) is None
+    rerotated = {"window": "32", "sinks": "4", "positions": "cache"}
+    assert obstacle(layers, "sliding_window", options=rerotated) == "sliding_window rerotates keys"
+    assert obstacle([replace(layers[0], sinks=True)]) == "layer 0 has learned sinks"

@@ -1,14 +1,17 @@
 """All layers as one native call give what the layers give one by one, to the last bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from attention.hook import Step
 from attention.kernels.cpu.chain import Chain
-from server.models import quantize as quantizing
+from server.engine.core import EngineCore
+from server.engine.runner import Runner
+from server.models.executors.eager import EagerExecutor
 from server.models.quantize import quantize
-from server.models.quantized.layer import QuantizedLayer
-from server.models.quantized.stack import QuantizedStack
+from server.models.quantized.model import QuantizedModel
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import VOCABULARY, save_tiny
 
@@ -23,8 +26,7 @@ PROMPTS = [
 def packed(kind, folder, **config):
     loaded = load(save_tiny(kind, folder, **config))
     assert quantize(loaded.model, "int8") == "int8"
-    assert [type(module) for module in loaded.model.model.layers] == [QuantizedStack]
-    return loaded
+    return replace(loaded, model=QuantizedModel.of(loaded.model))
 
 
 @pytest.mark.parametrize(
@@ -33,19 +35,17 @@ def packed(kind, folder, **config):
         ("llama", "full", {}),
         ("qwen2", "sliding_window", {"window": "32", "sinks": "4"}),
         ("qwen3", "sparse", {"pattern": "bigbird"}),
+        ("llama", "sparse", {"pattern": "topk", "budget": "48", "recent_pages": "1", "sink_pages": "1"}),
     ],
 )
-def test_a_stack_equals_its_layers(kind, backend, options, tmp_path, monkeypatch):
+def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkeypatch):
     loaded = packed(kind, tmp_path / kind)
     attended, chained = [], []
     attend, chain = Step.attend, Chain.run
     monkeypatch.setattr(Step, "attend", lambda *args: attended.append(1) or attend(*args))
     monkeypatch.setattr(Chain, "run", lambda self: chained.append(1) or chain(self))
 
-    def outputs(step):
-        core = make_core(loaded, backend=backend, options=options, max_batch_tokens=64)
-        core.runner._program = core.runner._program if step else None
-        requests = greedy_requests(PROMPTS, 9, logprobs=3)
+    def outputs(core):
         steps = [0]
         forward = core.step
 
@@ -54,26 +54,32 @@ def test_a_stack_equals_its_layers(kind, backend, options, tmp_path, monkeypatch
             return forward()
 
         core.step = counted
-        return run(core, requests), steps[0]
+        return run(core, greedy_requests(PROMPTS, 9, logprobs=3)), steps[0]
 
-    one_by_one, _ = outputs(False)
-    assert attended
-    assert not chained
-    attended.clear()
-    whole, steps = outputs(True)
+    core = make_core(loaded, backend=backend, options=options, max_batch_tokens=64)
+    native = core.runner.executor
+    assert native.name == "native"
+    whole, steps = outputs(core)
     # A step is one native call, whatever the number of layers.
     assert len(chained) == steps
     assert not attended
+    eager = EagerExecutor(loaded, native.attention, native.cache, "for comparison")
+    core = EngineCore(Runner(eager), context_length=400, max_running=32, max_batch_tokens=64)
+    one_by_one, _ = outputs(core)
+    assert attended
     for id, outcome in whole.items():
         assert outcome.tokens == one_by_one[id].tokens
         assert outcome.logprobs == one_by_one[id].logprobs
 
 
-def test_content_patterns_go_layer_by_layer(tmp_path):
-    loaded = packed("llama", tmp_path)
-    core = make_core(loaded, backend="sparse", options={"pattern": "lsh"})
-    assert core.runner._program is None
-    assert run(core, greedy_requests(PROMPTS[:2], 3))[1].tokens
+def test_why_a_step_is_not_one_call_is_said(tmp_path):
+    loaded = packed("llama", tmp_path / "packed")
+    executor = make_core(loaded, backend="sparse", options={"pattern": "lsh"}).runner.executor
+    assert executor.name == "transformers"
+    assert executor.reason == "a step is not one native call: lsh selects keys in torch"
+    assert run(make_core(loaded, kernel="sdpa"), greedy_requests(PROMPTS[:2], 3))[1].tokens
+    plain = make_core(load(save_tiny("llama", tmp_path / "plain"))).runner.executor
+    assert "its weights are not packed" in plain.reason
 
 
 def test_two_engines_of_one_model_take_turns(tmp_path):
@@ -88,23 +94,3 @@ def test_two_engines_of_one_model_take_turns(tmp_path):
         for core, own in zip(cores, outputs, strict=True):
             own += [token for item in core.step().sequences for token in item.tokens]
     assert outputs == [expected, expected]
-
-
-def test_layers_that_are_called_differently_stay_apart(tmp_path, monkeypatch):
-    loaded = load(save_tiny("llama", tmp_path))
-
-    def differ(module, args, kwargs):
-        angles = kwargs["position_embeddings"]
-        return args, kwargs | {"position_embeddings": tuple(part.clone() for part in angles)}
-
-    made = quantizing.QuantizedLayer
-
-    def hooked(*args):
-        layer = made(*args)
-        layer.register_forward_pre_hook(differ, with_kwargs=True, prepend=True)
-        return layer
-
-    hooked.fits = made.fits
-    monkeypatch.setattr(quantizing, "QuantizedLayer", hooked)
-    quantize(loaded.model, "int8")
-    assert [type(module) for module in loaded.model.model.layers] == [QuantizedLayer] * 2

@@ -7,93 +7,33 @@ step lies in buffers: ids, positions and, for each row of the page table, its se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Listed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from attention.cache import PagedCache
 from attention.transfer import device_only, to_device
 from attention.types import AttentionBatch
-from server.engine.scheduler import Scheduled
-from server.engine.sequence import Sequence
+from server.models.executors.base import PageTable, StepInput
+from server.models.executors.eager import EagerExecutor
+from server.models.executors.graph import Graph
 
 # Of the largest logit, for a step captured against the same step computed directly: attention may be cut into
 # other parts, which rounds in another order.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
-
-Forward = Callable[[torch.Tensor, AttentionBatch], torch.Tensor]
 
 
 class CaptureError(Exception):
     """Decode steps can't be captured; the message says why, as part of a sentence."""
 
 
-class Graph(Protocol):
-    """What was computed once on a device, and can be again on the same memory."""
-
-    def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Computes, and notes how.
-
-        Returns:
-            What ``compute`` gave; every replay fills it anew.
-
-        Raises:
-            Exception: what is computed needs the host, or the device can't do it.
-        """
-
-    def replay(self) -> None:
-        """Queues the same again."""
-
-
-class CudaGraph:
-    """A graph of CUDA.
-
-    Args:
-        pool: of memory (``torch.cuda.graph_pool_handle``), shared with graphs that run one after another.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
-
-    def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """See ``Graph.capture``."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            compute()  # programs are compiled and libraries set up, which a capture can't contain
-            # A wait inside a capture would spoil the device's state; here it is an error like any other.
-            with _waits_refused():
-                compute()
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(self._graph, pool=self._pool):
-            return compute()
-
-    def replay(self) -> None:
-        """See ``Graph.replay``."""
-        self._graph.replay()
-
-
-@contextmanager
-def _waits_refused() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
 @dataclass(slots=True)
 class _Row:
-    """A row of the page table, and how many of its sequence's pages it holds."""
+    """A row of the device's page table: which generation of a sequence's it holds, and how many pages."""
 
     index: int
-    preemptions: int
+    generation: int
     pages: int = 0
 
 
@@ -107,16 +47,16 @@ class _Captured:
     logits: torch.Tensor  # [size, V]
 
 
-class DecodeGraphs:
-    """Captured decode steps over one page table, which lies on the device and is kept from step to step.
+class CapturedExecutor:
+    """Decode steps are replayed, all others are the eager executor's; see ``Executor``.
 
-    A batch of a size that was not captured is filled up with copies of its first token, which compute and
-    write the same as that does.
+    Captured steps share one page table, which lies on the device and is kept from step to step. A batch of a
+    size that was not captured is filled up with copies of its first token, which compute and write the same
+    as that does.
 
     Args:
-        forward: the model's logits ``[T, V]`` of ids ``[T]``, over the engine's cache.
+        eager: what is captured. None of its cache's pages may be in use yet.
         graph: makes an empty graph.
-        cache: the engine's, none of whose pages may be in use yet.
         most: sequences of a step, at most.
         context_length: tokens of a sequence, at most.
 
@@ -127,22 +67,29 @@ class DecodeGraphs:
         CaptureError: a step can't be captured, or computes something else then.
     """
 
+    name = "cuda_graphs"
+    thread_invariant = False
+
     @torch.inference_mode()
     def __init__(
-        self,
-        forward: Forward,
-        graph: Callable[[], Graph],
-        cache: PagedCache,
-        *,
-        most: int,
-        context_length: int,
+        self, eager: EagerExecutor, graph: Callable[[], Graph], *, most: int, context_length: int
     ) -> None:
+        if reason := obstacle(eager):
+            raise CaptureError(reason)
+        self.reason = f"decode steps of up to {most} sequences are captured"
+        self.model, self.attention, self.cache, self.rope = (
+            eager.model,
+            eager.attention,
+            eager.cache,
+            eager.rope,
+        )
+        cache = eager.cache
         self.sizes = batch_sizes(most)
-        self._forward, self._page_size = forward, cache.page_size
+        self._eager, self._page_size = eager, cache.page_size
         self._width = -(-context_length // cache.page_size)
         device = next(iter(cache.layers.values())).keys.device
         self._table = torch.zeros(most, self._width, dtype=torch.int32, device=device)
-        self._rows: dict[Sequence, _Row] = {}
+        self._rows: dict[PageTable, _Row] = {}
         self._steps: dict[int, _Captured] = {}
         trial = [1 + row % (cache.pages - 1) for row in range(most)]
         self._put([(row, 0, [page]) for row, page in enumerate(trial)])
@@ -156,55 +103,53 @@ class DecodeGraphs:
             reason = " ".join(str(error).split())
             raise CaptureError(f"{type(error).__name__}: {reason}") from error
 
-    def fits(self, scheduled: Listed[Scheduled]) -> bool:
+    def logits(self, step: StepInput) -> torch.Tensor:
+        """See ``Executor.logits``."""
+        return self._replayed(step) if self._fits(step) else self._eager.logits(step)
+
+    def _fits(self, step: StepInput) -> bool:
         """Whether these are decodes, a token each, as many as a captured step can compute."""
-        return 0 < len(scheduled) <= self.sizes[-1] and all(
-            tokens == s.remaining == 1 and s.computed >= s.prompt_len for s, tokens in scheduled
+        return (
+            step.rows is None
+            and 0 < len(step.counts) <= self.sizes[-1]
+            and max(step.counts) == 1
+            and all(have >= prompt for have, prompt in zip(step.computed, step.prompt_lens, strict=True))
         )
 
-    def logits(self, sequences: Listed[Sequence], ids: torch.Tensor) -> torch.Tensor:
-        """Queues a step.
-
-        Args:
-            sequences: of scheduled that ``fits``, each with the pages that it needs.
-            ids: int64 ``[B]`` on the device, of the tokens to compute.
-
-        Returns:
-            ``[B, V]``.
-        """
-        count = len(sequences)
-        step = self._steps[next(size for size in self.sizes if size >= count)]
-        filled = [*range(count), *[0] * (step.ids.shape[0] - count)]
-        places = np.array([[s.computed for s in sequences], self._hold(sequences)], dtype=np.int64)
-        step.places.copy_(to_device(torch.from_numpy(places[:, filled]), self._table.device))
-        step.ids[:count] = ids
-        step.ids[count:] = ids[:1]
-        step.graph.replay()
+    def _replayed(self, step: StepInput) -> torch.Tensor:
+        count = len(step.counts)
+        captured = self._steps[next(size for size in self.sizes if size >= count)]
+        filled = [*range(count), *[0] * (captured.ids.shape[0] - count)]
+        places = np.array([step.computed, self._hold(step.tables)], dtype=np.int64)
+        captured.places.copy_(to_device(torch.from_numpy(places[:, filled]), self._table.device))
+        captured.ids[:count] = step.ids
+        captured.ids[count:] = step.ids[:1]
+        captured.graph.replay()
         # The next replay fills the same memory, maybe before these have been looked at for the last time.
-        return step.logits[:count].clone()
+        return captured.logits[:count].clone()
 
-    def _hold(self, sequences: Listed[Sequence]) -> list[int]:
-        """The sequences' rows of the page table, brought up to date."""
+    def _hold(self, tables: Sequence[PageTable]) -> list[int]:
+        """The sequences' rows of the device's page table, brought up to date."""
         held = self._rows
-        missing = [s for s in sequences if s not in held or held[s].preemptions != s.preemptions]
+        missing = [t for t in tables if t not in held or held[t].generation != t.generation]
         if missing:
-            self._assign(sequences, missing)
+            self._assign(tables, missing)
         changes, rows = [], []
-        for sequence in sequences:
-            row = self._rows[sequence]
+        for table in tables:
+            row = self._rows[table]
             rows.append(row.index)
-            # Pages that the pattern lets go stay: nothing looks there any more.
-            if row.pages < len(sequence.pages):
-                changes.append((row.index, row.pages, sequence.pages[row.pages :]))
-                row.pages = len(sequence.pages)
+            # Evicted pages stay: no query looks there any more.
+            if row.pages < len(table.pages):
+                changes.append((row.index, row.pages, table.pages[row.pages :]))
+                row.pages = len(table.pages)
         if changes:
             self._put(changes)
         return rows
 
-    def _assign(self, sequences: Listed[Sequence], missing: list[Sequence]) -> None:
-        staying = {s: self._rows[s] for s in set(sequences).difference(missing)}
+    def _assign(self, tables: Sequence[PageTable], missing: list[PageTable]) -> None:
+        staying = {t: self._rows[t] for t in set(tables).difference(missing)}
         free = iter(sorted(set(range(len(self._table))).difference(row.index for row in staying.values())))
-        self._rows = staying | {s: _Row(next(free), s.preemptions) for s in missing}
+        self._rows = staying | {t: _Row(next(free), t.generation) for t in missing}
 
     def _put(self, changes: list[tuple[int, int, list[int]]]) -> None:
         """Writes pages to the table, from a column of a row on."""
@@ -227,13 +172,13 @@ class DecodeGraphs:
                 device,
                 prompt_lens=[0] * size,
             )
-            expected = self._forward(tokens, plain)
+            expected = self._eager.forward(tokens, plain)
         expected = expected.clone()
         places = to_device(torch.tensor([[last] * size, list(range(size))]), device).clone()
 
         def compute() -> torch.Tensor:
             positions, rows = places
-            return self._forward(
+            return self._eager.forward(
                 tokens, AttentionBatch.on_device(rows, positions, self._table, self._page_size)
             )
 
@@ -249,6 +194,13 @@ class DecodeGraphs:
                 f"computed directly (up to {tolerance:g} is rounding)"
             )
         return _Captured(tokens, places, graph, logits)
+
+
+def obstacle(eager: EagerExecutor) -> str | None:
+    """Why an executor's decode steps can't be captured, part of a sentence; ``None`` if it may be tried."""
+    if eager.rope is not None:
+        return f"{eager.rope.kind} RoPE rotates each sequence by its own length"
+    return eager.attention.needs_host()
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:

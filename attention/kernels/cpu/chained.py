@@ -9,16 +9,28 @@ import numpy as np
 import torch
 
 from attention.cache import PagedCache
+from attention.kernels.base import Kernel, layer_ranges
 from attention.kernels.cpu import select
 from attention.kernels.cpu.calls import FORMATS, Call, Write, compiled
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
+from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.cpu.plan import Rows, given, ruled
-from attention.patterns.base import Pattern
+from attention.patterns.base import ContentPattern, Pattern
 from attention.types import AttentionBatch, LayerSpec
 
 
-class PagedProgram:
-    """See ``Program``: tables of ``Write`` and ``Call`` with a row for each layer."""
+class ChainedAttention:
+    """Writes to the cache and attention of all layers, as calls that stay the same from step to step.
+
+    Tables of ``Write`` and ``Call`` with a row for each layer.
+
+    Args:
+        layers: each with its pattern; such that ``obstacle`` finds nothing.
+        cache: where their keys and values go.
+
+    Attributes:
+        calls: by layer index: what writes the step's keys and values to the cache and computes attention.
+    """
 
     def __init__(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> None:
         native = compiled()
@@ -53,6 +65,25 @@ class PagedProgram:
                 made[layer.index] += [*self._choosing.calls[layer.index], attend]
         self.calls: Mapping[int, Sequence[NativeCall]] = made
 
+    @staticmethod
+    def obstacle(kernel: Kernel, layers: Sequence[tuple[LayerSpec, Pattern]]) -> str | None:
+        """Why attention of these layers can't be computed so, part of a sentence; ``None`` if it can.
+
+        Args:
+            kernel: which was chosen.
+            layers: each with its pattern.
+        """
+        if not isinstance(kernel, CpuPaged):
+            return f"kernel {kernel.name} is not native code for the CPU"
+        for layer, pattern in layers:
+            if layer.sinks:
+                return f"{layer_ranges([layer])} has learned sinks"
+            if pattern.rerotated:
+                return f"{pattern.name} rerotates keys"
+            if isinstance(pattern, ContentPattern) and not select.knows(pattern):
+                return f"{pattern.name} selects keys in torch"
+        return None
+
     def prepare(
         self,
         batch: AttentionBatch,
@@ -61,7 +92,15 @@ class PagedProgram:
         value: torch.Tensor,
         output: torch.Tensor,
     ) -> None:
-        """See ``Program.prepare``."""
+        """Says where the next step's calls find their work; every layer's rows lie in the same place.
+
+        Args:
+            batch: the step's work; kept alive by the caller until the calls are made, as the tensors are.
+            query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
+            key: float32 ``[T, Hkv, D]``, after RoPE.
+            value: float32 ``[T, Hkv, Dv]``.
+            output: float32 ``[T, H, Dv]``, contiguous, to be filled.
+        """
         self._place(query, key, value, output)
         pages, threads = batch.page_table, torch.get_num_threads()
         assert pages.is_contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 
 from attention.backends import Attention, UnsupportedError
 from attention.cache import PagedCache
-from attention.forward import forward
-from attention.hook import Step
-from attention.types import AttentionBatch
 from server.errors import RefusedError
+from server.models.executors.base import Executor, PageTable, StepInput
+from server.models.executors.choose import choose_executor
 from server.models.loaded import LoadedModel
 
 # Of the second sequence, which begins beside the first one's second chunk.
@@ -120,50 +119,42 @@ def _paged(
     cache = PagedCache(loaded.layers, sum(counts) + 1, page_size, kv_dtype, device, poison=True)
     # From the last page down, so that no sequence's pages lie in order.
     pages = [list(range(sum(counts[: b + 1]), sum(counts[:b]), -1)) for b in range(len(counts))]
-    layers = {layer.index: layer for layer in loaded.layers}
-    program = attention.program(cache)
+    executor = choose_executor(loaded, attention, cache)
+    tables = [PageTable(of) for of in pages]
     lengths = [len(ids) for ids in sequences]
+    # What is decoded is no prompt's, so that kernels take the code for it. But plain forwards have the rotary
+    # frequencies of their whole length.
+    prompts = lengths if loaded.rope is not None else [length - decoded(length) for length in lengths]
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]
     for step in ([*map(range, *pair)] for pair in pairwise(_ends(lengths))):
         rows = [b for b, span in enumerate(step) if span]
         if not rows:
             continue
-        batch = AttentionBatch.build(
-            [step[b].start for b in rows],
-            [len(step[b]) for b in rows],
-            [pages[b] for b in rows],
-            page_size,
-            device,
+        work = StepInput(
+            ids=torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows]),
+            computed=[step[b].start for b in rows],
+            counts=[len(step[b]) for b in rows],
+            prompt_lens=[prompts[b] for b in rows],
+            expected=[lengths[b] for b in rows],
+            tables=[tables[b] for b in rows],
+            page_size=page_size,
         )
-        ids = torch.cat([sequences[b][step[b].start : step[b].stop] for b in rows])
-        serving = Step(attention, cache, batch, layers, program=program)
-        with _own_lengths(loaded, [step[b] for b in rows], [lengths[b] for b in rows]):
-            try:
-                output = _served(loaded.model, ids, batch.positions, serving, some=step[0].start > 0)
-            except UnsupportedError as error:
-                raise RefusedError(
-                    f"{loaded.architecture} cannot be served: {error}; choose another model"
-                ) from error
+        try:
+            output = _served(executor, work, some=step[0].start > 0)
+        except UnsupportedError as error:
+            raise RefusedError(
+                f"{loaded.architecture} cannot be served: {error}; choose another model"
+            ) from error
         for b, part in zip(rows, output.split([len(step[b]) for b in rows]), strict=True):
             logits[b].append(part)
     return [torch.cat(parts) for parts in logits]
 
 
-def _served(
-    model: Any, ids: torch.Tensor, positions: torch.Tensor, step: Step, *, some: bool
-) -> torch.Tensor:
+def _served(executor: Executor, step: StepInput, *, some: bool) -> torch.Tensor:
     """Logits ``[T, V]`` as serving asks for them: of all rows, or of some, in any order."""
     if not some:
-        return forward(model, ids, positions, step).clone()
-    backwards = torch.arange(len(ids), device=ids.device).flip(0)
+        return executor.logits(step).clone()
+    backwards = range(len(step.ids))[::-1]
     rows = [part for part in (backwards[::2], backwards[1::2]) if len(part)]
-    logits = torch.cat([forward(model, ids, positions, step, part).clone() for part in rows])
-    return logits[torch.cat(rows).argsort()]
-
-
-def _own_lengths(loaded: LoadedModel, spans: list[range], lengths: list[int]) -> AbstractContextManager[None]:
-    """Rotary frequencies of each sequence's own length, where they depend on it."""
-    if loaded.rope is None:
-        return nullcontext()
-    starts, counts = [span.start for span in spans], [len(span) for span in spans]
-    return loaded.rope.step(loaded.rope.lengths(starts, counts, lengths, lengths))
+    logits = torch.cat([executor.logits(replace(step, rows=part)).clone() for part in rows])
+    return logits[torch.tensor([row for part in rows for row in part]).argsort()]

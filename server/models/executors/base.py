@@ -1,0 +1,102 @@
+"""The one interface between a step and a model: the runner and the start-up proofs call nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from attention.backends import Attention
+from attention.cache import PagedCache
+from attention.rope import LengthRope
+from attention.types import AttentionBatch
+
+
+@dataclass(slots=True, eq=False)
+class PageTable:
+    """A sequence's pages in order.
+
+    Attributes:
+        pages: page numbers; 0 where the pattern has evicted one.
+        generation: another one whenever the sequence's pages are replaced, as when it is preempted or starts
+            again. Within a generation pages are only appended or evicted.
+    """
+
+    pages: list[int] = field(default_factory=list)
+    generation: int = 0
+
+    def replace(self, pages: list[int]) -> None:
+        """Other pages, of another generation."""
+        self.pages = pages
+        self.generation += 1
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """A step's work: ``T`` tokens of ``B`` sequences, flattened one sequence after the other.
+
+    Attributes:
+        ids: int64 ``[T]`` on the executor's device.
+        computed: for each sequence, its tokens whose keys are in the cache already.
+        counts: for each sequence, the tokens to compute now, at least one.
+        prompt_lens: for each sequence, the tokens that were given to it.
+        expected: for each sequence, its tokens so far, those being computed included; rotary frequencies
+            that depend on lengths follow it.
+        tables: for each sequence, its pages, enough for all of these tokens.
+        page_size: tokens per page.
+        rows: whose logits are wanted, in ascending or any other order; ``None`` for all ``T``.
+    """
+
+    ids: torch.Tensor
+    computed: Sequence[int]
+    counts: Sequence[int]
+    prompt_lens: Sequence[int]
+    expected: Sequence[int]
+    tables: Sequence[PageTable]
+    page_size: int
+    rows: Sequence[int] | None = None
+
+    @cached_property
+    def batch(self) -> AttentionBatch:
+        """The same for attention, built at the first use."""
+        return AttentionBatch.build(
+            self.computed,
+            self.counts,
+            [table.pages for table in self.tables],
+            self.page_size,
+            self.ids.device,
+            prompt_lens=self.prompt_lens,
+        )
+
+
+class Executor(Protocol):
+    """A model over its paged cache, on one device. Which one runs is chosen once, at start.
+
+    Attributes:
+        name: what logs and ``GetModelInfo`` call it.
+        reason: why this executor, in words.
+        model: what computes.
+        attention: pattern and kernel.
+        cache: keys and values of all layers.
+        rope: the model's rotary embeddings where their frequencies depend on lengths and the pattern lets
+            distances grow; else ``None``.
+        thread_invariant: to the last bit, results don't depend on the number of threads.
+    """
+
+    name: str
+    reason: str
+    model: Any
+    attention: Attention
+    cache: PagedCache
+    rope: LengthRope | None
+    thread_invariant: bool
+
+    def logits(self, step: StepInput) -> torch.Tensor:
+        """Queues a forward; the step's keys and values are written to the cache.
+
+        Returns:
+            The logits ``[N, V]`` of ``step.rows``, good until the next call.
+        """

@@ -1,0 +1,68 @@
+"""transformers' own layers, fused or not, one call after the other; attention comes in through the hook."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from attention.backends import Attention
+from attention.cache import PagedCache
+from attention.forward import forward
+from attention.hook import Step
+from attention.rope import LengthRope
+from attention.transfer import to_device
+from attention.types import AttentionBatch
+from server.models.executors.base import StepInput
+from server.models.executors.rotary import rope_in_force, rotations_of
+from server.models.loaded import LoadedModel
+
+
+class EagerExecutor:
+    """Runs any causal language model of transformers; see ``Executor``.
+
+    Args:
+        loaded: the model, whose attention implementation is ``longspan``.
+        attention: pattern and kernel.
+        cache: keys and values of all layers.
+        reason: why this executor.
+
+    Raises:
+        UnsupportedError: the pattern's in-cache positions don't go with how the model rotates its keys.
+    """
+
+    name = "transformers"
+    thread_invariant = False  # torch's matrix products may cut their sums by threads
+
+    def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
+        self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason
+        self.rope = rope_in_force(loaded.rope, attention.pattern)
+        self._layers = {layer.index: layer for layer in loaded.layers}
+        self.rotations = rotations_of(loaded, attention.pattern)
+
+    def logits(self, step: StepInput) -> torch.Tensor:
+        """See ``Executor.logits``."""
+        # An empty selection is not something every model's head can handle.
+        wanted = None if step.rows is None else torch.tensor([*step.rows] or [0])
+        rows = None if wanted is None else to_device(wanted, step.ids.device)
+        with _lengths(self.rope, step):
+            return self.forward(step.ids, step.batch, rows)
+
+    def forward(
+        self, ids: torch.Tensor, batch: AttentionBatch, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits ``[N, V]`` of a batch that is on the device already.
+
+        Args:
+            ids: int64 ``[T]`` on the device.
+            batch: the step's work.
+            rows: int64 ``[N]`` on the device; ``None`` for all tokens.
+        """
+        step = Step(self.attention, self.cache, batch, self._layers, self.rotations)
+        return forward(self.model, ids, batch.positions, step, rows)
+
+
+def _lengths(rope: LengthRope | None, step: StepInput) -> AbstractContextManager[None]:
+    if rope is None:
+        return nullcontext()
+    return rope.step(rope.lengths(step.computed, step.counts, step.prompt_lens, step.expected))

@@ -1,0 +1,64 @@
+"""What captures a computation on a device and replays it on the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+
+class Graph(Protocol):
+    """What was computed once on a device, and can be again on the same memory."""
+
+    def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Computes, and notes how.
+
+        Returns:
+            What ``compute`` gave; every replay fills it anew.
+
+        Raises:
+            Exception: what is computed needs the host, or the device can't do it.
+        """
+
+    def replay(self) -> None:
+        """Queues the same again."""
+
+
+class CudaGraph:
+    """A graph of CUDA.
+
+    Args:
+        pool: of memory (``torch.cuda.graph_pool_handle``), shared with graphs that run one after another.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
+
+    def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """See ``Graph.capture``."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            compute()  # programs are compiled and libraries set up, which a capture can't contain
+            # A wait inside a capture would spoil the device's state; here it is an error like any other.
+            with _waits_refused():
+                compute()
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self._graph, pool=self._pool):
+            return compute()
+
+    def replay(self) -> None:
+        """See ``Graph.replay``."""
+        self._graph.replay()
+
+
+@contextmanager
+def _waits_refused() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
