@@ -13,13 +13,11 @@ from attention.backends import Attention, UnsupportedError, make_pattern, resolv
 from attention.formats import CACHE_FORMATS
 from server.engine.native import log_native, set_native_level
 from server.errors import RefusedError
-from server.models.fuse import fuse
-from server.models.fused import NotCommonError
-from server.models.kept import KeptModel, keep, kept_file, read_kept
+from server.models.kept import KeptModel, keep, kept_file, read_kept, why_not_kept
+from server.models.lay_out import lay_out
 from server.models.loaded import LoadedModel
-from server.models.prove import check_served, compute_own, prove, with_all_visible
-from server.models.quantize import check_form, is_packed, quantize
-from server.models.quantized.model import QuantizedModel
+from server.models.prove import Proven, check_served, compute_own, prove, with_all_visible
+from server.models.quantize import check_form, is_packed
 from server.models.refusing import other_kernels, refusing
 from server.models.rope import read_scaling
 from server.models.sample import differs, oracle_logits, sample_logits
@@ -104,48 +102,41 @@ def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) 
 
 
 def _from_source(settings: Settings, folder: Path, file: Path | None, report: Report) -> Prepared:
+    """Read, recognize, lay out, prove, keep."""
     loaded, device = load_as_set(settings, folder, report)
-    report("checking", 0.9)
+    report("checking", 0.88)
+    page_size = settings.page_size
     attention = _choose(settings, loaded, device, cache_format(settings, loaded))
-    with refusing(loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)):
-        own = compute_own(loaded, settings.page_size)
-        log.info("%d of %d decoder layers are fused", fuse(loaded.model), len(loaded.layers))
-        proven = prove(loaded, own, attention, settings.page_size)
-    report("packing the weights", 0.93)
-    weights = quantize(loaded.model, settings.weights)
+    failing = loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)
+    with refusing(*failing):
+        own = compute_own(loaded, page_size)
+
+    def proving(floats: LoadedModel) -> Proven:
+        report("checking", 0.92)
+        with refusing(*failing):
+            proven = prove(floats, own, attention, page_size)
+        report("packing the weights", 0.93)
+        return proven
+
+    report("packing the weights", 0.9)
+    loaded, weights, proven = lay_out(loaded, settings.weights, proving)
     kv_dtype = cache_format(settings, loaded, weights)
     attention = _choose(settings, loaded, device, kv_dtype)
-    with refusing(loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)):
+    with refusing(*failing):
         check_served(
-            loaded,
-            proven,
-            attention,
-            settings.page_size,
-            kv_dtype,
-            weights=weights,
-            packed=is_packed(weights),
+            loaded, proven, attention, page_size, kv_dtype, weights=weights, packed=is_packed(weights)
         )
-    if device == "cpu" and is_packed(weights) and (whole := _from_parts(loaded, weights)) is not None:
-        loaded = whole.loaded
-        if file is not None:
-            report("keeping the packed weights", 0.94)
-            keep(file, folder, whole)
+    if is_packed(weights) and device == "cpu":
+        _keep(loaded, weights, folder, file, report)
     return Prepared(loaded, device, weights, kv_dtype, attention)
 
 
-def _from_parts(loaded: LoadedModel, weights: str) -> KeptModel | None:
-    """The same model without what transformers has around its layers, if that computes the same."""
-    try:
-        if loaded.rope is not None:
-            raise NotCommonError("its rotary frequencies depend on lengths")
-        whole = replace(loaded, model=QuantizedModel.of(loaded.model))
-        sample = oracle_logits(whole)
-        if wrong := differs(oracle_logits(loaded), sample):
-            raise NotCommonError(f"made of its parts, {wrong}")
-    except (NotCommonError, AttributeError) as error:
-        log.info("every start packs the weights of %s: %s", loaded.architecture, error)
-        return None
-    return KeptModel(whole, weights, loaded.context_length, sample)
+def _keep(loaded: LoadedModel, weights: str, folder: Path, file: Path | None, report: Report) -> None:
+    if (reason := why_not_kept(loaded)) is not None:
+        log.info("every start packs the weights of %s: %s", loaded.architecture, reason)
+    elif file is not None:
+        report("keeping the packed weights", 0.94)
+        keep(file, folder, KeptModel(loaded, weights, loaded.context_length, oracle_logits(loaded)))
 
 
 def _choose(settings: Settings, loaded: LoadedModel, device: str, kv_dtype: torch.dtype) -> Attention:

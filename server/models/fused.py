@@ -112,21 +112,31 @@ class FusedLayer(nn.Module):
             raise UnsupportedError("a lean layer computes with the keyword argument longspan only")
         assert position_embeddings is not None
         hidden = hidden_states[0]
+        heads = self.heads(hidden, *(part[0] for part in position_embeddings))
+        queries, keys, values = (part.transpose(0, 1)[None] for part in heads)
+        attended = longspan.attend(self, queries, keys, values, attention_mask, self.features)
+        hidden += self.o(attended.reshape(len(hidden), -1))
+        hidden += self.gated(self.gate_up(self.mlp_norm(hidden)))
+        return hidden_states
+
+    def heads(
+        self, hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values ``[T, H, D]`` of rows ``[T, C]`` at rotary angles ``[T, D]``."""
         heads = self.qkv(self.attention_norm(hidden)).view(len(hidden), -1, self.head_size)
         rotated, values = heads.split([self.query_heads + self.kv_heads, self.kv_heads], dim=1)
         sizes = [self.query_heads, self.kv_heads]
         if self.head_norms:
             parts = zip(self.head_norms, rotated.split(sizes, dim=1), strict=True)
             rotated = torch.cat([norm(part) for norm, part in parts], dim=1)
-        cosines, sines = position_embeddings
-        rotated = _rotate(rotated, cosines[0][:, None], sines[0][:, None])
-        queries, keys, values = (x.transpose(0, 1)[None] for x in (*rotated.split(sizes, dim=1), values))
-        attended = longspan.attend(self, queries, keys, values, attention_mask, self.features)
-        hidden += self.o(attended.reshape(len(hidden), -1))
+        queries, keys = _rotate(rotated, cosines[:, None], sines[:, None]).split(sizes, dim=1)
+        return queries, keys, values
 
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=-1)
-        hidden += self.down(self.activation(gate) * up)
-        return hidden_states
+    def gated(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        """What the MLP adds, ``[T, C]``, from the outputs ``[T, 2 * F]`` of its first layer."""
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        down: torch.Tensor = self.down(self.activation(gate) * up)
+        return down
 
 
 def _check_linears(module: nn.Module, linears: set[str], others: set[str]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 from attention.backends import Attention, resolve
-from server.models.fuse import fuse
 from server.models.loaded import LoadedModel
 from server.models.prove import Proven, check_served, compute_own, prove
+from server.models.recognize_layers import fuse, recognize_layers
 
 
 def proven(
@@ -36,7 +36,7 @@ def proven(
         attention = kernel(loaded)
     own = compute_own(loaded, page_size)
     if fused:
-        fuse(loaded.model)
+        fuse(recognize_layers(loaded.model))
     strictly = prove(loaded, own, attention, page_size)
     check_served(loaded, strictly, attention, page_size, kv_dtype, weights="float", packed=False)
     return strictly

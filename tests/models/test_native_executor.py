@@ -1,7 +1,5 @@
 """All layers as one native call give what the layers give one by one, to the last bit."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -10,7 +8,6 @@ from attention.kernels.cpu.chain import Chain
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.models.executors.eager import EagerExecutor
-from server.models.quantize import quantize
 from server.models.quantized.model import QuantizedModel
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import VOCABULARY, save_tiny
@@ -24,9 +21,9 @@ PROMPTS = [
 
 
 def packed(kind, folder, **config):
-    loaded = load(save_tiny(kind, folder, **config))
-    assert quantize(loaded.model, "int8") == "int8"
-    return replace(loaded, model=QuantizedModel.of(loaded.model))
+    loaded = load(save_tiny(kind, folder, **config), weights="int8")
+    assert isinstance(loaded.model, QuantizedModel)
+    return loaded
 
 
 @pytest.mark.parametrize(

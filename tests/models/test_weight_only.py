@@ -16,15 +16,16 @@ from server.engine.prepare import cache_format, prepare
 from server.errors import RefusedError
 from server.models import quantize as quantizing
 from server.models import weight_only
-from server.models.fuse import Probe, probe_forward
 from server.models.quantize import is_packed, quantize
 from server.models.weight_only import form_of, replace_weights, tensors_of
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
+from tests.models.test_fuse import logits_of
 from tests.models_zoo import save_tiny
 
 with_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 FORMS = ("int8", "fp8")
+TOKENS = torch.arange(8, 15)
 
 
 @pytest.fixture
@@ -98,12 +99,12 @@ def test_a_product_is_that_with_weights_rounded_to_the_nearest_code(form, step, 
 @pytest.mark.parametrize(("form", "most"), [("int8", 0.1), ("fp8", 0.3)])
 def test_a_model_is_packed_and_serves(form, most, seemingly_on_cuda):
     loaded = seemingly_on_cuda
-    expected = probe_forward(loaded.model, Probe())
+    expected = logits_of(loaded.model, TOKENS)
     assert quantize(loaded.model, form) == form
     assert is_packed(form)
     packed = [name.rpartition(".")[2] for name, part in loaded.model.named_modules() if form_of(part)]
     assert sorted(packed) == sorted([*["qkv", "o", "gate_up", "down"] * 2, "lm_head"])
-    found = probe_forward(loaded.model, Probe())
+    found = logits_of(loaded.model, TOKENS)
     assert not torch.equal(found, expected)
     assert (found - expected).std() < most * expected.std()
 
