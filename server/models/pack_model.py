@@ -139,9 +139,10 @@ class _Parts:
         head, embedding = self._head(weights), self.embedding
         if isinstance(head, QuantizedLinear):
             linears.append(head)
-            embedding = packed_embedding(
-                self.embedding, Packed(head.bits, head.codes, head.scales, head.exact)
-            )
+            packed = Packed(head.bits, head.codes, head.scales, head.exact)
+            embedding = packed_embedding(self.embedding, packed)
+            if not torch.equal(embedding(self.recognition.ids), self.layers[0].input[0]):
+                raise NotCommonError("its embedding does more than to look up")
         text = self.loaded.model.config.get_text_config(decoder=True)
         values = {name: getattr(text, name) for name in Config.NAMES if getattr(text, name, None) is not None}
         model = QuantizedModel(embedding, self.rotary, stack, self.norm, head, Config(**values)).eval()

@@ -141,7 +141,7 @@ def _pack(model: Any, weights: Weights) -> str:
 
 
 def said_of(packed: Sequence[QuantizedLinear], kept: int) -> str:
-    """How many linear layers are packed in how many bits, how many are rounded, and how many kept as floats."""
+    """How many linear layers are packed in how many bits, how many are rounded, and how many stay floats."""
     counts = Counter(linear.bits for linear in packed)
     said = [f"{count} packed in {bits} bits" for bits, count in sorted(counts.items())]
     if rounded := sum(not linear.exact for linear in packed):
