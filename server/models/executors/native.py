@@ -10,6 +10,7 @@ from attention.kernels.cpu.chained import ChainedAttention
 from server.models.executors.base import StepInput
 from server.models.executors.rotary import lengths_of, rope_in_force
 from server.models.loaded import LoadedModel
+from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.model import QuantizedModel
 
 
@@ -27,11 +28,12 @@ class NativeExecutor:
     """
 
     name = "native"
-    thread_invariant = True
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         assert isinstance(loaded.model, QuantizedModel)
         self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason
+        # An output layer of floats is torch's product, which may cut its sums by threads.
+        self.thread_invariant = isinstance(self.model.head, QuantizedLinear)
         self.rope = rope_in_force(loaded.rope, attention.pattern)
         self._attention = ChainedAttention(attention.ruled_layers, cache)
         self._chain = self.model.decoder.chain(self._attention)
