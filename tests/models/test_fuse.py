@@ -127,6 +127,18 @@ def test_a_changed_layer_stays(tmp_path):
     assert model.model.layers[1] is layer
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_layer_is_proven_in_float32_whatever_its_dtype(dtype, tmp_path):
+    folder = save_tiny("qwen2", tmp_path / "qwen2")
+    assert fused(plain_model(folder).to(dtype)) == 2
+    model = plain_model(folder).to(dtype)
+    layer = model.model.layers[1]
+    layer.register_forward_hook(lambda module, args, output: output * 1.001)
+    assert fused(model) == 1
+    assert model.model.layers[1] is layer
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+
+
 def test_merged_weights_cost_no_second_copy(tmp_path):
     model = plain_model(save_tiny("llama", tmp_path / "llama"))
     plain = list(model.model.layers)

@@ -14,6 +14,7 @@ from server.models.load import load_model
 from server.models.logits import _DECODES as DECODES
 from server.models.logits import relative_error
 from server.models.prove import Proven, check_served, compute_own, prove
+from server.models.recognize_layers import fuse, recognize_layers
 from tests.models.proving import proven
 from tests.models_zoo import CONTEXT, KINDS, WINDOW, save_tiny
 
@@ -93,6 +94,18 @@ def test_a_bias_of_one_layer_that_is_lost_is_noticed(dtype, part, serve):
         f"{'mlp' if part == 'down_proj' else 'self_attn'}.{part}"
     ]
     linear.bias.zero_()
+    with pytest.raises(RefusedError, match="its logits differ by up to"):
+        prove(loaded, own, attention, 4)
+
+
+def test_what_a_lean_layer_loses_is_noticed(serve):
+    loaded = serve("qwen2", "bfloat16")
+    own = compute_own(loaded, 4)
+    recognition = recognize_layers(loaded.model)
+    fuse(recognition)
+    attention = resolve("full", {}, "auto", loaded.layers, "cpu", torch.float32, 4)
+    prove(loaded, own, attention, 4)
+    recognition.layers[1].fused.qkv.bias[3] = 0
     with pytest.raises(RefusedError, match="its logits differ by up to"):
         prove(loaded, own, attention, 4)
 
