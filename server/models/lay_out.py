@@ -10,6 +10,7 @@ from server.models.loaded import LoadedModel
 from server.models.pack_model import pack_model
 from server.models.quantize import Weights, quantize
 from server.models.recognize_layers import fuse, recognize_layers
+from server.models.refusing import refusing
 
 log = logging.getLogger("longspan.models")
 
@@ -34,11 +35,12 @@ def lay_out(
         what ``prove`` gave.
 
     Raises:
-        RefusedError: the weights can't be packed so, or a packed layer computes something else than its
-            weights do.
+        RefusedError: the weights can't be packed so, a packed layer computes something else than its weights
+            do, or the model trips over being looked at.
     """
-    recognition = recognize_layers(loaded.model)
-    packed = pack_model(loaded, recognition, weights)
+    with refusing(loaded.architecture, "recognizing its layers"):
+        recognition = recognize_layers(loaded.model)
+        packed = pack_model(loaded, recognition, weights)
     if packed is not None:
         return *packed, prove(loaded)
     fuse(recognition)

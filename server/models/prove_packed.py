@@ -7,8 +7,9 @@ operator has to give what float weights do. A row of zeros gives the biases alon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,6 @@ from server.models.quantized.native import Stage, run
 from server.models.quantized.packing import COLUMNS, GROUP, Packed, unpack
 from server.models.quantized.rotary import Angles
 from server.models.quantized.stack import QuantizedStack
-from server.models.recognize_layers import Probe
 
 # Of a row's largest number. Sums in another order make 1e-6; rounding to 8 bits would make 0.01.
 _TOLERANCE = 2e-5
@@ -103,7 +103,7 @@ def prove_stack(stack: QuantizedStack, hidden: torch.Tensor, angles: Angles) -> 
     Raises:
         RefusedError: the two differ.
     """
-    rows, probe = hidden.clone(), Probe()
+    rows, attend = hidden.clone(), _Elementwise()
     for layer in stack.layers:
         assert isinstance(layer, QuantizedLayer)
         before, o, gate_up, down = layer.stages
@@ -111,12 +111,30 @@ def prove_stack(stack: QuantizedStack, hidden: torch.Tensor, angles: Angles) -> 
         heads = _run(before, rows, rows.new_empty(len(rows), query_heads + 2 * kv_heads, size), angles)
         split = heads.split([query_heads, kv_heads, kv_heads], dim=1)
         query, key, value = (part.transpose(0, 1)[None] for part in split)
-        attended = probe.attend(layer, query, key, value, None, layer.features)[0]
+        attended = attend.attend(layer, query, key, value, None, layer.features)[0]
         _run(o, attended, rows)
         between = _run(gate_up, rows, rows.new_empty(len(rows), layer.between))
         _run(down, between, rows)
-    if not torch.equal(stack.run(hidden.clone(), angles, Probe()), rows):
+    if not torch.equal(stack.run(hidden.clone(), angles, attend), rows):
         raise _refusal("all layers in turn", "than each by itself")
+
+
+class _Elementwise:
+    """Stands in for attention, so that sums in another order, which torch may take, make no difference."""
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        features: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """See ``attention.forward.Attend.attend``; each token sees itself."""
+        shared = query.shape[1] // key.shape[1]
+        keys, values = (part.repeat_interleave(shared, dim=1) for part in (key, value))
+        return (query * keys + values).transpose(1, 2).contiguous()
 
 
 def _grid(size: int, *, seed: int = 0) -> torch.Tensor:
