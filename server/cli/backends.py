@@ -108,12 +108,14 @@ def _survey(
         from attention.survey import survey
         from server.engine.native import set_native_level
         from server.engine.prepare import cache_format, load_as_set
-        from server.models.quantize import quantize
+        from server.models.lay_out import lay_out
 
         code = set_native_level(settings)
         loaded, place = load_as_set(settings, files.folder, progress.report)
         # What the cache's format is by itself depends on whether weights can be packed.
-        weights = quantize(loaded.model, settings.weights) if settings.kv_dtype == "auto" else ""
+        weights = ""
+        if settings.kv_dtype == "auto":
+            loaded, weights, _ = lay_out(loaded, settings.weights, lambda _: None)
         kv_dtype = cache_format(settings, loaded, weights)
         try:
             verdicts = survey(

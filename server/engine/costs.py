@@ -18,7 +18,6 @@ from torch import nn
 from attention.cache import PagedCache
 from attention.reading import LayerReads
 from attention.types import LayerSpec
-from server.models.fused import FusedLayer
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.linear import QuantizedLinear
 from server.models.weight_only import tensors_of
@@ -86,12 +85,10 @@ class ModelWeights:
         A config that says nothing of its experts' number lets all of them count for every token.
         """
         output = model.get_output_embeddings()
-        # Their weights are views of the fused layers' own.
-        plain = {module.plain for module in model.modules() if isinstance(module, FusedLayer)}
         body, experts, head = Part(), Part(), Part()
         row_bytes = stored = 0
         seen: set[int] = set()
-        for name, module in model.named_modules(memo=plain):
+        for name, module in model.named_modules():
             packed = isinstance(module, QuantizedLinear | QuantizedEmbedding)
             own: list[torch.Tensor] = list(module.buffers() if packed else module.parameters(recurse=False))
             # A table of embeddings is often the output layer's too.

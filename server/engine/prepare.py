@@ -11,23 +11,16 @@ import torch
 
 from attention.backends import Attention, UnsupportedError, make_pattern, resolve
 from attention.formats import CACHE_FORMATS
-from attention.patterns.full import Full
 from server.engine.native import log_native, set_native_level
 from server.errors import RefusedError
-from server.models.check import (
-    differs,
-    oracle_logits,
-    sample_logits,
-    self_check,
-    served_check,
-)
-from server.models.fused import NotCommonError
-from server.models.kept import KeptModel, keep, kept_file, read_kept
+from server.models.kept import KeptModel, keep, kept_file, read_kept, why_not_kept
+from server.models.lay_out import lay_out
 from server.models.loaded import LoadedModel
-from server.models.quantize import check_form, is_packed, quantize
-from server.models.quantized.model import QuantizedModel
+from server.models.prove import Proven, check_served, compute_own, prove, with_all_visible
+from server.models.quantize import check_form, is_packed
 from server.models.refusing import other_kernels, refusing
 from server.models.rope import read_scaling
+from server.models.sample import differs, oracle_logits, sample_logits
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
@@ -96,8 +89,9 @@ def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) 
     report("checking", 0.8)
     loaded, weights = kept.loaded, kept.weights
     kv_dtype = cache_format(settings, loaded, weights)
-    attention, check_with = _choose(settings, loaded, "cpu", kv_dtype)
+    attention = _choose(settings, loaded, "cpu", kv_dtype)
     whole = replace(loaded, context_length=kept.length)
+    check_with = with_all_visible(attention, loaded, kv_dtype, settings.page_size)
     sample = sample_logits(whole, check_with, settings.page_size, kv_dtype)
     wrong = differs(kept.sample, sample, kv_dtype=kv_dtype)
     if wrong:
@@ -108,61 +102,56 @@ def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) 
 
 
 def _from_source(settings: Settings, folder: Path, file: Path | None, report: Report) -> Prepared:
+    """Read, recognize, lay out, prove, keep."""
     loaded, device = load_as_set(settings, folder, report)
-    report("checking", 0.9)
-    kv_dtype = cache_format(settings, loaded)
-    attention, check_with = _choose(settings, loaded, device, kv_dtype)
-    # A cache that rounds nothing shows more.
-    exact = loaded.layers, torch.device(device), loaded.dtype, settings.page_size, check_with.pattern
-    checked = kv_dtype if check_with.kernel.unsupported(*exact) else loaded.dtype
-    with refusing(loaded.architecture, "the start-up check", other_kernels(check_with.kernel.name)):
-        before = self_check(loaded, check_with, settings.page_size, checked)
-    report("packing the weights", 0.93)
-    weights = quantize(loaded.model, settings.weights)
+    report("checking", 0.88)
+    page_size = settings.page_size
+    attention = _choose(settings, loaded, device, cache_format(settings, loaded))
+    failing = loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)
+    with refusing(*failing):
+        own = compute_own(loaded, page_size)
+
+    def proving(floats: LoadedModel) -> Proven:
+        report("checking", 0.92)
+        with refusing(*failing):
+            proven = prove(floats, own, attention, page_size)
+        report("packing the weights", 0.93)
+        return proven
+
+    report("packing the weights", 0.9)
+    loaded, weights, proven = lay_out(loaded, settings.weights, proving)
     kv_dtype = cache_format(settings, loaded, weights)
-    attention, check_with = _choose(settings, loaded, device, kv_dtype)
-    if is_packed(weights) or kv_dtype != checked:
-        with refusing(loaded.architecture, "the start-up check", other_kernels(check_with.kernel.name)):
-            after = sample_logits(loaded, check_with, settings.page_size, kv_dtype)
-        served_check(before, after, weights, kv_dtype)
-    if device == "cpu" and is_packed(weights) and (whole := _from_parts(loaded, weights)) is not None:
-        loaded = whole.loaded
-        if file is not None:
-            report("keeping the packed weights", 0.94)
-            keep(file, folder, whole)
+    attention = _choose(settings, loaded, device, kv_dtype)
+    with refusing(*failing):
+        check_served(
+            loaded, proven, attention, page_size, kv_dtype, weights=weights, packed=is_packed(weights)
+        )
+    if is_packed(weights) and device == "cpu":
+        _keep(loaded, weights, folder, file, report)
     return Prepared(loaded, device, weights, kv_dtype, attention)
 
 
-def _from_parts(loaded: LoadedModel, weights: str) -> KeptModel | None:
-    """The same model without what transformers has around its layers, if that computes the same."""
-    try:
-        if loaded.rope is not None:
-            raise NotCommonError("its rotary frequencies depend on lengths")
-        whole = replace(loaded, model=QuantizedModel.of(loaded.model))
-        sample = oracle_logits(whole)
-        if wrong := differs(oracle_logits(loaded), sample, same_kernel=True):
-            raise NotCommonError(f"made of its parts, {wrong}")
-    except (NotCommonError, AttributeError) as error:
-        log.info("every start packs the weights of %s: %s", loaded.architecture, error)
-        return None
-    return KeptModel(whole, weights, loaded.context_length, sample)
+def _keep(loaded: LoadedModel, weights: str, folder: Path, file: Path | None, report: Report) -> None:
+    if (reason := why_not_kept(loaded)) is not None:
+        log.info("every start packs the weights of %s: %s", loaded.architecture, reason)
+    elif file is not None:
+        report("keeping the packed weights", 0.94)
+        keep(file, folder, KeptModel(loaded, weights, loaded.context_length, oracle_logits(loaded)))
 
 
-def _choose(
-    settings: Settings, loaded: LoadedModel, device: str, kv_dtype: torch.dtype
-) -> tuple[Attention, Attention]:
-    """What is to serve, and what to check with: what a pattern hides would be taken for a fault."""
-    place = torch.device(device), kv_dtype, settings.page_size
+def _choose(settings: Settings, loaded: LoadedModel, device: str, kv_dtype: torch.dtype) -> Attention:
     try:
-        chosen = resolve(
-            settings.attention, settings.attention_option, settings.kernel, loaded.layers, *place
+        return resolve(
+            settings.attention,
+            settings.attention_option,
+            settings.kernel,
+            loaded.layers,
+            torch.device(device),
+            kv_dtype,
+            settings.page_size,
         )
-        whole = replace(chosen, backend="full", pattern=Full(), family=False)
-        if chosen.kernel.unsupported(loaded.layers, *place, whole.pattern):
-            whole = resolve("full", {}, "auto", loaded.layers, *place)  # it is for its own pattern alone
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error
-    return chosen, whole
 
 
 def load_as_set(settings: Settings, folder: Path, report: Report) -> tuple[LoadedModel, str]:

@@ -48,15 +48,13 @@ class Norm(nn.Module):
 class FusedLayer(nn.Module):
     """RMSNorm, attention, RMSNorm, gated MLP; each of the two parts is added to what came in, in place.
 
-    The weights of queries, keys and values are one matrix, those of gate and up projection another. Without
-    ``longspan`` among a call's arguments the layer computes as transformers wrote it.
+    The weights of queries, keys and values are one matrix, those of gate and up projection another.
 
     Args:
-        plain: a decoder layer of transformers. Its own weights become views of the merged ones, so that it
-            costs no memory to keep.
+        plain: a decoder layer of transformers. Its own weights become views of the merged ones, so that the
+            two together take no more memory than one.
 
     Attributes:
-        plain: the same; ``None`` once its weights are gone.
         layer_idx: what attention is told.
         features: what attention is given besides, as the plain layer's call gave it; see ``Attend``.
         head_norms: of queries and of keys, or none.
@@ -89,7 +87,6 @@ class FusedLayer(nn.Module):
         self.gate_up = _merge([mlp.gate_proj, mlp.up_proj])
         self.down: nn.Module = mlp.down_proj
         self.activation: nn.Module = mlp.act_fn
-        self.plain: nn.Module | None = plain
 
     def forward(
         self,
@@ -106,34 +103,40 @@ class FusedLayer(nn.Module):
             attention_mask: what the model prepared, if it did.
             position_embeddings: cosines and sines ``[1, T, D]`` of the rotary angles.
             longspan: what computes attention.
-            more: for the plain layer.
+            more: what only other forms of layers use.
 
         Raises:
-            UnsupportedError: neither ``longspan`` nor the plain layer is there.
+            UnsupportedError: ``longspan`` is not there.
         """
         if longspan is None:
-            if self.plain is None:
-                raise UnsupportedError("a quantized model only computes with the keyword argument longspan")
-            more |= {"attention_mask": attention_mask, "position_embeddings": position_embeddings}
-            plain: torch.Tensor = self.plain(hidden_states, **more)
-            return plain
+            raise UnsupportedError("a lean layer computes with the keyword argument longspan only")
         assert position_embeddings is not None
         hidden = hidden_states[0]
+        heads = self.heads(hidden, *(part[0] for part in position_embeddings))
+        queries, keys, values = (part.transpose(0, 1)[None] for part in heads)
+        attended = longspan.attend(self, queries, keys, values, attention_mask, self.features)
+        hidden += self.o(attended.reshape(len(hidden), -1))
+        hidden += self.gated(self.gate_up(self.mlp_norm(hidden)))
+        return hidden_states
+
+    def heads(
+        self, hidden: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values ``[T, H, D]`` of rows ``[T, C]`` at rotary angles ``[T, D]``."""
         heads = self.qkv(self.attention_norm(hidden)).view(len(hidden), -1, self.head_size)
         rotated, values = heads.split([self.query_heads + self.kv_heads, self.kv_heads], dim=1)
         sizes = [self.query_heads, self.kv_heads]
         if self.head_norms:
             parts = zip(self.head_norms, rotated.split(sizes, dim=1), strict=True)
             rotated = torch.cat([norm(part) for norm, part in parts], dim=1)
-        cosines, sines = position_embeddings
-        rotated = _rotate(rotated, cosines[0][:, None], sines[0][:, None])
-        queries, keys, values = (x.transpose(0, 1)[None] for x in (*rotated.split(sizes, dim=1), values))
-        attended = longspan.attend(self, queries, keys, values, attention_mask, self.features)
-        hidden += self.o(attended.reshape(len(hidden), -1))
+        queries, keys = _rotate(rotated, cosines[:, None], sines[:, None]).split(sizes, dim=1)
+        return queries, keys, values
 
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=-1)
-        hidden += self.down(self.activation(gate) * up)
-        return hidden_states
+    def gated(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        """What the MLP adds, ``[T, C]``, from the outputs ``[T, 2 * F]`` of its first layer."""
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        down: torch.Tensor = self.down(self.activation(gate) * up)
+        return down
 
 
 def _check_linears(module: nn.Module, linears: set[str], others: set[str]) -> None:

@@ -26,7 +26,6 @@ from server.models.checkpoint.quantization_parts import weight_count
 from server.models.checkpoint.reading import noting, read_stored
 from server.models.checkpoint.weights import check_finite, check_made, check_read
 from server.models.folder import weight_files
-from server.models.fuse import fuse
 from server.models.limits import context_length, steady_length
 from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
@@ -88,18 +87,16 @@ def load_model(
 def _read(
     model: Any, config: Any, length: int, scaling: RopeScaling | None, device: torch.device
 ) -> LoadedModel:
-    """Reads and fuses the layers of a model that was loaded."""
+    """What attention must honor of a model that was loaded."""
     model.set_attn_implementation("longspan")
     layers = read_layers(model)
     if scaling is not None:
         check_scaling(model, scaling)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%d of %d decoder layers are fused", fuse(model), len(layers))
     return LoadedModel(
         model=model,
         layers=layers,
         architecture=type(model).__name__,
-        parameters=parameters,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary_size=model.get_output_embeddings().weight.shape[0],
         context_length=length,
         dtype=model.dtype,

@@ -9,23 +9,27 @@ from server.errors import RefusedError
 from server.models.loaded import LoadedModel
 
 
-def check_computed(loaded: LoadedModel, plain: torch.Tensor) -> None:
+def check_computed(loaded: LoadedModel, logits: torch.Tensor, dtype: torch.dtype) -> None:
     """Refuses a model whose weights are finite and whose logits are not, with which nothing can be compared.
 
     Args:
         loaded: the model.
-        plain: its logits as transformers itself computes them.
+        logits: of transformers itself, or of the same model as it is served.
+        dtype: of their computation.
 
     Raises:
         RefusedError: some are NaN or infinite.
     """
-    if bool(plain.isfinite().all()):
+    if bool(logits.isfinite().all()):
         return
-    narrow = loaded.dtype == torch.float16
     raise RefusedError(
-        f"{loaded.architecture} cannot be served: with these weights its logits in {str(loaded.dtype)[6:]} "
-        "are NaN or infinite, in transformers itself too; "
-        + ("choose --dtype bfloat16 or float32" if narrow else "fetch the model again, or choose another one")
+        f"{loaded.architecture} cannot be served: with these weights its logits in {format_name(dtype)} are "
+        "NaN or infinite"
+        + (
+            "; choose --dtype bfloat16 or float32"
+            if dtype == torch.float16
+            else ", in transformers itself too; fetch the model again, or choose another one"
+        )
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -15,14 +15,10 @@ from torch import nn
 
 from attention.kernels.cpu.native import NativeError
 from server.errors import RefusedError
-from server.models.fuse import Probe, probe_forward
-from server.models.fused import FusedLayer
+from server.models.prove_packed import prove_linear
 from server.models.quantized import native
-from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import Bits, Packed, pack, pack_exactly
-from server.models.quantized.stack import QuantizedStack
-from server.models.quantized.workspace import Workspace
 from server.models.weight_only import Form, form_of, replace_weights
 from server.models.weight_only import obstacle as weight_only_obstacle
 
@@ -61,7 +57,9 @@ def is_packed(weights: str) -> bool:
 
 
 def quantize(model: Any, weights: Weights) -> str:
-    """Packs what can be packed, in place; weights that are packed are freed.
+    """Packs the linear layers that can be packed, each in its place; weights that are packed are freed.
+
+    What ``pack_model`` builds a packed model of does not come here.
 
     On a CPU ``auto`` packs where it loses nothing of the weights: those published in groups of 4 or 8 bits.
     ``int8`` rounds weights by groups of 32 to 8 bits, ``int4`` to 4 bits and the output layer to 8, except
@@ -73,28 +71,26 @@ def quantize(model: Any, weights: Weights) -> str:
     are. Activations are not rounded.
 
     Args:
-        model: a causal language model, fused. Layers with packed weights compute with ``longspan`` only.
+        model: a causal language model of transformers, with or without lean layers.
         weights: which.
 
     Returns:
         What the weights inside the decoder are now, like ``int4`` or ``float32``.
 
     Raises:
-        RefusedError: the form is not possible here; the sentence says why.
+        RefusedError: the form is not possible here, or a packed layer computes something else than its
+            weights do; the sentence says why.
     """
     check_form(weights, model.device.type)
-    reason, done = None if weights == "float" else _obstacle(model, weights), ""
+    reason, done = None if weights == "float" else obstacle(model, weights), ""
     if reason is None and weights != "float":
         try:
             if model.device.type == "cpu":
                 done = _pack(model, weights)
             else:
-                replace_weights(_linears(model), cast(Form, weights))
+                replace_weights(((name, linear) for _, name, linear in _linears(model)), cast(Form, weights))
         except ValueError as error:
             reason = str(error)
-        else:
-            if model.device.type == "cpu":
-                _use_operator(model)
     forms = _forms(model)
     if reason is None and weights not in ("auto", "float") and not is_packed(forms):
         reason = f"{type(model).__name__} has no linear layers that can be packed"
@@ -109,8 +105,8 @@ def quantize(model: Any, weights: Weights) -> str:
     return forms
 
 
-def _obstacle(model: Any, weights: Weights) -> str | None:
-    """Why nothing can be packed here."""
+def obstacle(model: Any, weights: Weights) -> str | None:
+    """Why nothing can be packed here; ``None`` if something can."""
     if model.device.type != "cpu":
         if weights == "auto":
             return f"on {model.device.type} they are packed where int8 or fp8 is asked for"
@@ -127,35 +123,40 @@ def _obstacle(model: Any, weights: Weights) -> str | None:
 def _pack(model: Any, weights: Weights) -> str:
     """Says what became of how many linear layers, and why."""
     head = model.get_output_embeddings()
-    packed_in: Counter[Bits] = Counter()
-    rounded = kept = 0
+    done: list[QuantizedLinear] = []
+    kept = 0
     for parent, name, linear in list(_linears(model)):
-        packed = _packed(linear.weight, weights, is_head=linear is head)
+        packed = packed_weights(linear.weight, weights, is_head=linear is head)
         if packed is None:
             kept += 1
             continue
-        packed_in[packed.bits] += 1
-        rounded += not packed.exact
-        if isinstance(parent, FusedLayer):
-            parent.plain = None
         quantized = QuantizedLinear(packed, linear.in_features, linear.out_features, linear.bias)
+        prove_linear(linear.weight, linear.bias, quantized)
         setattr(parent, name, quantized)
-    said = [f"{count} packed in {bits} bits" for bits, count in sorted(packed_in.items())]
-    if rounded:
+        done.append(quantized)
+    said = [said_of(done, kept)] if done or kept else []
+    if others := _others(model):
+        said.append(f"not packed for what they are: {', '.join(others)}")
+    return f"of its linear layers {', '.join(said)}" if done or kept else "; ".join(said)
+
+
+def said_of(packed: Sequence[QuantizedLinear], kept: int) -> str:
+    """How many linear layers are packed in how many bits, how many are rounded, and how many stay floats."""
+    counts = Counter(linear.bits for linear in packed)
+    said = [f"{count} packed in {bits} bits" for bits, count in sorted(counts.items())]
+    if rounded := sum(not linear.exact for linear in packed):
         said.append(f"{rounded} of these rounded")
     if kept:
         said.append(
             f"{kept} left in float32, as groups of 32 in 4 or 8 bits don't hold their weights exactly "
             "(--weights int8 rounds them)"
         )
-    if others := _others(model):
-        said.append(f"not packed for what they are: {', '.join(others)}")
-    return f"of its linear layers {', '.join(said)}" if packed_in or kept else "; ".join(said)
+    return ", ".join(said)
 
 
 def _others(model: Any) -> list[str]:
     """What has matrices and is never packed: routers and experts, for example."""
-    known = {id(linear) for *_, linear in _linears(model)} | _fused(model)
+    known = {id(linear) for *_, linear in _linears(model)}
     found = {
         type(module).__name__ if type(module) is not nn.Linear else name.rpartition(".")[2]
         for name, module in model.named_modules()
@@ -167,27 +168,25 @@ def _others(model: Any) -> list[str]:
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     # By number and by name, so that nothing here holds on to weights that are replaced.
-    plain = _fused(model)
     for parent in model.modules():
         for name in [name for name, _ in parent.named_children()]:
             child = getattr(parent, name)
             # A class derived from Linear computes something else.
-            if id(parent) not in plain and type(child) is nn.Linear and name not in _ROUTERS:
+            if type(child) is nn.Linear and name not in _ROUTERS:
                 yield parent, name, child
 
 
-def _fused(model: nn.Module) -> set[int]:
-    """Numbers of the modules that a fused layer has its weights from."""
-    return {
-        id(part)
-        for layer in model.modules()
-        if isinstance(layer, FusedLayer) and layer.plain is not None
-        for part in layer.plain.modules()
-    }
+def packed_weights(weight: torch.Tensor, weights: Weights, *, is_head: bool) -> Packed | None:
+    """The fewest bits that ``weights`` allows; ``None`` where ``auto`` would have to round.
 
+    Args:
+        weight: ``[N, K]``, floats on the CPU.
+        weights: how to pack.
+        is_head: it is the output layer's.
 
-def _packed(weight: torch.Tensor, weights: Weights, *, is_head: bool) -> Packed | None:
-    """The fewest bits that ``weights`` allows."""
+    Raises:
+        ValueError: they can't be packed.
+    """
     forms: tuple[Bits, Bits] = (4, 8)
     for bits in forms:
         if (packed := pack_exactly(weight, bits)) is not None:
@@ -195,57 +194,6 @@ def _packed(weight: torch.Tensor, weights: Weights, *, is_head: bool) -> Packed 
     if weights == "auto":
         return None
     return pack(weight, 4 if weights == "int4" and not is_head else 8)
-
-
-def _use_operator(model: nn.Module) -> None:
-    """Lets the CPU's operator compute whole fused layers where it can."""
-    workspace = Workspace()
-    for modules in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        for index, layer in enumerate(modules):
-            if isinstance(layer, FusedLayer) and QuantizedLayer.fits(layer):
-                modules[index] = QuantizedLayer(layer, workspace).eval()
-        if QuantizedStack.fits(list(modules)):
-            _stack(model, modules)
-
-
-def _stack(model: Any, modules: nn.ModuleList) -> None:
-    """Makes one module of all, if the model hands each what the one before gave, and the same besides."""
-    layers: list[Any] = list(modules)
-    calls: list[tuple[Any, ...]] = []
-
-    def note(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        calls.append((*args, *sorted(kwargs.items())))
-
-    def forward() -> torch.Tensor:
-        return probe_forward(model, Probe())
-
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    try:
-        expected = forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(calls) != len(layers) or any(not _same(call, calls[0]) for call in calls):
-        log.info("layers are called one by one: the model gives them different arguments")
-        return
-    modules[0] = QuantizedStack(layers).eval()
-    del modules[1:]
-    try:
-        same = torch.equal(forward(), expected)
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # it counts its layers
-        log.debug("a stack of layers cannot be called: %s", error)
-        same = False
-    if not same:
-        log.info("layers are called one by one: the model does not take one module for all of them")
-        modules[0] = layers[0]
-        modules.extend(layers[1:])
-
-
-def _same(one: Any, other: Any) -> bool:
-    """The very same objects, in the same structure of tuples."""
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one is other or (not isinstance(one, torch.Tensor) and type(one) is type(other) and one == other)
 
 
 def _forms(model: Any) -> str:

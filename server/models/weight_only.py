@@ -9,8 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from server.models.fused import FusedLayer
-
 Form = Literal["int8", "fp8"]
 
 # Numbers of rows of a decode and of a prefill, for which other code may compute a product.
@@ -24,13 +22,13 @@ def obstacle() -> str | None:
     return None
 
 
-def replace_weights(linears: Iterable[tuple[nn.Module, str, nn.Linear]], form: Form) -> None:
+def replace_weights(linears: Iterable[tuple[str, nn.Linear]], form: Form) -> None:
     """Replaces the weights of linear layers, one after the other, and tries a product of each shape.
 
     There is a scale for each output. What is computed with them is for the caller to compare.
 
     Args:
-        linears: with the module and the name that each has in it.
+        linears: with the name of each.
         form: of the weights.
 
     Raises:
@@ -41,9 +39,7 @@ def replace_weights(linears: Iterable[tuple[nn.Module, str, nn.Linear]], form: F
     make = Int8WeightOnlyConfig if form == "int8" else Float8WeightOnlyConfig
     config = make(set_inductor_config=False)  # nothing is compiled
     tried: set[tuple[int, int, bool]] = set()
-    for parent, name, linear in linears:
-        if isinstance(parent, FusedLayer):
-            parent.plain = None  # its weights are views of those that go
+    for name, linear in linears:
         shape = linear.in_features, linear.out_features, linear.bias is not None
         try:
             quantize_(linear, config)

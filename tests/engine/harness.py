@@ -15,7 +15,9 @@ from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.messages import FinishReason, PositionLogprob, Sampling, Submit
 from server.models.executors.choose import choose_executor
+from server.models.lay_out import lay_out
 from server.models.load import LoadedModel, load_model
+from server.models.quantize import Weights
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -32,9 +34,10 @@ class Outcome:
     preemptions: int = 0
 
 
-def load(folder: Path, dtype: str = "float32") -> LoadedModel:
-    """The model on the CPU, attending through Longspan's hook."""
-    return load_model(folder, dtype, "cpu", None, lambda stage, fraction: None)
+def load(folder: Path, dtype: str = "float32", weights: Weights = "float") -> LoadedModel:
+    """The model on the CPU as it serves, with lean layers or packed ones."""
+    loaded = load_model(folder, dtype, "cpu", None, lambda stage, fraction: None)
+    return lay_out(loaded, weights, lambda _: None)[0]
 
 
 def make_core(

@@ -34,8 +34,10 @@ def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, settings, s
 @pytest.mark.parametrize(
     ("place", "options", "doing", "otherwise"),
     [
-        ("server.engine.prepare.self_check", {}, "the start-up check", ", or try --kernel sdpa or reference"),
-        ("server.engine.prepare.self_check", {"kernel": "reference"}, "the start-up check", ""),
+        ("server.engine.prepare.prove", {}, "the start-up check", ", or try --kernel sdpa or reference"),
+        ("server.engine.prepare.prove", {"kernel": "reference"}, "the start-up check", ""),
+        ("server.engine.prepare.compute_own", {"kernel": "reference"}, "the start-up check", ""),
+        ("server.models.lay_out.recognize_layers", {}, "recognizing its layers", ""),
         (
             "server.models.executors.rotary.read_rotations",
             {"attention": "sliding_window", "attention_option": {"positions": "cache", "window": "60"}},

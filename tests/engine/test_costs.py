@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from attention.cache import PagedCache
 from server.engine.costs import Cost, ModelWeights, Part, StepCosts
-from server.models.quantize import quantize
 from tests.engine.harness import greedy_requests, load, make_core
 from tests.models_zoo import VOCABULARY, save_tiny
 
@@ -105,8 +104,7 @@ def test_packed_weights_count_as_they_are_kept(llama):
     loaded = load(llama)
     before = ModelWeights.of(loaded.model)
     assert before.stored == loaded.parameters * FLOAT == (BODY + NORMS + 2 * HEAD) * FLOAT
-    assert quantize(loaded.model, "int4") == "int4"
-    after = ModelWeights.of(loaded.model)
+    after = ModelWeights.of(load(llama, weights="int4").model)
     # 32 weights of 4 bits with a scale and an offset take 20 bytes; in the head of 8 bits with a scale, 34.
     assert after.body == Part(BODY * 20 // 32 + NORMS * FLOAT, BODY)
     assert after.head == Part(HEAD * 34 // 32, HEAD)

@@ -8,7 +8,6 @@ from server.engine import hardware
 from server.engine.build import build_engine
 from server.engine.hardware import MemoryMeter, last_cache_bytes, measure, measure_device, used_bytes
 from server.messages import Measured
-from server.models.quantize import quantize
 from server.settings import Settings
 from tests.engine.harness import load
 from tests.models_zoo import save_tiny
@@ -18,9 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    loaded = load(save_tiny("llama", tmp_path_factory.mktemp("llama")))
-    quantize(loaded.model, "int4")
-    return loaded
+    return load(save_tiny("llama", tmp_path_factory.mktemp("llama")), weights="int4")
 
 
 def test_the_best_of_several_counts(model, monkeypatch):

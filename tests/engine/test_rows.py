@@ -6,17 +6,17 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
-from attention.backends import resolve
 from server.errors import RefusedError
-from server.models.check import self_check
+from server.models.load import load_model
 from tests.engine.harness import greedy_requests, load, make_core, run, transformers_next
+from tests.models.proving import proven
 from tests.models_zoo import save_tiny
 
 PROMPTS = [[7, 8, 9, 10, 11], [20], [5, 6, 7] * 9]
 
 
-def check(loaded):
-    self_check(loaded, resolve("full", {}, "auto", loaded.layers, "cpu", loaded.dtype, 4), 4, loaded.dtype)
+def check(folder):
+    proven(load_model(folder, "float32", "cpu", None, lambda *_: None))
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def wrong_rows(own, named):
 def test_a_model_that_gives_all_rows_is_served_right(page_size, tmp_path, answer):
     folder = save_tiny("llama", tmp_path)
     answer(all_rows)
+    check(folder)
     loaded = load(folder)
-    check(loaded)
     core = make_core(loaded, page_size=page_size, pages=64, max_running=4, max_batch_tokens=8)
     tokens = [outcome.tokens for outcome in run(core, greedy_requests(PROMPTS, 9)).values()]
     assert [len(output) for output in tokens] == [9, 9, 9]
@@ -79,13 +79,13 @@ def test_prompt_logprobs_of_such_a_model(tmp_path, answer):
 @pytest.mark.parametrize(
     ("forward", "sentence"),
     [
-        (last_row, r"cannot be served: asked for the logits of 24 of 24 tokens, it gives those of 1; choose"),
+        (last_row, r"cannot be served: asked for the logits of 128 of 128 tokens, it gives those of 1"),
         (wrong_rows, r"its logits differ by up to"),
     ],
 )
 def test_a_model_that_gives_other_rows_is_refused(forward, sentence, tmp_path, answer):
-    loaded = load(save_tiny("llama", tmp_path))
-    check(loaded)
+    folder = save_tiny("llama", tmp_path)
+    check(folder)
     answer(forward)
     with pytest.raises(RefusedError, match=sentence):
-        check(loaded)
+        check(folder)

@@ -6,13 +6,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from attention.backends import resolve
 from server.errors import RefusedError
-from server.models.check import self_check
 from server.models.folder import check_folder
 from server.models.load import load_model
 from tests.models.checkpoint_forms import FORMS
 from tests.models.form import EXACT, edited, put
+from tests.models.proving import proven
 
 
 def serve(folder, dtype="auto"):
@@ -39,9 +38,10 @@ def test_a_form_is_served_exactly_or_refused_with_its_reason(form, tmp_path):
         assert "\n" not in str(refusal.value)
         return
     loaded = serve(tmp_path / "model")
-    self_check(loaded, resolve("full", {}, "auto", loaded.layers, "cpu", loaded.dtype, 16), 16, loaded.dtype)
     loaded.model.set_attn_implementation("eager")
     torch.testing.assert_close(logits(loaded.model), logits(model), rtol=1e-4, atol=1e-4)
+    loaded.model.set_attn_implementation("longspan")
+    proven(loaded, page_size=16)
 
 
 def test_what_is_not_used_is_said_with_its_reason(tmp_path, caplog):

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.models.quantize import quantize
+from server.models.lay_out import lay_out
+from server.models.load import load_model
 from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.model import QuantizedModel
 from server.models.quantized.packing import GROUP, pack, pack_exactly
 from tests.engine.harness import load
 from tests.gguf_blocks import as_published, published
@@ -126,6 +128,14 @@ def test_scales_that_reach_the_extremes_come_first(bits):
     assert torch.equal(packed.scales, rounded.scales)
 
 
+MERGED = {
+    **dict.fromkeys(["q_proj", "k_proj", "v_proj"], "qkv"),
+    **dict.fromkeys(["gate_proj", "up_proj"], "gate_up"),
+    "o_proj": "o",
+    "down_proj": "down",
+}
+
+
 def publish(folder, types):
     """A small model whose matrices have these block types' values.
 
@@ -133,11 +143,12 @@ def publish(folder, types):
         folder: where to write it.
         types: of the linear layers by their names after fusing.
     """
-    model = load(save_tiny("llama", folder)).model
-    for name, linear in model.named_modules():
-        if block := types.get(name.rpartition(".")[2]):
+    loaded = load_model(save_tiny("llama", folder), "float32", "cpu", None, lambda *_: None)
+    for name, linear in loaded.model.named_modules():
+        part = name.rpartition(".")[2]
+        if block := types.get(MERGED.get(part, part)):
             linear.weight.data.copy_(as_published(linear.weight.data, block))
-    return model
+    return loaded
 
 
 @pytest.mark.parametrize(
@@ -178,20 +189,22 @@ def publish(folder, types):
     ids=["Q4_0", "Q8_0", "floats", "both", "mixed", "head apart"],
 )
 def test_auto_packs_what_is_exact_and_says_the_rest(types, forms, head, said, tmp_path, caplog):
-    model = publish(tmp_path / "llama", types)
-    plain = logits_of(model, TOKENS)
+    loaded = publish(tmp_path / "llama", types)
+    plain = logits_of(loaded.model, TOKENS)
     with caplog.at_level(logging.INFO, "longspan.models"):
-        assert quantize(model, "auto") == forms
+        served, found, _ = lay_out(loaded, "auto", lambda _: None)
+    assert found == forms
+    assert isinstance(served.model, QuantizedModel) == ("float32" not in forms)
     (line,) = (text for text in caplog.messages if text.startswith("weights are"))
     assert line.startswith(f"weights are {forms}, those of the output layer {head}: of its linear layers")
     assert all(part in line for part in said)
-    error = (logits_of(model, TOKENS) - plain).square().mean(-1).sqrt() / plain.std(-1)
+    error = (logits_of(served.model, TOKENS) - plain).square().mean(-1).sqrt() / plain.std(-1)
     assert float(error.median()) < 0.05
     assert bool(error.any()) == bool(types)
 
 
 def test_what_is_rounded_and_what_is_never_packed_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "longspan.models"):
-        quantize(load(save_tiny("mixtral", tmp_path / "mixtral")).model, "int8")
+        load(save_tiny("mixtral", tmp_path / "mixtral"), weights="int8")
     (line,) = (text for text in caplog.messages if text.startswith("weights are"))
     assert "9 packed in 8 bits, 9 of these rounded, not packed for what they are: MixtralExperts" in line

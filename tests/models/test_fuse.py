@@ -7,8 +7,9 @@ import torch
 import transformers
 
 from attention.hook import register
-from server.models.fuse import fuse
+from attention.registry import UnsupportedError
 from server.models.fused import FusedLayer
+from server.models.recognize_layers import fuse, recognize_layers
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import CONTEXT, VOCABULARY, save_tiny
 
@@ -71,27 +72,29 @@ def fused_layers(model):
     return [module for module in model.modules() if isinstance(module, FusedLayer)]
 
 
+def fused(model):
+    """How many lean layers have taken the place of others."""
+    fuse(recognize_layers(model))
+    return len(fused_layers(model))
+
+
 @pytest.mark.parametrize("name", COMMON)
 def test_logits_are_equal_to_rounding(name, tmp_path):
     model = plain_model(save_tiny(name.split()[0], tmp_path / "model", **COMMON[name]))
     ids = torch.randint(VOCABULARY, (50,), generator=torch.Generator().manual_seed(1))
     plain = logits_of(model, ids)
-    assert fuse(model) == 2
-    assert len(fused_layers(model)) == 2
-    fused = logits_of(model, ids)
-    assert not torch.equal(fused, torch.zeros_like(fused))
-    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * float(plain.std()))
-    # Without longspan, it is transformers' own computation on the very weights.
-    with torch.inference_mode():
-        model.set_attn_implementation("eager")
-        again = model(input_ids=ids[None], use_cache=False).logits[0]
-    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-4 * float(plain.std()))
+    assert fused(model) == 2
+    lean = logits_of(model, ids)
+    assert not torch.equal(lean, torch.zeros_like(lean))
+    torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-4 * float(plain.std()))
+    with pytest.raises(UnsupportedError, match="longspan only"):
+        model(input_ids=ids[None], use_cache=False)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_architectures_stay(kind, tmp_path):
     model = plain_model(save_tiny(kind, tmp_path / kind))
-    assert fuse(model) == 0
+    assert fused(model) == 0
     assert not fused_layers(model)
 
 
@@ -110,7 +113,7 @@ def test_lookalikes_are_told_apart_by_what_they_compute(kind):
             parameter.normal_(std=0.3)
     ids = torch.randint(VOCABULARY, (50,), generator=torch.Generator().manual_seed(1))
     plain = logits_of(model, ids)
-    assert fuse(model) == common
+    assert fused(model) == common
     torch.testing.assert_close(logits_of(model, ids), plain, rtol=1e-4, atol=1e-4 * float(plain.std()))
 
 
@@ -120,17 +123,32 @@ def test_a_changed_layer_stays(tmp_path):
     layer = model.model.layers[1]
     forward = layer.forward
     layer.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 1.01
-    assert fuse(model) == 1
+    assert fused(model) == 1
     assert model.model.layers[1] is layer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_layer_is_proven_in_float32_whatever_its_dtype(dtype, tmp_path):
+    folder = save_tiny("qwen2", tmp_path / "qwen2")
+    assert fused(plain_model(folder).to(dtype)) == 2
+    model = plain_model(folder).to(dtype)
+    layer = model.model.layers[1]
+    layer.register_forward_hook(lambda module, args, output: output * 1.001)
+    assert fused(model) == 1
+    assert model.model.layers[1] is layer
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
 
 
 def test_merged_weights_cost_no_second_copy(tmp_path):
     model = plain_model(save_tiny("llama", tmp_path / "llama"))
-    fuse(model)
-    for layer in fused_layers(model):
-        merged = layer.qkv.weight.untyped_storage()
-        for part in (layer.plain.self_attn.q_proj, layer.plain.self_attn.v_proj):
+    plain = list(model.model.layers)
+    before = {parameter.data_ptr() for layer in plain for parameter in layer.parameters()}
+    fused(model)
+    for layer, lean in zip(plain, fused_layers(model), strict=True):
+        merged = lean.qkv.weight.untyped_storage()
+        for part in (layer.self_attn.q_proj, layer.self_attn.v_proj):
             assert part.weight.untyped_storage().data_ptr() == merged.data_ptr()
+        assert lean.o.weight.data_ptr() in before
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])

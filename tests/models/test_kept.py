@@ -14,12 +14,13 @@ from server.engine.build import build_engine
 from server.engine.prepare import prepare
 from server.errors import RefusedError
 from server.models import kept, packed_file
-from server.models.check import sample_logits
 from server.models.kept import kept_file
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.model import QuantizedModel
+from server.models.sample import sample_logits
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, run
+from tests.gguf_blocks import as_published
 from tests.models_zoo import VOCABULARY, save_tiny
 
 PROMPTS = [
@@ -99,6 +100,27 @@ def test_weights_published_in_few_bits_take_no_table_of_floats(start, tmp_path):
         assert exact.embedding.codes is exact.head.codes
         ids = torch.tensor([0, 17, VOCABULARY - 1, 17])
         assert torch.equal(exact.embedding(ids), plain.get_input_embeddings().weight[ids])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_output_layer_of_floats_is_kept_beside_packed_layers(tied, start, tmp_path):
+    """As GGUF files of Q4_0 have it, whose output layer is often of Q6_K."""
+    folder = save_tiny("llama", tmp_path / "llama", tie_word_embeddings=tied)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                module.weight.copy_(as_published(module.weight, "Q4_0"))
+    plain.save_pretrained(folder)
+    first, _ = start(folder, weights="auto")
+    again, asked = start(folder, weights="auto")
+    assert not asked
+    for prepared in (first, again):
+        model = prepared.loaded.model
+        assert prepared.weights == "int4"
+        assert torch.equal(model.head.weight, plain.lm_head.weight)
+        assert (model.embedding.weight.data_ptr() == model.head.weight.data_ptr()) == tied
+    assert torch.equal(logits_of(again), logits_of(first))
 
 
 def test_a_broken_or_outdated_file_is_made_again(start, tmp_path, caplog, monkeypatch):

@@ -10,7 +10,6 @@ from attention.kernels.cpu.chain import Chain
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.models.executors.eager import EagerExecutor
-from server.models.quantize import quantize
 from server.models.quantized.model import QuantizedModel
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import VOCABULARY, save_tiny
@@ -23,10 +22,18 @@ PROMPTS = [
 ]
 
 
-def packed(kind, folder, **config):
-    loaded = load(save_tiny(kind, folder, **config))
-    assert quantize(loaded.model, "int8") == "int8"
-    return replace(loaded, model=QuantizedModel.of(loaded.model))
+# Which stretches positions once a text has more than 64.
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+FORMS = {
+    "frequencies by length": ("llama", {"max_position_embeddings": 64, "rope_parameters": DYNAMIC}),
+    "floats for the output layer": ("llama", {}),
+}
+
+
+def packed(kind, config, folder):
+    loaded = load(save_tiny(kind, folder, **config), weights="int8")
+    assert isinstance(loaded.model, QuantizedModel)
+    return loaded
 
 
 @pytest.mark.parametrize(
@@ -36,10 +43,17 @@ def packed(kind, folder, **config):
         ("qwen2", "sliding_window", {"window": "32", "sinks": "4"}),
         ("qwen3", "sparse", {"pattern": "bigbird"}),
         ("llama", "sparse", {"pattern": "topk", "budget": "48", "recent_pages": "1", "sink_pages": "1"}),
+        ("frequencies by length", "full", {}),
+        ("floats for the output layer", "full", {}),
     ],
 )
 def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkeypatch):
-    loaded = packed(kind, tmp_path / kind)
+    loaded = packed(*FORMS.get(kind, (kind, {})), tmp_path / "model")
+    if kind == "floats for the output layer":
+        plain = load(tmp_path / "model").model.get_output_embeddings()
+        model = loaded.model
+        head = QuantizedModel(model.embedding, model.rotary, model.decoder, model.norm, plain, model.config)
+        loaded = replace(loaded, model=head)
     attended, chained = [], []
     attend, chain = Step.attend, Chain.run
     monkeypatch.setattr(Step, "attend", lambda *args: attended.append(1) or attend(*args))
@@ -67,13 +81,15 @@ def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkey
     core = EngineCore(Runner(eager), context_length=400, max_running=32, max_batch_tokens=64)
     one_by_one, _ = outputs(core)
     assert attended
+    assert (native.rope is None) == (kind != "frequencies by length")
+    assert native.thread_invariant == (kind != "floats for the output layer")
     for id, outcome in whole.items():
         assert outcome.tokens == one_by_one[id].tokens
         assert outcome.logprobs == one_by_one[id].logprobs
 
 
 def test_why_a_step_is_not_one_call_is_said(tmp_path):
-    loaded = packed("llama", tmp_path / "packed")
+    loaded = packed("llama", {}, tmp_path / "packed")
     executor = make_core(loaded, backend="sparse", options={"pattern": "lsh"}).runner.executor
     assert executor.name == "transformers"
     assert executor.reason == "a step is not one native call: lsh selects keys in torch"
@@ -83,7 +99,7 @@ def test_why_a_step_is_not_one_call_is_said(tmp_path):
 
 
 def test_two_engines_of_one_model_take_turns(tmp_path):
-    loaded = packed("llama", tmp_path)
+    loaded = packed("llama", {}, tmp_path)
     requests = greedy_requests(PROMPTS[3:4], 6)
     expected = run(make_core(loaded), requests)[1].tokens
     cores = [make_core(loaded), make_core(loaded)]

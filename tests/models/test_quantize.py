@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, pad
 from transformers import AutoTokenizer
 
-from attention.backends import UnsupportedError
 from attention.kernels.cpu.levels import executable
 from server.errors import RefusedError
-from server.models.fused import FusedLayer
-from server.models.quantize import _use_operator, quantize
-from server.models.quantized.layer import QuantizedLayer
+from server.models.lay_out import lay_out
+from server.models.load import load_model
 from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.model import QuantizedModel
 from server.models.quantized.packing import GROUP, pack, unpack
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.instructions import at, every_level, forget, fuses_products
@@ -53,8 +52,9 @@ def uneven(rows, inputs):
     return random(rows, inputs, seed=2) * sizes
 
 
-def packed_layers(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+def floats(folder, dtype="float32"):
+    """The model as it was loaded."""
+    return load_model(folder, dtype, "cpu", None, lambda *_: None)
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(4, 15), (8, 254)])
@@ -163,93 +163,66 @@ def test_levels_pack_compute_and_refuse_alike(level):
         assert torch.equal(one, other) or fused != fused_here
 
 
-@pytest.mark.parametrize(
-    ("kind", "config"), [("llama", {}), ("qwen2", {}), ("qwen3", {}), ("llama", {"mlp_bias": True})]
-)
-def test_a_layer_as_one_operator_equals_its_parts(kind, config, tmp_path, monkeypatch):
-    model = load(save_tiny(kind, tmp_path / kind, **config)).model
-    monkeypatch.setattr("server.models.quantize._use_operator", lambda model: None)
-    assert quantize(model, "int8") == "int8"
-    parts = logits_of(model, TOKENS)
-    assert sum(isinstance(module, FusedLayer) for module in model.modules()) == 2
-    _use_operator(model)
-    assert sum(isinstance(module, QuantizedLayer) for module in model.modules()) == 2
-    whole = logits_of(model, TOKENS)
-    # A number halfway between two codes may go the other way, which later positions see.
-    error = (whole - parts).abs() / parts.std()
-    assert float(error.amax(-1).quantile(0.25)) < 1e-5
-    assert float(error.square().mean().sqrt()) < 0.05
-    assert torch.equal(logits_of(model, TOKENS[:1])[0], whole[0])
-
-
 @pytest.mark.parametrize(("weights", "most"), [("int8", 0.1), ("int4", 0.6)])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral"])
 def test_rounded_weights_stay_near(kind, weights, most, tmp_path):
-    model = load(save_tiny(kind, tmp_path / kind)).model
-    plain = logits_of(model, TOKENS)
-    forms = quantize(model, weights)
+    folder = save_tiny(kind, tmp_path / kind)
+    plain = logits_of(load(folder).model, TOKENS)
+    loaded, forms, _ = lay_out(floats(folder), weights, lambda _: None)
     assert forms == (f"float32+{weights}" if kind == "mixtral" else weights)
-    assert packed_layers(model)["lm_head"].bits == 8
-    error = (logits_of(model, TOKENS) - plain).square().mean(-1).sqrt() / plain.std(-1)
+    assert loaded.model.get_output_embeddings().bits == 8
+    error = (logits_of(loaded.model, TOKENS) - plain).square().mean(-1).sqrt() / plain.std(-1)
     assert 0 < float(error.median()) < most
 
 
 def test_auto_leaves_weights_that_it_would_round(tmp_path):
-    model = load(save_tiny("llama", tmp_path / "llama")).model
-    plain = logits_of(model, TOKENS)
+    folder = save_tiny("llama", tmp_path / "llama")
+    plain = logits_of(floats(folder).model, TOKENS)
     for weights in ("auto", "float"):
-        assert quantize(model, weights) == "float32"
-        assert torch.equal(logits_of(model, TOKENS), plain)
+        loaded, forms, _ = lay_out(floats(folder), weights, lambda _: None)
+        assert forms == "float32"
+        torch.testing.assert_close(logits_of(loaded.model, TOKENS), plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_what_cannot_be_packed_is_refused(weights, tmp_path, monkeypatch):
     folder = save_tiny("llama", tmp_path / "llama")
-    bfloat = load(folder, "bfloat16").model
     with pytest.raises(RefusedError, match=f"--weights {weights}.*float32, not with bfloat16; choose"):
-        quantize(bfloat, weights)
-    assert quantize(bfloat, "auto") == "bfloat16"
+        load(folder, "bfloat16", weights)
+    assert lay_out(floats(folder, "bfloat16"), "auto", lambda _: None)[1] == "bfloat16"
     with pytest.raises(RefusedError, match="GPT2LMHeadModel has no linear layers that can be packed"):
-        quantize(load(save_tiny("gpt2", tmp_path / "gpt2")).model, weights)
+        load(save_tiny("gpt2", tmp_path / "gpt2"), weights=weights)
     monkeypatch.setenv("CXX", "no-such-compiler")
     forget()
     try:
         with pytest.raises(RefusedError, match="cannot be compiled: CXX names no-such-compiler"):
-            quantize(load(folder).model, weights)
+            load(folder, weights=weights)
     finally:
         monkeypatch.undo()
         forget()
 
 
-def test_a_packed_model_says_what_it_needs(tmp_path):
-    model = load(save_tiny("llama", tmp_path / "llama")).model
-    quantize(model, "int4")
-    with pytest.raises(UnsupportedError, match="longspan only"):
-        model(input_ids=TOKENS[None], use_cache=False)
-
-
 @pytest.fixture(scope="module")
 def default_models(default_model):
     """The default model in float, and packed."""
-    packed = load(default_model)
-    assert quantize(packed.model, "auto") == "int4"
+    packed, forms, _ = lay_out(floats(default_model), "auto", lambda _: None)
+    assert forms == "int4"
     return load(default_model), packed
 
 
 def test_the_default_model_keeps_its_published_weights(default_models):
     plain, packed = (loaded.model for loaded in default_models)
     own = {name: module for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
-    (stack,) = packed.model.layers
-    layers = list(stack.layers)
-    assert all(isinstance(layer, QuantizedLayer) for layer in layers)
+    assert isinstance(packed, QuantizedModel)
+    layers = list(packed.decoder.layers)
     for index, layer in enumerate(layers):
         names = [f"model.layers.{index}.{part}" for part in ("qkv", "o", "gate_up", "down")]
         for name, linear in zip(names, layer.linears, strict=True):
             assert linear.bits == 4
             assert torch.equal(linear.weight, own[name].weight)
-    assert packed.lm_head.bits == 8
-    assert torch.equal(packed.lm_head.weight, own["lm_head"].weight)
-    assert packed.model.embed_tokens.weight.dtype == torch.float32
+    assert packed.head.bits == 8
+    assert torch.equal(packed.head.weight, own["lm_head"].weight)
+    assert packed.embedding.codes is packed.head.codes
 
 
 def test_the_default_models_perplexity(default_models, default_model):

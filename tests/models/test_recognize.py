@@ -6,11 +6,10 @@ import logging
 import pytest
 import transformers
 
-from attention.backends import resolve
 from server.errors import RefusedError
-from server.models.check import self_check
 from server.models.load import load_model
 from server.models.recognize import read_config
+from tests.models.proving import proven
 from tests.models_zoo import save_tiny
 
 CONV = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
@@ -141,11 +140,10 @@ def test_code_that_is_not_needed_is_not_run_and_that_is_said(tmp_path, caplog):
 
 def test_roberta_counts_positions_in_its_own_way(tmp_path):
     loaded = serve(save_tiny("roberta", tmp_path))
-    attention = resolve("full", {}, "auto", loaded.layers, "cpu", loaded.dtype, 4)
     with pytest.raises(
         RefusedError, match=r"RobertaForCausalLM cannot be served: left to itself it counts a"
     ):
-        self_check(loaded, attention, 4, loaded.dtype)
+        proven(loaded)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -170,7 +168,7 @@ def test_what_nobody_expected_is_said_in_a_sentence(tmp_path, monkeypatch):
         raise IndexError("index 64 is\nout of bounds")
 
     folder = save_tiny("llama", tmp_path)
-    monkeypatch.setattr("server.models.load.fuse", stumble)
+    monkeypatch.setattr("server.models.load.read_layers", stumble)
     with pytest.raises(
         RefusedError,
         match=r"^LlamaForCausalLM cannot be served: reading its layers fails with IndexError: index 64 is",

@@ -16,17 +16,18 @@ from server.engine.prepare import cache_format, prepare
 from server.errors import RefusedError
 from server.models import quantize as quantizing
 from server.models import weight_only
-from server.models.fuse import Probe, probe_forward
 from server.models.quantize import is_packed, quantize
 from server.models.weight_only import form_of, replace_weights, tensors_of
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
+from tests.models.test_fuse import logits_of
 from tests.models_zoo import save_tiny
 
 with_torchao = pytest.mark.skipif(
     find_spec("torchao") is None, reason="torchao is not installed; .ci/run installs it"
 )
 FORMS = ("int8", "fp8")
+TOKENS = torch.arange(8, 15)
 
 
 @pytest.fixture
@@ -56,6 +57,10 @@ def test_without_torchao_the_sentence_says_what_to_install(form, tmp_path, monke
         prepare(Settings(weights=form, device="cuda"), tmp_path / "nothing", lambda *_: None)
 
 
+def named_linears(model):
+    return ((name, linear) for _, name, linear in quantizing._linears(model))
+
+
 def test_auto_packs_nothing_on_a_gpu(seemingly_on_cuda):
     model = seemingly_on_cuda.model
     assert quantize(model, "auto") == "float32"
@@ -76,7 +81,7 @@ def test_a_product_is_that_with_weights_rounded_to_the_nearest_code(form, step, 
     linear = nn.Linear(96, 40, dtype=dtype).requires_grad_(False)
     linear.weight *= 10 ** torch.randn(40, 1).to(dtype)
     plain, x = copy.deepcopy(linear).double(), torch.randn(5, 96, dtype=dtype)
-    replace_weights([(nn.Module(), "o", linear)], form)
+    replace_weights([("o", linear)], form)
     assert form_of(linear) == form
     # Of int8 half a step of the row's largest, of float8 half a step of the number itself.
     most = plain.weight.abs().amax(1, keepdim=True)
@@ -96,12 +101,12 @@ def test_a_product_is_that_with_weights_rounded_to_the_nearest_code(form, step, 
 @pytest.mark.parametrize(("form", "most"), [("int8", 0.1), ("fp8", 0.3)])
 def test_a_model_is_packed_and_serves(form, most, seemingly_on_cuda):
     loaded = seemingly_on_cuda
-    expected = probe_forward(loaded.model, Probe())
+    expected = logits_of(loaded.model, TOKENS)
     assert quantize(loaded.model, form) == form
     assert is_packed(form)
     packed = [name.rpartition(".")[2] for name, part in loaded.model.named_modules() if form_of(part)]
     assert sorted(packed) == sorted([*["qkv", "o", "gate_up", "down"] * 2, "lm_head"])
-    found = probe_forward(loaded.model, Probe())
+    found = logits_of(loaded.model, TOKENS)
     assert not torch.equal(found, expected)
     assert (found - expected).std() < most * expected.std()
 
@@ -109,7 +114,7 @@ def test_a_model_is_packed_and_serves(form, most, seemingly_on_cuda):
 @with_torchao
 def test_packed_weights_give_tokens_alike_alone_and_together(tmp_path):
     loaded = load(save_tiny("llama", tmp_path / "llama"))
-    replace_weights(quantizing._linears(loaded.model), "int8")
+    replace_weights(named_linears(loaded.model), "int8")
     prompts = [[5, 9, 200, 31], [7, 7, 8], list(range(20, 60))]
     together = run(make_core(loaded, page_size=4, pages=60), greedy_requests(prompts, 6))
     alone = [run(make_core(loaded, page_size=4, pages=60), greedy_requests([p], 6)) for p in prompts]
@@ -121,7 +126,7 @@ def test_packed_weights_give_tokens_alike_alone_and_together(tmp_path):
 def test_weights_count_as_they_are_kept(tied, tmp_path):
     model = load(save_tiny("llama", tmp_path / "llama", tie_word_embeddings=tied)).model
     before = ModelWeights.of(model)
-    replace_weights(quantizing._linears(model), "fp8")
+    replace_weights(named_linears(model), "fp8")
     after = ModelWeights.of(model)
     head, norms = 320 * 64, 5 * 64
     outputs = 2 * (64 + 2 * 32 + 64 + 2 * 128 + 64)  # a scale in float32 for each
@@ -138,10 +143,10 @@ def test_float_weights_go_as_packed_ones_come(tmp_path):
     alive, found = [], []
 
     def noted():
-        for item in quantizing._linears(model):
+        for item in named_linears(model):
             gc.collect()
             found.append(sum(not storage.expired() for storage in alive))
-            alive.append(StorageWeakRef(item[2].weight.untyped_storage()))
+            alive.append(StorageWeakRef(item[1].weight.untyped_storage()))
             yield item
             del item
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 from attention.backends import Attention
@@ -11,11 +9,10 @@ from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.forward import forward
 from attention.hook import Step
-from attention.rope import LengthRope
 from attention.step import DeviceBatch
 from attention.transfer import to_device
 from server.models.executors.base import StepInput
-from server.models.executors.rotary import rope_in_force, rotations_of
+from server.models.executors.rotary import lengths_of, rope_in_force, rotations_of
 from server.models.loaded import LoadedModel
 
 
@@ -46,7 +43,7 @@ class EagerExecutor:
         # An empty selection is not something every model's head can handle.
         wanted = None if step.rows is None else torch.tensor([*step.rows] or [0])
         rows = None if wanted is None else to_device(wanted, step.ids.device)
-        with _lengths(self.rope, step):
+        with lengths_of(self.rope, step):
             return self.forward(step.ids, step.batch, rows)
 
     def forward(
@@ -61,9 +58,3 @@ class EagerExecutor:
         """
         step = Step(self.attention, self.cache, batch, self._layers, self.rotations)
         return forward(self.model, ids, step.device_batch.positions, step, rows)
-
-
-def _lengths(rope: LengthRope | None, step: StepInput) -> AbstractContextManager[None]:
-    if rope is None:
-        return nullcontext()
-    return rope.step(rope.lengths(step.computed, step.counts, step.prompt_lens, step.expected))

@@ -7,9 +7,10 @@ import torch
 from attention.backends import Attention
 from attention.cache import PagedCache
 from attention.kernels.cpu.chained import ChainedAttention
-from attention.rope import LengthRope
 from server.models.executors.base import StepInput
+from server.models.executors.rotary import lengths_of, rope_in_force
 from server.models.loaded import LoadedModel
+from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.model import QuantizedModel
 
 
@@ -21,15 +22,19 @@ class NativeExecutor:
         attention: pattern and kernel.
         cache: keys and values of all layers.
         reason: why this executor.
+
+    Raises:
+        UnsupportedError: the pattern's in-cache positions don't go with how the model rotates its keys.
     """
 
     name = "native"
-    thread_invariant = True
-    rope: LengthRope | None = None
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         assert isinstance(loaded.model, QuantizedModel)
         self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason
+        # An output layer of floats is torch's product, which may cut its sums by threads.
+        self.thread_invariant = isinstance(self.model.head, QuantizedLinear)
+        self.rope = rope_in_force(loaded.rope, attention.pattern)
         self._attention = ChainedAttention(attention.ruled_layers, cache)
         self._chain = self.model.decoder.chain(self._attention)
 
@@ -38,14 +43,14 @@ class NativeExecutor:
         """Why a step can't be one native call, as part of a sentence; ``None`` if it can."""
         if not isinstance(loaded.model, QuantizedModel):
             return "its weights are not packed, or its layers are not all of Llama's form"
-        if loaded.rope is not None:
-            return f"{loaded.rope.kind} RoPE rotates each sequence by its own length"
         return ChainedAttention.obstacle(attention.kernel, attention.ruled_layers)
 
     def logits(self, step: StepInput) -> torch.Tensor:
         """See ``Executor.logits``."""
         model, batch = self.model, step.batch
-        hidden, angles = model.embedding(step.ids), model.rotary.at(batch.device.positions)
+        hidden = model.embedding(step.ids)
+        with lengths_of(self.rope, step):
+            angles = model.rotary.at(batch.device.positions)
         heads, attended = model.decoder.place(hidden, angles)
         self._attention.prepare(batch, heads.queries, heads.keys, heads.values, attended)
         self._chain.run()

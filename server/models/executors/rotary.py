@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from attention.patterns.base import Pattern
 from attention.registry import UnsupportedError
 from attention.rope import LengthRope
 from attention.rotation import Rotation, read_rotations
+from server.models.executors.base import StepInput
 from server.models.loaded import LoadedModel
 
 
@@ -36,3 +39,10 @@ def rotations_of(loaded: LoadedModel, pattern: Pattern) -> dict[int, Rotation]:
     if not pattern.rerotated and pattern.reach is None:
         return {}
     return read_rotations(loaded.model, loaded.layers)
+
+
+def lengths_of(rope: LengthRope | None, step: StepInput) -> AbstractContextManager[None]:
+    """Lets the model's rotary embeddings rotate by the lengths of a step's sequences, where it matters."""
+    if rope is None:
+        return nullcontext()
+    return rope.step(rope.lengths(step.computed, step.counts, step.prompt_lens, step.expected))

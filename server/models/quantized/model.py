@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from attention.forward import Attend
-from server.models.fused import Norm, NotCommonError
+from server.models.fused import Norm
 from server.models.limits import LENGTHS
-from server.models.quantized.embedding import packed_embedding
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.native import Stage, run
-from server.models.quantized.packing import Packed
-from server.models.quantized.rotary import RotaryTable
+from server.models.quantized.rotary import OwnRotary, RotaryTable
 from server.models.quantized.stack import QuantizedStack
 from server.models.quantized.workspace import Workspace
 
 # Rows of logits whose memory is kept: for more, the time that new memory takes is nothing beside the rest.
 _KEPT_ROWS = 16
-
-# Kinds of rotary embedding whose frequencies stay what they are at first.
-_STEADY = ("default", "linear", "llama3", "yarn")
 
 
 class Logits(NamedTuple):
@@ -43,90 +38,46 @@ class Config(SimpleNamespace):
 
 
 class QuantizedModel(nn.Module):
-    """Embedding, rotary angles, packed decoder layers, RMSNorm and packed output layer.
+    """Embedding, rotary angles, packed decoder layers, RMSNorm and output layer.
 
     ``attention.forward`` calls it as it does a causal language model of transformers.
 
     Args:
         embedding: ids ``[T]`` to rows ``[T, C]``.
-        inv_freq: float32 ``[D / 2]``, radians per position.
-        scaling: of cosines and sines.
+        rotary: angles by position.
         decoder: the layers.
         norm: before the output layer.
-        head: the output layer.
+        head: the output layer; one that can't be packed without loss may be of floats.
         config: of the model.
     """
-
-    inv_freq: torch.Tensor
 
     def __init__(
         self,
         embedding: nn.Module,
-        inv_freq: torch.Tensor,
-        scaling: float,
+        rotary: RotaryTable | OwnRotary,
         decoder: QuantizedStack,
         norm: Norm,
-        head: QuantizedLinear,
+        head: QuantizedLinear | nn.Linear,
         config: Config,
     ) -> None:
         super().__init__()
-        self.embedding, self.scaling, self.decoder = embedding, scaling, decoder
+        self.embedding, self.rotary, self.decoder = embedding, rotary, decoder
         self.norm, self.head, self.config = norm, head, config
-        self.register_buffer("inv_freq", inv_freq)
-        self.rotary = RotaryTable(inv_freq, scaling)
         self._logits = Workspace()
-        self._last = (Stage * 1)(head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon))
-
-    @classmethod
-    def of(cls, model: Any) -> QuantizedModel:
-        """The same model, from its parts.
-
-        Args:
-            model: of transformers, quantized. That the two compute the same, the caller has to prove.
-
-        Raises:
-            NotCommonError: it is made of other parts; the message says which.
-        """
-        stacks = [module for module in model.modules() if isinstance(module, QuantizedStack)]
-        if len(stacks) != 1:
-            raise NotCommonError(
-                "its layers are not one native call, for which all must be of Llama's form and packed"
-            )
-        head, plain, base = model.get_output_embeddings(), model.get_input_embeddings(), model.get_decoder()
-        if not isinstance(head, QuantizedLinear):
-            raise NotCommonError("its output layer is not packed")
-        if type(plain) is not nn.Embedding:
-            raise NotCommonError(f"its embedding is a {type(plain).__name__}")
-        ropes = [module for module in base.modules() if hasattr(module, "inv_freq")]
-        if len(ropes) != 1 or getattr(ropes[0], "rope_type", None) not in _STEADY:
-            raise NotCommonError("its rotary angles are not of one kind that stays")
-        norm = getattr(base, "norm", None)
-        if norm is None:
-            raise NotCommonError(f"{type(base).__name__} has no norm after its layers")
-        text = model.config.get_text_config(decoder=True)
-        values = {name: getattr(text, name) for name in Config.NAMES if getattr(text, name, None) is not None}
-        packed = Packed(head.bits, head.codes, head.scales, head.exact)
-        return cls(
-            embedding=packed_embedding(plain, packed),
-            inv_freq=ropes[0].inv_freq.float(),
-            scaling=float(ropes[0].attention_scaling),
-            decoder=stacks[0],
-            norm=Norm(norm),
-            head=head,
-            config=Config(**values),
-        ).eval()
+        if isinstance(head, QuantizedLinear):
+            self._last = (Stage * 1)(head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon))
 
     @property
     def device(self) -> torch.device:
         """The CPU."""
-        return self.inv_freq.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the computation."""
         return torch.float32
 
-    def get_output_embeddings(self) -> QuantizedLinear:
+    def get_output_embeddings(self) -> QuantizedLinear | nn.Linear:
         """The output layer, as transformers calls it."""
         return self.head
 
@@ -159,6 +110,9 @@ class QuantizedModel(nn.Module):
             rows: int64 ``[N]``, those whose logits are wanted; ``None`` for all.
         """
         wanted = hidden if rows is None else hidden[rows]
+        if not isinstance(self.head, QuantizedLinear):
+            logits: torch.Tensor = self.head(self.norm(wanted))
+            return logits
         shape = len(wanted), self.head.out_features
         logits = self._logits.rows(*shape) if len(wanted) <= _KEPT_ROWS else torch.empty(shape)
         stage = self._last[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 # Positions that a table begins with; it doubles when it must.
 _FIRST = 2048
@@ -30,7 +31,24 @@ class Angles(NamedTuple):
         return self.cosines[self.positions][None], self.sines[self.positions][None]
 
 
-class RotaryTable:
+class OwnRotary(nn.Module):
+    """The angles of a model's own module, for frequencies that depend on how long a sequence is.
+
+    Args:
+        module: of transformers; ``attention.rope`` may stand in for its forward during a step.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def at(self, positions: torch.Tensor) -> Angles:
+        """Of tokens at ``positions``, int64 ``[T]``."""
+        cosines, sines = self.module(torch.empty(0), positions[None])
+        return Angles(cosines[0].contiguous(), sines[0].contiguous(), None)
+
+
+class RotaryTable(nn.Module):
     """Cosines and sines of all positions reached so far, computed as transformers does and only once.
 
     Args:
@@ -38,8 +56,12 @@ class RotaryTable:
         scaling: of cosines and sines.
     """
 
+    inv_freq: torch.Tensor
+
     def __init__(self, inv_freq: torch.Tensor, scaling: float) -> None:
-        self._inv_freq, self._scaling = inv_freq, scaling
+        super().__init__()
+        self.scaling = scaling
+        self.register_buffer("inv_freq", inv_freq)
         self._cosines = self._sines = torch.empty(0, 2 * len(inv_freq))
 
     def at(self, positions: torch.Tensor) -> Angles:
@@ -52,8 +74,12 @@ class RotaryTable:
 
     def _grow(self, needed: int) -> None:
         have = len(self._cosines)
-        positions = torch.arange(have, max(needed, 2 * have, _FIRST))
-        angles = positions[:, None].float() * self._inv_freq
+        cosines, sines = self.computed(torch.arange(have, max(needed, 2 * have, _FIRST)))
+        self._cosines = torch.cat((self._cosines, cosines))
+        self._sines = torch.cat((self._sines, sines))
+
+    def computed(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines ``[T, D]`` of ``positions``, int64 ``[T]``; the table stays as it is."""
+        angles = positions[:, None].float() * self.inv_freq
         angles = torch.cat((angles, angles), dim=-1)
-        self._cosines = torch.cat((self._cosines, angles.cos() * self._scaling))
-        self._sines = torch.cat((self._sines, angles.sin() * self._scaling))
+        return angles.cos() * self.scaling, angles.sin() * self.scaling

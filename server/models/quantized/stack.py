@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from attention.backends import UnsupportedError
 from attention.forward import Attend
 from attention.kernels.cpu.chain import Chain, table
 from attention.kernels.cpu.chained import ChainedAttention
@@ -29,7 +27,7 @@ class QuantizedStack(nn.Module):
     links them with the calls of ``ChainedAttention``, so that a step is a single call.
 
     Args:
-        layers: which ``fit`` together and share a workspace.
+        layers: with heads of one shape, and one workspace.
 
     Attributes:
         layers: the same.
@@ -52,45 +50,20 @@ class QuantizedStack(nn.Module):
         self._apart = [Chain([call]) for call in self._calls]
         self._placed: tuple[int, ...] = ()
 
-    @staticmethod
-    def fits(layers: Sequence[nn.Module]) -> bool:
-        """They are quantized layers of one shape."""
-        quantized = [layer for layer in layers if isinstance(layer, QuantizedLayer)]
-        return len(quantized) == len(layers) and len({layer.heads for layer in quantized}) == 1
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        longspan: Attend | None = None,
-        **more: Any,
-    ) -> torch.Tensor:
-        """See ``FusedLayer.forward``."""
-        assert position_embeddings is not None
-        if longspan is None:
-            raise UnsupportedError("a model of few bits computes with the keyword argument longspan only")
-        cosines, sines = (angles[0].contiguous() for angles in position_embeddings)
-        angles = Angles(cosines, sines, None)
-        return self.run(hidden_states[0], angles, longspan, attention_mask)[None]
-
-    def run(
-        self, hidden: torch.Tensor, angles: Angles, attend: Attend, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def run(self, hidden: torch.Tensor, angles: Angles, attend: Attend) -> torch.Tensor:
         """What the layers make of rows ``[T, C]``, which are overwritten; ``attend`` is asked layer by layer.
 
         Args:
             hidden: float32, contiguous.
             angles: rotary angles of the rows.
             attend: computes attention.
-            mask: which it is given.
         """
         heads, attended = self.place(hidden, angles)
         first, *others = self._apart
         first.run()
         query, key, value = (part.transpose(0, 1)[None] for part in heads[1:])
         for layer, after in zip(self._in_order, others, strict=True):
-            attended.copy_(attend.attend(layer, query, key, value, mask, layer.features)[0])
+            attended.copy_(attend.attend(layer, query, key, value, None, layer.features)[0])
             after.run()
         return hidden
 
