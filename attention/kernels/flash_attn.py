@@ -104,7 +104,7 @@ def _parts(batch: AttentionBatch, mixed: bool) -> list[Part]:
     lens = [batch.host.query_len(b) for b in range(batch.host.size)]
     if mixed or batch.host.decode_only or min(lens) > 1:
         lengths = Lengths.build(lens, batch.host.seq_lens, batch.device.page_table.device)
-        return [Part(None, lengths, batch.device.page_table)]
+        return [Part(slice(None), lengths, batch.device.page_table)]
     decodes = [b for b, count in enumerate(lens) if count == 1]
     return [_part(batch, decodes), _part(batch, [b for b, count in enumerate(lens) if count > 1])]
 

@@ -27,12 +27,12 @@ class Part(NamedTuple):
     """Some of a step's sequences, for one call.
 
     Attributes:
-        rows: their query rows, int64 ``[R]`` on the device; ``None``: all of them.
+        rows: their query rows: int64 ``[R]`` on the device, or all of them as a slice.
         lengths: of the sequences.
         page_table: their rows of it.
     """
 
-    rows: torch.Tensor | None
+    rows: torch.Tensor | slice
     lengths: Lengths
     page_table: torch.Tensor
 
