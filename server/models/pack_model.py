@@ -106,7 +106,7 @@ class _Parts:
         with torch.inference_mode():
             states = [self.embedding(found.ids), *(each.output[0] for each in layers)]
             angles = self.rotary.at(found.positions).by_token()
-            logits = self.head(self.norm(states[-1]))
+            logits = self.head(self.norm(states[-1][:1]))
         if not all(
             torch.equal(each.input[0], before) for each, before in zip(layers, states[:-1], strict=True)
         ):

@@ -57,7 +57,7 @@ class Recognition:
         layers: those that were recognized, in the order in which they ran.
         ids: of the tokens, int64 ``[T]``.
         positions: int64 ``[T]``.
-        logits: ``[T, V]``.
+        logits: of the first token, ``[1, V]``.
     """
 
     layers: list[Recognized]
@@ -129,16 +129,17 @@ def _proven(model: Any, candidates: Mapping[nn.Module, tuple[nn.ModuleList, int,
             layer.register_forward_hook(compare, with_kwargs=True),
         ]
     ids, positions = _tokens(model)
+    first = torch.zeros(1, dtype=torch.long, device=ids.device)
     try:
         with torch.inference_mode(), in_float32(model, *(fused for *_, fused in candidates.values())):
-            logits = forward(model, ids, positions, probe)
+            logits = forward(model, ids, positions, probe, first)
     except RuntimeError:
         if model.dtype == torch.float32:
             raise
         log.debug("%s does not compute in float32", type(model).__name__, exc_info=True)
         proven.clear()
         with torch.inference_mode():
-            logits = forward(model, ids, positions, probe)
+            logits = forward(model, ids, positions, probe, first)
     finally:
         for hook in hooks:
             hook.remove()
