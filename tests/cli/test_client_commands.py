@@ -139,6 +139,17 @@ def test_interrupt_cancels_on_the_server(server: Running, extra: list[str]) -> N
     assert server.service.ended.acquire(timeout=5)
 
 
+def test_ctrl_c_ends_a_wait_without_a_word() -> None:
+    command = [LONGSPAN, "health", "--wait", "--port", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while "cygrpc" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out, errors) == (130, b"", b"")
+
+
 def test_a_closed_pipe_cancels_on_the_server(server: Running) -> None:
     command = [LONGSPAN, "generate", "!forever", "--port", str(server.port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
