@@ -41,7 +41,7 @@ def pack_model(
     with its float weights. The model itself stays as it is.
 
     Args:
-        loaded: the model on the CPU.
+        loaded: the model; only on a CPU there is such a layout.
         recognition: of its layers.
         weights: how to pack.
 
@@ -51,11 +51,9 @@ def pack_model(
     Raises:
         RefusedError: a packed layer computes something else than its weights do.
     """
+    if weights == "float" or loaded.model.device.type != "cpu" or obstacle(loaded.model, weights) is not None:
+        return None  # what keeps it from being packed at all, ``quantize`` says
     try:
-        if weights == "float":
-            return None
-        if (reason := obstacle(loaded.model, weights)) is not None:
-            raise NotCommonError(reason)
         return _Parts(loaded, recognition).pack(weights)
     except (NotCommonError, AttributeError, ValueError) as error:
         log.info("%s is not one packed model: %s", loaded.architecture, error)

@@ -16,7 +16,10 @@ from server.engine.prepare import cache_format, prepare
 from server.errors import RefusedError
 from server.models import quantize as quantizing
 from server.models import weight_only
+from server.models.load import load_model
+from server.models.pack_model import pack_model
 from server.models.quantize import is_packed, quantize
+from server.models.recognize_layers import recognize_layers
 from server.models.weight_only import form_of, replace_weights, tensors_of
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, load, make_core, run
@@ -65,6 +68,15 @@ def test_auto_packs_nothing_on_a_gpu(seemingly_on_cuda):
     model = seemingly_on_cuda.model
     assert quantize(model, "auto") == "float32"
     assert not any(form_of(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("weights", ["auto", *FORMS])
+def test_no_packed_model_is_built_for_a_gpu(weights, tmp_path, monkeypatch):
+    loaded = load_model(save_tiny("llama", tmp_path), "float32", "cpu", None, lambda *_: None)
+    recognition = recognize_layers(loaded.model)
+    assert len(recognition.layers) == 2
+    monkeypatch.setattr(type(loaded.model), "device", property(lambda self: torch.device("cuda")))
+    assert pack_model(loaded, recognition, weights) is None
 
 
 def test_the_cache_keeps_the_models_format_on_a_gpu(seemingly_on_cuda):
