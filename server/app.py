@@ -210,7 +210,7 @@ class Server:
             served.ready,
             version=VERSION,
             weights=served.ready.weights,
-            max_batch_tokens=self._settings.max_batch_tokens,
+            max_batch_tokens=served.ready.max_batch_tokens,
         )
         if self.state.phase != "draining":
             self.state.set_ready(served)

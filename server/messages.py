@@ -215,6 +215,9 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         attention_reason: why this kernel.
         attention_options: the options in force.
         page_size: tokens per page.
+        kv_memory_share: share of the free memory that the KV cache may take.
+        max_batch_tokens: tokens computed per engine step, at most.
+        max_running: sequences worked on at once, at most.
         pages_total: pages that can be allocated.
         kv_bytes: bytes of the whole KV cache.
         weight_bytes: bytes of all weights, in the form in which they are kept.
@@ -243,6 +246,9 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     attention_reason: str
     attention_options: dict[str, str]
     page_size: int
+    kv_memory_share: float
+    max_batch_tokens: int
+    max_running: int
     pages_total: int
     kv_bytes: int
     weight_bytes: int

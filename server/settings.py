@@ -139,16 +139,29 @@ class Settings(BaseSettings):
         description="Number format of the KV cache. auto: float16 if a CPU's weights are packed, else the "
         "model's.",
     )
-    page_size: int = Field(16, ge=1, le=1024, description="Tokens per page of the KV cache.")
+    page_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Tokens per page of the KV cache. Without it: 16 on a CPU, 64 on a GPU.",
+    )
     kv_memory: Bytes | None = Field(
         None, description="Memory of the KV cache, like 2GiB. Without it: --kv-memory-share."
     )
-    kv_memory_share: float = Field(
-        0.3, gt=0, le=0.95, description="Share of the memory free after loading that the KV cache may take."
+    kv_memory_share: float | None = Field(
+        None,
+        gt=0,
+        le=0.95,
+        description="Share of the memory free after loading that the KV cache may take. Without it: 0.3 on a "
+        "CPU, 0.85 on a GPU.",
     )
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 
-    max_batch_tokens: int = Field(512, ge=1, description="Tokens computed per engine step, at most.")
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens computed per engine step, at most. Without it: 512 on a CPU, 4096 on a GPU.",
+    )
     prompt_step_ms: float = Field(
         50.0,
         ge=0,
@@ -158,7 +171,11 @@ class Settings(BaseSettings):
     max_prefills: int = Field(
         8, ge=1, description="Prompts of more than a step that are computed at a time, at most."
     )
-    max_running: int = Field(64, ge=1, description="Sequences worked on at once, at most.")
+    max_running: int | None = Field(
+        None,
+        ge=1,
+        description="Sequences worked on at once, at most. Without it: 64 on a CPU, 256 on a GPU.",
+    )
     max_queue: int = Field(256, ge=0, description="Sequences waiting beyond those; more are turned away.")
     max_n: int = Field(16, ge=1, description="Most samples per request.")
     max_logprobs: int = Field(20, ge=0, description="Most log probabilities per position.")

@@ -26,9 +26,11 @@ from loadtest.direct.room import check_room, placed_tokens
 from loadtest.direct.template import Template
 from server.engine.build import build_engine
 from server.engine.core import EngineCore
+from server.engine.prepare import chosen_device
 from server.engine.sequence import Sequence
 from server.messages import FinishReason, Ready, Sampling, Stats, StepOutput, Submit
 from server.settings import Settings
+from server.sizes import Sizes
 
 _GREEDY = Sampling(temperature=0.0)
 _TEMPLATE_TOKENS = 512
@@ -83,7 +85,8 @@ def open_engine(settings: Settings, folder: Path) -> DirectEngine:
         server.errors.RefusedError: the model, the settings and the machine don't go together.
     """
     # A step is what it is told to be: no chunk or thread less because a step before took long.
-    fixed = {"prefix_cache": False, "prompt_step_ms": 0.0, "max_prefills": settings.max_running}
+    running = Sizes.of(settings, chosen_device(settings)).max_running
+    fixed = {"prefix_cache": False, "prompt_step_ms": 0.0, "max_prefills": running}
     core, ready = build_engine(settings.model_copy(update=fixed), folder, lambda stage, fraction: None)
     core.team = None
     gc.collect()

@@ -15,7 +15,7 @@ from server.api import errors
 from server.api.errors import Violation, quote
 from server.api.prompt import check_tokenizer
 from server.api.state import Served
-from server.messages import Sampling, Submit
+from server.messages import Ready, Sampling, Submit
 from server.ranges import RANGES
 from server.settings import Settings
 from server.text.stop import StopStrings
@@ -73,11 +73,11 @@ class Plan:
         ]
 
 
-def limits(settings: Settings, context_length: int) -> inference_pb2.Limits:
-    """What requests are held to; a request for more samples than the server ever admits can't succeed."""
+def limits(settings: Settings, ready: Ready) -> inference_pb2.Limits:
+    """The most that requests may ask for: no more samples than the server ever admits."""
     return inference_pb2.Limits(
-        max_tokens=context_length - 1,
-        n=min(settings.max_n, settings.max_running + settings.max_queue),
+        max_tokens=ready.context_length - 1,
+        n=min(settings.max_n, ready.max_running + settings.max_queue),
         logprobs=settings.max_logprobs,
         stop_strings=settings.max_stop_strings,
     )
@@ -95,7 +95,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, settings: Setti
         ServiceError: INVALID_ARGUMENT with all fields at fault; FAILED_PRECONDITION for a chat where the
             model has no template, and for text where it has no tokenizer.
     """
-    limit = limits(settings, served.ready.context_length)
+    limit = limits(settings, served.ready)
     vocabulary = served.ready.vocabulary_size
     n = request.n if request.HasField("n") else 1
     found = [

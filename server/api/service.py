@@ -136,7 +136,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             eos_token_ids=served.generation.eos_token_ids,
             default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
-            limits=conversion.limits(self._state.settings, ready.context_length),
+            limits=conversion.limits(self._state.settings, ready),
         )
 
     async def GetServerInfo(  # noqa: N802

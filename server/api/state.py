@@ -12,6 +12,7 @@ from server.engine.ipc.link import EngineClient
 from server.messages import Ready
 from server.models.generation import Generation
 from server.settings import Settings
+from server.sizes import Sizes
 
 if TYPE_CHECKING:
     from server.text.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ class ServerState:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.admission = Admission(settings.max_running + settings.max_queue)
+        self.admission = Admission(0)  # until the engine tells how many sequences run at once
         self.phase: Phase = "loading"
         self.progress = "starting"
         self.failure = ""
@@ -66,8 +67,12 @@ class ServerState:
         self.ready_since: float | None = None
 
     def set_ready(self, served: Served) -> None:
-        """From now on ``served`` answers."""
+        """From now on ``served`` answers; what no setting gave is as the engine chose for its device."""
         self.served = served
+        ready = served.ready
+        chosen = {name: getattr(ready, name) for name in Sizes._fields}
+        self.settings = self.settings.model_copy(update=chosen)
+        self.admission.limit = ready.max_running + self.settings.max_queue
         self.phase = "ready"
         self.ready_since = self.ready_since or time.monotonic()
 

@@ -12,6 +12,7 @@ import typer
 
 from server.cli.shared import UNBROKEN, fail, require_server
 from server.cli.signals import INTERRUPTED, interrupts_raise
+from server.sizes import Sizes
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,8 @@ def backends(
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else UNBROKEN, highlight=False)
-    where = f"on {place}, {_name(loaded.dtype)}, KV cache {cached}, page size {settings.page_size}"
+    tokens = Sizes.of(settings, place).page_size
+    where = f"on {place}, {_name(loaded.dtype)}, KV cache {cached}, page size {tokens}"
     console.print(f"{name}: {_structure(loaded.layers)}; {where}", markup=False)
     console.print(f"{code}\n", markup=False)
     console.print(_works(verdicts))
@@ -119,7 +121,12 @@ def _survey(
         kv_dtype = cache_format(settings, loaded, weights)
         try:
             verdicts = survey(
-                loaded.layers, place, kv_dtype, settings.page_size, backend=attention, options=options
+                loaded.layers,
+                place,
+                kv_dtype,
+                Sizes.of(settings, place).page_size,
+                backend=attention,
+                options=options,
             )
         except UnsupportedError as error:
             raise RefusedError(str(error)) from error
@@ -206,7 +213,7 @@ def _document(
         "device": place,
         "dtype": _name(loaded.dtype),
         "kv_dtype": cached,
-        "page_size": settings.page_size,
+        "page_size": Sizes.of(settings, place).page_size,
         "native": dataclasses.asdict(code),
         "backends": [
             {

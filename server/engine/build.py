@@ -26,6 +26,7 @@ from server.models.loaded import LoadedModel
 from server.models.memory import available_bytes
 from server.models.refusing import refusing
 from server.settings import Settings
+from server.sizes import Sizes
 
 log = logging.getLogger("longspan.engine")
 
@@ -45,10 +46,11 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
     _refuse_memory(settings)
-    if settings.max_batch_tokens < settings.max_running:
+    sizes = Sizes.of(settings, chosen_device(settings))
+    if sizes.max_batch_tokens < sizes.max_running:
         raise RefusedError(
-            f"--max-batch-tokens {settings.max_batch_tokens} must be at least "
-            f"--max-running {settings.max_running}: every running sequence needs a token per step"
+            f"--max-batch-tokens {sizes.max_batch_tokens} must be at least "
+            f"--max-running {sizes.max_running}: every running sequence needs a token per step"
         )
     threads = settings.threads or usable_cores()
     torch.set_num_threads(threads)
@@ -61,20 +63,20 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         report("measuring the device", 0.94)
         measured = _measured(loaded)
     report("allocating the KV cache", 0.95)
-    page_bytes = PagedCache.bytes_per_page(loaded.layers, settings.page_size, kv_dtype, attention.pattern)
-    pages, context_length = _size_cache(settings, loaded, attention, device, page_bytes)
-    cache = PagedCache(loaded.layers, pages, settings.page_size, kv_dtype, device, pattern=attention.pattern)
+    page_bytes = PagedCache.bytes_per_page(loaded.layers, sizes.page_size, kv_dtype, attention.pattern)
+    pages, context_length = _size_cache(settings, sizes, loaded, attention, device, page_bytes)
+    cache = PagedCache(loaded.layers, pages, sizes.page_size, kv_dtype, device, pattern=attention.pattern)
     with refusing(loaded.architecture, "reading its rotation"):
         executor = choose_executor(loaded, attention, cache)
     if device == "cuda" and settings.cuda_graphs:
         report("capturing decode steps", 0.97)
-        executor = captured(executor, most=settings.max_running, context_length=context_length)
+        executor = captured(executor, most=sizes.max_running, context_length=context_length)
     runner = Runner(executor)
     core = EngineCore(
         runner,
         context_length=context_length,
-        max_running=settings.max_running,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_running=sizes.max_running,
+        max_batch_tokens=sizes.max_batch_tokens,
         max_prefills=settings.max_prefills,
         prompt_step_seconds=settings.prompt_step_ms / 1000 or None,
         prefix_cache=settings.prefix_cache,
@@ -97,7 +99,10 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         attention_kernel=attention.kernel.name,
         attention_reason=attention.reason,
         attention_options=dict(attention.options),
-        page_size=settings.page_size,
+        page_size=sizes.page_size,
+        kv_memory_share=sizes.kv_memory_share,
+        max_batch_tokens=sizes.max_batch_tokens,
+        max_running=sizes.max_running,
         pages_total=pages - 1,
         kv_bytes=pages * page_bytes,
         weight_bytes=core.costs.weights.stored,
@@ -151,25 +156,28 @@ def _measured(loaded: LoadedModel) -> Measured | None:
 
 
 def _size_cache(
-    settings: Settings, loaded: LoadedModel, attention: Attention, device: str, page_bytes: int
+    settings: Settings,
+    sizes: Sizes,
+    loaded: LoadedModel,
+    attention: Attention,
+    device: str,
+    page_bytes: int,
 ) -> tuple[int, int]:
     """Number of pages, page 0 included, and the context length that they allow."""
     if settings.kv_memory is not None:
         budget = settings.kv_memory
     else:
         # More than every running sequence at its longest, twice over for the prefix cache, is of no use.
-        useful = 2 * settings.max_running * loaded.context_length * page_bytes // settings.page_size
+        useful = 2 * sizes.max_running * loaded.context_length * page_bytes // sizes.page_size
         free = available_bytes(device) - loaded.mapped_bytes
-        budget = min(int(free * settings.kv_memory_share), useful)
+        budget = min(int(free * sizes.kv_memory_share), useful)
     pages = budget // page_bytes
-    needed = most_pages(
-        loaded.context_length, settings.max_batch_tokens, settings.page_size, attention.expired
-    )
+    needed = most_pages(loaded.context_length, sizes.max_batch_tokens, sizes.page_size, attention.expired)
     if needed < pages:
         return pages, loaded.context_length
-    capacity = max(0, pages - 1) * settings.page_size  # page 0 is reserved
+    capacity = max(0, pages - 1) * sizes.page_size  # page 0 is reserved
     if capacity < (least := min(_LEAST_TOKENS, loaded.context_length)):
-        enough = (-(-least // settings.page_size) + 1) * page_bytes
+        enough = (-(-least // sizes.page_size) + 1) * page_bytes
         raise RefusedError(
             f"{budget / 2**10:,.0f} KiB of KV cache hold {capacity} tokens, and a server needs room "
             f"for {least}, which takes {enough / 2**10:,.0f} KiB; raise --kv-memory"

@@ -22,6 +22,7 @@ from server.models.refusing import other_kernels, refusing
 from server.models.rope import read_scaling
 from server.models.sample import differs, oracle_logits, sample_logits
 from server.settings import Settings
+from server.sizes import Sizes
 
 log = logging.getLogger("longspan.engine")
 
@@ -62,6 +63,7 @@ def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
     device = chosen_device(settings)
+    page_size = Sizes.of(settings, device).page_size
     code = set_native_level(settings)
     if device == "cpu":
         log_native(code)
@@ -70,9 +72,9 @@ def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:
     if file is not None and file.is_file():
         report("reading the packed weights", 0.3)
         kept = read_kept(file, folder, max_context=settings.max_context, reach=_reach(settings))
-        if kept is not None and (prepared := _from_kept(settings, kept, file, report)) is not None:
+        if kept is not None and (prepared := _from_kept(settings, page_size, kept, file, report)) is not None:
             return prepared
-    return _from_source(settings, folder, file, report)
+    return _from_source(settings, page_size, folder, file, report)
 
 
 def _may_be_packed(settings: Settings) -> bool:
@@ -85,14 +87,16 @@ def _may_be_packed(settings: Settings) -> bool:
     )
 
 
-def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) -> Prepared | None:
+def _from_kept(
+    settings: Settings, page_size: int, kept: KeptModel, file: Path, report: Report
+) -> Prepared | None:
     report("checking", 0.8)
     loaded, weights = kept.loaded, kept.weights
     kv_dtype = cache_format(settings, loaded, weights)
-    attention = _choose(settings, loaded, "cpu", kv_dtype)
+    attention = _choose(settings, page_size, loaded, "cpu", kv_dtype)
     whole = replace(loaded, context_length=kept.length)
-    check_with = with_all_visible(attention, loaded, kv_dtype, settings.page_size)
-    sample = sample_logits(whole, check_with, settings.page_size, kv_dtype)
+    check_with = with_all_visible(attention, loaded, kv_dtype, page_size)
+    sample = sample_logits(whole, check_with, page_size, kv_dtype)
     wrong = differs(kept.sample, sample, kv_dtype=kv_dtype)
     if wrong:
         log.warning("the packed weights in %s are made again: %s", file, wrong)
@@ -101,12 +105,13 @@ def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) 
     return Prepared(loaded, "cpu", weights, kv_dtype, attention)
 
 
-def _from_source(settings: Settings, folder: Path, file: Path | None, report: Report) -> Prepared:
+def _from_source(
+    settings: Settings, page_size: int, folder: Path, file: Path | None, report: Report
+) -> Prepared:
     """Read, recognize, lay out, prove, keep."""
     loaded, device = load_as_set(settings, folder, report)
     report("checking", 0.88)
-    page_size = settings.page_size
-    attention = _choose(settings, loaded, device, cache_format(settings, loaded))
+    attention = _choose(settings, page_size, loaded, device, cache_format(settings, loaded))
     failing = loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)
     with refusing(*failing):
         own = compute_own(loaded, page_size)
@@ -121,7 +126,7 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
     report("packing the weights", 0.9)
     loaded, weights, proven = lay_out(loaded, settings.weights, proving)
     kv_dtype = cache_format(settings, loaded, weights)
-    attention = _choose(settings, loaded, device, kv_dtype)
+    attention = _choose(settings, page_size, loaded, device, kv_dtype)
     with refusing(*failing):
         check_served(
             loaded, proven, attention, page_size, kv_dtype, weights=weights, packed=is_packed(weights)
@@ -139,7 +144,9 @@ def _keep(loaded: LoadedModel, weights: str, folder: Path, file: Path | None, re
         keep(file, folder, KeptModel(loaded, weights, loaded.context_length, oracle_logits(loaded)))
 
 
-def _choose(settings: Settings, loaded: LoadedModel, device: str, kv_dtype: torch.dtype) -> Attention:
+def _choose(
+    settings: Settings, page_size: int, loaded: LoadedModel, device: str, kv_dtype: torch.dtype
+) -> Attention:
     try:
         return resolve(
             settings.attention,
@@ -148,7 +155,7 @@ def _choose(settings: Settings, loaded: LoadedModel, device: str, kv_dtype: torc
             loaded.layers,
             torch.device(device),
             kv_dtype,
-            settings.page_size,
+            page_size,
         )
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error

@@ -246,5 +246,7 @@ async def test_information(running):
     server = await stub.GetServerInfo(inference_pb2.GetServerInfoRequest())
     assert {"python", "grpcio", "torch"} <= set(server.versions)
     assert server.settings["max_running"] == "4"
+    # As the engine chose, since no setting said.
+    assert (server.settings["max_batch_tokens"], server.settings["kv_memory_share"]) == ("512", "0.3")
     assert server.load.pages_total == 1000
     assert server.uptime_seconds >= 0

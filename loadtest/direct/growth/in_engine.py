@@ -30,6 +30,7 @@ from server.models.memory import available_bytes
 from server.models.resolve import resolve_model
 from server.models.rope import RopeScaling, apply_scaling
 from server.settings import Settings
+from server.sizes import Sizes
 
 Told = Iterator[tuple[str, float | str]]
 
@@ -48,8 +49,9 @@ def survey(plan: Plan) -> Told:
     prepared = prepare(settings.model_copy(update=alone), files.folder, _silent)
     loaded, on_cuda = prepared.loaded, prepared.device == "cuda"
     contexts, extended, notes = _contexts(plan, settings, files.folder, loaded)
-    running = max(settings.max_running, *plan.streams)
-    batch = max(settings.max_batch_tokens, running)
+    sizes = Sizes.of(settings, prepared.device)
+    running = max(sizes.max_running, *plan.streams)
+    batch = max(sizes.max_batch_tokens, running)
     shared = ("--max-running", str(running), "--max-batch-tokens", str(batch), *extended, *plan.arguments)
     works = [
         (placed_tokens(point.context, plan.steps), point.streams)
@@ -144,7 +146,9 @@ def _deployments(plan: Plan, settings: Settings, prepared: Prepared) -> list[Dep
     else:
         layers, kv_dtype = prepared.loaded.layers, prepared.kv_dtype
         asked = []
-        for verdict in survey_backends(layers, prepared.device, kv_dtype, settings.page_size):
+        for verdict in survey_backends(
+            layers, prepared.device, kv_dtype, Sizes.of(settings, prepared.device).page_size
+        ):
             pattern = verdict.options.get("pattern")
             options = {} if pattern is None else {"pattern": pattern}
             asked.append(Deployment(pattern or verdict.backend, verdict.backend, options))
@@ -170,7 +174,8 @@ def _variant(
         batch: tokens of a step, at most.
     """
     name, arguments = deployment.name, (*shared, *deployment.arguments)
-    layers, kv_dtype, page_size = prepared.loaded.layers, prepared.kv_dtype, settings.page_size
+    layers, kv_dtype = prepared.loaded.layers, prepared.kv_dtype
+    page_size = Sizes.of(settings, prepared.device).page_size
     try:
         attention = resolve(
             deployment.attention,
