@@ -25,12 +25,12 @@ every_level = pytest.mark.parametrize("level", [_parameter(level.name) for level
 
 def multiplies_bfloat16() -> bool:
     """Whether ``cpu_paged`` rounds queries to bfloat16 in a decode over a cache in bfloat16."""
-    return levels.chosen().name == "avx512-bf16"
+    return levels.in_force().name == "avx512-bf16"
 
 
 def fuses_products() -> bool:
     """Whether products and the sums that they are part of are rounded once."""
-    return "fma" in levels.chosen().features or "armv8-dotprod" in _EXECUTABLE
+    return "fma" in levels.in_force().features or "armv8-dotprod" in _EXECUTABLE
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def at(level: str) -> Iterator[None]:
     """Native code that is called in here is of this level."""
     before = levels._Choice.level
     forget()
-    levels.choose(level)
+    levels.use(level)
     try:
         yield
     finally:

@@ -186,7 +186,7 @@ def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
                 ]
             ).expand(layer.kv_heads, -1)
             if isinstance(pattern, ContentPattern):
-                visible = visible & _chosen(case, pattern, b, row, i)
+                visible = visible & _selection(case, pattern, b, row, i)
             for head in range(layer.query_heads):
                 kv = head // (layer.query_heads // layer.kv_heads)
                 seen = visible[kv].nonzero().flatten()
@@ -201,13 +201,13 @@ def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
     return output
 
 
-def _chosen(case: Case, pattern: ContentPattern, b: int, row: int, i: int) -> torch.Tensor:
+def _selection(case: Case, pattern: ContentPattern, b: int, row: int, i: int) -> torch.Tensor:
     """What the query at position ``i`` of sequence ``b`` sees, bool ``[Hkv, i + 1]``."""
     at = torch.tensor([i])
-    if not pattern.chooses(at, torch.tensor([case.batch.host.prompt_lens[b]])):
+    if not pattern.selects(at, torch.tensor([case.batch.host.prompt_lens[b]])):
         return torch.ones(case.layer.kv_heads, i + 1, dtype=torch.bool)
     query, keys = case.query[row : row + 1].float(), case.keys[b][: i + 1].float()
-    return pattern.chosen(case.layer, query, at, keys, case.batch.host.page_size)[0]
+    return pattern.selection(case.layer, query, at, keys, case.batch.host.page_size)[0]
 
 
 def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -232,7 +232,7 @@ def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tenso
         ranges, positions = spans[owners == b][..., None], positions_of[mine]
         selected = ((at >= ranges[..., 0, :]) & (at < ranges[..., 1, :])).any(dim=2)
         query, keys = case.query[mine].float(), case.keys[b].float()
-        chosen = pattern.chosen(layer, query, positions, keys, batch.host.page_size)
+        chosen = pattern.selection(layer, query, positions, keys, batch.host.page_size)
         if layer.window is not None:
             near = at > positions[:, None, None] - layer.window
             selected, chosen = selected & near, chosen & near

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attention import BACKENDS, KERNELS, Backend, LayerSpec, UnsupportedError, resolve
-from attention.choice import Choice, Place
+from attention.kernel_choice import KernelChoice, Place
 from attention.kernels.reference import Reference
 from attention.names import registries
 from attention.patterns.declared import SPARSE
@@ -247,7 +247,7 @@ def test_every_name_leads_somewhere():
         assert any(name in backend.kernels for backend in BACKENDS.values()), path
     for name, backend in BACKENDS.items():
         options = {"pattern": "longformer"} if backend.family else {}
-        choice = Choice(*registries(), name, options, place)
+        choice = KernelChoice(*registries(), name, options, place)
         assert all(choice.kernel(kernel).name == kernel for kernel in choice.order)
 
 

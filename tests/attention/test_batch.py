@@ -25,7 +25,7 @@ from attention.step import DeviceBatch, StepBatch
 from attention.transfer import device_only
 from attention.visible import Visible
 from tests.attention.cases import make_case
-from tests.attention.test_topk_fixed import Operators, captured
+from tests.attention.test_topk_captured import Operators, captured
 
 LAYER = LayerSpec(0, 4, 2, 8, 8, 0.35)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention.cache import PagedCache
-from attention.formats import CACHE_FORMATS, cast
+from attention.dtypes import CACHE_DTYPES, cast
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.reference import Reference
@@ -31,7 +31,7 @@ from tests.attention.cases import (
 from tests.instructions import multiplies_bfloat16
 
 FORMATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-CACHED = st.sampled_from(list(CACHE_FORMATS.values()))
+CACHED = st.sampled_from(list(CACHE_DTYPES.values()))
 SHORT = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 PLAIN = LayerSpec(0, 6, 2, 16, 16, 0.25)
 

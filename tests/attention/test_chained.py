@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.formats import CACHE_FORMATS, cast
+from attention.dtypes import CACHE_DTYPES, cast
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
 from attention.patterns.full import Full
 from tests.attention.cases import attend, patterns
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 CPU = torch.device("cpu")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec, UnsupportedError, resolve
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.base import Kernel
 from attention.kernels.cpu import calls, native
 from attention.kernels.cpu.paged import CpuPaged
@@ -33,7 +33,7 @@ from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.instructions import at, every_level
 from tests.models_zoo import save_tiny
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 CPU = torch.device("cpu")
 PLAIN = LayerSpec(0, 6, 2, 8, 8, 0.35)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
@@ -20,7 +20,7 @@ from attention.patterns.topk import TopK
 from tests.attention.cases import Case, attend, known, layers, make_case, selection, sequences, update
 from tests.instructions import at, every_level
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 
 
 class Native(TopK):
@@ -33,7 +33,7 @@ class Native(TopK):
         batch = rows.batch
         whole = query.new_full((len(batch.positions), *query.shape[1:]), float("nan")).float()
         whole[rows.rows] = query.float()
-        width = min(self.choices(batch.page_size), batch.page_table.shape[1])
+        width = min(self.most_selected(batch.page_size), batch.page_table.shape[1])
         ranges = torch.full((len(rows), layer.kv_heads, width + 2, 2), -1)
         kept = select.Rows(rows.rows, batch.owners[rows.rows], rows.positions, ranges)
         return select.select(self, layer, whole, kept, cache, batch.page_table, batch.page_size)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerCache, LayerSpec
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
@@ -19,7 +19,7 @@ from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
 from tests.attention.cases import Case, attend, layers, make_case, patterns
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 
 
 def chunk(case: Case, pattern, start: int, stop: int, prompt_len: int) -> torch.Tensor:

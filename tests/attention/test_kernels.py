@@ -203,7 +203,7 @@ class Agreeing(ContentPattern):
     def update(self, layer, cache, written):
         raise AssertionError("a kernel does not do this")
 
-    def chooses(self, positions, prompt_lens):
+    def selects(self, positions, prompt_lens):
         return (positions >= prompt_lens) | (positions % self.every == 0)
 
     def agree(self, layer, query, positions, keys):
@@ -214,7 +214,7 @@ class Agreeing(ContentPattern):
         own = (positions // 3)[:, None, None]
         return (at < own) & (blocks > 0) | (at == own)
 
-    def chosen(self, layer, query, positions, keys, page_size):
+    def selection(self, layer, query, positions, keys, page_size):
         blocks = self.agree(layer, query, positions, keys).repeat_interleave(3, dim=2)[..., : len(keys)]
         return blocks & (torch.arange(len(keys)) <= positions[:, None, None])
 

@@ -53,7 +53,7 @@ def test_chosen_is_the_rule(layer, length, pattern, seed):
     case = make_case(layer, [(length, length)], 4, pattern=pattern, seed=seed)
     (keys,) = case.keys
     keys[0] = 0  # every direction is as good
-    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, 4)
+    chosen = pattern.selection(layer, case.query, case.batch.device.positions, keys, 4)
     directions = directions_by_hand(pattern, layer)
     group = layer.query_heads // layer.kv_heads
     for kv in range(layer.kv_heads):

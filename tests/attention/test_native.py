@@ -80,7 +80,7 @@ def test_another_content_compiler_or_level_is_compiled_anew(source, tmp_path, mo
     assert native.load(source, tmp_path / "kernels").answer() == 44
     monkeypatch.setenv("CXX", "c++ -DOTHER")
     native.load(source, tmp_path / "kernels")
-    if levels.chosen().name != "portable":
+    if levels.in_force().name != "portable":
         with at("portable"):
             native.load(source, tmp_path / "kernels")
     else:
@@ -138,7 +138,7 @@ def test_a_compiler_that_is_none(source, tmp_path, monkeypatch):
 
 
 def test_a_library_that_the_package_carries_needs_no_compiler(source, tmp_path, monkeypatch):
-    level = levels.chosen()
+    level = levels.in_force()
     carried = compiling.packaged(source, level.name, level.arguments)
     carried.parent.mkdir()
     compiling.compiled(source, level.arguments, tmp_path / "built").rename(carried)
@@ -160,9 +160,9 @@ def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(mo
     monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
     level = {level.name: level for level in levels.LEVELS}
     monkeypatch.setattr(levels, "_features", lambda: level["avx512-vnni"].features | {"sse4_2", "avx_vnni"})
-    assert levels.chosen().name == "avx512-vnni"
-    assert levels.choose("x86-64-v3") == levels.chosen() == level["x86-64-v3"]
-    assert levels.choose("auto").name == levels.chosen().name == "avx512-vnni"
+    assert levels.in_force().name == "avx512-vnni"
+    assert levels.use("x86-64-v3") == levels.in_force() == level["x86-64-v3"]
+    assert levels.use("auto").name == levels.in_force().name == "avx512-vnni"
     names = "portable, x86-64-v3, avx-vnni, x86-64-v4, avx512-vnni"
     can = f"choose auto or one that this processor executes: {names}"
     for name, sentence in {
@@ -171,30 +171,30 @@ def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(mo
         "armv8-dotprod": "armv8-dotprod is a level of aarch64, and this is x86_64",
     }.items():
         with pytest.raises(levels.LevelError) as error:
-            levels.choose(name)
+            levels.use(name)
         assert str(error.value) == f"{sentence}; {can}"
-    assert levels.chosen().name == "avx512-vnni"
+    assert levels.in_force().name == "avx512-vnni"
     monkeypatch.setattr(levels, "_features", frozenset)
     monkeypatch.setattr(levels._Choice, "level", None)
-    assert levels.chosen().name == "portable"
+    assert levels.in_force().name == "portable"
     monkeypatch.setattr(levels.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(levels, "_features", lambda: frozenset({"fp", "asimd", "asimddp"}))
-    assert levels.chosen().name == "armv8-dotprod"
+    assert levels.in_force().name == "armv8-dotprod"
 
 
 def test_a_level_cannot_be_chosen_once_code_of_another_is_loaded(source, tmp_path, monkeypatch):
     monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:1])
     with at("portable"):
-        levels.choose("portable")
+        levels.use("portable")
         native.load(source, tmp_path / "kernels")
-        levels.choose("portable")
-        levels.choose("auto")  # the same
+        levels.use("portable")
+        levels.use("auto")  # the same
         monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:2])
         with pytest.raises(RuntimeError, match="level portable is loaded already, and x86-64-v3 would"):
-            levels.choose("x86-64-v3")
+            levels.use("x86-64-v3")
         with pytest.raises(RuntimeError, match="choose the level before native code is first used"):
-            levels.choose("auto")
-        assert levels.chosen().name == "portable"
+            levels.use("auto")
+        assert levels.in_force().name == "portable"
 
 
 @pytest.mark.parametrize(

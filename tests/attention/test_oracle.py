@@ -64,7 +64,7 @@ def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
     if tied:  # whole numbers, so that many keys score the same
         for tensor in (case.query, keys):
             tensor.copy_(tensor.clamp(-1, 1).round())
-    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, page_size)
+    chosen = pattern.selection(layer, case.query, case.batch.device.positions, keys, page_size)
     for i in range(length):
         near = range(length) if layer.window is None else range(max(0, i - layer.window + 1), length)
         expected = seen_by_hand(pattern, layer, case.query[i], i, keys, page_size)
@@ -102,7 +102,7 @@ def test_it_sees_as_many_tokens_as_topk_and_gives_them_no_less_attention(
     case = make_case(layer, [(length, 1)], page_size, pattern=oracle, seed=seed)
     (keys,), i = case.keys, length - 1
     ours, theirs = (
-        pattern.chosen(layer, case.query, case.batch.device.positions, keys, page_size)[0]
+        pattern.selection(layer, case.query, case.batch.device.positions, keys, page_size)[0]
         for pattern in (oracle, topk)
     )
     at = torch.arange(length)

@@ -16,7 +16,7 @@ from attention.patterns.lsh import Lsh
 from attention.patterns.oracle import Oracle
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
-from attention.patterns.table import chooses_at, pages_chosen_at, spans_at
+from attention.patterns.table import pages_selected_at, selects_at, spans_at
 from attention.patterns.topk import TopK
 from attention.types import LayerSpec
 from tests.attention.cases import patterns
@@ -196,10 +196,10 @@ def test_choices_that_are_looked_up_are_what_the_pattern_says(pattern, rows, pag
     positions, prompt_lens = np.array(rows, dtype=np.int64).reshape(-1, 2).T.copy()
     asked = torch.from_numpy(positions), torch.from_numpy(prompt_lens)
     for found, expected in (
-        (chooses_at(pattern, positions, prompt_lens), pattern.chooses(*asked)),
+        (selects_at(pattern, positions, prompt_lens), pattern.selects(*asked)),
         (
-            pages_chosen_at(pattern, positions, prompt_lens, page_size),
-            pattern.pages_chosen(*asked, page_size),
+            pages_selected_at(pattern, positions, prompt_lens, page_size),
+            pattern.pages_selected(*asked, page_size),
         ),
     ):
         assert found.dtype == expected.numpy().dtype

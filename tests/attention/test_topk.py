@@ -76,7 +76,7 @@ def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
     if tied:
         ties(case)
     (keys,) = case.keys
-    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, page_size)
+    chosen = pattern.selection(layer, case.query, case.batch.device.positions, keys, page_size)
     for i in range(length):
         expected = seen_by_hand(pattern, layer, case.query[i], i, keys, page_size)
         assert [set(row.nonzero().flatten().tolist()) for row in chosen[i]] == expected
@@ -123,7 +123,7 @@ def test_what_is_counted_ahead_is_what_is_chosen(layer, shapes, page_size, patte
     positions = case.batch.device.positions[rows]
     spans = pattern.select(layer, case.query[rows], known(case.batch, rows), case.cache)
     chosen = (spans_within(spans, positions, layer.window).diff(dim=-1).clamp(min=0)).sum(dim=(2, 3))
-    pages = pattern.pages_chosen(positions, torch.tensor(lens)[case.batch.device.owners[rows]], page_size)
+    pages = pattern.pages_selected(positions, torch.tensor(lens)[case.batch.device.owners[rows]], page_size)
     counted = ((pages - 1) * page_size + positions % page_size + 1)[:, None]
     if layer.window is None:
         assert (chosen == counted).all()
@@ -186,7 +186,7 @@ def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
     keys = torch.cat([*parts, first])
     query = torch.randn(1, 2, 8, generator=random)
     spans = pattern.select(layer, query, known(batch, [0]), cache)
-    chosen = pattern.chosen(layer, query, torch.tensor([12]), keys, 4)
+    chosen = pattern.selection(layer, query, torch.tensor([12]), keys, 4)
     at = torch.arange(13)
     inside = ((at >= spans[..., :1]) & (at < spans[..., 1:])).any(dim=2)
     assert torch.equal(inside, chosen)
@@ -220,8 +220,8 @@ def test_nothing_to_choose():
 
 def test_a_prompt_sees_all_unless_it_is_to_choose():
     positions, prompt_lens = torch.tensor([0, 9, 10, 11]), torch.tensor([10, 10, 10, 10])
-    assert TopK(64, 1, 1, "dense").chooses(positions, prompt_lens).tolist() == [False, False, True, True]
-    assert TopK(64, 1, 1, "sparse").chooses(positions, prompt_lens).all()
+    assert TopK(64, 1, 1, "dense").selects(positions, prompt_lens).tolist() == [False, False, True, True]
+    assert TopK(64, 1, 1, "sparse").selects(positions, prompt_lens).all()
 
 
 def test_summaries_take_a_sixteenth_of_pages_of_16():

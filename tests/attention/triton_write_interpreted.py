@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.hook import Step
 from attention.kernels import triton_write
 from attention.kernels.triton_paged import Triton
@@ -83,7 +83,7 @@ def spread(numbers: torch.Tensor, how: str, dtype: torch.dtype) -> torch.Tensor:
     st.integers(1, 90),
     st.integers(1, 9),
     st.sampled_from(FLOATS),
-    st.sampled_from(list(CACHE_FORMATS.values())),
+    st.sampled_from(list(CACHE_DTYPES.values())),
     st.sampled_from(["merged", "heads first", "numbers apart"]),
     st.integers(0, 1 << 30),
 )
@@ -102,7 +102,7 @@ def test_heads_that_take_several_programs():
 
 @pytest.mark.parametrize(
     ("dtype", "cached"),
-    [pair for pair in itertools.product(FLOATS[1:], CACHE_FORMATS.values()) if pair[0] != pair[1]],
+    [pair for pair in itertools.product(FLOATS[1:], CACHE_DTYPES.values()) if pair[0] != pair[1]],
 )
 def test_every_number_of_16_bits(dtype, cached):
     numbers = torch.arange(1 << 16).to(torch.int32).to(torch.int16).view(dtype).view(1, 16, 4096)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import LayerSpec
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.patterns import blocks
 from attention.patterns.blocks import CapturedRows
 from attention.patterns.topk import TopK, _highest
@@ -58,7 +58,7 @@ topks = [st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_fr
     st.tuples(*topks),
     st.integers(0, 1 << 30),
     st.booleans(),
-    st.sampled_from(list(CACHE_FORMATS.values())),
+    st.sampled_from(list(CACHE_DTYPES.values())),
     st.sampled_from([1, 1 << 14, 64 << 20]),
 )
 def test_it_is_what_is_chosen_by_definition_and_in_cpp(
@@ -84,7 +84,7 @@ def test_it_is_what_is_chosen_by_definition_and_in_cpp(
     layers(),
     st.lists(st.integers(1, 40), min_size=1, max_size=5),
     st.integers(1, 9),
-    st.sampled_from(list(CACHE_FORMATS.values())),
+    st.sampled_from(list(CACHE_DTYPES.values())),
 )
 def test_summaries_are_those_of_a_step_that_the_host_knows(layer, lengths, page_size, dtype):
     pattern = TopK(64, 1, 1)
