@@ -1,4 +1,4 @@
-"""Compiling C++ when first used: what is kept, and what is said where it can't be done."""
+"""Compiling C++ at its first use: kept libraries, and messages where it fails."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def in_other_processes(source: Path, folder: Path, count: int) -> list[str]:
 
 
 def no_compiler(monkeypatch):
-    """Another look at what is kept, which must be enough."""
+    """Loads the library again; the kept one must be enough."""
     native._attempt.cache_clear()
 
     def refuse(*arguments):
@@ -60,7 +60,7 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(compiling, "_compile", refuse)
 
 
-def test_what_is_compiled_once_is_kept(source, tmp_path, monkeypatch):
+def test_a_compiled_library_is_kept(source, tmp_path, monkeypatch):
     folder = tmp_path / "made" / "kernels"
     assert native.load(source, folder).answer() == 42
     assert len(kept(folder)) == 1
@@ -89,7 +89,7 @@ def test_another_content_compiler_or_level_is_compiled_anew(source, tmp_path, mo
     assert len(kept(tmp_path / "kernels")) == 5
 
 
-def test_what_was_cut_short_is_compiled_anew(source, tmp_path):
+def test_a_truncated_library_is_compiled_anew(source, tmp_path):
     folder = tmp_path / "kernels"
     # In another process: a file that this one has loaded must not change under it.
     assert in_other_processes(source, folder, 1) == ["42\n"]
@@ -182,7 +182,7 @@ def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(mo
     assert levels.in_force().name == "armv8-dotprod"
 
 
-def test_a_level_cannot_be_chosen_once_code_of_another_is_loaded(source, tmp_path, monkeypatch):
+def test_a_level_cannot_be_set_once_code_of_another_is_loaded(source, tmp_path, monkeypatch):
     monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:1])
     with at("portable"):
         levels.use("portable")

@@ -60,7 +60,7 @@ def check_parts(planned: Blocks, tokens: list[int], columns: int, processors: in
     st.integers(0, 5),
     st.data(),
 )
-def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, group, rerotated, data):
+def test_covers_are_the_union_of_their_rows_ranges(shapes, pattern, window, group, rerotated, data):
     batch = make_case(SMALL, shapes, 16, pattern=pattern).batch
     pattern.rerotated = rerotated
     heads, processors = Heads(data.draw(st.integers(1, 3)), group), data.draw(st.integers(1, 100))
@@ -95,11 +95,11 @@ def test_most_tiles_of_a_prompt_need_no_mask():
         assert full > 0.95 * covers[:, 0, 0].sum()
 
 
-def test_a_block_ends_where_what_is_seen_jumps():
+def test_a_block_ends_where_ranges_jump():
     batch = make_case(SMALL, [(4096, 4096)], 16, pattern=BigBird(64, 3, 3, 0)).batch
     tile = CHUNKED._replace(pairs=128)
     ((planned, covers),) = plan_rows(batch, None, BigBird(64, 3, 3, 0), Heads(8, 1), SINGLE, tile, 132)
-    # A draw may touch the next block's; then the two stay together.
+    # A draw may touch the next block's; then the two are not cut apart.
     assert covers[:, 0, 0].max() <= (1 + 3 + 3 + 1) * 64
     assert len(planned.blocks) < 4096 / 64 * 1.1
 
@@ -112,7 +112,7 @@ def test_a_long_sequence_among_short_ones_is_split_and_they_are_not():
     assert set(counts[1:]) == {1}
 
 
-def test_choices_are_split_while_the_device_has_room():
+def test_selections_are_split_while_the_device_has_room():
     pattern = TopK(64, 1, 2)
     batch = make_case(SMALL, [(5000, 1), (70, 1)], 16, pattern=pattern, prompt_lens=[60, 60]).batch
     rows = batch.visible.selecting(pattern)
@@ -163,7 +163,7 @@ def test_a_gpu_can_do_all(hopper):
     ]
 
 
-def test_what_it_lacks_is_named(hopper, monkeypatch):
+def test_lacks_are_named(hopper, monkeypatch):
     (reason,) = reasons("cuda", torch.float64)
     assert reason == "triton reads float32, bfloat16, float16 or float8_e4m3, not float64"
     (reason,) = reasons("cuda", layers=[*LAYERS, LayerSpec(3, 1, 1, 576, 512, 0.1)])

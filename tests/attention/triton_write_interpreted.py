@@ -26,7 +26,7 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
-# How many of float32's digits each format cuts off.
+# How many of float32's digits each dtype cuts off.
 CUT = {torch.bfloat16: 16, torch.float16: 13, torch.float8_e4m3fn: 20}
 
 
@@ -48,7 +48,7 @@ def poisoned(
 def assert_writes_equal(
     key: torch.Tensor, value: torch.Tensor, slots: list[int], dtype: torch.dtype, page_size: int = 4
 ) -> None:
-    """Every bit of the cache is the same; only which of its NaNs a machine makes is its own choice."""
+    """Every bit of the cache is the same; except that machines make different NaNs."""
     pages = max(slots) // page_size + 2
     sizes = key.shape[2], value.shape[2]
     expected, own = (poisoned(pages, page_size, key.shape[1], sizes, dtype) for _ in range(2))
@@ -128,7 +128,7 @@ def test_numbers_of_32_bits_at_and_beside_the_middle_of_two(cached):
 
 
 def test_a_step_writes_so(monkeypatch):
-    """The kernel's own way is the one that a step takes."""
+    """A step writes by the kernel's own program."""
     written = []
     monkeypatch.setattr(triton_write, "write", lambda *arguments: written.append(arguments))
     from attention import AttentionBatch, PagedCache
