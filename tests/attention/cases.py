@@ -213,7 +213,7 @@ def _selection(case: Case, pattern: ContentPattern, b: int, row: int, i: int) ->
 def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """For each sequence with rows that select: their selections by ``select`` and by ``selection``.
 
-    Bool ``[rows, Hkv, length]`` each, in the layer's own window. Ranges must be ascending and disjoint, and end
+    Bool ``[rows, Hkv, length]`` each, in the layer's own window. Ranges must be ascending, disjoint and end
     with their query.
     """
     layer, batch = case.layer, case.batch
