@@ -30,7 +30,7 @@ from tests.attention.cases import (
 )
 from tests.instructions import multiplies_bfloat16
 
-FORMATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 CACHED = st.sampled_from(list(CACHE_DTYPES.values()))
 SHORT = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 PLAIN = LayerSpec(0, 6, 2, 16, 16, 0.25)
@@ -65,7 +65,7 @@ def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa(), SdpaFlash()], ids=lambda kernel: kernel.name)
 def test_every_kernel_takes_queries_of_other_dtypes(kernel):
     @settings(max_examples=20, deadline=None)
-    @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, CACHED, FORMATS)
+    @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, CACHED, DTYPES)
     def run(layer, shapes, page_size, pattern, seed, dtype, query_dtype):
         if isinstance(kernel, SdpaFlash):
             layer, pattern = PLAIN, Full()
@@ -108,7 +108,7 @@ def test_the_oracle_reads_the_rounded_keys(dtype):
     torch.testing.assert_close(compute(Reference(), case, Full()).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@given(st.lists(st.floats(width=32), min_size=1), FORMATS, FORMATS)
+@given(st.lists(st.floats(width=32), min_size=1), DTYPES, DTYPES)
 def test_numbers_beyond_a_dtype_become_nan(numbers, own, dtype):
     wide = torch.tensor(numbers).to(own)
     before = wide.clone()
