@@ -36,18 +36,18 @@ def fuses_products() -> bool:
 @contextmanager
 def at(level: str) -> Iterator[None]:
     """Native code that is called in here is of this level."""
-    before = levels._Choice.level
+    before = levels._InForce.level
     forget()
     levels.use(level)
     try:
         yield
     finally:
-        levels._Choice.level = before
+        levels._InForce.level = before
         forget()
 
 
 def forget() -> None:
     """Libraries are looked for again, and may be of another level."""
-    levels._Choice.loaded = False
+    levels._InForce.loaded = False
     for compiled in _COMPILED:
         compiled.cache_clear()

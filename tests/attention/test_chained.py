@@ -30,9 +30,9 @@ def batch_of(lengths: list[tuple[int, int]], page_size: int) -> tuple[AttentionB
     counts = [-(-sum(length) // page_size) for length in lengths]
     ends = [sum(counts[: b + 1]) for b in range(len(counts))]
     pages = [list(range(end, end - count, -1)) for end, count in zip(ends, counts, strict=True)]
-    computed, counts = zip(*lengths, strict=True)
+    computed, added = zip(*lengths, strict=True)
     prompt_lens = [sum(length) if b % 2 else length[0] for b, length in enumerate(lengths)]
-    batch = AttentionBatch.build(computed, counts, pages, page_size, prompt_lens=prompt_lens)
+    batch = AttentionBatch.build(computed, added, pages, page_size, prompt_lens=prompt_lens)
     return batch, sum(counts) + 1
 
 

@@ -155,8 +155,8 @@ def test_a_library_that_the_package_carries_needs_no_compiler(source, tmp_path, 
 
 
 def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(monkeypatch):
-    monkeypatch.setattr(levels._Choice, "level", None)
-    monkeypatch.setattr(levels._Choice, "loaded", False)
+    monkeypatch.setattr(levels._InForce, "level", None)
+    monkeypatch.setattr(levels._InForce, "loaded", False)
     monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
     level = {level.name: level for level in levels.LEVELS}
     monkeypatch.setattr(levels, "_features", lambda: level["avx512-vnni"].features | {"sse4_2", "avx_vnni"})
@@ -175,7 +175,7 @@ def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(mo
         assert str(error.value) == f"{sentence}; {can}"
     assert levels.in_force().name == "avx512-vnni"
     monkeypatch.setattr(levels, "_features", frozenset)
-    monkeypatch.setattr(levels._Choice, "level", None)
+    monkeypatch.setattr(levels._InForce, "level", None)
     assert levels.in_force().name == "portable"
     monkeypatch.setattr(levels.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(levels, "_features", lambda: frozenset({"fp", "asimd", "asimddp"}))
