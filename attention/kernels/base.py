@@ -115,7 +115,7 @@ def power_of_two(number: int) -> int:
 def visibility(
     queries: torch.Tensor, keys: torch.Tensor, window: int | None, pattern: Pattern
 ) -> torch.Tensor:
-    """Which keys a layer's queries see: causality, the pattern and the layer's own window together.
+    """Which keys a layer's queries see: causality, the pattern and the layer's own window combined.
 
     Args:
         queries: positions, of any shape.

@@ -48,7 +48,7 @@ def config(kind, scaling="default", **own):
     )
 
 
-def check_turns(rotary, rotate, rotation, at, shift):
+def check_shift(rotary, rotate, rotation, at, shift):
     """Keys rotated at ``at`` and rerotated by ``shift`` are those rotated at ``at + shift`` from scratch."""
     at = torch.tensor(at)
     shift = (at * 7919 % 997) - 400 if shift is None else torch.full_like(at, shift)
@@ -70,7 +70,7 @@ def check_turns(rotary, rotate, rotation, at, shift):
 def test_rerotating_equals_rotating_from_scratch(scaling, at, shift):
     rotary = modeling_llama.LlamaRotaryEmbedding(config("llama", scaling))
     rotation = Rotation(rotary.inv_freq.double())
-    check_turns(rotary, lambda x, *a: modeling_llama.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
+    check_shift(rotary, lambda x, *a: modeling_llama.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -80,7 +80,7 @@ def test_rerotating_with_the_factors_of_longrope(long):
     at = [100, 700, 65] if long else [0, 5, 50]
     rotary(torch.zeros(1), torch.tensor([at]))
     rotation = Rotation(rotary.inv_freq.double().clone())
-    check_turns(
+    check_shift(
         rotary,
         lambda x, *a: modeling_llama.apply_rotary_pos_emb(x, x, *a)[0],
         rotation,
@@ -102,7 +102,7 @@ def test_rerotating_does_not_apply_the_attention_factor_of_yarn():
 def test_rerotating_interleaved_pairs(at, shift):
     rotary = modeling_cohere.CohereRotaryEmbedding(config("cohere"))
     rotation = Rotation(rotary.inv_freq.double(), interleaved=True)
-    check_turns(rotary, lambda x, *a: modeling_cohere.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
+    check_shift(rotary, lambda x, *a: modeling_cohere.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
 
 
 @given(at=positions, shift=st.none() | st.integers(-4000, 4000))
@@ -110,7 +110,7 @@ def test_rerotating_half_of_the_head(at, shift):
     rotary = modeling_glm.GlmRotaryEmbedding(config("glm", partial_rotary_factor=0.5))
     rotation = Rotation(rotary.inv_freq.double(), interleaved=True)
     assert rotation.size == HEAD // 2
-    check_turns(rotary, lambda x, *a: modeling_glm.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
+    check_shift(rotary, lambda x, *a: modeling_glm.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
 
     rotary = modeling_phi.PhiRotaryEmbedding(config("phi", partial_rotary_factor=0.5))
 
@@ -118,7 +118,7 @@ def test_rerotating_half_of_the_head(at, shift):
         part = modeling_phi.apply_rotary_pos_emb(x[..., : HEAD // 2], x[..., : HEAD // 2], cos, sin)[0]
         return torch.cat([part, x[..., HEAD // 2 :]], dim=-1)
 
-    check_turns(rotary, rotate, Rotation(rotary.inv_freq.double()), at, shift)
+    check_shift(rotary, rotate, Rotation(rotary.inv_freq.double()), at, shift)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
