@@ -1,7 +1,7 @@
-"""Long-context attention over a paged cache: patterns say what is seen, kernels compute it.
+"""Long-context attention over a paged cache: patterns say which tokens a query sees, kernels compute it.
 
-What is exported is imported when it is first used: parts of this package do without torch, and a server
-process uses them alone.
+Exported names are imported at their first use: some parts of this package need no torch, and a server process
+uses only those.
 """
 
 from importlib import import_module

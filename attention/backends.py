@@ -1,4 +1,4 @@
-"""From the operator's choice to a pattern and a kernel that work together on this model and machine."""
+"""Resolves the operator's settings to a pattern and a kernel that work with this model on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.choice import Choice, Place, pattern_of
+from attention.kernel_choice import KernelChoice, Place, pattern_of
 from attention.kernels.base import Kernel, Kind
 from attention.kernels.step_plans import StepPlans
 from attention.names import check_kernel, registries
@@ -40,15 +40,15 @@ class Alike(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What a deployment runs.
+    """The pattern and kernel of a deployment.
 
     Attributes:
-        backend: what the operator chose.
+        backend: its name, as the operator gave it.
         pattern: which cached tokens a query may see.
-        kernel: what computes it.
-        reason: why this kernel, in words.
+        kernel: the chosen kernel.
+        reason: of the kernel choice, in words.
         layers: the model's attention layers.
-        family: the backend has several patterns, which its option ``pattern`` chooses among.
+        family: the backend has several patterns, one of which its option ``pattern`` names.
         alike: the layers by what their queries see.
     """
 
@@ -80,7 +80,7 @@ class Attention:
         return {**member, **self.pattern.options}
 
     def pattern_of(self, layer: LayerSpec) -> Pattern:
-        """Which cached tokens a query of this layer may see, its own window aside."""
+        """The pattern of this layer's queries; the layer's own window applies as well."""
         return _FULL if layer.index in self.pattern.dense_layers else self.pattern
 
     @property
@@ -104,7 +104,7 @@ class Attention:
         return range(first, max(first, stop))
 
     def plans(self, batch: AttentionBatch | DeviceBatch) -> StepPlans[Any]:
-        """What a step's layers share, to be given to each ``forward`` of the step."""
+        """The plans that a step's layers share, to be passed to each ``forward`` of the step."""
         return StepPlans(self.kernel, batch)
 
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -138,7 +138,7 @@ def resolve(
     dtype: torch.dtype,
     page_size: int,
 ) -> Attention:
-    """Chooses pattern and kernel, or says why that cannot be.
+    """Makes the pattern and chooses the kernel, or says why that is impossible.
 
     Args:
         backend: a name from ``attention.names.BACKENDS``.
@@ -154,7 +154,7 @@ def resolve(
         UnsupportedError: a name or option is unknown, or the kernel cannot compute these layers exactly.
     """
     place = Place(layers, torch.device(device), dtype, page_size)
-    choice = Choice(*registries(), backend, options, place)
+    choice = KernelChoice(*registries(), backend, options, place)
     check_kernel(kernel, backend, choice.selectable)
     refusals: list[str] = []
     for name in choice.order if kernel == "auto" else (kernel,):
@@ -170,7 +170,7 @@ def resolve(
 
 
 def make_pattern(backend: str, options: Mapping[str, str]) -> Pattern:
-    """What ``resolve`` would choose as the pattern, for when there is no model yet.
+    """The pattern that ``resolve`` would make; needs no model.
 
     Raises:
         UnsupportedError: a name or option is unknown.

@@ -1,4 +1,4 @@
-"""One step's work, as layers and kernels are given it."""
+"""One step's batch, as layers and kernels receive it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class AttentionBatch:
     """A step of which host and device both know. Built once per step and shared by all layers.
 
     Attributes:
-        visible: what rules over positions say of the rows, and with it what the host knows.
-        device: what the device knows of the same rows, in the same order.
+        visible: the ranges that each row sees by rules over positions, with the host's part of the step.
+        device: the device's part: the same rows in the same order.
 
     Raises:
         ValueError: the two are not of the same step.
@@ -38,7 +38,7 @@ class AttentionBatch:
 
     @property
     def host(self) -> StepBatch:
-        """What the host knows."""
+        """The host's part of the step."""
         return self.visible.host
 
     @classmethod
@@ -55,7 +55,7 @@ class AttentionBatch:
         """The step in which each sequence's next tokens are computed.
 
         Args:
-            computed: for each sequence, its tokens whose keys are in the cache already.
+            computed: for each sequence, its tokens whose keys are already in the cache.
             counts: for each sequence, the tokens to compute now, at least one.
             pages: for each sequence, its pages in order, enough for all of these tokens.
             page_size: tokens per page.

@@ -17,8 +17,8 @@ class PagedCache:
         page_size: tokens per page.
         dtype: dtype of keys and values.
         device: where they live.
-        pattern: which summaries to keep; layers that it leaves alone have none.
-        poison: fill with NaN, so that any read of memory that was not written shows (for tests).
+        pattern: whose page summaries to keep; its dense layers have none.
+        poison: fill with NaN, so that reading unwritten memory shows in the results (for tests).
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PagedCache:
         self.pages = pages
         self.dtype = dtype
         self.layers: dict[int, LayerCache] = {}
-        # GPU kernels also read what was not written, and multiply it by zero: it must be finite.
+        # GPU kernels also read unwritten memory and multiply it by zero: it must be finite.
         blank = torch.empty if torch.device(device).type == "cpu" else torch.zeros
         for layer in layers:
             shape = (pages, page_size, layer.kv_heads)
@@ -55,7 +55,7 @@ class PagedCache:
     def bytes_per_page(
         layers: list[LayerSpec], page_size: int, dtype: torch.dtype, pattern: Pattern | None = None
     ) -> int:
-        """Bytes that one page takes over all ``layers``, the pattern's summaries included."""
+        """Bytes that one page takes over all ``layers``, the page summaries included."""
         numbers = sum(layer.kv_heads * (layer.head_size + layer.value_size) for layer in layers)
         forms = [_summary(layer, page_size, dtype, pattern) for layer in layers]
         summaries = sum(form[0].numel() * form[1].itemsize for form in forms if form)

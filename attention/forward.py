@@ -16,7 +16,7 @@ log = logging.getLogger("longspan.attention")
 
 
 class Attend(Protocol):
-    """What a model's forward may be given as ``longspan``."""
+    """An object that a model's forward takes as ``longspan``."""
 
     def attend(
         self,
@@ -34,7 +34,7 @@ class Attend(Protocol):
             query: ``[1, H, T, D]``, after RoPE.
             key: ``[1, Hkv, T, D]``, after RoPE.
             value: ``[1, Hkv, T, Dv]``.
-            mask: what the model prepared, if it did.
+            mask: the one that the model prepared, or ``None``.
             features: the other keyword arguments of the layer's call.
 
         Returns:
@@ -47,7 +47,7 @@ _attending: ContextVar[Attend | None] = ContextVar("attending", default=None)
 
 
 def attending() -> Attend | None:
-    """What computes attention in the ``forward`` that is running."""
+    """The object that computes attention in the running ``forward``."""
     return _attending.get()
 
 
@@ -65,16 +65,16 @@ def forward(
             one that is called as such and gives logits that are good until the next call.
         ids: int64 ``[T]``.
         positions: int64 ``[T]``.
-        attend: what computes attention.
-        rows: int64 ``[N]``, those whose logits are wanted; ``None`` for all of them.
+        attend: computes attention.
+        rows: int64 ``[N]``, the tokens whose logits are wanted; ``None`` for all.
 
     Returns:
-        ``[N, V]``. From a model that computes all rows whatever it is asked for, those wanted are taken here.
+        ``[N, V]``. If a model computes all rows regardless of the request, the wanted ones are picked here.
 
     Raises:
         UnsupportedError: the model gives another number of rows.
     """
-    # As many as there are: what a model that takes no notice of them gives would look the same.
+    # If all rows are wanted, a model that ignores the request cannot be told from one that honors it.
     asked = None if rows is None or len(rows) == len(ids) else rows
     selection = {} if asked is None else {"logits_to_keep": asked}
     before = _attending.set(attend)

@@ -1,7 +1,7 @@
-"""The one function that transformers calls for attention, and what it is given.
+"""The one function that transformers calls for attention, and the step that it computes.
 
-A model whose attention implementation is ``longspan`` calls the function with whatever object the caller
-gave ``attention.forward``, or as ``model(..., longspan=...)``: a ``Step`` when it serves.
+A model whose attention implementation is ``longspan`` calls the function with the object that the caller
+passed to ``attention.forward`` or as ``model(..., longspan=...)``. In serving this is a ``Step``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Step:
     Attributes:
         attention: pattern and kernel.
         cache: keys and values of all layers; the step's own are written as layers run.
-        batch: the step's work; of a captured step what the device knows.
+        batch: the step's batch; of a captured step only the device's part.
         layers: by index, as ``read_layers`` found them.
         rotations: by index, as ``read_rotations`` found them; needed where the pattern rerotates queries.
     """
@@ -52,7 +52,7 @@ class Step:
 
     @property
     def device_batch(self) -> DeviceBatch:
-        """What the device knows of the step."""
+        """The device's part of the step."""
         return self.batch.device if isinstance(self.batch, AttentionBatch) else self.batch
 
     def attend(
@@ -84,7 +84,7 @@ class Step:
         return output[None]
 
     def _rerotated(self, layer: LayerSpec, query: torch.Tensor) -> torch.Tensor | None:
-        """The queries ``[T, H, D]`` as they meet the pattern's first tokens; ``None`` if as any other."""
+        """The rerotated queries ``[T, H, D]``, for the pattern's first tokens; ``None`` if none is."""
         pattern = self.attention.pattern_of(layer)
         if not pattern.rerotated:
             return None
@@ -98,7 +98,8 @@ class Step:
     def _angles_of(self, pattern: Pattern, rotation: Rotation) -> Angles | None:
         """By how much queries are rerotated; ``None`` if none is, as far as the host knows."""
         if isinstance(self.batch, AttentionBatch):
-            # The last query's rerotation is the largest. Asked on the host, which then waits for no device.
+            # The last query's rerotation is the largest. Computed on the host, which so need not wait for the
+            # device.
             last = torch.tensor(self.batch.host.seq_lens) - 1
             if not pattern.rerotation(last).any():
                 return None
@@ -122,7 +123,7 @@ def _attend(
     longspan: Attend | None = None,
     **features: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls; returns ``[1, T, H, Dv]`` and no weights."""
+    """The function that transformers calls; returns ``[1, T, H, Dv]`` and no weights."""
     longspan = attending() if longspan is None else longspan
     if longspan is None:
         raise UnsupportedError(

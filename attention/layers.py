@@ -1,7 +1,7 @@
-"""What a model's attention layers ask for, read from two tiny forwards, and whether serving can honor it.
+"""Reads the specs of a model's attention layers from two tiny forwards; refuses what serving would lose.
 
-Most of a layer's wishes arrive as arguments of its attention call. The rest hides in masks, which the paged
-cache never sees: so the masks that the model would build are compared with what the arguments say.
+Most of a layer's requirements are arguments of its attention call. The others are only in masks, which the
+paged cache does not take: so the masks that the model would build are compared with the arguments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMPLEMENTATION = "longspan"
 _HARMLESS = {"position_ids", "logits_to_keep", "s_aux"}
 
 KNOWN_TYPES = ("full_attention", "sliding_attention")
-"""What configs call layers whose keys and values are all that they keep."""
+"""The names in configs of layers that keep only keys and values."""
 
 _TOKENS = 40
 
@@ -51,7 +51,7 @@ def read_layers(model: Any) -> list[LayerSpec]:
 
 
 def strange_types(config: Any) -> list[str]:
-    """Kinds of layers in a text model's config that keep something else than keys and values."""
+    """Kinds of layers in a text model's config that keep anything else than keys and values."""
     return sorted(set(filter(None, getattr(config, "layer_types", None) or [])) - set(KNOWN_TYPES))
 
 
@@ -59,7 +59,7 @@ def _read(model: Any) -> list[LayerSpec]:
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError("it is an encoder-decoder model")
     config = model.config.get_text_config(decoder=True)
-    # Of the decoder of an encoder-decoder model, the other is the encoder's.
+    # In the decoder of an encoder-decoder model, num_hidden_layers is the encoder's.
     count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if count is None:
         raise UnsupportedError("it is made of several transformers, and its config has no number of layers")
@@ -112,7 +112,7 @@ def _forward(model: Any, positions: torch.Tensor, recorder: _Recorder) -> None:
     except UnsupportedError:
         raise
     except Exception as error:
-        # Whatever a model that was not made for the interface trips over.
+        # A model that was not made for the interface can raise anything.
         raise UnsupportedError(f"its forward fails with {type(error).__name__}: {error}") from error
 
 
@@ -120,8 +120,8 @@ class _Recorder:
     """Answers attention calls with plain causal attention, so that values stay finite, and notes them.
 
     Args:
-        positions: ``[T]``, for which the masks that come along were built; without them no mask may come.
-        window: what a window that only shows in the mask may be.
+        positions: ``[T]``, for which the model builds its masks; ``None`` if it must build no mask.
+        window: the window that a mask may show without an argument for it.
 
     Attributes:
         layers: by index.
@@ -171,7 +171,7 @@ class _Recorder:
         return output.transpose(1, 2).contiguous()
 
     def _follows(self, window: int | None, mask: torch.Tensor) -> bool:
-        """The mask says what causality and the window say."""
+        """Whether the mask is exactly that of causality and the window."""
         if self.positions is None or mask.dtype != torch.bool:
             return False
         queries, keys = self.positions[:, None], self.positions
@@ -188,7 +188,7 @@ def _spec(
     value: torch.Tensor,
     features: Mapping[str, Any],
 ) -> LayerSpec:
-    """What one attention call asks for."""
+    """The spec of a layer from one of its attention calls."""
     index = getattr(module, "layer_idx", None)
     if index is None:
         raise UnsupportedError(f"{type(module).__name__} does not know its layer's index")
@@ -215,14 +215,14 @@ def _spec(
 
 
 def _probe_positions(window: int | None, tokens: int) -> torch.Tensor:
-    """At most ``tokens`` positions, far apart and close together, some just as far apart as the window."""
+    """At most ``tokens`` positions at short and long distances, some exactly a window apart."""
     around = [1, window - 1, window, window + 1, 2 * window] if window else []
     powers = [position for k in range(20) for position in (2**k, 2**k + 1)]
     return torch.tensor(sorted([0, *dict.fromkeys([n for n in [*around, *powers] if n > 0])][:tokens]))
 
 
 class _TokensAt(TorchFunctionMode):
-    """Lets mask functions look up what they know of each token, like which image it is part of, by position.
+    """Lets mask functions look up properties of tokens, like the image that a token is part of, by position.
 
     Args:
         positions: of the tokens, ascending.
@@ -250,8 +250,8 @@ class _TokensAt(TorchFunctionMode):
 def _masks_at(positions: torch.Tensor) -> Iterator[None]:
     """Lets models build their masks as if their tokens had these ``positions``.
 
-    Without a mask function of the implementation's name transformers builds no masks at all, as it shall
-    when serving; so the function stays for one forward only.
+    Without a mask function of the implementation's name transformers builds no masks, which serving relies
+    on; so the function is registered for one forward only.
     """
     from transformers.masking_utils import AttentionMaskInterface
 

@@ -1,4 +1,4 @@
-"""The backends and kernels by name, and what can be refused of names and options alone.
+"""The backends and kernels by name, and the checks that need only names and options.
 
 Imports no torch, so that a server can refuse them before it has an engine.
 """
@@ -58,10 +58,10 @@ def registries() -> tuple[Registry, Registry]:
 
 
 def check_names(backend: str, options: Mapping[str, str], kernel: str) -> None:
-    """What ``attention.resolve`` refuses without looking at a model or a machine.
+    """Refuses what ``attention.resolve`` refuses regardless of model and machine.
 
     Args:
-        backend: as of ``resolve``; its options are not looked at if it does not say how to read them.
+        backend: as of ``resolve``; its options are checked only if it has ``Backend.read``.
         options: as of ``resolve``.
         kernel: as of ``resolve``.
 
@@ -120,7 +120,7 @@ def order(backends: Registry, name: str) -> tuple[str, ...]:
 
 
 def selectable(backends: Registry, kernels: Registry, name: str) -> list[str]:
-    """Kernels that may be asked for with a backend: those of its order, and those that packages bring along.
+    """Kernels that may be asked for with a backend: those of its order, and those of installed packages.
 
     Raises:
         UnsupportedError: there is no such backend, or its package is broken.

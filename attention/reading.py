@@ -1,4 +1,4 @@
-"""What a step's attention reads of the cache, and what it need not: what a pattern saves."""
+"""The pages that a step's attention reads, and those that the pattern saves it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 from attention.backends import Attention
 from attention.patterns.base import ContentPattern, Pattern
-from attention.patterns.table import pages_chosen_at
+from attention.patterns.table import pages_selected_at
 from attention.step import StepBatch
 from attention.visible import Visible
 
 
 class LayerReads(NamedTuple):
-    """What *each* of some layers, whose queries see the same keys, reads in one step.
+    """The pages that *each* of some layers, whose queries see the same keys, reads in one step.
 
     Attributes:
         layers: their indices.
-        pages: that hold a key which some query of the step may see, summed over sequences.
+        pages: those with a key that some query of the step may see, summed over sequences.
         pairs: of a query and a key that it sees; a selection of pages counts with all their tokens.
-        summaries: pages whose summaries are looked at to select among them.
+        summaries: pages whose summaries are read to select among them.
     """
 
     layers: tuple[int, ...]
@@ -34,9 +34,9 @@ class Pages(NamedTuple):
     """Pages of one step, summed over layers and sequences.
 
     Attributes:
-        read: those that hold a key which some query of the step may see.
+        read: those with a key that some query of the step may see.
         skipped: the other pages of the sequences' tokens, which full attention would read.
-        by_layer: the same as ``read``, and more, by kind of layer.
+        by_layer: ``read`` and further counts by kind of layer.
     """
 
     read: int
@@ -45,10 +45,10 @@ class Pages(NamedTuple):
 
 
 def pages_of(attention: Attention, visible: Visible) -> Pages:
-    """Counts on the host.
+    """Counts the pages of a step on the host.
 
-    Rows that select by content count with the pages that they select (``ContentPattern.pages_chosen``); the
-    summaries that they look at for it count apart.
+    Rows that select by content count with the pages that they select (``ContentPattern.pages_selected``); the
+    summaries that they read count separately.
     """
     host = visible.host
     pages = [-(-length // host.page_size) for length in host.seq_lens]
@@ -64,7 +64,7 @@ def pages_of(attention: Attention, visible: Visible) -> Pages:
 
 
 def _pairs(host: StepBatch) -> int:
-    """Of a query and a key before it or its own."""
+    """Pairs of a query and a key before it or its own."""
     queries = [stop - start for start, stop in itertools.pairwise(host.query_starts)]
     # A sequence's last q tokens of n: the first of them sees n - q + 1 keys, the last one n.
     return sum(q * (2 * n - q + 1) for q, n in zip(queries, host.seq_lens, strict=True)) // 2
@@ -74,13 +74,13 @@ def _seen(pattern: Pattern, window: int | None, visible: Visible, pages: list[in
     """Pages, pairs and summaries, see ``LayerReads``."""
     host, page_size = visible.host, visible.host.page_size
     if isinstance(pattern, ContentPattern):
-        selected = pages_chosen_at(pattern, host.positions, host.row_prompt_lens, page_size)
+        selected = pages_selected_at(pattern, host.positions, host.row_prompt_lens, page_size)
         selecting = host.owners[visible.selecting(pattern)].tolist()
         if host.decode_only:
             read = selected.tolist()
             pairs = (min(n * page_size, length) for n, length in zip(read, host.seq_lens, strict=True))
             return sum(read), sum(pairs), sum(pages[b] for b in selecting)
-        # A chunk's rows select by themselves; the one that reads most stands for what they read together.
+        # A chunk's rows have separate selections; the largest stands for the pages that the chunk reads.
         most = np.maximum.reduceat(selected, host.query_starts[:-1])
         seen = np.minimum(selected * page_size, host.positions + 1)
         return int(most.sum()), int(seen.sum()), sum(pages[b] for b in set(selecting))
@@ -89,7 +89,7 @@ def _seen(pattern: Pattern, window: int | None, visible: Visible, pages: list[in
         return *_seen_by_decodes(spans.tolist(), page_size), 0
     begin, end = np.moveaxis(spans, -1, 0)
     rows, some = np.broadcast_to(host.owners[:, None], begin.shape), begin < end
-    # Where the number of open ranges is not 0, a page is read.
+    # A page is read if the number of open ranges is not 0.
     width = max(pages) + 1
     opened = (rows * width + begin // page_size)[some]
     closed = (rows * width - -end // page_size)[some]
@@ -101,7 +101,7 @@ def _seen(pattern: Pattern, window: int | None, visible: Visible, pages: list[in
 
 
 def _seen_by_decodes(spans: list[list[tuple[int, int]]], page_size: int) -> tuple[int, int]:
-    """Pages and pairs where every sequence has one query; arrays cost more than so few numbers."""
+    """Pages and pairs of a decode step; no arrays, which cost more for so few numbers."""
     pages = pairs = 0
     for ranges in spans:
         after = 0  # the last page that was counted

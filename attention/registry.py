@@ -1,8 +1,8 @@
-"""What has a name: Longspan's own backends and kernels, and those that installed packages bring along.
+"""Backends and kernels by name: Longspan's own, and those of installed packages.
 
 A package offers a backend by an entry point of the group ``longspan.backends`` that names a ``Backend``, and
 a kernel by one of ``longspan.kernels`` that names a ``Kernel`` class. Nothing of it is imported before its
-name is chosen.
+name is used.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class UnsupportedError(ValueError):
-    """What was asked for cannot work; the message gives all reasons and the nearest choice that does."""
+    """The settings cannot work; the message gives all reasons and the nearest alternative that works."""
 
 
 class Backend(NamedTuple):
-    """What a name that operators know stands for.
+    """A backend, as ``--attention`` names it.
 
     Attributes:
-        pattern: makes the pattern from its options, raising ValueError for those that it cannot take; or
-            ``module:function``, imported when chosen.
+        pattern: makes the pattern from its options, raising ValueError for options that it cannot take; or
+            ``module:function``, imported when used.
         kernels: names of the kernels that can compute it, in the order in which ``auto`` tries them. Empty:
             those of ``sparse``, which compute any pattern.
-        family: ``module:mapping`` whose keys are the patterns that the option ``pattern`` chooses among, for
+        family: ``module:mapping`` whose keys are the patterns that the option ``pattern`` can name, for
             a backend that has several.
         read: ``module:function`` that refuses the options that ``pattern`` would, without torch, so that a
             server refuses them before it has an engine; ``None`` if there is none.
@@ -43,7 +43,7 @@ class Backend(NamedTuple):
 
 
 class Registry:
-    """The things of one kind that can be chosen by name.
+    """The backends or the kernels, by name.
 
     Args:
         kind: ``backend`` or ``kernel``; the entry points' group is ``longspan.`` and its plural.
@@ -72,10 +72,10 @@ class Registry:
         return " and ".join(map(_distribution, self._foreign.get(name, [])))
 
     def load(self, name: str) -> Any:
-        """What ``name`` stands for, imported now.
+        """The backend or kernel of this name, imported now.
 
         Raises:
-            UnsupportedError: nothing has this name, more than one thing has, or its package is broken.
+            UnsupportedError: the name is unknown or not unique, or its package is broken.
         """
         points = self._foreign.get(name, [])
         if name in self._own and points:
@@ -93,7 +93,7 @@ class Registry:
             return imported(self._own[name])
         try:
             return points[0].load()
-        except Exception as error:  # whatever the package's code trips over
+        except Exception as error:  # the package's code can raise anything
             raise UnsupportedError(
                 f"{self._kind} {name} of {self.origin(name)} cannot be loaded: {described(error)}; "
                 "repair or uninstall that package"
@@ -101,7 +101,7 @@ class Registry:
 
 
 def imported(thing: Any) -> Any:
-    """``thing``, or if it is text what it names as ``module:attribute``."""
+    """``thing``, or the ``module:attribute`` that it names if it is text."""
     if not isinstance(thing, str):
         return thing
     module, _, name = thing.partition(":")
@@ -109,15 +109,15 @@ def imported(thing: Any) -> Any:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that nothing has."""
-    choices = list(known)
-    close = difflib.get_close_matches(name, choices, n=1)
+    """The sentence for an unknown name."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"there is no {what} {name!r}; choose {' or '.join(choices)}{hint}"
+    return f"there is no {what} {name!r}; choose {' or '.join(names)}{hint}"
 
 
 def described(error: Exception) -> str:
-    """An error that was not raised for operators, on one line."""
+    """An unexpected error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 

@@ -1,9 +1,9 @@
-"""Rotary embeddings whose frequencies depend on how long a sequence is, taken for each sequence by itself.
+"""Rotary embeddings whose frequencies depend on the sequence's length, computed for each sequence separately.
 
-transformers takes the frequencies of two kinds of scaling from the longest position in the whole batch, so
+For two kinds of scaling transformers derives the frequencies from the longest position in the whole batch, so
 that one request would change another's answer: ``dynamic`` (Peng et al.: YaRN, 2023, section 3.3) and
-``longrope`` (Ding et al.: LongRoPE, 2024, section 3). Here each token brings the length that its frequencies
-are for.
+``longrope`` (Ding et al.: LongRoPE, 2024, section 3). Here each token has the length that its frequencies are
+for.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from attention.registry import UnsupportedError
 from attention.transfer import to_device
 
 _KINDS = ("dynamic", "longrope")
-# Frequencies of so many lengths are remembered.
+# Frequencies of so many lengths are cached.
 _LENGTHS = 1 << 16
 
 
 class LengthRope:
-    """A model's rotary embeddings of such a kind.
+    """A model's rotary embeddings with frequencies by length.
 
-    A token's frequencies are those that ``generate`` of transformers would use for its sequence alone.
+    A token's frequencies are those that ``generate`` of transformers would use for only its sequence.
     ``dynamic``: all tokens of a prompt of ``n`` tokens have those for length ``n``, the output token at
-    position ``p`` those for ``p + 1``; keys stay as they are while the text grows. ``longrope``: all tokens
+    position ``p`` those for ``p + 1``; keys do not change while the text grows. ``longrope``: all tokens
     have the short factors while the sequence has at most ``steady`` tokens, and all have the long ones from
     then on, so that its keys must be computed again once.
 
@@ -37,7 +37,7 @@ class LengthRope:
         kind: ``dynamic`` or ``longrope``.
         steady: up to this many tokens, frequencies don't depend on the length.
         tables: the embeddings concerned.
-        fixed: keep the frequencies of short sequences, whatever the length.
+        fixed: use the frequencies of short sequences for every length.
     """
 
     def __init__(self, kind: str, steady: int, tables: Sequence[_Table], *, fixed: bool = False) -> None:
@@ -48,9 +48,9 @@ class LengthRope:
 
     @classmethod
     def of(cls, model: Any) -> Self | None:
-        """What a model has of it; ``None`` if its frequencies never change.
+        """The model's embeddings of this kind; ``None`` if its frequencies never change.
 
-        What is computed here is compared with the model's own embedding, which is left as if never called.
+        Compares results with the model's own embedding, whose state is restored afterwards.
 
         Raises:
             UnsupportedError: the model computes something else, so that it can be served within the steady
@@ -77,10 +77,10 @@ class LengthRope:
     def lengths(
         self, computed: Sequence[int], counts: Sequence[int], prompts: Sequence[int], totals: Sequence[int]
     ) -> torch.Tensor:
-        """Which length the frequencies of each token of a step are for.
+        """The length that the frequencies of each token of a step are for.
 
         Args:
-            computed: for each sequence, its tokens whose keys are in the cache already.
+            computed: for each sequence, its tokens whose keys are already in the cache.
             counts: for each sequence, the tokens to compute now.
             prompts: for each sequence, the length of its prompt.
             totals: for each sequence, its tokens so far, those computed later included.
@@ -101,12 +101,12 @@ class LengthRope:
         return torch.from_numpy(np.concatenate(parts))
 
     def salt(self, prompt: int, total: int, start: int) -> bytes:
-        """Tells apart keys of equal tokens that were computed with other frequencies.
+        """Bytes that differ for equal tokens whose keys were computed with other frequencies.
 
         Args:
             prompt: length of the sequence's prompt.
             total: its tokens so far.
-            start: the first position of the tokens; those before it are told apart already.
+            start: the first position of the tokens; earlier ones differ already.
         """
         if self._fixed:
             return b""
@@ -176,14 +176,14 @@ class _Table:
         return (angles.cos() * scaling).to(x.dtype), (angles.sin() * scaling).to(x.dtype)
 
     def prove(self) -> None:
-        """Compares with the module's own forward, and finds the layout.
+        """Compares results with the module's own forward, and finds the layout.
 
         Raises:
             UnsupportedError: they differ.
         """
         try:
             fitting = self._fits()
-        except Exception as error:  # whatever modules of another form trip over
+        except Exception as error:  # a module of another form can raise anything
             raise UnsupportedError(f"{self._sentence()}: {type(error).__name__}: {error}") from error
         if not fitting:
             raise UnsupportedError(self._sentence())
@@ -209,7 +209,7 @@ class _Table:
 
         if length <= self.steady:
             return self._original().to(device)
-        # Where transformers computes them, their length is a tensor too, and its arithmetic that of tensors.
+        # As in transformers the length is a tensor, so that the arithmetic is the same.
         seq_len = to_device(torch.tensor(length), device)
         more = {} if self.layer_type is None else {"layer_type": self.layer_type}
         table: torch.Tensor = ROPE_INIT_FUNCTIONS[self.kind](
@@ -222,7 +222,7 @@ class _Table:
         return table
 
     def _reset(self) -> None:
-        """Undoes what the module keeps of the lengths it has seen."""
+        """Resets the module's state, which depends on the lengths that it has seen."""
         setattr(self.module, f"{self.prefix}inv_freq", self._original().clone())
         if self.kind == "dynamic":
             setattr(self.module, f"{self.prefix}max_seq_len_cached", self.module.original_max_seq_len)
@@ -230,7 +230,7 @@ class _Table:
     def _sentence(self) -> str:
         return (
             f"{type(self.module).__name__} does not compute {self.kind} as transformers' "
-            "modeling_rope_utils does, so Longspan can't tell its frequencies for a sequence alone"
+            "modeling_rope_utils does, so Longspan can't tell its frequencies for a single sequence"
         )
 
 
@@ -255,7 +255,7 @@ def _forward(
     position_ids: torch.Tensor,
     layer_type: str | None = None,
 ) -> Any:
-    """What stands in for a rotary module's forward during a step."""
+    """Replaces a rotary module's forward during a step."""
     if (table := tables.get(layer_type)) is not None:
         return table.embed(x, position_ids, lengths, which)
     return own(x, position_ids) if layer_type is None else own(x, position_ids, layer_type)

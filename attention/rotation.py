@@ -1,4 +1,4 @@
-"""Rotary position embeddings of keys that are rotated already: rotating them by further positions."""
+"""Rotary position embeddings applied once more: rotates keys or queries by further positions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attention.kernels.base import layer_ranges
 from attention.registry import UnsupportedError
 from attention.types import LayerSpec
 
-# How far a rerotated key may be from the one computed there, as a share of the largest number in the keys:
-# what rounding does, the model's own rounding of cosines and sines included.
+# The largest difference of a rerotated key from the one computed at that position, relative to the largest
+# number in the keys: rounding errors, the model's own rounding of cosines and sines included.
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
 
 _PROBE_TOKENS = (1, 2, 3, 5)
@@ -26,8 +26,8 @@ class Rotation:
     """How a layer rotates its queries and keys (Su et al.: RoFormer, 2021, section 3.2.2).
 
     Pairs of numbers are rotated by ``position * frequency``, so a further rotation by the same rule moves a
-    key or a query to another position. A factor on cosines and sines, as in YaRN and LongRoPE, is in the
-    numbers already and must not come in again: a rotation keeps lengths.
+    key or a query to another position. A factor on cosines and sines, as in YaRN and LongRoPE, is already in
+    the numbers and must not be applied again: a rotation keeps lengths.
 
     Attributes:
         frequencies: radians per position, float64 ``[F]``, one for each pair.
@@ -54,7 +54,7 @@ class Rotation:
         return angles.cos().float(), angles.sin().float()
 
     def rotate_by(self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """``rotate``, with cosines and sines at hand."""
+        """``rotate``, from cosines and sines."""
         cos, sin = (part[:, None] for part in angles)
         rotated = x[..., self.start : self.start + self.size].float()
         pairs = rotated.unflatten(-1, (-1, 2)) if self.interleaved else rotated.unflatten(-1, (2, -1))
@@ -81,8 +81,8 @@ class Rotation:
 def read_rotations(model: Any, layers: list[LayerSpec]) -> dict[int, Rotation]:
     """Each layer's rotation, by its index; layers that rotate alike share one.
 
-    Each is proven: a layer's keys of single tokens, whose hidden states don't depend on the position, must be
-    one another's rotations. The frequencies are those of short sequences, where a model has others for long
+    Each is proven: keys of the same token at different positions, with no other tokens to attend to, must be
+    rotations of each other. If a model has other frequencies for long sequences, these are those of short
     ones.
 
     Args:
@@ -126,7 +126,7 @@ def read_rotations(model: Any, layers: list[LayerSpec]) -> dict[int, Rotation]:
 
 
 class _Recorder:
-    """Lets every token attend to itself alone and notes the keys.
+    """Lets every token attend only to itself and records the keys.
 
     Attributes:
         keys: by layer, ``[T, Hkv, D]``.
@@ -145,14 +145,14 @@ class _Recorder:
         features: Mapping[str, Any],
     ) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``."""
-        # The layer may use its memory again.
+        # The layer may reuse this memory.
         self.keys[module.layer_idx] = key[0].transpose(0, 1).clone()
         repeats = query.shape[1] // value.shape[1]
         return value.repeat_interleave(repeats, dim=1).transpose(1, 2).contiguous()
 
 
 def _steady(text: Any) -> int:
-    """Up to which position frequencies can't depend on it, whatever the kind of scaling."""
+    """The length up to which frequencies do not depend on it under any kind of scaling."""
     parameters = getattr(text, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     originals = [each.get("original_max_position_embeddings") for each in (parameters, *nested)]
@@ -174,7 +174,7 @@ def _candidates(model: Any, layer: LayerSpec) -> Iterator[Rotation]:
 
 
 def _proven(rotation: Rotation, keys: torch.Tensor, positions: torch.Tensor) -> bool:
-    """Whether ``keys`` ``[N, P, Hkv, D]`` at ``positions`` ``[P]`` are rotations of one another."""
+    """Whether ``keys`` ``[N, P, Hkv, D]`` at ``positions`` ``[P]`` are rotations of each other."""
     if rotation.start + rotation.size > keys.shape[-1]:
         return False
     first = keys[:, :1].expand_as(keys).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What is known of one step's work: on the host, and on the device."""
+"""One step's sequences and tokens: the host's part, and the device's."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
 class StepBatch:
-    """What the host knows of a step: ``T`` query tokens of ``B`` sequences, one after the other.
+    """The host's part of a step: ``T`` query tokens of ``B`` sequences, one after the other.
 
     Sequence ``b`` owns the query rows ``query_starts[b]:query_starts[b + 1]``; they are its *last* tokens.
 
     Args:
-        computed: for each sequence, its tokens whose keys are in the cache already.
+        computed: for each sequence, its tokens whose keys are already in the cache.
         counts: for each sequence, the tokens to compute now.
         page_size: tokens per page.
         prompt_lens: for each sequence, the tokens that were given to it; ``None`` for all so far.
 
     Attributes:
-        query_starts: ``B + 1`` of them.
+        query_starts: ``B + 1``: each sequence's first query row, and ``T``.
         seq_lens: ``B``: tokens of each sequence with keys in the cache once this step's keys are written, the
             queries' own included.
-        prompt_lens: ``B``: tokens of each sequence that were given to it; what comes after them it wrote
-            itself. May be more than ``seq_lens``.
+        prompt_lens: ``B``: tokens of each sequence that were given to it; later ones are
+            its output. May be more than ``seq_lens``.
         page_size: tokens per page.
         decode_only: every sequence has a single query token.
         owners: each query row's sequence, int64 ``[T]``.
@@ -68,8 +68,8 @@ class StepBatch:
         decode_only = max(counts) == 1
         starts: tuple[int, ...]
         if decode_only:
-            # This is done for every token, and between two steps' weights each function of numpy or torch
-            # that was not called yet is found in memory, not in a cache: numbers of Python are faster.
+            # Runs for every token. After a step has read all weights, the code of each numpy or torch
+            # function is in none of the processor's caches, so plain Python numbers are faster.
             starts, owners = tuple(range(size + 1)), np.arange(size, dtype=np.int64)
             positions, row_prompt_lens = np.array(computed, dtype=np.int64), np.array(lens, dtype=np.int64)
         else:
@@ -94,14 +94,15 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceBatch:
-    """What the device knows of a step, all of it on the device.
+    """The device's part of a step, all of it on the device.
 
     Attributes:
         owners: int64 ``[T]``: each query token's row of the page table.
         positions: int64 ``[T]``: each query token's position in its sequence.
-        slots: int64 ``[T]``: where each query token's own key and value go, as ``page * page_size + offset``.
+        slots: int64 ``[T]``: where each query token's own key and value are written:
+            ``page * page_size + offset``.
         page_table: int32 ``[R, P]``: page ``page_table[r, t // page_size]`` holds token ``t`` at offset
-            ``t % page_size``. Entries of pages that were evicted hold 0, the page that is never written.
+            ``t % page_size``. Entries of evicted pages hold 0, the page that is never written.
         page_size: tokens per page.
 
     Raises:
@@ -123,7 +124,7 @@ class DeviceBatch:
 
     @classmethod
     def of(cls, host: StepBatch, pages: Sequence[Sequence[int]], device: torch.device) -> DeviceBatch:
-        """What the device has to know of a step that the host knows.
+        """The device's part of a step that the host knows.
 
         Entries of the page table past a sequence's end hold 0.
 
@@ -158,10 +159,10 @@ class DeviceBatch:
     def captured(
         cls, owners: torch.Tensor, positions: torch.Tensor, page_table: torch.Tensor, page_size: int
     ) -> DeviceBatch:
-        """Decodes of one token each, of which the host knows nothing but their number.
+        """Decode rows, of which the host knows only their number.
 
-        What is computed from it takes the same operators on the same memory whatever the numbers are, so
-        that it can be captured once and replayed with others.
+        Computing from it calls the same operators on the same memory for any numbers, so that it can be
+        captured once and replayed with others.
 
         Args:
             owners: int64 ``[T]``. May be longer than the table is; tokens of the same row at the same

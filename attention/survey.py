@@ -1,4 +1,4 @@
-"""What works on this machine with this model, and what does not and why."""
+"""The backends that work on this machine with this model, and why the others do not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from attention.choice import Choice, Place
+from attention.kernel_choice import KernelChoice, Place
 from attention.names import load_backend, registries
 from attention.registry import Registry, UnsupportedError, described, imported
 from attention.types import LayerSpec
@@ -19,9 +19,10 @@ class Verdict(NamedTuple):
     Attributes:
         backend: its name.
         origin: the package that brings it, with its version; empty for Longspan's own.
-        options: those in force, defaults included; where there is a refusal, those that were given.
+        options: those in force, defaults included; after a refusal, those that were given.
         order: the kernels that ``auto`` tries, in this order.
-        kernels: for each kernel that may be asked for, all reasons why it cannot; none when it can.
+        kernels: for each kernel that may be asked for, all reasons why it cannot compute this; none if it
+            can.
         refusal: why the backend cannot be made of these options at all, or ``None``.
     """
 
@@ -54,7 +55,7 @@ def survey(
         device: where the cache would live.
         dtype: dtype of the cache.
         page_size: tokens per page.
-        backend: judge this one only.
+        backend: survey only this one.
         options: given to each backend; ``None`` for its defaults.
 
     Raises:
@@ -63,7 +64,7 @@ def survey(
     place = Place(layers, torch.device(device), dtype, page_size)
     backends, kernels = registries()
     if backend is not None and backend not in backends.names:
-        backends.load(backend)  # says which there are
+        backends.load(backend)  # raises the error, with the known names
     verdicts = []
     for name in backends.names if backend is None else [backend]:
         try:
@@ -80,7 +81,7 @@ def _verdict(
 ) -> Verdict:
     origin = backends.origin(name)
     try:
-        choice = Choice(backends, kernels, name, options, place)
+        choice = KernelChoice(backends, kernels, name, options, place)
     except UnsupportedError as error:
         return Verdict(name, origin, options, (), {}, str(error))
     reasons = {kernel: choice.reasons(kernel) for kernel in choice.selectable}

@@ -1,4 +1,4 @@
-"""Numbers between the host and a device, with as few waits of the host for the device as can be."""
+"""Transfers between the host and a device, with as few waits of the host as possible."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _only = ContextVar("device only", default=False)
 
 
 class DeviceOnlyError(RuntimeError):
-    """Something on the host is asked for, or given, where the device has to do without the host."""
+    """A transfer from or to the host where only the device may take part."""
 
 
 @contextmanager
 def device_only() -> Iterator[None]:
-    """While entered, ``to_device`` and ``fetch`` raise ``DeviceOnlyError``: they can't be captured."""
+    """A context in which ``to_device`` and ``fetch`` raise ``DeviceOnlyError``: they can't be captured."""
     before = _only.set(True)
     try:
         yield
@@ -27,10 +27,9 @@ def device_only() -> Iterator[None]:
 
 
 def to_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The numbers on the device; themselves, if they are there already.
+    """The numbers on the device; the same tensor, if it is already there.
 
-    The host goes on at once. From memory that is not pinned it would first have to wait until the device has
-    done all that is queued.
+    The host does not wait. Without pinned memory it would wait until the device has finished all queued work.
     """
     _refuse_if_only("numbers of the host can't be part of a captured step")
     if numbers.device.type == device.type:
@@ -39,10 +38,9 @@ def to_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class AsyncCopy:
-    """Tensors on their way from a device to the host.
+    """An asynchronous copy of tensors from a device to the host.
 
-    They are copied as soon as the device has computed what was queued before this was made, and need not wait
-    for what is queued after.
+    It starts as soon as the device has finished the work queued before it, and does not wait for later work.
 
     Args:
         tensors: all of one device.
@@ -54,10 +52,10 @@ class AsyncCopy:
         self._arrived: Event | None = None
         if not tensors or tensors[0].device.type == "cpu":
             return
-        # Larger numbers first, so that each lie where numbers of their size may.
+        # Larger dtypes first, so that all are aligned.
         self._order = sorted(range(len(tensors)), key=lambda i: -tensors[i].itemsize)
         parts = [tensors[i].flatten().view(torch.uint8) for i in self._order]
-        # With non_blocking, torch copies to pinned memory and goes on at once.
+        # With non_blocking, torch copies to pinned memory and does not wait.
         self._bytes = torch.cat(parts).to("cpu", non_blocking=True)
         self._arrived = Event(tensors[0].device)
         self._arrived.record()

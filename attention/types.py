@@ -1,4 +1,4 @@
-"""One attention layer: what it asks for, and its part of the cache."""
+"""One attention layer: its spec, and its part of the cache."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from attention.formats import cast, put
+from attention.dtypes import cast, put
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What one attention layer of a model asks for, as read from its first call.
+    """The properties of one attention layer of a model, as read from its first call.
 
     Attributes:
         index: position of the layer in the model, from 0.
@@ -45,7 +45,7 @@ class LayerCache(NamedTuple):
     Attributes:
         keys: ``[pages, page_size, kv_heads, head_size]``, after RoPE.
         values: ``[pages, page_size, kv_heads, value_size]``.
-        summary: ``[pages, ...]``, what a ``ContentPattern`` remembers of each page's keys, or ``None``.
+        summary: ``[pages, ...]``, the page summaries of a ``ContentPattern``, or ``None``.
 
     Page 0 is never allocated and never written; a page table that points there says "no page".
     """

@@ -1,18 +1,18 @@
-"""What the query rows of one step see by rules over positions."""
+"""The ranges that the query rows of one step see by rules over positions."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from attention.patterns.base import ContentPattern, Pattern
-from attention.patterns.table import chooses_at, spans_at
+from attention.patterns.table import selects_at, spans_at
 from attention.step import Array, StepBatch
 
 
 class Visible:
-    """Found on the host, once for each rule: layers that agree share it, and so does the count of pages read.
+    """The ranges of a step's rows, computed on the host once per rule for all layers and the count of pages.
 
-    Arrays, since with so few numbers a call of torch's costs more than what it computes.
+    Arrays, since for so few numbers calling torch costs more than the computation.
 
     Args:
         host: the step.
@@ -27,7 +27,7 @@ class Visible:
         self._selecting: dict[ContentPattern, Array] = {}
 
     def spans(self, pattern: Pattern, window: int | None) -> Array:
-        """What each query row may see, int64 ``[T, K, 2]``: ``Pattern.spans`` within a layer's own window."""
+        """Each query row's ranges, int64 ``[T, K, 2]``: ``Pattern.spans`` within a layer's own window."""
         spans = self._spans.get((pattern, window))
         if spans is None:
             spans = spans_at(pattern, self.host.positions)
@@ -37,9 +37,9 @@ class Visible:
         return spans
 
     def selecting(self, pattern: ContentPattern) -> Array:
-        """The query rows that see a selection only, int64 ``[N]``, ascending; others see all before them."""
+        """The query rows that see only a selection, int64 ``[N]``, ascending; others see all before them."""
         rows = self._selecting.get(pattern)
         if rows is None:
-            found = chooses_at(pattern, self.host.positions, self.host.row_prompt_lens)
+            found = selects_at(pattern, self.host.positions, self.host.row_prompt_lens)
             rows = self._selecting[pattern] = np.flatnonzero(found)
         return rows

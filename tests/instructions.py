@@ -25,29 +25,29 @@ every_level = pytest.mark.parametrize("level", [_parameter(level.name) for level
 
 def multiplies_bfloat16() -> bool:
     """Whether ``cpu_paged`` rounds queries to bfloat16 in a decode over a cache in bfloat16."""
-    return levels.chosen().name == "avx512-bf16"
+    return levels.in_force().name == "avx512-bf16"
 
 
 def fuses_products() -> bool:
     """Whether products and the sums that they are part of are rounded once."""
-    return "fma" in levels.chosen().features or "armv8-dotprod" in _EXECUTABLE
+    return "fma" in levels.in_force().features or "armv8-dotprod" in _EXECUTABLE
 
 
 @contextmanager
 def at(level: str) -> Iterator[None]:
     """Native code that is called in here is of this level."""
-    before = levels._Choice.level
+    before = levels._InForce.level
     forget()
-    levels.choose(level)
+    levels.use(level)
     try:
         yield
     finally:
-        levels._Choice.level = before
+        levels._InForce.level = before
         forget()
 
 
 def forget() -> None:
     """Libraries are looked for again, and may be of another level."""
-    levels._Choice.loaded = False
+    levels._InForce.loaded = False
     for compiled in _COMPILED:
         compiled.cache_clear()

@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 
 from attention.batch import AttentionBatch
-from attention.formats import CACHE_FORMATS, format_name
+from attention.dtypes import CACHE_DTYPES, dtype_name
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.written import Written
 from attention.step import DeviceBatch
@@ -19,10 +19,10 @@ Plan = TypeVar("Plan")
 
 
 class Kind(NamedTuple):
-    """What a kernel's plan of a step depends on, the step aside. Layers of one kind share a plan.
+    """The properties of a layer on which a kernel's plan depends. Layers of one kind share a step's plan.
 
     Attributes:
-        layer: what the layers ask for; ``index`` is 0, whichever they are.
+        layer: the layers' spec, with ``index`` 0.
         pattern: which cached tokens a query may see.
         query_dtype: dtype of the queries.
         cache_dtype: dtype of the cache.
@@ -42,11 +42,11 @@ class Kind(NamedTuple):
 class Kernel(ABC, Generic[Plan]):
     """Computes attention of one layer for one step. Holds no state between steps.
 
-    What depends on the step but not on queries, keys and values is found by ``plan``, once for each kind of
-    layer, and given to ``forward``.
+    ``plan`` prepares everything that depends on the step but not on queries, keys and values, once for each
+    kind of layer; ``forward`` takes it.
 
     Attributes:
-        name: what the kernel is called in settings, logs and metrics.
+        name: of the kernel in settings, logs and metrics.
     """
 
     name: str
@@ -62,13 +62,13 @@ class Kernel(ABC, Generic[Plan]):
     ) -> list[str]:
         """All reasons why this kernel cannot compute these layers exactly; empty when it can.
 
-        ``dtype`` is the cache's; queries may come in any other. Each is a sentence without its period, naming
-        the kernel and the layers concerned.
+        ``dtype`` is the cache's; queries may have another. Each reason is a sentence without its period,
+        naming the kernel and the layers concerned.
         """
 
     @abstractmethod
     def plan(self, kind: Kind, batch: AttentionBatch) -> Plan:
-        """What ``forward`` needs to know of a step in layers of this kind."""
+        """The plan of a step for layers of this kind."""
 
     @abstractmethod
     def forward(
@@ -80,19 +80,19 @@ class Kernel(ABC, Generic[Plan]):
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of ``T`` query tokens, whose own keys and values are in the cache already.
+        """Attention of ``T`` query tokens, whose own keys and values are already in the cache.
 
-        A query sees the keys that the pattern, the layer's window and causality all let it see, and
-        none on a page that was evicted.
+        A query sees the keys that the pattern, the layer's window and causality all allow, and
+        none on an evicted page.
 
         Args:
-            layer: what the layer asks for.
+            layer: the layer's spec.
             query: ``[T, query_heads, head_size]``, after RoPE.
             cache: the layer's keys and values.
             plan: of the step, for layers of this kind.
             sinks: ``[query_heads]``, learned sink logits, for layers that have them.
-            rerotated: ``[T, query_heads, head_size]``, the queries as they meet the keys of the first
-                ``pattern.rerotated`` tokens, where that is not as they meet all others.
+            rerotated: ``[T, query_heads, head_size]``, the queries rerotated for the keys of the first
+                ``pattern.rerotated`` tokens; ``None`` if these take the same queries as all others.
 
         Returns:
             ``[T, query_heads, value_size]`` in the query's dtype.
@@ -108,14 +108,14 @@ class Kernel(ABC, Generic[Plan]):
 
 
 def power_of_two(number: int) -> int:
-    """The next power of two from ``number``, at least 1, on."""
+    """The smallest power of two that is at least ``number``, which is at least 1."""
     return 1 << (number - 1).bit_length()
 
 
 def visibility(
     queries: torch.Tensor, keys: torch.Tensor, window: int | None, pattern: Pattern
 ) -> torch.Tensor:
-    """Which keys a layer's queries see: causality, the pattern and the layer's own window together.
+    """Which keys a layer's queries see: causality, the pattern and the layer's own window combined.
 
     Args:
         queries: positions, of any shape.
@@ -133,7 +133,7 @@ def visibility(
 
 
 def spans_within(spans: torch.Tensor, positions: torch.Tensor, window: int | None) -> torch.Tensor:
-    """What of a pattern's ranges lies in the layer's own window.
+    """A pattern's ranges cut to the layer's own window.
 
     Args:
         spans: ``[N, ..., K, 2]``, see ``Pattern.spans``.
@@ -155,7 +155,7 @@ def locate(
     """Where tokens lie in the cache.
 
     Args:
-        batch: the step's work.
+        batch: the step's batch.
         sequences: rows of the page table, or one for all.
         positions: token positions, of a shape that broadcasts with ``sequences``.
 
@@ -167,16 +167,16 @@ def locate(
     return pages * batch.page_size + positions % batch.page_size, pages != 0
 
 
-def format_refusal(name: str, dtype: torch.dtype) -> list[str]:
-    """The reason, if a cache in ``dtype`` cannot be read by a kernel that reads all of ``CACHE_FORMATS``."""
-    if dtype in CACHE_FORMATS.values():
+def dtype_refusal(name: str, dtype: torch.dtype) -> list[str]:
+    """The reason, if a cache in ``dtype`` cannot be read by a kernel that reads all of ``CACHE_DTYPES``."""
+    if dtype in CACHE_DTYPES.values():
         return []
-    *most, last = CACHE_FORMATS
-    return [f"{name} reads {', '.join(most)} or {last}, not {format_name(dtype)}"]
+    *most, last = CACHE_DTYPES
+    return [f"{name} reads {', '.join(most)} or {last}, not {dtype_name(dtype)}"]
 
 
 def layer_ranges(layers: list[LayerSpec]) -> str:
-    """``layers 0-5, 7`` for people."""
+    """Layers' indices as text, like ``layers 0-5, 7``."""
     runs: list[list[int]] = []
     for index in sorted(layer.index for layer in layers):
         if runs and index == runs[-1][1] + 1:

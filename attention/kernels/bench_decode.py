@@ -1,8 +1,8 @@
-"""``python -m attention.kernels.bench_decode``: what one layer's attention costs in a decode step.
+"""``python -m attention.kernels.bench_decode``: the time of one layer's attention in a decode step.
 
-The kernels take turns, a step each, so that what else the machine does meets all of them; times are medians
-over steps, ratios medians over pairs. A step computes as many layers, over caches of their own, as it takes
-for the processor's caches not to hold them. What the layers of a step share is planned once per step.
+The kernels take turns, a step each, so that other load on the machine affects all of them alike; times are
+medians over steps, ratios medians over pairs. A step computes so many layers, each over its own KV cache,
+that they exceed the processor's caches. The layers of a step share one plan.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attention.batch import AttentionBatch
 from attention.cache import PagedCache
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.base import Kernel, Kind
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.sdpa import Sdpa
@@ -26,10 +26,10 @@ from attention.kernels.step_plans import StepPlans
 from attention.patterns.full import Full
 from attention.types import LayerSpec
 
-# Sequences and tokens of each.
+# Sequences, and tokens of each.
 SHAPES = [(1, 512), (1, 2048), (1, 8192), (8, 512), (8, 2048), (32, 128), (32, 512)]
 
-# More than processors cache, and the layers that this takes at most.
+# Bytes of KV cache to read, more than processors cache, and the most layers to spread them over.
 _BYTES = 256 << 20
 _LAYERS = 30
 
@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument(
         "--shapes", nargs="+", default=[f"{b}x{n}" for b, n in SHAPES], metavar="BATCHxLENGTH"
     )
-    parser.add_argument("--dtypes", nargs="+", default=list(CACHE_FORMATS), choices=list(CACHE_FORMATS))
-    parser.add_argument("--heads", type=int, nargs=3, default=(9, 3, 64), metavar=("QUERY", "KEY", "SIZE"))
+    parser.add_argument("--dtypes", nargs="+", default=list(CACHE_DTYPES), choices=list(CACHE_DTYPES))
+    parser.add_argument("--heads", type=int, nargs=3, default=(9, 3, 64), metavar=("QUERY", "KV", "SIZE"))
     parser.add_argument("--page-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=15, help="per kernel")
     arguments = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> int:
         for shape in arguments.shapes:
             batch, length = map(int, shape.split("x"))
             layer = LayerSpec(0, heads, kv_heads, size, size, size**-0.5)
-            times = measure(layer, batch, length, arguments.page_size, CACHE_FORMATS[name], arguments.steps)
+            times = measure(layer, batch, length, arguments.page_size, CACHE_DTYPES[name], arguments.steps)
             paged, sdpa, contiguous = (statistics.median(column) for column in times)
             print(
                 f"{name:11} {shape:>14} {paged:10.0f} {sdpa:10.0f} {contiguous:10.0f}   "
@@ -70,9 +70,9 @@ def main() -> int:
 def measure(
     layer: LayerSpec, batch: int, length: int, page_size: int, dtype: torch.dtype, steps: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Microseconds per layer of each step: cpu_paged, sdpa, and torch's SDPA on keys that lie in a row.
+    """Microseconds per layer of each step: cpu_paged, sdpa, and torch's SDPA on contiguous keys.
 
-    Where the cache has 8 bits, queries and the keys in a row have 32.
+    If the cache has 8 bits, queries and contiguous keys have 32.
     """
     per_sequence = -(-length // page_size)
     order = torch.randperm(batch * per_sequence, generator=torch.Generator().manual_seed(0)) + 1
@@ -94,8 +94,8 @@ def measure(
 
     def paged(kernel: Kernel[Any]) -> None:
         there = [length - 1] * batch
-        work = AttentionBatch.build(there, [1] * batch, pages, page_size, prompt_lens=there)
-        plans = StepPlans(kernel, work)
+        step = AttentionBatch.build(there, [1] * batch, pages, page_size, prompt_lens=there)
+        plans = StepPlans(kernel, step)
         for spec in layers:
             kernel.forward(spec, query, cache.layers[spec.index], plans.of(kind), None)
 

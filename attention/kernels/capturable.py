@@ -10,10 +10,10 @@ from attention.step import DeviceBatch
 
 
 class Capturable(Kernel[Plan]):
-    """A kernel that can also plan a step of which the device alone knows.
+    """A kernel that can also plan a step from the device's part only.
 
-    ``plan_captured``, ``update`` and ``forward`` of such a step ask nothing of the host, and launch the same
-    whatever positions and pages are.
+    For such a step ``plan_captured``, ``update`` and ``forward`` ask nothing of the host, and their launches
+    do not depend on positions and pages.
     """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What kernels that call a CUDA package share: what they refuse, and how they are told of a batch."""
+"""Refusals and batch layouts that kernels which call a CUDA package share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.formats import format_name
+from attention.dtypes import dtype_name
 from attention.kernels.base import layer_ranges, locate
 from attention.patterns.base import Pattern
 from attention.patterns.sliding_window import SlidingWindow
@@ -40,11 +40,11 @@ def refusals(
     softcap: bool = False,
     sinks: bool = False,
 ) -> list[str]:
-    """What no flash-attention kernel can do, as reasons for ``Kernel.unsupported``.
+    """The reasons that all flash-attention kernels have for ``Kernel.unsupported``.
 
     Args:
         name: the kernel's name.
-        layers: what is asked of it.
+        layers: the model's attention layers.
         device: where the cache lives.
         dtype: dtype of the cache.
         pattern: which cached tokens a query may see.
@@ -58,7 +58,7 @@ def refusals(
     elif found < (8, 0):
         reasons.append(f"{name} needs compute capability 8.0, this device has {found[0]}.{found[1]}")
     if dtype not in _DTYPES:
-        reasons.append(f"{name} computes in float16 or bfloat16, not {format_name(dtype)}")
+        reasons.append(f"{name} computes in float16 or bfloat16, not {dtype_name(dtype)}")
     if isinstance(pattern, SlidingWindow) and pattern.sinks:
         reasons.append(f"{name} computes sliding_window without sinks only, not with sinks={pattern.sinks}")
     elif not _windowed(pattern):
@@ -88,23 +88,23 @@ def page_size_refusal(name: str, page_size: int, multiple: int) -> list[str]:
 
 
 def _windowed(pattern: Pattern) -> bool:
-    """A query sees the tokens before it, from some distance on none: what the packages call a window."""
+    """Whether a query sees all tokens before it up to some distance, which the packages call a window."""
     return pattern.dense or (isinstance(pattern, SlidingWindow) and not pattern.sinks)
 
 
 def window_of(layer: LayerSpec, pattern: Pattern) -> int | None:
     """How many tokens a query sees, counted back from itself; ``None``: all.
 
-    Only for patterns that ``refusals`` lets pass.
+    Only for patterns that ``refusals`` does not refuse.
     """
     windows = [layer.window, pattern.window if isinstance(pattern, SlidingWindow) else None]
     return min((window for window in windows if window is not None), default=None)
 
 
 def is_installed(module: str) -> bool:
-    """Whether there is such a module. Imports nothing, for these packages load CUDA libraries on import.
+    """Whether there is such a module. Imports nothing, since these packages load CUDA libraries on import.
 
-    A folder that only holds other packages, such as ``flash_attn`` with nothing in it but ``cute``, is none.
+    A folder that only holds other packages, such as ``flash_attn`` with only ``cute`` in it, is no module.
     """
     parent, _, child = module.partition(".")
     spec = find_spec(parent)
@@ -117,21 +117,21 @@ def import_refusal(name: str, module: str) -> list[str]:
     """The reason, if ``module`` is installed but does not fit this machine."""
     try:
         import_module(module)
-    except Exception as error:  # whatever a library that was built for another torch trips over
+    except Exception as error:  # a library that was built for another torch can raise anything
         described = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
         return [f"{name} is installed but cannot be imported: {described}"]
     return []
 
 
 class Lengths(NamedTuple):
-    """Consecutive sequences, as these packages are told of them.
+    """Consecutive sequences in the form that these packages take.
 
     Attributes:
         query_starts: int32 ``[N + 1]``, on the device.
         key_starts: int32 ``[N + 1]``, likewise for keys that lie one sequence after the other.
         key_lens: int32 ``[N]``.
-        longest_query: of a sequence, in tokens.
-        longest_keys: of a sequence, in tokens.
+        longest_query: most query tokens of a sequence.
+        longest_keys: most keys of a sequence.
     """
 
     query_starts: torch.Tensor
@@ -142,7 +142,7 @@ class Lengths(NamedTuple):
 
     @classmethod
     def build(cls, query_lens: Sequence[int], key_lens: Sequence[int], device: torch.device) -> Lengths:
-        """From host integers, one of each for every sequence."""
+        """Builds it from host integers, one of each for every sequence."""
         starts = [list(accumulate(lens, initial=0)) for lens in (query_lens, key_lens)]
         numbers = torch.tensor([*starts, [*key_lens, 0]], dtype=torch.int32)
         query_starts, key_starts, lens = to_device(numbers, device).unbind()
@@ -159,16 +159,16 @@ def begins(host: StepBatch, sequences: Sequence[int], window: int | None) -> lis
 def gathered(
     batch: AttentionBatch, sequences: Sequence[int], window: int | None
 ) -> tuple[torch.Tensor, Lengths]:
-    """Where to find all that ``sequences`` see, one sequence after the other.
+    """The slots of all tokens that ``sequences`` see, one sequence after the other.
 
     Args:
-        batch: the step's work.
+        batch: the step's batch.
         sequences: indices into it.
         window: see ``window_of``.
 
     Returns:
-        Slots in the cache, int64 ``[L]``, and the lengths that go with them. A query's distance to the end of
-        its sequence's keys is what it was.
+        Slots in the cache, int64 ``[L]``, and their lengths. A query's distance to the end of its
+        sequence's keys does not change.
     """
     host, device = batch.host, batch.device.page_table.device
     first = begins(host, sequences, window)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.formats import cast
+from attention.dtypes import cast
 from attention.kernels.base import Kernel, Kind
 from attention.kernels.cuda_packages import Lengths, is_installed, refusals, window_of
 from attention.kernels.flash_interfaces import INTERFACES, Interface, Part, refusals_of
@@ -20,7 +20,7 @@ class FlashPlan(NamedTuple):
     """The calls of a step in layers of a kind.
 
     Attributes:
-        interface: what is called.
+        interface: the package to call.
         parts: one call each.
         features: further arguments of every call.
     """
@@ -60,7 +60,7 @@ class FlashAttn(Kernel[FlashPlan]):
     def plan(self, kind: Kind, batch: AttentionBatch) -> FlashPlan:
         """See ``Kernel.plan``."""
         layer, window = kind.layer, window_of(kind.layer, kind.pattern)
-        interface = _choose(layer, batch.device.page_table.device, batch.host.page_size)
+        interface = _interface(layer, batch.device.page_table.device, batch.host.page_size)
         features = {
             "softmax_scale": layer.scale,
             "causal": True,
@@ -90,8 +90,8 @@ class FlashAttn(Kernel[FlashPlan]):
         return output.to(query_dtype)
 
 
-def _choose(layer: LayerSpec, device: torch.device, page_size: int) -> Interface:
-    """The first that can; there is one, since ``unsupported`` has found it."""
+def _interface(layer: LayerSpec, device: torch.device, page_size: int) -> Interface:
+    """The first interface that can compute the layer; ``unsupported`` has found that there is one."""
     return next(
         interface
         for interface in INTERFACES
@@ -100,7 +100,7 @@ def _choose(layer: LayerSpec, device: torch.device, page_size: int) -> Interface
 
 
 def _parts(batch: AttentionBatch, mixed: bool) -> list[Part]:
-    """All sequences; decodes and chunks by themselves unless both may be mixed."""
+    """All sequences; decodes and chunks in separate parts unless both may be mixed."""
     lens = [batch.host.query_len(b) for b in range(batch.host.size)]
     if mixed or batch.host.decode_only or min(lens) > 1:
         lengths = Lengths.build(lens, batch.host.seq_lens, batch.device.page_table.device)

@@ -1,11 +1,11 @@
 """The interfaces of the flash-attn packages.
 
-Three interfaces go by that name and may be installed side by side. They are tried in this order: FA3
+Three interfaces have that name and may be installed side by side. They are tried in this order: FA3
 (``flash_attn_interface``, Hopper only), FA2 (``flash_attn``), FA4 (``flash_attn.cute``, Hopper and Blackwell,
-no split over the keys yet). All of them align causality and windows with the last key, so that a chunk's
-queries are the sequence's last tokens, as here.
+no split over the keys yet). All of them align causality and windows with the last key: a chunk's queries are
+the sequence's last tokens, as here.
 
-They multiply what they mask by zero, and FA3 and FA4 also read a page's unwritten part: it must hold finite
+They multiply masked values by zero, and FA3 and FA4 also read a page's unwritten part: it must hold finite
 numbers, as ``PagedCache`` on CUDA does.
 """
 
@@ -41,11 +41,11 @@ class Interface(ABC):
     """One of the packages.
 
     Attributes:
-        name: what people call it.
-        module: what to import.
+        name: its common name.
+        module: to import.
         sinks: it takes learned sinks.
-        endless: how it is told that a query sees to its left or right without end.
-        mixes: one call takes decodes and chunks together.
+        endless: its value for a window without limit to one side.
+        mixes: one call takes both decodes and chunks.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Interface(ABC):
 
     @abstractmethod
     def refusals(self, layers: list[LayerSpec], gpu: tuple[int, int] | None, page_size: int) -> list[str]:
-        """What it cannot do of what another can, on a GPU of this compute capability if there is any."""
+        """The reasons that only this interface has, on a GPU of this compute capability if there is any."""
 
     @abstractmethod
     def attend(
@@ -151,7 +151,7 @@ class _FA4(Interface):
 
     def refusals(self, layers: list[LayerSpec], gpu: tuple[int, int] | None, page_size: int) -> list[str]:
         reasons = _gpu_refusal(self.name, gpu, (9, 10, 11))
-        # Rows of a page are copied by themselves, in units of 16 numbers.
+        # Rows of a page are copied one by one, in units of 16 numbers.
         blackwell = gpu is not None and gpu[0] > 9
         wrong = [
             layer for layer in layers if layer.head_size % 16 or (blackwell and 128 < layer.head_size != 256)
@@ -198,7 +198,7 @@ INTERFACES: tuple[Interface, ...] = (_FA3(), _FA2(), _FA4())
 def refusals_of(
     interface: Interface, layers: list[LayerSpec], device: torch.device, page_size: int
 ) -> list[str]:
-    """All reasons why an interface cannot compute these layers, beside those that no package can."""
+    """All reasons why an interface cannot compute these layers, besides those that all packages share."""
     gpu = capability(device)
     # Without a GPU the package need not be imported to be refused.
     if gpu and (broken := import_refusal(interface.name, interface.module)):

@@ -1,10 +1,10 @@
-"""What to gather from the cache for a batch, found from ranges: work in proportion to what is visible.
+"""Plans what to gather from the cache for a batch, from ranges: cost in proportion to visible tokens.
 
-Two shapes of work. Single rows (decodes, and rows that select by content) go together in padded groups of
-similar length, each row with keys of its own. Consecutive rows of one sequence (chunks of prompts) share what
-any of them sees, in blocks cut so that rows far apart need not share.
+Single rows (decode rows, and rows that select by content) form padded groups of similar length, each row with
+its own keys. Consecutive rows of one sequence (chunks of prompts) form blocks that gather the union of their
+rows' ranges, cut so that rows far apart need not share one.
 
-Ranges, groups and blocks are found on the host, from what the host knows, while the device computes.
+Ranges, groups and blocks are computed on the host, while the device computes the step before.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _SHORT = 128
 # Blocks begin at multiples of this position, so that the blocks and segments of patterns fall into them.
 _BLOCK_ROWS = 64
 
-# A gathered key is counted as this many rows that attend to it: its copy and its part of a launch.
+# The cost of gathering a key, its part of a launch included, in rows that attend to it.
 _KEY_COST = 16
 
 Span = tuple[int, int]
 
 
 class Rows(NamedTuple):
-    """``N`` items of one query row each; each reads ``L`` cached tokens of its own, padding included.
+    """``N`` items of one query row each; each reads ``L`` cached tokens, padding included.
 
-    Where the KV heads select by themselves, an item is a row and a KV head, ``row * heads + head``, and
+    If each KV head has its own selection, an item is a row and a KV head, ``row * heads + head``, and
     so are the slots; otherwise ``heads`` is 1.
     """
 
@@ -44,7 +44,7 @@ class Rows(NamedTuple):
     items: torch.Tensor  # [N]
     slots: torch.Tensor  # [N, L]
     mask: torch.Tensor | None  # [N, 1, 1, L], added to the logits
-    near: torch.Tensor | None  # [N, S], which of the first S keys meet rerotated queries
+    near: torch.Tensor | None  # [N, S], which of the first S keys take rerotated queries
 
 
 class Block(NamedTuple):
@@ -54,7 +54,7 @@ class Block(NamedTuple):
     stop: int
     slots: torch.Tensor  # [L]
     mask: torch.Tensor | None  # [stop - start, L], added to the logits; None: causal, square
-    near: int  # how many of the first keys meet rerotated queries
+    near: int  # how many of the first keys take rerotated queries
 
 
 class Plan(NamedTuple):
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 
 def plan_batch(batch: AttentionBatch, window: int | None, pattern: Pattern, dtype: torch.dtype) -> Plan:
-    """What layers with this window of their own gather under a pattern; masks are in ``dtype``."""
+    """The plan for layers with this window of their own under a pattern; masks are in ``dtype``."""
     single, chunks = split(batch, pattern)
     blocks = [block for chunk in chunks for block in plan_chunk(batch, *chunk, window, pattern, dtype)]
     return Plan(plan_single(batch, single, window, pattern, dtype), blocks)
@@ -94,7 +94,7 @@ def _without(rows: set[int], b: int, start: int, stop: int) -> list[tuple[int, i
 def plan_single(
     batch: AttentionBatch, single: list[int], window: int | None, pattern: Pattern, dtype: torch.dtype
 ) -> list[Rows]:
-    """Groups of single rows that see what a rule over positions lets them see."""
+    """Groups of single rows whose ranges follow from a rule over positions."""
     if not single:
         return []
     rows = np.array(single)
@@ -117,14 +117,14 @@ def plan_rows(
     """Groups of single rows.
 
     Args:
-        batch: the step's work.
+        batch: the step's batch.
         rows: query rows, int64 ``[N]`` on the host.
-        spans: what each sees, ``[N, heads, K, 2]``; ``heads`` is 1 where KV heads see the same.
+        spans: each row's ranges, ``[N, heads, K, 2]``; ``heads`` is 1 if all KV heads see the same.
         rerotated: see ``Pattern.rerotated``.
         dtype: of the masks.
-        counts: how many tokens each item sees; ``None``: as many as its spans hold, for which the host waits
-            if they are on the device.
-        exact: an item sees no fewer, and none on a page that was evicted.
+        counts: how many tokens each item sees, at most; ``None``: as many as its spans hold, for which the
+            host waits if they are on the device.
+        exact: an item sees exactly its count, and none on an evicted page.
         most: tokens that a group of more than one item may gather, padding included.
     """
     heads, device = spans.shape[1], batch.device.slots.device
@@ -132,7 +132,7 @@ def plan_rows(
     held = (ends - begins).clamp(min=0).cumsum(dim=1)
     if counts is None:
         counts = held[:, -1].tolist()
-    # Where the ranges end as columns, and from the column in which a token stands to its position.
+    # The column at which each range ends, and the difference between a token's position and its column.
     stops, shifts = to_device(torch.stack([held, ends.maximum(begins) - held]), device)
     planned = []
     for members in groups(counts, most):
@@ -145,7 +145,7 @@ def plan_rows(
         which = torch.searchsorted(stops[group], columns, right=True)
         real = which < stops.shape[1]
         positions = columns + shifts[group].gather(1, which.clamp(max=stops.shape[1] - 1))
-        # Padding and what was evicted must not read what was never written: the query's own key stands in.
+        # Padding and evicted tokens must not read unwritten memory: they read the query's own key instead.
         slots, there = locate(batch.device, owners[:, None], positions.where(real, 0))
         visible = real & there
         slots = slots.where(visible, batch.device.slots[at][:, None]) * heads + head[:, None]
@@ -157,12 +157,12 @@ def plan_rows(
 
 
 def _evicted(batch: AttentionBatch, sequences: list[int], spans: torch.Tensor, pattern: Pattern) -> bool:
-    """Whether a row may see a page that was evicted; where the pattern's rules agree, no row can.
+    """Whether a row may see an evicted page; no row can if the pattern's rules agree.
 
     Args:
-        batch: the step's work.
+        batch: the step's batch.
         sequences: each row's sequence, or one for all rows.
-        spans: what each sees, ``[N, K, 2]`` on the host.
+        spans: each row's ranges, ``[N, K, 2]`` on the host.
         pattern: the rule in force.
     """
     host = batch.host
@@ -173,10 +173,10 @@ def _evicted(batch: AttentionBatch, sequences: list[int], spans: torch.Tensor, p
 
 
 def groups(counts: list[int], most: int | None = None) -> list[list[int]]:
-    """Splits items that read so many tokens each, so that padding never doubles the work.
+    """Groups items by the tokens that each reads, so that padding at most doubles the tokens read.
 
     Short ones may be padded to ``_SHORT`` tokens. A group's longest member comes first; padded to it, the
-    group reads no more than ``most`` tokens unless it has one member only.
+    group reads at most ``most`` tokens, unless it has only one member.
     """
     found: list[list[int]] = []
     longest = 0
@@ -222,17 +222,17 @@ def plan_chunk(
 
 
 def _causal(spans: torch.Tensor, at: torch.Tensor) -> bool:
-    """Whether the queries at positions ``at`` see exactly each other, but for later ones."""
+    """Whether the queries at positions ``at`` see exactly one another, except for later ones."""
     begins, ends = spans.unbind(-1)
     widths = (ends - begins).clamp(min=0)
     return bool(((begins >= at[0]) | (widths == 0)).all() and (widths.sum(dim=1) == at - at[0] + 1).all())
 
 
 def _cut(spans: torch.Tensor, first: int) -> list[tuple[int, int, list[Span]]]:
-    """Cuts the rows of ``spans`` ``[R, K, 2]`` into blocks: first row, row after the last, what they see.
+    """Cuts the rows of ``spans`` ``[R, K, 2]`` into blocks: first row, row after the last, their ranges.
 
-    Neighbors are joined while keys that they both gather are saved at the price of fewer pairs of a row
-    and a key that it does not see. ``first`` is the position of the first row.
+    Neighbors are joined if gathering their common keys once saves more than computing the masked pairs costs.
+    ``first`` is the position of the first row.
     """
     rows = len(spans)
     if _causal(spans, torch.arange(first, first + rows, device=spans.device)):
@@ -250,7 +250,7 @@ def _cut(spans: torch.Tensor, first: int) -> list[tuple[int, int, list[Span]]]:
 
 
 def _cost(block: tuple[int, int, list[Span]]) -> int:
-    """Of gathering and attending, in pairs of a row and a key."""
+    """The cost of gathering and attending, in pairs of a row and a key."""
     low, high, held = block
     return (high - low + _KEY_COST) * sum(end - begin for begin, end in held)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attention.batch import AttentionBatch
-from attention.formats import taken
+from attention.dtypes import taken
 from attention.kernels.base import Kernel, Kind, locate, visibility
 from attention.patterns.base import ContentPattern, Pattern
 from attention.transfer import to_device
@@ -18,7 +18,7 @@ _LOGITS_BYTES = 256 << 20
 
 
 class ReferencePlan(NamedTuple):
-    """The step, the rule, and which rows select by content, bool ``[T]`` on the device."""
+    """The step, the pattern, and which rows select by content, bool ``[T]`` on the device."""
 
     batch: AttentionBatch
     pattern: Pattern
@@ -41,7 +41,7 @@ class Reference(Kernel[ReferencePlan]):
         page_size: int,
         pattern: Pattern,
     ) -> list[str]:
-        """See ``Kernel.unsupported``; it can do all."""
+        """See ``Kernel.unsupported``; supports everything."""
         return []
 
     def plan(self, kind: Kind, batch: AttentionBatch) -> ReferencePlan:
@@ -71,7 +71,7 @@ class Reference(Kernel[ReferencePlan]):
             positions, slots = positions[there], slots[there]
             keys = taken(cache.keys.flatten(0, 1), slots).float()
             values = taken(cache.values.flatten(0, 1), slots).float()
-            # What lies on evicted pages is behind the layer's window, but it counts as tokens.
+            # Tokens on evicted pages are behind the layer's window, but a selection counts them.
             whole = keys.new_zeros(seq_len, *keys.shape[1:])
             whole[positions] = keys
             rows = max(1, _LOGITS_BYTES // (4 * layer.query_heads * max(1, len(positions))))
@@ -80,8 +80,8 @@ class Reference(Kernel[ReferencePlan]):
                 at = batch.device.positions[first:last]
                 visible = visibility(at[:, None], positions, layer.window, pattern)[:, None]
                 if isinstance(pattern, ContentPattern):
-                    chosen = pattern.chosen(layer, query[first:last], at, whole, host.page_size)
-                    visible = visible & (chosen[..., positions] | ~selecting[first:last, None, None])
+                    selected = pattern.selection(layer, query[first:last], at, whole, host.page_size)
+                    visible = visible & (selected[..., positions] | ~selecting[first:last, None, None])
                 near = None
                 if rerotated is not None:
                     near = rerotated[first:last], positions < pattern.rerotated

@@ -1,7 +1,7 @@
 """Gather from the pages, then torch's ``scaled_dot_product_attention``.
 
-What to gather and which masks to use depends on the step and the kind of layer only, so it is planned once
-for all layers of a kind; only what a pattern selects by content is planned for each layer.
+Slots to gather and masks depend only on the step and the kind of layer, so they are planned once for all
+layers of a kind; only selections by content are planned in each layer.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.batch import AttentionBatch
-from attention.formats import taken, wider
-from attention.kernels.base import Kernel, Kind, format_refusal, layer_ranges, spans_within
+from attention.dtypes import taken, wider
+from attention.kernels.base import Kernel, Kind, dtype_refusal, layer_ranges, spans_within
 from attention.kernels.plan import Block, Plan, Rows, plan_batch, plan_rows
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.blocks import KnownRows
 from attention.types import LayerCache, LayerSpec
 
-# What rows that select by content may gather at once, and the masks of a block with rerotated queries take.
+# The most bytes that selecting rows gather at once, and that masks of a block with rerotated queries take.
 _GATHER_BYTES = 64 << 20
 
-# Rows whose selection is made at once, since their ranges may be many.
+# Rows that select at once; bounded, since their ranges may be many.
 _SELECTING_ROWS = 64
 
 
 class SelectingPart(NamedTuple):
-    """Rows that select by content, few enough at once.
+    """Rows that select by content at once.
 
     Attributes:
-        pattern: by which they select.
+        pattern: the rule of the selection.
         rows: the rows.
-        counts: how many tokens each row sees with each KV head, at most; ``None`` if that is not known.
+        counts: how many tokens each row sees with each KV head, at most; ``None`` if unknown.
     """
 
     pattern: ContentPattern
@@ -46,7 +46,7 @@ class SdpaPlan(NamedTuple):
     Attributes:
         batch: the step.
         rerotated: see ``Pattern.rerotated``.
-        ruled: rows that see what a rule over positions lets them see.
+        ruled: rows whose ranges follow from a rule over positions.
         selecting: the others.
     """
 
@@ -75,10 +75,10 @@ class Sdpa(Kernel[SdpaPlan]):
             reasons.append(f"{self.name} lacks soft-capping ({layer_ranges(capped)})")
         if sinks := [layer for layer in layers if layer.sinks]:
             reasons.append(f"{self.name} lacks learned sinks ({layer_ranges(sinks)})")
-        return reasons + format_refusal(self.name, dtype)
+        return reasons + dtype_refusal(self.name, dtype)
 
     def plan(self, kind: Kind, batch: AttentionBatch) -> SdpaPlan:
-        """See ``Kernel.plan``; masks are in float32 where queries may be rerotated, which compute in that."""
+        """See ``Kernel.plan``; masks are in float32 for patterns that rerotate, as their products are."""
         layer, pattern = kind.layer, kind.pattern
         dtype = torch.float32 if pattern.rerotated else wider(kind.query_dtype, kind.cache_dtype)
         ruled = plan_batch(batch, layer.window, pattern, dtype)
@@ -96,8 +96,8 @@ class Sdpa(Kernel[SdpaPlan]):
     ) -> torch.Tensor:
         """See ``Kernel.forward``.
 
-        Computes in the format that holds queries and keys alike. Logits of rerotated queries go through the
-        mask, so these are computed in float32 throughout.
+        Computes in the wider dtype of queries and keys. Logits of rerotated queries are added through the
+        mask, so these are computed in float32.
         """
         if not plan.rerotated:
             rerotated = None
@@ -125,14 +125,14 @@ def attend_rows(
     """Computes a group of single rows.
 
     Args:
-        layer: what the layer asks for.
+        layer: the layer's spec.
         query: ``[T, H, D]``, in the dtype to compute in.
         cache: the layer's keys and values.
         rows: the group.
         rerotated: see ``Kernel.forward``, in the same dtype.
-        output: ``[T, H, Dv]``, where the results go, in any dtype.
+        output: ``[T, H, Dv]`` in any dtype, filled at the group's rows.
     """
-    # The heads that share a KV head lie together, as [N, Hkv, G, D], so keys need no expansion.
+    # The heads that share a KV head are adjacent, as [N, Hkv, G, D], so keys need no expansion.
     shared = layer.kv_heads // rows.heads
     keys = gather(cache.keys, rows.slots, rows.heads).to(query.dtype)
     values = gather(cache.values, rows.slots, rows.heads).to(query.dtype)
@@ -163,7 +163,7 @@ def _items(query: torch.Tensor, rows: Rows, shared: int) -> torch.Tensor:
 
 
 def _in(dtype: torch.dtype, mask: torch.Tensor | None) -> torch.Tensor | None:
-    """The mask in the dtype to compute in: not the planned one where queries may be rerotated and none is."""
+    """The mask in the dtype to compute in; planned for rerotated queries, it is cast if there are none."""
     return mask if mask is None or mask.dtype == dtype else mask.to(dtype)
 
 
@@ -212,7 +212,7 @@ def _attend_block(
 def _attend_selecting(
     layer: LayerSpec, query: torch.Tensor, cache: LayerCache, plan: SdpaPlan, output: torch.Tensor
 ) -> None:
-    """Computes the rows that select by content; ``query`` as the model gave it."""
+    """Computes the rows that select by content; ``query`` in the model's dtype."""
     dtype = wider(query.dtype, cache.keys.dtype)
     cast = query.to(dtype).contiguous()
     most = _GATHER_BYTES // ((layer.head_size + layer.value_size) * dtype.itemsize)
@@ -235,7 +235,7 @@ def _selecting(layer: LayerSpec, batch: AttentionBatch, pattern: ContentPattern)
         if pattern.counted_ahead:
             positions = torch.from_numpy(host.positions[known])
             prompt_lens = torch.from_numpy(host.row_prompt_lens[known])
-            pages = pattern.pages_chosen(positions, prompt_lens, host.page_size)
+            pages = pattern.pages_selected(positions, prompt_lens, host.page_size)
             tokens = (pages - 1) * host.page_size + positions % host.page_size + 1
             if layer.window is not None:
                 tokens = tokens.clamp(max=layer.window)

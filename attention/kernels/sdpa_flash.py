@@ -1,7 +1,7 @@
-"""torch's ``scaled_dot_product_attention``, held to its flash attention.
+"""torch's ``scaled_dot_product_attention``, restricted to its flash attention.
 
-That is torch's own for CPUs, which takes masks and so everything that ``sdpa`` gives it. On CUDA torch's
-flash attention takes none, but through ``varlen`` it needs none.
+That is torch's implementation for CPUs, which takes masks and so all calls of ``sdpa``. On CUDA torch's flash
+attention takes no masks; ``varlen`` calls it without.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a kernel and the patterns prepare for one step."""
+"""A kernel's plans of one step, and the step's written tokens for patterns."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class StepPlans(Generic[Plan]):
     """A kernel's plans of one step, each made when the first layer of its kind runs.
 
     Args:
-        kernel: which plans.
-        batch: the step. Where the device alone knows it, the kernel must be ``Capturable``.
+        kernel: makes the plans.
+        batch: the step. If it is only the device's part, the kernel must be ``Capturable``.
 
     Raises:
-        UnsupportedError: it is not.
+        UnsupportedError: the kernel is not ``Capturable``, but would have to be.
     """
 
     def __init__(self, kernel: Kernel[Plan], batch: AttentionBatch | DeviceBatch) -> None:
@@ -47,7 +47,7 @@ class StepPlans(Generic[Plan]):
 
     @property
     def written(self) -> Written:
-        """What the step writes, as patterns are told in every layer."""
+        """The tokens that the step writes, for every layer's pattern."""
         if self._written is None:
             self._written = self._write()
         return self._written

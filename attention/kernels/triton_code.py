@@ -1,10 +1,10 @@
-"""Attention over a paged cache, as Triton programs: what runs on the device.
+"""Attention over a paged cache, as Triton programs that run on the device.
 
-The host cuts the queries into *blocks* of consecutive rows of one sequence and says for each which tokens its
-rows see together, its *cover*, as ranges of positions. The tokens of a cover are numbered from 0, without the
-gaps: a program takes them in tiles of ``BLOCK_N`` and finds each one's position by a search over the
-ranges, so that a pattern of many short ranges reads no more than it must, and so that covers can be cut
-into equal *parts* for programs of their own (Dao et al.: Flash-Decoding, 2023).
+The host cuts the queries into *blocks* of consecutive rows of one sequence. A block's *cover* is the union of
+its rows' ranges of positions. The tokens of a cover are numbered from 0, without the gaps: a program takes
+them in tiles of ``BLOCK_N`` and finds each one's position by a search over the ranges. So a pattern of many
+short ranges reads no more than it must, and covers can be cut into equal *parts*, one program each (Dao et
+al.: Flash-Decoding, 2023).
 
 Each combination of constants, in capitals, is compiled at its first launch, while requests wait. There are
 few: constants follow from the model, the page size and the tile, or are counts rounded up to a power of two.
@@ -77,19 +77,19 @@ def attend(
             if covers are cut into parts.
         partial_log: float32 ``[items, grid[1], BLOCK_M]``: the logarithm of each part's denominator.
         query: ``[T, KV_HEADS * GROUP, HEAD_SIZE]``, and its strides.
-        rerotated: the same as they meet the first tokens, if that differs.
+        rerotated: the queries rerotated for the first tokens, if the pattern rerotates them.
         keys: ``[slots, KV_HEADS, HEAD_SIZE]`` in the queries' dtype or, as bytes, in float8_e4m3, and
             its strides.
         values: ``[slots, KV_HEADS, VALUE_SIZE]``, likewise, and its strides.
         table: int32 ``[B, P]``, the page table, and its stride.
-        sinks: ``[KV_HEADS * GROUP]``, the learned sinks, if there are.
+        sinks: ``[KV_HEADS * GROUP]``, the learned sinks, if there are any.
         blocks: int32 ``[blocks, BLOCK_FIELDS]``.
         items: int32 ``[items, ITEM_FIELDS]``.
         covers: int32 ``[blocks, COVER_HEADS, COVER_FIELDS + 2 * 2**LEVELS]``, see ``triton_plan.compact``.
-        ranges: int32 ``[T, range_count, 2]``, what each row sees, if that is not its block's cover.
+        ranges: int32 ``[T, range_count, 2]``, each row's ranges, if they differ from its block's cover.
         range_count: at most ROW_RANGES, which is a power of two, or 0 without ``ranges``.
-        inner: with SOFTCAP, the factor on what the hyperbolic tangent is taken of, see ``_tanh``.
-        outer: the factor on what becomes an exponent of 2.
+        inner: with SOFTCAP, the factor on the argument of the hyperbolic tangent, see ``_tanh``.
+        outer: the factor on logits that makes them exponents of 2.
     """
     item = tl.program_id(0)
     column = tl.program_id(1)

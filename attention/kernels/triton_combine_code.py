@@ -1,4 +1,4 @@
-"""The Triton program that puts the parts of a block together, where covers are cut; see ``triton_code``."""
+"""The Triton program that combines the parts of a block, where covers are cut; see ``triton_code``."""
 
 import triton
 import triton.language as tl
@@ -22,9 +22,9 @@ def combine(
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Puts the parts of one block together, for one KV head and ``BLOCK_M`` of its pairs; see ``attend``.
+    """Combines the parts of one block, for one KV head and ``BLOCK_M`` of its pairs; see ``attend``.
 
-    The grid is ``(blocks, KV_HEADS * tiles of pairs)``. Each part counts by its denominator.
+    The grid is ``(blocks, KV_HEADS * tiles of pairs)``. Each part is weighted by its denominator.
     """
     column = tl.program_id(1)
     fields = blocks + tl.program_id(0) * BLOCK_FIELDS

@@ -1,4 +1,4 @@
-"""What Triton programs are cut by: the device that they run on."""
+"""The properties of a device by which Triton programs are cut."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-# What data center GPUs have for each multiprocessor; the others have 100 KiB.
+# Data center GPUs have at least this for each multiprocessor; the others have 100 KiB.
 LARGE_SHARED_MEMORY = 160 << 10
 
 
 class Device(NamedTuple):
-    """What is known of a device.
+    """Properties of a device.
 
     Attributes:
         processors: number of multiprocessors.
@@ -25,13 +25,13 @@ class Device(NamedTuple):
     capability: tuple[int, int]
 
 
-# What is taken for a device where there is none, with Triton's interpreter.
+# Assumed for Triton's interpreter, which has no device.
 INTERPRETED = Device(8, LARGE_SHARED_MEMORY, (9, 0))
 
 
 @cache
 def device_of(device: torch.device) -> Device:
-    """What is known of a device of torch's."""
+    """The properties of a torch device."""
     if device.type != "cuda":
         return INTERPRETED
     properties = torch.cuda.get_device_properties(device)

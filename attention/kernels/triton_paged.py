@@ -1,4 +1,4 @@
-"""Attention that reads the pages in place on a GPU, by programs of our own in Triton."""
+"""Attention that reads the pages in place on a GPU, by Triton programs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.formats import cast
+from attention.dtypes import cast
 from attention.kernels import triton_write
-from attention.kernels.base import Kind, format_refusal, layer_ranges, power_of_two, spans_within
+from attention.kernels.base import Kind, dtype_refusal, layer_ranges, power_of_two, spans_within
 from attention.kernels.capturable import Capturable
 from attention.kernels.triton_device import LARGE_SHARED_MEMORY, device_of
 from attention.kernels.triton_plan import (
@@ -33,21 +33,21 @@ from attention.patterns.blocks import CapturedRows, KnownRows, SelectingRows
 from attention.step import DeviceBatch
 from attention.types import LayerCache, LayerSpec
 
-# Before this, the hardware has neither bfloat16 nor copies to shared memory that run by themselves.
+# Older hardware has neither bfloat16 nor asynchronous copies to shared memory.
 _LEAST_CAPABILITY = (8, 0)
 
 # Larger heads' tiles would not fit registers and shared memory.
 _LARGEST_HEAD = 512
 
-# Rows whose selection is made at once, since their ranges may be many.
+# Rows that select at once; bounded, since their ranges may be many.
 _SELECTING_ROWS = 128
 
-# How many ranges a selection has differs from step to step; up to this many, one program does for all.
+# The number of ranges of a selection differs from step to step; up to this many share one compiled program.
 _SELECTED_RANGES = 32
 
 
 class SelectingPart(NamedTuple):
-    """Rows that select by content, by which pattern, and how they are cut."""
+    """Rows that select by content, their pattern, and the blocks that they are cut into."""
 
     pattern: ContentPattern
     rows: SelectingRows
@@ -59,8 +59,8 @@ class TritonPlan(NamedTuple):
 
     Attributes:
         batch: the step.
-        ruled: rows that see what a rule over positions lets them see, with their covers.
-        selecting: the others, whose covers each layer finds.
+        ruled: rows whose ranges follow from a rule over positions, with their covers.
+        selecting: the others, whose covers each layer selects.
     """
 
     batch: DeviceBatch
@@ -69,11 +69,11 @@ class TritonPlan(NamedTuple):
 
 
 class Triton(Capturable[TritonPlan]):
-    """Computes every feature of ``LayerSpec`` and any pattern, since programs see a pattern as ranges only.
+    """Computes every feature of ``LayerSpec`` and any pattern, since programs take patterns as ranges.
 
-    Single rows (decodes, and those that select by content) are blocks of one row; chunks are cut into blocks
-    of rows. Where blocks are too few to fill the device, their keys are split over several
-    programs; see ``triton_code``. Products of float32 are computed in float32, without tensor cores.
+    Single rows (decode rows, and those that select by content) are blocks of one row; chunks are cut into
+    blocks of rows. If blocks are too few to fill the device, their keys are split over several programs; see
+    ``triton_code``. Products of float32 are computed in float32, without tensor cores.
     """
 
     name = "triton"
@@ -97,7 +97,7 @@ class Triton(Capturable[TritonPlan]):
                 f"triton computes on a CUDA device, not on {device.type} (where its interpreter can, for "
                 "tests: TRITON_INTERPRET=1)"
             )
-        reasons += format_refusal(self.name, dtype)
+        reasons += dtype_refusal(self.name, dtype)
         if large := [layer for layer in layers if max(layer.head_size, layer.value_size) > _LARGEST_HEAD]:
             reasons.append(f"triton takes head sizes up to {_LARGEST_HEAD} ({layer_ranges(large)})")
         return reasons
@@ -114,7 +114,7 @@ class Triton(Capturable[TritonPlan]):
 
     def plan(self, kind: Kind, batch: AttentionBatch) -> TritonPlan:
         """See ``Kernel.plan``."""
-        pattern, (heads, (single, together), processors) = kind.pattern, _cut(kind, batch.device)
+        pattern, (heads, (single, chunked), processors) = kind.pattern, _cut(kind, batch.device)
         selecting: list[SelectingPart] = []
         if isinstance(pattern, ContentPattern):
             every = batch.visible.selecting(pattern)
@@ -123,11 +123,11 @@ class Triton(Capturable[TritonPlan]):
                 blocks = plan_selecting(batch, known, heads, single, processors)
                 rows = KnownRows(batch.host, batch.device, known)
                 selecting.append(SelectingPart(pattern, rows, blocks))
-        ruled = plan_rows(batch, kind.layer.window, pattern, heads, single, together, processors)
+        ruled = plan_rows(batch, kind.layer.window, pattern, heads, single, chunked, processors)
         return TritonPlan(batch.device, ruled, selecting)
 
     def plan_captured(self, kind: Kind, batch: DeviceBatch) -> TritonPlan:
-        """See ``Capturable.plan_captured``. Of a content pattern all rows select: none are a prompt's."""
+        """See ``Capturable.plan_captured``. Under a content pattern all rows select: none is a prompt's."""
         pattern, (heads, (single, _), processors) = kind.pattern, _cut(kind, batch)
         if isinstance(pattern, ContentPattern):
             most = pattern.most_pages(batch.page_size)
@@ -145,7 +145,7 @@ class Triton(Capturable[TritonPlan]):
         sinks: torch.Tensor | None,
         rerotated: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``Kernel.forward``; queries are rounded to the cache's format, unless that has 8 bits."""
+        """See ``Kernel.forward``; queries are cast to the cache's dtype, unless that has 8 bits."""
         dtype = _dtype(query.dtype, cache.keys.dtype)
         if cache.keys.dtype == torch.float8_e4m3fn:
             cache = cache._replace(keys=cache.keys.view(torch.uint8), values=cache.values.view(torch.uint8))
@@ -172,7 +172,7 @@ def _heads(layer: LayerSpec) -> Heads:
 
 
 def _dtype(query: torch.dtype, cache: torch.dtype) -> torch.dtype:
-    """In which products are computed."""
+    """The dtype in which products are computed."""
     return query if cache == torch.float8_e4m3fn else cache
 
 
@@ -184,14 +184,14 @@ def _cut(kind: Kind, batch: DeviceBatch) -> tuple[Heads, tuple[Tile, Tile], int]
 
 
 def _selected(call: _Call, part: SelectingPart, query: torch.Tensor) -> torch.Tensor:
-    """The covers of rows that select; ``query`` as it came, before it is rounded."""
+    """The covers of rows that select; ``query`` in its own dtype, before it is cast."""
     spans = part.pattern.select(call.layer, query[part.rows.rows], part.rows, call.cache)
     spans = spans_within(spans, part.rows.positions, call.layer.window)
     return compact(spans, part.pattern.rerotated, _SELECTED_RANGES)
 
 
 class _Call(NamedTuple):
-    """The arguments of ``Kernel.forward``, and where the result goes."""
+    """The arguments of ``Kernel.forward``, and the output to fill."""
 
     layer: LayerSpec
     heads: Heads
@@ -207,7 +207,7 @@ def tiles(layer: LayerSpec, dtype: torch.dtype, shared_memory: int) -> tuple[Til
     """Tiles for single rows and for chunks, of a size that registers and shared memory hold.
 
     Args:
-        layer: what the layer asks for.
+        layer: the layer's spec.
         dtype: dtype of products.
         shared_memory: bytes for each multiprocessor.
     """
@@ -241,7 +241,7 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
         "partial_log": partial_log,
         "blocks": blocks.blocks,
         "items": blocks.items,
-        "KV_HEADS": heads.keys,
+        "KV_HEADS": heads.kv_heads,
         "GROUP": heads.group,
         "VALUE_SIZE": layer.value_size,
         "BLOCK_M": tile.pairs,
@@ -288,12 +288,12 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
 
 
 def _padded(size: int) -> int:
-    """What a program makes of a head size: a power of two, large enough for a matrix product."""
+    """A head size as programs pad it: a power of two, large enough for a matrix product."""
     return max(16, power_of_two(size))
 
 
 def _dense_heads(query: torch.Tensor) -> torch.Tensor:
-    """The same queries, each head's numbers side by side."""
+    """The same queries, with each head's numbers contiguous."""
     return query if query.stride(2) == 1 else query.contiguous()
 
 
@@ -304,7 +304,7 @@ def _code() -> Any:
 
 
 def _lacking(device: torch.device) -> list[str]:
-    """What this machine lacks to run Triton on ``device``."""
+    """The reason, if this machine cannot run Triton on ``device``."""
     if not torch.cuda.is_available():
         return ["triton needs a CUDA device that torch can use; torch.cuda.is_available() says there is none"]
     capability = torch.cuda.get_device_capability(device)

@@ -1,7 +1,7 @@
 """How a batch is cut for the Triton programs of ``triton_code``: blocks of rows, their covers, their parts.
 
-All of this is found on the host, from what the host knows, while the device computes; of a captured step, of
-which the host knows nothing, on the device.
+Plans are made on the host, while the device computes the step before; for a captured step, whose numbers the
+host does not know, on the device.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ COVER_FIELDS = 2
 LOG2_E = 1.4426950408889634
 
 # Programs for each multiprocessor in a captured step, where covers are cut without knowing their lengths:
-# enough to read memory at full speed, and few, since the parts of a row are put together one after another.
+# enough to read memory at full speed, and few, since the parts of a row are combined one after another.
 _CAPTURED_PROGRAMS = 2
 
 
 class Tile(NamedTuple):
-    """What one program works on at once.
+    """The work of one program at a time.
 
     Attributes:
         pairs: (row, query head) pairs that share a KV head; a power of two.
@@ -40,7 +40,7 @@ class Tile(NamedTuple):
         warps: of 32 threads each.
         stages: tiles of keys and values in flight.
         part: the least number of tokens that are worth a program of their own.
-        programs: how many of them a multiprocessor is given, in all, before covers are not cut any further.
+        programs: per multiprocessor, in all; beyond so many, covers are not cut any further.
     """
 
     pairs: int
@@ -54,23 +54,23 @@ class Tile(NamedTuple):
 class Heads(NamedTuple):
     """KV heads, and the number of query heads that share one."""
 
-    keys: int
+    kv_heads: int
     group: int
 
     def columns(self, tile: Tile) -> int:
-        """Programs for each part of a block: one for a KV head, unless its group is larger than a tile."""
-        return self.keys * -(-self.group // tile.pairs)
+        """Programs for each part of a block: one per KV head, unless its group is larger than a tile."""
+        return self.kv_heads * -(-self.group // tile.pairs)
 
 
 class Blocks(NamedTuple):
     """Work for one launch: blocks of rows of one sequence each, and parts of their covers.
 
     Attributes:
-        tile: what programs work on at once.
+        tile: the work of one program at a time.
         blocks: int32 ``[N, 6]`` on the device: first row, number of rows, sequence, the tokens of the cover
             that all rows see (from, to), first item.
         items: int32 ``[I, 3]`` on the device: block, part, number of parts.
-        ranges: int32 ``[T, K, 2]`` on the device, what each row sees; ``None`` where every block is one row.
+        ranges: int32 ``[T, K, 2]`` on the device, each row's ranges; ``None`` if every block is one row.
         parts: some block has several parts.
         straight: every cover is one range from position 0 on.
     """
@@ -89,43 +89,43 @@ def plan_rows(
     pattern: Pattern,
     heads: Heads,
     single: Tile,
-    together: Tile,
+    chunked: Tile,
     processors: int,
 ) -> list[tuple[Blocks, torch.Tensor]]:
     """All query rows but those that select by content, with the blocks' covers, see ``compact``.
 
     Args:
-        batch: the step's work.
+        batch: the step's batch.
         window: the layer's own sliding window, or ``None``.
         pattern: which cached tokens a query may see.
         heads: the layer's heads.
         single: for single rows.
-        together: for chunks.
+        chunked: for chunks.
         processors: multiprocessors of the device.
     """
-    alone, chunks = split(batch, pattern)
+    single_rows, chunks = split(batch, pattern)
     spans = batch.visible.spans(pattern, window)
     device = batch.device.page_table.device
     planned = []
-    if alone:
-        rows = np.asarray(alone)
+    if single_rows:
+        rows = np.asarray(single_rows)
         sequences = batch.host.owners[rows]
         covers = compact(torch.from_numpy(spans[rows])[:, None], pattern.rerotated)
         fields = np.stack([rows, np.ones_like(rows), sequences], axis=1)
         full = np.zeros((len(rows), 2), dtype=np.int64)
         planned.append(_blocks(single, fields, full, covers, None, heads, processors, device))
     if chunks:
-        fields, full, hulls = _chunks(chunks, spans, max(1, together.pairs // heads.group))
+        fields, full, hulls = _chunks(chunks, spans, max(1, chunked.pairs // heads.group))
         covers = compact(torch.from_numpy(hulls)[:, None], pattern.rerotated)
         ranges = to_device(torch.from_numpy(spans.astype(np.int32)), device)
-        planned.append(_blocks(together, fields, full, covers, ranges, heads, processors, device))
+        planned.append(_blocks(chunked, fields, full, covers, ranges, heads, processors, device))
     return planned
 
 
 def plan_selecting(batch: AttentionBatch, rows: Array, heads: Heads, tile: Tile, processors: int) -> Blocks:
     """Rows that select by content, int64 ``[N]`` on the host, each a block of its own.
 
-    How much they select is known to the device alone, so all covers are cut into as many parts.
+    Only the device knows how much they select, so all covers are cut into equally many parts.
     """
     device = batch.device.page_table.device
     programs, longest = processors * tile.programs, max(batch.host.seq_lens)
@@ -145,11 +145,11 @@ def plan_captured(
     """All rows of a captured step, each a block of its own, with their covers.
 
     Args:
-        batch: decodes.
+        batch: decode rows.
         window: the layer's own sliding window, or ``None``.
         pattern: which cached tokens a query may see, by position.
         heads: the layer's heads.
-        tile: what programs work on at once.
+        tile: the work of one program at a time.
         processors: multiprocessors of the device.
     """
     positions = batch.positions
@@ -163,9 +163,9 @@ def plan_captured(
 def captured_blocks(
     batch: DeviceBatch, heads: Heads, tile: Tile, processors: int, most_pages: int | None = None
 ) -> Blocks:
-    """All rows of a captured step, each a block of its own, whatever their covers are.
+    """All rows of a captured step, each a block of its own, without their covers.
 
-    ``most_pages``: that a row sees, if it sees no more of longer sequences.
+    ``most_pages``: the most pages that a row sees; ``None`` if there is no bound.
     """
     rows = torch.arange(len(batch.positions), device=batch.positions.device)
     width = batch.page_table.shape[1]
@@ -176,7 +176,7 @@ def captured_blocks(
 def _evenly(
     rows: torch.Tensor, owners: torch.Tensor, heads: Heads, tile: Tile, programs: int, longest: int
 ) -> Blocks:
-    """Single rows ``[N]``, all of whose covers are cut into as many parts."""
+    """Single rows ``[N]``, with all covers cut into equally many parts."""
     parts = max(1, min(programs // (len(rows) * heads.columns(tile)), -(-longest // tile.part)))
     at = torch.arange(len(rows), device=rows.device)
     zero = torch.zeros_like(at)
@@ -191,7 +191,7 @@ def compact(spans: torch.Tensor, rerotated: int, least: int = 1) -> torch.Tensor
     """Covers, for programs that number their tokens without the gaps.
 
     Args:
-        spans: ``[N, heads, K, 2]``, disjoint ranges in ascending order but for empty ones.
+        spans: ``[N, heads, K, 2]``, disjoint ranges in ascending order, except for empty ones.
         rerotated: see ``Pattern.rerotated``.
         least: number of ranges to make room for, a power of two. Fewer sizes mean fewer programs to compile.
 
@@ -206,7 +206,7 @@ def compact(spans: torch.Tensor, rerotated: int, least: int = 1) -> torch.Tensor
     near = (rerotated - begins).clamp(min=0).minimum(lengths).sum(dim=-1, keepdim=True)
     starts = stops - lengths
     room = max(least, power_of_two(spans.shape[2])) - spans.shape[2]
-    # What no token's number reaches, so that no search ends there.
+    # Unused ranges start beyond every token's number, so that no search ends there.
     beyond = stops[..., -1:].expand(-1, -1, room)
     shifts = torch.nn.functional.pad(begins - starts, (0, room))
     return torch.cat([stops[..., -1:], near, starts, beyond, shifts], dim=-1).int()
@@ -215,11 +215,11 @@ def compact(spans: torch.Tensor, rerotated: int, least: int = 1) -> torch.Tensor
 def _chunks(
     chunks: list[tuple[int, int, int]], spans: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks of at most ``most`` rows, whose rows see much the same.
+    """Blocks of at most ``most`` rows, whose rows see about the same tokens.
 
     Args:
         chunks: sequence, first row, row after the last.
-        spans: ``[T, K, 2]``, what each row sees.
+        spans: ``[T, K, 2]``, each row's ranges.
         most: rows of a block.
 
     Returns:
@@ -228,7 +228,7 @@ def _chunks(
     """
     begins, ends = spans[..., 0], spans[..., 1]
     some = begins < ends
-    # Where a range does not touch the one before it, rows would together see them with a gap between.
+    # If a range does not touch that of the row before, their union has a gap: a block ends there.
     last = np.maximum.accumulate(np.where(some, np.arange(len(spans))[:, None], -1), axis=0)[:-1]
     before = [np.take_along_axis(numbers, last.clip(0), axis=0) for numbers in (begins, ends)]
     apart = (begins[1:] > before[1]) | (before[0] > ends[1:])
@@ -240,7 +240,7 @@ def _chunks(
         for low, high in pairwise(edges):
             fields += [(row, min(most, high - row), sequence) for row in range(low, high, most)]
     blocks = np.asarray(fields)
-    # Each block's rows, then those up to the next block's, which are left out.
+    # Each block's rows, then the rows up to the next block, which are dropped.
     cuts = np.stack([blocks[:, 0], blocks[:, 0] + blocks[:, 1]], axis=1).ravel()
     cuts = cuts[:-1] if cuts[-1] == len(spans) else cuts
 
@@ -274,8 +274,8 @@ def _blocks(
     processors: int,
     device: torch.device,
 ) -> tuple[Blocks, torch.Tensor]:
-    """Cuts covers into parts of much the same length, as far as that keeps the device busier."""
-    # The longest first, so that none of them is left for the end.
+    """Cuts covers into parts of about the same length, as far as that keeps the device busier."""
+    # The longest first, so that no long one starts last.
     order = np.argsort(-covers[:, 0, 0].numpy(), kind="stable")
     fields, full, covers = fields[order], full[order], covers[torch.from_numpy(order)]
     tokens = covers[:, 0, 0].numpy().astype(np.int64)
@@ -288,8 +288,8 @@ def _blocks(
     blocks = np.concatenate([fields, full, firsts[:, None]], axis=1)
     straight = covers.shape[2] == COVER_FIELDS + 2 and not bool(covers[..., -1].any())
 
-    fields_sent, items_sent = (
+    device_fields, device_items = (
         to_device(torch.from_numpy(numbers.astype(np.int32)), device) for numbers in (blocks, items)
     )
-    planned = Blocks(tile, fields_sent, items_sent, ranges, bool((parts > 1).any()), straight)
+    planned = Blocks(tile, device_fields, device_items, ranges, bool((parts > 1).any()), straight)
     return planned, to_device(covers, device)

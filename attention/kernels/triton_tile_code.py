@@ -1,4 +1,4 @@
-"""What the programs of ``triton_code`` do with one tile of tokens after another.
+"""The loop over tiles of tokens in the programs of ``triton_code``.
 
 Softmax is computed online (Milakov and Gimelshein: Online normalizer calculation for softmax, 2018), to the
 base of 2, in float32.
@@ -15,7 +15,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 def _product(left, right, total):
     """The matrix product, added to ``total``."""
     if INTERPRETED:
-        # It keeps bfloat16 as whole numbers of the same bits, and would multiply these.
+        # The interpreter stores bfloat16 as integers of the same bits, and would multiply these.
         left = left.to(tl.float32)
         right = right.to(tl.float32)
     return tl.dot(left, right, total, input_precision="ieee")
@@ -23,10 +23,10 @@ def _product(left, right, total):
 
 @triton.jit
 def _widened(codes, like):
-    """Numbers of float8_e4m3, given as bytes, in the format of ``like``; any others as they are.
+    """Numbers of float8_e4m3, given as bytes, in the dtype of ``like``; any others unchanged.
 
-    Done with whole numbers since not every GPU knows the format. In float16, whose exponents are biased by
-    8 more, the same bits are 2^-8 of the number. All ones are no number: the exponent's first bit is added.
+    Done with integers since not every GPU knows the dtype. In float16, whose exponents are biased by 8 more,
+    the same bits are 2^-8 times the number. All ones are NaN: the exponent's first bit is added.
     """
     if codes.dtype == tl.uint8:
         wide = codes.to(tl.uint16)
@@ -110,7 +110,7 @@ def accumulate(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Takes the tokens ``[begin, end)`` of a cover into the running sums, maxima and weighted values."""
+    """Adds the tokens ``[begin, end)`` of a cover to the running sums, maxima and weighted values."""
     at_d = tl.arange(0, BLOCK_D)
     at_v = tl.arange(0, BLOCK_V)
     positions, slots, there = _locate(begin, end, starts, shifts, pages, PAGE_SIZE, LEVELS, ONE_PAGE, BLOCK_N)

@@ -1,4 +1,4 @@
-"""Keys and values to the paged cache in one launch, by a program of our own in Triton."""
+"""Writes keys and values to the paged cache in one launch of a Triton program."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 import torch
 
-from attention.formats import narrows
+from attention.dtypes import can_overflow
 from attention.kernels.base import power_of_two
 from attention.types import LayerCache
 
-# Numbers that one program moves: a few for each thread, and programs enough for a step of few rows.
+# Numbers that one program moves: a few for each thread, and enough programs for a step of few rows.
 _NUMBERS = 1024
 
 
 def write(cached: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    """What ``LayerCache.write`` does, to the bit; both have the same dtype.
+    """``LayerCache.write``, with the same bits; ``key`` and ``value`` have the same dtype.
 
-    Nothing is asked of the host, and the launch depends on shapes and strides alone.
+    Asks nothing of the host, and the launch depends only on shapes and strides.
 
     Args:
-        cached: where they go, on the device.
+        cached: the layer's cache, on the device.
         slots: int64 ``[T]``.
         key: ``[T, kv_heads, head_size]``, of any strides.
         value: ``[T, kv_heads, value_size]``, likewise.
     """
     assert key.dtype == value.dtype
     keys, values = cached.keys, cached.values
-    narrowing = narrows(key.dtype, keys.dtype)
+    overflows = can_overflow(key.dtype, keys.dtype)
     if keys.dtype == torch.float8_e4m3fn:
         keys, values = keys.view(torch.uint8), values.view(torch.uint8)
     rows, heads, head_size = key.shape
@@ -56,7 +56,7 @@ def write(cached: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: tor
             HEADS=heads,
             HEAD_SIZE=head_size,
             VALUE_SIZE=value_size,
-            NARROWS=narrowing,
+            CAN_OVERFLOW=overflows,
             BLOCK_H=block_heads,
             BLOCK_D=blocks[0],
             BLOCK_V=blocks[1],

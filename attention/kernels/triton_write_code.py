@@ -1,7 +1,7 @@
-"""The program of ``triton_write``: keys and values to their places in the paged cache.
+"""The program of ``triton_write``, which writes keys and values to their slots in the paged cache.
 
-What a narrower format cannot hold becomes NaN, as ``attention.formats.cast`` says. Numbers are rounded to
-nearest even with whole numbers where not every GPU knows the format, or rounds so.
+Numbers beyond the finite range of the cache's dtype become NaN, as in ``attention.dtypes.cast``. Rounding to
+nearest even is done with integers for dtypes that not every GPU knows or rounds so.
 """
 
 import triton
@@ -9,14 +9,14 @@ import triton.language as tl
 
 
 @triton.jit
-def _bfloat16(numbers, NARROWS: tl.constexpr):
+def _bfloat16(numbers, CAN_OVERFLOW: tl.constexpr):
     """Float32 to bfloat16, which is its first half."""
     bits = numbers.to(tl.uint32, bitcast=True)
     size = bits & 0x7FFFFFFF
     # Half of the last digit that stays is added, or a little less where that is even.
     code = (size + 0x7FFF + ((size >> 16) & 1)) >> 16
     lost = size > 0x7F800000
-    if NARROWS:
+    if CAN_OVERFLOW:
         lost |= code >= 0x7F80
     code = tl.where(lost, 0x7FC0, code) | ((bits >> 16) & 0x8000)
     return code.to(tl.uint16).to(tl.bfloat16, bitcast=True)
@@ -33,25 +33,25 @@ def _float8_e4m3(numbers):
     # the sum's last bits say which multiple.
     small = (tl.abs(numbers) + 16384.0).to(tl.uint32, bitcast=True) & 0xFF
     code = tl.where(size < 0x3C800000, small, code) | ((bits >> 24) & 0x80)
-    # Larger than 464, halfway to what would come after the largest, or NaN.
+    # Larger than 464, halfway to the next number if there were more exponents, or NaN.
     return tl.where(size > 0x43E80000, 0x7F, code).to(tl.uint8)
 
 
 @triton.jit
-def _narrowed(numbers, like: tl.constexpr, NARROWS: tl.constexpr):
-    """Numbers in the format ``like``, in which uint8 stands for float8_e4m3."""
+def _cast(numbers, like: tl.constexpr, CAN_OVERFLOW: tl.constexpr):
+    """Numbers in the dtype ``like``; uint8 stands for float8_e4m3."""
     if numbers.dtype != like:
         if numbers.dtype == tl.bfloat16:
-            # As bits: the interpreter has no way for the smallest numbers.
+            # By bits: the interpreter cannot convert subnormal numbers.
             numbers = (numbers.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
         numbers = numbers.to(tl.float32)
         if like == tl.uint8:
             numbers = _float8_e4m3(numbers)
         elif like == tl.bfloat16:
-            numbers = _bfloat16(numbers, NARROWS)
+            numbers = _bfloat16(numbers, CAN_OVERFLOW)
         else:
             numbers = numbers.to(like)
-            if NARROWS:
+            if CAN_OVERFLOW:
                 numbers = tl.where(tl.abs(numbers) == float("inf"), float("nan"), numbers)
     return numbers
 
@@ -69,7 +69,7 @@ def _move(
     page_head_stride,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
-    NARROWS: tl.constexpr,
+    CAN_OVERFLOW: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -79,7 +79,7 @@ def _move(
     mask = (head < HEADS) & (at < SIZE)
     found = tl.load(numbers + row * row_stride + head * head_stride + at * stride, mask=mask, other=0.0)
     place = pages + slot * slot_stride + head * page_head_stride + at
-    tl.store(place, _narrowed(found, pages.dtype.element_ty, NARROWS), mask=mask)
+    tl.store(place, _cast(found, pages.dtype.element_ty, CAN_OVERFLOW), mask=mask)
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def write(
     HEADS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     VALUE_SIZE: tl.constexpr,
-    NARROWS: tl.constexpr,
+    CAN_OVERFLOW: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -123,7 +123,7 @@ def write(
             key_page_head_stride,
             HEADS,
             HEAD_SIZE,
-            NARROWS,
+            CAN_OVERFLOW,
             BLOCK_H,
             BLOCK_D,
         )
@@ -140,7 +140,7 @@ def write(
             value_page_head_stride,
             HEADS,
             VALUE_SIZE,
-            NARROWS,
+            CAN_OVERFLOW,
             BLOCK_H,
             BLOCK_V,
         )

@@ -9,23 +9,23 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from attention.batch import AttentionBatch
-from attention.formats import cast
+from attention.dtypes import cast
 from attention.kernels.base import Kernel, Kind
 from attention.kernels.cuda_packages import Lengths, gather, gathered, refusals, window_of
 from attention.patterns.base import Pattern
 from attention.types import LayerCache, LayerSpec
 
-# What the implementation within torch, FlashAttention-2, can read in place.
+# Page sizes that torch's implementation, FlashAttention-2, can read in place.
 _PAGE_MULTIPLE = 256
 
 
 class VarlenPlan(NamedTuple):
-    """What all sequences see.
+    """The call of a step in layers of a kind.
 
     Attributes:
         window: see ``window_of``.
         page_table: of the step.
-        slots: of the cache to gather; ``None`` if pages can be read in place.
+        slots: of the keys to gather; ``None`` if pages can be read in place.
         lengths: of the sequences.
     """
 

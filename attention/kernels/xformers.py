@@ -1,10 +1,9 @@
 """xformers' ``memory_efficient_attention`` with its paged biases.
 
-Which of its operators runs is chosen here, for what its dispatcher tries first depends on what else is
-installed. Decodes (one query token) go together to its Triton operator, the only one of its own that reads
-pages in place; it takes no sequences with different numbers of queries. A layer's window makes the bias
-*gappy*: the keys before it are left out. Chunks of prompts are gathered and go to its flash operator, whose
-windows move with the query.
+The operator is picked here, since the order of its dispatcher depends on other installed packages. All decode
+rows go to its Triton operator, the only one of its own that reads pages in place; it needs the same number of
+queries in each sequence. A layer's window makes the bias *gappy*: the keys before it are left out. Chunks of
+prompts are gathered and go to its flash operator, whose windows move with the query.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.formats import cast
+from attention.dtypes import cast
 from attention.kernels.base import Kernel, Kind, layer_ranges, power_of_two
 from attention.kernels.cuda_packages import (
     begins,
@@ -34,7 +33,7 @@ from attention.types import LayerCache, LayerSpec
 
 _HEAD_SIZES = (16, 32, 64, 128, 256)
 
-# The Triton operator takes a page apart into blocks of so many keys.
+# The Triton operator splits a page into blocks of so many keys.
 _PAGE_MULTIPLE = 64
 
 
@@ -42,10 +41,10 @@ class XformersPart(NamedTuple):
     """Some of the batch's sequences.
 
     Attributes:
-        rows: their query rows, int64 ``[R]``; decodes may be there more than once.
-        slots: of the keys to gather, int64 ``[L]``; ``None``: all pages stay where they are.
-        bias: what says to xformers who sees what.
-        operator: what to compute it with.
+        rows: their query rows, int64 ``[R]``; decode rows may occur more than once.
+        slots: of the keys to gather, int64 ``[L]``; ``None``: pages are read in place.
+        bias: tells xformers which keys a query sees.
+        operator: to compute with.
     """
 
     rows: torch.Tensor
@@ -55,7 +54,7 @@ class XformersPart(NamedTuple):
 
 
 class Xformers(Kernel[list[XformersPart]]):
-    """Two calls for a batch: one for its decodes, one for its chunks."""
+    """Two calls for a batch: one for its decode rows, one for its chunks."""
 
     name = "xformers"
 
@@ -111,7 +110,7 @@ class Xformers(Kernel[list[XformersPart]]):
                 pages.flatten(0, 1) if part.slots is None else gather(pages, part.slots)
                 for pages in (cache.keys, cache.values)
             )
-            # [1, tokens, Hkv, G, D], where a KV head stands for each of its query heads without a copy.
+            # [1, tokens, Hkv, G, D], with a KV head expanded to its query heads without a copy.
             result = attend(
                 grouped[part.rows][None],
                 keys[None, :, :, None].expand(-1, -1, -1, group, -1),
@@ -132,10 +131,10 @@ def _lacking() -> list[str]:
 
 
 def _plan_decodes(batch: AttentionBatch, sequences: list[int], window: int | None) -> XformersPart:
-    """On the pages in place.
+    """Decode rows, on the pages in place.
 
     Triton compiles the operator anew for each number of sequences and each width of the page table. So both
-    are rounded up to powers of two: the first sequence repeats, and pages follow that no sequence reaches.
+    are rounded up to powers of two: the first sequence is repeated, and unused pages are added.
     """
     fmha = import_module("xformers.ops.fmha")
     host, device = batch.host, batch.device.page_table.device
@@ -166,7 +165,7 @@ def _plan_decodes(batch: AttentionBatch, sequences: list[int], window: int | Non
 
 
 def _plan_chunks(batch: AttentionBatch, sequences: list[int], window: int | None) -> XformersPart:
-    """On what they see, gathered one sequence after the other."""
+    """Chunks, on their keys gathered one sequence after the other."""
     fmha = import_module("xformers.ops.fmha")
     host, device = batch.host, batch.device.page_table.device
     slots, _ = gathered(batch, sequences, window)

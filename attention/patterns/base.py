@@ -14,17 +14,18 @@ from attention.types import LayerCache, LayerSpec
 
 
 class Pattern(ABC):
-    """A rule over positions. What a layer adds of its own (its window) comes on top, in the kernels.
+    """A rule over positions. A layer's own window applies as well, in the kernels.
 
-    A rule knows nothing but what it is asked with, and stays as it is: answers are kept and looked up.
+    A rule is immutable and depends only on its arguments, so results are cached.
 
     Attributes:
-        name: what the pattern is called in settings, logs and metrics.
+        name: of the pattern in settings, logs and metrics.
         dense: every earlier token is visible and no page ever expires, so kernels may skip the rule.
-        dense_layers: indices of layers that the pattern leaves alone; these see every earlier token.
+        dense_layers: indices of layers that see every earlier token instead.
         rerotated: the number of first tokens whose keys are rerotated; see ``rerotation``.
-        reach: no query meets a key from a distance of so many positions or more, whatever the context, so
-            that it may be longer than the model's own positions. ``None``: distances grow with the context.
+        reach: the distance from every query to every key that it sees is less than this, for any context, so
+            that the context may be longer than the model's own positions. ``None``: distances grow with the
+            context.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Pattern(ABC):
         """The pattern as the operator set it.
 
         Raises:
-            ValueError: an option is unknown or its value cannot be used; the sentence says which to give.
+            ValueError: an option is unknown or its value cannot be used; the message says what to give.
         """
 
     @property
@@ -61,14 +62,14 @@ class Pattern(ABC):
 
     @abstractmethod
     def spans(self, positions: torch.Tensor) -> torch.Tensor:
-        """The same rule as ranges, for kernels that must not look at every position.
+        """The same rule as ranges, for kernels that do not check every position.
 
         Args:
             positions: of queries, int64 ``[N]``.
 
         Returns:
             int64 ``[N, K, 2]``: ``K`` half-open ranges of key positions for each query, disjoint and in
-            ascending order but for empty ones, whose begin equals their end.
+            ascending order, except for empty ones, whose begin equals their end.
         """
 
     @abstractmethod
@@ -85,26 +86,26 @@ class Pattern(ABC):
             positions: of queries, int64 ``[N]``.
 
         Returns:
-            int64 ``[N]``, at least 0, and never less for a later position; only asked where ``rerotated`` is
+            int64 ``[N]``, at least 0, and never less for a later position; only called if ``rerotated`` is
             not 0.
         """
         raise NotImplementedError(f"{self.name} rerotates no keys")
 
 
 class ContentPattern(Pattern):
-    """A pattern that chooses by what queries and keys are, for each KV head by itself.
+    """A pattern that selects by the content of queries and keys, for each KV head separately.
 
-    Its rule over positions is plain causality (``visible``, ``spans``): what may be chosen at best. No page
-    expires. What it remembers of each page's keys, its page summary, lies in ``LayerCache.summary``.
+    Its rule over positions is plain causality (``visible``, ``spans``), of which it selects a part. No page
+    expires. The summary of each page's keys lies in ``LayerCache.summary``.
 
     Attributes:
-        decoded_keys_differ: rows below ``prompt_lens`` see all, those after it choose, so that the deeper
-            layers' keys of an output token are not those of the same token in a prompt.
-        counted_ahead: what a query reads are exactly ``pages_chosen`` pages, whole but for its own, or in a
-            layer with a window what it sees of at most so many; kernels can prepare for them before the
-            choice is made. Else they count what was chosen, for which the host waits.
-        capturable: of a step that the device alone knows (``Written.captured``, ``CapturedRows``), ``update``
-            and ``select`` ask nothing of the host and call the same operators whatever its numbers are.
+        decoded_keys_differ: rows of the prompt see all, those after it a selection, so that in deeper layers
+            the keys of an output token differ from those of the same token in a prompt.
+        counted_ahead: a query reads exactly ``pages_selected`` pages, all whole except its own, or in a layer
+            with a window the visible part of at most so many; kernels can plan for them before the selection.
+            Else they count the selected tokens, for which the host waits.
+        capturable: in a step that only the device knows (``Written.captured``, ``CapturedRows``), ``update``
+            and ``select`` ask nothing of the host, and call the same operators for any numbers.
     """
 
     decoded_keys_differ: bool = False
@@ -112,15 +113,15 @@ class ContentPattern(Pattern):
     capturable: bool = False
 
     def most_pages(self, page_size: int) -> int | None:
-        """Pages that a query that chooses reads, at most; ``None`` where there is no bound."""
+        """The most pages that a query that selects reads; ``None`` if there is no bound."""
         return None
 
     def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.visible``: what may be chosen at best."""
+        """See ``Pattern.visible``; all tokens that may be selected."""
         return key_positions <= query_positions
 
     def spans(self, positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.spans``: what may be chosen at best."""
+        """See ``Pattern.spans``; all tokens that may be selected."""
         return torch.stack([torch.zeros_like(positions), positions + 1], dim=-1)[:, None]
 
     def expired(self, seq_len: int, page_size: int) -> range:
@@ -138,18 +139,18 @@ class ContentPattern(Pattern):
         """Brings the page summaries up to date; called when the step's keys have just been written."""
 
     @abstractmethod
-    def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
-        """Which queries see a choice only: bool ``[N]``. The others see every earlier token.
+    def selects(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
+        """Which queries see only a selection: bool ``[N]``. The others see every earlier token.
 
         Args:
             positions: int64 ``[N]``.
             prompt_lens: int64 ``[N]``, the prompt length of each query's sequence.
         """
 
-    def pages_chosen(
+    def pages_selected(
         self, positions: torch.Tensor, prompt_lens: torch.Tensor, page_size: int
     ) -> torch.Tensor:
-        """How many pages each query reads at most, int64 ``[N]``: all before it, unless a class knows better.
+        """How many pages each query reads at most, int64 ``[N]``: by default all up to its own.
 
         Args:
             positions: int64 ``[N]``.
@@ -159,7 +160,7 @@ class ContentPattern(Pattern):
         return positions // page_size + 1
 
     @abstractmethod
-    def chosen(
+    def selection(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
@@ -167,7 +168,7 @@ class ContentPattern(Pattern):
         keys: torch.Tensor,
         page_size: int,
     ) -> torch.Tensor:
-        """What each query that chooses sees: the pattern's definition, from the keys themselves.
+        """The tokens that each query that selects sees: the pattern's definition, from the keys themselves.
 
         Args:
             layer: the layer.

@@ -19,7 +19,7 @@ class BigBird(NumberedPattern):
 
     Zaheer et al.: Big Bird, 2020, section 2, in causal form: the window is the query's own block and those
     before it, the first block is global, and random blocks are drawn from the earlier ones, for each block of
-    queries anew, with replacement. The draw follows from the seed and the block alone, so it is the same
+    queries anew, with replacement. The draw depends only on the seed and the block, so it is the same
     in every layer, chunk and run.
 
     Lossy, and any block may be drawn again later, so no page is freed.
@@ -75,7 +75,7 @@ class BigBird(NumberedPattern):
 
     def _drawn(self, query_blocks: torch.Tensor, draw: int) -> torch.Tensor:
         """One of the blocks before each query's block, int64 of the same shape; its own for block 0."""
-        # Products and sums wrap around, as the generator wants; shifts must not bring in the sign.
+        # Products and sums wrap around, as the generator requires; shifts must not extend the sign.
         start = (self.seed * _MIX[1] + 2**63) % 2**64 - 2**63
         x = (query_blocks.long() * self.random_blocks + draw + 1) * _GAMMA + start
         for shift, factor in ((30, _MIX[0]), (27, _MIX[1])):

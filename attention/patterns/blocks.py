@@ -1,4 +1,4 @@
-"""Query rows that select by content and the pages of their sequences, in blocks to be looked at together."""
+"""Query rows that select by content and the pages of their sequences, in blocks that select at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from attention.step import Array, DeviceBatch, StepBatch
 from attention.transfer import to_device
 
-# Memory that looking at one block may take: enough to keep a device busy, little beside a cache.
+# Memory that one block's selection may take: enough to keep a device busy, little compared with a KV cache.
 _BYTES = 64 << 20
 
-# Up to this many pages, a block of its own costs more than the padding it saves.
+# Up to this many pages, a separate block costs more than the padding that it saves.
 _SHORT = 32
 
 
@@ -51,7 +51,8 @@ class SelectingRows(ABC):
     def blocks(self, page_bytes: int, row_bytes: int) -> list[Block]:
         """All of the rows, each in one block.
 
-        Sequences with one row each come together, of similar length, so that padding never doubles the work.
+        Sequences with one row each share blocks by similar length, so that padding at most doubles the pages
+        read.
 
         Args:
             page_bytes: memory that one page of one sequence takes in a block.
@@ -125,9 +126,9 @@ class KnownRows(SelectingRows):
 
 
 class CapturedRows(SelectingRows):
-    """All rows of a step that the device alone knows.
+    """All rows of a step that only the device knows.
 
-    Blocks depend on shapes alone, and are as wide as the page table.
+    Blocks depend only on shapes, and are as wide as the page table.
 
     Args:
         batch: the step.
@@ -143,7 +144,7 @@ class CapturedRows(SelectingRows):
         step = max(1, _BYTES // (width * (page_bytes + row_bytes)))
         columns = self.rows[:, None], self.positions[:, None], self.batch.owners
         parts = (numbers.split(step) for numbers in columns)
-        # Behind a sequence's end the table holds anything.
+        # After a sequence's end the table may hold any pages.
         return [
             Block(rows, positions, table[owners].long().where(starts <= positions, 0))
             for rows, positions, owners in zip(*parts, strict=True)

@@ -1,4 +1,4 @@
-"""The options of Longspan's own patterns: names, defaults, and what they may be.
+"""The options of Longspan's own patterns: names, defaults, and allowed values.
 
 Imports no torch, so that a server can refuse options before it has an engine.
 """
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 
 class Options(NamedTuple):
-    """What a pattern is made from: whole numbers, words to choose from, and the layers that it leaves alone.
+    """The options of a pattern: whole numbers, words from a list, and the indices of dense layers.
 
     Attributes:
         pattern: its name.
         numbers: name to default and least value.
-        words: name to the values it may have, the default first.
+        words: name to its allowed values, the default first.
         dense_layers: the default of the option ``dense_layers``.
-        check: of the values together; raises ValueError with the sentence.
+        check: of all values; raises ValueError with the sentence.
     """
 
     pattern: str
@@ -30,10 +30,10 @@ class Options(NamedTuple):
         """The value of every option, from text or by default.
 
         Raises:
-            ValueError: an option is unknown or cannot be used; the sentence says what it may be.
+            ValueError: an option is unknown or cannot be used; the message says what is allowed.
         """
         values: dict[str, Any] = {name: default for name, (default, _) in self.numbers.items()}
-        values |= {name: choices[0] for name, choices in self.words.items()}
+        values |= {name: allowed[0] for name, allowed in self.words.items()}
         values["dense_layers"] = self.dense_layers
         for name, text in options.items():
             if name not in values:
@@ -86,7 +86,7 @@ def check_buckets(values: Mapping[str, Any]) -> None:
     """Refuses numbers of ``buckets`` that LSH cannot have.
 
     Raises:
-        ValueError: it is odd, or too large for the format in which a token's buckets are kept.
+        ValueError: it is odd, or too large for the dtype in which a token's buckets are stored.
     """
     buckets = values["buckets"]
     if buckets % 2 or buckets > _MOST_BUCKETS:
@@ -119,7 +119,7 @@ TOPK = Options(
 ORACLE = TOPK._replace(pattern="oracle")
 
 SPARSE = {options.pattern: options for options in (LONGFORMER, BIGBIRD, SEGMENT, LSH, TOPK, ORACLE)}
-"""Those of the patterns that the option ``pattern`` of ``sparse`` chooses among."""
+"""The options of each pattern that the option ``pattern`` of ``sparse`` can name."""
 
 
 def member(options: Mapping[str, str]) -> tuple[str, dict[str, str]]:

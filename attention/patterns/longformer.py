@@ -14,8 +14,8 @@ from attention.patterns.sliding_window import SlidingWindow
 class Longformer(NumberedPattern):
     """A window, and global tokens at the beginning that every query sees.
 
-    Beltagy et al.: Longformer, 2020, section 3.1, in causal form: of the window only the side before the
-    query is left, and a global token sees what any token of its position sees. The original trains
+    Beltagy et al.: Longformer, 2020, section 3.1, in causal form: only the part of the window before the
+    query remains, and a global token sees what any token at its position sees. The original trains
     projections of their own for global tokens; on a model trained without them these tokens are sinks.
 
     Lossy; pages between the global tokens and the window are freed.

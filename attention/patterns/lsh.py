@@ -1,4 +1,4 @@
-"""The keys that fall into a query's hash buckets."""
+"""The keys in a query's hash buckets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from attention.formats import taken
+from attention.dtypes import taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import SelectingRows
 from attention.patterns.declared import LSH, check_buckets
@@ -22,14 +22,15 @@ class Lsh(NumberedPattern, ContentPattern):
 
     Kitaev et al.: Reformer: The Efficient Transformer, 2020, section 2: in each round of hashing a vector
     ``x`` falls into bucket ``argmax([xR; -xR])`` of random directions ``R``, and a query sees the keys of its
-    own buckets in any round. A KV head's choice is that of all query heads which share it, taken together.
-    The directions follow from the seed, the layer's index and the head size alone.
+    own buckets in any round. A KV head's selection is the union over the query heads that share it.
+    The directions depend only on the seed, the layer's index and the head size.
 
-    Reformer was trained with one vector as query and key, so like tokens share buckets. Elsewhere queries and
-    keys point where training left them: a query's bucket holds the keys that point its way most, and many
-    queries have none such. Hence the window and the first tokens, which are not in the paper. Unit length,
-    which Reformer gives its keys, does not change an argmax. Every row chooses, in prompts too. Reformer
-    sorts by bucket and cuts the order into chunks, which bounds the work; here a bucket is seen as a whole.
+    Reformer was trained with one vector as query and key, so similar tokens share buckets. In other models
+    queries and keys have unrelated directions: a query's bucket holds the keys of the most similar direction,
+    and many queries find none. Hence the window and the first tokens, which are not in the paper. Reformer's
+    normalization of keys to unit length does not change an argmax. Every row selects, in prompts too.
+    Reformer sorts by bucket and cuts the order into chunks, which bounds the cost; here a query sees whole
+    buckets.
 
     Very lossy on a model trained without it; no page is freed.
 
@@ -79,11 +80,11 @@ class Lsh(NumberedPattern, ContentPattern):
         slots = written.batch.slots
         cache.summary.flatten(0, 1)[slots] = self._hash(layer, taken(cache.keys.flatten(0, 1), slots))
 
-    def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
-        """See ``ContentPattern.chooses``; every query does."""
+    def selects(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
+        """See ``ContentPattern.selects``; all do."""
         return torch.ones_like(positions, dtype=torch.bool)
 
-    def chosen(
+    def selection(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
@@ -91,7 +92,7 @@ class Lsh(NumberedPattern, ContentPattern):
         keys: torch.Tensor,
         page_size: int,
     ) -> torch.Tensor:
-        """See ``ContentPattern.chosen``."""
+        """See ``ContentPattern.selection``."""
         return self._sees(layer, query[None], positions[None], self._hash(layer, keys)[None])[0]
 
     def select(
@@ -146,10 +147,10 @@ class Lsh(NumberedPattern, ContentPattern):
         """Float64 ``[hashes, D, buckets / 2]``, the same on every machine."""
         key = (layer.index, layer.head_size, device)
         if key not in self._directions:
-            # Of numpy's generators the one whose numbers are promised never to change.
+            # The one generator of numpy whose numbers are guaranteed not to change.
             sequence = np.random.SeedSequence((self.seed, layer.index, layer.head_size))
             random = np.random.RandomState(np.random.MT19937(sequence))
             numbers = random.standard_normal((self.hashes, layer.head_size, self.buckets // 2))
-            # Rounded, lest the last digit of the machine's logarithm matter.
+            # Rounded, so that the last digit of the machine's logarithm does not matter.
             self._directions[key] = torch.from_numpy(numbers.astype(np.float32)).double().to(device)
         return self._directions[key]

@@ -1,4 +1,4 @@
-"""Patterns made from options: reading them, giving them back."""
+"""Patterns made from options, which they read and return."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from attention.patterns.declared import Options
 
 
 class NumberedPattern(Pattern):
-    """A pattern made from whole numbers, words to choose from, and the layers that it leaves alone.
+    """A pattern made from whole numbers, words from a list, and the indices of dense layers.
 
     A subclass takes them as keyword arguments and keeps them as attributes of the same names.
 
     Attributes:
         numbers: name to default and least value.
-        words: name to the values it may have, the default first.
+        words: name to its allowed values, the default first.
         dense_by_default: the default of the option ``dense_layers``.
     """
 

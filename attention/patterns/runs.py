@@ -1,4 +1,4 @@
-"""Tokens that are seen, as ranges."""
+"""Ranges of visible tokens."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch.nn.functional import pad
 
 
 def runs(mask: torch.Tensor) -> torch.Tensor:
-    """Where ``mask`` ``[..., L]`` is true, as ranges ``[..., K, 2]``; empty ones last."""
+    """The ranges ``[..., K, 2]`` in which ``mask`` ``[..., L]`` is true; empty ones last."""
     edges = pad(mask, (1, 0)) != pad(mask, (0, 1))
     nth = edges.cumsum(dim=-1, dtype=torch.int32)
     width = int(nth[..., -1].max())
     found = torch.zeros(*mask.shape[:-1], width + 1, dtype=torch.long, device=mask.device)
     at = torch.arange(edges.shape[-1], device=mask.device).expand_as(edges)
-    # Places without an edge go to a last one, which is left out.
+    # Places without an edge are written to an extra last column, which is dropped.
     found.scatter_(-1, (nth.long() - 1).where(edges, width), at)
     return found[..., :width].unflatten(-1, (-1, 2))
 

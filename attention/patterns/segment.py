@@ -11,14 +11,14 @@ from attention.patterns.options import NumberedPattern, ranges
 
 
 class Segment(NumberedPattern):
-    """The reach of segment-level recurrence, and sinks.
+    """The tokens that segment-level recurrence reaches, and sinks.
 
     The text is cut into segments; query ``i`` sees key ``j`` if ``j`` lies in its own segment or in the one
-    before. That is what a layer of Transformer-XL sees (Dai et al., 2019, section 3.2), here with the model's
-    own positions instead of relative ones, and with the first tokens kept as sinks, without which models not
-    trained so collapse.
+    before. A layer of Transformer-XL sees the same (Dai et al., 2019, section 3.2), here with the model's
+    own positions instead of relative ones, and with the first tokens as sinks, without which models that
+    were not trained so collapse.
 
-    Lossy; pages before the previous segment are freed, but for the sinks'.
+    Lossy; pages before the previous segment are freed, except the sinks'.
 
     Args:
         segment: tokens of a segment; at least 1.

@@ -14,21 +14,20 @@ class SlidingWindow(NumberedPattern):
     """A window over the last tokens, and attention sinks: the first tokens, which stay visible.
 
     Query ``i`` sees key ``j`` if ``j < sinks`` or ``i - j < window``. Models that were trained with full
-    attention put much of their attention on the first tokens, whatever these say; without them a window
+    attention put much of their attention on the first tokens, whatever their content; without them a window
     collapses (Xiao et al.: Efficient Streaming Language Models with Attention Sinks, 2024, sections 3.1 and
     3.2).
 
-    With ``positions="original"`` a query meets every key from its true distance, which for the sinks grows
-    with the context. With ``positions="cache"`` it meets the sinks as if the cache held only sinks and
-    window, one after the other (section 3.2): never from ``sinks + window`` positions or more, however long
-    the text.
+    With ``positions="original"`` every key has its true distance from the query, which for the sinks grows
+    with the context. With ``positions="cache"`` the sinks have distances as if the cache held only sinks and
+    window, one after the other (section 3.2): always less than ``sinks + window``, for any context.
 
-    Lossy: what has left the window is gone for good, and its pages are freed.
+    Lossy: no later query sees tokens that have left the window, and their pages are freed.
 
     Args:
         window: recent tokens that a query sees, itself included; at least 1.
         sinks: first tokens that every query sees.
-        dense_layers: indices of layers that see every earlier token instead, from its true distance; with
+        dense_layers: indices of layers that see every earlier token instead, at its true distance; with
             any, no page is freed.
         positions: ``original`` or ``cache``.
     """
@@ -64,5 +63,5 @@ class SlidingWindow(NumberedPattern):
         return range(first, max(first, (seq_len - self.window + 1) // page_size))
 
     def rerotation(self, positions: torch.Tensor) -> torch.Tensor:
-        """See ``Pattern.rerotation``; by as much as lies between the sinks and the window."""
+        """See ``Pattern.rerotation``; by the distance between the sinks and the window."""
         return (positions - (self.sinks + self.window - 1)).clamp(min=0)

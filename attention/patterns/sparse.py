@@ -1,4 +1,4 @@
-"""The sparse patterns under their common name, chosen by the option ``pattern``."""
+"""The sparse patterns under their common name; the option ``pattern`` names one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What patterns say of few positions, as decodes ask in every step, looked up in what they said of many.
+"""Cached results of patterns' rules at few positions, as decode steps need them.
 
-A pattern's rule is some ten calls of torch. Between the weights of two steps a call finds nothing of itself
-in the processor's caches, and takes 20 to 90 microseconds for a handful of numbers. As a rule knows nothing
-but positions, it is asked for a stretch of them at once, and the next steps need not ask.
+A pattern's rule is about ten calls of torch. After a step has read all weights, the code of such a call is in
+none of the processor's caches, and it takes 20 to 90 microseconds for a few numbers. Since a rule depends
+only on positions, it is computed for a stretch of them at once, and the next steps look it up.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 
 from attention.patterns.base import ContentPattern, Pattern
 
-# Positions that are asked for at once, and positions from which on asking is faster than looking up.
+# Positions of a stretch, and how many positions are computed faster than looked up.
 _STRETCH = 64
 _MANY = 16
 
-# Stretches that are kept: each sequence is in one, and a server's sequences are at most some hundred.
+# Cached stretches: each sequence is in one, and a server has at most some hundred sequences.
 _KEPT = 1024
 
 Array = np.ndarray
@@ -34,23 +34,23 @@ def spans_at(pattern: Pattern, positions: Array) -> Array:
     return pattern.spans(torch.from_numpy(positions)).numpy()
 
 
-def chooses_at(pattern: ContentPattern, positions: Array, prompt_lens: Array) -> Array:
-    """``pattern.chooses`` at int64 ``[N]``, of sequences of such prompts, int64 ``[N]``: bool ``[N]``."""
+def selects_at(pattern: ContentPattern, positions: Array, prompt_lens: Array) -> Array:
+    """``pattern.selects`` at int64 ``[N]``, with their prompt lengths, int64 ``[N]``: bool ``[N]``."""
     if len(positions) < _MANY:
         asked = _asked(positions, prompt_lens)
-        found = [_chooses(pattern, given, at // _STRETCH)[at % _STRETCH] for at, given in asked]
+        found = [_selects(pattern, given, at // _STRETCH)[at % _STRETCH] for at, given in asked]
         return np.array(found, dtype=bool)
-    return pattern.chooses(torch.from_numpy(positions), torch.from_numpy(prompt_lens)).numpy()
+    return pattern.selects(torch.from_numpy(positions), torch.from_numpy(prompt_lens)).numpy()
 
 
-def pages_chosen_at(pattern: ContentPattern, positions: Array, prompt_lens: Array, page_size: int) -> Array:
-    """``pattern.pages_chosen`` likewise: int64 ``[N]``."""
+def pages_selected_at(pattern: ContentPattern, positions: Array, prompt_lens: Array, page_size: int) -> Array:
+    """``pattern.pages_selected`` likewise: int64 ``[N]``."""
     if len(positions) < _MANY:
         asked = _asked(positions, prompt_lens)
         found = [_pages(pattern, given, page_size, at // _STRETCH)[at % _STRETCH] for at, given in asked]
         return np.array(found, dtype=np.int64)
     lens = torch.from_numpy(prompt_lens)
-    return pattern.pages_chosen(torch.from_numpy(positions), lens, page_size).numpy()
+    return pattern.pages_selected(torch.from_numpy(positions), lens, page_size).numpy()
 
 
 def _asked(positions: Array, prompt_lens: Array) -> Sequence[tuple[int, int]]:
@@ -63,15 +63,15 @@ def _spans(pattern: Pattern, number: int) -> Array:
 
 
 @functools.lru_cache(_KEPT)
-def _chooses(pattern: ContentPattern, prompt_len: int, number: int) -> Array:
+def _selects(pattern: ContentPattern, prompt_len: int, number: int) -> Array:
     positions = _stretch(number)
-    return pattern.chooses(positions, torch.full_like(positions, prompt_len)).numpy()
+    return pattern.selects(positions, torch.full_like(positions, prompt_len)).numpy()
 
 
 @functools.lru_cache(_KEPT)
 def _pages(pattern: ContentPattern, prompt_len: int, page_size: int, number: int) -> Array:
     positions = _stretch(number)
-    return pattern.pages_chosen(positions, torch.full_like(positions, prompt_len), page_size).numpy()
+    return pattern.pages_selected(positions, torch.full_like(positions, prompt_len), page_size).numpy()
 
 
 def _stretch(number: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The pages whose keys could answer a query best."""
+"""The pages whose keys may have the largest products with a query."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
-from attention.formats import put, taken
+from attention.dtypes import put, taken
 from attention.patterns.base import ContentPattern
 from attention.patterns.blocks import SelectingRows
 from attention.patterns.declared import TOPK
@@ -15,7 +15,7 @@ from attention.patterns.options import NumberedPattern
 from attention.patterns.written import Written
 from attention.types import LayerCache, LayerSpec
 
-# However small the budget: the first page, the query's own and one that it chooses.
+# For any budget: the first page, the query's own and one that it selects.
 _LEAST_PAGES = 3
 
 
@@ -25,25 +25,27 @@ class TopK(NumberedPattern, ContentPattern):
     Tang et al.: Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, 2024, section 3.4. With
     the smallest and the largest number that the page's keys have in each dimension, a query head's product
     with any key of the page is at most ``sum_d max(q_d * min_d, q_d * max_d)``, which is the page's score.
-    Where query heads share a KV head, one choice serves them all: with its bounds, scaled, as logits each
-    head gives every page a share of its attention, and the page's score is the sum of its shares. (On the
+    Query heads that share a KV head have one selection: with its scaled bounds as logits, softmax gives each
+    head's share of attention for every page, and the page's score is the sum of its shares. (On the
     default model this loses less than the sum or the maximum of the bounds, since one head's bounds may be
     many times another's.) Ties go to the earlier page. As in the paper the first two layers see all, and so
-    do the rows of a prompt; that the first and the recent pages are always in is not in the paper.
+    do the rows of a prompt; unlike in the paper the first and the recent pages are always selected.
 
-    Pages are the cache's pages. The pages between are complete ones before the query, so what a row sees does
-    not depend on the step in which it is computed. In a layer with a window of its own, pages that lie wholly
-    behind it do not compete.
+    Pages are the cache's pages. Pages between are complete and before the query, so a row's selection does
+    not depend on the step in which it is computed. In a layer with a window of its own, pages wholly behind
+    the window cannot be selected.
 
     Lossy, unless ``budget`` covers the context; no page is freed. Kernel ``cpu_paged`` selects the same pages
-    in C++ (``attention.kernels.cpu.select``); under any other, ``update`` and ``select`` do, in torch.
+    in C++ (``attention.kernels.cpu.select``); under any other, ``update`` and ``select`` do so in torch.
 
     Args:
-        budget: tokens that a query sees, in whole pages, rounded up, at least 3 and at least those always in.
-        sink_pages: first pages that are always in.
-        recent_pages: pages that are always in, ending with the query's own, which may be partial; at least 1.
-        prefill: ``dense``, where a prompt's tokens see every earlier token, or ``sparse``, where every token
-            sees its choice only.
+        budget: tokens that a query sees, rounded up to whole pages: at least 3, and at least those always
+            selected.
+        sink_pages: first pages that are always selected.
+        recent_pages: pages that are always selected, ending with the query's own, which may be partial; at
+            least 1.
+        prefill: ``dense``: a prompt's tokens see every earlier token; ``sparse``: every token sees only its
+            selection.
         dense_layers: indices of layers that see every earlier token.
     """
 
@@ -76,18 +78,18 @@ class TopK(NumberedPattern, ContentPattern):
         return torch.Size([2, layer.kv_heads, layer.head_size]), dtype
 
     def update(self, layer: LayerSpec, cache: LayerCache, written: Written) -> None:
-        """See ``ContentPattern.update``; only pages that the step completes, as no other can be chosen."""
+        """See ``ContentPattern.update``; only pages that the step completes: no others can be selected."""
         assert cache.summary is not None
         if len(written.pages):
             put(cache.summary, written.summaries, _summaries(taken(cache.keys, written.pages)))
 
-    def chooses(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
-        """See ``ContentPattern.chooses``."""
+    def selects(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> torch.Tensor:
+        """See ``ContentPattern.selects``."""
         if self.prefill == "dense":
             return positions >= prompt_lens
         return torch.ones_like(positions, dtype=torch.bool)
 
-    def chosen(
+    def selection(
         self,
         layer: LayerSpec,
         query: torch.Tensor,
@@ -95,7 +97,7 @@ class TopK(NumberedPattern, ContentPattern):
         keys: torch.Tensor,
         page_size: int,
     ) -> torch.Tensor:
-        """See ``ContentPattern.chosen``."""
+        """See ``ContentPattern.selection``."""
         complete = len(keys) // page_size
         summaries = _summaries(keys[: complete * page_size].unflatten(0, (complete, page_size)))
         picked = self._pick(layer, query[None], positions[None], summaries[None], page_size)[0]
@@ -113,7 +115,7 @@ class TopK(NumberedPattern, ContentPattern):
         """See ``ContentPattern.select``: the first pages, one range per page between, the recent pages."""
         assert cache.summary is not None
         page_size = rows.batch.page_size
-        width = min(self.choices(page_size), rows.batch.page_table.shape[1])
+        width = min(self.most_selected(page_size), rows.batch.page_table.shape[1])
         ranges = query.new_zeros(len(rows), layer.kv_heads, width + 2, 2, dtype=torch.long)
         numbers = layer.kv_heads * layer.head_size
         for block in rows.blocks(32 * numbers, 32 * layer.query_heads):
@@ -131,27 +133,27 @@ class TopK(NumberedPattern, ContentPattern):
             ranges[block.rows] = torch.cat(
                 [
                     first[:, :, None, None].expand(sides),
-                    between.minimum(recent[..., None, None, None]),  # what was not picked becomes empty
+                    between.minimum(recent[..., None, None, None]),  # pages that were not picked become empty
                     last[:, :, None, None].expand(sides),
                 ],
                 dim=3,
             )
         return ranges
 
-    def pages_chosen(
+    def pages_selected(
         self, positions: torch.Tensor, prompt_lens: torch.Tensor, page_size: int
     ) -> torch.Tensor:
-        """See ``ContentPattern.pages_chosen``."""
+        """See ``ContentPattern.pages_selected``."""
         before = positions // page_size + 1
         most = self.most_pages(page_size)
-        return before.where(~self.chooses(positions, prompt_lens), before.clamp(max=most))
+        return before.where(~self.selects(positions, prompt_lens), before.clamp(max=most))
 
     def most_pages(self, page_size: int) -> int:
         """See ``ContentPattern.most_pages``."""
-        return self.sink_pages + self.choices(page_size) + self.recent_pages
+        return self.sink_pages + self.most_selected(page_size) + self.recent_pages
 
-    def choices(self, page_size: int) -> int:
-        """Pages that a query chooses, at most."""
+    def most_selected(self, page_size: int) -> int:
+        """The most pages that a query selects besides those always selected."""
         pages = max(-(-self.budget // page_size), _LEAST_PAGES)
         return max(0, pages - self.sink_pages - self.recent_pages)
 
@@ -163,7 +165,7 @@ class TopK(NumberedPattern, ContentPattern):
         summaries: torch.Tensor,
         page_size: int,
     ) -> torch.Tensor:
-        """The pages between that are chosen: int64 ``[S, R, Hkv, K]``, ascending, ``P`` for none.
+        """The selected pages between: int64 ``[S, R, Hkv, K]``, ascending, ``P`` for none.
 
         ``query`` is ``[S, R, H, D]``, ``positions`` ``[S, R]``, ``summaries`` ``[S, P, 2, Hkv, D]``.
         """
@@ -172,7 +174,7 @@ class TopK(NumberedPattern, ContentPattern):
         if layer.window is not None:
             allowed &= (page + 1) * page_size > positions[..., None] - layer.window + 1
         scores = _scores(layer, query, summaries, allowed)
-        best = _highest(scores, min(self.choices(page_size), len(page)))
+        best = _highest(scores, min(self.most_selected(page_size), len(page)))
         there = allowed[:, :, None].expand_as(scores).gather(-1, best)
         return best.where(there, len(page)).sort(dim=-1).values
 
@@ -180,8 +182,8 @@ class TopK(NumberedPattern, ContentPattern):
 def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Indices of the ``count`` highest of the last dimension, of equal ones the first; NaN is the highest.
 
-    ``torch.topk`` takes any of equal numbers, so it is given whole numbers of which no two are equal: the
-    score's bits in their order, then the index from the end.
+    ``torch.topk`` takes any of equal numbers, so it gets integers that are all different: the score's bits in
+    their order, then the index from the end.
     """
     bits = scores.where(~scores.isnan(), torch.nan).add(0.0).view(torch.int32).long()  # one NaN, one zero
     order = bits.where(bits >= 0, bits ^ 0x7FFFFFFF)
@@ -191,7 +193,7 @@ def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 def _summaries(pages: torch.Tensor) -> torch.Tensor:
     """``[P, 2, Hkv, D]``: the smallest and the largest numbers of keys ``[P, page_size, Hkv, D]``."""
-    # torch compares no numbers of 8 bits, which float16 holds.
+    # torch cannot compare float8, whose numbers float16 holds.
     wide = pages.half() if pages.dtype == torch.float8_e4m3fn else pages
     return torch.stack(wide.aminmax(dim=1), dim=1).to(pages.dtype)
 

@@ -1,4 +1,4 @@
-"""What a step has written to a layer's pages, as patterns that summarize pages take it."""
+"""The tokens that a step has written to a layer's pages, for patterns that keep page summaries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from attention.step import DeviceBatch, StepBatch
 from attention.transfer import to_device
 
-# What most decodes complete. To make it anew would take longer than to find that out.
+# Most decode steps complete no page. Made once, since making it takes longer than finding that out.
 _NO_PAGES = torch.empty(0, dtype=torch.long)
 
 
@@ -19,7 +19,7 @@ class Written(NamedTuple):
 
     Attributes:
         batch: the step; a token's key lies at its slot.
-        pages: int64 ``[N]`` on the device, those that the step completes; in a captured step, the page of
+        pages: int64 ``[N]`` on the device, the pages that the step completes; in a captured step, the page of
             each token, complete or not.
         summaries: int64 ``[N]`` on the device, where the pages' summaries go: by the page itself, or by 0,
             which is no sequence's page, for those that are not complete.
@@ -31,8 +31,8 @@ class Written(NamedTuple):
 
     @classmethod
     def known(cls, host: StepBatch, device: DeviceBatch) -> Written:
-        """Of a step that the host knows."""
-        # An array, since with so few numbers a call of torch's costs more than what it computes.
+        """The tokens of a step that the host knows."""
+        # An array, since for so few numbers calling torch costs more than the computation.
         last = np.flatnonzero((host.positions + 1) % host.page_size == 0)
         slots = device.slots
         if len(last):
@@ -43,7 +43,7 @@ class Written(NamedTuple):
 
     @classmethod
     def captured(cls, device: DeviceBatch) -> Written:
-        """Of a step that the device alone knows."""
+        """The tokens of a step that only the device knows."""
         own = device.slots // device.page_size
         completes = (device.positions + 1) % device.page_size == 0
         return cls(device, own, own.where(completes, 0))

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 
 import torch
 
-from attention.formats import put, taken
+from attention.dtypes import put, taken
 from server.engine.core import EngineCore
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence

@@ -233,6 +233,6 @@ def _document(
 
 
 def _name(dtype: torch.dtype) -> str:
-    from attention.formats import format_name
+    from attention.dtypes import dtype_name
 
-    return format_name(dtype)
+    return dtype_name(dtype)

@@ -10,7 +10,7 @@ import torch
 
 from attention.backends import Attention
 from attention.cache import PagedCache
-from attention.formats import format_name
+from attention.dtypes import dtype_name
 from server.engine.core import EngineCore
 from server.engine.cores import usable_cores
 from server.engine.hardware import measure, memory_bytes, used_bytes
@@ -91,7 +91,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         vocabulary_size=loaded.vocabulary_size,
         context_length=context_length,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        kv_dtype=format_name(kv_dtype),
+        kv_dtype=dtype_name(kv_dtype),
         weights=weights,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         attention_backend=attention.backend,

@@ -53,7 +53,7 @@ def set_native_level(settings: Settings) -> NativeCode:
     try:
         if settings.native_level == levels.AUTO:
             level = _available(level)
-        levels.choose(level.name)
+        levels.use(level.name)
         origin = native.origin(calls.SOURCE)
     except native.NativeError as error:
         obstacle = str(error)

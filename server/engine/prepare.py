@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from attention.backends import Attention, UnsupportedError, make_pattern, resolve
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from server.engine.native import log_native, set_native_level
 from server.errors import RefusedError
 from server.models.kept import KeptModel, keep, kept_file, read_kept, why_not_kept
@@ -208,7 +208,7 @@ def _reach(settings: Settings) -> int | None:
 def cache_format(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
     """Dtype of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
     if settings.kv_dtype != "auto":
-        return CACHE_FORMATS[settings.kv_dtype]
+        return CACHE_DTYPES[settings.kv_dtype]
     # On a GPU activations are not rounded, so that the cache's rounding would not be small beside theirs.
     rounded = is_packed(weights) and loaded.model.device.type == "cpu"
     return torch.float16 if rounded else loaded.dtype

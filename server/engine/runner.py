@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from attention.formats import format_name
+from attention.dtypes import dtype_name
 from attention.reading import Pages, pages_of
 from attention.transfer import AsyncCopy, to_device
 from server.engine import sampler
@@ -147,7 +147,7 @@ class Runner:
         if most >= torch.finfo(self.executor.model.dtype).max:
             return ""
         return (
-            f"; a key or value beyond {most:g}, the most that a KV cache in {format_name(dtype)} holds, does "
+            f"; a key or value beyond {most:g}, the most that a KV cache in {dtype_name(dtype)} holds, does "
             "it: choose another --kv-dtype"
         )
 

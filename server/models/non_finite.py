@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attention.formats import format_name
+from attention.dtypes import dtype_name
 from server.errors import RefusedError
 from server.models.loaded import LoadedModel
 
@@ -23,7 +23,7 @@ def check_computed(loaded: LoadedModel, logits: torch.Tensor, dtype: torch.dtype
     if bool(logits.isfinite().all()):
         return
     raise RefusedError(
-        f"{loaded.architecture} cannot be served: with these weights its logits in {format_name(dtype)} are "
+        f"{loaded.architecture} cannot be served: with these weights its logits in {dtype_name(dtype)} are "
         "NaN or infinite"
         + (
             "; choose --dtype bfloat16 or float32"
@@ -47,7 +47,7 @@ def check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype)
     most = torch.finfo(kv_dtype).max
     if most < torch.finfo(loaded.dtype).max and bool(logits.isnan().any()):
         raise RefusedError(
-            f"with a KV cache in {format_name(kv_dtype)}, which holds numbers up to {most:g}, logits of "
+            f"with a KV cache in {dtype_name(kv_dtype)}, which holds numbers up to {most:g}, logits of "
             f"{loaded.architecture} are NaN; choose --kv-dtype {str(loaded.dtype)[6:]}"
             + (" or bfloat16" if kv_dtype != torch.bfloat16 and loaded.dtype == torch.float32 else "")
         )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from attention.backends import Attention, UnsupportedError, resolve
-from attention.formats import format_name
+from attention.dtypes import dtype_name
 from attention.patterns.full import Full
 from server.errors import RefusedError
 from server.models.in_float32 import in_float32
@@ -96,7 +96,7 @@ def compute_own(loaded: LoadedModel, page_size: int) -> Own:
     if not logits or any(part.dtype != torch.float32 for part in logits):
         log.warning(
             "%s does not compute in float32 with weights in %s: it is proven in %s, which shows less",
-            *(loaded.architecture, format_name(loaded.dtype), format_name(loaded.dtype)),
+            *(loaded.architecture, dtype_name(loaded.dtype), dtype_name(loaded.dtype)),
         )
         dtype = loaded.dtype
         logits = own_logits(loaded.model, sequences)
@@ -191,7 +191,7 @@ def check_served(
         return
     raise RefusedError(
         f"with {weights} weights, the {attention.kernel.name} kernel and a KV cache in "
-        f"{format_name(kv_dtype)} the logits of {loaded.architecture} differ by "
+        f"{dtype_name(kv_dtype)} the logits of {loaded.architecture} differ by "
         f"{float(torch.cat(errors).median()):.2g} of their standard deviation from those without rounding "
         f"(up to {tolerance:g} is rounding); choose "
         + (

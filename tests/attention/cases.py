@@ -1,4 +1,4 @@
-"""Batches over a poisoned cache with shuffled pages, and attention computed by its definition alone."""
+"""Batches over a poisoned cache with shuffled pages, and attention computed by its definition."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Case:
     values: list[torch.Tensor]
     sinks: torch.Tensor | None
 
-    def alone(self, b: int) -> Case:
+    def only(self, b: int) -> Case:
         """The same sequence without its neighbors."""
         host = self.batch.host
         start, stop = host.query_starts[b], host.query_starts[b + 1]
@@ -186,7 +186,7 @@ def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
                 ]
             ).expand(layer.kv_heads, -1)
             if isinstance(pattern, ContentPattern):
-                visible = visible & _chosen(case, pattern, b, row, i)
+                visible = visible & _selection(case, pattern, b, row, i)
             for head in range(layer.query_heads):
                 kv = head // (layer.query_heads // layer.kv_heads)
                 seen = visible[kv].nonzero().flatten()
@@ -201,19 +201,19 @@ def by_definition(case: Case, pattern: Pattern) -> torch.Tensor:
     return output
 
 
-def _chosen(case: Case, pattern: ContentPattern, b: int, row: int, i: int) -> torch.Tensor:
-    """What the query at position ``i`` of sequence ``b`` sees, bool ``[Hkv, i + 1]``."""
+def _selection(case: Case, pattern: ContentPattern, b: int, row: int, i: int) -> torch.Tensor:
+    """The tokens that the query at position ``i`` of sequence ``b`` sees, bool ``[Hkv, i + 1]``."""
     at = torch.tensor([i])
-    if not pattern.chooses(at, torch.tensor([case.batch.host.prompt_lens[b]])):
+    if not pattern.selects(at, torch.tensor([case.batch.host.prompt_lens[b]])):
         return torch.ones(case.layer.kv_heads, i + 1, dtype=torch.bool)
     query, keys = case.query[row : row + 1].float(), case.keys[b][: i + 1].float()
-    return pattern.chosen(case.layer, query, at, keys, case.batch.host.page_size)[0]
+    return pattern.selection(case.layer, query, at, keys, case.batch.host.page_size)[0]
 
 
 def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each sequence with rows that choose: what ``select`` and what ``chosen`` say of them.
+    """For each sequence with rows that select: their selections by ``select`` and by ``selection``.
 
-    Bool ``[rows, Hkv, length]`` each, in the layer's own window. The ranges must be in order, apart, and end
+    Bool ``[rows, Hkv, length]`` each, in the layer's own window. Ranges must be ascending, disjoint and end
     with their query.
     """
     layer, batch = case.layer, case.batch
@@ -232,11 +232,11 @@ def selection(case: Case, pattern: ContentPattern) -> Iterator[tuple[torch.Tenso
         ranges, positions = spans[owners == b][..., None], positions_of[mine]
         selected = ((at >= ranges[..., 0, :]) & (at < ranges[..., 1, :])).any(dim=2)
         query, keys = case.query[mine].float(), case.keys[b].float()
-        chosen = pattern.chosen(layer, query, positions, keys, batch.host.page_size)
+        defined = pattern.selection(layer, query, positions, keys, batch.host.page_size)
         if layer.window is not None:
             near = at > positions[:, None, None] - layer.window
-            selected, chosen = selected & near, chosen & near
-        yield selected, chosen
+            selected, defined = selected & near, defined & near
+        yield selected, defined
 
 
 @st.composite
@@ -257,7 +257,7 @@ def layers(draw: st.DrawFn, features: bool = False) -> LayerSpec:
 
 
 def sequences(longest: int, most: int) -> st.SearchStrategy[list[tuple[int, int]]]:
-    """Decodes, whole prompts and later chunks, mixed."""
+    """Decode rows, whole prompts and later chunks, mixed."""
     one = st.integers(1, longest).flatmap(
         lambda length: st.tuples(st.just(length), st.just(1) | st.just(length) | st.integers(1, length))
     )

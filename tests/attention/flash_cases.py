@@ -74,7 +74,7 @@ def compute(kernel: Kernel, case: Case, pattern: Pattern) -> torch.Tensor:
 def equals_reference(kernel: Kernel, case: Case, pattern: Pattern) -> None:
     result = compute(kernel, case, pattern)
     assert result.dtype == case.query.dtype
-    # Both compute in float32 what they round in the end.
+    # Both compute in float32 and round in the end.
     error = 2 * torch.finfo(case.query.dtype).eps
     torch.testing.assert_close(result, compute(Reference(), case, pattern), rtol=error, atol=error / 16)
 

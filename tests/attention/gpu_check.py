@@ -46,7 +46,7 @@ BATCHES = [
 
 
 def variants(softcap: bool, sinks: bool) -> Iterator[tuple[LayerSpec, Pattern, torch.dtype]]:
-    """Layers, patterns and dtypes; what most models use comes first."""
+    """Layers, patterns and dtypes; the most common first."""
     for (query_heads, kv_heads, size), window, dtype in itertools.product(
         ((8, 2, 128), (9, 3, 64), (4, 4, 64)), (None, 100, 1000), (torch.bfloat16, torch.float16)
     ):
@@ -68,10 +68,10 @@ def difference(
     page_size: int,
     batch: list[tuple[int, int]],
 ) -> float:
-    """The largest difference to ``Reference``, in units of what the dtype allows; 1 is too much."""
+    """The largest difference to ``Reference``, in units of the dtype's tolerance; 1 is too much."""
     case = make_case(layer, batch, page_size, pattern=pattern, dtype=dtype, device="cuda", seed=page_size)
     for pages in (case.cache.keys, case.cache.values):
-        # What nobody wrote is finite on a GPU, and wrong.
+        # Unwritten memory is finite on a GPU, and wrong.
         pages.nan_to_num_(nan=50.0)
     arguments = (layer, case.query, case.cache, case.batch, pattern, case.sinks)
     expected = attend(Reference(), *arguments).float()
@@ -82,7 +82,7 @@ def difference(
 
 
 def check(name: str, kernel: Kernel, cases: Iterator[tuple], stop: float) -> bool:
-    """Prints what came out; whether all was as it must be."""
+    """Prints the results; whether all are right."""
     done, wrong, refused = 0, 0, []
     for page_size, (layer, pattern, dtype) in cases:
         if time.monotonic() > stop:

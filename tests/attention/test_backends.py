@@ -1,4 +1,4 @@
-"""What is chosen, what is refused, and what a refusal tells to choose instead."""
+"""The kernel choice, refusals, and the alternatives that a refusal names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attention import BACKENDS, KERNELS, Backend, LayerSpec, UnsupportedError, resolve
-from attention.choice import Choice, Place
+from attention.kernel_choice import KernelChoice, Place
 from attention.kernels.reference import Reference
 from attention.names import registries
 from attention.patterns.declared import SPARSE
@@ -41,13 +41,13 @@ class Picky(Reference):
 
 @pytest.fixture(autouse=True)
 def no_packages(monkeypatch):
-    """What happens to be installed does not matter; and looking for it takes time."""
+    """Installed packages do not matter here, and looking for them takes time."""
     monkeypatch.setattr("attention.registry.entry_points", lambda group: ())
 
 
 @pytest.fixture
 def picky(monkeypatch):
-    """Two backends that all compute full attention: one whose kernel is picky alone, one with sdpa too."""
+    """Two backends that all compute full attention: one with only the kernel picky, one with sdpa too."""
     monkeypatch.setitem(KERNELS, "picky", Picky)
     monkeypatch.setitem(BACKENDS, "picky_only", Backend(Full.from_options, ("picky",)))
     monkeypatch.setitem(BACKENDS, "picky_first", Backend(Full.from_options, ("picky", "sdpa")))
@@ -98,7 +98,7 @@ def test_another_kernel_of_the_same_backend_is_nearest(monkeypatch):
     )
 
 
-def test_what_the_kernel_wants_is_nearest_where_no_other_can(picky):
+def test_a_change_of_settings_is_nearest_where_no_other_kernel_can(picky):
     assert refusal(backend="picky_only") == (
         "no kernel can compute picky_only attention here: picky needs pages of whole 256 tokens, not 16; "
         "picky computes in bfloat16 only; choose page size 256 and kv dtype bfloat16 for kernel picky"
@@ -108,7 +108,7 @@ def test_what_the_kernel_wants_is_nearest_where_no_other_can(picky):
     assert refusal(backend="picky_only", page_size=256).endswith("choose kv dtype bfloat16 for kernel picky")
 
 
-def test_both_are_told_of_a_kernel_that_was_asked_for(picky):
+def test_a_refused_kernel_by_name_gets_both_alternatives(picky):
     assert refusal(backend="picky_first", kernel="picky", dtype=torch.bfloat16).endswith(
         "choose kernel sdpa or auto, or page size 256 for kernel picky"
     )
@@ -121,7 +121,7 @@ def test_another_backend_is_nearest_where_nothing_else_can(picky):
     )
 
 
-def test_layers_that_the_pattern_leaves_alone_need_the_kernel_for_full_attention(monkeypatch):
+def test_dense_layers_need_the_kernel_for_full_attention(monkeypatch):
     class Windowed(Reference):
         name = "windowed"
 
@@ -247,7 +247,7 @@ def test_every_name_leads_somewhere():
         assert any(name in backend.kernels for backend in BACKENDS.values()), path
     for name, backend in BACKENDS.items():
         options = {"pattern": "longformer"} if backend.family else {}
-        choice = Choice(*registries(), name, options, place)
+        choice = KernelChoice(*registries(), name, options, place)
         assert all(choice.kernel(kernel).name == kernel for kernel in choice.order)
 
 

@@ -1,4 +1,4 @@
-"""One step's work: what cannot be built, what host and device agree on, and what is planned once."""
+"""One step's batch: impossible steps, agreement of host and device, and plans made once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from attention.step import DeviceBatch, StepBatch
 from attention.transfer import device_only
 from attention.visible import Visible
 from tests.attention.cases import make_case
-from tests.attention.test_topk_fixed import Operators, captured
+from tests.attention.test_topk_captured import Operators, captured
 
 LAYER = LayerSpec(0, 4, 2, 8, 8, 0.35)
 
@@ -69,9 +69,9 @@ def test_host_and_device_know_the_same_rows(step):
 def test_a_captured_step_writes_to_the_same_slots(step):
     computed, counts, pages, page_size, _ = step
     device = AttentionBatch.build(computed, counts, pages, page_size).device
-    alone = DeviceBatch.captured(device.owners, device.positions, device.page_table, page_size)
-    assert torch.equal(alone.slots, device.slots)
-    assert torch.equal(locate(alone, alone.owners, alone.positions)[0], device.slots)
+    own = DeviceBatch.captured(device.owners, device.positions, device.page_table, page_size)
+    assert torch.equal(own.slots, device.slots)
+    assert torch.equal(locate(own, own.owners, own.positions)[0], device.slots)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_captured_step_writes_to_the_same_slots(step):
         ([3], [1], 0, None),
     ],
 )
-def test_a_step_that_cannot_be(computed, counts, page_size, prompt_lens):
+def test_an_impossible_step_is_refused(computed, counts, page_size, prompt_lens):
     with pytest.raises(ValueError, match="a step"):
         StepBatch(computed, counts, page_size, prompt_lens)
 
@@ -113,7 +113,7 @@ def test_nothing_of_a_step_is_changed_later():
 
 
 class Counting(Reference):
-    """Notes what it plans."""
+    """Records its plans."""
 
     def __init__(self) -> None:
         self.planned: list[Kind] = []
@@ -124,7 +124,7 @@ class Counting(Reference):
 
 
 class Counted(Full):
-    """Notes how often it is asked for ranges of more positions than are looked up."""
+    """Counts how often it computes ranges of more positions than are looked up."""
 
     asked = 0
     dense = False
@@ -161,7 +161,7 @@ def test_a_plan_is_made_once_for_a_step_and_kind():
     assert [kind.query_dtype for kind in kernel.planned[4:]] == [torch.bfloat16] * 2
 
 
-def test_what_rules_say_is_found_once_for_layers_and_the_count_of_pages():
+def test_ranges_are_computed_once_for_layers_and_the_count_of_pages():
     layers = tuple(replace(LAYER, index=i) for i in range(3))
     pattern = Counted()
     attention = replace(
@@ -180,7 +180,7 @@ def test_what_rules_say_is_found_once_for_layers_and_the_count_of_pages():
     assert pattern.asked == 2  # another step shares nothing
 
 
-def test_what_is_written_is_told_once_and_by_the_step():
+def test_written_tokens_are_computed_once_per_step():
     case = make_case(LAYER, [(8, 1), (5, 1)], 4)
     plans = StepPlans(Reference(), case.batch)
     assert plans.written is plans.written
@@ -192,7 +192,7 @@ def test_what_is_written_is_told_once_and_by_the_step():
     assert step.written.summaries.tolist() == [int(own[0]), 0]
 
 
-def test_only_a_capturable_kernel_plans_what_the_device_alone_knows():
+def test_only_a_capturable_kernel_plans_from_the_devices_part():
     device = make_case(LAYER, [(8, 1)], 4).batch.device
     with pytest.raises(UnsupportedError, match="kernel reference plans every step on the host; choose"):
         StepPlans(Reference(), device)
@@ -203,7 +203,7 @@ def test_only_a_capturable_kernel_plans_what_the_device_alone_knows():
 
 @pytest.mark.parametrize("pattern", [Full(), SlidingWindow(9, 2), TopK(24, 1, 2)], ids=lambda p: p.name)
 def test_a_captured_plan_asks_nothing_of_the_host(pattern: Pattern):
-    """And calls the same operators whatever the numbers are."""
+    """And calls the same operators for any numbers."""
     layer = replace(LAYER, window=50)
     case = make_case(layer, [(130, 1), (64, 1), (7, 1)], 4, pattern=pattern, prompt_lens=[1, 1, 1])
     kind, found = Kind.of(layer, pattern, case.query, case.cache), []

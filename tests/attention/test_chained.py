@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.formats import CACHE_FORMATS, cast
+from attention.dtypes import CACHE_DTYPES, cast
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
 from attention.patterns.full import Full
 from tests.attention.cases import attend, patterns
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 CPU = torch.device("cpu")
 
 
@@ -23,16 +23,16 @@ def layers_of(windows: list[int | None]) -> list[LayerSpec]:
 
 
 def batch_of(lengths: list[tuple[int, int]], page_size: int) -> tuple[AttentionBatch, int]:
-    """Sequences of (tokens there, tokens to come), on pages that don't lie in order.
+    """Sequences of (computed tokens, tokens to compute), on shuffled pages.
 
     The tokens to come of every second one belong to its prompt.
     """
     counts = [-(-sum(length) // page_size) for length in lengths]
     ends = [sum(counts[: b + 1]) for b in range(len(counts))]
     pages = [list(range(end, end - count, -1)) for end, count in zip(ends, counts, strict=True)]
-    there, coming = zip(*lengths, strict=True)
+    computed, added = zip(*lengths, strict=True)
     prompt_lens = [sum(length) if b % 2 else length[0] for b, length in enumerate(lengths)]
-    batch = AttentionBatch.build(there, coming, pages, page_size, prompt_lens=prompt_lens)
+    batch = AttentionBatch.build(computed, added, pages, page_size, prompt_lens=prompt_lens)
     return batch, sum(counts) + 1
 
 
@@ -106,7 +106,7 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
     )
     bits = torch.randint(-(1 << 31), 1 << 31, (40000,), generator=torch.Generator().manual_seed(0))
     numbers = torch.cat([special, bits.to(torch.int32).view(torch.float32)])
-    # Halfway between two of the format's numbers, and beside it.
+    # Halfway between two of the dtype's numbers, and beside it.
     half = 0x80000 if dtype == torch.float8_e4m3fn else 0x1000
     middle = (numbers[:20000].to(dtype).float().view(torch.int32) | half).view(torch.float32)
     numbers = torch.cat([numbers, middle, middle.nextafter(torch.tensor(0.0))])
@@ -127,7 +127,7 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
         torch.testing.assert_close(written.flatten(0, 1)[where], expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_no_number_is_written_as_none():
+def test_nan_is_written_as_nan():
     layers = layers_of([None])
     batch, pages = batch_of([(0, 1)], 16)
     for dtype in DTYPES:
@@ -141,7 +141,7 @@ def test_no_number_is_written_as_none():
         assert cache.layers[0].values.flatten(0, 1)[batch.device.slots].isnan().all()
 
 
-def test_what_cannot_be_chained_is_said():
+def test_obstacles_to_chaining_are_named():
     layers = layers_of([None])
 
     def obstacle(layers, backend="full", kernel="auto", options=None):

@@ -1,4 +1,4 @@
-"""Plans give the device what the host knows without a wait for it."""
+"""Plans copy numbers of the host to the device without a wait."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec, UnsupportedError, resolve
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.base import Kernel
 from attention.kernels.cpu import calls, native
 from attention.kernels.cpu.paged import CpuPaged
@@ -33,13 +33,13 @@ from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.instructions import at, every_level
 from tests.models_zoo import save_tiny
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 CPU = torch.device("cpu")
 PLAIN = LayerSpec(0, 6, 2, 8, 8, 0.35)
 
 page_sizes = st.integers(1, 32)
 seeds = st.integers(0, 1 << 30)
-# Prompt lengths by which rows belong to prompts, or come after them, which is how a row by itself is decoded.
+# Prompt lengths by which rows belong to prompts, or come after them, as decode rows do.
 written = st.sampled_from([lambda shapes: None, lambda shapes: [1] * len(shapes)])
 
 
@@ -53,14 +53,14 @@ def check(case: Case, pattern: Pattern, rerotated: torch.Tensor | None = None) -
     dtype = case.query.dtype
     result = compute(CpuPaged(), case, pattern, rerotated)
     assert result.dtype == case.query.dtype
-    # The result is rounded to the cache's format and, where the processor multiplies bfloat16, the query too.
+    # The result is rounded to the cache's dtype and, where the processor multiplies bfloat16, the query too.
     error = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     torch.testing.assert_close(result, compute(Reference(), case, pattern, rerotated), rtol=error, atol=error)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    """Where it can't be compiled, it must say why; nothing below would then mean anything."""
+    """If it can't be compiled, it must say why; the tests below would then prove nothing."""
     assert CpuPaged().unsupported([PLAIN], CPU, torch.float32, 16, Full()) == []
 
 
@@ -78,7 +78,7 @@ def test_equals_reference(layer, shapes, page_size, pattern, seed, dtype, prompt
 
 @settings(max_examples=60, deadline=None)
 @given(layers(features=True), sequences(150, 4), page_sizes, seeds, content_patterns(), st.data())
-def test_rows_that_choose_by_content(layer, shapes, page_size, seed, pattern, data):
+def test_rows_that_select_by_content(layer, shapes, page_size, seed, pattern, data):
     prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
     check(make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=prompt_lens), pattern)
 
@@ -132,11 +132,11 @@ def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, 
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        together = compute(CpuPaged(), case, pattern)
+        batched = compute(CpuPaged(), case, pattern)
         torch.set_num_threads(1)
         for b in range(len(shapes)):
-            rows = together[case.batch.host.query_starts[b] : case.batch.host.query_starts[b + 1]]
-            assert torch.equal(rows, compute(CpuPaged(), case.alone(b), pattern))
+            rows = batched[case.batch.host.query_starts[b] : case.batch.host.query_starts[b + 1]]
+            assert torch.equal(rows, compute(CpuPaged(), case.only(b), pattern))
     finally:
         torch.set_num_threads(threads)
 
@@ -144,7 +144,7 @@ def test_neighbors_and_threads_change_no_bit(layer, shapes, page_size, pattern, 
 @pytest.mark.parametrize("lengths", [(1700,), (130, 1700), (127, 128, 600, 5, 300)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("prompt", [True, False])
-def test_cuts_of_enough_work_for_threads_change_no_bit(lengths, dtype, prompt):
+def test_cuts_large_enough_for_threads_change_no_bit(lengths, dtype, prompt):
     """Parts by several threads, and with more threads than parts also heads apart from each other."""
     shapes = [(length, 1) for length in lengths]
     case = make_case(
@@ -158,10 +158,10 @@ def test_cuts_of_enough_work_for_threads_change_no_bit(lengths, dtype, prompt):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = [compute(CpuPaged(), case.alone(b), Full()) for b in range(len(lengths))]
+        single = [compute(CpuPaged(), case.only(b), Full()) for b in range(len(lengths))]
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
-            assert torch.equal(compute(CpuPaged(), case, Full()), torch.cat(alone))
+            assert torch.equal(compute(CpuPaged(), case, Full()), torch.cat(single))
     finally:
         torch.set_num_threads(before)
 
@@ -211,7 +211,7 @@ def test_a_cache_of_fewer_bits_than_the_model():
 
 
 def test_queries_as_models_give_them():
-    """Heads before tokens, and rerotated ones laid out otherwise."""
+    """Heads before tokens, and rerotated ones in another layout."""
     pattern = SlidingWindow(9, 3)
     pattern.rerotated = 3
     case = make_case(PLAIN, [(40, 1), (30, 12)], 8, pattern=pattern)
@@ -226,8 +226,8 @@ def test_queries_as_models_give_them():
         )
 
 
-def test_not_a_number_shows():
-    """What a broken model computes must not turn into a plausible answer."""
+def test_nan_shows():
+    """A broken model must not give a plausible answer."""
     for spoiled in ("keys", "values"):
         case = make_case(PLAIN, [(40, 1), (40, 30)], 8)
         table = case.batch.device.page_table
@@ -238,7 +238,7 @@ def test_not_a_number_shows():
 
 @pytest.mark.parametrize("queries", [1, 2], ids=["a row", "a block"])
 def test_every_number_of_8_bits_is_read(queries):
-    """One value each: no number stays none."""
+    """One value each; NaN stays NaN."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     case = make_case(LayerSpec(0, 1, 1, 1, 256, 1.0), [(queries, queries)], 4, dtype=torch.float8_e4m3fn)
     case.cache.write(case.batch.device.slots, torch.zeros(queries, 1, 1), codes.expand(queries, 1, -1))
@@ -282,7 +282,7 @@ def not_yet_compiled():
 
 @every_level
 def test_at_every_level(level):
-    """All dtypes, rows by themselves and in blocks, parts; threads change no bit."""
+    """All dtypes, single rows and blocks, parts; threads change no bit."""
     grouped = LayerSpec(0, 9, 3, 64, 64, 0.125)
     odd = LayerSpec(0, 5, 1, 20, 12, 0.2, window=50, softcap=8.0, sinks=True)
     shapes, prompt_lens = [(200, 1), (190, 100), (70, 9), (90, 1)], [200, 190, 70, 1]
@@ -306,7 +306,7 @@ def test_at_every_level(level):
 def test_numbers_are_read_to_the_bit_at_every_level(level):
     with at(level):
         test_half_precision_is_read_to_the_bit()
-        test_not_a_number_shows()
+        test_nan_shows()
         for queries in (1, 2):
             test_every_number_of_8_bits_is_read(queries)
 

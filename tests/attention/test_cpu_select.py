@@ -1,4 +1,4 @@
-"""The choice of ``topk`` in C++ against its definition from the keys themselves, and against torch."""
+"""The selection of ``topk`` in C++ against its definition from the keys themselves, and against torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerSpec, PagedCache, resolve
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.cpu import native, select
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
@@ -20,11 +20,11 @@ from attention.patterns.topk import TopK
 from tests.attention.cases import Case, attend, known, layers, make_case, selection, sequences, update
 from tests.instructions import at, every_level
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 
 
 class Native(TopK):
-    """``TopK`` whose summaries and choices are made in C++; its definition, ``chosen``, is torch's."""
+    """``TopK`` with summaries and selections in C++; its definition, ``selection``, is torch's."""
 
     def update(self, layer, cache, written):
         select.update(layer, cache, written)
@@ -33,7 +33,7 @@ class Native(TopK):
         batch = rows.batch
         whole = query.new_full((len(batch.positions), *query.shape[1:]), float("nan")).float()
         whole[rows.rows] = query.float()
-        width = min(self.choices(batch.page_size), batch.page_table.shape[1])
+        width = min(self.most_selected(batch.page_size), batch.page_table.shape[1])
         ranges = torch.full((len(rows), layer.kv_heads, width + 2, 2), -1)
         kept = select.Rows(rows.rows, batch.owners[rows.rows], rows.positions, ranges)
         return select.select(self, layer, whole, kept, cache, batch.page_table, batch.page_size)
@@ -61,17 +61,17 @@ def ties(case: Case) -> None:
 
 
 def check(case: Case, pattern: TopK) -> int:
-    """How many rows chose."""
+    """How many rows select."""
     rows = 0
-    for selected, chosen in selection(case, pattern):
-        assert torch.equal(selected, chosen)
+    for selected, defined in selection(case, pattern):
+        assert torch.equal(selected, defined)
         rows += len(selected)
     return rows
 
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), sequences(120, 5), page_sizes, patterns, seeds, st.booleans(), dtypes, st.integers(1, 2))
-def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, threads):
+def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, dtype, threads):
     torch.set_num_threads(threads)
     case = make_case(
         layer,
@@ -129,19 +129,19 @@ def test_neighbors_and_threads_change_nothing(layer, shapes, page_size, pattern,
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
     rows = torch.arange(len(case.query))
     torch.set_num_threads(2)
-    together = pattern.select(layer, case.query, known(case.batch, rows), case.cache)
+    batched = pattern.select(layer, case.query, known(case.batch, rows), case.cache)
     torch.set_num_threads(1)
     for b in range(len(shapes)):
-        alone = case.alone(b)
-        found = pattern.select(layer, alone.query, known(alone.batch, rows[: len(alone.query)]), alone.cache)
+        own = case.only(b)
+        found = pattern.select(layer, own.query, known(own.batch, rows[: len(own.query)]), own.cache)
         start, stop = case.batch.host.query_starts[b : b + 2]
-        assert torch.equal(together[start:stop], found)
+        assert torch.equal(batched[start:stop], found)
 
 
 @settings(max_examples=30, deadline=None)
 @given(layers(), sequences(100, 5), page_sizes, seeds, dtypes, st.integers(1, 2))
 def test_summaries_are_those_of_torch(layer, shapes, page_size, seed, dtype, threads):
-    """To the bit, and none that it need not write."""
+    """To the bit, and it writes no others."""
     torch.set_num_threads(threads)
     made = [
         make_case(layer, shapes, page_size, pattern=kind(64, 1, 1), seed=seed, dtype=dtype).cache.summary
@@ -153,7 +153,7 @@ def test_summaries_are_those_of_torch(layer, shapes, page_size, seed, dtype, thr
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_summaries_of_every_kind_of_number(dtype):
-    """Signs, zeros, subnormal and infinite numbers; NaN shows in whatever meets it."""
+    """Signs, zeros, subnormal and infinite numbers; NaN shows in every result."""
     layer, page_size = LayerSpec(0, 1, 1, 70, 70, 1.0), 8
     cache = PagedCache([layer], 3, page_size, dtype, pattern=Native(64, 1, 1), poison=True).layers[0]
     batch = AttentionBatch.build([0], [16], [[2, 1]], page_size)
@@ -180,8 +180,8 @@ def test_summaries_of_every_kind_of_number(dtype):
 
 
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
-def test_pages_whose_keys_are_no_numbers_do_no_harm_to_other_sequences(signs):
-    """All their own row's scores are NaN: the first pages are chosen, as by the definition."""
+def test_pages_whose_keys_are_nan_do_not_affect_other_sequences(signs):
+    """All scores of their own row are NaN: the first pages are selected, as by the definition."""
     layer, pattern = LayerSpec(0, 4, 2, 8, 8, 0.3), Native(28, 1, 1)
     case = make_case(layer, [(150, 1), (150, 1)], 4, pattern=pattern, prompt_lens=[1, 1])
     for sign, index in zip(signs, (20, 27), strict=True):
@@ -191,7 +191,7 @@ def test_pages_whose_keys_are_no_numbers_do_no_harm_to_other_sequences(signs):
 
 
 def test_rows_of_many_heads_and_pages():
-    """More than are looked at together."""
+    """More than are scored at once."""
     layer, pattern = LayerSpec(0, 32, 1, 4, 4, 0.5), Native(20, 1, 1, "sparse")
     case = make_case(layer, [(700, 700)], 2, pattern=pattern)
     torch.set_num_threads(2)
@@ -216,14 +216,14 @@ def test_shares_too_small_for_double_precision():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_kernel_chooses_by_it(dtype, monkeypatch):
-    """And what it computes is what it would with the choice made in torch."""
+def test_the_kernel_selects_in_cpp(dtype, monkeypatch):
+    """And its output is the same as with the selection in torch."""
     layer, pattern = LayerSpec(0, 6, 2, 8, 8, 0.35, window=150), TopK(24, 1, 2)
     case = make_case(
         layer, [(300, 1), (200, 9), (7, 7)], 4, pattern=pattern, dtype=dtype, prompt_lens=[9, 195, 7]
     )
     spread = case.query.transpose(0, 1).contiguous().transpose(0, 1)
-    monkeypatch.setattr(TopK, "select", lambda *given: pytest.fail("chosen in torch"))
+    monkeypatch.setattr(TopK, "select", lambda *given: pytest.fail("selected in torch"))
     made = attend(CpuPaged(), layer, spread, case.cache, case.batch, pattern, None)
     monkeypatch.undo()
     monkeypatch.setattr(select, "knows", lambda pattern: False)
@@ -243,7 +243,7 @@ def test_the_kernel_chooses_by_it(dtype, monkeypatch):
     st.data(),
 )
 def test_chained_attention_selects_as_layers_do(lengths, windows, pattern, page_size, dtype, seed, data):
-    """Steps of one chain, of prompts' rows and others, with a layer that is left alone; to the last bit."""
+    """Steps of one chain, of prompts' rows and others, with a dense layer; to the last bit."""
     specs = [LayerSpec(i, 6, 2, 24, 24, 0.2, window=window) for i, window in enumerate(windows)]
     pattern.dense_layers = data.draw(st.sampled_from([(), (0,)]), label="dense layers")
     counts = [-(-sum(length) // page_size) for length in lengths]
@@ -256,8 +256,8 @@ def test_chained_attention_selects_as_layers_do(lengths, windows, pattern, page_
     random = torch.Generator().manual_seed(seed)
     layered = [(layer, Full() if layer.index in pattern.dense_layers else pattern) for layer in specs]
     chained = ChainedAttention(layered, caches[0])
-    for computed, coming in (([0] * len(lengths), 0), ([there for there, _ in lengths], 1)):
-        step = [length[coming] for length in lengths]
+    for computed, part in (([0] * len(lengths), 0), ([there for there, _ in lengths], 1)):
+        step = [length[part] for length in lengths]
         some = [b for b, tokens in enumerate(step) if tokens]
         if not some:
             continue
@@ -282,22 +282,22 @@ def test_chained_attention_selects_as_layers_do(lengths, windows, pattern, page_
             assert torch.equal(output, expected)
 
 
-def test_what_is_derived_from_topk_chooses_by_itself():
+def test_a_class_derived_from_topk_selects_in_torch():
     assert select.knows(TopK(64, 1, 1))
     assert not select.knows(Native(64, 1, 1))
 
 
-def test_the_kernel_says_so_where_the_choice_cannot_be_compiled(monkeypatch):
+def test_the_kernel_says_so_if_the_selection_cannot_be_compiled(monkeypatch):
     def refuse():
         raise native.NativeError("the compiler is broken")
 
     monkeypatch.setattr(select, "compiled", refuse)
     layer = LayerSpec(0, 6, 2, 8, 8, 0.35)
 
-    def chosen(backend, options):
+    def resolved(backend, options):
         return resolve(backend, options, "auto", [layer], "cpu", torch.float32, 16)
 
-    attention = chosen("sparse", {"pattern": "topk", "dense_layers": ""})
+    attention = resolved("sparse", {"pattern": "topk", "dense_layers": ""})
     assert attention.kernel.name != "cpu_paged"
     assert "cpu_paged cannot be compiled here: the compiler is broken" in attention.reason
-    assert chosen("full", {}).kernel.name == "cpu_paged"
+    assert resolved("full", {}).kernel.name == "cpu_paged"

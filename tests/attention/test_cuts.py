@@ -1,4 +1,4 @@
-"""A prompt's rows by the C++ kernel are the same to the last bit however the prompt is cut into steps."""
+"""A prompt's rows by the C++ kernel are the same to the last bit for any cut of the prompt into steps."""
 
 import itertools
 import random
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import AttentionBatch, LayerCache, LayerSpec
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
@@ -19,13 +19,13 @@ from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
 from tests.attention.cases import Case, attend, layers, make_case, patterns
 
-DTYPES = list(CACHE_FORMATS.values())
+DTYPES = list(CACHE_DTYPES.values())
 
 
 def chunk(case: Case, pattern, start: int, stop: int, prompt_len: int) -> torch.Tensor:
-    """The rows from ``start`` to ``stop`` of one sequence in a step of their own.
+    """The rows from ``start`` to ``stop`` of one sequence in a separate step.
 
-    Pages that the pattern lets go are gone, and what comes later is not written.
+    Expired pages are evicted, and later tokens are not yet written.
     """
     whole, page_size = case.batch.device, case.batch.host.page_size
     table, cache = whole.page_table.clone(), LayerCache(*(part.clone() for part in case.cache[:2]))
@@ -86,8 +86,8 @@ def test_prompts_of_many_blocks_and_parts(pattern):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_prompts_that_choose(kv_heads):
-    """With one KV head, rows that choose come in blocks too."""
+def test_prompts_that_select(kv_heads):
+    """With one KV head, rows that select form blocks too."""
     pattern = TopK(budget=64, sink_pages=1, recent_pages=2, prefill="sparse", dense_layers=())
     layer, length = LayerSpec(0, 4, kv_heads, 24, 24, 0.2), 400
     case = make_case(layer, [(length, length)], 16, pattern=pattern)
@@ -105,7 +105,7 @@ def test_a_group_of_more_queries_than_a_block_takes():
 
 
 def test_rows_after_the_prompt_are_summed_otherwise():
-    """As decodes are, which is the faster way for them."""
+    """As decode rows are, which is faster for them."""
     case = make_case(LayerSpec(0, 6, 2, 64, 64, 0.125), [(400, 400)], 16)
     whole = attend(CpuPaged(), case.layer, case.query, case.cache, case.batch, Full(), None)
     decoded = chunk(case, Full(), 399, 400, prompt_len=399)

@@ -48,19 +48,19 @@ PROMPTS = [80, 60, 70, 40]
 
 
 def patterns() -> dict[str, Pattern]:
-    """Every pattern that can be chosen, by what chooses it, with each of its words."""
+    """Every pattern, by its name and each of its options' words."""
     found: dict[str, Pattern] = {}
     for backend, entry in BACKENDS.items():
         members = imported(entry.family) if entry.family else [None]
         for member in members:
-            chosen = {"pattern": member} if member else {}
+            named = {"pattern": member} if member else {}
             make = imported(entry.pattern)
-            small = {name: SMALL[name] for name in make(chosen).options if name in SMALL}
-            pattern = make({**chosen, **small})
+            small = {name: SMALL[name] for name in make(named).options if name in SMALL}
+            pattern = make({**named, **small})
             found.setdefault(f"{member or backend}", pattern)
             for name, words in pattern.words.items() if isinstance(pattern, NumberedPattern) else ():
                 for word in words[1:]:
-                    found[f"{member or backend} {name}={word}"] = make({**chosen, **small, name: word})
+                    found[f"{member or backend} {name}={word}"] = make({**named, **small, name: word})
     return found
 
 
@@ -97,7 +97,7 @@ def test_a_feature_is_honored_or_refused(name, pattern):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_one_layer_that_cannot_be_computed_is_enough(name):
-    """What is refused alone is refused in a model, by the layer's number."""
+    """A layer that is refused by itself is refused in a model, by its number."""
     kernel: Kernel = imported(KERNELS[name])()
     place = torch.device("cpu"), torch.float32, PAGE, PATTERNS["full"]
     if kernel.unsupported([PLAIN], *place):

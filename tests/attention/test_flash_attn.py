@@ -1,4 +1,4 @@
-"""The adapters against functions that do what the packages' document, in plain torch.
+"""The adapters against functions with the packages' documented behavior, in plain torch.
 
 ``gpu_check.py`` beside this file checks them against the packages themselves, on a machine with a GPU.
 """
@@ -75,7 +75,7 @@ def test_a_query_of_more_bits_than_the_cache():
 
 
 def test_interfaces_in_their_order(monkeypatch):
-    """FA3, then FA2, then FA4: the first that can."""
+    """FA3, then FA2, then FA4: the first that can compute the layers."""
 
     def used(*names: str, page_size: int = 256, layer: LayerSpec = PLAIN[0]) -> str:
         calls = []

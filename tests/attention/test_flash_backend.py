@@ -94,7 +94,7 @@ def test_on_a_gpu_kernels_that_read_pages_in_place_come_before_those_that_gather
         assert taken() == "sdpa"
 
 
-def test_packages_are_imported_only_when_chosen():
+def test_packages_are_imported_only_when_used():
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import attention, torch\n"

@@ -1,4 +1,4 @@
-"""What the kernels of the flash backend refuse, why, and what they take."""
+"""Refusals of the flash backend's kernels with their reasons, and what they accept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.attention.flash_cases import (
 )
 
 
-def test_fa4_alone_is_not_taken_for_fa2():
+def test_fa4_is_not_taken_for_fa2():
     with installed("fa4", gpu=(9, 0)):
         assert refusals(FlashAttn(), page_size=16) == []
         assert "flash_attn.cute" in sys.modules

@@ -121,7 +121,7 @@ def test_a_model_that_counts_its_own_positions_is_refused():
         read_layers(model)
 
 
-def test_layers_that_keep_their_arguments_to_themselves_are_served_by_forward_alone():
+def test_layers_that_pass_no_keyword_arguments_on_are_served_through_forward():
     model = tiny("stablelm")
     assert len(read_layers(model)) == 4
     with pytest.raises(UnsupportedError, match=r"call the model by attention\.forward\.forward"):

@@ -77,10 +77,10 @@ def test_a_cache_of_fewer_bits_than_the_model(kernel):
 @given(layers(), sequences(300, 8), page_sizes, patterns, seeds)
 def test_neighbors_do_not_matter(layer, shapes, page_size, pattern, seed):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
-    together = compute(Sdpa(), case, pattern)
+    batched = compute(Sdpa(), case, pattern)
     for b in range(len(shapes)):
-        rows = together[case.batch.host.query_starts[b] : case.batch.host.query_starts[b + 1]]
-        torch.testing.assert_close(rows, compute(Sdpa(), case.alone(b), pattern), rtol=1e-5, atol=1e-5)
+        rows = batched[case.batch.host.query_starts[b] : case.batch.host.query_starts[b + 1]]
+        torch.testing.assert_close(rows, compute(Sdpa(), case.only(b), pattern), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 40, 600, 1500])
@@ -127,7 +127,7 @@ def test_a_missing_page_of_rows_that_see_equally_many_tokens():
     torch.testing.assert_close(compute(Sdpa(), case, pattern), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_lies_on_a_missing_page_is_invisible():
+def test_tokens_on_a_missing_page_are_invisible():
     case = make_case(
         LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (90, 20), (7, 1)], 4, pattern=Forgetful(window=30, sinks=2)
     )
@@ -136,10 +136,10 @@ def test_what_lies_on_a_missing_page_is_invisible():
     torch.testing.assert_close(
         compute(Sdpa(), case, Forgetful(window=30, sinks=2)), expected, rtol=1e-5, atol=1e-5
     )
-    # Pages 1 to 16 hold tokens 4 to 67 of the first sequence, which stays as if they had never been.
+    # Pages 1 to 16 hold tokens 4 to 67 of the first sequence, which must be as if they had never existed.
     kept = [*range(4), *range(case.batch.host.page_size * 17, 100)]
     case.keys[0], case.values[0] = case.keys[0][kept], case.values[0][kept]
-    short = case.alone(0)
+    short = case.only(0)
     short.batch = AttentionBatch.build([len(kept) - 1], [1], [[1] * len(kept)], short.batch.host.page_size)
     torch.testing.assert_close(by_definition(short, Full()).float(), expected[:1], rtol=1e-5, atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_half_precision_stays_where_a_step_rerotates_nothing():
 
 
 class Agreeing(ContentPattern):
-    """Blocks of three tokens whose keys point where the group's queries do, and the query's own block."""
+    """Blocks of three tokens whose keys are in the direction of the queries, and the query's own block."""
 
     name = "agreeing"
 
@@ -203,7 +203,7 @@ class Agreeing(ContentPattern):
     def update(self, layer, cache, written):
         raise AssertionError("a kernel does not do this")
 
-    def chooses(self, positions, prompt_lens):
+    def selects(self, positions, prompt_lens):
         return (positions >= prompt_lens) | (positions % self.every == 0)
 
     def agree(self, layer, query, positions, keys):
@@ -214,7 +214,7 @@ class Agreeing(ContentPattern):
         own = (positions // 3)[:, None, None]
         return (at < own) & (blocks > 0) | (at == own)
 
-    def chosen(self, layer, query, positions, keys, page_size):
+    def selection(self, layer, query, positions, keys, page_size):
         blocks = self.agree(layer, query, positions, keys).repeat_interleave(3, dim=2)[..., : len(keys)]
         return blocks & (torch.arange(len(keys)) <= positions[:, None, None])
 
@@ -234,7 +234,7 @@ class Agreeing(ContentPattern):
 
 @settings(max_examples=40, deadline=None)
 @given(layers(), sequences(90, 3), page_sizes, seeds, st.integers(2, 9), st.data())
-def test_rows_that_choose_by_content(layer, shapes, page_size, seed, every, data):
+def test_rows_that_select_by_content(layer, shapes, page_size, seed, every, data):
     case = make_case(layer, shapes, page_size, seed=seed)
     prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
     case.batch = with_prompts(case.batch, prompt_lens)

@@ -49,11 +49,11 @@ def buckets_by_hand(directions, vector):
 
 @settings(max_examples=20, deadline=None)
 @given(layers(), st.integers(1, 25), lshs, seeds)
-def test_chosen_is_the_rule(layer, length, pattern, seed):
+def test_selection_is_the_rule(layer, length, pattern, seed):
     case = make_case(layer, [(length, length)], 4, pattern=pattern, seed=seed)
     (keys,) = case.keys
     keys[0] = 0  # every direction is as good
-    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, 4)
+    defined = pattern.selection(layer, case.query, case.batch.device.positions, keys, 4)
     directions = directions_by_hand(pattern, layer)
     group = layer.query_heads // layer.kv_heads
     for kv in range(layer.kv_heads):
@@ -68,7 +68,7 @@ def test_chosen_is_the_rule(layer, length, pattern, seed):
                 or i - j < pattern.window
                 or any(a == b for mine in of_query for a, b in zip(mine, of_keys[j], strict=True))
             }
-            assert set(chosen[i, kv].nonzero().flatten().tolist()) == expected
+            assert set(defined[i, kv].nonzero().flatten().tolist()) == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -81,13 +81,13 @@ def test_chosen_is_the_rule(layer, length, pattern, seed):
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.sampled_from([1, 1 << 14, 64 << 20]),
 )
-def test_select_is_chosen(layer, shapes, page_size, pattern, seed, dtype, block_bytes):
+def test_select_equals_selection(layer, shapes, page_size, pattern, seed, dtype, block_bytes):
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "_BYTES", block_bytes)
         rows = 0
-        for selected, chosen in selection(case, pattern):
-            assert torch.equal(selected, chosen)
+        for selected, defined in selection(case, pattern):
+            assert torch.equal(selected, defined)
             rows += len(selected)
     assert rows == len(case.query)
 
@@ -110,7 +110,7 @@ def test_a_window_that_covers_the_context_is_full_attention(layer, shapes, page_
 
 
 def test_like_vectors_share_buckets():
-    """The closer two vectors point, the more often; the longer one counts no more."""
+    """The smaller the angle, the more often; length does not matter."""
     layer = LayerSpec(0, 1, 1, 64, 64, 0.125)
     pattern = Lsh(hashes=200, buckets=32, window=1, sinks=0)
     random = torch.Generator().manual_seed(0)
@@ -147,7 +147,7 @@ def test_a_slot_that_is_used_again_has_the_buckets_of_its_new_key():
         cache.write(batch.device.slots, keys, keys)
         update(pattern, layer, cache, batch)
         assert torch.equal(cache.summary.flatten(0, 1)[batch.device.slots], pattern._hash(layer, keys))
-    # The slot behind the last token still has the buckets of who was there before.
+    # The slot behind the last token still has the buckets of an earlier sequence.
     assert torch.equal(cache.summary[1, 3], pattern._hash(layer, cache.keys[1, 3]))
 
 

@@ -1,4 +1,4 @@
-"""Compiling C++ when first used: what is kept, and what is said where it can't be done."""
+"""Compiling C++ at its first use: kept libraries, and messages where it fails."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def in_other_processes(source: Path, folder: Path, count: int) -> list[str]:
 
 
 def no_compiler(monkeypatch):
-    """Another look at what is kept, which must be enough."""
+    """Loads the library again; the kept one must be enough."""
     native._attempt.cache_clear()
 
     def refuse(*arguments):
@@ -60,7 +60,7 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(compiling, "_compile", refuse)
 
 
-def test_what_is_compiled_once_is_kept(source, tmp_path, monkeypatch):
+def test_a_compiled_library_is_kept(source, tmp_path, monkeypatch):
     folder = tmp_path / "made" / "kernels"
     assert native.load(source, folder).answer() == 42
     assert len(kept(folder)) == 1
@@ -80,7 +80,7 @@ def test_another_content_compiler_or_level_is_compiled_anew(source, tmp_path, mo
     assert native.load(source, tmp_path / "kernels").answer() == 44
     monkeypatch.setenv("CXX", "c++ -DOTHER")
     native.load(source, tmp_path / "kernels")
-    if levels.chosen().name != "portable":
+    if levels.in_force().name != "portable":
         with at("portable"):
             native.load(source, tmp_path / "kernels")
     else:
@@ -89,7 +89,7 @@ def test_another_content_compiler_or_level_is_compiled_anew(source, tmp_path, mo
     assert len(kept(tmp_path / "kernels")) == 5
 
 
-def test_what_was_cut_short_is_compiled_anew(source, tmp_path):
+def test_a_truncated_library_is_compiled_anew(source, tmp_path):
     folder = tmp_path / "kernels"
     # In another process: a file that this one has loaded must not change under it.
     assert in_other_processes(source, folder, 1) == ["42\n"]
@@ -138,7 +138,7 @@ def test_a_compiler_that_is_none(source, tmp_path, monkeypatch):
 
 
 def test_a_library_that_the_package_carries_needs_no_compiler(source, tmp_path, monkeypatch):
-    level = levels.chosen()
+    level = levels.in_force()
     carried = compiling.packaged(source, level.name, level.arguments)
     carried.parent.mkdir()
     compiling.compiled(source, level.arguments, tmp_path / "built").rename(carried)
@@ -155,14 +155,14 @@ def test_a_library_that_the_package_carries_needs_no_compiler(source, tmp_path, 
 
 
 def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(monkeypatch):
-    monkeypatch.setattr(levels._Choice, "level", None)
-    monkeypatch.setattr(levels._Choice, "loaded", False)
+    monkeypatch.setattr(levels._InForce, "level", None)
+    monkeypatch.setattr(levels._InForce, "loaded", False)
     monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
     level = {level.name: level for level in levels.LEVELS}
     monkeypatch.setattr(levels, "_features", lambda: level["avx512-vnni"].features | {"sse4_2", "avx_vnni"})
-    assert levels.chosen().name == "avx512-vnni"
-    assert levels.choose("x86-64-v3") == levels.chosen() == level["x86-64-v3"]
-    assert levels.choose("auto").name == levels.chosen().name == "avx512-vnni"
+    assert levels.in_force().name == "avx512-vnni"
+    assert levels.use("x86-64-v3") == levels.in_force() == level["x86-64-v3"]
+    assert levels.use("auto").name == levels.in_force().name == "avx512-vnni"
     names = "portable, x86-64-v3, avx-vnni, x86-64-v4, avx512-vnni"
     can = f"choose auto or one that this processor executes: {names}"
     for name, sentence in {
@@ -171,30 +171,30 @@ def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(mo
         "armv8-dotprod": "armv8-dotprod is a level of aarch64, and this is x86_64",
     }.items():
         with pytest.raises(levels.LevelError) as error:
-            levels.choose(name)
+            levels.use(name)
         assert str(error.value) == f"{sentence}; {can}"
-    assert levels.chosen().name == "avx512-vnni"
+    assert levels.in_force().name == "avx512-vnni"
     monkeypatch.setattr(levels, "_features", frozenset)
-    monkeypatch.setattr(levels._Choice, "level", None)
-    assert levels.chosen().name == "portable"
+    monkeypatch.setattr(levels._InForce, "level", None)
+    assert levels.in_force().name == "portable"
     monkeypatch.setattr(levels.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(levels, "_features", lambda: frozenset({"fp", "asimd", "asimddp"}))
-    assert levels.chosen().name == "armv8-dotprod"
+    assert levels.in_force().name == "armv8-dotprod"
 
 
-def test_a_level_cannot_be_chosen_once_code_of_another_is_loaded(source, tmp_path, monkeypatch):
+def test_a_level_cannot_be_set_once_code_of_another_is_loaded(source, tmp_path, monkeypatch):
     monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:1])
     with at("portable"):
-        levels.choose("portable")
+        levels.use("portable")
         native.load(source, tmp_path / "kernels")
-        levels.choose("portable")
-        levels.choose("auto")  # the same
+        levels.use("portable")
+        levels.use("auto")  # the same
         monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:2])
         with pytest.raises(RuntimeError, match="level portable is loaded already, and x86-64-v3 would"):
-            levels.choose("x86-64-v3")
+            levels.use("x86-64-v3")
         with pytest.raises(RuntimeError, match="choose the level before native code is first used"):
-            levels.choose("auto")
-        assert levels.chosen().name == "portable"
+            levels.use("auto")
+        assert levels.in_force().name == "portable"
 
 
 @pytest.mark.parametrize(

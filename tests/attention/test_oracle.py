@@ -35,7 +35,7 @@ def weights_by_hand(layer, query, i, keys, head):
 
 
 def seen_by_hand(pattern, layer, query, i, keys, page_size):
-    """What one query at ``i`` sees in its layer's window, per KV head: sets of positions."""
+    """The positions that one query at ``i`` sees in its layer's window: a set per KV head."""
     own, group = i // page_size, layer.query_heads // layer.kv_heads
     pages = max(math.ceil(pattern.budget / page_size), 3)
     count = max(0, pages - pattern.sink_pages - pattern.recent_pages) * page_size
@@ -58,17 +58,17 @@ def seen_by_hand(pattern, layer, query, i, keys, page_size):
 
 @settings(max_examples=40, deadline=None)
 @given(layers(features=True), st.integers(1, 40), page_sizes, oracles, seeds, st.booleans())
-def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
+def test_selection_is_the_rule(layer, length, page_size, pattern, seed, tied):
     case = make_case(layer, [(length, length)], page_size, pattern=pattern, seed=seed)
     (keys,) = case.keys
     if tied:  # whole numbers, so that many keys score the same
         for tensor in (case.query, keys):
             tensor.copy_(tensor.clamp(-1, 1).round())
-    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, page_size)
+    defined = pattern.selection(layer, case.query, case.batch.device.positions, keys, page_size)
     for i in range(length):
         near = range(length) if layer.window is None else range(max(0, i - layer.window + 1), length)
         expected = seen_by_hand(pattern, layer, case.query[i], i, keys, page_size)
-        assert [set(row.nonzero().flatten().tolist()) & set(near) for row in chosen[i]] == expected
+        assert [set(row.nonzero().flatten().tolist()) & set(near) for row in defined[i]] == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,14 +81,14 @@ def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
     st.sampled_from([torch.float32, torch.bfloat16, torch.float8_e4m3fn]),
     st.sampled_from([1, 1 << 14, 64 << 20]),
 )
-def test_select_is_chosen(layer, shapes, page_size, pattern, seed, dtype, block_bytes):
+def test_select_equals_selection(layer, shapes, page_size, pattern, seed, dtype, block_bytes):
     lens = [length // 2 for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, dtype=dtype, prompt_lens=lens)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "_BYTES", block_bytes)
         rows = 0
-        for selected, chosen in selection(case, pattern):
-            assert torch.equal(selected, chosen)
+        for selected, defined in selection(case, pattern):
+            assert torch.equal(selected, defined)
             rows += len(selected)
     assert rows == len(case.batch.visible.selecting(pattern))
 
@@ -102,7 +102,7 @@ def test_it_sees_as_many_tokens_as_topk_and_gives_them_no_less_attention(
     case = make_case(layer, [(length, 1)], page_size, pattern=oracle, seed=seed)
     (keys,), i = case.keys, length - 1
     ours, theirs = (
-        pattern.chosen(layer, case.query, case.batch.device.positions, keys, page_size)[0]
+        pattern.selection(layer, case.query, case.batch.device.positions, keys, page_size)[0]
         for pattern in (oracle, topk)
     )
     at = torch.arange(length)
@@ -120,7 +120,7 @@ def test_it_sees_as_many_tokens_as_topk_and_gives_them_no_less_attention(
         assert mine >= others - 1e-6
 
 
-def test_it_remembers_nothing_of_keys():
+def test_it_keeps_no_summaries():
     specs = [LayerSpec(i, 4, 2, 64, 64, 0.125) for i in range(4)]
     bare = PagedCache.bytes_per_page(specs, 16, torch.bfloat16)
     assert PagedCache.bytes_per_page(specs, 16, torch.bfloat16, Oracle(512, 1, 4)) == bare

@@ -1,4 +1,4 @@
-"""Backends and kernels that installed packages bring along, whole and broken ones."""
+"""Backends and kernels of installed packages, working and broken ones."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ BROKEN = {
 }
 
 
-def test_what_is_broken_is_told_where_it_is_chosen_and_breaks_nothing_else(acme):
+def test_a_broken_backend_is_reported_where_it_is_used_and_breaks_nothing_else(acme):
     acme(backends={name: path for name, (path, _) in BROKEN.items()})
     for name, (_, sentence) in BROKEN.items():
         assert refusal(name).startswith(sentence)
@@ -115,7 +115,7 @@ def test_what_is_broken_is_told_where_it_is_chosen_and_breaks_nothing_else(acme)
     assert {found.backend for found in survey(**PLACE) if found.refusal} == set(BROKEN)
 
 
-def test_a_module_that_fails_is_told_with_its_error(acme):
+def test_a_failing_module_is_reported_with_its_error(acme):
     acme(backends={"mine": "acme:BACKEND"}, module="raise OSError('no\\n such library')")
     assert refusal("mine") == (
         "backend mine of acme 1.0 cannot be loaded: OSError: no such library; "
@@ -123,12 +123,12 @@ def test_a_module_that_fails_is_told_with_its_error(acme):
     )
 
 
-def test_a_family_that_cannot_be_listed_is_told(acme):
+def test_a_family_that_cannot_be_listed_is_reported(acme):
     acme(backends={"mine": "acme:FAMILY"})
     assert "backend mine of acme 1.0 cannot name its patterns: AttributeError" in verdict("mine").refusal
 
 
-def test_broken_kernels_are_told(acme):
+def test_broken_kernels_are_reported(acme):
     broken = {"rude": "acme:Rude", "misnamed": "acme:Misnamed", "text": "acme:TEXT", "gone": "acme:GONE"}
     acme(backends={"mine": "acme:OWN_KERNEL"}, kernels=broken)
     sentences = {

@@ -16,7 +16,7 @@ from attention.patterns.lsh import Lsh
 from attention.patterns.oracle import Oracle
 from attention.patterns.segment import Segment
 from attention.patterns.sliding_window import SlidingWindow
-from attention.patterns.table import chooses_at, pages_chosen_at, spans_at
+from attention.patterns.table import pages_selected_at, selects_at, spans_at
 from attention.patterns.topk import TopK
 from attention.types import LayerSpec
 from tests.attention.cases import patterns
@@ -32,7 +32,7 @@ def test_a_page_expires_when_no_later_query_sees_any_of_it(pattern: Pattern, seq
     alive = [bool(seen[i * page_size : (i + 1) * page_size].any()) for i in range(full_pages)]
     gone = pattern.expired(seq_len, page_size)
     assert not any(alive[i] for i in gone)
-    if not isinstance(pattern, BigBird):  # what will be drawn later is not worth finding out
+    if not isinstance(pattern, BigBird):  # whose later draws are unknown
         assert [i in gone for i in range(full_pages)] == [not a for a in alive]
     assert not gone or gone.stop <= full_pages
 
@@ -161,7 +161,7 @@ def test_spans_are_the_rule(pattern: Pattern, positions):
 
 
 @given(patterns, st.lists(st.integers(0, 1200), max_size=20))
-def test_what_is_looked_up_is_what_the_pattern_says(pattern: Pattern, positions):
+def test_cached_ranges_are_the_patterns(pattern: Pattern, positions):
     """Of few positions and many, near each other and apart."""
     found = spans_at(pattern, np.array(positions, dtype=np.int64))
     expected = pattern.spans(torch.tensor(positions, dtype=torch.long)).numpy()
@@ -180,7 +180,7 @@ class Uneven(Full):
 
 
 def test_patterns_may_give_more_ranges_for_some_positions():
-    """Looked up, they don't fit beside each other: then the pattern is asked for all of them."""
+    """Cached ranges of different widths don't fit one array: then the pattern computes all of them."""
     positions = np.array([3, 700])
     assert spans_at(Uneven(), positions).tolist() == [[[0, 4]], [[0, 701]]]
     assert spans_at(Uneven(), positions[1:]).tolist() == [[[0, 0], [0, 701]]]
@@ -192,14 +192,14 @@ def test_patterns_may_give_more_ranges_for_some_positions():
     st.lists(st.tuples(st.integers(0, 900), st.integers(1, 900)), max_size=20),
     st.integers(1, 20),
 )
-def test_choices_that_are_looked_up_are_what_the_pattern_says(pattern, rows, page_size):
+def test_cached_selections_are_the_patterns(pattern, rows, page_size):
     positions, prompt_lens = np.array(rows, dtype=np.int64).reshape(-1, 2).T.copy()
     asked = torch.from_numpy(positions), torch.from_numpy(prompt_lens)
     for found, expected in (
-        (chooses_at(pattern, positions, prompt_lens), pattern.chooses(*asked)),
+        (selects_at(pattern, positions, prompt_lens), pattern.selects(*asked)),
         (
-            pages_chosen_at(pattern, positions, prompt_lens, page_size),
-            pattern.pages_chosen(*asked, page_size),
+            pages_selected_at(pattern, positions, prompt_lens, page_size),
+            pattern.pages_selected(*asked, page_size),
         ),
     ):
         assert found.dtype == expected.numpy().dtype
@@ -212,7 +212,7 @@ def test_choices_that_are_looked_up_are_what_the_pattern_says(pattern, rows, pag
     st.integers(0, 120),
     st.integers(1, 9),
 )
-def test_a_page_goes_only_when_no_layer_wants_it(pattern: Pattern, windows, seq_len, page_size):
+def test_a_page_expires_only_when_no_layer_sees_it(pattern: Pattern, windows, seq_len, page_size):
     layers = [LayerSpec(i, 4, 2, 16, 16, 0.25, window=window) for i, window in enumerate(windows)]
     attention = Attention("any", pattern, Reference(), "", tuple(layers))
     later, keys = torch.arange(seq_len, seq_len + 300)[:, None], torch.arange(seq_len)
@@ -225,7 +225,7 @@ def test_a_page_goes_only_when_no_layer_wants_it(pattern: Pattern, windows, seq_
         assert len(gone) == max(0, seq_len - max(windows) + 1) // page_size
 
 
-def test_layers_left_alone_keep_every_page():
+def test_dense_layers_keep_every_page():
     window = SlidingWindow(4, 1, dense_layers=(1,))
     layers = tuple(LayerSpec(i, 4, 2, 16, 16, 0.25) for i in range(3))
     attention = Attention("any", window, Reference(), "", layers)

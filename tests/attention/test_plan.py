@@ -1,4 +1,4 @@
-"""What the plans of gathering kernels read: what is visible, and little more."""
+"""Plans of gathering kernels read the visible tokens, and few more."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_every_row_is_planned_once(shapes, pattern, window):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the most elements that any operator's result has."""
+    """Records the most elements that any operator's result has."""
 
     elements = 0
 
@@ -102,7 +102,7 @@ class Largest(TorchDispatchMode):
 )
 def test_planning_is_in_proportion_to_what_is_visible(pattern, window):
     batch = make_case(SMALL, [(100_000, 1), (100_000, 1), (50_000, 1)], 16, pattern=pattern).batch
-    # A pattern is asked for a stretch of positions, which later steps look up.
+    # A pattern computes a stretch of positions, which later steps look up.
     plan_batch(AttentionBatch(Visible(batch.host), batch.device), window, pattern, torch.float32)
     with Largest() as largest:
         plan_batch(batch, window, pattern, torch.float32)
@@ -115,7 +115,7 @@ def test_planning_is_in_proportion_to_what_is_visible(pattern, window):
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), st.none() | st.integers(1, 20_000))
-def test_padding_never_doubles_the_work(counts, most):
+def test_padding_at_most_doubles_the_tokens_read(counts, most):
     found = groups(counts, most)
     assert sorted(i for group in found for i in group) == list(range(len(counts)))
     for group in found:

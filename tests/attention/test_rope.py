@@ -1,4 +1,4 @@
-"""Rotary embeddings: turning rotated keys further, and frequencies that depend on a sequence's length."""
+"""Rotary embeddings: rerotated keys, and frequencies that depend on a sequence's length."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config(kind, scaling="default", **own):
     )
 
 
-def check_turns(rotary, rotate, rotation, at, shift):
+def check_shift(rotary, rotate, rotation, at, shift):
     """Keys rotated at ``at`` and rerotated by ``shift`` are those rotated at ``at + shift`` from scratch."""
     at = torch.tensor(at)
     shift = (at * 7919 % 997) - 400 if shift is None else torch.full_like(at, shift)
@@ -67,20 +67,20 @@ def check_turns(rotary, rotate, rotation, at, shift):
 
 @pytest.mark.parametrize("scaling", ["default", "linear", "yarn", "llama3"])
 @given(at=positions, shift=st.none() | st.integers(-4000, 4000))
-def test_a_turn_is_a_rotation_from_scratch(scaling, at, shift):
+def test_rerotating_equals_rotating_from_scratch(scaling, at, shift):
     rotary = modeling_llama.LlamaRotaryEmbedding(config("llama", scaling))
     rotation = Rotation(rotary.inv_freq.double())
-    check_turns(rotary, lambda x, *a: modeling_llama.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
+    check_shift(rotary, lambda x, *a: modeling_llama.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_a_turn_with_the_factors_of_longrope(long):
+def test_rerotating_with_the_factors_of_longrope(long):
     rotary = modeling_llama.LlamaRotaryEmbedding(config("llama", "longrope"))
     assert rotary.attention_scaling > 1
     at = [100, 700, 65] if long else [0, 5, 50]
     rotary(torch.zeros(1), torch.tensor([at]))
     rotation = Rotation(rotary.inv_freq.double().clone())
-    check_turns(
+    check_shift(
         rotary,
         lambda x, *a: modeling_llama.apply_rotary_pos_emb(x, x, *a)[0],
         rotation,
@@ -89,7 +89,7 @@ def test_a_turn_with_the_factors_of_longrope(long):
     )
 
 
-def test_a_turn_leaves_the_attention_factor_of_yarn_alone():
+def test_rerotating_does_not_apply_the_attention_factor_of_yarn():
     rotary = modeling_llama.LlamaRotaryEmbedding(config("llama", "yarn"))
     assert rotary.attention_scaling > 1.1
     key = torch.randn(5, 2, HEAD)
@@ -99,18 +99,18 @@ def test_a_turn_leaves_the_attention_factor_of_yarn_alone():
 
 
 @given(at=positions, shift=st.none() | st.integers(-4000, 4000))
-def test_a_turn_of_pairs_side_by_side(at, shift):
+def test_rerotating_interleaved_pairs(at, shift):
     rotary = modeling_cohere.CohereRotaryEmbedding(config("cohere"))
     rotation = Rotation(rotary.inv_freq.double(), interleaved=True)
-    check_turns(rotary, lambda x, *a: modeling_cohere.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
+    check_shift(rotary, lambda x, *a: modeling_cohere.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
 
 
 @given(at=positions, shift=st.none() | st.integers(-4000, 4000))
-def test_a_turn_of_half_of_the_head(at, shift):
+def test_rerotating_half_of_the_head(at, shift):
     rotary = modeling_glm.GlmRotaryEmbedding(config("glm", partial_rotary_factor=0.5))
     rotation = Rotation(rotary.inv_freq.double(), interleaved=True)
     assert rotation.size == HEAD // 2
-    check_turns(rotary, lambda x, *a: modeling_glm.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
+    check_shift(rotary, lambda x, *a: modeling_glm.apply_rotary_pos_emb(x, x, *a)[0], rotation, at, shift)
 
     rotary = modeling_phi.PhiRotaryEmbedding(config("phi", partial_rotary_factor=0.5))
 
@@ -118,7 +118,7 @@ def test_a_turn_of_half_of_the_head(at, shift):
         part = modeling_phi.apply_rotary_pos_emb(x[..., : HEAD // 2], x[..., : HEAD // 2], cos, sin)[0]
         return torch.cat([part, x[..., HEAD // 2 :]], dim=-1)
 
-    check_turns(rotary, rotate, Rotation(rotary.inv_freq.double()), at, shift)
+    check_shift(rotary, rotate, Rotation(rotary.inv_freq.double()), at, shift)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -177,13 +177,13 @@ def test_layers_of_two_types_have_two_rotations():
         ("afmoe", "layers 1, 3"),
     ],
 )
-def test_keys_that_do_not_turn_are_refused(kind, layers):
+def test_keys_that_do_not_rotate_are_refused(kind, layers):
     model = tiny(kind)
     with pytest.raises(UnsupportedError, match=rf"those of {layers} of .* don't; choose positions=original"):
         read_rotations(model, read_layers(model))
 
 
-def test_a_table_that_is_not_the_models_own_is_not_believed():
+def test_a_table_that_is_not_the_models_own_is_not_used():
     model = tiny("llama")
     layers = read_layers(model)
     model.model.rotary_emb.register_forward_hook(
@@ -209,7 +209,7 @@ def test_in_cache_positions_are_indices_into_the_cache(window, sinks, last):
     assert pattern.rerotation(at).diff().ge(0).all()
 
 
-def test_original_positions_turn_nothing():
+def test_original_positions_rerotate_nothing():
     for pattern in (SlidingWindow(8, 2), SlidingWindow.from_options({"positions": "original"})):
         assert (pattern.rerotated, pattern.reach) == (0, None)
     assert SlidingWindow(8, 2, (1,), "cache").reach is None
@@ -236,14 +236,14 @@ def test_each_token_has_the_frequencies_of_its_length(kind, scaling):
     at = torch.tensor([[position for position, _ in tokens]])
     lengths = torch.tensor([length for _, length in tokens])
     with rope.step(lengths):
-        together = module(x, at)
+        batched = module(x, at)
     assert "forward" not in module.__dict__
     for i, (position, length) in enumerate(tokens):
         fresh = type(module)(model.config)
         expected = fresh(x, torch.tensor([[position, length - 1]]))
-        for found, own in zip(together, expected, strict=True):
+        for found, own in zip(batched, expected, strict=True):
             torch.testing.assert_close(found[:, i], own[:, 0], rtol=0, atol=1e-6)
-    short, long = (own for own in (together[0][0, 6], module(x, torch.tensor([[5, 200]]))[0][0, 0]))
+    short, long = (own for own in (batched[0][0, 6], module(x, torch.tensor([[5, 200]]))[0][0, 0]))
     assert not torch.allclose(short, long, atol=1e-3), "the test would not notice"
 
 
@@ -300,7 +300,7 @@ def test_pages_have_one_salt_only_if_their_frequencies_are_the_same(first, secon
     assert (salts[0] == salts[1]) == same
 
 
-def test_plain_models_have_none_of_it():
+def test_plain_models_have_no_frequencies_by_length():
     for kind in ("llama", "gemma3_text", "gpt2"):
         assert LengthRope.of(tiny(kind)) is None
     assert rope_of("yarn")[1] is None

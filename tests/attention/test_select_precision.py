@@ -1,4 +1,4 @@
-"""When ``topk``'s choice in C++ takes double precision, and that it is the same without."""
+"""When ``topk``'s selection in C++ needs double precision; single precision selects the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.attention.test_cpu_select import DTYPES, Native, check
 
 
 def exact_choices(monkeypatch) -> list[int]:
-    """How many choices of each call from now on take double precision."""
+    """How many selections of each later call need double precision."""
     found = []
     made = select.compiled()
 
@@ -33,14 +33,14 @@ LAYERS = [
 
 
 def row_after_prompt(layer, pattern, dtype=torch.float32, seed=0):
-    """A case of one row that chooses."""
+    """A case of one row that selects."""
     return make_case(layer, [(2500, 1)], 4, pattern=pattern, dtype=dtype, seed=seed, prompt_lens=[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_single_precision_is_nearly_always_enough(layer, dtype, monkeypatch):
-    """Else nothing is gained: pages like those of a text differ by more than rounding does."""
+    """Else it would save nothing: pages like those of a text differ by more than rounding errors."""
     found, pattern = exact_choices(monkeypatch), Native(130, 1, 4)
     for seed in range(8):
         assert check(row_after_prompt(layer, pattern, dtype, seed), pattern) == 1
@@ -50,7 +50,7 @@ def test_single_precision_is_nearly_always_enough(layer, dtype, monkeypatch):
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("differing", [0.0, 1e-7, 1e-6, 1e-5, 1e-4])
 def test_pages_nearly_alike_are_told_apart_in_double_precision(layer, differing, monkeypatch):
-    """The same keys on every page, but for so small a part of them: the earlier pages where there is none."""
+    """Pages with the same keys up to a tiny part; without any difference the earlier pages are selected."""
     found, pattern = exact_choices(monkeypatch), Native(130, 1, 4)
     case = row_after_prompt(layer, pattern)
     pages, complete = case.batch.device.page_table[0].long(), 2500 // 4

@@ -1,4 +1,4 @@
-"""That the device of other tests notes what would wait for a GPU."""
+"""The stand-in device of other tests counts everything that would wait for a GPU."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def noted(work) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("work", READING.values(), ids=READING)
-def test_what_the_host_reads(work):
+def test_reads_of_the_host_are_counted(work):
     assert noted(work) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("work", COPYING.values(), ids=COPYING)
-def test_what_the_host_copies(work):
+def test_copies_to_the_host_are_counted(work):
     assert noted(work) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("work", FREE.values(), ids=FREE)
-def test_what_nobody_waits_for(work):
+def test_operators_without_a_wait_are_not_counted(work):
     assert noted(work) == (0, 0, 0)
 
 
-def test_what_a_device_refuses():
+def test_a_device_refuses_host_tensors():
     with StandInDevice():
         numbers = torch.arange(3, device=DEVICE)
         with pytest.raises(RuntimeError, match="of the device and others"):
@@ -86,7 +86,7 @@ def test_what_a_device_refuses():
             numbers.numpy()
 
 
-def test_numbers_are_sent_without_a_wait():
+def test_numbers_are_copied_to_the_device_without_a_wait():
     numbers = torch.tensor([[1, 2], [3, 4]])
     assert noted(lambda _: to_device(numbers.T, DEVICE)) == (0, 0, 1)
     with StandInDevice():

@@ -34,7 +34,7 @@ seeds = st.integers(0, 1 << 30)
 
 
 def seen_by_hand(pattern, layer, query, i, keys, page_size):
-    """What one query at ``i`` sees, per KV head: sets of positions, from numbers in plain Python."""
+    """The positions that one query at ``i`` sees, a set per KV head, from numbers in plain Python."""
     own = i // page_size
     total = max(math.ceil(pattern.budget / page_size), 3)
     group = layer.query_heads // layer.kv_heads
@@ -71,15 +71,15 @@ def ties(case):
 
 @settings(max_examples=40, deadline=None)
 @given(layers(), st.integers(1, 40), page_sizes, topks, seeds, st.booleans())
-def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
+def test_selection_is_the_rule(layer, length, page_size, pattern, seed, tied):
     case = make_case(layer, [(length, length)], page_size, pattern=pattern, seed=seed)
     if tied:
         ties(case)
     (keys,) = case.keys
-    chosen = pattern.chosen(layer, case.query, case.batch.device.positions, keys, page_size)
+    defined = pattern.selection(layer, case.query, case.batch.device.positions, keys, page_size)
     for i in range(length):
         expected = seen_by_hand(pattern, layer, case.query[i], i, keys, page_size)
-        assert [set(row.nonzero().flatten().tolist()) for row in chosen[i]] == expected
+        assert [set(row.nonzero().flatten().tolist()) for row in defined[i]] == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,7 +93,7 @@ def test_chosen_is_the_rule(layer, length, page_size, pattern, seed, tied):
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.sampled_from([1, 1 << 14, 64 << 20]),
 )
-def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, block_bytes):
+def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, dtype, block_bytes):
     case = make_case(
         layer,
         shapes,
@@ -108,27 +108,27 @@ def test_select_is_chosen(layer, shapes, page_size, pattern, seed, tied, dtype, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "_BYTES", block_bytes)
         rows = 0
-        for selected, chosen in selection(case, pattern):
-            assert torch.equal(selected, chosen)
+        for selected, defined in selection(case, pattern):
+            assert torch.equal(selected, defined)
             rows += len(selected)
     assert rows == len(case.batch.visible.selecting(pattern))
 
 
 @settings(max_examples=40, deadline=None)
 @given(layers(), sequences(120, 5), page_sizes, topks, seeds)
-def test_what_is_counted_ahead_is_what_is_chosen(layer, shapes, page_size, pattern, seed):
+def test_counts_ahead_are_those_of_the_selection(layer, shapes, page_size, pattern, seed):
     lens = [length // 2 for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=lens)
     rows = torch.from_numpy(case.batch.visible.selecting(pattern))
     positions = case.batch.device.positions[rows]
     spans = pattern.select(layer, case.query[rows], known(case.batch, rows), case.cache)
-    chosen = (spans_within(spans, positions, layer.window).diff(dim=-1).clamp(min=0)).sum(dim=(2, 3))
-    pages = pattern.pages_chosen(positions, torch.tensor(lens)[case.batch.device.owners[rows]], page_size)
+    selected = (spans_within(spans, positions, layer.window).diff(dim=-1).clamp(min=0)).sum(dim=(2, 3))
+    pages = pattern.pages_selected(positions, torch.tensor(lens)[case.batch.device.owners[rows]], page_size)
     counted = ((pages - 1) * page_size + positions % page_size + 1)[:, None]
     if layer.window is None:
-        assert (chosen == counted).all()
+        assert (selected == counted).all()
     else:
-        assert (chosen <= counted.clamp(max=layer.window)).all()
+        assert (selected <= counted.clamp(max=layer.window)).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -153,17 +153,17 @@ def test_a_budget_that_covers_the_context_is_full_attention(layer, shapes, page_
 @settings(max_examples=20, deadline=None)
 @given(sequences(60, 3), page_sizes, topks, seeds)
 def test_rows_do_not_depend_on_the_step_that_computes_them(shapes, page_size, pattern, seed):
-    """The same sequences with the last row alone."""
+    """The same sequences with only the last row."""
     layer = LayerSpec(0, 4, 2, 8, 8, 0.3)
     pattern.prefill = "sparse"
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed)
     last = torch.tensor(case.batch.host.query_starts[1:]) - 1
-    together = pattern.select(layer, case.query[last], known(case.batch, last), case.cache)
+    batched = pattern.select(layer, case.query[last], known(case.batch, last), case.cache)
     pages = case.batch.device.page_table.tolist()
     ends = [length - 1 for length, _ in shapes]
     single = AttentionBatch.build(ends, [1] * len(shapes), pages, page_size)
     rows = known(single, range(len(shapes)))
-    assert torch.equal(pattern.select(layer, case.query[last], rows, case.cache), together)
+    assert torch.equal(pattern.select(layer, case.query[last], rows, case.cache), batched)
 
 
 def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
@@ -180,16 +180,16 @@ def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
         return keys, batch
 
     compute([0], [18], [[1, 2, 3, 4, 5]])
-    # Someone else gets the pages in another order, in three steps of which one leaves a page half full.
+    # Another sequence gets the pages in another order, in three steps of which one leaves a page half full.
     parts = [compute([done], [count], [[5, 3, 1, 2]])[0] for done, count in ((0, 3), (3, 7), (10, 2))]
     first, batch = compute([12], [1], [[5, 3, 1, 2]])
     keys = torch.cat([*parts, first])
     query = torch.randn(1, 2, 8, generator=random)
     spans = pattern.select(layer, query, known(batch, [0]), cache)
-    chosen = pattern.chosen(layer, query, torch.tensor([12]), keys, 4)
+    defined = pattern.selection(layer, query, torch.tensor([12]), keys, 4)
     at = torch.arange(13)
     inside = ((at >= spans[..., :1]) & (at < spans[..., 1:])).any(dim=2)
-    assert torch.equal(inside, chosen)
+    assert torch.equal(inside, defined)
     assert not inside.all()
     for page, index in ((5, 0), (3, 1), (1, 2)):
         own = keys[4 * index : 4 * index + 4]
@@ -197,7 +197,7 @@ def test_a_page_that_is_used_again_has_the_summary_of_its_new_keys():
 
 
 def test_only_complete_pages_are_read_for_summaries():
-    """A chunk that ends within a page leaves that page's summary alone."""
+    """A chunk that ends within a page does not change that page's summary."""
     layer = LayerSpec(0, 2, 1, 4, 4, 0.3)
     pattern = TopK(64, 1, 1)
     case = make_case(layer, [(10, 10), (7, 3)], 4, pattern=pattern)
@@ -208,7 +208,7 @@ def test_only_complete_pages_are_read_for_summaries():
     assert summaries[1, 1:].isnan().all()
 
 
-def test_nothing_to_choose():
+def test_nothing_to_select():
     layer = LayerSpec(0, 2, 1, 4, 4, 0.3)
     pattern = TopK(64, 1, 1)
     case = make_case(layer, [(10, 10)], 4, pattern=pattern)
@@ -218,17 +218,17 @@ def test_nothing_to_choose():
     assert spans.shape[:2] == (0, 1)
 
 
-def test_a_prompt_sees_all_unless_it_is_to_choose():
+def test_a_prompt_sees_all_unless_prefill_is_sparse():
     positions, prompt_lens = torch.tensor([0, 9, 10, 11]), torch.tensor([10, 10, 10, 10])
-    assert TopK(64, 1, 1, "dense").chooses(positions, prompt_lens).tolist() == [False, False, True, True]
-    assert TopK(64, 1, 1, "sparse").chooses(positions, prompt_lens).all()
+    assert TopK(64, 1, 1, "dense").selects(positions, prompt_lens).tolist() == [False, False, True, True]
+    assert TopK(64, 1, 1, "sparse").selects(positions, prompt_lens).all()
 
 
 def test_summaries_take_a_sixteenth_of_pages_of_16():
     specs = [LayerSpec(i, 4, 2, 64, 64, 0.125) for i in range(4)]
     bare = PagedCache.bytes_per_page(specs, 16, torch.bfloat16)
     assert PagedCache.bytes_per_page(specs, 16, torch.bfloat16, TopK(512, 1, 4)) == bare * 17 / 16
-    # Layers that it leaves alone need none.
+    # Dense layers need none.
     half = TopK(512, 1, 4, dense_layers=(0, 1))
     assert PagedCache.bytes_per_page(specs, 16, torch.bfloat16, half) == bare * 33 / 32
     cache = PagedCache(specs, 3, 16, torch.bfloat16, pattern=half)

@@ -19,7 +19,7 @@ from tests.apart import compile_only, interpret
 from tests.attention.cases import make_case, patterns, sequences
 
 SMALL = LayerSpec(0, 1, 1, 1, 1, 1.0)
-ALONE, TOGETHER = Tile(16, 16, 4, 1, 64, 4), Tile(64, 16, 4, 1, 256, 1)
+SINGLE, CHUNKED = Tile(16, 16, 4, 1, 64, 4), Tile(64, 16, 4, 1, 256, 1)
 
 
 def test_interpreted():
@@ -60,13 +60,13 @@ def check_parts(planned: Blocks, tokens: list[int], columns: int, processors: in
     st.integers(0, 5),
     st.data(),
 )
-def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, group, rerotated, data):
+def test_covers_are_the_union_of_their_rows_ranges(shapes, pattern, window, group, rerotated, data):
     batch = make_case(SMALL, shapes, 16, pattern=pattern).batch
     pattern.rerotated = rerotated
     heads, processors = Heads(data.draw(st.integers(1, 3)), group), data.draw(st.integers(1, 100))
     rows = []
-    for planned, covers in plan_rows(batch, window, pattern, heads, ALONE, TOGETHER, processors):
-        assert (planned.tile == ALONE) == (planned.ranges is None)
+    for planned, covers in plan_rows(batch, window, pattern, heads, SINGLE, CHUNKED, processors):
+        assert (planned.tile == SINGLE) == (planned.ranges is None)
         tokens = covers[:, 0, 0].tolist()
         assert tokens == sorted(tokens, reverse=True)
         check_parts(planned, tokens, heads.columns(planned.tile), processors)
@@ -90,37 +90,37 @@ def test_blocks_cover_what_their_rows_see_and_no_more(shapes, pattern, window, g
 def test_most_tiles_of_a_prompt_need_no_mask():
     batch = make_case(SMALL, [(4096, 4096)], 16).batch
     for pattern in (Full(), SlidingWindow(1020, 4)):
-        ((planned, covers),) = plan_rows(batch, None, pattern, Heads(8, 4), ALONE, TOGETHER, 132)
+        ((planned, covers),) = plan_rows(batch, None, pattern, Heads(8, 4), SINGLE, CHUNKED, 132)
         full = (planned.blocks[:, 4] - planned.blocks[:, 3]).sum()
         assert full > 0.95 * covers[:, 0, 0].sum()
 
 
-def test_a_block_ends_where_what_is_seen_jumps():
+def test_a_block_ends_where_ranges_jump():
     batch = make_case(SMALL, [(4096, 4096)], 16, pattern=BigBird(64, 3, 3, 0)).batch
-    tile = TOGETHER._replace(pairs=128)
-    ((planned, covers),) = plan_rows(batch, None, BigBird(64, 3, 3, 0), Heads(8, 1), ALONE, tile, 132)
-    # A draw may touch the next block's; then the two stay together.
+    tile = CHUNKED._replace(pairs=128)
+    ((planned, covers),) = plan_rows(batch, None, BigBird(64, 3, 3, 0), Heads(8, 1), SINGLE, tile, 132)
+    # A draw may touch the next block's; then the two are not cut apart.
     assert covers[:, 0, 0].max() <= (1 + 3 + 3 + 1) * 64
     assert len(planned.blocks) < 4096 / 64 * 1.1
 
 
 def test_a_long_sequence_among_short_ones_is_split_and_they_are_not():
     batch = make_case(SMALL, [(20_000, 1), *[(300, 1)] * 40], 16).batch
-    ((planned, _),) = plan_rows(batch, None, Full(), Heads(8, 4), ALONE, TOGETHER, 132)
+    ((planned, _),) = plan_rows(batch, None, Full(), Heads(8, 4), SINGLE, CHUNKED, 132)
     counts = torch.bincount(planned.items[:, 0].long()).tolist()
     assert counts[0] >= 30
     assert set(counts[1:]) == {1}
 
 
-def test_choices_are_split_while_the_device_has_room():
+def test_selections_are_split_while_the_device_has_room():
     pattern = TopK(64, 1, 2)
     batch = make_case(SMALL, [(5000, 1), (70, 1)], 16, pattern=pattern, prompt_lens=[60, 60]).batch
     rows = batch.visible.selecting(pattern)
-    planned = plan_selecting(batch, rows, Heads(2, 4), ALONE, 132)
+    planned = plan_selecting(batch, rows, Heads(2, 4), SINGLE, 132)
     assert planned.blocks[:, :3].tolist() == [[0, 1, 0], [1, 1, 1]]
     check_parts(planned, [5000, 5000], 2, 132)
     assert len(planned.items) > 100
-    assert len(plan_selecting(batch, rows, Heads(200, 4), ALONE, 10).items) == 2
+    assert len(plan_selecting(batch, rows, Heads(200, 4), SINGLE, 10).items) == 2
 
 
 @given(st.data())
@@ -163,7 +163,7 @@ def test_a_gpu_can_do_all(hopper):
     ]
 
 
-def test_what_it_lacks_is_named(hopper, monkeypatch):
+def test_lacks_are_named(hopper, monkeypatch):
     (reason,) = reasons("cuda", torch.float64)
     assert reason == "triton reads float32, bfloat16, float16 or float8_e4m3, not float64"
     (reason,) = reasons("cuda", layers=[*LAYERS, LayerSpec(3, 1, 1, 576, 512, 0.1)])

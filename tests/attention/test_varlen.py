@@ -1,4 +1,4 @@
-"""torch's varlen_attn, through functions that do what it documents, in plain torch."""
+"""torch's varlen_attn, through functions with its documented behavior, in plain torch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_double_of_varlen_attn_takes_what_the_real_one_takes():
         (512, varlen_doubles.in_2_11, False),
     ],
 )
-def test_varlen_gathers_what_cannot_be_read_in_place(monkeypatch, page_size, double, in_place):
+def test_varlen_gathers_pages_that_cannot_be_read_in_place(monkeypatch, page_size, double, in_place):
     monkeypatch.setattr(varlen, "varlen_attn", double)
     case = make_case(PLAIN[0], [(600, 1), (30, 30)], page_size, dtype=torch.float16)
     plan = Varlen().plan(Kind.of(case.layer, Full(), case.query, case.cache), case.batch)

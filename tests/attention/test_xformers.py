@@ -37,7 +37,7 @@ fmha = pytest.importorskip("xformers.ops.fmha", reason="xformers is not installe
 GPU = torch.device("cuda", 0)
 PLAIN = [LayerSpec(i, 4, 2, 64, 64, 0.125) for i in range(2)]
 
-# What the operators find wrong with a machine without a GPU.
+# The operators' complaints about a machine without a GPU.
 NO_GPU = (
     "device=cpu",
     "operator wasn't built",
@@ -49,7 +49,7 @@ NO_GPU = (
 def by_materialized_bias(
     query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None, output_dtype=None
 ) -> torch.Tensor:
-    """``memory_efficient_attention_forward`` by the bias's own word, after the operator's own checks."""
+    """``memory_efficient_attention_forward`` by the bias's own mask, after the operator's own checks."""
     inputs = fmha.Inputs(query, key, value, attn_bias, p, scale, output_dtype)
     inputs.validate_inputs()
     wrong = [reason for reason in op.not_supported_reasons(inputs) if not reason.startswith(NO_GPU)]
@@ -153,7 +153,7 @@ def test_few_different_programs_are_compiled():
 
 @pytest.mark.parametrize("size", [8, 16, 24, 32, 64, 80, 96, 128, 192, 256])
 @pytest.mark.parametrize("page_size", [16, 32, 64, 96, 128, 256])
-def test_what_is_accepted_is_what_the_operators_accept(monkeypatch, size, page_size):
+def test_the_adapter_accepts_exactly_what_the_operators_accept(monkeypatch, size, page_size):
     monkeypatch.setattr(adapter, "capability", lambda device: None)
     layer = LayerSpec(0, 4, 2, size, size, 0.1)
     reasons = Xformers().unsupported([layer], GPU, torch.float16, page_size, Full())
@@ -210,7 +210,7 @@ def test_the_backend_is_refused_on_a_cpu():
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_its_triton_kernel_equals_reference():
-    """In a process of its own, for Triton must know from its import on that it is to interpret."""
+    """In a separate process, since Triton decides at its import whether it interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "XFORMERS_ENABLE_TRITON": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "tests.attention.interpreted_xformers"],

@@ -41,7 +41,7 @@ NAMES = {
     torch.float64: "fp64",
 }
 
-# Shared memory in KiB by compute capability: of a multiprocessor, and what a program may take.
+# Shared memory in KiB by compute capability: of a multiprocessor, and the most that a program may take.
 SHARED = {80: (164, 163), 89: (100, 99), 90: (228, 227)}
 
 LLAMA = LayerSpec(0, 32, 8, 128, 128, 0.088)
@@ -61,7 +61,7 @@ class Recorder:
 def launches(
     layer: LayerSpec, pattern: Pattern, dtype: torch.dtype, page_size: int, capability: int
 ) -> list[tuple[Any, dict[str, Any]]]:
-    """What a long decode and a chunk launch on a GPU."""
+    """The launches of a long decode and of a chunk on a GPU."""
     found: list[tuple[Any, dict[str, Any]]] = []
 
     class Code:
@@ -106,7 +106,7 @@ def compiled(program: Any, arguments: dict[str, Any], capability: int) -> Any:
 
 
 def stack(cubin: bytes, folder: Any) -> int:
-    """Bytes of local memory that each thread takes: what does not fit into registers."""
+    """Bytes of local memory of each thread, for values that do not fit into registers."""
     path = folder / "program.cubin"
     path.write_bytes(cubin)
     tool = triton.knobs.nvidia.cuobjdump.path

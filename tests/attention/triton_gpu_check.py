@@ -66,7 +66,7 @@ def case_of(layer: LayerSpec, pattern: Pattern, dtype: torch.dtype, page_size: i
 
 
 def wrong(layer: LayerSpec, pattern: Pattern, dtype: torch.dtype, page_size: int) -> str:
-    """What is wrong with the result, if anything."""
+    """The fault of the result, if any."""
     case = case_of(layer, pattern, dtype, page_size)
     result, expected = compute(Triton(), case, pattern), compute(Reference(), case, pattern)
     try:
@@ -151,7 +151,7 @@ WORKS = {
 
 
 def own_time(case: Case, pattern: Pattern, fresh: bool) -> float:
-    """Milliseconds of the kernel, with ``fresh`` what the host plans once per step included."""
+    """Milliseconds of the kernel, with ``fresh`` including the plan that the host makes once per step."""
     kernel, kind = Triton(), Kind.of(case.layer, pattern, case.query, case.cache)
     plan = kernel.plan(kind, case.batch)
 
@@ -181,7 +181,7 @@ def times() -> None:
     """Prints a table of times."""
     dtype = torch.bfloat16
     columns = ["triton", "planned", "window", "torch", "GB/s", "TFLOP/s"]
-    print("\nms per layer in bfloat16, page 16; planned: with what the host plans once per step;")
+    print("\nms per layer in bfloat16, page 16; planned: with the plan that the host makes once per step;")
     print("window: 1020 tokens and 4 sinks, torch: see torch_time; GB/s and TFLOP/s: of the first column")
     print(f"{'heads':>12} {'work':>20}", *(f"{column:>8}" for column in columns))
     for shape in (SMOLLM, SHAPES[0]):

@@ -1,6 +1,6 @@
 """The Triton programs against the oracle, by Triton's interpreter.
 
-It is chosen when Triton is first imported, so ``test_triton`` runs this file in a process of its own.
+Triton decides for it at its first import, so ``test_triton`` runs this file in a process of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOMY = Tile(64, 32, 4, 1, 1000, 1)
 
 @st.composite
 def tile_pairs(draw: st.DrawFn) -> tuple[Tile, Tile]:
-    """For rows alone and for chunks; small enough that small cases take several tiles and parts."""
+    """For single rows and for chunks; small enough that small cases take several tiles and parts."""
 
     def tile(pairs: int) -> Tile:
         part, programs = draw(st.sampled_from([(16, 2), (1000, 1)]))
@@ -108,7 +108,7 @@ def test_keys_and_values_of_8_bits_are_as_exact_as_queries(layer, shapes, page_s
 
 
 def test_every_number_of_8_bits():
-    """One value each: no number stays none."""
+    """One value each; NaN stays NaN."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     case = make_case(LayerSpec(0, 1, 1, 1, 256, 1.0), [(1, 1)], 4, dtype=torch.float8_e4m3fn)
     case.cache.write(case.batch.device.slots, torch.zeros(1, 1, 1), codes.view(1, 1, 256))
@@ -123,7 +123,7 @@ def test_every_number_of_8_bits():
 @given(
     layers(features=True), few_queries(60, 2), page_sizes, content_patterns(), seeds, tile_pairs(), st.data()
 )
-def test_rows_that_choose_by_content(layer, shapes, page_size, pattern, seed, tiles, data):
+def test_rows_that_select_by_content(layer, shapes, page_size, pattern, seed, tiles, data):
     prompts = [data.draw(st.integers(1, length + 1), label="prompt") for length, _ in shapes]
     case = make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=prompts)
     with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +216,7 @@ def test_a_group_larger_than_a_tile():
     assert_equal(case, Full(), tiles=(tile, tile))
 
 
-def test_what_no_row_sees_is_not_read():
+def test_tokens_that_no_row_sees_are_not_read():
     """Hidden tokens lie on pages of their own, which the page table still names."""
     pattern = BigBird(8, 2, 1, 3)
     case = make_case(LayerSpec(0, 2, 1, 8, 8, 0.35), [(160, 1), (160, 24)], 8)
@@ -231,7 +231,7 @@ def test_what_no_row_sees_is_not_read():
     assert interpreted(case, pattern).isfinite().all()
 
 
-def test_what_lies_on_a_missing_page_is_invisible():
+def test_tokens_on_a_missing_page_are_invisible():
     case = make_case(LayerSpec(0, 2, 1, 4, 4, 0.5), [(100, 1), (90, 20), (7, 1)], 4)
     for b, gone in ((0, range(1, 17)), (1, range(3))):
         case.cache.keys[case.batch.device.page_table[b, gone].long()] = torch.nan
@@ -251,7 +251,7 @@ def test_what_lies_on_a_missing_page_is_invisible():
         (torch.float8_e4m3fn, torch.float16),
     ],
 )
-def test_a_cache_in_another_format_than_the_model(dtype, query_dtype):
+def test_a_cache_in_another_dtype_than_the_model(dtype, query_dtype):
     case = make_case(LayerSpec(0, 4, 2, 8, 8, 0.35), [(40, 1), (20, 20)], 8, dtype=dtype)
     case.query = torch.randn(case.query.shape).to(query_dtype)
     result = interpreted(case, Full())

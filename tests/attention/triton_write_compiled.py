@@ -16,7 +16,7 @@ from tests.attention.triton_compiled import SHARED, Recorder, compiled, stack
 
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 
-# Heads, sizes of a key and of a value, formats of what is written and of the cache; and the instructions of
+# Heads, sizes of a key and of a value, dtypes of the new numbers and of the cache; and the instructions of
 # 16 bytes that it reads and writes by, where the sizes of Llama allow.
 CALLS = {
     "as it is": ((8, 128, 128, BF16, BF16), {"ld.global.v4.b32", "st.global.v4.b32"}),

@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from attention import LayerSpec
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.hook import Step
 from attention.kernels import triton_write
 from attention.kernels.triton_paged import Triton
@@ -26,7 +26,7 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
-# How many of float32's digits each format cuts off.
+# How many of float32's digits each dtype cuts off.
 CUT = {torch.bfloat16: 16, torch.float16: 13, torch.float8_e4m3fn: 20}
 
 
@@ -48,7 +48,7 @@ def poisoned(
 def assert_writes_equal(
     key: torch.Tensor, value: torch.Tensor, slots: list[int], dtype: torch.dtype, page_size: int = 4
 ) -> None:
-    """Every bit of the cache is the same; only which of its NaNs a machine makes is its own choice."""
+    """Every bit of the cache is the same; except that machines make different NaNs."""
     pages = max(slots) // page_size + 2
     sizes = key.shape[2], value.shape[2]
     expected, own = (poisoned(pages, page_size, key.shape[1], sizes, dtype) for _ in range(2))
@@ -83,7 +83,7 @@ def spread(numbers: torch.Tensor, how: str, dtype: torch.dtype) -> torch.Tensor:
     st.integers(1, 90),
     st.integers(1, 9),
     st.sampled_from(FLOATS),
-    st.sampled_from(list(CACHE_FORMATS.values())),
+    st.sampled_from(list(CACHE_DTYPES.values())),
     st.sampled_from(["merged", "heads first", "numbers apart"]),
     st.integers(0, 1 << 30),
 )
@@ -102,7 +102,7 @@ def test_heads_that_take_several_programs():
 
 @pytest.mark.parametrize(
     ("dtype", "cached"),
-    [pair for pair in itertools.product(FLOATS[1:], CACHE_FORMATS.values()) if pair[0] != pair[1]],
+    [pair for pair in itertools.product(FLOATS[1:], CACHE_DTYPES.values()) if pair[0] != pair[1]],
 )
 def test_every_number_of_16_bits(dtype, cached):
     numbers = torch.arange(1 << 16).to(torch.int32).to(torch.int16).view(dtype).view(1, 16, 4096)
@@ -128,7 +128,7 @@ def test_numbers_of_32_bits_at_and_beside_the_middle_of_two(cached):
 
 
 def test_a_step_writes_so(monkeypatch):
-    """The kernel's own way is the one that a step takes."""
+    """A step writes by the kernel's own program."""
     written = []
     monkeypatch.setattr(triton_write, "write", lambda *arguments: written.append(arguments))
     from attention import AttentionBatch, PagedCache

@@ -31,7 +31,7 @@ every_choice = pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
 
 
 class ByDefinition:
-    """Attention of a whole sequence at once, under a mask made from ``ContentPattern.chosen``."""
+    """Attention of a whole sequence at once, under a mask made from ``ContentPattern.selection``."""
 
     def __init__(self, pattern, layers, prompt_len):
         self.pattern, self.layers, self.prompt_len = pattern, layers, prompt_len
@@ -44,8 +44,8 @@ class ByDefinition:
         if layer.window is not None:
             visible &= (at[:, None] - at < layer.window)[:, None]
         if layer.index not in self.pattern.dense_layers:
-            chosen = self.pattern.chosen(layer, query, at, key, PAGE_SIZE)
-            sees_all = ~self.pattern.chooses(at, torch.full_like(at, self.prompt_len))
+            chosen = self.pattern.selection(layer, query, at, key, PAGE_SIZE)
+            sees_all = ~self.pattern.selects(at, torch.full_like(at, self.prompt_len))
             visible &= chosen | sees_all[:, None, None]
         group = layer.query_heads // layer.kv_heads
         logits = torch.einsum("rhd,lhd->rhl", query, key.repeat_interleave(group, 1)) * layer.scale
@@ -75,7 +75,7 @@ class Checked(Reference):
                 at = torch.arange(int(i) + 1)
                 slots = batch.page_table[b, at // batch.page_size].long() * batch.page_size
                 keys = cache.keys.flatten(0, 1)[slots + at % batch.page_size].nan_to_num(0)
-                chosen = pattern.chosen(layer, query[row : row + 1], i, keys, batch.page_size)[0]
+                chosen = pattern.selection(layer, query[row : row + 1], i, keys, batch.page_size)[0]
                 if layer.window is not None:
                     chosen &= i - at < layer.window
                 inside = (ranges[..., :1] <= at) & (at < ranges[..., 1:])

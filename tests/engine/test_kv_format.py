@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.reference import Reference
 from server.engine.build import build_engine
 from server.errors import RefusedError
@@ -165,7 +165,7 @@ def test_the_cache_that_is_asked_for_serves(llama, tmp_path, settings, kv_dtype)
     assert ready.kv_dtype == kv_dtype
     assert ready.dtype == settings.get("dtype", "float32")
     cache = core.runner.cache
-    assert {cache.layers[index].keys.dtype for index in cache.layers} == {CACHE_FORMATS[kv_dtype]}
+    assert {cache.layers[index].keys.dtype for index in cache.layers} == {CACHE_DTYPES[kv_dtype]}
     bytes_of_all = sum(part.keys.nbytes + part.values.nbytes for part in cache.layers.values())
     assert bytes_of_all == ready.kv_bytes
     # Half the bytes, twice the pages.

@@ -33,7 +33,7 @@ def test_a_level_by_name_is_in_force_and_in_the_log(tmp_path: Path, caplog: pyte
     caplog.set_level(logging.INFO, "longspan.engine")
     with at("auto"):
         start(folder, native_level="portable")
-        assert levels.chosen().name == "portable"
+        assert levels.in_force().name == "portable"
     names = ", ".join(level.name for level in levels.executable())
     assert "native code is of level portable, compiled here at first use, by " in caplog.text
     assert f"; this processor executes {names}" in caplog.text

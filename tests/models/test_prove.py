@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from attention.backends import resolve
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.reference import Reference
 from server.errors import RefusedError
 from server.models.load import load_model
@@ -43,7 +43,7 @@ def test_the_default_model_passes(default_model):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "mixtral"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kv_dtype", CACHE_FORMATS.values(), ids=str)
+@pytest.mark.parametrize("kv_dtype", CACHE_DTYPES.values(), ids=str)
 def test_a_cache_in_another_format_passes(kind, dtype, kv_dtype, serve):
     proven(serve(kind, dtype), kv_dtype=kv_dtype)
 

@@ -121,7 +121,7 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
 import sys
 from attention.kernels.cpu import calls, levels, native, select
 from server.models.quantized import native as quantized
-levels.choose(sys.argv[1])
+levels.use(sys.argv[1])
 for compiled in calls.compiled, select.compiled, quantized._compiled:
     compiled()
 print(native.origin(calls.SOURCE))

@@ -1,4 +1,4 @@
-"""What a decode step costs by the length of its context, counted: times on a busy machine prove nothing."""
+"""Costs of a decode step by the length of its context, as counts: times on a busy machine prove nothing."""
 
 from itertools import pairwise
 

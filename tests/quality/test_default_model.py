@@ -74,7 +74,7 @@ def attend(layer, query, keys, values, seen):
 
 
 def test_the_oracle_is_nearer_to_full_attention_than_top_k_on_real_keys(loaded, default_model):
-    """On average, in every layer that chooses by default; not so in the first, whose attention is flat."""
+    """On average, in every layer that selects by default; not so in the first, whose attention is flat."""
     ids = AutoTokenizer.from_pretrained(default_model)(texts.reference())["input_ids"][:1000]
     asked = last_step(loaded, ids, rows=50)
     choosing = [index for index in asked if index not in TopK.dense_by_default]
@@ -88,7 +88,7 @@ def test_the_oracle_is_nearer_to_full_attention_than_top_k_on_real_keys(loaded, 
             errors = {}
             for kind in (TopK, Oracle):
                 pattern = kind(budget, 1, 4, "sparse")
-                seen = pattern.chosen(layer, query, positions, keys, 16)
+                seen = pattern.selection(layer, query, positions, keys, 16)
                 away = (attend(layer, query, keys, values, seen) - whole).norm(dim=-1)
                 errors[kind] = float((away / whole.norm(dim=-1)).mean())
             assert errors[Oracle] < 0.8 * errors[TopK], (index, budget)

@@ -1,4 +1,4 @@
-"""What is known of the real default model, on real servers."""
+"""Known figures of the real default model, on real servers."""
 
 import math
 import subprocess
@@ -28,7 +28,7 @@ TRAINED, BEYOND = 8192, 12288
 
 
 def test_a_window_needs_sinks_and_sees_what_it_holds(default_model):
-    """What is known at the shortest context, by three slices of text and one context of needles."""
+    """The figures at the shortest context, by three slices of text and one context of needles."""
     candidates = (FULL, SINKS, BARE)
     wanted = [
         each

@@ -190,7 +190,7 @@ def test_what_a_query_needs_is_what_the_oracle_chooses(default_model, text, tmp_
     same = []
     for index, kept in enumerate(expected["kept"]):
         layer, query, positions, keys, _ = asked[index]
-        chosen = pattern.chosen(layer, query[-1:], positions[-1:], keys, page_size=1)[0]
+        chosen = pattern.selection(layer, query[-1:], positions[-1:], keys, page_size=1)[0]
         assert chosen.sum(dim=-1).tolist() == [FEW] * layer.kv_heads
         theirs = torch.zeros_like(chosen)
         theirs.scatter_(-1, torch.tensor(kept), True)

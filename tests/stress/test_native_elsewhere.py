@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attention import LayerSpec
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.kernels.cpu import compiling, levels
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.reference import Reference
@@ -41,7 +41,7 @@ def recorded() -> Recorder:
     shapes, prompt_lens = [(330, 1), (190, 100), (70, 9), (90, 1)], [330, 190, 70, 1]
     torch.set_num_threads(3)
     with recorder.recording():
-        for dtype in CACHE_FORMATS.values():
+        for dtype in CACHE_DTYPES.values():
             for layer in layers:
                 for pattern in (Full(), SlidingWindow(window=33, sinks=5), TopK(6, 1, 2)):
                     if isinstance(pattern, TopK):

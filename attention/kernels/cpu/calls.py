@@ -1,4 +1,4 @@
-"""What paged.cpp takes, and its functions."""
+"""The functions of paged.cpp and the structures that they take."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attention.kernels.cpu import native
 
 SOURCE = Path(__file__).with_name("paged.cpp")
 
-# What all native calls know a cache's dtype by.
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
+# The numbers by which native calls name a cache's dtype.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
 class Call(ctypes.Structure):
@@ -27,7 +27,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("entries", "range_heads", "range_count")),
         *((name, ctypes.c_int64) for name in ("query_heads", "kv_heads", "head_size", "value_size")),
         *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
-        *((name, ctypes.c_int64) for name in ("near", "format", "threads")),
+        *((name, ctypes.c_int64) for name in ("near", "dtype", "threads")),
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
     ]
 
@@ -38,7 +38,7 @@ class Write(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("key", "value", "keys", "values", "slots")),
         *((name, ctypes.c_int64) for name in ("rows", "key_stride", "value_stride")),
-        *((name, ctypes.c_int64) for name in ("key_numbers", "value_numbers", "format")),
+        *((name, ctypes.c_int64) for name in ("key_numbers", "value_numbers", "dtype")),
     ]
 
 
@@ -58,10 +58,10 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled() -> Compiled:
-    """Compiles the kernel if it is not there yet.
+    """The kernel, compiled if it is not there yet.
 
     Raises:
-        NativeError: that is not possible; the message says why, as part of a sentence.
+        NativeError: it cannot be compiled; the message says why, as part of a sentence.
     """
     library = native.load(SOURCE, native.kept(), (Call, Write))
     library.longspan_attend.restype = library.longspan_write.restype = None

@@ -18,11 +18,11 @@ Places = slice | np.ndarray[Any, Any]
 
 
 class NativeCall(NamedTuple):
-    """What is to be called.
+    """One native call.
 
     Attributes:
         function: the address of a C function that takes one address and returns nothing.
-        argument: that address. Who makes the call keeps alive what it points to.
+        argument: that address. The caller keeps the memory behind it alive.
     """
 
     function: int

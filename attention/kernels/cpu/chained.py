@@ -12,7 +12,7 @@ from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.kernels.base import Kernel, layer_ranges
 from attention.kernels.cpu import select
-from attention.kernels.cpu.calls import FORMATS, Call, Write, compiled
+from attention.kernels.cpu.calls import DTYPES, Call, Write, compiled
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.cpu.plan import Rows, given, ruled
@@ -26,11 +26,11 @@ class ChainedAttention:
     Tables of ``Write`` and ``Call`` with a row for each layer.
 
     Args:
-        layers: each with its pattern; such that ``obstacle`` finds nothing.
+        layers: each with its pattern; ``obstacle`` must be ``None`` for them.
         cache: where their keys and values go.
 
     Attributes:
-        calls: by layer index: what writes the step's keys and values to the cache and computes attention.
+        calls: by layer index: these write the step's keys and values to the cache and compute attention.
     """
 
     def __init__(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> None:
@@ -43,36 +43,37 @@ class ChainedAttention:
             keys, values = cache.layers[layer.index][:2]
             for one in self._writes[i], self._calls[i]:
                 one["keys"], one["values"] = keys.data_ptr(), values.data_ptr()
-                one["format"] = FORMATS[keys.dtype]
+                one["dtype"] = DTYPES[keys.dtype]
             write, call = self._writes[i], self._calls[i]
             write["key_numbers"] = layer.kv_heads * layer.head_size
             write["value_numbers"] = layer.kv_heads * layer.value_size
             for name in ("query_heads", "kv_heads", "head_size", "value_size", "scale"):
                 call[name] = getattr(layer, name)
             call["softcap"] = layer.softcap or 0.0
-        # Layers that see the same share a plan.
-        self._alike = [(*what, places(indices)) for what, indices in alike.items()]
+        # Layers with the same pattern and window share a plan.
+        self._alike = [(*kind, places(indices)) for kind, indices in alike.items()]
         self._calls["parallel"], self._calls["page_size"] = native.team, cache.page_size
         self._placed: tuple[Any, ...] = ()
         self._kept: tuple[AttentionBatch, torch.Tensor, list[Rows]] | None = None  # what the tables point to
-        # Where rows choose by content, these are attended by calls of their own, after the choice.
-        choosing = [(layer, pattern) for layer, pattern in layers if select.knows(pattern)]
-        self._choosing = select.Choosing(choosing, cache) if choosing else None
-        self._choosers = [i for i, (_, pattern) in enumerate(layers) if select.knows(pattern)]
-        self._chosen = self._calls[self._choosers]
+        # Rows that select by content are attended by separate calls, after the selection.
+        selecting = [(layer, pattern) for layer, pattern in layers if select.knows(pattern)]
+        self._selection = select.ChainedSelection(selecting, cache) if selecting else None
+        self._selecting = [i for i, (_, pattern) in enumerate(layers) if select.knows(pattern)]
+        self._selecting_calls = self._calls[self._selecting]
         writes, calls = calls_of(native.write, self._writes), calls_of(native.attend, self._calls)
         made = {layer.index: [writes[i], calls[i]] for i, (layer, _) in enumerate(layers)}
-        if self._choosing is not None:
-            for (layer, _), attend in zip(choosing, calls_of(native.attend, self._chosen), strict=True):
-                made[layer.index] += [*self._choosing.calls[layer.index], attend]
+        if self._selection is not None:
+            attends = calls_of(native.attend, self._selecting_calls)
+            for (layer, _), attend in zip(selecting, attends, strict=True):
+                made[layer.index] += [*self._selection.calls[layer.index], attend]
         self.calls: Mapping[int, Sequence[NativeCall]] = made
 
     @staticmethod
     def obstacle(kernel: Kernel[Any], layers: Sequence[tuple[LayerSpec, Pattern]]) -> str | None:
-        """Why attention of these layers can't be computed so, part of a sentence; ``None`` if it can.
+        """Why attention of these layers can't be chained, part of a sentence; ``None`` if it can.
 
         Args:
-            kernel: which was chosen.
+            kernel: the chosen kernel.
             layers: each with its pattern.
         """
         if not isinstance(kernel, CpuPaged):
@@ -94,10 +95,10 @@ class ChainedAttention:
         value: torch.Tensor,
         output: torch.Tensor,
     ) -> None:
-        """Says where the next step's calls find their work; every layer's rows lie in the same place.
+        """Sets the next step's rows and tensors in all calls; every layer's rows lie in the same place.
 
         Args:
-            batch: the step's work; kept alive by the caller until the calls are made, as the tensors are.
+            batch: the step's batch; the caller keeps it and the tensors alive until the calls are made.
             query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
             key: float32 ``[T, Hkv, D]``, after RoPE.
             value: float32 ``[T, Hkv, Dv]``.
@@ -115,15 +116,15 @@ class ChainedAttention:
         self._kept = batch, of_prompts, by_rule
         for (*_, alike), rows in zip(self._alike, by_rule, strict=True):
             _attend(calls, alike, rows)
-        if self._choosing is not None:
-            self._chosen[:] = calls[self._choosers]
-            for alike, own in self._choosing.prepare(batch, query):
-                _attend(self._chosen, alike, Rows(own.rows, own.owners, own.ranges))
+        if self._selection is not None:
+            self._selecting_calls[:] = calls[self._selecting]
+            for alike, own in self._selection.prepare(batch, query):
+                _attend(self._selecting_calls, alike, Rows(own.rows, own.owners, own.ranges))
 
     def _place(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor
     ) -> None:
-        """Says where rows lie; from step to step they mostly stay."""
+        """Sets where rows lie, if that has changed since the step before."""
         parts = query, key, value, output
         placed = *(part.data_ptr() for part in parts), *(part.stride() for part in parts)
         if placed == self._placed:
@@ -139,7 +140,7 @@ class ChainedAttention:
 
 
 def _attend(calls: np.ndarray[Any, Any], alike: Places, rows: Rows) -> None:
-    """Says which rows some of the calls attend, and what these see."""
+    """Sets the rows that some of the calls attend, and the ranges that they see."""
     for name, tensor in zip(("rows", "owners", "ranges"), rows, strict=True):
         calls[name][alike] = tensor.data_ptr()
     for name, size in zip(("entries", "range_heads", "range_count"), rows.ranges.shape, strict=False):

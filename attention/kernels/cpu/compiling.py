@@ -1,8 +1,7 @@
-"""C++ sources to shared libraries.
+"""Compiles C++ sources to shared libraries.
 
-Imports the standard library alone: the build of the wheel runs this file before anything is installed.
-Nothing but a C++ compiler is needed: no headers of Python or torch, since what is compiled has plain C entry
-points.
+Imports only the standard library: the build of the wheel runs this file before anything is installed. It
+needs a C++ compiler, but no headers of Python or torch, since the libraries have plain C entry points.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ def packaged(main: Path, level: str, arguments: tuple[str, ...]) -> Path:
 def compiled(main: Path, arguments: tuple[str, ...], folder: Path) -> Path:
     """The library of a source file, compiled if ``folder`` does not keep it.
 
-    Kept for each compiler, level, and content of the file and of all that it includes in quotes. Processes
-    that do so at the same time don't disturb each other.
+    One is kept for each compiler, level, and content of the file and of all that it includes in quotes.
+    Processes may call this at the same time.
 
     Args:
         main: the source file.
@@ -97,7 +96,7 @@ def kept_path(main: Path, arguments: tuple[str, ...], folder: Path) -> Path:
 
 
 def accepts(arguments: tuple[str, ...]) -> bool:
-    """The compiler knows a level's arguments: old ones lack the newer processors.
+    """Whether the compiler knows a level's arguments; old ones don't know newer processors.
 
     Args:
         arguments: of the compiler, for the level.
@@ -121,7 +120,7 @@ def _compile(main: Path, arguments: tuple[str, ...], folder: Path) -> Path:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        # In other languages an error is not called one.
+        # Messages in English: ``_compile`` searches them for "error:".
         plain = {**os.environ, "LC_ALL": "C"}
         return subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, env=plain)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -129,7 +128,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _content(main: Path) -> list[tuple[str, str]]:
-    """Names and texts of the file and all that it includes in quotes, and so on, each once."""
+    """Names and texts of the file and of all that it includes in quotes, directly or not, each once."""
     found = [main.resolve()]
     for path in found:
         named = [(path.parent / name).resolve() for name in _INCLUDE.findall(path.read_text())]

@@ -1,4 +1,4 @@
-// The dtype of 8 bits.
+// The dtype float8_e4m3.
 //
 // Open Compute Project: 8-bit Floating Point Specification, revision 1.0, 2023: E4M3.
 
@@ -8,8 +8,8 @@
 
 using Bytes __attribute__((vector_size(kLanes))) = uint8_t;
 
-// A sign, 4 bits of exponent with a bias of 7, 3 of mantissa. All ones beside the sign are no number, and there are no
-// infinities. In float16, whose bias is 15, the same bits are 2^-8 of the number, subnormal ones too.
+// A sign, 4 bits of exponent with a bias of 7, 3 of mantissa. All ones after the sign are NaN; there are no infinities.
+// In float16, whose bias is 15, the same bits are 2^-8 times the number, also for subnormal ones.
 struct Float8 {
   using Number = uint8_t;
   using Lanes = Float16::Lanes;
@@ -18,7 +18,7 @@ struct Float8 {
   static void halves(const uint8_t* from, int64_t count, uint16_t* to) {
     int64_t i = 0;
 #if defined(__AVX2__)
-    // The largest is looked for, without the signs, since it is seldom that a number is none.
+    // Looks for the largest code without its sign: NaN is rare, so it is handled afterwards.
     __m256i most = _mm256_setzero_si256();
     for (; i + 32 <= count; i += 32) {
       const auto codes = load<__m256i>(from + i);
@@ -41,13 +41,13 @@ struct Float8 {
     const Lanes lanes = Float16::widen(block);
     return {lanes.first * kOfHalf, lanes.second * kOfHalf};
   }
-  static Bytes narrow(Floats numbers) {
+  static Bytes cast(Floats numbers) {
     const Bits bits = (Bits)numbers, magnitude = bits & 0x7fffffffu;
     const Bits normal = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3);
     // Below 2^-6: adding 2^14 leaves steps of 2^-9.
     const Bits small = (Bits)((Floats)magnitude + 16384.0f) - 0x46800000u;
     const Bits finite = magnitude < 0x3c800000u ? small : normal;
-    const Bits result = magnitude > 0x43e80000u ? Bits{} + 0x7fu : finite;  // 464 is the last that becomes 448
+    const Bits result = magnitude > 0x43e80000u ? Bits{} + 0x7fu : finite;  // 464 is the largest that rounds to 448
     return __builtin_convertvector(result | (bits >> 24 & 0x80u), Bytes);
   }
 };

@@ -1,4 +1,4 @@
-// Vectors as wide as the machine's, and dtypes as the kernel reads them.
+// Vectors as wide as the processor's, and dtypes as the kernel reads them.
 //
 // Compiler vectors instead of intrinsics: the same lines are AVX-512, AVX2, SSE or NEON.
 
@@ -30,7 +30,7 @@ constexpr int kLanes = 4;
 constexpr int kRegisters = 16;
 #endif
 
-// Numbers of a head are taken in blocks of two vectors, since one vector of pairs of 16-bit numbers is two.
+// Numbers of a head are taken in blocks of two vectors: one vector of 16-bit numbers widens to two of floats.
 constexpr int kBlock = 2 * kLanes;
 
 using Floats __attribute__((vector_size(4 * kLanes))) = float;
@@ -67,7 +67,7 @@ inline void keep_at_hand(Vector& vector) {
 #endif
 }
 
-// A vector's parts, put together by `join`.
+// A vector's parts, combined by `join`.
 template <class Part, class Join>
 inline Part folded(Floats vector, Join join) {
   constexpr size_t kParts = sizeof vector / sizeof(Part);  // NOLINT(bugprone-sizeof-expression): 1 on narrow machines
@@ -108,7 +108,7 @@ inline Four sums(Floats a, Floats b, Floats c, Floats d) {
 #endif
 }
 
-// To 2e-7 of the result; below -87, where float's exponents end, 0. NaN stays NaN, so that it shows.
+// Relative error 2e-7; below -87, where float's exponents end, 0. NaN stays NaN.
 inline Floats exponential(Floats x) {
   const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
   const Floats twos = (x * 1.44269504f + magic) - magic;
@@ -127,8 +127,8 @@ inline Floats exponential(Floats x) {
 // Logits are to the base of 2.
 constexpr float kLog2E = 1.44269504f;
 
-// 2 to the power of x <= 0, to 2e-7 of the result; below -126.5, where float's exponents end, 0. NaN stays NaN, so
-// that it shows. Of the polynomials of degree 5 that are 1 at 0, this one's largest relative error is least: 9.2e-8.
+// 2 to the power of x <= 0, relative error 2e-7; below -126.5, where float's exponents end, 0. NaN stays NaN.
+// Of the polynomials of degree 5 that are 1 at 0, this one has the least largest relative error: 9.2e-8.
 inline Floats power_of_two(Floats x) {
   Floats lowest = splat(-127.0f);
   keep_at_hand(lowest);  // a known constant would be compared in an order for which there is no single instruction
@@ -151,10 +151,9 @@ inline Floats softcapped(Floats logits, float cap) {
   return cap - (2.0f * cap) / (exponential(bounded) + 1.0f);
 }
 
-// A dtype: how a block of numbers becomes two vectors (`lane` 0 and 1), in an order of its own, and how it is
-// multiplied with a block of a query that was brought into the same order; and how a vector becomes as many
-// numbers in their own order, rounded to nearest even, and NaN where the format has no finite number for them, so
-// that what it cannot hold shows.
+// A dtype: how a block of numbers becomes two vectors (`lane` 0 and 1), possibly in another order, and how it is
+// multiplied with a block of a query in that same order. `cast` turns a vector into numbers of the dtype in their
+// original order, rounded to nearest even, and NaN where they exceed its finite range.
 template <class Format>
 struct Widened {  // NOLINT(bugprone-crtp-constructor-accessibility): none is ever constructed
   struct Lanes {
@@ -169,7 +168,7 @@ struct Widened {  // NOLINT(bugprone-crtp-constructor-accessibility): none is ev
   // The place in the block of the number that lies in lane `i` of the two vectors.
   static int place(int i) { return i < kLanes ? 2 * i : 2 * (i - kLanes) + 1; }
 
-  // What a block is multiplied as: a key's operand of each step with the query's.
+  // A block's product takes kSteps steps, each with one operand of the key and one of the query.
   static constexpr int kSteps = 2;
   using Operand = Floats;
   template <class Number>
@@ -187,7 +186,7 @@ struct Float32 : Widened<Float32> {
   using Number = float;
   static int place(int i) { return i; }
   static Floats lane(const float* from, int which) { return floats(from + which * kLanes); }
-  static Floats narrow(Floats numbers) { return numbers; }
+  static Floats cast(Floats numbers) { return numbers; }
 };
 
 struct BFloat16 : Widened<BFloat16> {
@@ -196,7 +195,7 @@ struct BFloat16 : Widened<BFloat16> {
     const Bits pairs = load<Bits>(from);
     return (Floats)(which ? pairs & 0xffff0000u : pairs << 16);
   }
-  static Shorts narrow(Floats numbers) {
+  static Shorts cast(Floats numbers) {
     const Bits bits = (Bits)numbers;
     const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
     const Bits result = (bits & 0x7fffffffu) >= 0x7f7f8000u ? Bits{} + 0x7fc0u : rounded;
@@ -228,7 +227,7 @@ struct Float16 : Widened<Float16> {
     return (Floats)_mm256_cvtph_ps(load<__m128i>(from + which * kLanes));
 #endif
   }
-  static Shorts narrow(Floats numbers) {
+  static Shorts cast(Floats numbers) {
 #if defined(__AVX512F__)
     const auto halves = (Shorts)_mm512_cvtps_ph((__m512)numbers, _MM_FROUND_TO_NEAREST_INT);
 #else
@@ -241,7 +240,7 @@ struct Float16 : Widened<Float16> {
     const Bits pairs = load<Bits>(from);
     return half(which ? pairs >> 16 : pairs & 0xffffu);
   }
-  static Shorts narrow(Floats numbers) {
+  static Shorts cast(Floats numbers) {
     const Bits bits = (Bits)numbers, magnitude = bits & 0x7fffffffu;
     const Bits normal = ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - (112u << 10);
     // Below 2^-14: adding 1/2 leaves steps of 2^-24.
@@ -252,7 +251,7 @@ struct Float16 : Widened<Float16> {
   }
 
  private:
-  // The exponent is moved to float32's by a product, which also gets subnormal numbers right.
+  // A product moves the exponent to float32's, which is also right for subnormal numbers.
   static Floats half(Bits bits) {
     const Bits magnitude = (bits & 0x7fffu) << 13;
     const Bits special = (Bits)(magnitude >= 0x0f800000u) & 0x7f800000u;
@@ -262,7 +261,7 @@ struct Float16 : Widened<Float16> {
 #endif
 };
 
-// The last numbers of a head, which do not fill a block, and zeros.
+// The last numbers of a head, which do not fill a block, padded with zeros.
 template <class Format>
 struct Rest {
   typename Format::Number numbers[kBlock] = {};

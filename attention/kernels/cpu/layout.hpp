@@ -1,4 +1,4 @@
-// What a library says of the structures that it takes, so that Python can check its own; see layout.py.
+// A library's description of the structures that it takes, which Python compares with its own; see layout.py.
 
 #pragma once
 

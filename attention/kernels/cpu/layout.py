@@ -11,7 +11,7 @@ class LayoutError(RuntimeError):
 
 
 def check(library: ctypes.CDLL, name: str, structures: Sequence[type[ctypes.Structure]]) -> None:
-    """Compares sizes and fields with those that the library tells.
+    """Compares sizes and fields with those that the library describes.
 
     Args:
         library: has ``longspan_layout``.

@@ -1,8 +1,8 @@
 """Named levels of native code: which instructions of the processor it is compiled for.
 
-The x86-64 levels are those of its psABI (x86-64-v3, x86-64-v4) and what integer and bfloat16 products need
-beyond them. Imports the standard library alone: the build of the wheel reads this file before anything is
-installed.
+The x86-64 levels are those of its psABI (x86-64-v3, x86-64-v4), and some with further instructions for
+products of integers or bfloat16. Imports only the standard library: the build of the wheel reads this file
+before anything is installed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class LevelError(ValueError):
 
 
 class Level(NamedTuple):
-    """What native code may use.
+    """The instructions that native code may use.
 
     Attributes:
         name: of the level.
-        machine: as ``platform.machine`` names the architecture; empty: any.
-        features: that the processor must have, as Linux names them in /proc/cpuinfo.
+        machine: the architecture, as ``platform.machine`` names it; empty: any.
+        features: those that the processor must have, as Linux names them in /proc/cpuinfo.
         arguments: of the compiler, GCC's and Clang's alike.
     """
 
@@ -38,7 +38,8 @@ class Level(NamedTuple):
 _V3 = frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _VNNI = _V4 | {"avx512_vnni"}
-# Tuning decides which products are fused with sums, and so the last bits: it is fixed with the level.
+# Tuning decides which products are fused with sums, and with that the last bits, so each level has one
+# tuning.
 _ON_V3 = ("-march=x86-64-v3", "-mtune=znver3")
 _ON_V4 = ("-march=x86-64-v4", "-mtune=znver3")
 
@@ -75,7 +76,7 @@ def below(level: Level) -> Level | None:
     return possible[index - 1] if index else None
 
 
-class _Choice:
+class _InForce:
     """The level in force in this process, and whether native code of it is loaded."""
 
     level: Level | None = None
@@ -105,8 +106,8 @@ def find(name: str) -> Level:
     return executable()[-1] if name == AUTO else possible[name]
 
 
-def choose(name: str) -> Level:
-    """Sets the level of all native code in this process; before any is loaded, since that stays what it is.
+def use(name: str) -> Level:
+    """Sets the level of all native code in this process; must be called before any is loaded.
 
     Args:
         name: as of ``find``.
@@ -116,33 +117,33 @@ def choose(name: str) -> Level:
         RuntimeError: native code of another level is loaded already.
     """
     level = find(name)
-    if _Choice.loaded and level != chosen():
+    if _InForce.loaded and level != in_force():
         raise RuntimeError(
-            f"native code of level {chosen().name} is loaded already, and {level.name} would have no effect "
-            "on it; choose the level before native code is first used"
+            f"native code of level {in_force().name} is loaded already, and {level.name} would have no "
+            "effect on it; choose the level before native code is first used"
         )
-    _Choice.level = level
+    _InForce.level = level
     return level
 
 
 def settle() -> None:
-    """Native code of the level in force is loaded: from here on ``choose`` takes no other."""
-    _Choice.loaded = True
+    """Notes that native code of the level in force is loaded: from now on ``use`` accepts no other level."""
+    _InForce.loaded = True
 
 
-def chosen() -> Level:
-    """The level in force: the one that was chosen, or the highest that the processor can execute."""
-    return _Choice.level or executable()[-1]
+def in_force() -> Level:
+    """The level in force: the one that was set, or the highest that the processor can execute."""
+    return _InForce.level or executable()[-1]
 
 
 @functools.cache
 def _features() -> frozenset[str]:
-    """What the processor has and the system allows, as Linux says; elsewhere nothing is known."""
+    """Features of the processor that the system allows, as Linux lists them; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
     named = [line.partition(":") for line in lines]
-    # Cores may differ: what all of them have.
+    # Cores may differ: only features of all of them count.
     of_cores = [frozenset(value.split()) for name, _, value in named if name.strip() in ("flags", "Features")]
     return frozenset.intersection(*of_cores) if of_cores else frozenset()

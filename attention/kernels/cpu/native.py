@@ -1,6 +1,6 @@
-"""Native code at the level in force: a library that the wheel carries, or one compiled when first used.
+"""Native code at the level in force: a library that the wheel carries, or one compiled at its first use.
 
-What is compiled here is kept for the next time.
+Libraries compiled here are kept for the next process.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def kept() -> Path:
 def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] = ()) -> ctypes.CDLL:
     """A source file as a shared library at the level in force.
 
-    Where ``folder`` cannot be written, a temporary one serves.
+    If ``folder`` cannot be written, a temporary one is used.
 
     Args:
         main: the source file.
         folder: where compiled libraries are kept; made if it is missing.
-        structures: that the library takes; checked against what it says of them.
+        structures: those that the library takes; compared with its own description of them.
 
     Raises:
         NativeError: the package does not carry it, and there is no compiler, or it fails.
         LayoutError: the library and Python disagree about a structure.
     """
-    level = levels.chosen()
+    level = levels.in_force()
     carried = packaged(main, level.name, level.arguments)
     if carried.exists():
         library = ctypes.CDLL(str(carried))
@@ -55,7 +55,7 @@ def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] 
 
 
 def available(main: Path, level: Level) -> bool:
-    """``load`` would have the library at this level, or a compiler that knows the level.
+    """Whether ``load`` would find the library at this level, or a compiler that knows the level.
 
     Raises:
         NativeError: there is no compiler.
@@ -69,7 +69,7 @@ def origin(main: Path) -> str:
     Raises:
         NativeError: from nowhere; the message says why.
     """
-    level = levels.chosen()
+    level = levels.in_force()
     if packaged(main, level.name, level.arguments).exists():
         return "as the package carries it"
     return f"compiled here at first use, by {' '.join(compiler())}"
@@ -99,9 +99,9 @@ def openmp(*names: str) -> list[int]:
 
 @functools.cache
 def _attempt(command: tuple[str, ...], target: Path, main: Path, level: Level) -> ctypes.CDLL | str:
-    """The library, or why there is none: asked often, and compiling in vain takes seconds too.
+    """The library, or why there is none; cached, since a failing compilation takes seconds too.
 
-    ``target`` tells contents and compilers apart.
+    ``target`` differs by content and compiler.
     """
     try:
         return _kept_or_compiled(target, main, level)
@@ -110,7 +110,7 @@ def _attempt(command: tuple[str, ...], target: Path, main: Path, level: Level) -
 
 
 def _kept_or_compiled(target: Path, main: Path, level: Level) -> ctypes.CDLL:
-    # The folder may be read-only, or nothing may be run from where it lies.
+    # The folder may be read-only, or mounted without permission to execute.
     with contextlib.suppress(OSError):
         if target.exists():
             with contextlib.suppress(OSError):

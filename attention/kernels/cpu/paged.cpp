@@ -1,8 +1,8 @@
-// Attention on the pages of the KV cache in place, for any rule that can be said as ranges of positions.
+// Attention on the pages of the KV cache in place, for any rule that can be given as ranges of positions.
 //
 // A single query row streams its keys and values once, a group of heads per load; consecutive rows of a sequence, and
-// all rows of a prompt, go in blocks, as matrix products. Both are split over the keys, and whoever finishes a row's
-// last part puts its parts together (Dao et al.: Flash-Decoding for long-context inference, 2023).
+// all rows of a prompt, go in blocks, as matrix products. Both are split over the keys, and the thread that finishes
+// a row's last part combines its parts (Dao et al.: Flash-Decoding for long-context inference, 2023).
 
 #include <atomic>
 #include <cmath>
@@ -24,7 +24,7 @@ struct Run {
   std::atomic<size_t> next{0};
 };
 
-// Puts a group's parts together.
+// Combines a group's parts.
 void finish(const Run& run, const Group& group) {
   const Call& call = run.call;
   const int64_t shared = call.shared(), heads = group.heads * shared, queries = group.rows * heads;
@@ -80,14 +80,15 @@ extern "C" __attribute__((visibility("default"))) void longspan_attend(const Cal
   const std::unique_ptr<std::atomic<size_t>[]> waiting(new std::atomic<size_t>[work.groups.size()]);
   for (size_t i = 0; i < work.groups.size(); ++i) waiting[i] = work.groups[i].parts_end - work.groups[i].part;
   Run run{*call, work, results.get<float>(work.results_size), waiting.get()};
-  void (*const formats[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>, take_parts<Float8>};
-  in_parallel(call->parallel, formats[call->format], &run, work.threads());
+  void (*const by_dtype[])(void*) = {take_parts<Float32>, take_parts<BFloat16>, take_parts<Float16>,
+                                     take_parts<Float8>};
+  in_parallel(call->parallel, by_dtype[call->dtype], &run, work.threads());
 }
 
 extern "C" __attribute__((visibility("default"))) void longspan_write(const Write* write) {
-  void (*const formats[])(const Write&) = {write_rows<Float32>, write_rows<BFloat16>, write_rows<Float16>,
-                                           write_rows<Float8>};
-  formats[write->format](*write);
+  void (*const by_dtype[])(const Write&) = {write_rows<Float32>, write_rows<BFloat16>, write_rows<Float16>,
+                                            write_rows<Float8>};
+  by_dtype[write->dtype](*write);
 }
 
 namespace {
@@ -103,7 +104,7 @@ std::string layout_of_call() {
                     LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads),    LONGSPAN_FIELD(head_size),
                     LONGSPAN_FIELD(value_size),  LONGSPAN_FIELD(row_stride),  LONGSPAN_FIELD(head_stride),
                     LONGSPAN_FIELD(page_size),   LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(near),
-                    LONGSPAN_FIELD(format),      LONGSPAN_FIELD(threads),     LONGSPAN_FIELD(scale),
+                    LONGSPAN_FIELD(dtype),       LONGSPAN_FIELD(threads),     LONGSPAN_FIELD(scale),
                     LONGSPAN_FIELD(softcap)});
 }
 
@@ -113,7 +114,7 @@ std::string layout_of_write() {
       "Write", sizeof(Type),
       {LONGSPAN_FIELD(key), LONGSPAN_FIELD(value), LONGSPAN_FIELD(keys), LONGSPAN_FIELD(values), LONGSPAN_FIELD(slots),
        LONGSPAN_FIELD(rows), LONGSPAN_FIELD(key_stride), LONGSPAN_FIELD(value_stride), LONGSPAN_FIELD(key_numbers),
-       LONGSPAN_FIELD(value_numbers), LONGSPAN_FIELD(format)});
+       LONGSPAN_FIELD(value_numbers), LONGSPAN_FIELD(dtype)});
 }
 
 }  // namespace

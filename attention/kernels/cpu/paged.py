@@ -1,4 +1,4 @@
-"""A kernel in C++ that reads keys and values where they lie; see paged.cpp."""
+"""A kernel in C++ that reads keys and values in place; see paged.cpp."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from attention.batch import AttentionBatch
-from attention.kernels.base import Kernel, Kind, format_refusal, spans_within
+from attention.kernels.base import Kernel, Kind, dtype_refusal, spans_within
 from attention.kernels.cpu import native, select
-from attention.kernels.cpu.calls import FORMATS, Call, compiled
+from attention.kernels.cpu.calls import DTYPES, Call, compiled
 from attention.kernels.cpu.plan import Rows, given, ruled, selecting
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.blocks import KnownRows
@@ -41,8 +41,8 @@ class PagedPlan(NamedTuple):
         page_size: tokens per page.
         page_table: int32 ``[R, P]``, contiguous.
         given: which rows belong to a prompt, bool ``[T]``.
-        ruled: rows that see what a rule over positions lets them see.
-        selecting: the others, whose ranges each layer finds.
+        ruled: rows whose ranges follow from a rule over positions.
+        selecting: the others, whose ranges each layer selects.
     """
 
     rerotated: int
@@ -56,10 +56,10 @@ class PagedPlan(NamedTuple):
 class CpuPaged(Kernel[PagedPlan]):
     """Computes every feature of ``LayerSpec`` under any pattern, on the CPU, in float32 inside.
 
-    Compiled for the machine when first chosen. To the last bit, a row's result depends neither on other
-    sequences nor, where it belongs to the prompt, on how this is cut into steps. What comes after the prompt
-    is computed one row at a time in another order of sums; of several rows of it at once, as after
-    preemption, the last bits may come out otherwise.
+    Compiled for the machine at its first use. To the last bit, a row's result does not depend on other
+    sequences, nor, for a row of the prompt, on how the prompt is cut into steps. Rows after the prompt are
+    computed one at a time, in another order of sums; if several are computed at once, as after preemption,
+    their last bits may differ.
     """
 
     name = "cpu_paged"
@@ -72,11 +72,11 @@ class CpuPaged(Kernel[PagedPlan]):
         page_size: int,
         pattern: Pattern,
     ) -> list[str]:
-        """See ``Kernel.unsupported``; compiles the kernel if nothing else speaks against it."""
+        """See ``Kernel.unsupported``; compiles the kernel if there is no other reason."""
         reasons = []
         if device.type != "cpu":
             reasons.append(f"cpu_paged computes on the CPU, not on {device.type}")
-        reasons += format_refusal(self.name, dtype)
+        reasons += dtype_refusal(self.name, dtype)
         if not reasons:
             try:
                 compiled()
@@ -139,7 +139,7 @@ def _selected(
     cache: LayerCache,
     plan: PagedPlan,
 ) -> Rows:
-    """What the rows of a part select."""
+    """The rows of a part with the ranges that they select."""
     if isinstance(part, NativePart):
         kept = part.rows
         ranges = select.select(part.pattern, layer, wide, kept, cache, plan.page_table, plan.page_size)
@@ -189,7 +189,7 @@ def _attend(
                 plan.page_size,
                 plan.page_table.shape[1],
                 plan.rerotated,
-                FORMATS[cache.keys.dtype],
+                DTYPES[cache.keys.dtype],
                 torch.get_num_threads(),
                 layer.scale,
                 layer.softcap or 0.0,

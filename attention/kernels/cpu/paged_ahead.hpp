@@ -1,4 +1,4 @@
-// What is needed next is asked for while something else is computed.
+// Prefetches the keys and values that are needed next while others are computed.
 
 #pragma once
 
@@ -9,8 +9,8 @@
 // Cache lines that hold so many bytes.
 constexpr int64_t lines_of(int64_t bytes) { return (bytes + kLine - 1) / kLine; }
 
-// Cache lines of some heads of tokens, in the order in which they lie, which is what memory is fastest at, and a few at
-// a time: asked for faster than they come, they stand in the way of what comes from the caches.
+// Prefetches the cache lines of some heads of tokens in memory order, which is fastest, and only a few at a time: too
+// many outstanding lines delay loads that hit the caches.
 class Ahead {
  public:
   // `first` is the first head of the first of `tokens`.
@@ -22,8 +22,8 @@ class Ahead {
         stride_(first.stride * static_cast<int64_t>(sizeof(typename Format::Number))),
         bytes_(heads * first.size * static_cast<int64_t>(sizeof(typename Format::Number))) {}
 
-  // Where `lines` lie, for the caller to ask for one by one between its products. It needs no branch for the end: what
-  // it gets there is at hand already.
+  // The address of the next `lines`, which the caller prefetches one by one between its products. At the end it gets
+  // memory that is cached already, so that it needs no branch.
   const char* take(int64_t lines) {
     const char* from = at_;
     if (end_ - from < lines * kLine) {

@@ -1,5 +1,5 @@
-// A block of consecutive query rows and one KV head: tiles of keys and values meet a panel of queries after the
-// other.
+// A block of consecutive query rows and one KV head: each tile of keys and values is multiplied with one panel of
+// queries after another.
 //
 // Softmax by tiles as in Dao et al.: FlashAttention, 2022, section 3.1.
 
@@ -27,7 +27,7 @@ inline size_t block_scratch(const Call& call) {
   return room.panels * room.panel_size + kTile * (kWide + room.key_size + room.value_size) + kWide + call.range_count;
 }
 
-// The panel of `queries` that lies at `at`, with its rerotated queries or with the others.
+// The panel of `queries` at `at`, with its rerotated queries or with the plain ones.
 inline Panel panel_at(const Call& call, const BlockRoom& room, float* at, int64_t queries, bool rerotated) {
   Panel panel;
   panel.vectors = static_cast<int>((queries + kLanes - 1) / kLanes);
@@ -40,7 +40,7 @@ inline Panel panel_at(const Call& call, const BlockRoom& room, float* at, int64_
   return panel;
 }
 
-// Makes a panel at `to` of a group's queries from `first` on, that have seen nothing yet.
+// Makes a panel at `to` of a group's queries from `first` on, with empty sums.
 template <class Format>
 void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int64_t first, int64_t queries,
                 float* to) {
@@ -53,7 +53,7 @@ void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int
   auto* begins = reinterpret_cast<int32_t*>(panel.sum + kWide);
   int32_t* ends = begins + call.range_count * kWide;
   for (int64_t m = 0; m < kWide; ++m) {
-    // A lane without a query sees what the last query does, so that no tile is masked for its sake.
+    // A lane without a query gets the last query's ranges, so that no tile is masked because of it.
     const int64_t query = first + std::min(m, queries - 1), entry = group.entry + query / shared;
     for (int64_t i = 0; i < call.range_count; ++i) {
       const int64_t* range = call.ranges + (entry * call.range_count + i) * 2;
@@ -114,7 +114,7 @@ void attend_block(const Call& call, const Work& work, const Part& part, float* s
   Tile tiles[2];
   walk.next(tiles[0]);
   for (int current = 0; tiles[current].count > 0; current = 1 - current) {
-    const Tile &tile = tiles[current], &coming = tiles[1 - current];
+    const Tile &tile = tiles[current], &next = tiles[1 - current];
     walk.next(tiles[1 - current]);
     const Heads<Format> tile_keys(call, call.keys, group.head, call.head_size, tile);
     const Heads<Format> tile_values(call, call.values, group.head, call.value_size, tile);
@@ -130,13 +130,13 @@ void attend_block(const Call& call, const Work& work, const Part& part, float* s
         std::memcpy(values + (d + i) * kTile + token * kHigh, block + i, kHigh * sizeof *block);
     });
 
-    const Heads<Format> coming_keys(call, call.keys, group.head, call.head_size, coming);
-    const Heads<Format> coming_values(call, call.values, group.head, call.value_size, coming);
+    const Heads<Format> next_keys(call, call.keys, group.head, call.head_size, next);
+    const Heads<Format> next_values(call, call.values, group.head, call.value_size, next);
     int asked = 0;
     each_panel([&](float* at, int64_t first, int64_t count) {
-      for (const int64_t stop = coming.count * (first / kWide + 1) / room.panels; asked < stop; ++asked) {
-        coming_keys.prefetch(asked);
-        coming_values.prefetch(asked);
+      for (const int64_t stop = next.count * (first / kWide + 1) / room.panels; asked < stop; ++asked) {
+        next_keys.prefetch(asked);
+        next_values.prefetch(asked);
       }
       const Panel panel = panel_at(call, room, at, count, tile.near);
       const Sight sight = look(panel, tile, call.range_count, touched);

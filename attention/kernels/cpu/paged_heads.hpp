@@ -5,9 +5,9 @@
 #include "lanes.hpp"
 #include "paged_work.hpp"
 
-constexpr int64_t kLine = 64;  // bytes that come from memory at once
+constexpr int64_t kLine = 64;  // bytes of a cache line
 
-// Asks for a line to come into the second cache.
+// Prefetches a line into the L2 cache.
 inline void prefetch(const char* line) { __builtin_prefetch(line, 0, 2); }
 
 template <class Format>
@@ -29,7 +29,7 @@ struct Heads {
   const Number* operator[](int token) const { return first + slots[token] * stride; }
   int64_t whole() const { return size / kBlock * kBlock; }
 
-  // Another head from a token on.
+  // Another head, from a later token on.
   Heads at(int64_t heads, int token) const {
     Heads other = *this;
     other.first += heads * size;
@@ -37,7 +37,7 @@ struct Heads {
     return other;
   }
 
-  // Asks for a token's to come nearer.
+  // Prefetches a token's numbers.
   void prefetch(int token) const {
     const auto* from = reinterpret_cast<const char*>((*this)[token]);
     const int64_t bytes = size * static_cast<int64_t>(sizeof(Number));

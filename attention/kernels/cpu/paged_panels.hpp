@@ -1,6 +1,6 @@
 // Panels: queries side by side in a few vectors, and a tile of tokens' products with them.
 //
-// What is computed of a tile and a panel fits into the first cache, beside the keys or values that stream by.
+// The logits of a tile and a panel fit into the L1 cache, beside the keys or values that stream by.
 // Since queries lie in a vector's lanes, maximum, sum and rescaling need no sums across lanes.
 
 #pragma once
@@ -17,7 +17,7 @@ constexpr int kVectors = kRegisters == 32 ? 3 : 2;
 constexpr int kWide = kVectors * kLanes;
 static_assert(kBlock % kHigh == 0 && kTile % kHigh == 0, "tokens and numbers of a value are taken in rows");
 
-// Some queries of a block, and what they have seen so far.
+// Some queries of a block, and their sums over the tokens seen so far.
 struct Panel {
   int vectors;            // that hold queries, the first of kVectors
   const float* queries;   // [key_size, kWide]
@@ -29,8 +29,8 @@ struct Panel {
 };
 
 // c [kHigh, V vectors of kWide] = c * keep, or 0 without keep, + a [kHigh, depth] times b [depth, V vectors of kWide].
-// It begins at a cache line, so that its loop does not lie in three of them for what else is compiled: where another
-// thread shares the core, that takes a tenth of the whole kernel's time.
+// Aligned to a cache line, so that its loop does not span three of them, depending on the code before it: where another
+// thread shares the core, that costs a tenth of the whole kernel's time.
 template <int V>
 [[gnu::aligned(64)]] void multiply_panel(const float* a, int64_t row_step, int64_t depth_step, const float* b,
                                          int64_t depth, float* c, const float* keep) {
@@ -59,7 +59,7 @@ template <int V>
     for (int v = 0; v < V; ++v) store(c + row * kWide + v * kLanes, sum[row][v]);
 }
 
-// Logits [tokens, V vectors of kWide] become weights; what was summed before must be multiplied by `keep` [kWide].
+// Logits [tokens, V vectors of kWide] become weights; earlier sums must be multiplied by `keep` [kWide].
 template <int V>
 void weigh(const Panel& panel, int tokens, float* logits, float* keep) {
   Floats most[V], total[V] = {};
@@ -80,14 +80,14 @@ void weigh(const Panel& panel, int tokens, float* logits, float* keep) {
   }
 }
 
-// The tokens `from` to `to` of a tile that some query of a panel sees; each sees them all, unless `ranges` of them
-// are to be looked at.
+// The tokens `from` to `to` of a tile that some query of a panel sees. If `ranges` is 0, every query sees them all;
+// else so many ranges decide.
 struct Sight {
   int from, to;
   int64_t ranges;
 };
 
-// What a panel sees of a tile. Fills `touched` with the ranges to look at.
+// The part of a tile that a panel sees. Fills `touched` with the ranges that decide.
 inline Sight look(const Panel& panel, const Tile& tile, int64_t range_count, int32_t* touched) {
   const int32_t first = tile.positions[0], last = tile.positions[tile.count - 1];
   const auto any = [](Ints mask) { return sum_of(where(mask, splat(1.0f), Floats{})) > 0; };
@@ -120,7 +120,7 @@ inline Sight look(const Panel& panel, const Tile& tile, int64_t range_count, int
   return {before(least) / kHigh * kHigh, before(most), count};
 }
 
-// Caps the logits [tile.count, kWide] of what a panel sees of a tile, and hides from each query what it does not see.
+// Caps the logits [tile.count, kWide] of the tokens that a panel sees, and masks those that a query does not see.
 inline void cap_and_mask(const Call& call, const Panel& panel, const Tile& tile, const Sight& sight,
                          const int32_t* touched, float* logits) {
   for (int token = sight.from; token < sight.to; ++token)

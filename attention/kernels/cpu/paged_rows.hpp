@@ -1,4 +1,4 @@
-// One query row: products of a few queries with keys as they lie, a whole group of heads per load.
+// One query row: products of a few queries with keys in place, a whole group of heads per load.
 //
 // Online softmax: Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, algorithm 3.
 
@@ -13,8 +13,8 @@
 constexpr int kQueries = kRegisters == 32 ? 4 : 3;
 constexpr int kBeside = 4;
 
-// How many of `left` queries to take at once so that no single one is left.
-inline int64_t together(int64_t left) {
+// How many of `left` queries to take at once so that the last round is not a single one.
+inline int64_t at_once(int64_t left) {
   const int64_t rounds = (left + kQueries - 1) / kQueries;
   return (left + rounds - 1) / rounds;
 }
@@ -55,7 +55,7 @@ template <class Format, int Q>
   }
 }
 
-// logits [Q, kTile] of some tokens. A function of its own, since what else is at hand would take its registers.
+// logits [Q, kTile] of some tokens. Not inlined, since other live values would take its registers.
 template <class Format, int Q>
 [[gnu::noinline]] void multiply_keys(const float* query, int64_t query_stride, const Heads<Format>& keys, int count,
                                      Ahead& ahead, float* logits) {
@@ -105,7 +105,7 @@ template <class Format, int Q, int V>
     for (int q = 0; q < Q; ++q) weight[q] = splat(weights[q * kTile + token]);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      // One after the other, since there are registers for the sums, the weights and one vector more.
+      // One vector at a time: registers hold the sums, the weights and one more vector.
       Floats lane = Format::lane(from + v / 2 * kBlock, v % 2);
       keep_at_hand(lane);
 #pragma GCC unroll 4
@@ -133,7 +133,7 @@ template <class Format, int Q, int V>
     for (int v = 0; v < V; ++v) store(output + q * stride + place + v * kLanes, sum[q][v]);
 }
 
-// One query's logits become weights; what was summed before must be multiplied by what this gives back.
+// One query's logits become weights. Returns the factor by which earlier sums must be multiplied.
 inline float weigh(const Call& call, float* logits, int count, float& top, float& sum) {
   const int padded = static_cast<int>(rounded(count, kLanes));
   if (call.softcap > 0)
@@ -155,7 +155,7 @@ inline float weigh(const Call& call, float* logits, int count, float& top, float
   return keep;
 }
 
-// A part of a row. `claim` is called once, before the end: it gives the part that this thread takes next, or null.
+// A part of a row. `claim` is called once, before the end: it returns the part that this thread takes next, or null.
 template <class Format, class Claim>
 void attend_row(const Call& call, const Work& work, const Part& part, float* scratch, float* result, Claim claim) {
   using Stage = Staged<Format>;
@@ -166,7 +166,7 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
   float* packed = scratch;                                             // [2, queries, key_stride]
   float* output = packed + 2 * queries * key_stride;                   // [queries, value_stride]
   float* logits = output + queries * value_stride;                     // [queries, kTile]
-  auto* room = reinterpret_cast<uint16_t*>(logits + queries * kTile);  // for what is staged
+  auto* room = reinterpret_cast<uint16_t*>(logits + queries * kTile);  // for staged heads
   float* top = result;
   float* sum = top + queries;
 
@@ -197,11 +197,11 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
   const auto each_queries = [&](auto run) {
     for (int64_t h = 0; h < group.heads; ++h)
       for (int64_t q = 0, taken; q < shared; q += taken) {
-        taken = together(shared - q);
+        taken = at_once(shared - q);
         dispatch(taken, [&](auto count) { run(h, count, h * shared + q); });
       }
   };
-  // Calls `run` with the chunks of `heads`, and with what comes after each: the next one, or `after`.
+  // Calls `run` with each chunk of `heads` and the next one to prefetch, at the end `after`.
   const auto each_chunk = [&](const Heads<Format>& heads, int count, Ahead after, auto run) {
     for (int begin = 0, size; begin < count; begin += size) {
       size = std::min(kChunk, count - begin);
@@ -218,18 +218,18 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
   bool last = false;
   for (int current = 0; !last; current = 1 - current) {
     const Tile& tile = tiles[current];
-    Tile& coming = tiles[1 - current];
+    Tile& next_tile = tiles[1 - current];
     const Group* next_group = &group;
-    if (!walk.next(coming)) {
+    if (!walk.next(next_tile)) {
       last = true;
       if (const Part* next = claim()) {
         next_group = &work.groups[next->group];
-        Walk(call, work, *next).next(coming);
+        Walk(call, work, *next).next(next_tile);
       }
     }
     const Heads<Format> keys(call, call.keys, group.head, call.head_size, tile);
     const Heads<Format> values(call, call.values, group.head, call.value_size, tile);
-    const Heads<Format> next_keys(call, call.keys, next_group->head, call.head_size, coming);
+    const Heads<Format> next_keys(call, call.keys, next_group->head, call.head_size, next_tile);
     const float* query = packed + (tile.near ? queries : 0) * key_stride;
     each_chunk(keys, tile.count, Ahead(values, std::min(kChunk, tile.count), group.heads),
                [&](int begin, int count, Ahead& ahead) {
@@ -245,7 +245,7 @@ void attend_row(const Call& call, const Work& work, const Part& part, float* scr
       float* to = output + q * value_stride;
       for (int64_t d = 0; d < value_stride; d += kLanes) store(to + d, floats(to + d) * keep);
     }
-    each_chunk(values, tile.count, Ahead(next_keys, std::min(kChunk, coming.count), next_group->heads),
+    each_chunk(values, tile.count, Ahead(next_keys, std::min(kChunk, next_tile.count), next_group->heads),
                [&](int begin, int count, Ahead& ahead) {
                  const Heads<Working> staged = Stage::stage(values.at(0, begin), count, group.heads, room);
                  each_queries([&](int64_t h, auto taken, int64_t q) {

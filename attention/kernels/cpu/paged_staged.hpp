@@ -1,20 +1,20 @@
-// Heads of some tokens in a format that products are made of as they lie.
+// Heads of some tokens in a dtype whose products need no further conversion.
 //
-// Products take every number as many times as there are queries for it, between sums that leave no register free: what
-// is dear to widen is brought halfway first, all heads of the tokens after each other.
+// A product loads each number once per query, between sums that leave no register free. A dtype that is expensive to
+// widen is therefore first converted to float16, for all heads of the tokens at once.
 
 #pragma once
 
 #include "float8.hpp"
 #include "paged_heads.hpp"
 
-// Tokens whose keys or values, of all heads, are worked on while the next ones come.
+// Tokens whose keys or values, of all heads, are computed with while the next ones are prefetched.
 constexpr int kChunk = 32;
 
 template <class Format>
 struct Staged {
   using Working = Format;
-  static constexpr float kUnit = 1.0f;  // what 1 in the working format stands for
+  static constexpr float kUnit = 1.0f;  // the value of 1 in the working dtype
   static Heads<Working> stage(const Heads<Format>& chunk, int, int64_t, uint16_t*) { return chunk; }
 };
 
@@ -33,7 +33,7 @@ struct Staged<Float8> {
   }
 };
 
-// Numbers of float32 that take as much room.
+// The scratch that staging needs, in floats.
 inline size_t stage_scratch(const Call& call) {
   return kChunk * call.kv_heads * std::max(call.head_size, call.value_size) / 2;
 }

@@ -1,10 +1,10 @@
-// What is to be computed, and how it is cut into parts that threads take one after the other.
+// A call, and how it is cut into parts that threads take one after the other.
 //
-// Two ways that sum in different orders: a block of rows, or a row by itself. A prompt's rows all go in blocks, even
-// one that is left over, so that it makes no difference how the prompt comes to be cut into steps; a row after the
-// prompt by itself, unless it is computed again with its neighbors; a row with ranges for each KV head always so.
-// Either way, where a row's tokens are cut depends on what it sees only, never on other rows or on the number of
-// threads, and the parts' results are put together in order: the row gives the same to the last bit in any batch.
+// There are two ways, which sum in different orders: a block of rows, or a single row. All rows of a prompt go in
+// blocks, even a block of one row, so that results do not depend on how the prompt is cut into steps. A row after the
+// prompt is computed by itself, unless it is recomputed with its neighbors; a row with ranges for each KV head always.
+// In both ways a row's tokens are cut by the ranges that it sees, never by other rows or the number of threads, and
+// the parts' results are combined in order: to the last bit, a row's result is the same in any batch.
 
 #pragma once
 
@@ -33,8 +33,8 @@ struct Call {
   int64_t query_heads, kv_heads, head_size, value_size;
   int64_t row_stride, head_stride;
   int64_t page_size, table_width;
-  int64_t near;    // keys at positions below it meet `rerotated`
-  int64_t format;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
+  int64_t near;   // keys at positions below it are multiplied with `rerotated`
+  int64_t dtype;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
   int64_t threads;
   double scale;
   double softcap;  // 0: off
@@ -42,22 +42,22 @@ struct Call {
   int64_t shared() const { return query_heads / kv_heads; }
 };
 
-// Tokens that are worked on at once: their logits lie in the first cache.
+// Tokens that are computed at once: their logits fit into the L1 cache.
 constexpr int kTile = 64;
 
-// Tokens of a part: enough to outweigh its share in the final sum, few enough that threads end together. A row is cut
-// from twice the least on, into an even number of equal parts of at most the most. A block is cut at multiples of
-// some number of positions, so that a part has about kBlockTokens.
+// Tokens of a part: enough to outweigh the final combination, few enough that threads end at about the same time. A row
+// of at least twice kLeastRowTokens is cut into an even number of equal parts of at most kMostRowTokens. A block is
+// cut at multiples of some number of positions, so that a part has about kBlockTokens.
 constexpr int64_t kLeastRowTokens = 64;
 constexpr int64_t kMostRowTokens = 512;
 constexpr int64_t kBlockTokens = 1024;
-constexpr int64_t kRowStep = 16;  // but for the last one, parts are whole multiples
+constexpr int64_t kRowStep = 16;  // all parts but the last are multiples of it
 
 // Queries (rows times the heads that share a KV head) that share each load of a key and a value in a block of
 // rows.
 constexpr int64_t kBlockQueries = 256;
 
-// The logit of "nothing yet": small enough to weigh nothing, and finite, so that differences are numbers.
+// The largest logit before any: small enough for a weight of 0, and finite, so that no difference is NaN.
 constexpr float kLowest = -1e30f;
 
 inline int64_t rounded(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
@@ -66,12 +66,12 @@ struct Range {
   int64_t begin, end;
 };
 
-// Query rows and KV heads that are computed together: one row and some heads, or a block of rows and one.
+// Query rows and KV heads that are computed at once: one row and some heads, or a block of rows and one head.
 struct Group {
   bool block;
   int64_t entry, rows;
   int64_t head, heads;
-  size_t ranges, ranges_end;  // what any of the rows sees
+  size_t ranges, ranges_end;  // the union of the rows' ranges
   size_t part, parts_end;
   size_t results;  // where the first part's result lies
 };
@@ -97,7 +97,7 @@ class Work {
   std::vector<Part> parts;
   size_t results_size = 0;
 
-  // Threads that pay.
+  // As many threads as are worth their start.
   int64_t threads() const {
     int64_t products = 0;
     for (const Part& part : parts) products += part.tokens * groups[part.group].rows * groups[part.group].heads;
@@ -119,7 +119,7 @@ class Work {
            call_.owners[entry] == call_.owners[entry - 1] && cut(entry) == cut(entry - 1);
   }
 
-  // The positions of a part of a block in which this row is: more where it sees but some of them.
+  // How many positions a part spans in a block with this row: more if it sees only some of them.
   int64_t cut(int64_t entry) const {
     int64_t seen = 0, last = 0, step = kBlockTokens;
     each_range(entry, 0, [&](int64_t begin, int64_t end) {
@@ -131,8 +131,8 @@ class Work {
     return step;
   }
 
-  // Rows that follow each other: blocks of about as many each, the last ones first, since these see most and the
-  // threads end together if what is left to the end is small.
+  // Consecutive rows: blocks of about equally many, the last ones first, since these see most and threads end at about
+  // the same time if the last parts are small.
   void add_run(int64_t entry, int64_t rows) {
     const int64_t most = std::max<int64_t>(1, kBlockQueries / call_.shared()), blocks = (rows + most - 1) / most;
     for (int64_t block = blocks; block-- > 0;) {
@@ -152,7 +152,7 @@ class Work {
       add_group({true, entry, rows, head, 1, first, ranges.size(), 0, 0, 0}, cut(entry));
   }
 
-  // Heads are taken together, as they lie, unless there are too few parts for the threads otherwise.
+  // All heads at once, in memory order, unless that leaves fewer parts than threads.
   void add_rows() {
     int64_t heads = 1;
     if (call_.range_heads == 1) {
@@ -218,7 +218,7 @@ class Work {
     ranges.resize(std::min(ranges.size(), last + 1));
   }
 
-  // A block is cut by position, a row by the number of tokens before.
+  // A block is cut by position, a row by the number of its tokens before.
   void add_group(Group group, int64_t part_tokens) {
     group.part = parts.size();
     group.results = results_size;
@@ -238,10 +238,10 @@ class Work {
   }
 };
 
-// Consecutive tokens that a part sees, those on evicted pages left out; a block's are cut at multiples of kTile.
+// Consecutive tokens that a part sees, without those on evicted pages; in a block, tiles end at multiples of kTile.
 struct Tile {
   int count = 0;
-  bool near = false;  // all of them meet the rerotated queries, else none
+  bool near = false;  // all of them take the rerotated queries, else none
   int32_t positions[kTile];
   int64_t slots[kTile];
 };

@@ -1,4 +1,4 @@
-// Keys and values of new tokens into their pages, in the cache's dtype, rounded as the format's `narrow` does.
+// Writes keys and values of new tokens to their pages, `cast` to the cache's dtype.
 
 #pragma once
 
@@ -13,7 +13,7 @@ struct Write {
   const int64_t* slots;  // [rows]
   int64_t rows, key_stride, value_stride;
   int64_t key_numbers, value_numbers;  // of a row
-  int64_t format;                      // as in Call
+  int64_t dtype;                       // as in Call
 };
 
 template <class Format>
@@ -22,9 +22,9 @@ void write_rows(const Write& write) {
   const auto copy = [](const float* from, void* pages, int64_t row, int64_t count) {
     Number* to = static_cast<Number*>(pages) + row * count;
     int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(to + i, Format::narrow(floats(from + i)));
+    for (; i + kLanes <= count; i += kLanes) store(to + i, Format::cast(floats(from + i)));
     if (i < count) {
-      const auto rest = Format::narrow(floats(Rest<Float32>(from + i, count - i).numbers));
+      const auto rest = Format::cast(floats(Rest<Float32>(from + i, count - i).numbers));
       std::memcpy(to + i, &rest, (count - i) * sizeof(Number));
     }
   };

@@ -1,4 +1,4 @@
-"""Which query rows of a step see what, as the CPU kernel takes it."""
+"""The query rows of a step and the ranges that they see, as the CPU kernel takes them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from attention.patterns.base import ContentPattern, Pattern
 from attention.step import Array, StepBatch
 from attention.visible import Visible
 
-# Rows whose selection is made at once, since their ranges may be many.
+# Rows that select at once; bounded, since their ranges may be many.
 _SELECTING_ROWS = 64
 
 
 class Rows(NamedTuple):
-    """Query rows and what they see."""
+    """Query rows and the ranges that they see."""
 
     rows: torch.Tensor  # [N] of the step's query rows, ascending
     owners: torch.Tensor  # [N]
@@ -25,11 +25,11 @@ class Rows(NamedTuple):
 
 _NOTHING = Rows(*(torch.empty(shape, dtype=torch.long) for shape in ((0,), (0,), (0, 1, 0, 2))))
 
-# Arrays, since with so few numbers a call of torch's costs more than what it computes.
+# Arrays, since for so few numbers calling torch costs more than the computation.
 
 
 def ruled(visible: Visible, window: int | None, pattern: Pattern) -> Rows:
-    """The rows for which the rule over positions is enough, in layers with this window of their own."""
+    """The rows that do not select by content, in layers with this window of their own."""
     owners = visible.host.owners
     rows, others = np.arange(len(owners)), None
     if isinstance(pattern, ContentPattern):

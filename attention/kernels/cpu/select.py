@@ -1,4 +1,4 @@
-"""What ``topk`` remembers and selects, in C++ where keys and summaries lie; see select.cpp."""
+"""Page summaries and selection of ``topk`` in C++, on keys and summaries in place; see select.cpp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from attention.batch import AttentionBatch
 from attention.cache import PagedCache
 from attention.kernels.cpu import native
-from attention.kernels.cpu.calls import FORMATS
+from attention.kernels.cpu.calls import DTYPES
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.patterns.base import Pattern
 from attention.patterns.topk import TopK
@@ -23,24 +23,24 @@ from attention.types import LayerCache, LayerSpec
 
 
 class Update(ctypes.Structure):
-    """``Update`` in select_call.hpp. Who fills it keeps alive what its addresses point to."""
+    """``Update`` in select_call.hpp. The caller keeps the memory behind its addresses alive."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("keys", "summary", "pages", "parallel")),
         *((name, ctypes.c_int64) for name in ("count", "page_size", "kv_heads", "head_size")),
-        *((name, ctypes.c_int64) for name in ("format", "threads")),
+        *((name, ctypes.c_int64) for name in ("dtype", "threads")),
     ]
 
 
 class Selection(ctypes.Structure):
-    """``Selection`` in select_call.hpp. Who fills it keeps alive what its addresses point to."""
+    """``Selection`` in select_call.hpp. The caller keeps the memory behind its addresses alive."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "summary", "page_table", "rows", "owners")),
         *((name, ctypes.c_void_p) for name in ("positions", "ranges", "parallel")),
-        *((name, ctypes.c_int64) for name in ("entries", "choices", "query_heads", "kv_heads", "head_size")),
+        *((name, ctypes.c_int64) for name in ("entries", "selected", "query_heads", "kv_heads", "head_size")),
         *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
-        *((name, ctypes.c_int64) for name in ("sink_pages", "recent_pages", "window", "format", "threads")),
+        *((name, ctypes.c_int64) for name in ("sink_pages", "recent_pages", "window", "dtype", "threads")),
         ("exact", ctypes.c_int64),
         ("scale", ctypes.c_double),
     ]
@@ -62,10 +62,10 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled() -> Compiled:
-    """Compiles the functions if they are not there yet.
+    """The functions, compiled if they are not there yet.
 
     Raises:
-        NativeError: that is not possible; the message says why, as part of a sentence.
+        NativeError: they cannot be compiled; the message says why, as part of a sentence.
     """
     library = native.load(Path(__file__).with_name("select.cpp"), native.kept(), (Update, Selection))
     library.longspan_update.restype = library.longspan_select.restype = None
@@ -74,7 +74,7 @@ def compiled() -> Compiled:
 
 def knows(pattern: Pattern) -> TypeGuard[TopK]:
     """Whether a pattern's selection is made here."""
-    return type(pattern) is TopK  # what is derived from it may select otherwise
+    return type(pattern) is TopK  # a derived class may select otherwise
 
 
 def update(layer: LayerSpec, cache: LayerCache, written: Written) -> None:
@@ -96,7 +96,7 @@ def update(layer: LayerSpec, cache: LayerCache, written: Written) -> None:
                 page_size=written.batch.page_size,
                 kv_heads=layer.kv_heads,
                 head_size=layer.head_size,
-                format=FORMATS[cache.keys.dtype],
+                dtype=DTYPES[cache.keys.dtype],
                 threads=torch.get_num_threads(),
             )
         )
@@ -104,7 +104,7 @@ def update(layer: LayerSpec, cache: LayerCache, written: Written) -> None:
 
 
 class Rows(NamedTuple):
-    """Query rows that select, and memory for what they see in a layer.
+    """Query rows that select, and memory for the ranges that they select in a layer.
 
     Attributes:
         rows: int64 ``[N]``, indices of query rows of the step.
@@ -120,10 +120,10 @@ class Rows(NamedTuple):
 
 
 def rows_of(pattern: TopK, kv_heads: int, rows: Array, batch: AttentionBatch) -> Rows:
-    """Memory for what ``rows`` of the step select, in layers of so many KV heads."""
-    width = min(pattern.choices(batch.host.page_size), batch.device.page_table.shape[1])
+    """The rows ``rows`` of the step, with memory for their ranges in layers of so many KV heads."""
+    width = min(pattern.most_selected(batch.host.page_size), batch.device.page_table.shape[1])
     ranges = torch.empty(len(rows), kv_heads, width + 2, 2, dtype=torch.long)
-    # Arrays, since with so few numbers a call of torch's costs more than what it computes.
+    # Arrays, since for so few numbers calling torch costs more than the computation.
     known = rows, batch.host.owners[rows], batch.host.positions[rows]
     at, owners, positions = map(torch.from_numpy, known)
     return Rows(at, owners, positions, ranges)
@@ -138,10 +138,10 @@ def select(
     page_table: torch.Tensor,
     page_size: int,
 ) -> torch.Tensor:
-    """See ``ContentPattern.select``; the layer's own window is taken off already.
+    """See ``ContentPattern.select``; the ranges are cut to the layer's own window.
 
     Args:
-        pattern: which selects.
+        pattern: the rule of the selection.
         layer: the layer.
         query: float32 ``[T, H, D]``, all of the step's queries, after RoPE.
         rows: which of them select.
@@ -180,7 +180,7 @@ def select(
                 pattern.sink_pages,
                 pattern.recent_pages,
                 layer.window or 0,
-                FORMATS[cache.summary.dtype],
+                DTYPES[cache.summary.dtype],
                 torch.get_num_threads(),
                 0,
                 layer.scale,
@@ -190,15 +190,16 @@ def select(
     return rows.ranges
 
 
-class Choosing:
+class ChainedSelection:
     """``update`` and ``select`` of some layers as native calls that stay the same from step to step.
 
     Args:
-        layers: which select, with their pattern.
+        layers: those that select, with their patterns.
         cache: their keys and summaries.
 
     Attributes:
-        calls: by layer index: what updates the summaries, when the step's keys are written, and what selects.
+        calls: by layer index: one that updates the summaries once the step's keys are written, one that
+            selects.
 
     Raises:
         NativeError: as in ``compiled``.
@@ -215,14 +216,14 @@ class Choosing:
             assert summary is not None
             update["keys"] = keys.data_ptr()
             for one in update, selection:
-                one["summary"], one["format"] = summary.data_ptr(), FORMATS[summary.dtype]
+                one["summary"], one["dtype"] = summary.data_ptr(), DTYPES[summary.dtype]
                 one["kv_heads"], one["head_size"] = layer.kv_heads, layer.head_size
             selection["query_heads"], selection["scale"] = layer.query_heads, layer.scale
             selection["window"] = layer.window or 0
             selection["sink_pages"], selection["recent_pages"] = pattern.sink_pages, pattern.recent_pages
         self._kept: tuple[torch.Tensor, list[tuple[Places, Rows]]] | None = None  # what the tables point to
         # Layers of as many KV heads share memory.
-        self._alike = [(*what, places(indices)) for what, indices in alike.items()]
+        self._alike = [(*kind, places(indices)) for kind, indices in alike.items()]
         for rows in self._updates, self._selections:
             rows["parallel"], rows["page_size"] = made.team, cache.page_size
         updates, selections = calls_of(made.update, self._updates), calls_of(made.select, self._selections)
@@ -231,16 +232,16 @@ class Choosing:
         }
 
     def prepare(self, batch: AttentionBatch, query: torch.Tensor) -> list[tuple[Places, Rows]]:
-        """Says where the next step's calls find their work.
+        """Sets the next step's rows and tensors in all calls.
 
         Args:
-            batch: the step's work, whose page table is contiguous. The caller keeps it alive, as in
+            batch: the step's batch, whose page table is contiguous. The caller keeps it alive, as in
                 ``ChainedAttention.prepare``.
             query: float32 ``[T, H, D]``, after RoPE, when a layer's calls are made.
 
         Returns:
-            Layers, as places in what the class was made of, and their rows that select, which are kept alive
-            until the next step. A layer's call fills the ranges, and the next layer's overwrites them.
+            For layers that share them, their places in ``layers`` and their rows that select. These are kept
+            alive until the next step. A layer's call fills the ranges, and the next layer's overwrites them.
         """
         updates, selections = self._updates, self._selections
         updates["threads"] = selections["threads"] = torch.get_num_threads()
@@ -255,7 +256,7 @@ class Choosing:
             for name, tensor in zip(Rows._fields, rows, strict=True):
                 selections[name][alike] = tensor.data_ptr()
             selections["entries"][alike] = len(rows.rows)
-            selections["choices"][alike] = rows.ranges.shape[2] - 2
+            selections["selected"][alike] = rows.ranges.shape[2] - 2
             found.append((alike, rows))
         self._kept = pages, found
         return found

@@ -11,14 +11,14 @@
 
 #include "select_doubles.hpp"
 
-// Where shares are smaller, double precision ends.
+// Smaller shares are too near to the end of double precision.
 constexpr double kLeastShare = 1e-290;
 
 // A score and its page's place as one whole number: the larger, the earlier it is selected. NaN comes
-// first, so that it shows.
+// first, so that it is selected and shows.
 inline uint64_t rank(float score, int64_t place) {
   uint32_t bits;
-  score += 0.0f;  // there is but one zero
+  score += 0.0f;  // -0 becomes 0
   std::memcpy(&bits, &score, sizeof bits);
   bits = bits >> 31 ? ~bits : bits | 0x80000000u;
   if (score != score) bits = ~0u;
@@ -30,11 +30,11 @@ inline int64_t place_of(uint64_t rank) { return 0xffffffffu - static_cast<uint32
 // Numbers of `scratch` that `best_pages` needs.
 inline int64_t best_scratch(int64_t shared, int64_t stride) { return 3 * stride + 2 * shared; }
 
-// The places of the `choices` best of `count` pages, ascending.
+// The places of the `selected` best of `count` pages, ascending.
 //
-// bounds [heads, stride], stride a multiple of kDoubles and at least count; what comes after a head's `count` is
+// bounds [heads, stride], stride a multiple of kDoubles and at least count; numbers after a head's `count` are
 // overwritten.
-inline void best_pages(double* bounds, int64_t heads, int64_t stride, int64_t count, int64_t choices, double* scratch,
+inline void best_pages(double* bounds, int64_t heads, int64_t stride, int64_t count, int64_t selected, double* scratch,
                        int64_t* places) {
   double* shares = scratch;                                     // [stride]
   double* weights = shares + stride;                            // [stride]
@@ -66,7 +66,7 @@ inline void best_pages(double* bounds, int64_t heads, int64_t stride, int64_t co
   for (int64_t i = 0; i < padded; i += kDoubles) store(weights + i, logarithm(doubles(shares + i)));
   for (int64_t i = 0; i < count; ++i) {
     double score = weights[i];
-    if (!(shares[i] >= kLeastShare)) {  // or no number
+    if (!(shares[i] >= kLeastShare)) {  // or NaN
       double most = -HUGE_VAL, sum = 0;
       for (int64_t h = 0; h < heads; ++h) most = std::max(most, bounds[h * stride + i] - top[h] - std::log(total[h]));
       for (int64_t h = 0; h < heads; ++h) sum += std::exp(bounds[h * stride + i] - top[h] - std::log(total[h]) - most);
@@ -74,7 +74,7 @@ inline void best_pages(double* bounds, int64_t heads, int64_t stride, int64_t co
     }
     ranks[i] = rank(static_cast<float>(score), i);
   }
-  std::nth_element(ranks, ranks + choices, ranks + count, std::greater<uint64_t>());
-  for (int64_t i = 0; i < choices; ++i) places[i] = place_of(ranks[i]);
-  std::sort(places, places + choices);
+  std::nth_element(ranks, ranks + selected, ranks + count, std::greater<uint64_t>());
+  for (int64_t i = 0; i < selected; ++i) places[i] = place_of(ranks[i]);
+  std::sort(places, places + selected);
 }

@@ -1,8 +1,8 @@
-// What a query head's product with any key of a page is at most, from the page's summary.
+// Upper bounds of a query head's products with the keys of a page, from the page's summary.
 //
 // Tang et al.: Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference, 2024, section 3.4. Products of
 // two floats are exact in double precision, and scores are rounded to floats in the end: the order of sums does not
-// show. Single precision is for a first look; see select_quick.hpp.
+// show. Single precision is tried first; see select_quick.hpp.
 
 #pragma once
 
@@ -12,11 +12,11 @@
 #include "select_call.hpp"
 #include "select_doubles.hpp"
 
-// Query heads and pages whose sums stay in registers, beside what they are made from.
+// Query heads and pages whose sums stay in registers, beside their operands.
 constexpr int kHeadsAtOnce = kRegisters == 32 ? 4 : 3;
 constexpr int kPagesAtOnce = kRegisters == 32 ? 4 : 3;
 
-// What sums are made in: two parts of a vector of floats, or the vector itself.
+// The vectors that sums use: doubles, for each half of a vector of floats, or the vector of floats itself.
 template <class Sum>
 struct Summed;
 
@@ -40,7 +40,7 @@ struct Summed<float> {
   }
 };
 
-// Numbers of a packed query head: its negative numbers and zeros for others, its positive ones and zeros.
+// Numbers of a packed query head: its negative numbers, with 0 for the others, then its positive ones likewise.
 inline int64_t packed_size(int64_t head_size) { return 2 * ((head_size + kBlock - 1) / kBlock * kBlock); }
 
 // The larger product is with the largest key number where the query's is positive, else with the smallest.
@@ -80,8 +80,8 @@ template <int kPart, class Sum, int H>
   if constexpr (std::is_same_v<Sum, float>) sums.squares[p] += key * key;
 }
 
-// Adds the products of a block of numbers. All loops have to be unrolled and nothing may be a function of its own, else
-// the compiler keeps the sums in memory.
+// Adds the products of a block of numbers. All loops have to be unrolled and all functions inlined, else the compiler
+// keeps the sums in memory.
 template <class Format, class Sum, int H>
 [[gnu::always_inline]] inline void add_block(const Sum* query, int64_t stride,
                                              const typename Format::Number* const (&from)[kPagesAtOnce], int64_t place,
@@ -97,7 +97,7 @@ template <class Format, class Sum, int H>
   }
 }
 
-// bounds [H, stride]: of H heads and the pages from..from + kPagesAtOnce - 1, all of which there must be room for.
+// bounds [H, stride]: of H heads and kPagesAtOnce pages, with room for all of them.
 // norms [the same pages], only in floats: the sum of the squares of all numbers of the page's extremes.
 template <class Format, class Sum, int H, bool kRest>
 void bound_heads(const Sum* packed, const Extremes<Format>& pages, int64_t size, Sum scale, Sum* bounds, Sum* norms,
@@ -143,11 +143,11 @@ void pack_row(const Selection& call, int64_t entry, Sum* packed) {
     pack_head<Format>(query + h * call.head_stride, call.head_size, packed + h * packed_size(call.head_size));
 }
 
-// The bounds of some pages: of the KV heads from `head` to `end`, side by side as their summaries lie, and of the query
-// heads that share each.
+// The bounds of some pages: of the KV heads from `head` to `end`, in the memory order of their summaries, and of the
+// query heads that share each.
 //
 // packed as pack_row gives it. bounds [end - head, shared, stride], and in floats [end - head, shared + 1, stride] with
-// the pages' norms as one more head; room for kPagesAtOnce - 1 pages more is written, too.
+// the pages' norms as one more head; up to kPagesAtOnce - 1 further numbers are written.
 template <class Format, class Sum>
 void bound_pages(const Selection& call, const Sum* packed, int64_t head, int64_t end, const int32_t* pages,
                  int64_t count, Sum* bounds, int64_t stride) {
@@ -159,19 +159,19 @@ void bound_pages(const Selection& call, const Sum* packed, int64_t head, int64_t
     return static_cast<const Number*>(call.summary) + 2 * pages[std::min(page, count - 1)] * all;
   };
   for (int64_t page = 0; page < count; page += kPagesAtOnce) {
-    const Number *together[kPagesAtOnce], *coming[kPagesAtOnce];
+    const Number *current[kPagesAtOnce], *next[kPagesAtOnce];
     for (int p = 0; p < kPagesAtOnce; ++p) {
-      together[p] = summary(page + p);
-      coming[p] = summary(page + p + kPagesAtOnce);
+      current[p] = summary(page + p);
+      next[p] = summary(page + p + kPagesAtOnce);
     }
     for (int64_t k = head; k < end; ++k) {
       Extremes<Format> extremes;
       for (int p = 0; p < kPagesAtOnce; ++p) {
-        extremes.least[p] = together[p] + k * size;
+        extremes.least[p] = current[p] + k * size;
         extremes.most[p] = extremes.least[p] + all;
         for (int64_t d = k * size; d < (k + 1) * size; d += 64 / static_cast<int64_t>(sizeof(Number))) {
-          __builtin_prefetch(coming[p] + d, 0, 2);
-          __builtin_prefetch(coming[p] + all + d, 0, 2);
+          __builtin_prefetch(next[p] + d, 0, 2);
+          __builtin_prefetch(next[p] + all + d, 0, 2);
         }
       }
       Sum* to = bounds + (k - head) * rows * stride + page;

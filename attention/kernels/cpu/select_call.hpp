@@ -1,5 +1,5 @@
-// What is to be computed; select.py builds it. Addresses that are the same in every step and layer may be
-// filled in once, so that a call can be made again without looking at the rest.
+// The calls of select.cpp; select.py builds them. Fields that are the same in every step are filled in once, and a
+// call is made again with the others changed.
 
 #pragma once
 
@@ -13,7 +13,7 @@ struct Update {
   void* parallel;        // GNU OpenMP's GOMP_parallel
   int64_t count;
   int64_t page_size, kv_heads, head_size;
-  int64_t format;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
+  int64_t dtype;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
   int64_t threads;
 };
 
@@ -26,16 +26,16 @@ struct Selection {
   const int64_t* rows;        // [entries], indices of query rows
   const int64_t* owners;      // [entries], the rows' sequences
   const int64_t* positions;   // [entries]
-  int64_t* ranges;            // [entries, kv_heads, choices + 2, 2], to be filled, all of it
+  int64_t* ranges;            // [entries, kv_heads, selected + 2, 2], filled by the call
   void* parallel;
-  int64_t entries, choices;  // choices: pages that a row selects at most
+  int64_t entries, selected;  // selected: pages that a row selects at most
   int64_t query_heads, kv_heads, head_size;
   int64_t row_stride, head_stride;
   int64_t page_size, table_width;
-  int64_t sink_pages, recent_pages;  // always in
+  int64_t sink_pages, recent_pages;  // always selected
   int64_t window;                    // the layer's own, or 0
-  int64_t format, threads;
-  int64_t exact;  // the answer: for how many rows and KV heads the selection took double precision
+  int64_t dtype, threads;
+  int64_t exact;  // the result: the number of rows and KV heads whose selection needed double precision
   double scale;
 
   int64_t shared() const { return query_heads / kv_heads; }

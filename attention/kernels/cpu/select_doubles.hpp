@@ -1,4 +1,4 @@
-// Double precision in vectors as wide as the machine's.
+// Double precision in vectors as wide as the processor's.
 
 #pragma once
 
@@ -38,7 +38,7 @@ inline Doubles half(Floats vector) {
   return widened(parts[kHalf]);
 }
 
-// For x up to 0, to 3e-16 of the result; below -700, 0. NaN stays NaN.
+// For x up to 0, relative error 3e-16; below -700, 0. NaN stays NaN.
 inline Doubles exponential(Doubles x) {
   const Doubles magic = every(6755399441055744.0);  // 1.5 * 2^52: adding it rounds to whole numbers
   const Doubles shifted = x * 1.4426950408889634 + magic;
@@ -52,7 +52,7 @@ inline Doubles exponential(Doubles x) {
   return (Doubles)(power & ~(Longs)(x < -700.0));
 }
 
-// For normal positive x, to 3e-16 of the result or of 1.
+// For normal positive x, error 3e-16, relative to the result or to 1.
 inline Doubles logarithm(Doubles x) {
   // x is 2^twos times a number from sqrt(1/2) to sqrt(2).
   const Longs half = Longs{} + 0x3fe6a09e667f3bcdll;

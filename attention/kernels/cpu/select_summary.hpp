@@ -8,8 +8,8 @@
 
 #include "select_call.hpp"
 
-// A number's bits as a whole number of the same order, and back again. NaN becomes the largest or
-// the smallest of all, and so shows in the summary.
+// A number's bits as an integer of the same order, and back again. NaN becomes the largest or the smallest of all, and
+// so shows in the summary.
 template <class Whole>
 inline Whole in_order(Whole bits) {
   constexpr int sign = std::numeric_limits<Whole>::digits;

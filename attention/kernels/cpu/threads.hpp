@@ -1,4 +1,4 @@
-// Work for several threads, and the memory that each keeps.
+// Runs functions on several threads, and the scratch memory that each thread keeps.
 
 #pragma once
 
@@ -7,12 +7,13 @@
 #include <memory>
 #include <vector>
 
-// Work that is done before a second thread has woken up, in products.
+// Products that one thread computes before a second one has woken up.
 constexpr int64_t kParallelProducts = 1 << 17;
 
 // Runs `function` on `threads` threads of the OpenMP runtime that torch uses: `parallel` is its GOMP_parallel.
 //
-// A team of another size than torch's own would be made anew by each of the two in turn, so it is all or one.
+// With a team of another size than torch's, each of the two would create its team anew at every turn: so either all
+// threads or one.
 inline void in_parallel(void* parallel, void (*function)(void*), void* given, int64_t threads) {
   using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
   if (threads > 1)

@@ -14,7 +14,7 @@ import torch
 
 from attention.backends import UnsupportedError, resolve
 from attention.cache import PagedCache
-from attention.formats import format_name
+from attention.dtypes import dtype_name
 from attention.survey import survey as survey_backends
 from loadtest import document
 from loadtest.deployment import FULL, Deployment, parse
@@ -70,7 +70,7 @@ def survey(plan: Plan) -> Told:
         "context_length": loaded.context_length,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "weights": prepared.weights,
-        "kv_dtype": format_name(prepared.kv_dtype),
+        "kv_dtype": dtype_name(prepared.kv_dtype),
         "device": torch.cuda.get_device_name() if on_cuda else "cpu",
     }
     versions = document.versions("longspan", "torch", "transformers")

@@ -1,4 +1,4 @@
-"""What the flash-attention packages document of their functions, in plain torch."""
+"""The documented behavior of the flash-attention packages' functions, in plain torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def attend(
         visible &= distance <= left
     if right is not None:
         visible &= distance >= -right
-    # What no query sees may never have been written.
+    # Tokens that no query sees may be unwritten memory.
     seen = visible.any(dim=0)
     visible, key, value = visible[:, seen], key[seen].float(), value[seen].float()
     group = query.shape[1] // key.shape[1]
@@ -46,7 +46,7 @@ def from_pages(pages: torch.Tensor, table: torch.Tensor, length: int) -> torch.T
 
 
 def check_tensors(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """What they refuse of all heads."""
+    """The packages' own checks of heads."""
     assert query.dtype in (torch.float16, torch.bfloat16)
     assert keys.dtype == values.dtype == query.dtype
     assert query.stride(-1) == keys.stride(-1) == values.stride(-1) == 1

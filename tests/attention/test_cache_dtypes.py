@@ -1,4 +1,4 @@
-"""Queries in one dtype over keys and values in another; numbers that a format cannot hold."""
+"""Queries in one dtype over keys and values in another; numbers beyond a dtype's range."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention.cache import PagedCache
-from attention.formats import CACHE_FORMATS, cast
+from attention.dtypes import CACHE_DTYPES, cast
 from attention.kernels.base import Kernel
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.reference import Reference
@@ -30,8 +30,8 @@ from tests.attention.cases import (
 )
 from tests.instructions import multiplies_bfloat16
 
-FORMATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-CACHED = st.sampled_from(list(CACHE_FORMATS.values()))
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+CACHED = st.sampled_from(list(CACHE_DTYPES.values()))
 SHORT = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 PLAIN = LayerSpec(0, 6, 2, 16, 16, 0.25)
 
@@ -55,7 +55,7 @@ def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype
     result = compute(kernel, case, pattern, rerotated)
     assert result.dtype == query_dtype
     error = 1e-5
-    if query_dtype != torch.float32:  # the result, and logits where keys are in the same format
+    if query_dtype != torch.float32:  # the result, and logits where keys have the same dtype
         error = 4 * torch.finfo(query_dtype).eps
     elif isinstance(kernel, CpuPaged) and case.cache.keys.dtype == torch.bfloat16 and multiplies_bfloat16():
         error = 2 * torch.finfo(torch.bfloat16).eps
@@ -63,9 +63,9 @@ def check(kernel: Kernel, case: Case, pattern: Pattern, query_dtype: torch.dtype
 
 
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa(), SdpaFlash()], ids=lambda kernel: kernel.name)
-def test_every_kernel_takes_queries_of_other_formats(kernel):
+def test_every_kernel_takes_queries_of_other_dtypes(kernel):
     @settings(max_examples=20, deadline=None)
-    @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, CACHED, FORMATS)
+    @given(layers(), sequences(200, 4), page_sizes, patterns, seeds, CACHED, DTYPES)
     def run(layer, shapes, page_size, pattern, seed, dtype, query_dtype):
         if isinstance(kernel, SdpaFlash):
             layer, pattern = PLAIN, Full()
@@ -76,8 +76,8 @@ def test_every_kernel_takes_queries_of_other_formats(kernel):
 
 
 @pytest.mark.parametrize("kernel", [CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
-def test_rows_that_choose_by_content(kernel):
-    """The choice is by the rounded keys, in the summaries as in the oracle."""
+def test_rows_that_select_by_content(kernel):
+    """The selection is by the rounded keys, with summaries as in the oracle."""
 
     @settings(max_examples=40, deadline=None)
     @given(layers(), sequences(150, 3), page_sizes, content_patterns(), seeds, CACHED, st.data())
@@ -101,15 +101,15 @@ def test_rerotated_queries(kernel, dtype):
 
 
 @pytest.mark.parametrize("dtype", SHORT)
-def test_the_oracle_takes_keys_as_they_are_rounded(dtype):
+def test_the_oracle_reads_the_rounded_keys(dtype):
     case = make_case(PLAIN, [(40, 1), (30, 12)], 8, dtype=dtype)
     case.query = torch.randn(case.query.shape)
     expected = by_definition(case, Full())
     torch.testing.assert_close(compute(Reference(), case, Full()).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@given(st.lists(st.floats(width=32), min_size=1), FORMATS, FORMATS)
-def test_what_a_format_cannot_hold_becomes_no_number(numbers, own, dtype):
+@given(st.lists(st.floats(width=32), min_size=1), DTYPES, DTYPES)
+def test_numbers_beyond_a_dtype_become_nan(numbers, own, dtype):
     wide = torch.tensor(numbers).to(own)
     before = wide.clone()
     result = cast(wide, dtype)
@@ -122,7 +122,7 @@ def test_what_a_format_cannot_hold_becomes_no_number(numbers, own, dtype):
 
 
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16])
-def test_numbers_are_rounded_to_the_nearest_of_8_bits_and_to_none_where_there_is_none(own):
+def test_numbers_are_rounded_to_the_nearest_of_8_bits_and_beyond_them_to_nan(own):
     """All numbers of float16, or those of float32 that lie about them, against a search among all codes."""
     wide = torch.arange(1 << 16).int().short().view(torch.float16).float()
     if own == torch.float32:
@@ -134,7 +134,7 @@ def test_numbers_are_rounded_to_the_nearest_of_8_bits_and_to_none_where_there_is
     above = torch.searchsorted(known, size).clamp(1, 126)
     down, up = size - known[above - 1], known[above] - size
     nearest = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, above - 1)
-    # What would come after 448 is 480.
+    # With more exponents, the number after 448 would be 480.
     nearest = nearest.where(size <= 464, 127) | wide.signbit() * 128
     found = cast(wide, torch.float8_e4m3fn).view(torch.uint8).long()
     held = size <= 464
@@ -144,8 +144,8 @@ def test_numbers_are_rounded_to_the_nearest_of_8_bits_and_to_none_where_there_is
 
 
 @pytest.mark.parametrize("saturating", [False, True])
-def test_whatever_torch_makes_of_what_is_too_large(saturating, monkeypatch):
-    """Some versions give the largest number, others none."""
+def test_too_large_numbers_become_nan_in_every_version_of_torch(saturating, monkeypatch):
+    """Some versions give the largest number, others NaN."""
     to = torch.Tensor.to
 
     def convert(tensor, dtype):
@@ -162,8 +162,8 @@ def test_whatever_torch_makes_of_what_is_too_large(saturating, monkeypatch):
 @pytest.mark.parametrize("kernel", [Reference(), CpuPaged(), Sdpa()], ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("part", ["key", "value"])
 @pytest.mark.parametrize(("dtype", "number"), [(torch.float16, 7e4), (torch.float8_e4m3fn, 500.0)], ids=str)
-def test_a_number_beyond_the_format_shows_in_who_sees_it(kernel, part, dtype, number):
-    """As infinity it could hide: a query that points the other way would give the token no weight."""
+def test_a_number_beyond_the_dtype_shows_in_every_query_that_sees_it(kernel, part, dtype, number):
+    """Infinity could go unnoticed: a query of the opposite direction would give the token no weight."""
     cache = PagedCache([PLAIN], 11, 8, dtype).layers[0]
     case = make_case(PLAIN, [(60, 60), (10, 10)], 8, dtype=dtype)
     key, value = torch.ones(70, 2, 16), torch.ones(70, 2, 16)

@@ -1,4 +1,4 @@
-"""A backend with its options on a model and a machine: which kernels can, and what would come nearest."""
+"""Which kernels can compute a backend on a model and a machine, and the nearest alternative if none can."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Place(NamedTuple):
     page_size: int
 
 
-class Choice:
+class KernelChoice:
     """One backend's pattern, made from its options, and the kernels that may compute it.
 
     Args:
@@ -50,7 +50,7 @@ class Choice:
     Attributes:
         pattern: which cached tokens a query may see.
         order: names of kernels, in the order in which ``auto`` tries them.
-        family: the option ``pattern`` chooses among several patterns.
+        family: the backend has several patterns, one of which the option ``pattern`` names.
 
     Raises:
         UnsupportedError: a name or option is unknown, or its package is broken.
@@ -80,7 +80,7 @@ class Choice:
 
     @property
     def selectable(self) -> list[str]:
-        """Kernels that may be asked for by name: those of the order, and those that packages bring along."""
+        """Kernels that may be asked for by name: those of the order, and those of installed packages."""
         return selectable(self._backends, self._kernels, self.backend)
 
     def kernel(self, name: str) -> Kernel:
@@ -126,13 +126,13 @@ class Choice:
         return list(dict.fromkeys(found))
 
     def nearest(self, asked: str | None) -> str:
-        """What works instead: another kernel, another page size or dtype, or another backend.
+        """The nearest alternative: another kernel, another page size or dtype, or another backend.
 
         Args:
             asked: the kernel that was asked for by name and refused; ``None`` if no kernel of the order can.
 
         Returns:
-            The last part of a sentence, to follow what was refused.
+            The last part of a sentence, to follow the refusal.
         """
         ways = []
         if asked is not None:
@@ -166,7 +166,7 @@ class Choice:
             if name == self.backend or self._backends.origin(name):
                 continue
             try:
-                other = Choice(self._backends, self._kernels, name, {}, self.place)
+                other = KernelChoice(self._backends, self._kernels, name, {}, self.place)
             except UnsupportedError:  # for example, an option of it has no default
                 continue
             if any(not other.reasons(kernel) for kernel in other.order):

@@ -1,4 +1,4 @@
-"""``topk`` for steps of which the device alone knows: the same keys as by its definition and in C++."""
+"""``topk`` in captured steps: the same keys as by its definition and in C++."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import LayerSpec
-from attention.formats import CACHE_FORMATS
+from attention.dtypes import CACHE_DTYPES
 from attention.patterns import blocks
 from attention.patterns.blocks import CapturedRows
 from attention.patterns.topk import TopK, _highest
@@ -26,7 +26,7 @@ NOWHERE = 1 << 30
 
 
 def wide(batch: DeviceBatch, more: int = 3) -> torch.Tensor:
-    """The page table with so many columns more, which hold nothing of the sequences'."""
+    """The page table with so many more columns, which hold no page of the sequences."""
     table = torch.full((len(batch.page_table), batch.page_table.shape[1] + more), NOWHERE, dtype=torch.int32)
     for b, (row, own) in enumerate(zip(table, batch.page_table, strict=True)):
         count = int(batch.positions[batch.owners == b].max()) // batch.page_size + 1
@@ -39,7 +39,7 @@ def captured(batch: DeviceBatch, rows: torch.Tensor) -> DeviceBatch:
 
 
 class Captured(TopK):
-    """``TopK`` whose rows are selected as those of a captured step are."""
+    """``TopK`` whose rows select as in a captured step."""
 
     def select(self, layer, query, rows, cache):
         step = captured(rows.batch, rows.rows)
@@ -58,10 +58,10 @@ topks = [st.integers(1, 90), st.integers(0, 3), st.integers(1, 4), st.sampled_fr
     st.tuples(*topks),
     st.integers(0, 1 << 30),
     st.booleans(),
-    st.sampled_from(list(CACHE_FORMATS.values())),
+    st.sampled_from(list(CACHE_DTYPES.values())),
     st.sampled_from([1, 1 << 14, 64 << 20]),
 )
-def test_it_is_what_is_chosen_by_definition_and_in_cpp(
+def test_a_captured_selection_is_that_of_the_definition_and_of_cpp(
     layer, shapes, page_size, numbers, seed, tied, dtype, block_bytes
 ):
     pattern, native = Captured(*numbers), Native(*numbers)
@@ -74,8 +74,8 @@ def test_it_is_what_is_chosen_by_definition_and_in_cpp(
         found = list(selection(case, pattern))
     in_cpp = list(selection(case, native))
     assert sum(len(selected) for selected, _ in found) == len(case.batch.visible.selecting(pattern))
-    for (selected, chosen), (other, _) in zip(found, in_cpp, strict=True):
-        assert torch.equal(selected, chosen)
+    for (selected, defined), (other, _) in zip(found, in_cpp, strict=True):
+        assert torch.equal(selected, defined)
         assert torch.equal(selected, other)
 
 
@@ -84,7 +84,7 @@ def test_it_is_what_is_chosen_by_definition_and_in_cpp(
     layers(),
     st.lists(st.integers(1, 40), min_size=1, max_size=5),
     st.integers(1, 9),
-    st.sampled_from(list(CACHE_FORMATS.values())),
+    st.sampled_from(list(CACHE_DTYPES.values())),
 )
 def test_summaries_are_those_of_a_step_that_the_host_knows(layer, lengths, page_size, dtype):
     pattern = TopK(64, 1, 1)
@@ -97,12 +97,12 @@ def test_summaries_are_those_of_a_step_that_the_host_knows(layer, lengths, page_
     step = captured(case.batch.device, torch.arange(len(lengths)).repeat(2))  # as batches are filled up
     with device_only():
         pattern.update(layer, case.cache, Written.captured(step))
-    # Page 0 is no sequence's; all others hold what they held, to the bit.
+    # Page 0 is no sequence's; all others are unchanged, to the bit.
     assert torch.equal(summary[1:].view(torch.uint8), expected[1:].view(torch.uint8))
 
 
 class Operators(TorchDispatchMode):
-    """Notes every operator, with the shapes of what it gives."""
+    """Records every operator, with the shapes of its results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Operators(TorchDispatchMode):
         return result
 
 
-def test_the_same_is_computed_whatever_the_numbers_are():
+def test_the_same_operators_run_for_any_numbers():
     layer, pattern = LayerSpec(0, 6, 2, 8, 8, 0.35, window=50), TopK(24, 1, 2)
     case = make_case(layer, [(130, 1), (64, 1), (7, 1)], 4, pattern=pattern, prompt_lens=[1, 1, 1])
     steps = []
