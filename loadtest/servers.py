@@ -81,7 +81,7 @@ def serve(
 
 
 def _why(log: str, code: int) -> str:
-    """What a server that ended says of it: its own sentences, or else the last lines that it wrote."""
+    """Why a server ended: its own sentences, or else the last lines that it wrote."""
     lines = log.splitlines()
     if code < 0:
         return "\n".join([*lines[-5:], f"signal {-code} ended it"])

@@ -28,7 +28,7 @@ _LINE_SECONDS = 15.0  # between lines where there is no terminal
 
 
 class Watcher:
-    """What a command shows and keeps while a comparison runs.
+    """The progress of a comparison that runs: shown, and kept in its file.
 
     Args:
         budget: seconds.

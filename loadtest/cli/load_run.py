@@ -1,4 +1,4 @@
-"""What ``longspan load`` does with its options: measures, keeps, shows."""
+"""The run of ``longspan load`` with its options read: measures, keeps, shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to deploy, and why."""
+"""The recommendation: which variant to deploy, and why."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _deploy(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
 
 
 def _others(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
-    """What is certain under loads that are not the one that decides."""
+    """Certain gains under loads other than the one that decides."""
     others = [one for one in comparison.plan.loads if one.context == load.context and one != load]
     gains = [_speed(best, other) for other in others]
     return [
@@ -162,7 +162,7 @@ def _safe(comparison: Comparison, best: Verdict) -> str:
 
 
 def _holds(comparison: Comparison, load: Load | None = None) -> str:
-    """What the advice holds for; without a load it is on quality alone."""
+    """The scope of the advice; without a load it covers only quality."""
     plan = comparison.plan
     model, machine = comparison.model.get("name", "this model"), comparison.machine.get("cpu", "this machine")
     lengths = listed([length_label(context) for context in plan.contexts])
@@ -207,7 +207,7 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
 
 
 def _faster(comparison: Comparison, served: Sequence[Verdict], best: Verdict | None, load: Load) -> list[str]:
-    """Variants that would gain more, and what stands against them."""
+    """Variants that would gain more, and why they are not recommended."""
     gained = _speed(best, load) if best else None
     least = gained.ratio.value if gained else 1.0
     sentences = []

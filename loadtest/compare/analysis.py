@@ -24,7 +24,7 @@ INFORMATIVE = 0.3
 variant that loses everything would hardly exceed a margin of a few points."""
 
 CHANCE = 0.1
-"""What the lower end of the interval of that mean has to exceed. Words that a text has anyway earn a few
+"""The least lower end of the interval of that mean. Words that a text has anyway earn a few
 points by luck, and with few samples luck looks like skill."""
 
 _MOST_NATS = 700.0  # per token, lost; the exponential of a few more overflows
@@ -57,7 +57,7 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
 
     Perplexity is the exponential of the mean negative log probability, so its ratio is that of the mean
     paired difference. Tokens of one block depend on one another, and so do blocks of one slice of the text,
-    which share their context: slices are the samples. From one slice alone nothing is claimed.
+    which share their context: slices are the samples. From a single slice nothing is claimed.
 
     Returns:
         The loss; ``count`` is of blocks.
@@ -168,7 +168,7 @@ def points_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
 
 
 def nats_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
-    """What these questions' right answers lose in log probability, nats per token of the answer.
+    """The loss of these questions' right answers in log probability, nats per token of the answer.
 
     It tells variants apart where full attention's greedy answers fail too. Contexts are the samples.
     """
@@ -206,7 +206,7 @@ def agreement_loss(comparison: Comparison, name: str) -> Interval:
 def is_free(pair: AnswerPair) -> bool:
     """A question without a known answer, in which a variant was held against full attention.
 
-    Full attention may have answered it in a later run only, when the variant's tokens were gone.
+    Full attention may have answered it only in a later run, when the variant's tokens were discarded.
     """
     return math.isnan(pair.full.score) and not math.isnan(pair.own.score)
 
@@ -229,7 +229,7 @@ def by_depth(comparison: Comparison, name: str, length: int, tasks: Sequence[str
 
 
 def errors(comparison: Comparison, name: str) -> list[str]:
-    """What a deployment could not answer, decode or hold, each reason once."""
+    """Reasons why a deployment could not answer, decode or hold something, each once."""
     rows: list[Answer | TextBlock | Memory] = [*comparison.answers, *comparison.text, *comparison.memory]
     return list(dict.fromkeys(row.error for row in rows if row.deployment == name and row.error))
 

@@ -32,7 +32,7 @@ def tests(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
     Decisive are at each length the text, the informative tasks together (points of their scores), the others
     together (log probability of the right answers), and the user's own questions. Single tasks tell where
     it loses. A candidate that computes full attention, or sees all of a context, needs no test there; it
-    is measured all the same, since what computes the same and yet loses is broken.
+    is measured all the same, since a variant that computes the same and yet loses is broken.
 
     Args:
         comparison: with the rows.

@@ -43,7 +43,7 @@ LEAST_UNITS = 3
 
 
 def _place(unit: Unit) -> tuple[str, int]:
-    """What units are counted by."""
+    """The key by which units are counted."""
     return unit.task or unit.kind, unit.length
 
 
@@ -53,7 +53,7 @@ class FullFailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What is called while a run goes on.
+    """Callbacks of a run.
 
     Attributes:
         doing: called with what is under way, in a few words.
@@ -125,7 +125,7 @@ class Group:
             rate=rate,
         )
         self._units = self._evaluator.units()
-        # What is left to do never ends; of as many units as this, all kinds of it have been seen.
+        # The sequence of units is infinite; as many as this contain every kind.
         self._kinds = 2 * (len(plan.contexts) * (len(plan.tasks) + 2) + len(material.own))
 
     def measure(self) -> None:
@@ -137,7 +137,7 @@ class Group:
                 return
             while load is not None and (unit is None or self._speed_is_due(load)):
                 self._measure(load)
-                # After each, so that alarms are seen, what there is is kept, and the watcher shows it.
+                # Judged after each, so that alarms are seen, results are saved and the live page shows them.
                 judgment = self._judge()
                 load = self._next_load()
             # The rounds took time of it, and may have ended a variant; what is cut off is to be done again.
@@ -181,7 +181,7 @@ class Group:
             client.timeout = seconds
 
     def _judge(self) -> Judgment:
-        """What the whole comparison says."""
+        """The judgment of the whole comparison."""
         whole = self._whole
         now = self._clock()
         whole.spent += now - self._booked
@@ -262,7 +262,7 @@ class Group:
         """Candidates that a unit is to be done on: those whose verdict may depend on it, and full attention.
 
         Full attention, since only pairs count. The first unit of a kind is for all, and a few are for each
-        whose verdict is open anywhere. Empty where it would be for full attention alone.
+        whose verdict is open anywhere. Empty where it would be only for full attention.
         """
         plan, failed = self._own.plan, self._whole.failed
         done = self._done.get(_place(unit), 0)
@@ -273,7 +273,7 @@ class Group:
             if first or (unit.measure, unit.length) in still:
                 names.add(verdict.deployment)
         names &= {deployment.name for deployment in plan.candidates} - failed.keys()
-        # What an earlier run did on them is not done again.
+        # Units that an earlier run measured on them are not repeated.
         lack = names.intersection(self._evaluator.due(unit, names))
         return frozenset(lack | {plan.full}) if lack else frozenset()
 

@@ -1,4 +1,4 @@
-"""What a comparison measures where nothing else is asked for."""
+"""Presets: named sets of candidates, contexts, tasks and budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a selection loses by choosing badly, and what by choosing few: told apart by the oracle."""
+"""A selection's losses from poor ranking and from a small budget, told apart by the oracle."""
 
 from __future__ import annotations
 

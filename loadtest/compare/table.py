@@ -33,7 +33,7 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     """Figures by context, what each variant brings and costs, and what to deploy.
 
     Below each figure stands its interval; a legend says what the heads mean. Outcomes, which are of a variant
-    at all contexts together, stand in the last grid alone.
+    at all contexts together, stand only in the last grid.
 
     Args:
         comparison: with the rows.
@@ -77,7 +77,7 @@ def _heading(comparison: Comparison) -> Text:
 
 
 def _legend(comparison: Comparison) -> Text:
-    """What the grids' heads mean."""
+    """The meaning of the grids' heads."""
     loads = [load for context in comparison.plan.contexts if (load := operators_load(comparison, context))]
     words = {
         "tpot": "TPOT: time per output token",

@@ -51,7 +51,7 @@ class DeviceUse:
 
 
 def device_use(name: str, scrapes: Sequence[Samples]) -> DeviceUse:
-    """What a run made of the device.
+    """A run's use of the device.
 
     Shares are of the time in which the engine computed, not of the run's wall time: they tell how well it
     computed, not whether the load kept it busy.

@@ -1,4 +1,4 @@
-"""What a load test is to measure."""
+"""The plan of a load test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OPEN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure.
+    """The plan.
 
     Attributes:
         host: of the server.
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def measured(self) -> list[Target]:
-        """What is measured."""
+        """The targets."""
         server = [] if self.alone else [Server(self.host, self.port)]
         return [*server, *([self.endpoint] if self.endpoint else [])]
 

@@ -28,7 +28,7 @@ class ScrapeError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServerSide:
-    """What the server counted during the run, all models together.
+    """The server's counts during the run, all models together.
 
     Attributes:
         requests: generation requests that ended, however.
@@ -36,7 +36,7 @@ class ServerSide:
         output_tokens: generated.
         cached_tokens: prompt tokens found in the prefix cache.
         preemptions: of sequences.
-        rejections: requests turned away.
+        rejections: requests refused.
         ttft: mean time to first token, seconds.
         latency: mean latency of answered requests, seconds.
         queue_time: mean wait for the engine, seconds.
@@ -84,7 +84,7 @@ def scrape(url: str) -> Samples:
 
 
 def server_side(before: Samples, after: Samples) -> ServerSide:
-    """What was counted between two scrapes."""
+    """The counts between two scrapes."""
 
     def gained(name: str) -> float:
         return after.get(f"longspan_{name}", 0.0) - before.get(f"longspan_{name}", 0.0)

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a run's figures."""
+"""Caveats to read before trusting a run's figures."""
 
 from __future__ import annotations
 

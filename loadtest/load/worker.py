@@ -57,7 +57,7 @@ class Progress(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that a worker has to say in the end."""
+    """A worker's final report."""
 
     records: list[Record]
     worker: Worker

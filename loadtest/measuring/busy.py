@@ -87,7 +87,7 @@ def busy(
 
 
 def sentence(found: Sequence[Alarm], measurements: Sequence[Measurement]) -> str:
-    """What ``busy`` says.
+    """The sentence of ``busy``.
 
     Args:
         found: by ``alarms``.
@@ -216,7 +216,7 @@ def _change(
 
 
 def _spread(measurements: Sequence[Measurement], load: str) -> Alarm | None:
-    """Deployments that differ from themselves now this way, now that."""
+    """Deployments that differ from themselves in changing directions."""
     for figure in _WORDS:
         spread = resolution(measurements, load, figure)
         if spread > MOST_SPREAD:  # NaN is not

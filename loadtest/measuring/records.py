@@ -1,4 +1,4 @@
-"""What one request was like for its client, whatever sent it."""
+"""One request as its client saw it, for every kind of sender."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Record:
         """Time per output token after the first: (last token's time - first token's) / (tokens - 1).
 
         The definition of the field's benchmarks (vLLM's and SGLang's). Tokens that share a message share its
-        time, so that a first message of several counts all but one of them as made in no time; a server that
-        holds tokens back to send them together shows it in its time to first token. ``None`` where all
+        time, so that all but one token of a first message of several count as made in no time; a server that
+        holds tokens back to send them at once shows it in its time to first token. ``None`` where all
         tokens came in one message: its time says nothing of them.
         """
         if len(self.arrivals) < 2:

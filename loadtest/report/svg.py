@@ -20,7 +20,7 @@ class Size:
 
     Attributes:
         width: in its units.
-        height: of axes and labels; what is listed below adds to it.
+        height: of axes and labels; a legend below adds to it.
         narrow: it is for a phone: fewer ticks, names below instead of beside.
     """
 

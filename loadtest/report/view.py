@@ -1,4 +1,4 @@
-"""What several parts of a comparison's report ask of a judgment."""
+"""Views of a judgment that several parts of a comparison's report share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``longspan serve`` before it has an engine: what is refused then, and Ctrl-C in its first second."""
+"""``longspan serve`` before it has an engine: refusals, and Ctrl-C in its first second."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_what_others_call_a_pattern_is_known() -> None:
     )
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "the server alone"])
+@pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "only the server"])
 def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
     with subprocess.Popen(
         [*SERVE, "--model", "/nowhere"],
@@ -139,7 +139,7 @@ def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
 
 
 COMMANDS = ([sys.executable, "-m", "server.cli"], [str(Path(sys.executable).parent / "longspan")])
-# Files of a traceback; that of the entry point has a few instructions before Ctrl-C is seen to.
+# Files of a traceback; that of the entry point has a few instructions before Ctrl-C is handled.
 OURS = re.compile(r'File ".*/(attention|loadtest|longspan|server)/(?!cli/__main__\.py)')
 
 

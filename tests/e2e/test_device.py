@@ -67,7 +67,7 @@ def test_what_an_idle_server_says_stays(server):
     for name in (BYTES, FLOPS, "longspan_device_memory_bandwidth_bytes_per_second"):
         assert before[name] == after[name]
     used = after['longspan_device_memory_bytes{kind="used"}']
-    # What the process holds by now may have changed since its last step.
+    # The process's memory may have changed since its last step.
     assert used == pytest.approx(psutil.Process(server.engine_pid).memory_info().rss, rel=0.5)
     weights = after['longspan_device_memory_bytes{kind="weights"}']
     assert 96e6 < weights < used

@@ -1,4 +1,4 @@
-"""Servers that start from packed weights on disk, and what is left of one that never came to serve."""
+"""Servers that start from packed weights on disk, and the remains of one that never served."""
 
 import subprocess
 

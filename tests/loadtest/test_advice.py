@@ -1,4 +1,4 @@
-"""What is advised to deploy, on comparisons with known truth."""
+"""The advice on which variant to deploy, on comparisons with known truth."""
 
 from collections import Counter
 from dataclasses import replace

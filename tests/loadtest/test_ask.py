@@ -69,13 +69,13 @@ def test_turns_are_answered_as_if_each_were_asked_alone(clients, chat):
     questions = samples(turns=2)
     together = answers(caching, questions, chat)
     for sample, row in zip(questions, together, strict=True):
-        (alone,) = answers(forgetful, [sample], chat)
-        assert alone.cached_tokens == 0
+        (single,) = answers(forgetful, [sample], chat)
+        assert single.cached_tokens == 0
         assert row.cached_tokens > row.prompt_tokens - 64
-        assert row.prompt_tokens == alone.prompt_tokens
-        assert row.predicted_answer == alone.predicted_answer
-        assert row.score == alone.score == float(row.answer[0] in row.predicted_answer)
-        assert row.logprob == pytest.approx(alone.logprob, abs=0.02)
+        assert row.prompt_tokens == single.prompt_tokens
+        assert row.predicted_answer == single.predicted_answer
+        assert row.score == single.score == float(row.answer[0] in row.predicted_answer)
+        assert row.logprob == pytest.approx(single.logprob, abs=0.02)
         assert (row.task, row.length, row.index, row.turn) == ("needles", 500, 4, sample.turn)
         assert (row.deployment, row.depth, row.error) == ("top-k", sample.depth, "")
     if not chat:

@@ -1,4 +1,4 @@
-"""``make bench`` on a small random model: what is sent, in which order, and what is kept."""
+"""``make bench`` on a small random model: its requests, their order, and its document."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ def address(tmp_path_factory):
 
 
 def test_workloads_are_measured_there_and_back(address, tmp_path, monkeypatch):
-    # What else this machine does must not repeat runs here.
+    # Other work of this machine must not repeat runs here.
     monkeypatch.setattr("loadtest.measuring.weather.disturbance", lambda observed: "")
     found = bench.bench(address, WORKLOADS, 2, Console(file=io.StringIO()))
     labels = ["1 user, 16/8", "2 users, 32/1", "2 users, 16/8"]

@@ -222,7 +222,7 @@ def test_every_load_fits_the_cache_that_it_is_given(form):
         assert count <= settings["max_running"] <= settings["max_batch_tokens"]
         longest = most_pages(settings["max_context"], settings["max_batch_tokens"], 16, pattern.expired)
         assert longest < pages
-        # A page for each that runs already stays free, and page 0 is nobody's.
+        # A page for each running sequence stays free, and page 0 is never allocated.
         assert count * most_pages(tokens, settings["max_batch_tokens"], 16, pattern.expired) + count < pages
 
     count, prompt, output = form.batch

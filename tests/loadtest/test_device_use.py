@@ -1,4 +1,4 @@
-"""What a run made of the server's device: shares, reasons where there is none, documents and tables."""
+"""A run's use of the server's device: shares, reasons where there is none, documents and tables."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The engine called directly: what was only placed costs what really was computed, counted in pages."""
+"""The engine called directly: placed sequences read and hold as many pages as computed ones."""
 
 import random
 from itertools import pairwise
@@ -96,7 +96,7 @@ def test_a_chunk_after_a_placed_context_costs_what_it_costs_after_a_computed_one
 def test_a_window_makes_every_step_cost_the_same(loaded):
     contexts = (107, 219, 507, 2011)  # at the same place in a page each
     engine = engine_of(loaded, WINDOW, pages=40, context_length=4096)
-    assert engine.core.kv.pool.total * PAGE < contexts[1], "what is not let go must find no room"
+    assert engine.core.kv.pool.total * PAGE < contexts[1], "pages that are not freed must find no room"
     costs = [engine.decode(context, 1, 1) for context in contexts]
     assert len({(cost.pages_read, cost.pages_held) for cost in costs}) == 1
     assert costs[0].pages_held <= -(-20 // PAGE) + 1 + 1  # where the window's edges lie, and the sinks
@@ -140,7 +140,7 @@ def test_copied_pages_come_with_what_a_pattern_remembers_of_their_keys(loaded, n
     assert summarized
 
 
-def test_a_page_that_nobody_filled_shows(loaded, monkeypatch):
+def test_a_page_that_was_not_filled_shows(loaded, monkeypatch):
     monkeypatch.setattr(Template, "fill", lambda self, pages, rng: None)
     # The pages that the template had hold its numbers; these go beyond them.
     with pytest.raises(RuntimeError, match="NaN"):

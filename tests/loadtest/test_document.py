@@ -1,4 +1,4 @@
-"""Documents: what is written can be read, and what can't is said."""
+"""Documents can be read back, and one that can't is refused with a reason."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_what_is_no_such_document_is_said(tmp_path):
     with pytest.raises(document.DocumentError, match=r"can't be read"):
         document.read(path, "longspan-x/2")
     path.write_text("[]")
-    with pytest.raises(document.DocumentError, match=r"no longspan-x document \(longspan-x/2\)"):
+    with pytest.raises(document.DocumentError, match=r"not a longspan-x document \(longspan-x/2\)"):
         document.read(path, "longspan-x/2")
     document.save({"schema": "longspan-x/1"}, path)
     with pytest.raises(document.DocumentError, match=r"of schema longspan-x/1, .*measure again"):

@@ -89,9 +89,9 @@ def test_an_answer_of_another_length_counts_as_such_and_is_kept(address):
     ("model", "code", "sentence", "tokens"),
     [
         ("keyed", "HTTP_401", "Incorrect API key provided.; name the variable that holds its key", 0),
-        ("nobody", "HTTP_404", "The model `nobody` does not exist.; look at --endpoint", 0),
+        ("absent", "HTTP_404", "The model `absent` does not exist.; look at --endpoint", 0),
         ("strict", "HTTP_400", "Unrecognized field: ignore_eos; if it does not know a field", 0),
-        ("malformed", "MALFORMED", "a message is no JSON", 2),
+        ("malformed", "MALFORMED", "a message is not JSON", 2),
         ("array", "MALFORMED", "no JSON object", 2),
         ("no-choices", "MALFORMED", "has no choices", 2),
         ("midway", "STREAM_ERROR", "out of memory", 2),
@@ -153,8 +153,8 @@ def test_what_can_be_refused_is_refused_before(address, tokenizer):
     assert examine.told(Endpoint(address, "plain")) == examine.Told(openai_double.CONTEXT)
     assert examine.told(Endpoint(address, "pairs")) == examine.Told(77, 255)
     assert examine.told(Endpoint(address, "short")) == examine.Told()
-    with pytest.raises(EndpointError, match=r"has no model 'nobody'; name one .*: plain, nasty"):
-        examine.told(Endpoint(address, "nobody"))
+    with pytest.raises(EndpointError, match=r"has no model 'absent'; name one .*: plain, nasty"):
+        examine.told(Endpoint(address, "absent"))
     with pytest.raises(EndpointError, match="ignore_eos"):
         examine.try_out(Endpoint(address, "strict"), IDS, 30.0)
     for turn in (IDS, Turn("abc", 4)):
@@ -272,7 +272,7 @@ def test_the_command_on_an_endpoint_alone(address, tokenizer, tmp_path):
     assert len(files["csv"].read_text().splitlines()) == 9
     for arguments, sentence in (
         (["--endpoint-model", "plain"], "give its --tokenizer"),
-        (["--endpoint-model", "nobody", "--tokenizer", tokenizer], "has no model 'nobody'"),
+        (["--endpoint-model", "absent", "--tokenizer", tokenizer], "has no model 'absent'"),
         (["--endpoint-model", "plain", "--tokenizer", tokenizer, "--prompt-tokens", "300"], "context of 300"),
         (["--endpoint-model", "keyed", "--tokenizer", tokenizer], "--endpoint-key-env"),
     ):

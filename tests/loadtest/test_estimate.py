@@ -1,4 +1,4 @@
-"""What a comparison will take, as it is said before it measures."""
+"""The estimate of a comparison's duration, told before it measures."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Units of an evaluation: their order, and what they give on real servers."""
+"""Units of an evaluation: their order, and their results on real servers."""
 
 import itertools
 import math
@@ -82,7 +82,7 @@ def test_a_whole_round_gives_what_the_analysis_needs(clients):
     assert 0 <= rows[3].score <= 1
     assert analysis.agreement_loss(found, NEAR.name).count == 1
     assert not set(units) & set(evaluator.units())
-    # A candidate that comes later is asked alone, but where full attention's own tokens are needed again.
+    # A candidate that comes later is asked by itself, except where full attention's tokens are needed again.
     found.plan = replace(found.plan, candidates=(*found.plan.candidates, LATE))
     late = Evaluator(found, clients[FULL.name], text=TEXT, prose=TEXT, own=questions, turns=3, contexts=1)
     alive = {**clients, LATE.name: clients[NEAR.name]}

@@ -57,7 +57,7 @@ def test_what_is_much_worse_is_found_so_from_few_samples(worse):
 
 
 def test_no_loss_in_few_contexts_is_not_called_safe():
-    """Were whole contexts lost now and then, so few would hardly show it; the interval can't know."""
+    """If whole contexts are lost now and then, so few hardly show it; the interval can't know."""
     few = replace(MANY, contexts=5, turns=60, tasks=("needles",), blocks=5)
     better = Truth(nats=-0.03)
     verdict = judge(draw(1, few, topk=better)).verdicts[0]
@@ -218,7 +218,7 @@ def test_one_hypothesis_has_one_outcome():
     loss = Interval(0.4, 0.1, 0.7, 36)
     tasks = Evidence("v", "tasks", LONG, "score", loss, 0.05, 0.9, 0.5, Outcome.UNKNOWN, contexts=6)
     alone = replace(tasks, measure="task:needles", decides=False)
-    # More deciding tests need more of each; the single one by itself has its level alone.
+    # More deciding tests need more of each; the single one by itself has its level to itself.
     others = [
         replace(tasks, measure="text", unit="perplexity", length=length, loss=Interval(0.0, -0.1, 0.1, 9))
         for length in (1024, 2048, LONG)

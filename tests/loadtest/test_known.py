@@ -1,4 +1,4 @@
-"""Presets, and what is known of the default model held against rows."""
+"""Presets, and the known figures of the default model checked against rows."""
 
 import io
 import math

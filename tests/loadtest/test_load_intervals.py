@@ -1,4 +1,4 @@
-"""What repeats and order statistics say of a load test's figures, and what is said against an earlier one."""
+"""Intervals of load test figures from repeats and order statistics, and changes against an earlier one."""
 
 import csv
 import itertools

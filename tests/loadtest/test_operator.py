@@ -1,4 +1,4 @@
-"""What ``longspan compare`` and ``load`` have to bear: odd options and files, signals, servers that hang."""
+"""``longspan compare`` and ``load`` with odd options and files, signals, and servers that hang."""
 
 import errno
 import os
@@ -85,9 +85,9 @@ def test_a_question_that_no_message_can_hold_is_refused(tmp_path, line):
 @pytest.mark.parametrize(
     ("read", "text", "sentence"),
     [
-        (from_file, "[" * 100_000, "line 1: is no JSON"),
+        (from_file, "[" * 100_000, "line 1: is not JSON"),
         (from_file, '{"prompt": "\\ud800"}', "line 1: has half a character"),
-        (lambda path, shape: list(_entries(path, path.open())), "[" * 100_000, "entry 1: is no JSON"),
+        (lambda path, shape: list(_entries(path, path.open())), "[" * 100_000, "entry 1: is not JSON"),
     ],
 )
 def test_a_workload_that_no_message_can_hold_is_refused(tmp_path, read, text, sentence):
@@ -271,9 +271,9 @@ def test_a_page_tells_what_is_under_way_between_judgments():
         page = watcher._live
         version = page.after(-1)["version"]
         watcher.listener.doing("4k, round 3")
-        news = page.after(version)
-    assert "4k, round 3" in news["progress"]
-    assert "html" not in news
+        update = page.after(version)
+    assert "4k, round 3" in update["progress"]
+    assert "html" not in update
 
 
 def test_no_server_is_started_when_the_time_is_over(monkeypatch):

@@ -96,7 +96,7 @@ async def test_a_measurement_agrees_with_the_servers_metrics(served, tmp_path):
         assert len(run.requests) == 10
     assert found.runs[0].warmup == 2
     prompts = [tuple(request.prompt) for request in running.engine.submitted]
-    assert len(set(prompts)) == len(prompts), "a run met a prompt of an earlier one"
+    assert len(set(prompts)) == len(prompts), "a run sent a prompt of an earlier one"
     save(found, tmp_path / "result.json")
     assert result.load(tmp_path / "result.json").runs[1].load == {
         "kind": "open",

@@ -1,4 +1,4 @@
-"""What the quick form of a comparison gets done in its five minutes, by a made-up clock."""
+"""The work that the quick form of a comparison gets done in its five minutes, by a simulated clock."""
 
 import pytest
 

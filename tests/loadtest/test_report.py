@@ -183,22 +183,22 @@ def test_a_page_that_waits_for_news_gets_the_last_one_before_the_server_ends():
     first = json.loads(ask(live, "/next?after=-1")[1])
     assert first["version"] == 1
     assert not first["ended"]
-    news = []
-    waiting = threading.Thread(target=lambda: news.append(ask(live, "/next?after=1")[1]))
+    updates = []
+    waiting = threading.Thread(target=lambda: updates.append(ask(live, "/next?after=1")[1]))
     waiting.start()
     time.sleep(0.2)
     assert waiting.is_alive()
     live.progress(Progress("half of it", 0.5, 30.0))
     waiting.join(10)
-    half = json.loads(news.pop())
+    half = json.loads(updates.pop())
     assert half["version"] == 2
     assert "html" not in half
     assert "half of it" in half["progress"]
-    waiting = threading.Thread(target=lambda: news.append(ask(live, "/next?after=2")[1]))
+    waiting = threading.Thread(target=lambda: updates.append(ask(live, "/next?after=2")[1]))
     waiting.start()
     live.end(*found)
     waiting.join(10)
-    last = json.loads(news[0])
+    last = json.loads(updates[0])
     assert last["ended"]
     assert last["version"] == 3
     assert "Still measuring" not in last["html"]

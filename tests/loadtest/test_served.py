@@ -1,4 +1,4 @@
-"""Servers as targets: what is sent, what counts, what is refused. Real servers of a small random model."""
+"""Servers as targets: requests, counts and refusals. Real servers of a small random model."""
 
 import asyncio
 import math

@@ -104,16 +104,16 @@ def test_a_file_larger_than_what_is_read_at_a_time(write):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no JSON list of conversations"),
-        (b'{"conversations": []}', "is no JSON list"),
+        (b"", "is not a JSON list of conversations"),
+        (b'{"conversations": []}', "is not a JSON list"),
         (b"[]", "has no conversation with a question and an answer"),
         (b'[{"conversations": []}, {"id": 1}]', "entry 2: has no list called conversations"),
         (b'[{"conversations": [{"from": "human"}]}]', "entry 1: a turn lacks the text from or value"),
         (b'[{"conversations": [1]}]', "entry 1: a turn lacks"),
         (b'[{"conversations": []} {}]', "after entry 1 comes '{' instead of a comma"),
         (b'[{"conversations": []}', "ends after entry 1 without a closing bracket; is it whole"),
-        (b'[{"conversations": []}, {"conv', "entry 2: is no JSON"),
-        (b'[{"conversations": []},]', "entry 2: is no JSON"),
+        (b'[{"conversations": []}, {"conv', "entry 2: is not JSON"),
+        (b'[{"conversations": []},]', "entry 2: is not JSON"),
         (b'[{"conversations": [{"from": "human", "value": "\xff"}]}]', "can't be read"),
     ],
 )

@@ -47,7 +47,7 @@ def tokens(sample, count):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("count", [by_characters, by_words])
 def test_every_task(task, length, count):
-    """What holds for all: one context, its size, where the answer is, and that the right answer is right."""
+    """Laws of all tasks: one context, its size, where the answer is, and that the right answer is right."""
     made = samples(task, length, index=3, count=count, reserve=20)
     assert 1 <= len(made) <= TURNS.get(task, 1)
     assert len({sample.context for sample in made}) == 1

@@ -1,4 +1,4 @@
-"""What else used the processors: over made-up ``/proc`` folders, and over this machine's own."""
+"""Other use of the processors: over made-up ``/proc`` folders, and over this machine's own."""
 
 import os
 import subprocess
@@ -79,7 +79,7 @@ def test_time_of_this_process_and_of_its_targets_is_not_foreign(proc):
     me = os.getpid()
     proc.add(50, me, "server")
     proc.add(51, 50, "engine")
-    proc.add(60, 1, "elsewhere")  # started by someone else, and a target
+    proc.add(60, 1, "elsewhere")  # started by another process, and a target
     proc.write()
     watch = proc.watch(pids=(60,))
     for pid in (me, 50, 51, 60):
@@ -217,7 +217,7 @@ def test_on_this_machine_a_busy_process_counts_unless_it_is_ours():
             took = sum(processes(weather._PROC)[child.pid][1:2]) - table[child.pid].ticks
             mine, theirs = ours(), foreign()
             assert os.times().children_user > before.children_user
-            # What the child took is the difference between the two.
+            # The child's time is the difference between the two.
             gap = (theirs.weather.foreign - mine.weather.foreign) * theirs.seconds * TICKS
             assert took > 0
             assert gap > 0.5 * took

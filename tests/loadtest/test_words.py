@@ -1,4 +1,4 @@
-"""What the judgment says: exactly, on comparisons with plain figures."""
+"""The judgment's exact sentences, on comparisons with plain figures."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is in ``deploy/`` fits together."""
+"""The files of ``deploy/`` fit together."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a Docker build would trip over, as far as it shows without Docker; hadolint checks the rest."""
+"""Faults that would fail a Docker build, as far as they show without Docker; hadolint checks the rest."""
 
 from __future__ import annotations
 

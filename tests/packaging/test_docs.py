@@ -1,4 +1,4 @@
-"""What the documents name exists: files, folders, headings, modules to run."""
+"""Files, folders, headings and modules that the documents name exist."""
 
 from __future__ import annotations
 

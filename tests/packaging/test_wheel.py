@@ -32,14 +32,14 @@ def build(folder: Path, target: str, **environment: str) -> subprocess.Completed
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # What other tests have compiled serves.
+    # Code that other tests have compiled is reused.
     build(folder, "wheel", LONGSPAN_CACHE_DIR=str(native.kept().parent))
     (built,) = folder.glob("longspan-*.whl")
     return built
 
 
 def libraries() -> set[str]:
-    """What the wheel is to carry compiled."""
+    """The compiled files that the wheel must carry."""
     sources = [path for package in PACKAGES[:2] for path in (ROOT / package).rglob("*.cpp")]
     assert len(sources) >= 4
     carried = {

@@ -17,7 +17,7 @@ Load = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What is measured, and how large.
+    """One form of the benchmark, with its sizes.
 
     Attributes:
         name: of the form.
@@ -55,7 +55,7 @@ class Form:
     def settings(self, folder: str) -> dict[str, Any]:
         """Of the engine for everything but long contexts; as ``server.settings.Settings`` takes them.
 
-        Whatever is not named here comes from the environment, as it does for the server: say,
+        Settings that are not named here come from the environment, as it does for the server: say,
         ``LONGSPAN_KERNEL=triton``.
         """
         streams, prompt, output = self.batch

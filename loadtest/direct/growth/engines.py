@@ -31,7 +31,7 @@ class EngineProcess:
         return () if self._worker is None else (self._worker.pid,)
 
     def open(self) -> None:
-        """Starts the process, lest a visit does.
+        """Starts the process, so that no visit has to.
 
         Raises:
             CannotMeasureError: the engine can't be had.

@@ -1,4 +1,4 @@
-"""What ``loadtest.direct.growth`` asks of the engine. Each function runs in a process of its own."""
+"""The engine's side of ``loadtest.direct.growth``. Each function runs in a process of its own."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def milliseconds(growth: Growth, variant: str, point: Point) -> float:
 
 
 def heading(growth: Growth) -> str:
-    """What was measured, in a line."""
+    """A description of the measurement, in a line."""
     model, machine = growth.survey.model, growth.machine
     parts = [
         f"{model['name']}, {model['dtype']}, weights {model['weights']}, KV {model['kv_dtype']}",

@@ -1,4 +1,4 @@
-"""What a measurement of cost against growing work consists of."""
+"""The parts of a measurement of cost against growing work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure.
+    """The plan of a measurement.
 
     Attributes:
         contexts: ascending; measured with the fewest streams.
@@ -85,7 +85,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What there is to measure.
+    """The model and the variants to measure.
 
     Attributes:
         model: ``name``, ``architecture``, ``parameters``, ``layers``, ``context_length`` that it is made for,
