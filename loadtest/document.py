@@ -1,4 +1,4 @@
-"""JSON documents that measurements are kept in: written whole, read with a sentence for what is wrong.
+"""JSON documents of measurements: written atomically, read with a sentence for every fault.
 
 Non-finite numbers, which JSON lacks, become null.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class DocumentError(ValueError):
-    """A file is no document of the schema that is wanted; the message says what it is and what to do."""
+    """A file is not a document of the wanted schema; the message says what it is and what to do."""
 
 
 def machine() -> dict[str, Any]:

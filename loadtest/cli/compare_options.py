@@ -24,7 +24,7 @@ def list_tasks() -> None:
 
 
 def words(texts: list[str]) -> list[str]:
-    """Of an option that may be repeated and takes lists."""
+    """Values of an option that may be repeated and takes lists."""
     return [word.strip() for text in texts for word in text.split(",")]
 
 

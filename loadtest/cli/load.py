@@ -215,7 +215,7 @@ def load(
             targets=Targets(target_ttft, target_tpot, target_latency),
             repeats=repeats,
             endpoint=peer,
-            alone=endpoint_only,
+            endpoint_only=endpoint_only,
             patience=patience or PATIENCE,
         )
         wanted = Wanted(

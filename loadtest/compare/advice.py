@@ -27,9 +27,9 @@ _GIBIBYTE = 2**30
 def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) -> Advice:
     """The recommendation for the operator's load at the longest context.
 
-    Of the safe variants whose gain is surely at least ``Margins.speed`` the one that gains most; between
-    those whose gains can't be told apart the time to first token decides, then memory. Without any,
-    full attention. Nothing where nothing could be judged or speeds could not be told apart.
+    It is the safe variant with the largest gain that is surely at least ``Margins.speed``; between gains
+    that can't be told apart the time to first token decides, then memory. Without any, it is full
+    attention. There is none where nothing could be judged or speeds could not be told apart.
     """
     plan = comparison.plan
     speed, memory = ((), ()) if ground.none else fronts(comparison, verdicts)

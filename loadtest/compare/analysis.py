@@ -48,7 +48,7 @@ class Depth:
 
 
 def full_name(comparison: Comparison) -> str:
-    """The candidate that the others are held against."""
+    """The candidate that the others are compared with."""
     return comparison.plan.candidates[0].name
 
 
@@ -79,7 +79,7 @@ def text_slices(comparison: Comparison, name: str, length: int) -> int:
 
 
 def slices(pairs: Sequence[BlockPair]) -> list[int]:
-    """Which slice of the text each block is of: in one, each starts later than the one before."""
+    """The slice of the text of each block: within a slice, each block starts later than the one before."""
     starts = [pair.full.start for pair in pairs]
     return list(itertools.accumulate(map(operator.le, starts[1:], starts), initial=0))[: len(pairs)]
 
@@ -132,7 +132,7 @@ def own_score(comparison: Comparison, name: str, task: str, length: int) -> Inte
 
 
 def _score(rows: Sequence[Answer], confidence: float) -> Interval:
-    # The points that an answer of nothing would lose: the interval of paired scores holds for these too.
+    # The points that an empty answer would lose: the interval of paired scores holds for these too.
     scores = [row.score for row in rows]
     return score_loss(scores, [0.0] * len(scores), confidence, [(row.task, row.index) for row in rows])
 
@@ -178,7 +178,7 @@ def nats_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
 
 
 def with_logprobs(pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
-    """Those of which both deployments' log probability of the right answer is known."""
+    """Pairs with a known log probability of the right answer under both deployments."""
     return [
         pair
         for pair in pairs
@@ -193,7 +193,7 @@ def own_loss(comparison: Comparison, name: str) -> Interval:
 
 
 def agreement_loss(comparison: Comparison, name: str) -> Interval:
-    """Share of its answers in which the variant departs from full: the user's questions without a known one.
+    """Share of the variant's answers that differs from full's: the user's questions without a known answer.
 
     Of each answer, the tokens from the first on that differs; see ``agreement.same_tokens``.
     """
@@ -204,7 +204,7 @@ def agreement_loss(comparison: Comparison, name: str) -> Interval:
 
 
 def is_free(pair: AnswerPair) -> bool:
-    """A question without a known answer, in which a variant was held against full attention.
+    """A question without a known answer, in which a variant was compared with full attention.
 
     Full attention may have answered it only in a later run, when the variant's tokens were discarded.
     """

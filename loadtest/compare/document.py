@@ -17,7 +17,7 @@ import msgspec
 from loadtest import document
 from loadtest.compare.equal import equal_pairs
 from loadtest.compare.judge import judge
-from loadtest.compare.schema import SCHEMA as SCHEMA  # exported: the name of what this module writes
+from loadtest.compare.schema import SCHEMA as SCHEMA  # exported: the schema of this module's documents
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.document import DocumentError, plain
@@ -25,7 +25,7 @@ from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.busy import busy
 from loadtest.measuring.types import Load, Measurement
 
-# Where null is NaN, but in fields that may be without a value.
+# Null is NaN, except in fields that may be without a value.
 _ROWS = ("speed", "answers", "text", "memory")
 _OPTIONAL = ("depth",)
 

@@ -76,8 +76,8 @@ def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bo
     if not looking and covers(deployment.attention, options, load.context):
         return True
     # Beside other users' decoding a first token waits for that too.
-    alone = load.concurrency == 1 and not load.rate
-    return figure in _PREFILL and alone and not load.cached and options.get("prefill") == "dense"
+    single_user = load.concurrency == 1 and not load.rate
+    return figure in _PREFILL and single_user and not load.cached and options.get("prefill") == "dense"
 
 
 def equal_pairs(comparison: Comparison) -> list[EqualPair]:

@@ -81,7 +81,7 @@ class Evaluator:
         }
         self._seconds: dict[tuple[str, int, str], list[float]] = {}
         self._rates: list[float] = []
-        # Refuses what is too short now, not after an hour.
+        # Refuses a text or context that is too short now, not after an hour.
         self._first = {
             unit: self._make(unit) for unit in self._order(1) if unit.kind == "answers" and unit.task != OWN
         }
@@ -100,7 +100,7 @@ class Evaluator:
         Args:
             unit: of ``units``.
             clients: of the servers that run, by the candidate's name; those that failed are left out.
-            end: monotonic time after which no candidate's turn begins; what it cuts off is still to be done.
+            end: monotonic time after which no candidate's turn begins; units cut off by it stay to be done.
 
         Returns:
             The rows, to be added with ``add_to``. A candidate whose server has ended has none, but is among

@@ -187,7 +187,7 @@ def _where(comparison: Comparison, name: str, length: int, tasks: Sequence[str])
 
 
 def _later(turns: Turns | None) -> str:
-    """That later questions about a context lose more than its first, where that is certain."""
+    """A sentence where later questions about a context certainly lose more than its first."""
     if turns is None or not turns.fails_later:
         return ""
     return (

@@ -114,7 +114,7 @@ def _logprob(comparison: Comparison, expectation: Expectation) -> Interval:
 
 
 def _within(answers: Sequence[Answer], expectation: Expectation) -> list[Answer]:
-    """Those whose needle stands at a depth that counts."""
+    """Questions whose needle stands at a depth that counts."""
     first, last = expectation.depths
     return [row for row in answers if row.depth is not None and first <= row.depth <= last]
 

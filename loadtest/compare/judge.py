@@ -36,7 +36,7 @@ def judge(comparison: Comparison) -> Judgment:
     """Judges what a comparison has so far; every sentence follows from its numbers.
 
     Args:
-        comparison: whole or in the making; its first candidate is the measure of the others.
+        comparison: complete or under way; its first candidate is the baseline of the others.
     """
     ground = survey(comparison)
     names = [one.name for one in comparison.plan.candidates[1:]]
@@ -115,7 +115,7 @@ def _same(one: Evidence, other: Evidence) -> bool:
 
 
 def _blind(test: Evidence, ground: Ground) -> bool:
-    """Full attention itself has nothing there that could be lost."""
+    """Full attention itself has nothing to lose there."""
     if test.measure == "own":
         return test.unit == "score" and ground.own is False
     guessed = test.length in ground.guessed
@@ -128,7 +128,7 @@ def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, test
     if rejected:
         return replace(test, outcome=Outcome.UNSAFE, decides=True)
     lacking = least(confidence) - contexts_of(test)
-    # As many samples as the contexts have that no test is safe without.
+    # As many samples as the least number of contexts for a safe test has.
     for_safety = math.ceil(lacking * test.loss.count / contexts_of(test)) if test.loss.count else 0
     if test.loss.claimed and test.loss.high <= test.margin:
         return replace(test, more=for_safety) if lacking > 0 else replace(test, outcome=Outcome.SAFE)

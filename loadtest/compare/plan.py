@@ -233,8 +233,8 @@ def _loads(asked: Asked, context: int) -> list[Load]:
             raise PlanError(f"{users} users can't be measured; give --concurrency 1 or more")
         new = Load(context, output, users, requests=users)
         cached = replace(new, cached=True)
-        alone = [cached, new] if asked.preset.prefill else [cached]
-        loads += alone if users == 1 else [new]
+        single_user = [cached, new] if asked.preset.prefill else [cached]
+        loads += single_user if users == 1 else [new]
     return loads
 
 

@@ -26,10 +26,10 @@ with a verdict at most 1.4 times as often as one look at the end would have, for
 """
 
 LEAST_CONFIDENCE = 0.5
-"""Below it an outcome is a guess, and there is nothing to stop for."""
+"""Least confidence: below it an outcome is a guess, and there is nothing to stop for."""
 
 MOST_CONFIDENCE = 0.999
-"""Beyond it the rule was not tried: errors are too rare to be counted in simulated runs."""
+"""Largest confidence: beyond it errors are too rare to be counted in simulated runs."""
 
 
 def widening(confidence: float, freedom: int) -> float:
@@ -84,7 +84,7 @@ def _is_hopeless(test: Evidence) -> bool:
 
 
 def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
-    """More rounds of a load would tell nothing that matters of any variant.
+    """More rounds of a load would not change the finding on any variant.
 
     Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
     it has no figures, nor has full attention, and whether the machine is quiet is not known.
@@ -108,12 +108,12 @@ def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> 
 
 
 def _claimed(comparison: Comparison, load: Load) -> str:
-    """The figure that is said of a load: where one user's decoding has a load of its own, what is left.
+    """The figure that a load's rounds are for: TTFT where one user's decoding has a load of its own.
 
     Time per token is told by the prompts in the prefix cache then, and new ones are only there for the time
     to the first.
     """
-    alone = load.concurrency == 1 and not load.rate
-    if alone and not load.cached and load != operators_load(comparison, load.context):
+    single_user = load.concurrency == 1 and not load.rate
+    if single_user and not load.cached and load != operators_load(comparison, load.context):
         return "ttft"
     return deciding_figure(load)

@@ -165,8 +165,8 @@ def _speeds(load: Load | None) -> list[str]:
     if load is None:
         return ["tpot"]
     first = deciding_figure(load)
-    alone = load.concurrency == 1 and not load.rate
-    return [first] if alone else [first, *(name for name in _HEADS if name != first)]
+    single_user = load.concurrency == 1 and not load.rate
+    return [first] if single_user else [first, *(name for name in _HEADS if name != first)]
 
 
 def _speed(gains: Sequence[Gain], load: Load | None, names: Sequence[str], *, paired: bool) -> list[Text]:

@@ -1,4 +1,4 @@
-"""A comparison of attention variants: what is asked, what was measured, what follows."""
+"""A comparison of attention variants: plan, measurements and judgment."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Plan:
     """The plan of a comparison. Two runs of one plan on one model can be joined.
 
     Attributes:
-        candidates: the first is full attention, which the others are held against.
+        candidates: the first is full attention, which the others are compared with.
         contexts: lengths in tokens, ascending.
         loads: of the cells; the first of each context is the operator's own.
         tasks: names of ``loadtest.tasks``.
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def full(self) -> str:
-        """Name of full attention, which the others are held against."""
+        """Name of full attention, which the others are compared with."""
         return self.candidates[0].name
 
     def candidate(self, name: str) -> Deployment:
@@ -90,7 +90,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Comparison:
-    """A comparison, whole or in the making.
+    """A comparison, complete or under way.
 
     Attributes:
         plan: what is measured.
@@ -126,7 +126,7 @@ class Comparison:
 
 
 class Outcome(enum.StrEnum):
-    """Of a test of non-inferiority."""
+    """The outcome of a test of non-inferiority."""
 
     SAFE = "safe"
     UNSAFE = "not safe"

@@ -205,14 +205,14 @@ def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
 
 
 def _worst(tests: Iterable[Evidence]) -> list[Evidence]:
-    """The most telling of what is beyond its margin: together before single, then by how far beyond."""
+    """Tests beyond their margins, the most telling first: all tasks before single ones, then by excess."""
     beyond = [test for test in tests if test.outcome is Outcome.UNSAFE]
     together = [test for test in beyond if not test.measure.startswith("task:")]
     return sorted(together or beyond, key=lambda test: -test.loss.low / test.margin)[:_NAMED]
 
 
 def _broken(judged: Verdict, test: Evidence) -> str:
-    """A loss; where there can be none, with what that means."""
+    """A loss; where there can be none, also that it is a fault."""
     if judged.exact:
         return f"{test_words(test)}, though it computes full attention: this is a fault, please report it"
     if test.note == EQUAL:

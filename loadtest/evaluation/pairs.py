@@ -34,7 +34,7 @@ class AnswerPair(NamedTuple):
 
     @property
     def context(self) -> tuple[str, int, int]:
-        """The same for questions about one context, whose answers depend on one another."""
+        """The key that questions about one context share; their answers depend on one another."""
         return answer_key(self.full).context
 
 

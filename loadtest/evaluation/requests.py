@@ -21,7 +21,7 @@ def at_once(calls: Sequence[Callable[[], Result]]) -> list[Result | LongspanErro
 
     Raises:
         UnavailableError: the server has ended; the calls that are left are not made.
-        DeadlineError: it hangs; the same.
+        DeadlineError: it hangs; likewise.
     """
     pool = ThreadPoolExecutor(_MOST)
     try:

@@ -21,7 +21,7 @@ _SECONDS = "longspan_engine_step_duration_seconds_sum"
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """Of one run, by the server's own count; NaN where it was not measured.
+    """A run's use of the device by the server's own count; NaN where it was not measured.
 
     Attributes:
         name: the device, as the server calls it.

@@ -1,4 +1,4 @@
-"""From what the user asks for to what draws the sessions of a run."""
+"""From the user's workload options to a function that draws the sessions of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loadtest.load.workloads import WORKLOADS, Shape, WorkloadError, from_file
 from longspan import Client
 
 Draw = Callable[[int, int], list[Session]]
-"""So many sessions from a seed."""
+"""Draws a number of sessions from a seed."""
 
 _CONVERSATIONS = "multi-turn"
 _SHARING = frozenset({"shared-prefix", _CONVERSATIONS})

@@ -113,7 +113,7 @@ def describe(plan: Plan) -> Result:
         runs=[],
         peers={target.name: target.described() for target in plan.measured if isinstance(target, Endpoint)},
     )
-    if plan.alone:
+    if plan.endpoint_only:
         return found
     with Client(plan.host, plan.port, timeout=30) as client:
         model, info = client.model_info(), client.server_info()

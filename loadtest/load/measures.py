@@ -19,7 +19,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-"""The percentiles that are told, by name."""
+"""The reported percentiles, by name."""
 
 
 def spread(values: Iterable[float | None], independent: bool = True) -> Spread:

@@ -81,7 +81,7 @@ def _first_reaching(count: int, share: float, probability: float) -> int:
 
 
 def _probability(count: int, share: float, below: int) -> float:
-    """That so many of the values lie below the true percentile."""
+    """Probability that exactly ``below`` values lie below the true percentile."""
     logarithm = (
         math.lgamma(count + 1)
         - math.lgamma(below + 1)

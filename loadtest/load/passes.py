@@ -19,7 +19,7 @@ class NotMeasuredError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """The core's load: a pass over all cells, which have loads of their own."""
+    """The load given to the measuring core: a pass over all cells, each with its own load."""
 
     label: str = "pass"
 

@@ -38,7 +38,7 @@ class Plan:
         targets: of a good request.
         repeats: of every load, there and back.
         endpoint: a second target, which takes turns with the server.
-        alone: the endpoint is the only target.
+        endpoint_only: the endpoint is the only target.
         patience: seconds without a message, while requests wait, after which a target hangs.
     """
 
@@ -56,13 +56,13 @@ class Plan:
     targets: Targets | None
     repeats: int = 1
     endpoint: Endpoint | None = None
-    alone: bool = False
+    endpoint_only: bool = False
     patience: float = PATIENCE
 
     @property
     def measured(self) -> list[Target]:
         """The targets."""
-        server = [] if self.alone else [Server(self.host, self.port)]
+        server = [] if self.endpoint_only else [Server(self.host, self.port)]
         return [*server, *([self.endpoint] if self.endpoint else [])]
 
     def counts(self, load: Load) -> tuple[int, int, int]:

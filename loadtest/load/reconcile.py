@@ -14,7 +14,7 @@ _TIMEOUT_SECONDS = 10.0
 # one machine by milliseconds. More than this is worth a look.
 _MOST_DIFFERENCE_SECONDS = 0.050
 
-# A text need not be cut into the tokens that it was made of, though mostly it is.
+# Tokenizing a text may give other tokens than those it was generated as, though rarely.
 _MOST_MISCOUNT = 0.02
 
 _KIND = re.compile(r'\bkind="\w+"')
@@ -109,7 +109,7 @@ def server_side(before: Samples, after: Samples) -> ServerSide:
 
 
 def disagreements(client: Summary, server: ServerSide) -> list[str]:
-    """Where the two differ, a sentence each. Totals must be equal where nothing failed."""
+    """Differences between client and server, a sentence each. Totals must be equal where nothing failed."""
     found = []
     if not client.failed:
         for what, ours, theirs in (
@@ -134,7 +134,7 @@ def disagreements(client: Summary, server: ServerSide) -> list[str]:
 
 
 def miscounts(summary: Summary) -> list[str]:
-    """Where an endpoint counts its output tokens otherwise than its tokenizer does, a sentence."""
+    """A sentence where an endpoint's count of output tokens differs from its tokenizer's."""
     ours, theirs = summary.output_tokens, summary.told_tokens
     if not theirs or summary.failed or abs(ours - theirs) <= _MOST_MISCOUNT * theirs:
         return []

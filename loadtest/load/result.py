@@ -24,7 +24,7 @@ _EARLIER = "longspan-load/1"
 
 
 class ResultError(ValueError):
-    """A file is no result of this schema; the message says what it is."""
+    """A file is not a result of this schema; the message says what it is."""
 
 
 @dataclass(slots=True)

@@ -83,7 +83,7 @@ class Conversations:
         return len(self._pairs)
 
     def draw(self, sessions: int, seed: int, limits: Limits, count: Callable[[str], int]) -> list[Session]:
-        """So many sessions, drawn without replacement; from the beginning again where too few are left.
+        """Draws sessions without replacement; from the beginning again where too few are left.
 
         Args:
             sessions: how many.

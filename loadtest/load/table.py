@@ -32,7 +32,7 @@ def _head(name: str, unit: str) -> str:
 
 
 def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
-    """One row per load and target, its repeats together, and below it what is wrong with some.
+    """One row per load and target, its repeats together, and below it the remarks.
 
     Args:
         result: to be shown.

@@ -36,7 +36,7 @@ MOST_AGAIN = MOST_REPEATS
 """Times that rounds of a load are set aside, for the same reason as of a visit."""
 
 MOST_LEVEL = math.sqrt(MOST_DRIFT)
-"""Of a round against the quietest: rounds that are all within it can't drift by ``MOST_DRIFT`` again."""
+"""Largest level of a round against the quietest: rounds within it can't drift by ``MOST_DRIFT`` again."""
 
 _SMOOTH = 3  # rounds in a row, as ``analysis.drift`` takes them
 

@@ -46,7 +46,7 @@ class Record:
 
     @property
     def ttft(self) -> float | None:
-        """From sending to the first token; ``None`` if there was none."""
+        """Seconds from sending to the first token; ``None`` if there was none."""
         return self.arrivals[0][0] - self.sent if self.arrivals else None
 
     @property
@@ -64,7 +64,7 @@ class Record:
 
     @property
     def latency(self) -> float:
-        """From sending to the last message."""
+        """Seconds from sending to the last message."""
         return self.ended - self.sent
 
     @property
@@ -74,6 +74,6 @@ class Record:
 
     @property
     def gaps(self) -> list[float]:
-        """Between messages with tokens."""
+        """Seconds between messages with tokens."""
         times = [when for when, _ in self.arrivals]
         return [after - before for before, after in itertools.pairwise(times)]

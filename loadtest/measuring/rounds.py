@@ -18,8 +18,8 @@ from loadtest.measuring.types import CannotMeasureError, HasLabel, Measurement, 
 from longspan import LongspanError
 
 MOST_REPEATS = 2
-"""Of a visit that was disturbed. Two reach past what a machine does now and then; a machine that is busy all
-the time is not made quiet by more of them."""
+"""Repeats of a disturbed visit. Two get past occasional work; on a machine that is always busy more would not
+help."""
 
 LoadT = TypeVar("LoadT", bound=HasLabel)
 

@@ -118,7 +118,7 @@ class Watch:
         quotas = zip(self._quotas, self._throttled, strict=True)
         throttled = max((_throttled(path) - before for path, before in quotas), default=0.0)
         table = processes(self._root)
-        # An orphan has another parent now.
+        # An orphan has a new parent.
         ours = self._part(table) | {pid for pid in self._ours if _same(pid, self._table, table)}
         own = sum(table[pid].ticks for pid in ours) - sum(self._table[pid].ticks for pid in self._ours)
         weather = Weather(

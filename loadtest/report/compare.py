@@ -144,11 +144,11 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     context = view.longest(comparison)
     load = operators_load(comparison, context)
     # For one user tokens per second tell nothing that time per token doesn't.
-    alone = load is not None and deciding_figure(load) == "tpot"
+    single_user = load is not None and deciding_figure(load) == "tpot"
     speeds = [
         figure
         for figure in FIGURES
-        if not (alone and figure == "output_rate")
+        if not (single_user and figure == "output_rate")
         and any(view.gain(verdict, comparison, context, figure) for verdict in judgment.verdicts)
     ]
     tests = [

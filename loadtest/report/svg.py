@@ -16,7 +16,7 @@ _LETTER = 0.6 * FONT  # mean width of a letter in the wider ones of common sans-
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a drawing.
+    """The size of a drawing.
 
     Attributes:
         width: in its units.

@@ -88,8 +88,8 @@ TASKS: dict[str, Task] = {
 """All tasks, the quick form's first."""
 
 VERSION = 2
-"""Of what the tasks ask: raised whenever the same arguments of ``make`` give other samples than before, so
-that no comparison goes on with other questions under the same keys."""
+"""Version of the tasks' questions: raised whenever the same arguments of ``make`` give other samples than
+before, so that no comparison goes on with other questions under the same keys."""
 
 
 def make(

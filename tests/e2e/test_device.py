@@ -15,7 +15,7 @@ from loadtest.load.workloads import Shape, fixed
 BYTES, FLOPS = "longspan_engine_bytes_total", "longspan_engine_flops_total"
 
 
-def test_a_load_test_tells_what_its_runs_made_of_the_device(server):
+def test_a_load_test_tells_its_runs_use_of_the_device(server):
     with server.client() as client:
         model = client.model_info()
     prompt, output, sessions = 64, 16, 4
@@ -59,7 +59,7 @@ def test_a_load_test_tells_what_its_runs_made_of_the_device(server):
     assert use.memory_used <= psutil.virtual_memory().total == use.memory_total
 
 
-def test_what_an_idle_server_says_stays(server):
+def test_metrics_of_an_idle_server_stay(server):
     server.wait_idle()
     before = server.metrics()
     time.sleep(0.1)

@@ -141,7 +141,7 @@ def test_forced_tokens_are_decoded(exact):
         assert "".join(delta.text for delta in own) == answer.text
 
 
-def test_forcing_what_a_seed_draws_changes_nothing(client):
+def test_forcing_the_tokens_that_a_seed_samples_changes_nothing(client):
     options = {"n": 2, "seed": 5, "temperature": 1, "max_tokens": 12, "logprobs": 0}
     free = client.generate(JAPAN, **options).completions
     forced = list(free[0].token_ids[:5])

@@ -64,7 +64,7 @@ def clients(default_model):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_turns_are_answered_as_if_each_were_asked_alone(clients, chat):
+def test_turns_are_answered_as_if_each_were_asked_by_itself(clients, chat):
     caching, forgetful = clients
     questions = samples(turns=2)
     together = answers(caching, questions, chat)
@@ -149,7 +149,7 @@ def test_no_token_spans_the_prompt_and_the_right_answer(clients):
     assert special_before(client) == ()
 
 
-def test_a_server_that_has_gone_is_no_wrong_answer():
+def test_a_server_that_has_ended_is_not_a_wrong_answer():
     def gone():
         raise UnavailableError("gone")
 

@@ -30,7 +30,7 @@ def comparison():
     return drawn
 
 
-def test_what_is_saved_comes_back(comparison, tmp_path):
+def test_a_saved_comparison_comes_back(comparison, tmp_path):
     file = tmp_path / "c.json"
     document.save(comparison, file)
     again = document.load(file)
@@ -199,7 +199,7 @@ def test_other_places_are_refused_too(comparison, tmp_path, field, value, senten
         ('{"schema": "longspan-compare/2"}', "is damaged: Object missing required field `plan`; remove it"),
     ],
 )
-def test_what_is_no_comparison_is_refused(tmp_path, content, sentence):
+def test_other_documents_are_refused(tmp_path, content, sentence):
     file = tmp_path / "c.json"
     file.write_text(content)
     with pytest.raises(document.DocumentError) as refused:

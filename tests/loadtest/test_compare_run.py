@@ -41,7 +41,7 @@ COMMAND = [sys.executable, "-m", "loadtest.cli", "compare"]
         (Asked(text=Path("/nowhere")), "/nowhere can't be read: No such file"),
     ],
 )
-def test_what_cant_be_measured_is_refused(asked, sentence):
+def test_requests_that_cant_be_measured_are_refused(asked, sentence):
     with pytest.raises(PlanError, match=sentence):
         make_plan(asked)
 

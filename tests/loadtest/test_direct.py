@@ -58,7 +58,7 @@ def prompts_of(loaded, lengths):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_placed_context_costs_what_a_computed_one_costs(loaded, name):
+def test_a_placed_context_costs_as_much_as_a_computed_one(loaded, name):
     context, streams = 107, 3
     core = core_of(loaded, VARIANTS[name])
     core.submit(greedy_requests(prompts_of(loaded, [context]), 8)[0])
@@ -76,7 +76,7 @@ def test_a_placed_context_costs_what_a_computed_one_costs(loaded, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_chunk_after_a_placed_context_costs_what_it_costs_after_a_computed_one(loaded, name):
+def test_a_chunk_costs_the_same_after_a_placed_and_a_computed_context(loaded, name):
     core = core_of(loaded, VARIANTS[name])
     core.submit(greedy_requests(prompts_of(loaded, [96]), 1)[0])
     for _ in range(3):
@@ -115,7 +115,7 @@ def test_top_k_reads_no_more_pages_of_a_longer_context_but_in_its_dense_layer(lo
 
 
 @pytest.mark.parametrize("name", ["lsh", "topk"])
-def test_copied_pages_come_with_what_a_pattern_remembers_of_their_keys(loaded, name):
+def test_copied_pages_come_with_their_summaries(loaded, name):
     core = core_of(loaded, VARIANTS[name])
     pattern = core.runner.attention.pattern
     (request,) = greedy_requests(prompts_of(loaded, [64]), 1)
@@ -159,7 +159,7 @@ def test_real_runs_give_the_tokens_of_the_engine(loaded):
     assert 0 < found.first_tokens < found.seconds
 
 
-def test_what_has_no_room_is_refused_with_the_setting_that_would_give_it(loaded):
+def test_sequences_without_room_are_refused_with_the_setting_that_would_give_it(loaded):
     engine = engine_of(loaded, FULL, pages=100, max_running=4, context_length=300)
     with pytest.raises(RoomError, match="--max-running 4"):
         engine.decode(10, 5, 1)

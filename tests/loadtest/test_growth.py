@@ -232,7 +232,7 @@ def test_a_point_whose_interval_is_narrow_needs_no_more_rounds(monkeypatch):
     assert [growth.short(each) for each in growth.survey.variants] == ["", ""]
 
 
-def test_what_the_budget_does_not_reach_is_said(monkeypatch):
+def test_points_that_the_budget_does_not_reach_are_told(monkeypatch):
     class Slow(Worker):
         def part(self, name, findings, end, *more):
             time.sleep(0.05 if name == "decode" else 0)
@@ -268,7 +268,7 @@ def test_a_model_that_cannot_be_served_at_all_is_said_in_a_sentence(monkeypatch)
         measure.measure(PLAN, lambda words: None, lambda growth: None)
 
 
-def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
+def test_tables_and_report_tell_missing_points_and_why(tmp_path):
     variants = (variant("full"), variant("window"), variant("flash", "flash needs <CUDA>"))
     growth = Growth(
         "now", {"cores": 2, "cpu": "c"}, PLAN, Survey(MODEL, {}, "f", variants, ("a note",), (64, 256))
@@ -339,7 +339,7 @@ def test_the_command(tmp_path):
         (["--svg", "/nowhere/at/all"], "there is no folder /nowhere/at/all; make it first"),
     ],
 )
-def test_what_makes_no_sense_is_refused(monkeypatch, capsys, arguments, sentence):
+def test_contradictory_arguments_are_refused(monkeypatch, capsys, arguments, sentence):
     monkeypatch.setattr("sys.argv", ["growth", *arguments])
     with pytest.raises(SystemExit) as refused:
         main()

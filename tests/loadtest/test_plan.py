@@ -85,7 +85,7 @@ def test_conversations_are_of_text():
         assert len(content) == 240
 
 
-def test_what_does_not_fit_the_context_is_refused():
+def test_prompts_that_do_not_fit_the_context_are_refused():
     with pytest.raises(WorkloadError, match=r"60 tokens and an output of 20 don't fit .* context of 70"):
         WORKLOADS["fixed"](Shape(1, 60, 20, 5000, 70))
 

@@ -260,7 +260,7 @@ def test_hostile_words_stay_words(browser, tmp_path):
         assert page.faults == []
 
 
-def test_a_live_page_follows_the_run_and_keeps_what_its_reader_did(browser, three):
+def test_a_live_page_follows_the_run_and_keeps_its_readers_state(browser, three):
     early = sample.three(rounds=6)
     with Live() as live:
         live.update(*early, NOW)

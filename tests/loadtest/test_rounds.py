@@ -50,7 +50,7 @@ def test_a_visit_that_stays_disturbed_leaves_the_pair_out():
 
 
 @pytest.mark.parametrize("error", [UnavailableError("it is gone"), CannotMeasureError("it is gone")])
-def test_a_target_that_fails_is_named_and_left_out_under_that_load_alone(error):
+def test_a_target_that_fails_is_named_and_left_out_only_under_that_load(error):
     machine = Machine()
     targets = {
         "a": Simulated(machine, 1.0, 1),
@@ -156,7 +156,7 @@ def cell(deployment, number, visit, figures, **rest):
     return Measurement(deployment, "l", number, visit, 0, 0.0, 1.0, figures, **rest)
 
 
-def test_ratios_are_above_one_where_better_and_pair_what_both_have():
+def test_ratios_are_above_one_where_better_and_pair_visits_of_both():
     made = []
     for number in range(8):
         for visit in (0, 1):
@@ -225,7 +225,7 @@ def test_two_visits_are_held_together_so_that_above_1_the_second_was_faster():
         assert repeated(made, "a", "l", figure) == [2.0] * 6
 
 
-def test_rounds_that_differ_are_an_alarm_where_they_are_the_bases_alone():
+def test_rounds_that_differ_are_an_alarm_only_for_the_base():
     """Pairing cancels what the base shares; a candidate that changes by itself is what is measured."""
     slower = [1.0, 1.0, 1.0, 1.5, 2.5, 2.5, 2.5, 2.5]
 

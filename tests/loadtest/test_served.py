@@ -79,7 +79,7 @@ def test_every_load_gives_its_figures_and_leaves_an_idle_server(targets, name, l
     assert at_work(targets[name]) == (0, 0)
 
 
-def test_prompts_that_are_not_cached_are_sent_first_and_the_cell_decodes_alone(targets):
+def test_prompts_that_are_not_cached_are_sent_first_and_the_cell_only_decodes(targets):
     seen = []
     target = targets["full"]
     send = target._send

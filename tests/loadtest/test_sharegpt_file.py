@@ -79,7 +79,7 @@ def test_whole_conversations(write):
     assert session.turns[0].prompt == [("user", text(4, "a"))]
 
 
-def test_what_real_files_hold(write):
+def test_contents_of_real_files(write):
     odd = [
         {"id": "empty", "conversations": []},
         {
@@ -94,7 +94,7 @@ def test_what_real_files_hold(write):
     session.turns[0].prompt.encode()
 
 
-def test_a_file_larger_than_what_is_read_at_a_time(write):
+def test_a_file_larger_than_one_read(write):
     many = [{"conversations": talk(text(200, f"q{i}"), text(300, 'ä"]},'))} for i in range(2000)]
     file = write(json.dumps(many, ensure_ascii=False).encode())
     assert file.stat().st_size > 4 << 20

@@ -96,7 +96,7 @@ def test_time_of_this_process_and_of_its_targets_is_not_foreign(proc):
     assert disturbance(found) == ""
 
 
-def test_what_others_use_is_foreign_and_the_busiest_of_them_is_named(proc):
+def test_time_of_others_is_foreign_and_the_busiest_of_them_is_named(proc):
     me = os.getpid()
     proc.add(50, me, "server")
     proc.add(51, me, "other-server")  # a child, but without a part in this measurement
@@ -177,7 +177,7 @@ def test_a_process_id_that_was_given_again_is_another_process(proc):
         (("x" * 99,), "x" * 40),
     ],
 )
-def test_a_process_is_named_without_what_may_be_secret(tmp_path, words, told):
+def test_a_process_is_named_without_secret_arguments(tmp_path, words, told):
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cmdline").write_bytes("\0".join([*words, ""]).encode())
     assert name(7, tmp_path) == told

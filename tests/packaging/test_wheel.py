@@ -50,7 +50,7 @@ def libraries() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in carried}
 
 
-def test_an_editable_install_and_a_wheel_built_without_a_compiler_carry_sources_alone(tmp_path: Path) -> None:
+def test_an_editable_install_and_a_wheel_built_without_a_compiler_carry_only_sources(tmp_path: Path) -> None:
     build(tmp_path / "editable", "wheel:editable", CXX="false")
     done = build(tmp_path / "standard", "wheel:standard", CXX="no-such-compiler")
     assert "carries no compiled code" in done.stderr

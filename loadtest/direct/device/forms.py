@@ -53,7 +53,7 @@ class Form:
     seconds: dict[str, float]
 
     def settings(self, folder: str) -> dict[str, Any]:
-        """Of the engine for everything but long contexts; as ``server.settings.Settings`` takes them.
+        """Settings of the engine, except for long contexts, as ``server.settings.Settings`` takes them.
 
         Settings that are not named here come from the environment, as it does for the server: say,
         ``LONGSPAN_KERNEL=triton``.
@@ -63,7 +63,7 @@ class Form:
         return self._settings(folder, "full", {}, max(streams * (prompt + output), longest), longest)
 
     def long_settings(self, folder: str, pattern: str) -> dict[str, Any]:
-        """Of the engine for long contexts under one of ``patterns``."""
+        """Settings of the engine for long contexts under one of ``patterns``."""
         longest = max(self.contexts) + self.context_steps + 16
         chosen = self.patterns[pattern]
         return self._settings(folder, chosen["attention"], chosen["attention_option"], longest, longest)

@@ -27,7 +27,7 @@ class EngineProcess:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of the process, while there is one."""
+        """Id of the process; empty while there is none."""
         return () if self._worker is None else (self._worker.pid,)
 
     def open(self) -> None:

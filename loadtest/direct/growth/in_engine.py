@@ -44,8 +44,8 @@ def survey(plan: Plan) -> Told:
     """
     settings = read_settings(plan.arguments)
     files = resolve_model(settings.model, settings.cache_dir, _silent)
-    alone = {"attention": FULL.attention, "attention_option": {}, "kernel": "auto"}
-    prepared = prepare(settings.model_copy(update=alone), files.folder, _silent)
+    plain = {"attention": FULL.attention, "attention_option": {}, "kernel": "auto"}
+    prepared = prepare(settings.model_copy(update=plain), files.folder, _silent)
     loaded, on_cuda = prepared.loaded, prepared.device == "cuda"
     contexts, extended, notes = _contexts(plan, settings, files.folder, loaded)
     running = max(settings.max_running, *plan.streams)

@@ -56,7 +56,7 @@ def series(growth: Growth) -> list[Series]:
 
 
 def milliseconds(growth: Growth, variant: str, point: Point) -> float:
-    """From one token of a stream to its next; NaN where there is no figure."""
+    """Seconds from one token of a stream to its next; NaN where there is no figure."""
     return growth.seconds(variant, point).value * 1e3
 
 

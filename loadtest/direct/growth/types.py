@@ -130,11 +130,11 @@ class Growth:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """Those of the plan that the model can serve."""
+        """Points of the plan that the model can serve."""
         return tuple(point for point in self.plan.points if point.context in self.survey.contexts)
 
     def seconds(self, variant: str, point: Point) -> Interval:
-        """From a token of a stream to its next; NaN where there is no figure."""
+        """Seconds from a token of a stream to its next; NaN where there is no figure."""
         return own(self.measurements, variant, point.label, "tpot")
 
     def ratio(self, variant: str, point: Point) -> Interval:
