@@ -1,6 +1,6 @@
 """The ``longspan`` command."""
 
-import _signal  # type: ignore[import-not-found]  # of which signal is made, whose import takes milliseconds
+import _signal  # type: ignore[import-not-found]  # the C part of signal, which takes milliseconds to import
 import os
 
 # As ``server.cli.signals.interrupts_end``, before anything is imported: an exception would come up with a
