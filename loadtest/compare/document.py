@@ -138,7 +138,7 @@ def _plans_differ(earlier: Plan, now: Plan) -> list[str]:
     ]
     first, ours = earlier.candidates[0], now.candidates[0]
     if first.command != ours.command:
-        found.append(f"what the others are held against ({first.command} there, {ours.command} now)")
+        found.append(f"the baseline of the others ({first.command} there, {ours.command} now)")
     candidates = {candidate.name: candidate.command for candidate in earlier.candidates}
     found += [
         f"candidate {candidate.name} ({candidates[candidate.name]} there, {candidate.command} now)"

@@ -188,7 +188,7 @@ def _keep_fixed(asked: Asked) -> None:
     }
     if given := [option for option, value in chosen.items() if value not in (None, (), [])]:
         raise PlanError(
-            f"--preset {asked.preset.name} is held against figures of its own candidates, contexts, tasks "
+            f"--preset {asked.preset.name} is checked against figures of its own candidates, contexts, tasks "
             f"and load; leave out {' and '.join(given)}, or take another preset"
         )
 

@@ -21,7 +21,7 @@ class Preset:
         seconds: budget.
         chat: questions are asked through the chat template; ``None``: where the model has one.
         prefill: one user's load has cells with new prompts too, not only with prompts in the prefix cache.
-        fixed: candidates, contexts, tasks and load can't be changed: something is held against their figures.
+        fixed: candidates, contexts, tasks and load can't be changed: known figures exist only for them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""When more samples would not change a verdict, nor more rounds what is said of speed."""
+"""When more samples would not change a verdict, and more rounds not the finding on speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STRICTER = 50
 """How many times rarer an error has to be for a run to stop on an outcome than for a verdict.
 
 A run that looks after each new sample and stops at the first certain look is wrong more often than the
-confidence says. Looks that may end it early are therefore held to a far stricter level, 0.001 where the
+confidence says. Looks that may end it early therefore have a far stricter level, 0.001 where the
 verdict's is 0.05, which leaves the last look about as it is (Haybittle: Repeated assessment of results in
 clinical trials of cancer treatment, 1971; Peto et al.: Design and analysis of randomized clinical trials,
 1976). With a loss on the margin itself and a look after each of the samples 6 to 120, simulated runs ended
@@ -61,8 +61,8 @@ def is_firm(test: Evidence, confidence: float = 0.95) -> bool:
 def open_tests(verdict: Verdict, confidence: float = 0.95) -> frozenset[tuple[str, int]]:
     """Measure and length of the tests of a variant on which more samples should still be spent.
 
-    A variant with one loss that is firmly beyond its margin needs none, nor has one whose deciding tests
-    are all firmly within theirs, nor one whose open tests no samples would settle. Measures are those of
+    There are none for a variant with a loss firmly beyond its margin, for one whose deciding tests are all
+    firmly within theirs, and for one whose open tests no samples would settle. Measures are those of
     ``Evidence``, single tasks among ``tasks``.
 
     Args:

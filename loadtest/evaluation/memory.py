@@ -9,7 +9,7 @@ from loadtest.evaluation.types import Memory
 from longspan import Client, DeadlineError, LongspanError, UnavailableError
 
 _ATTEMPTS = 3
-_PAGES = 2  # that the output goes through, so that every offset in a page is met
+_PAGES = 2  # that the output goes through, so that every offset in a page occurs
 
 
 def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int = 0) -> Memory:

@@ -105,7 +105,7 @@ def spoiled(measurements: Sequence[Measurement], alarm: Alarm, alive: Collection
 
 
 def levels(measurements: Sequence[Measurement], load: str, figure: str) -> dict[int, float]:
-    """How slow the machine was in each round: a time's median over deployments, each held against its own.
+    """How slow the machine was in each round: a time's median over deployments, each relative to its own.
 
     Args:
         measurements: of a run.

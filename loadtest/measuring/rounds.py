@@ -47,7 +47,7 @@ class Rounds(Generic[LoadT]):
     """A run of rounds.
 
     Args:
-        targets: by name; the first is the base, which the others are held against.
+        targets: by name; the first is the base, which the others are compared with.
         loads: what to put on them; labels are unique.
         seed: of all that is drawn.
         measurements: of an earlier run that this one goes on with; new ones are added to this very list.

@@ -82,7 +82,7 @@ class Look:
 
 
 def look(number: int) -> Look:
-    """The look of the ``number``-th series; the first is what others are held against."""
+    """The look of the ``number``-th series; the first belongs to the baseline."""
     # Color 0 belongs only to the baseline.
     color = number if number < _COLORS else 1 + (number - 1) % (_COLORS - 1)
     return Look(f"var(--series-{color})", _SHAPES[number % len(_SHAPES)], "" if number < _COLORS else "5 3")

@@ -159,7 +159,7 @@ def test_another_minutes_free_memory_is_no_other_condition(comparison, tmp_path)
         ({"margins": Margins(perplexity=0.1)}, "the margins"),
         (
             {"candidates": (replace(FULL, others=("--weights", "float")), TOPK)},
-            "held against (longspan serve --attention full there, longspan serve --attention full --weights",
+            "of the others (longspan serve --attention full there, longspan serve --attention full --weights",
         ),
         ({"candidates": (FULL, replace(TOPK, options={"pattern": "lsh"}))}, "candidate top-k 512 (longspan"),
     ],

@@ -176,7 +176,7 @@ def test_a_live_page_is_served_only_to_this_machine(live):
             pass
 
 
-def test_a_page_that_waits_for_news_gets_the_last_one_before_the_server_ends():
+def test_a_page_that_waits_for_an_update_gets_the_last_one_before_the_server_ends():
     live = Live()
     found = sample.beginning()
     live.update(*found, Progress("beginning", 0.1, 60.0))

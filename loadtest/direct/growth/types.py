@@ -107,7 +107,7 @@ class Survey:
 
 @dataclass(slots=True)
 class Growth:
-    """A whole measurement, or one in the making.
+    """A measurement, complete or under way.
 
     Attributes:
         created: UTC, ISO 8601.
