@@ -57,7 +57,7 @@ class NativeBuildHook(BuildHookInterface):
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Removes what was compiled for this wheel alone."""
+        """Removes the files compiled only for this wheel."""
         if hasattr(self, "_made"):
             self._made.cleanup()
 

@@ -38,6 +38,6 @@ def budget(word: str) -> float:
     seconds = duration(word)
     if seconds < LEAST_BUDGET:
         raise argparse.ArgumentTypeError(
-            f"{word} is no time of at least {LEAST_BUDGET:g} seconds; write it like 90s, 5m or 1h30m"
+            f"{word} is not a duration of at least {LEAST_BUDGET:g} seconds; write it like 90s, 5m or 1h30m"
         )
     return seconds

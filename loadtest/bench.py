@@ -32,7 +32,7 @@ from longspan import Client, LongspanError
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is sent.
+    """A workload.
 
     Attributes:
         streams: users at once.
@@ -70,7 +70,7 @@ _FAILURES = (
 
 
 def bench(address: Address, workloads: tuple[Workload, ...], rounds: int, console: Console) -> Result:
-    """Runs of every workload, each after a warm-up of one session. What ends it early is in ``ended``.
+    """Runs of every workload, each after a warm-up of one session. An early end is told in ``ended``.
 
     Args:
         address: of the server.

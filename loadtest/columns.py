@@ -27,7 +27,7 @@ def figure(value: float) -> str:
 
 
 class Columns:
-    """A table that loses no column and no digit: what does not fit in a line's width goes below.
+    """A table that loses no column and no digit: columns beyond the line's width go below.
 
     Each part repeats the names. Only names fold, if they are long.
 
@@ -73,7 +73,7 @@ class Columns:
 
 
 def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
-    """Places of the columns that stand beside each other: as many as there is room for, at least one."""
+    """Groups of columns that stand beside each other: as many as fit, at least one."""
     parts: list[list[int]] = [[]]
     left = room
     for place, width in enumerate(widths):

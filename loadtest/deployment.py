@@ -31,7 +31,7 @@ class Deployment:
 
     @property
     def command(self) -> str:
-        """What to type to serve it."""
+        """The command that serves it."""
         return shlex.join(["longspan", "serve", *self.arguments])
 
 
@@ -69,12 +69,12 @@ def sparse(name: str, pattern: str, **options: int | str) -> Deployment:
 
 
 def topk(budget: int) -> Deployment:
-    """The pages that promise most to each query, the first and the recent ones always among them."""
+    """The pages that score highest for each query; the first and the most recent are always selected."""
     return sparse(f"top-k {budget}", "topk", budget=budget)
 
 
 def oracle(budget: int) -> Deployment:
-    """The tokens that matter most to each query, as many as ``topk`` sees: for measuring, not for serving."""
+    """The tokens with the most attention weight for each query, as many as ``topk`` sees: to measure with."""
     return sparse(f"oracle {budget}", "oracle", budget=budget)
 
 

@@ -1,4 +1,4 @@
-"""JSON documents that measurements are kept in: written whole, read with a sentence for what is wrong.
+"""JSON documents of measurements: written atomically, read with a sentence for every fault.
 
 Non-finite numbers, which JSON lacks, become null.
 """
@@ -18,11 +18,11 @@ from typing import Any
 
 
 class DocumentError(ValueError):
-    """A file is no document of the schema that is wanted; the message says what it is and what to do."""
+    """A file is not a document of the wanted schema; the message says what it is and what to do."""
 
 
 def machine() -> dict[str, Any]:
-    """What this process runs on: ``cpu``, ``cores`` that it may use, ``memory_bytes``, ``system``."""
+    """The machine of this process: ``cpu``, ``cores`` that it may use, ``memory_bytes``, ``system``."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -42,7 +42,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of ``value``: dataclasses and mappings as objects, tuples as lists.
+    """``value`` as JSON can hold it: dataclasses and mappings as objects, tuples as lists.
 
     NaN and infinities become ``None``.
     """
@@ -89,7 +89,7 @@ def write(text: str, path: Path) -> None:
 
 
 def refusal(path: Path, folder: bool = False) -> str:
-    """Why nothing could be written there, found out before it has taken hours to measure it; else empty.
+    """Why a file can't be written there, checked before hours of measuring; empty if it can.
 
     Args:
         path: of a file that ``save`` or the like would write, which is tried beside it.
@@ -134,4 +134,4 @@ def read(path: Path, schema: str) -> dict[str, Any]:
             f"{path} is of schema {found}, which this version of Longspan doesn't read ({schema} it does); "
             "measure again, or name another file"
         )
-    raise DocumentError(f"{path} is no {schema.partition('/')[0]} document ({schema}); name another file")
+    raise DocumentError(f"{path} is not a {schema.partition('/')[0]} document ({schema}); name another file")

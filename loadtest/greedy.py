@@ -14,7 +14,7 @@ class Greedy(TypedDict):
     frequency_penalty: float
 
 
-# Penalties too: what a request leaves unset is the model's own, and with some that is a repetition penalty.
+# Penalties too: a field left unset takes the model's default, and some models have a repetition penalty.
 GREEDY: Greedy = {
     "temperature": 0.0,
     "repetition_penalty": 1.0,

@@ -1,4 +1,4 @@
-"""Real servers to measure: ``longspan serve`` in processes of its own, ended when done with.
+"""Real servers to measure: ``longspan serve`` in separate processes, ended after use.
 
 They end when this process does, however it dies: each reads from a pipe whose other end only this one holds.
 """
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import psutil
 
 _READY = re.compile(r" on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
-_OWN = "longspan: "  # what the command's last sentence begins with
+_OWN = "longspan: "  # the beginning of the command's last sentence
 _STOP_SECONDS = 60.0
 _ENGINE_SECONDS = 5.0  # that engines may outlive their server
 
@@ -81,7 +81,7 @@ def serve(
 
 
 def _why(log: str, code: int) -> str:
-    """What a server that ended says of it: its own sentences, or else the last lines that it wrote."""
+    """Why a server ended: its own sentences, or else the last lines that it wrote."""
     lines = log.splitlines()
     if code < 0:
         return "\n".join([*lines[-5:], f"signal {-code} ended it"])

@@ -33,7 +33,7 @@ def read(file: Path) -> str:
 
 
 def prose(text: str) -> str:
-    """The text's running paragraphs alone, a line each, without those that were there before.
+    """Only the text's running paragraphs, a line each, without repeated ones.
 
     Raises:
         ValueError: there are none.

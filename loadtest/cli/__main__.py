@@ -1,10 +1,10 @@
 """The ``longspan`` command."""
 
-import _signal  # type: ignore[import-not-found]  # of which signal is made, whose import takes milliseconds
+import _signal  # type: ignore[import-not-found]  # the C part of signal, which takes milliseconds to import
 import os
 
 # As ``server.cli.signals.interrupts_end``, before anything is imported: an exception would come up with a
-# traceback of whatever is imported then.
+# traceback of the module that is being imported.
 _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
 
 

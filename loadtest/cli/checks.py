@@ -1,4 +1,4 @@
-"""What commands that measure refuse before they begin."""
+"""Refusals of the commands that measure, before they begin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def writable(
     svg_file: Path | None = None,
     code: int = 1,
 ) -> None:
-    """Refuses before hours of measuring what could not be written after them."""
+    """Refuses files that can't be written, before hours of measuring."""
     from loadtest.document import refusal
 
     files = {"--json": json_file, "--html": html_file, "--csv": csv_file, "--svg": svg_file}

@@ -45,7 +45,7 @@ def compare(
         str | None,
         typer.Option(
             help="What is measured where nothing else is asked for. quick: two variants, two lengths. full: "
-            "twelve variants, four lengths, all tasks. known: the default model, held against known figures.",
+            "twelve variants, four lengths, all tasks. known: checks known figures of the default model.",
             show_default="quick",
         ),
     ] = None,
@@ -131,7 +131,7 @@ def compare(
 ) -> None:
     """Compare attention variants on your model, this machine and your text, and say which to deploy.
 
-    Serves them side by side. What follows -- goes to every `longspan serve`. The exit code is 0 if all
+    Serves them side by side. Arguments after -- go to every `longspan serve`. The exit code is 0 if all
     was measured, whatever the verdict; 1 if a candidate failed meanwhile or could not answer all or, with
     --preset known, a figure is beyond its bound; 2 if something was refused before; 130 if interrupted.
     """

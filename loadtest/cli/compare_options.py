@@ -24,7 +24,7 @@ def list_tasks() -> None:
 
 
 def words(texts: list[str]) -> list[str]:
-    """Of an option that may be repeated and takes lists."""
+    """Values of an option that may be repeated and takes lists."""
     return [word.strip() for text in texts for word in text.split(",")]
 
 
@@ -36,6 +36,6 @@ def numbers(texts: list[str], option: str) -> list[int]:
         digits = word[:-1] if thousands else word
         if not digits.isdecimal() or not int(digits):
             like = "1024,8192 or 1k,8k" if option == "--context" else "1,8"
-            fail(f"{option} {word} is no whole number above 0; write it like {like}", REFUSED)
+            fail(f"{option} {word} is not a whole number above 0; write it like {like}", REFUSED)
         found.append(int(digits) * (1024 if thousands else 1))
     return found

@@ -28,7 +28,7 @@ _LINE_SECONDS = 15.0  # between lines where there is no terminal
 
 
 class Watcher:
-    """What a command shows and keeps while a comparison runs.
+    """The progress of a comparison that runs: shown, and kept in its file.
 
     Args:
         budget: seconds.
@@ -77,12 +77,12 @@ class Watcher:
             self._live.close()
 
     def watch(self, comparison: Comparison) -> None:
-        """The comparison that is measured from now on; the file has all that it has been read from."""
+        """Sets the comparison that is measured from now on, which contains the rows of its file."""
         self._comparison = comparison
         self._stamp = None if self._file is None else _stamp(self._file)
 
     def doing(self, words: str) -> None:
-        """Something else is under way."""
+        """Shows the current activity."""
         self._doing = words
         if self._live is not None and self._judgment is not None:
             self._live.progress(self._progress())
@@ -94,15 +94,15 @@ class Watcher:
             self._print(self._line())
 
     def say(self, words: str) -> None:
-        """Something to know before it begins."""
-        whole = not self._console.is_terminal  # a file's lines are its reader's to wrap
+        """Shows a line of information before it begins."""
+        whole = not self._console.is_terminal  # lines in a file are not wrapped
         self._console.print(words, style="dim", markup=False, highlight=False, soft_wrap=whole)
 
     def keep(self) -> str:
-        """Saves what there is, now.
+        """Saves the results so far.
 
         Returns:
-            Why it could not be saved; empty if it was. A full disk ends no run: it may have room again later.
+            Why it could not be saved; empty if it was. A full disk ends no run: it may have room later.
         """
         if self._file is None or self._comparison is None:
             return ""
@@ -149,7 +149,7 @@ class Watcher:
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
-    """Tells one state of a file from another; ``None`` where there is none."""
+    """A file's state, to detect changes; ``None`` where there is no file."""
     try:
         status = file.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What ``longspan compare`` does once its options are read: measures and keeps, or shows what there is."""
+"""The run of ``longspan compare`` with its options read: measures and keeps, or shows a result."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def measure(
     comparison: Comparison | None = None
     try:
         if json_file is not None and json_file.exists():
-            document.load(json_file)  # what is damaged or something else is told before a server starts
+            document.load(json_file)  # a damaged or foreign file is refused before a server starts
         with Watcher(budget, json_file, live) as watcher:
             try:
                 watcher.say(describe(plan))

@@ -75,7 +75,7 @@ def load(
     turns: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Questions of a conversation.", show_default="4; ShareGPT file: the first alone"
+            min=1, help="Questions of a conversation.", show_default="4; ShareGPT file: only the first"
         ),
     ] = None,
     most_prompt_tokens: Annotated[
@@ -130,7 +130,7 @@ def load(
         ),
     ] = None,
     endpoint_only: Annotated[
-        bool, typer.Option("--endpoint-only", help="Measure the endpoint alone.")
+        bool, typer.Option("--endpoint-only", help="Measure only the endpoint.")
     ] = False,
     endpoint_model: Annotated[str | None, typer.Option(help="The model that its requests name.")] = None,
     endpoint_name: Annotated[str, typer.Option(help="What tables call it.")] = "endpoint",
@@ -215,7 +215,7 @@ def load(
             targets=Targets(target_ttft, target_tpot, target_latency),
             repeats=repeats,
             endpoint=peer,
-            alone=endpoint_only,
+            endpoint_only=endpoint_only,
             patience=patience or PATIENCE,
         )
         wanted = Wanted(

@@ -1,4 +1,4 @@
-"""What ``longspan load`` does with its options: measures, keeps, shows."""
+"""The run of ``longspan load`` with its options read: measures, keeps, shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Files(NamedTuple):
-    """Where to write what was measured; ``None`` where it is not wanted.
+    """Files to write the measurement to; ``None`` where one is not wanted.
 
     Attributes:
         json: the result.
@@ -57,7 +57,7 @@ def run(plan: Plan, wanted: Wanted) -> Result:
     try:
         with ExitStack() as stack:
             client = None
-            if not plan.alone:
+            if not plan.endpoint_only:
                 client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
             told: tuple[int, ...] = ()
             if plan.endpoint is not None:

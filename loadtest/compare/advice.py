@@ -1,4 +1,4 @@
-"""What to deploy, and why."""
+"""The recommendation: which variant to deploy, and why."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _GIBIBYTE = 2**30
 def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) -> Advice:
     """The recommendation for the operator's load at the longest context.
 
-    Of the safe variants whose gain is surely at least ``Margins.speed`` the one that gains most; between
-    those whose gains can't be told apart the time to first token decides, then memory. Without any,
-    full attention. Nothing where nothing could be judged or speeds could not be told apart.
+    It is the safe variant with the largest gain that is surely at least ``Margins.speed``; between gains
+    that can't be told apart the time to first token decides, then memory. Without any, it is full
+    attention. There is none where nothing could be judged or speeds could not be told apart.
     """
     plan = comparison.plan
     speed, memory = ((), ()) if ground.none else fronts(comparison, verdicts)
@@ -128,7 +128,7 @@ def _deploy(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
 
 
 def _others(comparison: Comparison, best: Verdict, load: Load) -> list[str]:
-    """What is certain under loads that are not the one that decides."""
+    """Certain gains under loads other than the one that decides."""
     others = [one for one in comparison.plan.loads if one.context == load.context and one != load]
     gains = [_speed(best, other) for other in others]
     return [
@@ -162,7 +162,7 @@ def _safe(comparison: Comparison, best: Verdict) -> str:
 
 
 def _holds(comparison: Comparison, load: Load | None = None) -> str:
-    """What the advice holds for; without a load it is on quality alone."""
+    """The scope of the advice; without a load it covers only quality."""
     plan = comparison.plan
     model, machine = comparison.model.get("name", "this model"), comparison.machine.get("cpu", "this machine")
     lengths = listed([length_label(context) for context in plan.contexts])
@@ -207,7 +207,7 @@ def _stay(comparison: Comparison, served: Sequence[Verdict], load: Load) -> list
 
 
 def _faster(comparison: Comparison, served: Sequence[Verdict], best: Verdict | None, load: Load) -> list[str]:
-    """Variants that would gain more, and what stands against them."""
+    """Variants that would gain more, and why they are not recommended."""
     gained = _speed(best, load) if best else None
     least = gained.ratio.value if gained else 1.0
     sentences = []

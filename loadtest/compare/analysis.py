@@ -24,7 +24,7 @@ INFORMATIVE = 0.3
 variant that loses everything would hardly exceed a margin of a few points."""
 
 CHANCE = 0.1
-"""What the lower end of the interval of that mean has to exceed. Words that a text has anyway earn a few
+"""The least lower end of the interval of that mean. Words that a text has anyway earn a few
 points by luck, and with few samples luck looks like skill."""
 
 _MOST_NATS = 700.0  # per token, lost; the exponential of a few more overflows
@@ -48,7 +48,7 @@ class Depth:
 
 
 def full_name(comparison: Comparison) -> str:
-    """The candidate that the others are held against."""
+    """The candidate that the others are compared with."""
     return comparison.plan.candidates[0].name
 
 
@@ -57,7 +57,7 @@ def text_loss(comparison: Comparison, name: str, length: int) -> Interval:
 
     Perplexity is the exponential of the mean negative log probability, so its ratio is that of the mean
     paired difference. Tokens of one block depend on one another, and so do blocks of one slice of the text,
-    which share their context: slices are the samples. From one slice alone nothing is claimed.
+    which share their context: slices are the samples. From a single slice nothing is claimed.
 
     Returns:
         The loss; ``count`` is of blocks.
@@ -79,7 +79,7 @@ def text_slices(comparison: Comparison, name: str, length: int) -> int:
 
 
 def slices(pairs: Sequence[BlockPair]) -> list[int]:
-    """Which slice of the text each block is of: in one, each starts later than the one before."""
+    """The slice of the text of each block: within a slice, each block starts later than the one before."""
     starts = [pair.full.start for pair in pairs]
     return list(itertools.accumulate(map(operator.le, starts[1:], starts), initial=0))[: len(pairs)]
 
@@ -132,7 +132,7 @@ def own_score(comparison: Comparison, name: str, task: str, length: int) -> Inte
 
 
 def _score(rows: Sequence[Answer], confidence: float) -> Interval:
-    # The points that an answer of nothing would lose: the interval of paired scores holds for these too.
+    # The points that an empty answer would lose: the interval of paired scores holds for these too.
     scores = [row.score for row in rows]
     return score_loss(scores, [0.0] * len(scores), confidence, [(row.task, row.index) for row in rows])
 
@@ -168,7 +168,7 @@ def points_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
 
 
 def nats_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
-    """What these questions' right answers lose in log probability, nats per token of the answer.
+    """The loss of these questions' right answers in log probability, nats per token of the answer.
 
     It tells variants apart where full attention's greedy answers fail too. Contexts are the samples.
     """
@@ -178,7 +178,7 @@ def nats_lost(pairs: Sequence[AnswerPair], confidence: float) -> Interval:
 
 
 def with_logprobs(pairs: Sequence[AnswerPair]) -> list[AnswerPair]:
-    """Those of which both deployments' log probability of the right answer is known."""
+    """Pairs with a known log probability of the right answer under both deployments."""
     return [
         pair
         for pair in pairs
@@ -193,7 +193,7 @@ def own_loss(comparison: Comparison, name: str) -> Interval:
 
 
 def agreement_loss(comparison: Comparison, name: str) -> Interval:
-    """Share of its answers in which the variant departs from full: the user's questions without a known one.
+    """Share of the variant's answers that differs from full's: the user's questions without a known answer.
 
     Of each answer, the tokens from the first on that differs; see ``agreement.same_tokens``.
     """
@@ -204,9 +204,9 @@ def agreement_loss(comparison: Comparison, name: str) -> Interval:
 
 
 def is_free(pair: AnswerPair) -> bool:
-    """A question without a known answer, in which a variant was held against full attention.
+    """A question without a known answer, in which a variant was compared with full attention.
 
-    Full attention may have answered it in a later run only, when the variant's tokens were gone.
+    Full attention may have answered it only in a later run, when the variant's tokens were discarded.
     """
     return math.isnan(pair.full.score) and not math.isnan(pair.own.score)
 
@@ -229,7 +229,7 @@ def by_depth(comparison: Comparison, name: str, length: int, tasks: Sequence[str
 
 
 def errors(comparison: Comparison, name: str) -> list[str]:
-    """What a deployment could not answer, decode or hold, each reason once."""
+    """Reasons why a deployment could not answer, decode or hold something, each once."""
     rows: list[Answer | TextBlock | Memory] = [*comparison.answers, *comparison.text, *comparison.memory]
     return list(dict.fromkeys(row.error for row in rows if row.deployment == name and row.error))
 

@@ -17,7 +17,7 @@ import msgspec
 from loadtest import document
 from loadtest.compare.equal import equal_pairs
 from loadtest.compare.judge import judge
-from loadtest.compare.schema import SCHEMA as SCHEMA  # exported: the name of what this module writes
+from loadtest.compare.schema import SCHEMA as SCHEMA  # exported: the schema of this module's documents
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.document import DocumentError, plain
@@ -25,11 +25,11 @@ from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.measuring.busy import busy
 from loadtest.measuring.types import Load, Measurement
 
-# Where null is NaN, but in fields that may be without a value.
+# Null is NaN, except in fields that may be without a value.
 _ROWS = ("speed", "answers", "text", "memory")
 _OPTIONAL = ("depth",)
 
-# What rows of two runs must have in common to stand in one table.
+# Conditions that rows of two runs must share to stand in one table.
 _SHARED = {
     "text_hash": "the text",
     "own_hash": "your own questions",
@@ -77,12 +77,12 @@ def load(path: Path) -> Comparison:
 
 
 def join(comparison: Comparison, path: Path) -> Comparison:
-    """What the file has, to be gone on with: its rows, and of both plans all that is to be measured.
+    """A comparison that continues the file's: with its rows, and all that either plan measures.
 
     The plans may differ in candidates, contexts, loads and tasks, since rows are kept by those: a whole
     comparison adds to a quick one. Rows that failed are left out, so that they are measured again. The memory
     that sequences are counted for stays the file's: how much is free differs from minute to minute. Whether
-    the machine was too busy is told anew, by the rows of both.
+    the machine was too busy is judged anew, from the rows of both.
 
     Args:
         comparison: the new one, with its plan and machine; its rows, if any, come after the file's.
@@ -97,7 +97,7 @@ def join(comparison: Comparison, path: Path) -> Comparison:
     differences = [*_plans_differ(earlier.plan, comparison.plan), *_places_differ(earlier, comparison)]
     if differences:
         raise DocumentError(
-            f"{path} can't be gone on with, since these differ: {'; '.join(differences)}; "
+            f"{path} can't be continued, since these differ: {'; '.join(differences)}; "
             "name another file, or run as before"
         )
     joined = replace(
@@ -138,7 +138,7 @@ def _plans_differ(earlier: Plan, now: Plan) -> list[str]:
     ]
     first, ours = earlier.candidates[0], now.candidates[0]
     if first.command != ours.command:
-        found.append(f"what the others are held against ({first.command} there, {ours.command} now)")
+        found.append(f"the baseline of the others ({first.command} there, {ours.command} now)")
     candidates = {candidate.name: candidate.command for candidate in earlier.candidates}
     found += [
         f"candidate {candidate.name} ({candidates[candidate.name]} there, {candidate.command} now)"
@@ -194,7 +194,7 @@ def _both(earlier: Plan, now: Plan) -> Plan:
         contexts=contexts,
         loads=tuple(sorted(loads, key=lambda load: load.context)),
         tasks=_union(earlier.tasks, now.tasks, str),
-        # A server's own choice is a share of the memory that is free at the time; all rows count for one.
+        # A server's default is a share of the memory that is free at the time; all rows count for one.
         kv_memory=earlier.kv_memory or now.kv_memory,
     )
 

@@ -107,7 +107,7 @@ def _above(own: Interval, full: Interval, share: float) -> Interval:
 
 
 def _above_paired(loss: Interval, full: Interval, share: float) -> Interval:
-    """The same of the same questions: what was lost of ``full`` may be all but the share of it."""
+    """Like ``_above``, for the same questions: the loss may be all of ``full`` except the share."""
     spare = full.scaled(1 - share)
     value = spare.value - loss.value
     below = math.hypot(loss.high - loss.value, spare.value - spare.low)

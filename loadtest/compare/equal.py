@@ -9,7 +9,7 @@ from loadtest.measuring.busy import EqualPair
 from loadtest.measuring.types import Load
 
 _PREFILL = ("ttft", "prefill_rate")
-# Patterns that look at every key before they choose, even where they then choose all.
+# Patterns that read every key before they select, even where they then select all.
 _LOOKING = ("lsh", "oracle")
 
 
@@ -56,8 +56,8 @@ def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bo
     """A candidate computes for this figure what full attention computes, in the same way.
 
     Then any difference of the two is the machine's noise. It takes a pattern that covers the context (``lsh``
-    and ``oracle`` look at all keys even then, so that theirs is never the same), or a prompt that the pattern
-    leaves alone; the same kernel; and the same further arguments of the server.
+    and ``oracle`` read all keys even then, so that their work is never the same), or a prompt that the
+    pattern computes exactly; the same kernel; and the same further arguments of the server.
 
     Args:
         comparison: with what the servers reported in ``running``; without it no work counts as equal.
@@ -76,8 +76,8 @@ def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bo
     if not looking and covers(deployment.attention, options, load.context):
         return True
     # Beside other users' decoding a first token waits for that too.
-    alone = load.concurrency == 1 and not load.rate
-    return figure in _PREFILL and alone and not load.cached and options.get("prefill") == "dense"
+    single_user = load.concurrency == 1 and not load.rate
+    return figure in _PREFILL and single_user and not load.cached and options.get("prefill") == "dense"
 
 
 def equal_pairs(comparison: Comparison) -> list[EqualPair]:

@@ -1,4 +1,4 @@
-"""What a comparison will probably take, said before it measures: from what a request costs, and a start."""
+"""The probable duration of a comparison, told before it measures: from the costs of a request and a start."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def probe(client: Client, contexts: Sequence[int], vocabulary: int, start: float
 
 
 def needs(plan: Plan, pace: Pace, evaluator: Evaluator, parts: Sequence[Sequence[Deployment]]) -> Needs:
-    """What parts of a comparison take, as if every variant were as fast as full attention.
+    """Durations of a comparison's parts, as if every variant were as fast as full attention.
 
     Args:
         plan: what is to be measured.
@@ -170,7 +170,7 @@ def _visit(load: Load, pace: Pace) -> float:
 
 
 def refusal(found: Needs, budget: float, spent: float, confidence: float) -> str:
-    """Why a budget does not suffice for anything, and for what it would; see ``outlook``."""
+    """Why a budget is too small to measure anything, and which would do; see ``outlook``."""
     once, enough = _whole(found, spent, confidence)
     return (
         f"nothing can be measured in the {minutes(max(0.0, budget - spent))} that are left of a budget of "
@@ -188,7 +188,7 @@ def _whole(found: Needs, spent: float, confidence: float) -> tuple[float, float]
 
 
 def outlook(found: Needs, budget: float, spent: float, confidence: float) -> list[str]:
-    """What to say before measuring, a line each: how the time divides, and whether it is enough.
+    """Lines to print before measuring: how the time divides, and whether it is enough.
 
     Args:
         found: by ``needs``.
@@ -219,7 +219,7 @@ def outlook(found: Needs, budget: float, spent: float, confidence: float) -> lis
 
 
 def already(comparison: Comparison) -> list[str]:
-    """What a run that goes on need not measure, a line; none where there is nothing yet."""
+    """Work that a continued run need not repeat, as lines; none where there is nothing yet."""
     answers, blocks = (
         sum(row.deployment == comparison.plan.full for row in rows)
         for rows in (comparison.answers, comparison.text)

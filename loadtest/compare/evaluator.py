@@ -24,13 +24,13 @@ from loadtest.tasks.types import Sample
 from longspan import Client, DeadlineError, LongspanError, UnavailableError
 
 TOP = 20
-"""Most likely tokens that are looked at, each place of the text."""
+"""Most likely tokens that are requested at each place of the text."""
 
 TURNS = 12
 """Questions about one context, where a task has so many. More would cost less than another context, but they
 depend on one another: as many questions about more contexts tell more."""
 
-_SLICES = 64  # of the text that are of use, at the longest context
+_SLICES = 64  # of the text that are used, at the longest context
 _CHARACTERS = 4.0  # of a token, about
 FIRST_RATE = 300.0
 """Tokens per second and candidate, until one is known."""
@@ -81,13 +81,13 @@ class Evaluator:
         }
         self._seconds: dict[tuple[str, int, str], list[float]] = {}
         self._rates: list[float] = []
-        # Refuses what is too short now, not after an hour.
+        # Refuses a text or context that is too short now, not after an hour.
         self._first = {
             unit: self._make(unit) for unit in self._order(1) if unit.kind == "answers" and unit.task != OWN
         }
 
     def units(self) -> Iterator[Unit]:
-        """What is left to do, in the order in which to do it; without end unless ``contexts`` was given."""
+        """Units left to do, in order; without end unless ``contexts`` was given."""
         for unit in self._order(self._contexts):
             if self._lacking(unit):
                 yield unit
@@ -100,10 +100,10 @@ class Evaluator:
         Args:
             unit: of ``units``.
             clients: of the servers that run, by the candidate's name; those that failed are left out.
-            end: monotonic time after which no candidate's turn begins; what it cuts off is still to be done.
+            end: monotonic time after which no candidate's turn begins; units cut off by it stay to be done.
 
         Returns:
-            The rows, to be added with ``add_to``. A candidate whose server has gone has none, but is among
+            The rows, to be added with ``add_to``. A candidate whose server has ended has none, but is among
             ``failed``; if that is full attention, there are no rows at all.
 
         Raises:

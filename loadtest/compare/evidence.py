@@ -32,7 +32,7 @@ def tests(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
     Decisive are at each length the text, the informative tasks together (points of their scores), the others
     together (log probability of the right answers), and the user's own questions. Single tasks tell where
     it loses. A candidate that computes full attention, or sees all of a context, needs no test there; it
-    is measured all the same, since what computes the same and yet loses is broken.
+    is measured all the same, since a variant that computes the same and yet loses is broken.
 
     Args:
         comparison: with the rows.
@@ -187,7 +187,7 @@ def _where(comparison: Comparison, name: str, length: int, tasks: Sequence[str])
 
 
 def _later(turns: Turns | None) -> str:
-    """That later questions about a context lose more than its first, where that is certain."""
+    """A sentence where later questions about a context certainly lose more than its first."""
     if turns is None or not turns.fails_later:
         return ""
     return (

@@ -49,7 +49,7 @@ def operators_load(comparison: Comparison, context: int) -> Load | None:
 
 
 def deciding_figure(load: Load) -> str:
-    """What a load is judged by: time per token for one user or a given rate, else tokens per second."""
+    """The figure that judges a load: time per token for one user or a given rate, else tokens per second."""
     return "output_rate" if load.concurrency > 1 else "tpot"
 
 

@@ -1,4 +1,4 @@
-"""What full attention itself can do on this model: only there can a variant lose something."""
+"""Full attention's own ability on this model: only where it succeeds can a variant lose something."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Ground:
 
     @property
     def none(self) -> bool:
-        """Nothing that was measured could tell a good variant from a bad one."""
+        """None of the measurements can tell a good variant from a bad one."""
         measured = set(self.informative) - self.unread
         return not self.own and bool(measured) and not any(self.tells(length) for length in measured)
 

@@ -24,13 +24,13 @@ from loadtest.measuring.types import Load
 from longspan import Client
 
 SPEED_SHARE = 0.45
-"""Of the time that goes to speed while both speed and quality lack evidence."""
+"""Share of the time for speed while both speed and quality lack evidence."""
 
 LONGEST_STEP = 0.25
-"""Of the time, for one round: on a busy machine the first could take all of it before that is known."""
+"""Share of the time for one round: on a busy machine the first could take all of it before that is known."""
 
 MOST_ROUNDS = 40
-"""Of a load, with the same servers: an interval that is still wide then would take hours to become narrow."""
+"""Most rounds of a load with the same servers: an interval that is still wide then would take hours."""
 
 PATIENCE = 10.0
 """Times the duration that is expected after which a request is given up: its server hangs."""
@@ -43,7 +43,7 @@ LEAST_UNITS = 3
 
 
 def _place(unit: Unit) -> tuple[str, int]:
-    """What units are counted by."""
+    """The key by which units are counted."""
     return unit.task or unit.kind, unit.length
 
 
@@ -53,7 +53,7 @@ class FullFailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What is called while a run goes on.
+    """Callbacks of a run.
 
     Attributes:
         doing: called with what is under way, in a few words.
@@ -65,7 +65,7 @@ class Listener:
 
 
 def fail(comparison: Comparison, reasons: Mapping[str, str]) -> None:
-    """Notes candidates that can't be measured any more.
+    """Records candidates that can't be measured any more.
 
     Args:
         comparison: to note them in.
@@ -81,7 +81,7 @@ def fail(comparison: Comparison, reasons: Mapping[str, str]) -> None:
 
 
 class Group:
-    """Servers that are alive at the same time, and what is still to be measured on them."""
+    """Servers that are alive at the same time, and their remaining measurements."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Group:
             rate=rate,
         )
         self._units = self._evaluator.units()
-        # What is left to do never ends; of as many units as this, all kinds of it have been seen.
+        # The sequence of units is infinite; as many as this contain every kind.
         self._kinds = 2 * (len(plan.contexts) * (len(plan.tasks) + 2) + len(material.own))
 
     def measure(self) -> None:
@@ -137,11 +137,11 @@ class Group:
                 return
             while load is not None and (unit is None or self._speed_is_due(load)):
                 self._measure(load)
-                # After each, so that alarms are seen, what there is is kept, and the watcher shows it.
+                # Judged after each, so that alarms are seen, results are saved and the live page shows them.
                 judgment = self._judge()
                 load = self._next_load()
-            # The rounds took time of it, and may have ended a variant; what is cut off is to be done again.
-            names = self._whom(unit, judgment) if unit else frozenset()
+            # The rounds took time of it, and may have ended a variant; a unit that is cut off is repeated.
+            names = self._candidates_for(unit, judgment) if unit else frozenset()
             if unit and names and self._evaluator.cost(unit, names) < self._left:
                 self._evaluate(unit, names)
                 judgment = self._judge()
@@ -181,7 +181,7 @@ class Group:
             client.timeout = seconds
 
     def _judge(self) -> Judgment:
-        """What the whole comparison says."""
+        """The judgment of the whole comparison."""
         whole = self._whole
         now = self._clock()
         whole.spent += now - self._booked
@@ -196,14 +196,14 @@ class Group:
         return judgment
 
     def _set_aside(self) -> bool:
-        """Has rounds measured again that alarms call for, where there is time for as many as that takes."""
+        """Sets aside the rounds that alarms call for, where there is time to measure as many again."""
         answered = False
         plan = self._own.plan
         for load in plan.loads:
             if least(plan.confidence) * self._rounds.estimate(load) < self._left:
                 alive = self._rounds.alive(load)
                 mine = [alarm for alarm in self._alarms if alarm.load == load.label]
-                # Only one of a load: what others say is of the rounds before.
+                # Only one alarm of a load: the others are about the rounds before.
                 answered |= any(self._again.answer(alarm, alive) for alarm in mine)
         return answered
 
@@ -219,7 +219,7 @@ class Group:
         return self._spent["speed"] * (1 - SPEED_SHARE) < self._spent["quality"] * SPEED_SHARE
 
     def _is_busy_here(self) -> bool:
-        """An alarm is about the machine or servers that this group has; it can do nothing about others."""
+        """An alarm is about this machine or this group's servers; the group can do nothing about others."""
         alive = {one.name for one in self._own.plan.candidates} - self._whole.failed.keys()
         return any(alive.issuperset(alarm.deployments) for alarm in self._alarms)
 
@@ -253,16 +253,16 @@ class Group:
     def _next_unit(self, judgment: Judgment) -> Unit | None:
         """The next step of quality on which a verdict may depend, if it ends in time."""
         for unit in itertools.islice(self._units, self._kinds):
-            names = self._whom(unit, judgment)
+            names = self._candidates_for(unit, judgment)
             if names and self._evaluator.cost(unit, names) < self._left:
                 return unit
         return None
 
-    def _whom(self, unit: Unit, judgment: Judgment) -> frozenset[str]:
+    def _candidates_for(self, unit: Unit, judgment: Judgment) -> frozenset[str]:
         """Candidates that a unit is to be done on: those whose verdict may depend on it, and full attention.
 
-        Full attention, since only pairs count. The first unit of a kind is for all, and a few are for each
-        whose verdict is open anywhere. Empty where it would be for full attention alone.
+        Full attention is included, since only pairs count. The first unit of a kind is for all, and a few are
+        for each whose verdict is open anywhere. Empty where it would be only for full attention.
         """
         plan, failed = self._own.plan, self._whole.failed
         done = self._done.get(_place(unit), 0)
@@ -273,7 +273,7 @@ class Group:
             if first or (unit.measure, unit.length) in still:
                 names.add(verdict.deployment)
         names &= {deployment.name for deployment in plan.candidates} - failed.keys()
-        # What an earlier run did on them is not done again.
+        # Units that an earlier run measured on them are not repeated.
         lack = names.intersection(self._evaluator.due(unit, names))
         return frozenset(lack | {plan.full}) if lack else frozenset()
 

@@ -1,4 +1,4 @@
-"""Holds a comparison against what is known of the default model."""
+"""Checks a comparison against known figures of the default model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loadtest.measuring.types import Interval, length_label
 
 
 class Held(enum.StrEnum):
-    """What became of an expectation."""
+    """The outcome of an expectation."""
 
     YES = "as known"
     NO = "FAIL"
@@ -49,7 +49,7 @@ class Finding:
 
 
 def hold(comparison: Comparison, expectations: Sequence[Expectation] = EXPECTED) -> list[Finding]:
-    """Holds a comparison against what is known.
+    """Checks a comparison against known figures.
 
     Quality and memory come out alike each time on one machine, so their values count. Times don't: they fail
     only where the whole interval lies beyond a bound, and tell nothing where the machine is too busy.
@@ -114,7 +114,7 @@ def _logprob(comparison: Comparison, expectation: Expectation) -> Interval:
 
 
 def _within(answers: Sequence[Answer], expectation: Expectation) -> list[Answer]:
-    """Those whose needle stands at a depth that counts."""
+    """Questions whose needle stands at a depth that counts."""
     first, last = expectation.depths
     return [row for row in answers if row.depth is not None and first <= row.depth <= last]
 
@@ -149,7 +149,7 @@ _MEASURES: dict[Figure, Callable[[Comparison, Expectation], Interval]] = {
 
 
 def table(findings: Sequence[Finding]) -> RenderableType:
-    """What was expected and what was measured, a row each; below it a line for each that is not as known."""
+    """Expected and measured figures, a row each; below, a line for each that is not as known."""
     grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("attention", "figure", "known", "measured", ""):
         grid.add_column(column, overflow="fold")

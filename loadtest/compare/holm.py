@@ -1,4 +1,4 @@
-"""How sure it is that a loss exceeds its margin, for one test and for many at once."""
+"""P-values of losses beyond their margins, for one test and for many at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadtest.measuring.types import Interval
 
 
 def p_worse(evidence: Evidence, confidence: float) -> float:
-    """Chance of a loss that looks at least as bad, were the true one just the margin; 1 without an interval.
+    """P-value: chance of a loss at least as large if the true loss is the margin; 1 without an interval.
 
     It is the level at which the lower end of the interval would reach the margin, if intervals widen with
     Student's t by the number of contexts. Those of scores widen less where contexts don't matter (see

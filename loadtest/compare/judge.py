@@ -11,7 +11,7 @@ wrong, so Holm's correction keeps that chance for all tests of a variant togethe
 side of the interval (2.5% at a confidence of 95%), the single tasks as much again, so that a wrong "not
 safe" has at most the chance that the confidence leaves. Tests where a variant sees the whole context look for
 faults. Their loss is 0 but for rounding, so that they hardly add to that chance; they have a family of their
-own, else they would take level from those that can lose something. Where a length has one task alone, its
+own, else they would take level from those that can lose something. Where a length has a single task, its
 test and that of all tasks are the same and have one outcome. Else there is not enough evidence.
 """
 
@@ -36,7 +36,7 @@ def judge(comparison: Comparison) -> Judgment:
     """Judges what a comparison has so far; every sentence follows from its numbers.
 
     Args:
-        comparison: whole or in the making; its first candidate is the measure of the others.
+        comparison: complete or under way; its first candidate is the baseline of the others.
     """
     ground = survey(comparison)
     names = [one.name for one in comparison.plan.candidates[1:]]
@@ -45,7 +45,7 @@ def judge(comparison: Comparison) -> Judgment:
 
 
 def _pair(comparison: Comparison, name: str) -> Comparison:
-    """The comparison with the rows of this one and of full attention alone: fewer to search."""
+    """The comparison with only the rows of this one and of full attention: fewer to search."""
     kept = (comparison.plan.full, name)
     return replace(
         comparison,
@@ -87,7 +87,7 @@ def _likeness(comparison: Comparison, name: str) -> tuple[Likeness, ...]:
 def decide(evidence: Sequence[Evidence], confidence: float, ground: Ground) -> list[Evidence]:
     """The tests of one candidate with their outcomes, judged together; see the module.
 
-    A test that need not decide does so all the same where its loss is surely beyond the margin.
+    A test that need not decide still does where its loss is surely beyond the margin.
     """
     able = [not _blind(test, ground) for test in evidence]
     single = [test.measure.startswith("task:") for test in evidence]
@@ -115,7 +115,7 @@ def _same(one: Evidence, other: Evidence) -> bool:
 
 
 def _blind(test: Evidence, ground: Ground) -> bool:
-    """Full attention itself has nothing there that could be lost."""
+    """Full attention itself has nothing to lose there."""
     if test.measure == "own":
         return test.unit == "score" and ground.own is False
     guessed = test.length in ground.guessed
@@ -128,7 +128,7 @@ def _settled(test: Evidence, confidence: float, rejected: bool, able: bool, test
     if rejected:
         return replace(test, outcome=Outcome.UNSAFE, decides=True)
     lacking = least(confidence) - contexts_of(test)
-    # As many samples as the contexts have that no test is safe without.
+    # As many samples as the least number of contexts for a safe test has.
     for_safety = math.ceil(lacking * test.loss.count / contexts_of(test)) if test.loss.count else 0
     if test.loss.claimed and test.loss.high <= test.margin:
         return replace(test, more=for_safety) if lacking > 0 else replace(test, outcome=Outcome.SAFE)

@@ -1,4 +1,4 @@
-"""What is known of the default model, SmolLM2-135M-Instruct, when compared by ``presets.KNOWN``.
+"""Known figures of the default model, SmolLM2-135M-Instruct, when compared by ``presets.KNOWN``.
 
 Bounds are for the prose of Python's manual and leave room for other processors, where 8-bit activations round
 otherwise. On another model or text a figure beyond its bound is a finding, not a fault.
@@ -21,7 +21,7 @@ MANY = "needles"
 
 
 class Figure(enum.StrEnum):
-    """What is held against a bound."""
+    """The figure that a bound is set for."""
 
     PERPLEXITY = "perplexity of the text, times full's"
     FOUND = "share of a task's questions that are answered"
@@ -58,10 +58,10 @@ class Expectation:
 
 
 _TASK = "a number said twice is within the model's reach"
-_SINKS = "attention needs the first tokens to put what it has to spare on; Xiao et al. 2023, section 3"
+_SINKS = "attention puts its excess weight on the first tokens (sinks); Xiao et al. 2023, section 3"
 _INSIDE = "the window holds them"
-_OUTSIDE = "the window has let them go"
-_SELECTION = "the pages that a query needs are chosen; Tang et al. 2024, section 3"
+_OUTSIDE = "the window has evicted them"
+_SELECTION = "the pages that a query needs are selected; Tang et al. 2024, section 3"
 _COVERED = "the window holds the whole context"
 _FREED = "pages outside the window are freed"
 _KEPT = "all pages are kept"

@@ -1,4 +1,4 @@
-"""What a terminal says below the figures of a comparison, in lines; none where there is nothing to say."""
+"""Lines that a terminal shows below the figures of a comparison; none where there is nothing to say."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from loadtest.compare.types import Comparison, Verdict
 
 
 def loss(verdict: Verdict, context: int) -> float:
-    """What a variant loses at a context, in margins: 1 is just as much as is allowed.
+    """A variant's loss at a context, in margins: 1 is exactly the allowed loss.
 
     Of the text, the tasks and the user's own questions the one that loses most counts, as in the verdict. A
     loss that may be none counts as none. NaN where nothing was measured.

@@ -1,4 +1,4 @@
-"""From what an operator asks to a plan; what can't be measured is refused."""
+"""From the operator's request to a plan; requests that can't be measured are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OWN_ARGUMENTS = {
 
 
 Tell = Callable[[str], None]
-"""Told what goes on, in a few words."""
+"""Called with the current activity, in a few words."""
 
 
 class PlanError(ValueError):
@@ -42,7 +42,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What an operator asks for; ``None`` and empty where the preset decides.
+    """The operator's request; ``None`` and empty where the preset decides.
 
     Attributes:
         preset: gives what is not asked for.
@@ -79,7 +79,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is measured on, beside the plan: it is long, and a plan keeps its hashes.
+    """Texts and questions to measure on, beside the plan, which keeps only their hashes.
 
     Attributes:
         text: that is decoded.
@@ -168,7 +168,9 @@ def budget(asked: Asked, words: str | None) -> float:
         return asked.preset.seconds
     total = duration(words)
     if total < LEAST_BUDGET:
-        raise PlanError(f"--budget {words} is no time of at least 30 seconds; write it like 90s, 5m or 1h30m")
+        raise PlanError(
+            f"--budget {words} is not a duration of at least 30 seconds; write it like 90s, 5m or 1h30m"
+        )
     return total
 
 
@@ -186,13 +188,13 @@ def _keep_fixed(asked: Asked) -> None:
     }
     if given := [option for option, value in chosen.items() if value not in (None, (), [])]:
         raise PlanError(
-            f"--preset {asked.preset.name} is held against figures of its own candidates, contexts, tasks "
+            f"--preset {asked.preset.name} is checked against figures of its own candidates, contexts, tasks "
             f"and load; leave out {' and '.join(given)}, or take another preset"
         )
 
 
 def _keep_own(asked: Asked) -> None:
-    """What is the comparison's to say must not be said to each server: it would be lost, or clash."""
+    """Refuses server arguments that the comparison sets itself: they would be lost, or clash."""
     given = [word.partition("=")[0] for word in asked.arguments]
     for option, instead in _OWN_ARGUMENTS.items():
         if option in given and (option != "--model" or asked.model is not None):
@@ -209,7 +211,7 @@ def _candidates(asked: Asked) -> tuple[Deployment, ...]:
     others = [deployment for deployment in chosen if deployment.arguments != FULL.arguments]
     if not others:
         raise PlanError("full attention is compared with nothing; name another --candidate")
-    # What they are tells them apart, not how it is written.
+    # Candidates are equal if their options are, however they are written.
     same = [(each.attention, dict(each.options), each.others) for each in others]
     if twice := {each.name for each, what in zip(others, same, strict=True) if same.count(what) > 1}:
         raise PlanError(f"{', '.join(sorted(twice))} is a candidate twice; name each once")
@@ -223,7 +225,7 @@ def _loads(asked: Asked, context: int) -> list[Load]:
         if asked.concurrency:
             raise PlanError("--rate and --concurrency are two kinds of load; give one of them")
         if not 0 < asked.rate < math.inf:
-            raise PlanError(f"--rate {asked.rate:g} is no load; give sessions per second above 0")
+            raise PlanError(f"--rate {asked.rate:g} is not a load; give sessions per second above 0")
         return [Load(context, output, 0, asked.rate, requests=8)]
     loads = []
     for users in dict.fromkeys(asked.concurrency or (1,)):
@@ -231,8 +233,8 @@ def _loads(asked: Asked, context: int) -> list[Load]:
             raise PlanError(f"{users} users can't be measured; give --concurrency 1 or more")
         new = Load(context, output, users, requests=users)
         cached = replace(new, cached=True)
-        alone = [cached, new] if asked.preset.prefill else [cached]
-        loads += alone if users == 1 else [new]
+        single_user = [cached, new] if asked.preset.prefill else [cached]
+        loads += single_user if users == 1 else [new]
     return loads
 
 

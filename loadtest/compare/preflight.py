@@ -1,4 +1,4 @@
-"""What only a server of the model can tell, asked before anything is measured: refusals come at once."""
+"""Facts that only a server of the model knows, asked before anything is measured: refusals come at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPARE = 4
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What full attention's server told.
+    """Facts from full attention's server.
 
     Attributes:
         plan: completed with ``chat`` and ``kv_memory``.
@@ -123,7 +123,7 @@ def _look(plan: Plan, material: Material, client: Client, pid: int, start: float
         kv_each,
         at_once,
         needs(plan, pace, evaluator, groups(plan.candidates, max(2, at_once))),
-        # A probe on a busy machine is slow, and a unit that seems too dear is left out for good.
+        # A probe on a busy machine is slow, and a unit that seems too expensive is never measured.
         max(FIRST_RATE, pace.rate(longest)),
     )
 

@@ -1,4 +1,4 @@
-"""What a comparison measures where nothing else is asked for."""
+"""Presets: named sets of candidates, contexts, tasks and budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Preset:
         seconds: budget.
         chat: questions are asked through the chat template; ``None``: where the model has one.
         prefill: one user's load has cells with new prompts too, not only with prompts in the prefix cache.
-        fixed: candidates, contexts, tasks and load can't be changed: something is held against their figures.
+        fixed: candidates, contexts, tasks and load can't be changed: known figures exist only for them.
     """
 
     name: str
@@ -65,9 +65,9 @@ WHOLE = Preset(
     tuple(TASKS),
     2 * 3600.0,
 )
-"""Of the three budgets of top-k the middle one has its oracle, which tells the price of the budget from that
-of the selection. An oracle looks at every key, so that it is slow, and each more would take time from all;
-that of another budget is named as a ``--candidate``."""
+"""The middle one of top-k's three budgets has its oracle, which separates the loss of the budget from that of
+the selection. An oracle reads every key, so it is slow, and each further one would take time from all; one of
+another budget can be given as a ``--candidate``."""
 
 SINKS = window(508, 4)
 BARE = replace(window(508, 0), name="window 508, no sinks")

@@ -33,7 +33,7 @@ _ADDED = {
     Verdict: ("effective_least", "effective_most"),
 }
 
-# What is in the fields that are plain objects.
+# Entries of the fields that are plain objects.
 _OBJECTS = {
     "machine": {
         "cpu": ("string", "Name of the processor."),
@@ -53,7 +53,7 @@ _OBJECTS = {
     },
 }
 _RUNNING = {
-    "kernel": ("string", "What computes attention."),
+    "kernel": ("string", "The kernel that computes attention."),
     "reason": ("string", "Why this kernel."),
     "options": ("object", "The backend's options in force, texts by name."),
 }

@@ -1,4 +1,4 @@
-"""What a selection loses by choosing badly, and what by choosing few: told apart by the oracle."""
+"""A selection's losses from poor ranking and from a small budget, told apart by the oracle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadtest.measuring.types import length_label
 
 
 def selectors(comparison: Comparison, verdicts: Sequence[Verdict]) -> list[str]:
-    """For each top-k candidate that the oracle was measured with at the same budget: whose loss it is.
+    """Whether the budget or the selection loses, for each top-k candidate with an oracle of the same budget.
 
     The loss of the truly best tokens is the budget's; the rest is the selector's.
     """

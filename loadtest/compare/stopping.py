@@ -1,4 +1,4 @@
-"""When more samples would not change a verdict, nor more rounds what is said of speed."""
+"""When more samples would not change a verdict, and more rounds not the finding on speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STRICTER = 50
 """How many times rarer an error has to be for a run to stop on an outcome than for a verdict.
 
 A run that looks after each new sample and stops at the first certain look is wrong more often than the
-confidence says. Looks that may end it early are therefore held to a far stricter level, 0.001 where the
+confidence says. Looks that may end it early therefore have a far stricter level, 0.001 where the
 verdict's is 0.05, which leaves the last look about as it is (Haybittle: Repeated assessment of results in
 clinical trials of cancer treatment, 1971; Peto et al.: Design and analysis of randomized clinical trials,
 1976). With a loss on the margin itself and a look after each of the samples 6 to 120, simulated runs ended
@@ -26,10 +26,10 @@ with a verdict at most 1.4 times as often as one look at the end would have, for
 """
 
 LEAST_CONFIDENCE = 0.5
-"""Below it an outcome is a guess, and there is nothing to stop for."""
+"""Least confidence: below it an outcome is a guess, and there is nothing to stop for."""
 
 MOST_CONFIDENCE = 0.999
-"""Beyond it the rule was not tried: errors are too rare to be counted in simulated runs."""
+"""Largest confidence: beyond it errors are too rare to be counted in simulated runs."""
 
 
 def widening(confidence: float, freedom: int) -> float:
@@ -61,8 +61,8 @@ def is_firm(test: Evidence, confidence: float = 0.95) -> bool:
 def open_tests(verdict: Verdict, confidence: float = 0.95) -> frozenset[tuple[str, int]]:
     """Measure and length of the tests of a variant on which more samples should still be spent.
 
-    A variant with one loss that is firmly beyond its margin needs none, nor has one whose deciding tests
-    are all firmly within theirs, nor one whose open tests no samples would settle. Measures are those of
+    There are none for a variant with a loss firmly beyond its margin, for one whose deciding tests are all
+    firmly within theirs, and for one whose open tests no samples would settle. Measures are those of
     ``Evidence``, single tasks among ``tasks``.
 
     Args:
@@ -84,7 +84,7 @@ def _is_hopeless(test: Evidence) -> bool:
 
 
 def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> bool:
-    """More rounds of a load would tell nothing that matters of any variant.
+    """More rounds of a load would not change the finding on any variant.
 
     Equal work can't be told apart, and need not; but it too takes as many rounds as an interval does, else
     it has no figures, nor has full attention, and whether the machine is quiet is not known.
@@ -108,12 +108,12 @@ def speeds_settled(comparison: Comparison, load: Load, alive: Sequence[str]) -> 
 
 
 def _claimed(comparison: Comparison, load: Load) -> str:
-    """The figure that is said of a load: where one user's decoding has a load of its own, what is left.
+    """The figure that a load's rounds are for: TTFT where one user's decoding has a load of its own.
 
     Time per token is told by the prompts in the prefix cache then, and new ones are only there for the time
     to the first.
     """
-    alone = load.concurrency == 1 and not load.rate
-    if alone and not load.cached and load != operators_load(comparison, load.context):
+    single_user = load.concurrency == 1 and not load.rate
+    if single_user and not load.cached and load != operators_load(comparison, load.context):
         return "ttft"
     return deciding_figure(load)

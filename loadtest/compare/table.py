@@ -33,7 +33,7 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     """Figures by context, what each variant brings and costs, and what to deploy.
 
     Below each figure stands its interval; a legend says what the heads mean. Outcomes, which are of a variant
-    at all contexts together, stand in the last grid alone.
+    at all contexts together, stand only in the last grid.
 
     Args:
         comparison: with the rows.
@@ -77,7 +77,7 @@ def _heading(comparison: Comparison) -> Text:
 
 
 def _legend(comparison: Comparison) -> Text:
-    """What the grids' heads mean."""
+    """The meaning of the grids' heads."""
     loads = [load for context in comparison.plan.contexts if (load := operators_load(comparison, context))]
     words = {
         "tpot": "TPOT: time per output token",
@@ -165,8 +165,8 @@ def _speeds(load: Load | None) -> list[str]:
     if load is None:
         return ["tpot"]
     first = deciding_figure(load)
-    alone = load.concurrency == 1 and not load.rate
-    return [first] if alone else [first, *(name for name in _HEADS if name != first)]
+    single_user = load.concurrency == 1 and not load.rate
+    return [first] if single_user else [first, *(name for name in _HEADS if name != first)]
 
 
 def _speed(gains: Sequence[Gain], load: Load | None, names: Sequence[str], *, paired: bool) -> list[Text]:

@@ -1,4 +1,4 @@
-"""Whether later questions about a context lose what the first does not: keys were thrown away for it."""
+"""Whether later questions about a context lose more than the first: keys that they need were evicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A comparison of attention variants: what is asked, what was measured, what follows."""
+"""A comparison of attention variants: plan, measurements and judgment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Margins:
     """How much worse than full attention a variant may be and still be called safe.
 
     Attributes:
-        perplexity: of the text, as a share: 0.05 allows 1.05 times full's. Quantization to 4 bits, which
-            people deploy without a second thought, costs about as much.
+        perplexity: of the text, as a share: 0.05 allows 1.05 times full's. Quantization to 4 bits, which is
+            deployed routinely, costs about as much.
         score: of the tasks, in points of 1: 0.05 allows 5 of 100 answers fewer.
         logprob: of right answers, nats per token, where a task's answers fail under full attention too.
         agreement: share of greedy tokens of the user's prompts that may differ from full's.
@@ -38,10 +38,10 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. Two runs of one plan on one model can be joined.
+    """The plan of a comparison. Two runs of one plan on one model can be joined.
 
     Attributes:
-        candidates: the first is full attention, which the others are held against.
+        candidates: the first is full attention, which the others are compared with.
         contexts: lengths in tokens, ascending.
         loads: of the cells; the first of each context is the operator's own.
         tasks: names of ``loadtest.tasks``.
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def full(self) -> str:
-        """Name of full attention, which the others are held against."""
+        """Name of full attention, which the others are compared with."""
         return self.candidates[0].name
 
     def candidate(self, name: str) -> Deployment:
@@ -84,13 +84,13 @@ class Plan:
         return next(one for one in self.candidates if one.name == name)
 
     def command(self, name: str) -> str:
-        """What to type to serve a candidate as it was measured, the model and all arguments with it."""
+        """The command that serves a candidate as it was measured, with the model and all arguments."""
         return shlex.join(["longspan", "serve", *self.arguments, *self.candidate(name).arguments])
 
 
 @dataclass(slots=True)
 class Comparison:
-    """A comparison, whole or in the making.
+    """A comparison, complete or under way.
 
     Attributes:
         plan: what is measured.
@@ -126,7 +126,7 @@ class Comparison:
 
 
 class Outcome(enum.StrEnum):
-    """Of a test of non-inferiority."""
+    """The outcome of a test of non-inferiority."""
 
     SAFE = "safe"
     UNSAFE = "not safe"
@@ -154,7 +154,7 @@ class Evidence:
         where: in words where it loses, like "at depth 0.1 and 0.3: 0 of 8 found where full finds 8".
         note: why it can't tell, or what to know of it; empty for nothing.
         contexts: that the samples of ``loss`` come from; samples of one context depend on one another.
-        turns: what the first and the later questions about a context lose; ``None`` where it has only one.
+        turns: losses of the first and of the later questions about a context; ``None`` where it has only one.
     """
 
     deployment: str
@@ -222,7 +222,7 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the evidence says of one variant.
+    """The verdict on one variant.
 
     Attributes:
         deployment: its name.
@@ -254,7 +254,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What to deploy.
+    """The recommendation.
 
     Attributes:
         winner: name of the deployment; empty where nothing can be said.

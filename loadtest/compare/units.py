@@ -1,4 +1,4 @@
-"""What is evaluated, in steps that are small enough to go between rounds of speed."""
+"""Units of the evaluation: steps that are small enough to go between rounds of speed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Unit:
 
     @property
     def label(self) -> str:
-        """What it is, in a few words."""
+        """A description in a few words."""
         if self.kind == "answers" and self.task == OWN:
             return f"your own questions, context {self.index + 1}"
         at = length_label(self.length)
@@ -56,13 +56,13 @@ class Unit:
 
 @dataclass(slots=True)
 class Rows:
-    """What a unit gave.
+    """The results of a unit.
 
     Attributes:
         answers: rows of questions.
         text: rows of blocks.
         memory: rows of the KV cache.
-        failed: candidates whose server has gone meanwhile, by name: why.
+        failed: candidates whose server has ended meanwhile, by name: why.
     """
 
     answers: list[Answer] = field(default_factory=list)

@@ -40,7 +40,7 @@ _DECIDING = (
     ("score", "own"),
     ("agreement", "own"),
 )
-# What agreement measures: after the first difference two models continue two texts.
+# Agreement measures the share before the first difference: after it two models continue two texts.
 _AFTER = "the answers to your questions comes after their first difference from full's"
 _SAMPLES = {
     "perplexity": "block{} of text",
@@ -51,7 +51,7 @@ _SAMPLES = {
 
 
 def verdict(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
-    """What a variant loses, brings and costs."""
+    """A sentence on a variant's losses, gains and costs."""
     name = judged.deployment
     if name in comparison.failed:
         return f"{name} failed while it was measured: {ended(comparison.failed[name])}"
@@ -68,7 +68,7 @@ def verdict(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
 
 
 def claimed(comparison: Comparison, gains: Iterable[Gain], context: int) -> list[Gain]:
-    """What differs for certain from full attention at a context: the load's figure, TTFT, KV cache.
+    """Certain differences from full attention at a context: the load's figure, TTFT, KV cache.
 
     Of speeds only what is worth a change by ``Margins.speed``: with many variants some smaller difference
     looks certain by chance. On a machine that is too busy none.
@@ -89,7 +89,7 @@ def matters(comparison: Comparison, gain: Gain) -> bool:
 
 
 def gain_words(gain: Gain, against: str = "") -> str:
-    """What it brings or costs, as something that the variant does.
+    """A gain or a cost as a verb phrase.
 
     Args:
         gain: a difference from full attention.
@@ -130,7 +130,7 @@ def quality(tests: Iterable[Evidence]) -> str:
 
 
 def unseen(tests: Iterable[Evidence], confidence: float) -> str:
-    """What losses could have been missed for lack of contexts; empty where no test decides.
+    """Losses that too few contexts could have missed; empty where no test decides.
 
     Of k contexts none has a loss that strikes a share s of all contexts with chance (1 - s)^k.
 
@@ -149,7 +149,7 @@ def unseen(tests: Iterable[Evidence], confidence: float) -> str:
 
 
 def test_words(test: Evidence) -> str:
-    """What one test found, with its interval and margin."""
+    """The finding of one test, with its interval and margin."""
     at, write, loss = _at(test), amount(test.unit), test.loss
     if not loss.count:
         return f"{_subject(test)}{at}: {PENDING}"
@@ -205,14 +205,14 @@ def _reasons(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
 
 
 def _worst(tests: Iterable[Evidence]) -> list[Evidence]:
-    """The most telling of what is beyond its margin: together before single, then by how far beyond."""
+    """Tests beyond their margins, the most telling first: all tasks before single ones, then by excess."""
     beyond = [test for test in tests if test.outcome is Outcome.UNSAFE]
     together = [test for test in beyond if not test.measure.startswith("task:")]
     return sorted(together or beyond, key=lambda test: -test.loss.low / test.margin)[:_NAMED]
 
 
 def _broken(judged: Verdict, test: Evidence) -> str:
-    """A loss; where there can be none, with what that means."""
+    """A loss; where there can be none, also that it is a fault."""
     if judged.exact:
         return f"{test_words(test)}, though it computes full attention: this is a fault, please report it"
     if test.note == EQUAL:
@@ -249,7 +249,7 @@ def _at_most(test: Evidence) -> str:
 
 
 def settling(tests: Sequence[Evidence], seconds: float) -> str:
-    """What would settle all tests: so many minutes, if samples come as fast as they did, and own questions.
+    """The cost of settling all tests: minutes, if samples come as fast as before, and own questions.
 
     Minutes bring no more of the operator's own questions, and no more text than there is.
 

@@ -1,11 +1,11 @@
 """The engine called directly, without server process, link and gRPC.
 
-The rest of the load test knows the public API alone. This package is the exception, for two things that the
+The rest of the load test knows only the public API. This package is the exception, for two things that the
 API cannot give: what a step costs at a context that would take hours to compute, and what of a served figure
 is the engine's own.
 
 A long context is not computed but *placed*: a sequence gets its pages from the KV manager, step by step as if
-it were computed, so that pages are let go as the pattern says, and the pages that it is left with are copies
+it were computed, so that pages are evicted as the pattern says, and the pages that remain are copies
 of pages that the model itself made of a short prompt, summaries included. From there on everything is real:
 the scheduler admits the sequence, and every timed step is ``EngineCore.step``.
 """
@@ -77,14 +77,14 @@ def open_engine(settings: Settings, folder: Path) -> DirectEngine:
     """An engine in this process, as ``longspan serve`` would build it, but without a prefix cache.
 
     Args:
-        settings: as the server takes them; ``prefix_cache`` counts as off, since placed pages hold what their
-            tokens would not give.
+        settings: as the server takes them; ``prefix_cache`` counts as off, since placed pages hold other keys
+            and values than their tokens give.
         folder: the model, a Hugging Face folder.
 
     Raises:
         server.errors.RefusedError: the model, the settings and the machine don't go together.
     """
-    # A step is what it is told to be: no chunk or thread less because a step before took long.
+    # A step has exactly the given size: no smaller chunk and no thread fewer after a slow step.
     running = Sizes.of(settings, chosen_device(settings)).max_running
     fixed = {"prefix_cache": False, "prompt_step_ms": 0.0, "max_prefills": running}
     core, ready = build_engine(settings.model_copy(update=fixed), folder, lambda stage, fraction: None)

@@ -10,7 +10,7 @@ from server.settings import Settings
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
-    """What ``longspan serve`` would be told by these arguments, the environment and its file.
+    """The settings of ``longspan serve`` from these arguments, the environment and its file.
 
     Raises:
         ValueError: it would refuse them; it has said why on standard error.

@@ -1,4 +1,4 @@
-"""Pages that a model made of a short prompt, to be copied into sequences that nobody computed."""
+"""Pages that a model computed for a short prompt, to be copied into sequences that are only placed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Template:
                 if not core.kv.extend(sequence, count):
                     raise RuntimeError("pages are short although there was room")
                 core.runner.run([Scheduled(sequence, count)])
-                sequence.computed += count  # not KVManager.advance: no page is let go before it is copied
+                sequence.computed += count  # not KVManager.advance: no page is freed before it is copied
             pages = torch.tensor(sequence.pages, device=self._device)
             for index, layer in self._cache.layers.items():
                 self._layers[index] = [None if tensor is None else tensor[pages] for tensor in layer]
@@ -52,12 +52,12 @@ class Template:
         """Gives every page of a sequence the content of one of these.
 
         The first page gets that of the first, since keys and values at a sequence's begin are unlike all
-        others. The other pages come in any order, lest a choice by content find them in regular places, and
-        their keys a little shortened, lest it find equals: no two pages of a text are.
+        others. The other pages come in random order, so that a selection by content finds no regularity, and
+        their keys slightly scaled down, so that it finds no equal pages: no two pages of a text are.
 
         Args:
-            pages: of the sequence, in order; 0 where the pattern has let one go.
-            rng: chooses.
+            pages: of the sequence, in order; 0 where the pattern has evicted one.
+            rng: draws which.
         """
         copied = [(page, rng.randrange(self._pages) if at else 0) for at, page in enumerate(pages) if page]
         if not copied:
@@ -72,7 +72,7 @@ class Template:
             put(layer.values, places, taken(values, sources))
             if layer.summary is not None and summary is not None:
                 found = taken(summary, sources)
-                # What is in numbers is of the keys' size; buckets and the like go by direction.
+                # Float summaries scale with the keys; buckets and the like depend only on direction.
                 put(
                     layer.summary,
                     places,

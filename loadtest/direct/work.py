@@ -2,7 +2,7 @@
 
 A part may bring its process down (memory that is not there, a fault on the GPU) or not end; then the process
 is ended with all that it started, and the next part gets a new one. The process and its descendants form a
-group that goes when this process does, however that ends.
+group that ends when this process does, however that ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Load = Callable[[], Mapping[str, Part]]
 
 @dataclass(slots=True)
 class Findings:
-    """What the parts told.
+    """The results of the parts.
 
     Attributes:
         figures: numbers by name.
@@ -64,7 +64,7 @@ def run(
         parts: names, each with the seconds that it is expected to take. One that would not end in time is
             left out.
         arguments: of every part.
-        end: monotonic time at which whatever still runs is ended.
+        end: monotonic time at which a part that still runs is ended.
         needed: parts without which those after them make no sense.
         apart: parts that get a process of their own.
         say: told the part that begins.
@@ -152,7 +152,7 @@ class Worker:
         return NO_TIME
 
     def end(self, at_once: bool = False) -> None:
-        """Ends the process and whatever it started; ``at_once`` where it would not end by itself."""
+        """Ends the process and all that it started; ``at_once`` where it would not end by itself."""
         self._connection.close()
         self._process.join(0 if at_once else _GRACE_SECONDS)
         if self._process.exitcode is None:
@@ -172,10 +172,10 @@ class Worker:
 def _serve(connection: Connection, load: Load, arguments: tuple[Any, ...]) -> None:
     """The process, from inside: runs the parts that it is told to, until its parent closes the connection."""
     os.setsid()
-    os.dup2(2, 1)  # what libraries print does not belong to the result
+    os.dup2(2, 1)  # output of libraries does not belong to the result
     threading.Thread(target=_follow_parent, daemon=True).start()
     parts = load()
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent has ended
         while True:
             part, more = connection.recv()
             try:

@@ -38,7 +38,7 @@ def prepare(client: Client, samples: Sequence[Sample], *, chat: bool = False) ->
         chat: through the model's chat template; see ``prompts.prompt``.
 
     Raises:
-        longspan.UnavailableError: the server has gone.
+        longspan.UnavailableError: the server has ended.
     """
     return at_once([functools.partial(prompt, client, each, chat=chat) for each in samples])
 
@@ -51,9 +51,9 @@ def ask(
 ) -> list[Asked]:
     """Answers to all questions about one context, greedy, and how likely the right ones are.
 
-    The first request goes alone and computes the context; the others find it in the prefix cache. That a
-    pattern which throws keys away has them then no more than in a conversation is what SCBench (Li et al.
-    2024) measures. A right answer is forced after the prompt, token by token, so that each is decoded as the
+    The first request is sent by itself and computes the context; the others find it in the prefix cache. A
+    pattern that evicted keys lacks them for later questions, as in a conversation: SCBench (Li et al. 2024)
+    measures this. A right answer is forced after the prompt, token by token, so that each is decoded as the
     deployment decodes; only its first token follows from the prompt itself, like that of any answer.
 
     Args:
@@ -66,7 +66,7 @@ def ask(
         One for each sample; a question that the server refuses has its sentence as ``error``.
 
     Raises:
-        longspan.UnavailableError: the server has gone.
+        longspan.UnavailableError: the server has ended.
     """
     # Targets first: they are short, so the others wait for little but the context.
     calls: list[Callable[[], Generation]] = [

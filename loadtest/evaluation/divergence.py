@@ -10,7 +10,7 @@ from loadtest.evaluation.text import Decoded, Slice
 from loadtest.evaluation.types import TextBlock
 from longspan import LongspanError
 
-# Probabilities come as 32-bit floats: what is left of 1 after 20 of them is no better known than this.
+# Probabilities come as 32-bit floats: the rest of 1 after 20 of them is known no better than this.
 _LEAST = 1e-6
 
 
@@ -77,5 +77,5 @@ def _divergence(full: dict[int, float], own: dict[int, float]) -> float:
     known = math.fsum(math.exp(full[token]) * (full[token] - own[token]) for token in shared)
     rest = max(_LEAST, 1 - math.fsum(math.exp(full[token]) for token in shared))
     own_rest = max(_LEAST, 1 - math.fsum(math.exp(own[token]) for token in shared))
-    # Rounding can leave a hair below 0, which no divergence is.
+    # Rounding can give a value slightly below 0, and a divergence is not negative.
     return max(0.0, known + rest * math.log(rest / own_rest))

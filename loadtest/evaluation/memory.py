@@ -1,4 +1,4 @@
-"""What the KV cache of one sequence takes, and how many such sequences fit."""
+"""The size of one sequence's KV cache, and how many such sequences fit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from loadtest.evaluation.types import Memory
 from longspan import Client, DeadlineError, LongspanError, UnavailableError
 
 _ATTEMPTS = 3
-_PAGES = 2  # that the output goes through, so that every offset in a page is met
+_PAGES = 2  # that the output goes through, so that every offset in a page occurs
 
 
 def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int = 0) -> Memory:
     """Continues a sequence and watches the pages that it holds.
 
-    Pages that the prompt takes while it is computed don't count: a pattern that frees pages has let them go
+    Pages that the prompt takes while it is computed don't count: a pattern that frees pages has freed them
     when the first token comes.
 
     Args:
@@ -29,7 +29,7 @@ def memory(client: Client, deployment: str, ids: Sequence[int], kv_memory: int =
 
     Raises:
         ValueError: there are too few tokens.
-        longspan.UnavailableError: the server has gone.
+        longspan.UnavailableError: the server has ended.
     """
     try:
         load = client.server_info().load

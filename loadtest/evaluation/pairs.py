@@ -1,4 +1,4 @@
-"""Rows of two deployments side by side: what one of them could not answer counts for neither."""
+"""Rows of two deployments side by side: a question that one could not answer counts for neither."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AnswerKey(NamedTuple):
 
     @property
     def context(self) -> tuple[str, int, int]:
-        """What questions about one context have in common."""
+        """The key that questions about one context share."""
         return self.task, self.length, self.number
 
 
@@ -34,7 +34,7 @@ class AnswerPair(NamedTuple):
 
     @property
     def context(self) -> tuple[str, int, int]:
-        """The same for questions about one context, whose answers depend on one another."""
+        """The key that questions about one context share; their answers depend on one another."""
         return answer_key(self.full).context
 
 

@@ -10,7 +10,7 @@ from longspan import Client
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is sent for one sample.
+    """The token ids sent for one sample.
 
     Attributes:
         ids: of context, question and what the answer begins with.
@@ -39,7 +39,7 @@ def prompt(client: Client, sample: Sample, *, chat: bool) -> Prompt:
     """
     asked = sample.context + sample.question
     if chat or sample.messages:
-        # Ends with what the template writes before an answer: the server renders it for that.
+        # Ends with the template's opening of an answer: the server renders it so.
         messages = sample.messages or [("user", asked)]
         rendered = client.tokenize(messages, special_tokens_as_text=True).token_ids
         ids = (*rendered, *plain(client, sample.answer_prefix))
@@ -52,7 +52,8 @@ def continuation(client: Client, before: str, text: str) -> tuple[int, ...]:
     """Token ids of ``text`` as a model would write it after ``before``.
 
     Some tokenizers put a space before any text, so ``text`` is tokenized behind ``before`` and that is taken
-    off. Where a token would span both, which no model can write any longer, ``text`` is tokenized alone.
+    off. Where a token would span both, which a model can't generate at that point, ``text`` is tokenized by
+    itself.
     """
     if not text:
         return ()

@@ -20,8 +20,8 @@ def at_once(calls: Sequence[Callable[[], Result]]) -> list[Result | LongspanErro
         calls: each makes a request and waits for it.
 
     Raises:
-        UnavailableError: the server has gone; the calls that are left are not made.
-        DeadlineError: it hangs; the same.
+        UnavailableError: the server has ended; the calls that are left are not made.
+        DeadlineError: it hangs; likewise.
     """
     pool = ThreadPoolExecutor(_MOST)
     try:

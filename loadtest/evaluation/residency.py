@@ -14,7 +14,7 @@ def pages_held(client: Client, ids: Sequence[int], output_tokens: int) -> int:
     Args:
         client: of a server that does nothing else.
         ids: token ids of the prompt; pages are counted from the second output token on, when the last of
-            the prompt's have been let go.
+            the prompt's have been freed.
         output_tokens: to generate; more than 2, and more than a page holds, so that every offset in a page is
             met.
 

@@ -1,4 +1,4 @@
-"""Decodes a text as a deployment would, had it chosen the text's tokens itself.
+"""Decodes a text as a deployment would, had it sampled the text's tokens itself.
 
 A prompt's tokens are computed in one go, which a pattern may leave exact (top-k does): only decoding shows
 what it costs. So the text's tokens are forced on the server one by one, in blocks at different places.
@@ -62,7 +62,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a deployment makes of a block's tokens.
+    """A deployment's log probabilities of a block's tokens.
 
     Attributes:
         logprobs: natural log probability of each token.
@@ -83,7 +83,7 @@ def tokens(client: Client, text: str, most: int) -> Tokens:
     Args:
         client: of any server of the model.
         text: cut at ends of lines into pieces that are tokenized apart.
-        most: tokens that are of use.
+        most: tokens that are needed.
     """
     ids: list[int] = []
     start = 0
@@ -138,9 +138,9 @@ def slices(text: Tokens, length: int, seed: int, block_tokens: int = BLOCK_TOKEN
 def decode_slice(client: Client, part: Slice, top: int) -> list[Decoded | LongspanError]:
     """Decodes the blocks of a slice under the attention that the server serves.
 
-    The longest prompt goes first and alone; those of the other blocks begin like it, so that they are in the
-    prefix cache but for a page. With a window that is so too: a prompt needs only the pages that its next
-    token sees, and those that a longer prompt let go stay cached while there is room.
+    The longest prompt is sent first, by itself; those of the other blocks are its beginnings, so that the
+    prefix cache has them but for a page. This holds with a window too: a prompt needs only the pages that its
+    next token sees, and those that a longer prompt freed stay cached while there is room.
 
     Args:
         client: of the server.
@@ -151,7 +151,7 @@ def decode_slice(client: Client, part: Slice, top: int) -> list[Decoded | Longsp
         One for each block, in the order of ``part.starts``; the server's error where it refuses one.
 
     Raises:
-        longspan.UnavailableError: the server has gone.
+        longspan.UnavailableError: the server has ended.
     """
     longest = part.ids[: part.starts[-1] - 1]
     (computed,) = at_once([lambda: client.generate(longest, max_tokens=1, **GREEDY)])

@@ -1,4 +1,4 @@
-"""What was measured of quality: rows per question and per block of text. Nothing here measures."""
+"""Measurements of quality: rows per question and per block of text. Nothing here measures."""
 
 from __future__ import annotations
 

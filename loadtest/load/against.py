@@ -12,7 +12,7 @@ from loadtest.measuring.types import Interval
 
 
 class Finding(enum.StrEnum):
-    """What can be said of a change."""
+    """The finding on a change."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -57,7 +57,7 @@ def changes(before: Result, after: Result) -> list[Change]:
 
 
 def only_in_one(before: Result, after: Result) -> list[str]:
-    """Labels of the rows that have nothing to be compared with, those of ``after`` first."""
+    """Labels of rows that only one result has, those of ``after`` first."""
     ours, theirs = (dict.fromkeys(run.label for run in result.runs) for result in (after, before))
     return [label for label in (*ours, *theirs) if label not in ours or label not in theirs]
 

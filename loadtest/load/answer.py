@@ -1,4 +1,4 @@
-"""What one streamed answer of an OpenAI-compatible server brings, message by message."""
+"""One streamed answer of an OpenAI-compatible server, message by message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 MOST_WORDS = 300
-"""Letters of what a server says that are told."""
+"""Letters of a server's error that are kept."""
 
 
 class FailedError(Exception):
@@ -23,7 +23,7 @@ class FailedError(Exception):
 
 
 class Answer:
-    """What one stream has brought so far.
+    """The content of one stream so far.
 
     Attributes:
         parts: texts, one per message that had any.
@@ -47,9 +47,9 @@ class Answer:
         try:
             message = json.loads(data)
         except ValueError as error:
-            raise FailedError("MALFORMED", f"a message is no JSON ({error}): {data[:80]!r}") from error
+            raise FailedError("MALFORMED", f"a message is not JSON ({error}): {data[:80]!r}") from error
         if not isinstance(message, dict):
-            raise FailedError("MALFORMED", f"a message is no JSON object: {data[:80]!r}")
+            raise FailedError("MALFORMED", f"a message is not a JSON object: {data[:80]!r}")
         if message.get("error"):
             raise FailedError("STREAM_ERROR", f"the endpoint says midway: {words(message)}")
         if isinstance(message.get("usage"), dict):
@@ -86,7 +86,7 @@ class Answer:
 
 
 def words(message: Any) -> str:
-    """What an error object says."""
+    """The sentence of an error object."""
     error = message.get("error", message) if isinstance(message, dict) else message
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or json.dumps(error)

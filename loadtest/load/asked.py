@@ -54,7 +54,7 @@ def endpoint(
         raise OptionError(f"--endpoint is {url!r}; give an address like http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise OptionError(
-            "--endpoint is an address alone, and is kept in the document; give a key by --endpoint-key-env"
+            "--endpoint is only an address, and is kept in the document; give a key by --endpoint-key-env"
         )
     if not model:
         raise OptionError("--endpoint needs --endpoint-model, the name that its requests give")
@@ -71,7 +71,7 @@ def endpoint(
         try:
             fields = json.loads(extra)
         except ValueError as error:
-            raise OptionError(f"--endpoint-extra is no JSON ({error})") from error
+            raise OptionError(f"--endpoint-extra is not JSON ({error})") from error
         if not isinstance(fields, dict):
             raise OptionError("--endpoint-extra is a JSON object, like '{\"ignore_eos\": true}'")
     key = os.environ.get(key_env) if key_env is not None else ""

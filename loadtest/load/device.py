@@ -21,7 +21,7 @@ _SECONDS = "longspan_engine_step_duration_seconds_sum"
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """Of one run, by the server's own count; NaN where it was not measured.
+    """A run's use of the device by the server's own count; NaN where it was not measured.
 
     Attributes:
         name: the device, as the server calls it.
@@ -51,7 +51,7 @@ class DeviceUse:
 
 
 def device_use(name: str, scrapes: Sequence[Samples]) -> DeviceUse:
-    """What a run made of the device.
+    """A run's use of the device.
 
     Shares are of the time in which the engine computed, not of the run's wall time: they tell how well it
     computed, not whether the load kept it busy.

@@ -1,4 +1,4 @@
-"""From what the user asks for to what draws the sessions of a run."""
+"""From the user's workload options to a function that draws the sessions of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loadtest.load.workloads import WORKLOADS, Shape, WorkloadError, from_file
 from longspan import Client
 
 Draw = Callable[[int, int], list[Session]]
-"""So many sessions from a seed."""
+"""Draws a number of sessions from a seed."""
 
 _CONVERSATIONS = "multi-turn"
 _SHARING = frozenset({"shared-prefix", _CONVERSATIONS})
@@ -33,7 +33,7 @@ class Wanted:
         output_tokens: of an output, or the most; ``None`` for 128, or the answers' own in a ShareGPT file.
         groups: prefixes of ``shared-prefix``.
         prefix_tokens: of each.
-        turns: questions of a conversation; ``None`` for 4, or in a ShareGPT file the first alone.
+        turns: questions of a conversation; ``None`` for 4, or in a ShareGPT file only the first.
         most_prompt_tokens: of a ShareGPT file's prompts.
         most_total_tokens: of its prompts and outputs together.
     """
@@ -50,7 +50,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of the models that are measured.
+    """Facts about the models that are measured.
 
     Attributes:
         vocabulary: token ids that all of them have are below this; 0 if it is not known.
@@ -64,7 +64,7 @@ class Known:
 
 
 def known(client: Client | None, endpoint: Endpoint | None, context: int = 0, vocabulary: int = 0) -> Known:
-    """What both targets have in common.
+    """The facts that hold for both targets.
 
     Args:
         client: of Longspan's server; ``None`` if it is not measured. It must stay open while sessions are

@@ -17,7 +17,7 @@ from loadtest.load.worker import Assignment, Progress, Report
 from loadtest.measuring.arrivals import arrival_times
 from loadtest.measuring.records import Record
 
-# Between the last worker's word that it is ready and the first request.
+# Between the last worker's "ready" and the first request.
 _RUN_UP_SECONDS = 0.1
 _READY_SECONDS = 60.0
 # How long workers may take to cancel their streams and report, once they are told to stop.
@@ -29,7 +29,7 @@ class WorkerDiedError(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """What a run brought.
+    """The outcome of a run.
 
     Attributes:
         records: in the order in which requests were sent.
@@ -71,7 +71,7 @@ def run(
         listener: told the counts of all workers together, a few times a second.
 
     Raises:
-        WorkerDiedError: a client process failed, since no server answers, say.
+        WorkerDiedError: a client process failed, for example because no server answers.
     """
     parts = _split(target, sessions, load, workers, seed, most_seconds, patience)
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork

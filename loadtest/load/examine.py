@@ -1,4 +1,4 @@
-"""Asks an endpoint before it is measured, so that what can be refused is refused at once."""
+"""Asks an endpoint before it is measured, so that refusals come at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOKENS = 4
 
 
 class Told(NamedTuple):
-    """What an endpoint's list of models tells of one; 0 where it does not.
+    """Facts about a model from an endpoint's list of models; 0 where it lacks them.
 
     Attributes:
         context: most tokens of prompt and output.
@@ -30,7 +30,7 @@ class Told(NamedTuple):
 
 
 def told(endpoint: Endpoint) -> Told:
-    """What the endpoint's list of models tells of its model.
+    """Facts about the endpoint's model from its list of models.
 
     Raises:
         EndpointError: no server answers, or its list lacks the model.

@@ -66,7 +66,7 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
             one_pass(found, own, 0, plan.repeats, observe)
             if isinstance(plan.loads, Sweep):
                 name = plan.measured[0].name
-                plan.loads.learn([run for run in found.runs[first:] if run.target == name][-1].summary)
+                plan.loads.add([run for run in found.runs[first:] if run.target == name][-1].summary)
         for repeat in range(1, plan.repeats):
             one_pass(found, cells, repeat, plan.repeats, observe)
     return found
@@ -74,7 +74,7 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
 
 @contextmanager
 def kept(found: Result) -> Iterator[None]:
-    """What ends the block before all was measured is said in ``found.ended``, and leaves the runs there.
+    """Puts the reason of an early end of the block into ``found.ended``, and keeps the runs.
 
     Raises:
         reconcile.ScrapeError: there is no run yet, and the server's metrics can't be read.
@@ -113,7 +113,7 @@ def describe(plan: Plan) -> Result:
         runs=[],
         peers={target.name: target.described() for target in plan.measured if isinstance(target, Endpoint)},
     )
-    if plan.alone:
+    if plan.endpoint_only:
         return found
     with Client(plan.host, plan.port, timeout=30) as client:
         model, info = client.model_info(), client.server_info()

@@ -12,14 +12,14 @@ from loadtest.measuring.records import Record
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of ``ordered`` (ascending) that at least ``share`` of them do not exceed; NaN if none."""
+    """The smallest of ascending ``ordered`` with at least ``share`` of them at or below it; NaN if empty."""
     if not ordered:
         return math.nan
     return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-"""The percentiles that are told, by name."""
+"""The reported percentiles, by name."""
 
 
 def spread(values: Iterable[float | None], independent: bool = True) -> Spread:

@@ -1,8 +1,8 @@
-"""How far a percentile of one run can be trusted: intervals from ranks alone, whatever the distribution.
+"""How far a percentile of one run can be trusted: intervals from ranks, for any distribution.
 
 Of ``count`` independent values, the number that lie below the true percentile is binomial. So ranks can be
 named between which it lies with ``CONFIDENCE`` (David and Nagaraja: Order Statistics, 2003, section
-7.1). Nothing here needs more than Python, since ``longspan load`` runs where the client alone is installed.
+7.1). Nothing here needs more than Python, since ``longspan load`` runs where only the client is installed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ CONFIDENCE = 0.95
 def ranks(count: int, share: float) -> tuple[int, int] | None:
     """The ranks, from 1, of the ordered values between which the true percentile lies.
 
-    Tails are equal where there are enough values. With fewer the upper end is the largest value, and what
-    its tail takes more is taken from the lower one.
+    Tails are equal where there are enough values. With fewer, the upper end is the largest value, and the
+    excess of its tail is taken from the lower one.
 
     Args:
         count: of values.
@@ -53,8 +53,8 @@ def interval(ordered: Sequence[float], share: float) -> list[float] | None:
 def needed(share: float) -> int:
     """The fewest values of which the largest is beyond the true percentile with ``CONFIDENCE``.
 
-    Below it, what passes for the percentile is the largest value or near it, and nothing limits the true one
-    from above: 299 for the 99th, 29 for the 90th.
+    With fewer, the sample's percentile is its largest value or near it, and nothing bounds the true one from
+    above: 299 for the 99th, 29 for the 90th.
     """
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))
 
@@ -81,7 +81,7 @@ def _first_reaching(count: int, share: float, probability: float) -> int:
 
 
 def _probability(count: int, share: float, below: int) -> float:
-    """That so many of the values lie below the true percentile."""
+    """Probability that exactly ``below`` values lie below the true percentile."""
     logarithm = (
         math.lgamma(count + 1)
         - math.lgamma(below + 1)

@@ -18,7 +18,7 @@ from loadtest.load.types import Turn
 from loadtest.measuring.records import Record
 
 _CONNECT_SECONDS = 10.0
-# After its last message a server ends its stream; what keeps it open is not waited for.
+# Seconds to wait for the stream's end after its last message.
 _END_SECONDS = 1.0
 _HINTS = {
     400: "if it does not know a field or token ids, change --endpoint-extra or --endpoint-prompts",
@@ -102,7 +102,7 @@ class HttpSender:
         except TimeoutError:
             pass  # it is done, and keeps its stream open
         except httpx2.SSEError as error:
-            raise FailedError("NOT_A_STREAM", f"the answer is no stream of events: {error}") from error
+            raise FailedError("NOT_A_STREAM", f"the answer is not a stream of events: {error}") from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             where = self._endpoint.url
             raise FailedError("UNAVAILABLE", f"no server answers at {where}: {error or 'in time'}") from error

@@ -19,7 +19,7 @@ class NotMeasuredError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """The core's load: a pass over all cells, which have loads of their own."""
+    """The load given to the measuring core: a pass over all cells, each with its own load."""
 
     label: str = "pass"
 
@@ -34,7 +34,7 @@ def one_pass(
     repeats: int,
     observe: Observe = weather.observe,
 ) -> None:
-    """One pass over cells; each run learns where in the whole it belongs, and what the weather was.
+    """One pass over cells; each run gets its place in the whole and its weather.
 
     Two passes are a round of the core: one there, one back. With repeats, runs that other work on this
     machine disturbed are measured again at the pass's end; not where all of the last pass was disturbed,
@@ -55,7 +55,7 @@ def one_pass(
 
     def tell(progress: Progress) -> None:
         last = progress.last
-        if last.error:  # what can't be measured hangs, and would let each other cell wait as long
+        if last.error:  # such a target hangs, and each other cell would wait as long
             raise NotMeasuredError(last.error)
         run = found.runs[-1]
         run.attempt, run.disturbed = last.attempt, last.disturbed

@@ -1,4 +1,4 @@
-"""What a load test is to measure."""
+"""The plan of a load test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OPEN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure.
+    """The plan.
 
     Attributes:
         host: of the server.
@@ -38,7 +38,7 @@ class Plan:
         targets: of a good request.
         repeats: of every load, there and back.
         endpoint: a second target, which takes turns with the server.
-        alone: the endpoint is the only target.
+        endpoint_only: the endpoint is the only target.
         patience: seconds without a message, while requests wait, after which a target hangs.
     """
 
@@ -56,13 +56,13 @@ class Plan:
     targets: Targets | None
     repeats: int = 1
     endpoint: Endpoint | None = None
-    alone: bool = False
+    endpoint_only: bool = False
     patience: float = PATIENCE
 
     @property
     def measured(self) -> list[Target]:
-        """What is measured."""
-        server = [] if self.alone else [Server(self.host, self.port)]
+        """The targets."""
+        server = [] if self.endpoint_only else [Server(self.host, self.port)]
         return [*server, *([self.endpoint] if self.endpoint else [])]
 
     def counts(self, load: Load) -> tuple[int, int, int]:

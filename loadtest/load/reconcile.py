@@ -14,7 +14,7 @@ _TIMEOUT_SECONDS = 10.0
 # one machine by milliseconds. More than this is worth a look.
 _MOST_DIFFERENCE_SECONDS = 0.050
 
-# A text need not be cut into the tokens that it was made of, though mostly it is.
+# Tokenizing a text may give other tokens than those it was generated as, though rarely.
 _MOST_MISCOUNT = 0.02
 
 _KIND = re.compile(r'\bkind="\w+"')
@@ -28,7 +28,7 @@ class ScrapeError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServerSide:
-    """What the server counted during the run, all models together.
+    """The server's counts during the run, all models together.
 
     Attributes:
         requests: generation requests that ended, however.
@@ -36,7 +36,7 @@ class ServerSide:
         output_tokens: generated.
         cached_tokens: prompt tokens found in the prefix cache.
         preemptions: of sequences.
-        rejections: requests turned away.
+        rejections: requests refused.
         ttft: mean time to first token, seconds.
         latency: mean latency of answered requests, seconds.
         queue_time: mean wait for the engine, seconds.
@@ -84,7 +84,7 @@ def scrape(url: str) -> Samples:
 
 
 def server_side(before: Samples, after: Samples) -> ServerSide:
-    """What was counted between two scrapes."""
+    """The counts between two scrapes."""
 
     def gained(name: str) -> float:
         return after.get(f"longspan_{name}", 0.0) - before.get(f"longspan_{name}", 0.0)
@@ -109,7 +109,7 @@ def server_side(before: Samples, after: Samples) -> ServerSide:
 
 
 def disagreements(client: Summary, server: ServerSide) -> list[str]:
-    """Where the two differ, a sentence each. Totals must be equal where nothing failed."""
+    """Differences between client and server, a sentence each. Totals must be equal where nothing failed."""
     found = []
     if not client.failed:
         for what, ours, theirs in (
@@ -134,7 +134,7 @@ def disagreements(client: Summary, server: ServerSide) -> list[str]:
 
 
 def miscounts(summary: Summary) -> list[str]:
-    """Where an endpoint counts its output tokens otherwise than its tokenizer does, a sentence."""
+    """A sentence where an endpoint's count of output tokens differs from its tokenizer's."""
     ours, theirs = summary.output_tokens, summary.told_tokens
     if not theirs or summary.failed or abs(ours - theirs) <= _MOST_MISCOUNT * theirs:
         return []

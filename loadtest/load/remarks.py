@@ -1,4 +1,4 @@
-"""What a reader must know before believing a run's figures."""
+"""Caveats to read before trusting a run's figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST_CHANCE = 0.05
 
 
 def _remarks(run: Run) -> list[str]:
-    """Of one run, but for what disturbed it."""
+    """Remarks of one run, except its disturbance."""
     failed = ", ".join(f"{count} {code}" for code, count in run.summary.failed.items())
     return [
         *(["INTERRUPTED: it was stopped before its end"] if run.interrupted else []),

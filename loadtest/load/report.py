@@ -63,7 +63,7 @@ def render(result: Result, against: Result | None = None) -> str:
 
 
 def _footnotes(found: Sequence[Row], confidence: float) -> list[str]:
-    """What brackets and signs in the table mean."""
+    """The meaning of brackets and signs in the table."""
     cells = [cell for row in found for cell in row.cells.values()]
     repeats = max(len(row.runs) for row in found)
     notes = []

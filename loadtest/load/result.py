@@ -24,7 +24,7 @@ _EARLIER = "longspan-load/1"
 
 
 class ResultError(ValueError):
-    """A file is no result of this schema; the message says what it is."""
+    """A file is not a result of this schema; the message says what it is."""
 
 
 @dataclass(slots=True)
@@ -46,10 +46,10 @@ class Run:
             ``expected_tokens``, ``code``, ``error``.
         device: what the run made of the server's device; ``None`` if the server's metrics were not read, and
             in documents of earlier versions.
-        target: what the load was put on, by name.
+        target: of the load, by name.
         repeat: from 0; runs of one label that differ in it are repeats of one another.
         seed: of this run's sessions and arrivals.
-        weather: what else used this machine's processors; ``None`` if the target is on another, or it can't
+        weather: other use of this machine's processors; ``None`` if the target is on another, or it can't
             be told.
         attempt: 0, or how often this repeat was measured before, since other work disturbed it.
         disturbed: by what it was disturbed, a sentence; empty if it counts.
@@ -113,7 +113,7 @@ class Result:
             (how they were counted) and ``extra``.
         confidence: of all intervals.
         notes: what to know of the document as a whole.
-        ended: why it ended before all was measured; empty if all was.
+        ended: why it ended early; empty if all was measured.
     """
 
     created: str

@@ -58,7 +58,7 @@ FIGURES = (
     Figure("chunk_gap", "gap p99", "ms", 1e3, "p99"),
     Figure("latency", "latency p50", "s", 1.0, "p50"),
 )
-"""What tables show, in this order."""
+"""The figures of tables, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Row:
 
     Attributes:
         label: load, sizes and target.
-        target: what the load was put on.
+        target: of the load.
         load: see ``Run.load``.
         runs: those that count, in the order in which they ran: the undisturbed ones, or if there are none the
             last attempt at each repeat.

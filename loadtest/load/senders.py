@@ -1,4 +1,4 @@
-"""What sends requests, whatever the target."""
+"""Senders of requests, for every kind of target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadtest.measuring.records import Record
 
 
 class Sender(Protocol):
-    """What sends requests to a target."""
+    """A sender of requests to one target."""
 
     async def send(self, turn: Turn, record: Record) -> str:
         """Sends one request, fills in its record, and gives the answer's text."""
@@ -34,7 +34,7 @@ class Sender(Protocol):
 
 
 def sender(target: Target) -> Sender:
-    """What sends requests to ``target``."""
+    """The sender for ``target``."""
     if isinstance(target, Server):
         return GrpcSender(target)
     from loadtest.load.over_http import HttpSender  # its library need not be installed

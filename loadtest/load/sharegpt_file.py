@@ -51,7 +51,7 @@ class Limits:
         total: most of all questions and answers of a session together.
         context: of the model.
         output: of every answer; ``None`` for the file's own.
-        turns: most questions of a session; ``None`` for the first alone, as a prompt without a template.
+        turns: most questions of a session; ``None`` for only the first, as a prompt without a template.
     """
 
     prompt: int = MOST_PROMPT
@@ -83,7 +83,7 @@ class Conversations:
         return len(self._pairs)
 
     def draw(self, sessions: int, seed: int, limits: Limits, count: Callable[[str], int]) -> list[Session]:
-        """So many sessions, drawn without replacement; from the beginning again where too few are left.
+        """Draws sessions without replacement; from the beginning again where too few are left.
 
         Args:
             sessions: how many.
@@ -175,7 +175,7 @@ def _entries(path: Path, file: TextIO) -> Iterator[Any]:
 
     if next_sign() != "[":
         raise WorkloadError(
-            f"{path} is no JSON list of conversations; ShareGPT's format is "
+            f"{path} is not a JSON list of conversations; ShareGPT's format is "
             '[{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}]'
         )
     at += 1
@@ -189,10 +189,10 @@ def _entries(path: Path, file: TextIO) -> Iterator[Any]:
                 entry, at = decoder.raw_decode(text, at)
                 break
             except RecursionError as error:
-                raise WorkloadError(f"{path}, entry {number}: is no JSON ({error})") from error
+                raise WorkloadError(f"{path}, entry {number}: is not JSON ({error})") from error
             except ValueError as error:
                 if len(text) - at > _MOST_ENTRY or not more():
-                    raise WorkloadError(f"{path}, entry {number}: is no JSON ({error})") from error
+                    raise WorkloadError(f"{path}, entry {number}: is not JSON ({error})") from error
         yield entry
         sign = next_sign()
         at += 1

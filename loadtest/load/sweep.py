@@ -14,7 +14,7 @@ _SHARES = (0.25, 0.5, 0.75, 0.9)
 class Sweep:
     """One user, then twice as many each time until the server is full, then open loops below that rate.
 
-    Iterate over it for the loads, and give the outcome of each to ``learn`` before the next.
+    Iterate over it for the loads, and pass the outcome of each to ``add`` before the next.
 
     Args:
         most_users: where to end at the latest.
@@ -26,7 +26,7 @@ class Sweep:
         self._burstiness = burstiness
         self._summaries: list[Summary] = []
 
-    def learn(self, summary: Summary) -> None:
+    def add(self, summary: Summary) -> None:
         """Takes the figures of the load that was given last."""
         self._summaries.append(summary)
 

@@ -16,7 +16,7 @@ from loadtest.load.remarks import remarks_of
 from loadtest.load.result import Result
 from loadtest.load.rows import FIGURES, Cell, Row, rows
 
-# What two servers have in common in a fair comparison.
+# Facts that two servers share in a fair comparison.
 _SERVED = ("model", "dtype", "kv_dtype", "device")
 
 # Heads that are wider than what stands below them.
@@ -32,7 +32,7 @@ def _head(name: str, unit: str) -> str:
 
 
 def runs_table(result: Result, *, one_line: bool = False) -> RenderableType:
-    """One row per load and target, its repeats together, and below it what is wrong with some.
+    """One row per load and target, its repeats together, and below it the remarks.
 
     Args:
         result: to be shown.
@@ -72,7 +72,7 @@ def shown(cell: Cell, factor: float, one_line: bool = False) -> Text:
 
 
 def footnotes(found: Sequence[Row]) -> list[Text]:
-    """What the signs in the table mean."""
+    """The meaning of the signs in the table."""
     cells = [cell for row in found for cell in row.cells.values()]
     claimed = [cell for cell in cells if cell.interval.claimed]
     notes = []
@@ -91,7 +91,7 @@ def footnotes(found: Sequence[Row]) -> list[Text]:
 
 
 def _device_table(found: Sequence[Row]) -> list[RenderableType]:
-    """What runs made of the server's device; nothing where no metrics were read."""
+    """The runs' use of the server's device; nothing where no metrics were read."""
     shown_rows = device_rows(found)
     if not shown_rows:
         return []
@@ -103,7 +103,7 @@ def _device_table(found: Sequence[Row]) -> list[RenderableType]:
 
 
 def heading(result: Result) -> Text:
-    """What was measured, in a few lines."""
+    """A description of the measurement, in a few lines."""
     server, machine = result.server, result.machine
     attention = server.get("attention", {})
     names = dict.fromkeys(str(run.workload.get("name")) for run in result.runs)
@@ -156,7 +156,7 @@ def _ratio(change: Change) -> Text:
 
 
 def _basis(found: Sequence[Change]) -> list[str]:
-    """What the ratios rest on."""
+    """The legend of the ratios."""
     notes = []
     if any(change.finding is Finding.NONE for change in found):
         notes.append("in parentheses: no difference shown, the 95% interval of the ratio includes 1")
@@ -166,7 +166,7 @@ def _basis(found: Sequence[Change]) -> list[str]:
 
 
 def differences(before: Result, after: Result) -> list[str]:
-    """What the two did not have in common beside the figures; a fair comparison has one line here."""
+    """Facts in which the two results differ beside their figures; a fair comparison has one line here."""
     found = []
     pairs: Iterable[tuple[str, object, object]] = [
         *(("machine", before.machine.get(key), after.machine.get(key)) for key in ("cpu", "cores")),

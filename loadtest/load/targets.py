@@ -1,4 +1,4 @@
-"""What a load can be put on."""
+"""Targets of a load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 LONGSPAN = "longspan"
-"""What tables call a server of Longspan."""
+"""The name of a server of Longspan in tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Server:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return LONGSPAN
 
     @property

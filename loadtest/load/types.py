@@ -1,4 +1,4 @@
-"""What a load test exchanges: what to send, when, what came of it, and the figures. Nothing here sends."""
+"""The data of a load test: sessions, arrival times, outcomes and figures. Nothing here sends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """A fixed number of users, each of whom begins a session when its last one has ended.
+    """A fixed number of users, each beginning a session when its last one has ended.
 
     Attributes:
         concurrency: users.
@@ -51,7 +51,7 @@ class ClosedLoop:
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Sessions begin at times drawn before the run, whatever the server does.
+    """Sessions begin at times drawn before the run, independent of the server.
 
     Attributes:
         rate: sessions per second.
@@ -69,7 +69,7 @@ Load = ClosedLoop | OpenLoop
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """How one client process fared.
+    """Figures of one client process.
 
     Attributes:
         cpu_share: processor time over wall time of the run; 1 is one core all the time.
@@ -95,8 +95,8 @@ class Spread:
         intervals: by name of the percentile the ends of its 95% interval, of independent requests; names
             that the sample is too small for are left out, and there are none where values depend on one
             another.
-        weak: names of percentiles that the sample cannot carry: the largest value, or near it, passes for
-            them; see ``order_statistics.needed``.
+        weak: names of percentiles that the sample cannot carry: they are its largest value or near it; see
+            ``order_statistics.needed``.
     """
 
     count: int
@@ -112,7 +112,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a good request keeps to; ``None`` where anything goes. Seconds.
+    """Latency targets of a good request, in seconds; ``None`` for no limit.
 
     Attributes:
         ttft: time to first token, from the intended time of sending.

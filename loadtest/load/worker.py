@@ -57,7 +57,7 @@ class Progress(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that a worker has to say in the end."""
+    """A worker's final report."""
 
     records: list[Record]
     worker: Worker
@@ -76,7 +76,7 @@ def main(connection: Connection, assignment: Assignment) -> None:
 
     A later message of any kind makes it stop where it is and report what it has.
     """
-    for each in ("SIGINT", "SIGTERM", "SIGHUP"):  # the process that started it decides; without it, it ends
+    for each in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent process decides; without it, the worker ends
         if hasattr(signal, each):
             signal.signal(getattr(signal, each), signal.SIG_IGN)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -1,4 +1,4 @@
-"""What to send: workloads drawn from a seed, or read from a file.
+"""Workloads, drawn from a seed or read from a file.
 
 Prompts of token ids are random ones, so that a prompt has exactly the length that was drawn and no two share
 a prefix unless the workload is about that. Conversations are of real text, since a chat template needs text.
@@ -20,7 +20,7 @@ from loadtest.load.types import Message, Session, Turn
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the workloads are drawn with.
+    """The parameters that workloads are drawn with.
 
     Attributes:
         sessions: how many.
@@ -143,9 +143,9 @@ def _turns(path: Path, number: int, line: str, shape: Shape) -> tuple[Turn, ...]
         entry: Any = json.loads(line)
         json.dumps(entry, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise wrong("has half a character, like \\ud800 alone, which is no text; correct it") from error
+        raise wrong("has half a character, like \\ud800 alone, which is not text; correct it") from error
     except (ValueError, RecursionError) as error:
-        raise wrong(f"is no JSON ({error})") from error
+        raise wrong(f"is not JSON ({error})") from error
     kinds = {"prompt", "token_ids", "messages", "turns"}
     if not isinstance(entry, dict) or len(kinds & entry.keys()) != 1:
         raise wrong(f"must be an object with exactly one of {', '.join(sorted(kinds))}")

@@ -4,16 +4,16 @@ Processor time of others shows in each visit, and such a visit is repeated at on
 show only over several rounds (``busy``) and are answered here: rounds of that load are set aside. They stay
 among the measurements with the reason and count nowhere, and new ones are measured in their place.
 
-Which rounds are set aside must not depend on whom they favor, else it would make differences of its own:
+The rounds that are set aside must not depend on which deployment they favor, else it would add a bias:
 
 - Equal work differs, between two deployments or between the visits of a round: all rounds of the load so far.
-  There is no choice among rounds, and the new ones are independent of those that raised the alarm. Leaving
+  No rounds are selected, and the new ones are independent of those that raised the alarm. Leaving
   out only the rounds that differ most would silence the alarm by itself.
 - Drift: every round whose level is slower than the quietest three rounds in a row by more than a factor of
   ``MOST_LEVEL``. The level is the median over all deployments of how much slower each was than its own
   median. Exchanging two deployments changes no level, so that the noise of their ratio stays symmetric in the
-  rounds that are left. If one of three or more drifts alone, be it the base, that is no level, and nothing is
-  set aside.
+  rounds that are left. If only one of three or more drifts, even the base, the level does not change, and
+  nothing is set aside.
 
 Nothing is set aside without an alarm, which a quiet machine raises in at most 1 of 20 looks. It is bounded: a
 load is measured again ``MOST_AGAIN`` times. If there is an alarm still, it stands.
@@ -36,7 +36,7 @@ MOST_AGAIN = MOST_REPEATS
 """Times that rounds of a load are set aside, for the same reason as of a visit."""
 
 MOST_LEVEL = math.sqrt(MOST_DRIFT)
-"""Of a round against the quietest: rounds that are all within it can't drift by ``MOST_DRIFT`` again."""
+"""Largest level of a round against the quietest: rounds within it can't drift by ``MOST_DRIFT`` again."""
 
 _SMOOTH = 3  # rounds in a row, as ``analysis.drift`` takes them
 
@@ -58,11 +58,11 @@ class Again:
         return bool(set_aside(self._measurements, load)) and self.counted(load) < self._least
 
     def counted(self, load: str) -> int:
-        """Rounds of a load that count, of whichever deployments."""
+        """Rounds of a load that count, of all deployments."""
         return len({each.round for each in self._measurements if each.load == load and not each.set_aside})
 
     def answer(self, alarm: Alarm, alive: Collection[str]) -> bool:
-        """Sets aside what an alarm calls for.
+        """Sets aside the rounds that an alarm calls for.
 
         Args:
             alarm: of the present measurements.
@@ -105,7 +105,7 @@ def spoiled(measurements: Sequence[Measurement], alarm: Alarm, alive: Collection
 
 
 def levels(measurements: Sequence[Measurement], load: str, figure: str) -> dict[int, float]:
-    """How slow the machine was in each round: a time's median over deployments, each held against its own.
+    """How slow the machine was in each round: a time's median over deployments, each relative to its own.
 
     Args:
         measurements: of a run.

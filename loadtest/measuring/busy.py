@@ -31,8 +31,8 @@ PAIR_MARGIN = 0.1
 pattern has work of its own, like reading the summaries of pages."""
 
 CONFIDENCE = 0.95
-"""That a quiet machine raises no false alarm, however many deployments, loads and figures are looked at, and
-however much its visits vary (Bonferroni)."""
+"""Confidence that a quiet machine raises no false alarm, for any number of deployments, loads and figures
+and any variation of its visits (Bonferroni)."""
 
 _BUSY = "this machine is too busy to tell speeds apart: "
 _REMEDY = "; end other programs, or take another machine"
@@ -87,7 +87,7 @@ def busy(
 
 
 def sentence(found: Sequence[Alarm], measurements: Sequence[Measurement]) -> str:
-    """What ``busy`` says.
+    """The sentence of ``busy``.
 
     Args:
         found: by ``alarms``.
@@ -179,7 +179,7 @@ def _disturbed(measurements: Sequence[Measurement], load: str) -> Alarm | None:
 def _unequal(
     measurements: Sequence[Measurement], pair: EqualPair, figure: str, chance: float
 ) -> Alarm | None:
-    """Deployments that do the same and yet differ, in all rounds or in some."""
+    """Alarms of deployments that do equal work and yet differ, in all rounds or in some."""
     values = ratios(measurements, pair.first, pair.second, pair.load, figure)
     found = _beyond(values, PAIR_MARGIN, chance)
     same = f"{pair.first} and {pair.second} read the same at {pair.load}"
@@ -216,7 +216,7 @@ def _change(
 
 
 def _spread(measurements: Sequence[Measurement], load: str) -> Alarm | None:
-    """Deployments that differ from themselves now this way, now that."""
+    """Deployments that differ from themselves in changing directions."""
     for figure in _WORDS:
         spread = resolution(measurements, load, figure)
         if spread > MOST_SPREAD:  # NaN is not

@@ -8,7 +8,7 @@ _LISTENS = "0A"
 
 
 def processes_on(port: int, root: Path = Path("/proc")) -> tuple[int, ...]:
-    """Processes that listen on a TCP port; none where the system does not tell, or not this user.
+    """Processes that listen on a TCP port; none where the system or the user's rights don't show them.
 
     Args:
         port: of this machine.
@@ -30,7 +30,7 @@ def processes_on(port: int, root: Path = Path("/proc")) -> tuple[int, ...]:
 
 
 def _sockets(port: int, root: Path) -> set[str]:
-    """How ``/proc`` calls the sockets that listen there."""
+    """Names of the sockets that listen there in ``/proc``."""
     found = set()
     for table in ("tcp", "tcp6"):
         try:

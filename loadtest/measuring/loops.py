@@ -13,7 +13,7 @@ def loop_name() -> str:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What ``asyncio.Runner`` makes it with; ``None`` for asyncio's own."""
+    """The loop factory for ``asyncio.Runner``; ``None`` for asyncio's own."""
     if loop_name() == "asyncio":
         return None
     import uvloop

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-"""Of processor time in a second, in ``/proc``."""
+"""Ticks of processor time per second, in ``/proc``."""
 
 _LONGEST_WORD = 40
 
@@ -30,7 +30,7 @@ class Process(NamedTuple):
 
 
 def processes(root: Path) -> dict[int, Process]:
-    """All that there are, by id.
+    """All processes, by id.
 
     Args:
         root: ``/proc``.
@@ -40,7 +40,7 @@ def processes(root: Path) -> dict[int, Process]:
         if entry.name.isdecimal():
             try:
                 text = (root / entry.name / "stat").read_text(errors="replace")
-            except OSError:  # it has ended since
+            except OSError:  # it has ended meanwhile
                 continue
             # The name, in parentheses, may have blanks and parentheses of its own.
             fields = text.rpartition(")")[2].split()
@@ -50,7 +50,7 @@ def processes(root: Path) -> dict[int, Process]:
 
 
 def tree(table: Mapping[int, Process], roots: Collection[int]) -> set[int]:
-    """Those of ``roots`` that there are, and all their descendants."""
+    """The living processes of ``roots``, and all their descendants."""
     found = {pid for pid in roots if pid in table}
     children: dict[int, list[int]] = {}
     for pid, process in table.items():

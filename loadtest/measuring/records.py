@@ -1,4 +1,4 @@
-"""What one request was like for its client, whatever sent it."""
+"""One request as its client saw it, for every kind of sender."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Record:
 
     @property
     def ttft(self) -> float | None:
-        """From sending to the first token; ``None`` if there was none."""
+        """Seconds from sending to the first token; ``None`` if there was none."""
         return self.arrivals[0][0] - self.sent if self.arrivals else None
 
     @property
@@ -54,8 +54,8 @@ class Record:
         """Time per output token after the first: (last token's time - first token's) / (tokens - 1).
 
         The definition of the field's benchmarks (vLLM's and SGLang's). Tokens that share a message share its
-        time, so that a first message of several counts all but one of them as made in no time; a server that
-        holds tokens back to send them together shows it in its time to first token. ``None`` where all
+        time, so that all but one token of a first message of several count as made in no time; a server that
+        holds tokens back to send them at once shows it in its time to first token. ``None`` where all
         tokens came in one message: its time says nothing of them.
         """
         if len(self.arrivals) < 2:
@@ -64,7 +64,7 @@ class Record:
 
     @property
     def latency(self) -> float:
-        """From sending to the last message."""
+        """Seconds from sending to the last message."""
         return self.ended - self.sent
 
     @property
@@ -74,6 +74,6 @@ class Record:
 
     @property
     def gaps(self) -> list[float]:
-        """Between messages with tokens."""
+        """Seconds between messages with tokens."""
         times = [when for when, _ in self.arrivals]
         return [after - before for before, after in itertools.pairwise(times)]

@@ -20,7 +20,7 @@ from longspan import AsyncClient, AsyncStream, DeadlineError, LongspanError, Pro
 async def closed_loop(
     client: AsyncClient, prompts: Sequence[Sequence[int]], output_tokens: int, users: int
 ) -> list[Record]:
-    """So many users, each of whom sends the next of their prompts when the last one is answered.
+    """Measures ``users`` users, each sending its next prompt when the last one is answered.
 
     Args:
         client: of the server.
@@ -49,7 +49,7 @@ async def closed_loop(
 async def open_loop(
     client: AsyncClient, prompts: Sequence[Sequence[int]], output_tokens: int, begins: Sequence[float]
 ) -> list[Record]:
-    """Each prompt at its time, whatever the server does.
+    """Sends each prompt at its time, independent of the server.
 
     Args:
         client: of the server.

@@ -1,8 +1,8 @@
 """Measures deployments under loads in interleaved rounds.
 
-A round visits every deployment there and back (A B C, then C B A), so that whatever changes steadily while it
-lasts, like a processor that grows warm, weighs on all alike; each odd round starts at the other end. What is
-compared is paired within a round, minutes or seconds apart.
+A round visits every deployment there and back (A B C, then C B A), so that a steady change while it lasts,
+like a processor that grows warm, affects all alike; each odd round starts at the other end. Compared figures
+are paired within a round, minutes or seconds apart.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from loadtest.measuring.types import CannotMeasureError, HasLabel, Measurement, 
 from longspan import LongspanError
 
 MOST_REPEATS = 2
-"""Of a visit that was disturbed. Two reach past what a machine does now and then; a machine that is busy all
-the time is not made quiet by more of them."""
+"""Repeats of a disturbed visit. Two get past occasional work; on a machine that is always busy more would not
+help."""
 
 LoadT = TypeVar("LoadT", bound=HasLabel)
 
@@ -31,9 +31,9 @@ class Progress:
     """Where a run stands, after each measurement.
 
     Attributes:
-        last: what was just measured.
+        last: the latest measurement.
         rounds: complete ones of each load, by label.
-        spent: seconds since ``run`` began; of ``step`` alone, since the rounds were made.
+        spent: seconds since ``run`` began; with only ``step``, since the rounds were made.
         left: seconds until the end that ``run`` or ``step`` was given; infinite without one.
     """
 
@@ -47,7 +47,7 @@ class Rounds(Generic[LoadT]):
     """A run of rounds.
 
     Args:
-        targets: by name; the first is the base, which the others are held against.
+        targets: by name; the first is the base, which the others are compared with.
         loads: what to put on them; labels are unique.
         seed: of all that is drawn.
         measurements: of an earlier run that this one goes on with; new ones are added to this very list.
@@ -112,7 +112,7 @@ class Rounds(Generic[LoadT]):
         """One round of one load: every target that has not failed under it, there and back.
 
         Visits that other work disturbed are repeated at the end of their pass, unless the last round before
-        this one, of whichever load, stayed disturbed throughout in spite of that.
+        this one, of any load, stayed disturbed throughout in spite of that.
 
         Args:
             load: to put on them.
@@ -191,7 +191,7 @@ class Rounds(Generic[LoadT]):
             self._end = float("inf")
 
     def _measurable(self, load: LoadT) -> bool:
-        """There is something that its rounds could tell."""
+        """Its rounds could still tell something."""
         alive = self.alive(load)
         return self._base in alive and (len(alive) > 1 or len(self._targets) == 1)
 

@@ -150,7 +150,7 @@ class Served:
         return self._run(open_loop(self._client, prompts, load.output_tokens, begins))
 
     def _prompt(self, user: int, known: int, last: int, seed: str) -> list[int]:
-        """A user's prompts begin alike at all contexts: most of a shorter one may be in the cache already."""
+        """A user's prompts share a beginning at all contexts: most of a shorter one may be cached already."""
         return self._draw(known, f"user {user}") + self._draw(last, f"user {user} {seed}")
 
     def _draw(self, count: int, seed: str) -> list[int]:

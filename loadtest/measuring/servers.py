@@ -45,7 +45,7 @@ def open_all(
     Args:
         deployments: names are unique.
         arguments: of ``longspan serve``, for all.
-        kv_memory: bytes of KV cache of each; by default the server's own choice, a share of what is free.
+        kv_memory: bytes of KV cache of each; by default the server's own size, a share of free memory.
 
     Yields:
         Targets by name, in the given order.
@@ -98,7 +98,7 @@ def most_at_once(pid: int, kv_memory: int, wanted: int) -> int:
 
 
 def _own_bytes(process: psutil.Process) -> int:
-    """What ending it would give back: weights that are mapped from a file are shared."""
+    """Memory that ending it would free: weights that are mapped from a file are shared."""
     try:
         return int(process.memory_full_info().uss)
     except (psutil.AccessDenied, psutil.NoSuchProcess):
@@ -106,7 +106,7 @@ def _own_bytes(process: psutil.Process) -> int:
 
 
 def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Sequence[str]) -> list[Address]:
-    """Starts all; what started is ended with the stack, also where others did not."""
+    """Starts all; those that started are ended with the stack, also where others failed to."""
     names = [deployment.name for deployment in deployments]
     if len(set(names)) < len(names):
         raise ValueError("two deployments have one name")
@@ -126,7 +126,7 @@ def _start(stack: ExitStack, deployments: Sequence[Deployment], arguments: Seque
             except NotStartedError as error:
                 reasons[name] = str(error)
     except KeyboardInterrupt:
-        # What is on its way up ends where it is: a large model's start would take minutes.
+        # Servers that still start are ended at once: a large model's start would take minutes.
         for pid in begun:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

@@ -26,7 +26,7 @@ def reach(
     count = len(deviations)
     if spread is None:
         spread = math.sqrt(float((deviations**2).mean()))
-    # What rounding leaves of equal values is no spread.
+    # The rounding errors of equal values are no spread.
     skewness = float(((deviations / spread) ** 3).mean()) if spread > 1e-300 else 0.0
     if abs(skewness) < 1e-6:
         return quantile, quantile

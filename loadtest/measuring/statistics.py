@@ -80,10 +80,10 @@ def mean_interval(
 ) -> Interval:
     """The mean, and its interval by Student's t, farther on a side where samples are skewed.
 
-    See ``skew.reach``. What depends on one another counts as one sample, so that the freedom of t is that of
-    the clusters (Cameron and Miller: A practitioner's guide to cluster-robust inference, 2015, section VI).
+    See ``skew.reach``. Dependent values count as one sample, so that the freedom of t is that of the clusters
+    (Cameron and Miller: A practitioner's guide to cluster-robust inference, 2015, section VI).
     At 95% it missed the mean of 6 to 30 slices of 8 blocks 1 to 6 times in 100 on one side, of log-normal
-    losses or losses in 1 block of 20; a loss that none of the samples has no method can see.
+    losses or losses in 1 block of 20; no method can see a loss that none of the samples has.
 
     Args:
         values: to be averaged, each weighing the same.
@@ -126,7 +126,7 @@ def score_loss(
     independent samples would, that variance counts; and since few contexts tell little of how they vary,
     Student's t by their number counts in any case (Cameron and Miller: A practitioner's guide to
     cluster-robust inference, 2015, section VI), farther on a side where contexts are skewed (``skew.reach``).
-    From several samples of one context alone this can't be told, and no interval is claimed.
+    From several samples of a single context this can't be told, and no interval is claimed.
 
     Args:
         full: scores of full attention, 0 to 1.
@@ -162,7 +162,7 @@ def score_loss(
 def _most_lost(losses: _Floats, errors: float) -> float:
     """The mean loss from which the one that was found lies so many errors of one sample away.
 
-    What is lost beyond the mean that was found is lost wholly, in samples that had lost nothing.
+    The loss beyond the found mean comes from samples that had lost nothing and now lose everything.
     """
     mean, spread = float(losses.mean()), float(losses.var())
     low, high = mean, 1.0
@@ -186,7 +186,7 @@ def to_settle(loss: Interval, margin: float, confidence: float = 0.95) -> int | 
     if not loss.low <= margin <= loss.high:
         return None
     half = loss.high - loss.value if loss.value < margin else loss.value - loss.low
-    distance = max(abs(margin - loss.value), 0.1 * half)  # on the margin itself no number would do
+    distance = max(abs(margin - loss.value), 0.1 * half)  # on the margin no number is enough
     return max(1, math.ceil(loss.count * ((half / distance) ** 2 - 1)))
 
 

@@ -1,4 +1,4 @@
-"""What a measurement of speed consists of: cells, measured in interleaved rounds. Nothing here measures."""
+"""The parts of a measurement of speed: cells in interleaved rounds. Nothing here measures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """What else used the processors while a cell was measured, as shares of all of this process's cores.
+    """Other use of the processors while a cell was measured, as shares of all of this process's cores.
 
     Attributes:
         stolen: time that the hypervisor gave to others.
@@ -122,7 +122,7 @@ class Target(Protocol[LoadT]):
 
         Raises:
             longspan.LongspanError: a request failed.
-            CannotMeasureError: what was measured is not what the load is about.
+            CannotMeasureError: the measurement does not represent the load.
         """
         ...
 
@@ -137,7 +137,7 @@ class Load:
         concurrency: users in a closed loop; 0 where ``rate`` is given.
         rate: sessions per second of an open loop with Poisson arrivals; 0 for a closed loop.
         requests: of a cell, all users together.
-        cached: prompts are in the server's prefix cache but for their last page: the cell is decoding alone.
+        cached: prompts are in the server's prefix cache but for their last page: the cell only decodes.
             Else prompts are new, and the cell has its prefill too.
     """
 

@@ -1,4 +1,4 @@
-"""What else used this process's processors while something was measured.
+"""Other use of this process's processors during a measurement.
 
 Linux tells it in ``/proc``. Elsewhere nothing is known, and a measurement's weather is NaN.
 """
@@ -20,14 +20,14 @@ MOST_OTHER = 0.1
 of two cores, taken from one of them, makes it a fifth longer, several times what a comparison must tell."""
 
 LEAST_TICKS = 6
-"""Time of others, in ticks of ``/proc``, below which nothing is made of it: counters are rounded to ticks."""
+"""Time of others, in ticks of ``/proc``, below which it counts as none: counters are rounded to ticks."""
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Observed(NamedTuple):
-    """What was seen of the machine in a stretch of time.
+    """The machine's other work in a stretch of time.
 
     Attributes:
         weather: shares; NaN where the system does not tell.
@@ -41,7 +41,7 @@ class Observed(NamedTuple):
 
 
 class Observe(Protocol):
-    """Begins to watch; what it returns tells what there was since."""
+    """Begins to watch; the returned object tells what was observed since."""
 
     def __call__(self, pids: Collection[int], idle: Collection[int]) -> Callable[[], Observed]:
         """Begins.
@@ -63,7 +63,7 @@ UNKNOWN = (
     "this system does not tell what else uses its processors, so disturbed measurements can't be repeated; "
     "end other programs while this one measures"
 )
-"""What to say where ``known`` is false."""
+"""The sentence where ``known`` is false."""
 
 
 def observe(pids: Collection[int] = (), idle: Collection[int] = ()) -> Callable[[], Observed]:
@@ -72,7 +72,7 @@ def observe(pids: Collection[int] = (), idle: Collection[int] = ()) -> Callable[
 
 
 def unseen() -> Observed:
-    """What there was while nothing could be watched."""
+    """The observation where nothing could be watched."""
     return Observed(Weather(math.nan, math.nan, math.nan), math.nan)
 
 
@@ -110,7 +110,7 @@ class Watch:
         self._began = clock()
 
     def so_far(self) -> Observed:
-        """What there was since."""
+        """The observation since it began."""
         seconds = (self._clock() - self._began) * len(self._cores)
         if seconds <= 0:
             return Observed(Weather(), 0.0)
@@ -118,7 +118,7 @@ class Watch:
         quotas = zip(self._quotas, self._throttled, strict=True)
         throttled = max((_throttled(path) - before for path, before in quotas), default=0.0)
         table = processes(self._root)
-        # An orphan has another parent now.
+        # An orphan has a new parent.
         ours = self._part(table) | {pid for pid in self._ours if _same(pid, self._table, table)}
         own = sum(table[pid].ticks for pid in ours) - sum(self._table[pid].ticks for pid in self._ours)
         weather = Weather(

@@ -18,7 +18,7 @@ _LETTERS = 22
 
 
 def room_for(names: Iterable[str], size: Size) -> float:
-    """What to keep free beside the axes: enough for these names, or next to nothing if they stand below."""
+    """Room to keep free beside the axes: enough for these names, or a little if they stand below."""
     beside = not size.narrow and all(len(name) <= _LETTERS for name in names)
     return NAMES if beside else 12.0
 
@@ -53,7 +53,7 @@ class Chart:
         return self.bottom - self.y.share(self.y.inside(value)) * (self.bottom - self.top)
 
     def add(self, part: str) -> None:
-        """Puts something of one's own on it."""
+        """Adds an element of the caller's."""
         self._parts.append(part)
 
     def band(self, low: float, high: float, color: str) -> None:
@@ -94,7 +94,7 @@ class Chart:
             look: its color and dashes.
             width: of the line.
             stepped: each value holds until the next.
-            filled: what lies below it is tinted.
+            filled: the area below it is tinted.
         """
         places = [(self.at_x(x), self.at_y(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if len(places) < 2:

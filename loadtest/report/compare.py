@@ -25,7 +25,7 @@ class Progress:
     """How far a comparison is.
 
     Attributes:
-        words: what it does now.
+        words: the current activity.
         done: share of the whole, 0 to 1.
         left: seconds that it will take at most; NaN where that is not known.
     """
@@ -46,8 +46,8 @@ def render(
 
     Args:
         comparison: what was measured.
-        judgment: what follows from it.
-        live: the page asks its server for news; see ``loadtest.report.live``.
+        judgment: of it.
+        live: the page asks its server for updates; see ``loadtest.report.live``.
         progress: of a comparison that is still going on, whose page has no document to download yet.
     """
     context, winner = view.longest(comparison), _winner(judgment)
@@ -98,7 +98,7 @@ def render_progress(progress: Progress) -> str:
 
 
 def _warnings(comparison: Comparison, judgment: Judgment) -> list[str]:
-    """What the advice doesn't say already."""
+    """Facts that the advice doesn't say already."""
     found = [comparison.busy]
     found += [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
     told = " ".join(judgment.advice.sentences).lower()
@@ -144,11 +144,11 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     context = view.longest(comparison)
     load = operators_load(comparison, context)
     # For one user tokens per second tell nothing that time per token doesn't.
-    alone = load is not None and deciding_figure(load) == "tpot"
+    single_user = load is not None and deciding_figure(load) == "tpot"
     speeds = [
         figure
         for figure in FIGURES
-        if not (alone and figure == "output_rate")
+        if not (single_user and figure == "output_rate")
         and any(view.gain(verdict, comparison, context, figure) for verdict in judgment.verdicts)
     ]
     tests = [

@@ -21,7 +21,7 @@ _LEFT, _RIGHT = -1.0, 2.5
 
 
 def rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
-    """What the page's template needs of each test."""
+    """The values that the page's template needs of each test."""
     return [
         {
             "measure": measure(one.measure),
@@ -43,7 +43,7 @@ def rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
 
 
 def turns_words(found: Turns) -> str:
-    """What the first and the later questions found, and how many points more a later one loses."""
+    """The answers found by first and by later questions, and how many points more a later one loses."""
     asked = (
         f"{when} questions {words.plain(own)} of {count} (full {words.plain(full)})"
         for when, own, count, full in (

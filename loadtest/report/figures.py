@@ -81,7 +81,7 @@ def _same_top(one: Likeness) -> list[Cell]:
 
 
 def _like(figure: str, length: int, show: Callable[[float], str], found: Interval) -> list[Cell]:
-    """What compares with full attention by itself: it has no figure of its own to stand beside."""
+    """Figures of likeness, which already compare with full attention: that has no figure of its own."""
     return [
         (figure, figure, ""),
         (words.tokens(length), length, ""),

@@ -1,4 +1,4 @@
-"""What a sequence costs as it grows: KV memory, time per token and to the first, a line per candidate."""
+"""The cost of a sequence as it grows: KV memory, TPOT and TTFT, a line per candidate."""
 
 from __future__ import annotations
 

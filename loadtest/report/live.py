@@ -1,8 +1,8 @@
 """The report of a comparison while it runs, on a port of this machine that no other can reach.
 
-One page and one address for its news: a request for ``next`` waits until there is a newer page than the one
-that it names. Web pages of others can't read it: requests whose ``Host`` is not this server's are refused, so
-that no name that is made to point here opens it, and the page allows nothing from elsewhere.
+One page and one address for its updates: a request for ``next`` waits until there is a newer page than the
+one that it names. Other web pages can't read it: requests whose ``Host`` is not this server's are refused, so
+that no foreign name that resolves to this address opens it, and the page loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loadtest.report.compare import Progress, render, render_progress
 
 HOST = "127.0.0.1"
 
-_WAIT = 20.0  # seconds after which a request without news is answered, so that dead connections are noticed
+_WAIT = 20.0  # seconds after which a request is answered without an update, to notice dead connections
 _LINGER = 2.0  # seconds that a page has to come back for the last version
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -49,8 +49,8 @@ class Live:
     """
 
     def __init__(self, port: int = 0) -> None:
-        self._news = threading.Condition()
-        # The page itself last changed with version ``_changed``, progress alone with later ones.
+        self._newer = threading.Condition()
+        # The page itself last changed with version ``_changed``; later versions changed only progress.
         self._version, self._changed = 0, 0
         self._state: tuple[Comparison, Judgment] | None = None
         self._progress: Progress | None = None
@@ -68,7 +68,7 @@ class Live:
 
     @property
     def address(self) -> str:
-        """What to open."""
+        """The address to open."""
         return f"http://{HOST}:{self._server.server_port}/"
 
     @property
@@ -88,9 +88,9 @@ class Live:
 
     def progress(self, progress: Progress) -> None:
         """Shows how far the run is, which is cheap; the rest of the page stays."""
-        with self._news:
+        with self._newer:
             self._progress, self._version = progress, self._version + 1
-            self._news.notify_all()
+            self._newer.notify_all()
 
     def end(self, comparison: Comparison, judgment: Judgment) -> None:
         """Shows the whole comparison; open pages get it before the server closes."""
@@ -99,14 +99,14 @@ class Live:
 
     def close(self) -> None:
         """Ends the server. Pages that are open keep what they show."""
-        with self._news:
+        with self._newer:
             if self._closed:
                 return
             self._closed = True
-            self._news.notify_all()
+            self._newer.notify_all()
             until = time.monotonic() + _LINGER
             while self._ended and self._watched and self._sent < self._version and time.monotonic() < until:
-                self._news.wait(until - time.monotonic())
+                self._newer.wait(until - time.monotonic())
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -121,32 +121,32 @@ class Live:
 
     def page(self) -> str:
         """The newest page."""
-        with self._news:
+        with self._newer:
             self._asked = time.monotonic()
             return self._made()
 
     def after(self, version: int) -> dict[str, Any]:
-        """News since a version, as soon as there are some.
+        """The update since a version, as soon as there is one.
 
         Returns:
-            ``version``, ``ended`` and, if they are newer, ``html`` of the page or ``progress`` alone as HTML.
+            ``version``, ``ended`` and, if they are newer, ``html`` of the page or only of its ``progress``.
         """
-        with self._news:
+        with self._newer:
             self._asked = time.monotonic()
-            self._news.wait_for(lambda: self._version > version or self._closed, _WAIT)
-            news: dict[str, Any] = {"version": self._version, "ended": self._ended}
+            self._newer.wait_for(lambda: self._version > version or self._closed, _WAIT)
+            update: dict[str, Any] = {"version": self._version, "ended": self._ended}
             if self._changed > version:
-                news["html"] = self._made()
+                update["html"] = self._made()
             elif self._version > version and self._progress is not None:
-                news["progress"] = render_progress(self._progress)
-            return news
+                update["progress"] = render_progress(self._progress)
+            return update
 
     def sent(self, version: int) -> None:
         """A page has got this version."""
-        with self._news:
+        with self._newer:
             self._sent = max(self._sent, version)
             self._asked = time.monotonic()
-            self._news.notify_all()
+            self._newer.notify_all()
 
     @property
     def _watched(self) -> bool:
@@ -154,13 +154,13 @@ class Live:
         return time.monotonic() - self._asked < _WAIT + _LINGER
 
     def _publish(self, comparison: Comparison, judgment: Judgment, progress: Progress | None) -> None:
-        with self._news:
+        with self._newer:
             self._state, self._progress, self._html = (comparison, judgment), progress, ""
             self._version += 1
             self._changed, self._ended = self._version, progress is None
             if self._watched:
                 self._made()
-            self._news.notify_all()
+            self._newer.notify_all()
 
     def _made(self) -> str:
         if not self._html and self._state is not None:
@@ -203,14 +203,14 @@ class _Handler(BaseHTTPRequestHandler):
             except (KeyError, ValueError):
                 self._answer(HTTPStatus.BAD_REQUEST, "text/plain", "Ask for next?after=VERSION.\n")
                 return
-            news = self.page.after(version)
-            self._answer(HTTPStatus.OK, "application/json", json.dumps(news))
-            self.page.sent(news["version"])
+            update = self.page.after(version)
+            self._answer(HTTPStatus.OK, "application/json", json.dumps(update))
+            self.page.sent(update["version"])
         else:
             self._answer(HTTPStatus.NOT_FOUND, "text/plain", "There is one page only: /\n")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Also for methods that there are none of."""
+        """Also for unsupported methods."""
         del message, explain
         if code == HTTPStatus.NOT_IMPLEMENTED:
             code = HTTPStatus.METHOD_NOT_ALLOWED
@@ -218,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus(code), "text/plain", f"{HTTPStatus(code).phrase}; only GET is served.\n")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: the terminal is the comparison's."""
+        """Logs nothing: the terminal shows the comparison."""
 
     def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
         body = text.encode()

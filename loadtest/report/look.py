@@ -1,4 +1,4 @@
-"""What tells lines and points apart: a color and a shape each, so that either is enough.
+"""Looks of lines and points: a color and a shape each, so that either tells them apart.
 
 Colors are Okabe and Ito's (Color Universal Design, 2008), which people with any color vision tell apart,
 darkened for light pages and lightened for dark ones until each has a contrast of 3 against the page.
@@ -82,8 +82,8 @@ class Look:
 
 
 def look(number: int) -> Look:
-    """The look of the ``number``-th series; the first is what others are held against."""
-    # Color 0 is the baseline's alone.
+    """The look of the ``number``-th series; the first belongs to the baseline."""
+    # Color 0 belongs only to the baseline.
     color = number if number < _COLORS else 1 + (number - 1) % (_COLORS - 1)
     return Look(f"var(--series-{color})", _SHAPES[number % len(_SHAPES)], "" if number < _COLORS else "5 3")
 

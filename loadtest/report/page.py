@@ -19,7 +19,7 @@ from loadtest.report.drawing import icon
 
 
 def _sorts_by(value: float | str) -> float | str:
-    """What a table sorts a cell by; the script keeps empty ones at the end."""
+    """The key that a table sorts a cell by; the script keeps empty ones at the end."""
     return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -36,14 +36,14 @@ def render(template: str, *, live: bool = False, **values: Any) -> str:
 
     Args:
         template: name of a file in ``templates``.
-        live: it asks the server that it came from for news.
+        live: it asks the server that it came from for updates.
         values: for the template, which escapes them all but drawings.
     """
     style = _asset("style.css").replace("/* LIGHT */", look.variables(look.LIGHT))
     style = style.replace("/* DARK */", look.variables(look.DARK))
     script = _asset("script.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shell = {"style": Markup(style), "script": Markup(script), "script_hash": digest, "live": live}
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shell = {"style": Markup(style), "script": Markup(script), "script_hash": script_hash, "live": live}
     return _environment().get_template(template).render(**shell, **values)
 
 
@@ -53,7 +53,7 @@ def render_part(macro: str, *arguments: Any) -> str:
 
 
 def embedded(document: Any) -> Markup:
-    """A document as JSON that may stand in a ``script`` element, whatever its strings say.
+    """A document as JSON that is safe inside a ``script`` element, with any strings.
 
     Args:
         document: as ``loadtest.document.plain`` makes it.

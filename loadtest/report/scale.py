@@ -14,7 +14,7 @@ _LOG_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What one direction of a drawing shows.
+    """One axis of a drawing.
 
     Attributes:
         label: its quantity and unit.

@@ -16,11 +16,11 @@ _LETTER = 0.6 * FONT  # mean width of a letter in the wider ones of common sans-
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a drawing.
+    """The size of a drawing.
 
     Attributes:
         width: in its units.
-        height: of axes and labels; what is listed below adds to it.
+        height: of axes and labels; a legend below adds to it.
         narrow: it is for a phone: fewer ticks, names below instead of beside.
     """
 

@@ -1,4 +1,4 @@
-"""What a variant brings and costs at the longest context, one figure each, for the top of the page."""
+"""A variant's gains and costs at the longest context, one figure each, for the top of the page."""
 
 from __future__ import annotations
 

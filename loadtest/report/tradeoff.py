@@ -1,4 +1,4 @@
-"""The drawing that a comparison is about: what is lost, against what is gained, at the longest context."""
+"""The main drawing of a comparison: loss against gain, at the longest context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several parts of a comparison's report ask of a judgment."""
+"""Views of a judgment that several parts of a comparison's report share."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def used(evidence: Evidence) -> Interval:
 
 
 def worst(verdict: Verdict, context: int) -> Evidence | None:
-    """Of the tests that decide at a context, the one that may have used most of its margin."""
+    """The deciding test at a context that may have used most of its margin."""
 
     def most(evidence: Evidence) -> float:
         loss = used(evidence)

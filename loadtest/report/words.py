@@ -90,7 +90,7 @@ def quality(unit: str, value: float) -> str:
 
 
 def loss(unit: str, value: float) -> str:
-    """What is lost against full attention, by its unit; a gain is negative."""
+    """A loss against full attention, by its unit; a gain is negative."""
     if not math.isfinite(value):
         return NONE
     sign = "+" if value > 0 else ""
@@ -133,7 +133,7 @@ def _without_unit(low: str, high: str) -> str:
 
 
 def _unit(text: str) -> str:
-    """What stands behind the last digit."""
+    """The unit behind the last digit."""
     digits = [place for place, letter in enumerate(text) if letter.isdigit()]
     return text[digits[-1] + 1 :] if digits else ""
 

@@ -1,4 +1,4 @@
-"""Long texts that say nothing of what is asked, and places in them."""
+"""Long texts without the answer, and places in them."""
 
 from __future__ import annotations
 
@@ -86,5 +86,5 @@ def hide(items: Sequence[str], needles: Sequence[tuple[float, str]]) -> list[str
 
 
 def absent(words: Iterator[str], text: str) -> Iterator[str]:
-    """Those of the words that the text does not have."""
+    """The words that do not occur in the text."""
     return (word for word in words if word not in text)

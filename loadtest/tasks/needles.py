@@ -18,7 +18,7 @@ from loadtest.tasks.sizing import fit
 from loadtest.tasks.types import Sample
 
 MAX_NEEDLES = 24
-"""Of a context, however long."""
+"""Needles of a context of any length."""
 
 _TOKENS_PER_NEEDLE = 100
 _LEAST_NEEDLES = 2

@@ -21,12 +21,12 @@ _KINDS = {"words": ("word", "words"), "numbers": ("number", "numbers"), "uuids":
 
 @dataclass(frozen=True, slots=True)
 class Needles:
-    """What is hidden where, and what is asked.
+    """The needles of a task, and the question about them.
 
     Attributes:
         haystack: sentences that repeat, the request's text, or other needles.
         keys: kind of the words that values are asked by.
-        values: kind of what is asked for.
+        values: kind of the values that are asked for.
         number: keys that are hidden.
         per_key: values of each.
         asked: keys asked for at once.

@@ -1,12 +1,12 @@
 """The user's own questions, from a file with a JSON object a line.
 
-What is asked: ``prompt``; or ``context`` and ``question``; or ``messages`` of a chat, a list of objects with
+The question: ``prompt``; or ``context`` and ``question``; or ``messages`` of a chat, a list of objects with
 ``role`` and ``content``. A context ends with one line end, and its questions share it. ``answer_prefix``:
 words that the answer begins with. ``max_new_tokens``: of the answer; 128 if left out.
 
-What the answer must have, if that is known: ``contains``, a text or a list of texts, all of them, case
+The known answer, if there is one: ``contains``, a text or a list of texts, all of them, case
 ignored; or ``regex``, which must match somewhere; or ``json``, a value that must be somewhere in the answer.
-With none of them, what can be measured is the agreement with full attention.
+With none of them, only the agreement with full attention can be measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loadtest.tasks.score import parse_json
 from loadtest.tasks.types import Sample
 
 TASK = "own"
-"""Name of the task that the samples bear."""
+"""The samples' task name."""
 
 _MAX_NEW_TOKENS = 128
 _ASKED = ("prompt", "context", "question", "messages")

@@ -88,8 +88,8 @@ TASKS: dict[str, Task] = {
 """All tasks, the quick form's first."""
 
 VERSION = 2
-"""Of what the tasks ask: raised whenever the same arguments of ``make`` give other samples than before, so
-that no comparison goes on with other questions under the same keys."""
+"""Version of the tasks' questions: raised whenever the same arguments of ``make`` give other samples than
+before, so that no comparison goes on with other questions under the same keys."""
 
 
 def make(
@@ -108,7 +108,7 @@ def make(
     Args:
         task: a name of ``TASKS``.
         count: the model's tokenizer.
-        text: running text to hide needles in, like ``loadtest.texts.prose`` gives; of no use to tasks without
+        text: running text to hide needles in, like ``loadtest.texts.prose`` gives; unused by tasks without
             prose.
         length: tokens of prompt and answer together, at most; with a sentence or an item more it would be
             too long.

@@ -1,4 +1,4 @@
-"""What a task is asked for: one context of a length, and questions about it."""
+"""A request to a task: one context of a length, and questions about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Request:
     """One context to make.
 
     Attributes:
-        task: its name, as the samples bear it.
+        task: its name.
         count: the model's tokenizer.
         text: running text, for the tasks that hide something in prose.
         length: tokens of prompt and answer together, at most.
@@ -35,7 +35,7 @@ class Request:
     reserve: int
 
     def random(self, purpose: str) -> random.Random:
-        """A generator that depends on the request and the purpose alone.
+        """A generator that depends only on the request and the purpose.
 
         One for each purpose, so that what is drawn for one does not move with how much is drawn for another:
         a context with one sentence more still hides the same needles.

@@ -1,6 +1,6 @@
 """Several questions about one cached context, one after the other: SCBench's form (Li et al. 2024).
 
-A method that throws away what the first question does not need fails from the second on. Three of its
+A method that evicts the keys that the first question does not need fails from the second on. Three of its
 retrieval tasks (its section 3): key-value, prefix-suffix, and variable tracking. At short lengths fewer
 questions are asked than may be, so that most of a context stays unasked.
 """

@@ -54,7 +54,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it wrote to standard error so far."""
+        """Its standard error so far."""
         return Path(self._log.name).read_text()
 
     @property

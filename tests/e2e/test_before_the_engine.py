@@ -1,4 +1,4 @@
-"""``longspan serve`` before it has an engine: what is refused then, and Ctrl-C in its first second."""
+"""``longspan serve`` before it has an engine: refusals, and Ctrl-C in its first second."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def engines(parent: psutil.Process) -> list[psutil.Process]:
         ),
     ],
 )
-def test_what_needs_no_model_is_refused_before_an_engine(arguments: list[str], sentence: str) -> None:
+def test_options_that_need_no_model_are_refused_before_an_engine(arguments: list[str], sentence: str) -> None:
     # A model that is not there: were it looked for first, that would be the sentence.
     with subprocess.Popen(
         [*SERVE, "--model", "/nowhere", *arguments], stderr=subprocess.PIPE, text=True
@@ -89,7 +89,7 @@ def test_the_check_of_every_own_pattern_takes_no_torch() -> None:
     assert refused.startswith("topk has no option 'budge'; its options are budget, sink_pages")
 
 
-def test_what_a_package_brings_is_checked_too(tmp_path: Path) -> None:
+def test_backends_of_packages_are_checked_too(tmp_path: Path) -> None:
     module = "from attention import Backend\n\nBACKEND = Backend(dict)\n"
     install(tmp_path, "acme", {"longspan.backends": {"acme": "acme:BACKEND"}}, module)
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
@@ -104,7 +104,7 @@ def test_what_a_package_brings_is_checked_too(tmp_path: Path) -> None:
     assert "backend acme of acme 1.0 makes dict, not an attention.patterns.base.Pattern" in done.stderr
 
 
-def test_what_others_call_a_pattern_is_known() -> None:
+def test_other_names_of_a_pattern_are_known() -> None:
     assert hint("window") == "--attention sliding_window"
     assert hint("streaming") == "--attention sliding_window --attention-option positions=cache"
     assert hint("bigbird") == "--attention sparse --attention-option pattern=bigbird"
@@ -116,7 +116,7 @@ def test_what_others_call_a_pattern_is_known() -> None:
     )
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "the server alone"])
+@pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "only the server"])
 def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
     with subprocess.Popen(
         [*SERVE, "--model", "/nowhere"],
@@ -139,7 +139,7 @@ def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
 
 
 COMMANDS = ([sys.executable, "-m", "server.cli"], [str(Path(sys.executable).parent / "longspan")])
-# Files of a traceback; that of the entry point has a few instructions before Ctrl-C is seen to.
+# Files of a traceback; that of the entry point has a few instructions before Ctrl-C is handled.
 OURS = re.compile(r'File ".*/(attention|loadtest|longspan|server)/(?!cli/__main__\.py)')
 
 

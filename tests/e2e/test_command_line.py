@@ -63,11 +63,11 @@ def test_errors_name_the_field_at_fault(server):
 
 def test_health_tells_by_its_exit_code(server):
     assert run(server, "health").returncode == 0
-    nobody = subprocess.run(
+    without_server = subprocess.run(
         [*CLI, "health", "--port", "1", "--timeout", "2"], capture_output=True, text=True, timeout=30
     )
-    assert nobody.returncode == 1
-    assert nobody.stderr
+    assert without_server.returncode == 1
+    assert without_server.stderr
 
 
 def test_models_list_shows_the_default_model(default_model):

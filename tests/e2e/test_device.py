@@ -15,7 +15,7 @@ from loadtest.load.workloads import Shape, fixed
 BYTES, FLOPS = "longspan_engine_bytes_total", "longspan_engine_flops_total"
 
 
-def test_a_load_test_tells_what_its_runs_made_of_the_device(server):
+def test_a_load_test_tells_its_runs_use_of_the_device(server):
     with server.client() as client:
         model = client.model_info()
     prompt, output, sessions = 64, 16, 4
@@ -59,7 +59,7 @@ def test_a_load_test_tells_what_its_runs_made_of_the_device(server):
     assert use.memory_used <= psutil.virtual_memory().total == use.memory_total
 
 
-def test_what_an_idle_server_says_stays(server):
+def test_metrics_of_an_idle_server_stay(server):
     server.wait_idle()
     before = server.metrics()
     time.sleep(0.1)
@@ -67,7 +67,7 @@ def test_what_an_idle_server_says_stays(server):
     for name in (BYTES, FLOPS, "longspan_device_memory_bandwidth_bytes_per_second"):
         assert before[name] == after[name]
     used = after['longspan_device_memory_bytes{kind="used"}']
-    # What the process holds by now may have changed since its last step.
+    # The process's memory may have changed since its last step.
     assert used == pytest.approx(psutil.Process(server.engine_pid).memory_info().rss, rel=0.5)
     weights = after['longspan_device_memory_bytes{kind="weights"}']
     assert 96e6 < weights < used

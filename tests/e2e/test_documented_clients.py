@@ -30,7 +30,7 @@ def test_the_python_example_runs_as_it_stands(server):
     assert re.search(r"\n\d+ tokens\n$", done.stdout)
 
 
-def test_what_grpcurl_sends_is_a_request_that_reflection_describes(server):
+def test_the_grpcurl_example_is_a_request_that_reflection_describes(server):
     (body, service, method) = re.search(r"-d '(.*?)' \\\n.*? (\S+)/(\w+)\n", PAGE).groups()
     with grpc.insecure_channel(f"{server.host}:{server.port}") as channel:
         # No message of this repository's stubs: all is learned from the server, as grpcurl does.

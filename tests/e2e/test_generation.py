@@ -118,7 +118,7 @@ def test_logprobs(client):
 
 
 def test_forced_tokens_are_decoded(exact):
-    """With the log probabilities of the same text as a prompt; what follows is what follows that text."""
+    """With the log probabilities of the same text as a prompt; the output continues that text."""
     start, rest = "The capital of Japan is", " Kyoto, a town in the"
     prompt, tokens = (list(exact.tokenize(text).token_ids) for text in (start, start + rest))
     assert tokens[: len(prompt)] == prompt
@@ -141,7 +141,7 @@ def test_forced_tokens_are_decoded(exact):
         assert "".join(delta.text for delta in own) == answer.text
 
 
-def test_forcing_what_a_seed_draws_changes_nothing(client):
+def test_forcing_the_tokens_that_a_seed_samples_changes_nothing(client):
     options = {"n": 2, "seed": 5, "temperature": 1, "max_tokens": 12, "logprobs": 0}
     free = client.generate(JAPAN, **options).completions
     forced = list(free[0].token_ids[:5])
@@ -220,9 +220,9 @@ def test_a_seeded_request_ignores_its_company(server):
     async def main():
         async with server.aclient() as client:
             options = {"max_tokens": 20, "temperature": 1.0, "top_p": 0.9, "seed": 123}
-            alone = await client.generate("The sea was", **options)
+            single = await client.generate("The sea was", **options)
             crowd = [client.generate(f"Number {i}", max_tokens=20, seed=i) for i in range(20)]
             answers = await asyncio.gather(client.generate("The sea was", **options), *crowd)
-            assert list(answers[0].token_ids) == list(alone.token_ids)
+            assert list(answers[0].token_ids) == list(single.token_ids)
 
     asyncio.run(main())

@@ -212,7 +212,7 @@ def test_no_request_however_extreme_harms_the_engine(shared):
     assert list(again.token_ids) == list(calm.token_ids)
 
 
-def test_a_window_is_served_as_chosen_and_keeps_few_pages(started):
+def test_a_window_is_served_as_configured_and_keeps_few_pages(started):
     options = ["--attention-option", "window=64", "--attention-option", "sinks=4"]
     server = started("--attention", "sliding_window", *options, "--no-prefix-cache")
     with server.client() as client:

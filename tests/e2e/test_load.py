@@ -5,7 +5,7 @@ import json
 
 from typer.testing import CliRunner
 
-from loadtest.cli.__main__ import application
+from loadtest.cli.application import application
 from loadtest.load import result
 from loadtest.measuring.listening import processes_on
 

@@ -143,7 +143,7 @@ def test_promql_gives_the_load_tests_own_counts(prometheus, summary):
 
 @pytest.mark.parametrize(("title", "expression"), EXPRESSIONS)
 def test_every_panel_shows_something(prometheus, summary, title, expression):
-    # What Grafana would put in: the chosen models, and a range of a few scrapes.
+    # Grafana's variables: the selected models, and a range of a few scrapes.
     expression = expression.replace("$model", ".*").replace("$__rate_interval", "30s")
     assert "$" not in expression
     series = prometheus.query(expression)

@@ -1,4 +1,4 @@
-"""Servers that start from packed weights on disk, and what is left of one that never came to serve."""
+"""Servers that start from packed weights on disk, and the remains of one that never served."""
 
 import subprocess
 
@@ -17,7 +17,7 @@ def tokens(server):
 
 
 @pytest.mark.stress
-def test_two_first_starts_at_once_share_what_they_pack(tiny, tmp_path):
+def test_two_first_starts_at_once_share_their_packed_weights(tiny, tmp_path):
     arguments = ("--model", tiny, "--cache-dir", tmp_path, *ARGUMENTS)
     with Server(*arguments, wait=False) as one, Server(*arguments, wait=False) as other:
         one.wait_ready()

@@ -1,6 +1,6 @@
 """A server with OpenAI's HTTP interface, in a process of its own, on good days and bad ones.
 
-Its tokens are bytes, as with the tests' tokenizer. What it does follows from the model that a request names.
+Its tokens are bytes, as with the tests' tokenizer. The model that a request names decides its behavior.
 """
 
 from __future__ import annotations

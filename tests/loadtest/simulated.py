@@ -15,7 +15,7 @@ LONG = Load(8192, 16, cached=True)
 
 @dataclass
 class Machine:
-    """What is measured on it takes longer now and then."""
+    """Measurements on it take longer now and then."""
 
     noise: float = 0.03
     seed: int = 0

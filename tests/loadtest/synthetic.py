@@ -1,4 +1,4 @@
-"""Comparisons with known truth, drawn at random: what the judgment is tried on."""
+"""Comparisons with known truth, drawn at random, for tests of the judgment."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Truth:
-    """What a variant really is, against full attention.
+    """A variant's true differences from full attention.
 
     Attributes:
         nats: that it loses per token of text.
@@ -77,7 +77,7 @@ class Sizes:
     model: dict[str, object] = field(default_factory=lambda: dict(MODEL))
 
 
-# Quality alone, of one variant at one length. The margins are 5% of perplexity and 5 points.
+# Only quality, of one variant at one length. The margins are 5% of perplexity and 5 points.
 ONE = {"rounds": 0, "lengths": (LONG,), "candidates": (FULL, TOPK)}
 FEW = Sizes(blocks=10, tokens=4, contexts=4, turns=6, **ONE)
 MANY = Sizes(blocks=24, tokens=4, contexts=16, turns=12, **ONE)

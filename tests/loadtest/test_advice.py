@@ -1,4 +1,4 @@
-"""What is advised to deploy, on comparisons with known truth."""
+"""The advice on which variant to deploy, on comparisons with known truth."""
 
 from collections import Counter
 from dataclasses import replace
@@ -38,7 +38,7 @@ def timed(rows, seed=1):
 
 
 @pytest.mark.parametrize("row", WEATHER)
-def test_one_round_in_whatever_weather_proves_no_gain(row):
+def test_one_round_in_any_weather_proves_no_gain(row):
     judgment = judge(timed([row]))
     assert judgment.advice.winner == FULL.name
     assert not any(gain.different for verdict in judgment.verdicts for gain in verdict.gains)
@@ -138,7 +138,7 @@ def test_of_several_users_tokens_per_second_are_told_for_each_gibibyte_that_they
     assert not [gain for gain in without.verdicts[0].gains if gain.figure == "memory_rate"]
 
 
-def test_full_alone_is_judged():
+def test_only_full_is_judged():
     judgment = judge(draw(1, replace(FEW, candidates=(FULL,), rounds=6)))
     assert judgment.verdicts == ()
     assert judgment.advice.winner == FULL.name

@@ -70,7 +70,7 @@ def test_where_equal_work_differs_all_rounds_of_the_load_are_measured_anew(end, 
     assert ratio(made, "b", "a", SHORT.label, "tpot").value == pytest.approx(1.0, abs=0.05)
 
 
-def test_what_does_not_help_ends_after_two_times_and_is_said():
+def test_repeats_that_do_not_help_end_after_two_times_and_are_told():
     made = measure(Machine(), {"b": lambda now: 1.5})
     assert len(set_aside(made, SHORT.label)) == MOST_AGAIN * LEAST
     words = said(made)
@@ -78,7 +78,7 @@ def test_what_does_not_help_ends_after_two_times_and_is_said():
     assert f"although {MOST_AGAIN * LEAST} rounds of it had been measured again" in words
 
 
-def test_what_could_not_be_measured_again_says_so_and_is_not_set_aside_where_a_server_has_gone():
+def test_rounds_are_not_set_aside_where_a_server_has_ended():
     made = measure(Machine(), {"b": lambda now: 1.5}, rounds=LEAST, repeating=False)
     (alarm,) = alarms(made, PAIRS)
     again = Again(made)
@@ -91,7 +91,7 @@ def test_what_could_not_be_measured_again_says_so_and_is_not_set_aside_where_a_s
     assert "6 rounds of 1k, 1 user, cached prompts did not count (a and b read the same" in said(made)
 
 
-def test_a_level_is_the_same_whoever_is_whom():
+def test_a_level_is_the_same_for_any_order_of_deployments():
     slow = {"a": between(100, 110, 2.0), "c": between(120, 140, 1.7)}
     made = measure(Machine(), slow, repeating=False)
     names = {"a": "c", "b": "a", "c": "b"}

@@ -64,18 +64,18 @@ def clients(default_model):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_turns_are_answered_as_if_each_were_asked_alone(clients, chat):
+def test_turns_are_answered_as_if_each_were_asked_by_itself(clients, chat):
     caching, forgetful = clients
     questions = samples(turns=2)
     together = answers(caching, questions, chat)
     for sample, row in zip(questions, together, strict=True):
-        (alone,) = answers(forgetful, [sample], chat)
-        assert alone.cached_tokens == 0
+        (single,) = answers(forgetful, [sample], chat)
+        assert single.cached_tokens == 0
         assert row.cached_tokens > row.prompt_tokens - 64
-        assert row.prompt_tokens == alone.prompt_tokens
-        assert row.predicted_answer == alone.predicted_answer
-        assert row.score == alone.score == float(row.answer[0] in row.predicted_answer)
-        assert row.logprob == pytest.approx(alone.logprob, abs=0.02)
+        assert row.prompt_tokens == single.prompt_tokens
+        assert row.predicted_answer == single.predicted_answer
+        assert row.score == single.score == float(row.answer[0] in row.predicted_answer)
+        assert row.logprob == pytest.approx(single.logprob, abs=0.02)
         assert (row.task, row.length, row.index, row.turn) == ("needles", 500, 4, sample.turn)
         assert (row.deployment, row.depth, row.error) == ("top-k", sample.depth, "")
     if not chat:
@@ -149,7 +149,7 @@ def test_no_token_spans_the_prompt_and_the_right_answer(clients):
     assert special_before(client) == ()
 
 
-def test_a_server_that_has_gone_is_no_wrong_answer():
+def test_a_server_that_has_ended_is_not_a_wrong_answer():
     def gone():
         raise UnavailableError("gone")
 

@@ -1,4 +1,4 @@
-"""``make bench`` on a small random model: what is sent, in which order, and what is kept."""
+"""``make bench`` on a small random model: its requests, their order, and its document."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ def address(tmp_path_factory):
 
 
 def test_workloads_are_measured_there_and_back(address, tmp_path, monkeypatch):
-    # What else this machine does must not repeat runs here.
+    # Other work of this machine must not repeat runs here.
     monkeypatch.setattr("loadtest.measuring.weather.disturbance", lambda observed: "")
     found = bench.bench(address, WORKLOADS, 2, Console(file=io.StringIO()))
     labels = ["1 user, 16/8", "2 users, 32/1", "2 users, 16/8"]
@@ -46,7 +46,7 @@ def test_workloads_are_measured_there_and_back(address, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("at", "runs"), [("warm-up", 1), ("scrape", 2)])
-def test_a_command_that_is_stopped_says_so_and_keeps_what_there_is(
+def test_a_command_that_is_stopped_says_so_and_keeps_its_results(
     address, monkeypatch, tmp_path, capsys, at, runs
 ):
     """Ctrl-C in the second workload: in its warm-up, or when its metrics are read at its end."""
@@ -105,7 +105,7 @@ def test_a_server_that_hangs_midway_ends_the_measurement(address, monkeypatch):
     assert "the server sent nothing for 1 seconds" in found.ended
 
 
-def test_what_does_not_fit_the_model_is_said(address):
+def test_workloads_that_do_not_fit_the_model_are_refused(address):
     with pytest.raises(WorkloadError, match="don't fit the model's context"):
         bench.bench(address, (Workload(1, 1, CONTEXT, 8),), 1, Console(file=io.StringIO()))
 

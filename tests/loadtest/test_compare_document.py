@@ -30,7 +30,7 @@ def comparison():
     return drawn
 
 
-def test_what_is_saved_comes_back(comparison, tmp_path):
+def test_a_saved_comparison_comes_back(comparison, tmp_path):
     file = tmp_path / "c.json"
     document.save(comparison, file)
     again = document.load(file)
@@ -114,7 +114,7 @@ def test_a_machine_that_was_too_busy_is_so_when_its_run_goes_on(comparison, tmp_
 
 
 def test_memory_that_is_free_now_does_not_keep_a_run_from_going_on(comparison, tmp_path):
-    """A server chooses its KV memory by what is free; sequences are counted for what the file has."""
+    """A server sizes its KV memory by the free memory; sequences are counted for the file's size."""
     file = tmp_path / "c.json"
     document.save(comparison, file)
     now = replace(comparison, plan=replace(comparison.plan, kv_memory=comparison.plan.kv_memory - 2**20))
@@ -159,7 +159,7 @@ def test_another_minutes_free_memory_is_no_other_condition(comparison, tmp_path)
         ({"margins": Margins(perplexity=0.1)}, "the margins"),
         (
             {"candidates": (replace(FULL, others=("--weights", "float")), TOPK)},
-            "held against (longspan serve --attention full there, longspan serve --attention full --weights",
+            "of the others (longspan serve --attention full there, longspan serve --attention full --weights",
         ),
         ({"candidates": (FULL, replace(TOPK, options={"pattern": "lsh"}))}, "candidate top-k 512 (longspan"),
     ],
@@ -195,11 +195,11 @@ def test_other_places_are_refused_too(comparison, tmp_path, field, value, senten
     [
         ("{", "can't be read"),
         ('{"schema": "longspan-compare/1"}', "is of schema longspan-compare/1"),
-        ('{"schema": "longspan-load/2"}', "is no longspan-compare document"),
+        ('{"schema": "longspan-load/2"}', "is not a longspan-compare document"),
         ('{"schema": "longspan-compare/2"}', "is damaged: Object missing required field `plan`; remove it"),
     ],
 )
-def test_what_is_no_comparison_is_refused(tmp_path, content, sentence):
+def test_other_documents_are_refused(tmp_path, content, sentence):
     file = tmp_path / "c.json"
     file.write_text(content)
     with pytest.raises(document.DocumentError) as refused:

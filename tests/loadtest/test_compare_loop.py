@@ -1,4 +1,4 @@
-"""What a comparison does when: with servers and questions that take no time but that of a made-up clock."""
+"""The order of a comparison's steps, with servers and questions whose time is that of a simulated clock."""
 
 import random
 from contextlib import contextmanager
@@ -34,8 +34,8 @@ class World:
     Attributes:
         now: seconds of the clock.
         whole: all rows that there could be.
-        log: what was done: ``speed`` or ``quality``, the candidate, and when it ended.
-        dead: candidates whose servers have gone, from what time on.
+        log: the steps: ``speed`` or ``quality``, the candidate, and when it ended.
+        dead: candidates whose servers have ended, with the time.
     """
 
     def __init__(self, monkeypatch, speeds=None, noise=0.01, weather=QUIET, sizes=SIZES, seed=5, **truths):
@@ -149,7 +149,7 @@ class Evaluation:
             if self.world.passes("quality", name, self.world.turn_seconds(unit)):
                 getattr(rows, unit.kind).extend(row for row in there if row.deployment == name)
             else:
-                rows.failed[name] = "the server has gone"
+                rows.failed[name] = "the server has ended"
         return rows
 
 
@@ -206,7 +206,7 @@ def test_a_variant_that_fails_is_left_out_and_the_others_go_on(monkeypatch):
     world.dead[TOPK.name] = 60.0
     comparison, judgments = world.compare(300.0)
     assert list(comparison.failed) == [TOPK.name]
-    assert len(world.refusals) <= len(comparison.plan.loads) + 1, "it is not asked for ever"
+    assert len(world.refusals) <= len(comparison.plan.loads) + 1, "it is not asked without end"
     assert judgments[-1].verdicts[1].outcome is Outcome.UNKNOWN
     assert max(when for _, name, when in world.log if name == WINDOW.name) > 250
 
@@ -270,7 +270,7 @@ def test_a_variant_that_surely_loses_is_asked_no_more_while_another_is_open(monk
 
 
 def test_each_round_is_judged_and_booked(monkeypatch):
-    """Where speed alone is open, nothing else would say how far it is."""
+    """Where only speed is open, nothing else would tell the progress."""
     world = World(monkeypatch, noise=0.3, window=Truth(lost=0.9, nats=1.0), topk=Truth(lost=0.9, nats=1.0))
     comparison, judgments = world.compare(300.0)
     rounds = sum(

@@ -1,4 +1,4 @@
-"""``longspan compare`` as a whole: on the real default model, on servers that fail, and what it refuses."""
+"""``longspan compare`` as a whole: on the real default model, on servers that fail, and its refusals."""
 
 import json
 import re
@@ -41,7 +41,7 @@ COMMAND = [sys.executable, "-m", "loadtest.cli", "compare"]
         (Asked(text=Path("/nowhere")), "/nowhere can't be read: No such file"),
     ],
 )
-def test_what_cant_be_measured_is_refused(asked, sentence):
+def test_requests_that_cant_be_measured_are_refused(asked, sentence):
     with pytest.raises(PlanError, match=sentence):
         make_plan(asked)
 
@@ -76,7 +76,7 @@ def test_presets_and_loads():
 
 
 def run(folder, budget):
-    """The command on the default model, with questions of one's own."""
+    """The command on the default model, with the user's own questions."""
     more = ["--json", str(folder / "c.json"), "--html", str(folder / "c.html"), "--csv", str(folder / "csv")]
     more += ["--context", "512", "--candidate", WINDOW, "--candidate", "flash", "--task", "needles"]
     more += ["--questions", str(folder / "questions.jsonl"), "--budget", budget, "--", "--threads", "1"]
@@ -84,7 +84,7 @@ def run(folder, budget):
 
 
 def lacks(comparison):
-    """What a run had no time for, since the machine has other work."""
+    """Units that a run had no time for, since the machine has other work."""
     for name in (candidate.name for candidate in comparison.plan.candidates):
         answered = {row.task for row in comparison.answers if row.deployment == name}
         yield from {"needles", "own"} - answered
@@ -156,7 +156,7 @@ def test_a_result_is_shown_again(measured):
 
 @contextmanager
 def started(folder, model):
-    """A comparison of a random model, which takes little time; ended with the block, whatever happens."""
+    """A comparison of a random model, which takes little time; ended with the block in any case."""
     command = [*COMMAND, "--model", str(model), "--context", "512", "--candidate", WINDOW]
     command += ["--task", "niah_single_1", "--budget", "200", "--json", str(folder / "c.json")]
     command += ["--", "--threads", "1", "--kv-memory", "64MiB", "--weights", "float"]
@@ -173,7 +173,7 @@ def wait_for(condition, process=None, seconds=240.0):
     while not (found := condition()):
         if process is not None and process.poll() is not None:
             pytest.fail(f"the run ended with {process.returncode}: {process.stderr.read()}")
-        assert time.monotonic() < end, "it did not come to that in time"
+        assert time.monotonic() < end, "it did not get there in time"
         time.sleep(0.1)
     return found
 

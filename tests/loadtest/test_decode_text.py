@@ -74,7 +74,7 @@ def test_rows_tell_how_far_a_window_is_from_full(part, decoded):
     assert sum(map(sum, (row.logprobs for row in own))) < sum(map(sum, (row.logprobs for row in full)))
 
 
-def test_what_a_server_refuses_is_an_error_of_its_rows(clients, part):
+def test_a_refusal_of_the_server_is_an_error_of_its_rows(clients, part):
     long = texts.Slice(700, 3, tuple(part.ids[:400]) * 2, (500, 690), 8)
     found = decode_slice(clients["full"], long, 20)
     assert all(isinstance(each, LongspanError) for each in found)
@@ -83,7 +83,7 @@ def test_what_a_server_refuses_is_an_error_of_its_rows(clients, part):
     assert all("600" in row.error for row in rows)
 
 
-def test_memory_is_what_the_pattern_keeps(clients, part):
+def test_memory_is_that_of_the_pages_that_the_pattern_keeps(clients, part):
     load = clients["full"].server_info().load
     page = load.kv_bytes / (load.pages_total + 1)
     rows = {name: memory(client, name, part.ids, int(101.5 * page)) for name, client in clients.items()}

@@ -144,7 +144,7 @@ def test_at_the_end_of_the_time_all_that_runs_is_ended_and_the_rest_left_out(tmp
         assert gone((tmp_path / "pids").read_text().split())
 
 
-def test_what_needs_a_part_that_failed_is_left_out(tmp_path):
+def test_parts_that_need_one_that_failed_are_left_out(tmp_path):
     findings = run(["broken", "figures"], tmp_path, needed=frozenset({"broken"}))
     assert findings.failed == ["broken"]
     assert findings.troubles["figures"] == "left out: it needs the part broken, which failed"
@@ -222,7 +222,7 @@ def test_every_load_fits_the_cache_that_it_is_given(form):
         assert count <= settings["max_running"] <= settings["max_batch_tokens"]
         longest = most_pages(settings["max_context"], settings["max_batch_tokens"], 16, pattern.expired)
         assert longest < pages
-        # A page for each that runs already stays free, and page 0 is nobody's.
+        # A page for each running sequence stays free, and page 0 is never allocated.
         assert count * most_pages(tokens, settings["max_batch_tokens"], 16, pattern.expired) + count < pages
 
     count, prompt, output = form.batch

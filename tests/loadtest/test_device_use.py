@@ -1,4 +1,4 @@
-"""What a run made of the server's device: shares, reasons where there is none, documents and tables."""
+"""A run's use of the server's device: shares, reasons where there is none, documents and tables."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def test_a_share_above_one_is_none(scraped):
     assert sentence.startswith("share of memory bandwidth not measured: it would be 2.30; ")
 
 
-def test_what_was_not_measured_is_said(scraped):
+def test_missing_shares_have_a_reason(scraped):
     before, after = scraped(BEFORE, ""), scraped(AFTER, "")
     use = device_use("cpu", [before, after])
     assert math.isnan(use.bandwidth_share)
@@ -113,7 +113,7 @@ def test_the_metrics_are_looked_at_while_a_run_lasts(monkeypatch):
     assert scrapes == []
 
 
-def test_what_is_said_of_all_rows_is_said_once(scraped):
+def test_a_reason_for_all_rows_is_told_once(scraped):
     (why,) = device_use("cpu", [scraped(BEFORE, ""), scraped(AFTER, "")]).unmeasured
     lacking, whole = (
         DeviceRow(label, ("cpu",), (), notes) for label, notes in [("2 users", (why,)), ("1 user", ())]

@@ -1,4 +1,4 @@
-"""The engine called directly: what was only placed costs what really was computed, counted in pages."""
+"""The engine called directly: placed sequences read and hold as many pages as computed ones."""
 
 import random
 from itertools import pairwise
@@ -58,7 +58,7 @@ def prompts_of(loaded, lengths):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_placed_context_costs_what_a_computed_one_costs(loaded, name):
+def test_a_placed_context_costs_as_much_as_a_computed_one(loaded, name):
     context, streams = 107, 3
     core = core_of(loaded, VARIANTS[name])
     core.submit(greedy_requests(prompts_of(loaded, [context]), 8)[0])
@@ -76,7 +76,7 @@ def test_a_placed_context_costs_what_a_computed_one_costs(loaded, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_chunk_after_a_placed_context_costs_what_it_costs_after_a_computed_one(loaded, name):
+def test_a_chunk_costs_the_same_after_a_placed_and_a_computed_context(loaded, name):
     core = core_of(loaded, VARIANTS[name])
     core.submit(greedy_requests(prompts_of(loaded, [96]), 1)[0])
     for _ in range(3):
@@ -96,7 +96,7 @@ def test_a_chunk_after_a_placed_context_costs_what_it_costs_after_a_computed_one
 def test_a_window_makes_every_step_cost_the_same(loaded):
     contexts = (107, 219, 507, 2011)  # at the same place in a page each
     engine = engine_of(loaded, WINDOW, pages=40, context_length=4096)
-    assert engine.core.kv.pool.total * PAGE < contexts[1], "what is not let go must find no room"
+    assert engine.core.kv.pool.total * PAGE < contexts[1], "pages that are not freed must find no room"
     costs = [engine.decode(context, 1, 1) for context in contexts]
     assert len({(cost.pages_read, cost.pages_held) for cost in costs}) == 1
     assert costs[0].pages_held <= -(-20 // PAGE) + 1 + 1  # where the window's edges lie, and the sinks
@@ -115,7 +115,7 @@ def test_top_k_reads_no_more_pages_of_a_longer_context_but_in_its_dense_layer(lo
 
 
 @pytest.mark.parametrize("name", ["lsh", "topk"])
-def test_copied_pages_come_with_what_a_pattern_remembers_of_their_keys(loaded, name):
+def test_copied_pages_come_with_their_summaries(loaded, name):
     core = core_of(loaded, VARIANTS[name])
     pattern = core.runner.attention.pattern
     (request,) = greedy_requests(prompts_of(loaded, [64]), 1)
@@ -140,7 +140,7 @@ def test_copied_pages_come_with_what_a_pattern_remembers_of_their_keys(loaded, n
     assert summarized
 
 
-def test_a_page_that_nobody_filled_shows(loaded, monkeypatch):
+def test_a_page_that_was_not_filled_shows(loaded, monkeypatch):
     monkeypatch.setattr(Template, "fill", lambda self, pages, rng: None)
     # The pages that the template had hold its numbers; these go beyond them.
     with pytest.raises(RuntimeError, match="NaN"):
@@ -159,7 +159,7 @@ def test_real_runs_give_the_tokens_of_the_engine(loaded):
     assert 0 < found.first_tokens < found.seconds
 
 
-def test_what_has_no_room_is_refused_with_the_setting_that_would_give_it(loaded):
+def test_sequences_without_room_are_refused_with_the_setting_that_would_give_it(loaded):
     engine = engine_of(loaded, FULL, pages=100, max_running=4, context_length=300)
     with pytest.raises(RoomError, match="--max-running 4"):
         engine.decode(10, 5, 1)

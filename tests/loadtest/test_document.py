@@ -1,4 +1,4 @@
-"""Documents: what is written can be read, and what can't is said."""
+"""Documents can be read back, and one that can't is refused with a reason."""
 
 import json
 import math
@@ -15,7 +15,7 @@ class Cell:
     values: tuple[float, ...]
 
 
-def test_what_is_saved_is_read_and_non_finite_numbers_are_null(tmp_path):
+def test_a_saved_document_is_read_and_non_finite_numbers_are_null(tmp_path):
     path = tmp_path / "d.json"
     document.save(
         {"schema": "longspan-x/1", "cells": [Cell("ä", (1.5, math.nan, -math.inf))], 5: {"a": (1, None)}},
@@ -40,7 +40,7 @@ def test_a_save_that_fails_leaves_the_last_whole_document(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_such_document_is_said(tmp_path):
+def test_another_document_is_refused(tmp_path):
     path = tmp_path / "d.json"
     with pytest.raises(document.DocumentError, match=r"can't be read"):
         document.read(path, "longspan-x/2")
@@ -48,7 +48,7 @@ def test_what_is_no_such_document_is_said(tmp_path):
     with pytest.raises(document.DocumentError, match=r"can't be read"):
         document.read(path, "longspan-x/2")
     path.write_text("[]")
-    with pytest.raises(document.DocumentError, match=r"no longspan-x document \(longspan-x/2\)"):
+    with pytest.raises(document.DocumentError, match=r"not a longspan-x document \(longspan-x/2\)"):
         document.read(path, "longspan-x/2")
     document.save({"schema": "longspan-x/1"}, path)
     with pytest.raises(document.DocumentError, match=r"of schema longspan-x/1, .*measure again"):

@@ -47,7 +47,7 @@ async def test_a_closed_loop_sends_all_and_times_them(served):
     )
 
 
-async def test_an_open_loop_keeps_its_times_whatever_the_server_does(served):
+async def test_an_open_loop_keeps_its_times_independent_of_the_server(served):
     running, port, _ = served
     running.engine.step_seconds = 0.02
     outcome = await drive(port, WORKLOADS["fixed"](SHAPE), OpenLoop(40.0, math.inf), seed=1)
@@ -75,7 +75,7 @@ async def test_a_conversation_carries_its_answers_on(served):
     assert second == f"user:first\nassistant:{answer}\nuser:second\n"
 
 
-async def test_what_the_server_refuses_is_a_failure(served):
+async def test_a_refusal_of_the_server_is_a_failure(served):
     _, port, _ = served
     sessions = [Session(0, (Turn([5] * 300, 6),)), Session(1, (Turn([5] * 3, 6),))]
     outcome = await drive(port, sessions, ClosedLoop(1))
@@ -90,7 +90,7 @@ async def test_an_answer_of_the_wrong_length_is_a_failure(served):
     assert sum(summarize(outcome.records).failed.values()) == 1
 
 
-async def test_an_interrupt_stops_the_run_and_keeps_what_there_is(served):
+async def test_an_interrupt_stops_the_run_and_keeps_its_records(served):
     running, port, _ = served
     running.engine.open.clear()
     caught = []

@@ -89,10 +89,10 @@ def test_an_answer_of_another_length_counts_as_such_and_is_kept(address):
     ("model", "code", "sentence", "tokens"),
     [
         ("keyed", "HTTP_401", "Incorrect API key provided.; name the variable that holds its key", 0),
-        ("nobody", "HTTP_404", "The model `nobody` does not exist.; look at --endpoint", 0),
+        ("absent", "HTTP_404", "The model `absent` does not exist.; look at --endpoint", 0),
         ("strict", "HTTP_400", "Unrecognized field: ignore_eos; if it does not know a field", 0),
-        ("malformed", "MALFORMED", "a message is no JSON", 2),
-        ("array", "MALFORMED", "no JSON object", 2),
+        ("malformed", "MALFORMED", "a message is not JSON", 2),
+        ("array", "MALFORMED", "not a JSON object", 2),
         ("no-choices", "MALFORMED", "has no choices", 2),
         ("midway", "STREAM_ERROR", "out of memory", 2),
         ("disconnect", "DISCONNECTED", "broke after 2 messages", 2),
@@ -102,7 +102,7 @@ def test_an_answer_of_another_length_counts_as_such_and_is_kept(address):
         ("no-usage", "NO_USAGE", "give --tokenizer", 9),
     ],
 )
-def test_what_goes_wrong_is_in_the_record(address, model, code, sentence, tokens):
+def test_a_failure_is_in_the_record(address, model, code, sentence, tokens):
     _, record = ask(Endpoint(address, model), IDS)
     assert record.code == code
     assert sentence in record.error
@@ -149,12 +149,12 @@ def test_an_address_without_a_server():
         examine.told(Endpoint(url, "plain"))
 
 
-def test_what_can_be_refused_is_refused_before(address, tokenizer):
+def test_refusals_come_before_the_run(address, tokenizer):
     assert examine.told(Endpoint(address, "plain")) == examine.Told(openai_double.CONTEXT)
     assert examine.told(Endpoint(address, "pairs")) == examine.Told(77, 255)
     assert examine.told(Endpoint(address, "short")) == examine.Told()
-    with pytest.raises(EndpointError, match=r"has no model 'nobody'; name one .*: plain, nasty"):
-        examine.told(Endpoint(address, "nobody"))
+    with pytest.raises(EndpointError, match=r"has no model 'absent'; name one .*: plain, nasty"):
+        examine.told(Endpoint(address, "absent"))
     with pytest.raises(EndpointError, match="ignore_eos"):
         examine.try_out(Endpoint(address, "strict"), IDS, 30.0)
     for turn in (IDS, Turn("abc", 4)):
@@ -180,7 +180,7 @@ def test_client_processes_put_a_load_on_it(address, tokenizer):
     ]
 
 
-def test_an_interrupt_stops_the_streams_and_keeps_what_came(address, tokenizer):
+def test_an_interrupt_stops_the_streams_and_keeps_their_tokens(address, tokenizer):
     caught = []
 
     def interrupt(progress):
@@ -218,7 +218,7 @@ def test_counting(tokenizer, tmp_path):
         ({"name": "longspan"}, "is taken"),
         ({"api": "responses"}, "choose completions or chat"),
         ({"prompts": "words"}, "choose ids or text"),
-        ({"extra": "{"}, "no JSON"),
+        ({"extra": "{"}, "not JSON"),
         ({"extra": "[]"}, "JSON object"),
         ({"key_env": "LONGSPAN_NO_SUCH_KEY"}, "is not set"),
     ],
@@ -245,7 +245,7 @@ def test_numbers_that_make_no_sense():
             asked.loads(*arguments)
 
 
-def test_the_command_on_an_endpoint_alone(address, tokenizer, tmp_path):
+def test_the_command_with_only_an_endpoint(address, tokenizer, tmp_path):
     files = {kind: tmp_path / f"r.{kind}" for kind in ("json", "csv")}
     where = ["--endpoint-only", "--endpoint", address, "--endpoint-name", "double"]
 
@@ -272,7 +272,7 @@ def test_the_command_on_an_endpoint_alone(address, tokenizer, tmp_path):
     assert len(files["csv"].read_text().splitlines()) == 9
     for arguments, sentence in (
         (["--endpoint-model", "plain"], "give its --tokenizer"),
-        (["--endpoint-model", "nobody", "--tokenizer", tokenizer], "has no model 'nobody'"),
+        (["--endpoint-model", "absent", "--tokenizer", tokenizer], "has no model 'absent'"),
         (["--endpoint-model", "plain", "--tokenizer", tokenizer, "--prompt-tokens", "300"], "context of 300"),
         (["--endpoint-model", "keyed", "--tokenizer", tokenizer], "--endpoint-key-env"),
     ):

@@ -1,4 +1,4 @@
-"""Where a variant computes what full attention computes, and what follows from it."""
+"""Where a variant computes the same as full attention, and the consequences."""
 
 from dataclasses import replace
 
@@ -63,7 +63,7 @@ def test_equal_work():
     short, long = replace(DECODE, context=512), DECODE
     assert equal_work(drawn, TOPK.name, short, "tpot")
     assert not equal_work(drawn, TOPK.name, long, "tpot")
-    assert equal_work(drawn, TOPK.name, PROMPT, "ttft"), "prompts are left alone"
+    assert equal_work(drawn, TOPK.name, PROMPT, "ttft"), "prompts are computed densely"
     assert not equal_work(drawn, WINDOW.name, PROMPT, "ttft")
     assert not equal_work(drawn, TOPK.name, Load(LONG, 64, concurrency=8), "ttft"), "others decode beside it"
     assert not equal_work(drawn, "x", short, "tpot"), "of an unknown pattern nothing is known"

@@ -1,4 +1,4 @@
-"""What a comparison will take, as it is said before it measures."""
+"""The estimate of a comparison's duration, told before it measures."""
 
 import io
 import itertools
@@ -42,7 +42,7 @@ def probed(monkeypatch, contexts, **slow):
     return probe(machine, contexts, 49152, 7.0), machine
 
 
-def test_two_requests_tell_what_any_prompt_costs(monkeypatch):
+def test_two_requests_tell_the_cost_of_any_prompt(monkeypatch):
     pace, machine = probed(monkeypatch, (1024, 2048, 4096))
     assert machine.asked[1:] == [1024, 4096]
     assert pace.prefill(2048) == pytest.approx(2.048 + 2.048**2, rel=1e-6)
@@ -71,7 +71,7 @@ class Units:
         return 9.0
 
 
-def test_what_is_needed_is_by_round_and_by_kind_of_step():
+def test_needs_are_by_round_and_by_kind_of_step():
     plan, _ = make_plan(Asked())
     pace = Pace(10.0, 1e-3, 0.0, 0.01)
     at_once = needs(plan, pace, Units(), groups(plan.candidates, 9))
@@ -94,7 +94,7 @@ def shown(words):
     return console.export_text().splitlines()
 
 
-def test_what_is_said_before_it_begins():
+def test_the_estimate_before_it_begins():
     found = Needs(start=12.0, rounds=14.0, units=20.0, least=1.0)
     (line,) = outlook(found, 300.0, 8.0, 0.95)
     assert line == "about 5:00, the budget: start-up 0:20, speed 2:06 (9 rounds), quality 2:34"
@@ -108,7 +108,7 @@ def test_what_is_said_before_it_begins():
     assert "take about 0:54; a verdict takes about 3:44: --budget 4m" in short
 
 
-def test_a_run_that_goes_on_says_what_is_there():
+def test_a_continued_run_tells_the_rows_of_its_file():
     sizes = Sizes(blocks=8, tokens=2, contexts=2, turns=4, rounds=6)
     drawn = draw(1, sizes, topk=Truth(), window=Truth())
     (line,) = already(drawn)
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_says_what_is_there():
     assert already(replace(drawn, speed=[], answers=[], text=[])) == []
 
 
-def test_a_budget_for_nothing_is_refused_with_what_it_takes(monkeypatch):
+def test_a_budget_for_nothing_is_refused_with_the_one_it_takes(monkeypatch):
     plan, _ = make_plan(Asked())
     found = Found(plan, {}, {}, None, 9, Needs(10.0, 900.0, 800.0, least=90.0))
     monkeypatch.setattr(preflight, "look", lambda *asked: found)
@@ -148,7 +148,7 @@ def test_a_verdict_takes_as_many_contexts_as_show_a_variant_safe_that_loses_noth
     assert needs(tight, pace, Units(), parts).contexts > 2 * takes
 
 
-def test_progress_says_what_is_left_in_a_line():
+def test_progress_tells_the_time_left_in_a_line():
     now = [0.0]
     watcher = Watcher(300, None, live=False, clock=lambda: now[0])
     now[0] = 48.5

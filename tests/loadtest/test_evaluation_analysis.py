@@ -116,7 +116,7 @@ def test_a_task_is_informative_where_full_can_do_it(scores, informative):
     assert analysis.is_informative(comparison(rows), "easy", 1024) is informative
 
 
-def test_scores_are_pooled_over_informative_tasks_alone():
+def test_scores_are_pooled_only_over_informative_tasks():
     rows = answers("easy", 1024, [1.0] * 20, [1.0] * 15 + [0.0] * 5)
     rows += answers("hard", 1024, [0.0] * 20, [0.5] * 20)
     rows += answers("own", 1024, [1.0] * 20, [0.0] * 20)
@@ -196,7 +196,7 @@ def test_effective_length_needs_an_informative_task():
     assert effective_length(comparison(rows), OWN) is None
 
 
-def test_of_an_effective_length_it_is_told_what_is_sure():
+def test_an_effective_length_has_an_interval():
     def at(length, score, count):
         right = round(score * count)
         return answers("easy", length, [1.0] * count, [1.0] * right + [0.0] * (count - right))
@@ -216,7 +216,7 @@ def test_of_an_effective_length_it_is_told_what_is_sure():
     assert (effective_words(0, 0, 1024), effective_words(4096, 4096, 4096)) == ("none (none to 1k)", "4k")
 
 
-def test_later_questions_that_lose_what_the_first_does_not_are_told():
+def test_losses_of_only_later_questions_are_told():
     own = [1.0, 0.0, 0.0, 1.0] * 8
     rows = answers("easy", 1024, [1.0] * 32, own, turns=4)
     turns = by_turn(analysis.task_pairs(comparison(rows), OWN, ["easy"], 1024), 0.95)

@@ -1,4 +1,4 @@
-"""Units of an evaluation: their order, and what they give on real servers."""
+"""Units of an evaluation: their order, and their results on real servers."""
 
 import itertools
 import math
@@ -46,7 +46,7 @@ def clients(default_model):
         yield {FULL.name: asks_full, NEAR.name: asks_near}
 
 
-def test_a_whole_round_gives_what_the_analysis_needs(clients):
+def test_a_whole_round_gives_the_rows_of_the_analysis(clients):
     found = comparison()
     questions = own(("sea",), ())
     evaluator = Evaluator(
@@ -82,7 +82,7 @@ def test_a_whole_round_gives_what_the_analysis_needs(clients):
     assert 0 <= rows[3].score <= 1
     assert analysis.agreement_loss(found, NEAR.name).count == 1
     assert not set(units) & set(evaluator.units())
-    # A candidate that comes later is asked alone, but where full attention's own tokens are needed again.
+    # A candidate that comes later is asked by itself, except where full attention's tokens are needed again.
     found.plan = replace(found.plan, candidates=(*found.plan.candidates, LATE))
     late = Evaluator(found, clients[FULL.name], text=TEXT, prose=TEXT, own=questions, turns=3, contexts=1)
     alive = {**clients, LATE.name: clients[NEAR.name]}
@@ -95,7 +95,7 @@ def test_a_whole_round_gives_what_the_analysis_needs(clients):
     assert analysis.text_kl(found, LATE.name, 512) == analysis.text_kl(found, NEAR.name, 512)
 
 
-def test_a_server_that_has_gone_is_named(clients):
+def test_a_server_that_has_ended_is_named(clients):
     found = comparison((FULL, NEAR, topk(128)))
     evaluator = Evaluator(found, clients[FULL.name], text=TEXT, prose=TEXT, contexts=1)
     unit = Unit("memory", 512)
@@ -123,7 +123,7 @@ def test_a_server_that_has_gone_is_named(clients):
         (TEXT, 140, "needles needs at least .* take a longer context or leave out the task"),
     ],
 )
-def test_what_is_too_short_is_told_before_anything_is_measured(clients, text, length, message):
+def test_a_text_or_context_that_is_too_short_is_refused_before_measuring(clients, text, length, message):
     with pytest.raises(ValueError, match=message):
         Evaluator(comparison(contexts=(length,)), clients[FULL.name], text=text, prose=TEXT)
 

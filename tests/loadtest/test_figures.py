@@ -203,7 +203,7 @@ def shown(renderable, width=200):
     return console.file.getvalue()
 
 
-def test_a_table_shows_what_is_wrong():
+def test_a_table_shows_remarks_and_failures():
     text = shown(table.runs_table(make_result(1.0, 2.0)))
     assert "2 users *" in text
     assert "2 users: INVALID: the client sent late" in text
@@ -221,7 +221,7 @@ def test_two_results_are_compared_run_by_run():
     assert "kv_dtype: float16 before, float32 after" in text
 
 
-def test_the_report_is_one_file_and_escapes_what_servers_say(tmp_path):
+def test_the_report_is_one_file_and_escapes_texts_of_servers(tmp_path):
     file = tmp_path / "report.html"
     write_report(make_result(1.0, 2.0, 3.0), file)
     text = file.read_text()

@@ -1,4 +1,4 @@
-"""``python -m loadtest.direct.growth``: what it does with its plan, and a tiny form of the real command."""
+"""``python -m loadtest.direct.growth``: its order of measuring, and a tiny form of the real command."""
 
 import io
 import json
@@ -115,7 +115,7 @@ def test_beyond_the_models_own_context_its_positions_are_stretched(folder):
     assert float(settings.rope_option["factor"]) == 3.125
     assert settings.max_context == 3 * CONTEXT + beyond.steps + 2
     assert "tpot" in dict(decode(found.variants[0], found.folder, Point(3 * CONTEXT, 1), 1, 0))
-    # What the user says of it stays.
+    # The user's own argument stays.
     own = (*shared, "--rope-scaling", "linear", "--rope-option", "factor=4")
     found = surveyed(replace(beyond, arguments=own))
     assert found.notes == ()
@@ -179,7 +179,7 @@ def test_variants_are_paired_with_full_attention_and_one_that_fails_leaves_the_o
     growth = measure.measure(PLAN, lambda words: None, lambda growth: kept.append(len(growth.measurements)))
     assert kept == sorted(kept)
     assert len(kept) == 6
-    # Two at a time at most; one that was brought down is opened again, one that can't be opened is not.
+    # At most two at a time; an engine that was brought down is opened again, one that can't be opened is not.
     open_ones, most = set(), 0
     for word in Worker.made:
         (open_ones.discard if word.startswith("end of ") else open_ones.add)(word.removeprefix("end of "))
@@ -232,7 +232,7 @@ def test_a_point_whose_interval_is_narrow_needs_no_more_rounds(monkeypatch):
     assert [growth.short(each) for each in growth.survey.variants] == ["", ""]
 
 
-def test_what_the_budget_does_not_reach_is_said(monkeypatch):
+def test_points_that_the_budget_does_not_reach_are_told(monkeypatch):
     class Slow(Worker):
         def part(self, name, findings, end, *more):
             time.sleep(0.05 if name == "decode" else 0)
@@ -268,7 +268,7 @@ def test_a_model_that_cannot_be_served_at_all_is_said_in_a_sentence(monkeypatch)
         measure.measure(PLAN, lambda words: None, lambda growth: None)
 
 
-def test_tables_and_report_say_what_is_missing_and_why(tmp_path):
+def test_tables_and_report_tell_missing_points_and_why(tmp_path):
     variants = (variant("full"), variant("window"), variant("flash", "flash needs <CUDA>"))
     growth = Growth(
         "now", {"cores": 2, "cpu": "c"}, PLAN, Survey(MODEL, {}, "f", variants, ("a note",), (64, 256))
@@ -335,11 +335,11 @@ def test_the_command(tmp_path):
     ("arguments", "sentence"),
     [
         (["--", "--attention", "full"], "give backends by --backends"),
-        (["--budget", "5"], "5 is no time of at least 30 seconds; write it like 90s, 5m or 1h30m"),
+        (["--budget", "5"], "5 is not a duration of at least 30 seconds; write it like 90s, 5m or 1h30m"),
         (["--svg", "/nowhere/at/all"], "there is no folder /nowhere/at/all; make it first"),
     ],
 )
-def test_what_makes_no_sense_is_refused(monkeypatch, capsys, arguments, sentence):
+def test_contradictory_arguments_are_refused(monkeypatch, capsys, arguments, sentence):
     monkeypatch.setattr("sys.argv", ["growth", *arguments])
     with pytest.raises(SystemExit) as refused:
         main()

@@ -34,11 +34,11 @@ def outcomes(sizes, truth, runs=RUNS):
     return Counter(judge(draw(seed, sizes, topk=truth)).verdicts[0].outcome for seed in range(runs))
 
 
-def test_what_is_as_good_is_hardly_ever_called_unsafe():
+def test_a_variant_without_loss_is_hardly_ever_called_unsafe():
     assert outcomes(FEW, EQUAL)[Outcome.UNSAFE] <= 0.05 * RUNS
 
 
-def test_what_is_as_good_is_found_safe_by_many_samples():
+def test_a_variant_without_loss_is_found_safe_by_many_samples():
     found = outcomes(MANY, EQUAL, 20)
     assert found[Outcome.SAFE] >= 0.6 * 20
     assert not found[Outcome.UNSAFE]
@@ -46,18 +46,18 @@ def test_what_is_as_good_is_found_safe_by_many_samples():
 
 
 @pytest.mark.parametrize("worse", [Truth(nats=math.log(1.1)), Truth(lost=0.1 / 0.85)], ids=["text", "tasks"])
-def test_what_is_worse_by_twice_the_margin_is_hardly_ever_called_safe(worse):
+def test_a_loss_of_twice_the_margin_is_hardly_ever_called_safe(worse):
     found = outcomes(FEW, worse)
     assert found[Outcome.SAFE] <= 0.05 * RUNS
 
 
 @pytest.mark.parametrize("worse", [Truth(nats=math.log(1.1)), Truth(lost=0.5 / 0.85)], ids=["text", "tasks"])
-def test_what_is_much_worse_is_found_so_from_few_samples(worse):
+def test_a_large_loss_is_found_from_few_samples(worse):
     assert outcomes(FEW, worse, 20)[Outcome.UNSAFE] >= 0.6 * 20
 
 
 def test_no_loss_in_few_contexts_is_not_called_safe():
-    """Were whole contexts lost now and then, so few would hardly show it; the interval can't know."""
+    """If whole contexts are lost now and then, so few hardly show it; the interval can't know."""
     few = replace(MANY, contexts=5, turns=60, tasks=("needles",), blocks=5)
     better = Truth(nats=-0.03)
     verdict = judge(draw(1, few, topk=better)).verdicts[0]
@@ -141,7 +141,7 @@ def test_where_full_fails_right_answers_are_compared():
     assert len(judge(drawn).uninformative) == 2
 
 
-def test_what_is_not_measured_is_not_safe():
+def test_a_variant_that_is_not_measured_is_not_safe():
     drawn = draw(1, MANY)
     assert judge(replace(drawn, text=[])).verdicts[0].outcome is Outcome.UNKNOWN
     assert judge(replace(drawn, answers=[])).verdicts[0].outcome is Outcome.UNKNOWN
@@ -189,7 +189,7 @@ def test_few_questions_do_not_pass_for_safety_where_full_may_fail():
     assert (test.outcome, test.note, test.more) == (Outcome.UNKNOWN, "too few questions yet", test.loss.count)
 
 
-def test_whatever_rows_there_are_it_judges():
+def test_any_subset_of_rows_is_judged():
     random = np.random.default_rng(1)
     whole = draw(1, Sizes(blocks=8, tokens=2, contexts=3, turns=3, rounds=6))
     for _ in range(30):
@@ -218,7 +218,7 @@ def test_one_hypothesis_has_one_outcome():
     loss = Interval(0.4, 0.1, 0.7, 36)
     tasks = Evidence("v", "tasks", LONG, "score", loss, 0.05, 0.9, 0.5, Outcome.UNKNOWN, contexts=6)
     alone = replace(tasks, measure="task:needles", decides=False)
-    # More deciding tests need more of each; the single one by itself has its level alone.
+    # More deciding tests need more of each; the single one by itself has its level to itself.
     others = [
         replace(tasks, measure="text", unit="perplexity", length=length, loss=Interval(0.0, -0.1, 0.1, 9))
         for length in (1024, 2048, LONG)
@@ -261,7 +261,7 @@ def test_where_it_sees_the_whole_context_a_test_takes_no_level_from_others():
     assert {test.outcome for test in decide([*surely, nothing], 0.95, ground)[:2]} == {Outcome.UNSAFE}
 
 
-def test_what_would_settle_a_small_loss_takes_the_contexts_that_safety_takes():
+def test_settling_a_small_loss_takes_the_contexts_that_safety_takes():
     near = Evidence("v", "tasks", LONG, "score", Interval(0.0, -0.06, 0.06, 36), 0.05, 1, 1, Outcome.UNKNOWN)
     ground = Ground({LONG: ("needles",)}, {LONG: ()}, {LONG: ()}, frozenset(), frozenset(), None, ())
     (test,) = decide([replace(near, contexts=3)], 0.95, ground)

@@ -1,4 +1,4 @@
-"""Presets, and what is known of the default model held against rows."""
+"""Presets, and the known figures of the default model checked against rows."""
 
 import io
 import math
@@ -120,7 +120,7 @@ def test_needles_by_depth():
         assert finding.held is Held.NO
 
 
-def test_a_window_that_finds_what_it_has_let_go():
+def test_a_window_that_finds_evicted_needles():
     found = as_known()
     outside = (SINKS.name, Figure.FOUND, 4096, (0.0, 0.8), MANY)
     assert held(found, *outside).measured.value == 0.0
@@ -173,7 +173,7 @@ def test_times_that_tell_nothing_are_no_failure(busy, rounds, note):
 
 
 @pytest.mark.parametrize("error", ["", "the prompt is too long"])
-def test_what_was_not_measured_fails_and_says_why(error):
+def test_a_missing_figure_fails_and_says_why(error):
     found = as_known()
     found.text = [replace(row, error=error) for row in found.text] if error else found.text[:0]
     found.answers, found.memory = [], []
@@ -185,7 +185,7 @@ def test_what_was_not_measured_fails_and_says_why(error):
     assert {finding.note for finding in missing} == {error or "the time did not suffice; give more --budget"}
 
 
-def test_the_table_says_what_is_not_as_known():
+def test_the_table_tells_figures_that_are_not_as_known():
     other = Expectation("nothing", Figure.TPOT, 4096, "it is so", most=2.0)
     found = as_known()
     found.memory = changed(found.memory, SINKS.name, 4096, bytes=4096 * 22_500.0)
@@ -203,7 +203,7 @@ def test_the_table_says_what_is_not_as_known():
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
-def test_a_preset_decides_what_is_not_asked_for(preset):
+def test_a_preset_decides_unset_options(preset):
     asked = Asked(preset=preset)
     plan, material = make_plan(asked)
     assert (plan.candidates, plan.contexts, plan.tasks) == (preset.candidates, preset.contexts, preset.tasks)
@@ -216,7 +216,7 @@ def test_a_preset_decides_what_is_not_asked_for(preset):
     assert preset is PRESETS[preset.name]
 
 
-def test_what_is_expected_can_be_measured():
+def test_expectations_can_be_measured():
     for each in EXPECTED:
         assert each.deployment in {one.name for one in KNOWN.candidates}
         assert {each.length, each.shorter or each.length} <= set(KNOWN.contexts)
@@ -224,7 +224,7 @@ def test_what_is_expected_can_be_measured():
     assert {SINGLE, MANY} == set(KNOWN.tasks)
 
 
-def test_what_is_asked_for_goes_before_the_preset():
+def test_options_go_before_the_preset():
     plan, _ = make_plan(Asked(preset=WHOLE, contexts=[2048], tasks=["needles"], concurrency=[8]))
     assert (plan.contexts, plan.tasks, plan.candidates) == ((2048,), ("needles",), WHOLE.candidates)
     assert [load.concurrency for load in plan.loads] == [8]

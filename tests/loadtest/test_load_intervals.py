@@ -1,4 +1,4 @@
-"""What repeats and order statistics say of a load test's figures, and what is said against an earlier one."""
+"""Intervals of load test figures from repeats and order statistics, and changes against an earlier one."""
 
 import csv
 import itertools
@@ -171,7 +171,7 @@ def test_ratios_of_unpaired_medians_are_as_sure_as_they_say():
     assert not ratio_interval([0.0] * 6, [1.0] * 6).claimed
 
 
-def test_only_what_repeats_show_is_a_difference():
+def test_only_repeats_show_a_difference():
     base = repeated(0.1)
     for factor, finding in ((1.0, Finding.NONE), (1.5, Finding.WORSE), (0.7, Finding.BETTER)):
         found = {each.figure.key: each for each in changes(base, repeated(0.1 * factor, seed=1))}

@@ -1,4 +1,4 @@
-"""What ``longspan compare`` and ``load`` have to bear: odd options and files, signals, servers that hang."""
+"""``longspan compare`` and ``load`` with odd options and files, signals, and servers that hang."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def arguments(tiny):
         (Asked(candidates=["sliding_window window=5 window=6"]), "gives an option twice"),
         (Asked(candidates=["sliding_window window=5", "sliding_window  window=5"]), "a candidate twice"),
         (Asked(candidates=["a x=1 y=2", "a y=2 x=1"]), "a candidate twice"),
-        (Asked(rate=float("inf")), "--rate inf is no load"),
+        (Asked(rate=float("inf")), "--rate inf is not a load"),
         (Asked(arguments=["--attention", "sparse"]), "--attention after -- .* --candidate"),
         (Asked(arguments=["--port=1"]), "--port after -- .* a free port"),
         (Asked(model="a", arguments=["--model", "b"]), "give --model once"),
@@ -85,9 +85,9 @@ def test_a_question_that_no_message_can_hold_is_refused(tmp_path, line):
 @pytest.mark.parametrize(
     ("read", "text", "sentence"),
     [
-        (from_file, "[" * 100_000, "line 1: is no JSON"),
+        (from_file, "[" * 100_000, "line 1: is not JSON"),
         (from_file, '{"prompt": "\\ud800"}', "line 1: has half a character"),
-        (lambda path, shape: list(_entries(path, path.open())), "[" * 100_000, "entry 1: is no JSON"),
+        (lambda path, shape: list(_entries(path, path.open())), "[" * 100_000, "entry 1: is not JSON"),
     ],
 )
 def test_a_workload_that_no_message_can_hold_is_refused(tmp_path, read, text, sentence):
@@ -263,7 +263,7 @@ def test_paths_are_no_markup(tmp_path, monkeypatch):
         watcher.doing("text: /tmp/[/x].txt")
 
 
-def test_a_page_tells_what_is_under_way_between_judgments():
+def test_a_page_tells_the_current_step_between_judgments():
     with Watcher(60, None, live=True) as watcher:
         watcher.watch(comparison())
         watcher.doing("before anything was judged")
@@ -271,9 +271,9 @@ def test_a_page_tells_what_is_under_way_between_judgments():
         page = watcher._live
         version = page.after(-1)["version"]
         watcher.listener.doing("4k, round 3")
-        news = page.after(version)
-    assert "4k, round 3" in news["progress"]
-    assert "html" not in news
+        update = page.after(version)
+    assert "4k, round 3" in update["progress"]
+    assert "html" not in update
 
 
 def test_no_server_is_started_when_the_time_is_over(monkeypatch):
@@ -285,7 +285,7 @@ def test_no_server_is_started_when_the_time_is_over(monkeypatch):
     run(comparison(), found, Material("", "", (), None), 5.0, Listener(str, str), lambda: 6.0)
 
 
-def test_memory_alone_says_how_many_servers_are_at_once(arguments):
+def test_only_memory_decides_how_many_servers_are_at_once(arguments):
     plan, material = make_plan(
         Asked(contexts=[512], tasks=["niah_single_1"], candidates=["sliding_window"], arguments=arguments)
     )
@@ -293,7 +293,7 @@ def test_memory_alone_says_how_many_servers_are_at_once(arguments):
     assert look(plan, material, str).at_once > 2, "a file that it goes on with may have more candidates"
 
 
-def test_what_cant_be_written_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_earlier_file(tmp_path):
     report = tmp_path / "report.html"
     report.write_text("of yesterday")
     disk = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -96,7 +96,7 @@ async def test_a_measurement_agrees_with_the_servers_metrics(served, tmp_path):
         assert len(run.requests) == 10
     assert found.runs[0].warmup == 2
     prompts = [tuple(request.prompt) for request in running.engine.submitted]
-    assert len(set(prompts)) == len(prompts), "a run met a prompt of an earlier one"
+    assert len(set(prompts)) == len(prompts), "a run sent a prompt of an earlier one"
     save(found, tmp_path / "result.json")
     assert result.load(tmp_path / "result.json").runs[1].load == {
         "kind": "open",
@@ -183,7 +183,7 @@ def test_processes_are_found_by_their_port():
         assert processes_on(listening.getsockname()[1]) == (os.getpid(),)
 
 
-async def test_an_interrupt_ends_the_plan_and_keeps_what_there_is(served, peer):
+async def test_an_interrupt_ends_the_plan_and_keeps_its_runs(served, peer):
     running, port, _ = served
     running.engine.step_seconds = 0.05
     done = []
@@ -264,7 +264,7 @@ async def test_runs_before_the_last_are_kept(served, monkeypatch, tmp_path, fail
     assert ended in (tmp_path / "l.html").read_text()
 
 
-async def test_a_server_that_hangs_ends_the_plan_which_keeps_what_there_is(served):
+async def test_a_server_that_hangs_ends_the_plan_which_keeps_its_runs(served):
     running, port, metrics_port = served
     plan = both(port, None, metrics_url=f"http://127.0.0.1:{metrics_port}/metrics", patience=0.5)
     found = await asyncio.to_thread(quietly, replace(plan, loads=[ClosedLoop(2)]))
@@ -312,7 +312,7 @@ async def test_a_first_run_that_fails_is_said(served, monkeypatch):
         await asyncio.to_thread(quietly, both(served[1], None))
 
 
-def test_what_hangs_lets_no_other_cell_wait_as_long():
+def test_a_target_that_hangs_lets_no_other_cell_wait_as_long():
     asked = []
 
     def hanging(load, seed):

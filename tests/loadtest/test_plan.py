@@ -1,4 +1,4 @@
-"""What a load test sends, and when."""
+"""The requests of a load test, and their times."""
 
 import itertools
 import json
@@ -85,7 +85,7 @@ def test_conversations_are_of_text():
         assert len(content) == 240
 
 
-def test_what_does_not_fit_the_context_is_refused():
+def test_prompts_that_do_not_fit_the_context_are_refused():
     with pytest.raises(WorkloadError, match=r"60 tokens and an output of 20 don't fit .* context of 70"):
         WORKLOADS["fixed"](Shape(1, 60, 20, 5000, 70))
 
@@ -111,7 +111,7 @@ def test_a_file_of_prompts(tmp_path):
     ("text", "sentence"),
     [
         ("", "has no lines"),
-        ("{", "line 1: is no JSON"),
+        ("{", "line 1: is not JSON"),
         ('{"prompt": "a"}\n{"prompt": 3}', "line 2: prompt must be a text"),
         ('{"prompt": "a", "turns": []}', "exactly one of messages, prompt, token_ids, turns"),
         ('{"token_ids": [1, -2]}', "line 1: prompt must be"),
@@ -141,7 +141,7 @@ def test_a_sweep_ends_where_the_server_is_full_and_goes_back():
     loads = []
     for load in sweep:
         loads.append(load)
-        sweep.learn(_outcome(load.concurrency if isinstance(load, ClosedLoop) else 1, 10.0))
+        sweep.add(_outcome(load.concurrency if isinstance(load, ClosedLoop) else 1, 10.0))
     closed = [load.concurrency for load in loads if isinstance(load, ClosedLoop)]
     assert closed == [1, 2, 4, 8, 16]
     rates = [load.rate for load in loads if isinstance(load, OpenLoop)]
@@ -152,7 +152,7 @@ def test_a_sweep_ends_where_the_server_is_full_and_goes_back():
 def test_a_sweep_ends_at_the_most_users():
     sweep = Sweep(4)
     for load in sweep:
-        sweep.learn(_outcome(getattr(load, "concurrency", 1), 1e9))
+        sweep.add(_outcome(getattr(load, "concurrency", 1), 1e9))
     assert len(sweep._summaries) == 3 + 4
 
 
@@ -161,7 +161,7 @@ def test_a_sweep_of_a_server_that_answers_nothing_ends():
     loads = []
     for load in sweep:
         loads.append(load)
-        sweep.learn(summarize([Record(0, 0, 0.0, 0.0, [], 1.0, code="UNAVAILABLE", error="no")]))
+        sweep.add(summarize([Record(0, 0, 0.0, 0.0, [], 1.0, code="UNAVAILABLE", error="no")]))
     assert loads == [ClosedLoop(1)]
 
 

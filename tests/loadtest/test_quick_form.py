@@ -1,4 +1,4 @@
-"""What the quick form of a comparison gets done in its five minutes, by a made-up clock."""
+"""The work that the quick form of a comparison gets done in its five minutes, by a simulated clock."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def turn(unit):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_five_minutes_on_two_cores_find_what_loses_much(monkeypatch, seed):
+def test_five_minutes_on_two_cores_find_a_large_loss(monkeypatch, seed):
     """Six contexts at 4k for quality, and six rounds of each load on which advice depends.
 
     There are 280 s beside the start, and a round of a load is six visits. Six of both cached loads take

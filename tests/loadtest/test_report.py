@@ -52,7 +52,7 @@ def test_ticks_of_a_logarithmic_axis_are_few_and_within(low, times, most):
 
 
 @given(st.lists(st.floats(allow_nan=True), max_size=9), st.booleans())
-def test_an_axis_has_room_for_whatever_it_shows(values, log):
+def test_an_axis_has_room_for_all_its_values(values, log):
     small = [value for value in values if not abs(value) > 1e12 and not 0 < abs(value) < 1e-12]
     low, high = span(small, log=log)
     assert math.isfinite(low)
@@ -124,7 +124,7 @@ def test_marks_and_outcomes_stand_out_from_the_page(colors):
             assert (other + 0.05) / (one + 0.05) >= 3, name
 
 
-def test_what_only_measures_others_is_not_offered_for_serving():
+def test_the_oracle_is_not_offered_for_serving():
     found, judgment = sample.oracle()
     page = render(found, judgment)
     assert page.count("A measure of the others, not for serving") == 1
@@ -152,7 +152,7 @@ def ask(live, path="/", method="GET", host=None):
     return answer, body
 
 
-def test_a_live_page_is_served_to_this_machine_alone(live):
+def test_a_live_page_is_served_only_to_this_machine(live):
     answer, body = ask(live)
     assert answer.status == 200
     assert "Still measuring" in body
@@ -176,29 +176,29 @@ def test_a_live_page_is_served_to_this_machine_alone(live):
             pass
 
 
-def test_a_page_that_waits_for_news_gets_the_last_one_before_the_server_ends():
+def test_a_page_that_waits_for_an_update_gets_the_last_one_before_the_server_ends():
     live = Live()
     found = sample.beginning()
     live.update(*found, Progress("beginning", 0.1, 60.0))
     first = json.loads(ask(live, "/next?after=-1")[1])
     assert first["version"] == 1
     assert not first["ended"]
-    news = []
-    waiting = threading.Thread(target=lambda: news.append(ask(live, "/next?after=1")[1]))
+    updates = []
+    waiting = threading.Thread(target=lambda: updates.append(ask(live, "/next?after=1")[1]))
     waiting.start()
     time.sleep(0.2)
     assert waiting.is_alive()
     live.progress(Progress("half of it", 0.5, 30.0))
     waiting.join(10)
-    half = json.loads(news.pop())
+    half = json.loads(updates.pop())
     assert half["version"] == 2
     assert "html" not in half
     assert "half of it" in half["progress"]
-    waiting = threading.Thread(target=lambda: news.append(ask(live, "/next?after=2")[1]))
+    waiting = threading.Thread(target=lambda: updates.append(ask(live, "/next?after=2")[1]))
     waiting.start()
     live.end(*found)
     waiting.join(10)
-    last = json.loads(news[0])
+    last = json.loads(updates[0])
     assert last["ended"]
     assert last["version"] == 3
     assert "Still measuring" not in last["html"]
@@ -235,7 +235,7 @@ def test_a_port_that_is_taken_is_an_error_at_once(live):
         Live(urlsplit(live.address).port)
 
 
-def test_a_load_test_shows_what_was_before_and_after():
+def test_a_load_test_shows_before_and_after():
     before, after = make_result(1.0, 2.0), make_result(2.0, 2.0, 3.0, seed=5)
     page = load_report.render(after, before)
     table = page.partition('id="against-table"')[2].partition("</table>")[0]
@@ -251,7 +251,7 @@ def test_a_load_test_shows_what_was_before_and_after():
     assert 'id="against-table"' not in load_report.render(after)
 
 
-def test_what_has_no_figure_has_nothing_to_sort_by():
+def test_a_cell_without_a_figure_has_no_sort_key():
     unread = replace(sample.beginning()[0], text=[])
     page = render(unread, judge(unread))
     summary = page.partition('id="summary-table"')[2].partition("</table>")[0]
@@ -259,7 +259,7 @@ def test_what_has_no_figure_has_nothing_to_sort_by():
     assert 'data-value="nan"' not in page
 
 
-def test_one_task_alone_is_one_row_and_equal_work_has_no_ratio():
+def test_a_single_task_is_one_row_and_equal_work_has_no_ratio():
     drawn = draw(1, Sizes(blocks=6, contexts=6, turns=4, rounds=6, tasks=("needles",), noise=0.0))
     judgment = judge(drawn)
     verdict = judgment.verdicts[1]

@@ -260,7 +260,7 @@ def test_hostile_words_stay_words(browser, tmp_path):
         assert page.faults == []
 
 
-def test_a_live_page_follows_the_run_and_keeps_what_its_reader_did(browser, three):
+def test_a_live_page_follows_the_run_and_keeps_its_readers_state(browser, three):
     early = sample.three(rounds=6)
     with Live() as live:
         live.update(*early, NOW)
@@ -288,7 +288,7 @@ def test_a_live_page_follows_the_run_and_keeps_what_its_reader_did(browser, thre
             assert page.locator("details").first.evaluate("(one) => one.open")
             assert page.evaluate("document.querySelector('#figures .scrolls').scrollTop") == 120
             assert abs(page.evaluate("scrollY") - where) < 60
-            # What has not changed is the same element as before.
+            # An unchanged part is the same element as before.
             assert page.evaluate("window.kept === document.getElementById('head')")
             page.evaluate("window.evidence = document.getElementById('evidence')")
             live.progress(Progress("measuring round 8", 0.8, 200.0))

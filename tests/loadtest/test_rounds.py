@@ -50,7 +50,7 @@ def test_a_visit_that_stays_disturbed_leaves_the_pair_out():
 
 
 @pytest.mark.parametrize("error", [UnavailableError("it is gone"), CannotMeasureError("it is gone")])
-def test_a_target_that_fails_is_named_and_left_out_under_that_load_alone(error):
+def test_a_target_that_fails_is_named_and_left_out_only_under_that_load(error):
     machine = Machine()
     targets = {
         "a": Simulated(machine, 1.0, 1),
@@ -102,7 +102,7 @@ def test_nothing_begins_when_the_time_is_up():
     # The way there is tried once more, which ends at 8 of 7 seconds; there is no way back.
     cut = made.step(SHORT, machine.now + 7)
     assert [(each.visit, each.attempt) for each in cut] == [(0, 0)] * 2 + [(0, 1)] * 2
-    # What was cut short is a round of its own, and only the next one has a pair of visits.
+    # The round that was cut short counts as one, and only the next one has a pair of visits.
     assert {each.round for each in made.step(SHORT)} == {1}
 
 
@@ -120,7 +120,7 @@ def test_a_ratio_is_settled_where_it_is_narrow_or_beyond_the_margin_on_one_side(
     assert done(*[1.0, 1.01, 0.99, 1.0, 1.005, 0.995, 1.0, 1.0])
     assert not done(*[1.0, 1.01, 0.99, 1.0, 1.005])  # nothing is claimed yet
     assert not done(*[1.1, 0.9, 1.05, 0.95, 1.0, 1.1, 0.9, 1.0])
-    # To exclude 1 is not enough: who stops there finds differences where there are none.
+    # To exclude 1 is not enough: a run that stops there finds differences where there are none.
     above = [1.02, 1.09, 1.03, 1.10, 1.04, 1.08, 1.02, 1.1]
     assert ratio(pairs(*above), "b", "a", "l", "tpot").excludes(1.0)
     assert not done(*above)
@@ -156,7 +156,7 @@ def cell(deployment, number, visit, figures, **rest):
     return Measurement(deployment, "l", number, visit, 0, 0.0, 1.0, figures, **rest)
 
 
-def test_ratios_are_above_one_where_better_and_pair_what_both_have():
+def test_ratios_are_above_one_where_better_and_pair_visits_of_both():
     made = []
     for number in range(8):
         for visit in (0, 1):
@@ -197,7 +197,7 @@ def test_a_machine_that_varies_from_visit_to_visit_by_itself_is_told_by_wide_int
     for machine in runs(60, noise=noise):
         made = simulate(machine, rounds=6, loads=(SHORT, LONG), a=1.0, b=1.0, c=0.85).measurements
         alarms += busy(made, pairs) != ""
-    assert alarms <= 5, "5% of them, and what chance adds; it was half of them when each look counted alone"
+    assert alarms <= 5, "5% of them, and what chance adds; with each look counted apart it was half of them"
 
 
 def test_visits_of_which_half_take_twice_as_long_are_an_alarm():
@@ -225,7 +225,7 @@ def test_two_visits_are_held_together_so_that_above_1_the_second_was_faster():
         assert repeated(made, "a", "l", figure) == [2.0] * 6
 
 
-def test_rounds_that_differ_are_an_alarm_where_they_are_the_bases_alone():
+def test_rounds_that_differ_are_an_alarm_only_for_the_base():
     """Pairing cancels what the base shares; a candidate that changes by itself is what is measured."""
     slower = [1.0, 1.0, 1.0, 1.5, 2.5, 2.5, 2.5, 2.5]
 
@@ -253,7 +253,7 @@ def test_drift_cancels():
 
 def test_a_core_that_is_busy_all_the_time_is_an_alarm_that_names_who():
     made = simulate(Machine(foreign=0.5), rounds=3, a=1.0, b=1.0).measurements
-    # Every visit of the first round was tried three times, which is known to be in vain after that.
+    # Every visit of the first round was tried three times, so that later rounds don't repeat visits.
     assert [each.attempt for each in made] == [0, 0, 1, 1, 2, 2] * 2 + [0] * 8
     words = busy(made)
     assert "12 of 12 measurements of 1k, 1 user, cached prompts stayed disturbed" in words

@@ -1,4 +1,4 @@
-"""Servers as targets: what is sent, what counts, what is refused. Real servers of a small random model."""
+"""Servers as targets: requests, counts and refusals. Real servers of a small random model."""
 
 import asyncio
 import math
@@ -79,7 +79,7 @@ def test_every_load_gives_its_figures_and_leaves_an_idle_server(targets, name, l
     assert at_work(targets[name]) == (0, 0)
 
 
-def test_prompts_that_are_not_cached_are_sent_first_and_the_cell_decodes_alone(targets):
+def test_prompts_that_are_not_cached_are_sent_first_and_the_cell_only_decodes(targets):
     seen = []
     target = targets["full"]
     send = target._send
@@ -105,7 +105,7 @@ def test_prompts_that_are_not_cached_are_sent_first_and_the_cell_decodes_alone(t
     assert len({tuple(prompt[known:]) for prompt in prompts}) == 8
 
 
-def test_the_same_seed_is_the_same_work_for_all_and_is_no_news_to_a_server_that_knows_it(targets):
+def test_the_same_seed_is_the_same_work_for_all_and_is_refused_where_it_is_cached(targets):
     load = Load(160, 4, concurrency=1, requests=2)
     for target in targets.values():
         target.measure(load, 99)

@@ -79,7 +79,7 @@ def test_whole_conversations(write):
     assert session.turns[0].prompt == [("user", text(4, "a"))]
 
 
-def test_what_real_files_hold(write):
+def test_contents_of_real_files(write):
     odd = [
         {"id": "empty", "conversations": []},
         {
@@ -94,7 +94,7 @@ def test_what_real_files_hold(write):
     session.turns[0].prompt.encode()
 
 
-def test_a_file_larger_than_what_is_read_at_a_time(write):
+def test_a_file_larger_than_one_read(write):
     many = [{"conversations": talk(text(200, f"q{i}"), text(300, 'ä"]},'))} for i in range(2000)]
     file = write(json.dumps(many, ensure_ascii=False).encode())
     assert file.stat().st_size > 4 << 20
@@ -104,16 +104,16 @@ def test_a_file_larger_than_what_is_read_at_a_time(write):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no JSON list of conversations"),
-        (b'{"conversations": []}', "is no JSON list"),
+        (b"", "is not a JSON list of conversations"),
+        (b'{"conversations": []}', "is not a JSON list"),
         (b"[]", "has no conversation with a question and an answer"),
         (b'[{"conversations": []}, {"id": 1}]', "entry 2: has no list called conversations"),
         (b'[{"conversations": [{"from": "human"}]}]', "entry 1: a turn lacks the text from or value"),
         (b'[{"conversations": [1]}]', "entry 1: a turn lacks"),
         (b'[{"conversations": []} {}]', "after entry 1 comes '{' instead of a comma"),
         (b'[{"conversations": []}', "ends after entry 1 without a closing bracket; is it whole"),
-        (b'[{"conversations": []}, {"conv', "entry 2: is no JSON"),
-        (b'[{"conversations": []},]', "entry 2: is no JSON"),
+        (b'[{"conversations": []}, {"conv', "entry 2: is not JSON"),
+        (b'[{"conversations": []},]', "entry 2: is not JSON"),
         (b'[{"conversations": [{"from": "human", "value": "\xff"}]}]', "can't be read"),
     ],
 )

@@ -182,7 +182,7 @@ def test_a_loss_in_questions_about_few_contexts_lies_seldom_above_its_interval(r
     assert above <= 0.045 * 400, "with a normal quantile and 12 contexts it was 6%"
 
 
-def test_what_no_sample_shows_no_interval_knows(rng):
+def test_no_interval_knows_a_loss_that_no_sample_shows(rng):
     """The limit of any method, which the advice states: 1 of 10 contexts loses all, and few have it."""
     for contexts, unseen in ((12, 0.9**12), (36, 0.9**36)):
         below = 0

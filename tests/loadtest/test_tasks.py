@@ -47,7 +47,7 @@ def tokens(sample, count):
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("count", [by_characters, by_words])
 def test_every_task(task, length, count):
-    """What holds for all: one context, its size, where the answer is, and that the right answer is right."""
+    """Laws of all tasks: one context, its size, where the answer is, and that the right answer is right."""
     made = samples(task, length, index=3, count=count, reserve=20)
     assert 1 <= len(made) <= TURNS.get(task, 1)
     assert len({sample.context for sample in made}) == 1
@@ -92,7 +92,7 @@ def test_prompts_keep_their_size_in_one_piece(default_model, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_samples_depend_on_seed_and_index_alone(task):
+def test_samples_depend_only_on_seed_and_index(task):
     first = samples(task)
     assert samples(task) == first
     others = [samples(task, index=1), samples(task, seed=1)]
@@ -234,7 +234,7 @@ def test_a_short_text_is_repeated_and_an_unpunctuated_one_cut():
     assert sample.context.count("One sentence.") > 5
 
 
-def test_what_cannot_be_made_is_refused():
+def test_impossible_tasks_are_refused():
     with pytest.raises(ValueError, match="no task 'nix'; there are needles, niah_single_1"):
         make("nix", by_characters, TEXT, 1024, 0, 0)
     with pytest.raises(ValueError, match="at least 1 question"):
@@ -284,5 +284,5 @@ def test_score(match, answer, predicted, expected):
     assert score(replace(SAMPLE, match=match, answer=answer), predicted) == expected
 
 
-def test_score_of_what_has_no_answer():
+def test_score_without_a_known_answer():
     assert math.isnan(score(SAMPLE, "anything"))

@@ -1,4 +1,4 @@
-"""What else used the processors: over made-up ``/proc`` folders, and over this machine's own."""
+"""Other use of the processors: over made-up ``/proc`` folders, and over this machine's own."""
 
 import os
 import subprocess
@@ -79,7 +79,7 @@ def test_time_of_this_process_and_of_its_targets_is_not_foreign(proc):
     me = os.getpid()
     proc.add(50, me, "server")
     proc.add(51, 50, "engine")
-    proc.add(60, 1, "elsewhere")  # started by someone else, and a target
+    proc.add(60, 1, "elsewhere")  # started by another process, and a target
     proc.write()
     watch = proc.watch(pids=(60,))
     for pid in (me, 50, 51, 60):
@@ -96,7 +96,7 @@ def test_time_of_this_process_and_of_its_targets_is_not_foreign(proc):
     assert disturbance(found) == ""
 
 
-def test_what_others_use_is_foreign_and_the_busiest_of_them_is_named(proc):
+def test_time_of_others_is_foreign_and_the_busiest_of_them_is_named(proc):
     me = os.getpid()
     proc.add(50, me, "server")
     proc.add(51, me, "other-server")  # a child, but without a part in this measurement
@@ -177,7 +177,7 @@ def test_a_process_id_that_was_given_again_is_another_process(proc):
         (("x" * 99,), "x" * 40),
     ],
 )
-def test_a_process_is_named_without_what_may_be_secret(tmp_path, words, told):
+def test_a_process_is_named_without_secret_arguments(tmp_path, words, told):
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cmdline").write_bytes("\0".join([*words, ""]).encode())
     assert name(7, tmp_path) == told
@@ -217,7 +217,7 @@ def test_on_this_machine_a_busy_process_counts_unless_it_is_ours():
             took = sum(processes(weather._PROC)[child.pid][1:2]) - table[child.pid].ticks
             mine, theirs = ours(), foreign()
             assert os.times().children_user > before.children_user
-            # What the child took is the difference between the two.
+            # The child's time is the difference between the two.
             gap = (theirs.weather.foreign - mine.weather.foreign) * theirs.seconds * TICKS
             assert took > 0
             assert gap > 0.5 * took

@@ -1,4 +1,4 @@
-"""What the judgment says: exactly, on comparisons with plain figures."""
+"""The judgment's exact sentences, on comparisons with plain figures."""
 
 import re
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_the_variants(usual):
     assert (window.effective, topk.effective) == (1024, LONG)
 
 
-def test_what_only_later_questions_lose_is_told(usual):
+def test_losses_of_only_later_questions_are_in_the_sentence(usual):
     """SCBench's finding: what evicts for the first question about a context fails from the second on."""
     full = {
         (row.task, row.length, row.index, row.turn): row.score
@@ -93,7 +93,7 @@ def test_what_only_later_questions_lose_is_told(usual):
     )
 
 
-def test_prefill_gains_are_not_claimed_of_what_leaves_prompts_alone(usual):
+def test_prefill_gains_are_not_claimed_of_patterns_with_dense_prompts(usual):
     faster = [
         replace(cell, figures={**cell.figures, "ttft": cell.figures["ttft"] / 2})
         if cell.deployment == TOPK.name and "ttft" in cell.figures
@@ -180,7 +180,7 @@ def test_no_difference_and_a_cost(usual):
     assert "as fast" not in judgment.verdicts[0].sentence
 
 
-def test_what_failed_is_named(usual):
+def test_a_candidate_that_failed_is_named(usual):
     judgment = judge(replace(usual, failed={TOPK.name: "the engine died"}))
     assert judgment.advice.sentences[-1] == "top-k 512 failed while it was measured: the engine died."
     assert judgment.verdicts[1].sentence == "top-k 512 failed while it was measured: the engine died."

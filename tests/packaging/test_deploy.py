@@ -1,4 +1,4 @@
-"""What is in ``deploy/`` fits together."""
+"""The files of ``deploy/`` fit together."""
 
 import json
 import re
@@ -13,7 +13,7 @@ def read(name: str):
     return yaml.safe_load((DEPLOY / name).read_text())
 
 
-def test_the_compose_file_mounts_what_is_there():
+def test_the_compose_file_mounts_existing_files():
     compose = read("compose.yaml")
     assert set(compose["services"]) == {"longspan", "prometheus", "grafana"}
     for service in compose["services"].values():
@@ -55,7 +55,7 @@ def test_panels_have_room_and_names():
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(titles)
 
 
-def test_alerts_say_what_to_do():
+def test_alerts_have_a_remedy():
     (group,) = read("prometheus/alerts.yml")["groups"]
     for rule in group["rules"]:
         assert set(rule["annotations"]) == {"summary", "description"}, rule["alert"]

@@ -1,4 +1,4 @@
-"""What a Docker build would trip over, as far as it shows without Docker; hadolint checks the rest."""
+"""Faults that would fail a Docker build, as far as they show without Docker; hadolint checks the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_steps() -> list[str]:
     return [rest for keyword, rest in instructions() if keyword == "RUN"]
 
 
-def test_what_is_copied_exists_and_reaches_the_build() -> None:
+def test_copied_files_exist_and_reach_the_build() -> None:
     sent = (ROOT / ".dockerignore").read_text().splitlines()
     for sources in context_copies():
         for source in sources:
@@ -46,7 +46,7 @@ def test_what_is_copied_exists_and_reaches_the_build() -> None:
             assert f"!{source}" in sent
 
 
-def test_the_wheel_builds_from_what_is_copied_alone(tmp_path: Path) -> None:
+def test_the_wheel_builds_from_only_the_copied_files(tmp_path: Path) -> None:
     for sources in context_copies():
         for source in sources:
             origin = ROOT / source
@@ -126,13 +126,13 @@ def test_the_image_for_cuda_has_the_c_compiler_that_triton_needs(tmp_path: Path,
     assert bool(done.stdout) == (device == "cuda")
 
 
-def test_the_build_alone_has_a_cpp_compiler() -> None:
+def test_only_the_build_has_a_cpp_compiler() -> None:
     _, build, image = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     assert "g++" in build
     assert "g++" not in image
 
 
-def test_what_the_container_runs_is_understood() -> None:
+def test_the_containers_commands_are_understood() -> None:
     longspan = str(Path(sys.executable).parent / "longspan")
     assert command_line("ENTRYPOINT") == ["longspan"]
     for arguments in (command_line("CMD"), command_line("HEALTHCHECK")[1:]):

@@ -1,4 +1,4 @@
-"""What the documents name exists: files, folders, headings, modules to run."""
+"""Files, folders, headings and modules that the documents name exist."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def missing_names(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_names_exists(page):
+def test_names_of_a_page_exist(page):
     assert not broken_links(page)
     # The changelog names what there was.
     assert page.name == "CHANGELOG.md" or not missing_names(page)
 
 
-def test_what_does_not_exist_is_noticed(tmp_path, monkeypatch):
+def test_missing_files_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.packaging.test_docs.ROOT", tmp_path)
     (tmp_path / "there.md").write_text("# A heading, with `code`\n")
     page = tmp_path / "page.md"

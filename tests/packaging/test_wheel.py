@@ -32,14 +32,14 @@ def build(folder: Path, target: str, **environment: str) -> subprocess.Completed
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # What other tests have compiled serves.
+    # Code that other tests have compiled is reused.
     build(folder, "wheel", LONGSPAN_CACHE_DIR=str(native.kept().parent))
     (built,) = folder.glob("longspan-*.whl")
     return built
 
 
 def libraries() -> set[str]:
-    """What the wheel is to carry compiled."""
+    """The compiled files that the wheel must carry."""
     sources = [path for package in PACKAGES[:2] for path in (ROOT / package).rglob("*.cpp")]
     assert len(sources) >= 4
     carried = {
@@ -50,7 +50,7 @@ def libraries() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in carried}
 
 
-def test_an_editable_install_and_a_wheel_built_without_a_compiler_carry_sources_alone(tmp_path: Path) -> None:
+def test_an_editable_install_and_a_wheel_built_without_a_compiler_carry_only_sources(tmp_path: Path) -> None:
     build(tmp_path / "editable", "wheel:editable", CXX="false")
     done = build(tmp_path / "standard", "wheel:standard", CXX="no-such-compiler")
     assert "carries no compiled code" in done.stderr

@@ -29,9 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--small", action="store_true", help="a tiny model and short lengths, on whatever device is there"
-    )
+    parser.add_argument("--small", action="store_true", help="a tiny model and short lengths, on any device")
     parser.add_argument(
         "--folder", metavar="DIR", type=Path, help="keep the random model there, and use it if it is there"
     )

@@ -32,7 +32,7 @@ def bench(form: Form, folder: Path | None, seconds: float, console: Console) -> 
     Args:
         form: what is measured.
         folder: for the model, which stays there for the next time; ``None`` for a temporary one.
-        seconds: after which whatever still runs is ended.
+        seconds: after which a part that still runs is ended.
         console: told what goes on.
 
     Returns:

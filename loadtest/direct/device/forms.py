@@ -17,7 +17,7 @@ Load = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What is measured, and how large.
+    """One form of the benchmark, with its sizes.
 
     Attributes:
         name: of the form.
@@ -53,9 +53,9 @@ class Form:
     seconds: dict[str, float]
 
     def settings(self, folder: str) -> dict[str, Any]:
-        """Of the engine for everything but long contexts; as ``server.settings.Settings`` takes them.
+        """Settings of the engine, except for long contexts, as ``server.settings.Settings`` takes them.
 
-        Whatever is not named here comes from the environment, as it does for the server: say,
+        Settings that are not named here come from the environment, as it does for the server: say,
         ``LONGSPAN_KERNEL=triton``.
         """
         streams, prompt, output = self.batch
@@ -63,7 +63,7 @@ class Form:
         return self._settings(folder, "full", {}, max(streams * (prompt + output), longest), longest)
 
     def long_settings(self, folder: str, pattern: str) -> dict[str, Any]:
-        """Of the engine for long contexts under one of ``patterns``."""
+        """Settings of the engine for long contexts under one of ``patterns``."""
         longest = max(self.contexts) + self.context_steps + 16
         chosen = self.patterns[pattern]
         return self._settings(folder, chosen["attention"], chosen["attention_option"], longest, longest)

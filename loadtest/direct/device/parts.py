@@ -185,7 +185,7 @@ def _sessions(form: Form, load: Load, seed: int) -> list[Session]:
 
 
 def _prompts(form: Form, load: Load, seed: int = 0) -> list[list[int]]:
-    """Those that the served load draws from the same seed."""
+    """The prompts that the served load draws from the same seed."""
     return [cast("list[int]", session.turns[0].prompt) for session in _sessions(form, load, seed)]
 
 
@@ -218,7 +218,7 @@ def _version(name: str) -> str | None:
 
 
 def _give_back(device: torch.device) -> None:
-    """Leaves the memory to the processes that come."""
+    """Frees the memory for later processes."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from loadtest.direct.device.machine import memory_in_use
 
 
 class Peer(NamedTuple):
-    """What transformers did.
+    """The peer's figures.
 
     Attributes:
         output_rate: generated tokens per second, of all streams together.
@@ -36,7 +36,7 @@ def continuous_batching(
     """Generates greedily for all prompts at once, after a warm-up of the same size.
 
     The manager stays between the two, so that neither its cache's allocation nor the capture of CUDA graphs
-    counts. On a GPU transformers chooses everything for itself, as a user would let it. On the CPU it would
+    counts. On a GPU transformers takes its own defaults, as for a user. On the CPU it would
     take more than half of the machine's memory for its cache; there it gets what the load needs.
 
     Args:
@@ -49,7 +49,7 @@ def continuous_batching(
     Raises:
         RuntimeError: it gave another number of tokens than was asked for.
     """
-    # It warns that a manager that stays is made for one load, which is what it is for here.
+    # It warns that a persistent manager is made for one load, which is its use here.
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,

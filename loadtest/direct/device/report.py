@@ -62,7 +62,7 @@ def load(path: Path) -> Document:
 
 
 def show(document: Document, console: Console) -> None:
-    """Prints the table, and under it what it is about."""
+    """Prints the table, and under it the facts about it."""
     facts = document.facts
     device = escape(facts.get("device", "unknown device"))
     table = Table(title=f"{device}, {document.form} form", title_justify="left")

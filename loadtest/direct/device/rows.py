@@ -42,7 +42,7 @@ class Row:
 
 
 def rows(form: Form, findings: Findings) -> list[Row]:
-    """All rows, whatever of them there are figures for."""
+    """All rows, also those without figures."""
     make = _Rows(findings)
     streams, prompt, output = form.batch
     short, long = (_length(tokens) for tokens in form.contexts)

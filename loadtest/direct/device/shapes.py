@@ -76,10 +76,10 @@ class Shape:
     def decode_bytes(self, context: float, streams: int, weight_bytes: float, kv_token_bytes: float) -> float:
         """Bytes that one decode step has to read at least.
 
-        Every weight once, whatever the number of streams, but of the embedding only one row for each; and of
-        each stream the keys and values of ``context`` tokens. What is written (one token's keys and values
-        for each stream) and what stays inside the chip (activations, logits) is left out: it makes up less
-        than a thousandth at one stream.
+        Every weight once for any number of streams, but of the embedding only one row for each; and of
+        each stream the keys and values of ``context`` tokens. Writes (one token's keys and values for
+        each stream) and data that stays inside the chip (activations, logits) are left out: they make up
+        less than a thousandth at one stream.
 
         Args:
             context: tokens that each stream attends to, its newest included.

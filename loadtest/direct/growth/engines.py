@@ -27,11 +27,11 @@ class EngineProcess:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of the process, while there is one."""
+        """Id of the process; empty while there is none."""
         return () if self._worker is None else (self._worker.pid,)
 
     def open(self) -> None:
-        """Starts the process, lest a visit does.
+        """Starts the process, so that no visit has to.
 
         Raises:
             CannotMeasureError: the engine can't be had.

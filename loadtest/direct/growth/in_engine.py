@@ -1,4 +1,4 @@
-"""What ``loadtest.direct.growth`` asks of the engine. Each function runs in a process of its own."""
+"""The engine's side of ``loadtest.direct.growth``. Each function runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def survey(plan: Plan) -> Told:
     """
     settings = read_settings(plan.arguments)
     files = resolve_model(settings.model, settings.cache_dir, _silent)
-    alone = {"attention": FULL.attention, "attention_option": {}, "kernel": "auto"}
-    prepared = prepare(settings.model_copy(update=alone), files.folder, _silent)
+    plain = {"attention": FULL.attention, "attention_option": {}, "kernel": "auto"}
+    prepared = prepare(settings.model_copy(update=plain), files.folder, _silent)
     loaded, on_cuda = prepared.loaded, prepared.device == "cuda"
     contexts, extended, notes = _contexts(plan, settings, files.folder, loaded)
     sizes = Sizes.of(settings, prepared.device)

@@ -93,12 +93,12 @@ def _rounds(growth: Growth, variant: Variant, full: EngineProcess | None, end: f
         # The first round tells where full attention fails.
         _run(growth, targets, [point for point in points if not _failed(growth, FULL.name, point)], end, 1)
         left = [point for point in points if not _failed(growth, variant.name, point)]
-        alone = [point for point in left if _failed(growth, FULL.name, point)]
-        if alone:
+        separate = [point for point in left if _failed(growth, FULL.name, point)]
+        if separate:
             now = time.monotonic()
-            part = (end - now) * len(alone) / len(left)
-            _run(growth, {variant.name: targets[variant.name]}, alone, now + part, most)
-        _run(growth, targets, [point for point in left if point not in alone], end, most - 1)
+            part = (end - now) * len(separate) / len(left)
+            _run(growth, {variant.name: targets[variant.name]}, separate, now + part, most)
+        _run(growth, targets, [point for point in left if point not in separate], end, most - 1)
 
 
 def _failed(growth: Growth, name: str, point: Point) -> bool:
@@ -108,7 +108,7 @@ def _failed(growth: Growth, name: str, point: Point) -> bool:
 def _run(
     growth: Growth, targets: Mapping[str, EngineProcess], points: list[Point], end: float, most: int
 ) -> None:
-    """At most so many more rounds of each point, fewer where its interval is narrow."""
+    """Measures up to ``most`` more rounds of each point, fewer where its interval is narrow."""
     if not targets or not points:
         return
     rounds = Rounds(targets, points, measurements=growth.measurements)

@@ -56,12 +56,12 @@ def series(growth: Growth) -> list[Series]:
 
 
 def milliseconds(growth: Growth, variant: str, point: Point) -> float:
-    """From one token of a stream to its next; NaN where there is no figure."""
+    """Seconds from one token of a stream to its next; NaN where there is no figure."""
     return growth.seconds(variant, point).value * 1e3
 
 
 def heading(growth: Growth) -> str:
-    """What was measured, in a line."""
+    """A description of the measurement, in a line."""
     model, machine = growth.survey.model, growth.machine
     parts = [
         f"{model['name']}, {model['dtype']}, weights {model['weights']}, KV {model['kv_dtype']}",

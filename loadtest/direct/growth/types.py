@@ -1,4 +1,4 @@
-"""What a measurement of cost against growing work consists of."""
+"""The parts of a measurement of cost against growing work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure.
+    """The plan of a measurement.
 
     Attributes:
         contexts: ascending; measured with the fewest streams.
@@ -85,7 +85,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What there is to measure.
+    """The model and the variants to measure.
 
     Attributes:
         model: ``name``, ``architecture``, ``parameters``, ``layers``, ``context_length`` that it is made for,
@@ -107,7 +107,7 @@ class Survey:
 
 @dataclass(slots=True)
 class Growth:
-    """A whole measurement, or one in the making.
+    """A measurement, complete or under way.
 
     Attributes:
         created: UTC, ISO 8601.
@@ -130,11 +130,11 @@ class Growth:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """Those of the plan that the model can serve."""
+        """Points of the plan that the model can serve."""
         return tuple(point for point in self.plan.points if point.context in self.survey.contexts)
 
     def seconds(self, variant: str, point: Point) -> Interval:
-        """From a token of a stream to its next; NaN where there is no figure."""
+        """Seconds from a token of a stream to its next; NaN where there is no figure."""
         return own(self.measurements, variant, point.label, "tpot")
 
     def ratio(self, variant: str, point: Point) -> Interval:

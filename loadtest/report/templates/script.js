@@ -102,7 +102,7 @@
     if (at >= 0) [...fresh.querySelectorAll("button, a, summary, [tabindex]")][at]?.focus({ preventScroll: true });
   };
 
-  const update = (html) => {
+  const replace = (html) => {
     const page = new DOMParser().parseFromString(html, "text/html");
     const main = document.getElementById("main");
     const fresh = parts(page);
@@ -146,12 +146,12 @@
     let failures = 0;
     while (true) {
       try {
-        const news = await (await fetch(`next?after=${version}`, { cache: "no-store" })).json();
+        const update = await (await fetch(`next?after=${version}`, { cache: "no-store" })).json();
         failures = 0;
-        version = news.version;
-        if (news.html) update(news.html);
-        if (news.progress) advance(news.progress);
-        if (news.ended) { say("The comparison is finished."); return; }
+        version = update.version;
+        if (update.html) replace(update.html);
+        if (update.progress) advance(update.progress);
+        if (update.ended) { say("The comparison is finished."); return; }
       } catch {
         if (++failures > 3) { ended("The run has ended, and its server with it; this is the last that it sent."); return; }
         await new Promise((done) => setTimeout(done, 500 * failures));

@@ -1,4 +1,4 @@
-"""Comparisons with known truth, judged as any other: what the report is tried on."""
+"""Comparisons with known truth, judged as any other, for tests of the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LENGTHS = (1024, 4096, 8192)
 
 
 def three(rounds: int = 8) -> tuple[Comparison, Judgment]:
-    """A variant that is safe and one that loses what is deep in the context."""
+    """A variant that is safe and one that loses answers deep in the context."""
     found = draw(
         0,
         Sizes(lengths=LENGTHS, rounds=rounds),
@@ -39,7 +39,7 @@ def eleven() -> tuple[Comparison, Judgment]:
 
 
 def oracle() -> tuple[Comparison, Judgment]:
-    """A selection beside the one that chooses the truly best tokens."""
+    """Top-k beside the oracle, which selects the truly best tokens."""
     best = sparse("oracle 512", "oracle", budget=512)
     truths = {"topk": Truth(nats=0.03, speed=1.4), best.name: Truth(nats=0.005, speed=0.3)}
     found = draw(4, Sizes(candidates=(*QUICK.candidates, best)), **truths)
@@ -47,13 +47,13 @@ def oracle() -> tuple[Comparison, Judgment]:
 
 
 def beginning() -> tuple[Comparison, Judgment]:
-    """One that has only just begun: nothing of speed, little of quality."""
+    """A comparison that has just begun: no speed yet, little quality."""
     found = draw(2, Sizes(blocks=2, contexts=1, turns=3, rounds=0), topk=Truth(speed=1.4))
     return found, judge(found)
 
 
 def failing() -> tuple[Comparison, Judgment]:
-    """One on a busy machine, with a candidate that failed and cells without figures."""
+    """A comparison on a busy machine, with a candidate that failed and cells without figures."""
     found = draw(3, Sizes(), topk=Truth(lost=0.02, speed=1.4))
     found.failed["top-k 512"] = "its server ended with signal 9"
     found.busy = "cells of equal work differ by 30%: other processes took 41% of the processors"

@@ -13,7 +13,7 @@ from tests.loadtest.browser.chromium import launched, opened
 
 
 def main() -> None:
-    """Opens the report of the document in Chromium and keeps what is seen of it."""
+    """Opens the report of the document in Chromium and saves a picture of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json", type=Path, help="a document of longspan compare")
     parser.add_argument("png", type=Path, help="the picture")
