@@ -95,7 +95,7 @@ def backends(
 def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
 ) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]]:
-    """Name, model as the server would load it, native code, device, format of the KV cache, and verdicts."""
+    """Name, model as the server would load it, native code, device, dtype of the KV cache, and verdicts."""
     from server.errors import RefusedError
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
@@ -112,7 +112,7 @@ def _survey(
 
         code = set_native_level(settings)
         loaded, place = load_as_set(settings, files.folder, progress.report)
-        # What the cache's format is by itself depends on whether weights can be packed.
+        # The cache's default dtype depends on whether weights can be packed.
         weights = ""
         if settings.kv_dtype == "auto":
             loaded, weights, _ = lay_out(loaded, settings.weights, lambda _: None)
@@ -132,7 +132,7 @@ def _survey(
 
 
 def _structure(layers: list[LayerSpec]) -> str:
-    """What matters to kernels, in words."""
+    """The properties of a layer that matter to kernels, in words."""
     from attention.kernels.base import layer_ranges
 
     shapes: dict[str, list[LayerSpec]] = {}

@@ -15,7 +15,7 @@ _NEAR = 0.8  # difflib's ratio: a letter or two amiss
 
 
 def stray(environment: Mapping[str, str], prefix: str, known: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What to say of variables that set nothing.
+    """Messages about variables that set nothing.
 
     Service links of Kubernetes and Docker are passed over.
 

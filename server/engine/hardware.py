@@ -1,4 +1,4 @@
-"""What the device can do at best, measured, and how much of its memory is in use."""
+"""The device's bandwidth and matrix rate, measured, and how much of its memory is in use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PACKED_SIZE = 1024
 _CPUS = Path("/sys/devices/system/cpu")
 _USUAL_CACHE = 32 << 20
 
-# Drivers take their time to answer, and people look less often.
+# Seconds: drivers answer slowly, and metrics are scraped less often.
 _MEMORY_SECONDS = 0.5
 
 # Multiplies with so many rows and says how many multiply-adds that were.
@@ -61,9 +61,9 @@ def measure(model: Any) -> Measured:
 def measure_device(
     device: torch.device, dtype: torch.dtype, buffer: int = _MOST_BUFFER, repeats: int = _REPEATS
 ) -> Measured:
-    """Measures what a device can do at best, in some tenths of a second.
+    """Measures a device's bandwidth and matrix rate, in some tenths of a second.
 
-    Everything is done several times and the best counts: what disturbs a measurement makes it slower, never
+    Everything is done several times and the best counts: a disturbance makes a measurement slower, never
     faster. The memory is free again afterwards.
 
     - Memory bandwidth is that of reading a buffer much larger than the last cache: its sum, or its product

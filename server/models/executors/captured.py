@@ -21,8 +21,8 @@ from server.models.executors.base import PageTable, StepInput
 from server.models.executors.eager import EagerExecutor
 from server.models.executors.graph import Graph
 
-# Of the largest logit, for a step captured against the same step computed directly: attention may be cut into
-# other parts, which rounds in another order.
+# Share of the largest logit, for a step captured against the same step computed directly: attention may be
+# cut into other parts, which rounds in another order.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -57,7 +57,7 @@ class CapturedExecutor:
     as that does.
 
     Args:
-        eager: what is captured. None of its cache's pages may be in use yet.
+        eager: the executor that is captured. None of its cache's pages may be in use yet.
         graph: makes an empty graph.
         most: sequences of a step, at most.
         context_length: tokens of a sequence, at most.
@@ -127,7 +127,7 @@ class CapturedExecutor:
         captured.ids[:count] = step.ids
         captured.ids[count:] = step.ids[:1]
         captured.graph.replay()
-        # The next replay fills the same memory, maybe before these have been looked at for the last time.
+        # The next replay fills the same memory, maybe before these logits are read for the last time.
         return captured.logits[:count].clone()
 
     def _hold(self, tables: Sequence[PageTable]) -> list[int]:

@@ -10,7 +10,7 @@ _NEEDED: Any = object()
 
 
 class Reading:
-    """What a file says of the architecture that it names.
+    """A file's keys of the architecture that it names.
 
     Args:
         file: the file.

@@ -1,4 +1,4 @@
-"""What a file says of rotary position embeddings, as transformers' rope parameters."""
+"""A file's rotary position embeddings, as transformers' rope parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 _YARN_MIXES = tuple(
     f"rope.scaling.yarn_{key}" for key in ("beta_fast", "beta_slow", "ext_factor", "log_multiplier")
 )
-# What files that don't say it mean.
+# The values that files without the key mean.
 _BASE = 10000.0
 
 
@@ -121,7 +121,7 @@ def _factors(reading: Reading, name: str, rotated: int) -> torch.Tensor:
 
 
 def _frequencies(factors: torch.Tensor, base: float, context: int) -> dict[str, Any]:
-    """What divides each frequency: as llama3 where it is that, else as longrope with one set of factors."""
+    """The frequencies' divisors: llama3's where they are that, else longrope's with one set of factors."""
     if bool((factors == 1).all()):
         return {"rope_type": "default"}
     parameters = recover_llama3(factors, base)
