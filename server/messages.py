@@ -35,12 +35,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     @property
     def greedy(self) -> bool:
-        """The most likely token is taken, without chance."""
+        """Whether the most likely token is taken, without randomness."""
         return self.temperature == 0
 
     @property
     def penalized(self) -> bool:
-        """Logits depend on the tokens so far."""
+        """Whether logits depend on the tokens so far."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 

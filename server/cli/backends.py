@@ -1,4 +1,4 @@
-"""``longspan backends``: what works on this machine with this model, and what does not and why."""
+"""``longspan backends``: the backends and kernels that work here with a model, and why others do not."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _survey(
         from attention.registry import UnsupportedError
         from attention.survey import survey
         from server.engine.native import set_native_level
-        from server.engine.prepare import cache_format, load_as_set
+        from server.engine.prepare import cache_dtype, load_as_set
         from server.models.lay_out import lay_out
 
         code = set_native_level(settings)
@@ -116,7 +116,7 @@ def _survey(
         weights = ""
         if settings.kv_dtype == "auto":
             loaded, weights, _ = lay_out(loaded, settings.weights, lambda _: None)
-        kv_dtype = cache_format(settings, loaded, weights)
+        kv_dtype = cache_dtype(settings, loaded, weights)
         try:
             verdicts = survey(
                 loaded.layers, place, kv_dtype, settings.page_size, backend=attention, options=options

@@ -142,7 +142,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Some sequence is not finished."""
+        """Whether some sequence is not finished."""
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def step(self) -> StepOutput:

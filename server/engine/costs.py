@@ -1,6 +1,6 @@
 """Lower bounds of a step's cost: bytes moved to and from the device's memory, and arithmetic.
 
-The two figures that, divided by the step's time and by what the device can do, place it under the roofline
+The two figures that, divided by the step's time and by the device's rates, place it under the roofline
 (Williams, Waterman, Patterson: "Roofline", CACM 52(4), 2009). They are lower bounds from shapes, not counts
 of what a kernel did: every weight that the step needs is read once, every page of the KV cache that a query
 may see is read once per layer, and activations move nothing.

@@ -16,14 +16,14 @@ from server.models.memory import available_bytes
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import Bits, pack
 
-# A buffer so many times as large as the last cache is read from memory, but for some percent.
+# Of a buffer this many times as large as the last cache, all but some percent is read from memory.
 _CACHES = 4
 # On an accelerator the most; that is many times its cache.
 _LEAST_BUFFER, _MOST_BUFFER = 64 << 20, 512 << 20
 _COLUMNS = 4096
 _REPEATS = 4
 
-# Products grow until one takes so long that its start does not count, or has so many rows.
+# Products grow until one takes so long that its launch does not count, or has this many rows.
 _ENOUGH_SECONDS = 0.002
 _LEAST_ROWS, _MOST_ROWS = 128, 8192
 _PACKED_SIZE = 1024
@@ -34,7 +34,7 @@ _USUAL_CACHE = 32 << 20
 # Seconds: drivers answer slowly, and metrics are scraped less often.
 _MEMORY_SECONDS = 0.5
 
-# Multiplies with so many rows and says how many multiply-adds that were.
+# Multiplies with this number of rows and returns the number of multiply-adds.
 Multiply = Callable[[int], int]
 
 

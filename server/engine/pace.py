@@ -6,10 +6,10 @@ LEAST = 32
 """Tokens: with fewer, reading the weights costs more than computing with them."""
 
 FIRST = 128
-"""Tokens of the first step, of which nothing is known yet."""
+"""Tokens of the first step, before any duration is known."""
 
 MULTIPLE = 16
-"""Kernels work in tiles of so many rows."""
+"""Rows of a kernel's tile."""
 
 _ENOUGH = 0.75  # of what a step might take: a smaller one says nothing of the pace
 

@@ -88,7 +88,7 @@ def _may_be_packed(settings: Settings) -> bool:
 def _from_kept(settings: Settings, kept: KeptModel, file: Path, report: Report) -> Prepared | None:
     report("checking", 0.8)
     loaded, weights = kept.loaded, kept.weights
-    kv_dtype = cache_format(settings, loaded, weights)
+    kv_dtype = cache_dtype(settings, loaded, weights)
     attention = _choose(settings, loaded, "cpu", kv_dtype)
     whole = replace(loaded, context_length=kept.length)
     check_with = with_all_visible(attention, loaded, kv_dtype, settings.page_size)
@@ -106,7 +106,7 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
     loaded, device = load_as_set(settings, folder, report)
     report("checking", 0.88)
     page_size = settings.page_size
-    attention = _choose(settings, loaded, device, cache_format(settings, loaded))
+    attention = _choose(settings, loaded, device, cache_dtype(settings, loaded))
     failing = loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)
     with refusing(*failing):
         own = compute_own(loaded, page_size)
@@ -120,7 +120,7 @@ def _from_source(settings: Settings, folder: Path, file: Path | None, report: Re
 
     report("packing the weights", 0.9)
     loaded, weights, proven = lay_out(loaded, settings.weights, proving)
-    kv_dtype = cache_format(settings, loaded, weights)
+    kv_dtype = cache_dtype(settings, loaded, weights)
     attention = _choose(settings, loaded, device, kv_dtype)
     with refusing(*failing):
         check_served(
@@ -198,7 +198,7 @@ def _reach(settings: Settings) -> int | None:
         raise RefusedError(str(error)) from error
 
 
-def cache_format(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
+def cache_dtype(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
     """Dtype of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
     if settings.kv_dtype != "auto":
         return CACHE_FORMATS[settings.kv_dtype]

@@ -46,12 +46,12 @@ class Row(NamedTuple):
 
     @property
     def forced(self) -> int | None:
-        """Its token, where that is given in advance."""
+        """Its forced token, if it has one."""
         return self.state.forced(self.position)
 
     @property
     def drawn(self) -> bool:
-        """Chance decides its token."""
+        """Whether its token is drawn at random."""
         return not self.state.sampling.greedy and self.forced is None
 
 

@@ -19,7 +19,7 @@ from server.messages import Submit
 
 
 class Scheduled(NamedTuple):
-    """``tokens`` of ``sequence`` are to be computed in this step."""
+    """A sequence that computes ``tokens`` of its tokens in this step."""
 
     sequence: Sequence
     tokens: int
@@ -30,9 +30,9 @@ class _Step:
 
     Attributes:
         preempts: sequences may have to give way to others.
-        stuck: a sequence would have had to, but must not.
+        stuck: a sequence would have to give way, but must not.
         refused: waiting sequences for which there is no room.
-        closed: the first in the queue is one of them, and no other is admitted any more.
+        closed: the first in the queue is refused, and no other is admitted any more.
     """
 
     def __init__(self, budget: int, *, preempts: bool) -> None:
@@ -172,7 +172,7 @@ class Scheduler:
         """Admits a waiting sequence if there is room and its turn has come.
 
         A sequence shorter than the first in the queue overtakes it only where there is room for both, else
-        short ones could keep it out for ever. At most ``max_prefills`` prompts are computed at a time, but
+        short ones could keep it out forever. At most ``max_prefills`` prompts are computed at a time, but
         for one that is shorter than what each of these still lacks.
         """
         if step.closed or sequence in step.refused:
@@ -277,7 +277,7 @@ class Scheduler:
         return max(0, self.kv.demand(sequence.total, self.max_batch_tokens) - held)
 
     def _follows_leader(self, sequence: Sequence) -> bool:
-        """Another sample of the same prompt is about to compute what this one could take from the cache."""
+        """Whether another sample of the prompt will compute pages that this one can take from the cache."""
         leader = self._by_id.get(sequence.request.leader) if sequence.request.leader is not None else None
         return (
             self.kv.prefix_cache

@@ -127,7 +127,7 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Some of the prompt's log probabilities are still owed, so its tokens must really be computed."""
+        """Whether log probabilities of the prompt are still owed, so that its tokens must be computed."""
         return self.request.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len - 1
 
     def finish_reason(self, token: int, context_length: int) -> FinishReason | None:

@@ -45,6 +45,6 @@ def lay_out(
         return *packed, prove(loaded)
     fuse(recognition)
     log.info("%d of %d decoder layers are fused", len(recognition.layers), len(loaded.layers))
-    del recognition  # so that what packing replaces is freed
+    del recognition  # so that the weights that packing replaces are freed
     proof = prove(loaded)
     return loaded, quantize(loaded.model, weights), proof

@@ -12,7 +12,7 @@ _HIERARCHIES = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device | str) -> int:
-    """Bytes that can be allocated on ``device`` without driving anything else out.
+    """Bytes that can be allocated on ``device`` without evicting anything else.
 
     On the CPU, the smaller of what the machine has free and what the control group still allows.
     """

@@ -28,7 +28,7 @@ log = logging.getLogger("longspan.models")
 # By name, since importing the one of transformers takes longer than all else in a start.
 _SILU = ("SiLU", "SiLUActivation")
 
-# Kinds of rotary embedding whose frequencies stay what they are at first.
+# Kinds of rotary embedding whose frequencies never change.
 _STEADY = ("default", "linear", "llama3", "yarn")
 
 

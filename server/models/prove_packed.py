@@ -150,7 +150,7 @@ def _grid(size: int, *, seed: int = 0) -> torch.Tensor:
 
 
 def _before(norm: Norm) -> torch.Tensor:
-    """Rows that are such a grid after a norm: times one number for all of a row, which is left to it."""
+    """Rows that are such a grid after a norm, but for one factor per row."""
     weight = norm.weight
     grid = _grid(len(weight))
     enough = weight.abs() > 0.01 * weight.abs().median()

@@ -187,7 +187,7 @@ class Probe:
 
 
 def close(own: torch.Tensor, plain: torch.Tensor) -> bool:
-    """Whether what a layer of ours gives is what it should be, to rounding; NaN never is."""
+    """Whether a lean layer's tensor equals the expected one, to rounding; NaN never does."""
     if own.shape != plain.shape or own.dtype != plain.dtype:
         return False
     largest = float(plain.abs().max())

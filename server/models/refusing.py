@@ -19,7 +19,7 @@ def refusing(what: str, doing: str, otherwise: str = "") -> Iterator[None]:
     Args:
         what: the model.
         doing: what is being done with it.
-        otherwise: what can be done but choosing another model, to follow that.
+        otherwise: other remedies than choosing another model, to follow that.
 
     Raises:
         RefusedError: something was raised.

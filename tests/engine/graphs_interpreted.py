@@ -139,7 +139,7 @@ def test_captured_steps_equal_direct_ones(model, backend):
 
 
 def test_rows_of_the_table_pass_on(model):
-    """To sequences that come later, and to one that was preempted and lies on other pages."""
+    """To sequences that come later, and to one that was preempted and got other pages."""
     engine = Engine(model, sizes=(2,))
     one, two = engine.sequence(1, 5, [7, 9, 3]), engine.sequence(2, 6, [11, 12, 13])
     engine.step([one, two])

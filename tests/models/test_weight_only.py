@@ -12,7 +12,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from server.engine.costs import ModelWeights
-from server.engine.prepare import cache_format, prepare
+from server.engine.prepare import cache_dtype, prepare
 from server.errors import RefusedError
 from server.models import quantize as quantizing
 from server.models import weight_only
@@ -81,8 +81,8 @@ def test_no_packed_model_is_built_for_a_gpu(weights, tmp_path, monkeypatch):
 
 def test_the_cache_keeps_the_models_format_on_a_gpu(seemingly_on_cuda):
     for form in FORMS:
-        assert cache_format(Settings(), seemingly_on_cuda, form) == torch.float32
-    assert cache_format(Settings(kv_dtype="bfloat16"), seemingly_on_cuda, "int8") == torch.bfloat16
+        assert cache_dtype(Settings(), seemingly_on_cuda, form) == torch.float32
+    assert cache_dtype(Settings(kv_dtype="bfloat16"), seemingly_on_cuda, "int8") == torch.bfloat16
 
 
 @with_torchao

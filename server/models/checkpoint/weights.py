@@ -34,7 +34,7 @@ _OPTIONAL = {"e_score_correction_bias": "experts are chosen without a correction
 
 
 def check_made(reading: Reading, folder: Path) -> None:
-    """Refuses a checkpoint of whose tensors transformers could not make a weight; its report is not shown.
+    """Refuses a checkpoint whose tensors transformers could not convert to a weight; its report is not shown.
 
     Raises:
         RefusedError: names the weight, and why.
@@ -222,13 +222,13 @@ def check_finite(model: Any, stored: Mapping[str, Stored], folder: Path) -> None
     if not broken:
         return
     name, count = broken[0]
-    narrow = model.dtype == torch.float16 and any(tensor.dtype != "F16" for tensor in stored.values())
+    was_cast = model.dtype == torch.float16 and any(tensor.dtype != "F16" for tensor in stored.values())
     raise RefusedError(
         f"{name} in {folder} has {count} non-finite numbers (NaN or infinite)"
         + (f", and {len(broken) - 1} other weights have some" if len(broken) > 1 else "")
         + (
             "; choose --dtype bfloat16 or float32, whose range is larger"
-            if narrow
+            if was_cast
             else "; fetch the model again"
         )
     )

@@ -41,7 +41,7 @@ class _Row:
 
 @dataclass(slots=True)
 class _Captured:
-    """A step of so many tokens."""
+    """A captured step of one batch size."""
 
     ids: torch.Tensor  # int64 [size]
     places: torch.Tensor  # int64 [2, size]: positions, rows of the page table
@@ -161,7 +161,7 @@ class CapturedExecutor:
         self._table.view(-1).scatter_(0, both[0], both[1].int())
 
     def _capture(self, size: int, graph: Graph, pages: list[int]) -> _Captured:
-        """A step of so many tokens, which gives what the same step gives when computed directly."""
+        """A captured step of this batch size, checked against the same step computed directly."""
         device, last = self._table.device, min(2, self._page_size - 1)
         ids = [1 + page % 97 for page in pages]  # rows that share a page share its tokens
         tokens = to_device(torch.tensor(ids), device)

@@ -55,7 +55,7 @@ def _scaling(reading: Reading, base: float, rotated: int, context: int) -> dict[
     old_factor = reading.get("rope.scale_linear", None)
     factor = float(reading.get("rope.scaling.factor", old_factor) or 1.0)
     original = reading.get("rope.scaling.original_context_length", context)
-    # The first multiplies what the kind of scaling makes of attention; the second is yarn's own.
+    # The first multiplies the attention factor of the kind of scaling; the second is yarn's own.
     more = float(reading.get("rope.scaling.attn_factor", 1.0))
     file = reading.file
     if _LONG in file or _SHORT in file or kind == "longrope":

@@ -30,7 +30,7 @@ class Stage(ctypes.Structure):
 
 
 class Run(ctypes.Structure):
-    """``Run`` in stage.hpp: stages of which each takes what the one before gave, on the same rows."""
+    """``Run`` in stage.hpp: stages on the same rows, each with the output of the one before as input."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier")),
@@ -120,8 +120,8 @@ def pack(
     Args:
         weight: ``[N, K]`` float32, contiguous.
         bits: 4 or 8.
-        codes: what to fill.
-        scales: what to fill.
+        codes: to be filled.
+        scales: to be filled.
         exactly: search for codes that stand for exactly these weights, and stop where there are none.
 
     Returns:

@@ -31,7 +31,7 @@ class Workspace:
         self._outputs: dict[tuple[int, ...], torch.Tensor] = {}
 
     def rows(self, count: int, size: int) -> torch.Tensor:
-        """Float32 ``[count, size]``; what was there before is lost."""
+        """Float32 ``[count, size]``; its former content is lost."""
         key = count, size
         if key not in self._rows:
             if self._numbers.numel() < count * size:

@@ -126,7 +126,7 @@ def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, 
 
 
 def _tekken(file: Path) -> tuple[Any, Callable[[str], list[int]]]:
-    """Mistral's own form, which transformers converts; tiktoken is what Mistral reads it with."""
+    """Mistral's own form, which transformers converts; Mistral reads it with tiktoken."""
     from transformers.integrations.mistral.tokenizer import MistralConverter
 
     library = _needed("tiktoken")
