@@ -33,10 +33,10 @@ from server.text.load import load_tokenizer, warn_of_tokens
 
 log = logging.getLogger("longspan.server")
 
-# How long gRPC may take to send what is under way, once no request is left to wait for.
+# Seconds for gRPC to send its last messages, once no request is running.
 _LAST_WORDS_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.1
-# As shells have it of a program that a signal ended.
+# The exit code that shells give a program that a signal ended.
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -48,7 +48,7 @@ class Server:
         spawned: what ``spawn_engine`` gave, if that was called already; it ends with the server.
 
     Attributes:
-        state: what it is at this moment.
+        state: its state now.
         port: of gRPC, once it listens.
         metrics_port: of ``/metrics``, once it listens.
     """
@@ -108,7 +108,7 @@ class Server:
         self.stop()
 
     def _abandon(self) -> None:
-        """Ends at once: the program that started it has gone, and with it whoever would read answers."""
+        """Ends at once: the program that started it has ended, and no reader of answers is left."""
         log.warning("standard input has ended, and so does this server (--end-with-stdin)")
         for _ in range(2):
             self.stop()
@@ -168,7 +168,7 @@ class Server:
         self._set_ready(served)
         print(ready_line(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
-        gc.freeze()  # what was loaded stays: later collections need not look at it
+        gc.freeze()  # loaded objects stay: later garbage collections need not visit them
         while True:
             reason = await engine.wait_dead()
             self._engine_died(reason)

@@ -41,15 +41,15 @@ async def in_thread(work: Callable[[], _T]) -> _T:
 
 
 def when_stdin_ends(call: Callable[[], object]) -> None:
-    """Has the running loop call ``call`` once when standard input has ended; what comes before is dropped.
+    """Has the running loop call ``call`` once when standard input has ended; earlier input is dropped.
 
-    A pipe's end is told by every system, however the process that held its other end has died. The signal
+    Every system reports a pipe's end, however the process that held its other end has died. The signal
     that Linux sends at a parent's death comes when the thread that started the child ends.
     """
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # there is none, or a terminal that has gone
+        with contextlib.suppress(OSError):  # there is none, or a terminal that has closed
             while os.read(_STDIN, 4096):
                 pass
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile

@@ -1,6 +1,6 @@
-"""What settings can be refused for before a model is fetched or an engine started.
+"""Checks of settings before a model is fetched or an engine started.
 
-What only a model, a device or a page size can tell is left to the engine. The server process does without
+Checks that need a model, a device or a page size are left to the engine. The server process does without
 torch, and so do these checks. Only a backend that an installed package brings may need it; then this module
 runs as a program, which prints what is wrong with its arguments.
 """
@@ -19,7 +19,7 @@ from server.engine.ipc.spawn import shielded
 from server.settings import Settings
 
 _REFUSED = 3
-# What others call a rule that has another name here.
+# Names that others give to patterns that have another name here.
 _WINDOW = "--attention sliding_window"
 _KNOWN_AS = {
     "window": _WINDOW,
@@ -35,12 +35,12 @@ _KNOWN_AS = {
 
 
 def refusal(settings: Settings) -> str | None:
-    """What is wrong with a server's level of native code or its attention, in a sentence, if anything is."""
+    """Why a server's level of native code or its attention is refused, in a sentence; ``None`` if not."""
     return native_level_refusal(settings) or _attention_refusal(settings)
 
 
 def native_level_refusal(settings: Settings) -> str | None:
-    """Why this processor cannot execute the level that the settings name, in a sentence, if so."""
+    """Why this processor cannot execute the settings' level, in a sentence; ``None`` if it can."""
     try:
         levels.find(settings.native_level)
     except levels.LevelError as error:
@@ -49,7 +49,7 @@ def native_level_refusal(settings: Settings) -> str | None:
 
 
 def names_refusal(attention: str, options: Mapping[str, str], kernel: str) -> str | None:
-    """What is wrong with names and options of attention, in a sentence, if anything is."""
+    """Why names and options of attention are refused, in a sentence; ``None`` if they are not."""
     try:
         if _is_foreign(attention):
             from attention.backends import make_pattern
@@ -63,7 +63,7 @@ def names_refusal(attention: str, options: Mapping[str, str], kernel: str) -> st
 
 
 def hint(attention: str) -> str | None:
-    """Flags for a name that is no backend's, but a pattern's or what others call a pattern."""
+    """Flags for a name that is no backend's, but a pattern's or another program's name of a pattern."""
     backends, _ = registries()
     if attention in backends.names:
         return None
@@ -87,14 +87,14 @@ def _attention_refusal(settings: Settings) -> str | None:
     chosen = (settings.attention, settings.attention_option, settings.kernel)
     default = Settings.model_fields
     if chosen == (default["attention"].default, {}, default["kernel"].default):
-        return None  # what packages are installed need not be looked up
+        return None  # installed packages need not be looked up
     if not _is_foreign(settings.attention):
         return names_refusal(*chosen)
     command = [sys.executable, "-P", "-m", __name__, json.dumps(chosen)]
     with shielded():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     told, _ = process.communicate()
-    # A process that fails otherwise says nothing of the choice; the engine meets the same and tells of it.
+    # Another exit code says nothing of the options; the engine meets the same failure and reports it.
     return told.strip() if process.returncode == _REFUSED else None
 
 

@@ -1,4 +1,4 @@
-"""What the whole server refuses with, below all of its packages."""
+"""The exception of every refusal, below all of the server's packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server process and the engine process say to each other, and what a request consists of.
+"""The messages between the server process and the engine process, and the parts of a request.
 
 Everything here crosses the link as msgpack, so it holds plain numbers, strings and lists only. This module
 imports neither torch nor transformers: the server process must stay light.
@@ -21,7 +21,7 @@ class FinishReason(enum.StrEnum):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """How one sequence's tokens are chosen; validated before it gets here. See ``types.proto``."""
+    """How one sequence's tokens are sampled; validated before it gets here. See ``types.proto``."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -35,12 +35,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     @property
     def greedy(self) -> bool:
-        """The most likely token is taken, without chance."""
+        """Whether the most likely token is taken, without randomness."""
         return self.temperature == 0
 
     @property
     def penalized(self) -> bool:
-        """Logits depend on the tokens so far."""
+        """Whether logits depend on the tokens so far."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
@@ -51,9 +51,9 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
         id: unique among the sequences in flight, drawn by the server process.
         prompt: token ids, at least one, fewer than the context length.
         max_tokens: at least 1; prompt and output fit the context together.
-        min_tokens: no stop token is chosen before this many output tokens.
+        min_tokens: no stop token is sampled before this many output tokens.
         stop_token_ids: the tokens that end the sequence, end-of-sequence tokens included unless ignored.
-        logprobs: ``None`` for none, else how many of the most likely tokens beside the chosen one.
+        logprobs: ``None`` for none, else how many of the most likely tokens beside the sampled one.
         prompt_logprobs: the same for the prompt's tokens after the first.
         priority: higher goes first.
         forced: the output's first tokens, at most ``max_tokens``; none of them ends the sequence.
@@ -93,14 +93,14 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PositionLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """A position's chosen token and the most likely ones, best first."""
+    """A position's own token and the most likely ones, best first."""
 
     chosen: Logprob
     top: list[Logprob]
 
 
 class SequenceOutput(msgspec.Struct, array_like=True):
-    """What one step brought for one sequence.
+    """The output of one step for one sequence.
 
     Attributes:
         id: the sequence.
@@ -178,14 +178,14 @@ class StepOutput(msgspec.Struct, array_like=True, tag="step"):
 
 
 class Loading(msgspec.Struct, array_like=True, tag="loading"):
-    """Progress of the engine's start, for people: what it does now, and how much of it is done (0 to 1)."""
+    """Progress of the engine's start, for people: the stage, and how much of it is done (0 to 1)."""
 
     stage: str
     fraction: float
 
 
 class Measured(msgspec.Struct, array_like=True):
-    """What the device can do at best.
+    """The device's bandwidth and matrix rate.
 
     Attributes:
         bandwidth: bytes read from its memory per second.
@@ -197,7 +197,7 @@ class Measured(msgspec.Struct, array_like=True):
 
 
 class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
-    """The engine serves; what it serves, as it runs and not as it was asked for.
+    """The engine is ready; the model and its attention as they run, not as they were asked for.
 
     Attributes:
         architecture: the model's class in transformers.
@@ -209,9 +209,9 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         kv_dtype: dtype of the KV cache.
         weights: form of the linear layers' weights inside the decoder, like ``int4`` or ``float32``.
         device: ``cpu``, or the accelerator's name.
-        attention_backend: what the operator chose.
+        attention_backend: as the operator named it.
         attention_pattern: which cached tokens a query sees.
-        attention_kernel: what computes it.
+        attention_kernel: the kernel that computes it.
         attention_reason: why this kernel.
         attention_options: the options in force.
         page_size: tokens per page.
@@ -223,7 +223,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         weight_bytes: bytes of all weights, in the form in which they are kept.
         memory_total: bytes of memory that the device has.
         memory_used: bytes of it in use now.
-        measured: what the device can do at best, if that was asked for and there was memory for it.
+        measured: bandwidth and matrix rate, if they were asked for and there was memory to measure them.
         threads: CPU threads of the engine.
         executor: what computes steps: ``transformers``, ``native`` or ``cuda_graphs``.
         executor_reason: why this executor.
@@ -269,7 +269,7 @@ class Failed(msgspec.Struct, array_like=True, tag="failed"):
 
 
 class Launch(msgspec.Struct):
-    """What the server process tells a new engine, before all else.
+    """The first message of the server process to a new engine.
 
     Attributes:
         folder: the model, a Hugging Face folder.

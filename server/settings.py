@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         description="Name of one of the model's chat templates, or a Jinja file. Without it: its default.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format. auto: float32 on CPU, the checkpoint's own elsewhere."
+        "auto", description="Dtype of the model. auto: float32 on CPU, the checkpoint's own elsewhere."
     )
     weights: Literal["auto", "float", "int8", "int4", "fp8"] = Field(
         "auto",
@@ -115,9 +115,7 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Detail of the backend, like window=512; may be repeated.",
     )
-    kernel: str = Field(
-        "auto", description="What computes attention: auto, or a name that longspan backends shows."
-    )
+    kernel: str = Field("auto", description="Attention kernel: auto, or a name that longspan backends shows.")
 
     native_level: Literal[
         "auto",
@@ -136,8 +134,7 @@ class Settings(BaseSettings):
 
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "float8_e4m3"] = Field(
         "auto",
-        description="Number format of the KV cache. auto: float16 if a CPU's weights are packed, else the "
-        "model's.",
+        description="Dtype of the KV cache. auto: float16 if a CPU's weights are packed, else the model's.",
     )
     page_size: int | None = Field(
         None,
@@ -207,7 +204,7 @@ class Settings(BaseSettings):
     )
     check_integrity: bool = Field(
         False,
-        description="Check the KV allocator's books after every step; the engine dies if they are wrong.",
+        description="Check the KV allocator's bookkeeping after every step; the engine ends if it is wrong.",
     )
 
     measure_device: bool = Field(

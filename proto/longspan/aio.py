@@ -49,7 +49,7 @@ class AsyncStream(StreamState):
             raise from_rpc_error(error, self._server) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):  # close() ended the call, nobody the task
+            if self._closed and not (task and task.cancelling()):  # close() ended the call, not the task
                 raise CancelledError("The stream was closed.") from None
             raise
         finally:
@@ -70,8 +70,8 @@ class AsyncStream(StreamState):
 class AsyncClient:
     """A connection to one server. Every call raises ``LongspanError`` or one of its subclasses.
 
-    ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one, a
-    call takes as long as it takes. The attribute ``timeout`` may be changed for later calls. Cancelling the
+    ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one
+    there is no limit. The attribute ``timeout`` may be changed for later calls. Cancelling the
     task that waits cancels the call on the server.
     """
 

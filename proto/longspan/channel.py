@@ -1,4 +1,4 @@
-"""Where a client connects to by default, and how its connection is kept."""
+"""The default address of a client, and the options of its channel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ SERVICE = "longspan.v1.InferenceService"
 """The name under which the server reports its readiness to gRPC's health check."""
 
 OPTIONS: tuple[tuple[str, int], ...] = (
-    # A long prompt's log probabilities pass gRPC's own 4 MiB many times over.
+    # A long prompt's log probabilities are many times gRPC's default limit of 4 MiB.
     ("grpc.max_receive_message_length", 256 << 20),
-    # A long prefill is silent: pings find a peer that has gone without a word. The server permits them.
+    # No message comes during a long prefill: pings find a peer that has vanished. The server permits them.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),

@@ -62,8 +62,8 @@ class Stream(StreamState):
 class Client:
     """A connection to one server. Every call raises ``LongspanError`` or one of its subclasses.
 
-    ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one, a
-    call takes as long as it takes. The attribute ``timeout`` may be changed for later calls.
+    ``timeout`` is in seconds; when it has passed, the server stops working on the call too. Without one
+    there is no limit. The attribute ``timeout`` may be changed for later calls.
     """
 
     def __init__(

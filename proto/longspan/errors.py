@@ -1,4 +1,4 @@
-"""What a call can fail with: one exception per gRPC status, with the server's rich details decoded."""
+"""Errors of calls: one exception per gRPC status, with the server's rich details decoded."""
 
 from __future__ import annotations
 

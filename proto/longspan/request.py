@@ -1,4 +1,4 @@
-"""Requests from keyword arguments. What is left out stays unset, and the server's default applies."""
+"""Requests from keyword arguments. Options that are left out stay unset, and the server's defaults apply."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GenerateOptions(TypedDict, total=False):
         model: its name; the server's only model if left out.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keeps the k most likely tokens.
-        top_p: keeps the smallest set of tokens with at least this probability together.
+        top_p: keeps the smallest set of tokens whose probabilities sum to at least this.
         min_p: drops tokens less likely than this share of the most likely one's probability.
         repetition_penalty: weakens tokens seen in prompt or output; 1 is none.
         presence_penalty: subtracted from the logits of tokens that the output has.
@@ -46,8 +46,8 @@ class GenerateOptions(TypedDict, total=False):
         request_id: a name of your own, for ``abort`` and logs.
         keep_special_tokens: special tokens appear in the text.
         special_tokens_as_text: special tokens that the prompt's text or messages spell out stay text.
-        forced_token_ids: the output begins with these tokens, whatever the model would choose; ``logprobs``
-            tells how likely it found them.
+        forced_token_ids: the output begins with these tokens, not with sampled ones; ``logprobs``
+            tells how likely the model found them.
     """
 
     model: str
@@ -95,7 +95,7 @@ def build_request(prompt: Prompt, options: Mapping[str, Any]) -> inference_pb2.G
     """The request for a prompt and the ``GenerateOptions`` given; one that is ``None`` counts as not given.
 
     Raises:
-        InvalidRequestError: a value does not fit its field; what a field may mean, the server checks.
+        InvalidRequestError: a value does not fit its field's type; the server checks ranges.
         TypeError: an option does not exist, or the prompt is neither text, nor token ids, nor messages.
     """
     request = inference_pb2.GenerateRequest()

@@ -1,4 +1,4 @@
-"""What a client gives back, where that is handier than the message it came in."""
+"""Results of a client, where a class is handier than the message."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Delta:
 
 
 class StreamState:
-    """What a stream has told so far beside its deltas; shared by the synchronous and the asyncio stream.
+    """The state of a stream beside its deltas; shared by the synchronous and the asyncio stream.
 
     Attributes:
         request_id: the request's name; empty until the server has accepted it.

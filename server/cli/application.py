@@ -1,6 +1,6 @@
 """Commands of the server and its client; ``loadtest.cli`` adds those that measure.
 
-Commands import what is heavy themselves, so that help is instant.
+Commands import heavy modules themselves, so that help is instant.
 """
 
 from __future__ import annotations

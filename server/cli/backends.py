@@ -1,4 +1,4 @@
-"""``longspan backends``: what works on this machine with this model, and what does not and why."""
+"""``longspan backends``: the backends and kernels that work here with a model, and why others do not."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def backends(
 def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
 ) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]]:
-    """Name, model as the server would load it, native code, device, format of the KV cache, and verdicts."""
+    """Name, model as the server would load it, native code, device, dtype of the KV cache, and verdicts."""
     from server.errors import RefusedError
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
@@ -109,16 +109,16 @@ def _survey(
         from attention.registry import UnsupportedError
         from attention.survey import survey
         from server.engine.native import set_native_level
-        from server.engine.prepare import cache_format, load_as_set
+        from server.engine.prepare import cache_dtype, load_as_set
         from server.models.lay_out import lay_out
 
         code = set_native_level(settings)
         loaded, place = load_as_set(settings, files.folder, progress.report)
-        # What the cache's format is by itself depends on whether weights can be packed.
+        # The cache's default dtype depends on whether weights can be packed.
         weights = ""
         if settings.kv_dtype == "auto":
             loaded, weights, _ = lay_out(loaded, settings.weights, lambda _: None)
-        kv_dtype = cache_format(settings, loaded, weights)
+        kv_dtype = cache_dtype(settings, loaded, weights)
         try:
             verdicts = survey(
                 loaded.layers,
@@ -139,7 +139,7 @@ def _survey(
 
 
 def _structure(layers: list[LayerSpec]) -> str:
-    """What matters to kernels, in words."""
+    """The properties of a layer that matter to kernels, in words."""
     from attention.kernels.base import layer_ranges
 
     shapes: dict[str, list[LayerSpec]] = {}

@@ -43,9 +43,9 @@ def generate(
         ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Choose among the most likely tokens of this probability together.")
+        float | None, typer.Option(help="Sample from the most likely tokens whose probabilities sum to this.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Choose among the k most likely tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.")] = None,
     min_p: Annotated[
         float | None,
         typer.Option(help="Drop tokens less likely than this share of the most likely one's probability."),
@@ -107,7 +107,7 @@ def generate(
 class _Interrupt:
     """Ctrl-C closes the stream, which ends the request on the server; a second one ends the program.
 
-    As an exception it could hit gRPC between any two instructions and leave its locks in disorder.
+    As an exception it could interrupt gRPC at any instruction and leave its locks in disorder.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ def _read_standard_input() -> str:
 
 
 def _read(stream: Stream, show: bool) -> str:
-    """The whole text; written as it comes where it is to be shown."""
+    """The whole text; written to standard output as it comes where it is to be shown."""
     texts = []
     for delta in stream:
         texts.append(delta.text)

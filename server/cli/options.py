@@ -93,7 +93,7 @@ def stray_variables() -> tuple[list[str], list[str]]:
 
 
 def _sentence(details: ErrorDetails, given: dict[str, Any], file: str) -> str:
-    """What is wrong with one setting, under the name that it was given by."""
+    """The error of one setting, under the name that it was given by."""
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
@@ -112,7 +112,7 @@ def _sentence(details: ErrorDetails, given: dict[str, Any], file: str) -> str:
 def command(run: Callable[[Settings], int]) -> typer.Typer:
     """An application of one command, which takes every setting as a flag and exits with what ``run`` returns.
 
-    Flags stay text: ``Settings`` alone converts and checks, whatever a value came by.
+    Flags stay text: only ``Settings`` converts and checks, wherever a value comes from.
     """
 
     def serve(context: typer.Context, config: Path | None, **values: Any) -> None:
@@ -160,7 +160,7 @@ def command(run: Callable[[Settings], int]) -> typer.Typer:
 
 
 class _Command(PlainCommand):
-    """Names what is called otherwise here, before click calls it unknown."""
+    """Translates other servers' flags, before click calls them unknown."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if sentence := called_here(args):
@@ -207,7 +207,7 @@ def _kind(name: str) -> Any:
 
 
 def _metavar(kind: Any) -> str:
-    """What the help shows in place of a value."""
+    """The help's placeholder for a value."""
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(typing.get_args(kind))
     names = {Options: "KEY=VALUE", Bytes: "SIZE", int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}

@@ -1,4 +1,4 @@
-"""Flags that engineers know from vLLM, SGLang and llama.cpp, and what they are called here."""
+"""Flags that engineers know from vLLM, SGLang and llama.cpp, and their names here."""
 
 from __future__ import annotations
 

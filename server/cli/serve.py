@@ -1,4 +1,4 @@
-"""``longspan serve``: its command, and what happens before there is an engine process."""
+"""``longspan serve``: its command, and the steps before there is an engine process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ServeCommand(PlainCommand):
-    """Takes every argument as it is; only a shell that completes a line is told the options."""
+    """Takes every argument as it is; the options are only for a shell that completes a line."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The options of the settings while a shell completes a line, else none."""
@@ -41,7 +41,7 @@ def _serve(settings: Settings) -> int:
     if sentence := refusal(settings):
         fail(sentence, code=2)
     spawned = spawn_engine(settings.threads, settings.cache_dir)
-    interrupts_end(spawned.kill)  # until the server listens, which then ends in its own way
+    interrupts_end(spawned.kill)  # until the server listens, which then handles signals itself
     from server.app import serve  # while the engine process imports torch
 
     return serve(settings, spawned)

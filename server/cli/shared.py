@@ -1,4 +1,4 @@
-"""What the commands share: where the server is, and how errors end a command."""
+"""Shared by the commands: the server's address, and how errors end a command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_PORT = 50051
 
 _OF_SERVER = ("pydantic_settings", "msgspec", "torch", "transformers")
 
-UNBROKEN = 1000  # columns: what reads a pipe wants a table's row on a line
+UNBROKEN = 1000  # columns: a program that reads a pipe wants each row of a table on one line
 
 Host = Annotated[str, typer.Option(envvar="LONGSPAN_HOST", help="Address of the server.")]
 Port = Annotated[
@@ -35,7 +35,7 @@ def fail(sentence: str, code: int = 1) -> NoReturn:
 
 
 def fail_call(error: LongspanError) -> NoReturn:
-    """Ends the command with what a call failed with, and the fields at fault.
+    """Ends the command with a failed call's message, and the fields at fault.
 
     Raises:
         typer.Exit: always, with 1.
@@ -47,15 +47,15 @@ def fail_call(error: LongspanError) -> NoReturn:
 
 
 def server_is_installed() -> bool:
-    """Whether what the server runs on is installed."""
+    """Whether the server's dependencies are installed."""
     return all(map(find_spec, _OF_SERVER))
 
 
 def require_server() -> None:
-    """Ends the command unless what the server runs on is installed.
+    """Ends the command unless the server's dependencies are installed.
 
     Raises:
-        typer.Exit: it is not, with 1.
+        typer.Exit: they are not, with 1.
     """
     if missing := [name for name in _OF_SERVER if not find_spec(name)]:
         fail(

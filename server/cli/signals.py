@@ -1,8 +1,8 @@
-"""What signals do to a command.
+"""The effect of signals on a command.
 
-Python turns Ctrl-C into an exception, which in the seconds of imports would come up as a traceback of theirs.
-So a command begins as after ``interrupts_end``; one that has something to tidy up or to tell then asks for
-the exception, by ``interrupts_raise`` or ``signals_raise``.
+Python turns Ctrl-C into an exception, which during imports would print their traceback. So a command begins
+as after ``interrupts_end``; a command that has to clean up or to report then asks for the exception, by
+``interrupts_raise`` or ``signals_raise``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ INTERRUPTED = 130
 
 
 def interrupts_end(before: Callable[[], object] = lambda: None) -> None:
-    """From now on Ctrl-C ends the process at once, without a word and with ``INTERRUPTED``.
+    """From now on Ctrl-C ends the process at once, without a message and with exit code ``INTERRUPTED``.
 
-    As all of these it changes nothing elsewhere than in the main thread, which alone is told of signals.
+    Like the other functions here it does nothing outside of the main thread, the only one that gets signals.
 
     Args:
         before: called first.
@@ -38,9 +38,9 @@ def interrupts_raise() -> None:
 
 
 def signals_raise() -> None:
-    """From now on Ctrl-C, SIGTERM, and SIGHUP of a terminal that goes raise ``KeyboardInterrupt``.
+    """From now on Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes raise ``KeyboardInterrupt``.
 
-    So the command's processes end with it, and what was measured is kept.
+    So the command's processes end with it, and measurements are kept.
     """
     interrupts_raise()
     _handle(signal.SIGTERM, signal.default_int_handler)

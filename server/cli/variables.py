@@ -11,11 +11,11 @@ _SERVICE_LINKS = re.compile(
     r"LONGSPAN_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+")
-_NEAR = 0.8  # difflib's ratio: a letter or two amiss
+_NEAR = 0.8  # difflib's ratio: a letter or two differ
 
 
 def stray(environment: Mapping[str, str], prefix: str, known: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What to say of variables that set nothing.
+    """Messages about variables that set nothing.
 
     Service links of Kubernetes and Docker are passed over.
 

@@ -30,7 +30,7 @@ from server.sizes import Sizes
 
 log = logging.getLogger("longspan.engine")
 
-# A context of fewer tokens is of no use: --kv-memory was meant in another unit.
+# A shorter context is useless: --kv-memory was meant in another unit.
 _LEAST_TOKENS = 256
 
 
@@ -147,10 +147,10 @@ def _refuse_memory(settings: Settings) -> None:
 
 
 def _measured(loaded: LoadedModel) -> Measured | None:
-    """What the device can do at best, or a warning why that is not known."""
+    """The device's bandwidth and matrix rate; where they can't be measured, a warning says why."""
     try:
         return measure(loaded.model)
-    except RuntimeError as error:  # figures for people are not worth a server
+    except RuntimeError as error:  # a server without these figures is better than none
         log.warning("the device's bandwidth and matrix rate were not measured: %s", error)
         return None
 
@@ -167,7 +167,7 @@ def _size_cache(
     if settings.kv_memory is not None:
         budget = settings.kv_memory
     else:
-        # More than every running sequence at its longest, twice over for the prefix cache, is of no use.
+        # Useful at most: every running sequence at its longest, and as much again for the prefix cache.
         useful = 2 * sizes.max_running * loaded.context_length * page_bytes // sizes.page_size
         free = available_bytes(device) - loaded.mapped_bytes
         budget = min(int(free * sizes.kv_memory_share), useful)

@@ -23,7 +23,7 @@ from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats
 log = logging.getLogger("longspan.engine")
 
 _NOTHING = Cost(0, 0)
-_NOBODY: Set[Sequence] = frozenset()
+_NO_SEQUENCES: Set[Sequence] = frozenset()
 
 
 @dataclass(slots=True)
@@ -47,20 +47,20 @@ class _Flight:
     taken_back: set[Sequence] = field(default_factory=set)
 
     def void(self) -> set[Sequence]:
-        """Sequences for which it comes to nothing."""
-        gone = {one.sequence for one in self.scheduled if one.sequence.state is State.FINISHED}
-        return gone | self.taken_back
+        """Sequences whose results of it are discarded."""
+        finished = {one.sequence for one in self.scheduled if one.sequence.state is State.FINISHED}
+        return finished | self.taken_back
 
 
 class EngineCore:
-    """Runs sequences to their ends: schedule, run, sample, tell.
+    """Runs sequences to their ends: schedule, run, sample, output.
 
-    With ``ahead``, a step is launched before the one before it is collected, so that a device that computes
-    by itself finds the next step waiting while the host reads tokens, tells them and schedules. Such a step
-    takes tokens from the one before it on the device. Where these show that a sequence has ended, it computes
-    one token too many: no client is told, and the pages are free for others at once. What it writes there
-    does no harm, for the device scheduled in order: whoever gets the pages writes them in a later step, and
-    reads nothing of them that was not written since.
+    With ``ahead``, a step is launched before the previous one is collected, so that the device finds the next
+    step waiting while the host reads tokens, sends outputs and schedules. Such a step takes the previous
+    step's tokens on the device. Where these show that a sequence has ended, it computes one token too many:
+    no client gets it, and the pages are free for others at once. Its writes do no harm, since the device
+    computes in order: a sequence that gets the pages writes them in a later step, and reads only what was
+    written since.
 
     Args:
         runner: the model over its paged cache.
@@ -70,9 +70,9 @@ class EngineCore:
         max_prefills: prompts of more than a step that are computed at a time, at most.
         prompt_step_seconds: how long the prompt tokens of a step take, about; ``None`` for any time.
         prefix_cache: share the pages of equal prompts.
-        ahead: launch a step before the one before it is collected, where that is possible. Of use where the
-            device computes by itself; a CPU has computed a step when it is launched.
-        check_integrity: check the allocator's books after every step.
+        ahead: launch a step before the previous one is collected, where that is possible. Useful on a device
+            that computes asynchronously; a CPU has computed a step when it is launched.
+            check_integrity: check the allocator's bookkeeping after every step.
         team: the threads that compute, where their number follows what the machine gives.
 
     Attributes:
@@ -136,20 +136,20 @@ class EngineCore:
     def abort(self, sequence_id: int) -> None:
         """Forgets a sequence and frees its pages at once; unknown ids are ignored.
 
-        What a step in flight brings for it is left out of the outputs.
+        The outputs leave out its tokens of a step in flight.
         """
         self.scheduler.remove(sequence_id)
 
     @property
     def has_work(self) -> bool:
-        """Some sequence is not finished."""
+        """Whether some sequence is not finished."""
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def step(self) -> StepOutput:
-        """Computes one batch and reports what it brought.
+        """Computes one step and returns its output.
 
         Raises:
-            server.engine.page_pool.IntegrityError: the books are wrong, where they are checked.
+            server.engine.page_pool.IntegrityError: the bookkeeping is wrong, where it is checked.
         """
         began = time.monotonic()
         flight, self._flight = self._flight, None
@@ -215,7 +215,7 @@ class EngineCore:
 
     def _collect(self, flight: _Flight) -> tuple[list[SequenceOutput], Cost]:
         scheduled, launched = flight.scheduled, flight.launched
-        void = flight.void() if self.ahead else _NOBODY
+        void = flight.void() if self.ahead else _NO_SEQUENCES
         output = self.runner.collect(launched, void)
         self._pages_read += launched.pages.read
         self._pages_skipped += launched.pages.skipped
@@ -225,9 +225,9 @@ class EngineCore:
         return self._outputs(flight, output, void), cost
 
     def _take_back(self, sequence: Sequence) -> None:
-        """Has the sequence's newest token computed again if the step launched last had to do without it.
+        """Recomputes the sequence's newest token if the step launched last had to compute without it.
 
-        The next step writes the right key and value where that one writes the wrong ones.
+        The next step overwrites the wrong key and value that it writes.
         """
         ahead = self._flight
         if ahead is not None and any(one.sequence is sequence for one in ahead.scheduled):
@@ -266,7 +266,7 @@ class EngineCore:
                 "sequence %d fails at token %d: the model's logits are NaN%s",
                 sequence.id,
                 sequence.total,
-                self.runner.narrowness,
+                self.runner.nan_advice,
             )
             self.scheduler.remove(sequence.id)
             return SequenceOutput(sequence.id, [], finish=FinishReason.FAILED)

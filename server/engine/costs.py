@@ -1,6 +1,6 @@
-"""What a step costs at least: bytes moved to and from the device's memory, and arithmetic.
+"""Lower bounds of a step's cost: bytes moved to and from the device's memory, and arithmetic.
 
-The two figures that, divided by the step's time and by what the device can do, place it under the roofline
+The two figures that, divided by the step's time and by the device's rates, place it under the roofline
 (Williams, Waterman, Patterson: "Roofline", CACM 52(4), 2009). They are lower bounds from shapes, not counts
 of what a kernel did: every weight that the step needs is read once, every page of the KV cache that a query
 may see is read once per layer, and activations move nothing.
@@ -22,7 +22,7 @@ from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.linear import QuantizedLinear
 from server.models.weight_only import tensors_of
 
-# What configs of transformers call the number of experts that tokens are routed among, and of those chosen.
+# Names in transformers' configs: of the number of experts, and of those that a token is routed to.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _CHOSEN = (
     *("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
@@ -31,7 +31,7 @@ _CHOSEN = (
 
 
 class Cost(NamedTuple):
-    """Of one step.
+    """The cost of one step.
 
     Attributes:
         bytes: moved at least.
@@ -65,7 +65,7 @@ class ModelWeights:
     Attributes:
         body: used by every token: norms, biases, linear layers outside of head and experts.
         experts: of the layers that tokens are routed among, all of them.
-        chosen: the share of these that one token uses.
+        active: the share of these that one token uses.
         head: the output layer, used by every row whose logits are asked for.
         row_bytes: what a token reads of embedding tables.
         stored: bytes of all of them, embedding tables included.
@@ -73,16 +73,16 @@ class ModelWeights:
 
     body: Part
     experts: Part
-    chosen: float
+    active: float
     head: Part
     row_bytes: int
     stored: int
 
     @classmethod
     def of(cls, model: Any) -> ModelWeights:
-        """Those of a causal language model of transformers, fused or packed as it may be.
+        """The weights of a causal language model of transformers, which may be fused or packed.
 
-        A config that says nothing of its experts' number lets all of them count for every token.
+        Where the config does not say the number of experts, all of them count for every token.
         """
         output = model.get_output_embeddings()
         body, experts, head = Part(), Part(), Part()
@@ -109,23 +109,23 @@ class ModelWeights:
                 experts += part
             else:
                 body += part
-        return cls(body, experts, _chosen(model.config), head, row_bytes, stored)
+        return cls(body, experts, _active(model.config), head, row_bytes, stored)
 
     def cost(self, tokens: int, rows: int) -> Cost:
-        """Of a forward over ``tokens`` tokens that gives the logits of ``rows`` of them.
+        """The cost of a forward over ``tokens`` tokens that gives the logits of ``rows`` of them.
 
-        Which experts a forward needs, only its router knows. Here each token's choice is taken for
-        independent and even: of all experts, ``1 - (1 - chosen) ** tokens`` are read then. Routers that
-        prefer some read fewer. The arithmetic does not depend on it.
+        Routing is taken to be independent and even for each token, so that the share
+        ``1 - (1 - active) ** tokens`` of the experts is read. Routers that prefer some experts read fewer.
+        The arithmetic does not depend on it.
 
         Example:
             A body of 100 million bytes and 100 million products, a head of 10 and 10, rows of 1,000 bytes:
             one token with its logits costs 110,001,000 bytes and 220 million flops; 512 tokens with the last
             one's logits cost 110,512,000 bytes and 2 * (512 * 100 + 10) million = 102.42 billion flops.
         """
-        needed = 1 - (1 - self.chosen) ** tokens
+        needed = 1 - (1 - self.active) ** tokens
         moved = self.body.bytes + self.head.bytes + tokens * self.row_bytes + needed * self.experts.bytes
-        products = tokens * (self.body.products + self.chosen * self.experts.products)
+        products = tokens * (self.body.products + self.active * self.experts.products)
         return Cost(round(moved), 2 * round(products + rows * self.head.products))
 
 
@@ -134,7 +134,7 @@ def _bytes(weight: torch.Tensor) -> int:
 
 
 class _Layers(NamedTuple):
-    """Of some attention layers together.
+    """The sums over some attention layers.
 
     Attributes:
         page: bytes of a page's keys and values.
@@ -148,7 +148,7 @@ class _Layers(NamedTuple):
 
 
 class StepCosts:
-    """What steps of a model over a paged cache cost.
+    """The costs of a model's steps over a paged cache.
 
     Args:
         model: a causal language model of transformers.
@@ -169,10 +169,10 @@ class StepCosts:
         self._token = sum(layer.page for layer in self._by_index.values()) // cache.page_size
 
     def of(self, tokens: int, rows: int, reads: tuple[LayerReads, ...]) -> Cost:
-        """Of one step.
+        """The cost of one step.
 
         Weights as in ``ModelWeights.cost``. Attention reads the pages that its queries may see, and the
-        summaries by which it chooses; it writes the keys and values of the step's tokens. A query with a key
+        summaries by which it selects; it writes the keys and values of the step's tokens. A query with a key
         takes ``head_size`` multiply-adds in each query head, and ``value_size`` more for the key's value.
 
         Args:
@@ -189,12 +189,12 @@ class StepCosts:
         cost = self.weights.cost(tokens, rows)
         moved, products = cost.bytes + tokens * self._token, 0
         for read in reads:
-            layers = self._together(read.layers)
+            layers = self._summed(read.layers)
             moved += read.pages * layers.page + read.summaries * layers.summary
             products += read.pairs * layers.products
         return Cost(moved, cost.flops + 2 * products)
 
-    def _together(self, indices: tuple[int, ...]) -> _Layers:
+    def _summed(self, indices: tuple[int, ...]) -> _Layers:
         found = self._layers.get(indices)
         if found is None:
             figures = zip(*(self._by_index[index] for index in indices), strict=True)
@@ -202,7 +202,7 @@ class StepCosts:
         return found
 
 
-def _chosen(config: Any) -> float:
+def _active(config: Any) -> float:
     text = config.get_text_config(decoder=True)
     counts = [
         next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)

@@ -1,4 +1,4 @@
-"""What the device can do at best, measured, and how much of its memory is in use."""
+"""The device's bandwidth and matrix rate, measured, and how much of its memory is in use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from server.models.memory import available_bytes
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.packing import Bits, pack
 
-# A buffer so many times as large as the last cache is read from memory, but for some percent.
+# Of a buffer this many times as large as the last cache, all but some percent is read from memory.
 _CACHES = 4
 # On an accelerator the most; that is many times its cache.
 _LEAST_BUFFER, _MOST_BUFFER = 64 << 20, 512 << 20
 _COLUMNS = 4096
 _REPEATS = 4
 
-# Products grow until one takes so long that its start does not count, or has so many rows.
+# Products grow until one takes so long that its launch does not count, or has this many rows.
 _ENOUGH_SECONDS = 0.002
 _LEAST_ROWS, _MOST_ROWS = 128, 8192
 _PACKED_SIZE = 1024
@@ -31,10 +31,10 @@ _PACKED_SIZE = 1024
 _CPUS = Path("/sys/devices/system/cpu")
 _USUAL_CACHE = 32 << 20
 
-# Drivers take their time to answer, and people look less often.
+# Seconds: drivers answer slowly, and metrics are scraped less often.
 _MEMORY_SECONDS = 0.5
 
-# Multiplies with so many rows and says how many multiply-adds that were.
+# Multiplies with this number of rows and returns the number of multiply-adds.
 Multiply = Callable[[int], int]
 
 
@@ -61,9 +61,9 @@ def measure(model: Any) -> Measured:
 def measure_device(
     device: torch.device, dtype: torch.dtype, buffer: int = _MOST_BUFFER, repeats: int = _REPEATS
 ) -> Measured:
-    """Measures what a device can do at best, in some tenths of a second.
+    """Measures a device's bandwidth and matrix rate, in some tenths of a second.
 
-    Everything is done several times and the best counts: what disturbs a measurement makes it slower, never
+    Everything is done several times and the best counts: a disturbance makes a measurement slower, never
     faster. The memory is free again afterwards.
 
     - Memory bandwidth is that of reading a buffer much larger than the last cache: its sum, or its product

@@ -1,4 +1,4 @@
-"""Pages for sequences: growing, sharing prefixes, giving back."""
+"""Pages for sequences: growing, sharing prefixes, freeing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def most_pages(tokens: int, step: int, page_size: int, expired: Expired) -> int:
 
     Args:
         tokens: prompt and output.
-        step: the most tokens computed before expired pages are let go.
+        step: the most tokens computed before expired pages are freed.
         page_size: tokens per page.
         expired: the attention pattern's.
     """
     pages, chunk = -(-tokens // page_size), -(-step // page_size)
-    # Where the pages' edges lie, one more can be alive at an earlier time than at the end.
+    # Depending on where pages begin, one more can be held at an earlier time than at the end.
     return min(pages, pages - len(expired(tokens, page_size)) + chunk + 1)
 
 
@@ -32,7 +32,7 @@ class KVManager:
 
     A full page is known by a key that chains over all tokens up to its end (``H(key of the page before,
     the page's tokens, salt)``), so equal keys mean equal prefixes. The hash is 128 bits of BLAKE2b: finding
-    two prefixes with one key is out of reach, also for someone who tries.
+    two prefixes with one key is infeasible, even on purpose.
 
     Only full pages are shared, and a sequence writes only behind its computed tokens, so a shared page is
     never written and needs no copy.
@@ -41,9 +41,9 @@ class KVManager:
         pages: number of pages, page 0 included.
         page_size: tokens per page.
         prefix_cache: keep pages of computed tokens for sequences to come.
-        expired: the attention pattern's ``expired``: which pages of a sequence of so many computed tokens, of
-            such a size, no query will read again. A sequence gives these up as it goes.
-        prompts_only: share only pages that lie wholly inside a prompt, since the keys of an output token are
+        expired: the attention pattern's ``expired``: from a number of computed tokens and a page size, the
+            pages of a sequence that no query will read again. A sequence frees these as it goes.
+        prompts_only: share only pages that are wholly inside a prompt, since the keys of an output token are
             not those that the same token has in a prompt.
         salt: for a sequence's prompt length, its tokens so far and the first position of a page, what else
             the page's keys depend on.
@@ -73,7 +73,7 @@ class KVManager:
         return -(-tokens // self.page_size)
 
     def demand(self, tokens: int, step: int) -> int:
-        """``most_pages`` of a sequence, as far as the pool goes: what alone fits always fits."""
+        """``most_pages`` of a sequence, at most the whole pool: the context fits an empty pool."""
         return min(most_pages(tokens, step, self.page_size, self._expired), self.pool.total)
 
     def cached_prefix(self, sequence: Sequence) -> int:
@@ -84,10 +84,10 @@ class KVManager:
         return self.prefix_cache and not sequence.wants_prompt_logprobs
 
     def adopt_prefix(self, sequence: Sequence) -> None:
-        """Gives a sequence without pages those of its longest computed prefix that are still of use.
+        """Gives a sequence without pages those of its longest computed prefix that are still needed.
 
         At least one token is left to compute, since its logits are needed. A sequence that still owes
-        log probabilities of its prompt gets none. Pages that the pattern lets go are not needed for a hit.
+        log probabilities of its prompt gets none. A hit does not need expired pages.
         """
         if not self._looks_up(sequence):
             return
@@ -136,15 +136,15 @@ class KVManager:
     def advance(self, sequence: Sequence, tokens: int) -> None:
         """Books ``tokens`` more as computed, publishes pages that this completes and frees expired ones.
 
-        The step that computes them need only be launched: a device computes in order, so whoever finds these
-        pages, or gets those that are freed, reads and writes them after this step did.
+        The step that computes them need only be launched: a device computes in order, so a sequence that
+        finds these pages, or gets the freed ones, reads and writes them after this step.
         """
         before = min(sequence.computed, len(sequence.tokens))
         sequence.computed += tokens
         self._settle(sequence, before)
 
     def append(self, sequence: Sequence, token: int) -> None:
-        """Books the sequence's next token as known, which may have been computed already: see ``advance``."""
+        """Appends the sequence's next token, which may have been computed already: see ``advance``."""
         before = len(sequence.tokens)
         sequence.tokens.append(token)
         if sequence.computed > before:
@@ -182,7 +182,7 @@ class KVManager:
         """Checks the pool against ``sequences``, which must be all that hold pages.
 
         Raises:
-            server.engine.page_pool.IntegrityError: the books differ.
+            server.engine.page_pool.IntegrityError: they differ.
         """
         self.pool.check_integrity(sequence.pages for sequence in sequences)
 

@@ -1,4 +1,4 @@
-"""Log probabilities of chosen tokens and of the most likely ones, under the model's own distribution."""
+"""Log probabilities of given tokens and of the most likely ones, under the model's own distribution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROWS = 64
 
 
 class Measured(NamedTuple):
-    """What ``T`` rows of logits say of one token each, and of the ``K`` most likely ones, best first."""
+    """Log probabilities and ranks in ``T`` rows: of one token each, and of the ``K`` most likely ones."""
 
     tokens: torch.Tensor  # int64 [T]
     chosen: torch.Tensor  # float32 [T], the tokens' log probabilities
@@ -41,7 +41,7 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> Measured:
 
 
 def entries(measured: Measured, top: Sequence[int]) -> list[PositionLogprob]:
-    """What was measured, on the host by now; ``top`` is how many of the most likely tokens each row wants."""
+    """Measured rows, by now on the host; ``top`` is how many of the most likely tokens each row wants."""
     columns = zip(*(column.tolist() for column in measured), top, strict=True)
     return [
         PositionLogprob(
@@ -53,10 +53,10 @@ def entries(measured: Measured, top: Sequence[int]) -> list[PositionLogprob]:
 
 
 def prompt_logprobs(measured: AsyncCopy) -> list[PositionLogprob]:
-    """What a prompt's logits said about the tokens that follow in it, after a wait for it.
+    """Log probabilities of a prompt's tokens, after a wait for them.
 
     Args:
-        measured: what ``measure`` found of prompt positions and the prompt's token after each.
+        measured: of ``measure``, at prompt positions with the prompt's token after each.
     """
     found = Measured(*measured.wait())
     return entries(found, [found.top.shape[1]] * len(found.tokens))

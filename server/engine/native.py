@@ -14,7 +14,7 @@ log = logging.getLogger("longspan.engine")
 
 @dataclass(frozen=True, slots=True)
 class NativeCode:
-    """What a CPU computes with.
+    """The native code of a CPU.
 
     Attributes:
         level: the name of the level in force.
@@ -73,5 +73,5 @@ def _available(level: levels.Level) -> levels.Level:
 
 
 def log_native(code: NativeCode) -> None:
-    """Says so in the log: a warning where there is none."""
+    """Logs it, as a warning where there is none."""
     log.log(logging.WARNING if code.obstacle else logging.INFO, "%s", code)

@@ -6,16 +6,16 @@ LEAST = 32
 """Tokens: with fewer, reading the weights costs more than computing with them."""
 
 FIRST = 128
-"""Tokens of the first step, of which nothing is known yet."""
+"""Tokens of the first step, before any duration is known."""
 
 MULTIPLE = 16
-"""Kernels work in tiles of so many rows."""
+"""Rows of a kernel's tile."""
 
 _ENOUGH = 0.75  # of what a step might take: a smaller one says nothing of the pace
 
 
 class Pace:
-    """The prompt tokens of the next step, from what the last ones took.
+    """The prompt tokens of the next step, from the durations of the last ones.
 
     A new request waits for the step that is under way, and streams that decode wait for every step. Later
     chunks of a prompt cost more per token than earlier ones, since they see more; the one before tells best.
@@ -31,15 +31,15 @@ class Pace:
 
     @property
     def tokens(self) -> int | None:
-        """Of prompts, in the next step; ``None`` for any number."""
+        """The prompt tokens of the next step; ``None`` for any number."""
         return None if self._seconds is None else self._tokens
 
     def observe(self, tokens: int, decodes: int, seconds: float) -> None:
-        """Takes what a step took.
+        """Takes the duration of a step.
 
         Args:
             tokens: computed for sequences that lack more than one.
-            decodes: sequences that decoded beside them.
+            decodes: sequences that decoded in the same step.
             seconds: its duration.
         """
         if self._seconds is None:

@@ -1,4 +1,4 @@
-"""The pages of the KV cache: who holds them, which are free, and which are kept for prompts to come."""
+"""The pages of the KV cache: held by sequences, free, or cached for later prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class IntegrityError(AssertionError):
-    """The allocator's books contradict each other: a bug in the engine, never a user's mistake."""
+    """The allocator's bookkeeping contradicts itself: a bug in the engine, never a user's mistake."""
 
 
 class PagePool:
@@ -77,8 +77,8 @@ class PagePool:
     def release(self, pages: Sequence[int]) -> None:
         """Takes a holder off each of ``pages``; zeros ("no page") are passed over.
 
-        The last in the list is the first to be evicted: without the pages before it, a page of a prompt is
-        of no use.
+        The last in the list is the first to be evicted: a page of a prompt is useless without the pages
+        before it.
         """
         for page in reversed(pages):
             if page == 0:
@@ -109,7 +109,7 @@ class PagePool:
         return page
 
     def check_integrity(self, holdings: Iterable[Sequence[int]]) -> None:
-        """Compares the books with each other and with the page lists of all holders.
+        """Checks the bookkeeping against itself and against the page lists of all holders.
 
         Args:
             holdings: the pages of every holder there is, one list each; zeros ("no page") are passed over.

@@ -1,4 +1,4 @@
-"""What a request adds to its logits before a token is chosen: bias, penalties, the ban on early stops."""
+"""Changes of a row's logits before sampling: bias, penalties, the ban on early stops."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from server.messages import Sampling
 
 
 class SamplerState:
-    """What sampling one sequence needs beside its logits. Survives preemption as it is.
+    """The state that sampling a sequence needs beside its logits; kept through preemption.
 
     Args:
-        sampling: how tokens are chosen.
+        sampling: how tokens are sampled.
         prompt: the prompt's token ids; read by the repetition penalty only.
         vocabulary_size: number of logits ``V``.
-        min_tokens: no stop token is chosen before this many output tokens.
+        min_tokens: no stop token is sampled before this many output tokens.
         stop_token_ids: the tokens that end the sequence.
         output: tokens output so far, for a state that is made again.
         forced: tokens that the output begins with, whatever the logits.
@@ -46,7 +46,7 @@ class SamplerState:
         # A tokenizer may name an end-of-sequence token for which the model has no logit.
         stops = sorted({token for token in stop_token_ids if 0 <= token < vocabulary_size})
         if min_tokens > 0 and len(stops) == vocabulary_size:
-            raise ValueError("with min_tokens, stop_token_ids must leave at least one token to choose")
+            raise ValueError("with min_tokens, stop_token_ids must leave at least one token to sample")
         self.sampling = sampling
         self.vocabulary_size = vocabulary_size
         self.min_tokens = min_tokens
@@ -59,7 +59,7 @@ class SamplerState:
         self._prompt_seen: torch.Tensor | None = None
 
     def forced(self, position: int) -> int | None:
-        """The token that the output has at this position in any case; ``None`` where it is to be chosen."""
+        """The token that is forced at this output position; ``None`` where it is to be sampled."""
         return self._forced[position] if position < len(self._forced) else None
 
     def bans_stops(self, position: int) -> bool:
@@ -85,7 +85,7 @@ class SamplerState:
         return self._counts, self._prompt_seen
 
     def record(self, token: int) -> None:
-        """Takes note of the token that was chosen."""
+        """Records the sampled token."""
         self.output_length += 1
         if self._counts is not None:
             self._counts[token] += 1

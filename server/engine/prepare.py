@@ -92,7 +92,7 @@ def _from_kept(
 ) -> Prepared | None:
     report("checking", 0.8)
     loaded, weights = kept.loaded, kept.weights
-    kv_dtype = cache_format(settings, loaded, weights)
+    kv_dtype = cache_dtype(settings, loaded, weights)
     attention = _choose(settings, page_size, loaded, "cpu", kv_dtype)
     whole = replace(loaded, context_length=kept.length)
     check_with = with_all_visible(attention, loaded, kv_dtype, page_size)
@@ -111,7 +111,7 @@ def _from_source(
     """Read, recognize, lay out, prove, keep."""
     loaded, device = load_as_set(settings, folder, report)
     report("checking", 0.88)
-    attention = _choose(settings, page_size, loaded, device, cache_format(settings, loaded))
+    attention = _choose(settings, page_size, loaded, device, cache_dtype(settings, loaded))
     failing = loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)
     with refusing(*failing):
         own = compute_own(loaded, page_size)
@@ -125,7 +125,7 @@ def _from_source(
 
     report("packing the weights", 0.9)
     loaded, weights, proven = lay_out(loaded, settings.weights, proving)
-    kv_dtype = cache_format(settings, loaded, weights)
+    kv_dtype = cache_dtype(settings, loaded, weights)
     attention = _choose(settings, page_size, loaded, device, kv_dtype)
     with refusing(*failing):
         check_served(
@@ -205,7 +205,7 @@ def _reach(settings: Settings) -> int | None:
         raise RefusedError(str(error)) from error
 
 
-def cache_format(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
+def cache_dtype(settings: Settings, loaded: LoadedModel, weights: str = "") -> torch.dtype:
     """Dtype of the KV cache; ``weights`` are as ``quantize`` says, or not packed yet."""
     if settings.kv_dtype != "auto":
         return CACHE_DTYPES[settings.kv_dtype]

@@ -32,21 +32,21 @@ class Launched(NamedTuple):
 
     Attributes:
         sequences: those that catch up and get a token each.
-        chosen: their tokens, if there are any.
+        sampled: their tokens, if there are any.
         echo: for each ``Scheduled``, log probabilities of further prompt tokens, where owed.
         rows: whose logits are computed.
         pages: that attention reads, and that it need not.
     """
 
     sequences: list[Sequence]
-    chosen: sampler.Chosen | None
+    sampled: sampler.Sampled | None
     echo: list[AsyncCopy | None]
     rows: int
     pages: Pages
 
 
 class RunOutput(NamedTuple):
-    """What one pass gave.
+    """The results of one pass.
 
     Attributes:
         tokens: of each of ``Launched.sequences``; ``None`` where the model gave NaN.
@@ -62,7 +62,7 @@ class RunOutput(NamedTuple):
 
 
 class Runner:
-    """Computes scheduled tokens with an executor and samples from what it gives.
+    """Computes scheduled tokens with an executor and samples from their logits.
 
     Args:
         executor: a model over its paged cache.
@@ -82,7 +82,7 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, scheduled: list[Scheduled], before: Launched | None = None) -> Launched:
-        """Queues the computation of the scheduled tokens, and the choice of a token for every sequence that
+        """Queues the computation of the scheduled tokens, and the sampling of a token for every sequence that
         has caught up by that.
 
         Args:
@@ -114,7 +114,7 @@ class Runner:
         sequences = [scheduled[b].sequence for b in caught_up]
         return Launched(
             sequences,
-            self._choose(sequences, logits if every else logits[: len(last_rows)]) if sequences else None,
+            self._sample(sequences, logits if every else logits[: len(last_rows)]) if sequences else None,
             self._echo(scheduled, echo, logits, len(last_rows)),
             len(keep),
             pages_of(self.attention, step.visible),
@@ -122,16 +122,16 @@ class Runner:
 
     @torch.inference_mode()
     def collect(self, launched: Launched, void: Set[Sequence] = frozenset()) -> RunOutput:
-        """Waits for what a pass gave.
+        """Waits for the results of a pass.
 
         Args:
             launched: the pass; to be collected once, and before all that were launched after it.
-            void: sequences for which it came to nothing; what is given of their tokens means nothing.
+            void: sequences whose results are discarded; the tokens returned for them are arbitrary.
         """
         tokens, logprobs, late = sampler.Found([], [], [])
-        if launched.chosen is not None:
+        if launched.sampled is not None:
             rows = {i for i, s in enumerate(launched.sequences) if s in void} if void else _NO_ROWS
-            tokens, logprobs, late = sampler.read(launched.chosen, rows)
+            tokens, logprobs, late = sampler.read(launched.sampled, rows)
         owed = [[] if part is None else prompt_logprobs(part) for part in launched.echo]
         return RunOutput(tokens, logprobs, [launched.sequences[i] for i in late], owed)
 
@@ -140,8 +140,8 @@ class Runner:
         return self.collect(self.launch(scheduled))
 
     @property
-    def narrowness(self) -> str:
-        """What to do about logits that are NaN, if the cache may be why: the end of a sentence."""
+    def nan_advice(self) -> str:
+        """Advice for NaN logits, where the cache's dtype may be the cause: the end of a sentence."""
         dtype = self.cache.dtype
         most = torch.finfo(dtype).max
         if most >= torch.finfo(self.executor.model.dtype).max:
@@ -154,21 +154,21 @@ class Runner:
     def _ids(self, scheduled: list[Scheduled], before: Launched | None) -> torch.Tensor:
         """The token ids to compute, int64 ``[T]`` on the device."""
         known = [s.tokens[s.computed : s.computed + n] for s, n in scheduled]
-        if before is not None and before.chosen is not None:
+        if before is not None and before.sampled is not None:
             rows = {sequence: row for row, sequence in enumerate(before.sequences)}
             for (sequence, count), ids in zip(scheduled, known, strict=True):
-                if len(ids) < count:  # by one: its newest, which says below zero in which row it is
+                if len(ids) < count:  # by one: the newest, whose row is given as a negative number
                     ids.append(-1 - rows[sequence])
         flat = np.array([token for ids in known for token in ids], dtype=np.int64)
         numbers = to_device(torch.from_numpy(flat), self.device)
-        if before is None or before.chosen is None:
+        if before is None or before.sampled is None:
             return numbers
-        newest = before.chosen.tokens[(-1 - numbers).clamp(min=0)]
-        # Where no token was found the step comes to nothing for that sequence; it must only not fail.
+        newest = before.sampled.tokens[(-1 - numbers).clamp(min=0)]
+        # Where no token was found, the step's result for that sequence is discarded; it must only not fail.
         return torch.where(numbers < 0, newest.clamp(min=0), numbers)
 
     @staticmethod
-    def _choose(sequences: list[Sequence], logits: torch.Tensor) -> sampler.Chosen:
+    def _sample(sequences: list[Sequence], logits: torch.Tensor) -> sampler.Sampled:
         rows = []
         for sequence in sequences:
             request = sequence.request
@@ -183,7 +183,7 @@ class Runner:
                 )
             position = sequence.output_len + sequence.pending
             rows.append(sampler.Row(sequence.sampler, position, request.logprobs))
-        return sampler.choose(logits, rows)
+        return sampler.sample(logits, rows)
 
     @staticmethod
     def _echo_positions(scheduled: Scheduled) -> range:

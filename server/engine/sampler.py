@@ -1,4 +1,4 @@
-"""Choosing each sequence's next token from its logits, for the whole batch at once."""
+"""Sampling of each sequence's next token from its logits, for the whole batch at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.engine.logprobs import Measured, entries, measure
 from server.engine.penalties import SamplerState, adjust
 from server.messages import PositionLogprob, Sampling
 
-__all__ = ["Chosen", "Found", "Row", "SamplerState", "choose", "read"]
+__all__ = ["Found", "Row", "Sampled", "SamplerState", "read", "sample"]
 
 # Probabilities become integers, in units of 2^-40 of the most likely token's. Sums of integers are exact in
 # any order, so a token's fate can depend neither on the batch nor on how a device adds up, and a token of
@@ -27,7 +27,7 @@ _UNIT = 2.0**40
 # Nearly always the first will do; a sort of the whole vocabulary takes some thirty times as long.
 _NUCLEUS = (256, 4096)
 
-# What is found instead of a token: the logits have no finite maximum; top-p has to look at more of them.
+# Found instead of a token: the logits have no finite maximum; top-p has to look at more of them.
 _NONE, _WIDER = -1, -2
 
 
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     Attributes:
         state: its sequence's.
         position: how many tokens the sequence has output.
-        logprobs: ``None`` for none, else how many of the most likely tokens beside the chosen one.
+        logprobs: ``None`` for none, else how many of the most likely tokens beside the sampled one.
     """
 
     state: SamplerState
@@ -46,12 +46,12 @@ class Row(NamedTuple):
 
     @property
     def forced(self) -> int | None:
-        """Its token, where that is given in advance."""
+        """Its forced token, if it has one."""
         return self.state.forced(self.position)
 
     @property
     def drawn(self) -> bool:
-        """Chance decides its token."""
+        """Whether its token is drawn at random."""
         return not self.state.sampling.greedy and self.forced is None
 
 
@@ -64,8 +64,8 @@ class _Unread(NamedTuple):
 
 
 @dataclass(slots=True)
-class Chosen:
-    """Tokens as a device chooses them, one per row.
+class Sampled:
+    """Tokens as a device samples them, one per row.
 
     Attributes:
         tokens: int64 ``[B]`` on the device; negative where none is found, or only a second look finds it.
@@ -78,12 +78,12 @@ class Chosen:
 
 
 class Found(NamedTuple):
-    """What was chosen, one per row.
+    """The sampled tokens, one per row.
 
     Attributes:
         tokens: ``None`` where the logits have NaN or no finite maximum.
         logprobs: where asked for, and where there is a token.
-        late: the rows whose tokens took a second look: ``Chosen.tokens`` does not have them.
+        late: the rows whose tokens took a second look: ``Sampled.tokens`` does not have them.
     """
 
     tokens: list[int | None]
@@ -91,13 +91,13 @@ class Found(NamedTuple):
     late: list[int]
 
 
-def choose(logits: torch.Tensor, rows: Sequence[Row]) -> Chosen:
-    """Has one token chosen per row, without waiting for the device.
+def sample(logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
+    """Queues the sampling of one token per row, without waiting for the device.
 
     Log probabilities are those of ``logits`` as they come. Then apply, in this order: bias, repetition,
-    presence and frequency penalties, the ban on early stop tokens, temperature, top-k, top-p, min-p. What is
-    left is drawn from by the row's own random number (see ``chance.py``). A row gets what it would get in any
-    other batch. A row whose token is forced gets that token, if its logits have a finite maximum.
+    presence and frequency penalties, the ban on early stop tokens, temperature, top-k, top-p, min-p. The
+    row's own random number draws from the rest (see ``chance.py``). A row gets the same token in any batch.
+    A row whose token is forced gets that token, if its logits have a finite maximum.
 
     Args:
         logits: ``[B, V]`` of any floating type; left as they are, and kept until they are read.
@@ -109,26 +109,26 @@ def choose(logits: torch.Tensor, rows: Sequence[Row]) -> Chosen:
     logits = logits.float()
     adjusted = adjust(logits, [row.state for row in rows], [row.position for row in rows])
     widths = [*(size for size in _NUCLEUS if size < logits.shape[-1]), logits.shape[-1]]
-    # Where looking at what was found is a wait, it is looked at with the tokens.
+    # Where looking at the result is a wait, it is looked at with the tokens.
     attempts = [widths] if logits.device.type == "cpu" else [[width] for width in widths]
     return _queue(logits, adjusted, rows, attempts)
 
 
-def read(chosen: Chosen, void: Set[int] = frozenset()) -> Found:
-    """Waits for what was chosen and records it in the rows' states.
+def read(sampled: Sampled, void: Set[int] = frozenset()) -> Found:
+    """Waits for the sampled tokens and records them in the rows' states.
 
     The host waits once for all of it, and again for rows whose nucleus has more tokens than top-p looked at.
 
     Args:
-        chosen: by ``choose``; to be read once.
-        void: rows that are of no use any more; what is found of them is left open.
+        sampled: by ``sample``; to be read once.
+        void: rows that are not needed any more; their results are arbitrary.
 
     Raises:
         ValueError: a row's position does not follow from the tokens recorded in its state.
     """
-    found, logprobs, late = _read(chosen, void)
+    found, logprobs, late = _read(sampled, void)
     tokens = [None if token == _NONE else token for token in found]
-    for i, (state, position, _) in enumerate(chosen._rows):
+    for i, (state, position, _) in enumerate(sampled._rows):
         token = tokens[i]
         if token is None or i in void:
             continue
@@ -142,9 +142,9 @@ def read(chosen: Chosen, void: Set[int] = frozenset()) -> Found:
 
 def _queue(
     logits: torch.Tensor, adjusted: torch.Tensor, rows: Sequence[Row], attempts: Sequence[Sequence[int]]
-) -> Chosen:
-    """Top-p looks at so many tokens as the first of ``attempts`` says; what follows is for second looks."""
-    tokens = _force(_choose(adjusted, rows, attempts[0]), rows)
+) -> Sampled:
+    """Top-p looks at as many tokens as the first of ``attempts`` says; the others are for second looks."""
+    tokens = _force(_sample(adjusted, rows, attempts[0]), rows)
     asked = [i for i, row in enumerate(rows) if row.logprobs is not None]
     measured: Sequence[torch.Tensor] = ()
     if asked:
@@ -152,24 +152,24 @@ def _queue(
         measured = measure(_take(logits, asked), of_asked, max(rows[i].logprobs or 0 for i in asked))
     uncertain = len(attempts) > 1 and any(row.drawn and row.state.sampling.top_p < 1 for row in rows)
     again = _Unread(logits, adjusted, attempts[1:]) if uncertain else None
-    return Chosen(tokens, rows, AsyncCopy([tokens, *measured]), again)
+    return Sampled(tokens, rows, AsyncCopy([tokens, *measured]), again)
 
 
-def _read(chosen: Chosen, void: Set[int]) -> tuple[list[int], list[PositionLogprob | None], list[int]]:
+def _read(sampled: Sampled, void: Set[int]) -> tuple[list[int], list[PositionLogprob | None], list[int]]:
     """Tokens or ``_NONE``, log probabilities where asked for, and which rows took a second look."""
-    rows = chosen._rows
-    on_host, *measured = chosen._copy.wait()
+    rows = sampled._rows
+    on_host, *measured = sampled._copy.wait()
     tokens = on_host.tolist()
     logprobs: list[PositionLogprob | None] = [None] * len(rows)
     if measured:
         asked = {i: row.logprobs for i, row in enumerate(rows) if row.logprobs is not None}
         for i, entry in zip(asked, entries(Measured(*measured), list(asked.values())), strict=True):
             logprobs[i] = None if tokens[i] == _NONE else entry
-    if chosen._again is None:
+    if sampled._again is None:
         return tokens, logprobs, []
     late = [i for i, token in enumerate(tokens) if token == _WIDER and i not in void]
     if late:
-        logits, adjusted, widths = chosen._again
+        logits, adjusted, widths = sampled._again
         again = _queue(_take(logits, late), _take(adjusted, late), [rows[i] for i in late], widths)
         for i, token, logprob in zip(late, *_read(again, frozenset())[:2], strict=True):
             tokens[i], logprobs[i] = token, logprob
@@ -177,7 +177,7 @@ def _read(chosen: Chosen, void: Set[int]) -> tuple[list[int], list[PositionLogpr
 
 
 def _force(tokens: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """The tokens with the forced ones in the place of those chosen; on the device, like these."""
+    """The tokens with the forced ones in the place of those sampled; on the device, like these."""
     forced = [row.forced for row in rows]
     if all(token is None for token in forced):
         return tokens
@@ -185,8 +185,8 @@ def _force(tokens: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     return torch.where((wanted == _NONE) | (tokens == _NONE), tokens, wanted)
 
 
-def _choose(logits: torch.Tensor, rows: Sequence[Row], widths: Sequence[int]) -> torch.Tensor:
-    """The chosen tokens, int64 ``[B]``, or ``_NONE``, or ``_WIDER``; for ``widths`` see ``_top_p``."""
+def _sample(logits: torch.Tensor, rows: Sequence[Row], widths: Sequence[int]) -> torch.Tensor:
+    """The sampled tokens, int64 ``[B]``, or ``_NONE``, or ``_WIDER``; for ``widths`` see ``_top_p``."""
     drawn = [i for i, row in enumerate(rows) if row.drawn]
     if not drawn:
         return _most_likely(logits)
@@ -196,10 +196,10 @@ def _choose(logits: torch.Tensor, rows: Sequence[Row], widths: Sequence[int]) ->
     if len(drawn) == len(rows):
         return tokens
     others = [i for i, row in enumerate(rows) if not row.drawn]
-    chosen = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    _put(chosen, others, _most_likely(_take(logits, others)))
-    _put(chosen, drawn, tokens)
-    return chosen
+    sampled = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    _put(sampled, others, _most_likely(_take(logits, others)))
+    _put(sampled, drawn, tokens)
+    return sampled
 
 
 def _most_likely(logits: torch.Tensor) -> torch.Tensor:
@@ -218,7 +218,7 @@ def _most_likely(logits: torch.Tensor) -> torch.Tensor:
 def _draw(
     logits: torch.Tensor, samplings: Sequence[Sampling], numbers: np.ndarray, widths: Sequence[int]
 ) -> torch.Tensor:
-    """See ``_choose``; by the inverse of the cumulative distribution, in the order of token ids."""
+    """See ``_sample``; by the inverse of the cumulative distribution, in the order of token ids."""
     best = logits.amax(-1, keepdim=True)
     temperature = to_device(
         torch.tensor([s.temperature for s in samplings], dtype=torch.float32), logits.device

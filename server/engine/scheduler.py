@@ -1,8 +1,8 @@
 """Decides which sequences compute how many tokens in the next step.
 
 There is one rule and no phases: running sequences get some of the step's token budget to catch up with their
-own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it. Who lacks one
-token goes first; the rest is halved between the most urgent prompt and the shortest ones.
+own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it. Sequences that
+lack one token go first; the rest is halved between the most urgent prompt and the shortest ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.messages import Submit
 
 
 class Scheduled(NamedTuple):
-    """``tokens`` of ``sequence`` are to be computed in this step."""
+    """A sequence that computes ``tokens`` of its tokens in this step."""
 
     sequence: Sequence
     tokens: int
@@ -30,9 +30,9 @@ class _Step:
 
     Attributes:
         preempts: sequences may have to give way to others.
-        stuck: a sequence would have had to, but must not.
+        stuck: a sequence would have to give way, but must not.
         refused: waiting sequences for which there is no room.
-        closed: the first in the queue is one of them, and no other is admitted any more.
+        closed: the first in the queue is refused, and no other is admitted any more.
     """
 
     def __init__(self, budget: int, *, preempts: bool) -> None:
@@ -40,14 +40,14 @@ class _Step:
         self.preempts = preempts
         self.stuck = self.closed = False
         self.refused: set[Sequence] = set()
-        self.work: dict[Sequence, int] = {}
+        self.scheduled: dict[Sequence, int] = {}
 
     def plan(self, sequence: Sequence, tokens: int) -> None:
-        self.work[sequence] = self.work.get(sequence, 0) + tokens
+        self.scheduled[sequence] = self.scheduled.get(sequence, 0) + tokens
         self.budget -= tokens
 
     def drop(self, sequence: Sequence) -> None:
-        self.budget += self.work.pop(sequence, 0)
+        self.budget += self.scheduled.pop(sequence, 0)
 
 
 class Scheduler:
@@ -99,16 +99,16 @@ class Scheduler:
         sequence.state = State.FINISHED
 
     def schedule(self) -> list[Scheduled]:
-        """The next step's work, with pages allocated for all of it. Empty only if nothing is queued.
+        """The sequences of the next step, with pages for all of its tokens. Empty only if nothing is queued.
 
         No step may be in flight: a sequence that has to give way must have no pending tokens.
         """
         step = _Step(self.max_batch_tokens, preempts=True)
         self._plan(step, self.running)
-        return [Scheduled(sequence, tokens) for sequence, tokens in step.work.items()]
+        return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
 
     def schedule_ahead(self, leave_out: Set[Sequence]) -> list[Scheduled]:
-        """The work of the step after the one in flight, whose tokens are not known yet.
+        """The sequences of the step after the one in flight, whose tokens are not known yet.
 
         No sequence is preempted for it, for the step in flight may end a sequence and so make room.
 
@@ -116,17 +116,17 @@ class Scheduler:
             leave_out: running sequences that can't go on before their tokens are known.
 
         Returns:
-            The work; empty if it can't be told yet, or if there is none.
+            The scheduled sequences; empty if it can't be told yet, or if there are none.
         """
         step = _Step(self.max_batch_tokens, preempts=False)
         self._plan(step, [sequence for sequence in self.running if sequence not in leave_out])
         if step.stuck:
-            # Who was admitted runs, and is part of the next step.
+            # An admitted sequence runs, and is part of the next step.
             return []
-        return [Scheduled(sequence, tokens) for sequence, tokens in step.work.items()]
+        return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
 
     def _plan(self, step: _Step, running: list[Sequence]) -> None:
-        # Who lacks a single token goes first: a long prompt must not hold up any sequence's next token.
+        # Decodes go first: a long prompt must not hold up any sequence's next token.
         order = sorted(running, key=lambda s: s.urgency)
         for sequence in order:
             if sequence.remaining == 1:
@@ -152,7 +152,7 @@ class Scheduler:
         if not self.waiting:
             return []
         if len(self.running) >= self.max_running:
-            # Only who outranks a running one can take a place.
+            # Only a sequence that outranks a running one can take its place.
             lowest = min(s.request.priority for s in self.running)
             return [s for s in self.waiting if s.request.priority > lowest and not self._follows_leader(s)]
         return [sequence for sequence in self.waiting if not self._follows_leader(sequence)]
@@ -161,7 +161,7 @@ class Scheduler:
         """Adds up to ``tokens`` tokens of a sequence to the step, if there is room for them."""
         if step.stuck or (sequence.state is State.WAITING and not self._may_enter(sequence, step)):
             return
-        planned = step.work.get(sequence, 0)
+        planned = step.scheduled.get(sequence, 0)
         tokens = min(tokens, sequence.remaining - planned, step.budget)
         if tokens <= 0 or sequence.state is not State.RUNNING:
             return
@@ -171,13 +171,13 @@ class Scheduler:
     def _may_enter(self, sequence: Sequence, step: _Step) -> bool:
         """Admits a waiting sequence if there is room and its turn has come.
 
-        One that is shorter than the first in the queue overtakes it only where there is room for both, else
-        short ones could keep it out for ever. Only so many prompts are computed at a time, but for one that
-        is shorter than what each of these still lacks.
+        A sequence shorter than the first in the queue overtakes it only where there is room for both, else
+        short ones could keep it out forever. At most ``max_prefills`` prompts are computed at a time, but
+        for one that is shorter than what each of these still lacks.
         """
         if step.closed or sequence in step.refused:
             return False
-        lacking = [n for s in self.running if (n := s.remaining - step.work.get(s, 0)) > 1]
+        lacking = [n for s in self.running if (n := s.remaining - step.scheduled.get(s, 0)) > 1]
         if len(lacking) >= self.max_prefills and sequence.to_compute >= min(lacking):
             outranks = any(s.request.priority < sequence.request.priority for s in self.running)
             if not outranks:
@@ -191,7 +191,7 @@ class Scheduler:
         return False
 
     def restart(self, sequence: Sequence) -> None:
-        """Has a running sequence compute all its tokens again, since its keys don't fit it any longer."""
+        """Has a running sequence recompute all its tokens, since its keys are not valid any longer."""
         self.running.remove(sequence)
         self.kv.release(sequence)
         sequence.page_keys.clear()
@@ -201,7 +201,7 @@ class Scheduler:
         """Checks the pages of all sequences against the pool, and the queues against each other.
 
         Raises:
-            server.engine.page_pool.IntegrityError: the books differ.
+            server.engine.page_pool.IntegrityError: they differ.
         """
         self.kv.check_integrity(self._by_id.values())
         queued = {s.id for s in self.running} | {s.id for s in self.waiting}
@@ -224,7 +224,7 @@ class Scheduler:
         self._enqueue(sequence)
 
     def _make_room(self, sequence: Sequence, tokens: int, step: _Step) -> bool:
-        """Gets pages for a running sequence, from the least urgent ones if need be, itself at the last."""
+        """Gets pages for a running sequence; preempts the least urgent ones if needed, itself last."""
         while not self.kv.extend(sequence, tokens):
             if not step.preempts:
                 step.stuck = True
@@ -238,11 +238,12 @@ class Scheduler:
     def _admit(self, sequence: Sequence, step: _Step, kept: int) -> bool:
         """Moves a waiting sequence to the running ones if there is room for all pages it will hold at once.
 
-        What admitted prompts still lack is theirs, and a page for each running sequence stays in reserve,
-        else the next step would preempt at once. A more urgent sequence takes the place of less urgent ones.
+        Pages that admitted prompts still lack are theirs, and a page for each running sequence stays in
+        reserve, else the next step would preempt at once. A more urgent sequence takes the place of less
+        urgent ones.
 
         Args:
-            sequence: which waits.
+            sequence: that waits.
             step: in the making.
             kept: pages that must stay free for others that wait.
         """
@@ -265,7 +266,7 @@ class Scheduler:
         return True
 
     def _fits(self, pages: int) -> bool:
-        """A sequence more may run, and so many pages more can be held."""
+        """Whether one more sequence may run and hold so many pages."""
         prompts = (s for s in self.running if s.remaining > 1)
         reserve = len(self.running) + sum(map(self._missing, prompts))
         return len(self.running) < self.max_running and pages + reserve <= self.kv.pool.available
@@ -276,7 +277,7 @@ class Scheduler:
         return max(0, self.kv.demand(sequence.total, self.max_batch_tokens) - held)
 
     def _follows_leader(self, sequence: Sequence) -> bool:
-        """Another sample of the same prompt is about to compute what this one could take from the cache."""
+        """Whether another sample of the prompt will compute pages that this one can take from the cache."""
         leader = self._by_id.get(sequence.request.leader) if sequence.request.leader is not None else None
         return (
             self.kv.prefix_cache

@@ -28,16 +28,16 @@ class Sequence:
     last token's logits give the next token. Preemption sets ``computed`` to 0, a prefix hit raises it.
 
     Attributes:
-        request: what was asked for.
+        request: the client's.
         arrival: order of arrival, the first is 0; ties of priority go to the earlier.
         tokens: prompt and output.
-        pending: tokens after those, chosen by steps that are launched, which the host does not know yet.
+        pending: tokens after those, sampled by launched steps, which the host does not know yet.
         computed: leading tokens whose keys and values are in ``pages``, or will be by the steps launched.
         table: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
-            pattern has let it go.
+            pattern has evicted it.
         evicted_up_to: the index up to which ``pages`` has been searched for such pages.
         page_keys: prefix-cache keys of its leading full pages, as far as they were needed.
-        sampler: what the sampler remembers of the sequence; made when it first runs.
+        sampler: the sampler's state of the sequence; made when it first runs.
         prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
         found: leading tokens that the prefix cache had when it was queued.
         started: monotonic time at which the engine first worked on it.
@@ -122,12 +122,12 @@ class Sequence:
 
     @property
     def urgency(self) -> tuple[int, int]:
-        """Sorts by who goes first: higher priority, then earlier arrival."""
+        """Sort key of the order of service: higher priority, then earlier arrival."""
         return (-self.request.priority, self.arrival)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Some of the prompt's log probabilities are still owed, so its tokens must really be computed."""
+        """Whether log probabilities of the prompt are still owed, so that its tokens must be computed."""
         return self.request.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len - 1
 
     def finish_reason(self, token: int, context_length: int) -> FinishReason | None:

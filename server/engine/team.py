@@ -31,9 +31,9 @@ WINDOW = 0.1
 """Seconds of steps over which the share is taken; some ten turns of the operating system's scheduler."""
 
 FIRST_TRIAL, LAST_TRIAL = 0.5, 4.0
-"""Seconds until a smaller team tries more threads; each vain trial doubles them, each other one halves them.
+"""Seconds until a smaller team tries more threads; each failed trial doubles them, any other halves them.
 
-Trials cost a tenth of a second each, and a team that stays small after its neighbor is gone costs more."""
+Trials cost a tenth of a second each, and a team that stays small after its neighbor has ended costs more."""
 
 
 def watched(threads: int) -> Team | None:

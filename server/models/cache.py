@@ -12,7 +12,7 @@ from pathlib import Path
 from server.errors import RefusedError
 
 Report = Callable[[str, float | None], None]
-"""Told what goes on, and how much of it is done (0 to 1), if known."""
+"""Told the stage, and how much of it is done (0 to 1), if known."""
 
 
 def make_once(target: Path, make: Callable[[Path], None], report: Report) -> Path:

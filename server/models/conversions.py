@@ -40,7 +40,7 @@ def run_conversion(program: str, source: Path, target: Path, told: Callable[[str
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
             [sys.executable, "-P", "-m", program, str(source), str(target), _WITH_PARENT],
-            # Nothing is written there; it ends when this process does, however that ends.
+            # Nothing is written there; the program ends when this process does, for whatever reason.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -60,7 +60,7 @@ def run_conversion(program: str, source: Path, target: Path, told: Callable[[str
         last = (errors.read().strip().splitlines() or [f"the conversion ended with code {code}"])[-1]
     if code == os.EX_IOERR:
         raise OSError(last)
-    if code < 0:  # what it wrote before is not why
+    if code < 0:  # its earlier output is not the reason
         last = f"the conversion was ended by signal {-code}, as it is where memory runs out"
     raise ConversionError(last)
 
@@ -79,7 +79,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """What a program writes: where that is not possible, it ends so that ``run_conversion`` can tell."""
+    """Around a program's writes: where they fail, it ends so that ``run_conversion`` can tell."""
     try:
         yield
     except Exception as error:

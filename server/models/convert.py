@@ -60,7 +60,7 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
     record = {
         "gguf": str(file),
         "size": sum(state.st_size for state in states),
-        # Of a split set, all together: whichever part changes, the number does.
+        # Of a split set, those of all parts: the number changes with any part.
         "mtime_ns": sum(state.st_mtime_ns for state in states),
     }
     for folder in converted(cache_dir):
@@ -120,7 +120,7 @@ def converted(cache_dir: Path) -> list[Path]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What ``longspan.json`` of a converted folder says; nothing where it can't be read."""
+    """The content of a converted folder's ``longspan.json``; empty where it can't be read."""
     try:
         content = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):

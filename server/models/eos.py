@@ -12,7 +12,7 @@ log = logging.getLogger("longspan.models")
 def eos_ids(
     named: Mapping[str, Any], token_id: Callable[[str], int | None], vocabulary_size: int
 ) -> list[int]:
-    """End-of-sequence tokens in ascending order. What names no token is not used, with a warning.
+    """End-of-sequence tokens in ascending order. Entries that name no token are left out, with a warning.
 
     Args:
         named: by the place that says so, as part of a sentence: a token id, a token, a list of these, or

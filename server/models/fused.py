@@ -55,8 +55,8 @@ class FusedLayer(nn.Module):
             two together take no more memory than one.
 
     Attributes:
-        layer_idx: what attention is told.
-        features: what attention is given besides, as the plain layer's call gave it; see ``Attend``.
+        layer_idx: the layer's index, for attention.
+        features: further arguments of attention, as the plain layer's call gave them; see ``Attend``.
         head_norms: of queries and of keys, or none.
 
     Raises:
@@ -103,7 +103,7 @@ class FusedLayer(nn.Module):
             attention_mask: what the model prepared, if it did.
             position_embeddings: cosines and sines ``[1, T, D]`` of the rotary angles.
             longspan: what computes attention.
-            more: what only other forms of layers use.
+            more: arguments that only other forms of layers use.
 
         Raises:
             UnsupportedError: ``longspan`` is not there.
@@ -133,7 +133,7 @@ class FusedLayer(nn.Module):
         return queries, keys, values
 
     def gated(self, gate_and_up: torch.Tensor) -> torch.Tensor:
-        """What the MLP adds, ``[T, C]``, from the outputs ``[T, 2 * F]`` of its first layer."""
+        """The MLP's output ``[T, C]`` from the outputs ``[T, 2 * F]`` of its first layer."""
         gate, up = gate_and_up.chunk(2, dim=-1)
         down: torch.Tensor = self.down(self.activation(gate) * up)
         return down

@@ -1,4 +1,4 @@
-"""What a checkpoint says of generation: the tokens that end it, and sampling that requests leave unset."""
+"""A checkpoint's settings of generation: the tokens that end it, and sampling that requests leave unset."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _SAYS_NOTHING = frozenset(
 )
 # Details of beam search, which ``num_beams`` asks for.
 _OF_BEAMS = frozenset({"num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping"})
-# Values beside 0, false and nothing that leave the choice as it is.
+# Values beside 0, false and nothing that leave sampling as it is.
 _NEUTRAL = {
     "num_beams": 1,
     "typical_p": 1,
@@ -82,11 +82,11 @@ _NEUTRAL = {
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How a model's answers come about, where requests leave it open.
+    """A model's settings of generation, where requests leave them unset.
 
     Attributes:
         eos_token_ids: its end-of-sequence tokens, in ascending order.
-        sampling: how tokens are chosen; without bias and seed.
+        sampling: how tokens are sampled; without bias and seed.
     """
 
     eos_token_ids: Sequence[int]
@@ -103,7 +103,7 @@ def read_generation(
 ) -> Generation:
     """Reads ``generation_config.json`` and what else names end-of-sequence tokens.
 
-    What can't be used is left out, with a warning that names it: a model can be served without.
+    Unusable entries are left out, with a warning that names them: a model can be served without.
 
     Args:
         folder: a Hugging Face folder.

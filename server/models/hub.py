@@ -9,7 +9,7 @@ from typing import Any
 from server.errors import RefusedError
 from server.models.cache import Report
 
-# What serving reads, of the repository's top folder only.
+# The files that serving reads, of the repository's top folder only.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _UNWANTED = ["*/*", "consolidated*"]
 
@@ -51,7 +51,7 @@ def fetch_from_hub(name: str, report: Report) -> Path:
             f"{name} is not in the local cache and the hub can't be reached; check the network, "
             "or name a folder on this machine: --model FOLDER"
         ) from error
-    except Exception as error:  # whatever the network and its libraries raise
+    except Exception as error:  # the network and its libraries fail in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RefusedError(f"{name} can't be fetched from the hub: {reason}") from error
     return Path(folder)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_NARROW = (torch.float16, torch.bfloat16)
+_SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
@@ -17,8 +17,8 @@ def in_float32(*models: nn.Module) -> Iterator[None]:
     """Lets modules compute in float32, with their own weights.
 
     While a module computes it has a float32 copy of the parameters and buffers that are its own, so that no
-    more than one module's, and those around it, are ever there twice. Of embeddings the rows are widened that
-    were looked up. A model of float32 stays as it is.
+    more than one module's, and those around it, are ever there twice. Of embeddings only the rows that are
+    looked up are cast. A model of float32 stays as it is.
 
     A module that computes with another one's weights has them in 16 bits, which fails or rounds: the caller
     must look at the dtype of what comes out.
@@ -34,7 +34,7 @@ def in_float32(*models: nn.Module) -> Iterator[None]:
         forms: tuple[dict[str, Any], ...] = module._parameters, module._buffers
         for tensors in forms:
             for name, tensor in tensors.items():
-                if tensor is not None and tensor.dtype in _NARROW:
+                if tensor is not None and tensor.dtype in _SIXTEEN_BIT:
                     found.append((tensors, name, tensor))
                     wide = tensor.detach().float()
                     tensors[name] = nn.Parameter(wide, False) if tensors is module._parameters else wide
@@ -48,7 +48,7 @@ def in_float32(*models: nn.Module) -> Iterator[None]:
 
     for module in {module for model in models for module in model.modules()}:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not any(tensor.dtype in _NARROW for tensor in own):
+        if not any(tensor.dtype in _SIXTEEN_BIT for tensor in own):
             continue
         if isinstance(module, nn.Embedding):
             hooks.append(module.register_forward_hook(widen_rows))

@@ -1,9 +1,9 @@
 """Packed models kept on disk, so that a start reads 4 or 8 bits a weight instead of making them again.
 
-What is kept was proven when it was made: that the layers are what attention was told, that the lean layers
-compute what transformers' do, that packing changed no more than rounding can. A kept model is good for the
-very files and versions that it was made from. Each start compares its logits with those of the making, so
-that this machine's operators, kernel and cache format are proven anew.
+A kept model was proven when it was made: that the layers are what attention was told, that the lean layers
+compute what transformers' do, that packing changed no more than rounding can. It is good for the very files
+and versions that it was made from. Each start compares its logits with those of the making, so
+that this machine's operators, kernel and cache dtype are proven anew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from server.models.quantized.rotary import RotaryTable
 
 log = logging.getLogger("longspan.models")
 
-# Raised when what is kept, or how it is packed or proven, changes.
+# Raised when the content of the file, or how it is packed or proven, changes.
 _VERSION = 3
 
 
@@ -87,7 +87,7 @@ def read_kept(
     except FileNotFoundError:
         return None
     except NativeError:
-        return None  # why the operator can't be had, quantizing will say
+        return None  # quantizing will say why there is no operator
     except BrokenFileError as error:
         log.warning("the packed weights in %s are made again: %s", file, error)
         return None
@@ -134,7 +134,7 @@ def keep(file: Path, folder: Path, kept: KeptModel) -> None:
 
 
 def _made_from(folder: Path) -> dict[str, Any]:
-    """What a packed model depends on."""
+    """The files and versions that a packed model depends on."""
     files = [folder / "config.json", *weight_files(folder)]
     status = {file.name: file.stat() for file in files}
     return {

@@ -20,7 +20,7 @@ Proof = TypeVar("Proof")
 def lay_out(
     loaded: LoadedModel, weights: Weights, prove: Callable[[LoadedModel], Proof]
 ) -> tuple[LoadedModel, str, Proof]:
-    """Recognizes layers, and builds of them what this device computes fastest.
+    """Recognizes layers, and builds of them the form that this device computes fastest.
 
     On a CPU that is a packed model, beside the one that was loaded, where all layers can be packed. Else lean
     layers take the places of those that were recognized, and linear layers are packed where they are.
@@ -36,7 +36,7 @@ def lay_out(
 
     Raises:
         RefusedError: the weights can't be packed so, a packed layer computes something else than its weights
-            do, or the model trips over being looked at.
+            do, or the model fails while its layers are recognized.
     """
     with refusing(loaded.architecture, "recognizing its layers"):
         recognition = recognize_layers(loaded.model)
@@ -45,6 +45,6 @@ def lay_out(
         return *packed, prove(loaded)
     fuse(recognition)
     log.info("%d of %d decoder layers are fused", len(recognition.layers), len(loaded.layers))
-    del recognition  # so that what packing replaces is freed
+    del recognition  # so that the weights that packing replaces are freed
     proof = prove(loaded)
     return loaded, quantize(loaded.model, weights), proof

@@ -19,9 +19,9 @@ LENGTHS = (
     "seq_length",
     "max_target_positions",
 )
-"""What configs call the length of the context."""
+"""The names that configs have for the length of the context."""
 
-# What the API can say. Some configs have 10**30 for "no limit".
+# The largest that the API can say. Some configs have 10**30 for "no limit".
 _MOST = 2**31 - 1
 
 
@@ -77,7 +77,7 @@ def steady_length(config: Any) -> int | None:
 
 
 def _own_length(config: Any) -> int | None:
-    """What the checkpoint was made for, its own stretching of positions included."""
+    """The length that the checkpoint was made for, its own stretching of positions included."""
     text = config.get_text_config(decoder=True)
     values = (getattr(text, name, None) for name in LENGTHS)
     own = next((value for value in values if isinstance(value, int) and value > 0), None)
@@ -88,7 +88,7 @@ def _own_length(config: Any) -> int | None:
 
 
 def _stretched(rope: Mapping[str, Any], own: int, said: Any) -> int:
-    """What a rotary embedding's factor makes of a config's length.
+    """The factor by which a rotary embedding stretches a config's length.
 
     Only two kinds are added to a config whose length stays as it was: ``yarn`` for all of Qwen2.5, Qwen3 and
     their like, and ``dynamic``, whose formula stretches from that length on. With the others the length is

@@ -72,7 +72,7 @@ def load_model(
     _check_memory(folder, config, stored, wanted, device)
 
     report("loading the weights", 0.1)
-    # What matters of its reports, the refusals here say; its bars would run through the server's own.
+    # The refusals here say what matters of its reports; its progress bars would disturb the server's own.
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     register()
@@ -87,7 +87,7 @@ def load_model(
 def _read(
     model: Any, config: Any, length: int, scaling: RopeScaling | None, device: torch.device
 ) -> LoadedModel:
-    """What attention must honor of a model that was loaded."""
+    """The features of a loaded model that attention must honor."""
     model.set_attn_implementation("longspan")
     layers = read_layers(model)
     if scaling is not None:
@@ -136,7 +136,7 @@ def _load(
                 # Of any model. Its config may name a package that only transformers would use.
                 attn_implementation="eager",
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                # The folder's own is for generate, which is not used; a faulty one must keep no model away.
+                # The folder's own is for generate, which is not used; a faulty one must not refuse a model.
                 generation_config=transformers.GenerationConfig(),
                 **place,
             )
@@ -164,7 +164,7 @@ def _check_memory(
     dtype: torch.dtype | str,
     device: torch.device,
 ) -> None:
-    """Refuses weights that can't fit, since running out would kill this process without a word."""
+    """Refuses weights that can't fit, since running out would kill this process without a message."""
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.get_default_dtype()
     each = dtype.itemsize if isinstance(dtype, torch.dtype) else own.itemsize
     needed = weight_count(stored, quantization_details(config)) * each

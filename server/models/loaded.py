@@ -17,7 +17,7 @@ class LoadedModel:
 
     Attributes:
         model: the causal language model, in evaluation mode, its parameters frozen.
-        layers: what its attention layers ask for, in order.
+        layers: the requirements of its attention layers, in order.
         architecture: its class in transformers.
         parameters: number of weights, tied ones counted once.
         vocabulary_size: number of logits.

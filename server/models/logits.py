@@ -15,7 +15,7 @@ from server.models.executors.base import Executor, PageTable, StepInput
 from server.models.executors.choose import choose_executor
 from server.models.loaded import LoadedModel
 
-# Of the second sequence, which begins beside the first one's second chunk.
+# Tokens of the second sequence, which begins in the step of the first one's second chunk.
 _SHORT = 9
 # The last tokens are decode steps, which kernels compute by other code than chunks.
 _DECODES = 4
@@ -122,8 +122,8 @@ def _paged(
     executor = choose_executor(loaded, attention, cache)
     tables = [PageTable(of) for of in pages]
     lengths = [len(ids) for ids in sequences]
-    # What is decoded is no prompt's, so that kernels take the code for it. But plain forwards have the rotary
-    # frequencies of their whole length.
+    # Decoded tokens are no prompt's, so that kernels take their code for decode. But plain forwards have the
+    # # rotary frequencies of their whole length.
     prompts = lengths if loaded.rope is not None else [length - decoded(length) for length in lengths]
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]
     for step in ([*map(range, *pair)] for pair in pairwise(_ends(lengths))):

@@ -12,7 +12,7 @@ _HIERARCHIES = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device | str) -> int:
-    """Bytes that can be allocated on ``device`` without driving anything else out.
+    """Bytes that can be allocated on ``device`` without evicting anything else.
 
     On the CPU, the smaller of what the machine has free and what the control group still allows.
     """
@@ -23,7 +23,7 @@ def available_bytes(device: torch.device | str) -> int:
 
 
 def _cgroup_bytes(groups: Path, hierarchies: Path) -> list[int]:
-    """What this process's control groups leave, theirs and their parents', where they set a limit.
+    """The bytes that this process's control groups and their parents leave, where they set a limit.
 
     Page cache counts as usage but is given back when needed, so its inactive part is taken off, as
     Kubernetes does.

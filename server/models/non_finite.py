@@ -34,7 +34,7 @@ def check_computed(loaded: LoadedModel, logits: torch.Tensor, dtype: torch.dtype
 
 
 def check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype) -> None:
-    """Refuses a KV cache that is too narrow for a model's keys and values.
+    """Refuses a KV cache whose dtype has too small a range for a model's keys and values.
 
     Args:
         loaded: the model.
@@ -42,7 +42,7 @@ def check_held(loaded: LoadedModel, logits: torch.Tensor, kv_dtype: torch.dtype)
         kv_dtype: dtype of the cache.
 
     Raises:
-        RefusedError: some are NaN, and the cache holds a smaller range than the model's own format.
+        RefusedError: some are NaN, and the cache holds a smaller range than the model's own dtype.
     """
     most = torch.finfo(kv_dtype).max
     if most < torch.finfo(loaded.dtype).max and bool(logits.isnan().any()):

@@ -1,4 +1,4 @@
-"""Builds a packed model beside a model of transformers whose layers are all of the common shape."""
+"""Builds a packed model from a model of transformers whose layers are all of the common shape."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("longspan.models")
 # By name, since importing the one of transformers takes longer than all else in a start.
 _SILU = ("SiLU", "SiLUActivation")
 
-# Kinds of rotary embedding whose frequencies stay what they are at first.
+# Kinds of rotary embedding whose frequencies never change.
 _STEADY = ("default", "linear", "llama3", "yarn")
 
 
@@ -52,7 +52,7 @@ def pack_model(
         RefusedError: a packed layer computes something else than its weights do.
     """
     if weights == "float" or loaded.model.device.type != "cpu" or obstacle(loaded.model, weights) is not None:
-        return None  # what keeps it from being packed at all, ``quantize`` says
+        return None  # ``quantize`` says why it can't be packed at all
     try:
         return _Parts(loaded, recognition).pack(weights)
     except (NotCommonError, AttributeError, ValueError) as error:
@@ -61,7 +61,7 @@ def pack_model(
 
 
 class _Parts:
-    """What a model is made of, proven part by part.
+    """A model's parts, each of them proven.
 
     Raises:
         NotCommonError: it has others.
@@ -99,7 +99,7 @@ class _Parts:
         return table
 
     def _check(self) -> None:
-        """That between these parts there is nothing else."""
+        """Proves that there is nothing else between these parts."""
         found, layers = self.recognition, self.layers
         with torch.inference_mode():
             states = [self.embedding(found.ids), *(each.output[0] for each in layers)]

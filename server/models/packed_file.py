@@ -30,7 +30,7 @@ class BrokenFileError(Exception):
 
 
 def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts a whole new file in the place of ``path``; other processes see the old one until then.
+    """Replaces ``path`` by a new file as a whole; other processes see the old one until then.
 
     Args:
         path: the file; folders are made where they are missing.
@@ -78,7 +78,7 @@ def write(path: Path, description: Mapping[str, Any], tensors: Mapping[str, torc
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What was written: the description, and the tensors, which lie in a private map of the file.
+    """The description and the tensors that were written; the tensors lie in a private map of the file.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,7 +1,7 @@
 """Proves at start-up that a model answers through the paged cache as it does in transformers itself.
 
-Once and strictly, in float32, before anything is rounded; what is served is then compared with that, within
-what its own rounding can do.
+Once and strictly, in float32, before anything is rounded; the served form is then compared with that, within
+its own rounding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("longspan.models")
 # float32 the order of sums makes 1e-5, and a bias, an offset or a scale that is lost 0.001 to 1; in 16 bits
 # only what is lost everywhere shows.
 _TOLERANCE = {torch.float32: 3e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
-# What a cache in another format than the model's adds; 0.004, 0.03 and 0.2 were met.
+# Added by a cache in another dtype than the model's; 0.004, 0.03 and 0.2 were measured.
 _CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.08, torch.float8_e4m3fn: 0.5}
 # Packed weights and rounded activations change logits by a few hundredths where the weights are exact, and by
 # some tenths where 4 bits are too few for them; an operator that computes something else, by about 1 or more.
@@ -44,7 +44,7 @@ _CUT_ELSEWHERE = 600
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What transformers itself computes.
+    """The logits of transformers itself.
 
     Attributes:
         logits: ``[T, V]`` of each of the sequences that ``sequences_of`` gives, on the host.
@@ -114,7 +114,7 @@ def prove(loaded: LoadedModel, own: Own, attention: Attention, page_size: int) -
         loaded: the model, its weights not packed; left as it was found.
         own: what ``compute_own`` gave.
         attention: what is to serve. Its kernel computes this too where it reads a cache that rounds nothing;
-            with all tokens visible, since what a pattern hides would look like a fault.
+            with all tokens visible, since tokens that a pattern hides would look like a fault.
         page_size: tokens per page.
 
     Returns:
@@ -156,7 +156,7 @@ def check_served(
     weights: str,
     packed: bool,
 ) -> None:
-    """Compares what is going to serve with what was proven, where it computes with other numbers.
+    """Compares the model as it will serve with the proven logits, where weights or dtypes differ.
 
     Args:
         loaded: the model as it serves.
@@ -223,13 +223,13 @@ def with_all_visible(
 
 
 def _length(loaded: LoadedModel, page_size: int) -> int:
-    """Of the longer sequence."""
+    """The length of the longer sequence."""
     return max(3 * page_size, _CUT.get(loaded.model.device.type, _CUT_ELSEWHERE)) + 16
 
 
 def _errors(served: list[torch.Tensor], plain: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Of positions in prompts, and of those decoded: among all, the few latter would hide behind the share
-    that may differ."""
+    """Errors of prompts' positions and of decoded ones apart: there are few of the latter, which could all be
+    in the share that may differ."""
     errors = [relative_error(*pair) for pair in zip(served, plain, strict=True)]
     decodes = [decoded(len(error)) for error in errors]
     prompts = [error[: len(error) - n] for error, n in zip(errors, decodes, strict=True)]

@@ -24,7 +24,7 @@ from server.models.quantized.packing import COLUMNS, GROUP, Packed, unpack
 from server.models.quantized.rotary import Angles
 from server.models.quantized.stack import QuantizedStack
 
-# Of a row's largest number. Sums in another order make 1e-6; rounding to 8 bits would make 0.01.
+# Share of a row's largest number. Sums in another order make 1e-6; rounding to 8 bits would make 0.01.
 _TOLERANCE = 2e-5
 # Rows: of zeros, of sizes near a norm's epsilon, and of others far apart.
 _SIZES = (0.0, 2e-3, 1.0, 30.0)
@@ -69,7 +69,7 @@ def prove_layer(fused: FusedLayer, packed: QuantizedLayer, angles: tuple[torch.T
         _compare(f"queries, keys and values of {what}", found, heads)
 
         x, residual = _grid(o.inputs), _grid(o.outputs, seed=1)
-        _compare(f"what attention adds in {what}", _run(o, x, residual.clone()), residual + fused.o(x))
+        _compare(f"the attention output of {what}", _run(o, x, residual.clone()), residual + fused.o(x))
 
         x = _before(fused.mlp_norm)
         expected = fused.gate_up(fused.mlp_norm(x))
@@ -77,7 +77,7 @@ def prove_layer(fused: FusedLayer, packed: QuantizedLayer, angles: tuple[torch.T
 
         x = _gates(down.inputs)
         residual = _grid(down.outputs, seed=1)
-        _compare(f"what the MLP adds in {what}", _run(down, x, residual.clone()), residual + fused.gated(x))
+        _compare(f"the MLP output of {what}", _run(down, x, residual.clone()), residual + fused.gated(x))
 
 
 def prove_head(norm: Norm, plain: nn.Linear, packed: QuantizedLinear) -> None:
@@ -150,7 +150,7 @@ def _grid(size: int, *, seed: int = 0) -> torch.Tensor:
 
 
 def _before(norm: Norm) -> torch.Tensor:
-    """Rows that are such a grid after a norm: times one number for all of a row, which is left to it."""
+    """Rows that are such a grid after a norm, but for one factor per row."""
     weight = norm.weight
     grid = _grid(len(weight))
     enough = weight.abs() > 0.01 * weight.abs().median()

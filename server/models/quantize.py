@@ -26,15 +26,15 @@ log = logging.getLogger("longspan.models")
 
 Weights = Literal["auto", "float", "int8", "int4", "fp8"]
 
-# Forms that a device has no operators for, and what there is in their place.
+# Forms that a device has no operators for, and the forms in their place.
 _ELSEWHERE = {("cpu", "fp8"): "int8", ("cuda", "int4"): "int8 or fp8"}
 
-# What sends tokens to experts: an error there sends them elsewhere.
+# Layers that route tokens to experts: an error there routes them elsewhere.
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 def check_form(weights: Weights, device: str) -> None:
-    """Refuses what can't be computed with on a kind of device, before a model is loaded.
+    """Refuses forms that a kind of device can't compute with, before a model is loaded.
 
     Args:
         weights: which.
@@ -52,14 +52,14 @@ def check_form(weights: Weights, device: str) -> None:
 
 
 def is_packed(weights: str) -> bool:
-    """Whether weights are packed, of which ``quantize`` said what they are."""
+    """Whether weights in this form, as ``quantize`` returns it, are packed."""
     return "int" in weights or "fp8" in weights
 
 
 def quantize(model: Any, weights: Weights) -> str:
     """Packs the linear layers that can be packed, each in its place; weights that are packed are freed.
 
-    What ``pack_model`` builds a packed model of does not come here.
+    Models that ``pack_model`` packs as a whole do not come here.
 
     On a CPU ``auto`` packs where it loses nothing of the weights: those published in groups of 4 or 8 bits.
     ``int8`` rounds weights by groups of 32 to 8 bits, ``int4`` to 4 bits and the output layer to 8, except
@@ -75,7 +75,7 @@ def quantize(model: Any, weights: Weights) -> str:
         weights: which.
 
     Returns:
-        What the weights inside the decoder are now, like ``int4`` or ``float32``.
+        The form of the weights inside the decoder now, like ``int4`` or ``float32``.
 
     Raises:
         RefusedError: the form is not possible here, or a packed layer computes something else than its
@@ -121,7 +121,7 @@ def obstacle(model: Any, weights: Weights) -> str | None:
 
 
 def _pack(model: Any, weights: Weights) -> str:
-    """Says what became of how many linear layers, and why."""
+    """Packs on a CPU; returns how many linear layers got which form, and why."""
     head = model.get_output_embeddings()
     done: list[QuantizedLinear] = []
     kept = 0
@@ -136,7 +136,7 @@ def _pack(model: Any, weights: Weights) -> str:
         done.append(quantized)
     said = [said_of(done, kept)] if done or kept else []
     if others := _others(model):
-        said.append(f"not packed for what they are: {', '.join(others)}")
+        said.append(f"of kinds that are never packed: {', '.join(others)}")
     return f"of its linear layers {', '.join(said)}" if done or kept else "; ".join(said)
 
 
@@ -155,7 +155,7 @@ def said_of(packed: Sequence[QuantizedLinear], kept: int) -> str:
 
 
 def _others(model: Any) -> list[str]:
-    """What has matrices and is never packed: routers and experts, for example."""
+    """Kinds of modules with matrices that are never packed: routers and experts, for example."""
     known = {id(linear) for *_, linear in _linears(model)}
     found = {
         type(module).__name__ if type(module) is not nn.Linear else name.rpartition(".")[2]

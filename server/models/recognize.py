@@ -1,4 +1,4 @@
-"""What kind of model a folder holds; those that can't be served are refused before any weights are read."""
+"""The kind of model in a folder; those that can't be served are refused before any weights are read."""
 
 from __future__ import annotations
 

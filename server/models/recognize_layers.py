@@ -21,8 +21,8 @@ from server.models.in_float32 import in_float32
 
 log = logging.getLogger("longspan.models")
 
-# Of the largest number: orders of magnitude above rounding, and below anything that is computed otherwise. A
-# model that does not compute in float32 keeps its own dtype's.
+# Share of the largest number: orders of magnitude above rounding, and below anything that is computed
+# otherwise. A model that does not compute in float32 keeps its own dtype's.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 # Near and far, and more than one token at some: rotations by small and large angles.
@@ -30,7 +30,7 @@ _POSITIONS = (0, 1, 2, 5, 17, 60, 120)
 
 
 class Recognized(NamedTuple):
-    """A decoder layer and what computes the same.
+    """A decoder layer and the lean layer that computes the same.
 
     Attributes:
         holder: the list that it is in.
@@ -51,7 +51,7 @@ class Recognized(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """What a model did with a few tokens.
+    """A model's forward over a few tokens.
 
     Attributes:
         layers: those that were recognized, in the order in which they ran.
@@ -91,7 +91,7 @@ def fuse(recognition: Recognition) -> None:
 
 
 def _proven(model: Any, candidates: Mapping[nn.Module, tuple[nn.ModuleList, int, FusedLayer]]) -> Recognition:
-    """Those that compute what their plain layers do."""
+    """The lean layers that compute what their plain layers do."""
     proven: list[Recognized] = []
     probe = Probe()
     given: list[torch.Tensor] = []
@@ -157,7 +157,7 @@ def _tokens(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What a layer asked of attention."""
+    """A layer's call of attention."""
 
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     features: dict[str, Any] = field(default_factory=dict)
@@ -187,7 +187,7 @@ class Probe:
 
 
 def close(own: torch.Tensor, plain: torch.Tensor) -> bool:
-    """Whether what a layer of ours gives is what it should be, to rounding; NaN never is."""
+    """Whether a lean layer's tensor equals the expected one, to rounding; NaN never does."""
     if own.shape != plain.shape or own.dtype != plain.dtype:
         return False
     largest = float(plain.abs().max())

@@ -1,4 +1,4 @@
-"""What goes wrong with a model at start-up, as a sentence to an operator."""
+"""Failures of a model at start-up, as sentences to the operator."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ log = logging.getLogger("longspan.models")
 
 @contextmanager
 def refusing(what: str, doing: str, otherwise: str = "") -> Iterator[None]:
-    """Whatever a model that was not made for this trips over becomes a refusal in one sentence.
+    """Turns every exception of a model that was not made for this into a refusal in one sentence.
 
     Args:
         what: the model.
         doing: what is being done with it.
-        otherwise: what can be done but choosing another model, to follow that.
+        otherwise: other remedies than choosing another model, to follow that.
 
     Raises:
         RefusedError: something was raised.
@@ -47,5 +47,5 @@ def other_kernels(kernel: str) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """An exception's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""From what the operator calls a model to a Hugging Face folder on this machine. Imports no torch."""
+"""From the operator's name of a model to a Hugging Face folder on this machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
 
     Args:
         model: a Hugging Face folder, a GGUF file, a hub name ``ORGANIZATION/MODEL``, or ``None`` for the
-            default model. What exists as a path is taken as a path.
+            default model. A name that exists as a path is taken as a path.
         cache_dir: of the settings.
-        report: told what goes on, and the share of it that is done, if known.
+        report: told the stage, and the share of it that is done, if known.
 
     Raises:
         RefusedError: there is no such model, or it is incomplete; the sentence says what to do.

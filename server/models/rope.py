@@ -1,4 +1,4 @@
-"""Rotary position embeddings: what a config says of them, and what the operator puts in its place."""
+"""Rotary position embeddings: a config's, and the operator's in their place."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 _LISTS = ("short_factor", "long_factor")
 _ORIGINAL = "original_max_position_embeddings"
-# What a config says of its own scaling, which another kind must not inherit.
+# A config's values of its own scaling, which another kind must not inherit.
 _OF_SCALING = {name for needed, others in _KINDS.values() for name in (*needed, *others)} - {"rope_theta"}
 _OF_SCALING |= {"rope_type", "type", "truncate"}
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """What ``--rope-scaling`` and ``--rope-option`` ask for.
+    """The values of ``--rope-scaling`` and ``--rope-option``.
 
     Attributes:
         kind: a name of transformers' ``rope_type``.

@@ -25,7 +25,7 @@ def obstacle() -> str | None:
 def replace_weights(linears: Iterable[tuple[str, nn.Linear]], form: Form) -> None:
     """Replaces the weights of linear layers, one after the other, and tries a product of each shape.
 
-    There is a scale for each output. What is computed with them is for the caller to compare.
+    There is a scale for each output. The caller has to compare their results.
 
     Args:
         linears: with the name of each.
@@ -69,7 +69,7 @@ def tensors_of(weight: torch.Tensor) -> list[torch.Tensor]:
 
 
 def form_of(module: Any) -> Form | None:
-    """The form of a linear layer's weights; ``None`` for what ``replace_weights`` did not replace."""
+    """The form of a linear layer's weights; ``None`` where ``replace_weights`` did not replace it."""
     if type(module) is not nn.Linear or not hasattr(module.weight, "__tensor_flatten__"):
         return None
     return "int8" if tensors_of(module.weight)[0].dtype == torch.int8 else "fp8"

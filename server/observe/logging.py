@@ -20,7 +20,7 @@ def configure_logging(level: str, form: LogFormat = "text") -> None:
 
     As JSON, one object per line: ``timestamp`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, what the
     record carries beside (``extra``), and ``request_id`` where a request is being served.
-    Libraries speak up from ``warning`` on: ``--log-level debug`` shows Longspan and not its dependencies.
+    Libraries log from ``warning`` on: ``--log-level debug`` shows Longspan and not its dependencies.
     """
     handler = logging.StreamHandler(sys.stderr)
     if form == "json":

@@ -1,4 +1,4 @@
-"""Prometheus metrics: what is measured, in which buckets, and under which names."""
+"""Prometheus metrics: their names, meaning and buckets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._model = ""
-        # What a scrape asks for.
+        # Computed when scraped.
         self._totals = EngineTotals()
         self.registry.register(self._totals)
         self._load = Stats()
@@ -157,7 +157,7 @@ class Metrics:
         self._model = model
 
     def identify(self, ready: Ready, *, version: str, weights: str, max_batch_tokens: int) -> None:
-        """Takes what a new engine says of itself; its totals begin at 0."""
+        """Takes the description of a new engine; its totals begin at 0."""
         self._totals.begin(self._model)
         self._info.clear()
         options = ",".join(f"{key}={value}" for key, value in sorted(ready.attention_options.items()))
@@ -193,7 +193,7 @@ class Metrics:
         self._show_load()
 
     def engine_gone(self) -> None:
-        """The engine's load is nothing, for it is dead."""
+        """Sets the load to 0, since the engine is dead."""
         self._load = Stats()
 
     def step(self, output: StepOutput) -> None:

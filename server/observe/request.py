@@ -20,7 +20,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """When what happened to a request, in monotonic seconds; ``None`` for what did not happen.
+    """Times of a request's events, in monotonic seconds; ``None`` for events that did not happen.
 
     Attributes:
         arrival: it came.
@@ -47,7 +47,7 @@ class Moments:
 
 
 class RequestRecord:
-    """What a request costs. All times are monotonic; the engine's come from the same clock.
+    """Times and token counts of a request. All times are monotonic; the engine's come from the same clock.
 
     Attributes:
         prompt_tokens: tokens of the prompt.
@@ -96,7 +96,7 @@ class RequestRecord:
         sample.last = when
 
     def usage(self) -> types_pb2.Usage:
-        """What it consumed so far."""
+        """The tokens that it consumed so far."""
         return types_pb2.Usage(
             prompt_tokens=self.prompt_tokens,
             cached_prompt_tokens=self.cached_tokens,
@@ -104,7 +104,7 @@ class RequestRecord:
         )
 
     def moments(self) -> Moments:
-        """When what happened so far; it ends now."""
+        """The times of its events so far; it ends now."""
         produced = [sample for sample in self._samples if sample.tokens]
         return Moments(
             arrival=self._arrival,

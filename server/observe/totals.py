@@ -1,4 +1,4 @@
-"""Totals of the engine, put together when they are scraped, so that a step need not add to each of them."""
+"""Totals of the engine, computed when they are scraped, so that a step need not add to each of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EngineTotals(Collector):
         self._flops = 0
 
     def step(self, stats: Stats) -> None:
-        """Takes what an engine says after a step."""
+        """Takes an engine's load after a step."""
         self._last = stats
         self._bytes += stats.bytes_moved
         self._flops += stats.flops

@@ -61,11 +61,11 @@ class Traces:
         code: grpc.StatusCode,
         attributes: Mapping[str, str | int | float | list[str]],
     ) -> None:
-        """Books a request that has just ended, by whatever way.
+        """Records a request that has just ended, however it ended.
 
         Args:
             metadata: of the call; ``traceparent`` in it makes the span a child of the client's.
-            moments: when what happened.
+            moments: times of its events.
             code: how it ended.
             attributes: of the request's span, named by OpenTelemetry's conventions for generative AI.
         """
@@ -88,7 +88,7 @@ class Traces:
         span.end(self._nanoseconds(moments.end))
 
     def close(self) -> None:
-        """Sends what is left, for a few seconds at most."""
+        """Sends the remaining spans, for a few seconds at most."""
         self._provider.shutdown()
 
     def _nanoseconds(self, when: float) -> int:

@@ -110,7 +110,7 @@ def test_json_says_all_of_it_and_options_are_judged(gemma: Path) -> None:
     assert by_name["sparse", "longformer"]["options"]["window"] == "9"
 
 
-def test_one_backend_alone_even_if_it_is_broken(
+def test_only_one_backend_even_if_it_is_broken(
     gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, "without-it", {"longspan.backends": {"lost": "without_it:GONE"}}, "")

@@ -112,7 +112,7 @@ def test_errors_are_sentences_with_the_fields_at_fault(server: Running) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_nobody_answers() -> None:
+def test_no_server_answers() -> None:
     for command in (["generate", "hi"], ["health"]):
         done = run(*command, "--port", "1")
         assert done.returncode == 1

@@ -27,13 +27,13 @@ sys.argv = ["longspan", *sys.argv[2:]]
 from loadtest.cli.__main__ import main
 main()
 """
-SERVER_ALONE = ("torch", "transformers", "accelerate", "gguf", "pydantic_settings", "msgspec", "psutil")
-SERVER_ALONE += ("prometheus_client", "safetensors", "sentencepiece", "tiktoken", "wonderwords")
+SERVER_ONLY = ("torch", "transformers", "accelerate", "gguf", "pydantic_settings", "msgspec", "psutil")
+SERVER_ONLY += ("prometheus_client", "safetensors", "sentencepiece", "tiktoken", "wonderwords")
 LOAD = ("numpy", "httpx2", "uvloop", "jinja2", "markupsafe", "tokenizers")
 
 
 def run_without_server(
-    *arguments: str, blocked: tuple[str, ...] = SERVER_ALONE + LOAD
+    *arguments: str, blocked: tuple[str, ...] = SERVER_ONLY + LOAD
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", _PREFIX, ",".join(blocked), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -63,7 +63,7 @@ def test_a_load_is_put_on_a_server_without_the_server_extra(server: Running, tmp
         assert sentence in refused.stderr
 
 
-def test_the_load_extra_alone_has_all_that_a_load_takes(server: Running, tmp_path: Path) -> None:
+def test_only_the_load_extra_is_needed_for_a_load(server: Running, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "abcdef", "output_tokens": 6}\n')
     files = {name: tmp_path / f"load.{name}" for name in ("json", "csv", "html", "svg")}
@@ -72,7 +72,7 @@ def test_the_load_extra_alone_has_all_that_a_load_takes(server: Running, tmp_pat
     done = run_without_server(
         *load,
         *(word for name, path in files.items() for word in (f"--{name}", str(path))),
-        blocked=SERVER_ALONE,
+        blocked=SERVER_ONLY,
     )
     assert len(json.loads(files["json"].read_text())["runs"]) >= 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ from server.settings import Settings
 
 
 class Outcome:
-    """What a command line came to."""
+    """The outcome of a command line."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         self.settings: Settings | None = None
@@ -253,7 +253,7 @@ def test_flags_of_other_servers_are_named_as_here(arguments: list[str], sentence
     assert sentence in outcome.error
 
 
-def test_what_other_servers_call_otherwise_is_called_so_here() -> None:
+def test_flags_of_other_servers_are_translated() -> None:
     """Every name that the sentences give is one of the flags here, and none that they translate is."""
     flags = set(re.findall(r"--[a-z-]+", Outcome(["--help"]).output))
     for foreign, here in HERE.items():

@@ -55,7 +55,7 @@ def requests() -> list[Submit]:
 
 
 def tokens(folder: Path, case: dict[str, Any], **settings: Any) -> tuple[list[list[int]], int]:
-    """What every request gets, and how many batch sizes were captured."""
+    """The output of every request, and how many batch sizes were captured."""
     chosen = {"max_running": 8, "kv_memory": 1 << 26, "check_integrity": True, **case, **settings}
     core, ready = build_engine(Settings(dtype="float32", **chosen), folder, lambda stage, fraction: None)
     outcomes = run(core, requests())
@@ -63,7 +63,7 @@ def tokens(folder: Path, case: dict[str, Any], **settings: Any) -> tuple[list[li
 
 
 def check(folder: Path, name: str, device: str, kernel: str) -> str:
-    """What is wrong with a case; nothing if all is well."""
+    """The fault of a case; empty if there is none."""
     case = CASES[name]
     place = {"device": device, "kernel": kernel}
     try:

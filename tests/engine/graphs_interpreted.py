@@ -139,7 +139,7 @@ def test_captured_steps_equal_direct_ones(model, backend):
 
 
 def test_rows_of_the_table_pass_on(model):
-    """To sequences that come later, and to one that was preempted and lies on other pages."""
+    """To sequences that come later, and to one that was preempted and got other pages."""
     engine = Engine(model, sizes=(2,))
     one, two = engine.sequence(1, 5, [7, 9, 3]), engine.sequence(2, 6, [11, 12, 13])
     engine.step([one, two])
@@ -156,7 +156,7 @@ def test_rows_of_the_table_pass_on(model):
     engine.step([engine.sequence(1, 5, [7, 9, 3]), two])
 
 
-def test_a_step_launches_the_same_whatever_the_lengths(model):
+def test_a_step_launches_the_same_kernels_for_all_lengths(model):
     engine = Engine(model)
     (graph,) = engine.recorded
     launches = len(graph.calls)
@@ -198,7 +198,7 @@ def test_an_engine_gives_the_same_tokens(model):
         (lambda ids, batch: {}["launch"], "KeyError: 'launch'"),
     ],
 )
-def test_what_needs_the_host_is_refused(model, fault, reason, monkeypatch):
+def test_steps_that_need_the_host_are_refused(model, fault, reason, monkeypatch):
     engine = Engine(model)
     forward = engine.eager.forward
 

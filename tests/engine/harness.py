@@ -1,4 +1,4 @@
-"""Drives an EngineCore by hand and checks its books after every step."""
+"""Drives an EngineCore by hand and checks its bookkeeping after every step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclass
 class Outcome:
-    """All output of one sequence, put together."""
+    """All output of one sequence."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprob] = field(default_factory=list)
@@ -55,7 +55,7 @@ def make_core(
     kv_dtype: torch.dtype | None = None,
     ahead: bool = False,
 ) -> EngineCore:
-    """An engine over a cache poisoned with NaN, so that reading what nobody wrote can't go unnoticed.
+    """An engine over a cache poisoned with NaN, so that reading unwritten memory can't go unnoticed.
 
     The cache is in the model's own dtype, if none is given.
     """
@@ -115,10 +115,10 @@ def collect(core: EngineCore, outcomes: dict[int, Outcome]) -> None:
 
 
 def transformers_next(folder: Path, prompts: list[list[int]], outputs: list[list[int]]) -> list[list[int]]:
-    """What transformers itself holds most likely after each prompt and each beginning of its output.
+    """The most likely token of transformers itself after each prompt and each beginning of its output.
 
-    In float32, each prompt alone. Where this is the outputs themselves, they are what transformers would have
-    generated greedily: every token is its choice after those before it.
+    In float32, one prompt at a time. Where these are the outputs themselves, transformers would have
+    generated them greedily: every token is the most likely after those before it.
     """
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"

@@ -1,4 +1,4 @@
-"""What an engine tells, kept and compared, for tests of steps that are launched ahead."""
+"""An engine's outputs, kept and compared, for tests of steps that are launched ahead."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def launched_ahead(core: EngineCore) -> list[int]:
 
 
 class Journal:
-    """What an engine tells of its sequences, and whether that is consistent; its pages too, at the end."""
+    """An engine's outputs, checked for consistency; its pages too, at the end."""
 
     def __init__(self, core: EngineCore) -> None:
         self.core = core
@@ -104,7 +104,7 @@ def told(core: EngineCore, requests: Iterable[Submit]) -> list[list[tuple]]:
     return outputs
 
 
-def alone(loaded, request: Submit, **kwargs) -> tuple[list[int], FinishReason | None]:
-    """What a sequence gets without neighbors, prefix cache and steps ahead."""
+def isolated(loaded, request: Submit, **kwargs) -> tuple[list[int], FinishReason | None]:
+    """The output of a sequence without neighbors, prefix cache and steps ahead."""
     outcome = run(make_core(loaded, prefix_cache=False, **kwargs), [request])[request.id]
     return outcome.tokens, outcome.finish

@@ -1,4 +1,4 @@
-"""What attention layers are asked in a real forward: queries, and the keys and values before them."""
+"""Calls of attention layers in a real forward: queries, and the keys and values before them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.harness import greedy_requests, make_core, run
 
 
 class Asked(NamedTuple):
-    """What one layer was asked.
+    """One layer's call.
 
     Attributes:
         layer: the layer.
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
 
 
 class Recorded(Sdpa):
-    """The kernel, which keeps what the last step's layers were asked. For one sequence at a time."""
+    """The kernel, which keeps the calls of the last step's layers. For one sequence at a time."""
 
     def __init__(self):
         self.asked = {}
@@ -46,7 +46,7 @@ class Recorded(Sdpa):
 
 
 def last_step(loaded, tokens, rows):
-    """What each layer is asked when the last tokens of a prompt are computed, under full attention.
+    """Each layer's call when the last tokens of a prompt are computed, under full attention.
 
     Args:
         loaded: the model.

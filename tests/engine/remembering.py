@@ -1,6 +1,6 @@
 """A model whose next token depends on every token that it finds in its pages, and on nothing else.
 
-What stands in a page that should not, or does not stand where it should, changes what it says next.
+A key in a wrong page, or one that is missing, changes the next token.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class _Remembering(nn.Module):
             at = torch.arange(position + 1)
             at = at[pattern.visible(torch.tensor(position), at)]
             pages = batch.page_table[batch.owners[row], at // size]
-            assert (pages > 0).all(), "a page that was let go is still seen"
+            assert (pages > 0).all(), "an evicted page is still visible"
             found = keys[pages * size + at % size]
-            assert not found.isnan().any(), "nobody wrote what is read"
+            assert not found.isnan().any(), "unwritten memory is read"
             rows.append(hash((position, *found.int().tolist())) % _ROWS)
         if logits_to_keep is not None:
             rows = [rows[row] for row in logits_to_keep.tolist()]
@@ -60,7 +60,7 @@ class _Remembering(nn.Module):
 
 
 def remembering() -> Any:
-    """What ``tests.engine.harness.make_core`` needs to know of it."""
+    """The model as ``tests.engine.harness.make_core`` needs it."""
     return SimpleNamespace(
         model=_Remembering(), layers=[LayerSpec(0, 1, 1, 1, 1, 1.0)], rope=None, context_length=CONTEXT
     )

@@ -10,7 +10,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from server.engine.sampler import Row, SamplerState, choose, read
+from server.engine import sampler
+from server.engine.sampler import Row, SamplerState
 from server.messages import PositionLogprob, Sampling
 
 VOCABULARY = 49152
@@ -27,8 +28,8 @@ def state_of(vocabulary: int, prompt: list[int] | None = None, **kwargs) -> Samp
 
 
 def sample(logits: torch.Tensor, rows: list[Row]) -> tuple[list[int | None], list[PositionLogprob | None]]:
-    """Tokens and log probabilities, chosen and read at once."""
-    found = read(choose(logits, rows))
+    """Tokens and log probabilities, sampled and read at once."""
+    found = sampler.read(sampler.sample(logits, rows))
     return found.tokens, found.logprobs
 
 

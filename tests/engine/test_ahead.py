@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.messages import FinishReason, Sampling, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
-from tests.engine.journal import DRAWN, PENALIZED, Journal, alone, launched_ahead, prompts_of, told
+from tests.engine.journal import DRAWN, PENALIZED, Journal, isolated, launched_ahead, prompts_of, told
 from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
 
 
@@ -67,9 +67,9 @@ def test_every_step_tells_the_same(llama, backend, options):
     ahead = launched_ahead(engine)
     found = told(engine, requests)
     assert without_logprobs(found) == without_logprobs(plain)
-    # A step ahead a sequence may still be thought to go on, so that prompts are cut otherwise.
+    # A step ahead may count on a sequence that then ends, so that prompts are cut otherwise.
     assert logprobs_in(found) == pytest.approx(logprobs_in(plain), abs=1e-5)
-    # Behind the last step another one is of use only if no token ends what is left.
+    # A step after the last one is useful only if no token ends the remaining sequences.
     assert len(plain) - 1 <= len(ahead) <= len(plain)
 
 
@@ -127,11 +127,11 @@ def test_requests_that_arrive_and_leave_over_time(simple, prefix_cache):
     assert sum(ahead) > 20
     assert core.scheduler.preemptions > 0
     for request in requests:
-        assert (journal.tokens[request.id], journal.finish[request.id]) == alone(simple, request)
+        assert (journal.tokens[request.id], journal.finish[request.id]) == isolated(simple, request)
     journal.check_published()
 
 
-def test_the_same_pages_are_published_and_let_go(simple):
+def test_the_same_pages_are_published_and_evicted(simple):
     """A step later, at most."""
     requests = greedy_requests(prompts_of(5, 8, 3, vocabulary=8), 21)
     for rule in ({}, {"backend": "sliding_window", "options": {"window": "5", "sinks": "2"}}):
@@ -161,7 +161,7 @@ def test_the_same_pages_are_published_and_let_go(simple):
     prefix_cache=st.booleans(),
     window=st.booleans(),
 )
-def test_whatever_comes_and_goes(seed, pages, page_size, max_running, extra_budget, prefix_cache, window):
+def test_random_requests_and_aborts(seed, pages, page_size, max_running, extra_budget, prefix_cache, window):
     loaded = remembering()
     rule = {"backend": "sliding_window", "options": {"window": "5", "sinks": "2"}} if window else {}
     context = min(CONTEXT, (pages - 1) * page_size)

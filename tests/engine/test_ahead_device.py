@@ -51,8 +51,8 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
             assert not device.reads
             assert not device.copies
             assert device.sent
-            steps[id(result.chosen)] = len(steps)
-            events.append(("launch", steps[id(result.chosen)]))
+            steps[id(result.sampled)] = len(steps)
+            events.append(("launch", steps[id(result.sampled)]))
             kept.append(result)
             return result
 
@@ -61,7 +61,7 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
             result = collect(flight, void)
             assert device.reads == {"server/engine/sampler.py:_read": 1}
             assert not device.copies
-            events.append(("read", steps[id(flight.chosen)]))
+            events.append(("read", steps[id(flight.sampled)]))
             return result
 
         kept: list[Launched] = []
@@ -90,12 +90,12 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
     ],
 )
 def test_a_token_that_took_a_second_look_is_computed_again(llama, there, monkeypatch, backend, options):
-    """The step ahead had to do without it, and wrote another token's keys, and summaries of them."""
+    """The step ahead was computed without it, and wrote another token's keys, and summaries of them."""
     monkeypatch.setattr(sampler, "_NUCLEUS", (2, 30))
     late, read = [], sampler.read
 
-    def watched(chosen, void):
-        found = read(chosen, void)
+    def watched(sampled, void):
+        found = read(sampled, void)
         late.extend(found.late)
         return found
 
@@ -113,7 +113,7 @@ def test_a_token_that_took_a_second_look_is_computed_again(llama, there, monkeyp
         for request in requests:
             assert found[request.id].tokens == expected[request.id].tokens
             assert found[request.id].finish == expected[request.id].finish
-        # What such sequences published holds what it claims.
+        # The pages that such sequences published hold the tokens of their keys.
         again = [
             Submit(id=10 + r.id, prompt=r.prompt + found[r.id].tokens, sampling=GREEDY, max_tokens=2)
             for r in requests
@@ -125,7 +125,7 @@ def test_a_token_that_took_a_second_look_is_computed_again(llama, there, monkeyp
 
 
 def test_numbers_on_their_way_are_not_there_before_they_are_waited_for():
-    """What the device is given later has no part in it."""
+    """Work that is queued later has no part in it."""
     numbers = torch.arange(4)
     with StandInDevice() as device:
         on_device = numbers.to(device.device)
@@ -159,7 +159,7 @@ class Wire:
         self.flying.append(self.core._flight is not None)
 
 
-def test_news_are_sent_while_the_next_step_is_in_flight(simple):
+def test_outputs_are_sent_while_the_next_step_is_in_flight(simple):
     core = make_core(simple, ahead=True)
     wire = Wire([*greedy_requests(prompts_of(4, 6, vocabulary=8), 7)], core)
     Engine(wire).run(core)

@@ -9,10 +9,10 @@ from server.engine.kv_manager import KVManager
 from server.engine.scheduler import Scheduled, Scheduler
 from server.messages import FinishReason, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
-from tests.engine.journal import PENALIZED, Journal, alone, launched_ahead, prompts_of
+from tests.engine.journal import PENALIZED, Journal, isolated, launched_ahead, prompts_of
 
 
-def test_nobody_gives_way_to_a_step_ahead():
+def test_no_sequence_is_preempted_for_a_step_ahead():
     def scheduled(pages: int) -> tuple[Scheduler, list[Scheduled]]:
         scheduler = Scheduler(KVManager(pages, 2), 4, 8)
         for request in greedy_requests([[1, 2], [3, 4]], 9):
@@ -28,7 +28,7 @@ def test_nobody_gives_way_to_a_step_ahead():
         assert scheduler.preemptions == 0
         assert len(scheduler.running) == 2
         scheduler.check_integrity()
-    # A more urgent one needs a place: whether somebody has to give way, the tokens will tell.
+    # A more urgent sequence needs a place: the tokens will tell whether another has to give way.
     scheduler, _ = scheduled(8)
     scheduler.max_running = 2
     for priority, expected in ((0, [1, 1]), (1, [])):
@@ -40,7 +40,7 @@ def test_nobody_gives_way_to_a_step_ahead():
 
 def test_aborts_at_every_step(simple):
     requests = greedy_requests(prompts_of(3, 9, 4, 14, vocabulary=8), 8)
-    expected = {request.id: alone(simple, request)[0] for request in requests}
+    expected = {request.id: isolated(simple, request)[0] for request in requests}
     for at in range(10):
         for gone in (1, 2, 4):
             core = make_core(simple, page_size=2, pages=40, max_running=5, max_batch_tokens=8, ahead=True)
@@ -71,14 +71,14 @@ def test_when_all_are_gone_nothing_is_left_to_do(simple):
     core.abort(2)
     assert not core.has_work
     assert core.kv.pool.held == 0
-    # What was in flight then is not taken for what comes now.
+    # The outputs of the step in flight are not taken for those of the new request.
     (late,) = greedy_requests(prompts_of(4, vocabulary=8), 2, first_id=1)
-    assert run(core, [late])[1].tokens == alone(simple, late)[0]
+    assert run(core, [late])[1].tokens == isolated(simple, late)[0]
 
 
 def test_tokens_that_stop_a_sequence_free_its_pages_for_the_next_step(simple):
     (request,) = greedy_requests(prompts_of(6, vocabulary=8), 30)
-    tokens, _ = alone(simple, request)
+    tokens, _ = isolated(simple, request)
     stop = next(token for token in tokens[3:] if token not in tokens[:3])
     core = make_core(simple, page_size=2, ahead=True)
     journal = Journal(core)
@@ -105,7 +105,7 @@ def test_the_end_by_length_is_foreseen(simple):
         assert len(ahead) == len(outcome.tokens) - 1
 
 
-def test_who_has_a_penalty_is_waited_for(simple):
+def test_a_sequence_with_a_penalty_is_waited_for(simple):
     requests = greedy_requests(prompts_of(5, 6, vocabulary=8), 12)
     requests.append(msgspec.structs.replace(requests[0], id=3, sampling=PENALIZED, max_tokens=4))
     core = make_core(simple, ahead=True)
@@ -119,7 +119,7 @@ def test_who_has_a_penalty_is_waited_for(simple):
     journal.drain()
     assert ahead
     for request in requests:
-        assert journal.tokens[request.id] == alone(simple, request)[0]
+        assert journal.tokens[request.id] == isolated(simple, request)[0]
 
 
 def test_a_prompt_waits_for_one_step_more_at_most(simple):
@@ -142,9 +142,9 @@ def test_the_more_urgent_still_takes_the_place_of_others(simple):
     assert core.scheduler.preemptions == 1
 
 
-def test_logits_that_are_no_numbers_end_their_sequence_only(simple):
+def test_nan_logits_end_their_sequence_only(simple):
     requests = greedy_requests(prompts_of(5, 9, 6, vocabulary=8), 12)
-    expected = {request.id: alone(simple, request)[0] for request in requests}
+    expected = {request.id: isolated(simple, request)[0] for request in requests}
     core = make_core(simple, page_size=2, ahead=True)
     choose = core.runner._choose
 

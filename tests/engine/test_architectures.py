@@ -39,12 +39,12 @@ def test_greedy_tokens_equal_transformers(kind, tmp_path):
     ]
     assert [len(tokens) for tokens in expected] == [MAX_TOKENS] * len(prompts)
     assert transformers_next(folder, prompts, expected) == expected
-    assert len({tuple(tokens) for tokens in expected}) > 1, "a model that says one thing proves nothing"
+    assert len({tuple(tokens) for tokens in expected}) > 1, "a model that repeats one token proves nothing"
 
-    together = make_core(loaded, page_size=4, pages=128, max_batch_tokens=16, max_running=16)
-    outcomes = run(together, greedy_requests(prompts, MAX_TOKENS))
+    batched = make_core(loaded, page_size=4, pages=128, max_batch_tokens=16, max_running=16)
+    outcomes = run(batched, greedy_requests(prompts, MAX_TOKENS))
     assert [outcome.tokens for outcome in outcomes.values()] == expected
-    again = run(together, greedy_requests(prompts, MAX_TOKENS, first_id=100))
+    again = run(batched, greedy_requests(prompts, MAX_TOKENS, first_id=100))
     assert [outcome.tokens for outcome in again.values()] == expected
     assert sum(outcome.cached_tokens for outcome in again.values()) > 0
 

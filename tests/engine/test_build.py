@@ -1,4 +1,4 @@
-"""What of the settings is refused when an engine is built, and with which sentence."""
+"""Settings that are refused when an engine is built, each with its sentence."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, settings, s
         ),
     ],
 )
-def test_what_a_model_trips_over_is_said_in_a_sentence(tiny, place, options, doing, otherwise, monkeypatch):
+def test_any_exception_of_a_model_becomes_a_sentence(tiny, place, options, doing, otherwise, monkeypatch):
     def stumble(*_):
         raise RuntimeError("selected index k\nout of range")
 

@@ -1,4 +1,4 @@
-"""Serving under patterns that choose by content: the tokens of their definition, and what may be shared."""
+"""Serving under patterns that select by content: the tokens of their definition, and what may be shared."""
 
 import dataclasses
 import functools
@@ -24,10 +24,10 @@ TOPK = {"pattern": "topk", "budget": "16", "recent_pages": "1", "dense_layers": 
 SPARSE = {**TOPK, "prefill": "sparse"}
 LSH = {"pattern": "lsh", "hashes": "2", "buckets": "16", "window": "6", "sinks": "2"}
 ORACLE = {**TOPK, "pattern": "oracle"}
-CHOICES = {"topk": TOPK, "topk-sparse": SPARSE, "lsh": LSH, "oracle": ORACLE}
+SELECTIONS = {"topk": TOPK, "topk-sparse": SPARSE, "lsh": LSH, "oracle": ORACLE}
 DENSE_PREFILL = (TOPK, ORACLE)
 
-every_choice = pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
+every_selection = pytest.mark.parametrize("options", SELECTIONS.values(), ids=SELECTIONS)
 
 
 class ByDefinition:
@@ -54,7 +54,7 @@ class ByDefinition:
 
 
 class Checked(Reference):
-    """The reference, which also holds choices from the summaries against those from the keys.
+    """The reference, which also compares selections from the summaries with those from the keys.
 
     It looks at each sequence's last row.
     """
@@ -133,7 +133,7 @@ def core_for(loaded, options, **kwargs):
 
 
 @pytest.mark.parametrize("kernel", BACKENDS["sparse"].kernels)
-@every_choice
+@every_selection
 def test_tokens_follow_the_definition_at_once_and_in_chunks(loaded, prompts, expected, kernel, options):
     try:
         resolve("sparse", options, kernel, loaded.layers, "cpu", torch.float32, PAGE_SIZE)
@@ -150,7 +150,7 @@ def test_tokens_follow_the_definition_at_once_and_in_chunks(loaded, prompts, exp
     assert again[103].cached_tokens >= 64
 
 
-@every_choice
+@every_selection
 def test_tokens_follow_the_definition_after_preemption(loaded, prompts, expected, options):
     core = core_for(loaded, options, pages=28, max_batch_tokens=16, max_running=8, context_length=100)
     outcomes = run(core, greedy_requests(prompts * 2, MAX_TOKENS))
@@ -158,13 +158,13 @@ def test_tokens_follow_the_definition_after_preemption(loaded, prompts, expected
     assert sum(outcome.preemptions for outcome in outcomes.values()) > 0
 
 
-@every_choice
+@every_selection
 def test_a_small_budget_changes_the_tokens(loaded, prompts, expected, options):
     """Otherwise the tests above would compare full attention with itself."""
     assert expected(options)[-1] != expected({**TOPK, "budget": "100"})[-1]
 
 
-def test_layers_that_are_left_alone(loaded, prompts, expected):
+def test_dense_layers(loaded, prompts, expected):
     options = {**TOPK, "dense_layers": "0,2"}
     assert expected(options) != expected(TOPK)
     assert tokens_of(run(core_for(loaded, options), greedy_requests(prompts, MAX_TOKENS))) == expected(
@@ -181,14 +181,14 @@ def test_layers_that_are_left_alone(loaded, prompts, expected):
         {"pattern": "oracle", "budget": "83", "prefill": "sparse", "dense_layers": ""},
     ],
 )
-def test_a_choice_that_covers_the_context_is_full_attention(loaded, prompts, options):
+def test_a_selection_that_covers_the_context_is_full_attention(loaded, prompts, options):
     covered = run(core_for(loaded, options), greedy_requests(prompts, MAX_TOKENS))
     assert tokens_of(covered) == tokens_of(run(make_core(loaded), greedy_requests(prompts, MAX_TOKENS)))
 
 
-@every_choice
+@every_selection
 def test_a_prompt_made_of_an_earlier_answer(loaded, prompts, expected, options):
-    """Under dense prefill its keys are others than the answer's own; else the answer's pages are of use."""
+    """Under dense prefill its keys are others than the answer's own; else the answer's pages are found."""
     core = core_for(loaded, options)
     prompt = prompts[2]
     (answer,) = tokens_of(run(core, greedy_requests([prompt], MAX_TOKENS)))
@@ -199,9 +199,9 @@ def test_a_prompt_made_of_an_earlier_answer(loaded, prompts, expected, options):
     assert found.cached_tokens == whole_pages * PAGE_SIZE
 
 
-@every_choice
+@every_selection
 def test_an_answer_that_was_a_prompt_before(loaded, prompts, expected, options):
-    """A sequence that lost its pages must not find its answer's among those of someone's prompt."""
+    """A preempted sequence must not find its answer's pages among those of another's prompt."""
     core = core_for(loaded, options, max_running=1)
     prompt, answer = prompts[2], expected(options)[2]
     run(core, greedy_requests([prompt + answer], 1))
@@ -219,9 +219,9 @@ def test_an_answer_that_was_a_prompt_before(loaded, prompts, expected, options):
     assert core.kv.prefix_hits - hits == known // PAGE_SIZE * PAGE_SIZE
 
 
-@every_choice
+@every_selection
 def test_a_model_with_a_window_of_its_own(tmp_path, options):
-    """Its pages expire, and those behind the window are no choice."""
+    """Its pages expire, and those behind the window are not selected."""
     windowed = load(save_tiny("mistral", tmp_path / "mistral", sliding_window=24))
     rng = random.Random(2)
     prompts = [[rng.randrange(4, windowed.vocabulary_size) for _ in range(n)] for n in (9, 60)]

@@ -1,4 +1,4 @@
-"""What steps cost at least: figures by hand for small models, and the counts of an engine that ran them."""
+"""Lower bounds of steps' costs: by hand for small models, and the counts of an engine that ran them."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def llama(tmp_path_factory):
 
 
 def by_hand(tokens, rows, pages, pairs):
-    """Of one step; pages and pairs are those of one layer."""
+    """The cost of one step; pages and pairs are those of one layer."""
     weights = (BODY + HEAD + NORMS + tokens * 64) * FLOAT
     keys = 2 * (pages * PAGE + tokens * PAGE // PAGE_SIZE)
     return weights + keys, 2 * (tokens * BODY + rows * HEAD + 2 * pairs * PAIR)
@@ -117,23 +117,23 @@ def test_tied_embeddings_are_stored_once_and_read_as_the_head(tmp_path):
     assert weights.stored == (BODY + NORMS + HEAD) * FLOAT
 
 
-def test_experts_count_as_far_as_they_are_chosen(tmp_path):
+def test_experts_count_by_the_share_that_tokens_are_routed_to(tmp_path):
     weights = ModelWeights.of(load(save_tiny("mixtral", tmp_path)).model)
     # 4 experts of 3 x 64 x 128 in each of 2 layers, and their routers; a token takes 2 of them.
     experts = 2 * 4 * 3 * 64 * 128
     attention = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 4 * 64)
-    assert (weights.experts, weights.chosen) == (Part(experts * FLOAT, experts), 0.5)
+    assert (weights.experts, weights.active) == (Part(experts * FLOAT, experts), 0.5)
     assert weights.body == Part((attention + NORMS) * FLOAT, attention)
     one = weights.cost(1, 0)
     assert one.flops == 2 * (attention + experts // 2)
     assert one.bytes == (attention + NORMS + HEAD + 64 + experts // 2) * FLOAT
-    # Two tokens that choose evenly leave a quarter of the experts alone.
+    # Two tokens that are routed evenly leave a quarter of the experts unread.
     assert weights.cost(2, 0).bytes - one.bytes == (64 + experts // 4) * FLOAT
 
 
 @given(st.integers(1, 10_000), st.integers(0, 100), st.floats(0.01, 1))
-def test_more_tokens_cost_more_and_no_forward_reads_more_than_all(tokens, rows, chosen):
-    weights = ModelWeights(Part(1000, 500), Part(8000, 4000), chosen, Part(100, 50), 4, 10_000)
+def test_more_tokens_cost_more_and_no_forward_reads_more_than_all(tokens, rows, active):
+    weights = ModelWeights(Part(1000, 500), Part(8000, 4000), active, Part(100, 50), 4, 10_000)
     cost, more = weights.cost(tokens, rows), weights.cost(tokens + 1, rows)
     assert cost.bytes < more.bytes <= 9100 + 4 * (tokens + 1)
     assert cost.flops < more.flops

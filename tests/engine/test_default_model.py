@@ -57,7 +57,7 @@ def test_in_one_batch(default_model, prompts, expected):
     assert transformers_next(default_model, prompts, expected) == expected
 
 
-def test_alone(loaded, prompts, expected):
+def test_one_by_one(loaded, prompts, expected):
     core = make_core(loaded, prefix_cache=False)
     for prompt, tokens in zip(prompts, expected, strict=True):
         assert run(core, greedy_requests([prompt], MAX_TOKENS))[1].tokens == tokens
@@ -85,20 +85,20 @@ def test_after_prefix_hits(loaded, prompts, expected):
         assert outcome.cached_tokens == (len(prompt) - 1) // 16 * 16
 
 
-def test_a_seeded_sample_is_the_same_alone_and_in_company(loaded, prompts):
+def test_a_seeded_sample_is_the_same_in_any_batch(loaded, prompts):
     request = Submit(
         id=1, prompt=prompts[9], sampling=Sampling(temperature=0.9, top_p=0.95, seed=77), max_tokens=16
     )
-    alone = run(make_core(loaded), [request])[1].tokens
+    isolated = run(make_core(loaded), [request])[1].tokens
     company = greedy_requests(prompts[:12], 16, first_id=10)
     core = make_core(loaded, max_batch_tokens=40)
-    assert run(core, [*company[:6], request, *company[6:]])[1].tokens == alone
+    assert run(core, [*company[:6], request, *company[6:]])[1].tokens == isolated
     other = Submit(id=2, prompt=prompts[9], sampling=Sampling(temperature=0.9, seed=78), max_tokens=16)
-    assert run(core, [other])[2].tokens != alone
+    assert run(core, [other])[2].tokens != isolated
 
 
 def test_logprobs_of_prompt_and_output_agree(loaded, prompts):
-    """What was generated greedily is, fed back as a prompt, the most likely at each position."""
+    """Greedy output, fed back as a prompt, is the most likely at each position."""
     core = make_core(loaded, max_batch_tokens=32)
     request = Submit(id=1, prompt=prompts[5], sampling=GREEDY, max_tokens=12, logprobs=3, prompt_logprobs=0)
     first = run(core, [request])[1]

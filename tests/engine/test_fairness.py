@@ -146,7 +146,7 @@ def test_a_middling_prompt_enters_beside_as_many_long_ones_as_there_may_be() -> 
     assert steps_until(scheduler, lambda: scheduler._by_id[10].output_len > 0) <= 100 / (LEAST / 2) + 1
 
 
-def test_one_that_may_not_overtake_does_not_keep_the_first_in_the_queue_out() -> None:
+def test_a_sequence_that_may_not_overtake_does_not_keep_out_the_first_in_the_queue() -> None:
     # 1 is computed; 2 fits, and 3, which is shorter, would not leave 2 its pages.
     scheduler = make(pages=201)
     ask(scheduler, 1, 1600)
@@ -157,7 +157,7 @@ def test_one_that_may_not_overtake_does_not_keep_the_first_in_the_queue_out() ->
     assert [sequence.id for sequence in scheduler.running] == [1, 2]
 
 
-def test_nobody_gives_way_for_pages_that_are_kept_for_another() -> None:
+def test_no_sequence_is_preempted_for_pages_that_are_kept_for_another() -> None:
     scheduler = make(pages=301)
     ask(scheduler, 1, 1000, max_tokens=500)
     steps_until(scheduler, lambda: scheduler._by_id[1].output_len > 0)
@@ -214,7 +214,7 @@ def test_one_slow_step_does_not_make_the_next_ones_tiny_nor_does_a_small_one() -
 
 
 def simulate(seed: int, ticks: int) -> None:
-    """Requests of all lengths and priorities come and go; the books are checked on the way.
+    """Requests of all lengths and priorities come and go; pages and queues are checked on the way.
 
     In every step the most urgent running sequence gets tokens, and in the end nothing is left.
     """

@@ -110,7 +110,7 @@ def test_equal_logits_at_the_edge_of_a_filter_stay_together() -> None:
 
 
 def test_a_wide_nucleus_beside_narrow_ones() -> None:
-    """Rows that need 1, 300, 5,000 and all tokens for their share, in one batch and alone."""
+    """Rows that need 1, 300, 5,000 and all tokens for their share, in one batch and one by one."""
     logits = torch.full((4, VOCABULARY), -20.0)
     logits[0, 5] = 20.0
     logits[1, 100:600] = 0.0

@@ -97,7 +97,7 @@ def test_without_a_forced_token_the_tensors_are_untouched():
 
 @pytest.mark.parametrize("kind", [*DRAWN, PENALIZED, WIDE])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_forcing_what_it_would_choose_changes_nothing(llama, engine, kind):
+def test_forcing_the_tokens_that_it_would_sample_changes_nothing(llama, engine, kind):
     prompts = prompts_of(30, 5, 18)
     free = [
         Submit(id=i, prompt=prompt, sampling=msgspec.structs.replace(kind, seed=i), max_tokens=12, logprobs=2)
@@ -116,7 +116,7 @@ def test_forcing_what_it_would_choose_changes_nothing(llama, engine, kind):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_forced_and_free_sequences_in_one_batch(llama, engine):
-    """Each gets what it gets alone; what is forced is nothing that the model would have chosen."""
+    """Each gets the same as without the other; forced tokens are none that the model would have sampled."""
     prompts = prompts_of(9, 30, 5, 17, 22, 3)
     kinds = [GREEDY, WIDE, *DRAWN[2:], PENALIZED, GREEDY]
     requests = [
@@ -125,17 +125,17 @@ def test_forced_and_free_sequences_in_one_batch(llama, engine):
             zip(prompts, kinds, [[50, 50, 51], [], [60] * 11, [], [70, 71], []], strict=True)
         )
     ]
-    alone = {
+    one_by_one = {
         request.id: run(make_core(llama, prefix_cache=False), [request])[request.id] for request in requests
     }
     found = run(make_core(llama, **ENGINES[engine]), requests)
     for request in requests:
-        assert alone[request.id].tokens[: len(request.forced)] == request.forced
-        assert all(entry.chosen.rank > 1 for entry in alone[request.id].logprobs[: len(request.forced)])
-        assert close(found[request.id], alone[request.id])
+        assert one_by_one[request.id].tokens[: len(request.forced)] == request.forced
+        assert all(entry.chosen.rank > 1 for entry in one_by_one[request.id].logprobs[: len(request.forced)])
+        assert close(found[request.id], one_by_one[request.id])
 
 
-def test_the_output_goes_on_from_what_was_forced(llama):
+def test_the_output_goes_on_from_the_forced_tokens(llama):
     """As it would from a prompt that ends so; pages of forced tokens are found by later prompts."""
     (prompt,) = prompts_of(10)
     core = make_core(llama, page_size=4)
@@ -148,7 +148,7 @@ def test_the_output_goes_on_from_what_was_forced(llama):
     assert again.cached_tokens == 12
 
 
-def test_what_ends_a_sequence_counts_after_the_forced_tokens_only(llama):
+def test_ends_of_sequence_count_after_the_forced_tokens_only(llama):
     (prompt,) = prompts_of(10)
     base = Submit(id=1, prompt=prompt, sampling=GREEDY, max_tokens=6, forced=[44, 45, 44])
     free = run(make_core(llama), [base])[1].tokens
@@ -172,9 +172,9 @@ def test_steps_ahead_take_forced_tokens_on_the_device(llama, tmp_path, monkeypat
     monkeypatch.setattr(sampler, "_NUCLEUS", (2, 30))
     late: list[Row] = []
 
-    def watched(chosen, void):
-        found = read(chosen, void)
-        late.extend(chosen._rows[i] for i in found.late)
+    def watched(sampled, void):
+        found = read(sampled, void)
+        late.extend(sampled._rows[i] for i in found.late)
         return found
 
     monkeypatch.setattr(sampler, "read", watched)

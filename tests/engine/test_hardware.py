@@ -1,4 +1,4 @@
-"""What the device can do at best, and the memory in use."""
+"""The device's bandwidth and matrix rate, and the memory in use."""
 
 import psutil
 import pytest

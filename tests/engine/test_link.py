@@ -29,7 +29,7 @@ from server.settings import Settings
 from tests.api.fake_engine import READY
 
 encode = msgspec.msgpack.encode
-NEWS = StepOutput(1.0, [SequenceOutput(1, [7])], Stats())
+OUTPUT = StepOutput(1.0, [SequenceOutput(1, [7])], Stats())
 
 # Says what it is to say first, then, once something follows its launch, the rest, and ends as it was told to.
 _PEER = """
@@ -84,13 +84,13 @@ def sequence(id_, prompt=1):
 
 
 async def test_an_engine_that_dies_in_the_middle_of_a_message(tmp_path):
-    half = frame(encode(NEWS))[:-3]
-    then = frame(encode(NEWS)) + half
+    half = frame(encode(OUTPUT))[:-3]
+    then = frame(encode(OUTPUT)) + half
     async with peer(tmp_path, first=frame(encode(READY)), then=then, end="killed") as client:
         await client.wait_ready()
         stream = client.submit([sequence(1)])
         async with asyncio.timeout(5):
-            assert await stream.take(99) == [(NEWS.sequences[0], NEWS.time)]
+            assert await stream.take(99) == [(OUTPUT.sequences[0], OUTPUT.time)]
             with pytest.raises(EngineDeadError, match="signal 9"):
                 await stream.take(99)
             assert "signal 9" in await client.wait_dead()
@@ -122,7 +122,7 @@ async def test_an_engine_that_never_becomes_ready(tmp_path, first, error):
             await client.wait_ready()
 
 
-async def test_what_is_submitted_and_aborted_while_the_engine_is_busy_reaches_it_in_order(tmp_path):
+async def test_submissions_and_aborts_while_the_engine_is_busy_reach_it_in_order(tmp_path):
     async with deaf(tmp_path) as (client, wire):
         begun = [sequence(id_, prompt=200_000) for id_ in (1, 2, 3)]
         streams = [client.submit([item]) for item in begun]

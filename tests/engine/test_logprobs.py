@@ -1,4 +1,4 @@
-"""Logprobs and ranks of chosen tokens, the most likely ones and those of a prompt."""
+"""Logprobs and ranks of sampled tokens, the most likely ones and those of a prompt."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_an_old_compiler_gets_the_highest_level_that_it_knows(
 ) -> None:
     highest = levels.executable()[-1]
     if not highest.arguments or levels.below(highest) is None:
-        pytest.skip("this processor executes one level alone")
+        pytest.skip("this processor executes only one level")
     old = tmp_path / "old-c++"
     refused = " ".join(highest.arguments)
     old.write_text(f'#!/bin/sh\ncase "$*" in *"{refused}"*) exit 1;; esac\nexec c++ "$@"\n')

@@ -11,7 +11,7 @@ PAGES = 9
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Random use of a small pool; every holder's pages are known, so the books can be checked."""
+    """Random use of a small pool; every holder's pages are known, so the bookkeeping can be checked."""
 
     holdings = Bundle("holdings")
 

@@ -83,7 +83,7 @@ def test_bias_forces_and_forbids() -> None:
     assert sample(logits, [Row(forbidden, 0)])[0] == [int(logits[0].topk(2).indices[1])]
 
 
-def test_overflowing_penalties_still_choose_the_best() -> None:
+def test_overflowing_penalties_still_take_the_most_likely() -> None:
     logits = torch.tensor([[5.0, 1.0, 3e38, -3e38]])
     for temperature in (0.0, 1.0):
         state = state_of(4, [2, 3], temperature=temperature, repetition_penalty=1e-30, logit_bias={2: 100.0})

@@ -34,7 +34,7 @@ def test_greedy_does_no_softmax_and_no_sort(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_number_format(dtype: torch.dtype) -> None:
+def test_any_dtype(dtype: torch.dtype) -> None:
     logits = logits_of(4, 1000).to(dtype)
     rows = [Row(state_of(1000, seed=i, temperature=float(i), top_p=0.9), 0, logprobs=2) for i in range(4)]
     again = [Row(state_of(1000, seed=i, temperature=float(i), top_p=0.9), 0, logprobs=2) for i in range(4)]
@@ -74,20 +74,18 @@ def generate(which: list[int], vocabulary: int, length: int, preempt: bool = Fal
 
 
 def test_tokens_do_not_depend_on_the_batch_nor_on_preemption() -> None:
-    together = generate(list(range(14)), 5000, 12)
+    batched = generate(list(range(14)), 5000, 12)
     backwards = generate(list(range(13, -1, -1)), 5000, 12)
     rebuilt = generate(list(range(14)), 5000, 12, preempt=True)
-    assert together == backwards == rebuilt
+    assert batched == backwards == rebuilt
     for i in range(14):
-        assert generate([i], 5000, 12) == {i: together[i]}
-    assert len({tuple(tokens) for tokens in together.values()}) == 14
+        assert generate([i], 5000, 12) == {i: batched[i]}
+    assert len({tuple(tokens) for tokens in batched.values()}) == 14
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_no_numbers_give_no_token_and_harm_no_other_row(
-    temperature: float, bad: float
-) -> None:
+def test_non_finite_logits_give_no_token_and_harm_no_other_row(temperature: float, bad: float) -> None:
     def rows() -> list[Row]:
         return [
             Row(state_of(300, temperature=temperature, top_p=0.9, top_k=280, seed=i), 0, logprobs=2)

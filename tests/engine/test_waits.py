@@ -1,4 +1,4 @@
-"""How often a step makes the host wait for the device: once, for what it tells the sequences."""
+"""How often a step makes the host wait for the device: once, for the outputs."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def test_the_triton_plan_waits_for_nothing(models, rule, monkeypatch):
     assert len(launched) >= STEPS * LAYERS
 
 
-def test_lsh_counts_what_it_chose_in_every_layer(models):
-    """How many runs there are, and how many tokens the longest choice has."""
+def test_lsh_counts_its_selection_in_every_layer(models):
+    """How many runs there are, and how many tokens the longest selection has."""
     expected = {
         SAMPLER: 1,
         "attention/patterns/runs.py:runs": LAYERS,

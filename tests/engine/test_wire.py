@@ -1,4 +1,4 @@
-"""Messages over the link's socket: cut anywhere, large, to a peer that is slow, stuck or gone."""
+"""Messages over the link's socket: cut anywhere, large, to a peer that is slow, stuck or closed."""
 
 import asyncio
 import socket
@@ -77,7 +77,7 @@ async def test_an_engine_that_does_not_read_for_a_while_gets_all_in_order(pair, 
     assert await asyncio.to_thread(receive_all, pair[1], len(MIXED)) == MIXED
 
 
-def test_messages_that_come_together_are_received_one_by_one(pair):
+def test_messages_in_one_piece_are_received_one_by_one(pair):
     stream, engine = pair
     stream.sendall(frame(b"launch") + frame(b"shut down") + frame(b"late")[:2])
     for message in (b"launch", b"shut down"):
@@ -100,7 +100,7 @@ async def test_large_messages_to_a_server_that_reads(pair, served):
 def test_a_server_that_is_stuck_does_not_stop_the_engine(pair):
     stream, engine = pair
     for message in MIXED:
-        engine.send(message)  # returns though nobody reads
+        engine.send(message)  # returns though no peer reads
     assert not engine.poll(0)
     frames, received = Frames(), []
 
@@ -127,7 +127,7 @@ def test_a_server_that_is_gone_is_told_once_all_it_sent_is_read(pair, unread):
     assert engine.receive() == b"last words"
     assert engine.poll(None)
     assert engine.receive() is None
-    engine.send(b"nobody hears it")
+    engine.send(b"never read")
     engine.finish()
     assert engine.poll(None)
     assert engine.receive() is None
@@ -141,4 +141,4 @@ async def test_an_engine_that_is_gone_is_told_once_all_it_sent_is_taken(pair, se
     async with asyncio.timeout(5):
         await served.wire.lost.wait()
     assert served.received == [b"last words"]
-    served.wire.send(b"nobody hears it")
+    served.wire.send(b"never read")

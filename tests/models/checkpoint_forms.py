@@ -102,7 +102,7 @@ _LORA = {
 }
 
 _PLAIN = [
-    # What is in the file and has no place in the model.
+    # Tensors in the file that have no place in the model.
     Form(
         "an unknown tensor",
         _adding({"model.layers.0.mlp.extra": _SMALL}),
@@ -189,7 +189,7 @@ _PLAIN = [
         _adding(_LORA),
         r"adapter that is not merged .*lora_A\.weight, 2 in all",
     ),
-    # What is not in the file, or otherwise.
+    # Tensors that are missing in the file, or of another shape.
     Form(
         "a missing weight",
         edited(lambda t: _remove(t, "model.layers.1.mlp.up_proj.weight")),

@@ -1,4 +1,4 @@
-"""What a form of a checkpoint is, and how small folders are changed into one."""
+"""A form of a checkpoint, and how small folders are changed into one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Form(NamedTuple):
         write: writes the folder; where the form is served, returns the model whose logits it must give, made
             by transformers from plain weights.
         expected: ``EXACT``, or a pattern of the sentence that refuses it.
-        needs: the package without which the form is refused for that reason alone, if any.
+        needs: the package without which the form is refused only for that reason, if any.
     """
 
     name: str

@@ -15,7 +15,7 @@ from tests.models.form import Tensors, edit_json, plain
 from tests.models_zoo import save_tiny
 
 Make = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
-"""Of a weight: its parts by what follows the module's name, and the weight that they stand for."""
+"""A weight's parts by what follows the module's name, and the weight that they stand for."""
 
 
 def quantized(
@@ -199,7 +199,7 @@ def torchao(make: Make) -> Make:
 
 
 def torchao_metadata(kind: str, **values: Any) -> Callable[[Tensors], dict[str, str]]:
-    """What its safetensors say of each tensor."""
+    """Each tensor as its safetensors describe it."""
 
     def metadata(tensors: Tensors) -> dict[str, str]:
         said: dict[str, Any] = {}

@@ -44,7 +44,7 @@ def test_a_form_is_served_exactly_or_refused_with_its_reason(form, tmp_path):
     proven(loaded, page_size=16)
 
 
-def test_what_is_not_used_is_said_with_its_reason(tmp_path, caplog):
+def test_unused_tensors_are_logged_with_the_reason(tmp_path, caplog):
     form = next(form for form in FORMS if form.name == "position ids")
     form.write(tmp_path / "model")
     with caplog.at_level(logging.INFO, "longspan.models"):
@@ -80,7 +80,7 @@ def test_corrections_of_experts_may_miss_only_where_transformers_says_so(kind, o
         serve(tmp_path)
 
 
-def test_weights_beyond_half_precision_are_named_with_another_choice(tmp_path):
+def test_weights_beyond_half_precision_are_named_with_another_dtype(tmp_path):
     edited(lambda tensors: put(tensors, 1e5, (3, 3)))(tmp_path / "model")
     with pytest.raises(RefusedError, match=r"down_proj.* has 1 non-finite .*; choose --dtype bfloat16 or"):
         serve(tmp_path / "model", "float16")

@@ -51,7 +51,7 @@ def test_nor_is_it_the_tokenizers(tiny, full_disk, tmp_path):
         find_tokenizer(tmp_path, tmp_path / "cache", ignore)
 
 
-def test_one_that_is_killed_is_not_explained_by_what_it_wrote_before(tmp_path, monkeypatch):
+def test_a_killed_conversion_is_not_explained_by_its_earlier_output(tmp_path, monkeypatch):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho a harmless warning >&2\nkill -9 $$\n")
     program.chmod(0o755)

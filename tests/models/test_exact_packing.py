@@ -51,7 +51,7 @@ def test_blocks_that_have_none(name):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e9])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_what_is_not_finite_or_too_large_is_not_exact(bits, wrong):
+def test_non_finite_or_too_large_weights_are_not_exact(bits, wrong):
     weight = torch.zeros(16, 64)
     weight[5, 40] = wrong
     assert pack_exactly(weight, bits) is None
@@ -74,7 +74,7 @@ def codes(least, most):
 @settings(max_examples=300, deadline=None)
 @given(numbers16, codes(0, 15))
 def test_any_group_of_q4_0(scale, group):
-    """Of any scale: negative, 0, subnormal, so large that eight of it are beyond float16."""
+    """With any scale: negative, 0, subnormal, so large that eight of it are beyond float16."""
     weight = torch.from_numpy(half(scale) * (np.array([group], np.float32) - 8))
     packed = pack_exactly(weight, 4)
     if packed is None:
@@ -102,7 +102,7 @@ def test_any_group_of_8_bits(scale, group):
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([4, 8]), st.lists(numbers16, min_size=GROUP, max_size=GROUP))
-def test_what_is_said_to_be_exact_is(bits, group):
+def test_weights_said_to_be_exact_are(bits, group):
     weight = torch.from_numpy(np.concatenate([half(number) for number in group])[None])
     packed = pack_exactly(weight, bits)
     assert packed is None or torch.equal(operators(packed, 1, GROUP), weight)
@@ -188,7 +188,7 @@ def publish(folder, types):
     ],
     ids=["Q4_0", "Q8_0", "floats", "both", "mixed", "head apart"],
 )
-def test_auto_packs_what_is_exact_and_says_the_rest(types, forms, head, said, tmp_path, caplog):
+def test_auto_packs_exact_weights_and_names_the_others(types, forms, head, said, tmp_path, caplog):
     loaded = publish(tmp_path / "llama", types)
     plain = logits_of(loaded.model, TOKENS)
     with caplog.at_level(logging.INFO, "longspan.models"):
@@ -203,8 +203,8 @@ def test_auto_packs_what_is_exact_and_says_the_rest(types, forms, head, said, tm
     assert bool(error.any()) == bool(types)
 
 
-def test_what_is_rounded_and_what_is_never_packed_is_said(tmp_path, caplog):
+def test_rounded_layers_and_those_never_packed_are_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "longspan.models"):
         load(save_tiny("mixtral", tmp_path / "mixtral"), weights="int8")
     (line,) = (text for text in caplog.messages if text.startswith("weights are"))
-    assert "9 packed in 8 bits, 9 of these rounded, not packed for what they are: MixtralExperts" in line
+    assert "9 packed in 8 bits, 9 of these rounded, of kinds that are never packed: MixtralExperts" in line

@@ -118,7 +118,7 @@ def test_lookalikes_are_told_apart_by_what_they_compute(kind):
 
 
 def test_a_changed_layer_stays(tmp_path):
-    """The proof is by computing: a layer whose forward was changed is seen, whatever its class."""
+    """The proof is by computing: a layer whose forward was changed is noticed, of any class."""
     model = plain_model(save_tiny("llama", tmp_path / "llama"))
     layer = model.model.layers[1]
     forward = layer.forward
@@ -128,7 +128,7 @@ def test_a_changed_layer_stays(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_layer_is_proven_in_float32_whatever_its_dtype(dtype, tmp_path):
+def test_a_layer_of_any_dtype_is_proven_in_float32(dtype, tmp_path):
     folder = save_tiny("qwen2", tmp_path / "qwen2")
     assert fused(plain_model(folder).to(dtype)) == 2
     model = plain_model(folder).to(dtype)

@@ -1,4 +1,4 @@
-"""What is read of generation_config.json and of the places that name end-of-sequence tokens."""
+"""Reading of generation_config.json and of the places that name end-of-sequence tokens."""
 
 import json
 import logging
@@ -79,7 +79,7 @@ def test_no_such_token_is_said(read, value):
         ("9999", "9999 is outside"),
     ],
 )
-def test_what_names_no_token_is_not_used_and_said(read, value, words):
+def test_entries_that_name_no_token_are_left_out_with_a_warning(read, value, words):
     found, log = read({"eos_token_id": [value, 5]})
     assert found.eos_token_ids == [5]
     assert "generation_config.json: the end-of-sequence token" in log
@@ -125,7 +125,7 @@ def test_values_are_those_that_transformers_reads(read, tmp_path):
     assert read(file, recommended=None)[0].sampling == Sampling()
 
 
-def test_without_values_the_choice_is_neutral(read):
+def test_without_values_sampling_is_neutral(read):
     found, log = read({"eos_token_id": 1, "temperature": None, "transformers_version": "5"})
     assert found.sampling == Sampling()
     assert "sampling" not in log
@@ -184,7 +184,7 @@ def test_do_sample_that_is_no_answer_is_said(read, value):
     assert "neither true nor false" in log
 
 
-def test_what_is_not_done_here_is_said_once(read):
+def test_unsupported_settings_are_logged_once(read):
     file = {"num_beams": 4, "length_penalty": 2.0, "no_repeat_ngram_size": 3, "suppress_tokens": [1, 2]}
     _, log = read(
         {**file, "min_length": 5, "max_length": CONTEXT - 1, "hot_new_thing": "x", "eos_token_id": 1}
@@ -203,7 +203,7 @@ def test_a_forced_token_of_id_0_is_said(read):
     assert "forced_bos_token_id 0" in log
 
 
-def test_what_transformers_itself_writes_is_no_reason_for_a_word(read, tmp_path):
+def test_defaults_that_transformers_writes_are_not_logged(read, tmp_path):
     config = transformers.GenerationConfig(eos_token_id=1, max_length=CONTEXT, bos_token_id=0)
     _, log = read(
         {**config.to_dict(), "num_beams": 1, "length_penalty": 1.0, "typical_p": 1.0, "min_length": 0}

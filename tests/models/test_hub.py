@@ -69,7 +69,7 @@ def hub(tmp_path_factory):
 
 
 def pull(name, home, endpoint):
-    """What ``resolve_model`` answers in a fresh process, whose hub is at ``endpoint``."""
+    """The answer of ``resolve_model`` in a fresh process, whose hub is at ``endpoint``."""
     code = (
         "import sys, json; from pathlib import Path\n"
         "from server.errors import RefusedError; from server.models.resolve import *\n"

@@ -164,7 +164,7 @@ def test_logits_that_are_not_those_proven_are_noticed(start, tmp_path, caplog):
     assert not start(folder)[1]
 
 
-def test_what_has_more_than_the_common_parts_is_served_as_before(start, tmp_path, caplog):
+def test_models_with_more_than_the_common_parts_are_served_as_before(start, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     folder = save_tiny("gemma2", tmp_path / "gemma2")
     for _ in range(2):
@@ -220,7 +220,7 @@ def test_an_engine_from_disk_gives_the_same_tokens(start, tmp_path):
             weights="int8",
             kv_memory="8MiB",
             attention="sliding_window",
-            # Whose in-cache positions need to know how the model rotates its keys.
+            # In-cache positions need to know how the model rotates its keys.
             attention_option={"window": "24", "sinks": "4", "positions": "cache"},
         )
         core, ready = build_engine(settings, folder, ignore)
@@ -253,7 +253,7 @@ print("transformers" in sys.modules, "torch._dynamo" in sys.modules)
 
 
 def test_the_default_models_engine_takes_little_memory_and_no_transformers(default_model):
-    """What a copy of weights or embeddings in floats would take is far above the allowance."""
+    """A copy of weights or embeddings in floats would take far more than the allowance."""
     settings = Settings()
     file = kept_file(default_model, settings.weights, settings.cache_dir)
     if kept.read_kept(file, default_model) is None:

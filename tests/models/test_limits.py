@@ -200,7 +200,7 @@ def test_options_that_cannot_be_are_refused(kind, options, sentence):
     assert sentence in str(error.value)
 
 
-def test_no_choice_is_the_models_own():
+def test_no_scaling_is_the_models_own():
     assert read_scaling(None, {}) is None
 
 

@@ -32,7 +32,7 @@ def test_the_default_model(default_model):
     assert told == sorted(told)
 
 
-def test_number_formats(tmp_path):
+def test_dtypes(tmp_path):
     folder = save_tiny("llama", tmp_path)
     transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     assert serve(folder).dtype == torch.float32

@@ -14,7 +14,7 @@ from server.models.quantized.model import QuantizedModel
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import VOCABULARY, save_tiny
 
-# Lengths around the rows that one thread prepares alone, a tile, and a chunk.
+# Lengths around the rows that one thread prepares by itself, a tile, and a chunk.
 LENGTHS = [1, 2, 3, 37, 130]
 PROMPTS = [
     torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -22,7 +22,7 @@ PROMPTS = [
 ]
 
 
-# Which stretches positions once a text has more than 64.
+# It stretches positions once a text has more than 64.
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 FORMS = {
     "frequencies by length": ("llama", {"max_position_embeddings": 64, "rope_parameters": DYNAMIC}),
@@ -74,7 +74,7 @@ def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkey
     native = core.runner.executor
     assert native.name == "native"
     whole, steps = outputs(core)
-    # A step is one native call, whatever the number of layers.
+    # A step is one native call, with any number of layers.
     assert len(chained) == steps
     assert not attended
     eager = EagerExecutor(loaded, native.attention, native.cache, "for comparison")

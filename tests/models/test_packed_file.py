@@ -1,4 +1,4 @@
-"""The file that packed weights are kept in: whole or refused, whatever happens while it is written."""
+"""The file that packed weights are kept in: whole or refused, also where writing it is interrupted."""
 
 import os
 import threading
@@ -35,7 +35,7 @@ def same(one, other):
     shapes=st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=4), st.sampled_from(DTYPES)), max_size=6),
     seed=st.integers(0, 2**31),
 )
-def test_what_is_written_is_read_to_the_last_bit(shapes, seed, tmp_path):
+def test_tensors_are_read_as_written_to_the_last_bit(shapes, seed, tmp_path):
     generator = torch.Generator().manual_seed(seed)
     # Any bits, NaN among them.
     written = {
@@ -98,13 +98,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert same(read(file)[1], tensors(1))
 
 
-def test_a_new_file_does_not_change_what_was_read(tmp_path):
+def test_a_new_file_does_not_change_tensors_that_were_read(tmp_path):
     file = tmp_path / "file"
     write(file, DESCRIPTION, tensors())
     _, found = read(file)
     write(file, DESCRIPTION, tensors(1))
     assert same(found, tensors())
-    found["codes"].zero_()  # a private map: nobody else sees it
+    found["codes"].zero_()  # a private map: the file does not change
     assert same(read(file)[1], tensors(1))
 
 

@@ -98,7 +98,7 @@ def test_a_bias_of_one_layer_that_is_lost_is_noticed(dtype, part, serve):
         prove(loaded, own, attention, 4)
 
 
-def test_what_a_lean_layer_loses_is_noticed(serve):
+def test_a_part_that_a_lean_layer_loses_is_noticed(serve):
     loaded = serve("qwen2", "bfloat16")
     own = compute_own(loaded, 4)
     recognition = recognize_layers(loaded.model)
@@ -119,7 +119,7 @@ def test_a_mask_that_is_lost_is_noticed(dtype, serve):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shift", [1, -1])
 def test_positions_that_are_off_by_one_within_a_chunk_are_noticed(dtype, shift, serve):
-    """Of all tokens together it changes nothing, as rotary positions tell distances only."""
+    """The same shift of all tokens changes nothing, as rotary positions tell distances only."""
     loaded = serve("llama", dtype)
     own = compute_own(loaded, 4)
 
@@ -134,7 +134,7 @@ def test_positions_that_are_off_by_one_within_a_chunk_are_noticed(dtype, shift, 
 
 
 @pytest.mark.parametrize("part", ["rows", "blocks"])
-def test_what_goes_wrong_only_where_keys_are_cut_into_parts_is_noticed(part, serve):
+def test_an_error_only_where_keys_are_cut_into_parts_is_noticed(part, serve):
     refused(
         serve("llama"), attention_by(_Wrong(lambda count: (count == 1) == (part == "rows"), from_key=128))
     )
@@ -191,7 +191,7 @@ def test_a_cache_that_cannot_hold_the_keys_is_refused(serve, key, narrow, senten
     ("dtype", "factor", "advice"),
     [("float32", 1e30, "fetch the model again"), ("float16", 30.0, "choose --dtype bfloat16 or float32")],
 )
-def test_finite_weights_whose_logits_are_no_numbers_are_refused_as_such(dtype, factor, advice, serve):
+def test_finite_weights_with_non_finite_logits_are_refused_as_such(dtype, factor, advice, serve):
     loaded = serve("llama", dtype)
     for name, weight in loaded.model.named_parameters():
         if "layers" in name and weight.dim() > 1:
@@ -249,8 +249,8 @@ def attention_by(kernel):
     "wrong", [lambda count: count == 1, lambda count: count > 1], ids=["decode", "chunk"]
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_kernel_that_fails_in_decode_or_in_prefill_alone_is_noticed(wrong, dtype, serve):
-    """What ``auto`` takes on a GPU has different code for the two; neither is served unproven."""
+def test_a_kernel_that_fails_only_in_decode_or_only_in_prefill_is_noticed(wrong, dtype, serve):
+    """The kernels of ``auto`` on a GPU have different code for the two; neither is served unproven."""
     proven(serve("llama", dtype), "reference")
     refused(serve("llama", dtype), attention_by(_Wrong(wrong)))
 
@@ -296,7 +296,7 @@ def test_a_config_that_computes_nan_is_refused_as_such(serve):
         serve("llama", rope_parameters={"rope_type": "default", "rope_theta": 0.0})
 
 
-def test_a_kernel_that_answers_no_numbers_is_noticed():
+def test_a_kernel_that_returns_nan_is_noticed():
     plain = torch.randn(3, 7)
     served = plain.clone()
     served[1, 2] = float("nan")

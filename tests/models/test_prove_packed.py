@@ -1,4 +1,4 @@
-"""Packed layers are proven strictly: whatever one of them loses is noticed, and rounding is not."""
+"""Packed layers are proven strictly: every part that one of them loses is noticed, and rounding is not."""
 
 import copy
 import dataclasses
@@ -89,9 +89,9 @@ def with_epsilon(norm, epsilon):
 LOST = {
     "a query's bias": ("qkv", {"linears": {0: lambda linear: without_bias(linear, 3)}}),
     "a value's bias": ("qkv", {"linears": {0: lambda linear: without_bias(linear, -1)}}),
-    "o's bias": ("what attention adds", {"linears": {1: without_bias}}),
+    "o's bias": ("the attention output", {"linears": {1: without_bias}}),
     "one bias of gate": ("gate and up", {"linears": {2: lambda linear: without_bias(linear, 7)}}),
-    "down's bias": ("what the MLP adds", {"linears": {3: without_bias}}),
+    "down's bias": ("the MLP output", {"linears": {3: without_bias}}),
     "a norm's weight": ("queries, keys and values", {"norms": {0: lambda norm: scaled(norm, 1.001)}}),
     "a norm's epsilon": ("queries, keys and values", {"norms": {0: lambda norm: with_epsilon(norm, 2e-6)}}),
     "the MLP's norm": ("gate and up", {"norms": {1: lambda norm: scaled(norm, 1.001)}}),
@@ -104,7 +104,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("name", LOST)
-def test_what_a_packed_layer_loses_is_noticed(name, tmp_path):
+def test_a_part_that_a_packed_layer_loses_is_noticed(name, tmp_path):
     kind = "qwen3" if "norm" in name and "bias" not in name else "llama"
     config = {} if kind == "qwen3" else BIASES
     stage, change = LOST[name]
@@ -125,10 +125,10 @@ def test_what_a_packed_layer_loses_is_noticed(name, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "changed", "said"),
     [
-        (1, {"added": 0}, "what attention adds"),
-        (3, {"added": 0}, "what the MLP adds"),
+        (1, {"added": 0}, "the attention output"),
+        (3, {"added": 0}, "the MLP output"),
         (0, {"query_heads": 3}, "queries, keys and values"),
-        (0, {"key_heads": 1}, "queries, keys and values"),
+        (0, {"kv_heads": 1}, "queries, keys and values"),
         (2, {"norm": None}, "gate and up"),
     ],
     ids=["residual", "the MLP's residual", "a rotated query", "a rotated key", "norm"],
@@ -164,7 +164,7 @@ def test_rotary_angles_of_another_position_are_noticed(tmp_path):
 def test_a_gate_that_is_lost_is_noticed(tmp_path):
     """Another activation than SiLU, which the operator does not know."""
     fused, parts, angles = layer_of(tmp_path, hidden_act="gelu")
-    with pytest.raises(RefusedError, match="what the MLP adds in layer 1"):
+    with pytest.raises(RefusedError, match="the MLP output of layer 1"):
         prove_layer(fused, QuantizedLayer(parts, Workspace()), angles)
 
 
@@ -229,7 +229,7 @@ def scale_output(module, args, output):
         ("rotary_emb", "its rotary angles are not those of a table"),
     ],
 )
-def test_what_is_computed_between_the_parts_is_noticed(part, why, tmp_path, caplog):
+def test_computation_between_the_parts_is_noticed(part, why, tmp_path, caplog):
     """Like the multipliers of Granite, or a soft-cap on the logits."""
     loaded = floats(tmp_path)
     module = loaded.model.model.get_submodule(part)

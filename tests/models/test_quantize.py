@@ -84,7 +84,7 @@ def test_groups_of_one_number_and_of_zeros_are_exact():
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e9])
-def test_what_no_scale_can_express_is_refused(wrong):
+def test_weights_beyond_any_scale_are_refused(wrong):
     weight = random(16, 64)
     weight[5, 40] = wrong
     for bits in (4, 8):
@@ -120,16 +120,16 @@ def test_the_operator_computes_what_it_says(level):
         expected = taken @ linear.weight.double().T + (shift if bias else 0)
         sizes = taken.abs() @ linear.weight.double().abs().T + 1
         assert ((result - expected).abs() <= 1e-5 * sizes).all()
-        # A row's result is the same to the last bit, whatever is computed beside it.
-        alone = linear(x[rows // 2][None])
-        assert torch.equal(alone[0], result[rows // 2])
+        # A row's result is the same to the last bit with any other rows.
+        single = linear(x[rows // 2][None])
+        assert torch.equal(single[0], result[rows // 2])
 
     with at(level):
         fused = fuses_products()
         check()
 
 
-def test_no_number_stays_in_its_row():
+def test_nan_stays_in_its_row():
     linear = QuantizedLinear(pack(random(20, 64), 4), 64, 20, None)
     x = random(3, 64)
     plain = linear(x)
@@ -185,7 +185,7 @@ def test_auto_leaves_weights_that_it_would_round(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_what_cannot_be_packed_is_refused(weights, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_packed_are_refused(weights, tmp_path, monkeypatch):
     folder = save_tiny("llama", tmp_path / "llama")
     with pytest.raises(RefusedError, match=f"--weights {weights}.*float32, not with bfloat16; choose"):
         load(folder, "bfloat16", weights)
@@ -239,10 +239,10 @@ def test_packed_tokens_do_not_depend_on_the_batch(default_models, default_model)
     tokenizer = AutoTokenizer.from_pretrained(default_model)
     words = pydoc_data.topics.topics["compound"].split()
     prompts = [tokenizer(" ".join(words[start : start + 30]))["input_ids"] for start in (0, 40, 80)]
-    alone = [run(make_core(packed), greedy_requests([prompt], 12))[1].tokens for prompt in prompts]
+    one_by_one = [run(make_core(packed), greedy_requests([prompt], 12))[1].tokens for prompt in prompts]
     for most in (512, 16):
         core = make_core(packed, max_batch_tokens=most, max_running=4, prefix_cache=False)
-        assert [outcome.tokens for outcome in run(core, greedy_requests(prompts, 12)).values()] == alone
+        assert [outcome.tokens for outcome in run(core, greedy_requests(prompts, 12)).values()] == one_by_one
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ def test_kinds_that_look_like_those_are_not_refused(kind, tmp_path):
     assert read_config(save_config(tmp_path, kind, "Any", **values)).model_type == kind
 
 
-def test_a_type_that_nobody_knows(tmp_path):
+def test_an_unknown_type(tmp_path):
     folder = save_config(tmp_path, "llama", "LlamaForCausalLM")
-    edit(folder, model_type="nobody_knows")
-    with pytest.raises(RefusedError, match=r"transformers [0-9.]+ knows no model type 'nobody_knows'"):
+    edit(folder, model_type="unheard_of")
+    with pytest.raises(RefusedError, match=r"transformers [0-9.]+ knows no model type 'unheard_of'"):
         read_config(folder)
     edit(folder, auto_map={"AutoConfig": "own.Config"})
     with pytest.raises(
@@ -163,7 +163,7 @@ def test_a_model_made_of_several_transformers(tmp_path):
         serve(save_tiny("blt", tmp_path))
 
 
-def test_what_nobody_expected_is_said_in_a_sentence(tmp_path, monkeypatch):
+def test_unexpected_failures_are_said_in_a_sentence(tmp_path, monkeypatch):
     def stumble(model):
         raise IndexError("index 64 is\nout of bounds")
 

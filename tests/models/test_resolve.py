@@ -31,7 +31,7 @@ def test_a_folder_is_taken_as_it_is(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "model", ["no such model", "./models/here", "../up", "nothing.gguf", "a/b/c", "a/b.gguf", ""]
 )
-def test_what_is_nowhere_is_refused(model, tmp_path, monkeypatch):
+def test_a_model_that_is_nowhere_is_refused(model, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(RefusedError, match=r"there is no model|has no config\.json"):

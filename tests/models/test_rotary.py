@@ -36,7 +36,7 @@ def test_a_table_is_kept_while_it_reaches_far_enough():
     assert table.at(torch.tensor([5000])).cosines is not first.cosines
 
 
-def test_positions_that_do_not_lie_together():
+def test_positions_that_are_not_contiguous():
     table = RotaryTable(torch.tensor([1.0]), 1.0)
     angles = table.at(torch.arange(10)[::3])
     assert angles.positions is not None

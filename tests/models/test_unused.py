@@ -34,7 +34,7 @@ def unused(name, shape=(4,), dropped=False, **values):
         ("model.layers.0.self_attn.kv_scale", "KV cache"),
     ],
 )
-def test_what_is_known_to_be_unused_has_a_reason(name, reason):
+def test_tensors_known_to_be_unused_have_a_reason(name, reason):
     assert reason in unused(name)
 
 
@@ -51,7 +51,7 @@ def test_what_is_known_to_be_unused_has_a_reason(name, reason):
         "model.layers.3.self_attn.k_proj.weight",
     ],
 )
-def test_what_is_not_known_has_none(name):
+def test_unknown_tensors_have_none(name):
     assert unused(name) is None
 
 

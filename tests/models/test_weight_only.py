@@ -12,7 +12,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from server.engine.costs import ModelWeights
-from server.engine.prepare import cache_format, prepare
+from server.engine.prepare import cache_dtype, prepare
 from server.errors import RefusedError
 from server.models import quantize as quantizing
 from server.models import weight_only
@@ -81,8 +81,8 @@ def test_no_packed_model_is_built_for_a_gpu(weights, tmp_path, monkeypatch):
 
 def test_the_cache_keeps_the_models_format_on_a_gpu(seemingly_on_cuda):
     for form in FORMS:
-        assert cache_format(Settings(), seemingly_on_cuda, form) == torch.float32
-    assert cache_format(Settings(kv_dtype="bfloat16"), seemingly_on_cuda, "int8") == torch.bfloat16
+        assert cache_dtype(Settings(), seemingly_on_cuda, form) == torch.float32
+    assert cache_dtype(Settings(kv_dtype="bfloat16"), seemingly_on_cuda, "int8") == torch.bfloat16
 
 
 @with_torchao
@@ -95,7 +95,7 @@ def test_a_product_is_that_with_weights_rounded_to_the_nearest_code(form, step, 
     plain, x = copy.deepcopy(linear).double(), torch.randn(5, 96, dtype=dtype)
     replace_weights([("o", linear)], form)
     assert form_of(linear) == form
-    # Of int8 half a step of the row's largest, of float8 half a step of the number itself.
+    # int8: half a step of the row's largest; float8: half a step of the number itself.
     most = plain.weight.abs().amax(1, keepdim=True)
     size = most if form == "int8" else plain.weight.abs()
     allowed = 1.02 * step * size + (1e-3 + torch.finfo(dtype).eps) * most
@@ -124,13 +124,13 @@ def test_a_model_is_packed_and_serves(form, most, seemingly_on_cuda):
 
 
 @with_torchao
-def test_packed_weights_give_tokens_alike_alone_and_together(tmp_path):
+def test_packed_weights_give_the_same_tokens_one_by_one_and_in_a_batch(tmp_path):
     loaded = load(save_tiny("llama", tmp_path / "llama"))
     replace_weights(named_linears(loaded.model), "int8")
     prompts = [[5, 9, 200, 31], [7, 7, 8], list(range(20, 60))]
-    together = run(make_core(loaded, page_size=4, pages=60), greedy_requests(prompts, 6))
-    alone = [run(make_core(loaded, page_size=4, pages=60), greedy_requests([p], 6)) for p in prompts]
-    assert [o.tokens for o in together.values()] == [o.tokens for each in alone for o in each.values()]
+    batched = run(make_core(loaded, page_size=4, pages=60), greedy_requests(prompts, 6))
+    one_by_one = [run(make_core(loaded, page_size=4, pages=60), greedy_requests([p], 6)) for p in prompts]
+    assert [o.tokens for o in batched.values()] == [o.tokens for each in one_by_one for o in each.values()]
 
 
 @with_torchao
@@ -168,7 +168,7 @@ def test_float_weights_go_as_packed_ones_come(tmp_path):
 
 
 @with_torchao
-def test_what_torchao_cannot_do_is_refused(seemingly_on_cuda, monkeypatch):
+def test_weights_that_torchao_fails_with_are_refused(seemingly_on_cuda, monkeypatch):
     def failing(module, config):
         raise RuntimeError("no such\nkernel")
 

@@ -37,12 +37,12 @@ log = logging.getLogger("longspan.link")
 
 # An engine that was told to end finishes its step first; one that takes longer than this is killed.
 _STOP_SECONDS = 10.0
-# What an engine that has ended said last is read long before.
+# The last messages of an engine that has ended are read long before.
 _LAST_WORDS_SECONDS = 0.5
 
 
 class EngineDeadError(Exception):
-    """The engine process is gone; the message is a sentence."""
+    """The engine process has ended; the message is a sentence."""
 
 
 class OutputStream:
@@ -67,7 +67,7 @@ class OutputStream:
         self._wake()
 
     async def take(self, most: int) -> list[tuple[SequenceOutput, float]]:
-        """What has come since the last call, at most so many; waits until there is something.
+        """The output since the last call, at most ``most`` entries; waits until there is some.
 
         Returns:
             Output in order; none when all sequences have finished or were aborted.
@@ -99,9 +99,9 @@ class OutputStream:
 
     def abort(self, ids: list[int] | None = None) -> None:
         """Forgets all of the sequences, or those named, here and in the engine; harmless when repeated."""
-        gone = self._open & set(ids) if ids is not None else set(self._open)
-        self._open -= gone
-        self._link.abort(sorted(gone))
+        aborted = self._open & set(ids) if ids is not None else set(self._open)
+        self._open -= aborted
+        self._link.abort(sorted(aborted))
         if not self._open:
             self._wake()
 
@@ -116,8 +116,8 @@ class EngineClient:
 
     Attributes:
         state: ``loading`` until the engine says it is ready; ``dead`` if it ended by itself.
-        ready: what it serves, once it is ready.
-        progress: what it said last while loading.
+        ready: its description of what it serves, once it is ready.
+        progress: its last report while loading.
         stats: its load after the last step.
         on_step: called for the message of every step, before the streams get their output.
     """
@@ -157,7 +157,7 @@ class EngineClient:
 
         Raises:
             RefusedError: it said why it can't.
-            EngineDeadError: it died without a word.
+            EngineDeadError: it died without a reason.
         """
         await self._ready_or_dead.wait()
         if self.ready is not None and self.state == "ready":
@@ -196,7 +196,7 @@ class EngineClient:
             self._send(Abort(known))
 
     async def stop(self) -> None:
-        """Ends the process: politely, then by force. Streams still open end with ``EngineDeadError``."""
+        """Ends the process: by a message, then by a signal. Open streams end with ``EngineDeadError``."""
         if self.state == "stopped" or self._exit is None:
             return
         was, self.state = self.state, "stopped"

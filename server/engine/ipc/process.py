@@ -59,13 +59,13 @@ class Engine:
         self._wire.send(self._encoder.encode(message))
 
     def run(self, core: Any) -> None:
-        """Serves until it is told to end or the server process is gone."""
+        """Serves until it is told to end or the server process has ended."""
         while True:
             wait = 0 if core.has_work else None
             while self._wire.poll(wait):
                 payload = self._wire.receive()
                 if payload is None:
-                    log.info("the server process is gone; the engine ends")
+                    log.info("the server process has ended, and so does the engine")
                     return
                 message = self._decoder.decode(payload)
                 if isinstance(message, Shutdown):
@@ -79,13 +79,13 @@ class Engine:
         if isinstance(message, Abort):
             for sequence_id in message.ids:
                 core.abort(sequence_id)
-            if not core.has_work:  # no step will tell that the pages are free
+            if not core.has_work:  # no step output will say that the pages are free
                 self.send(StepOutput(time.monotonic(), [], core.stats()))
             return
         try:
             core.submit(message)
         except ValueError:
-            # The server process validates; what slips through must not take the other sequences along.
+            # The server process validates; an invalid request must not fail the other sequences.
             log.exception("sequence %d was refused", message.id)
             refusal = SequenceOutput(message.id, [], finish=FinishReason.FAILED)
             self.send(StepOutput(time.monotonic(), [refusal], core.stats()))
@@ -101,7 +101,7 @@ def main() -> int:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # programs that the engine runs must not keep the link open
     wire = EngineEnd(socket.socket(fileno=descriptor))
-    # Before the settings are there: it takes a second. What fails here fails again where it can be told.
+    # Before the settings arrive: it takes a second. A failure here recurs where it can be reported.
     with contextlib.suppress(Exception):
         importlib.import_module("server.engine.build")
     wire.poll(None)

@@ -1,4 +1,4 @@
-"""Starts an engine process. Imports next to nothing, so that it can be done first of all."""
+"""Starts an engine process. Imports little, so that it can be the first thing to run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SPIN = "5000"
 """Rounds, some 50 microseconds, that GNU OpenMP's threads wait for each other before they sleep.
 
 That is longer than between two layers of a step, and short beside the milliseconds that a thread is without a
-core; OpenMP's own choice, 300,000 rounds, has all others wait through these."""
+core; OpenMP's default, 300,000 rounds, makes all others wait through these."""
 
 
 class Spawned(NamedTuple):
-    """An engine process that has not been told yet what to serve.
+    """An engine process that has not got its ``Launch`` yet.
 
     Attributes:
         process: the process.
@@ -41,7 +41,7 @@ class Spawned(NamedTuple):
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """A process started meanwhile is never told of Ctrl-C, which a terminal sends to its whole group.
+    """A process started meanwhile never gets Ctrl-C, which a terminal sends to its whole group.
 
     It inherits the signals that are blocked. One that comes meanwhile reaches this process afterwards.
     """

@@ -1,7 +1,7 @@
 """Messages as bytes between the server process and the engine process: a stream socket, each with its length.
 
-Both ends queue in memory what the other is slow to read: the server process never waits for the engine, which
-may be in a long step, and the engine only some milliseconds. Admission bounds how much is queued.
+Both ends queue messages in memory while the other is slow to read: the server process never waits for the
+engine, which may be in a long step, and the engine waits only some milliseconds. Admission bounds the queues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import cast
 # In front of each message: its length, most significant byte first.
 _LENGTH_BYTES = 4
 _READ_BYTES = 1 << 16
-# So long the engine waits for room for the rest of a message; a server process that reads makes it sooner.
+# Seconds that the engine waits for room for the rest of a message; a server process that reads makes room.
 _ROOM_MS = 20
 _LAST_WORDS_MS = 1000
 
@@ -27,7 +27,7 @@ def frame(message: bytes) -> bytes:
 
 
 class Frames:
-    """Puts messages together again from the pieces in which a stream brings them."""
+    """Reassembles messages from the pieces that a stream delivers."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -53,7 +53,7 @@ class ServerEnd(asyncio.Protocol):
         take: called with each message.
 
     Attributes:
-        lost: set when nothing more comes, all that came before having been taken.
+        lost: set when the connection has ended and all messages before that were taken.
     """
 
     def __init__(self, take: Callable[[bytearray], None]) -> None:
@@ -67,7 +67,7 @@ class ServerEnd(asyncio.Protocol):
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=stream)
 
     def send(self, message: bytes) -> None:
-        """Sends a message, or drops it where the other end is gone."""
+        """Sends a message, or drops it where the other end is closed."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame(message))
 
@@ -104,12 +104,12 @@ class EngineEnd:
         self._unsent = bytearray()
 
     def send(self, message: bytes) -> None:
-        """Sends a message; for what the server process leaves no room for, later calls try again."""
+        """Sends a message; later calls send the part for which the server process has left no room."""
         self._unsent += frame(message)
         self._send_on(_ROOM_MS)
 
     def poll(self, milliseconds: int | None) -> bool:
-        """Waits so long, or with ``None`` without end, until there is something to receive."""
+        """Waits until there is something to receive, at most so long; ``None`` waits without end."""
         while not self._received and not self._ended:
             events = self._wait(
                 select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN, milliseconds
@@ -122,17 +122,17 @@ class EngineEnd:
         return True
 
     def receive(self) -> bytearray | None:
-        """The next message, after ``poll`` said so; ``None`` if the server process is gone."""
+        """The next message, after ``poll`` said so; ``None`` if the server process has ended."""
         return self._received.popleft() if self._received else None
 
     def finish(self) -> None:
-        """Waits a little for what is still to be sent."""
+        """Waits briefly for unsent bytes to be sent."""
         self._send_on(_LAST_WORDS_MS)
 
     def _read(self) -> None:
         try:
             data = self._stream.recv(_READ_BYTES)
-        except ConnectionError:  # it went without reading what it had been sent
+        except ConnectionError:  # it ended with unread messages
             data = b""
         self._received += self._frames.feed(data)
         self._ended = not data
@@ -149,5 +149,5 @@ class EngineEnd:
             except BlockingIOError:
                 if not self._wait(select.POLLOUT, patience_ms):
                     return
-            except ConnectionError:  # the server process is gone, as ``receive`` will tell
+            except ConnectionError:  # the server process has ended, as ``receive`` will tell
                 self._unsent.clear()

@@ -1,4 +1,4 @@
-"""What the headers of a checkpoint's files say, before a weight is loaded."""
+"""The headers of a checkpoint's files, read before a weight is loaded."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Checkpoints whose weights are published in few bits.
 
-What is known here is read and computed dequantized: the weights are those of the checkpoint, activations are
-not rounded. transformers warns of a method that it does not know and then serves codes for weights; and it
-takes a weight whose scale is missing as it is. Here both refuse the model.
+Weights of a known method are dequantized: they are those of the checkpoint, and activations are not rounded.
+transformers warns of a method that it does not know and then serves codes as weights; and it takes a weight
+whose scale is missing as it is. Here both refuse the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from server.models.checkpoint.quantization_parts import INSTEAD, check_partners
 
 log = logging.getLogger("longspan.models")
 
-# What can be served, and the package that reads it.
+# Methods that can be served, and the package that reads each.
 SERVED = {
     "bitsandbytes": "bitsandbytes",
     "compressed-tensors": "compressed-tensors",
@@ -39,7 +39,7 @@ _AS_LOADED = ("compressed-tensors", "fp8", "mxfp4")
 
 _OTHERS = "Longspan does not read it"
 _GPU = "it computes on a GPU only"
-# What transformers knows besides, and why it is not served.
+# Methods that transformers knows besides, and why they are not served.
 UNSERVED = {
     "aqlm": _OTHERS,
     "auto-round": _OTHERS,
@@ -139,7 +139,7 @@ def dequantize(model: Any, method: str, dtype: torch.dtype | str) -> Any:
 
 
 def quantization_details(config: Any) -> dict[str, Any] | None:
-    """What a config says of how the weights are quantized."""
+    """A config's description of how the weights are quantized."""
     for part in (config, config.get_text_config(decoder=True)):
         if (details := getattr(part, "quantization_config", None)) is not None:
             return details if isinstance(details, dict) else details.to_dict()

@@ -1,4 +1,4 @@
-"""What quantization keeps in a file for each weight: codes, scales, and more beside them.
+"""The parts of a quantized weight in a file: codes, scales and more.
 
 transformers takes a weight whose scale is missing as it is. Here each weight has its scales, and each scale
 its weight, before anything is loaded.
@@ -19,7 +19,7 @@ from server.models.checkpoint.files import Stored
 INSTEAD = "choose the unquantized checkpoint, or a GGUF file of the model"
 
 _EIGHT_BITS = re.compile(r"F8_\w+|F6_\w+|F4|I8|U8")
-# What else quantization leaves in a file beside the weights.
+# Other tensors that quantization leaves in a file.
 _PARTS = re.compile(
     r"(?:^|[._])(?:(?:weight|input|output|activation)(?:_global)?_(?:scales?|zero_points?|shape|packed|format)"
     r"(?:_inv|_2)?|scales?|scale_inv|qscale_\w+|qweight|qzeros|g_idx|zero_points?|absmax|quant_map"
@@ -86,9 +86,9 @@ def check_partners(folder: Path, method: str, details: dict[str, Any], stored: M
         required.update(partners)
         if method == "fp8":
             _check_blocks(folder, name, tensor.shape, stored[partners[0]], details.get("weight_block_size"))
-    if alone := [name for name in stored if _SCALES.search(name) and name not in required]:
+    if unpaired := [name for name in stored if _SCALES.search(name) and name not in required]:
         raise RefusedError(
-            f"{alone[0]} in {folder} belongs to a weight that is not quantized with {method}; "
+            f"{unpaired[0]} in {folder} belongs to a weight that is not quantized with {method}; "
             "fetch the checkpoint again"
         )
 
@@ -96,7 +96,7 @@ def check_partners(folder: Path, method: str, details: dict[str, Any], stored: M
 def _partners(
     name: str, stored: Mapping[str, Stored], method: str, details: dict[str, Any]
 ) -> list[str] | None:
-    """What a quantized weight needs beside it; ``None`` where it is none."""
+    """The tensors that a quantized weight needs; ``None`` where it is not quantized."""
     stem, dtype = name.rpartition(".")[0] + ".", stored[name].dtype
     if method == "fp8" and dtype == "F8_E4M3":
         return [f"{name}_scale_inv"]

@@ -17,14 +17,14 @@ from server.models.checkpoint.files import Stored, stored_tensors
 
 @dataclass(slots=True)
 class Reading:
-    """What transformers did with the tensors of some files.
+    """The use that transformers made of the tensors of some files.
 
     Attributes:
         targets: the place in the model that each tensor's name stands for.
         taken: those that have a place there.
         converted: those that are one of several that a weight is made of.
         missing: places that no tensor was for.
-        told: places that the model does not have, without those that its class drops without a word.
+        told: places that the model does not have, without those that its class drops silently.
         failures: weights that could not be made, and why.
         mismatched: weights of another shape: name, shape in the file, shape by the config.
     """
@@ -40,7 +40,7 @@ class Reading:
 
 @contextmanager
 def noting() -> Iterator[Reading]:
-    """While it lasts, what ``from_pretrained`` does with each tensor is noted."""
+    """Notes, while it lasts, what ``from_pretrained`` does with each tensor."""
     reading = Reading()
     rename = core_model_loading.rename_source_key
     adjust = PreTrainedModel._adjust_missing_and_unexpected_keys
@@ -64,7 +64,7 @@ def noting() -> Iterator[Reading]:
         adjust(model, info)
         reading.told = set(info.unexpected_keys)
 
-    # transformers tells no caller of what its classes drop, nor which tensor a name stands for.
+    # transformers does not say what its classes drop, nor which tensor a name stands for.
     core_model_loading.rename_source_key = note_name
     PreTrainedModel._adjust_missing_and_unexpected_keys = note_result
     try:

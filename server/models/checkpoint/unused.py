@@ -40,7 +40,7 @@ _MASK_NAMES = re.compile(
     r"(?:attn|attention|crossattention)\.(?:attention\.)?(?:bias|masked_bias|causal_mask)$"
 )
 
-# By model type, what makers left in their files though their own code does not use it.
+# By model type, tensors that makers left in their files though their own code does not use them.
 _LEFT_OVER = {
     "axk1": (r"mlp\.post_mlp_layernorm\.", "dense layers have no norm after their MLP"),
 }
@@ -57,7 +57,7 @@ def reason_unused(name: str, stored: Stored | None, config: Any, *, dropped: boo
         name: the tensor's, in the file or in the model.
         stored: what the file says of it.
         config: the model's.
-        dropped: transformers' own class of the model drops it without a word.
+        dropped: transformers' own class of the model drops it silently.
 
     Returns:
         The reason, or ``None`` where there is none.
@@ -86,7 +86,7 @@ def layer_beyond(name: str, config: Any) -> int | None:
 
 
 def _is_mask(shape: tuple[int, ...]) -> bool:
-    """Of every query against every key; or the one number that hides."""
+    """Whether it is a mask of every query against every key, or the one number of hidden ones."""
     return shape in ((), (1,)) or (len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3])
 
 

@@ -1,6 +1,6 @@
 """Compares what a checkpoint's files hold with what transformers made of it.
 
-transformers drops tensors that a model has no place for, some without a word, and takes one of two that have
+transformers drops tensors that a model has no place for, some silently, and takes one of two that have
 the same place. Here each tensor of the files was taken, or is known to be unused, or refuses the model.
 """
 
@@ -29,12 +29,12 @@ _HEAD = re.compile(
     r"(?:^|\.)(?:score|v_head|value_head|classifier|classification_head|reward_head|rm_head|regression_layer"
     r"|qa_outputs|embedding_head)(?:\.|$)"
 )
-# What some classes of transformers do without, and say so; others begin with zeros where it is lost.
+# Tensors that some classes of transformers declare optional; others begin with zeros where they are missing.
 _OPTIONAL = {"e_score_correction_bias": "experts are chosen without a correction"}
 
 
 def check_made(reading: Reading, folder: Path) -> None:
-    """Refuses a checkpoint of whose tensors transformers could not make a weight; its report is not shown.
+    """Refuses a checkpoint whose tensors transformers could not convert to a weight; its report is not shown.
 
     Raises:
         RefusedError: names the weight, and why.
@@ -99,7 +99,7 @@ def check_read(
 
 
 def _check_kind(model: Any, unread: list[str], folder: Path) -> None:
-    """Those whose names say what the checkpoint is instead."""
+    """Refuses tensors whose names say what the checkpoint is instead."""
     if adapter := [name for name in unread if _ADAPTER.search(name)]:
         raise RefusedError(
             f"{folder} holds an adapter that is not merged ({adapter[0]}, {len(adapter)} in all); "
@@ -167,7 +167,7 @@ def _may_miss(name: str, model: Any) -> bool:
 
 
 def _check_single(reading: Reading, folder: Path) -> None:
-    """Of two tensors for the same place, transformers takes one without a word."""
+    """Of two tensors for the same place, transformers silently takes one."""
     places: dict[str, str] = {}
     for name in sorted(reading.taken):
         target = reading.targets[name]
@@ -205,7 +205,7 @@ def _check_dtypes(model: Any, reading: Reading, stored: Mapping[str, Stored], fo
 
 
 def check_finite(model: Any, stored: Mapping[str, Stored], folder: Path) -> None:
-    """Refuses weights that hold NaN or infinity, which would show as nonsense from everything they touch.
+    """Refuses weights that hold NaN or infinity, which would spread to every result computed with them.
 
     Raises:
         RefusedError: some do; the sentence names the first and counts them.
@@ -222,13 +222,13 @@ def check_finite(model: Any, stored: Mapping[str, Stored], folder: Path) -> None
     if not broken:
         return
     name, count = broken[0]
-    narrow = model.dtype == torch.float16 and any(tensor.dtype != "F16" for tensor in stored.values())
+    was_cast = model.dtype == torch.float16 and any(tensor.dtype != "F16" for tensor in stored.values())
     raise RefusedError(
         f"{name} in {folder} has {count} non-finite numbers (NaN or infinite)"
         + (f", and {len(broken) - 1} other weights have some" if len(broken) > 1 else "")
         + (
             "; choose --dtype bfloat16 or float32, whose range is larger"
-            if narrow
+            if was_cast
             else "; fetch the model again"
         )
     )

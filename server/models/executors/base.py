@@ -38,7 +38,7 @@ class PageTable:
 
 @dataclass(frozen=True)
 class StepInput:
-    """A step's work: ``T`` tokens of ``B`` sequences, flattened one sequence after the other.
+    """A step's input: ``T`` tokens of ``B`` sequences, flattened one sequence after the other.
 
     Attributes:
         ids: int64 ``[T]`` on the executor's device.
@@ -63,7 +63,7 @@ class StepInput:
 
     @cached_property
     def visible(self) -> Visible:
-        """What the host knows of the step, and what patterns say of it; a captured step needs no more."""
+        """The step as the host and the patterns see it; a captured step needs no more."""
         return Visible(StepBatch(self.computed, self.counts, self.page_size, self.prompt_lens))
 
     @cached_property
@@ -77,9 +77,9 @@ class Executor(Protocol):
     """A model over its paged cache, on one device. Which one runs is chosen once, at start.
 
     Attributes:
-        name: what logs and ``GetModelInfo`` call it.
+        name: in logs and ``GetModelInfo``.
         reason: why this executor, in words.
-        model: what computes.
+        model: that computes.
         attention: pattern and kernel.
         cache: keys and values of all layers.
         rope: the model's rotary embeddings where their frequencies depend on lengths and the pattern lets

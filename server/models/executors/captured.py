@@ -21,8 +21,8 @@ from server.models.executors.base import PageTable, StepInput
 from server.models.executors.eager import EagerExecutor
 from server.models.executors.graph import Graph
 
-# Of the largest logit, for a step captured against the same step computed directly: attention may be cut into
-# other parts, which rounds in another order.
+# Share of the largest logit, for a step captured against the same step computed directly: attention may be
+# cut into other parts, which rounds in another order.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -41,7 +41,7 @@ class _Row:
 
 @dataclass(slots=True)
 class _Captured:
-    """A step of so many tokens."""
+    """A captured step of one batch size."""
 
     ids: torch.Tensor  # int64 [size]
     places: torch.Tensor  # int64 [2, size]: positions, rows of the page table
@@ -57,7 +57,7 @@ class CapturedExecutor:
     as that does.
 
     Args:
-        eager: what is captured. None of its cache's pages may be in use yet.
+        eager: the executor that is captured. None of its cache's pages may be in use yet.
         graph: makes an empty graph.
         most: sequences of a step, at most.
         context_length: tokens of a sequence, at most.
@@ -127,7 +127,7 @@ class CapturedExecutor:
         captured.ids[:count] = step.ids
         captured.ids[count:] = step.ids[:1]
         captured.graph.replay()
-        # The next replay fills the same memory, maybe before these have been looked at for the last time.
+        # The next replay fills the same memory, maybe before these logits are read for the last time.
         return captured.logits[:count].clone()
 
     def _hold(self, tables: Sequence[PageTable]) -> list[int]:
@@ -161,7 +161,7 @@ class CapturedExecutor:
         self._table.view(-1).scatter_(0, both[0], both[1].int())
 
     def _capture(self, size: int, graph: Graph, pages: list[int]) -> _Captured:
-        """A step of so many tokens, which gives what the same step gives when computed directly."""
+        """A captured step of this batch size, checked against the same step computed directly."""
         device, last = self._table.device, min(2, self._page_size - 1)
         ids = [1 + page % 97 for page in pages]  # rows that share a page share its tokens
         tokens = to_device(torch.tensor(ids), device)

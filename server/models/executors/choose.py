@@ -52,6 +52,6 @@ def captured(executor: Executor, *, most: int, context_length: int) -> Executor:
     except CaptureError as error:
         executor.reason += f"; decode steps are not captured in CUDA graphs: {error}"
         log.warning(
-            "decode steps are not captured in CUDA graphs, and their kernels launched one by one: %s", error
+            "decode steps are not captured in CUDA graphs; their kernels are launched one by one: %s", error
         )
         return executor

@@ -40,7 +40,7 @@ class EagerExecutor:
 
     def logits(self, step: StepInput) -> torch.Tensor:
         """See ``Executor.logits``."""
-        # An empty selection is not something every model's head can handle.
+        # Some models' heads cannot handle an empty selection of rows.
         wanted = None if step.rows is None else torch.tensor([*step.rows] or [0])
         rows = None if wanted is None else to_device(wanted, step.ids.device)
         with lengths_of(self.rope, step):
@@ -53,7 +53,7 @@ class EagerExecutor:
 
         Args:
             ids: int64 ``[T]`` on the device.
-            batch: the step's work; of a captured step what the device knows.
+            batch: the step's attention; of a captured step its part on the device.
             rows: int64 ``[N]`` on the device; ``None`` for all tokens.
         """
         step = Step(self.attention, self.cache, batch, self._layers, self.rotations)

@@ -1,4 +1,4 @@
-"""What captures a computation on a device and replays it on the same memory."""
+"""Capture of a computation on a device, and its replay on the same memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 
 
 class Graph(Protocol):
-    """What was computed once on a device, and can be again on the same memory."""
+    """A computation that is captured once on a device and replayed on the same memory."""
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Computes, and notes how.
+        """Computes, and captures the computation.
 
         Returns:
-            What ``compute`` gave; every replay fills it anew.
+            The result of ``compute``; every replay fills it anew.
 
         Raises:
-            Exception: what is computed needs the host, or the device can't do it.
+            Exception: the computation needs the host, or the device can't capture it.
         """
 
     def replay(self) -> None:
-        """Queues the same again."""
+        """Queues the computation again."""
 
 
 class CudaGraph:
@@ -42,7 +42,7 @@ class CudaGraph:
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             compute()  # programs are compiled and libraries set up, which a capture can't contain
-            # A wait inside a capture would spoil the device's state; here it is an error like any other.
+            # A wait inside a capture would corrupt the device's state; here it is an error like any other.
             with _waits_refused():
                 compute()
         torch.cuda.current_stream().wait_stream(aside)

@@ -1,4 +1,4 @@
-"""What a pattern makes of a model's rotary embeddings."""
+"""A model's rotary embeddings under a pattern."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _NO_POOLING = 0
 
 
 class Described(NamedTuple):
-    """What the metadata gives.
+    """The contents of the metadata.
 
     Attributes:
         config: of transformers.

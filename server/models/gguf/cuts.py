@@ -1,7 +1,7 @@
 """How byte-level GGUF vocabularies cut text into words before merging, by ``tokenizer.ggml.pre``.
 
-The names are llama.cpp's (its file llama-vocab.cpp lists them). What a name means is what the tokenizer.json
-says that llama.cpp derived it from: where llama.cpp approximates a pattern, the original stands here.
+The names are llama.cpp's (its file llama-vocab.cpp lists them). A name stands for the pattern of the
+tokenizer.json that llama.cpp derived it from: where llama.cpp approximates it, the original stands here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cut(NamedTuple):
     begins: bool = False
 
     def normalizer(self) -> Any:
-        """What the tokenizers library calls so, or ``None``."""
+        """The normalizer of the tokenizers library, or ``None``."""
         return normalizers.NFC() if self.composes else None
 
     def pre_tokenizer(self) -> Any:

@@ -25,11 +25,11 @@ _ALL_TOKENS = -1
 
 
 def generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs into ``generation_config.json``.
+    """The contents of ``generation_config.json``.
 
     Tokens that end generation are those of ``eos_token_id(s)``, ``eot_token_id`` and ``eom_token_id``, and
-    the control tokens that llama.cpp knows as ends by their text. What ``general.sampling`` asks for and
-    transformers has no name for keeps llama.cpp's name, so that whoever reads the config can say so.
+    the control tokens that llama.cpp knows as ends by their text. Settings of ``general.sampling``
+    that transformers has no name for keep llama.cpp's, so that a reader of the config can report them.
 
     Args:
         metadata: the file's values, by key.

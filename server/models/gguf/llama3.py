@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# What published models have, and their like: tried first, since several numbers can give the same factors.
+# Those of published models, and similar ones: tried first, since several numbers can give the same factors.
 _ORIGINAL = (8192, 4096, 2048, 16384, 32768, 65536)
 _BOUNDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0))
 # Converters compute with float32. Bounds that are fitted must keep closer to what the file says.

@@ -34,7 +34,7 @@ _GEMMA2 = {
     "pre_feedforward_layernorm.weight": Rule(("ffn_norm.weight",), minus_one),
     "post_feedforward_layernorm.weight": Rule(("post_ffw_norm.weight",), minus_one),
 }
-# What llama.cpp computes Gemma 2 with where the file does not say it.
+# llama.cpp's values for Gemma 2 where the file has none.
 _ATTENTION_CAP, _FINAL_CAP, _GEMMA2_WINDOW = 50.0, 30.0, 4096
 # The largest Gemma 2 and 3 scale queries by their share of the hidden size. Files don't say so; llama.cpp
 # tells these models by their number of layers, too.
@@ -60,7 +60,7 @@ def _qwen3_moe(reading: Reading, values: dict[str, Any]) -> dict[str, Any]:
 
 def _qwen_experts(reading: Reading, values: dict[str, Any], *, normalized: bool) -> dict[str, Any]:
     found = read_experts(reading, "num_experts", normalized=normalized)
-    # Where older files don't say the size of experts, together they have that of a dense layer.
+    # Where older files don't say the size of experts, their sizes sum to that of a dense layer.
     size = values["intermediate_size"] // max(1, found["num_experts_per_tok"])
     return {
         **found,

@@ -28,7 +28,7 @@ class Parameter:
         name: in transformers.
         shape: there.
         sources: names of tensors.
-        transform: what makes it of them.
+        transform: the function that makes it of them.
         sizes: of the model.
     """
 

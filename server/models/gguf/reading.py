@@ -10,7 +10,7 @@ _NEEDED: Any = object()
 
 
 class Reading:
-    """What a file says of the architecture that it names.
+    """A file's keys of the architecture that it names.
 
     Args:
         file: the file.
@@ -57,7 +57,7 @@ class Reading:
         return self.file.metadata.get(f"{self.architecture}.{key}")
 
     def expect(self, key: str, value: Any) -> None:
-        """Refuses a file that says other than what the architecture is computed with.
+        """Refuses a file with another value than the one that the architecture is computed with.
 
         Raises:
             ValueError: it does.

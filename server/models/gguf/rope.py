@@ -1,4 +1,4 @@
-"""What a file says of rotary position embeddings, as transformers' rope parameters."""
+"""A file's rotary position embeddings, as transformers' rope parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 _YARN_MIXES = tuple(
     f"rope.scaling.yarn_{key}" for key in ("beta_fast", "beta_slow", "ext_factor", "log_multiplier")
 )
-# What files that don't say it mean.
+# The values that files without the key mean.
 _BASE = 10000.0
 
 
@@ -55,7 +55,7 @@ def _scaling(reading: Reading, base: float, rotated: int, context: int) -> dict[
     old_factor = reading.get("rope.scale_linear", None)
     factor = float(reading.get("rope.scaling.factor", old_factor) or 1.0)
     original = reading.get("rope.scaling.original_context_length", context)
-    # The first multiplies what the kind of scaling makes of attention; the second is yarn's own.
+    # The first multiplies the attention factor of the kind of scaling; the second is yarn's own.
     more = float(reading.get("rope.scaling.attn_factor", 1.0))
     file = reading.file
     if _LONG in file or _SHORT in file or kind == "longrope":
@@ -121,7 +121,7 @@ def _factors(reading: Reading, name: str, rotated: int) -> torch.Tensor:
 
 
 def _frequencies(factors: torch.Tensor, base: float, context: int) -> dict[str, Any]:
-    """What divides each frequency: as llama3 where it is that, else as longrope with one set of factors."""
+    """The frequencies' divisors: llama3's where they are that, else longrope's with one set of factors."""
     if bool((factors == 1).all()):
         return {"rope_type": "default"}
     parameters = recover_llama3(factors, base)

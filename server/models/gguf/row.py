@@ -1,4 +1,4 @@
-"""What is known of one architecture: how its keys and tensors in a GGUF file are read."""
+"""One architecture: how its keys and tensors in a GGUF file are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Rule(NamedTuple):
 
     Attributes:
         sources: tensors of the file, without the layer's number.
-        transform: what makes the parameter of them.
+        transform: the function that makes the parameter of them.
     """
 
     sources: tuple[str, ...]

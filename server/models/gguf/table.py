@@ -17,7 +17,7 @@ _CHOICES = {
 }
 
 ARCHITECTURES = tuple(sorted(_ROWS))
-"""What files call the architectures."""
+"""The architectures' names in files."""
 
 
 def find_row(reading: Reading) -> Row:

@@ -1,6 +1,6 @@
 """The tokenizer that a GGUF file describes, put together from its own vocabulary.
 
-What transformers makes of such a file depends on its version, and none honors all that the file says.
+transformers' own conversion depends on its version, and no version honors all that the file says.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _unknown(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> int | None:
 
 
 def _refuse_sentencepiece_keys(metadata: Mapping[str, Any]) -> None:
-    """Refuses what only SentencePiece vocabularies are known to have."""
+    """Refuses keys that only SentencePiece vocabularies are known to have."""
     for key in ("add_space_prefix", "precompiled_charsmap", "remove_extra_whitespaces"):
         if metadata.get(f"tokenizer.ggml.{key}"):
             raise ValueError(
@@ -149,7 +149,7 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _with_text(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> dict[str, int]:
-    """The vocabulary without tokens that only fill it up, which are no text where a model chooses one."""
+    """The vocabulary without tokens that only fill it up, which are no text where a model samples one."""
     needed = {part for merge in merges for part in (*merge, "".join(merge))}
     unused = vocabulary.of_kind(TokenType.UNUSED)
     return {

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What transforms must know of a model.
+    """A model's sizes, for transforms.
 
     Attributes:
         heads: query heads.

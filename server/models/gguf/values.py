@@ -1,4 +1,4 @@
-"""Of which kind the values of keys must be, and how large at least.
+"""The kinds of values that keys must have, and how large they must be at least.
 
 llama.cpp refuses a key of another type than it expects. Here the text "false" would be taken for true, and
 absurd numbers would be found out late or never.
@@ -15,7 +15,7 @@ from server.models.gguf.file import GgufFile
 
 
 class _Kind(NamedTuple):
-    """What values must be.
+    """A kind of values.
 
     Attributes:
         name: for people.
@@ -105,5 +105,5 @@ def _fits(kind: _Kind, value: Any) -> bool:
         return bool(value) and all(map(_FLAG.fits, value))
     if len(set(value)) == 1:
         return kind.fits(value[0])
-    # Whether layers may differ in it, whoever reads the key decides.
+    # The reader of the key decides whether layers may differ in it.
     return bool(value) and kind is not _TEXT and kind is not _FLAG and all(map(_is_number, value))

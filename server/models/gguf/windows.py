@@ -1,4 +1,4 @@
-"""Which layers see a window only, as a file says it."""
+"""The layers that see a window only, as a file says it."""
 
 from __future__ import annotations
 

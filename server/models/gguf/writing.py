@@ -60,7 +60,7 @@ def _save(path: Path, model: Any, parameters: dict[str, torch.Tensor]) -> list[s
 
 
 def _finish(folder: Path, written: list[list[str]], total: int) -> None:
-    """Gives the files their names, and writes which has what if there are several."""
+    """Gives the files their names, and writes an index of their tensors if there are several."""
     if len(written) == 1:
         (folder / _partial(0)).replace(folder / "model.safetensors")
         return

@@ -50,7 +50,7 @@ inline Ints pairs(Ints sums, int factor) {
   return (Ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(static_cast<short>(factor)));
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
-// Of signed bytes alone: weights' codes of 8 bits have their 128 taken off before, and sums need no shift.
+// Of signed bytes only: weights' codes of 8 bits have their 128 taken off before, and sums need no shift.
 #define LONGSPAN_PRODUCTS 1
 inline Ints products(Ints sum, Codes weights, Ints inputs) {
   return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)weights, (int8x16_t)inputs);

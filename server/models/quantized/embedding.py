@@ -32,7 +32,7 @@ class QuantizedEmbedding(nn.Module):
 
     @property
     def row_bytes(self) -> int:
-        """What a row takes."""
+        """The bytes of a row."""
         return (self.codes[0].nbytes + self.scales[0].nbytes) // COLUMNS
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

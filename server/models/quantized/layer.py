@@ -17,11 +17,11 @@ LINEARS = ("qkv", "o", "gate_up", "down")
 
 
 class LayerParts(NamedTuple):
-    """What a layer is made of; see ``FusedLayer`` for what it computes.
+    """The parts of a layer; see ``FusedLayer`` for what it computes.
 
     Attributes:
-        layer_idx: what attention is told.
-        features: what attention is given besides.
+        layer_idx: the layer's index, for attention.
+        features: further arguments of attention.
         heads: query heads, KV heads, size of a head.
         norms: before attention and before the MLP; and of each head of queries and of keys, or none.
         linears: as ``LINEARS`` says.
@@ -42,8 +42,8 @@ class QuantizedLayer(nn.Module):
         workspace: shared by the model's layers.
 
     Attributes:
-        layer_idx: what attention is told.
-        features: what attention is given besides.
+        layer_idx: the layer's index, for attention.
+        features: further arguments of attention.
         heads: query heads, KV heads, size of a head.
         between: numbers of a row between gate and up projection and the last one.
         stages: what it computes, in order; attention comes after the first. Where rows lie is not set.
@@ -53,7 +53,7 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.layer_idx, self.features, self.workspace = parts.layer_idx, parts.features, workspace
         self.heads = query_heads, kv_heads, head_size = parts.heads
-        # What the stages point to.
+        # The stages point to these.
         self.linears, self.norms = nn.ModuleList(parts.linears), nn.ModuleList(parts.norms)
         qkv, o, gate_up, down = parts.linears
         before, after, *head_norms = parts.norms
@@ -64,7 +64,7 @@ class QuantizedLayer(nn.Module):
                 norm=before.weight.data_ptr(),
                 epsilon=before.epsilon,
                 query_heads=query_heads,
-                key_heads=kv_heads,
+                kv_heads=kv_heads,
                 head_size=head_size,
                 query_norm=query,
                 key_norm=key,

@@ -1,7 +1,7 @@
 // Linear layers of few bits, with what a decoder layer does between them, all threads in one parallel region.
 //
-// Activations are rounded to 8 bits by groups of 32, as the weights are, and multiplied in whole numbers. Every
-// row is computed alone: its result does not depend on the others or on the number of threads.
+// Activations are rounded to 8 bits by groups of 32, as the weights are, and multiplied in whole numbers. A row's
+// result does not depend on the other rows or on the number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -26,7 +26,7 @@ struct Progress {
 // when they have none of their own left, from the back.
 class alignas(64) Share {
  public:
-  // A number below `size` that nobody has taken yet, or -1.
+  // A number below `size` that no thread has taken yet, or -1.
   int64_t take(int64_t size, bool back) {
     const uint64_t before = taken_.fetch_add(back ? uint64_t{1} << 32 : 1, std::memory_order_relaxed);
     const auto front = static_cast<int64_t>(before & 0xffffffffu), behind = static_cast<int64_t>(before >> 32);
@@ -93,8 +93,8 @@ void multiply_panels(const Stage& stage, const Block* blocks, int64_t first, int
   }
 }
 
-// A share are some panels with all rows. It begins with a long piece: memory is slow when a stretch of it begins, and
-// when it has to wait for an atomic number. The short ones after it are for threads of unequal speed.
+// A share is some panels with all rows. It begins with a long piece, since memory is slow at the begin of a stretch
+// // and after a wait for an atomic number. The short pieces after it balance threads of unequal speed.
 void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t own, Share* shares) {
   constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
   const int64_t rows = job.run.rows, chunks = ceil(rows, kRowsAtOnce), chunk = ceil(rows, chunks);
@@ -181,7 +181,7 @@ std::string layout_of_stage() {
                     LONGSPAN_FIELD(query_norm),    LONGSPAN_FIELD(key_norm),    LONGSPAN_FIELD(input_stride),
                     LONGSPAN_FIELD(output_stride), LONGSPAN_FIELD(inputs),      LONGSPAN_FIELD(outputs),
                     LONGSPAN_FIELD(bits),          LONGSPAN_FIELD(gated),       LONGSPAN_FIELD(added),
-                    LONGSPAN_FIELD(query_heads),   LONGSPAN_FIELD(key_heads),   LONGSPAN_FIELD(head_size),
+                    LONGSPAN_FIELD(query_heads),   LONGSPAN_FIELD(kv_heads),    LONGSPAN_FIELD(head_size),
                     LONGSPAN_FIELD(epsilon),       LONGSPAN_FIELD(head_epsilon)});
 }
 

@@ -22,13 +22,13 @@ _KEPT_ROWS = 16
 
 
 class Logits(NamedTuple):
-    """What a forward gives, named as in transformers."""
+    """The result of a forward, named as in transformers."""
 
     logits: torch.Tensor
 
 
 class Config(SimpleNamespace):
-    """What serving asks a config of transformers for: lengths, rotary parameters, size of the vocabulary."""
+    """The part of a transformers config that serving reads: lengths, rotary parameters, vocabulary size."""
 
     NAMES = (*LENGTHS, "vocab_size", "rope_parameters")
 
@@ -74,7 +74,7 @@ class QuantizedModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the computation."""
+        """The dtype of the computation."""
         return torch.float32
 
     def get_output_embeddings(self) -> QuantizedLinear | nn.Linear:

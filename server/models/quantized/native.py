@@ -18,19 +18,19 @@ _SOURCE = Path(__file__).with_name("linear.cpp")
 
 
 class Stage(ctypes.Structure):
-    """``Stage`` in stage.hpp. Who fills it keeps alive what its addresses point to."""
+    """``Stage`` in stage.hpp. The caller that fills it keeps alive the memory of its addresses."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("input", "norm", "codes", "scales", "bias", "output")),
         *((name, ctypes.c_void_p) for name in ("cosines", "sines", "positions", "query_norm", "key_norm")),
         *((name, ctypes.c_int64) for name in ("input_stride", "output_stride", "inputs", "outputs", "bits")),
-        *((name, ctypes.c_int64) for name in ("gated", "added", "query_heads", "key_heads", "head_size")),
+        *((name, ctypes.c_int64) for name in ("gated", "added", "query_heads", "kv_heads", "head_size")),
         *((name, ctypes.c_double) for name in ("epsilon", "head_epsilon")),
     ]
 
 
 class Run(ctypes.Structure):
-    """``Run`` in stage.hpp: stages of which each takes what the one before gave, on the same rows."""
+    """``Run`` in stage.hpp: stages on the same rows, each with the output of the one before as input."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier")),
@@ -95,7 +95,7 @@ def chained(
 
     Args:
         stages: a table of ``Stage``.
-        counts: of each call; together all stages.
+        counts: of each call; they sum to the number of stages.
 
     Returns:
         A table of ``Run``, whose rows and threads are for the caller to set, and the calls. Both are good for
@@ -120,8 +120,8 @@ def pack(
     Args:
         weight: ``[N, K]`` float32, contiguous.
         bits: 4 or 8.
-        codes: what to fill.
-        scales: what to fill.
+        codes: to be filled.
+        scales: to be filled.
         exactly: search for codes that stand for exactly these weights, and stop where there are none.
 
     Returns:

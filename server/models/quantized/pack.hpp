@@ -28,7 +28,7 @@ inline uint16_t half(float number) {
 
 inline bool is_finite(uint16_t number) { return (number & 0x7c00u) != 0x7c00u; }
 
-// Of a finite number.
+// A finite number as float16.
 inline float whole(uint16_t number) {
   uint16_t numbers[kLanes] = {number};
   return halves(numbers)[0];
@@ -167,7 +167,7 @@ void pack_panels(void* given) {
   for (int64_t panel; (panel = packing.next.fetch_add(1, std::memory_order_relaxed)) * kColumns < pack.outputs;) {
     for (int64_t i = 0; i < groups * kColumns && !in_vain(); ++i) {
       const int64_t group = i % groups, column = i / groups;
-      // What fills up is never used: outputs beyond the last one, and the weights of inputs that are 0.
+      // Padding is never used: outputs beyond the last one, and the weights of inputs that are 0.
       const int64_t output = std::min(panel * kColumns + column, pack.outputs - 1);
       const int64_t count = std::min<int64_t>(kGroup, pack.inputs - group * kGroup);
       const float* from = pack.weights + output * pack.inputs + group * kGroup;

@@ -12,7 +12,7 @@ _FIRST = 2048
 
 
 class Angles(NamedTuple):
-    """Of the tokens of a batch.
+    """Rotary angles of a batch's tokens.
 
     Attributes:
         cosines: float32 ``[P, D]``, contiguous, a row for each position.
@@ -43,7 +43,7 @@ class OwnRotary(nn.Module):
         self.module = module
 
     def at(self, positions: torch.Tensor) -> Angles:
-        """Of tokens at ``positions``, int64 ``[T]``."""
+        """The angles of tokens at ``positions``, int64 ``[T]``."""
         cosines, sines = self.module(torch.empty(0), positions[None])
         return Angles(cosines[0].contiguous(), sines[0].contiguous(), None)
 
@@ -65,7 +65,7 @@ class RotaryTable(nn.Module):
         self._cosines = self._sines = torch.empty(0, 2 * len(inv_freq))
 
     def at(self, positions: torch.Tensor) -> Angles:
-        """Of tokens at ``positions``, int64 ``[T]``."""
+        """The angles of tokens at ``positions``, int64 ``[T]``."""
         positions = positions.contiguous()
         most = max(positions.tolist(), default=0)  # for few positions faster than to look for it in an array
         if most >= len(self._cosines):

@@ -1,4 +1,4 @@
-// What happens to rows of floats before and after they are multiplied.
+// The processing of rows of floats before and after they are multiplied.
 
 #pragma once
 
@@ -61,8 +61,8 @@ inline TwoLargest two_largest(Ints most, Ints next) {
 
 constexpr float kApart = 2.0f;  // how many times the second largest of a group the largest must be to be apart
 
-// kGroup numbers to a block: rounded to the nearest of 255 steps up to the largest that is not apart. What is no
-// number makes the whole block none.
+// kGroup numbers to a block: rounded to the nearest of 255 steps up to the largest that is not apart. A non-finite
+// // number makes the whole block NaN.
 inline void encode(const float* numbers, int64_t bits, Block& block) {
   // Bits of sizes are ordered as the sizes are; the last ones make room for the place.
   Ints most = {}, next = {};
@@ -89,7 +89,7 @@ inline void encode(const float* numbers, int64_t bits, Block& block) {
   }
   const int32_t coded_as_0 = apart ? place : kGroup;
   const float scale = (apart ? rest : top) / 127.0f;
-  // What is so small that its inverse may be infinite counts as 0.
+  // A scale so small that its inverse may be infinite counts as 0.
   const Floats factor = splat(scale >= FLT_MIN ? 1.0f / scale : 0.0f), magic = splat(12582912.0f);
   Ints sums = {};
   alignas(64) int32_t codes[kGroup];
@@ -147,7 +147,7 @@ inline void rotate_row(const Stage& stage, int64_t row) {
   const int64_t size = stage.head_size, half = size / 2;
   const int64_t position = stage.positions ? stage.positions[row] : row;
   const float *cosines = stage.cosines + position * size, *sines = stage.sines + position * size;
-  for (int64_t head = 0; head < stage.query_heads + stage.key_heads; ++head) {
+  for (int64_t head = 0; head < stage.query_heads + stage.kv_heads; ++head) {
     float* x = stage.output + row * stage.output_stride + head * size;
     const float* norm = head < stage.query_heads ? stage.query_norm : stage.key_norm;
     if (norm) {

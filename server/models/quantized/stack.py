@@ -21,7 +21,7 @@ _STAGES = 4
 
 
 class QuantizedStack(nn.Module):
-    """What its layers compute one after another.
+    """The layers' stages, one after another.
 
     Between two layers' attention there is one native call. ``run`` makes these calls one by one; ``chain``
     links them with the calls of ``ChainedAttention``, so that a step is a single call.
@@ -44,14 +44,14 @@ class QuantizedStack(nn.Module):
         for i, layer in enumerate(layers):
             for k, stage in enumerate(layer.stages):
                 self._stages[_STAGES * i + k] = np.frombuffer(bytes(stage), self._stages.dtype)[0]
-        # What follows a layer's attention and what precedes the next one's go in one call.
+        # The stages between two layers' attention go in one call.
         counts = [1, *[_STAGES] * (len(layers) - 1), _STAGES - 1]
         self._runs, self._calls = chained(self._stages, counts)
         self._apart = [Chain([call]) for call in self._calls]
         self._placed: tuple[int, ...] = ()
 
     def run(self, hidden: torch.Tensor, angles: Angles, attend: Attend) -> torch.Tensor:
-        """What the layers make of rows ``[T, C]``, which are overwritten; ``attend`` is asked layer by layer.
+        """The layers' output for rows ``[T, C]``, which are overwritten; calls ``attend`` layer by layer.
 
         Args:
             hidden: float32, contiguous.
@@ -68,7 +68,7 @@ class QuantizedStack(nn.Module):
         return hidden
 
     def place(self, hidden: torch.Tensor, angles: Angles) -> tuple[Heads, torch.Tensor]:
-        """Says where the next run's rows lie; from step to step they mostly stay.
+        """Sets where the next run's rows lie; from step to step they mostly stay.
 
         Args:
             hidden: float32 ``[T, C]``, contiguous; overwritten by the run.

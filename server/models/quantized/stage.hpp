@@ -1,4 +1,4 @@
-// What the callers give; native.py has the same structures.
+// Arguments of the calls; native.py has the same structures.
 
 #pragma once
 
@@ -20,7 +20,7 @@ struct Stage {
   int64_t input_stride, output_stride, inputs, outputs, bits;
   int64_t gated;  // the input is silu(first half) * second half
   int64_t added;  // to what the output holds
-  int64_t query_heads, key_heads, head_size;
+  int64_t query_heads, kv_heads, head_size;
   double epsilon, head_epsilon;
 };
 
@@ -39,8 +39,8 @@ struct Pack {
   uint16_t* scales;
   void* parallel;
   int64_t inputs, outputs, bits, threads;
-  int64_t exactly;        // or not at all: what there is after a group without exact codes is left out
-  int64_t exact, finite;  // the answers: the codes stand for exactly these weights; all scales are numbers
+  int64_t exactly;        // or not at all: packing stops at a group without exact codes
+  int64_t exact, finite;  // the answers: the codes stand for exactly these weights; all scales are finite
 };
 
 // Rows of a packed table of embeddings.

@@ -61,31 +61,31 @@ template <Form kForm, int kRows>
 [[gnu::always_inline]] inline void sum_group(const uint8_t* codes, const Block* rows, int64_t row_blocks, Ints* sums) {
   using GroupSum = Sum<code_bits(kForm)>;
   constexpr int steps = code_steps(kForm);
-  constexpr int together = kRows * kVectors * GroupSum::kParts > kMostSums ? 1 : kVectors;
-  for (int first = 0; first < kVectors; first += together) {
-    GroupSum own[kRows][together];
+  constexpr int at_once = kRows * kVectors * GroupSum::kParts > kMostSums ? 1 : kVectors;
+  for (int first = 0; first < kVectors; first += at_once) {
+    GroupSum own[kRows][at_once];
 #pragma GCC unroll 8
     for (int step = 0; step < steps; ++step) {
       if (first == 0) __builtin_prefetch(codes + step * kStepBytes + kAhead);
-      Codes weights[together];
-      for (int v = 0; v < together; ++v)
+      Codes weights[at_once];
+      for (int v = 0; v < at_once; ++v)
         weights[v] = load<Codes>(codes + step * kStepBytes + (first + v) * sizeof(Codes));
       for (int r = 0; r < kRows; ++r) {
         const Ints inputs = spread(rows[r * row_blocks].codes + 4 * step);
-        for (int v = 0; v < together; ++v) own[r][v].add(kForm == Form::kFour ? low(weights[v]) : weights[v], inputs);
+        for (int v = 0; v < at_once; ++v) own[r][v].add(kForm == Form::kFour ? low(weights[v]) : weights[v], inputs);
       }
       if (kForm != Form::kFour) continue;
       for (int r = 0; r < kRows; ++r) {
         const Ints inputs = spread(rows[r * row_blocks].codes + 4 * (step + steps));
-        for (int v = 0; v < together; ++v) own[r][v].add(high(weights[v]), inputs);
+        for (int v = 0; v < at_once; ++v) own[r][v].add(high(weights[v]), inputs);
       }
     }
     for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < together; ++v) own[r][v].keep(sums + (r * kVectors + first + v) * GroupSum::kParts);
+      for (int v = 0; v < at_once; ++v) own[r][v].keep(sums + (r * kVectors + first + v) * GroupSum::kParts);
   }
 }
 
-// Adds what a group's sums stand for to the results.
+// Scales a group's sums and adds them to the results.
 template <Form kForm, int kRows>
 [[gnu::always_inline]] inline void scale_group(const Ints* sums, const uint16_t* scales, const Block* rows,
                                                int64_t row_blocks, Floats (&results)[kRows][kVectors]) {
@@ -114,8 +114,8 @@ template <Form kForm, int kRows>
 template <Form kForm, int kRows>
 constexpr int kSumVectors = kRows * kVectors * Sum<code_bits(kForm)>::kParts;
 
-// Some groups' sums. What they stand for comes later: with many rows the compiler runs out of registers in a loop
-// that does both, and the long chain of scaling a group's sums would hold up the next group's.
+// Some groups' sums, which are scaled later: with many rows the compiler runs out of registers in a loop that
+// // does both, and the long chain of scaling a group's sums would hold up the next group's.
 template <Form kForm, int kRows>
 [[gnu::noinline]] void sum_groups(const uint8_t* codes, const Block* rows, int64_t row_blocks, int64_t groups,
                                   Ints* sums) {

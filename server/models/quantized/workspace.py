@@ -8,7 +8,7 @@ import torch
 
 
 class Heads(NamedTuple):
-    """Memory for what attention is asked, and views of it."""
+    """Memory for attention's queries, keys and values, and views of it."""
 
     rows: torch.Tensor  # [T, (H + 2 * Hkv) * D]
     queries: torch.Tensor  # [T, H, D]
@@ -17,10 +17,10 @@ class Heads(NamedTuple):
 
 
 class Workspace:
-    """Memory for what is computed on the way.
+    """Memory for intermediate results.
 
-    Views are kept too: to make one takes longer than to find it, and what lies where it lay before need not
-    be told to native code anew.
+    Views are kept too: making one takes longer than finding it, and native code need not be given an
+    unchanged address again.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Workspace:
         self._outputs: dict[tuple[int, ...], torch.Tensor] = {}
 
     def rows(self, count: int, size: int) -> torch.Tensor:
-        """Float32 ``[count, size]``; what was there before is lost."""
+        """Float32 ``[count, size]``; its former content is lost."""
         key = count, size
         if key not in self._rows:
             if self._numbers.numel() < count * size:

@@ -22,7 +22,7 @@ from server.models.conversions import arguments, writing
 from server.models.tokenizing.frame import frame
 from server.models.tokenizing.sentencepiece_file import add_tokens, build_tokenizer, parse_model
 
-# Whose token ids are those of the SentencePiece model: classes of transformers, and models that name none.
+# Classes of transformers, and models that name none, whose token ids are those of the SentencePiece model.
 _PLAIN_CLASSES = {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "TokenizersBackend"}
 _PLAIN_MODELS = {
     *("llama", "mistral", "mixtral", "ministral", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3"),
@@ -126,7 +126,7 @@ def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, 
 
 
 def _tekken(file: Path) -> tuple[Any, Callable[[str], list[int]]]:
-    """Mistral's own form, which transformers converts; tiktoken is what Mistral reads it with."""
+    """Mistral's own form, which transformers converts; Mistral reads it with tiktoken."""
     from transformers.integrations.mistral.tokenizer import MistralConverter
 
     library = _needed("tiktoken")
@@ -173,7 +173,7 @@ def _mistral_template(file: Path) -> str | None:
 
 
 def _tiktoken(file: Path, config: dict[str, Any], kind: str | None) -> tuple[Any, Callable[[str], list[int]]]:
-    """OpenAI's form, which holds ranks of byte strings but not how text is cut: known for Llama 3 alone."""
+    """OpenAI's form, which holds ranks of byte strings but not how text is cut: known only for Llama 3."""
     if kind not in ("llama", "mllama"):
         raise ValueError(f"{file.name} does not say how it cuts text, nor is that known of {kind} models")
     from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -195,7 +195,7 @@ def _tiktoken(file: Path, config: dict[str, Any], kind: str | None) -> tuple[Any
 
 
 def _by_class(folder: Path) -> Any:
-    """What transformers' own class for the model makes of its vocabulary, where there is such a class."""
+    """The tokenizer of transformers' own class for the model, where there is such a class."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of any kind, and over several lines

@@ -1,4 +1,4 @@
-"""Which files give a model's text side: its own, or what other tokenizer files are converted to, once."""
+"""The files of a model's tokenizer: its own, or those that other tokenizer files are converted to, once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from server.models.cache import Report, make_once
 from server.models.conversions import ConversionError, run_conversion
 
 READY = "tokenizer.json"
-"""What a tokenizer is served from."""
+"""The file that a tokenizer is served from."""
 
 # Any of these holds a vocabulary.
 _VOCABULARIES = ("*.model", "*.tiktoken", "tekken.json", "vocab.json", "vocab.txt")
-# What else says how text is treated.
+# Other files that say how text is treated.
 _ALSO = (
     *("config.json", "generation_config.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "processor_config.json", "chat_template.*", "additional_chat_templates/*"),
 )
-# Raised when conversion changes, so that what older versions made is made again.
+# Raised when conversion changes, so that the files of older versions are made again.
 _VERSION = 1
 
 

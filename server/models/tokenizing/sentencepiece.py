@@ -21,7 +21,7 @@ _NORMAL = (TokenType.NORMAL, 0)
 
 
 class Spaces(NamedTuple):
-    """What happens to spaces, and to characters before they are tokens.
+    """The treatment of spaces, and of characters before they are tokens.
 
     Attributes:
         prefix: a space is put before a text, and before what follows a control token, as llama.cpp does.
@@ -144,7 +144,7 @@ def _bpe(
 def _finish(
     tokenizer: Tokenizer, vocabulary: Vocabulary, defined: dict[str, int], spaces: Spaces
 ) -> Tokenizer:
-    """What is done to a text before and after, and the tokens that are cut out of it."""
+    """The processing of a text before and after, and the tokens that are cut out of it."""
     tokenizer.normalizer = _normalizer(spaces)
     if _late(defined, spaces):
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -13,7 +13,7 @@ from tests.models_zoo import VOCABULARY
 
 
 def generated(folder, prompt, max_tokens=MAX_TOKENS, use_cache=True):
-    """What transformers generates with a fresh model: earlier texts leave traces in its rotary modules."""
+    """The tokens of transformers with a fresh model: earlier texts leave traces in its rotary modules."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     ids = torch.tensor([prompt])
     with torch.inference_mode():
@@ -34,8 +34,8 @@ LENGTHS = (5, 33, OWN - 1, OWN, OWN + 1, 70, 101)
 
 
 @pytest.fixture(scope="module")
-def alone(folders):
-    """What transformers gives for each prompt alone; without a cache where it would be kept too long."""
+def one_by_one(folders):
+    """The tokens of transformers, one prompt at a time; without a cache where it would be kept too long."""
     prompts = prompts_of(*LENGTHS)
     return prompts, {
         kind: [generated(folders[kind], prompt, use_cache=kind == "dynamic") for prompt in prompts]
@@ -45,8 +45,8 @@ def alone(folders):
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 @pytest.mark.parametrize(("budget", "page_size"), [(512, 4), (7, 16), (9, 1)])
-def test_each_sequence_has_the_frequencies_of_its_own_length(models, alone, kind, budget, page_size):
-    prompts, expected = alone
+def test_each_sequence_has_the_frequencies_of_its_own_length(models, one_by_one, kind, budget, page_size):
+    prompts, expected = one_by_one
     core = make_core(models[kind], page_size=page_size, max_batch_tokens=budget, max_running=7, pages=900)
     assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected[kind]
     again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
@@ -57,8 +57,8 @@ def test_each_sequence_has_the_frequencies_of_its_own_length(models, alone, kind
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_preemption_changes_no_token(models, alone, kind):
-    prompts, expected = alone
+def test_preemption_changes_no_token(models, one_by_one, kind):
+    prompts, expected = one_by_one
     core = make_core(
         models[kind], page_size=4, pages=45, max_batch_tokens=16, max_running=7, prefix_cache=False
     )
@@ -78,9 +78,9 @@ def test_preemption_changes_no_token(models, alone, kind):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_steps_ahead_have_the_same_frequencies(models, alone, kind):
+def test_steps_ahead_have_the_same_frequencies(models, one_by_one, kind):
     """Also where a token that the host does not know yet makes a sequence too long for the short factors."""
-    prompts, expected = alone
+    prompts, expected = one_by_one
     core = make_core(models[kind], page_size=4, max_batch_tokens=16, max_running=7, ahead=True)
     assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected[kind]
     again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
@@ -118,16 +118,16 @@ def test_a_prefix_is_found_only_with_the_same_frequencies(models, folders, kind)
     core = make_core(models[kind], page_size=4)
     tokens, cached = serve(core)
     assert tokens == expected
-    # The second prompt outgrows the short factors, so the third finds what that one computed again.
+    # The second prompt outgrows the short factors, so the third finds the pages that it recomputed.
     assert cached == ([0, 24, 0, 0, 88, 0] if kind == "dynamic" else [0, 24, 36, 60, 88, 88])
     core = make_core(models[kind], page_size=4)
     core.kv._salt = None
     assert serve(core)[0] != expected, "the test would not notice"
 
 
-def test_neighbors_change_nothing(models, alone):
+def test_neighbors_change_nothing(models, one_by_one):
     """transformers' own rotary module would let the longest sequence of the batch change all others."""
-    prompts, expected = alone
+    prompts, expected = one_by_one
     for kind in ("dynamic", "longrope"):
         core = make_core(models[kind], page_size=4, max_batch_tokens=512)
         for i, prompt in enumerate(prompts):

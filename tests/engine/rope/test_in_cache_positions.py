@@ -1,4 +1,4 @@
-"""In-cache positions are StreamingLLM's, and go with every model whose keys turn."""
+"""In-cache positions are StreamingLLM's, and go with every model whose keys are rotated."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_dense_layers_see_distances_that_change_frequencies(models):
         make_core(models["dynamic"], kernel="reference", backend="sliding_window", options=options)
 
 
-def test_layers_turn_by_their_own_frequencies(tmp_path):
+def test_layers_rotate_by_their_own_frequencies(tmp_path):
     """Gemma 3: local and full layers rotate differently."""
     loaded = load(save_tiny("gemma3", tmp_path))
     core = make_core(loaded, kernel="reference", page_size=4, context_length=200, **IN_CACHE)

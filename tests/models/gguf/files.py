@@ -114,7 +114,7 @@ def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def frequency_factors(config: dict[str, Any]) -> np.ndarray:
-    """What llama3's scaling divides each frequency by, from transformers itself."""
+    """The divisors of the frequencies in llama3's scaling, from transformers itself."""
     own = AutoConfig.for_model(**config)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](own, "cpu")
     size = 2 * len(scaled)

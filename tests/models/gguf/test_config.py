@@ -25,7 +25,7 @@ def test_the_config_has_the_numbers_that_the_converter_read(llama, tmp_path):
     assert (config["bos_token_id"], config["eos_token_id"], config.get("pad_token_id")) == (0, 2, None)
 
 
-def test_what_the_file_says_of_generation_is_kept(llama, tmp_path):
+def test_the_files_settings_of_generation_are_kept(llama, tmp_path):
     keys = {"tokenizer.ggml.eot_token_id": 1, "general.sampling.temp": 0.25, "general.sampling.top_k": 20}
     convert(rewrite(llama, tmp_path / "x.gguf", keys=keys), tmp_path / "x")
     generation = GenerationConfig.from_pretrained(tmp_path / "x")
@@ -34,7 +34,7 @@ def test_what_the_file_says_of_generation_is_kept(llama, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path / "x").eos_token_id == [2, 1]
 
 
-def test_what_the_tokenizer_does_not_know_refuses_the_file(llama, tmp_path):
+def test_keys_that_the_tokenizer_does_not_know_refuse_the_file(llama, tmp_path):
     file = rewrite(llama, tmp_path / "x.gguf", keys={"tokenizer.ggml.something_new": 1})
     with pytest.raises(ValueError, match=r"it says tokenizer\.ggml\.something_new = 1, and what that means"):
         convert(file, tmp_path / "x")
@@ -48,7 +48,7 @@ def test_what_the_tokenizer_does_not_know_refuses_the_file(llama, tmp_path):
         ({"llama.attention.sliding_window": 0}, "llama"),
     ],
 )
-def test_what_a_llama_file_says_decides_its_model(llama, tmp_path, keys, model_type):
+def test_the_keys_of_a_llama_file_decide_its_model(llama, tmp_path, keys, model_type):
     convert(rewrite(llama, tmp_path / "x.gguf", keys=keys), tmp_path / "x")
     config = AutoConfig.from_pretrained(tmp_path / "x")
     assert config.model_type == model_type

@@ -144,7 +144,7 @@ def test_a_tensor_too_many_too_few_or_of_another_shape_refuses_the_file(llama, t
         convert_with(llama, tmp_path, tensors=tensors)
 
 
-def test_what_is_known_to_say_nothing_is_no_hindrance(llama, tmp_path):
+def test_keys_known_to_say_nothing_are_accepted(llama, tmp_path):
     convert(llama, tmp_path / "own")
     own = load_file(tmp_path / "own" / "model.safetensors")
     keys = {"llama.expert_used_count": 0, "llama.logit_scale": 0.0, "quantize.imatrix.file": "x"}
@@ -154,7 +154,7 @@ def test_what_is_known_to_say_nothing_is_no_hindrance(llama, tmp_path):
     assert all(torch.equal(own[name], found[name]) for name in own)
 
 
-def test_what_other_converters_write_is_no_hindrance(llama, tmp_path):
+def test_keys_of_other_converters_are_accepted(llama, tmp_path):
     """Ollama's, and yarn that does not scale."""
     roles = ("unknown", "padding", "seperator", "cls", "mask")
     keys = {

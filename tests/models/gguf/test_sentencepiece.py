@@ -58,7 +58,7 @@ def train(**options):
 
 
 def metadata(processor, **more):
-    """What a GGUF file says of such a model."""
+    """The metadata of such a model's GGUF file."""
     model = proto.ModelProto.FromString(processor.serialized_model_proto())
     said = {
         "model": "llama",
@@ -112,7 +112,7 @@ def test_a_space_is_put_before_texts_unless_the_file_says_otherwise():
     assert read_tokenizer("x.gguf", said)("the").input_ids == [1, *processor.encode("the")]
 
 
-def test_what_follows_a_control_token_begins_with_a_space_and_what_follows_a_defined_one_does_not():
+def test_text_after_a_control_token_begins_with_a_space_and_text_after_a_defined_one_does_not():
     """llama.cpp's rule for control tokens, SentencePiece's for those that its user defined."""
     processor = train(control_symbols=["<turn>"], user_defined_symbols=["<ud>"])
     tokenizer = read_tokenizer("x.gguf", metadata(processor))
@@ -142,7 +142,7 @@ def test_spaces_after_phi_3s_control_tokens_are_dropped():
         ({"model": "bert"}, "none of gpt2, llama, gemma4"),
     ],
 )
-def test_what_a_file_lacks_is_said(wrong, sentence):
+def test_a_file_without_a_needed_key_is_refused_by_its_name(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_tokenizer("x.gguf", metadata(train(), **wrong))
 

@@ -50,7 +50,7 @@ def resolve(file, folder):
     return resolve_model(str(file), folder / "cache", lambda *_: None)
 
 
-def test_a_split_set_is_read_as_one_whatever_part_is_named(parts, tmp_path):
+def test_a_split_set_is_read_as_one_from_any_of_its_parts(parts, tmp_path):
     found = resolve(parts[1], tmp_path)
     assert found.name == "tiny"
     own, weights = (
@@ -84,9 +84,9 @@ def test_parts_under_each_others_names_are_refused(parts, tmp_path):
 
 
 def test_a_part_under_another_name_is_refused(parts, tmp_path):
-    moved = parts[0].rename(tmp_path / "alone.gguf")
+    moved = parts[0].rename(tmp_path / "moved.gguf")
     with pytest.raises(
-        ValueError, match=r"alone\.gguf says that it is part 1 of 3; give the files of a split"
+        ValueError, match=r"moved\.gguf says that it is part 1 of 3; give the files of a split"
     ):
         resolve(moved, tmp_path)
 
@@ -97,7 +97,7 @@ def test_a_part_that_is_no_gguf_file_is_refused(parts, tmp_path):
         resolve(parts[0], tmp_path)
 
 
-def test_links_keep_their_names_whatever_they_lead_to(parts, tmp_path):
+def test_links_keep_their_own_names(parts, tmp_path):
     """As in the hub's cache, whose files are links to blobs with hashes for names."""
     (tmp_path / "blobs").mkdir()
     for number, part in enumerate(parts):

@@ -39,7 +39,7 @@ def trained():
 
 
 def said(tokens, merges=(), kinds=None, **more):
-    """What a GGUF file with these tokens says."""
+    """The metadata of a GGUF file with these tokens."""
     values = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": list(merges), **more}
     if kinds is not None:
         values["token_type"] = kinds
@@ -74,7 +74,7 @@ def test_tokens_that_only_fill_up_are_no_text():
     assert tokenizer.decode([0, 2, 3, 1], skip_special_tokens=True) == "ab"
 
 
-def test_a_token_that_ends_turns_is_special_whatever_the_file_calls_it():
+def test_a_token_that_ends_turns_is_special_under_any_name():
     metadata = said(["a", "<|im_end|>"], kinds=[TokenType.NORMAL, TokenType.NORMAL])
     assert read_tokenizer("x.gguf", metadata)("a<|im_end|>").input_ids == [0, 1]
     assert generation_config(metadata) == {"eos_token_id": 1}

@@ -38,7 +38,7 @@ def llama(tmp_path_factory):
 
 
 class Oracle:
-    """What the oracle's kernel holds of tokens that another one wrote, all of them computed at once.
+    """The oracle kernel's log probabilities of another kernel's tokens, all of them computed at once.
 
     Args:
         loaded: the model.
@@ -111,12 +111,12 @@ def test_kernels_and_schedules_write_the_same(llama, kernel, kv_dtype, level, mo
     ],
     ids=["float16", "float8"],
 )
-def test_a_key_beyond_the_format_fails_its_request_alone_and_the_log_says_why(
+def test_a_key_beyond_the_dtype_fails_only_its_request_and_the_log_says_why(
     llama, tmp_path, caplog, key, narrow, most
 ):
     model = transformers.AutoModelForCausalLM.from_pretrained(llama)
     embedding, first = model.get_input_embeddings().weight.data, model.model.layers[0]
-    # Of the first layer's inputs only this token's have the number that the key projection enlarges.
+    # Only this token's input of the first layer has the number that the key projection enlarges.
     embedding[:, 0] = 0
     embedding[LOUD] = 0
     embedding[LOUD, 0] = 10
