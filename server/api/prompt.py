@@ -26,7 +26,7 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served) -> 
     """
     kind = request.WhichOneof("prompt")
     if kind == "token_ids":
-        ids = list(request.token_ids.ids)
+        ids = list(request.token_ids.ids)  # no more than fit, by the checks before
     elif kind == "chat":
         ids = await chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
     else:

@@ -15,6 +15,7 @@ import grpc
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.api import conversion, errors
 from server.api.answer import Event, collect
+from server.api.checks import check_chat, check_text, check_token_ids, refuse
 from server.api.errors import Violation
 from server.api.generation import Generation
 from server.api.interceptor import Context, cancellation_code
@@ -75,7 +76,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.TokenizeResponse:
         """Text or a conversation to token ids."""
         served = self._state.model(request.model)
-        ids = await _input_ids(request, served, special=not request.without_special_tokens)
+        ids = await self._input_ids(request, served, special=not request.without_special_tokens)
         tokens = await _beside(ids, lambda: [served.tokenizer.token(id_) for id_ in ids])
         return inference_pb2.TokenizeResponse(token_ids=ids, tokens=tokens)
 
@@ -85,9 +86,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Token ids to text; ids that the model has and the tokenizer doesn't name are no text."""
         served = self._state.model(request.model)
         check_tokenizer(served)
-        found = conversion.check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size)
-        if found:
-            raise errors.invalid(found)
+        count, most = len(request.token_ids), served.ready.context_length
+        if count > most:
+            sentence = f"has {count} ids; at most {most}, this model's context, are taken at a time"
+            raise errors.invalid([Violation("token_ids", sentence)])
+        refuse(check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size))
         ids = list(request.token_ids)
         skip = not request.keep_special_tokens
         text = await _beside(ids, lambda: served.tokenizer.decode_aside(ids, skip_special_tokens=skip))
@@ -98,7 +101,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CountTokensResponse:
         """How many tokens a prompt has."""
         served = self._state.model(request.model)
-        ids = await _input_ids(request, served, special=True)
+        ids = await self._input_ids(request, served, special=True)
         return inference_pb2.CountTokensResponse(
             token_count=len(ids), context_length=served.ready.context_length
         )
@@ -136,7 +139,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             eos_token_ids=served.generation.eos_token_ids,
             default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
-            limits=conversion.limits(self._state.settings, ready.context_length),
+            limits=self._state.limits,
         )
 
     async def GetServerInfo(  # noqa: N802
@@ -169,28 +172,26 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
         return response
 
+    async def _input_ids(self, request: Any, served: Served, *, special: bool) -> list[int]:
+        """Token ids of a request's ``input``; an empty text has none.
+
+        Raises:
+            ServiceError: there is no input, or too much; the model has no tokenizer, or the chat template
+                refuses it.
+        """
+        check_tokenizer(served)
+        as_text = request.special_tokens_as_text
+        match request.WhichOneof("input"):
+            case "text":
+                refuse(check_text(request.text, self._state.limits.text_bytes))
+                return await text_ids(request.text, served, special=special, as_text=as_text)
+            case "chat":
+                refuse(check_chat(request.chat, self._state.limits))
+                return await chat_ids(request.chat, served, as_text=as_text)
+            case _:
+                raise errors.invalid([Violation("input", "is not set; send text or chat")])
+
 
 async def _beside(ids: Sequence[int], work: Callable[[], _T]) -> _T:
     """Does something with token ids; with many, in a thread, since it would hold up every stream."""
     return work() if len(ids) <= _THREAD_TOKENS else await asyncio.to_thread(work)
-
-
-async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int]:
-    """Token ids of a request's ``input``; an empty text has none.
-
-    Raises:
-        ServiceError: there is no input, the model has no tokenizer, or the chat template refuses it.
-    """
-    check_tokenizer(served)
-    match request.WhichOneof("input"):
-        case "text":
-            return await text_ids(
-                request.text, served, special=special, as_text=request.special_tokens_as_text
-            )
-        case "chat":
-            found = conversion.check_chat(request.chat)
-            if found:
-                raise errors.invalid(found)
-            return await chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
-        case _:
-            raise errors.invalid([Violation("input", "is not set; send text or chat")])

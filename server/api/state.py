@@ -6,8 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from google.protobuf.descriptor import Descriptor
+
+from longspan.v1 import inference_pb2
 from server.api import errors
 from server.api.admission import Admission
+from server.api.field_count import has_more_fields
+from server.api.limits import limits, most_fields
 from server.engine.link import EngineClient
 from server.messages import Ready
 from server.models.generation import Generation
@@ -20,6 +25,8 @@ Phase = Literal["loading", "ready", "draining", "dead"]
 
 # When a client should try again. A draining server doesn't come back, but one behind the same name may.
 _RETRY_SECONDS = 2.0
+# A message that is larger can only be a request for a model, which is refused while there is none.
+_BYTES_WITHOUT_MODEL = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class ServerState:
         progress: while loading, what is being done, as part of a sentence.
         failure: why there is no engine, once it died.
         served: the model, from the first time it was ready.
+        limits: what requests are held to, from then on.
         ready_since: monotonic time at which the server was first ready.
     """
 
@@ -63,11 +71,13 @@ class ServerState:
         self.progress = "starting"
         self.failure = ""
         self.served: Served | None = None
+        self.limits = inference_pb2.Limits(request_bytes=_BYTES_WITHOUT_MODEL)
         self.ready_since: float | None = None
 
     def set_ready(self, served: Served) -> None:
         """From now on ``served`` answers."""
         self.served = served
+        self.limits = limits(self.settings, served.ready.context_length, served.tokenizer.longest_token_bytes)
         self.phase = "ready"
         self.ready_since = self.ready_since or time.monotonic()
 
@@ -94,3 +104,23 @@ class ServerState:
         if name and name != self.served.name:
             raise errors.unknown_model(name, self.served.name)
         return self.served
+
+    def check_message(self, payload: bytes, descriptor: Descriptor) -> None:
+        """Holds a message to the limits of its size before it is parsed.
+
+        Args:
+            payload: the message's bytes.
+            descriptor: its type.
+
+        Raises:
+            ServiceError: it has too many bytes or fields, or there is no model yet that says how many.
+        """
+        size = len(payload)
+        if size > self.limits.request_bytes:
+            if self.served is None:
+                raise self.unavailable()
+            raise errors.request_too_large(size, self.limits.request_bytes)
+        most = most_fields(self.limits)
+        # A field takes two bytes at least.
+        if size > 2 * most and has_more_fields(payload, descriptor, most):
+            raise errors.too_many_fields(most)

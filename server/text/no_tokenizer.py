@@ -20,6 +20,7 @@ class NoTokenizer(Tokenizer):
         self.chat_refusal = "has no tokenizer"
         self.byte_level = True
         self.vocabulary_size = 0
+        self.longest_token_bytes = 1
         self.eos_token = None
         self.special_tokens = {}
         self.special_token_ids = frozenset()

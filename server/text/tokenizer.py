@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers.decoders import ByteLevel
 
@@ -30,6 +31,7 @@ class Tokenizer:
             spelling.
         special_token_ids: their ids.
         vocabulary_size: one more than the largest token id.
+        longest_token_bytes: the most bytes of text that one token stands for.
         has_text: whether there is a tokenizer at all.
         has_chat_template: whether conversations can be encoded.
         chat_refusal: why they can't, what a sentence says of the model.
@@ -77,6 +79,7 @@ class Tokenizer:
         self.chat_refusal = self._chat.refusal
         self._special_as_text = SpecialAsText(self._backend, self._chat)
         self.byte_level = isinstance(self._backend.decoder, ByteLevel)
+        self.longest_token_bytes = _longest_token_bytes(self._backend, byte_level=self.byte_level)
         self.token_text: Callable[[int], str] = TokenTexts(self._backend, byte_level=self.byte_level).of
 
     def encode(
@@ -165,3 +168,13 @@ class Tokenizer:
         if skip_special_tokens and token_id in self.special_token_ids:
             return False
         return bool(self.token(token_id))
+
+
+def _longest_token_bytes(backend: Any, *, byte_level: bool) -> int:
+    """Bytes of the longest token's text, from the vocabulary's entries; no fewer than it has."""
+    # Byte-level entries have one letter for each byte. Others are the text, where a space is a longer letter.
+    sizes = {
+        len(entry if byte_level else entry.encode()) for entry in backend.get_vocab(with_added_tokens=False)
+    }
+    sizes.update(len(added.content.encode()) for added in backend.get_added_tokens_decoder().values())
+    return max(sizes)
