@@ -161,6 +161,18 @@ def queue_full(in_flight: int, limit: int, retry_seconds: float) -> ServiceError
     )
 
 
+def text_queue_full(jobs: int, retry_seconds: float) -> ServiceError:
+    """As many long texts are tokenized, and wait for it, as the server takes."""
+    return ServiceError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{jobs} long texts are being tokenized or wait for it, and no more are taken; try again in about "
+        f"{retry_seconds:.1f} s",
+        "TEXT_QUEUE_FULL",
+        _info("TEXT_QUEUE_FULL", in_flight=jobs),
+        _retry(retry_seconds),
+    )
+
+
 def request_id_in_use(request_id: str) -> ServiceError:
     """Another request in flight has this name."""
     return ServiceError(

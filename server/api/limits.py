@@ -7,8 +7,8 @@ from server.settings import Settings
 
 # gRPC's own bound, until the model and its context are known.
 MOST_REQUEST_BYTES = 16 << 20
-# A text of this size is always tokenized: for small contexts the count of tokens says more than bytes do.
-_LEAST_TEXT_BYTES = 64 << 10
+# A text of this size is always tokenized: for small contexts its tokens say more than its bytes do.
+_LEAST_TEXT_BYTES = 256 << 10
 
 _CHAT_MESSAGES = 2048
 _STOP_STRING_BYTES = 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import platform
 import time
@@ -24,10 +23,15 @@ from server.api.state import Served, ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import Metrics
 from server.observe.tracing import Traces
+from server.text.errors import TooManyTokensError
 
 _T = TypeVar("_T")
 
 _THREAD_TOKENS = 1000
+# Tokens that Tokenize tells, at most, unless the context is longer.
+_MOST_TOKENS = 1 << 18
+# Added to a message at once, with the interpreter's lock held: about a millisecond.
+_TOKENS_AT_ONCE = 4096
 
 VERSION = importlib.metadata.version("longspan")
 
@@ -76,9 +80,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.TokenizeResponse:
         """Text or a conversation to token ids."""
         served = self._state.model(request.model)
-        ids = await self._input_ids(request, served, special=not request.without_special_tokens)
-        tokens = await _beside(ids, lambda: [served.tokenizer.token(id_) for id_ in ids])
-        return inference_pb2.TokenizeResponse(token_ids=ids, tokens=tokens)
+        try:
+            ids = await self._input_ids(request, served, special=not request.without_special_tokens)
+        except TooManyTokensError as error:
+            sentence = (
+                f"has {error.count} tokens; at most {error.most} are told, so send it in parts, or ask "
+                "CountTokens"
+            )
+            raise errors.invalid([Violation(request.WhichOneof("input"), sentence)]) from error
+
+        def tell() -> inference_pb2.TokenizeResponse:
+            response = inference_pb2.TokenizeResponse(token_ids=ids)
+            for start in range(0, len(ids), _TOKENS_AT_ONCE):
+                response.tokens.extend(map(served.tokenizer.token, ids[start : start + _TOKENS_AT_ONCE]))
+            return response
+
+        return await self._beside(ids, tell)
 
     async def Detokenize(  # noqa: N802
         self, request: inference_pb2.DetokenizeRequest, context: Context
@@ -93,7 +110,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         refuse(check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size))
         ids = list(request.token_ids)
         skip = not request.keep_special_tokens
-        text = await _beside(ids, lambda: served.tokenizer.decode_aside(ids, skip_special_tokens=skip))
+        text = await self._beside(ids, lambda: served.tokenizer.decode_aside(ids, skip_special_tokens=skip))
         return inference_pb2.DetokenizeResponse(text=text)
 
     async def CountTokens(  # noqa: N802
@@ -101,9 +118,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CountTokensResponse:
         """How many tokens a prompt has."""
         served = self._state.model(request.model)
-        ids = await self._input_ids(request, served, special=True)
+        try:
+            count = len(await self._input_ids(request, served, special=True))
+        except TooManyTokensError as error:
+            count = error.count
         return inference_pb2.CountTokensResponse(
-            token_count=len(ids), context_length=served.ready.context_length
+            token_count=count, context_length=served.ready.context_length
         )
 
     async def ListModels(  # noqa: N802
@@ -178,20 +198,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         Raises:
             ServiceError: there is no input, or too much; the model has no tokenizer, or the chat template
                 refuses it.
+            TooManyTokensError: there are more than ``Tokenize`` tells.
         """
         check_tokenizer(served)
-        as_text = request.special_tokens_as_text
+        as_text, most = request.special_tokens_as_text, max(served.ready.context_length, _MOST_TOKENS)
+        work = self._state.text_work
         match request.WhichOneof("input"):
             case "text":
                 refuse(check_text(request.text, self._state.limits.text_bytes))
-                return await text_ids(request.text, served, special=special, as_text=as_text)
+                return await text_ids(request.text, served, work, most, special=special, as_text=as_text)
             case "chat":
                 refuse(check_chat(request.chat, self._state.limits))
-                return await chat_ids(request.chat, served, as_text=as_text)
+                return await chat_ids(request.chat, served, work, most, as_text=as_text)
             case _:
                 raise errors.invalid([Violation("input", "is not set; send text or chat")])
 
-
-async def _beside(ids: Sequence[int], work: Callable[[], _T]) -> _T:
-    """Does something with token ids; with many, in a thread, since it would hold up every stream."""
-    return work() if len(ids) <= _THREAD_TOKENS else await asyncio.to_thread(work)
+    async def _beside(self, ids: Sequence[int], work: Callable[[], _T]) -> _T:
+        """Does something with token ids; with many, in a thread, since it would hold up every stream."""
+        return work() if len(ids) <= _THREAD_TOKENS else await self._state.text_work.run(work, len(ids))

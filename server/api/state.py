@@ -13,6 +13,7 @@ from server.api import errors
 from server.api.admission import Admission
 from server.api.field_count import has_more_fields
 from server.api.limits import limits, most_fields
+from server.api.text_work import TextWork
 from server.engine.link import EngineClient
 from server.messages import Ready
 from server.models.generation import Generation
@@ -56,6 +57,7 @@ class ServerState:
     Attributes:
         settings: in force.
         admission: the requests in flight.
+        text_work: tokenizes long texts, and other work on these.
         phase: whether requests are answered, and if not, why.
         progress: while loading, what is being done, as part of a sentence.
         failure: why there is no engine, once it died.
@@ -67,6 +69,7 @@ class ServerState:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.admission = Admission(settings.max_running + settings.max_queue)
+        self.text_work = TextWork()
         self.phase: Phase = "loading"
         self.progress = "starting"
         self.failure = ""

@@ -27,7 +27,12 @@ class NoTokenizer(Tokenizer):
         self.token_text = _no_text
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, special_tokens_as_text: bool = False
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        special_tokens_as_text: bool = False,
+        most: int | None = None,
     ) -> list[int]:
         """Refuses.
 
@@ -36,7 +41,9 @@ class NoTokenizer(Tokenizer):
         """
         raise TextError("text", _NONE)
 
-    def encode_chat(self, messages: Messages, *, special_tokens_as_text: bool = False) -> list[int]:
+    def encode_chat(
+        self, messages: Messages, *, special_tokens_as_text: bool = False, most: int | None = None
+    ) -> list[int]:
         """Refuses.
 
         Raises:

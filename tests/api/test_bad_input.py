@@ -51,8 +51,8 @@ def violated(error):
         ({"forced_token_ids": [7, 300]}, "forced_token_ids[1]"),
         ({"forced_token_ids": [7] * 6}, "forced_token_ids"),
         ({"forced_token_ids": [7] * 196, "stop": {}}, "forced_token_ids"),
-        ({"text": "é" * 40_000}, "text"),
-        ({"text": None, "chat": {"messages": [{"role": "user", "content": "x" * 70_000}]}}, "chat.messages"),
+        ({"text": "é" * 140_000}, "text"),
+        ({"text": None, "chat": {"messages": [{"role": "user", "content": "x" * 270_000}]}}, "chat.messages"),
         ({"text": None, "chat": {"messages": [{"role": "user"}] * 201}}, "chat.messages"),
         ({"stop": {"stop_strings": [""] * 300}}, "stop.stop_strings"),
         ({"stop": {"stop_strings": ["é" * 513]}}, "stop.stop_strings[0]"),
@@ -268,8 +268,8 @@ async def test_inputs_of_the_other_methods(running):
         (running.stub.CountTokens, inference_pb2.CountTokensRequest(), "input"),
         (running.stub.Detokenize, inference_pb2.DetokenizeRequest(token_ids=[0, 300]), "token_ids[1]"),
         (running.stub.Detokenize, inference_pb2.DetokenizeRequest(token_ids=[0] * 201), "token_ids"),
-        (running.stub.Tokenize, inference_pb2.TokenizeRequest(text="x" * 65537), "text"),
-        (running.stub.CountTokens, inference_pb2.CountTokensRequest(text="x" * 65537), "text"),
+        (running.stub.Tokenize, inference_pb2.TokenizeRequest(text="x" * (1 << 18 | 1)), "text"),
+        (running.stub.CountTokens, inference_pb2.CountTokensRequest(text="x" * (1 << 18 | 1)), "text"),
         (running.stub.Abort, inference_pb2.AbortRequest(), "request_id"),
     ):
         with pytest.raises(aio.AioRpcError) as caught:

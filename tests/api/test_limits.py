@@ -16,7 +16,7 @@ from tests.api.conftest import INVALID, ask, call_raw, details
 
 async def test_a_message_that_is_too_large_is_not_parsed(running):
     limit = running.state.limits.request_bytes
-    assert limit < 100_000, "it follows the context"
+    assert limit < 400_000, "it follows the context"
     error = await call_raw(running, "Generate", b"\xff" * (limit + 1))
     assert error.code() is INVALID
     info = details(error)["ErrorInfo"]
@@ -55,8 +55,8 @@ def test_any_bytes_are_counted(payload, most):
 
 
 def test_limits_follow_the_context():
-    small, large, huge = (limits(Settings(), context, 16) for context in (2048, 65536, 1 << 24))
-    assert (small.text_bytes, large.text_bytes) == (64 << 10, 1 << 20)
+    small, large, huge = (limits(Settings(), context, 32) for context in (2048, 65536, 1 << 24))
+    assert (small.text_bytes, large.text_bytes) == (256 << 10, 2 << 20)
     assert small.request_bytes < large.request_bytes < huge.request_bytes == huge.text_bytes == 16 << 20
     raised = limits(Settings(max_request_bytes="32MiB"), 2048, 16)
     assert raised.request_bytes == raised.text_bytes == 32 << 20
