@@ -292,15 +292,22 @@ def serve(settings: Settings, spawned: Spawned | None = None) -> int:
 
 
 def _load_tokenizer(files: ModelFiles, chat_template: str | None) -> Tokenizer:
+    from server.text.template_process import template_process
+
+    template_process().start()  # it imports what it needs meanwhile
     from server.text.no_tokenizer import NoTokenizer  # its import takes a second, while the engine starts
     from server.text.tokenizer import Tokenizer
 
     if files.tokenizer is not None:
-        return Tokenizer(files.tokenizer, chat_template)
+        tokenizer = Tokenizer(files.tokenizer, chat_template)
+        if not tokenizer.has_chat_template:
+            template_process().close()
+        return tokenizer
     if chat_template is not None:
         raise RefusedError(
             f"--chat-template: {files.source} has no tokenizer, so there are no chats; leave it out"
         )
+    template_process().close()
     log.warning("%s has no tokenizer: token ids are served, and no text", files.source)
     return NoTokenizer()
 

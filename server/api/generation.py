@@ -82,7 +82,7 @@ class Generation:
             served = self._state.model(self._request.model)
             plan = conversion.plan(self._request, served, self._state.limits)
             with self._state.admission.admit(self._request_id, self, plan.n):
-                prompt = await prompt_ids(self._request, served, self._state.text_work)
+                prompt = await prompt_ids(self._request, served, self._state)
                 if self._error is not None:
                     raise self._error
                 ids = served.engine.new_ids(plan.n)

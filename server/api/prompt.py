@@ -8,7 +8,7 @@ from collections.abc import Callable
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
 from server.api.errors import Violation
-from server.api.state import Served
+from server.api.state import Served, ServerState
 from server.api.text_work import TextWork
 from server.text.errors import TextError, TooManyTokensError
 
@@ -18,7 +18,7 @@ _THREAD_CHARACTERS = 2000
 _MESSAGE_CHARACTERS = 50
 
 
-async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served, work: TextWork) -> list[int]:
+async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served, state: ServerState) -> list[int]:
     """The prompt's token ids, at least one, with room in the context for one more and for the forced ones.
 
     Raises:
@@ -31,9 +31,9 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served, wor
         if kind == "token_ids":
             ids = list(request.token_ids.ids)  # no more than fit, by the checks before
         elif kind == "chat":
-            ids = await chat_ids(request.chat, served, work, limit, as_text=as_text)
+            ids = await chat_ids(request.chat, served, state, limit, as_text=as_text)
         else:
-            ids = await text_ids(request.text, served, work, limit, as_text=as_text)
+            ids = await text_ids(request.text, served, state, limit, as_text=as_text)
     except TooManyTokensError as error:
         raise errors.prompt_too_long(str(kind), error.count, limit) from error
     if not ids:
@@ -51,7 +51,7 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served, wor
 
 
 async def text_ids(
-    text: str, served: Served, work: TextWork, most: int, *, special: bool = True, as_text: bool = False
+    text: str, served: Served, state: ServerState, most: int, *, special: bool = True, as_text: bool = False
 ) -> list[int]:
     """Token ids of a text, ``most`` at the most, with those that the tokenizer adds unless not ``special``.
 
@@ -63,11 +63,13 @@ async def text_ids(
     encode = functools.partial(
         served.tokenizer.encode, text, add_special_tokens=special, special_tokens_as_text=as_text, most=most
     )
-    return await _encoded(encode, len(text), work, at_once=not as_text)
+    if len(text) <= _THREAD_CHARACTERS and not as_text:
+        return _encoded(encode)
+    return await _beside(encode, len(text), state.text_work)
 
 
 async def chat_ids(
-    chat: types_pb2.Chat, served: Served, work: TextWork, most: int, *, as_text: bool = False
+    chat: types_pb2.Chat, served: Served, state: ServerState, most: int, *, as_text: bool = False
 ) -> list[int]:
     """Token ids of a conversation, ``most`` at the most, up to where the assistant speaks.
 
@@ -83,14 +85,17 @@ async def chat_ids(
     encode = functools.partial(
         served.tokenizer.encode_chat, messages, special_tokens_as_text=as_text, most=most
     )
-    return await _encoded(encode, size, work, at_once=not as_text)
+    # The process that renders waits for no one's long text.
+    return await _beside(encode, size, state.chat_work if size <= _THREAD_CHARACTERS else state.text_work)
 
 
-async def _encoded(encode: Callable[[], list[int]], size: int, work: TextWork, *, at_once: bool) -> list[int]:
+async def _beside(encode: Callable[[], list[int]], size: int, work: TextWork) -> list[int]:
+    return await work.run(functools.partial(_encoded, encode), size)
+
+
+def _encoded(encode: Callable[[], list[int]]) -> list[int]:
     try:
-        if at_once and size <= _THREAD_CHARACTERS:
-            return encode()
-        return await work.run(encode, size)
+        return encode()
     except TextError as error:
         raise errors.invalid([Violation(error.field, str(error))]) from error
 

@@ -202,14 +202,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """
         check_tokenizer(served)
         as_text, most = request.special_tokens_as_text, max(served.ready.context_length, _MOST_TOKENS)
-        work = self._state.text_work
         match request.WhichOneof("input"):
             case "text":
                 refuse(check_text(request.text, self._state.limits.text_bytes))
-                return await text_ids(request.text, served, work, most, special=special, as_text=as_text)
+                return await text_ids(
+                    request.text, served, self._state, most, special=special, as_text=as_text
+                )
             case "chat":
                 refuse(check_chat(request.chat, self._state.limits))
-                return await chat_ids(request.chat, served, work, most, as_text=as_text)
+                return await chat_ids(request.chat, served, self._state, most, as_text=as_text)
             case _:
                 raise errors.invalid([Violation("input", "is not set; send text or chat")])
 

@@ -28,6 +28,8 @@ Phase = Literal["loading", "ready", "draining", "dead"]
 _RETRY_SECONDS = 2.0
 # A message that is larger can only be a request for a model, which is refused while there is none.
 _BYTES_WITHOUT_MODEL = 64 << 10
+# One conversation is rendered at a time, while others are tokenized.
+_CHAT_THREADS, _MOST_CHATS = 4, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class ServerState:
         settings: in force.
         admission: the requests in flight.
         text_work: tokenizes long texts, and other work on these.
+        chat_work: renders short conversations, which it hands to a process, and tokenizes them.
         phase: whether requests are answered, and if not, why.
         progress: while loading, what is being done, as part of a sentence.
         failure: why there is no engine, once it died.
@@ -70,6 +73,7 @@ class ServerState:
         self.settings = settings
         self.admission = Admission(settings.max_running + settings.max_queue)
         self.text_work = TextWork()
+        self.chat_work = TextWork(_CHAT_THREADS, _MOST_CHATS)
         self.phase: Phase = "loading"
         self.progress = "starting"
         self.failure = ""

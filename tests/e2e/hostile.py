@@ -89,6 +89,11 @@ TAKEN: dict[str, tuple[str, Callable[[inference_pb2.GetModelInfoResponse], bytes
 """Method and bytes of messages as large as a model's limits allow, by what they are."""
 
 
+def chat(content: str) -> bytes:
+    """A question as a conversation."""
+    return _bytes(Generate(chat={"messages": [{"role": "user", "content": content}]}))
+
+
 def _bytes(message: Message) -> bytes:
     return message.SerializeToString()
 
