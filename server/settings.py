@@ -167,7 +167,7 @@ class Settings(BaseSettings):
         None,
         le=1 << 30,
         description="Largest request message, like 4MiB, and the largest text in one. Without it: what the "
-        "context can hold of the vocabulary's longest token, 16 MiB at most.",
+        "context can hold of the vocabulary's longest token, 8 MiB at most.",
     )
     threads: int | None = Field(
         None,

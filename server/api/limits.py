@@ -5,8 +5,9 @@ from __future__ import annotations
 from longspan.v1 import inference_pb2
 from server.settings import Settings
 
-# gRPC's own bound, until the model and its context are known.
-MOST_REQUEST_BYTES = 16 << 20
+# gRPC's own bound, until the model and its context are known. A context of a million token ids has 5 MB. gRPC
+# holds several copies of what it receives, for each client that sends.
+MOST_REQUEST_BYTES = 8 << 20
 # A text of this size is always tokenized: for small contexts its tokens say more than its bytes do.
 _LEAST_TEXT_BYTES = 256 << 10
 

@@ -1,4 +1,7 @@
-"""Messages that would each stop a server without limits, and what other clients see of it meanwhile."""
+"""Messages that would each stop a server without limits, and what other clients see of it meanwhile.
+
+They are as large as gRPC takes: of a larger one it reads no more than the length.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tests.e2e.server import Server
 
 _MIB = 1 << 20
 # gRPC's own bound, less what stands around the largest field.
-_LARGEST = 16 * _MIB - 64
+_LARGEST = 8 * _MIB - 64
 
 Generate, Tokenize = inference_pb2.GenerateRequest, inference_pb2.TokenizeRequest
 Count, Detokenize = inference_pb2.CountTokensRequest, inference_pb2.DetokenizeRequest
@@ -28,21 +31,24 @@ Count, Detokenize = inference_pb2.CountTokensRequest, inference_pb2.DetokenizeRe
 _USER = {"role": "user", "content": "x"}
 
 REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "16 MiB of text": ("Generate", lambda: _bytes(Generate(text="word " * (_LARGEST // 5)))),
-    "16 MiB of text to Tokenize": ("Tokenize", lambda: _bytes(Tokenize(text="word " * (_LARGEST // 5)))),
-    "16 MiB of spaces": ("CountTokens", lambda: _bytes(Count(text=" " * _LARGEST))),
-    "5.5 million invalid ids": ("Generate", lambda: _field(3, _field(1, b"\xff\xff\x7f" * 5_500_000))),
-    "5.5 million ids to Detokenize": ("Detokenize", lambda: _field(2, b"\x01\x01\x01" * 5_500_000)),
-    "8 million empty stop strings": ("Generate", lambda: b"\x12\x01x" + _field(6, b"\x1a\x00" * 8_000_000)),
-    "two million chat messages": ("Generate", lambda: _field(4, _field(1, b"\x0a\x01u") * 2_000_000)),
+    "8 MiB of text": ("Generate", lambda: _bytes(Generate(text="word " * (_LARGEST // 5)))),
+    "8 MiB of text to Tokenize": ("Tokenize", lambda: _bytes(Tokenize(text="word " * (_LARGEST // 5)))),
+    "8 MiB of spaces": ("CountTokens", lambda: _bytes(Count(text=" " * _LARGEST))),
+    "2.7 million invalid ids": ("Generate", lambda: _field(3, _field(1, b"\xff\xff\x7f" * 2_700_000))),
+    "2.7 million ids to Detokenize": ("Detokenize", lambda: _field(2, b"\x01\x01\x01" * 2_700_000)),
+    "four million empty stop strings": (
+        "Generate",
+        lambda: b"\x12\x01x" + _field(6, b"\x1a\x00" * 4_000_000),
+    ),
+    "1.6 million chat messages": ("Generate", lambda: _field(4, _field(1, b"\x0a\x01u") * 1_600_000)),
     "thousands of chat messages": ("Generate", lambda: _bytes(Generate(chat={"messages": [_USER] * 5000}))),
     "49,152 biases": (
         "Generate",
         lambda: _bytes(Generate(text="x", n=16, sampling={"logit_bias": dict.fromkeys(range(49_152), 1.0)})),
     ),
-    "16 stop strings of 576 KB": (
+    "16 stop strings of 512 KB": (
         "Generate",
-        lambda: _bytes(Generate(text="x", stop={"stop_strings": ["a" * 576_000] * 16})),
+        lambda: _bytes(Generate(text="x", stop={"stop_strings": ["a" * 512_000] * 16})),
     ),
 }
 """Method and bytes of messages that no server takes, by what they are."""
