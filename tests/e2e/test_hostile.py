@@ -1,6 +1,6 @@
 """One message cannot stop the server: other streams go on, health answers, memory stays.
 
-The bounds are a second where such messages took 17 seconds to minutes, since other tests run beside these.
+The bound is two seconds where such messages took 17 seconds to minutes, since other tests run beside these.
 """
 
 import time
@@ -11,7 +11,7 @@ import pytest
 from tests.e2e import hostile
 from tests.e2e.server import Server
 
-MOST_SECONDS = 1.0
+MOST_SECONDS = 2.0
 MOST_GROWN = 300 << 20
 
 
