@@ -128,7 +128,9 @@ class Server:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
         grpc_metrics = observed.GrpcMetrics(registry)
-        self._grpc, self.port = listen(settings.host, settings.port, service, self._health, grpc_metrics)
+        self._grpc, self.port = listen(
+            settings.host, settings.port, self.state, service, self._health, grpc_metrics
+        )
         await self._grpc.start()
 
     async def _serve(self) -> str:

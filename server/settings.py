@@ -177,6 +177,12 @@ class Settings(BaseSettings):
     max_n: int = Field(16, ge=1, description="Most samples per request.")
     max_logprobs: int = Field(20, ge=0, description="Most log probabilities per position.")
     max_stop_strings: int = Field(16, ge=0, description="Most stop strings per request.")
+    max_request_bytes: Bytes | None = Field(
+        None,
+        le=1 << 30,
+        description="Largest request message, like 4MiB, and the largest text in one. Without it: what the "
+        "context can hold of the vocabulary's longest token, 8 MiB at most.",
+    )
     threads: int | None = Field(
         None,
         ge=1,

@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 DOMAIN = "longspan"
 
 # A status travels in HTTP/2 headers, of which clients take 8 KiB: what users sent is quoted in part only.
-_MOST_VIOLATIONS = 16
+MOST_VIOLATIONS = 16
 _MOST_IN_SENTENCE = 4
 _QUOTED = 80
 
@@ -75,13 +75,18 @@ def _retry(seconds: float) -> error_details_pb2.RetryInfo:
 
 
 def invalid(violations: Sequence[Violation]) -> ServiceError:
-    """Fields of the request are wrong: all of them in one answer, up to 16."""
+    """Fields of the request are wrong: all of them in one answer, up to 16.
+
+    Whoever looks for them may stop one behind these, for the sentence to say that there are more.
+    """
     fields = [
         error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
-        for field, description in violations[:_MOST_VIOLATIONS]
+        for field, description in violations[:MOST_VIOLATIONS]
     ]
     sentence = "; ".join(f"{field}: {description}" for field, description in violations[:_MOST_IN_SENTENCE])
-    if len(violations) > _MOST_IN_SENTENCE:
+    if len(violations) > MOST_VIOLATIONS:
+        sentence += f"; and at least {MOST_VIOLATIONS + 1 - _MOST_IN_SENTENCE} more"
+    elif len(violations) > _MOST_IN_SENTENCE:
         sentence += f"; and {len(violations) - _MOST_IN_SENTENCE} more"
     return ServiceError(
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -99,6 +104,32 @@ def malformed(message_name: str) -> ServiceError:
         "it (a prompt, a chat role, a stop string) is not UTF-8",
         "MALFORMED_REQUEST",
         _info("MALFORMED_REQUEST", message=message_name),
+    )
+
+
+def request_too_large(actual: int, limit: int) -> ServiceError:
+    """The message has more bytes than any request that this server can answer."""
+    sentence = f"has {actual} bytes; this server takes {limit} at most (--max-request-bytes), so shorten it"
+    return _refused_whole(sentence, "REQUEST_TOO_LARGE", limit=limit, actual=actual)
+
+
+def too_many_fields(limit: int) -> ServiceError:
+    """The message has more fields than any request that this server can answer."""
+    sentence = (
+        f"has more than {limit} fields; send fewer messages, stop strings or biases, and token ids packed, "
+        "as proto3 does"
+    )
+    return _refused_whole(sentence, "TOO_MANY_FIELDS", limit=limit)
+
+
+def _refused_whole(sentence: str, reason: str, **figures: object) -> ServiceError:
+    violation = error_details_pb2.BadRequest.FieldViolation(field="request", description=sentence)
+    return ServiceError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"request: {sentence}",
+        reason,
+        _info(reason, **figures),
+        error_details_pb2.BadRequest(field_violations=[violation]),
     )
 
 
@@ -126,6 +157,18 @@ def queue_full(in_flight: int, limit: int, retry_seconds: float) -> ServiceError
         f"{retry_seconds:.1f} s",
         "QUEUE_FULL",
         _info("QUEUE_FULL", in_flight=in_flight, limit=limit),
+        _retry(retry_seconds),
+    )
+
+
+def text_queue_full(jobs: int, retry_seconds: float) -> ServiceError:
+    """As many long texts are tokenized, and wait for it, as the server takes."""
+    return ServiceError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{jobs} long texts are being tokenized or wait for it, and no more are taken; try again in about "
+        f"{retry_seconds:.1f} s",
+        "TEXT_QUEUE_FULL",
+        _info("TEXT_QUEUE_FULL", in_flight=jobs),
         _retry(retry_seconds),
     )
 

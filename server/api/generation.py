@@ -80,9 +80,9 @@ class Generation:
         # One generator for the whole way: each more on it would cost every token a few microseconds.
         with self._accounted(cancellation, metadata):
             served = self._state.model(self._request.model)
-            plan = conversion.plan(self._request, served, self._state.settings)
+            plan = conversion.plan(self._request, served, self._state.limits)
             with self._state.admission.admit(self._request_id, self, plan.n):
-                prompt = await prompt_ids(self._request, served)
+                prompt = await prompt_ids(self._request, served, self._state)
                 if self._error is not None:
                     raise self._error
                 ids = served.engine.new_ids(plan.n)

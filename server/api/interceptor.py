@@ -16,7 +16,8 @@ from grpc import aio
 
 from longspan.v1 import inference_pb2
 from server.api import errors
-from server.api.conversion import valid_request_id
+from server.api.checks import valid_request_id
+from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
 
@@ -60,7 +61,8 @@ class _Call:
 class Interceptor(aio.ServerInterceptor):
     """Wraps every method of every service of the server."""
 
-    def __init__(self, metrics: GrpcMetrics) -> None:
+    def __init__(self, state: ServerState, metrics: GrpcMetrics) -> None:
+        self._state = state
         self._metrics = metrics
 
     async def intercept_service(
@@ -75,7 +77,7 @@ class Interceptor(aio.ServerInterceptor):
             return None
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(handler.stream_stream, lambda requests: requests, "bidi_stream", method),
+                self._stream(handler.stream_stream, None, "bidi_stream", method),
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
@@ -94,17 +96,17 @@ class Interceptor(aio.ServerInterceptor):
     def _unary(self, behavior: Any, parse: Callable[[Any], Any], method: str) -> Any:
         async def handle(payload: bytes, context: Context) -> Any:
             async with self._guard(context, "unary", method) as call:
-                request = await _begin(payload, parse, context)
+                request = await self._begin(payload, parse, context)
                 response = await behavior(request, context)
                 call.sent()
                 return response
 
         return handle
 
-    def _stream(self, behavior: Any, parse: Callable[[Any], Any], kind: str, method: str) -> Any:
+    def _stream(self, behavior: Any, parse: Callable[[Any], Any] | None, kind: str, method: str) -> Any:
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method) as call:
-                request = await _begin(payload, parse, context)
+                request = await self._begin(payload, parse, context)
                 async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
                         watch.begun = watch.time()
@@ -113,6 +115,23 @@ class Interceptor(aio.ServerInterceptor):
                         call.sent()
 
         return handle
+
+    async def _begin(self, payload: Any, parse: Callable[[Any], Any] | None, context: Context) -> Any:
+        """Parses the request, if it is within the limits, and tells the client its name."""
+        request = payload
+        if parse is not None:
+            descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
+            self._state.check_message(payload, descriptor)
+            try:
+                request = parse(payload)
+            except DecodeError as error:
+                raise errors.malformed(descriptor.full_name) from error
+        generate = request.request if isinstance(request, inference_pb2.StreamGenerateRequest) else request
+        given = generate.request_id if isinstance(generate, inference_pb2.GenerateRequest) else ""
+        if given and valid_request_id(given):
+            request_id.set(given)
+        await context.send_initial_metadata((("x-request-id", request_id.get()),))
+        return request
 
     @asynccontextmanager
     async def _guard(self, context: Context, kind: str, method: str) -> AsyncIterator[_Call]:
@@ -137,20 +156,6 @@ class Interceptor(aio.ServerInterceptor):
             await _abort(context, errors.internal(request_id.get()))
         finally:
             call.ended(code)
-
-
-async def _begin(payload: Any, parse: Callable[[Any], Any], context: Context) -> Any:
-    """Parses the request, and tells the client its name."""
-    try:
-        request = parse(payload)
-    except DecodeError as error:
-        raise errors.malformed(parse.__self__.DESCRIPTOR.full_name) from error  # type: ignore[attr-defined]
-    generate = request.request if isinstance(request, inference_pb2.StreamGenerateRequest) else request
-    given = generate.request_id if isinstance(generate, inference_pb2.GenerateRequest) else ""
-    if given and valid_request_id(given):
-        request_id.set(given)
-    await context.send_initial_metadata((("x-request-id", request_id.get()),))
-    return request
 
 
 async def _abort(context: Context, error: errors.ServiceError) -> None:

@@ -11,18 +11,15 @@ from grpc_reflection.v1alpha import reflection
 from longspan.v1 import inference_pb2_grpc
 from server.api.health import READINESS, HealthServicer
 from server.api.interceptor import Interceptor
+from server.api.limits import MOST_REQUEST_BYTES
 from server.api.service import InferenceServicer
+from server.api.state import ServerState
 from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
-
-# A token id takes up to 5 bytes on the wire and a token of text about as many; 16 MiB is a prompt of some
-# three million tokens. The context length would bound it closer, but is known only later.
-MAX_REQUEST_BYTES = 16 << 20
 
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # A client that is gone without a word is noticed after 20 + 10 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -33,9 +30,16 @@ _OPTIONS = (
 
 
 def listen(
-    host: str, port: int, service: InferenceServicer, health: HealthServicer, metrics: GrpcMetrics
+    host: str,
+    port: int,
+    state: ServerState,
+    service: InferenceServicer,
+    health: HealthServicer,
+    metrics: GrpcMetrics,
 ) -> tuple[aio.Server, int]:
     """A server that is bound and not started; port 0 takes a free one.
+
+    The model's context bounds a message closer than gRPC does, but is known only later (``check_message``).
 
     Returns:
         The server and its port.
@@ -43,7 +47,9 @@ def listen(
     Raises:
         RefusedError: the address can't be had.
     """
-    server = aio.server(interceptors=(Interceptor(metrics),), options=_OPTIONS)
+    most = state.settings.max_request_bytes or MOST_REQUEST_BYTES
+    options = (*_OPTIONS, ("grpc.max_receive_message_length", most))
+    server = aio.server(interceptors=(Interceptor(state, metrics),), options=options)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (READINESS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import platform
 import time
@@ -15,6 +14,7 @@ import grpc
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.api import conversion, errors
 from server.api.answer import Event, collect
+from server.api.checks import check_chat, check_text, check_token_ids, refuse
 from server.api.errors import Violation
 from server.api.generation import Generation
 from server.api.interceptor import Context, cancellation_code
@@ -23,10 +23,15 @@ from server.api.state import Served, ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import Metrics
 from server.observe.tracing import Traces
+from server.text.errors import TooManyTokensError
 
 _T = TypeVar("_T")
 
 _THREAD_TOKENS = 1000
+# Tokens that Tokenize tells, at most, unless the context is longer.
+_MOST_TOKENS = 1 << 18
+# Added to a message at once, with the interpreter's lock held: about a millisecond.
+_TOKENS_AT_ONCE = 4096
 
 VERSION = importlib.metadata.version("longspan")
 
@@ -75,9 +80,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.TokenizeResponse:
         """Text or a conversation to token ids."""
         served = self._state.model(request.model)
-        ids = await _input_ids(request, served, special=not request.without_special_tokens)
-        tokens = await _beside(ids, lambda: [served.tokenizer.token(id_) for id_ in ids])
-        return inference_pb2.TokenizeResponse(token_ids=ids, tokens=tokens)
+        try:
+            ids = await self._input_ids(request, served, special=not request.without_special_tokens)
+        except TooManyTokensError as error:
+            sentence = (
+                f"has {error.count} tokens; at most {error.most} are told, so send it in parts, or ask "
+                "CountTokens"
+            )
+            raise errors.invalid([Violation(request.WhichOneof("input"), sentence)]) from error
+
+        def tell() -> inference_pb2.TokenizeResponse:
+            response = inference_pb2.TokenizeResponse(token_ids=ids)
+            for start in range(0, len(ids), _TOKENS_AT_ONCE):
+                response.tokens.extend(map(served.tokenizer.token, ids[start : start + _TOKENS_AT_ONCE]))
+            return response
+
+        return await self._beside(ids, tell)
 
     async def Detokenize(  # noqa: N802
         self, request: inference_pb2.DetokenizeRequest, context: Context
@@ -85,12 +103,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Token ids to text; ids that the model has and the tokenizer doesn't name are no text."""
         served = self._state.model(request.model)
         check_tokenizer(served)
-        found = conversion.check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size)
-        if found:
-            raise errors.invalid(found)
+        count, most = len(request.token_ids), served.ready.context_length
+        if count > most:
+            sentence = f"has {count} ids; at most {most}, this model's context, are taken at a time"
+            raise errors.invalid([Violation("token_ids", sentence)])
+        refuse(check_token_ids("token_ids", request.token_ids, served.ready.vocabulary_size))
         ids = list(request.token_ids)
         skip = not request.keep_special_tokens
-        text = await _beside(ids, lambda: served.tokenizer.decode_aside(ids, skip_special_tokens=skip))
+        text = await self._beside(ids, lambda: served.tokenizer.decode_aside(ids, skip_special_tokens=skip))
         return inference_pb2.DetokenizeResponse(text=text)
 
     async def CountTokens(  # noqa: N802
@@ -98,9 +118,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CountTokensResponse:
         """How many tokens a prompt has."""
         served = self._state.model(request.model)
-        ids = await _input_ids(request, served, special=True)
+        try:
+            count = len(await self._input_ids(request, served, special=True))
+        except TooManyTokensError as error:
+            count = error.count
         return inference_pb2.CountTokensResponse(
-            token_count=len(ids), context_length=served.ready.context_length
+            token_count=count, context_length=served.ready.context_length
         )
 
     async def ListModels(  # noqa: N802
@@ -136,7 +159,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             eos_token_ids=served.generation.eos_token_ids,
             default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
-            limits=conversion.limits(self._state.settings, ready),
+            limits=self._state.limits,
         )
 
     async def GetServerInfo(  # noqa: N802
@@ -169,28 +192,28 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
         return response
 
+    async def _input_ids(self, request: Any, served: Served, *, special: bool) -> list[int]:
+        """Token ids of a request's ``input``; an empty text has none.
 
-async def _beside(ids: Sequence[int], work: Callable[[], _T]) -> _T:
-    """Does something with token ids; with many, in a thread, since it would hold up every stream."""
-    return work() if len(ids) <= _THREAD_TOKENS else await asyncio.to_thread(work)
+        Raises:
+            ServiceError: there is no input, or too much; the model has no tokenizer, or the chat template
+                refuses it.
+            TooManyTokensError: there are more than ``Tokenize`` tells.
+        """
+        check_tokenizer(served)
+        as_text, most = request.special_tokens_as_text, max(served.ready.context_length, _MOST_TOKENS)
+        match request.WhichOneof("input"):
+            case "text":
+                refuse(check_text(request.text, self._state.limits.text_bytes))
+                return await text_ids(
+                    request.text, served, self._state, most, special=special, as_text=as_text
+                )
+            case "chat":
+                refuse(check_chat(request.chat, self._state.limits))
+                return await chat_ids(request.chat, served, self._state, most, as_text=as_text)
+            case _:
+                raise errors.invalid([Violation("input", "is not set; send text or chat")])
 
-
-async def _input_ids(request: Any, served: Served, *, special: bool) -> list[int]:
-    """Token ids of a request's ``input``; an empty text has none.
-
-    Raises:
-        ServiceError: there is no input, the model has no tokenizer, or the chat template refuses it.
-    """
-    check_tokenizer(served)
-    match request.WhichOneof("input"):
-        case "text":
-            return await text_ids(
-                request.text, served, special=special, as_text=request.special_tokens_as_text
-            )
-        case "chat":
-            found = conversion.check_chat(request.chat)
-            if found:
-                raise errors.invalid(found)
-            return await chat_ids(request.chat, served, as_text=request.special_tokens_as_text)
-        case _:
-            raise errors.invalid([Violation("input", "is not set; send text or chat")])
+    async def _beside(self, ids: Sequence[int], work: Callable[[], _T]) -> _T:
+        """Does something with token ids; with many, in a thread, since it would hold up every stream."""
+        return work() if len(ids) <= _THREAD_TOKENS else await self._state.text_work.run(work, len(ids))

@@ -6,8 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from google.protobuf.descriptor import Descriptor
+
+from longspan.v1 import inference_pb2
 from server.api import errors
 from server.api.admission import Admission
+from server.api.field_count import has_more_fields
+from server.api.limits import limits, most_fields
+from server.api.text_work import TextWork
 from server.engine.ipc.link import EngineClient
 from server.messages import Ready
 from server.models.generation import Generation
@@ -21,6 +27,10 @@ Phase = Literal["loading", "ready", "draining", "dead"]
 
 # When a client should try again. A draining server doesn't come back, but one behind the same name may.
 _RETRY_SECONDS = 2.0
+# A message that is larger can only be a request for a model, which is refused while there is none.
+_BYTES_WITHOUT_MODEL = 64 << 10
+# One conversation is rendered at a time, while others are tokenized.
+_CHAT_THREADS, _MOST_CHATS = 4, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +60,26 @@ class ServerState:
     Attributes:
         settings: in force.
         admission: the requests in flight.
+        text_work: tokenizes long texts, and other work on these.
+        chat_work: renders short conversations, which it hands to a process, and tokenizes them.
         phase: whether requests are answered, and if not, why.
         progress: while loading, what is being done, as part of a sentence.
         failure: why there is no engine, once it died.
         served: the model, from the first time it was ready.
+        limits: what requests are held to, from then on.
         ready_since: monotonic time at which the server was first ready.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.admission = Admission(0)  # until the engine tells how many sequences run at once
+        self.text_work = TextWork()
+        self.chat_work = TextWork(_CHAT_THREADS, _MOST_CHATS)
         self.phase: Phase = "loading"
         self.progress = "starting"
         self.failure = ""
         self.served: Served | None = None
+        self.limits = inference_pb2.Limits(request_bytes=_BYTES_WITHOUT_MODEL)
         self.ready_since: float | None = None
 
     def set_ready(self, served: Served) -> None:
@@ -73,6 +89,7 @@ class ServerState:
         chosen = {name: getattr(ready, name) for name in Sizes._fields}
         self.settings = self.settings.model_copy(update=chosen)
         self.admission.limit = ready.max_running + self.settings.max_queue
+        self.limits = limits(self.settings, ready, served.tokenizer.longest_token_bytes)
         self.phase = "ready"
         self.ready_since = self.ready_since or time.monotonic()
 
@@ -99,3 +116,23 @@ class ServerState:
         if name and name != self.served.name:
             raise errors.unknown_model(name, self.served.name)
         return self.served
+
+    def check_message(self, payload: bytes, descriptor: Descriptor) -> None:
+        """Holds a message to the limits of its size before it is parsed.
+
+        Args:
+            payload: the message's bytes.
+            descriptor: its type.
+
+        Raises:
+            ServiceError: it has too many bytes or fields, or there is no model yet that says how many.
+        """
+        size = len(payload)
+        if size > self.limits.request_bytes:
+            if self.served is None:
+                raise self.unavailable()
+            raise errors.request_too_large(size, self.limits.request_bytes)
+        most = most_fields(self.limits)
+        # A field takes two bytes at least.
+        if size > 2 * most and has_more_fields(payload, descriptor, most):
+            raise errors.too_many_fields(most)

@@ -55,6 +55,8 @@ class SamplerState:
         self._forced = forced
         self._prompt = prompt
         self._output = list(output)
+        self._bias: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._stops: torch.Tensor | None = None
         self._counts: torch.Tensor | None = None
         self._prompt_seen: torch.Tensor | None = None
 
@@ -69,6 +71,21 @@ class SamplerState:
     def adjusts(self, position: int) -> bool:
         """Whether the logits at this output position are changed before temperature."""
         return self.sampling.penalized or bool(self.sampling.logit_bias) or self.bans_stops(position)
+
+    def bias(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The biased tokens (int64 ``[N]``) and their biases (float32 ``[N]``); made on first use."""
+        if self._bias is None:
+            entries = self.sampling.logit_bias
+            tokens = _tensor(list(entries), device)
+            bias = to_device(torch.tensor(list(entries.values()), dtype=torch.float32), device)
+            self._bias = tokens, bias
+        return self._bias
+
+    def stops(self, device: torch.device) -> torch.Tensor:
+        """The stop tokens, int64 ``[N]``; made on first use."""
+        if self._stops is None:
+            self._stops = _tensor(self.stop_token_ids, device)
+        return self._stops
 
     def counts(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """How often the output has each token (int32 ``[V]``), and which the prompt has (bool ``[V]``).
@@ -124,11 +141,10 @@ def adjust(logits: torch.Tensor, states: Sequence[SamplerState], positions: Sequ
 
 
 def _add_bias(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
-    entries = [(row, *item) for row in rows for item in states[row].sampling.logit_bias.items()]
-    if entries:
-        index, tokens, bias = zip(*entries, strict=True)
-        at = _tensor(index, logits.device), _tensor(tokens, logits.device)
-        logits[at] += to_device(torch.tensor(bias, dtype=torch.float32), logits.device)
+    biased = [row for row in rows if states[row].sampling.logit_bias]
+    if biased:
+        tokens, bias = zip(*(states[row].bias(logits.device) for row in biased), strict=True)
+        logits[_at(logits, biased, tokens)] += torch.cat(bias)
 
 
 def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
@@ -151,10 +167,17 @@ def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sample
 
 
 def _ban_stops(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
-    entries = [(row, token) for row in rows for token in states[row].stop_token_ids]
-    if entries:
-        index, tokens = zip(*entries, strict=True)
-        logits[_tensor(index, logits.device), _tensor(tokens, logits.device)] = -torch.inf
+    if rows:
+        logits[_at(logits, rows, [states[row].stops(logits.device) for row in rows])] = -torch.inf
+
+
+def _at(
+    logits: torch.Tensor, rows: Sequence[int], tokens: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of these tokens in the logits, some for each row."""
+    sizes = torch.tensor([len(of_row) for of_row in tokens])
+    index = torch.tensor(rows, dtype=torch.int64).repeat_interleave(sizes)
+    return to_device(index, logits.device), torch.cat(list(tokens))
 
 
 def _tensor(values: Sequence[int], device: torch.device) -> torch.Tensor:

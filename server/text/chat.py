@@ -19,6 +19,7 @@ import jinja2
 from server.errors import RefusedError
 from server.text.chat_source import NO_TEMPLATE, ChatSource
 from server.text.errors import TextError, check_unicode
+from server.text.template_process import TemplateEndedError, template_process
 
 log = logging.getLogger("longspan.text")
 
@@ -69,13 +70,13 @@ class ChatTemplate:
         """Proves that what a user says reaches the prompt.
 
         Args:
-            pretrained: transformers' tokenizer, which renders.
+            pretrained: transformers' tokenizer, whose special tokens templates write by name.
             source: the template.
 
         Raises:
             RefusedError: the template that the operator asked for can't be used.
         """
-        self._pretrained = pretrained
+        self._tokens = {name: str(token) for name, token in pretrained.special_tokens_map.items()}
         self.template = source.template
         self._parts = False
         self._kept = functools.lru_cache(maxsize=_KEPT)(self._examine)
@@ -110,7 +111,10 @@ class ChatTemplate:
             check_unicode(f"{field}.content", message["content"])
             if not message["role"]:
                 raise TextError(f"{field}.role", "is empty; name who speaks, such as user")
-        finding = self._find([message["role"] for message in messages])
+        try:
+            finding = self._find([message["role"] for message in messages])
+        except TemplateEndedError as error:
+            raise _refuses(error) from error
         if finding.problem is not None:
             index, part, sentence = finding.problem
             raise TextError(f"chat.messages[{index}]{part}", sentence)
@@ -118,9 +122,7 @@ class ChatTemplate:
         try:
             text = self._render(turns, finding.parts)
         except Exception as error:
-            raise TextError(
-                "chat.messages", f"the model's chat template refuses this conversation: {_short(error)}"
-            ) from error
+            raise _refuses(error) from error
         if finding.failure is not None:  # it took these contents, though not ours
             _check_whole(text, turns)
         return text
@@ -131,7 +133,7 @@ class ChatTemplate:
             return ""
         texts = [self.template]
         for roles in (_QUESTION, _SYSTEM, _TURNS):
-            finding = self._find(roles)
+            finding = self._try(roles)
             if finding.failure is None:
                 texts.append(self._render(_words(roles), finding.parts))
         return "\n".join(texts)
@@ -141,9 +143,15 @@ class ChatTemplate:
             {"role": role, "content": [{"type": "text", "text": content}] if as_parts else content}
             for (role, content), as_parts in zip(turns, parts, strict=True)
         ]
-        return self._pretrained.apply_chat_template(
-            messages, chat_template=self.template, add_generation_prompt=True, tokenize=False
-        )
+        assert self.template is not None
+        return template_process().render(self.template, messages, self._tokens)
+
+    def _try(self, roles: Sequence[str]) -> _Finding:
+        """``_find`` of words of our own, where a template that was ended is one that fails."""
+        try:
+            return self._find(roles)
+        except TemplateEndedError as error:
+            return _Finding((False,) * len(roles), failure=error)
 
     def _find(self, roles: Sequence[str]) -> _Finding:
         find = self._kept if sum(map(len, roles)) <= _KEPT_CHARACTERS else self._examine
@@ -169,6 +177,8 @@ class ChatTemplate:
             try:
                 text = self._render(turns, parts)
                 text.encode()  # escapes in a template can write lone surrogates, which are no text
+            except TemplateEndedError:  # no finding, which would be kept: the machine may have been busy
+                raise
             except Exception as error:  # a template is a program, and raises whatever it likes
                 failure = failure or error
                 continue
@@ -205,15 +215,18 @@ class ChatTemplate:
         renamed = [(_NO_ROLE if turn[0] == role else turn[0], turn[1]) for turn in turns]
         try:
             return self._render(renamed, parts) == text
+        except TemplateEndedError:
+            raise
         except Exception:
             return False
 
     def _prove(self, place: str) -> str:
         """Why no conversation can be rendered, empty if they can."""
-        first = self._find(_QUESTION)
+        first = self._try(_QUESTION)
         found = first
-        if first.failure is not None or first.problem is not None:
-            found = self._find(_SYSTEM)  # some templates insist on one
+        ended = isinstance(first.failure, TemplateEndedError)
+        if not ended and (first.failure is not None or first.problem is not None):
+            found = self._try(_SYSTEM)  # some templates insist on one
         if found.failure is None and found.problem is None:
             self._parts = found.parts[-1]
             return ""
@@ -231,11 +244,11 @@ class ChatTemplate:
     def _tell(self) -> None:
         if self._parts:
             log.info("the chat template takes contents as lists of parts, and gets them so")
-        system = self._find(_SYSTEM)
+        system = self._try(_SYSTEM)
         if system.problem or system.failure:
             why = f": {_short(system.failure)}" if system.failure else ", since the template leaves them out"
             log.info("system messages are refused%s", why)
-        turns = self._find(_TURNS)
+        turns = self._try(_TURNS)
         if turns.problem or turns.failure:
             why = (
                 f": {_short(turns.failure)}"
@@ -243,6 +256,10 @@ class ChatTemplate:
                 else ", since the template leaves some of them out"
             )
             log.warning("conversations of several turns are refused%s", why)
+
+
+def _refuses(error: Exception) -> TextError:
+    return TextError("chat.messages", f"the model's chat template refuses this conversation: {_short(error)}")
 
 
 def _short(error: Exception) -> str:

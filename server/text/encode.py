@@ -6,19 +6,30 @@ import os
 
 from tokenizers import Tokenizer
 
+from server.text.errors import TooManyTokensError
+
 # A batch of one text needs no threads of the library's own.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def token_ids(backend: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+def token_ids(
+    backend: Tokenizer, text: str, *, add_special_tokens: bool, most: int | None = None
+) -> list[int]:
     """Token ids of a text. Other threads run meanwhile: a long text takes seconds.
 
     Args:
         backend: the tokenizer.
         text: what to encode.
         add_special_tokens: add those with which the model expects a text to begin or end.
+        most: how many there may be; ``None`` for any number.
+
+    Raises:
+        TooManyTokensError: there are more.
     """
     # ``encode`` would keep the interpreter's lock; this also finds no offsets, which is faster.
     (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    # The list is made with the interpreter's lock held.
+    if most is not None and len(encoding) > most:
+        raise TooManyTokensError(len(encoding), most)
     ids: list[int] = encoding.ids
     return ids

@@ -15,6 +15,20 @@ class TextError(ValueError):
         self.field = field
 
 
+class TooManyTokensError(ValueError):
+    """A text has more tokens than were asked for.
+
+    Attributes:
+        count: how many it has.
+        most: how many it may have.
+    """
+
+    def __init__(self, count: int, most: int) -> None:
+        super().__init__(f"has {count} tokens, more than {most}")
+        self.count = count
+        self.most = most
+
+
 def check_unicode(field: str, text: str) -> None:
     """Checks that a text can be written as UTF-8.
 

@@ -20,13 +20,19 @@ class NoTokenizer(Tokenizer):
         self.chat_refusal = "has no tokenizer"
         self.byte_level = True
         self.vocabulary_size = 0
+        self.longest_token_bytes = 1
         self.eos_token = None
         self.special_tokens = {}
         self.special_token_ids = frozenset()
         self.token_text = _no_text
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, special_tokens_as_text: bool = False
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        special_tokens_as_text: bool = False,
+        most: int | None = None,
     ) -> list[int]:
         """Refuses.
 
@@ -35,7 +41,9 @@ class NoTokenizer(Tokenizer):
         """
         raise TextError("text", _NONE)
 
-    def encode_chat(self, messages: Messages, *, special_tokens_as_text: bool = False) -> list[int]:
+    def encode_chat(
+        self, messages: Messages, *, special_tokens_as_text: bool = False, most: int | None = None
+    ) -> list[int]:
         """Refuses.
 
         Raises:

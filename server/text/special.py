@@ -39,7 +39,7 @@ class SpecialAsText:
         self._renamed: _Renamed | None = None
         self._possible = True
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, most: int | None = None) -> list[int]:
         """Token ids of a text; special are only those that the tokenizer adds.
 
         Raises:
@@ -47,9 +47,9 @@ class SpecialAsText:
         """
         renamed = self._load()
         _check_delimiter("text", text)
-        return token_ids(renamed.tokenizer, text, add_special_tokens=add_special_tokens)
+        return token_ids(renamed.tokenizer, text, add_special_tokens=add_special_tokens, most=most)
 
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(self, messages: Messages, *, most: int | None = None) -> list[int]:
         """Token ids of a conversation; special are only the tokens that the template writes.
 
         Raises:
@@ -65,13 +65,13 @@ class SpecialAsText:
         # a spelling may be misled by a mark; then the prompt differs in more than the marks.
         for insert in (renamed.mark_beginnings, renamed.mark_spellings):
             if all(insert(text) == text for message in messages for text in message.values()):
-                return renamed.encode_marked(rendered)  # rendered anew, it may tell another time
+                return renamed.encode_marked(rendered, most)  # rendered anew, it may tell another time
             try:
                 marked = self._chat.render(messages, insert)
             except TextError:
                 continue
             if marked.replace(_MARK, "") == rendered:
-                return renamed.encode_marked(marked)
+                return renamed.encode_marked(marked, most)
         raise TextError(
             "special_tokens_as_text",
             "what the model's chat template makes of this conversation depends on special tokens that its "
@@ -142,13 +142,13 @@ class _Renamed:
         cuts = [0, *sorted(places), len(text)]
         return _MARK.join(text[start:end] for start, end in itertools.pairwise(cuts))
 
-    def encode_marked(self, text: str) -> list[int]:
+    def encode_marked(self, text: str, most: int | None) -> list[int]:
         """Token ids of a text in which a mark stands before each spelling that is to stay one."""
         pattern = re.compile(f"({_MARK})?({self._spelling})|{_MARK}")
         plain = pattern.sub(
             lambda match: match[2] if match[1] else self._names[match[2]] if match[2] else "", text
         )
-        return token_ids(self.tokenizer, plain, add_special_tokens=False)
+        return token_ids(self.tokenizer, plain, add_special_tokens=False, most=most)
 
 
 def _keeps(backend: Tokenizer, name: str) -> bool:

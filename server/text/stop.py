@@ -1,4 +1,4 @@
-"""Finding stop strings in a text that arrives in pieces."""
+"""Finding stop strings in a text that arrives in pieces, in time linear in the text."""
 
 from __future__ import annotations
 
@@ -49,12 +49,73 @@ class StopStrings:
             self.patterns.setdefault(spelling.sub(lambda found: mark_of[found[0]], string), string)
 
 
+class _Search:
+    """How much of one pattern a text ends with, letter by letter (Knuth, Morris and Pratt, 1977).
+
+    Args:
+        pattern: what is searched for.
+
+    Attributes:
+        pattern: the same.
+        spells_marks: it has marks of special tokens.
+        length: letters at the end of the text that begin the pattern, as many as can be.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self.spells_marks = pattern.translate(_NO_MARKS) != pattern
+        self.length = 0
+        # Of the pattern's first i letters: how many at their end, not all, begin the pattern too. Found when
+        # a text gets that far, since most never do.
+        self._borders = [0, 0]
+
+    def feed(self, text: str, *, accept: bool) -> int | None:
+        """Takes more text.
+
+        Args:
+            text: the next piece.
+            accept: stop at the end of the pattern; else it is text like any other.
+
+        Returns:
+            The index in ``text`` of the letter that completes the pattern, ``None`` if none does.
+        """
+        pattern, length, index = self.pattern, self.length, 0
+        while index < len(text):
+            if not length:
+                index = text.find(pattern[0], index)
+                if index < 0:
+                    break
+            while length and pattern[length] != text[index]:
+                length = self._border(length)
+            length += pattern[length] == text[index]
+            if length == len(pattern):
+                if accept:
+                    return index
+                length = self._border(length)
+            index += 1
+        self.length = length
+        return None
+
+    def _border(self, length: int) -> int:
+        borders, pattern = self._borders, self.pattern
+        while len(borders) <= length:
+            last = len(borders) - 1
+            border = borders[last]
+            while border and pattern[border] != pattern[last]:
+                border = borders[border]
+            borders.append(border + (pattern[border] == pattern[last]))
+        return borders[length]
+
+
 class StopMatcher:
     """Passes text on until the first stop string.
 
     The first is the one that is complete first, so the answer does not depend on how the text is cut into
     pieces; of those that end at the same character, the one given first. No character of a stop string that
     ends the text is passed on before it is complete.
+
+    A special token without text does not part text for a pattern that spells none: such a pattern is not
+    shown its mark.
 
     Args:
         stop: the stop strings.
@@ -67,9 +128,14 @@ class StopMatcher:
 
     def __init__(self, stop: StopStrings, *, include: bool = False) -> None:
         self._patterns = stop.patterns
-        self._marked = bool(stop.marks)
+        self._searches = [_Search(pattern) for pattern in stop.patterns]
         self._include = include
+        # Text that is held back, and the characters before it, marks included.
         self._buffer = ""
+        self._passed = 0
+        # Of each mark so far, the characters before it that are no marks; and how many of these there are.
+        self._marks: list[int] = []
+        self._letters = 0
         self.matched: str | None = None
 
     @property
@@ -86,15 +152,29 @@ class StopMatcher:
         """
         if self.matched is not None or not text:
             return ""
+        is_mark = ord(text[0]) in _MARKS
+        first, found = len(text), None
+        for search in self._searches:
+            if search.spells_marks or not is_mark:
+                end = search.feed(text, accept=accept)
+                if end is not None and end < first:
+                    first, found = end, search
         buffer = self._buffer + text
-        found = self._find(buffer) if accept else None
         if found is not None:
-            start, pattern = found
-            self.matched = self._patterns[pattern]
+            start = self._start(found, len(found.pattern), len(self._buffer) + first + 1, first + 1)
+            self.matched = self._patterns[found.pattern]
             self._buffer = ""
             return self._shown(buffer[:start]) + (self.matched if self._include else "")
-        keep = self._open_at(buffer)
+        if is_mark:
+            self._marks.append(self._letters)
+        else:
+            self._letters += len(text)
+        keep = min(
+            (self._start(search, search.length, len(buffer)) for search in self._searches if search.length),
+            default=len(buffer),
+        )
         self._buffer = buffer[keep:]
+        self._passed += keep
         return self._shown(buffer[:keep])
 
     def flush(self) -> str:
@@ -103,37 +183,18 @@ class StopMatcher:
         return self._shown(text)
 
     def _shown(self, text: str) -> str:
-        return text.translate(_NO_MARKS) if self._marked else text
+        return text.translate(_NO_MARKS) if self._marks else text
 
-    def _find(self, buffer: str) -> tuple[int, str] | None:
-        """Where the pattern that is complete first begins, and which it is."""
-        best: tuple[int, int, str] | None = None
-        for string in self._patterns:
-            text, places = self._view(string, buffer)
-            # A string that ended in earlier text was not accepted then, and isn't now.
-            seen = bisect.bisect_left(places, len(self._buffer))
-            start = text.find(string, max(seen - len(string) + 1, 0))
-            if start >= 0 and (best is None or places[start + len(string) - 1] < best[0]):
-                best = (places[start + len(string) - 1], places[start], string)
-        return None if best is None else best[1:]
+    def _start(self, search: _Search, length: int, end: int, more_letters: int = 0) -> int:
+        """Where in the buffer so many characters that a search has found begin.
 
-    def _open_at(self, buffer: str) -> int:
-        """Where the longest tail begins that some stop string could still continue."""
-        earliest = len(buffer)
-        for string in self._patterns:
-            text, places = self._view(string, buffer)
-            start = text.find(string[0], max(len(text) - len(string) + 1, 0))
-            while start >= 0 and places[start] < earliest:
-                if string.startswith(text[start:]):
-                    earliest = places[start]
-                start = text.find(string[0], start + 1)
-        return earliest
-
-    def _view(self, pattern: str, buffer: str) -> tuple[str, Sequence[int]]:
-        """Where a pattern is searched, and the places of these characters in the buffer.
-
-        A special token without text does not part text for a pattern that spells none.
+        Args:
+            search: whose they are.
+            length: how many; of a pattern that spells no special token, marks among them not counted.
+            end: where they end in the buffer.
+            more_letters: characters up to there that ``_letters`` does not count yet.
         """
-        if not self._marked or pattern.translate(_NO_MARKS) != pattern:
-            return buffer, range(len(buffer))
-        return self._shown(buffer), [i for i, letter in enumerate(buffer) if ord(letter) not in _MARKS]
+        if search.spells_marks or not self._marks:
+            return end - length
+        letter = self._letters + more_letters - length
+        return letter + bisect.bisect_right(self._marks, letter) - self._passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers.decoders import ByteLevel
 
@@ -30,6 +31,7 @@ class Tokenizer:
             spelling.
         special_token_ids: their ids.
         vocabulary_size: one more than the largest token id.
+        longest_token_bytes: the most bytes of text that one token stands for.
         has_text: whether there is a tokenizer at all.
         has_chat_template: whether conversations can be encoded.
         chat_refusal: why they can't, what a sentence says of the model.
@@ -77,10 +79,16 @@ class Tokenizer:
         self.chat_refusal = self._chat.refusal
         self._special_as_text = SpecialAsText(self._backend, self._chat)
         self.byte_level = isinstance(self._backend.decoder, ByteLevel)
+        self.longest_token_bytes = _longest_token_bytes(self._backend, byte_level=self.byte_level)
         self.token_text: Callable[[int], str] = TokenTexts(self._backend, byte_level=self.byte_level).of
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, special_tokens_as_text: bool = False
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        special_tokens_as_text: bool = False,
+        most: int | None = None,
     ) -> list[int]:
         """Token ids of a text. A special token that the text spells out becomes that token.
 
@@ -88,16 +96,20 @@ class Tokenizer:
             text: what to encode.
             add_special_tokens: add those with which the model expects a text to begin or end.
             special_tokens_as_text: those that the text spells out stay text.
+            most: how many there may be; ``None`` for any number.
 
         Raises:
+            TooManyTokensError: there are more.
             TextError: the text has a lone surrogate, or spellings in it can't be kept text.
         """
         check_unicode("text", text)
         if special_tokens_as_text:
-            return self._special_as_text.encode(text, add_special_tokens=add_special_tokens)
-        return token_ids(self._backend, text, add_special_tokens=add_special_tokens)
+            return self._special_as_text.encode(text, add_special_tokens=add_special_tokens, most=most)
+        return token_ids(self._backend, text, add_special_tokens=add_special_tokens, most=most)
 
-    def encode_chat(self, messages: Messages, *, special_tokens_as_text: bool = False) -> list[int]:
+    def encode_chat(
+        self, messages: Messages, *, special_tokens_as_text: bool = False, most: int | None = None
+    ) -> list[int]:
         """Token ids of a conversation, up to where the model's next turn begins.
 
         As in transformers, what the template renders is encoded as one text. So content that spells out a
@@ -106,14 +118,16 @@ class Tokenizer:
         Args:
             messages: the turns, oldest first, each with ``role`` and ``content``.
             special_tokens_as_text: special tokens that roles and contents spell out stay text.
+            most: how many there may be; ``None`` for any number.
 
         Raises:
+            TooManyTokensError: there are more.
             TextError: the template can't render the conversation, a text has a lone surrogate, or spellings
                 can't be kept text.
         """
         if special_tokens_as_text:
-            return self._special_as_text.encode_chat(messages)
-        return token_ids(self._backend, self._chat.render(messages), add_special_tokens=False)
+            return self._special_as_text.encode_chat(messages, most=most)
+        return token_ids(self._backend, self._chat.render(messages), add_special_tokens=False, most=most)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD.
@@ -165,3 +179,13 @@ class Tokenizer:
         if skip_special_tokens and token_id in self.special_token_ids:
             return False
         return bool(self.token(token_id))
+
+
+def _longest_token_bytes(backend: Any, *, byte_level: bool) -> int:
+    """Bytes of the longest token's text, from the vocabulary's entries; no fewer than it has."""
+    # Byte-level entries have one letter for each byte. Others are the text, where a space is a longer letter.
+    sizes = {
+        len(entry if byte_level else entry.encode()) for entry in backend.get_vocab(with_added_tokens=False)
+    }
+    sizes.update(len(added.content.encode()) for added in backend.get_added_tokens_decoder().values())
+    return max(sizes)

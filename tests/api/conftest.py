@@ -132,6 +132,18 @@ def details(error: aio.AioRpcError) -> dict[str, object]:
     return found
 
 
+async def call_raw(running: Running, method: str, payload: bytes) -> aio.AioRpcError:
+    """The error with which bytes are refused."""
+    path = f"/longspan.v1.InferenceService/{method}"
+    if method.startswith("Stream"):
+        answer = running.channel.unary_stream(path)(payload).read()
+    else:
+        answer = running.channel.unary_unary(path)(payload)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await answer
+    return caught.value
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     return Tokenizer(save_tokenizer(tmp_path_factory.mktemp("tokenizer")))
@@ -148,7 +160,7 @@ async def loading(settings, tokenizer, tmp_path):
     state, metrics, health = ServerState(settings), Metrics(), HealthServicer()
     metrics.name_model("fake")
     service = InferenceServicer(state, metrics)
-    server, port = listen("127.0.0.1", 0, service, health, GrpcMetrics(metrics.registry))
+    server, port = listen("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry))
     await server.start()
     engine = FakeEngine(settings, tmp_path)
     engine.start_now()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from longspan.v1 import inference_pb2
 from server.api import errors
-from server.api.conversion import check_token_ids
-from tests.api.conftest import INVALID, ask, details, until
+from server.api.checks import check_token_ids
+from tests.api.conftest import INVALID, ask, call_raw, details, until
 
 NAN = math.nan
 
@@ -51,6 +51,15 @@ def violated(error):
         ({"forced_token_ids": [7, 300]}, "forced_token_ids[1]"),
         ({"forced_token_ids": [7] * 6}, "forced_token_ids"),
         ({"forced_token_ids": [7] * 196, "stop": {}}, "forced_token_ids"),
+        ({"text": "é" * 140_000}, "text"),
+        ({"text": None, "chat": {"messages": [{"role": "user", "content": "x" * 270_000}]}}, "chat.messages"),
+        ({"text": None, "chat": {"messages": [{"role": "user"}] * 201}}, "chat.messages"),
+        ({"stop": {"stop_strings": [""] * 300}}, "stop.stop_strings"),
+        ({"stop": {"stop_strings": ["é" * 513]}}, "stop.stop_strings[0]"),
+        ({"forced_token_ids": [300] * 200}, "forced_token_ids"),
+        ({"sampling": {"logit_bias": dict.fromkeys(range(1025), 999.0)}}, "sampling.logit_bias"),
+        ({"text": None, "chat": {"messages": [{}] * 10_000}}, "request"),
+        ({"sampling": {"logit_bias": dict.fromkeys(range(2000), 1.0)}}, "request"),
         ({"sampling": {"logit_bias": {300: 1.0}}}, "sampling.logit_bias[300]"),
         ({"sampling": {"logit_bias": {7: 100.5}}}, "sampling.logit_bias[7]"),
         ({"sampling": {"logit_bias": {7: NAN}}}, "sampling.logit_bias[7]"),
@@ -133,9 +142,10 @@ async def test_text_whose_tokens_the_model_does_not_know(running, monkeypatch):
 
 
 async def test_thousands_of_faults_and_long_names_still_fit_a_status(running):
-    many = await running.refused(ask(None, token_ids={"ids": [10**6] * 5000}))
+    many = await running.refused(ask(None, token_ids={"ids": [10**6] * 199}))
     assert many.code() is INVALID
     assert len(violated(many)) == 16
+    assert many.details().endswith("; and at least 13 more")
     for text in ("é" * 5000, "\n" * 5000):
         assert (await running.refused(ask(request_id=text))).code() is INVALID
         assert (await running.refused(ask(model=text))).code() is grpc.StatusCode.NOT_FOUND
@@ -251,30 +261,15 @@ async def test_a_chat_role_that_is_not_utf8(running):
     assert not running.engine.submitted
 
 
-async def call_raw(running, method, payload):
-    path = f"/longspan.v1.InferenceService/{method}"
-    if method.startswith("Stream"):
-        answer = running.channel.unary_stream(path)(payload).read()
-    else:
-        answer = running.channel.unary_unary(path)(payload)
-    with pytest.raises(aio.AioRpcError) as caught:
-        await answer
-    return caught.value
-
-
-async def test_a_message_that_is_too_large(running):
-    with pytest.raises(aio.AioRpcError) as caught:
-        await running.generate("x" * (17 << 20))
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    await running.generate()
-
-
 async def test_inputs_of_the_other_methods(running):
     for call, request, field in (
         (running.stub.Tokenize, inference_pb2.TokenizeRequest(), "input"),
         (running.stub.Tokenize, inference_pb2.TokenizeRequest(chat={}), "chat.messages"),
         (running.stub.CountTokens, inference_pb2.CountTokensRequest(), "input"),
         (running.stub.Detokenize, inference_pb2.DetokenizeRequest(token_ids=[0, 300]), "token_ids[1]"),
+        (running.stub.Detokenize, inference_pb2.DetokenizeRequest(token_ids=[0] * 201), "token_ids"),
+        (running.stub.Tokenize, inference_pb2.TokenizeRequest(text="x" * (1 << 18 | 1)), "text"),
+        (running.stub.CountTokens, inference_pb2.CountTokensRequest(text="x" * (1 << 18 | 1)), "text"),
         (running.stub.Abort, inference_pb2.AbortRequest(), "request_id"),
     ):
         with pytest.raises(aio.AioRpcError) as caught:
@@ -285,7 +280,7 @@ async def test_inputs_of_the_other_methods(running):
 
 @given(st.lists(st.integers(0, 2**32 - 1)), st.integers(1, 2**31))
 def test_token_ids_are_checked_exactly(ids, vocabulary):
-    found = check_token_ids("ids", ids, vocabulary)
+    found = list(check_token_ids("ids", ids, vocabulary))
     assert len(found) == sum(id_ >= vocabulary for id_ in ids)
 
 

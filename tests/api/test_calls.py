@@ -242,6 +242,7 @@ async def test_information(running):
     assert not default.HasField("seed")
     assert model.has_chat_template
     limits = model.limits
+    assert limits == running.state.limits
     assert (limits.max_tokens, limits.n, limits.logprobs, limits.stop_strings) == (199, 4, 5, 3)
     server = await stub.GetServerInfo(inference_pb2.GetServerInfoRequest())
     assert {"python", "grpcio", "torch"} <= set(server.versions)

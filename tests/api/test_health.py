@@ -66,6 +66,7 @@ async def test_a_busy_port_is_refused(loading, settings):
     first, port = listen(
         "127.0.0.1",
         0,
+        loading.state,
         InferenceServicer(loading.state, loading.metrics),
         HealthServicer(),
         GrpcMetrics(Metrics().registry),
@@ -76,6 +77,7 @@ async def test_a_busy_port_is_refused(loading, settings):
             listen(
                 "127.0.0.1",
                 port,
+                loading.state,
                 InferenceServicer(loading.state, loading.metrics),
                 HealthServicer(),
                 GrpcMetrics(Metrics().registry),

@@ -72,6 +72,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_n": ("1", 1),
     "max_logprobs": ("0", 0),
     "max_stop_strings": ("2", 2),
+    "max_request_bytes": ("1MiB", 1 << 20),
     "threads": ("1", 1),
     "on_engine_failure": ("restart", "restart"),
     "drain_seconds": ("0.5", 0.5),

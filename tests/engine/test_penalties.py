@@ -74,6 +74,25 @@ def test_min_tokens_forbids_stop_tokens_until_then() -> None:
     assert tokens == [3, 3, 1, 1]
 
 
+def test_what_a_request_names_becomes_tensors_once(monkeypatch):
+    """A step must not handle each entry of ``logit_bias`` again."""
+    logits = logits_of(2, VOCABULARY)
+    bias = dict.fromkeys(range(50), -1.0)
+    states = [
+        state_of(VOCABULARY, logit_bias=bias, min_tokens=5, stop_token_ids=range(60, 90)),
+        state_of(VOCABULARY, logit_bias={3: 2.0}),
+    ]
+    first = adjust(logits, states, [0, 0])
+    made = []
+    tensor = torch.tensor
+    monkeypatch.setattr(
+        torch, "tensor", lambda values, **options: made.append(len(values)) or tensor(values, **options)
+    )
+    assert torch.equal(adjust(logits, states, [0, 0]), first)
+    assert max(made) <= len(states)
+    assert torch.equal(first[1], logits[1] + 2.0 * (torch.arange(VOCABULARY) == 3))
+
+
 def test_bias_forces_and_forbids() -> None:
     logits = logits_of(1, VOCABULARY)
     best = int(logits.argmax())

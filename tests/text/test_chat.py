@@ -226,7 +226,10 @@ def test_contents_are_looked_for_where_the_template_takes_no_words_of_ours(load)
         ),
         ("\n\n{{ messages | shout }}", r"error in line 3 of chat_template\.jinja: No filter named 'shout'$"),
         (NESTED, "fails on a plain question: too many statically nested blocks"),
-        ("{{ 'a' * 10 ** 18 }}{{ messages[0].content }}", "fails on a plain question: MemoryError"),
+        (
+            "{{ 'a' * 10 ** 18 }}{{ messages[0].content }}",
+            "fails on a plain question: it needs too much memory",
+        ),
         ("{{ '\\ud800' }}{{ messages[0].content }}", "fails on a plain question: .* surrogates not allowed"),
         # As a list, the content is printed as Python or JSON writes it.
         (EACH + "{{ m.content[:2] }}" + END, "leaves what the user says out of the prompt"),

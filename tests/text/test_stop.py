@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.text.stop import StopMatcher, StopStrings
+from server.text.stop import StopMatcher, StopStrings, _Search
 
 letters = st.text("ab", max_size=30)
 strings = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
@@ -63,3 +63,43 @@ def test_nothing_comes_after_a_match(include):
     matcher = StopMatcher(StopStrings(["."]), include=include)
     assert matcher.feed("one.two") == ("one." if include else "one")
     assert matcher.feed("three") == matcher.flush() == ""
+
+
+MARKED = StopStrings(["ab<s>", "aba", "<s><s>b", "bb"], {"<s>": 1})
+MARK = MARKED.marks[1]
+
+
+@given(pieces=st.lists(st.sampled_from(["a", "b", "ab", MARK])))
+def test_marks_part_only_what_spells_them(pieces):
+    """Against the definition: the text with its marks, or without them for strings that spell none."""
+    plain = [pattern for pattern in MARKED.patterns if MARK not in pattern]
+    matcher, shown = StopMatcher(MARKED), ""
+    for index, piece in enumerate(pieces):
+        shown += matcher.feed(piece)
+        whole = "".join(pieces[: index + 1])
+        letters = whole.replace(MARK, "")
+        ends = [pattern for pattern in MARKED.patterns if MARK in pattern and pattern in whole]
+        ends += [pattern for pattern in plain if pattern in letters]
+        assert bool(ends) == (matcher.matched is not None)
+        if matcher.matched is not None:
+            assert matcher.matched in {MARKED.patterns[pattern] for pattern in ends}
+            assert letters.startswith(shown)
+            return
+        assert shown + matcher._buffer.replace(MARK, "") == letters
+    assert shown + matcher.flush() == "".join(pieces).replace(MARK, "")
+
+
+def test_a_match_takes_steps_in_proportion_to_the_text(monkeypatch):
+    steps = 0
+    border = _Search._border
+
+    def counted(search, length):
+        nonlocal steps
+        steps += 1
+        return border(search, length)
+
+    monkeypatch.setattr(_Search, "_border", counted)
+    matcher = StopMatcher(StopStrings(["a" * 1000 + "b"]))
+    text = ("a" * 1500 + "c") * 4
+    assert "".join(matcher.feed(letter) for letter in text) + matcher.flush() == text
+    assert 0 < steps <= 2 * len(text)

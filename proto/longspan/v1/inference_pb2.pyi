@@ -275,16 +275,28 @@ class AttentionInfo(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., pattern: _Optional[str] = ..., kernel: _Optional[str] = ..., reason: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_tokens", "n", "logprobs", "stop_strings")
+    __slots__ = ("max_tokens", "n", "logprobs", "stop_strings", "text_bytes", "chat_messages", "stop_string_bytes", "stop_token_ids", "logit_bias", "request_bytes")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHAT_MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    STOP_STRING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     n: int
     logprobs: int
     stop_strings: int
-    def __init__(self, max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., stop_strings: _Optional[int] = ...) -> None: ...
+    text_bytes: int
+    chat_messages: int
+    stop_string_bytes: int
+    stop_token_ids: int
+    logit_bias: int
+    request_bytes: int
+    def __init__(self, max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., stop_strings: _Optional[int] = ..., text_bytes: _Optional[int] = ..., chat_messages: _Optional[int] = ..., stop_string_bytes: _Optional[int] = ..., stop_token_ids: _Optional[int] = ..., logit_bias: _Optional[int] = ..., request_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

@@ -1,0 +1,194 @@
+"""Messages that would each stop a server without limits, and what other clients see of it meanwhile.
+
+They are as large as gRPC takes: of a larger one it reads no more than the length.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import psutil
+from google.protobuf.message import Message
+
+from longspan.v1 import inference_pb2
+from tests.e2e.server import Server
+
+_MIB = 1 << 20
+# gRPC's own bound, less what stands around the largest field.
+_LARGEST = 8 * _MIB - 64
+
+Generate, Tokenize = inference_pb2.GenerateRequest, inference_pb2.TokenizeRequest
+Count, Detokenize = inference_pb2.CountTokensRequest, inference_pb2.DetokenizeRequest
+
+
+_USER = {"role": "user", "content": "x"}
+
+REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "8 MiB of text": ("Generate", lambda: _bytes(Generate(text="word " * (_LARGEST // 5)))),
+    "8 MiB of text to Tokenize": ("Tokenize", lambda: _bytes(Tokenize(text="word " * (_LARGEST // 5)))),
+    "8 MiB of spaces": ("CountTokens", lambda: _bytes(Count(text=" " * _LARGEST))),
+    "2.7 million invalid ids": ("Generate", lambda: _field(3, _field(1, b"\xff\xff\x7f" * 2_700_000))),
+    "2.7 million ids to Detokenize": ("Detokenize", lambda: _field(2, b"\x01\x01\x01" * 2_700_000)),
+    "four million empty stop strings": (
+        "Generate",
+        lambda: b"\x12\x01x" + _field(6, b"\x1a\x00" * 4_000_000),
+    ),
+    "1.6 million chat messages": ("Generate", lambda: _field(4, _field(1, b"\x0a\x01u") * 1_600_000)),
+    "thousands of chat messages": ("Generate", lambda: _bytes(Generate(chat={"messages": [_USER] * 5000}))),
+    "49,152 biases": (
+        "Generate",
+        lambda: _bytes(Generate(text="x", n=16, sampling={"logit_bias": dict.fromkeys(range(49_152), 1.0)})),
+    ),
+    "16 stop strings of 512 KB": (
+        "Generate",
+        lambda: _bytes(Generate(text="x", stop={"stop_strings": ["a" * 512_000] * 16})),
+    ),
+}
+"""Method and bytes of messages that no server takes, by what they are."""
+
+TAKEN: dict[str, tuple[str, Callable[[inference_pb2.GetModelInfoResponse], bytes]]] = {
+    "the largest text": ("Generate", lambda of: _bytes(Generate(text="a b" * (of.limits.text_bytes // 3)))),
+    "the largest text to Tokenize": (
+        "Tokenize",
+        lambda of: _bytes(Tokenize(text="\xe9" * (of.limits.text_bytes // 2))),
+    ),
+    "the most spaces": ("CountTokens", lambda of: _bytes(Count(text=" " * of.limits.text_bytes))),
+    "a context of ids to Detokenize": (
+        "Detokenize",
+        lambda of: _bytes(Detokenize(token_ids=[5] * of.context_length)),
+    ),
+    "the most chat messages": (
+        "CountTokens",
+        lambda of: _bytes(Count(chat={"messages": [_USER] * of.limits.chat_messages})),
+    ),
+    "the most biases and samples": (
+        "Generate",
+        lambda of: _bytes(
+            Generate(
+                text="x",
+                n=of.limits.n,
+                sampling={"logit_bias": dict.fromkeys(range(min(of.limits.logit_bias, 300)), 1.0)},
+                stop={"max_tokens": 8},
+            )
+        ),
+    ),
+    "the longest stop strings": (
+        "Generate",
+        lambda of: _bytes(
+            Generate(
+                text="a" * 40,
+                stop={
+                    "max_tokens": 32,
+                    "stop_strings": ["a" * (of.limits.stop_string_bytes - 1) + "b"] * of.limits.stop_strings,
+                },
+            )
+        ),
+    ),
+}
+"""Method and bytes of messages as large as a model's limits allow, by what they are."""
+
+
+def chat(content: str) -> bytes:
+    """A question as a conversation."""
+    return _bytes(Generate(chat={"messages": [{"role": "user", "content": content}]}))
+
+
+def _bytes(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of that number and of bytes."""
+    length, size = b"", len(content)
+    while size > 0x7F:
+        length += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+@dataclass
+class Seen:
+    """What others saw.
+
+    Attributes:
+        gaps: seconds between one delta of a stream and the next.
+        health: seconds that health took to answer, and metrics.
+        grown: bytes that the server process's memory grew by, at its largest.
+        answers: of the messages, by status.
+    """
+
+    gaps: list[float] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    grown: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+
+
+@contextmanager
+def watched(server: Server) -> Iterator[Seen]:
+    """Streams, asks for health and metrics, and watches the memory, until the block ends."""
+    seen, end = Seen(), threading.Event()
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+
+    def stream() -> None:
+        with server.client() as client:
+            while not end.is_set():
+                last = None
+                for _ in client.stream("hello", max_tokens=200, ignore_eos=True):
+                    now = time.monotonic()
+                    if last is not None:
+                        seen.gaps.append(now - last)
+                    last = now
+                    if end.is_set():
+                        break
+
+    def health() -> None:
+        with server.client() as client:
+            while not end.wait(0.02):
+                begun = time.monotonic()
+                assert client.health()
+                server.metrics()
+                seen.health.append(time.monotonic() - begun)
+                seen.grown = max(seen.grown, process.memory_info().rss - before)
+
+    with ThreadPoolExecutor(2) as pool:
+        watchers = [pool.submit(watcher) for watcher in (stream, health)]
+        try:
+            while not (seen.gaps and seen.health) and not any(watcher.done() for watcher in watchers):
+                time.sleep(0.01)
+            yield seen
+        finally:
+            end.set()
+        for watcher in watchers:
+            watcher.result()
+
+
+def send(
+    server: Server, method: str, payload: bytes, *, seen: Seen, clients: int = 4, times: int = 2
+) -> None:
+    """Sends a message from several clients, each ``times`` times, and counts the answers."""
+
+    def one(_: int) -> list[str]:
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        with grpc.insecure_channel(f"{server.host}:{server.port}", options) as channel:
+            call: Callable[..., bytes] = channel.unary_unary(f"/longspan.v1.InferenceService/{method}")
+            return [_status(call, payload) for _ in range(times)]
+
+    with ThreadPoolExecutor(clients) as pool:
+        for statuses in pool.map(one, range(clients)):
+            seen.answers.update(statuses)
+
+
+def _status(call: Callable[..., bytes], payload: bytes) -> str:
+    try:
+        call(payload, timeout=100)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"

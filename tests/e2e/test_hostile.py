@@ -1,0 +1,72 @@
+"""One message cannot stop the server: other streams go on, health answers, memory stays.
+
+The bound is two seconds where such messages took 17 seconds to minutes, since other tests run beside these.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e import hostile
+from tests.e2e.server import Server
+
+MOST_SECONDS = 2.0
+MOST_GROWN = 300 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tiny_packed):
+    with Server(*tiny_packed) as running:
+        yield running
+
+
+def send(server, method, payload, **often):
+    """Sends a message again and again and checks what others see meanwhile; the answers by status."""
+    with hostile.watched(server) as seen:
+        hostile.send(server, method, payload, seen=seen, **often)
+    assert max(seen.gaps) < MOST_SECONDS
+    assert max(seen.health) < MOST_SECONDS
+    assert seen.grown < MOST_GROWN
+    return seen.answers
+
+
+@pytest.mark.parametrize("name", hostile.REFUSED)
+def test_what_is_too_large_is_refused_and_stops_nothing(server, name):
+    method, payload = hostile.REFUSED[name]
+    assert send(server, method, payload()) == {"INVALID_ARGUMENT": 8}
+
+
+@pytest.mark.parametrize("name", hostile.TAKEN)
+def test_what_is_as_large_as_may_be_stops_nothing(server, name):
+    with server.client() as client:
+        info = client.model_info()
+    method, payload = hostile.TAKEN[name]
+    answers = send(server, method, payload(info))
+    assert answers.keys() <= {"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_chat_template_that_does_not_end_stops_nothing(tiny_packed, tmp_path):
+    template = tmp_path / "endless.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.content }}{% if m.content == 'loop' %}"
+        + LOOP
+        + "{% endif %}{% endfor %}"
+    )
+    with Server(*tiny_packed, "--chat-template", template, "--drain-seconds", "0.5") as server:
+        payload = hostile.chat("loop")
+        assert send(server, "Generate", payload, clients=2, times=1) == {"INVALID_ARGUMENT": 2}
+        with server.client() as client:
+            assert client.generate([("user", "hello")], max_tokens=3).usage.completion_tokens == 3
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(
+                hostile.send, server, "Generate", payload, seen=hostile.Seen(), clients=1, times=1
+            )
+            time.sleep(1)
+            begun = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - begun < 4, "a template that is being rendered does not keep it"
+            asked.result(10)

@@ -1,0 +1,109 @@
+"""Chat templates that would never end, or fill the memory, are ended, and the next one is rendered."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jinja2
+import pytest
+
+from server.errors import RefusedError
+from server.text import chat
+from server.text.errors import TextError
+from server.text.template_process import TemplateEndedError, TemplateProcess
+from server.text.tokenizer import Tokenizer
+from tests.api.conftest import save_tokenizer
+
+TURNS = [{"role": "user", "content": "hello"}]
+PLAIN = "{{ messages[0].content }}"
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+POWER = "{{ 9**(9**9) }}"
+
+
+@pytest.fixture(scope="module")
+def process():
+    process = TemplateProcess(seconds=1.0)
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize("template", [LOOPS, POWER])
+def test_what_does_not_end_is_ended_and_the_next_is_rendered(process, template):
+    assert process.render(PLAIN, TURNS, {}) == "hello"
+    begun = time.monotonic()
+    with pytest.raises(TemplateEndedError, match="longer than 1 s"):
+        process.render(template, TURNS, {})
+    assert time.monotonic() - begun < 10
+    assert process.render(PLAIN, TURNS, {}) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ 'x' * 3000000000 }}", "it needs too much memory"),
+        ("{{ 'x' * 2000000 }}", "it writes 2000000 characters; of this conversation it may make 1048612"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "it calls itself without end"),
+        ("{{ raise_exception('not that') }}", "not that"),
+        ("{{ messages.nothing.at_all }}", "'list object' has no attribute 'nothing'"),
+    ],
+)
+def test_what_a_template_does_wrong_is_a_sentence(process, template, sentence):
+    with pytest.raises(jinja2.TemplateError) as caught:
+        process.render(template, TURNS, {})
+    assert str(caught.value) == sentence
+    assert process.render(PLAIN, TURNS, {}) == "hello"
+
+
+def test_a_mistake_has_its_line(process):
+    with pytest.raises(jinja2.TemplateSyntaxError) as caught:
+        process.render("a\n{{ b }", TURNS, {})
+    assert caught.value.lineno == 2
+
+
+def test_long_conversations_and_marks_come_through(process):
+    turns = [{"role": "user", "content": "\ud800\U0001f642é" + "x" * 500_000}] * 4
+    assert process.render(
+        "{{ t }}{% for m in messages %}{{ m.content }}{% endfor %}", turns, {"t": "<s>"}
+    ) == ("<s>" + turns[0]["content"] * 4)
+
+
+def test_one_that_has_died_is_started_again(process):
+    process.render(PLAIN, TURNS, {})
+    os.kill(process._process.pid, signal.SIGKILL)
+    process._process.wait()
+    assert process.render(PLAIN, TURNS, {}) == "hello"
+
+
+def test_it_ends_with_whoever_started_it():
+    program = (
+        "from server.text.template_process import TemplateProcess; import os;"
+        "process = TemplateProcess(); process.start(); print(process._process.pid, flush=True); os._exit(0)"
+    )
+    started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    end = time.monotonic() + 30
+    while os.path.exists(f"/proc/{int(started.stdout)}"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_model_whose_template_does_not_end_serves_no_conversations(process, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "template_process", lambda: process)
+    save_tokenizer(tmp_path, LOOPS + PLAIN)
+    begun = time.monotonic()
+    tokenizer = Tokenizer(tmp_path)
+    assert time.monotonic() - begun < 10
+    assert not tokenizer.has_chat_template
+    assert "fails on a plain question: it takes longer than 1 s" in tokenizer.chat_refusal
+    with pytest.raises(RefusedError, match="takes longer"):
+        Tokenizer(tmp_path, "default")
+
+
+def test_one_conversation_that_does_not_end_spoils_no_other(process, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "template_process", lambda: process)
+    save_tokenizer(tmp_path, f"{PLAIN}{{% if messages[0].content == 'loop' %}}{LOOPS}{{% endif %}}")
+    tokenizer = Tokenizer(tmp_path)
+    with pytest.raises(TextError, match="refuses this conversation: it takes longer than 1 s"):
+        tokenizer.encode_chat([{"role": "user", "content": "loop"}])
+    assert tokenizer.encode_chat(TURNS) == list(b"hello")
