@@ -136,7 +136,7 @@ def _pack(model: Any, weights: Weights) -> str:
         done.append(quantized)
     said = [said_of(done, kept)] if done or kept else []
     if others := _others(model):
-        said.append(f"of kinds that are never packed: {', '.join(others)}")
+        said.append(f"never packed: {', '.join(others)}")
     return f"of its linear layers {', '.join(said)}" if done or kept else "; ".join(said)
 
 

@@ -146,15 +146,15 @@ def test_nan_logits_end_their_sequence_only(simple):
     requests = greedy_requests(prompts_of(5, 9, 6, vocabulary=8), 12)
     expected = {request.id: isolated(simple, request)[0] for request in requests}
     core = make_core(simple, page_size=2, ahead=True)
-    choose = core.runner._choose
+    sample = core.runner._sample
 
     def spoiled(sequences, logits):
         for row, sequence in enumerate(sequences):
             if sequence.id == 2 and sequence.expected >= 9 + 4:
                 logits[row] = torch.nan
-        return choose(sequences, logits)
+        return sample(sequences, logits)
 
-    core.runner._choose = spoiled
+    core.runner._sample = spoiled
     outcomes = run(core, requests)
     assert outcomes[2].tokens == expected[2][:4]
     assert outcomes[2].finish is FinishReason.FAILED

@@ -207,4 +207,4 @@ def test_rounded_layers_and_those_never_packed_are_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "longspan.models"):
         load(save_tiny("mixtral", tmp_path / "mixtral"), weights="int8")
     (line,) = (text for text in caplog.messages if text.startswith("weights are"))
-    assert "9 packed in 8 bits, 9 of these rounded, of kinds that are never packed: MixtralExperts" in line
+    assert "9 packed in 8 bits, 9 of these rounded, never packed: MixtralExperts" in line
