@@ -15,7 +15,7 @@ from attention.dtypes import cast
 from attention.kernels import triton_write
 from attention.kernels.base import Kind, dtype_refusal, layer_ranges, power_of_two, spans_within
 from attention.kernels.capturable import Capturable
-from attention.kernels.triton_device import LARGE_SHARED_MEMORY, device_of
+from attention.kernels.triton_device import device_of
 from attention.kernels.triton_plan import (
     COVER_FIELDS,
     LOG2_E,
@@ -28,6 +28,7 @@ from attention.kernels.triton_plan import (
     plan_rows,
     plan_selecting,
 )
+from attention.kernels.triton_tiles import padded, tiles
 from attention.patterns.base import ContentPattern, Pattern
 from attention.patterns.blocks import CapturedRows, KnownRows, SelectingRows
 from attention.step import DeviceBatch
@@ -203,27 +204,6 @@ class _Call(NamedTuple):
     output: torch.Tensor
 
 
-def tiles(layer: LayerSpec, dtype: torch.dtype, shared_memory: int) -> tuple[Tile, Tile]:
-    """Tiles for single rows and for chunks, of a size that registers and shared memory hold.
-
-    Args:
-        layer: the layer's spec.
-        dtype: dtype of products.
-        shared_memory: bytes for each multiprocessor.
-    """
-    group = layer.query_heads // layer.kv_heads
-    pairs = min(64, max(16, power_of_two(group)))
-    size = _padded(max(layer.head_size, layer.value_size))
-    if dtype == torch.float32:
-        tokens, stages = 32 if size <= 64 else 16, 2 if size <= 256 else 1
-        return Tile(min(pairs, 32), tokens, 8, stages, 256, 4), Tile(32, tokens, 8, stages, 1024, 1)
-    if size <= 128:
-        stages = 3 if size <= 64 or shared_memory >= LARGE_SHARED_MEMORY else 2
-        return Tile(pairs, 64, 4, 3, 256, 4), Tile(128, 64, 8, stages, 1024, 1)
-    tokens = 32 if size <= 256 else 16
-    return Tile(min(pairs, 32), tokens, 4, 2, 256, 4), Tile(64, tokens, 8, 2, 1024, 1)
-
-
 def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
     """Computes the rows of ``blocks`` into the output."""
     layer, heads, tile, output = call.layer, call.heads, blocks.tile, call.output
@@ -245,7 +225,7 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
         "GROUP": heads.group,
         "VALUE_SIZE": layer.value_size,
         "BLOCK_M": tile.pairs,
-        "BLOCK_V": _padded(layer.value_size),
+        "BLOCK_V": padded(layer.value_size),
         "num_warps": tile.warps,
     }
     with torch.cuda.device_of(output):
@@ -280,16 +260,11 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
             # Tiles of a cover that begins with the sequence begin where a page does.
             ONE_PAGE=blocks.straight and call.rerotated is None and call.batch.page_size % tile.tokens == 0,
             BLOCK_N=tile.tokens,
-            BLOCK_D=_padded(layer.head_size),
+            BLOCK_D=padded(layer.head_size),
             num_stages=tile.stages,
         )
         if blocks.parts:
             _code().combine[(len(blocks.blocks), grid[1])](**shared)
-
-
-def _padded(size: int) -> int:
-    """A head size as programs pad it: a power of two, large enough for a matrix product."""
-    return max(16, power_of_two(size))
 
 
 def _dense_heads(query: torch.Tensor) -> torch.Tensor:

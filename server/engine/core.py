@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Set
-from dataclasses import dataclass, field
 
 import torch
 
 from attention.patterns.base import ContentPattern
 from server.engine.costs import Cost, StepCosts
+from server.engine.flight import Flight
 from server.engine.hardware import MemoryMeter
 from server.engine.kv_manager import KVManager, most_pages
 from server.engine.pace import Pace
-from server.engine.runner import Launched, Runner, RunOutput
+from server.engine.runner import Runner, RunOutput
 from server.engine.scheduler import Scheduled, Scheduler
-from server.engine.sequence import Sequence, State
+from server.engine.sequence import Sequence
 from server.engine.team import Team
 from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
 
@@ -24,32 +24,6 @@ log = logging.getLogger("longspan.engine")
 
 _NOTHING = Cost(0, 0)
 _NO_SEQUENCES: Set[Sequence] = frozenset()
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A step that is launched and not yet collected.
-
-    Attributes:
-        began: monotonic time.
-        scheduled: what it computes.
-        launched: the pass.
-        fresh: sequences that begin with it.
-        prompt_tokens: of those computed.
-        taken_back: sequences for which it computes the wrong token.
-    """
-
-    began: float
-    scheduled: list[Scheduled]
-    launched: Launched
-    fresh: set[Sequence]
-    prompt_tokens: int
-    taken_back: set[Sequence] = field(default_factory=set)
-
-    def void(self) -> set[Sequence]:
-        """Sequences whose results of it are discarded."""
-        finished = {one.sequence for one in self.scheduled if one.sequence.state is State.FINISHED}
-        return finished | self.taken_back
 
 
 class EngineCore:
@@ -118,7 +92,7 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.kv, max_running, max_batch_tokens, max_prefills, Pace(prompt_step_seconds)
         )
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self._ended = 0.0
 
     def submit(self, request: Submit) -> None:
@@ -175,8 +149,8 @@ class EngineCore:
         )
 
     def _launch(
-        self, began: float, scheduled: list[Scheduled], before: _Flight | None = None
-    ) -> _Flight | None:
+        self, began: float, scheduled: list[Scheduled], before: Flight | None = None
+    ) -> Flight | None:
         if not scheduled:
             return None
         fresh = {one.sequence for one in scheduled if one.sequence.started is None}
@@ -194,9 +168,9 @@ class EngineCore:
             sequence.pending += 1
         for sequence, tokens in scheduled:
             self.kv.advance(sequence, tokens)
-        return _Flight(began, scheduled, launched, fresh, prompt_tokens)
+        return Flight(began, scheduled, launched, fresh, prompt_tokens)
 
-    def _launch_ahead(self, flight: _Flight) -> _Flight | None:
+    def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
         sequences = flight.launched.sequences
         if any(sequence.request.sampling.penalized for sequence in sequences):
@@ -213,7 +187,7 @@ class EngineCore:
             or (self.runner.rope is not None and self.runner.rope.stale(sequence.expected))
         )
 
-    def _collect(self, flight: _Flight) -> tuple[list[SequenceOutput], Cost]:
+    def _collect(self, flight: Flight) -> tuple[list[SequenceOutput], Cost]:
         scheduled, launched = flight.scheduled, flight.launched
         void = flight.void() if self.ahead else _NO_SEQUENCES
         output = self.runner.collect(launched, void)
@@ -235,7 +209,7 @@ class EngineCore:
             sequence.computed -= 1
             sequence.pending -= 1
 
-    def _outputs(self, flight: _Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceOutput]:
+    def _outputs(self, flight: Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceOutput]:
         sampled = {
             sequence: (token, logprob)
             for sequence, token, logprob in zip(

@@ -1,0 +1,35 @@
+"""A step on its way: launched, and not yet collected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from server.engine.runner import Launched
+from server.engine.scheduler import Scheduled
+from server.engine.sequence import Sequence, State
+
+
+@dataclass(slots=True)
+class Flight:
+    """A step that is launched and not yet collected.
+
+    Attributes:
+        began: monotonic time.
+        scheduled: what it computes.
+        launched: the pass.
+        fresh: sequences that begin with it.
+        prompt_tokens: of those computed.
+        taken_back: sequences for which it computes the wrong token.
+    """
+
+    began: float
+    scheduled: list[Scheduled]
+    launched: Launched
+    fresh: set[Sequence]
+    prompt_tokens: int
+    taken_back: set[Sequence] = field(default_factory=set)
+
+    def void(self) -> set[Sequence]:
+        """Sequences whose results of it are discarded."""
+        finished = {one.sequence for one in self.scheduled if one.sequence.state is State.FINISHED}
+        return finished | self.taken_back
