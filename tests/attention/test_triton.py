@@ -10,8 +10,8 @@ from attention import LayerSpec
 from attention.kernels import triton_paged
 from attention.kernels.base import visibility
 from attention.kernels.triton_paged import Triton
-from attention.kernels.triton_tiles import tiles
 from attention.kernels.triton_plan import Blocks, Heads, Tile, compact, plan_rows, plan_selecting
+from attention.kernels.triton_tiles import tiles
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
 from attention.patterns.sliding_window import SlidingWindow
