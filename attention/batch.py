@@ -20,7 +20,7 @@ class AttentionBatch:
         device: the device's part: the same rows in the same order.
 
     Raises:
-        ValueError: the two are not of the same step.
+        ValueError: the two differ in sequences, tokens or page size.
     """
 
     visible: Visible

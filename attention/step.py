@@ -134,11 +134,13 @@ class DeviceBatch:
             device: where the tensors go.
 
         Raises:
-            ValueError: the pages are not those of as many sequences.
+            ValueError: the pages are not those of as many sequences, or too few for a sequence's tokens.
         """
         if len(pages) != host.size:
             raise ValueError(f"pages of {len(pages)} sequences for {host.size}")
         page_size = host.page_size
+        if any(len(owned) * page_size < n for owned, n in zip(pages, host.seq_lens, strict=True)):
+            raise ValueError("a sequence has fewer pages than its tokens need")
         table = np.zeros((len(pages), max(map(len, pages))), dtype=np.int32)
         for row, owned in zip(table, pages, strict=True):
             row[: len(owned)] = owned

@@ -10,7 +10,7 @@ from attention.step import Array, StepBatch
 
 
 class Visible:
-    """The ranges of a step's rows, computed on the host once per rule for all layers and the count of pages.
+    """The ranges of a step's rows, computed on the host once per rule: layers and page counts share them.
 
     Arrays, since for so few numbers calling torch costs more than the computation.
 

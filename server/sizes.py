@@ -26,17 +26,25 @@ class Sizes(NamedTuple):
     def of(cls, settings: Settings, device: str) -> Sizes:
         """Those that settings give, and the device's own for the others.
 
+        Every running sequence needs a token per step: of the two sizes, one that is not given follows the
+        other.
+
         Args:
             settings: of the server.
             device: ``cpu`` or ``cuda``.
         """
         usual = _ON_CPU if device == "cpu" else _ON_GPU
         given = {name: getattr(settings, name) for name in cls._fields}
-        return usual._replace(**{name: value for name, value in given.items() if value is not None})
+        sizes = usual._replace(**{name: value for name, value in given.items() if value is not None})
+        if settings.max_batch_tokens is None:
+            sizes = sizes._replace(max_batch_tokens=max(sizes.max_batch_tokens, sizes.max_running))
+        elif settings.max_running is None:
+            sizes = sizes._replace(max_running=min(sizes.max_batch_tokens, sizes.max_running))
+        return sizes
 
 
 # A CPU's memory is its machine's, which has other uses; small pages share more of a prefix.
 _ON_CPU = Sizes(page_size=16, kv_memory_share=0.3, max_batch_tokens=512, max_running=64)
-# What GPU servers of the field take: a tile of Triton's kernel per page, most of the memory, and steps and
-# batches that keep the device busy.
+# As GPU servers of the field have them: most of the memory, and steps and batches that keep the device busy.
+# A page is a tile of Triton's kernel.
 _ON_GPU = Sizes(page_size=64, kv_memory_share=0.85, max_batch_tokens=4096, max_running=256)

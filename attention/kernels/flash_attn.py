@@ -84,7 +84,7 @@ class FlashAttn(Kernel[FlashPlan]):
         query, features = cast(query, cache.keys.dtype), plan.features
         if len(plan.parts) == 1:
             return interface.attend(query, cache, plan.parts[0], sinks, features).to(query_dtype)
-        output = torch.empty_like(query)
+        output = query.new_empty(query.shape)  # contiguous, which the query need not be
         for part in plan.parts:
             output[part.rows] = interface.attend(query[part.rows], cache, part, sinks, features)
         return output.to(query_dtype)

@@ -35,7 +35,9 @@ class StepPlans(Generic[Plan]):
             self._make = partial(kernel.plan_captured, batch=batch)
             self._write = partial(Written.captured, batch)
         else:
-            raise UnsupportedError(f"kernel {kernel.name} plans every step on the host; choose kernel triton")
+            raise UnsupportedError(
+                f"kernel {kernel.name} plans every step on the host, and can't be captured"
+            )
         self._plans: dict[Kind, Plan] = {}
         self._written: Written | None = None
 

@@ -148,8 +148,6 @@ class Triton(Capturable[TritonPlan]):
     ) -> torch.Tensor:
         """See ``Kernel.forward``; queries are cast to the cache's dtype, unless that has 8 bits."""
         dtype = _dtype(query.dtype, cache.keys.dtype)
-        if cache.keys.dtype == torch.float8_e4m3fn:
-            cache = cache._replace(keys=cache.keys.view(torch.uint8), values=cache.values.view(torch.uint8))
         output = query.new_empty(*query.shape[:2], layer.value_size)
         call = _Call(
             layer,
@@ -208,6 +206,8 @@ def _launch(call: _Call, blocks: Blocks, covers: torch.Tensor) -> None:
     """Computes the rows of ``blocks`` into the output."""
     layer, heads, tile, output = call.layer, call.heads, blocks.tile, call.output
     keys, values, table = call.cache.keys, call.cache.values, call.batch.page_table
+    if keys.dtype == torch.float8_e4m3fn:  # which not every device's Triton knows
+        keys, values = keys.view(torch.uint8), values.view(torch.uint8)
     grid = len(blocks.items), heads.columns(tile)
     partial = partial_log = None
     if blocks.parts:

@@ -65,7 +65,7 @@ def check_text(text: str, most: int) -> Violations:
 
 
 def check_chat(chat: types_pb2.Chat, limit: inference_pb2.Limits) -> Violations:
-    """What is wrong with a conversation, whatever the template."""
+    """The faults of a conversation that no template could take."""
     count = len(chat.messages)
     if not count:
         yield Violation("chat.messages", "is empty; send at least one message")

@@ -1,4 +1,4 @@
-"""What a call can be refused with: a gRPC status, a sentence, and google.rpc details for programs."""
+"""Refusals of calls: a gRPC status, a sentence, and google.rpc details for programs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Violation(NamedTuple):
 
 
 def quote(text: str) -> str:
-    """What a user sent, for a sentence: escaped, its end left out where it is long."""
+    """A value from a request, as a sentence quotes it: escaped, its end left out where it is long."""
     return ascii(text if len(text) <= _QUOTED else text[:_QUOTED] + "...")
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
 
 
 def has_more_fields(payload: bytes, descriptor: Descriptor, most: int) -> bool:
     """Whether a message has more than ``most`` fields, those of messages in single fields included.
 
-    A packed field counts as one, each entry of any other repeated field as one. Takes at most ``most`` steps.
-    What is no valid message is left to the parser.
+    A packed field counts as one, each entry of any other repeated field as one, and so do both ends of a
+    group, a form that no message here has, but that the parser skips. Takes at most ``most`` steps. Where a
+    message is not valid its rest is left to the parser, which builds nothing of it.
 
     Args:
         payload: the message's bytes.
@@ -44,8 +45,8 @@ def has_more_fields(payload: bytes, descriptor: Descriptor, most: int) -> bool:
                 if inner is not None:
                     open_.append((position, min(position + length, end), inner))
                 position += length
-            else:
-                return False  # groups, which no message here has, or no message at all
+            elif kind not in (_GROUP, _GROUP_END):
+                break
     return False
 
 

@@ -92,7 +92,7 @@ class Generation:
                     with self._engine_errors():
                         sequences = plan.sequences(ids, prompt, served.ready.context_length)
                         stream = self._stream = served.engine.submit(sequences)
-                        # What came while the client was slow to take an event is taken together.
+                        # Outputs that came while the client was slow to take an event are taken together.
                         while taken := await stream.take(_MOST_MERGED):
                             for event in answer.take(taken, stream, record):
                                 yield event

@@ -1,4 +1,4 @@
-"""What every call passes through: a name, parsing, errors as statuses, a limit for slow readers, metrics."""
+"""The steps of every call: a name, parsing, errors as statuses, a limit for slow readers, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request may have at the most, known before any work is done for it."""
+"""The limits of requests, known before any work is done for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server is at this moment: loading, ready, draining or without an engine, and what it serves."""
+"""The state of the server: loading, ready, draining or without an engine, and the model that it serves."""
 
 from __future__ import annotations
 

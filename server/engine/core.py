@@ -46,7 +46,7 @@ class EngineCore:
         prefix_cache: share the pages of equal prompts.
         ahead: launch a step before the previous one is collected, where that is possible. Useful on a device
             that computes asynchronously; a CPU has computed a step when it is launched.
-            check_integrity: check the allocator's bookkeeping after every step.
+        check_integrity: check the allocator's bookkeeping after every step.
         team: the threads that compute, where their number follows what the machine gives.
 
     Attributes:

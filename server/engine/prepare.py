@@ -17,6 +17,7 @@ from server.models.kept import KeptModel, keep, kept_file, read_kept, why_not_ke
 from server.models.lay_out import lay_out
 from server.models.loaded import LoadedModel
 from server.models.prove import Proven, check_served, compute_own, prove, with_all_visible
+from server.models.prove_kernel import prove_kernel
 from server.models.quantize import check_form, is_packed
 from server.models.refusing import other_kernels, refusing
 from server.models.rope import read_scaling
@@ -96,11 +97,13 @@ def _from_kept(
     attention = _choose(settings, page_size, loaded, "cpu", kv_dtype)
     whole = replace(loaded, context_length=kept.length)
     check_with = with_all_visible(attention, loaded, kv_dtype, page_size)
-    sample = sample_logits(whole, check_with, page_size, kv_dtype)
+    with refusing(loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)):
+        sample = sample_logits(whole, check_with, page_size, kv_dtype)
     wrong = differs(kept.sample, sample, kv_dtype=kv_dtype)
     if wrong:
         log.warning("the packed weights in %s are made again: %s", file, wrong)
         return None
+    prove_kernel(attention, "cpu", loaded.dtype, kv_dtype, page_size)
     log.info("weights are %s, packed by an earlier start in %s", weights, file)
     return Prepared(loaded, "cpu", weights, kv_dtype, attention)
 
@@ -119,11 +122,9 @@ def _from_source(
     def proving(floats: LoadedModel) -> Proven:
         report("checking", 0.92)
         with refusing(*failing):
-            proven = prove(floats, own, attention, page_size)
-        report("packing the weights", 0.93)
-        return proven
+            return prove(floats, own, attention, page_size)
 
-    report("packing the weights", 0.9)
+    report("recognizing the layers and packing the weights", 0.9)
     loaded, weights, proven = lay_out(loaded, settings.weights, proving)
     kv_dtype = cache_dtype(settings, loaded, weights)
     attention = _choose(settings, page_size, loaded, device, kv_dtype)
@@ -131,6 +132,7 @@ def _from_source(
         check_served(
             loaded, proven, attention, page_size, kv_dtype, weights=weights, packed=is_packed(weights)
         )
+        prove_kernel(attention, device, loaded.dtype, kv_dtype, page_size)
     if is_packed(weights) and device == "cpu":
         _keep(loaded, weights, folder, file, report)
     return Prepared(loaded, device, weights, kv_dtype, attention)
@@ -139,9 +141,13 @@ def _from_source(
 def _keep(loaded: LoadedModel, weights: str, folder: Path, file: Path | None, report: Report) -> None:
     if (reason := why_not_kept(loaded)) is not None:
         log.info("every start packs the weights of %s: %s", loaded.architecture, reason)
-    elif file is not None:
+    elif file is None:
+        log.info("every start packs the weights: --rope-scaling and --dtype change what would be kept")
+    else:
         report("keeping the packed weights", 0.94)
-        keep(file, folder, KeptModel(loaded, weights, loaded.context_length, oracle_logits(loaded)))
+        with refusing(loaded.architecture, "the start-up check"):
+            sample = oracle_logits(loaded)
+        keep(file, folder, KeptModel(loaded, weights, loaded.context_length, sample))
 
 
 def _choose(

@@ -78,7 +78,7 @@ class Runner:
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
         self.attention, self.cache, self.rope = executor.attention, executor.cache, executor.rope
-        self.device: torch.device = executor.model.device
+        self.device = executor.device
 
     @torch.inference_mode()
     def launch(self, scheduled: list[Scheduled], before: Launched | None = None) -> Launched:
@@ -144,7 +144,7 @@ class Runner:
         """Advice for NaN logits, where the cache's dtype may be the cause: the end of a sentence."""
         dtype = self.cache.dtype
         most = torch.finfo(dtype).max
-        if most >= torch.finfo(self.executor.model.dtype).max:
+        if most >= torch.finfo(self.executor.dtype).max:
             return ""
         return (
             f"; a key or value beyond {most:g}, the most that a KV cache in {dtype_name(dtype)} holds, does "

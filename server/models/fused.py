@@ -26,7 +26,7 @@ class Norm(nn.Module):
     """RMSNorm over the last dimension.
 
     Args:
-        plain: a norm of a model's own. That it computes the same, ``server.models.fuse`` proves.
+        plain: a norm of a model's own. That it computes the same, ``server.models.recognize_layers`` proves.
 
     Raises:
         NotCommonError: it lacks weights or epsilon.
@@ -61,7 +61,7 @@ class FusedLayer(nn.Module):
 
     Raises:
         NotCommonError: the layer does not have the parts. Having them does not prove that it computes the
-            same: ``server.models.fuse`` does.
+            same: ``server.models.recognize_layers`` does.
     """
 
     def __init__(self, plain: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from server.models.loaded import LoadedModel
@@ -41,8 +42,10 @@ def lay_out(
     with refusing(loaded.architecture, "recognizing its layers"):
         recognition = recognize_layers(loaded.model)
         packed = pack_model(loaded, recognition, weights)
-    if packed is not None:
+    if not isinstance(packed, str):
         return *packed, prove(loaded)
+    log.info("%s is not one packed model: %s", loaded.architecture, packed)
+    loaded = replace(loaded, unpacked=packed)
     fuse(recognition)
     log.info("%d of %d decoder layers are fused", len(recognition.layers), len(loaded.layers))
     del recognition  # so that the weights that packing replaces are freed

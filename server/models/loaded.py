@@ -26,6 +26,7 @@ class LoadedModel:
         rope: its rotary embeddings, if their frequencies depend on lengths.
         mapped_bytes: of weights that lie in a file's memory map, so that they count as free while they are
             not.
+        unpacked: why it is not one packed model, as part of a sentence; empty if it is.
     """
 
     model: Any
@@ -37,3 +38,4 @@ class LoadedModel:
     dtype: torch.dtype
     rope: LengthRope | None = None
     mapped_bytes: int = 0
+    unpacked: str = ""

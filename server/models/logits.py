@@ -22,9 +22,6 @@ _DECODES = 4
 # The first sequence's second chunk.
 _SECOND = 12
 
-# Positions that are compared at once: as float64 their logits take memory.
-_ROWS = 64
-
 
 def sequences_of(loaded: LoadedModel, length: int) -> list[torch.Tensor]:
     """Token ids of two sequences, always the same, the first of this length where the context allows it."""
@@ -84,20 +81,6 @@ def paged_logits(
         return [part.cpu() for part in logits]
 
 
-def relative_error(served: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
-    """How far logits ``[T, V]`` differ at each position, ``[T]``.
-
-    The root mean square over the vocabulary, as a share of the standard deviation of ``plain`` there; what
-    is NaN counts as infinite.
-    """
-    errors = []
-    for one, other in zip(served.split(_ROWS), plain.split(_ROWS), strict=True):
-        # Squares of large logits would be beyond float32.
-        one, other = one.double(), other.double()
-        errors.append((one - other).square().mean(-1).sqrt() / other.std(-1).clamp_min(1e-6))
-    return torch.cat(errors).nan_to_num(nan=float("inf"))
-
-
 def _ends(lengths: list[int]) -> list[list[int]]:
     """Up to where each sequence is computed after each step, the state before the first included."""
     long, short = (length - decoded(length) for length in lengths)
@@ -123,7 +106,7 @@ def _paged(
     tables = [PageTable(of) for of in pages]
     lengths = [len(ids) for ids in sequences]
     # Decoded tokens are no prompt's, so that kernels take their code for decode. But plain forwards have the
-    # # rotary frequencies of their whole length.
+    # rotary frequencies of their whole length.
     prompts = lengths if loaded.rope is not None else [length - decoded(length) for length in lengths]
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]
     for step in ([*map(range, *pair)] for pair in pairwise(_ends(lengths))):

@@ -18,6 +18,7 @@ def available_bytes(device: torch.device | str) -> int:
     """
     device = torch.device(device)
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # torch keeps what loading and proving gave back, which counts as used
         return int(torch.cuda.mem_get_info(device)[0])
     return min([int(psutil.virtual_memory().available), *_cgroup_bytes(_GROUPS, _HIERARCHIES)])
 

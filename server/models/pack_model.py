@@ -34,7 +34,7 @@ _STEADY = ("default", "linear", "llama3", "yarn")
 
 def pack_model(
     loaded: LoadedModel, recognition: Recognition, weights: Weights
-) -> tuple[LoadedModel, str] | None:
+) -> tuple[LoadedModel, str] | str:
     """The same model in the executor's own layout, and the form of its decoder's weights, like ``int4``.
 
     Each part is compared with what the model did with the tokens of ``recognition``, and each packed layer
@@ -46,18 +46,21 @@ def pack_model(
         weights: how to pack.
 
     Returns:
-        ``None`` where the model is not of parts that go into it; the log says why.
+        Where the model is not of parts that go into it, why, as part of a sentence.
 
     Raises:
         RefusedError: a packed layer computes something else than its weights do.
     """
-    if weights == "float" or loaded.model.device.type != "cpu" or obstacle(loaded.model, weights) is not None:
-        return None  # ``quantize`` says why it can't be packed at all
+    if loaded.model.device.type != "cpu":
+        return f"it is on {loaded.model.device.type}, and only a CPU computes packed models"
+    if weights == "float":
+        return "its weights are to stay floats"
+    if (reason := obstacle(loaded.model, weights)) is not None:
+        return reason
     try:
         return _Parts(loaded, recognition).pack(weights)
     except (NotCommonError, AttributeError, ValueError) as error:
-        log.info("%s is not one packed model: %s", loaded.architecture, error)
-        return None
+        return str(error)
 
 
 class _Parts:

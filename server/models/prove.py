@@ -17,9 +17,10 @@ from attention.backends import Attention, UnsupportedError, resolve
 from attention.dtypes import dtype_name
 from attention.patterns.full import Full
 from server.errors import RefusedError
+from server.models.difference import relative_error
 from server.models.in_float32 import in_float32
 from server.models.loaded import LoadedModel
-from server.models.logits import decoded, own_logits, paged_logits, relative_error, sequences_of
+from server.models.logits import decoded, own_logits, paged_logits, sequences_of
 from server.models.non_finite import check_computed, check_held
 from server.models.refusing import other_kernels
 
@@ -88,7 +89,10 @@ def compute_own(loaded: LoadedModel, page_size: int) -> Own:
     try:
         with in_float32(loaded.model):
             logits = own_logits(loaded.model, sequences)
-    except RuntimeError as error:  # of dtypes that don't go together; or there is no memory for a copy
+    except torch.OutOfMemoryError as error:
+        log.warning("there is no memory for float32 copies of %s's weights: %s", loaded.architecture, error)
+        logits = []
+    except RuntimeError as error:  # of dtypes that don't go together
         if loaded.dtype == torch.float32:
             raise
         log.debug("%s does not compute in float32", loaded.architecture, exc_info=error)

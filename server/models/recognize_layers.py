@@ -136,7 +136,11 @@ def _proven(model: Any, candidates: Mapping[nn.Module, tuple[nn.ModuleList, int,
     except RuntimeError:
         if model.dtype == torch.float32:
             raise
-        log.debug("%s does not compute in float32", type(model).__name__, exc_info=True)
+        log.warning(
+            "%s does not compute in float32: its layers are recognized in its own dtype, which shows less",
+            type(model).__name__,
+            exc_info=log.isEnabledFor(logging.DEBUG),
+        )
         proven.clear()
         with torch.inference_mode():
             logits = forward(model, ids, positions, probe, first)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from attention.backends import Attention, resolve
+from server.models.difference import relative_error
 from server.models.loaded import LoadedModel
-from server.models.logits import paged_logits, relative_error, sequences_of
+from server.models.logits import paged_logits, sequences_of
 from server.models.non_finite import check_held
 
 # Tokens of the longer sequence: a start should not wait for more.

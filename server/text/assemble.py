@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it brings transformers, whose import takes a second
 
 
 class OutputDelta(NamedTuple):
-    """What can be passed on to the client.
+    """Text that can be passed on to the client.
 
     Attributes:
         text: new text.
@@ -152,7 +152,7 @@ class OutputAssembler:
         return text
 
     def _settle(self) -> None:
-        """What was held back may have become fewer characters than it looked like."""
+        """Text that was held back may have become fewer characters than it looked like."""
         for index in range(len(self._pending) - 1, -1, -1):
             if self._pending[index].end <= self._decoded:
                 break

@@ -19,7 +19,7 @@ import jinja2
 from server.errors import RefusedError
 from server.text.chat_source import NO_TEMPLATE, ChatSource
 from server.text.errors import TextError, check_unicode
-from server.text.template_process import TemplateEndedError, template_process
+from server.text.template_process import NotStartedError, TemplateEndedError, template_process
 
 log = logging.getLogger("longspan.text")
 
@@ -31,7 +31,7 @@ _WORD = re.compile(r"zq(\d+)zq")
 _PART = re.compile(r"""['"]text['"]: ?['"]zq(\d+)zq""")
 # Each costs a rendering.
 _MOST_UNUSUAL_ROLES = 16
-# What is found out of conversations is kept by their roles; of longer ones it is found out again.
+# Findings about conversations are kept by their roles; those about longer ones are made again.
 _KEPT = 256
 _KEPT_CHARACTERS = 4096
 
@@ -45,7 +45,7 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What the template does with conversations of certain roles.
+    """A finding: how the template treats conversations of certain roles.
 
     Attributes:
         parts: for each message, whether its content is passed as a list of parts.
@@ -80,7 +80,10 @@ class ChatTemplate:
         self.template = source.template
         self._parts = False
         self._kept = functools.lru_cache(maxsize=_KEPT)(self._examine)
-        self.refusal = source.refusal or self._prove(source.place)
+        try:
+            self.refusal = source.refusal or self._prove(source.place)
+        except NotStartedError as error:
+            raise RefusedError(f"the process that renders chat templates does not start: {error}") from error
         if self.refusal and source.asked:
             raise RefusedError(f"--chat-template: the model {self.refusal}")
         if source is NO_TEMPLATE:
@@ -121,6 +124,8 @@ class ChatTemplate:
         turns = [(alter(message["role"]), alter(message["content"])) for message in messages]
         try:
             text = self._render(turns, finding.parts)
+        except NotStartedError:
+            raise
         except Exception as error:
             raise _refuses(error) from error
         if finding.failure is not None:  # it took these contents, though not ours
@@ -128,7 +133,7 @@ class ChatTemplate:
         return text
 
     def writes(self) -> str:
-        """What the template may write by itself: its own text, and prompts for a few conversations."""
+        """Text that the template may write by itself: its own, and prompts for a few conversations."""
         if self.template is None:
             return ""
         texts = [self.template]
@@ -177,7 +182,7 @@ class ChatTemplate:
             try:
                 text = self._render(turns, parts)
                 text.encode()  # escapes in a template can write lone surrogates, which are no text
-            except TemplateEndedError:  # no finding, which would be kept: the machine may have been busy
+            except (TemplateEndedError, NotStartedError):  # no finding to keep: the machine may be busy
                 raise
             except Exception as error:  # a template is a program, and raises whatever it likes
                 failure = failure or error
@@ -215,7 +220,7 @@ class ChatTemplate:
         renamed = [(_NO_ROLE if turn[0] == role else turn[0], turn[1]) for turn in turns]
         try:
             return self._render(renamed, parts) == text
-        except TemplateEndedError:
+        except (TemplateEndedError, NotStartedError):
             raise
         except Exception:
             return False
@@ -263,7 +268,7 @@ def _refuses(error: Exception) -> TextError:
 
 
 def _short(error: Exception) -> str:
-    """What a template says, which may quote the conversation."""
+    """A template's message, cut, since it may quote the conversation."""
     text = str(error) or type(error).__name__
     return text if len(text) <= _MOST_SAID else text[:_MOST_SAID] + "..."
 

@@ -60,7 +60,7 @@ class Detokenizer:
 
     def _push(self, token: int) -> str:
         if self._boundary == len(self._window) and self._tokenizer.byte_level:
-            # What has come are whole characters; if this token is too, the two don't touch each other.
+            # The text so far is whole characters; if this token is too, the two don't touch each other.
             alone = self._tokenizer.decode_alone(token, self._skip_special_tokens)
             if _REPLACEMENT not in alone:
                 if alone:

@@ -1,4 +1,4 @@
-"""What is wrong with a text that a client sent."""
+"""Faults of texts that clients send."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Prompts in which special tokens that a client's words spell out stay words.
 
-A second tokenizer knows the special tokens by names that no text has. What the client said goes through it as
+A second tokenizer knows the special tokens by names that no text has. The client's text goes through it as
 it is; where the chat template wrote a special token, that name is put in its place. The text is not cut, so
 all other tokens are those that the first tokenizer gives.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import select
@@ -29,6 +30,10 @@ class TemplateEndedError(Exception):
     """A template was ended: it took too long, or more memory than it may."""
 
 
+class NotStartedError(Exception):
+    """The process that renders could not be started: the machine's fault, not the template's."""
+
+
 class TemplateProcess:
     """Renders templates, one rendering at a time, in a process that is started again where it was ended.
 
@@ -46,7 +51,7 @@ class TemplateProcess:
 
     def start(self) -> None:
         """Starts the process, which gets ready by itself; nothing where it runs."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # the first rendering says so
             self._started()
 
     def close(self) -> None:
@@ -67,16 +72,14 @@ class TemplateProcess:
             jinja2.TemplateSyntaxError: it is no template.
             jinja2.TemplateError: what the template raised.
             TemplateEndedError: it took too long, or the process ended over it.
+            NotStartedError: there is no process to render it.
         """
         question = {"template": template, "messages": messages, "tokens": tokens, "seconds": self._seconds}
         given = sum(len(message["role"]) + len(str(message["content"])) for message in messages)
         question["most"] = _OWN_CHARACTERS + _TIMES * given
         with self._lock:
-            process = self._started()
+            process = self._running()
             try:
-                if not self._ready:
-                    self._read(process, _START_SECONDS)
-                    self._ready = True
                 assert process.stdin is not None
                 process.stdin.write(frame(question))
                 process.stdin.flush()
@@ -92,6 +95,17 @@ class TemplateProcess:
             raise jinja2.TemplateError(answer["error"])
         text: str = answer["text"]
         return text
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        try:
+            process = self._started()
+            if not self._ready:
+                self._read(process, _START_SECONDS)
+                self._ready = True
+        except (TemplateEndedError, OSError) as error:
+            self._end()
+            raise NotStartedError(f"{type(error).__name__} {error}".strip()) from error
+        return process
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:

@@ -28,7 +28,7 @@ def read_frame(stream: BinaryIO) -> Any:
 
 
 def content(body: bytes) -> Any:
-    """What a frame says after its header."""
+    """The content of a frame, after its header."""
     return json.loads(body)
 
 
@@ -69,7 +69,7 @@ def _limit_memory(more: int) -> None:
 
 def main() -> None:
     """Answers until standard input ends."""
-    # What a library prints must not come between the frames.
+    # Lines that a library prints must not come between the frames.
     answers, questions = os.fdopen(os.dup(1), "wb", buffering=0), os.fdopen(0, "rb")
     os.dup2(2, 1)
     import transformers.utils.chat_template_utils  # noqa: F401 (takes a second, which no request should wait for)

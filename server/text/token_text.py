@@ -1,4 +1,4 @@
-"""What a single token is within a text, whatever the decoder does at a text's ends."""
+"""The text of a single token within others, whatever the decoder does at a text's ends."""
 
 from __future__ import annotations
 

@@ -50,6 +50,35 @@ async def test_fields_are_counted_before_they_are_parsed(running, monkeypatch):
     assert details(error)["ErrorInfo"].reason == "TOO_MANY_FIELDS"
 
 
+def _field(number, payload):
+    size = len(payload)
+    length = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
+    return bytes([number << 3 | 2]) + length + payload
+
+
+@pytest.mark.parametrize(
+    "hidden", ["behind a group", "inside a group", "before a bad tag", "in an inner message"]
+)
+def test_nothing_hides_fields_from_the_count(hidden):
+    """The parser skips groups, which no message here has, and builds all fields that precede a bad tag."""
+    chat = inference_pb2.GenerateRequest.DESCRIPTOR.fields_by_name["chat"]
+    messages = chat.message_type.fields_by_name["messages"]
+    many = _field(chat.number, _field(messages.number, b"") * 3000)
+    group = bytes([15 << 3 | 3, 15 << 3 | 4])
+    inner = inference_pb2.StreamGenerateRequest.DESCRIPTOR.fields_by_name["request"]
+    payload, type_ = {
+        "behind a group": (group + many, inference_pb2.GenerateRequest),
+        "inside a group": (
+            _field(chat.number, group + _field(messages.number, b"") * 3000),
+            inference_pb2.GenerateRequest,
+        ),
+        "before a bad tag": (many + b"\x07", inference_pb2.GenerateRequest),
+        "in an inner message": (_field(inner.number, many) + b"\x07", inference_pb2.StreamGenerateRequest),
+    }[hidden]
+    assert has_more_fields(payload, type_.DESCRIPTOR, 2999)
+    assert not has_more_fields(payload, type_.DESCRIPTOR, 3010)
+
+
 @given(st.binary(max_size=200), st.integers(0, 50))
 def test_any_bytes_are_counted(payload, most):
     more = has_more_fields(payload, inference_pb2.GenerateRequest.DESCRIPTOR, most)

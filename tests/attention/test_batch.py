@@ -18,6 +18,7 @@ from attention.kernels.triton_paged import Triton
 from attention.patterns.base import Pattern
 from attention.patterns.full import Full
 from attention.patterns.lsh import Lsh
+from attention.patterns.oracle import Oracle
 from attention.patterns.sliding_window import SlidingWindow
 from attention.patterns.topk import TopK
 from attention.reading import pages_of
@@ -194,10 +195,11 @@ def test_written_tokens_are_computed_once_per_step():
 
 def test_only_a_capturable_kernel_plans_from_the_devices_part():
     device = make_case(LAYER, [(8, 1)], 4).batch.device
-    with pytest.raises(UnsupportedError, match="kernel reference plans every step on the host; choose"):
+    with pytest.raises(UnsupportedError, match="kernel reference plans every step on the host, and"):
         StepPlans(Reference(), device)
     assert Triton().uncapturable(Full()) is None
     assert Triton().uncapturable(TopK(64, 1, 1)) is None
+    assert Triton().uncapturable(Oracle(64, 1, 1)) is not None
     assert Triton().uncapturable(Lsh(1, 2, 1, 0)) == "lsh plans what its queries select on the host"
 
 
@@ -217,3 +219,10 @@ def test_a_captured_plan_asks_nothing_of_the_host(pattern: Pattern):
         assert len(plan.ruled) + len(plan.selecting) == 1
     assert found[0] == found[1]
     assert found[0]
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [40, 1]])
+def test_too_few_pages_are_refused(counts):
+    """Else a chunk's keys would go to the page that no sequence owns."""
+    with pytest.raises(ValueError, match="fewer pages than its tokens need"):
+        AttentionBatch.build([16, 16], counts, [[1, 2, 3, 4], [5]], 16)

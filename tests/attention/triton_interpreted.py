@@ -19,6 +19,7 @@ from attention.kernels.triton_plan import Tile
 from attention.patterns.base import Pattern
 from attention.patterns.bigbird import BigBird
 from attention.patterns.full import Full
+from attention.patterns.oracle import Oracle
 from attention.patterns.sliding_window import SlidingWindow
 from tests.attention.cases import Case, attend, content_patterns, layers, make_case, patterns, sequences
 
@@ -130,6 +131,16 @@ def test_rows_that_select_by_content(layer, shapes, page_size, pattern, seed, ti
         patch.setattr(triton_paged, "_SELECTING_ROWS", data.draw(st.sampled_from([2, 64]), label="at once"))
         patch.setattr(triton_paged, "_SELECTED_RANGES", data.draw(st.sampled_from([1, 4]), label="ranges"))
         assert_equal(case, pattern, tiles=tiles)
+
+
+def test_the_keys_themselves_are_read_from_a_cache_of_8_bits():
+    """By the oracle, whose selection is by the numbers that the codes stand for."""
+    pattern = Oracle(12, 1, 1)
+    layer, shapes = LayerSpec(0, 4, 2, 16, 16, 0.25), [(50, 1), (41, 1)]
+    case = make_case(
+        layer, shapes, 4, pattern=pattern, dtype=torch.float8_e4m3fn, prompt_lens=[20, 20], seed=3
+    )
+    assert_equal(case, pattern)
 
 
 @settings(max_examples=6, deadline=None, phases=PHASES)

@@ -62,5 +62,10 @@ class _Remembering(nn.Module):
 def remembering() -> Any:
     """The model as ``tests.engine.harness.make_core`` needs it."""
     return SimpleNamespace(
-        model=_Remembering(), layers=[LayerSpec(0, 1, 1, 1, 1, 1.0)], rope=None, context_length=CONTEXT
+        model=_Remembering(),
+        layers=[LayerSpec(0, 1, 1, 1, 1, 1.0)],
+        rope=None,
+        context_length=CONTEXT,
+        dtype=torch.float32,
+        unpacked="",
     )

@@ -22,7 +22,7 @@ def tiny(tmp_path_factory):
         ({"max_context": 100_000}, f"--max-context 100000 is more than the model's own {CONTEXT} positions"),
         ({"kv_memory": "1KiB"}, r"^1 KiB of KV cache hold 0 tokens, .* room for \d+, .* raise --kv-memory"),
         ({"kv_memory": "900TiB"}, r"--kv-memory 921600.0GiB is more than the .* GiB that this machine has"),
-        ({"max_batch_tokens": 4}, "--max-batch-tokens 4 must be at least"),
+        ({"max_batch_tokens": 4, "max_running": 5}, "--max-batch-tokens 4 must be at least --max-running 5"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, settings, sentence):

@@ -9,6 +9,7 @@ from attention.hook import Step
 from attention.kernels.cpu.chain import Chain
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
+from server.models.executors.base import PageTable, StepInput
 from server.models.executors.eager import EagerExecutor
 from server.models.quantized.model import QuantizedModel
 from tests.engine.harness import greedy_requests, load, make_core, run
@@ -91,11 +92,11 @@ def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkey
 def test_why_a_step_is_not_one_call_is_said(tmp_path):
     loaded = packed("llama", {}, tmp_path / "packed")
     executor = make_core(loaded, backend="sparse", options={"pattern": "lsh"}).runner.executor
-    assert executor.name == "transformers"
+    assert executor.name == "layer_by_layer"
     assert executor.reason == "a step is not one native call: lsh selects keys in torch"
     assert run(make_core(loaded, kernel="sdpa"), greedy_requests(PROMPTS[:2], 3))[1].tokens
     plain = make_core(load(save_tiny("llama", tmp_path / "plain"))).runner.executor
-    assert "its weights are not packed" in plain.reason
+    assert "its weights are to stay floats" in plain.reason
 
 
 def test_two_engines_of_one_model_take_turns(tmp_path):
@@ -110,3 +111,13 @@ def test_two_engines_of_one_model_take_turns(tmp_path):
         for core, own in zip(cores, outputs, strict=True):
             own += [token for item in core.step().sequences for token in item.tokens]
     assert outputs == [expected, expected]
+
+
+def test_a_step_of_other_tokens_than_it_counts_is_refused():
+    """Native code takes the number of rows from the ids and their places from the counts."""
+    tables = [PageTable([1]), PageTable([2])]
+    fields = {"computed": [0, 3], "prompt_lens": [2, 3], "expected": [2, 4], "page_size": 16}
+    StepInput(ids=torch.zeros(3, dtype=torch.long), counts=[2, 1], tables=tables, **fields)
+    for rows, counts, own in ((4, [2, 1], tables), (3, [2, 1], tables[:1])):
+        with pytest.raises(ValueError, match="of different tokens or sequences"):
+            StepInput(ids=torch.zeros(rows, dtype=torch.long), counts=counts, tables=own, **fields)

@@ -10,9 +10,9 @@ from attention.backends import resolve
 from attention.dtypes import CACHE_DTYPES
 from attention.kernels.reference import Reference
 from server.errors import RefusedError
+from server.models.difference import relative_error
 from server.models.load import load_model
 from server.models.logits import _DECODES as DECODES
-from server.models.logits import relative_error
 from server.models.prove import Proven, check_served, compute_own, prove
 from server.models.recognize_layers import fuse, recognize_layers
 from tests.models.proving import proven

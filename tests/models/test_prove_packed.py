@@ -8,6 +8,7 @@ import torch
 
 from server.errors import RefusedError
 from server.models.fused import Norm
+from server.models.lay_out import lay_out
 from server.models.load import load_model
 from server.models.pack_model import pack_model
 from server.models.prove_packed import prove_head, prove_layer, prove_linear, prove_stack
@@ -237,8 +238,9 @@ def test_computation_between_the_parts_is_noticed(part, why, tmp_path, caplog):
         module.register_forward_pre_hook(scale_input)
     else:
         module.register_forward_hook(scale_output)
+    assert why in pack_model(loaded, recognize_layers(loaded.model), "int8")
     with caplog.at_level("INFO", "longspan.models"):
-        assert pack_model(loaded, recognize_layers(loaded.model), "int8") is None
+        assert why in lay_out(loaded, "int8", lambda _: None)[0].unpacked
     assert f"LlamaForCausalLM is not one packed model: {why}" in caplog.text
 
 

@@ -12,7 +12,7 @@ import pytest
 from server.errors import RefusedError
 from server.text import chat
 from server.text.errors import TextError
-from server.text.template_process import TemplateEndedError, TemplateProcess
+from server.text.template_process import NotStartedError, TemplateEndedError, TemplateProcess
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import save_tokenizer
 
@@ -107,3 +107,17 @@ def test_one_conversation_that_does_not_end_spoils_no_other(process, tmp_path, m
     with pytest.raises(TextError, match="refuses this conversation: it takes longer than 1 s"):
         tokenizer.encode_chat([{"role": "user", "content": "loop"}])
     assert tokenizer.encode_chat(TURNS) == list(b"hello")
+
+
+def test_a_process_that_does_not_start_is_not_the_templates_fault(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    process = TemplateProcess()
+    process.start()
+    with pytest.raises(NotStartedError, match="FileNotFoundError"):
+        process.render(PLAIN, TURNS, {})
+    monkeypatch.setattr(chat, "template_process", lambda: process)
+    with pytest.raises(RefusedError, match="the process that renders chat templates does not start: FileNot"):
+        Tokenizer(save_tokenizer(tmp_path / "model", PLAIN), None)
+    monkeypatch.undo()
+    assert process.render(PLAIN, TURNS, {}) == "hello"
+    process.close()

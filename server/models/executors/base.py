@@ -61,6 +61,11 @@ class StepInput:
     page_size: int
     rows: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        # Native code takes the ids' number of rows and the counts' slots.
+        if self.ids.shape[0] != sum(self.counts) or len(self.tables) != len(self.counts):
+            raise ValueError("a step's ids, counts and page tables are of different tokens or sequences")
+
     @cached_property
     def visible(self) -> Visible:
         """The step as the host and the patterns see it; a captured step needs no more."""
@@ -79,7 +84,9 @@ class Executor(Protocol):
     Attributes:
         name: in logs and ``GetModelInfo``.
         reason: why this executor, in words.
-        model: that computes.
+        model: that computes; its weights are what a step reads.
+        device: where it computes.
+        dtype: dtype of the computation.
         attention: pattern and kernel.
         cache: keys and values of all layers.
         rope: the model's rotary embeddings where their frequencies depend on lengths and the pattern lets
@@ -90,6 +97,8 @@ class Executor(Protocol):
     name: str
     reason: str
     model: Any
+    device: torch.device
+    dtype: torch.dtype
     attention: Attention
     cache: PagedCache
     rope: LengthRope | None
@@ -99,5 +108,6 @@ class Executor(Protocol):
         """Queues a forward; the step's keys and values are written to the cache.
 
         Returns:
-            The logits ``[N, V]`` of ``step.rows``, good until the next call.
+            The logits ``[N, V]`` of ``step.rows``, good until the next call; of the first token where there
+            are no such rows.
         """

@@ -1,4 +1,4 @@
-"""transformers' own layers, fused or not, one call after the other; attention comes in through the hook."""
+"""Layers called one after the other, transformers' own, fused or packed, with attention through the hook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.models.loaded import LoadedModel
 
 
 class EagerExecutor:
-    """Runs any causal language model of transformers; see ``Executor``.
+    """Runs any model that is called as a causal language model of transformers; see ``Executor``.
 
     Args:
         loaded: the model, whose attention implementation is ``longspan``.
@@ -29,11 +29,12 @@ class EagerExecutor:
         UnsupportedError: the pattern's in-cache positions don't go with how the model rotates its keys.
     """
 
-    name = "transformers"
+    name = "layer_by_layer"
     thread_invariant = False  # torch's matrix products may cut their sums by threads
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason
+        self.device, self.dtype = loaded.model.device, loaded.dtype
         self.rope = rope_in_force(loaded.rope, attention.pattern)
         self._layers = {layer.index: layer for layer in loaded.layers}
         self.rotations = rotations_of(loaded, attention.pattern)

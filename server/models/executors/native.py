@@ -31,6 +31,7 @@ class NativeExecutor:
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         assert isinstance(loaded.model, QuantizedModel)
+        self.device, self.dtype = loaded.model.device, loaded.dtype
         self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason
         # An output layer of floats is torch's product, which may cut its sums by threads.
         self.thread_invariant = isinstance(self.model.head, QuantizedLinear)
@@ -42,7 +43,7 @@ class NativeExecutor:
     def obstacle(loaded: LoadedModel, attention: Attention) -> str | None:
         """Why a step can't be one native call, as part of a sentence; ``None`` if it can."""
         if not isinstance(loaded.model, QuantizedModel):
-            return "its weights are not packed, or its layers are not all of Llama's form"
+            return loaded.unpacked or "its weights are not packed"
         return ChainedAttention.obstacle(attention.kernel, attention.ruled_layers)
 
     def logits(self, step: StepInput) -> torch.Tensor:
