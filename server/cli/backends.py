@@ -12,7 +12,6 @@ import typer
 
 from server.cli.shared import UNBROKEN, fail, require_server
 from server.cli.signals import INTERRUPTED, interrupts_raise
-from server.sizes import Sizes
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +82,8 @@ def backends(
         return
     from rich.console import Console
 
+    from server.sizes import Sizes
+
     console = Console(width=None if sys.stdout.isatty() else UNBROKEN, highlight=False)
     tokens = Sizes.of(settings, place).page_size
     where = f"on {place}, {_name(loaded.dtype)}, KV cache {cached}, page size {tokens}"
@@ -111,6 +112,7 @@ def _survey(
         from server.engine.native import set_native_level
         from server.engine.prepare import cache_dtype, load_as_set
         from server.models.lay_out import lay_out
+        from server.sizes import Sizes
 
         code = set_native_level(settings)
         loaded, place = load_as_set(settings, files.folder, progress.report)
@@ -208,6 +210,8 @@ def _document(
     settings: Settings,
     verdicts: list[Verdict],
 ) -> dict[str, Any]:
+    from server.sizes import Sizes
+
     return {
         "model": name,
         "device": place,

@@ -209,7 +209,7 @@ def test_servers_end_with_a_command_that_is_killed(tiny, ready):
             if ready:
                 assert process.stdout.readline() == b"ready\n"
                 children = own.children(recursive=True)
-                assert len(children) == 4, "two servers with their engines"
+                assert len(children) == 6, "two servers, their engines and what renders their chat templates"
         finally:
             process.kill()
     _, alive = psutil.wait_procs(children, timeout=20)
