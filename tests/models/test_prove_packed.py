@@ -244,7 +244,7 @@ def test_computation_between_the_parts_is_noticed(part, why, tmp_path, caplog):
     assert f"LlamaForCausalLM is not one packed model: {why}" in caplog.text
 
 
-def test_an_embedding_that_does_more_than_to_look_up_is_not_packed(tmp_path, caplog):
+def test_an_embedding_that_does_more_than_to_look_up_is_not_packed(tmp_path):
     folder = save_tiny("llama", tmp_path, tie_word_embeddings=True)
     loaded = load_model(folder, "float32", "cpu", None, lambda *_: None)
     embedding = loaded.model.get_input_embeddings()
@@ -253,9 +253,9 @@ def test_an_embedding_that_does_more_than_to_look_up_is_not_packed(tmp_path, cap
     packed, _ = pack_model(loaded, recognition, "int8")
     assert isinstance(packed.model.embedding, QuantizedEmbedding)
     embedding.register_forward_hook(scale_output)
-    with caplog.at_level("INFO", "longspan.models"):
-        assert pack_model(loaded, recognize_layers(loaded.model), "int8") is None
-    assert "its embedding does more than to look up" in caplog.text
+    assert "its embedding does more than to look up" in pack_model(
+        loaded, recognize_layers(loaded.model), "int8"
+    )
 
 
 def test_the_model_stays_as_it_was(tmp_path):
