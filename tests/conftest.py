@@ -1,10 +1,11 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from server.models.resolve import resolve_model
 from server.settings import Settings
@@ -17,6 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # starts, of which tests interrupt some. A handler that does nothing is not passed on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: None)
+
+
+# An example that a busy machine makes slow is no failure.
+hypothesis_settings.register_profile("without a deadline", deadline=None)
+hypothesis_settings.load_profile("without a deadline")
 
 
 @pytest.fixture(scope="session")

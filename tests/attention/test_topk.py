@@ -56,7 +56,8 @@ def seen_by_hand(pattern, layer, query, i, keys, page_size):
         scores = {}
         for page, own_bounds in bounds.items():
             shares = (math.exp(layer.scale * u) / total for u, total in zip(own_bounds, totals, strict=True))
-            scores[page] = torch.tensor(math.log(sum(shares)), dtype=torch.float64).float().item()
+            # Pages that share all of two heads' attention both score log(1), but for rounding.
+            scores[page] = torch.tensor(round(math.log(sum(shares)), 12), dtype=torch.float64).float().item()
         best = sorted(scores, key=lambda page: (-scores[page], page))
         picked = always | set(best[: max(0, total - pattern.sink_pages - pattern.recent_pages)])
         result.append({j for j in range(i + 1) if j // page_size in picked})
