@@ -71,6 +71,8 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     if device == "cuda" and settings.cuda_graphs:
         report("capturing decode steps", 0.97)
         executor = captured(executor, most=sizes.max_running, context_length=context_length)
+    elif device == "cuda":
+        executor.reason += "; decode steps are not captured: --no-cuda-graphs"
     runner = Runner(executor)
     core = EngineCore(
         runner,
