@@ -19,7 +19,7 @@ log = logging.getLogger("longspan.engine")
 
 
 def choose_executor(loaded: LoadedModel, attention: Attention, cache: PagedCache) -> Executor:
-    """The native executor where it can run the model, else one that calls layer by layer; see also ``captured``.
+    """The native executor where it can run the model, else layer by layer; see also ``captured``.
 
     Args:
         loaded: the model.
