@@ -102,7 +102,7 @@
     if (at >= 0) [...fresh.querySelectorAll("button, a, summary, [tabindex]")][at]?.focus({ preventScroll: true });
   };
 
-  const replace = (html) => {
+  const show = (html) => {
     const page = new DOMParser().parseFromString(html, "text/html");
     const main = document.getElementById("main");
     const fresh = parts(page);
@@ -149,7 +149,7 @@
         const update = await (await fetch(`next?after=${version}`, { cache: "no-store" })).json();
         failures = 0;
         version = update.version;
-        if (update.html) replace(update.html);
+        if (update.html) show(update.html);
         if (update.progress) advance(update.progress);
         if (update.ended) { say("The comparison is finished."); return; }
       } catch {
