@@ -16,7 +16,7 @@ from attention.kernels.cpu import calls, select
 from server.models.quantized import native as quantized
 
 PARALLEL, BARRIER = -1, -2
-ITEM = {0: 4, 1: 2, 2: 2, 3: 1}  # bytes of a number, by the native calls' numbers of formats
+ITEM = {0: 4, 1: 2, 2: 2, 3: 1}  # bytes of a number, by the native calls' numbers of dtypes
 SOURCES = {
     Path(calls.__file__).with_name("paged.cpp"): ("longspan_attend", "longspan_write"),
     Path(calls.__file__).with_name("select.cpp"): ("longspan_update", "longspan_select"),
@@ -63,7 +63,7 @@ def _queries(call: Any, rows: int) -> int:
 
 
 def _attend(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str, ...]]:
-    tokens, item = pages * call.page_size, ITEM[call.format]
+    tokens, item = pages * call.page_size, ITEM[call.dtype]
     entries = call.entries * 8
     return {
         "query": _queries(call, rows),
@@ -80,8 +80,19 @@ def _attend(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str
     }, ("output",)
 
 
+def _write(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    # As many slots as rows.
+    return {
+        "key": ((call.rows - 1) * call.key_stride + call.key_numbers) * 4,
+        "value": ((call.rows - 1) * call.value_stride + call.value_numbers) * 4,
+        "keys": call.rows * call.key_numbers * ITEM[call.dtype],
+        "values": call.rows * call.value_numbers * ITEM[call.dtype],
+        "slots": call.rows * 8,
+    }, ("keys", "values")
+
+
 def _update(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str, ...]]:
-    numbers = call.kv_heads * call.head_size * ITEM[call.format]
+    numbers = call.kv_heads * call.head_size * ITEM[call.dtype]
     return {
         "keys": pages * call.page_size * numbers,
         "summary": pages * 2 * numbers,
@@ -94,12 +105,12 @@ def _select(call: Any, rows: int, pages: int) -> tuple[dict[str, int], tuple[str
     return {
         "query": ((rows - 1) * call.row_stride + (call.query_heads - 1) * call.head_stride + call.head_size)
         * 4,
-        "summary": pages * 2 * call.kv_heads * call.head_size * ITEM[call.format],
+        "summary": pages * 2 * call.kv_heads * call.head_size * ITEM[call.dtype],
         "page_table": -1,
         "rows": entries,
         "owners": entries,
         "positions": entries,
-        "ranges": entries * call.kv_heads * (call.choices + 2) * 2,
+        "ranges": entries * call.kv_heads * (call.selected + 2) * 2,
     }, ("ranges",)
 
 
@@ -151,11 +162,16 @@ class Recorder:
         """Native calls of attention, selection and linear layers are recorded and made."""
         paged, chosen, linear = calls.compiled(), select.compiled(), quantized._compiled()
         one, two, three = SOURCES
-        sized = (_attend, _update, _select)
-        attend, update, selects = (lambda call, how=how: how(call, self.rows, self.pages) for how in sized)
-        attending = paged._replace(attend=self._of(one, 0, paged.attend, attend))
+        sized = (_attend, _write, _update, _select)
+        attend, write, update, selects = (
+            lambda call, how=how: how(call, self.rows, self.pages) for how in sized
+        )
+        attending = paged._replace(
+            attend=self._of(one, 0, paged.attend, attend), write=self._of(one, 1, paged.write, write)
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("attention.kernels.cpu.paged.compiled", lambda: attending)
+            patch.setattr(calls, "compiled", lambda: attending)
             choosing = chosen._replace(
                 update=self._of(two, 0, chosen.update, update),
                 select=self._of(two, 1, chosen.select, selects),
