@@ -49,7 +49,7 @@ serve: install
 test: install
 	@deploy/prometheus/install
 	@tests/loadtest/browser/install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: install
 	$(BIN)/python -m loadtest.bench $(ARGS)

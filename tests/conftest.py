@@ -25,6 +25,10 @@ hypothesis_settings.register_profile("without a deadline", deadline=None)
 hypothesis_settings.load_profile("without a deadline")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     """The default model's Hugging Face folder, in the ordinary cache: fetched once per machine."""

@@ -19,6 +19,8 @@ from attention.patterns.topk import TopK
 from tests.apart import compile_only, interpret
 from tests.attention.cases import make_case, patterns, sequences
 
+pytestmark = pytest.mark.long
+
 SMALL = LayerSpec(0, 1, 1, 1, 1, 1.0)
 SINGLE, CHUNKED = Tile(16, 16, 4, 1, 64, 4), Tile(64, 16, 4, 1, 256, 1)
 

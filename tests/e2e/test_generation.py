@@ -11,6 +11,8 @@ from server.ready_line import EXAMPLE
 from tests.e2e.server import Server
 from tests.engine.harness import transformers_next
 
+pytestmark = pytest.mark.long
+
 JAPAN = [{"role": "user", "content": EXAMPLE}]
 
 

@@ -11,6 +11,8 @@ import pytest
 from tests.e2e import hostile
 from tests.e2e.server import Server
 
+pytestmark = pytest.mark.long
+
 MOST_SECONDS = 2.0
 MOST_GROWN = 300 << 20
 

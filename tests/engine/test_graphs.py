@@ -9,6 +9,8 @@ from tests.apart import interpret
 from tests.engine.harness import load, make_core
 from tests.models_zoo import save_tiny
 
+pytestmark = pytest.mark.long
+
 
 def test_captured_steps():
     interpret("tests/engine/graphs_interpreted.py")

@@ -16,6 +16,8 @@ from loadtest.tasks.types import Sample
 from loadtest.texts import prose, reference, sentences
 from longspan import Client, InvalidRequestError, LongspanError, UnavailableError
 
+pytestmark = pytest.mark.long
+
 NUMBERS = {"apple": "4917263", "river": "8203517", "tower": "1659408"}
 
 
@@ -51,7 +53,7 @@ def answers(client, asked, chat=False):
 def clients(default_model):
     """A selection that reads a part of the context as it decodes, with a prefix cache and without."""
     arguments = (
-        *("--weights", "float", "--kv-memory", "128MiB", "--max-context", "800", "--threads", "1"),
+        *("--kv-memory", "128MiB", "--max-context", "800", "--threads", "1"),
         *topk(192).arguments,
     )
     with (

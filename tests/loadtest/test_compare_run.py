@@ -21,6 +21,8 @@ from loadtest.deployment import FULL
 from tests.loadtest.synthetic import Sizes, draw
 from tests.models_zoo import save_tiny
 
+pytestmark = pytest.mark.long
+
 WINDOW = "sliding_window window=124 sinks=4"
 COMMAND = [sys.executable, "-m", "loadtest.cli", "compare"]
 
@@ -102,7 +104,7 @@ def measured(tmp_path_factory):
     (folder / "questions.jsonl").write_text(
         '{"prompt": "What is the capital of Japan?", "contains": "Tokyo"}\n{"prompt": "Name a river."}\n'
     )
-    for seconds in ("45", "60", "60", "60"):
+    for seconds in ("30", "45", "60", "60", "60"):
         done = run(folder, seconds)
         if done.returncode and re.search(r"over before anything was|nothing can be measured in", done.stderr):
             continue  # its servers took all of the time to start

@@ -14,6 +14,8 @@ from loadtest.servers import serve
 from loadtest.texts import prose, reference
 from longspan import Client, LongspanError
 
+pytestmark = pytest.mark.long
+
 LENGTH = 512
 BLOCK = 32
 TEXT = prose(reference())[:20_000]

@@ -23,6 +23,8 @@ from loadtest.direct.device.shapes import LLAMA_8B, TINY
 from loadtest.direct.work import NO_TIME, Findings
 from tests.loadtest.device_parts import parts
 
+pytestmark = pytest.mark.long
+
 SOON = 0.0
 
 

@@ -35,6 +35,8 @@ from loadtest.tasks import own
 from longspan import Client, DeadlineError
 from tests.models_zoo import save_tiny
 
+pytestmark = pytest.mark.long
+
 LONGSPAN = [sys.executable, "-m", "loadtest.cli"]
 WINDOW = Deployment("window", "sliding_window", {"window": "124", "sinks": "4"})
 

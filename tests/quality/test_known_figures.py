@@ -23,6 +23,8 @@ from loadtest.measuring.servers import open_all
 from loadtest.servers import serve
 from longspan import Client
 
+pytestmark = pytest.mark.long
+
 TEXT = texts.prose(texts.reference())
 TRAINED, BEYOND = 8192, 12288
 
