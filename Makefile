@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-NATIVE = $(shell find attention server tests -name '*.[ch]pp')
+NATIVE = $(shell find attention server loadtest tests -name '*.[ch]pp')
 
 help:
 	@echo 'make install  .venv with the pinned dependencies and this folder'

@@ -120,9 +120,14 @@ def test_the_operator_computes_what_it_says(level):
         expected = taken @ linear.weight.double().T + (shift if bias else 0)
         sizes = taken.abs() @ linear.weight.double().abs().T + 1
         assert ((result - expected).abs() <= 1e-5 * sizes).all()
-        # A row's result is the same to the last bit with any other rows.
-        single = linear(x[rows // 2][None])
-        assert torch.equal(single[0], result[rows // 2])
+        # A row's result is the same to the last bit with any other rows, in the first tile and the last.
+        for some in (
+            slice(0, 1),
+            slice(rows // 2, rows // 2 + 1),
+            slice(rows // 3, rows // 3 + 5),
+            slice(-1, None),
+        ):
+            assert torch.equal(linear(x[some]), result[some])
 
     with at(level):
         fused = fuses_products()

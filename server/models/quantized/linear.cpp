@@ -16,7 +16,14 @@
 namespace {
 
 constexpr int64_t kRowsAtOnce = 128;  // that stay in a core's cache while panels go by
+constexpr int64_t kTileRows = 8;      // at most, at any level
 constexpr int64_t kOwnRows = 2;       // are prepared by each thread for itself, to save a barrier
+
+// Panels of a tile with many rows, whose scales are made floats once for all its tiles. Where a panel is a single
+// vector, a number of a row that is read should serve two; with few rows, that wait for memory, one stretch of it is
+// read faster than two.
+constexpr int kPanelsAtOnce = kLanes == 16 ? 2 : 1;
+constexpr int64_t kManyRows = 16;
 
 struct Progress {
   std::atomic<int64_t> prepared{0}, rotated{0};
@@ -49,70 +56,101 @@ struct Job {
 
 int64_t ceil(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
-void store_tile(const Stage& stage, float* results, int64_t row, int64_t rows, int64_t column) {
-  const size_t size = std::min<int64_t>(kColumns, stage.outputs - column) * sizeof(float);
-  alignas(64) float shift[kColumns] = {}, before[kColumns];
-  if (stage.bias) std::memcpy(shift, stage.bias + column, size);
-  for (int64_t r = 0; r < rows; ++r) {
-    float* output = stage.output + (row + r) * stage.output_stride + column;
-    float* result = results + r * kColumns;
-    if (stage.bias)
-      for (int c = 0; c < kColumns; c += kLanes) store(result + c, floats(result + c) + floats(shift + c));
-    if (stage.added) {
-      std::memcpy(before, output, size);
-      for (int c = 0; c < kColumns; c += kLanes) store(result + c, floats(result + c) + floats(before + c));
+// A panel's results of a row that fill it, with what is added to them.
+void store_panel(const Stage& stage, const Floats* results, float* output, int64_t column) {
+  for (int v = 0; v < kVectors; ++v) {
+    Floats result = results[v];
+    if (stage.bias) result += floats(stage.bias + column + v * kLanes);
+    if (stage.added) result += floats(output + v * kLanes);
+    store(output + v * kLanes, result);
+  }
+}
+
+// The same where the last columns are none.
+[[gnu::noinline]] void store_part(const Stage& stage, const Floats* results, float* output, int64_t column,
+                                  int64_t columns) {
+  alignas(64) float all[kColumns];
+  std::memcpy(all, results, sizeof all);
+  for (int64_t c = 0; c < columns; ++c) {
+    if (stage.bias) all[c] += stage.bias[column + c];
+    output[c] = stage.added ? all[c] + output[c] : all[c];
+  }
+}
+
+// A tile's results go where they belong, with what is added to them.
+template <int kPanels>
+void store_tile(const Stage& stage, const Floats* results, int64_t row, int64_t rows, int64_t column) {
+  for (int64_t r = row; r < row + rows; ++r) {
+    for (int64_t c = column; c < column + kPanels * kColumns; c += kColumns, results += kVectors) {
+      float* output = stage.output + r * stage.output_stride + c;
+      if (c + kColumns <= stage.outputs)
+        store_panel(stage, results, output, c);
+      else
+        store_part(stage, results, output, c, stage.outputs - c);
     }
-    if (size == kColumns * sizeof(float))
-      std::memcpy(output, result, kColumns * sizeof(float));
-    else
-      std::memcpy(output, result, size);
   }
 }
 
-template <Form kForm>
-void multiply_rows(const Stage& stage, const uint8_t* codes, const uint16_t* scales, const Block* blocks, int64_t first,
-                   int64_t rows, int64_t column) {
+// Some panels' products with some rows, of which the first begins a tile.
+template <Form kForm, int kPanels>
+void multiply_rows(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel,
+                   Scratch& scratch) {
   constexpr int kMost = most_rows(kForm);
-  const int64_t groups = ceil(stage.inputs, kGroup);
-  alignas(64) float results[kMost * kColumns];
-  for (int64_t row = first; row < first + rows; row += kMost) {
-    const int64_t count = std::min<int64_t>(kMost, first + rows - row);
-    tile_of<kForm>(count)(codes, scales, blocks + row * groups, groups, groups, results);
-    store_tile(stage, results, row, count, column);
+  const int64_t groups = ceil(stage.inputs, kGroup), end = first + rows, column = panel * kColumns;
+  const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
+  const uint16_t* scales = stage.scales + panel * groups * group_scales(kForm);
+  Floats results[kMost * kPanels * kVectors];
+  int64_t row = first;
+  if (rows >= kManyRows) {
+    const int64_t count = kPanels * groups * group_scales(kForm);
+    auto* const wide = scratch.get<float>(count);
+    for (int64_t i = 0; i < count; i += kLanes) store(wide + i, halves(scales + i));
+    for (; row + kMost <= end; row += kMost) {
+      for (int r = 0; r < kMost; ++r)
+        for (int c = 0; c < kPanels; ++c)
+          __builtin_prefetch(stage.output + (row + r) * stage.output_stride + column + c * kColumns, 1);
+      multiply_tile<kForm, kMost, kPanels, float>(codes, wide, blocks + row * groups, groups, results);
+      store_tile<kPanels>(stage, results, row, kMost, column);
+    }
+  }
+  for (; row < end; row += kMost) {
+    const int64_t count = std::min<int64_t>(kMost, end - row);
+    tile_of<kForm, kPanels>(count)(codes, scales, blocks + row * groups, groups, results);
+    store_tile<kPanels>(stage, results, row, count, column);
   }
 }
 
-// Some panels' products with some rows.
 template <Form kForm>
-void multiply_panels(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end) {
-  const int64_t groups = ceil(stage.inputs, kGroup);
-  for (; panel < end; ++panel) {
-    const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
-    const uint16_t* scales = stage.scales + panel * groups * group_scales(kForm);
-    multiply_rows<kForm>(stage, codes, scales, blocks, first, rows, panel * kColumns);
-  }
+void multiply_panels(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end,
+                     Scratch& scratch) {
+  if (rows >= kManyRows)
+    for (; panel + kPanelsAtOnce <= end; panel += kPanelsAtOnce)
+      multiply_rows<kForm, kPanelsAtOnce>(stage, blocks, first, rows, panel, scratch);
+  for (; panel < end; ++panel) multiply_rows<kForm, 1>(stage, blocks, first, rows, panel, scratch);
 }
 
 // A share is some panels with all rows. It begins with a long piece, since memory is slow at the begin of a stretch
-// // and after a wait for an atomic number. The short pieces after it balance threads of unequal speed.
-void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t own, Share* shares) {
+// and after a wait for an atomic number. The short pieces after it balance threads of unequal speed.
+void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t own, Share* shares, Scratch& scratch) {
   constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
-  const int64_t rows = job.run.rows, chunks = ceil(rows, kRowsAtOnce), chunk = ceil(rows, chunks);
-  const int64_t panels = ceil(stage.outputs, kColumns);
+  const int64_t rows = job.run.rows, chunks = ceil(rows, kRowsAtOnce);
+  const int64_t chunk = ceil(ceil(rows, chunks), kTileRows) * kTileRows;
+  const int64_t panels = ceil(stage.outputs, kColumns), units = ceil(panels, kPanelsAtOnce);
   const auto multiply_some = stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>;
   for (int64_t k = 0; k < job.team; ++k) {
     const int64_t thread = (own + k) % job.team;
-    const int64_t begin = panels * thread / job.team, size = panels * (thread + 1) / job.team - begin;
+    const int64_t begin = units * thread / job.team, size = units * (thread + 1) / job.team - begin;
     for (int64_t i; (i = shares[thread].take(kPieces * chunks, k > 0)) >= 0;) {
       const int64_t first = i / kPieces * chunk, piece = i % kPieces;
-      multiply_some(stage, blocks, first, std::min(chunk, rows - first), begin + size * kEdges[piece] / 8,
-                    begin + size * kEdges[piece + 1] / 8);
+      multiply_some(stage, blocks, first, std::min(chunk, rows - first),
+                    kPanelsAtOnce * (begin + size * kEdges[piece] / 8),
+                    std::min(panels, kPanelsAtOnce * (begin + size * kEdges[piece + 1] / 8)), scratch);
     }
   }
 }
 
 void work(void* given) {
-  thread_local Scratch scratch;
+  thread_local Scratch scratch, widened;
   Job& job = *static_cast<Job*>(given);
   const int64_t own = job.begun.fetch_add(1, std::memory_order_relaxed);
   const int64_t rows = job.run.rows;
@@ -132,7 +170,7 @@ void work(void* given) {
         prepare_row(stage, row, blocks + row * groups);
       wait();
     }
-    multiply(job, stage, blocks, own, job.shares + s * job.team);
+    multiply(job, stage, blocks, own, job.shares + s * job.team, widened);
     if (stage.cosines) {
       wait();
       for (int64_t row; (row = progress.rotated.fetch_add(1, std::memory_order_relaxed)) < rows;)

@@ -1,39 +1,10 @@
-// A few rows times a panel of outputs.
+// A few rows times a panel of outputs, or two.
 
 #pragma once
 
 #include <algorithm>
 
-#include "codes.hpp"
-
-constexpr int kGroupsAtOnce = 32;  // whose sums are kept in the first cache before they are scaled
-
-// Activations of one row and group: codes, and what brings them back to floats. The largest of a group may be so
-// far above the others that its scale would make them coarse: then it is apart, and its code is 0.
-struct alignas(64) Block {
-  int8_t codes[kGroup];
-  float scale;
-  float sum;        // of all codes, times the scale
-  int32_t shift;    // what takes the 128 off weights' codes of 8 bits: -128 times the sum of these codes
-  float spike;      // the number that is apart, or 0
-  uint16_t at;      // where a panel has weights for that number: bytes in a group's codes,
-  uint16_t upward;  // and bits
-  uint32_t spikes;  // in the first of kGroupsAtOnce blocks: a bit for each of them that has a spike
-};
-
-// How a panel's codes lie, for each group: 4 bits, where a byte's low half belongs to the group's first half
-// of inputs and its high half to the other; 8 bits.
-enum class Form : uint8_t { kFour, kEight };
-
-constexpr int code_bits(Form form) { return form == Form::kFour ? 4 : 8; }
-
-// How many vectors' worth of codes a group has for each vector of outputs.
-constexpr int code_steps(Form form) { return form == Form::kFour ? kSteps / 2 : kSteps; }
-
-constexpr int64_t group_bytes(Form form) { return code_steps(form) * kStepBytes; }
-
-// Scales of a panel and group, in 16 bits; those of 4 bits are followed by offsets.
-constexpr int64_t group_scales(Form form) { return form == Form::kEight ? kColumns : 2 * kColumns; }
+#include "spikes.hpp"
 
 constexpr int64_t kAhead = 2048;  // bytes, that memory is asked for beforehand
 
@@ -48,56 +19,65 @@ constexpr int most_rows(Form form) {
 }
 
 // Vector by vector, and so from register to register: as a whole, they would be copied through memory.
-inline void copy(const Floats (&from)[kVectors], Floats (&to)[kVectors]) {
-  for (int v = 0; v < kVectors; ++v) to[v] = from[v];
-}
-template <int kRows>
-void copy(const Floats (&from)[kRows][kVectors], Floats (&to)[kRows][kVectors]) {
-  for (int r = 0; r < kRows; ++r) copy(from[r], to[r]);
+template <int kRows, int kCount>
+void copy(const Floats (&from)[kRows][kCount], Floats (&to)[kRows][kCount]) {
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kCount; ++v) to[r][v] = from[r][v];
 }
 
-// A group's sums, [kRows][kVectors][kParts], for rows that lie `row_blocks` blocks apart.
-template <Form kForm, int kRows>
-[[gnu::always_inline]] inline void sum_group(const uint8_t* codes, const Block* rows, int64_t row_blocks, Ints* sums) {
+template <int kRows, int kCount>
+void clear(Floats (&vectors)[kRows][kCount]) {
+  for (auto& row : vectors)
+    for (Floats& vector : row) vector = Floats{};
+}
+
+// A group's sums, [kRows][kCount][kParts], of rows and panels that have `groups` in all: kRows rows, which lie as many
+// blocks apart, and kCount vectors of outputs. Memory is asked for `ahead` bytes beforehand.
+template <Form kForm, int kRows, int kCount>
+[[gnu::always_inline]] inline void sum_group(const uint8_t* codes, const Block* rows, int64_t groups, int64_t ahead,
+                                             Ints* sums) {
   using GroupSum = Sum<code_bits(kForm)>;
   constexpr int steps = code_steps(kForm);
-  constexpr int at_once = kRows * kVectors * GroupSum::kParts > kMostSums ? 1 : kVectors;
-  for (int first = 0; first < kVectors; first += at_once) {
+  constexpr int at_once = kRows * kCount * GroupSum::kParts > kMostSums ? 1 : kCount;
+  for (int first = 0; first < kCount; first += at_once) {
     GroupSum own[kRows][at_once];
 #pragma GCC unroll 8
     for (int step = 0; step < steps; ++step) {
-      if (first == 0) __builtin_prefetch(codes + step * kStepBytes + kAhead);
       Codes weights[at_once];
-      for (int v = 0; v < at_once; ++v)
-        weights[v] = load<Codes>(codes + step * kStepBytes + (first + v) * sizeof(Codes));
+      for (int v = 0; v < at_once; ++v) {
+        const uint8_t* from = codes + codes_of(kForm, first + v, groups) + step * kStepBytes;
+        if ((first + v) % kVectors == 0) __builtin_prefetch(from + ahead);
+        weights[v] = load<Codes>(from);
+      }
       for (int r = 0; r < kRows; ++r) {
-        const Ints inputs = spread(rows[r * row_blocks].codes + 4 * step);
+        const Ints inputs = spread(rows[r * groups].codes + 4 * step);
         for (int v = 0; v < at_once; ++v) own[r][v].add(kForm == Form::kFour ? low(weights[v]) : weights[v], inputs);
       }
       if (kForm != Form::kFour) continue;
       for (int r = 0; r < kRows; ++r) {
-        const Ints inputs = spread(rows[r * row_blocks].codes + 4 * (step + steps));
+        const Ints inputs = spread(rows[r * groups].codes + 4 * (step + steps));
         for (int v = 0; v < at_once; ++v) own[r][v].add(high(weights[v]), inputs);
       }
     }
     for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < at_once; ++v) own[r][v].keep(sums + (r * kVectors + first + v) * GroupSum::kParts);
+      for (int v = 0; v < at_once; ++v) own[r][v].keep(sums + (r * kCount + first + v) * GroupSum::kParts);
   }
 }
 
 // Scales a group's sums and adds them to the results.
-template <Form kForm, int kRows>
-[[gnu::always_inline]] inline void scale_group(const Ints* sums, const uint16_t* scales, const Block* rows,
-                                               int64_t row_blocks, Floats (&results)[kRows][kVectors]) {
+template <Form kForm, int kRows, int kCount, class Scale>
+[[gnu::always_inline]] inline void scale_group(const Ints* sums, const Scale* scales, const Block* rows, int64_t groups,
+                                               Floats (&results)[kRows][kCount]) {
   using GroupSum = Sum<code_bits(kForm)>;
-  Floats scale[kVectors], offset[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    scale[v] = halves(scales + v * kLanes);
-    if (kForm == Form::kFour) offset[v] = halves(scales + kColumns + v * kLanes);
+  Floats scale[kCount], offset[kCount];
+  for (int v = 0; v < kCount; ++v) {
+    const Scale* from = scales + scales_of(kForm, v, groups);
+    scale[v] = widened(from);
+    if (kForm == Form::kFour) offset[v] = widened(from + kColumns);
   }
   for (int r = 0; r < kRows; ++r) {
-    const Block& block = rows[r * row_blocks];
-    for (int v = 0; v < kVectors; ++v, sums += GroupSum::kParts) {
+    const Block& block = rows[r * groups];
+    for (int v = 0; v < kCount; ++v, sums += GroupSum::kParts) {
       Ints total = GroupSum::total(sums);
       if (kForm == Form::kEight && !GroupSum::kSigned) total += block.shift;
       const Floats scaled = __builtin_convertvector(total, Floats) * scale[v];
@@ -111,99 +91,86 @@ template <Form kForm, int kRows>
 }
 
 // How many vectors the sums of a group fill.
-template <Form kForm, int kRows>
-constexpr int kSumVectors = kRows * kVectors * Sum<code_bits(kForm)>::kParts;
+template <Form kForm, int kRows, int kCount>
+constexpr int kSumVectors = kRows * kCount * Sum<code_bits(kForm)>::kParts;
 
-// Some groups' sums, which are scaled later: with many rows the compiler runs out of registers in a loop that
-// // does both, and the long chain of scaling a group's sums would hold up the next group's.
-template <Form kForm, int kRows>
-[[gnu::noinline]] void sum_groups(const uint8_t* codes, const Block* rows, int64_t row_blocks, int64_t groups,
-                                  Ints* sums) {
-  for (int64_t group = 0; group < groups; ++group)
-    sum_group<kForm, kRows>(codes + group * group_bytes(kForm), rows + group, row_blocks,
-                            sums + group * kSumVectors<kForm, kRows>);
+// The next groups' sums, which are scaled later: with many rows and few registers, the long chain of scaling a group's
+// sums would hold up the next group's in one loop.
+template <Form kForm, int kRows, int kCount>
+[[gnu::noinline]] void sum_groups(const uint8_t* codes, const Block* rows, int64_t groups, int64_t count, Ints* sums) {
+  for (int64_t group = 0; group < count; ++group)
+    sum_group<kForm, kRows, kCount>(codes + group * group_bytes(kForm), rows + group, groups, kAhead,
+                                    sums + group * kSumVectors<kForm, kRows, kCount>);
 }
 
-template <Form kForm, int kRows>
-[[gnu::noinline]] void scale_groups(const Ints* sums, const uint16_t* scales, const Block* rows, int64_t row_blocks,
-                                    int64_t groups, Floats (&results)[kRows][kVectors]) {
-  Floats own[kRows][kVectors];
+template <Form kForm, int kRows, int kCount, class Scale>
+[[gnu::noinline]] void scale_groups(const Ints* sums, const Scale* scales, const Block* rows, int64_t groups,
+                                    int64_t count, Floats (&results)[kRows][kCount]) {
+  Floats own[kRows][kCount];
   copy(results, own);
-  for (int64_t group = 0; group < groups; ++group)
-    scale_group<kForm, kRows>(sums + group * kSumVectors<kForm, kRows>, scales + group * group_scales(kForm),
-                              rows + group, row_blocks, own);
+  for (int64_t group = 0; group < count; ++group)
+    scale_group<kForm, kRows, kCount>(sums + group * kSumVectors<kForm, kRows, kCount>,
+                                      scales + group * group_scales(kForm), rows + group, groups, own);
   copy(own, results);
 }
 
-// The same in one loop, for few rows: memory must be asked for all the time.
-template <Form kForm, int kRows>
-[[gnu::noinline]] void sum_and_scale_groups(const uint8_t* codes, const uint16_t* scales, const Block* rows,
-                                            int64_t row_blocks, int64_t groups, Floats (&results)[kRows][kVectors]) {
-  Floats own[kRows][kVectors];
-  copy(results, own);
-  for (int64_t group = 0; group < groups; ++group) {
-    Ints sums[kSumVectors<kForm, kRows>];
-    sum_group<kForm, kRows>(codes + group * group_bytes(kForm), rows + group, row_blocks, sums);
-    scale_group<kForm, kRows>(sums, scales + group * group_scales(kForm), rows + group, row_blocks, own);
+// The same in one loop, of groups of which `left` are left in the panel.
+template <Form kForm, int kRows, int kCount, class Scale>
+[[gnu::noinline]] void sum_and_scale_groups(const uint8_t* codes, const Scale* scales, const Block* rows,
+                                            int64_t groups, int64_t count, int64_t left,
+                                            Floats (&results)[kRows][kCount]) {
+  Floats own[kRows][kCount];
+  if (left == groups)
+    clear(own);
+  else
+    copy(results, own);
+  for (int64_t group = 0; group < count; ++group) {
+    Ints sums[kSumVectors<kForm, kRows, kCount>];
+    // After a panel's end comes the next one, which is being read; those that are read next come after the tile's last.
+    const bool beyond = group + kAhead / group_bytes(kForm) >= left;
+    const int64_t ahead = kAhead + (beyond ? kCount / kVectors - 1 : 0) * groups * group_bytes(kForm);
+    sum_group<kForm, kRows, kCount>(codes + group * group_bytes(kForm), rows + group, groups, ahead, sums);
+    scale_group<kForm, kRows, kCount>(sums, scales + group * group_scales(kForm), rows + group, groups, own);
   }
   copy(own, results);
 }
 
-// Adds the products of a row's numbers that are apart. With one row, a call for each panel would be felt.
-template <Form kForm>
-[[gnu::always_inline]] inline void add_spikes(const uint8_t* codes, const uint16_t* scales, const Block* row,
-                                              Floats (&results)[kVectors]) {
-  Floats own[kVectors];
-  copy(results, own);
-  for (uint32_t left = row->spikes; left != 0; left &= left - 1) {
-    const int64_t group = __builtin_ctz(left);
-    const Block& block = row[group];
-    const uint8_t* from = codes + group * group_bytes(kForm) + block.at;
-    const uint16_t* factors = scales + group * group_scales(kForm);
-    for (int v = 0; v < kVectors; ++v) {
-      const Bits code = load<Bits>(from + v * sizeof(Codes)) >> block.upward;
-      const Ints whole = (Ints)(kForm == Form::kFour ? code & 15u : (code & 255u) - 128u);
-      const Floats offset = kForm == Form::kFour ? halves(factors + kColumns + v * kLanes) : Floats{};
-      const Floats weight = multiply_add(halves(factors + v * kLanes), __builtin_convertvector(whole, Floats), offset);
-      own[v] = multiply_add(splat(block.spike), weight, own[v]);
-    }
-  }
-  copy(own, results);
-}
+// Few rows wait for memory, which must be asked for all the time; and a wide machine computes a group's products for
+// longer than it takes to scale those before.
+template <int kRows>
+constexpr bool kInOneLoop = kRows <= kFewRows || kLanes == 16;
 
-// The products of kRows rows, `row_blocks` blocks apart, with a panel, [kRows][kColumns].
+// The products of kRows rows with kPanels panels, [kRows][kPanels][kVectors].
 //
-// A row's result is the same whatever the number of rows.
-template <Form kForm, int kRows>
-void multiply_tile(const uint8_t* codes, const uint16_t* scales, const Block* rows, int64_t row_blocks, int64_t groups,
-                   float* products) {
-  Floats results[kRows][kVectors];
-  for (auto& row : results)
-    for (Floats& result : row) result = Floats{};
+// A row's result is the same whatever the number of rows and panels. (Pointers one by one, not in a structure, which
+// GCC passes by vectors that its caller has just written in halves: a processor waits for that.)
+template <Form kForm, int kRows, int kPanels, class Scale>
+void multiply_tile(const uint8_t* codes, const Scale* scales, const Block* rows, int64_t groups, Floats* products) {
+  constexpr int kCount = kPanels * kVectors;
+  auto& results = *reinterpret_cast<Floats(*)[kRows][kCount]>(products);
+  if (!kInOneLoop<kRows>) clear(results);
   for (int64_t left = groups; left > 0; left -= kGroupsAtOnce) {
     const int64_t count = std::min<int64_t>(left, kGroupsAtOnce);
-    if constexpr (kRows <= kFewRows) {
-      sum_and_scale_groups<kForm, kRows>(codes, scales, rows, row_blocks, count, results);
+    if constexpr (kInOneLoop<kRows>) {
+      sum_and_scale_groups<kForm, kRows, kCount>(codes, scales, rows, groups, count, left, results);
     } else {
-      Ints sums[kGroupsAtOnce * kSumVectors<kForm, kRows>];
-      sum_groups<kForm, kRows>(codes, rows, row_blocks, count, sums);
-      scale_groups<kForm, kRows>(sums, scales, rows, row_blocks, count, results);
+      Ints sums[kGroupsAtOnce * kSumVectors<kForm, kRows, kCount>];
+      sum_groups<kForm, kRows, kCount>(codes, rows, groups, count, sums);
+      scale_groups<kForm, kRows, kCount>(sums, scales, rows, groups, count, results);
     }
-    for (int r = 0; r < kRows; ++r) add_spikes<kForm>(codes, scales, rows + r * row_blocks, results[r]);
-    codes += count * group_bytes(kForm);
-    scales += count * group_scales(kForm);
-    rows += count;
+    for (int r = 0; r < kRows; ++r) add_spikes<kForm, kCount>(codes, scales, rows + r * groups, groups, results[r]);
+    codes += kGroupsAtOnce * group_bytes(kForm);
+    scales += kGroupsAtOnce * group_scales(kForm);
+    rows += kGroupsAtOnce;
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) store(products + r * kColumns + v * kLanes, results[r][v]);
 }
 
-using Tile = void (*)(const uint8_t*, const uint16_t*, const Block*, int64_t, int64_t, float*);
+using Tile = void (*)(const uint8_t*, const uint16_t*, const Block*, int64_t, Floats*);
 
 // The tile function for a number of rows, 1 to most_rows.
-template <Form kForm, int kRows = most_rows(kForm)>
+template <Form kForm, int kPanels, int kRows = most_rows(kForm)>
 Tile tile_of(int64_t rows) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return tile_of<kForm, kRows - 1>(rows);
-  return multiply_tile<kForm, kRows>;
+    if (rows < kRows) return tile_of<kForm, kPanels, kRows - 1>(rows);
+  return multiply_tile<kForm, kRows, kPanels, uint16_t>;
 }
