@@ -11,10 +11,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from longspan.v1 import inference_pb2
+from server.api.interceptor import Interceptor
 from server.errors import RefusedError
 from server.messages import Stats, StepOutput
 from server.observe.metrics import counts_up_to, listen
-from tests.api.conftest import ask, until
+from tests.api.conftest import ask, call_raw, until
 
 ROWS = {
     *("requests", "request_rejections", "preemptions"),
@@ -120,6 +121,47 @@ async def test_rejections_by_reason(running):
     refused = {"INVALID_ARGUMENT": 4, "NOT_FOUND": 2, "UNAVAILABLE": 2}
     for code, count in refused.items():
         assert running.sample("longspan_requests_total", finish_reason="none", grpc_code=code) == count
+
+
+async def test_every_request_that_began_is_counted_when_it_ends(running, monkeypatch):
+    """Also those that can't be parsed, and those that are cancelled before anything looks at them."""
+    begin = Interceptor._begin
+    reached = []
+
+    async def slow(self, *arguments):
+        await asyncio.sleep(0.05)
+        reached.append(await begin(self, *arguments))
+        return reached[-1]
+
+    monkeypatch.setattr(Interceptor, "_begin", slow)
+    running.engine.step_seconds = 0.001
+    running.state.admission.limit = 1000
+    endless = ask(stop={"max_tokens": 190, "ignore_eos": True})
+
+    async def one(i):
+        if i % 2:
+            call = running.stub.StreamGenerate(inference_pb2.StreamGenerateRequest(request=endless))
+        else:
+            call = running.stub.Generate(endless)
+        await asyncio.sleep(i / 200)
+        call.cancel()
+
+    for method in ("Generate", "StreamGenerate"):
+        await call_raw(running, method, b"\xff\xff\xff")
+    await asyncio.gather(*(one(i) for i in range(100)))
+    await running.generate()
+
+    def total(name):
+        (family,) = (found for found in running.registry.collect() if found.name == name)
+        methods = ("Generate", "StreamGenerate", None)
+        return sum(sample.value for sample in family.samples if sample.labels.get("grpc_method") in methods)
+
+    await until(lambda: total("longspan_grpc_server_started") == total("longspan_grpc_server_handled"))
+    started = total("longspan_grpc_server_started")
+    assert started > len(reached) > 1, "some ended before, some after"
+    assert total("longspan_requests") == started
+    assert running.sample("longspan_requests_total", finish_reason="none", grpc_code="INVALID_ARGUMENT") == 2
+    assert running.sample("longspan_request_rejections_total", reason="malformed_request") == 2
 
 
 async def test_grpc_metrics(running):
