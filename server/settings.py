@@ -190,10 +190,35 @@ class Settings(BaseSettings):
     )
 
     on_engine_failure: Literal["exit", "restart"] = Field(
-        "exit", description="When the engine process dies: exit with an error, or start it again."
+        "exit", description="When the engine process dies or hangs: exit with an error, or start it again."
+    )
+    engine_step_timeout: float = Field(
+        120.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds after which an engine that is still in the same step is taken for hung and "
+        "killed; five times as long while a kernel is compiled. 0: never.",
+    )
+    restart_limit: int = Field(
+        5,
+        ge=0,
+        description="With --on-engine-failure restart: starts within the window, at most; then the server "
+        "exits with an error.",
+    )
+    restart_window_seconds: float = Field(
+        600.0, gt=0, allow_inf_nan=False, description="The window in which restarts are counted."
+    )
+    restart_backoff_seconds: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Wait before the second restart within the window; it doubles with each, up to a minute. "
+        "The first comes at once.",
     )
     drain_seconds: float = Field(
-        30.0, ge=0, description="After Ctrl-C or SIGTERM: how long running requests may take to finish."
+        25.0,
+        ge=0,
+        description="After Ctrl-C, SIGTERM or SIGHUP: how long running requests may take to finish.",
     )
     end_with_stdin: bool = Field(
         False,

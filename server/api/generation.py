@@ -11,7 +11,7 @@ from server.api.account import Account
 from server.api.answer import Answer, Event
 from server.api.prompt import prompt_ids
 from server.api.state import ServerState
-from server.engine.ipc.link import EngineDeadError, OutputStream
+from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.observe.metrics import Metrics
 from server.observe.request import RequestRecord
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from longspan.v1 import inference_pb2
 from server.api.interceptor import Interceptor
 from server.errors import RefusedError
 from server.messages import Stats, StepOutput
-from server.observe.metrics import counts_up_to, listen
+from server.observe.http import listen
+from server.observe.metrics import counts_up_to
 from tests.api.conftest import ask, call_raw, until
 
 ROWS = {
@@ -25,6 +26,7 @@ ROWS = {
     *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),
     *("request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens"),
     *("engine_step_duration_seconds", "engine_step_batch_tokens", "info"),
+    *("engine_step_age_seconds", "engine_restarts"),
     *("attention_pages_read", "attention_pages_skipped", "engine_bytes", "engine_flops"),
     *("device_memory_bytes", "device_memory_bandwidth_bytes_per_second", "device_matrix_flops_per_second"),
     *("grpc_server_started", "grpc_server_handled", "grpc_server_msg_sent", "grpc_server_handling_seconds"),
@@ -229,6 +231,30 @@ def test_buckets_for_counts():
     assert counts_up_to(200) == [1, 2, 5, 10, 20, 50, 100, 200]
     assert counts_up_to(8192)[-3:] == [2000, 5000, 8192]
     assert counts_up_to(1) == [1]
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=abc",
+        "text/plain;version=x.y",
+        "application/openmetrics-text; version=9.9.9",
+        "*/*;q=",
+        ", ;=,",
+    ],
+)
+def test_a_client_with_an_odd_accept_header_gets_metrics_too(accept):
+    registry = CollectorRegistry()
+    Counter("longspan_odd", "x", registry=registry)
+    server, port = listen(registry, "127.0.0.1", 0)
+    try:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=5) as response:
+            assert response.status == 200
+            assert b"longspan_odd_total 0.0" in response.read()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_metrics_over_http_and_on_a_busy_port():
