@@ -20,6 +20,7 @@ from server.api.state import Served, ServerState
 from server.background import in_thread, when_stdin_ends
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.output import EngineDeadError
+from server.engine.ipc.spare import Spare
 from server.engine.ipc.spawn import Spawned
 from server.errors import RefusedError
 from server.keeping import keep_serving
@@ -41,7 +42,7 @@ log = logging.getLogger("longspan.server")
 _LAST_WORDS_SECONDS = 0.5
 # For all the rest to end, side by side. With these and 25 s of draining a server ends within 28 s, of the
 # 30 s that a pod gets before it is killed.
-_CLOSE_SECONDS = 2.0
+_CLOSE_SECONDS = 1.75
 _PROGRESS_SECONDS = 0.1
 # The exit code that shells give a program that a signal ended.
 _INTERRUPTED = 128 + signal.SIGINT
@@ -62,7 +63,7 @@ class Server:
 
     def __init__(self, settings: Settings, spawned: Spawned | None = None) -> None:
         self._settings = settings
-        self._spawned = spawned
+        self._spare = Spare(settings.threads, settings.cache_dir, spawned)
         self.state = ServerState(settings)
         self.port = 0
         self.metrics_port = 0
@@ -187,8 +188,7 @@ class Server:
     async def start_engine(self) -> EngineClient:
         """Starts an engine, which is not ready yet."""
         assert self._files is not None
-        engine = self._engine = EngineClient(self._settings, self._files.folder, self._spawned)
-        self._spawned = None
+        engine = self._engine = EngineClient(self._settings, self._files.folder, self._spare.take())
         engine.on_step = self._metrics.step
         self._metrics.step_age = lambda: engine.step_age
         await engine.start()
@@ -224,6 +224,8 @@ class Server:
         if not self.draining:
             self.state.set_ready(replace(self._served, engine=engine, ready=ready))
             self._health.set_ready(True)
+            if self._settings.on_engine_failure == "restart":
+                self._spare.keep()
 
     def engine_failed(self, reason: str) -> None:
         """Refuses requests from now on."""
@@ -264,9 +266,8 @@ class Server:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await asyncio.gather(*ends)
         except TimeoutError:  # of the collector of traces, which is not there: the others end sooner
-            log.warning("the last traces were not sent within %.0f s", _CLOSE_SECONDS)
-        if self._spawned is not None:
-            self._spawned.kill()
+            log.warning("the last traces were not sent within %.2f s", _CLOSE_SECONDS)
+        self._spare.end()
         if self._http is not None:
             self._http.server_close()
 

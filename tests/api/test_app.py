@@ -19,6 +19,7 @@ from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.api.health import READINESS
 from server.engine.ipc import link
 from server.engine.ipc.output import EngineDeadError
+from server.engine.ipc.spare import Spare
 from server.errors import RefusedError
 from server.messages import Loading
 from server.models.resolve import ModelFiles
@@ -100,6 +101,7 @@ def restarts(life):
 def _model(monkeypatch, tmp_path):
     folder = save_tokenizer(tmp_path / "model")
     SlowEngine.made = []
+    monkeypatch.setattr(Spare, "keep", lambda self: None)  # torch takes seconds, and no engine here needs it
     monkeypatch.setattr(app, "EngineClient", SlowEngine)
     monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere", folder))
 
@@ -317,7 +319,7 @@ async def test_under_nohup_it_stays():
 async def test_it_ends_within_the_time_that_a_pod_gets(monkeypatch):
     """28 of 30 s, also where no collector takes the traces and the engine hangs."""
     parts = (Settings().drain_seconds, app._LAST_WORDS_SECONDS, app._CLOSE_SECONDS)
-    assert sum(parts) <= 28
+    assert sum(parts) <= 27.5, "the interpreter needs a moment, too"
     assert link._STOP_SECONDS + link._KILL_SECONDS <= app._CLOSE_SECONDS
     async with Life() as life:
         await life.engine()

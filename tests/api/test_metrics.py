@@ -235,13 +235,7 @@ def test_buckets_for_counts():
 
 @pytest.mark.parametrize(
     "accept",
-    [
-        "application/openmetrics-text; version=abc",
-        "text/plain;version=x.y",
-        "application/openmetrics-text; version=9.9.9",
-        "*/*;q=",
-        ", ;=,",
-    ],
+    ["application/openmetrics-text; version=abc", "text/plain;version=x.y"],
 )
 def test_a_client_with_an_odd_accept_header_gets_metrics_too(accept):
     registry = CollectorRegistry()
