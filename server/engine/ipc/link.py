@@ -180,8 +180,9 @@ class EngineClient:
         if isinstance(message, StepOutput):
             self._deliver(message)
         elif isinstance(message, Ready):
-            self.ready, self.state = message, "ready"
-            self._ready_or_dead.set()
+            if self.state == "loading":  # and not stopped meanwhile
+                self.ready, self.state = message, "ready"
+                self._ready_or_dead.set()
         elif isinstance(message, Failed):
             self._failure = message
         else:
