@@ -18,6 +18,7 @@ from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import in_thread, when_stdin_ends
+from server.closing import close
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.output import EngineDeadError
 from server.engine.ipc.spare import Spare
@@ -38,11 +39,6 @@ from server.text.load import load_tokenizer, warn_of_tokens
 
 log = logging.getLogger("longspan.server")
 
-# Seconds for gRPC to send its last messages, once no request is running.
-_LAST_WORDS_SECONDS = 0.5
-# For all the rest to end, side by side. With these and 25 s of draining a server ends within 28 s, of the
-# 30 s that a pod gets before it is killed.
-_CLOSE_SECONDS = 1.75
 _PROGRESS_SECONDS = 0.1
 # The exit code that shells give a program that a signal ended.
 _INTERRUPTED = 128 + signal.SIGINT
@@ -103,7 +99,7 @@ class Server:
             await asyncio.gather(serving, return_exceptions=True)
             return _INTERRUPTED if self._interrupted and self.state.served is None else 0
         finally:
-            await self._close()
+            await close(self._grpc, self._engine, self._spare, self._http, self._traces)
 
     def stop(self) -> None:
         """Begins to drain; the second time, ends at once."""
@@ -253,23 +249,6 @@ class Server:
             for wait in waits:
                 wait.cancel()
         self.state.admission.fail_all(self.state.unavailable())
-
-    async def _close(self) -> None:
-        if self._grpc is not None:
-            await self._grpc.stop(_LAST_WORDS_SECONDS)
-        ends = [] if self._engine is None else [self._engine.stop()]
-        if self._http is not None:
-            ends.append(in_thread(self._http.shutdown))
-        if self._traces is not None:
-            ends.append(in_thread(self._traces.close))
-        try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await asyncio.gather(*ends)
-        except TimeoutError:  # of the collector of traces, which is not there: the others end sooner
-            log.warning("the last traces were not sent within %.2f s", _CLOSE_SECONDS)
-        self._spare.end()
-        if self._http is not None:
-            self._http.server_close()
 
 
 def serve(settings: Settings, spawned: Spawned | None = None) -> int:

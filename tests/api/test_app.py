@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import server.app as app
 from longspan.v1 import inference_pb2, inference_pb2_grpc
+from server import closing
 from server.api.health import READINESS
 from server.engine.ipc import link
 from server.engine.ipc.output import EngineDeadError
@@ -318,13 +319,13 @@ async def test_under_nohup_it_stays():
 
 async def test_it_ends_within_the_time_that_a_pod_gets(monkeypatch):
     """28 of 30 s, also where no collector takes the traces and the engine hangs."""
-    parts = (Settings().drain_seconds, app._LAST_WORDS_SECONDS, app._CLOSE_SECONDS)
+    parts = (Settings().drain_seconds, closing.LAST_WORDS_SECONDS, closing.CLOSE_SECONDS)
     assert sum(parts) <= 27.5, "the interpreter needs a moment, too"
-    assert link._STOP_SECONDS + link._KILL_SECONDS <= app._CLOSE_SECONDS
+    assert link._STOP_SECONDS + link._KILL_SECONDS <= closing.CLOSE_SECONDS
     async with Life() as life:
         await life.engine()
         life.server._traces = SimpleNamespace(close=lambda: time.sleep(60))
-        monkeypatch.setattr(app, "_CLOSE_SECONDS", 0.2)
+        monkeypatch.setattr(closing, "CLOSE_SECONDS", 0.2)
         life.server.stop()
         assert await asyncio.wait_for(life.task, 3) == 0
 
