@@ -7,6 +7,7 @@ import gc
 import logging
 import signal
 import sys
+from dataclasses import replace
 from wsgiref.simple_server import WSGIServer
 
 import uvloop
@@ -17,14 +18,19 @@ from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import in_thread, when_stdin_ends
-from server.engine.ipc.link import EngineClient, EngineDeadError
+from server.closing import close
+from server.engine.ipc.link import EngineClient
+from server.engine.ipc.output import EngineDeadError
+from server.engine.ipc.spare import Spare
 from server.engine.ipc.spawn import Spawned
 from server.errors import RefusedError
+from server.keeping import keep_serving
 from server.messages import Ready
 from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
-from server.observe import metrics as observed
+from server.observe.http import listen as listen_http
 from server.observe.logging import configure_logging
+from server.observe.metrics import GrpcMetrics, Metrics
 from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
 from server.ready_line import ready_line
@@ -33,8 +39,6 @@ from server.text.load import load_tokenizer, warn_of_tokens
 
 log = logging.getLogger("longspan.server")
 
-# Seconds for gRPC to send its last messages, once no request is running.
-_LAST_WORDS_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.1
 # The exit code that shells give a program that a signal ended.
 _INTERRUPTED = 128 + signal.SIGINT
@@ -55,14 +59,16 @@ class Server:
 
     def __init__(self, settings: Settings, spawned: Spawned | None = None) -> None:
         self._settings = settings
-        self._spawned = spawned
+        self._spare = Spare(settings.threads, settings.cache_dir, spawned)
         self.state = ServerState(settings)
         self.port = 0
         self.metrics_port = 0
-        self._metrics = observed.Metrics()
+        self._metrics = Metrics()
         self._health = HealthServicer()
         self._traces: Traces | None = None
         self._engine: EngineClient | None = None
+        self._files: ModelFiles | None = None
+        self._served: Served | None = None
         self._grpc: aio.Server | None = None
         self._http: WSGIServer | None = None
         self._asked_to_stop = asyncio.Event()
@@ -84,7 +90,7 @@ class Server:
             serving = asyncio.create_task(self._serve())
             stop = asyncio.create_task(self._asked_to_stop.wait())
             await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
+            if serving.done() and not self._asked_to_stop.is_set():
                 stop.cancel()
                 log.error("%s", serving.result())
                 return 1
@@ -93,7 +99,7 @@ class Server:
             await asyncio.gather(serving, return_exceptions=True)
             return _INTERRUPTED if self._interrupted and self.state.served is None else 0
         finally:
-            await self._close()
+            await close(self._grpc, self._engine, self._spare, self._http, self._traces)
 
     def stop(self) -> None:
         """Begins to drain; the second time, ends at once."""
@@ -118,16 +124,16 @@ class Server:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+            loop.add_signal_handler(signal.SIGHUP, self.stop)
         if settings.end_with_stdin:
             when_stdin_ends(self._abandon)
         registry = self._metrics.registry
-        self._http, self.metrics_port = observed.listen(
-            registry, settings.metrics_host, settings.metrics_port
-        )
+        self._http, self.metrics_port = listen_http(registry, settings.metrics_host, settings.metrics_port)
         if settings.otlp_endpoint is not None:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
-        grpc_metrics = observed.GrpcMetrics(registry)
+        grpc_metrics = GrpcMetrics(registry)
         self._grpc, self.port = listen(
             settings.host, settings.port, self.state, service, self._health, grpc_metrics
         )
@@ -147,7 +153,8 @@ class Server:
             name = self._settings.model_name or files.name
             self._metrics.name_model(name)
             progress.report("starting the engine", None)
-            engine = await self._start_engine(files)
+            self._files = files
+            engine = await self.start_engine()
             tokenizer, ready = await asyncio.gather(
                 in_thread(
                     lambda: load_tokenizer(files.tokenizer, files.source, self._settings.chat_template)
@@ -167,31 +174,21 @@ class Server:
             recommended=files.sampling if self._settings.generation_config == "auto" else None,
         )
         served = Served(name, files.source, tokenizer, engine, ready, generation)
-        self._set_ready(served)
+        self._served = served
+        self.engine_ready(engine)
         print(ready_line(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
         gc.freeze()  # loaded objects stay: later garbage collections need not visit them
-        while True:
-            reason = await engine.wait_dead()
-            self._engine_died(reason)
-            if self._settings.on_engine_failure == "exit":
-                return f"the engine died ({reason}); with --on-engine-failure restart it would start again"
-            log.error("the engine died (%s) and is started again", reason)
-            await engine.stop()
-            try:
-                engine = await self._start_engine(files)
-                ready = await engine.wait_ready()
-            except EngineDeadError as error:
-                return f"the engine died ({reason}) and could not be started again: {error}"
-            self._set_ready(Served(name, files.source, tokenizer, engine, ready, generation))
-            log.info("the engine is ready again")
+        return await keep_serving(self, engine, self._settings)
 
-    async def _start_engine(self, files: ModelFiles) -> EngineClient:
-        self._engine = EngineClient(self._settings, files.folder, self._spawned)
-        self._spawned = None
-        self._engine.on_step = self._metrics.step
-        await self._engine.start()
-        return self._engine
+    async def start_engine(self) -> EngineClient:
+        """Starts an engine, which is not ready yet."""
+        assert self._files is not None
+        engine = self._engine = EngineClient(self._settings, self._files.folder, self._spare.take())
+        engine.on_step = self._metrics.step
+        self._metrics.step_age = lambda: engine.step_age
+        await engine.start()
+        return engine
 
     async def _wait_ready(self, engine: EngineClient, progress: StartProgress) -> Ready:
         waiting = asyncio.create_task(engine.wait_ready())
@@ -207,23 +204,36 @@ class Server:
     def _tell_progress(self, words: str) -> None:
         self.state.progress = words
 
-    def _set_ready(self, served: Served) -> None:
-        self._metrics.identify(
-            served.ready,
-            version=VERSION,
-            weights=served.ready.weights,
-            max_batch_tokens=served.ready.max_batch_tokens,
-        )
-        if self.state.phase != "draining":
-            self.state.set_ready(served)
-            self._health.set_ready(True)
+    @property
+    def draining(self) -> bool:
+        """Whether the server ends."""
+        return self.state.phase == "draining"
 
-    def _engine_died(self, reason: str) -> None:
+    def engine_ready(self, engine: EngineClient) -> None:
+        """Serves with an engine that is ready."""
+        assert self._served is not None
+        assert engine.ready is not None
+        ready = engine.ready
+        self._metrics.identify(
+            ready, version=VERSION, weights=ready.weights, max_batch_tokens=ready.max_batch_tokens
+        )
+        if not self.draining:
+            self.state.set_ready(replace(self._served, engine=engine, ready=ready))
+            self._health.set_ready(True)
+            if self._settings.on_engine_failure == "restart":
+                self._spare.keep()
+
+    def engine_failed(self, reason: str) -> None:
+        """Refuses requests from now on."""
         self.state.failure = reason
-        if self.state.phase != "draining":
+        if not self.draining:
             self.state.phase = "dead"
         self._health.set_ready(False)
         self._metrics.engine_gone()
+
+    def engine_restarts(self, cause: str) -> None:
+        """Counts another start."""
+        self._metrics.restarted(cause)
 
     async def _drain(self) -> None:
         """Running requests may finish for a while; then they are told that the server ends."""
@@ -239,19 +249,6 @@ class Server:
             for wait in waits:
                 wait.cancel()
         self.state.admission.fail_all(self.state.unavailable())
-
-    async def _close(self) -> None:
-        if self._grpc is not None:
-            await self._grpc.stop(_LAST_WORDS_SECONDS)
-        if self._engine is not None:
-            await self._engine.stop()
-        if self._spawned is not None:
-            self._spawned.kill()
-        if self._http is not None:
-            self._http.shutdown()
-            self._http.server_close()
-        if self._traces is not None:
-            await in_thread(self._traces.close)
 
 
 def serve(settings: Settings, spawned: Spawned | None = None) -> int:

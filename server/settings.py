@@ -7,11 +7,10 @@ Order of precedence: command line, environment (``LONGSPAN_PORT=...``), TOML fil
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,42 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_bytes(value: Any) -> Any:
-    """``"2GiB"``, ``"512M"`` or a plain number to bytes; other things are left to the type check.
-
-    Raises:
-        ValueError: the text is not an amount of memory.
-    """
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{value!r} is not an amount of memory; write it like 2GiB or 512MiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def parse_option(value: Any) -> Any:
-    """``["window=512", "sinks=4"]`` to a dictionary; a dictionary stays as it is.
-
-    Raises:
-        ValueError: an entry is not of the form KEY=VALUE.
-    """
-    if not isinstance(value, (list, tuple)):
-        return value
-    options = {}
-    for entry in value:
-        key, separator, text = str(entry).partition("=")
-        if not separator or not key:
-            raise ValueError(f"{entry!r} is not of the form KEY=VALUE")
-        options[key] = text
-    return options
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-Options = Annotated[dict[str, str], BeforeValidator(parse_option)]
+from server.setting_types import Bytes, Options
 
 
 class Settings(BaseSettings):
@@ -190,10 +154,35 @@ class Settings(BaseSettings):
     )
 
     on_engine_failure: Literal["exit", "restart"] = Field(
-        "exit", description="When the engine process dies: exit with an error, or start it again."
+        "exit", description="When the engine process dies or hangs: exit with an error, or start it again."
+    )
+    engine_step_timeout: float = Field(
+        120.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds after which an engine that is still in the same step is taken for hung and "
+        "killed; five times as long while a kernel is compiled. 0: never.",
+    )
+    restart_limit: int = Field(
+        5,
+        ge=0,
+        description="With --on-engine-failure restart: starts within the window, at most; then the server "
+        "exits with an error.",
+    )
+    restart_window_seconds: float = Field(
+        600.0, gt=0, allow_inf_nan=False, description="The window in which restarts are counted."
+    )
+    restart_backoff_seconds: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Wait before the second restart within the window; it doubles with each, up to a minute. "
+        "The first comes at once.",
     )
     drain_seconds: float = Field(
-        30.0, ge=0, description="After Ctrl-C or SIGTERM: how long running requests may take to finish."
+        25.0,
+        ge=0,
+        description="After Ctrl-C, SIGTERM or SIGHUP: how long running requests may take to finish.",
     )
     end_with_stdin: bool = Field(
         False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api.state import Served
-from server.engine.ipc.link import OutputStream
+from server.engine.ipc.output import OutputStream
 from server.messages import FinishReason, PositionLogprob, SequenceOutput
 from server.observe.request import RequestRecord
 from server.text.assemble import OutputAssembler, OutputDelta

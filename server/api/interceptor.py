@@ -16,10 +16,12 @@ from grpc import aio
 
 from longspan.v1 import inference_pb2
 from server.api import errors
+from server.api.account import Account, Accounts
 from server.api.checks import valid_request_id
 from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
+from server.observe.tracing import Metadata
 
 log = logging.getLogger("longspan.api")
 
@@ -29,10 +31,15 @@ STALL_SECONDS = 30.0
 # A deadline and its cancellation are not seen at exactly the same time.
 _DEADLINE_SLACK_SECONDS = 0.02
 
+_GENERATION = {
+    f"/{inference_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/{name}"
+    for name in ("Generate", "StreamGenerate")
+}
+
 Context = aio.ServicerContext[Any, Any]
 
 
-def cancellation_code(context: Context) -> grpc.StatusCode:
+def _cancellation_code(context: Context) -> grpc.StatusCode:
     """Whether a call that was cancelled ran into its deadline or was given up."""
     remaining = context.time_remaining()
     late = remaining is not None and remaining <= _DEADLINE_SLACK_SECONDS
@@ -40,19 +47,22 @@ def cancellation_code(context: Context) -> grpc.StatusCode:
 
 
 class _Call:
-    """One call's part in the metrics."""
+    """One call's part in the metrics; if it generates, with the request's account."""
 
-    def __init__(self, metrics: GrpcMetrics, kind: str, method: str) -> None:
+    def __init__(self, metrics: GrpcMetrics, account: Account | None, kind: str, method: str) -> None:
         service, _, name = method.removeprefix("/").rpartition("/")
         self._metrics = metrics
+        self._account = account
         self._labels = (kind, service, name)
         self._begun = time.monotonic()
         self.sent = metrics.sent.labels(*self._labels).inc
         """To be called for every message that was sent."""
         metrics.started.labels(*self._labels).inc()
 
-    def ended(self, code: grpc.StatusCode) -> None:
-        """The call ended."""
+    def ended(self, code: grpc.StatusCode, error: errors.ServiceError | None = None) -> None:
+        """The call ended; to be called before its client is told."""
+        if self._account is not None:
+            self._account.close(code, error)
         labels = (*self._labels, code.name)
         self._metrics.handled.labels(*labels).inc()
         self._metrics.seconds.labels(*labels).observe(time.monotonic() - self._begun)
@@ -61,9 +71,10 @@ class _Call:
 class Interceptor(aio.ServerInterceptor):
     """Wraps every method of every service of the server."""
 
-    def __init__(self, state: ServerState, metrics: GrpcMetrics) -> None:
+    def __init__(self, state: ServerState, metrics: GrpcMetrics, accounts: Accounts) -> None:
         self._state = state
         self._metrics = metrics
+        self._accounts = accounts
 
     async def intercept_service(
         self,
@@ -77,8 +88,7 @@ class Interceptor(aio.ServerInterceptor):
             return None
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(handler.stream_stream, None, "bidi_stream", method),
-                request_deserializer=handler.request_deserializer,
+                self._bidi(handler.stream_stream, handler.request_deserializer, method),
                 response_serializer=handler.response_serializer,
             )
         if handler.unary_stream is not None:
@@ -116,16 +126,27 @@ class Interceptor(aio.ServerInterceptor):
 
         return handle
 
+    def _bidi(self, behavior: Any, parse: Callable[[Any], Any], method: str) -> Any:
+        async def parsed(payloads: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+            async for payload in payloads:
+                yield self._parse(payload, parse)
+
+        def begin(payloads: AsyncIterator[bytes], context: Context) -> Any:
+            return behavior(parsed(payloads), context)
+
+        return self._stream(begin, None, "bidi_stream", method)
+
+    def _parse(self, payload: bytes, parse: Callable[[Any], Any]) -> Any:
+        descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
+        self._state.check_message(payload, descriptor)
+        try:
+            return parse(payload)
+        except DecodeError as error:
+            raise errors.malformed(descriptor.full_name) from error
+
     async def _begin(self, payload: Any, parse: Callable[[Any], Any] | None, context: Context) -> Any:
         """Parses the request, if it is within the limits, and tells the client its name."""
-        request = payload
-        if parse is not None:
-            descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
-            self._state.check_message(payload, descriptor)
-            try:
-                request = parse(payload)
-            except DecodeError as error:
-                raise errors.malformed(descriptor.full_name) from error
+        request = payload if parse is None else self._parse(payload, parse)
         generate = request.request if isinstance(request, inference_pb2.StreamGenerateRequest) else request
         given = generate.request_id if isinstance(generate, inference_pb2.GenerateRequest) else ""
         if given and valid_request_id(given):
@@ -136,26 +157,32 @@ class Interceptor(aio.ServerInterceptor):
     @asynccontextmanager
     async def _guard(self, context: Context, kind: str, method: str) -> AsyncIterator[_Call]:
         """Turns exceptions into statuses, and counts how the call ended."""
-        call = _Call(self._metrics, kind, method)
         request_id.set(uuid.uuid4().hex)
+        account = self._accounts.open(lambda: _metadata(context)) if method in _GENERATION else None
+        call = _Call(self._metrics, account, kind, method)
+        error = None
         code = grpc.StatusCode.OK
         try:
             yield call
-        except errors.ServiceError as error:
-            code = error.code
+        except errors.ServiceError as caught:
+            code, error = caught.code, caught
             log.debug("request %s: %s: %s", request_id.get(), code.name, error.message)
-            await _abort(context, error)
         except asyncio.CancelledError:
-            code = cancellation_code(context)
+            call.ended(_cancellation_code(context))
             raise
         except aio.InternalError:  # a message could not be sent: the client has gone
-            code = cancellation_code(context)
+            code = _cancellation_code(context)
         except Exception:
-            code = grpc.StatusCode.INTERNAL
             log.exception("request %s to %s failed", request_id.get(), method)
-            await _abort(context, errors.internal(request_id.get()))
-        finally:
-            call.ended(code)
+            error = errors.internal(request_id.get())
+            code = error.code
+        call.ended(code, error)
+        if error is not None:
+            await _abort(context, error)
+
+
+def _metadata(context: Context) -> Metadata:
+    return [(key, value) for key, value in context.invocation_metadata() or ()]
 
 
 async def _abort(context: Context, error: errors.ServiceError) -> None:

@@ -49,7 +49,7 @@ def listen(
     """
     most = state.settings.max_request_bytes or MOST_REQUEST_BYTES
     options = (*_OPTIONS, ("grpc.max_receive_message_length", most))
-    server = aio.server(interceptors=(Interceptor(state, metrics),), options=options)
+    server = aio.server(interceptors=(Interceptor(state, metrics, service.accounts),), options=options)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (READINESS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)

@@ -13,11 +13,12 @@ import grpc
 
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.api import conversion, errors
+from server.api.account import Accounts, account
 from server.api.answer import Event, collect
 from server.api.checks import check_chat, check_text, check_token_ids, refuse
 from server.api.errors import Violation
 from server.api.generation import Generation
-from server.api.interceptor import Context, cancellation_code
+from server.api.interceptor import Context
 from server.api.prompt import chat_ids, check_tokenizer, text_ids
 from server.api.state import Served, ServerState
 from server.observe.logging import request_id
@@ -37,32 +38,33 @@ VERSION = importlib.metadata.version("longspan")
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """``longspan.v1.InferenceService``. Its errors are ``ServiceError``s, which the interceptor sends."""
+    """``longspan.v1.InferenceService``. Its errors are ``ServiceError``s, which the interceptor sends.
+
+    Attributes:
+        accounts: of generation requests; the interceptor opens and closes them.
+    """
 
     def __init__(self, state: ServerState, metrics: Metrics, traces: Traces | None = None) -> None:
         self._state = state
         self._metrics = metrics
-        self._traces = traces
+        self.accounts = Accounts(state, metrics, traces)
 
     async def Generate(  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> inference_pb2.GenerateResponse:
         """Generates and answers once."""
-        async with aclosing(self._events(request, context)) as events:
+        async with aclosing(self._events(request)) as events:
             return await collect(events)
 
     def StreamGenerate(  # noqa: N802
         self, request: inference_pb2.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[Event, None]:
         """Generates and streams."""
-        return self._events(request.request, context)
+        return self._events(request.request)
 
-    def _events(
-        self, request: inference_pb2.GenerateRequest, context: Context
-    ) -> AsyncGenerator[Event, None]:
-        generation = Generation(request, request_id.get(), self._state, self._metrics, self._traces)
-        metadata = [(key, value) for key, value in context.invocation_metadata() or ()]
-        return generation.events(lambda: cancellation_code(context), metadata)
+    def _events(self, request: inference_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
+        name = request_id.get()
+        return Generation(request, name, self._state, self._metrics, account.get()).events()
 
     async def Abort(  # noqa: N802
         self, request: inference_pb2.AbortRequest, context: Context

@@ -22,7 +22,8 @@ from server.cli.help import PlainCommand
 from server.cli.other_servers import called_here, positional
 from server.cli.shared import fail
 from server.cli.variables import stray
-from server.settings import Bytes, Options, Settings
+from server.setting_types import Bytes, Options
+from server.settings import Settings
 
 _CONFIG_VARIABLE = "LONGSPAN_CONFIG"
 _DEFAULT_CONFIG = "longspan.toml"

@@ -18,6 +18,7 @@ HERE = {
     "--block-size": "--page-size",
     "--attention-backend": "--kernel",
     "--quantization": "--weights",
+    "--watchdog-timeout": "--engine-step-timeout",
     "--served-model-name": "--model-name",
     "--model-path": "--model",
     "--download-dir": "--cache-dir",

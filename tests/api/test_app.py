@@ -5,7 +5,9 @@ import json
 import os
 import re
 import signal
+import time
 import urllib.request
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -14,7 +16,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import server.app as app
 from longspan.v1 import inference_pb2, inference_pb2_grpc
+from server import closing
 from server.api.health import READINESS
+from server.engine.ipc import link
+from server.engine.ipc.output import EngineDeadError
+from server.engine.ipc.spare import Spare
 from server.errors import RefusedError
 from server.messages import Loading
 from server.models.resolve import ModelFiles
@@ -82,10 +88,21 @@ class Life:
         return aiter(self.stub.StreamGenerate(inference_pb2.StreamGenerateRequest(request=request)))
 
 
+def restarts(life):
+    """The metric, by reason."""
+    value = life.server._metrics.registry.get_sample_value
+    labels = {"model_name": "fake"}
+    return {
+        reason: value("longspan_engine_restarts_total", {**labels, "reason": reason})
+        for reason in ("died", "hung", "not_ready")
+    }
+
+
 @pytest.fixture(autouse=True)
 def _model(monkeypatch, tmp_path):
     folder = save_tokenizer(tmp_path / "model")
     SlowEngine.made = []
+    monkeypatch.setattr(Spare, "keep", lambda self: None)  # torch takes seconds, and no engine here needs it
     monkeypatch.setattr(app, "EngineClient", SlowEngine)
     monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere", folder))
 
@@ -222,6 +239,95 @@ async def test_an_engine_is_started_again_if_configured():
         await life.engine(1)
         assert await life.health() == SERVING
         assert (await life.stub.Generate(ask())).completions[0].text == "abcde"
+
+
+async def test_an_engine_that_fails_again_and_again_is_given_up(caplog):
+    settings = {"restart_limit": 2, "restart_backoff_seconds": 0.05, "restart_window_seconds": 60}
+    async with Life(on_engine_failure="restart", **settings) as life:
+        for number in range(3):
+            engine = await life.engine(number)
+            await until(lambda: life.server.state.phase == "ready")
+            engine.hung = number == 2
+            engine.die(f"reason {number}")
+        assert await asyncio.wait_for(life.task, 5) == 1
+    assert [made.state for made in SlowEngine.made] == ["stopped"] * 3
+    assert "the engine failed (reason 0) and is started again now" in caplog.text
+    assert "the engine failed (reason 1) and is started again in 0.05 s" in caplog.text
+    sentence = "the engine failed 3 times within 60 s, the last time with this reason: reason 2; "
+    assert sentence + "it is not started again (--restart-limit, --restart-window-seconds)" in caplog.text
+    assert restarts(life) == {"died": 2, "hung": 0, "not_ready": 0}
+
+
+@pytest.mark.parametrize(
+    "error", [EngineDeadError("it ended"), RefusedError("no memory"), OSError("no process")]
+)
+async def test_an_engine_that_does_not_start_again_is_tried_again(error, monkeypatch):
+    start = SlowEngine.start
+
+    async def fail_once(self):
+        if len(self.made) == 1:
+            self.made.append(self)
+            raise error
+        await start(self)
+
+    monkeypatch.setattr(SlowEngine, "start", fail_once)
+    async with Life(on_engine_failure="restart", restart_backoff_seconds=0.01) as life:
+        engine = await life.engine()
+        engine.hung = True
+        engine.die("it hangs")
+        await life.engine(2)
+        await until(lambda: life.server.state.phase == "ready")
+        assert await life.health() == SERVING
+        assert restarts(life) == {"died": 0, "hung": 1, "not_ready": 1}
+        assert (await life.stub.Generate(ask())).completions[0].text == "abcde"
+
+
+async def test_no_engine_is_started_for_a_server_that_ends():
+    async with Life(on_engine_failure="restart") as life:
+        engine = await life.engine()
+        stream = life.endless()
+        await anext(stream)
+        life.server.stop()
+        engine.die("the engine process was killed by signal 9")
+        assert await asyncio.wait_for(life.task, 3) == 0
+        assert len(SlowEngine.made) == 1
+
+
+async def test_a_terminal_that_closes_has_it_drain():
+    async with Life() as life:
+        await life.engine()
+        stream = life.endless()
+        await anext(stream)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: life.server.state.phase == "draining")
+        events = [event async for event in stream]
+        assert events[-1].finished.usage.completion_tokens == 190
+        assert await asyncio.wait_for(life.task, 2) == 0
+
+
+async def test_under_nohup_it_stays():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with Life() as life:
+            await life.engine()
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.1)
+            assert await life.health() == SERVING
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def test_it_ends_within_the_time_that_a_pod_gets(monkeypatch):
+    """28 of 30 s, also where no collector takes the traces and the engine hangs."""
+    parts = (Settings().drain_seconds, closing.LAST_WORDS_SECONDS, closing.CLOSE_SECONDS)
+    assert sum(parts) <= 27.5, "the interpreter needs a moment, too"
+    assert link._STOP_SECONDS + link._KILL_SECONDS <= closing.CLOSE_SECONDS
+    async with Life() as life:
+        await life.engine()
+        life.server._traces = SimpleNamespace(close=lambda: time.sleep(60))
+        monkeypatch.setattr(closing, "CLOSE_SECONDS", 0.2)
+        life.server.stop()
+        assert await asyncio.wait_for(life.task, 3) == 0
 
 
 async def test_what_cannot_be_served_is_refused(monkeypatch):

@@ -167,7 +167,8 @@ async def test_the_request_id_is_in_the_initial_metadata(running):
         assert answer.request_id == (given or answer.request_id) != ""
 
 
-async def test_a_client_that_does_not_read_is_ended_and_others_go_on(running, monkeypatch):
+async def test_a_client_that_does_not_read_is_ended_and_others_go_on(running, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "longspan.requests")
     monkeypatch.setattr(interceptor, "STALL_SECONDS", 0.3)
     running.engine.step_seconds = 0.001
     # Every token weighs about 400 KiB, so that gRPC's buffers are full after a dozen.
@@ -183,6 +184,9 @@ async def test_a_client_that_does_not_read_is_ended_and_others_go_on(running, mo
             pass
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details(caught.value)["ErrorInfo"].reason == "STREAM_STALLED"
+    ended = {"finish_reason": "none", "grpc_code": "RESOURCE_EXHAUSTED"}
+    assert running.sample("longspan_requests_total", **ended) == 1
+    assert any(": RESOURCE_EXHAUSTED, none; 5 prompt tokens" in text for text in caplog.messages)
 
 
 async def test_what_came_while_the_client_was_slow_is_merged(running, monkeypatch):

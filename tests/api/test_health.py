@@ -62,6 +62,20 @@ async def test_reflection_lists_the_services(loading):
     assert loading.sample("longspan_grpc_server_handled_total", **labels) == 1
 
 
+@pytest.mark.parametrize("after", [0, 1])
+async def test_reflection_refuses_bytes_that_are_no_request_of_it(loading, after, caplog):
+    call = loading.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+    good = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+    stream = call(iter([good] * after + [b"\xff\xff\xff"]))
+    for _ in range(after):
+        assert await stream.read() is not aio.EOF
+    with pytest.raises(aio.AioRpcError) as caught:
+        await stream.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "not a valid grpc.reflection.v1alpha.ServerReflectionRequest" in caught.value.details()
+    assert not caplog.records
+
+
 async def test_a_busy_port_is_refused(loading, settings):
     first, port = listen(
         "127.0.0.1",

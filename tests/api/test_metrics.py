@@ -7,14 +7,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from longspan.v1 import inference_pb2
+from server.api.interceptor import Interceptor
 from server.errors import RefusedError
 from server.messages import Stats, StepOutput
-from server.observe.metrics import counts_up_to, listen
-from tests.api.conftest import ask, until
+from server.observe.http import listen
+from server.observe.metrics import counts_up_to
+from tests.api.conftest import ask, call_raw, until
 
 ROWS = {
     *("requests", "request_rejections", "preemptions"),
@@ -24,6 +26,7 @@ ROWS = {
     *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),
     *("request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens"),
     *("engine_step_duration_seconds", "engine_step_batch_tokens", "info"),
+    *("engine_step_age_seconds", "engine_restarts"),
     *("attention_pages_read", "attention_pages_skipped", "engine_bytes", "engine_flops"),
     *("device_memory_bytes", "device_memory_bandwidth_bytes_per_second", "device_matrix_flops_per_second"),
     *("grpc_server_started", "grpc_server_handled", "grpc_server_msg_sent", "grpc_server_handling_seconds"),
@@ -122,6 +125,47 @@ async def test_rejections_by_reason(running):
         assert running.sample("longspan_requests_total", finish_reason="none", grpc_code=code) == count
 
 
+async def test_every_request_that_began_is_counted_when_it_ends(running, monkeypatch):
+    """Also those that can't be parsed, and those that are cancelled before anything looks at them."""
+    begin = Interceptor._begin
+    reached = []
+
+    async def slow(self, *arguments):
+        await asyncio.sleep(0.05)
+        reached.append(await begin(self, *arguments))
+        return reached[-1]
+
+    monkeypatch.setattr(Interceptor, "_begin", slow)
+    running.engine.step_seconds = 0.001
+    running.state.admission.limit = 1000
+    endless = ask(stop={"max_tokens": 190, "ignore_eos": True})
+
+    async def one(i):
+        if i % 2:
+            call = running.stub.StreamGenerate(inference_pb2.StreamGenerateRequest(request=endless))
+        else:
+            call = running.stub.Generate(endless)
+        await asyncio.sleep(i / 200)
+        call.cancel()
+
+    for method in ("Generate", "StreamGenerate"):
+        await call_raw(running, method, b"\xff\xff\xff")
+    await asyncio.gather(*(one(i) for i in range(100)))
+    await running.generate()
+
+    def total(name):
+        (family,) = (found for found in running.registry.collect() if found.name == name)
+        methods = ("Generate", "StreamGenerate", None)
+        return sum(sample.value for sample in family.samples if sample.labels.get("grpc_method") in methods)
+
+    await until(lambda: total("longspan_grpc_server_started") == total("longspan_grpc_server_handled"))
+    started = total("longspan_grpc_server_started")
+    assert started > len(reached) > 1, "some ended before, some after"
+    assert total("longspan_requests") == started
+    assert running.sample("longspan_requests_total", finish_reason="none", grpc_code="INVALID_ARGUMENT") == 2
+    assert running.sample("longspan_request_rejections_total", reason="malformed_request") == 2
+
+
 async def test_grpc_metrics(running):
     events = await running.events(ask())
     labels = {
@@ -187,6 +231,24 @@ def test_buckets_for_counts():
     assert counts_up_to(200) == [1, 2, 5, 10, 20, 50, 100, 200]
     assert counts_up_to(8192)[-3:] == [2000, 5000, 8192]
     assert counts_up_to(1) == [1]
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["application/openmetrics-text; version=abc", "text/plain;version=x.y"],
+)
+def test_a_client_with_an_odd_accept_header_gets_metrics_too(accept):
+    registry = CollectorRegistry()
+    Counter("longspan_odd", "x", registry=registry)
+    server, port = listen(registry, "127.0.0.1", 0)
+    try:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=5) as response:
+            assert response.status == 200
+            assert b"longspan_odd_total 0.0" in response.read()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_metrics_over_http_and_on_a_busy_port():

@@ -40,7 +40,7 @@ def spans(monkeypatch, loading):
     """Spans of ended requests, once they were sent."""
     exporter = InMemorySpanExporter()
     traces = Traces("http://127.0.0.1:1", "0", exporter)
-    monkeypatch.setattr(loading.service, "_traces", traces)
+    monkeypatch.setattr(loading.service.accounts, "traces", traces)
 
     def finished():
         traces._provider.force_flush()

@@ -59,11 +59,16 @@ class Server:
 
     @property
     def engine_pid(self) -> int:
-        """Process id of the engine."""
+        """Process id of the engine that serves."""
+        return self.engine_pids[0]
+
+    @property
+    def engine_pids(self) -> list[int]:
+        """Process ids of the engine that serves, and of the one that is kept to take its place, if any."""
         children = psutil.Process(self.process.pid).children()
-        engines = [child.pid for child in children if "server.engine.ipc.process" in child.cmdline()]
-        assert len(engines) == 1, engines
-        return engines[0]
+        engines = [child for child in children if "server.engine.ipc.process" in child.cmdline()]
+        assert engines
+        return [engine.pid for engine in sorted(engines, key=lambda engine: engine.create_time())]
 
     def client(self) -> Client:
         """A new synchronous client."""

@@ -1,10 +1,12 @@
 """Servers that start from packed weights on disk, and the remains of one that never served."""
 
 import subprocess
+import time
 
 import psutil
 import pytest
 
+from server.engine.ipc.spare import Spare
 from server.engine.ipc.spawn import spawn_engine
 from tests.e2e.server import Server
 
@@ -34,10 +36,34 @@ def test_two_first_starts_at_once_share_their_packed_weights(tiny, tmp_path):
         assert str(file) in mapped
 
 
+def test_a_process_that_was_started_ahead_is_taken_once_and_only_alive(tmp_path):
+    spare = Spare(1, tmp_path, None)
+    assert spare.take() is None
+    spare.keep()
+    spare.keep()
+    taken = spare.take()
+    try:
+        assert taken.process.poll() is None
+        assert spare.take() is None
+        spare.keep()
+        spare._spawned.process.kill()
+        spare._spawned.process.wait()
+        assert spare.take() is None
+        spare.keep()
+    finally:
+        taken.kill()
+        last = spare._spawned
+        spare.end()
+    assert last.process.returncode == -9
+
+
 def test_an_engine_process_that_is_told_nothing_ends(tmp_path):
     spawned = spawn_engine(1, tmp_path)
     try:
-        assert psutil.Process(spawned.process.pid).environ()["LONGSPAN_CACHE_DIR"] == str(tmp_path)
+        process, end = psutil.Process(spawned.process.pid), time.monotonic() + 5
+        while not (environment := process.environ()):  # the kernel has not laid it out yet
+            assert time.monotonic() < end
+        assert environment["LONGSPAN_CACHE_DIR"] == str(tmp_path)
         spawned.stream.close()
         assert spawned.process.wait(60) == 1
     except subprocess.TimeoutExpired:

@@ -159,33 +159,49 @@ class Wire:
         self.flying.append(self.core._flight is not None)
 
 
-def test_outputs_are_sent_while_the_next_step_is_in_flight(simple):
+def test_outputs_are_sent_while_the_next_step_is_in_flight(simple, pulse):
     core = make_core(simple, ahead=True)
     wire = Wire([*greedy_requests(prompts_of(4, 6, vocabulary=8), 7)], core)
-    Engine(wire).run(core)
+    Engine(wire, pulse).run(core)
     assert wire.flying == [True] * 6 + [False]
     assert len(wire.waits) == 1, "an idle engine waits, and is not asked again and again"
     assert wire.waits[0] != 0
 
 
-def test_an_idle_engine_sleeps_until_there_is_work(simple):
+def test_an_idle_engine_sleeps_until_there_is_work(simple, pulse):
     core = make_core(simple)
     wire = Wire([*greedy_requests(prompts_of(4, vocabulary=8), 3)], core)
-    Engine(wire).run(core)
+    Engine(wire, pulse).run(core)
     assert wire.waits == [None]
 
 
-def test_an_engine_ends_with_a_step_in_flight(simple):
+def test_the_pulse_tells_of_every_step_and_of_what_was_read(simple, pulse):
+    core = make_core(simple)
+    requests = greedy_requests(prompts_of(4, 6, vocabulary=8), 3)
+    wire = Wire([*requests], core)
+    begun = []
+    step, send = core.step, wire.send
+    core.step = lambda: (begun.append(pulse.read()), step())[1]
+    wire.send = lambda message: (begun.append(pulse.read()), send(message))
+    Engine(wire, pulse).run(core)
+    assert len(begun) == 2 * 3
+    assert all(reading.began and reading.handled == len(requests) for reading in begun)
+    assert begun[0::2] == begun[1::2], "the output is sent within the step"
+    assert len({reading.began for reading in begun}) == 3
+    assert pulse.read() == (0, len(requests), False), "the end is not dealt with, but obeyed"
+
+
+def test_an_engine_ends_with_a_step_in_flight(simple, pulse):
     core = make_core(simple, ahead=True)
     requests = greedy_requests(prompts_of(4, 6, vocabulary=8), 7)
     core.submit(requests[0])
     core.step()
     wire = Wire([Abort([requests[0].id])], core)
-    Engine(wire).run(core)
+    Engine(wire, pulse).run(core)
     assert not core.has_work
     core.submit(requests[1])
     core.step()
     assert core._flight is not None
     wire = Wire([Shutdown()], core)
-    Engine(wire).run(core)
+    Engine(wire, pulse).run(core)
     assert not wire.flying

@@ -1,6 +1,7 @@
 """The server process's side of the link, with engine processes that behave badly."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import msgspec
 import pytest
 
 from server.engine.ipc import link
-from server.engine.ipc.link import EngineClient, EngineDeadError
+from server.engine.ipc.link import EngineClient
+from server.engine.ipc.output import EngineDeadError
+from server.engine.ipc.pulse import Pulse, open_memory
 from server.engine.ipc.spawn import Spawned
 from server.engine.ipc.wire import EngineEnd, frame
 from server.errors import RefusedError
@@ -26,6 +29,7 @@ from server.messages import (
     ToEngine,
 )
 from server.settings import Settings
+from tests.api.conftest import until
 from tests.api.fake_engine import READY
 
 encode = msgspec.msgpack.encode
@@ -45,11 +49,19 @@ os.kill(os.getpid(), signal.SIGKILL) if end == "killed" else sys.exit(int(end))
 """
 
 
+def pulse():
+    memory = open_memory()
+    try:
+        return Pulse(memory)
+    finally:
+        os.close(memory)
+
+
 @asynccontextmanager
-async def engine(tmp_path, command, theirs, ours):
+async def engine(tmp_path, command, theirs, ours, limit=0.0):
     with theirs:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: ASYNC220 (as ``spawn_engine``)
-    client = EngineClient(Settings(), tmp_path, Spawned(process, ours))
+    client = EngineClient(Settings(engine_step_timeout=limit), tmp_path, Spawned(process, ours, pulse()))
     try:
         await client.start()
         yield client
@@ -69,12 +81,12 @@ def peer(tmp_path, *, end, first=b"", then=b""):
 
 
 @asynccontextmanager
-async def deaf(tmp_path):
+async def deaf(tmp_path, limit=0.0):
     """A client of an engine that is ready and has not read anything yet, and the engine's end of the link."""
     ours, theirs = socket.socketpair()
     wire = EngineEnd(theirs.dup())
     wire.send(encode(READY))
-    async with engine(tmp_path, ["sleep", "60"], theirs, ours) as client:
+    async with engine(tmp_path, ["sleep", "60"], theirs, ours, limit) as client:
         await client.wait_ready()
         yield client, wire
 
@@ -146,3 +158,45 @@ async def test_an_engine_that_reads_no_more_is_ended(tmp_path, monkeypatch):
             await client.stop()
             with pytest.raises(EngineDeadError, match="shutting down"):
                 await stream.take(99)
+
+
+async def test_an_engine_that_leaves_a_request_unread_is_given_up_and_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "LOOK_SECONDS", 0.05)
+    async with deaf(tmp_path, limit=0.3) as (client, _):
+        await asyncio.sleep(0.5)
+        assert client.state == "ready", "an idle engine may be at rest for any time"
+        stream = client.submit([sequence(1)])
+        async with asyncio.timeout(5):
+            with pytest.raises(EngineDeadError, match=r"has not read .* for 0\.\d s and was killed"):
+                await stream.take(99)
+            assert "--engine-step-timeout" in await client.wait_dead()
+            assert await client._exit < 0, "by a signal"
+        assert client.hung
+        assert client.step_age == 0
+
+
+async def test_without_a_limit_the_age_is_told_and_no_engine_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "LOOK_SECONDS", 0.02)
+    async with deaf(tmp_path) as (client, _):
+        client.submit([sequence(1)])
+        await until(lambda: client.step_age > 0.2)
+        assert client.state == "ready"
+
+
+async def test_an_engine_that_hangs_writes_its_stacks_before_it_is_killed(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(link, "LOOK_SECONDS", 0.05)
+    hangs = (
+        "import faulthandler, sys, time; from server.engine.ipc.spawn import STACKS_SIGNAL;"
+        "faulthandler.register(STACKS_SIGNAL);"
+        "print('registered', file=sys.stderr, flush=True);"
+        "time.sleep(60)"
+    )
+    ours, theirs = socket.socketpair()
+    EngineEnd(theirs.dup()).send(encode(READY))
+    async with engine(tmp_path, [sys.executable, "-c", hangs], theirs, ours, 0.3) as client:
+        await client.wait_ready()
+        await until(lambda: "registered" in capfd.readouterr().err, seconds=10)
+        client.submit([sequence(1)])
+        async with asyncio.timeout(5):
+            await client.wait_dead()
+    assert "most recent call first" in capfd.readouterr().err

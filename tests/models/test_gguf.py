@@ -1,7 +1,5 @@
 import json
 import resource
-import subprocess
-import sys
 
 import gguf
 import numpy as np
@@ -150,24 +148,6 @@ def test_a_file_that_cannot_be_converted_is_refused_with_its_reason(half, tmp_pa
     with pytest.raises(RefusedError, match=r"cut\.gguf can't be converted: .*Hugging Face folder"):
         resolve_model(str(tmp_path / "cut.gguf"), tmp_path / "cache", lambda *_: None)
     assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
-
-
-def test_a_conversion_ends_with_the_process_that_started_it(default_model, tmp_path):
-    """Else the next server would write the same folder at the same time: the lock ends with its process."""
-    command = [
-        sys.executable,
-        "-m",
-        "server.models.gguf",
-        str(default_model.parent / FILE),
-        str(tmp_path / "x"),
-    ]
-    with subprocess.Popen(
-        [*command, "--with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"0.0 reading\n"
-        process.stdin.close()
-        assert process.wait(30) == 1
-    assert not (tmp_path / "x" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("room", [2000, 40_000])

@@ -24,6 +24,11 @@ def test_the_compose_file_mounts_existing_files():
     assert (DEPLOY / compose["services"]["longspan"]["build"]["context"] / "Dockerfile").exists()
 
 
+def test_the_server_may_take_its_time_to_end():
+    # 28 s with its default settings: tests/api/test_app.py holds it to that.
+    assert read("compose.yaml")["services"]["longspan"]["stop_grace_period"] == "30s"
+
+
 def test_prometheus_scrapes_the_server_and_grafana_asks_prometheus():
     (job,) = read("prometheus/prometheus.yml")["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["longspan:9464"]}]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections import deque
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,9 @@ from typing import Literal
 import msgspec
 
 from server.background import in_thread
-from server.engine.ipc.spawn import Spawned, spawn_engine
+from server.engine.ipc.output import EngineDeadError, OutputStream
+from server.engine.ipc.spawn import STACKS_SIGNAL, Spawned, spawn_engine
+from server.engine.ipc.watch import LOOK_SECONDS, Watch
 from server.engine.ipc.wire import ServerEnd
 from server.errors import RefusedError
 from server.messages import (
@@ -24,7 +26,6 @@ from server.messages import (
     Launch,
     Loading,
     Ready,
-    SequenceOutput,
     Shutdown,
     Stats,
     StepOutput,
@@ -36,74 +37,13 @@ from server.settings import Settings
 log = logging.getLogger("longspan.link")
 
 # An engine that was told to end finishes its step first; one that takes longer than this is killed.
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 1.0
+# A killed process ends within milliseconds, unless a device's driver holds it.
+_KILL_SECONDS = 0.5
+# A hung engine writes its stacks before it is killed.
+_STACKS_SECONDS = 0.2
 # The last messages of an engine that has ended are read long before.
 _LAST_WORDS_SECONDS = 0.5
-
-
-class EngineDeadError(Exception):
-    """The engine process has ended; the message is a sentence."""
-
-
-class OutputStream:
-    """Output of some sequences, each with the time of its step, for one reader."""
-
-    def __init__(self, link: EngineClient, ids: list[int]) -> None:
-        self._link = link
-        self._open = set(ids)
-        self._outputs: deque[tuple[SequenceOutput, float]] = deque()
-        self._error: EngineDeadError | None = None
-        self._loop = asyncio.get_running_loop()
-        self._reader: asyncio.Future[None] | None = None
-
-    def put(self, output: SequenceOutput, when: float) -> None:
-        """Called by the link."""
-        self._outputs.append((output, when))
-        self._wake()
-
-    def fail(self, error: EngineDeadError) -> None:
-        """Called by the link: nothing more comes."""
-        self._error = error
-        self._wake()
-
-    async def take(self, most: int) -> list[tuple[SequenceOutput, float]]:
-        """The output since the last call, at most ``most`` entries; waits until there is some.
-
-        Returns:
-            Output in order; none when all sequences have finished or were aborted.
-
-        Raises:
-            EngineDeadError: the engine died before all sequences had finished.
-        """
-        while self._open:
-            taken: list[tuple[SequenceOutput, float]] = []
-            while self._outputs and len(taken) < most:
-                item = self._outputs.popleft()
-                if item[0].id not in self._open:
-                    continue  # it was aborted while this was under way
-                if item[0].finish is not None:
-                    self._open.discard(item[0].id)
-                taken.append(item)
-            if taken:
-                return taken
-            if self._error is not None:
-                self._open.clear()
-                raise self._error
-            self._reader = self._loop.create_future()
-            await self._reader
-        return []
-
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    def abort(self, ids: list[int] | None = None) -> None:
-        """Forgets all of the sequences, or those named, here and in the engine; harmless when repeated."""
-        aborted = self._open & set(ids) if ids is not None else set(self._open)
-        self._open -= aborted
-        self._link.abort(sorted(aborted))
-        if not self._open:
-            self._wake()
 
 
 class EngineClient:
@@ -115,10 +55,11 @@ class EngineClient:
         spawned: what ``spawn_engine`` gave, if that was called already.
 
     Attributes:
-        state: ``loading`` until the engine says it is ready; ``dead`` if it ended by itself.
+        state: ``loading`` until the engine says it is ready; ``dead`` if it ended by itself, or hung.
         ready: its description of what it serves, once it is ready.
         progress: its last report while loading.
         stats: its load after the last step.
+        hung: whether it is dead because it hung.
         on_step: called for the message of every step, before the streams get their output.
     """
 
@@ -129,6 +70,7 @@ class EngineClient:
         self.ready: Ready | None = None
         self.progress: Loading | None = None
         self.stats = Stats()
+        self.hung = False
         self.on_step: Callable[[StepOutput], None] | None = None
         self._streams: dict[int, OutputStream] = {}
         self._ids = itertools.count(1)
@@ -141,6 +83,8 @@ class EngineClient:
         self._spawned = spawned
         self._wire = ServerEnd(self._receive)
         self._exit: asyncio.Task[int] | None = None
+        self._watched: Watch | None = None
+        self._sent = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -148,9 +92,11 @@ class EngineClient:
         if self._spawned is None:
             self._spawned = spawn_engine(self._settings.threads, self._settings.cache_dir)
         self._exit = asyncio.create_task(in_thread(self._spawned.process.wait))
+        self._watched = Watch(self._spawned.pulse, self._settings.engine_step_timeout)
         await self._wire.connect(self._spawned.stream)
-        self._send(Launch(str(self._folder), self._settings.model_dump_json()))
-        self._tasks = [asyncio.create_task(self._watch())]
+        launch = Launch(str(self._folder), self._settings.model_dump_json())
+        self._wire.send(self._encoder.encode(launch))
+        self._tasks = [asyncio.create_task(self._watch_end()), asyncio.create_task(self._watch_steps())]
 
     async def wait_ready(self) -> Ready:
         """Waits until the engine serves.
@@ -166,8 +112,13 @@ class EngineClient:
             raise RefusedError(self._failure.message)
         raise EngineDeadError(self._reason)
 
+    @property
+    def step_age(self) -> float:
+        """For how long a serving engine has been in the same step or left a message unread, in seconds."""
+        return self._watched.age if self._watched is not None and self.state == "ready" else 0.0
+
     async def wait_dead(self) -> str:
-        """Waits until the process has ended without being told to, and says how in a sentence."""
+        """Waits until the engine has ended without being told to, or hangs, and says how in a sentence."""
         await self._dead.wait()
         return self._reason
 
@@ -183,7 +134,7 @@ class EngineClient:
         """
         if self.state != "ready":
             raise EngineDeadError(self._reason or f"the engine is {self.state}")
-        stream = OutputStream(self, [sequence.id for sequence in sequences])
+        stream = OutputStream([sequence.id for sequence in sequences], self.abort)
         for sequence in sequences:
             self._streams[sequence.id] = stream
             self._send(sequence)
@@ -200,16 +151,15 @@ class EngineClient:
         if self.state == "stopped" or self._exit is None:
             return
         was, self.state = self.state, "stopped"
-        if was in ("ready", "loading"):
-            if was == "ready":
-                self._send(Shutdown())
-            else:
-                self._kill()
+        if was == "ready":
+            self._send(Shutdown())
             await asyncio.wait({self._exit}, timeout=_STOP_SECONDS)
             if not self._exit.done():
                 log.warning("the engine did not end within %.0f s and is killed", _STOP_SECONDS)
-                self._kill()
-                await self._exit
+        self._kill()
+        await asyncio.wait({self._exit}, timeout=_KILL_SECONDS)
+        if not self._exit.done():
+            log.error("the engine process was killed and does not end, as where a driver holds it")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -221,7 +171,8 @@ class EngineClient:
         if self._spawned is not None:
             self._spawned.process.kill()
 
-    def _send(self, message: Launch | ToEngine) -> None:
+    def _send(self, message: ToEngine) -> None:
+        self._sent += 1
         self._wire.send(self._encoder.encode(message))
 
     def _receive(self, payload: bytearray) -> None:
@@ -229,8 +180,9 @@ class EngineClient:
         if isinstance(message, StepOutput):
             self._deliver(message)
         elif isinstance(message, Ready):
-            self.ready, self.state = message, "ready"
-            self._ready_or_dead.set()
+            if self.state == "loading":  # and not stopped meanwhile
+                self.ready, self.state = message, "ready"
+                self._ready_or_dead.set()
         elif isinstance(message, Failed):
             self._failure = message
         else:
@@ -248,17 +200,36 @@ class EngineClient:
                 del self._streams[item.id]
             stream.put(item, output.time)
 
-    async def _watch(self) -> None:
+    async def _watch_end(self) -> None:
         assert self._exit is not None
         code = await asyncio.shield(self._exit)
-        if self.state == "stopped":
+        if self.state in ("stopped", "dead"):
             return
         with contextlib.suppress(TimeoutError):  # its last message says more than its exit code
             await asyncio.wait_for(self._wire.lost.wait(), _LAST_WORDS_SECONDS)
-        self.state = "dead"
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        self._reason = self._failure.message if self._failure else f"the engine process {how}"
-        self._end_streams(self._reason)
+        self._give_up(self._failure.message if self._failure else f"the engine process {how}")
+
+    async def _watch_steps(self) -> None:
+        assert self._spawned is not None
+        assert self._watched is not None
+        await self._ready_or_dead.wait()
+        while self.state == "ready":
+            if (how := self._watched.look(time.monotonic(), self._sent)) is not None:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        else:
+            return
+        self._spawned.process.send_signal(STACKS_SIGNAL)
+        await asyncio.sleep(_STACKS_SECONDS)
+        if self.state == "ready":
+            self.hung = True
+            self._kill()
+            self._give_up(f"the engine {how} and was killed (--engine-step-timeout)")
+
+    def _give_up(self, reason: str) -> None:
+        self.state, self._reason = "dead", reason
+        self._end_streams(reason)
         self._ready_or_dead.set()
         self._dead.set()
 

@@ -1,12 +1,14 @@
 """The engine's process: loads the model, then turns messages into steps and steps into messages.
 
-Started by ``spawn`` with the descriptor of its end of the link; on it, ``Launch`` comes first.
-The end of the link, which is that of the server process, tells the engine to end too.
+Started by ``spawn`` with the descriptors of its end of the link, on which ``Launch`` comes first, and of the
+memory of its pulse, and with the server process's id. The end of the link, which is that of the server
+process, tells the engine to end too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -21,6 +23,9 @@ from typing import Any
 
 import msgspec
 
+from server.engine.compiling import tell_of_compiling
+from server.engine.ipc.pulse import Pulse
+from server.engine.ipc.spawn import STACKS_SIGNAL
 from server.engine.ipc.wire import EngineEnd
 from server.errors import RefusedError
 from server.messages import (
@@ -37,6 +42,7 @@ from server.messages import (
     ToEngine,
 )
 from server.observe.logging import configure_logging
+from server.parent import end_with_parent
 from server.settings import Settings
 
 log = logging.getLogger("longspan.engine")
@@ -47,10 +53,12 @@ class Engine:
 
     Args:
         wire: the link to the server process.
+        pulse: tells that process what is done here.
     """
 
-    def __init__(self, wire: EngineEnd) -> None:
+    def __init__(self, wire: EngineEnd, pulse: Pulse) -> None:
         self._wire = wire
+        self._pulse = pulse
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -61,7 +69,10 @@ class Engine:
     def run(self, core: Any) -> None:
         """Serves until it is told to end or the server process has ended."""
         while True:
-            wait = 0 if core.has_work else None
+            wait: int | None = 0
+            if not core.has_work:
+                self._pulse.rest()
+                wait = None
             while self._wire.poll(wait):
                 payload = self._wire.receive()
                 if payload is None:
@@ -70,9 +81,12 @@ class Engine:
                 message = self._decoder.decode(payload)
                 if isinstance(message, Shutdown):
                     return
+                self._pulse.begin()
                 self._handle(core, message)
+                self._pulse.handle()
                 wait = 0
             if core.has_work:
+                self._pulse.begin()
                 self.send(core.step())
 
     def _handle(self, core: Any, message: Submit | Abort) -> None:
@@ -93,14 +107,20 @@ class Engine:
 
 def main() -> int:
     """Runs the engine process; its exit code is 0 only if it was told to end."""
-    # Ctrl-C reaches the whole process group; the server process decides when the engine may end.
+    # Ctrl-C and a terminal's end reach the whole process group; the server process decides when the engine
+    # may end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Blocked since before there was a handler; ignored from here on, also by programs that the engine runs.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
-    descriptor = int(sys.argv[1])
-    os.set_inheritable(descriptor, False)  # programs that the engine runs must not keep the link open
-    wire = EngineEnd(socket.socket(fileno=descriptor))
+    link, memory, server = map(int, sys.argv[1:])
+    end_with_parent(server)  # a step that hangs never sees the end of the link
+    faulthandler.register(STACKS_SIGNAL)
+    pulse = Pulse(memory)
+    os.close(memory)
+    os.set_inheritable(link, False)  # programs that the engine runs must not keep the link open
+    wire = EngineEnd(socket.socket(fileno=link))
     # Before the settings arrive: it takes a second. A failure here recurs where it can be reported.
     with contextlib.suppress(Exception):
         importlib.import_module("server.engine.build")
@@ -111,13 +131,14 @@ def main() -> int:
     launch = msgspec.msgpack.decode(first, type=Launch)
     settings = Settings.model_validate(json.loads(launch.settings))
     configure_logging(settings.log_level, settings.log_format)
-    engine = Engine(wire)
+    engine = Engine(wire, pulse)
     try:
         from server.engine.build import build_engine
 
         core, ready = build_engine(
             settings, Path(launch.folder), lambda stage, fraction: engine.send(Loading(stage, fraction))
         )
+        tell_of_compiling(pulse.compile)
         gc.collect()
         gc.freeze()
         engine.send(ready)

@@ -13,12 +13,16 @@ from socket import socket, socketpair
 from typing import NamedTuple
 
 from server.engine.cores import usable_cores
+from server.engine.ipc.pulse import Pulse, open_memory
 
 _SPIN = "5000"
 """Rounds, some 50 microseconds, that GNU OpenMP's threads wait for each other before they sleep.
 
 That is longer than between two layers of a step, and short beside the milliseconds that a thread is without a
 core; OpenMP's default, 300,000 rounds, makes all others wait through these."""
+
+STACKS_SIGNAL = signal.SIGUSR1
+"""Has an engine process write the Python stacks of its threads to standard error, and go on."""
 
 
 class Spawned(NamedTuple):
@@ -27,10 +31,12 @@ class Spawned(NamedTuple):
     Attributes:
         process: the process.
         stream: the server process's end of the link; when it is closed, the engine process ends.
+        pulse: what the process is at.
     """
 
     process: subprocess.Popen[bytes]
     stream: socket
+    pulse: Pulse
 
     def kill(self) -> None:
         """Ends it."""
@@ -63,11 +69,14 @@ def spawn_engine(threads: int | None, cache_dir: Path) -> Spawned:
     """
     count = str(threads or usable_cores())
     ours, theirs = socketpair()
-    with theirs, shielded():
+    with theirs, _memory() as memory, shielded():
+        pulse = Pulse(memory)
+        descriptors = (theirs.fileno(), memory)
+        arguments = map(str, (*descriptors, os.getpid()))
         process = subprocess.Popen(
             # Not the working directory first: a user may have a server.py there.
-            [sys.executable, "-P", "-m", "server.engine.ipc.process", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-P", "-m", "server.engine.ipc.process", *arguments],
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             # torch reads the number of threads when it is imported, and a later call doesn't bind them.
@@ -79,4 +88,13 @@ def spawn_engine(threads: int | None, cache_dir: Path) -> Spawned:
                 "LONGSPAN_CACHE_DIR": str(cache_dir),  # read by attention, which knows no settings
             },
         )
-    return Spawned(process, ours)
+    return Spawned(process, ours, pulse)
+
+
+@contextmanager
+def _memory() -> Iterator[int]:
+    descriptor = open_memory()
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

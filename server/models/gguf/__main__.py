@@ -1,4 +1,4 @@
-"""``python -m server.models.gguf FILE FOLDER [--with-parent]``: a GGUF file to a Hugging Face folder.
+"""``python -m server.models.gguf FILE FOLDER``: a GGUF file to a Hugging Face folder.
 
 Prints ``FRACTION STAGE`` lines; for failures see ``server.models.conversions``.
 """

@@ -1,6 +1,6 @@
 """A model's tokenizer files to a ``tokenizer.json``, proven on sample texts.
 
-A program: ``python -m server.models.tokenizing.convert FOLDER TARGET [--with-parent]``; for failures see
+A program: ``python -m server.models.tokenizing.convert FOLDER TARGET``; for failures see
 ``server.models.conversions``.
 """
 

@@ -1,0 +1,45 @@
+"""Types of settings that are written as text: amounts of memory, and options of the form KEY=VALUE."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(value: Any) -> Any:
+    """``"2GiB"``, ``"512M"`` or a plain number to bytes; other things are left to the type check.
+
+    Raises:
+        ValueError: the text is not an amount of memory.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{value!r} is not an amount of memory; write it like 2GiB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_option(value: Any) -> Any:
+    """``["window=512", "sinks=4"]`` to a dictionary; a dictionary stays as it is.
+
+    Raises:
+        ValueError: an entry is not of the form KEY=VALUE.
+    """
+    if not isinstance(value, (list, tuple)):
+        return value
+    options = {}
+    for entry in value:
+        key, separator, text = str(entry).partition("=")
+        if not separator or not key:
+            raise ValueError(f"{entry!r} is not of the form KEY=VALUE")
+        options[key] = text
+    return options
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Options = Annotated[dict[str, str], BeforeValidator(parse_option)]

@@ -1,0 +1,132 @@
+"""Engines that hang, and servers that are told to end meanwhile: real processes, stopped by signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from longspan import LongspanError, UnavailableError
+from tests.e2e.server import Server
+from tests.e2e.test_lifecycle import in_background, read_until_error
+from tests.processes import wait_ended
+
+LIMIT = 2.0
+# A look every half second: one to begin with, one at the end. The rest is for the machine.
+NOTICED = LIMIT + 2.0
+
+
+@pytest.fixture
+def started(tiny_packed):
+    """Starts servers of the tiny model and ends those that the test has not."""
+    servers = []
+
+    def start(*arguments):
+        servers.append(Server(*tiny_packed, *arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+def begin_stream(server):
+    """An endless stream that has begun, and will tell how and when it failed."""
+    begun = threading.Event()
+    stream = in_background(lambda: read_until_error(server, begun))
+    assert begun.wait(20)
+    return stream
+
+
+def test_a_hung_engine_is_noticed_and_another_gives_the_same_answers(started):
+    server = started("--engine-step-timeout", str(LIMIT), "--on-engine-failure", "restart")
+    with server.client() as client:
+        before = client.generate("hello", max_tokens=20, temperature=0)
+        stream = begin_stream(server)
+        first = server.engine_pid
+        os.kill(first, signal.SIGSTOP)
+        stopped = time.monotonic()
+        time.sleep(LIMIT - 0.5)
+        assert 0 < server.metrics()["longspan_engine_step_age_seconds"] <= LIMIT
+        assert client.health(), "so long may a step take"
+        error, when = stream.result(10)
+        assert isinstance(error, UnavailableError)
+        assert "was killed (--engine-step-timeout)" in str(error)
+        assert LIMIT - 0.5 <= when - stopped <= NOTICED
+        client.wait_until_ready(timeout=60)
+        assert server.engine_pid != first
+        assert not psutil.pid_exists(first)
+        after = client.generate("hello", max_tokens=20, temperature=0)
+    assert list(after.token_ids) == list(before.token_ids)
+    samples = server.metrics()
+    assert samples['longspan_engine_restarts_total{reason="hung"}'] == 1
+    assert "and is started again now" in server.log
+    assert server.stop(signal.SIGHUP) == 0
+
+
+def test_an_idle_engine_that_hangs_is_noticed_at_the_next_request(started):
+    server = started("--engine-step-timeout", str(LIMIT))
+    os.kill(server.engine_pid, signal.SIGSTOP)
+    time.sleep(LIMIT + 1)
+    with server.client() as client:
+        assert client.health(), "it has nothing to do"
+        asked = time.monotonic()
+        with pytest.raises(UnavailableError, match="has not read its messages"):
+            client.generate("hello", max_tokens=5)
+        assert time.monotonic() - asked <= NOTICED
+    assert server.process.wait(5) == 1
+    assert "the engine died (the engine has not read its messages for" in server.log
+
+
+def test_a_server_whose_engine_hangs_ends_in_time(started):
+    server = started("--engine-step-timeout", "0", "--drain-seconds", "1")
+    engine = server.engine_pid
+    stream = begin_stream(server)
+    os.kill(engine, signal.SIGSTOP)
+    asked = time.monotonic()
+    assert server.stop(signal.SIGTERM) == 0
+    # After draining half a second for gRPC's last words and 1.75 s for the rest; one is for the machine.
+    assert time.monotonic() - asked <= 1 + 0.5 + 1.75 + 1
+    assert not psutil.pid_exists(engine)
+    error, _ = stream.result(5)
+    assert isinstance(error, LongspanError)
+
+
+def test_a_pause_of_server_and_engine_is_no_hung_engine(started):
+    server = started("--engine-step-timeout", str(LIMIT))
+    engine = server.engine_pid
+    stream = begin_stream(server)
+    for process in (engine, server.process.pid):
+        os.kill(process, signal.SIGSTOP)
+    time.sleep(2 * LIMIT)
+    for process in (server.process.pid, engine):
+        os.kill(process, signal.SIGCONT)
+    error, _ = stream.result(30)
+    assert error is None
+    assert server.engine_pid == engine
+
+
+def test_an_engine_that_dies_again_and_again_is_given_up(started):
+    server = started("--on-engine-failure", "restart", "--restart-limit", "1")
+    with server.client() as client:
+        os.kill(server.engine_pid, signal.SIGKILL)
+        time.sleep(0.3)
+        client.wait_until_ready(timeout=60)
+        assert server.metrics()['longspan_engine_restarts_total{reason="died"}'] == 1
+        os.kill(server.engine_pid, signal.SIGKILL)
+        assert server.process.wait(10) == 1
+    assert "the engine failed 2 times within 600 s, the last time with this reason: " in server.log
+
+
+def test_a_hung_engine_ends_with_its_server(started):
+    server = started()
+    engine = psutil.Process(server.engine_pid)
+    engine.suspend()
+    server.process.kill()
+    server.process.wait()
+    wait_ended(engine, 1)

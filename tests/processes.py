@@ -1,0 +1,17 @@
+"""Processes that another process started."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import psutil
+
+
+def wait_ended(process: psutil.Process, seconds: float) -> None:
+    """Waits until a process has ended, whether or not its new parent has noticed; fails if it does not."""
+    end = time.monotonic() + seconds
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, f"{process} still runs"
+            time.sleep(0.01)
