@@ -137,6 +137,8 @@ def resolve(
     device: torch.device | str,
     dtype: torch.dtype,
     page_size: int,
+    *,
+    round_products: bool = False,
 ) -> Attention:
     """Makes the pattern and chooses the kernel, or says why that is impossible.
 
@@ -149,6 +151,8 @@ def resolve(
         device: where the cache lives.
         dtype: dtype of the cache.
         page_size: tokens per page.
+        round_products: the kernel may compute prompts by products of 16 bits where it has them; see
+            ``Kernel.with_rounded_products``.
 
     Raises:
         UnsupportedError: a name or option is unknown, or the kernel cannot compute these layers exactly.
@@ -162,6 +166,10 @@ def resolve(
         if not reasons:
             reason = "asked for" if kernel == name else _picked(choice.order, refusals)
             made = choice.kernel(name)
+            if round_products:
+                made = made.with_rounded_products()
+            if products := made.products(dtype):
+                reason += f"; prompts in products of {products}"
             return Attention(backend, choice.pattern, made, reason, tuple(layers), choice.family)
         refusals += reasons
     if kernel == "auto":

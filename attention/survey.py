@@ -23,6 +23,8 @@ class Verdict(NamedTuple):
         order: the kernels that ``auto`` tries, in this order.
         kernels: for each kernel that may be asked for, all reasons why it cannot compute this; none if it
             can.
+        products: for kernels that can, of what prompts' products are where rounding is allowed, as with
+            packed weights; see ``Kernel.products``.
         refusal: why the backend cannot be made of these options at all, or ``None``.
     """
 
@@ -31,6 +33,7 @@ class Verdict(NamedTuple):
     options: dict[str, str]
     order: tuple[str, ...]
     kernels: dict[str, list[str]]
+    products: dict[str, str]
     refusal: str | None
 
     @property
@@ -70,7 +73,7 @@ def survey(
         try:
             variants = _variants(backends, name, dict(options or {}))
         except UnsupportedError as error:
-            verdicts.append(Verdict(name, backends.origin(name), dict(options or {}), (), {}, str(error)))
+            verdicts.append(Verdict(name, backends.origin(name), dict(options or {}), (), {}, {}, str(error)))
             continue
         verdicts += [_verdict(backends, kernels, name, given, place) for given in variants]
     return verdicts
@@ -83,9 +86,12 @@ def _verdict(
     try:
         choice = KernelChoice(backends, kernels, name, options, place)
     except UnsupportedError as error:
-        return Verdict(name, origin, options, (), {}, str(error))
+        return Verdict(name, origin, options, (), {}, {}, str(error))
     reasons = {kernel: choice.reasons(kernel) for kernel in choice.selectable}
-    return Verdict(name, origin, choice.options, choice.order, reasons, None)
+    able = {kernel: choice.kernel(kernel) for kernel in reasons if not reasons[kernel]}
+    rounded = {kernel: able[kernel].with_rounded_products().products(place.dtype) for kernel in able}
+    products = {kernel: made for kernel, made in rounded.items() if made}
+    return Verdict(name, origin, choice.options, choice.order, reasons, products, None)
 
 
 def _variants(backends: Registry, name: str, options: dict[str, str]) -> list[dict[str, str]]:

@@ -98,6 +98,22 @@ class Kernel(ABC, Generic[Plan]):
             ``[T, query_heads, value_size]`` in the query's dtype.
         """
 
+    def with_rounded_products(self) -> Kernel[Plan]:
+        """The same kernel, free to round queries, keys, weights and values of prompts to 16 bits.
+
+        For models that round more than that themselves. A kernel may round so only over a cache of at most 16
+        bits; one that has no faster products of fewer bits is this kernel itself.
+        """
+        return self
+
+    def products(self, cache_dtype: torch.dtype) -> str | None:
+        """Of what a prompt's products are over a cache of this dtype, where rounding them was allowed.
+
+        Returns:
+            For example ``16-bit integers``; ``None`` where nothing is rounded for its products.
+        """
+        return None
+
     def write(self, cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """``cache.write``, or a faster way to the same; called before ``update`` and ``forward``."""
         cache.write(slots, key, value)

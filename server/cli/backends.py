@@ -90,6 +90,10 @@ def backends(
     console.print(f"{name}: {_structure(loaded.layers)}; {where}", markup=False)
     console.print(f"{code}\n", markup=False)
     console.print(_works(verdicts))
+    for kernel, products in {
+        each: made for verdict in verdicts for each, made in verdict.products.items()
+    }.items():
+        console.print(f"\nWith packed weights {kernel} computes prompts in products of {products}.")
     if any(verdict.refusal or any(verdict.kernels.values()) for verdict in verdicts):
         console.print()
         console.print(_refused(verdicts))
@@ -227,7 +231,12 @@ def _document(
                 "auto": verdict.auto,
                 "refusal": verdict.refusal,
                 "kernels": [
-                    {"kernel": kernel, "works": not reasons, "reasons": reasons}
+                    {
+                        "kernel": kernel,
+                        "works": not reasons,
+                        "reasons": reasons,
+                        "products": verdict.products.get(kernel),
+                    }
                     for kernel, reasons in verdict.kernels.items()
                 ],
             }

@@ -94,7 +94,7 @@ def _from_kept(
     report("checking", 0.8)
     loaded, weights = kept.loaded, kept.weights
     kv_dtype = cache_dtype(settings, loaded, weights)
-    attention = _choose(settings, page_size, loaded, "cpu", kv_dtype)
+    attention = _choose(settings, page_size, loaded, "cpu", kv_dtype, weights)
     whole = replace(loaded, context_length=kept.length)
     check_with = with_all_visible(attention, loaded, kv_dtype, page_size)
     with refusing(loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)):
@@ -127,7 +127,7 @@ def _from_source(
     report("recognizing the layers and packing the weights", 0.9)
     loaded, weights, proven = lay_out(loaded, settings.weights, proving)
     kv_dtype = cache_dtype(settings, loaded, weights)
-    attention = _choose(settings, page_size, loaded, device, kv_dtype)
+    attention = _choose(settings, page_size, loaded, device, kv_dtype, weights)
     with refusing(*failing):
         check_served(
             loaded, proven, attention, page_size, kv_dtype, weights=weights, packed=is_packed(weights)
@@ -151,8 +151,14 @@ def _keep(loaded: LoadedModel, weights: str, folder: Path, file: Path | None, re
 
 
 def _choose(
-    settings: Settings, page_size: int, loaded: LoadedModel, device: str, kv_dtype: torch.dtype
+    settings: Settings,
+    page_size: int,
+    loaded: LoadedModel,
+    device: str,
+    kv_dtype: torch.dtype,
+    weights: str | None = None,
 ) -> Attention:
+    """The attention that is to serve these weights; without them, one for the strict proof."""
     try:
         return resolve(
             settings.attention,
@@ -162,6 +168,8 @@ def _choose(
             torch.device(device),
             kv_dtype,
             page_size,
+            # Packed layers round their own activations more coarsely.
+            round_products=weights is not None and is_packed(weights),
         )
     except UnsupportedError as error:
         raise RefusedError(str(error)) from error

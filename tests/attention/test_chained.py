@@ -11,6 +11,7 @@ from attention import AttentionBatch, LayerSpec, PagedCache, resolve
 from attention.dtypes import CACHE_DTYPES, cast
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
+from attention.kernels.cpu.paged import CpuPaged
 from attention.patterns.full import Full
 from tests.attention.cases import attend, patterns
 
@@ -64,7 +65,7 @@ def test_chained_attention_writes_and_attends_as_layers_do(lengths, windows, pat
     if reason := ChainedAttention.obstacle(attention.kernel, ruled):
         assert pattern.rerotated or hasattr(pattern, "select"), reason
         return
-    chained = ChainedAttention(ruled, caches[0])
+    chained = ChainedAttention(attention.kernel, ruled, caches[0])
     for layer in layers:
         output = torch.full((len(batch.device.slots), 6, 24), float("nan"))
         chained.prepare(batch, query, key, value, output)
@@ -115,7 +116,7 @@ def test_numbers_are_written_as_torch_rounds_them(dtype):
     batch, pages = batch_of([(0, len(numbers))], 16)
     cache = PagedCache(layers, pages, 16, dtype, poison=True)
     attention = resolve("full", {}, "cpu_paged", layers, CPU, dtype, 16)
-    chained = ChainedAttention(attention.ruled_layers, cache)
+    chained = ChainedAttention(attention.kernel, attention.ruled_layers, cache)
     key, value = numbers.split([2, 2], dim=1)
     query = torch.zeros(len(numbers), 6, 24)
     chained.prepare(batch, query, key, value, query)
@@ -132,7 +133,7 @@ def test_nan_is_written_as_nan():
     batch, pages = batch_of([(0, 1)], 16)
     for dtype in DTYPES:
         cache = PagedCache(layers, pages, 16, dtype)
-        chained = ChainedAttention([(layer, Full()) for layer in layers], cache)
+        chained = ChainedAttention(CpuPaged(), [(layer, Full()) for layer in layers], cache)
         key = torch.full((1, 2, 24), float("nan"))
         query = torch.zeros(1, 6, 24)
         chained.prepare(batch, query, key, key, query)

@@ -116,7 +116,7 @@ def test_queries_rerotated_toward_the_first_keys(
 def test_long_sequences(dtype, window, heads, kv_heads, size, value_size):
     """Rows in many parts, blocks of rows, heads that do and don't fill vectors, groups of any size."""
     layer = LayerSpec(0, heads, kv_heads, size, value_size, size**-0.5, window=window)
-    shapes = [(1700, 1), (1300, 40), (3, 1), (900, 2), (300, 300), (1100, 1)]
+    shapes = [(1700, 1), (4200, 9), (3, 1), (900, 2), (300, 300), (1100, 1)]
     check(make_case(layer, shapes, 16, dtype=dtype, prompt_lens=[1700, 1, 1, 1, 300, 1]), Full())
 
 
@@ -286,7 +286,7 @@ def test_at_every_level(level):
     grouped = LayerSpec(0, 9, 3, 64, 64, 0.125)
     odd = LayerSpec(0, 5, 1, 20, 12, 0.2, window=50, softcap=8.0, sinks=True)
     shapes, prompt_lens = [(200, 1), (190, 100), (70, 9), (90, 1)], [200, 190, 70, 1]
-    long, given_lens = [(1500, 1), (1300, 70)], [1, 1300]
+    long, given_lens = [(1500, 1), (4200, 70)], [1, 4200]
     with at(level):
         for dtype in DTYPES:
             for layer in (grouped, odd):

@@ -255,7 +255,7 @@ def test_chained_attention_selects_as_layers_do(lengths, windows, pattern, page_
     ]
     random = torch.Generator().manual_seed(seed)
     layered = [(layer, Full() if layer.index in pattern.dense_layers else pattern) for layer in specs]
-    chained = ChainedAttention(layered, caches[0])
+    chained = ChainedAttention(CpuPaged(), layered, caches[0])
     for computed, part in (([0] * len(lengths), 0), ([there for there, _ in lengths], 1)):
         step = [length[part] for length in lengths]
         some = [b for b, tokens in enumerate(step) if tokens]

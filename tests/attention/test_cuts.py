@@ -20,9 +20,12 @@ from attention.patterns.topk import TopK
 from tests.attention.cases import Case, attend, layers, make_case, patterns
 
 DTYPES = list(CACHE_DTYPES.values())
+KERNELS = [CpuPaged(), CpuPaged(rounds_products=True)]
 
 
-def chunk(case: Case, pattern, start: int, stop: int, prompt_len: int) -> torch.Tensor:
+def chunk(
+    case: Case, pattern, start: int, stop: int, prompt_len: int, kernel: CpuPaged = KERNELS[0]
+) -> torch.Tensor:
     """The rows from ``start`` to ``stop`` of one sequence in a separate step.
 
     Expired pages are evicted, and later tokens are not yet written.
@@ -34,14 +37,14 @@ def chunk(case: Case, pattern, start: int, stop: int, prompt_len: int) -> torch.
         part.view(-1, *part.shape[2:])[whole.slots[stop:]] = float("nan")
     pages = table.tolist()
     batch = AttentionBatch.build([start], [stop - start], pages, page_size, prompt_lens=[prompt_len])
-    return attend(CpuPaged(), case.layer, case.query[start:stop], cache, batch, pattern, case.sinks)
+    return attend(kernel, case.layer, case.query[start:stop], cache, batch, pattern, case.sinks)
 
 
-def check(case: Case, pattern, cuts: list[int]) -> None:
+def check(case: Case, pattern, cuts: list[int], kernel: CpuPaged = KERNELS[0]) -> None:
     length = len(case.query)
-    whole = attend(CpuPaged(), case.layer, case.query, case.cache, case.batch, pattern, case.sinks)
+    whole = attend(kernel, case.layer, case.query, case.cache, case.batch, pattern, case.sinks)
     for start, stop in itertools.pairwise([0, *cuts, length]):
-        assert torch.equal(chunk(case, pattern, start, stop, length), whole[start:stop])
+        assert torch.equal(chunk(case, pattern, start, stop, length, kernel), whole[start:stop])
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,21 +55,23 @@ def check(case: Case, pattern, cuts: list[int]) -> None:
     patterns,
     st.integers(0, 1 << 30),
     st.sampled_from(DTYPES),
+    st.sampled_from(KERNELS),
     st.data(),
 )
-def test_cuts_anywhere(layer, length, page_size, pattern, seed, dtype, data):
+def test_cuts_anywhere(layer, length, page_size, pattern, seed, dtype, kernel, data):
     case = make_case(layer, [(length, length)], page_size, pattern=pattern, dtype=dtype, seed=seed)
     cuts = data.draw(st.sets(st.integers(1, length - 1) | st.just(length - 1), max_size=9), label="cuts")
-    check(case, pattern, sorted(cuts))
+    check(case, pattern, sorted(cuts), kernel)
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=["floats", "16-bit integers"])
 @pytest.mark.parametrize(
     "pattern",
     [
         Full(),
         SlidingWindow(window=300, sinks=4),
         SlidingWindow(window=1020, sinks=4),
-        SlidingWindow(window=1100, sinks=70),
+        SlidingWindow(window=4150, sinks=70),
         Longformer(window=200, global_tokens=10),
         BigBird(block=64, window_blocks=3, random_blocks=3, seed=0),
         BigBird(block=24, window_blocks=3, random_blocks=5, seed=0),
@@ -74,15 +79,15 @@ def test_cuts_anywhere(layer, length, page_size, pattern, seed, dtype, data):
     ],
     ids=lambda pattern: "-".join([pattern.name, *pattern.options.values()]),
 )
-def test_prompts_of_many_blocks_and_parts(pattern):
+def test_prompts_of_many_blocks_and_parts(pattern, kernel):
     """Chunks of several blocks, of one, and single rows, where rows are in one part and where in several."""
     rng = random.Random(0)
-    length = 1300
-    for window, dtype in ((None, torch.float16), (700, torch.float32)):
+    length = 4300
+    for window, dtype in ((None, torch.float16), (4200, torch.float16)):
         layer = LayerSpec(0, 6, 2, 24, 40, 0.2, window=window, softcap=None if window else 5.0, sinks=True)
         case = make_case(layer, [(length, length)], 16, pattern=pattern, dtype=dtype)
-        for cuts in ([16, 17, 1024, 1025, length - 1], rng.sample(range(1, length), 12)):
-            check(case, pattern, sorted(cuts))
+        for cuts in ([16, 17, 4096, 4097, length - 1], rng.sample(range(1, length), 12)):
+            check(case, pattern, sorted(cuts), kernel)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -103,10 +104,12 @@ def test_json_says_all_of_it_and_options_are_judged(gemma: Path) -> None:
     assert window["options"]["window"] == "9"
     assert window["refusal"] is None
     kernels = {entry["kernel"]: entry for entry in window["kernels"]}
-    assert kernels["reference"] == {"kernel": "reference", "works": True, "reasons": []}
+    assert kernels["reference"] == {"kernel": "reference", "works": True, "reasons": [], "products": None}
     assert kernels["sdpa"]["works"] is False
     assert "sdpa lacks soft-capping (layers 0-1)" in kernels["sdpa"]["reasons"]
     assert kernels[window["auto"]]["works"]
+    if window["auto"] == "cpu_paged" and platform.machine() == "x86_64":
+        assert kernels["cpu_paged"]["products"] == "16-bit integers"
     assert by_name["sparse", "longformer"]["options"]["window"] == "9"
 
 

@@ -18,7 +18,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4
 
 
 class Call(ctypes.Structure):
-    """``Call`` in paged_work.hpp."""
+    """``Call`` in paged_call.hpp."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "rerotated", "keys", "values", "page_table")),
@@ -27,7 +27,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("entries", "range_heads", "range_count")),
         *((name, ctypes.c_int64) for name in ("query_heads", "kv_heads", "head_size", "value_size")),
         *((name, ctypes.c_int64) for name in ("row_stride", "head_stride", "page_size", "table_width")),
-        *((name, ctypes.c_int64) for name in ("near", "dtype", "threads")),
+        *((name, ctypes.c_int64) for name in ("near", "dtype", "pairs", "threads")),
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
     ]
 
@@ -48,11 +48,13 @@ class Compiled(NamedTuple):
     Attributes:
         attend: takes the address of a ``Call``.
         write: takes the address of a ``Write``.
+        has_pairs: whether the processor has products of 16-bit integers that are faster than those of floats.
         team: the address of GOMP_parallel in the OpenMP runtime of torch itself, so that there is one pool.
     """
 
     attend: Any
     write: Any
+    has_pairs: bool
     team: int
 
 
@@ -65,4 +67,7 @@ def compiled() -> Compiled:
     """
     library = native.load(SOURCE, native.kept(), (Call, Write))
     library.longspan_attend.restype = library.longspan_write.restype = None
-    return Compiled(library.longspan_attend, library.longspan_write, *native.openmp("GOMP_parallel"))
+    has_pairs = bool(library.longspan_has_pairs())
+    return Compiled(
+        library.longspan_attend, library.longspan_write, has_pairs, *native.openmp("GOMP_parallel")
+    )

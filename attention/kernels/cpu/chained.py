@@ -26,6 +26,7 @@ class ChainedAttention:
     Tables of ``Write`` and ``Call`` with a row for each layer.
 
     Args:
+        kernel: the chosen kernel.
         layers: each with its pattern; ``obstacle`` must be ``None`` for them.
         cache: where their keys and values go.
 
@@ -33,7 +34,9 @@ class ChainedAttention:
         calls: by layer index: these write the step's keys and values to the cache and compute attention.
     """
 
-    def __init__(self, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache) -> None:
+    def __init__(
+        self, kernel: CpuPaged, layers: Sequence[tuple[LayerSpec, Pattern]], cache: PagedCache
+    ) -> None:
         native = compiled()
         self._cache = cache  # whose memory the tables point to
         self._writes, self._calls = table(Write, len(layers)), table(Call, len(layers))
@@ -50,6 +53,7 @@ class ChainedAttention:
             for name in ("query_heads", "kv_heads", "head_size", "value_size", "scale"):
                 call[name] = getattr(layer, name)
             call["softcap"] = layer.softcap or 0.0
+            call["pairs"] = kernel.multiplies_pairs(keys.dtype)
         # Layers with the same pattern and window share a plan.
         self._alike = [(*kind, places(indices)) for kind, indices in alike.items()]
         self._calls["parallel"], self._calls["page_size"] = native.team, cache.page_size

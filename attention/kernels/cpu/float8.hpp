@@ -14,7 +14,7 @@ struct Float8 {
   using Number = uint8_t;
   using Lanes = Float16::Lanes;
   static constexpr float kOfHalf = 256.0f;
-  static int place(int i) { return Float16::place(i); }
+  static constexpr int place(int i) { return Float16::place(i); }
   static void halves(const uint8_t* from, int64_t count, uint16_t* to) {
     int64_t i = 0;
 #if defined(__AVX2__)

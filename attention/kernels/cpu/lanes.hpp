@@ -166,7 +166,7 @@ struct Widened {  // NOLINT(bugprone-crtp-constructor-accessibility): none is ev
   }
 
   // The place in the block of the number that lies in lane `i` of the two vectors.
-  static int place(int i) { return i < kLanes ? 2 * i : 2 * (i - kLanes) + 1; }
+  static constexpr int place(int i) { return i < kLanes ? 2 * i : 2 * (i - kLanes) + 1; }
 
   // A block's product takes kSteps steps, each with one operand of the key and one of the query.
   static constexpr int kSteps = 2;
@@ -184,7 +184,7 @@ struct Widened {  // NOLINT(bugprone-crtp-constructor-accessibility): none is ev
 
 struct Float32 : Widened<Float32> {
   using Number = float;
-  static int place(int i) { return i; }
+  static constexpr int place(int i) { return i; }
   static Floats lane(const float* from, int which) { return floats(from + which * kLanes); }
   static Floats cast(Floats numbers) { return numbers; }
 };
@@ -219,7 +219,7 @@ struct BFloat16 : Widened<BFloat16> {
 struct Float16 : Widened<Float16> {
   using Number = uint16_t;
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
-  static int place(int i) { return i; }
+  static constexpr int place(int i) { return i; }
   static Floats lane(const uint16_t* from, int which) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_cvtph_ps(load<__m256i>(from + which * kLanes));

@@ -47,6 +47,15 @@ void finish(const Run& run, const Group& group) {
   }
 }
 
+template <class Format>
+void attend_as(const Call& call, const Work& work, const Part& part, float* room, float* result) {
+#if defined(__SSE2__)
+  if constexpr (sizeof(typename Format::Number) < sizeof(float))
+    if (call.pairs) return attend_block<Format, InPairs>(call, work, part, room, result);
+#endif
+  attend_block<Format, InFloats>(call, work, part, room, result);
+}
+
 // Takes parts until there are none.
 template <class Format>
 void take_parts(void* given) {
@@ -60,7 +69,7 @@ void take_parts(void* given) {
     const Group& group = work.groups[part.group];
     float* result = run.results + group.results + (i - group.part) * work.result_size(group);
     if (group.block) {
-      attend_block<Format>(run.call, work, part, room, result);
+      attend_as<Format>(run.call, work, part, room, result);
       next = claim();
     } else {
       attend_row<Format>(run.call, work, part, room, result, [&] {
@@ -85,6 +94,9 @@ extern "C" __attribute__((visibility("default"))) void longspan_attend(const Cal
   in_parallel(call->parallel, by_dtype[call->dtype], &run, work.threads());
 }
 
+// Whether `Call::pairs` may be set.
+extern "C" __attribute__((visibility("default"))) int longspan_has_pairs() { return kPairProducts; }
+
 extern "C" __attribute__((visibility("default"))) void longspan_write(const Write* write) {
   void (*const by_dtype[])(const Write&) = {write_rows<Float32>, write_rows<BFloat16>, write_rows<Float16>,
                                             write_rows<Float8>};
@@ -104,8 +116,8 @@ std::string layout_of_call() {
                     LONGSPAN_FIELD(query_heads), LONGSPAN_FIELD(kv_heads),    LONGSPAN_FIELD(head_size),
                     LONGSPAN_FIELD(value_size),  LONGSPAN_FIELD(row_stride),  LONGSPAN_FIELD(head_stride),
                     LONGSPAN_FIELD(page_size),   LONGSPAN_FIELD(table_width), LONGSPAN_FIELD(near),
-                    LONGSPAN_FIELD(dtype),       LONGSPAN_FIELD(threads),     LONGSPAN_FIELD(scale),
-                    LONGSPAN_FIELD(softcap)});
+                    LONGSPAN_FIELD(dtype),       LONGSPAN_FIELD(pairs),       LONGSPAN_FIELD(threads),
+                    LONGSPAN_FIELD(scale),       LONGSPAN_FIELD(softcap)});
 }
 
 std::string layout_of_write() {

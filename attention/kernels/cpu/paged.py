@@ -40,6 +40,7 @@ class PagedPlan(NamedTuple):
         rerotated: see ``Pattern.rerotated``.
         page_size: tokens per page.
         page_table: int32 ``[R, P]``, contiguous.
+        pairs: whether blocks of rows are multiplied in 16-bit integers.
         given: which rows belong to a prompt, bool ``[T]``.
         ruled: rows whose ranges follow from a rule over positions.
         selecting: the others, whose ranges each layer selects.
@@ -48,6 +49,7 @@ class PagedPlan(NamedTuple):
     rerotated: int
     page_size: int
     page_table: torch.Tensor
+    pairs: bool
     given: torch.Tensor
     ruled: Rows
     selecting: list[NativePart] | list[TorchPart]
@@ -56,13 +58,34 @@ class PagedPlan(NamedTuple):
 class CpuPaged(Kernel[PagedPlan]):
     """Computes every feature of ``LayerSpec`` under any pattern, on the CPU, in float32 inside.
 
+    With ``rounds_products`` and over a cache of at most 16 bits, several rows of a sequence, and all rows of
+    a prompt, are multiplied in 16-bit integers, on processors that have these products; see paged_pairs.hpp.
+
     Compiled for the machine at its first use. To the last bit, a row's result does not depend on other
     sequences, nor, for a row of the prompt, on how the prompt is cut into steps. Rows after the prompt are
     computed one at a time, in another order of sums; if several are computed at once, as after preemption,
     their last bits may differ.
+
+    Args:
+        rounds_products: queries, keys, weights and values may be rounded to 16 bits for their products.
     """
 
     name = "cpu_paged"
+
+    def __init__(self, rounds_products: bool = False) -> None:
+        self._rounds_products = rounds_products
+
+    def with_rounded_products(self) -> CpuPaged:
+        """See ``Kernel.with_rounded_products``."""
+        return CpuPaged(rounds_products=True)
+
+    def multiplies_pairs(self, cache_dtype: torch.dtype) -> bool:
+        """Whether blocks of rows are multiplied in 16-bit integers over a cache of this dtype."""
+        return self._rounds_products and cache_dtype.itemsize <= 2 and compiled().has_pairs
+
+    def products(self, cache_dtype: torch.dtype) -> str | None:
+        """See ``Kernel.products``."""
+        return "16-bit integers" if self.multiplies_pairs(cache_dtype) else None
 
     def unsupported(
         self,
@@ -98,7 +121,8 @@ class CpuPaged(Kernel[PagedPlan]):
             rows = selecting(batch.visible, pattern)
             parts = [TorchPart(pattern, KnownRows(host, device, part)) for part in rows]
         by_rule, table = ruled(batch.visible, layer.window, pattern), device.page_table.contiguous()
-        return PagedPlan(pattern.rerotated, host.page_size, table, given(host), by_rule, parts)
+        pairs = self.multiplies_pairs(kind.cache_dtype)
+        return PagedPlan(pattern.rerotated, host.page_size, table, pairs, given(host), by_rule, parts)
 
     def forward(
         self,
@@ -190,6 +214,7 @@ def _attend(
                 plan.page_table.shape[1],
                 plan.rerotated,
                 DTYPES[cache.keys.dtype],
+                plan.pairs,
                 torch.get_num_threads(),
                 layer.scale,
                 layer.softcap or 0.0,

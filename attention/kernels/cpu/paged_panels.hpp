@@ -20,7 +20,8 @@ static_assert(kBlock % kHigh == 0 && kTile % kHigh == 0, "tokens and numbers of 
 // Some queries of a block, and their sums over the tokens seen so far.
 struct Panel {
   int vectors;            // that hold queries, the first of kVectors
-  const float* queries;   // [key_size, kWide]
+  const float* queries;   // [key_size, kWide], in the form in which they are multiplied
+  const float* units;     // [kWide], the value of 1 in that form
   float* output;          // [value_size, kWide]
   float* top;             // [kWide]
   float* sum;             // [kWide]
@@ -28,50 +29,51 @@ struct Panel {
   const int32_t* ends;    // [range_count, kWide]
 };
 
-// c [kHigh, V vectors of kWide] = c * keep, or 0 without keep, + a [kHigh, depth] times b [depth, V vectors of kWide].
+// a [kHigh, depth] times b [depth, V vectors of kWide], of which `take` gets row, vector and sum.
 // Aligned to a cache line, so that its loop does not span three of them, depending on the code before it: where another
-// thread shares the core, that costs a tenth of the whole kernel's time.
-template <int V>
-[[gnu::aligned(64)]] void multiply_panel(const float* a, int64_t row_step, int64_t depth_step, const float* b,
-                                         int64_t depth, float* c, const float* keep) {
-  Floats sum[kHigh][V];
+// thread shares the core, that costs a tenth of the whole kernel's time. Not inlined, since other live values would
+// take its registers.
+template <class Products, int V, class Take>
+[[gnu::aligned(64), gnu::noinline]] void multiply_panel(const typename Products::Unit* a, int64_t row_step,
+                                                        int64_t depth_step, const typename Products::Unit* b,
+                                                        int64_t depth, const Take& take) {
+  using Vector = typename Products::Vector;
+  Vector sum[kHigh][V];
 #pragma GCC unroll 8
   for (int row = 0; row < kHigh; ++row)
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v)
-      sum[row][v] = keep ? floats(c + row * kWide + v * kLanes) * floats(keep + v * kLanes) : Floats{};
+    for (int v = 0; v < V; ++v) sum[row][v] = Vector{};
   for (int64_t k = 0; k < depth; ++k, a += depth_step, b += kWide) {
-    Floats right[V];
+    Vector right[V];
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
-      Floats vector = floats(b + v * kLanes);
+      auto vector = load<Vector>(b + v * kLanes);
       keep_at_hand(vector);
       right[v] = vector;
     }
 #pragma GCC unroll 8
     for (int row = 0; row < kHigh; ++row)
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) sum[row][v] += a[row * row_step] * right[v];
+      for (int v = 0; v < V; ++v) sum[row][v] = Products::add(sum[row][v], a[row * row_step], right[v]);
   }
 #pragma GCC unroll 8
   for (int row = 0; row < kHigh; ++row)
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) store(c + row * kWide + v * kLanes, sum[row][v]);
+    for (int v = 0; v < V; ++v) take(row, v, sum[row][v]);
 }
 
-// Logits [tokens, V vectors of kWide] become weights; earlier sums must be multiplied by `keep` [kWide].
+// The largest logits [V] of the tokens `from` to `to` and of those before.
 template <int V>
-void weigh(const Panel& panel, int tokens, float* logits, float* keep) {
-  Floats most[V], total[V] = {};
+void find_most(const Panel& panel, const float* logits, int64_t from, int64_t to, Floats (&most)[V]) {
   for (int v = 0; v < V; ++v) most[v] = floats(panel.top + v * kLanes);
-  for (int token = 0; token < tokens; ++token)
-    for (int v = 0; v < V; ++v) most[v] = larger(floats(logits + token * kWide + v * kLanes), most[v]);
-  for (int token = 0; token < tokens; ++token)
-    for (int v = 0; v < V; ++v) {
-      const Floats weight = power_of_two(floats(logits + token * kWide + v * kLanes) - most[v]);
-      store(logits + token * kWide + v * kLanes, weight);
-      total[v] += weight;
-    }
+  for (int64_t at = from * kWide; at < to * kWide; at += kWide)
+    for (int v = 0; v < V; ++v) most[v] = larger(floats(logits + at + v * kLanes), most[v]);
+}
+
+// Takes the weights' sums [V] of a tile into a panel's, under its new largest logits. Earlier sums must be multiplied
+// by `keep` [kWide].
+template <int V>
+void keep_sums(const Panel& panel, const Floats (&most)[V], const Floats (&total)[V], float* keep) {
   for (int v = 0; v < V; ++v) {
     const Floats kept = power_of_two(floats(panel.top + v * kLanes) - most[v]);
     store(keep + v * kLanes, kept);

@@ -13,34 +13,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "paged_call.hpp"
 #include "threads.hpp"
 
-// One call; calls.py builds it. `entries` query rows, each with ranges of key positions of its own.
-struct Call {
-  const float* query;         // [T, query_heads, head_size], strides in numbers, the last one 1
-  const float* rerotated;     // like query, with the same strides, or null
-  const void* keys;           // [pages, page_size, kv_heads, head_size]
-  const void* values;         // [pages, page_size, kv_heads, value_size]
-  const int32_t* page_table;  // [sequences, table_width]
-  const int64_t* rows;        // [entries], ascending
-  const int64_t* owners;      // [entries], the rows' sequences
-  const int64_t* ranges;      // [entries, range_heads, range_count, 2]
-  const bool* given;          // [T], whether a row belongs to a prompt
-  const float* sinks;         // [query_heads] or null
-  float* output;              // [T, query_heads, value_size]
-  void* parallel;             // GNU OpenMP's GOMP_parallel
-  int64_t entries, range_heads, range_count;
-  int64_t query_heads, kv_heads, head_size, value_size;
-  int64_t row_stride, head_stride;
-  int64_t page_size, table_width;
-  int64_t near;   // keys at positions below it are multiplied with `rerotated`
-  int64_t dtype;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
-  int64_t threads;
-  double scale;
-  double softcap;  // 0: off
-
-  int64_t shared() const { return query_heads / kv_heads; }
-};
+inline int64_t rounded(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
 
 // Tokens that are computed at once: their logits fit into the L1 cache.
 constexpr int kTile = 64;
@@ -50,17 +26,25 @@ constexpr int kTile = 64;
 // cut at multiples of some number of positions, so that a part has about kBlockTokens.
 constexpr int64_t kLeastRowTokens = 64;
 constexpr int64_t kMostRowTokens = 512;
-constexpr int64_t kBlockTokens = 1024;
+constexpr int64_t kBlockTokens = 4096;
 constexpr int64_t kRowStep = 16;  // all parts but the last are multiples of it
 
-// Queries (rows times the heads that share a KV head) that share each load of a key and a value in a block of
-// rows.
-constexpr int64_t kBlockQueries = 256;
+// Queries (rows times the heads that share a KV head) of a block of rows. The more there are, the less of the time goes
+// into loading keys and values, and the fewer parts there are for threads. Many queries of large heads would not fit
+// into the L2 cache.
+constexpr int64_t kMostBlockQueries = 768;
+constexpr int64_t kLeastBlockQueries = 192;
+constexpr int64_t kBlockHeads = 128;  // numbers of a key and a value together with which most queries fit
+constexpr int64_t kPartsPerThread = 6;
 
 // The largest logit before any: small enough for a weight of 0, and finite, so that no difference is NaN.
 constexpr float kLowest = -1e30f;
 
-inline int64_t rounded(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
+// The most queries of a block.
+inline int64_t most_block_queries(const Call& call) {
+  const int64_t most = kMostBlockQueries * kBlockHeads / std::max(kBlockHeads, call.head_size + call.value_size);
+  return std::max({kLeastBlockQueries, most, call.shared()});
+}
 
 struct Range {
   int64_t begin, end;
@@ -131,10 +115,23 @@ class Work {
     return step;
   }
 
+  // How many blocks `rows` rows make, of which `last` sees most: few, but enough for all threads to end together.
+  int64_t block_count(int64_t last, int64_t rows) const {
+    int64_t seen = 0;
+    each_range(last, 0, [&](int64_t begin, int64_t end) { seen += end - begin; });
+    const int64_t parts = call_.kv_heads * (seen / kBlockTokens + 1);
+    int64_t blocks = 0;
+    for (int64_t queries = most_block_queries(call_);; queries /= 2) {
+      const int64_t most = std::max<int64_t>(1, queries / call_.shared());
+      blocks = (rows + most - 1) / most;
+      if (blocks * parts >= kPartsPerThread * call_.threads || queries / 2 < kLeastBlockQueries) return blocks;
+    }
+  }
+
   // Consecutive rows: blocks of about equally many, the last ones first, since these see most and threads end at about
   // the same time if the last parts are small.
   void add_run(int64_t entry, int64_t rows) {
-    const int64_t most = std::max<int64_t>(1, kBlockQueries / call_.shared()), blocks = (rows + most - 1) / most;
+    const int64_t blocks = block_count(entry + rows - 1, rows);
     for (int64_t block = blocks; block-- > 0;) {
       const int64_t first = rows * block / blocks, stop = rows * (block + 1) / blocks;
       if (stop == first + 1 && !(call_.range_heads == 1 && call_.given[call_.rows[entry + first]]))

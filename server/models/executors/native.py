@@ -7,6 +7,7 @@ import torch
 from attention.backends import Attention
 from attention.cache import PagedCache
 from attention.kernels.cpu.chained import ChainedAttention
+from attention.kernels.cpu.paged import CpuPaged
 from server.models.executors.base import StepInput
 from server.models.executors.rotary import lengths_of, rope_in_force
 from server.models.loaded import LoadedModel
@@ -31,12 +32,13 @@ class NativeExecutor:
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         assert isinstance(loaded.model, QuantizedModel)
+        assert isinstance(attention.kernel, CpuPaged)
         self.device, self.dtype = loaded.model.device, loaded.dtype
         self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason
         # An output layer of floats is torch's product, which may cut its sums by threads.
         self.thread_invariant = isinstance(self.model.head, QuantizedLinear)
         self.rope = rope_in_force(loaded.rope, attention.pattern)
-        self._attention = ChainedAttention(attention.ruled_layers, cache)
+        self._attention = ChainedAttention(attention.kernel, attention.ruled_layers, cache)
         self._chain = self.model.decoder.chain(self._attention)
 
     @staticmethod

@@ -1,0 +1,50 @@
+// Pairs of 16-bit integers in lanes of 32 bits, and the processor's products of them.
+//
+// Every x86-64 processor has these, and multiplies twice as many of them at once as floats or more. AArch64 does not.
+
+#pragma once
+
+#include "lanes.hpp"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+constexpr bool kPairProducts = true;
+#else
+constexpr bool kPairProducts = false;
+#endif
+
+// The largest of these integers.
+constexpr float kLargestInteger = 32767.0f;
+
+inline Floats converted(Ints integers) { return __builtin_convertvector(integers, Floats); }
+
+// Each lane has the low half of `low` and that of `high`.
+inline Ints paired(Ints low, Ints high) { return (low & 0xffff) | (Ints)((Bits)high << 16); }
+
+#if defined(__SSE2__)
+// sum + the products of both integers of each pair.
+inline Ints add_products(Ints sum, Ints a, Ints b) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__)
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
+  return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#endif
+}
+
+// The nearest integers. NaN and numbers beyond 32 bits give one whose low half is 0.
+inline Ints nearest(Floats numbers) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtps_epi32((__m512)numbers);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_cvtps_epi32((__m256)numbers);
+#else
+  return (Ints)_mm_cvtps_epi32((__m128)numbers);
+#endif
+}
+#endif
