@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import grpc
 
 from longspan.v1 import inference_pb2, types_pb2
+from server.access.callers import Caller
 from server.api import conversion, errors
 from server.api.answer import Answer, Event
 from server.api.prompt import prompt_ids
@@ -33,6 +34,7 @@ class Generation:
         self,
         request: inference_pb2.GenerateRequest,
         request_id: str,
+        caller: Caller,
         state: ServerState,
         metrics: Metrics,
         traces: Traces | None = None,
@@ -40,6 +42,7 @@ class Generation:
         self._arrival = time.monotonic()
         self._request = request
         self._request_id = request_id
+        self._caller = caller
         self._state = state
         self._metrics = metrics
         self._traces = traces
@@ -81,16 +84,20 @@ class Generation:
         with self._accounted(cancellation, metadata):
             served = self._state.model(self._request.model)
             plan = conversion.plan(self._request, served, self._state.limits)
-            with self._state.admission.admit(self._request_id, self, plan.n):
+            self._check_priority()
+            quota = self._caller.quota
+            with self._state.admission.admit(self._caller, self._request_id, self, plan.n):
                 prompt = await prompt_ids(self._request, served, self._state)
                 if self._error is not None:
                     raise self._error
+                quota.spend(len(prompt))
                 ids = served.engine.new_ids(plan.n)
                 answer = Answer(self._request, self._request_id, served, plan.stop, ids, len(prompt))
-                record = self._record = RequestRecord(self._metrics, plan.n, self._arrival)
+                record = self._record = RequestRecord(self._metrics, plan.n, self._arrival, quota.spend)
                 if not self._aborted:
                     with self._engine_errors():
-                        sequences = plan.sequences(ids, prompt, served.ready.context_length)
+                        length, salt = served.ready.context_length, self._caller.salt
+                        sequences = plan.sequences(ids, prompt, length, salt)
                         stream = self._stream = served.engine.submit(sequences)
                         # Outputs that came while the client was slow to take an event are taken together.
                         while taken := await stream.take(_MOST_MERGED):
@@ -99,6 +106,11 @@ class Generation:
                 for event in answer.close(record):
                     yield event
                 self._finish = answer.finish()
+
+    def _check_priority(self) -> None:
+        most = self._caller.identity.max_priority
+        if most is not None and self._request.priority > most:
+            raise errors.priority_denied(self._request.priority, most)
 
     @contextmanager
     def _accounted(self, cancellation: Callable[[], grpc.StatusCode], metadata: Metadata) -> Iterator[None]:
@@ -150,6 +162,7 @@ class Generation:
                 "cached_prompt_tokens": usage.cached_prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "seconds": round(seconds, 6),
+                **({"identity": self._caller.identity.name} if self._caller.identity.name else {}),
             },
         )
         if self._traces is not None:

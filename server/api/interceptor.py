@@ -15,11 +15,13 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from longspan.v1 import inference_pb2
+from server.access.callers import Caller, Callers, DeniedError, caller
 from server.api import errors
 from server.api.checks import valid_request_id
 from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
+from server.observe.tracing import Metadata
 
 log = logging.getLogger("longspan.api")
 
@@ -28,6 +30,9 @@ STALL_SECONDS = 30.0
 
 # A deadline and its cancellation are not seen at exactly the same time.
 _DEADLINE_SLACK_SECONDS = 0.02
+
+_OPEN = "/grpc.health.v1.Health/"
+_KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -61,9 +66,10 @@ class _Call:
 class Interceptor(aio.ServerInterceptor):
     """Wraps every method of every service of the server."""
 
-    def __init__(self, state: ServerState, metrics: GrpcMetrics) -> None:
+    def __init__(self, state: ServerState, metrics: GrpcMetrics, callers: Callers) -> None:
         self._state = state
         self._metrics = metrics
+        self._callers = callers
 
     async def intercept_service(
         self,
@@ -75,27 +81,45 @@ class Interceptor(aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None:
             return None
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(
-                self._stream(handler.stream_stream, None, "bidi_stream", method),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(handler.unary_stream, handler.request_deserializer, "server_stream", method),
-                response_serializer=handler.response_serializer,
-            )
-        if handler.unary_unary is not None:
+        kind = next((word for name, word in _KINDS if getattr(handler, name) is not None), None)
+        if kind is None:
+            raise NotImplementedError(f"{method}: no service here has client streaming")
+        try:
+            known = self._known(method, handler_call_details.invocation_metadata or ())
+        except DeniedError as error:
+            # A handler of this kind is called before the message is received.
+            return grpc.stream_stream_rpc_method_handler(self._refusal(str(error), kind, method))
+        parse, serialize = handler.request_deserializer, handler.response_serializer
+        if kind == "unary":
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary, handler.request_deserializer, method),
-                response_serializer=handler.response_serializer,
+                self._unary(handler.unary_unary, parse, method, known), response_serializer=serialize
             )
-        raise NotImplementedError(f"{method}: no service here has client streaming")
+        if kind == "server_stream":
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(handler.unary_stream, parse, kind, method, known), response_serializer=serialize
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            self._stream(handler.stream_stream, None, kind, method, known),
+            request_deserializer=parse,
+            response_serializer=serialize,
+        )
 
-    def _unary(self, behavior: Any, parse: Callable[[Any], Any], method: str) -> Any:
+    def _known(self, method: str, metadata: Metadata) -> Caller | None:
+        """Who makes a call; ``None`` if only its connection can tell."""
+        # Probes of health have no token, and learn nothing but whether the server answers.
+        return self._callers.everyone if method.startswith(_OPEN) else self._callers.by_token(metadata)
+
+    def _refusal(self, sentence: str, kind: str, method: str) -> Any:
+        async def handle(payload: Any, context: Context) -> None:
+            async with self._guard(context, kind, method):
+                raise errors.unauthenticated(sentence)
+
+        return handle
+
+    def _unary(self, behavior: Any, parse: Callable[[Any], Any], method: str, known: Caller | None) -> Any:
         async def handle(payload: bytes, context: Context) -> Any:
             async with self._guard(context, "unary", method) as call:
+                self._identify(known, context)
                 request = await self._begin(payload, parse, context)
                 response = await behavior(request, context)
                 call.sent()
@@ -103,9 +127,17 @@ class Interceptor(aio.ServerInterceptor):
 
         return handle
 
-    def _stream(self, behavior: Any, parse: Callable[[Any], Any] | None, kind: str, method: str) -> Any:
+    def _stream(
+        self,
+        behavior: Any,
+        parse: Callable[[Any], Any] | None,
+        kind: str,
+        method: str,
+        known: Caller | None,
+    ) -> Any:
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method) as call:
+                self._identify(known, context)
                 request = await self._begin(payload, parse, context)
                 async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
@@ -115,6 +147,15 @@ class Interceptor(aio.ServerInterceptor):
                         call.sent()
 
         return handle
+
+    def _identify(self, known: Caller | None, context: Context) -> None:
+        """Tells this task who makes the call, before its message is parsed."""
+        if known is None:
+            try:
+                known = self._callers.by_certificate(context.auth_context())
+            except DeniedError as error:
+                raise errors.unauthenticated(str(error)) from error
+        caller.set(known)
 
     async def _begin(self, payload: Any, parse: Callable[[Any], Any] | None, context: Context) -> Any:
         """Parses the request, if it is within the limits, and tells the client its name."""

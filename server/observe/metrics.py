@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from server.errors import RefusedError
 from server.messages import Ready, Stats, StepOutput
 from server.observe.totals import EngineTotals
 
@@ -257,22 +255,3 @@ class GrpcMetrics:
             buckets=_WHOLE_REQUEST,
             registry=registry,
         )
-
-
-def listen(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServer, int]:
-    """Serves ``/metrics`` from a thread; port 0 takes a free one.
-
-    Returns:
-        The HTTP server, to be shut down, and its port.
-
-    Raises:
-        RefusedError: the address can't be had.
-    """
-    try:
-        server, _ = prometheus_client.start_http_server(port, host, registry)
-    except OSError as error:
-        raise RefusedError(
-            f"metrics can't listen on {host}:{port} ({error.strerror or error}); "
-            "choose another address with --metrics-host and --metrics-port, or end what uses this one"
-        ) from error
-    return server, server.server_port

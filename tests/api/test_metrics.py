@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from longspan.v1 import inference_pb2
 from server.errors import RefusedError
 from server.messages import Stats, StepOutput
-from server.observe.metrics import counts_up_to, listen
+from server.observe.metrics import counts_up_to
+from server.observe.metrics_server import listen
 from tests.api.conftest import ask, until
 
 ROWS = {
