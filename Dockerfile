@@ -1,6 +1,10 @@
 # CPU:  docker build -t longspan .    (without CUDA's libraries: --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU builds>)
 # CUDA: docker build --build-arg DEVICE=cuda -t longspan:cuda .    (run with --gpus all)
-# Run:  docker run -p 50051:50051 -p 9464:9464 -v longspan-models:/var/cache/longspan longspan
+# Run:  docker run -p 50051:50051 -v longspan-models:/var/cache/longspan -v ./access:/access:ro \
+#         -e LONGSPAN_TLS_CERTIFICATE=/access/server.pem -e LONGSPAN_TLS_KEY=/access/server.key \
+#         -e LONGSPAN_IDENTITIES=/access/identities.toml longspan          (docs/operations.md, Access)
+# Without TLS and identities it is refused unless that is said, and should be published on this machine only:
+#       docker run -e LONGSPAN_INSECURE=true -p 127.0.0.1:50051:50051 -v longspan-models:/var/cache/longspan longspan
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
@@ -55,7 +59,9 @@ WORKDIR /home/longspan
 VOLUME /var/cache/longspan
 EXPOSE 50051 9464
 
-# The first start fetches and converts the model. A port given as a flag is unknown here: set LONGSPAN_PORT.
+# The first start fetches and converts the model. A port given as a flag is unknown here: set LONGSPAN_PORT; with TLS
+# set LONGSPAN_TLS, and LONGSPAN_CA and LONGSPAN_SERVER_NAME as the certificate needs.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["longspan", "health"]
 ENTRYPOINT ["longspan"]
+# On all addresses, so that the container's ports can be published: refused without TLS and identities, or --insecure.
 CMD ["serve", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0"]

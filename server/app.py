@@ -13,6 +13,7 @@ from wsgiref.simple_server import WSGIServer
 import uvloop
 from grpc import aio
 
+from server.access.granted import granted
 from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
@@ -28,7 +29,7 @@ from server.keeping import keep_serving
 from server.messages import Ready
 from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
-from server.observe.http import listen as listen_http
+from server.observe import metrics_server
 from server.observe.logging import configure_logging
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.observe.progress import StartProgress
@@ -121,6 +122,7 @@ class Server:
 
     async def _listen(self) -> None:
         settings = self._settings
+        access = granted(settings)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -129,13 +131,23 @@ class Server:
         if settings.end_with_stdin:
             when_stdin_ends(self._abandon)
         registry = self._metrics.registry
-        self._http, self.metrics_port = listen_http(registry, settings.metrics_host, settings.metrics_port)
+        if settings.metrics:
+            tls, callers = access.metrics_certificates, access.callers
+            self._http, self.metrics_port = metrics_server.listen(
+                *(registry, settings.metrics_host, settings.metrics_port),
+                authorize=callers.may_read_metrics if settings.metrics_auth else None,
+                tls=None if tls is None else tls.context,
+            )
         if settings.otlp_endpoint is not None:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
         grpc_metrics = GrpcMetrics(registry)
         self._grpc, self.port = listen(
-            settings.host, settings.port, self.state, service, self._health, grpc_metrics
+            settings.host,
+            settings.port,
+            self.state,
+            service,
+            *(self._health, grpc_metrics, access.callers, access.certificates),
         )
         await self._grpc.start()
 

@@ -59,6 +59,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
         forced: the output's first tokens, at most ``max_tokens``; none of them ends the sequence.
         leader: id of an earlier sequence with the same prompt; wait until its prompt is computed, to
             share its pages. ``None`` for none.
+        salt: begins the keys of its pages in the prefix cache; only sequences of the same salt share pages.
     """
 
     id: int
@@ -72,6 +73,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     priority: int = 0
     leader: int | None = None
     forced: list[int] = []
+    salt: bytes = b""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

@@ -28,9 +28,12 @@ def ready_line(served: Served, settings: Settings, port: int, metrics_port: int)
     ready = served.ready
     line = (
         f"Longspan is ready: {served.name} on {settings.host}:{port} "
-        f"({ready.attention_backend} attention, {ready.attention_kernel} kernel), "
-        f"metrics http://{settings.metrics_host}:{metrics_port}/metrics  ·  "
+        f"({ready.attention_backend} attention, {ready.attention_kernel} kernel)"
     )
+    if settings.metrics:
+        scheme = "https" if settings.metrics_tls else "http"
+        line += f", metrics {scheme}://{settings.metrics_host}:{metrics_port}/metrics"
+    line += "  ·  "
     if not served.tokenizer.has_text:
         return f"{line}token ids only: the model has no tokenizer"
     command = [_command(), "generate"]
@@ -39,6 +42,12 @@ def ready_line(served: Served, settings: Settings, port: int, metrics_port: int)
         command += ["--host", settings.host]
     if port != DEFAULT_PORT:
         command += ["--port", str(port)]
+    if settings.tls_certificate is not None:
+        command += ["--tls", "--ca", "ROOT.pem"]
+    if settings.tls_client_ca is not None:
+        command += ["--cert", "OWN.pem", "--key", "OWN.key"]
+    if settings.identities is not None:
+        command += ["--token", "TOKEN"]
     hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
     return f"{line}try: {hint}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -43,3 +44,5 @@ def parse_option(value: Any) -> Any:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Options = Annotated[dict[str, str], BeforeValidator(parse_option)]
+# The empty name is none, so that a flag can undo what a file says.
+File = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]

@@ -18,7 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from server.setting_types import Bytes, Options
+from server.setting_types import Bytes, File, Options
 
 
 class Settings(BaseSettings):
@@ -71,6 +71,43 @@ class Settings(BaseSettings):
     port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC service; 0 picks a free one.")
     metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Port of /metrics; 0 picks a free one.")
+
+    metrics: bool = Field(True, description="Serve /metrics.")
+    metrics_tls: bool = Field(False, description="Serve /metrics by TLS, too, with the same certificate.")
+    metrics_auth: bool = Field(
+        False,
+        description="Show /metrics only for the token of an identity that may read it, as bearer token, or "
+        "password of basic authentication with the identity as user.",
+    )
+
+    tls_certificate: File = Field(
+        None,
+        description="Serve gRPC by TLS: PEM file of the certificate and those between it and its root.",
+    )
+    tls_key: File = Field(None, description="PEM file of the certificate's private key.")
+    tls_client_ca: File = Field(
+        None,
+        description="PEM file of root certificates: only clients that show a certificate from one of these "
+        "are served (mutual TLS).",
+    )
+    identities: File = Field(
+        None,
+        description="TOML file of who may ask: hashes of tokens, names in certificates, limits; read again "
+        "when it changes. longspan token writes it.",
+    )
+    prefix_sharing: Literal["identity", "all"] = Field(
+        "identity",
+        description="Whose prompts the prefix cache finds: those of the same identity, or of all. all lets "
+        "one find out whether another's prompt began alike.",
+    )
+    reflection: bool = Field(True, description="Describe the services to clients that ask (reflection).")
+    server_info: bool = Field(True, description="Answer GetServerInfo: settings, versions and load.")
+    abort: bool = Field(True, description="Let clients end their requests by name (Abort).")
+    insecure: bool = Field(
+        False,
+        description="Let other machines reach the gRPC service without TLS, or without tokens or "
+        "certificates of clients; for a network where something else protects it.",
+    )
 
     attention: str = Field(
         "full", description="Attention backend, like full or sliding_window; longspan backends shows all."
@@ -217,10 +254,10 @@ class Settings(BaseSettings):
         description="Where to send OpenTelemetry traces, like http://127.0.0.1:4317. Needs the extra otel.",
     )
 
-    @field_validator("cache_dir")
+    @field_validator("cache_dir", "tls_certificate", "tls_key", "tls_client_ca", "identities")
     @classmethod
-    def _expand(cls, path: Path) -> Path:
-        return path.expanduser()
+    def _expand(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser()
 
     @classmethod
     def settings_customise_sources(

@@ -109,7 +109,7 @@ class Client:
         return Stream(self._stub.StreamGenerate(request, timeout=self._limit(timeout)), self._server)
 
     def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
-        """Ends a running request of any client; ``False`` if none has this id."""
+        """Ends a running request of the same identity; ``False`` if none has this id."""
         request = inference_pb2.AbortRequest(request_id=request_id)
         return self._ask(self._stub.Abort, request, timeout).found
 

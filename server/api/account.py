@@ -10,6 +10,7 @@ from contextvars import ContextVar
 import grpc
 
 from longspan.v1 import types_pb2
+from server.access.callers import caller
 from server.api.errors import ServiceError
 from server.api.state import ServerState
 from server.observe.logging import request_id
@@ -54,6 +55,7 @@ class Account:
             self._trace(self._accounts.traces, code, usage, moments)
 
     def _log(self, code: grpc.StatusCode, usage: types_pb2.Usage, seconds: float) -> None:
+        who = caller.get().identity.name
         log.info(
             "request %s: %s, %s; %d prompt tokens, %d generated, %.3f s",
             *(request_id.get(), code.name, self.finish),
@@ -66,6 +68,7 @@ class Account:
                 "cached_prompt_tokens": usage.cached_prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "seconds": round(seconds, 6),
+                **({"identity": who} if who else {}),
             },
         )
 

@@ -1,4 +1,4 @@
-"""Which requests may enter: a bound on the sequences in flight, and unique names."""
+"""Which requests may enter: bounds on what is in flight, of all and of one identity, and unique names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from server.access.callers import Caller
+from server.access.quota import LimitError
 from server.api import errors
 
 # Weight of the newest interval between two releases in their running mean.
@@ -36,7 +38,7 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.sequences = 0
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[tuple[str, str], Request] = {}
         self._last_release: float | None = None
         self._interval = 1.0
         self._empty = asyncio.Event()
@@ -45,9 +47,9 @@ class Admission:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def find(self, request_id: str) -> Request | None:
-        """The request of this name, if it is in flight."""
-        return self._requests.get(request_id)
+    def find(self, caller: Caller, request_id: str) -> Request | None:
+        """The caller's request of this name, if it is in flight; others' names are theirs."""
+        return self._requests.get((caller.identity.name, request_id))
 
     def fail_all(self, error: errors.ServiceError) -> None:
         """Ends every request in flight with ``error``."""
@@ -59,23 +61,32 @@ class Admission:
         await self._empty.wait()
 
     @contextmanager
-    def admit(self, request_id: str, request: Request, sequences: int) -> Iterator[None]:
+    def admit(self, caller: Caller, request_id: str, request: Request, sequences: int) -> Iterator[None]:
         """Counts a request of that many sequences as in flight for the duration of the block.
 
         Raises:
-            ServiceError: the name is taken, or there is no room.
+            ServiceError: the caller has a request of this name, or reached a limit; or there is no room.
         """
-        if request_id in self._requests:
+        key = caller.identity.name, request_id
+        if key in self._requests:
             raise errors.request_id_in_use(request_id)
+        try:
+            caller.quota.check(caller.identity)
+        except LimitError as error:
+            seconds = self._retry_seconds(1) if error.retry_seconds is None else error.retry_seconds
+            raise errors.limit_reached(str(error), error.reason, error.limit, seconds) from error
         if self.sequences + sequences > self.limit:
-            raise errors.queue_full(self.sequences, self.limit, self._retry_seconds(sequences))
-        self._requests[request_id] = request
+            missing = self.sequences + sequences - self.limit
+            raise errors.queue_full(self.sequences, self.limit, self._retry_seconds(missing))
+        self._requests[key] = request
+        caller.quota.in_flight += 1
         self._empty.clear()
         self.sequences += sequences
         try:
             yield
         finally:
-            del self._requests[request_id]
+            del self._requests[key]
+            caller.quota.in_flight -= 1
             if not self._requests:
                 self._empty.set()
             self.sequences -= sequences
@@ -89,8 +100,7 @@ class Admission:
             self._interval += _NEWEST * (min(interval, _RETRY_SECONDS[1]) - self._interval)
         self._last_release = now
 
-    def _retry_seconds(self, sequences: int) -> float:
-        """When enough sequences will have ended, going by the pace at which they ended lately."""
+    def _retry_seconds(self, missing: int) -> float:
+        """When that many sequences will have ended, going by the pace at which they ended lately."""
         least, most = _RETRY_SECONDS
-        missing = self.sequences + sequences - self.limit
         return min(max(missing * self._interval, least), most)

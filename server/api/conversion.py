@@ -41,7 +41,9 @@ class Plan:
     stop: StopStrings
     stop_token_ids: list[int]
 
-    def sequences(self, ids: list[int], prompt: list[int], context_length: int) -> list[Submit]:
+    def sequences(
+        self, ids: list[int], prompt: list[int], context_length: int, salt: bytes = b""
+    ) -> list[Submit]:
         """One sequence per sample; those after the first wait for its prompt to share its pages.
 
         Generation ends where the context does, so a larger ``max_tokens`` is bounded and not refused.
@@ -63,6 +65,7 @@ class Plan:
                 priority=self.request.priority,
                 leader=ids[0] if index else None,
                 forced=list(self.request.forced_token_ids),
+                salt=salt,
             )
             for index, id_ in enumerate(ids)
         ]

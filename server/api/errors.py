@@ -184,6 +184,47 @@ def request_id_in_use(request_id: str) -> ServiceError:
     )
 
 
+def unauthenticated(sentence: str) -> ServiceError:
+    """The call proves no identity, and the server asks for one."""
+    return ServiceError(
+        grpc.StatusCode.UNAUTHENTICATED, sentence, "UNAUTHENTICATED", _info("UNAUTHENTICATED")
+    )
+
+
+def switched_off(method: str, flag: str) -> ServiceError:
+    """The operator has switched this method off."""
+    return ServiceError(
+        grpc.StatusCode.UNIMPLEMENTED,
+        f"this server does not answer {method} ({flag})",
+        "SWITCHED_OFF",
+        _info("SWITCHED_OFF", setting=flag),
+    )
+
+
+def priority_denied(priority: int, most: int) -> ServiceError:
+    """The identity may not be that urgent."""
+    sentence = f"is {priority}; requests of this identity have {most} at most"
+    violation = error_details_pb2.BadRequest.FieldViolation(field="priority", description=sentence)
+    return ServiceError(
+        grpc.StatusCode.PERMISSION_DENIED,
+        f"priority: {sentence}",
+        "PRIORITY_DENIED",
+        _info("PRIORITY_DENIED", limit=most, actual=priority),
+        error_details_pb2.BadRequest(field_violations=[violation]),
+    )
+
+
+def limit_reached(sentence: str, reason: str, limit: int, retry_seconds: float) -> ServiceError:
+    """The identity has as many requests in flight, or has used as many tokens, as it may."""
+    return ServiceError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        sentence,
+        reason,
+        _info(reason, limit=limit),
+        _retry(retry_seconds),
+    )
+
+
 def unknown_model(name: str, served: str) -> ServiceError:
     """The request names a model that this server doesn't have."""
     return ServiceError(

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 from longspan.v1 import inference_pb2
+from server.access.callers import Caller
 from server.api import conversion, errors
 from server.api.account import Account
 from server.api.answer import Answer, Event
@@ -26,12 +27,14 @@ class Generation:
         self,
         request: inference_pb2.GenerateRequest,
         request_id: str,
+        caller: Caller,
         state: ServerState,
         metrics: Metrics,
         account: Account,
     ) -> None:
         self._request = request
         self._request_id = request_id
+        self._caller = caller
         self._state = state
         self._metrics = metrics
         self._account = account
@@ -66,16 +69,21 @@ class Generation:
         account.model = self._request.model
         served = self._state.model(self._request.model)
         plan = conversion.plan(self._request, served, self._state.limits)
-        with self._state.admission.admit(self._request_id, self, plan.n):
+        self._check_priority()
+        quota = self._caller.quota
+        with self._state.admission.admit(self._caller, self._request_id, self, plan.n):
             prompt = await prompt_ids(self._request, served, self._state)
             if self._error is not None:
                 raise self._error
+            quota.spend(len(prompt))
             ids = served.engine.new_ids(plan.n)
             answer = Answer(self._request, self._request_id, served, plan.stop, ids, len(prompt))
-            record = account.record = RequestRecord(self._metrics, plan.n, account.arrival)
+            record = RequestRecord(self._metrics, plan.n, account.arrival, quota.spend)
+            account.record = record
             if not self._aborted:
                 with self._engine_errors():
-                    sequences = plan.sequences(ids, prompt, served.ready.context_length)
+                    length, salt = served.ready.context_length, self._caller.salt
+                    sequences = plan.sequences(ids, prompt, length, salt)
                     stream = self._stream = served.engine.submit(sequences)
                     account.submitted = True
                     # Outputs that came while the client was slow to take an event are taken together.
@@ -85,6 +93,11 @@ class Generation:
             for event in answer.close(record):
                 yield event
             account.finish = answer.finish()
+
+    def _check_priority(self) -> None:
+        most = self._caller.identity.max_priority
+        if most is not None and self._request.priority > most:
+            raise errors.priority_denied(self._request.priority, most)
 
     @contextmanager
     def _engine_errors(self) -> Iterator[None]:

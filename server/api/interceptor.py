@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from longspan.v1 import inference_pb2
+from server.access.callers import Caller, Callers, DeniedError, caller
 from server.api import errors
 from server.api.account import Account, Accounts
 from server.api.checks import valid_request_id
@@ -35,6 +36,8 @@ _GENERATION = {
     f"/{inference_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/{name}"
     for name in ("Generate", "StreamGenerate")
 }
+_OPEN = "/grpc.health.v1.Health/"
+_KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -71,10 +74,13 @@ class _Call:
 class Interceptor(aio.ServerInterceptor):
     """Wraps every method of every service of the server."""
 
-    def __init__(self, state: ServerState, metrics: GrpcMetrics, accounts: Accounts) -> None:
+    def __init__(
+        self, state: ServerState, metrics: GrpcMetrics, accounts: Accounts, callers: Callers
+    ) -> None:
         self._state = state
         self._metrics = metrics
         self._accounts = accounts
+        self._callers = callers
 
     async def intercept_service(
         self,
@@ -86,26 +92,43 @@ class Interceptor(aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None:
             return None
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(
-                self._bidi(handler.stream_stream, handler.request_deserializer, method),
-                response_serializer=handler.response_serializer,
-            )
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(handler.unary_stream, handler.request_deserializer, "server_stream", method),
-                response_serializer=handler.response_serializer,
-            )
-        if handler.unary_unary is not None:
+        kind = next((word for name, word in _KINDS if getattr(handler, name) is not None), None)
+        if kind is None:
+            raise NotImplementedError(f"{method}: no service here has client streaming")
+        try:
+            known = self._known(method, handler_call_details.invocation_metadata or ())
+        except DeniedError as error:
+            # A handler of this kind is called before the message is received.
+            return grpc.stream_stream_rpc_method_handler(self._refusal(str(error), kind, method))
+        parse, serialize = handler.request_deserializer, handler.response_serializer
+        if kind == "unary":
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary, handler.request_deserializer, method),
-                response_serializer=handler.response_serializer,
+                self._unary(handler.unary_unary, parse, method, known), response_serializer=serialize
             )
-        raise NotImplementedError(f"{method}: no service here has client streaming")
+        if kind == "server_stream":
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(handler.unary_stream, parse, kind, method, known), response_serializer=serialize
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            self._bidi(handler.stream_stream, parse, method, known), response_serializer=serialize
+        )
 
-    def _unary(self, behavior: Any, parse: Callable[[Any], Any], method: str) -> Any:
+    def _known(self, method: str, metadata: Metadata) -> Caller | None:
+        """Who makes a call; ``None`` if only its connection can tell."""
+        # Probes of health have no token, and learn nothing but whether the server answers.
+        return self._callers.everyone if method.startswith(_OPEN) else self._callers.by_token(metadata)
+
+    def _refusal(self, sentence: str, kind: str, method: str) -> Any:
+        async def handle(payload: Any, context: Context) -> None:
+            async with self._guard(context, kind, method):
+                raise errors.unauthenticated(sentence)
+
+        return handle
+
+    def _unary(self, behavior: Any, parse: Callable[[Any], Any], method: str, known: Caller | None) -> Any:
         async def handle(payload: bytes, context: Context) -> Any:
             async with self._guard(context, "unary", method) as call:
+                self._identify(known, context)
                 request = await self._begin(payload, parse, context)
                 response = await behavior(request, context)
                 call.sent()
@@ -113,9 +136,17 @@ class Interceptor(aio.ServerInterceptor):
 
         return handle
 
-    def _stream(self, behavior: Any, parse: Callable[[Any], Any] | None, kind: str, method: str) -> Any:
+    def _stream(
+        self,
+        behavior: Any,
+        parse: Callable[[Any], Any] | None,
+        kind: str,
+        method: str,
+        known: Caller | None,
+    ) -> Any:
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method) as call:
+                self._identify(known, context)
                 request = await self._begin(payload, parse, context)
                 async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
@@ -126,7 +157,7 @@ class Interceptor(aio.ServerInterceptor):
 
         return handle
 
-    def _bidi(self, behavior: Any, parse: Callable[[Any], Any], method: str) -> Any:
+    def _bidi(self, behavior: Any, parse: Callable[[Any], Any], method: str, known: Caller | None) -> Any:
         async def parsed(payloads: AsyncIterator[bytes]) -> AsyncIterator[Any]:
             async for payload in payloads:
                 yield self._parse(payload, parse)
@@ -134,7 +165,7 @@ class Interceptor(aio.ServerInterceptor):
         def begin(payloads: AsyncIterator[bytes], context: Context) -> Any:
             return behavior(parsed(payloads), context)
 
-        return self._stream(begin, None, "bidi_stream", method)
+        return self._stream(begin, None, "bidi_stream", method, known)
 
     def _parse(self, payload: bytes, parse: Callable[[Any], Any]) -> Any:
         descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
@@ -143,6 +174,15 @@ class Interceptor(aio.ServerInterceptor):
             return parse(payload)
         except DecodeError as error:
             raise errors.malformed(descriptor.full_name) from error
+
+    def _identify(self, known: Caller | None, context: Context) -> None:
+        """Tells this task who makes the call, before its message is parsed."""
+        if known is None:
+            try:
+                known = self._callers.by_certificate(context.auth_context())
+            except DeniedError as error:
+                raise errors.unauthenticated(str(error)) from error
+        caller.set(known)
 
     async def _begin(self, payload: Any, parse: Callable[[Any], Any] | None, context: Context) -> Any:
         """Parses the request, if it is within the limits, and tells the client its name."""

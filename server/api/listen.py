@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from longspan.v1 import inference_pb2_grpc
+from server.access.callers import Callers
+from server.access.certificates import Certificates, Pem
 from server.api.health import READINESS, HealthServicer
 from server.api.interceptor import Interceptor
 from server.api.limits import MOST_REQUEST_BYTES
@@ -36,10 +39,13 @@ def listen(
     service: InferenceServicer,
     health: HealthServicer,
     metrics: GrpcMetrics,
+    callers: Callers | None = None,
+    certificates: Certificates | None = None,
 ) -> tuple[aio.Server, int]:
     """A server that is bound and not started; port 0 takes a free one.
 
     The model's context bounds a message closer than gRPC does, but is known only later (``check_message``).
+    With ``certificates`` it speaks TLS, else plain text; without ``callers`` it is open to all.
 
     Returns:
         The server and its port.
@@ -49,18 +55,40 @@ def listen(
     """
     most = state.settings.max_request_bytes or MOST_REQUEST_BYTES
     options = (*_OPTIONS, ("grpc.max_receive_message_length", most))
-    server = aio.server(interceptors=(Interceptor(state, metrics, service.accounts),), options=options)
+    interceptor = Interceptor(state, metrics, service.accounts, callers or Callers())
+    server = aio.server(interceptors=(interceptor,), options=options)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = (READINESS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    if state.settings.reflection:
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection((READINESS, health_name, reflection.SERVICE_NAME), server)
     _refuse_taken(host, port)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(address)
+        if certificates is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, _credentials(certificates))
     except RuntimeError as error:
         raise RefusedError(_cannot(host, port, "gRPC does not say why")) from error
     return server, bound
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Credentials that take changed files at the next connection; those that are open keep what they have."""
+
+    def configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], pem.client_ca)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        renewed = certificates.renewed()
+        return None if renewed is None else configuration(renewed)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(certificates.pem),
+        fetch,  # type: ignore[arg-type] (gRPC documents None for no change)
+        require_client_authentication=certificates.pem.client_ca is not None,
+    )
 
 
 def _refuse_taken(host: str, port: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from longspan.v1 import inference_pb2, inference_pb2_grpc
+from server.access.callers import caller
 from server.api import conversion, errors
 from server.api.account import Accounts, account
 from server.api.answer import Event, collect
@@ -20,6 +21,7 @@ from server.api.errors import Violation
 from server.api.generation import Generation
 from server.api.interceptor import Context
 from server.api.prompt import chat_ids, check_tokenizer, text_ids
+from server.api.shown import name_of, shown
 from server.api.state import Served, ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import Metrics
@@ -63,16 +65,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return self._events(request.request)
 
     def _events(self, request: inference_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
-        name = request_id.get()
-        return Generation(request, name, self._state, self._metrics, account.get()).events()
+        name, who = request_id.get(), caller.get()
+        return Generation(request, name, who, self._state, self._metrics, account.get()).events()
 
     async def Abort(  # noqa: N802
         self, request: inference_pb2.AbortRequest, context: Context
     ) -> inference_pb2.AbortResponse:
-        """Ends a request in flight, whoever sent it."""
+        """Ends a request in flight of the same identity."""
+        if not self._state.settings.abort:
+            raise errors.switched_off("Abort", "--no-abort")
         if not request.request_id:
             raise errors.invalid([Violation("request_id", "is empty; name the request to end")])
-        found = self._state.admission.find(request.request_id)
+        found = self._state.admission.find(caller.get(), request.request_id)
         if found is not None:
             found.abort()
         return inference_pb2.AbortResponse(found=found is not None)
@@ -142,7 +146,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         ready = served.ready
         return inference_pb2.GetModelInfoResponse(
             name=served.name,
-            source=served.source,
+            source=name_of(served.source),
             architecture=ready.architecture,
             parameters=ready.parameters,
             layers=ready.layers,
@@ -169,13 +173,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.GetServerInfoResponse:
         """The server, also while it loads or drains."""
         state = self._state
+        if not state.settings.server_info:
+            raise errors.switched_off("GetServerInfo", "--no-server-info")
         versions = {"python": platform.python_version(), "grpcio": grpc.__version__}
-        settings = state.settings.model_dump(mode="json")
         response = inference_pb2.GetServerInfoResponse(
             version=VERSION,
             versions=versions,
             uptime_seconds=0.0 if state.ready_since is None else time.monotonic() - state.ready_since,
-            settings={name: str(value) for name, value in settings.items() if value is not None},
+            settings=shown(state.settings),
         )
         if state.served is not None:
             ready, stats = state.served.ready, state.served.engine.stats

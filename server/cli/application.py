@@ -16,6 +16,7 @@ from server.cli.health import health
 from server.cli.help import PlainCommand
 from server.cli.models import models
 from server.cli.serve import ServeCommand, serve
+from server.cli.token import token
 
 application = typer.Typer(
     name="longspan",
@@ -52,6 +53,7 @@ application.command(
 application.command(cls=PlainCommand)(generate)
 application.command(cls=PlainCommand)(backends)
 application.command(cls=PlainCommand)(health)
+application.command(cls=PlainCommand)(token)
 application.add_typer(models, name="models")
 
 

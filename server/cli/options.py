@@ -22,7 +22,7 @@ from server.cli.help import PlainCommand
 from server.cli.other_servers import called_here, positional
 from server.cli.shared import fail
 from server.cli.variables import stray
-from server.setting_types import Bytes, Options
+from server.setting_types import Bytes, File, Options
 from server.settings import Settings
 
 _CONFIG_VARIABLE = "LONGSPAN_CONFIG"
@@ -33,6 +33,7 @@ _DEFAULT_CONFIG = "longspan.toml"
 _PANELS = {
     "model": "Model",
     "host": "Network",
+    "tls_certificate": "Access",
     "attention": "Attention",
     "kv_dtype": "Memory of the KV cache",
     "max_batch_tokens": "Limits",
@@ -211,8 +212,8 @@ def _metavar(kind: Any) -> str:
     """The help's placeholder for a value."""
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(typing.get_args(kind))
-    names = {Options: "KEY=VALUE", Bytes: "SIZE", int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
-    return names[kind]
+    names = {Options: "KEY=VALUE", Bytes: "SIZE", int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    return "PATH" if kind in (File, Path) else names[kind]
 
 
 def _default(field: FieldInfo) -> str | bool | None:

@@ -31,7 +31,8 @@ class KVManager:
     """Gives sequences their pages and finds prompts that were computed before.
 
     A full page is known by a key that chains over all tokens up to its end (``H(key of the page before,
-    the page's tokens, salt)``), so equal keys mean equal prefixes. The hash is 128 bits of BLAKE2b: finding
+    the page's tokens, salt)``), so equal keys mean equal prefixes; the first page's chains to the salt of its
+    sequence, so that only sequences of one salt have equal keys. The hash is 128 bits of BLAKE2b: finding
     two prefixes with one key is infeasible, even on purpose.
 
     Only full pages are shared, and a sequence writes only behind its computed tokens, so a shared page is
@@ -195,7 +196,7 @@ class KVManager:
         while len(keys) < count:
             start = len(keys) * self.page_size
             page = array("I", sequence.tokens[start : start + self.page_size])
-            previous = keys[-1] if keys else b""
+            previous = keys[-1] if keys else sequence.request.salt
             content = previous + page.tobytes()
             if self._salt is not None:
                 content += self._salt(sequence.prompt_len, sequence.total, start)

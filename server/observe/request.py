@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from longspan.v1 import types_pb2
@@ -49,16 +50,19 @@ class Moments:
 class RequestRecord:
     """Times and token counts of a request. All times are monotonic; the engine's come from the same clock.
 
+    ``spend`` is told each number of tokens that were generated.
+
     Attributes:
         prompt_tokens: tokens of the prompt.
         cached_tokens: those found in the prefix cache.
     """
 
-    def __init__(self, metrics: Metrics, samples: int, arrival: float) -> None:
+    def __init__(self, metrics: Metrics, samples: int, arrival: float, spend: Callable[[int], None]) -> None:
         labels = metrics.labels()
         self._metrics = metrics
         self._labels = labels
         self._arrival = arrival
+        self._spend = spend
         self._started: float | None = None
         self._samples = [_Sample() for _ in range(samples)]
         self._gap = metrics.inter_token_latency.labels(*labels)
@@ -81,6 +85,7 @@ class RequestRecord:
         if not count:
             return
         self._generated.inc(count)
+        self._spend(count)
         observed = count
         gap = 0.0
         if sample.tokens:

@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from longspan.v1 import inference_pb2, inference_pb2_grpc
+from server.access.callers import Callers
 from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import InferenceServicer
@@ -155,12 +156,18 @@ def settings():
 
 
 @pytest.fixture
-async def loading(settings, tokenizer, tmp_path):
+def callers():
+    """Who may ask; everyone, unless a file of tests says otherwise."""
+    return Callers()
+
+
+@pytest.fixture
+async def loading(settings, callers, tokenizer, tmp_path):
     """A server that listens and has no model yet."""
     state, metrics, health = ServerState(settings), Metrics(), HealthServicer()
     metrics.name_model("fake")
     service = InferenceServicer(state, metrics)
-    server, port = listen("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry))
+    server, port = listen("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry), callers)
     await server.start()
     engine = FakeEngine(settings, tmp_path)
     engine.start_now()

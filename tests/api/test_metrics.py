@@ -14,8 +14,8 @@ from longspan.v1 import inference_pb2
 from server.api.interceptor import Interceptor
 from server.errors import RefusedError
 from server.messages import Stats, StepOutput
-from server.observe.http import listen
 from server.observe.metrics import counts_up_to
+from server.observe.metrics_server import listen
 from tests.api.conftest import ask, call_raw, until
 
 ROWS = {

@@ -53,6 +53,18 @@ VALUES: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "metrics_host": ("::1", "::1"),
     "metrics_port": ("9000", 9000),
+    "metrics": ("false", False),
+    "metrics_tls": ("true", True),
+    "metrics_auth": ("true", True),
+    "tls_certificate": ("c.pem", Path("c.pem")),
+    "tls_key": ("c.key", Path("c.key")),
+    "tls_client_ca": ("root.pem", Path("root.pem")),
+    "identities": ("identities.toml", Path("identities.toml")),
+    "prefix_sharing": ("all", "all"),
+    "reflection": ("false", False),
+    "server_info": ("false", False),
+    "abort": ("false", False),
+    "insecure": ("true", True),
     "attention": ("sparse", "sparse"),
     "attention_option": ("window=512", {"window": "512"}),
     "kernel": ("sdpa", "sdpa"),
@@ -96,6 +108,7 @@ OTHERS = (
     "cuda_graphs",
     "check_integrity",
     "end_with_stdin",
+    *("metrics", "metrics_tls", "metrics_auth", "reflection", "server_info", "abort", "insecure"),
 )
 PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
 
@@ -144,6 +157,11 @@ def test_flags_of_other_forms() -> None:
     assert outcome.settings is not None, outcome.error
     assert outcome.settings.prefix_cache is True
     assert outcome.settings.attention_option == {"window": "512"}
+    flags = ["--no-metrics", "--metrics-tls", "--metrics-auth", "--no-reflection", "--no-server-info"]
+    outcome = Outcome([*flags, "--no-abort", "--insecure"])
+    assert outcome.settings is not None, outcome.error
+    chosen = {name: VALUES[name][1] for name in OTHERS[-7:]}
+    assert outcome.settings == Settings().model_copy(update=chosen)
     for given in (Outcome(["--check-integrity"]), Outcome([], {"LONGSPAN_CHECK_INTEGRITY": "true"})):
         assert given.settings is not None, given.error
         assert given.settings.check_integrity is True
@@ -228,8 +246,8 @@ def test_every_setting_stands_under_a_title() -> None:
     outcome = Outcome(["--help"])
     titles = [line[:-1] for line in outcome.output.splitlines() if line and not line.startswith((" ", "Us"))]
     assert titles == [
-        *("Options", "Model", "Network", "Attention", "Memory of the KV cache", "Limits", "Engine"),
-        "Observability",
+        *("Options", "Model", "Network", "Access", "Attention", "Memory of the KV cache", "Limits"),
+        *("Engine", "Observability"),
     ]
     before_model = outcome.output.split("\nModel:")[0]
     assert [name for name in Settings.model_fields if f"{flag(name)} " in before_model] == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.observe.http import listen
+from server.observe.metrics_server import listen
 from tests.api.conftest import loading, running, settings, tokenizer
 from tests.loadtest import usual as plain_figures
 

@@ -29,6 +29,12 @@ def test_the_server_may_take_its_time_to_end():
     assert read("compose.yaml")["services"]["longspan"]["stop_grace_period"] == "30s"
 
 
+def test_a_server_without_tls_says_so_and_is_published_on_this_machine_only():
+    service = read("compose.yaml")["services"]["longspan"]
+    assert "--insecure" in service["command"].split()
+    assert service["ports"] == ["127.0.0.1:50051:50051"]
+
+
 def test_prometheus_scrapes_the_server_and_grafana_asks_prometheus():
     (job,) = read("prometheus/prometheus.yml")["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["longspan:9464"]}]

@@ -143,6 +143,19 @@ def test_the_containers_commands_are_understood() -> None:
     assert healthy.endswith('CMD ["longspan", "health"]')
 
 
+def test_the_images_default_is_refused_unless_it_is_said_to_be_insecure() -> None:
+    longspan = str(Path(sys.executable).parent / "longspan")
+    command = [longspan, *command_line("CMD"), "--model", "/nowhere", "--port", "0", "--metrics-port", "0"]
+    # Where the word for it is given, the next fault is told.
+    for extra, sentence in (({}, "without TLS and showing who"), ({"LONGSPAN_INSECURE": "true"}, "/nowhere")):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LONGSPAN_")}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env={**environment, **extra}
+        )
+        assert done.returncode != 0
+        assert sentence in done.stderr
+
+
 def test_ports_volume_and_user() -> None:
     found = dict(instructions())
     fields = Settings.model_fields

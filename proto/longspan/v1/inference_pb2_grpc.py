@@ -107,7 +107,7 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends a running request of any client; its stream finishes with FINISH_REASON_ABORTED.
+        """Ends a running request of the same identity; its stream finishes with FINISH_REASON_ABORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class InferenceServiceStub:
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]
     """Generates and streams: one Accepted, then Deltas, then one Finished."""
     Abort: _grpc.UnaryUnaryMultiCallable[_inference_pb2.AbortRequest, _inference_pb2.AbortResponse]
-    """Ends a running request of any client; its stream finishes with FINISH_REASON_ABORTED."""
+    """Ends a running request of the same identity; its stream finishes with FINISH_REASON_ABORTED."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """Text or a conversation to token ids."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]
@@ -70,7 +70,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """Generates and streams: one Accepted, then Deltas, then one Finished."""
     Abort: _aio.UnaryUnaryMultiCallable[_inference_pb2.AbortRequest, _inference_pb2.AbortResponse]  # type: ignore[assignment]
-    """Ends a running request of any client; its stream finishes with FINISH_REASON_ABORTED."""
+    """Ends a running request of the same identity; its stream finishes with FINISH_REASON_ABORTED."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Text or a conversation to token ids."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]  # type: ignore[assignment]
@@ -113,7 +113,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.AbortRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.AbortResponse, _abc.Awaitable[_inference_pb2.AbortResponse]]:
-        """Ends a running request of any client; its stream finishes with FINISH_REASON_ABORTED."""
+        """Ends a running request of the same identity; its stream finishes with FINISH_REASON_ABORTED."""
 
     @_abc_1.abstractmethod
     def Tokenize(

@@ -1,0 +1,1 @@
+"""Who may do what: certificates, identities and their limits, and the addresses that need them."""

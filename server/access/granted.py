@@ -1,0 +1,98 @@
+"""The access that settings give, and refusals of settings that would let strangers in."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import NamedTuple
+
+from server.access.callers import Callers
+from server.access.certificates import Certificates
+from server.errors import RefusedError
+from server.settings import Settings
+
+
+class Access(NamedTuple):
+    """Who may reach what.
+
+    Attributes:
+        callers: the identities of gRPC calls.
+        certificates: of the gRPC service; ``None`` where it is served without TLS.
+        metrics_certificates: of ``/metrics``, likewise.
+    """
+
+    callers: Callers
+    certificates: Certificates | None
+    metrics_certificates: Certificates | None
+
+
+def granted(settings: Settings) -> Access:
+    """The access that settings give.
+
+    Raises:
+        RefusedError: they are incomplete; a file of theirs is not right; or other machines could use the
+            server without TLS or without showing who they are, and ``insecure`` does not say so.
+    """
+    certificates = _certificates(settings)
+    if settings.metrics_tls and certificates is None:
+        raise RefusedError("--metrics-tls needs --tls-certificate and --tls-key, whose certificate it shows")
+    if settings.metrics_auth and settings.identities is None:
+        raise RefusedError("--metrics-auth needs --identities, whose tokens it asks for")
+    callers = Callers(
+        settings.identities,
+        certificates=settings.tls_client_ca is not None,
+        share_prefixes=settings.prefix_sharing == "all",
+    )
+    _refuse_exposed(settings)
+    return Access(callers, certificates, _certificates(settings) if settings.metrics_tls else None)
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is not None and key is not None:
+        return Certificates(certificate, key, settings.tls_client_ca)
+    for given, name, other in (
+        (certificate, "--tls-certificate", "--tls-key"),
+        (key, "--tls-key", "--tls-certificate"),
+        (settings.tls_client_ca, "--tls-client-ca", "--tls-certificate and --tls-key"),
+    ):
+        if given is not None:
+            raise RefusedError(f"{name} needs {other}: name both, or neither to serve without TLS")
+    return None
+
+
+def _refuse_exposed(settings: Settings) -> None:
+    if settings.insecure or only_this_machine(settings.host):
+        return
+    lacking, remedies = [], []
+    if settings.tls_certificate is None:
+        lacking.append("TLS")
+        remedies.append("--tls-certificate and --tls-key")
+    if settings.identities is None and settings.tls_client_ca is None:
+        lacking.append("showing who they are")
+        remedies.append("--identities (or --tls-client-ca)")
+    if lacking:
+        raise RefusedError(
+            f"--host {settings.host}: other machines could use this server without {' and '.join(lacking)}; "
+            f"give {' and '.join(remedies)}, or listen on 127.0.0.1, or say --insecure where the network "
+            "protects it"
+        )
+
+
+def only_this_machine(host: str) -> bool:
+    """Whether only this machine reaches an address.
+
+    Raises:
+        RefusedError: the name stands for no address.
+    """
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise RefusedError(f"--host {host}: no address has this name ({error})") from error
+    return all(_is_loopback(str(address[0])) for *_, address in found)
+
+
+def _is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback

@@ -1,0 +1,109 @@
+"""Identities: who may ask, by which token or certificate, and how much; from a TOML file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from server.errors import RefusedError
+
+NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+"""What an identity may be called: safe in logs, and a key of TOML."""
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_LIMITS = ("requests_in_flight", "tokens_per_minute")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One client, or several that are one to the server.
+
+    Attributes:
+        name: in the file and in logs; empty for everyone, where no identities are asked for.
+        token_sha256: hashes of its tokens, any of which it may show; in hexadecimal digits.
+        certificates: common or alternative names, any of which its certificate may have.
+        requests_in_flight: most generation requests at once; ``None``: any number.
+        tokens_per_minute: prompt and output tokens on average; ``None``: any number.
+        max_priority: highest priority that its requests may have; ``None``: any.
+        metrics: whether it may read ``/metrics``, where that asks for a token.
+    """
+
+    name: str
+    token_sha256: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+    requests_in_flight: int | None = None
+    tokens_per_minute: int | None = None
+    max_priority: int | None = 0
+    metrics: bool = False
+
+
+EVERYONE = Identity("", max_priority=None)
+"""The identity of all requests where neither tokens nor certificates are asked for."""
+
+
+def token_hash(token: str) -> str:
+    """A token as the file has it. Tokens are random and long, so that a plain hash hides them."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def read_identities(file: Path) -> tuple[Identity, ...]:
+    """The identities of a file: a table each, by its name.
+
+    Raises:
+        RefusedError: the file can't be read, or is not right; the sentence names the identity at fault.
+    """
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RefusedError(f"--identities {file} can't be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RefusedError(f"--identities {file} is not valid TOML: {error}") from error
+    try:
+        identities = tuple(_identity(name, table) for name, table in tables.items())
+        _check_unique(identities)
+    except ValueError as error:
+        raise RefusedError(f"--identities {file}: {error}") from error
+    return identities
+
+
+def _identity(name: str, table: Any) -> Identity:
+    if not isinstance(table, dict):
+        raise ValueError(f"{name!r} stands outside a table; write each identity as [NAME]")
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: it takes up to 64 letters, digits and . _ @ -")
+    known = {field.name for field in fields(Identity)} - {"name"}
+    if unknown := sorted(table.keys() - known):
+        raise ValueError(f"[{name}] has no {unknown[0]!r}; it may have {', '.join(sorted(known))}")
+    values: dict[str, Any] = dict(table)
+    for key in ("token_sha256", "certificates"):
+        found = table.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(each, str) and each for each in found):
+            raise ValueError(f"[{name}] {key} is not a list of texts")
+        values[key] = tuple(found)
+    for each in values["token_sha256"]:
+        if not _HASH.fullmatch(each):
+            raise ValueError(
+                f"[{name}] token_sha256 has an entry that is not 64 hexadecimal digits, lower case"
+            )
+    for key in (*_LIMITS, "max_priority"):
+        if key in table and (type(table[key]) is not int or (key in _LIMITS and table[key] < 1)):
+            raise ValueError(f"[{name}] {key} is not a whole number{' above 0' if key in _LIMITS else ''}")
+    if type(table.get("metrics", False)) is not bool:
+        raise ValueError(f"[{name}] metrics is neither true nor false")
+    if not values["token_sha256"] and not values["certificates"]:
+        raise ValueError(f"[{name}] has neither token_sha256 nor certificates, so that nothing proves it")
+    return Identity(name, **values)
+
+
+def _check_unique(identities: tuple[Identity, ...]) -> None:
+    owners: dict[str, str] = {}
+    for identity in identities:
+        for proof in (*identity.token_sha256, *identity.certificates):
+            if owners.setdefault(proof, identity.name) != identity.name:
+                raise ValueError(
+                    f"[{owners[proof]}] and [{identity.name}] have the same token or certificate"
+                )

@@ -1,0 +1,58 @@
+"""``longspan token``: a new token for an identity, and its entry in the file that the server reads."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.shared import fail
+
+# Says what it is where it is found, to people and to scanners for secrets; then 256 random bits.
+_PREFIX = "longspan_"
+_BYTES = 32
+
+
+def token(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The identity: letters, digits and . _ @ -, up to 64.")
+    ],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--identities",
+            envvar="LONGSPAN_IDENTITIES",
+            help="File to add a new identity to. Without it: its entry is printed on standard error.",
+        ),
+    ] = None,
+) -> None:
+    """Make a token, and print it. It is shown only now: files hold its hash."""
+    from server.access.identities import NAME, read_identities, token_hash
+    from server.errors import RefusedError
+
+    if not NAME.fullmatch(name):
+        fail(f"{name!r} is no name of an identity: it takes up to 64 letters, digits and . _ @ -", code=2)
+    made = _PREFIX + secrets.token_urlsafe(_BYTES)
+    entry = f'token_sha256 = ["{token_hash(made)}"]'
+    table = f'["{name}"]\n{entry}\n'
+    if file is None:
+        typer.echo(f"Add to the file of --identities:\n\n{table}\nand give the client this token:", err=True)
+    else:
+        try:
+            known = read_identities(file) if file.exists() else ()
+            if any(identity.name == name for identity in known):
+                # The token that would fit the entry is not shown: a run without a file shows both.
+                fail(
+                    f"{file} has {name} already; for another token run this without --identities, and add "
+                    "the hash to its token_sha256, where the old one may stay until all clients have changed"
+                )
+            with file.open("a", encoding="utf-8") as writing:
+                writing.write(f"\n{table}" if known else table)
+        except RefusedError as error:
+            fail(str(error))
+        except OSError as error:
+            fail(f"{file} can't be written ({error.strerror or error})")
+        typer.echo(f"{name} was added to {file}. Its token:", err=True)
+    typer.echo(made)

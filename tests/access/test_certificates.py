@@ -1,0 +1,140 @@
+"""Certificate files: what is refused, and when they are read again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server.access.certificates import Certificates
+from server.access.granted import granted, only_this_machine
+from server.errors import RefusedError
+from server.settings import Settings
+from tests.authority import Authority
+
+
+@pytest.fixture
+def files(authority: Authority, tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate and its key, as files of this test's own."""
+    issued = authority.issue("first")
+    return Path(shutil.copy(issued.certificate, tmp_path)), Path(shutil.copy(issued.key, tmp_path))
+
+
+def test_files_are_read_again_when_they_have_changed(authority, files):
+    found = Certificates(*files, authority.root)
+    assert found.pem == (*(file.read_bytes() for file in files), authority.root.read_bytes())
+    assert found.renewed() is None
+    for file, new in zip(files, authority.issue("second"), strict=True):
+        shutil.copy(new, file)
+    assert found.renewed() == found.pem
+    assert found.pem.certificate == files[0].read_bytes()
+    assert found.renewed() is None
+
+
+def test_files_between_two_writes_leave_those_before_in_force(authority, files, caplog):
+    certificate, key = files
+    found = Certificates(certificate, key, None)
+    before, second = found.pem, authority.issue("second")
+    shutil.copy(second.certificate, certificate)  # its key comes later
+    with caplog.at_level(logging.ERROR):
+        assert found.renewed() is None
+        assert found.renewed() is None
+    (record,) = caplog.records
+    assert "are not a certificate and its unencrypted key" in record.getMessage()
+    assert found.pem == before
+    shutil.copy(second.key, key)
+    assert found.renewed() is not None
+
+
+def test_wrong_files_are_refused_by_name(authority, files, tmp_path):
+    certificate, key = files
+    locked, nothing = tmp_path / "locked.key", tmp_path / "nothing.pem"
+    nothing.write_text("nothing\n")
+    command = ["openssl", "ec", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(command, check=True, capture_output=True)
+    for given, sentence in (
+        ((tmp_path / "gone", key, None), "--tls-certificate .*gone can't be read"),
+        ((certificate, tmp_path / "gone", None), "--tls-key .*gone can't be read"),
+        ((certificate, locked, None), "its unencrypted key in PEM"),
+        ((certificate, authority.issue("other").key, None), "key values mismatch"),
+        ((nothing, key, None), "not a certificate"),
+        ((certificate, key, nothing), "--tls-client-ca .*nothing.pem has no root certificates"),
+        ((certificate, key, certificate), "none of its certificates may sign others"),
+    ):
+        with pytest.raises(RefusedError, match=sentence):
+            Certificates(*given)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"tls_certificate": "c"}, "--tls-certificate needs --tls-key"),
+        ({"tls_key": "k"}, "--tls-key needs --tls-certificate"),
+        ({"tls_client_ca": "r"}, "--tls-client-ca needs --tls-certificate and --tls-key"),
+    ],
+)
+def test_half_of_tls_is_refused(given, sentence):
+    with pytest.raises(RefusedError, match=sentence):
+        granted(Settings(**given))
+
+
+def test_without_files_there_is_no_tls():
+    for given in ({}, {"tls_certificate": "", "tls_key": "", "identities": ""}):
+        access = granted(Settings(**given))
+        assert (access.certificates, access.metrics_certificates, access.callers.open) == (None, None, True)
+
+
+@pytest.fixture(scope="session")
+def proofs(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Settings by what they give."""
+    issued = authority.issue("served")
+    identities = tmp_path_factory.mktemp("identities") / "identities.toml"
+    identities.write_text("[a]\ncertificates = ['a']\n")
+    return {
+        "nothing": {},
+        "tls": {"tls_certificate": issued.certificate, "tls_key": issued.key},
+        "clients": {"tls_client_ca": authority.root},
+        "identities": {"identities": identities},
+    }
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "0", "192.0.2.1", "::ffff:192.0.2.1"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("nothing", "without TLS and showing who they are; give --tls-certificate and --tls-key and --id"),
+        ("tls", "without showing who they are; give --identities .*, or listen on 127.0.0.1, or say --insec"),
+        ("identities", "without TLS; give --tls-certificate and --tls-key, or"),
+    ],
+)
+def test_an_address_that_others_reach_needs_tls_and_identities(proofs, host, given, sentence):
+    with pytest.raises(RefusedError, match=sentence):
+        granted(Settings(host=host, **proofs[given]))
+    granted(Settings(host=host, insecure=True))
+    granted(Settings(host=host, **proofs["tls"], **proofs["clients"]))
+    granted(Settings(host=host, **proofs["tls"], **proofs["identities"]))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "::ffff:127.0.0.1"])
+def test_this_machine_needs_nothing(host):
+    assert only_this_machine(host)
+    granted(Settings(host=host))
+
+
+@pytest.mark.parametrize("host", ["", "no such name"])
+def test_a_name_without_an_address_is_refused(host):
+    """An empty one would be every address to gRPC."""
+    with pytest.raises(RefusedError, match="no address has this name"):
+        granted(Settings(host=host))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [({"metrics_tls": True}, "--metrics-tls needs"), ({"metrics_auth": True}, "--metrics-auth needs")],
+)
+def test_metrics_are_protected_by_what_grpc_has(given, sentence):
+    with pytest.raises(RefusedError, match=sentence):
+        granted(Settings(**given))

@@ -1,0 +1,148 @@
+"""Identities in the life of requests: whose names, whose limits, whose pages."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from longspan.v1 import inference_pb2
+from server.access.callers import Callers
+from server.access.identities import token_hash
+from tests.api.conftest import ask, details, until
+
+ALICE = (("authorization", "Bearer of alice"),)
+BOB = (("authorization", "Bearer of bob"),)
+
+
+@pytest.fixture
+def callers(tmp_path):
+    file = tmp_path / "identities.toml"
+    file.write_text(
+        f"[alice]\ntoken_sha256 = ['{token_hash('of alice')}']\nrequests_in_flight = 1\nmax_priority = 2\n"
+        f"[bob]\ntoken_sha256 = ['{token_hash('of bob')}']\ntokens_per_minute = 60\n"
+    )
+    return Callers(file)
+
+
+async def refused(call) -> aio.AioRpcError:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+@pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer of eve"),)])
+async def test_a_call_without_a_known_token_gets_nowhere(running, metadata):
+    stub, everything = running.stub, []
+    for name, (kind, _) in {
+        "Generate": ("unary", 0),
+        "Abort": ("unary", 0),
+        "Tokenize": ("unary", 0),
+        "ListModels": ("unary", 0),
+        "GetServerInfo": ("unary", 0),
+        "StreamGenerate": ("stream", 0),
+    }.items():
+        message = inference_pb2.DESCRIPTOR.message_types_by_name[
+            {"StreamGenerate": "StreamGenerateRequest"}.get(name, f"{name}Request")
+        ]
+        request = getattr(inference_pb2, message.name)()
+        call = getattr(stub, name)(request, metadata=metadata)
+        everything.append(await refused(call if kind == "unary" else call.read()))
+    for error in everything:
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "token" in error.details()
+        assert details(error)["ErrorInfo"].reason == "UNAUTHENTICATED"
+    assert not running.engine.submitted
+    labels = {"grpc_type": "unary", "grpc_service": "longspan.v1.InferenceService"}
+    sample = "longspan_grpc_server_handled_total"
+    assert running.sample(sample, **labels, grpc_method="Generate", grpc_code="UNAUTHENTICATED") == 1
+
+
+async def test_a_refused_call_costs_no_parsing(running, monkeypatch):
+    def parse(*_):
+        raise AssertionError("the message of a stranger was looked at")
+
+    monkeypatch.setattr(running.state, "check_message", parse)
+    error = await refused(running.stub.Generate(ask("x" * 100_000)))
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_health_is_open_and_reflection_is_not(running):
+    health = health_pb2_grpc.HealthStub(running.channel)
+    assert (
+        await health.Check(health_pb2.HealthCheckRequest())
+    ).status == health_pb2.HealthCheckResponse.SERVING
+    reflection = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    assert (await refused(reflection.ServerReflectionInfo(iter([request])).read())).code() is (
+        grpc.StatusCode.UNAUTHENTICATED
+    )
+    answer = await reflection.ServerReflectionInfo(iter([request]), metadata=ALICE).read()
+    assert len(answer.list_services_response.service) == 3
+
+
+async def test_names_of_requests_are_each_identitys_own(running):
+    running.engine.open.clear()
+    first = asyncio.ensure_future(running.stub.Generate(ask(request_id="r"), metadata=BOB))
+    await until(lambda: running.engine.running == 1)
+    second = asyncio.ensure_future(running.stub.Generate(ask(request_id="r"), metadata=ALICE))
+    await until(lambda: running.engine.running == 2)
+    error = await refused(running.stub.Generate(ask(request_id="r"), metadata=BOB))
+    assert error.code() is grpc.StatusCode.ALREADY_EXISTS
+    abort = inference_pb2.AbortRequest(request_id="r")
+    assert (await running.stub.Abort(abort, metadata=ALICE)).found
+    assert (await second).completions[0].token_ids == []
+    assert not first.done(), "it is bob's"
+    assert not (await running.stub.Abort(abort, metadata=ALICE)).found
+    running.engine.open.set()
+    assert len((await first).completions[0].token_ids) == 5
+
+
+async def test_requests_in_flight_of_one_identity(running):
+    running.engine.open.clear()
+    first = asyncio.ensure_future(running.stub.Generate(ask(), metadata=ALICE))
+    await until(lambda: running.engine.running == 1)
+    error = await refused(running.stub.Generate(ask(), metadata=ALICE))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    found = details(error)
+    assert (found["ErrorInfo"].reason, found["ErrorInfo"].metadata["limit"]) == ("REQUESTS_IN_FLIGHT", "1")
+    assert found["RetryInfo"].retry_delay.ToTimedelta().total_seconds() > 0
+    other = asyncio.ensure_future(running.stub.Generate(ask(), metadata=BOB))
+    await until(lambda: running.engine.running == 2)
+    running.engine.open.set()
+    await asyncio.gather(first, other)
+    await running.stub.Generate(ask(), metadata=ALICE)
+    assert running.sample("longspan_request_rejections_total", reason="requests_in_flight") == 1
+
+
+async def test_tokens_per_minute_of_one_identity(running):
+    """60 a minute: a prompt of 5 and 70 tokens are 75, so that it waits for 16 tokens, a second each."""
+    await running.stub.Generate(ask(stop={"max_tokens": 70, "ignore_eos": True}), metadata=BOB)
+    error = await refused(running.stub.Generate(ask(), metadata=BOB))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    found = details(error)
+    assert found["ErrorInfo"].reason == "TOKENS_PER_MINUTE"
+    assert found["RetryInfo"].retry_delay.ToTimedelta().total_seconds() == pytest.approx(16, abs=1)
+    await running.stub.Generate(ask(), metadata=ALICE)
+
+
+async def test_the_highest_priority_of_one_identity(running):
+    for metadata, most in ((ALICE, 2), (BOB, 0)):
+        await running.stub.Generate(ask(priority=most), metadata=metadata)
+        error = await refused(running.stub.Generate(ask(priority=most + 1), metadata=metadata))
+        assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert f"{most} at most" in error.details()
+        assert details(error)["BadRequest"].field_violations[0].field == "priority"
+
+
+async def test_sequences_carry_their_identitys_salt(running):
+    for metadata in (ALICE, BOB, ALICE):
+        await running.stub.Generate(ask(n=2), metadata=metadata)
+    salts = [submit.salt for submit in running.engine.submitted]
+    assert salts[:2] == salts[4:]
+    assert len({*salts[:2]}) == len({*salts[2:4]}) == 1
+    assert len({*salts, b""}) == 3

@@ -1,0 +1,67 @@
+"""``/metrics`` by TLS, and for those who show a token."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from server.access.callers import Callers
+from server.access.certificates import Certificates
+from server.access.identities import token_hash
+from server.observe.metrics import Metrics
+from server.observe.metrics_server import listen
+from tests.authority import Authority
+
+
+@contextmanager
+def serving(**options):
+    server, port = listen(Metrics().registry, "127.0.0.1", 0, **options)
+    yield port
+    server.shutdown()
+    server.server_close()
+
+
+def read(port: int, scheme: str = "http", token: str = "", root: Path | None = None) -> str:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"{scheme}://localhost:{port}/metrics", headers=headers)
+    context = ssl.create_default_context(cafile=root) if root is not None else None
+    with urllib.request.urlopen(request, timeout=5, context=context) as response:
+        return response.read().decode()
+
+
+def test_only_a_token_that_may_read_is_answered(tmp_path):
+    file = tmp_path / "identities.toml"
+    file.write_text(f"[prometheus]\ntoken_sha256 = ['{token_hash('its')}']\nmetrics = true\n")
+    with serving(authorize=Callers(file).may_read_metrics) as port:
+        assert "longspan_" in read(port, token="its")
+        for wrong in ("", "other"):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                read(port, token=wrong)
+            assert caught.value.code == 401
+            assert "Basic" in caught.value.headers["WWW-Authenticate"]
+            assert "longspan_" not in caught.value.read().decode()
+
+
+def test_by_tls_with_a_certificate_that_is_read_again(tmp_path):
+    first, other = Authority(tmp_path / "first"), Authority(tmp_path / "other")
+    files = [Path(shutil.copy(file, tmp_path)) for file in first.issue("localhost")]
+    with serving(tls=Certificates(*files, None).context) as port:
+        # One that says nothing holds up its own thread, and no other.
+        with socket.create_connection(("127.0.0.1", port)):
+            assert "longspan_" in read(port, "https", root=first.root)
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            read(port, "https", root=other.root)
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            read(port)
+        shutil.copy(other.issue("localhost").certificate, files[0])
+        assert "longspan_" in read(port, "https", root=first.root), "its key is not there yet"
+        shutil.copy(other.issue("localhost").key, files[1])
+        shutil.copy(tmp_path / "other" / "localhost.pem", files[0])
+        assert "longspan_" in read(port, "https", root=other.root)
