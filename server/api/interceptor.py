@@ -54,7 +54,18 @@ class _Call:
         self._begun = time.monotonic()
         self.sent = metrics.sent.labels(*self._labels).inc
         """To be called for every message that was sent."""
+        self._named = False
         metrics.started.labels(*self._labels).inc()
+
+    async def name(self, context: Context) -> None:
+        """Tells the client the call's name, once: before the first message, or before an error.
+
+        Not earlier, and not where the client should try again: gRPC repeats a call only until the server has
+        answered anything.
+        """
+        if not self._named:
+            self._named = True
+            await context.send_initial_metadata((("x-request-id", request_id.get()),))
 
     def ended(self, code: grpc.StatusCode) -> None:
         """The call ended."""
@@ -120,8 +131,9 @@ class Interceptor(aio.ServerInterceptor):
         async def handle(payload: bytes, context: Context) -> Any:
             async with self._guard(context, "unary", method) as call:
                 self._identify(known, context)
-                request = await self._begin(payload, parse, context)
+                request = self._begin(payload, parse)
                 response = await behavior(request, context)
+                await call.name(context)
                 call.sent()
                 return response
 
@@ -138,9 +150,10 @@ class Interceptor(aio.ServerInterceptor):
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method) as call:
                 self._identify(known, context)
-                request = await self._begin(payload, parse, context)
+                request = self._begin(payload, parse)
                 async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
+                        await call.name(context)
                         watch.begun = watch.time()
                         await context.write(message)
                         watch.begun = None
@@ -157,8 +170,8 @@ class Interceptor(aio.ServerInterceptor):
                 raise errors.unauthenticated(str(error)) from error
         caller.set(known)
 
-    async def _begin(self, payload: Any, parse: Callable[[Any], Any] | None, context: Context) -> Any:
-        """Parses the request, if it is within the limits, and tells the client its name."""
+    def _begin(self, payload: Any, parse: Callable[[Any], Any] | None) -> Any:
+        """Parses the request, if it is within the limits, and takes its name where it has one."""
         request = payload
         if parse is not None:
             descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]
@@ -171,7 +184,6 @@ class Interceptor(aio.ServerInterceptor):
         given = generate.request_id if isinstance(generate, inference_pb2.GenerateRequest) else ""
         if given and valid_request_id(given):
             request_id.set(given)
-        await context.send_initial_metadata((("x-request-id", request_id.get()),))
         return request
 
     @asynccontextmanager
@@ -185,7 +197,7 @@ class Interceptor(aio.ServerInterceptor):
         except errors.ServiceError as error:
             code = error.code
             log.debug("request %s: %s: %s", request_id.get(), code.name, error.message)
-            await _abort(context, error)
+            await _abort(call, context, error)
         except asyncio.CancelledError:
             code = cancellation_code(context)
             raise
@@ -194,13 +206,15 @@ class Interceptor(aio.ServerInterceptor):
         except Exception:
             code = grpc.StatusCode.INTERNAL
             log.exception("request %s to %s failed", request_id.get(), method)
-            await _abort(context, errors.internal(request_id.get()))
+            await _abort(call, context, errors.internal(request_id.get()))
         finally:
             call.ended(code)
 
 
-async def _abort(context: Context, error: errors.ServiceError) -> None:
+async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
     with suppress(aio.InternalError):  # the client has gone meanwhile
+        if error.code is not grpc.StatusCode.UNAVAILABLE:
+            await call.name(context)
         await context.abort_with_status(error.status())
 
 
