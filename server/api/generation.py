@@ -150,9 +150,10 @@ class Generation:
         usage = record.usage() if record is not None else types_pb2.Usage()
         moments = record.moments() if record is not None else self._nothing()
         seconds = moments.end - moments.arrival
+        who = self._caller.identity.name
         log.info(
             "request %s: %s, %s; %d prompt tokens, %d generated, %.3f s",
-            *(self._request_id, code.name, self._finish),
+            *(f"{self._request_id} of {who}" if who else self._request_id, code.name, self._finish),
             *(usage.prompt_tokens, usage.completion_tokens, seconds),
             extra={
                 "request_id": self._request_id,
@@ -162,7 +163,7 @@ class Generation:
                 "cached_prompt_tokens": usage.cached_prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "seconds": round(seconds, 6),
-                **({"identity": self._caller.identity.name} if self._caller.identity.name else {}),
+                **({"identity": who} if who else {}),
             },
         )
         if self._traces is not None:

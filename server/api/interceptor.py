@@ -54,18 +54,18 @@ class _Call:
         self._begun = time.monotonic()
         self.sent = metrics.sent.labels(*self._labels).inc
         """To be called for every message that was sent."""
-        self._named = False
+        self.named = False
+        """Whether the client has been told the call's name."""
         metrics.started.labels(*self._labels).inc()
 
     async def name(self, context: Context) -> None:
-        """Tells the client the call's name, once: before the first message, or before an error.
+        """Tells the client the call's name, to be called once: before the first message, or an error.
 
         Not earlier, and not where the client should try again: gRPC repeats a call only until the server has
         answered anything.
         """
-        if not self._named:
-            self._named = True
-            await context.send_initial_metadata((("x-request-id", request_id.get()),))
+        self.named = True
+        await context.send_initial_metadata((("x-request-id", request_id.get()),))
 
     def ended(self, code: grpc.StatusCode) -> None:
         """The call ended."""
@@ -153,7 +153,8 @@ class Interceptor(aio.ServerInterceptor):
                 request = self._begin(payload, parse)
                 async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
-                        await call.name(context)
+                        if not call.named:
+                            await call.name(context)
                         watch.begun = watch.time()
                         await context.write(message)
                         watch.begun = None
@@ -213,7 +214,7 @@ class Interceptor(aio.ServerInterceptor):
 
 async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
     with suppress(aio.InternalError):  # the client has gone meanwhile
-        if error.code is not grpc.StatusCode.UNAVAILABLE:
+        if not call.named and error.code is not grpc.StatusCode.UNAVAILABLE:
             await call.name(context)
         await context.abort_with_status(error.status())
 
