@@ -20,6 +20,12 @@ import psutil
 
 _READY = re.compile(r" on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
 _OWN = "longspan: "  # the beginning of the command's last sentence
+# For the program that measures alone, whatever the environment or longspan.toml says of a server for others.
+_PRIVATE = (
+    *("--host", "127.0.0.1", "--metrics-host", "127.0.0.1", "--server-info", "--abort"),
+    *("--tls-certificate", "", "--tls-key", "", "--tls-client-ca", "", "--identities", ""),
+    *("--metrics", "--no-metrics-tls", "--no-metrics-auth"),
+)
 _STOP_SECONDS = 60.0
 _ENGINE_SECONDS = 5.0  # that engines may outlive their server
 
@@ -58,7 +64,15 @@ def serve(
     """
     command = [
         *(sys.executable, "-P", "-m", "server.cli", "serve"),
-        *("--port", str(ports[0]), "--metrics-port", str(ports[1]), "--end-with-stdin", *arguments),
+        *(
+            "--port",
+            str(ports[0]),
+            "--metrics-port",
+            str(ports[1]),
+            "--end-with-stdin",
+            *_PRIVATE,
+            *arguments,
+        ),
     ]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as log,

@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIServer
 import uvloop
 from grpc import aio
 
-from server.access.granted import granted
+from server.access.granted import granted, warn_of_open_metrics
 from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
@@ -138,6 +138,7 @@ class Server:
                 authorize=callers.may_read_metrics if settings.metrics_auth else None,
                 tls=None if tls is None else tls.context,
             )
+            warn_of_open_metrics(settings)
         if settings.otlp_endpoint is not None:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)

@@ -66,6 +66,10 @@ def _unknown(context: Any) -> None:
     )
 
 
+def _unavailable(context: Any) -> None:
+    fail(context, grpc.StatusCode.UNAVAILABLE, "the server is loading its model")
+
+
 def _contradiction(context: Any) -> None:
     """Details of another status than the call's, as a broken proxy might send."""
     packed = status_pb2.Status(code=3, message="other").SerializeToString()
@@ -78,6 +82,7 @@ BAD_DAYS: dict[str, Callable[[Any], None]] = {
     "!invalid": _invalid,
     "!unknown": _unknown,
     "!contradiction": _contradiction,
+    "!unavailable": _unavailable,
     "!bug": lambda context: context.abort(grpc.StatusCode.INTERNAL, "internal error; request r1"),
     "!data": lambda context: context.abort(grpc.StatusCode.DATA_LOSS, "lost"),
 }
@@ -88,16 +93,19 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
 
     Attributes:
         requests: what arrived, in order.
+        metadata: what came with the last of them.
         ended: released once for every streaming call that the client left early.
         forever: released once for every endless stream that has sent its first delta.
     """
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.metadata: dict[str, Any] = {}
         self.ended = threading.Semaphore(0)
         self.forever = threading.Semaphore(0)
 
     def _prompt(self, request: pb.GenerateRequest, context: Any) -> str:
+        self.metadata = dict(context.invocation_metadata())
         match request.WhichOneof("prompt"):
             case "text":
                 text = request.text
@@ -109,6 +117,8 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
                 text = ""
         if text in BAD_DAYS:
             BAD_DAYS[text](context)
+        if text == "!twice unavailable" and len(self.requests) < 3:
+            _unavailable(context)
         return text
 
     def _answer(self, request: pb.GenerateRequest, prompt: str) -> tuple[str, int]:
@@ -183,6 +193,8 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
         if inner.logprobs.HasField("prompt"):
             positions = [self._logprobs(token) for token in prompt[1:]]
             yield pb.StreamGenerateResponse(prompt_logprobs=pb.PromptLogprobs(positions=positions))
+        if prompt == "!unavailable later":
+            _unavailable(context)
         if prompt == "!forever":
             context.add_callback(self.ended.release)
             yield pb.StreamGenerateResponse(delta=pb.Delta(text="on ", token_ids=[1]))
@@ -253,13 +265,19 @@ class Running:
 
 
 @contextmanager
-def serving(port: int = 0) -> Iterator[Running]:
-    """Runs the server on a free port, or a given one, until the block ends."""
+def serving(port: int = 0, credentials: grpc.ServerCredentials | None = None) -> Iterator[Running]:
+    """Runs the server on a free port, or a given one, until the block ends; with credentials by TLS."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
     service, health_service = Mirror(), health.HealthServicer()
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    running = Running(server.add_insecure_port(f"127.0.0.1:{port}"), service, health_service)
+    address = f"127.0.0.1:{port}"
+    bound = (
+        server.add_insecure_port(address)
+        if credentials is None
+        else server.add_secure_port(address, credentials)
+    )
+    running = Running(bound, service, health_service)
     running.set_ready(True)
     server.start()
     try:

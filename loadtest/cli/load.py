@@ -9,16 +9,18 @@ from typing import Annotated
 import typer
 
 from loadtest.cli.checks import only_shown, require_numpy, require_templates, writable
-from server.cli.shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail
+from server.cli.connection import NAMES, Connection, connected
+from server.cli.shared import fail
 
 _METRICS_PORT = 9464
 _SEEDS = 1 << 31
 _WITH_SHOW = (
     *("show", "against", "csv_file", "html_file", "svg_file"),
-    *("host", "port", "metrics_host", "metrics_port", "no_metrics"),
+    *(*NAMES, "metrics_host", "metrics_port", "no_metrics"),
 )
 
 
+@connected
 def load(
     context: typer.Context,
     workload: Annotated[
@@ -114,8 +116,6 @@ def load(
     ] = None,
     show: Annotated[Path | None, typer.Option(help="Show this result instead of measuring.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with this earlier result.")] = None,
-    host: Host = DEFAULT_HOST,
-    port: Port = DEFAULT_PORT,
     metrics_host: Annotated[
         str | None, typer.Option(help="Where the server's metrics are. Without it: --host.")
     ] = None,
@@ -152,6 +152,8 @@ def load(
             "Hub. Without it: its own count."
         ),
     ] = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Measure a server: throughput, time to first token, time per token; greedy, outputs of exact length.
 
@@ -199,10 +201,16 @@ def load(
         from loadtest.load.plan import PATIENCE, Plan
         from loadtest.load.sweep import Sweep
 
-        url = f"http://{metrics_host or host}:{metrics_port}/metrics"
+        connection.client().close()  # ends the command if the options are wrong
+        host = metrics_host or connection.host
+        if "/" in host and not no_metrics:
+            fail("--host is no name of a machine: give --metrics-host too, or --no-metrics")
+        url = f"http://{host}:{metrics_port}/metrics"
         plan = Plan(
-            host=host,
-            port=port,
+            host=connection.host,
+            port=connection.port,
+            # A call that is repeated would be measured as one that took longer.
+            connect={**connection.options, "retries": False},
             metrics_url=None if no_metrics or endpoint_only else url,
             workload={},
             draw=lambda sessions, seed: [],

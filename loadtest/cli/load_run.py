@@ -58,7 +58,7 @@ def run(plan: Plan, wanted: Wanted) -> Result:
         with ExitStack() as stack:
             client = None
             if not plan.endpoint_only:
-                client = stack.enter_context(Client(plan.host, plan.port, timeout=30))
+                client = stack.enter_context(Client(plan.host, plan.port, timeout=30, **plan.connect))
             told: tuple[int, ...] = ()
             if plan.endpoint is not None:
                 from loadtest.load import examine

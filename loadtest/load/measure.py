@@ -21,7 +21,8 @@ from loadtest.load.targets import Endpoint, Target
 from loadtest.measuring import weather
 from loadtest.measuring.loops import loop_name
 from loadtest.measuring.weather import Observe
-from longspan import Client
+from longspan import Client, UnimplementedError
+from longspan.v1 import inference_pb2
 
 STOPPED = "it was stopped before all was measured"
 _UNTOLD = (
@@ -115,10 +116,14 @@ def describe(plan: Plan) -> Result:
     )
     if plan.endpoint_only:
         return found
-    with Client(plan.host, plan.port, timeout=30) as client:
-        model, info = client.model_info(), client.server_info()
+    with Client(plan.host, plan.port, timeout=30, **plan.connect) as client:
+        model = client.model_info()
+        try:
+            info = client.server_info()
+        except UnimplementedError:  # switched off (--no-server-info)
+            info = inference_pb2.GetServerInfoResponse()
     attention = model.attention
-    found.versions = {"longspan": info.version, **found.versions, **info.versions}
+    found.versions = {"longspan": info.version or "not told", **found.versions, **info.versions}
     found.server = {
         "model": model.name,
         "architecture": model.architecture,

@@ -16,12 +16,12 @@ class GrpcSender:
     """A connection to one server, as an asynchronous context manager: it is there when the block begins."""
 
     def __init__(self, server: Server) -> None:
-        self._client = AsyncClient(server.host, server.port)
+        self._client = AsyncClient(server.host, server.port, **server.connect)
 
     async def __aenter__(self) -> Self:
         """Connects."""
         await self._client.__aenter__()
-        await self._client.server_info(timeout=30)
+        await self._client.models(timeout=30)
         return self
 
     async def __aexit__(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loadtest.load.sweep import Sweep
 from loadtest.load.targets import Endpoint, Server, Target
 from loadtest.load.types import ClosedLoop, Load, Session, Targets
+from longspan import ConnectOptions
 
 PATIENCE = 600.0
 """Seconds without any message after which a server hangs, unless it is said otherwise: more than a small
@@ -25,6 +26,7 @@ class Plan:
     Attributes:
         host: of the server.
         port: its gRPC port.
+        connect: how to reach it, ``longspan.ConnectOptions``.
         metrics_url: where its metrics are; ``None`` to leave them out.
         workload: name and what it was drawn with, for the result.
         draw: makes so many sessions from a seed. Each run gets its own, so that the server's prefix cache
@@ -58,11 +60,12 @@ class Plan:
     endpoint: Endpoint | None = None
     endpoint_only: bool = False
     patience: float = PATIENCE
+    connect: ConnectOptions = field(default_factory=ConnectOptions)
 
     @property
     def measured(self) -> list[Target]:
         """The targets."""
-        server = [] if self.endpoint_only else [Server(self.host, self.port)]
+        server = [] if self.endpoint_only else [Server(self.host, self.port, self.connect)]
         return [*server, *([self.endpoint] if self.endpoint else [])]
 
     def counts(self, load: Load) -> tuple[int, int, int]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from longspan import ConnectOptions
+
 LONGSPAN = "longspan"
 """The name of a server of Longspan in tables."""
 
@@ -19,10 +21,12 @@ class Server:
     Attributes:
         host: name or address.
         port: of its gRPC service.
+        connect: how to reach it.
     """
 
     host: str
     port: int
+    connect: ConnectOptions = field(default_factory=ConnectOptions, hash=False)
 
     @property
     def name(self) -> str:

@@ -181,7 +181,7 @@ def event_loop() -> Iterator[Run]:
 
 
 async def _connected(host: str, port: int) -> AsyncClient:
-    return AsyncClient(host, port)  # its channel belongs to the loop that runs
+    return AsyncClient(host, port, retries=False)  # its channel belongs to the loop that runs
 
 
 def _requests(load: Load) -> int:

@@ -4,7 +4,7 @@ The messages and stubs of the service itself are in ``longspan.v1``.
 """
 
 from longspan.aio import AsyncClient, AsyncStream
-from longspan.channel import DEFAULT_HOST, DEFAULT_PORT
+from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, ConnectOptions
 from longspan.client import Client, Stream
 from longspan.errors import (
     AlreadyExistsError,
@@ -15,8 +15,11 @@ from longspan.errors import (
     InvalidRequestError,
     LongspanError,
     NotFoundError,
+    PermissionDeniedError,
     PreconditionError,
+    UnauthenticatedError,
     UnavailableError,
+    UnimplementedError,
     Violation,
 )
 from longspan.request import GenerateOptions, Message, Prompt
@@ -32,6 +35,7 @@ __all__ = [
     "CancelledError",
     "Client",
     "Completion",
+    "ConnectOptions",
     "DeadlineError",
     "Delta",
     "FinishReason",
@@ -42,9 +46,12 @@ __all__ = [
     "LongspanError",
     "Message",
     "NotFoundError",
+    "PermissionDeniedError",
     "PreconditionError",
     "Prompt",
     "Stream",
+    "UnauthenticatedError",
     "UnavailableError",
+    "UnimplementedError",
     "Violation",
 ]

@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, OPTIONS, SERVICE, target
+from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
 from longspan.errors import CancelledError, LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
@@ -76,18 +76,32 @@ class AsyncClient:
     """
 
     def __init__(
-        self, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT, *, timeout: float | None = None
+        self,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        *,
+        timeout: float | None = None,
+        channel: grpc.aio.Channel | None = None,
+        **options: Unpack[ConnectOptions],
     ) -> None:
         """Prepares the connection; the first call makes it.
 
         Args:
-            host: name or address of the server.
+            host: name or address of the server, or a target of gRPC's like ``dns:///name``.
             port: its gRPC port.
             timeout: for calls that give none of their own.
+            channel: one of your own, which ``close`` leaves open; host and port then only name the server in
+                messages.
+            **options: see ``ConnectOptions``.
+
+        Raises:
+            ValueError: the options contradict one another, or a file of them can't be read.
         """
         self._server = target(host, port)
         self.timeout = timeout
-        self._channel = grpc.aio.insecure_channel(self._server, options=OPTIONS)
+        self._headers = headers(options)
+        self._own_channel = channel is None
+        self._channel = connect(grpc.aio, self._server, channel, options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
@@ -103,7 +117,8 @@ class AsyncClient:
     ) -> AsyncStream:
         """Like ``Client.stream``: ``async for delta in client.stream(...)``."""
         request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
-        return AsyncStream(self._stub.StreamGenerate(request, timeout=self._limit(timeout)), self._server)
+        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=self._headers)
+        return AsyncStream(call, self._server)
 
     async def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Like ``Client.abort``."""
@@ -196,8 +211,9 @@ class AsyncClient:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def close(self) -> None:
-        """Closes the connection; calls that are running are cancelled."""
-        await self._channel.close()
+        """Closes the connection, unless it was given; calls that are running are cancelled."""
+        if self._own_channel:
+            await self._channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,6 +226,6 @@ class AsyncClient:
 
     async def _ask(self, method: Any, request: ProtoMessage, timeout: float | None) -> Any:
         try:
-            return await method(request, timeout=self._limit(timeout))
+            return await method(request, timeout=self._limit(timeout), metadata=self._headers)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._server) from None

@@ -1,6 +1,15 @@
-"""The default address of a client, and the options of its channel."""
+"""How a client reaches a server: address, TLS, what it shows of itself, and which calls are repeated."""
 
 from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import grpc
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
@@ -8,7 +17,9 @@ DEFAULT_PORT = 50051
 SERVICE = "longspan.v1.InferenceService"
 """The name under which the server reports its readiness to gRPC's health check."""
 
-OPTIONS: tuple[tuple[str, int], ...] = (
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A long prompt's log probabilities are many times gRPC's default limit of 4 MiB.
     ("grpc.max_receive_message_length", 256 << 20),
     # No message comes during a long prefill: pings find a peer that has vanished. The server permits them.
@@ -19,8 +30,137 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+# gRPC repeats a call only until the server has answered anything, so that no answer begins twice.
+_RETRIES = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+# A prompt that is larger than this is not kept, and so not sent again; gRPC keeps 256 KiB if not told.
+_KEPT_BYTES = 8 << 20
+
+_NAMED = re.compile(r"(dns|unix|unix-abstract|vsock|ipv4|ipv6|xds):")
+_WITH_PORT = re.compile(r":\d+$")
+
+
+class ConnectOptions(TypedDict, total=False):
+    """What a client may be told about its connection.
+
+    Attributes:
+        tls: connect by TLS. Any of the next four implies it.
+        ca: PEM file of the roots that the server's certificate must come from; without it those that gRPC
+            brings (Mozilla's).
+        cert: PEM file of the client's own certificate, for mutual TLS.
+        key: PEM file of its private key.
+        server_name: name that the server's certificate must have, where that is not the address.
+        token: shown with every call. Refused for a connection to another machine without TLS.
+        metadata: pairs of names and values that are sent with every call.
+        retries: repeat a call that the server could not begin (UNAVAILABLE), three times within about a
+            second; on unless ``False``.
+    """
+
+    tls: bool
+    ca: str | Path
+    cert: str | Path
+    key: str | Path
+    server_name: str
+    token: str
+    metadata: Sequence[tuple[str, str | bytes]]
+    retries: bool
 
 
 def target(host: str, port: int) -> str:
-    """``host:port`` in gRPC's form, an IPv6 address in brackets."""
+    """``host:port`` in gRPC's form, an IPv6 address in brackets.
+
+    A host in one of gRPC's own forms, like ``dns:///name``, ``dns:///name:port`` or ``unix:/path``, is kept;
+    a name without a port gets this one. The addresses of a ``dns:`` name are called in turn.
+    """
+    if named := _NAMED.match(host):
+        return f"{host}:{port}" if named[1] == "dns" and not _WITH_PORT.search(host) else host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def open_channel(api: Any, address: str, options: ConnectOptions) -> Any:
+    """A channel to the server at ``address``, a ``target``.
+
+    Args:
+        api: ``grpc`` or ``grpc.aio``.
+        address: of the server.
+        options: what the client was told.
+
+    Raises:
+        ValueError: options contradict one another, or a file can't be read; the sentence says which.
+    """
+    arguments = (*_OPTIONS, *_service_config(address, options.get("retries", True)))
+    if server_name := options.get("server_name"):
+        arguments += (("grpc.ssl_target_name_override", server_name),)
+    if not wants_tls(options):
+        if options.get("token") and not _stays_here(address):
+            raise ValueError(
+                f"the token could be read on the way to {address}: connect by TLS (--tls), or give a "
+                "channel of your own"
+            )
+        return api.insecure_channel(address, options=arguments)
+    ca, cert, key = options.get("ca"), options.get("cert"), options.get("key")
+    if (cert is None) != (key is None):
+        raise ValueError("cert and key belong together: give both, or neither")
+    files = [None if file is None else _read(file) for file in (ca, key, cert)]
+    return api.secure_channel(address, grpc.ssl_channel_credentials(*files), options=arguments)
+
+
+def wants_tls(options: ConnectOptions) -> bool:
+    """Whether the client is to connect by TLS."""
+    return any(options.get(name) for name in ("tls", "ca", "cert", "key", "server_name"))
+
+
+def headers(options: ConnectOptions) -> Metadata:
+    """The metadata of every call."""
+    token = options.get("token")
+    shown = (("authorization", f"Bearer {token}"),) if token else ()
+    return (*shown, *options.get("metadata", ()))
+
+
+def connect(api: Any, address: str, channel: Any, options: ConnectOptions) -> Any:
+    """The channel given, or a new one.
+
+    Raises:
+        ValueError: as of ``open_channel``; or options are given beside a channel, which has its own.
+    """
+    if channel is None:
+        return open_channel(api, address, options)
+    if beside := sorted(options.keys() - {"token", "metadata"}):
+        raise ValueError(f"a channel of your own has its own {', '.join(beside)}: leave these out")
+    return channel
+
+
+def _service_config(address: str, retries: bool) -> tuple[tuple[str, Any], ...]:
+    config: dict[str, Any] = {}
+    if address.startswith("dns:"):
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+    if retries:
+        config["methodConfig"] = [{"name": [{"service": SERVICE}], "retryPolicy": _RETRIES}]
+    kept = (("grpc.per_rpc_retry_buffer_size", _KEPT_BYTES),) if retries else (("grpc.enable_retries", 0),)
+    return (*kept, ("grpc.service_config", json.dumps(config)))
+
+
+def _stays_here(address: str) -> bool:
+    """Whether what is sent to this address stays on this machine."""
+    if address.startswith(("unix", "vsock")):
+        return True
+    if re.match(r"dns://[^/]", address):
+        return False  # a name server of its own says what the name is
+    host = _WITH_PORT.sub("", address).rpartition("/")[2]
+    host = _NAMED.sub("", host).strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(file: str | Path) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} can't be read ({error.strerror or error})") from error

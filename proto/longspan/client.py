@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, OPTIONS, SERVICE, target
+from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
 from longspan.errors import LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
@@ -67,18 +67,32 @@ class Client:
     """
 
     def __init__(
-        self, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT, *, timeout: float | None = None
+        self,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        *,
+        timeout: float | None = None,
+        channel: grpc.Channel | None = None,
+        **options: Unpack[ConnectOptions],
     ) -> None:
         """Prepares the connection; the first call makes it.
 
         Args:
-            host: name or address of the server.
+            host: name or address of the server, or a target of gRPC's like ``dns:///name``.
             port: its gRPC port.
             timeout: for calls that give none of their own.
+            channel: one of your own, which ``close`` leaves open; host and port then only name the server in
+                messages.
+            **options: see ``ConnectOptions``.
+
+        Raises:
+            ValueError: the options contradict one another, or a file of them can't be read.
         """
         self._server = target(host, port)
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(self._server, options=OPTIONS)
+        self._headers = headers(options)
+        self._own_channel = channel is None
+        self._channel = connect(grpc, self._server, channel, options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
@@ -106,7 +120,8 @@ class Client:
             **options: see ``GenerateOptions``.
         """
         request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
-        return Stream(self._stub.StreamGenerate(request, timeout=self._limit(timeout)), self._server)
+        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=self._headers)
+        return Stream(call, self._server)
 
     def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Ends a running request of the same identity; ``False`` if none has this id."""
@@ -220,8 +235,9 @@ class Client:
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """Closes the connection; calls that are running are cancelled."""
-        self._channel.close()
+        """Closes the connection, unless it was given; calls that are running are cancelled."""
+        if self._own_channel:
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -239,7 +255,7 @@ class Client:
         timeout: float | None,
     ) -> Response:
         done = threading.Event()
-        call: Any = method.future(request, timeout=self._limit(timeout))
+        call: Any = method.future(request, timeout=self._limit(timeout), metadata=self._headers)
         try:
             call.add_done_callback(lambda _: done.set())
             done.wait()  # Ctrl-C while gRPC itself waits could leave its locks in disorder

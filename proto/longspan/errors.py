@@ -70,9 +70,29 @@ class NotFoundError(LongspanError):
 
 
 class BusyError(LongspanError):
-    """The queue is full, the message is larger than the server takes, or the stream was not read."""
+    """The queue is full or an identity's limit is reached; or the message is larger than the server takes, or
+    the stream was not read.
+    """
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class UnauthenticatedError(LongspanError):
+    """The server asks who calls, and does not know this token or certificate."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(LongspanError):
+    """The server knows who calls, and this is more than it may."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+
+class UnimplementedError(LongspanError):
+    """The server is older than this call, or has switched it off."""
+
+    status = grpc.StatusCode.UNIMPLEMENTED
 
 
 class UnavailableError(LongspanError):
@@ -94,7 +114,7 @@ class CancelledError(LongspanError):
 
 
 class AlreadyExistsError(LongspanError):
-    """Another request in flight has this ``request_id``."""
+    """Another request in flight of the same identity has this ``request_id``."""
 
     status = grpc.StatusCode.ALREADY_EXISTS
 
@@ -117,6 +137,9 @@ _BY_STATUS = {
         InvalidRequestError,
         NotFoundError,
         BusyError,
+        UnauthenticatedError,
+        PermissionDeniedError,
+        UnimplementedError,
         UnavailableError,
         DeadlineError,
         CancelledError,
@@ -127,6 +150,15 @@ _BY_STATUS = {
 }
 
 
+# How BoringSSL and gRPC tell of a handshake that failed.
+_HANDSHAKES = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS, so leave that out",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate comes from none of the roots that are trusted (ca)",
+    "Hostname Verification Check failed": "its certificate has another name; say which (server_name)",
+    "Socket closed": "it closed it; it may want TLS, or a certificate of yours (tls, cert and key)",
+}
+
+
 def from_rpc_error(error: grpc.RpcError, target: str) -> LongspanError:
     """The exception for a failed call, synchronous or asyncio, to the server at ``target``."""
     call: Any = error  # grpc raises errors that are calls at the same time
@@ -134,16 +166,23 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> LongspanError:
     message: str = call.details() or ""
     details = _details(call)
     if code is grpc.StatusCode.UNAVAILABLE and message.startswith("failed to connect"):
-        cause = message.rpartition("last error: ")[2]
-        message = (
-            f"No server answers at {target} ({cause}). "
-            "Start one with `longspan serve`, or name another host or port."
-        )
+        message = _not_connected(message.rpartition("last error: ")[2], target)
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not details:
         message = (
             f"The server at {target} did not answer in time. Allow a longer timeout, or ask for fewer tokens."
         )
     return _BY_STATUS.get(code, LongspanError)(message or code.name, code=code, **details)
+
+
+def _not_connected(cause: str, target: str) -> str:
+    """Why there is no connection, and what to do about it."""
+    for sign, sentence in _HANDSHAKES.items():
+        if sign in cause:
+            return f"There is no connection with the server at {target}: {sentence} ({cause})."
+    return (
+        f"No server answers at {target} ({cause}). "
+        "Start one with `longspan serve`, or name another host or port."
+    )
 
 
 def _details(call: Any) -> dict[str, Any]:

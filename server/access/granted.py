@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from server.access.callers import Callers
 from server.access.certificates import Certificates
 from server.errors import RefusedError
 from server.settings import Settings
+
+log = logging.getLogger("longspan.access")
 
 
 class Access(NamedTuple):
@@ -45,6 +48,17 @@ def granted(settings: Settings) -> Access:
     )
     _refuse_exposed(settings)
     return Access(callers, certificates, _certificates(settings) if settings.metrics_tls else None)
+
+
+def warn_of_open_metrics(settings: Settings) -> None:
+    """Says that other machines can read ``/metrics``, unless that is protected or wanted."""
+    protected = settings.metrics_tls and settings.metrics_auth
+    if not (protected or settings.insecure or only_this_machine(settings.metrics_host)):
+        log.warning(
+            "other machines can read /metrics on %s; --metrics-tls with --metrics-auth protects it, or a "
+            "network policy",
+            settings.metrics_host,
+        )
 
 
 def _certificates(settings: Settings) -> Certificates | None:

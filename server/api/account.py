@@ -58,7 +58,7 @@ class Account:
         who = caller.get().identity.name
         log.info(
             "request %s: %s, %s; %d prompt tokens, %d generated, %.3f s",
-            *(request_id.get(), code.name, self.finish),
+            *(f"{request_id.get()} of {who}" if who else request_id.get(), code.name, self.finish),
             *(usage.prompt_tokens, usage.completion_tokens, seconds),
             extra={
                 "request_id": request_id.get(),

@@ -60,7 +60,18 @@ class _Call:
         self._begun = time.monotonic()
         self.sent = metrics.sent.labels(*self._labels).inc
         """To be called for every message that was sent."""
+        self.named = False
+        """Whether the client has been told the call's name."""
         metrics.started.labels(*self._labels).inc()
+
+    async def name(self, context: Context) -> None:
+        """Tells the client the call's name, to be called once: before the first message, or an error.
+
+        Not earlier, and not where the client should try again: gRPC repeats a call only until the server has
+        answered anything.
+        """
+        self.named = True
+        await context.send_initial_metadata((("x-request-id", request_id.get()),))
 
     def ended(self, code: grpc.StatusCode, error: errors.ServiceError | None = None) -> None:
         """The call ended; to be called before its client is told."""
@@ -129,8 +140,9 @@ class Interceptor(aio.ServerInterceptor):
         async def handle(payload: bytes, context: Context) -> Any:
             async with self._guard(context, "unary", method) as call:
                 self._identify(known, context)
-                request = await self._begin(payload, parse, context)
+                request = self._begin(payload, parse)
                 response = await behavior(request, context)
+                await call.name(context)
                 call.sent()
                 return response
 
@@ -147,9 +159,11 @@ class Interceptor(aio.ServerInterceptor):
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method) as call:
                 self._identify(known, context)
-                request = await self._begin(payload, parse, context)
+                request = self._begin(payload, parse)
                 async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
+                        if not call.named:
+                            await call.name(context)
                         watch.begun = watch.time()
                         await context.write(message)
                         watch.begun = None
@@ -184,14 +198,13 @@ class Interceptor(aio.ServerInterceptor):
                 raise errors.unauthenticated(str(error)) from error
         caller.set(known)
 
-    async def _begin(self, payload: Any, parse: Callable[[Any], Any] | None, context: Context) -> Any:
-        """Parses the request, if it is within the limits, and tells the client its name."""
+    def _begin(self, payload: Any, parse: Callable[[Any], Any] | None) -> Any:
+        """Parses the request, if it is within the limits, and takes its name where it has one."""
         request = payload if parse is None else self._parse(payload, parse)
         generate = request.request if isinstance(request, inference_pb2.StreamGenerateRequest) else request
         given = generate.request_id if isinstance(generate, inference_pb2.GenerateRequest) else ""
         if given and valid_request_id(given):
             request_id.set(given)
-        await context.send_initial_metadata((("x-request-id", request_id.get()),))
         return request
 
     @asynccontextmanager
@@ -218,15 +231,17 @@ class Interceptor(aio.ServerInterceptor):
             code = error.code
         call.ended(code, error)
         if error is not None:
-            await _abort(context, error)
+            await _abort(call, context, error)
 
 
 def _metadata(context: Context) -> Metadata:
     return [(key, value) for key, value in context.invocation_metadata() or ()]
 
 
-async def _abort(context: Context, error: errors.ServiceError) -> None:
+async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
     with suppress(aio.InternalError):  # the client has gone meanwhile
+        if not call.named and error.code is not grpc.StatusCode.UNAVAILABLE:
+            await call.name(context)
         await context.abort_with_status(error.status())
 
 

@@ -86,7 +86,7 @@ def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         configuration(certificates.pem),
-        fetch,  # type: ignore[arg-type] (gRPC documents None for no change)
+        fetch,  # type: ignore[arg-type]  # gRPC documents None for no change
         require_client_authentication=certificates.pem.client_ca is not None,
     )
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Self, cast
 
 import typer
 
-from server.cli.shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call
+from server.cli.connection import Connection, connected
+from server.cli.shared import fail, fail_call
 from server.cli.signals import INTERRUPTED, interrupts_end
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from longspan.v1.types_pb2 import Timings, Usage
 
 
+@connected
 def generate(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input.")
@@ -62,14 +64,14 @@ def generate(
         ),
     ] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for the whole answer.")] = None,
-    host: Host = DEFAULT_HOST,
-    port: Port = DEFAULT_PORT,
+    *,
+    connection: Connection,
 ) -> None:
     """Generate text, streamed to standard output as it appears.
 
     Ctrl-C ends the request on the server too.
     """
-    from longspan import Client, GenerateOptions, LongspanError
+    from longspan import GenerateOptions, LongspanError
 
     text = _read_standard_input() if prompt == "-" else prompt
     if system is not None and not chat:
@@ -87,7 +89,7 @@ def generate(
         "special_tokens_as_text": special_tokens_as_text or None,
     }
     options = cast(GenerateOptions, {name: value for name, value in given.items() if value is not None})
-    with Client(host, port, timeout=timeout) as client, _Interrupt() as interrupt:
+    with connection.client(timeout) as client, _Interrupt() as interrupt:
         try:
             stream = client.stream([*roles, ("user", text)] if chat else text, **options)
             interrupt.closes(stream)

@@ -6,22 +6,24 @@ from typing import Annotated
 
 import typer
 
-from server.cli.shared import DEFAULT_HOST, DEFAULT_PORT, Host, Port, fail, fail_call
+from server.cli.connection import Connection, connected
+from server.cli.shared import fail, fail_call
 
 
+@connected
 def health(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
     timeout: Annotated[
         float | None,
         typer.Option(min=0.0, help="Seconds to wait. Without it: 5, or with --wait until it is ready."),
     ] = None,
-    host: Host = DEFAULT_HOST,
-    port: Port = DEFAULT_PORT,
+    *,
+    connection: Connection,
 ) -> None:
     """End with 0 when the server is ready, else with 1 and the reason."""
-    from longspan import Client, LongspanError
+    from longspan import LongspanError
 
-    with Client(host, port) as client:
+    with connection.client() as client:
         try:
             if wait:
                 client.wait_until_ready(timeout)

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import SettingsError
 
+from server.cli.connection import VARIABLES
 from server.cli.help import PlainCommand
 from server.cli.other_servers import called_here, positional
 from server.cli.shared import fail
@@ -90,7 +91,8 @@ def load(given: dict[str, Any], config: Path | None = None) -> Settings:
 
 def stray_variables() -> tuple[list[str], list[str]]:
     """As ``server.cli.variables.stray``, of this process and the settings."""
-    known = [_CONFIG_VARIABLE, *map(variable, Settings.model_fields)]
+    # Those of the commands that talk to a server may be set beside it, as for a container's health check.
+    known = [_CONFIG_VARIABLE, *map(variable, Settings.model_fields), *VARIABLES]
     return stray(os.environ, Settings.model_config["env_prefix"], known)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -17,11 +17,6 @@ DEFAULT_PORT = 50051
 _OF_SERVER = ("pydantic_settings", "msgspec", "torch", "transformers")
 
 UNBROKEN = 1000  # columns: a program that reads a pipe wants each row of a table on one line
-
-Host = Annotated[str, typer.Option(envvar="LONGSPAN_HOST", help="Address of the server.")]
-Port = Annotated[
-    int, typer.Option(envvar="LONGSPAN_PORT", min=1, max=65535, help="Port of its gRPC service.")
-]
 
 
 def fail(sentence: str, code: int = 1) -> NoReturn:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.access.certificates import Certificates
-from server.access.granted import granted, only_this_machine
+from server.access.granted import granted, only_this_machine, warn_of_open_metrics
 from server.errors import RefusedError
 from server.settings import Settings
 from tests.authority import Authority
@@ -138,3 +138,20 @@ def test_a_name_without_an_address_is_refused(host):
 def test_metrics_are_protected_by_what_grpc_has(given, sentence):
     with pytest.raises(RefusedError, match=sentence):
         granted(Settings(**given))
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ({}, False),
+        ({"metrics_host": "0.0.0.0"}, True),
+        ({"metrics_host": "0.0.0.0", "metrics_auth": True}, True),
+        ({"metrics_host": "0.0.0.0", "metrics_auth": True, "metrics_tls": True}, False),
+        ({"metrics_host": "0.0.0.0", "insecure": True}, False),
+    ],
+)
+def test_metrics_that_others_can_read_are_warned_of(caplog, given, warned):
+    warn_of_open_metrics(Settings(**given))
+    assert [("other machines can read /metrics" in record.getMessage()) for record in caplog.records] == (
+        [True] if warned else []
+    )

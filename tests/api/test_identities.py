@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import grpc
 import pytest
@@ -37,21 +38,13 @@ async def refused(call) -> aio.AioRpcError:
 
 @pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer of eve"),)])
 async def test_a_call_without_a_known_token_gets_nowhere(running, metadata):
-    stub, everything = running.stub, []
-    for name, (kind, _) in {
-        "Generate": ("unary", 0),
-        "Abort": ("unary", 0),
-        "Tokenize": ("unary", 0),
-        "ListModels": ("unary", 0),
-        "GetServerInfo": ("unary", 0),
-        "StreamGenerate": ("stream", 0),
-    }.items():
-        message = inference_pb2.DESCRIPTOR.message_types_by_name[
-            {"StreamGenerate": "StreamGenerateRequest"}.get(name, f"{name}Request")
-        ]
-        request = getattr(inference_pb2, message.name)()
-        call = getattr(stub, name)(request, metadata=metadata)
-        everything.append(await refused(call if kind == "unary" else call.read()))
+    stub, requests = running.stub, inference_pb2
+    everything = [
+        await refused(getattr(stub, name)(getattr(requests, f"{name}Request")(), metadata=metadata))
+        for name in ("Generate", "Abort", "Tokenize", "ListModels", "GetModelInfo", "GetServerInfo")
+    ]
+    stream = stub.StreamGenerate(requests.StreamGenerateRequest(), metadata=metadata)
+    everything.append(await refused(stream.read()))
     for error in everything:
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         assert "token" in error.details()
@@ -117,6 +110,14 @@ async def test_requests_in_flight_of_one_identity(running):
     await asyncio.gather(first, other)
     await running.stub.Generate(ask(), metadata=ALICE)
     assert running.sample("longspan_request_rejections_total", reason="requests_in_flight") == 1
+
+
+async def test_the_log_says_whose_request_it_was(running, caplog):
+    with caplog.at_level(logging.INFO, "longspan.requests"):
+        await running.stub.Generate(ask(request_id="r"), metadata=ALICE)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("request r of alice: OK")
+    assert (record.identity, record.request_id) == ("alice", "r")
 
 
 async def test_tokens_per_minute_of_one_identity(running):

@@ -43,6 +43,9 @@ def engines(parent: psutil.Process) -> list[psutil.Process]:
         ),
         (["--attention", "sliding_window", "--attention-option", "windo=3"], "has no option 'windo'"),
         (["--kernel", "spda"], "did you mean sdpa"),
+        (["--host", "0.0.0.0"], "without TLS and showing who they are; give --tls-certificate and --tls-key"),
+        (["--identities", "/nowhere.toml"], "--identities /nowhere.toml can't be read"),
+        (["--tls-key", "x.key"], "--tls-key needs --tls-certificate"),
         (
             ["--native-level", BEYOND],
             f"choose auto or one that this processor executes: {', '.join(EXECUTABLE)}",
