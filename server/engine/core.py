@@ -174,11 +174,8 @@ class EngineCore:
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
-        sequences = flight.launched.sequences
-        if any(sequence.request.sampling.penalized for sequence in sequences):
-            return None
         began = time.monotonic()
-        held = {sequence for sequence in sequences if self._is_held(sequence)}
+        held = {sequence for sequence in flight.launched.sequences if self._is_held(sequence)}
         return self._launch(began, self.scheduler.schedule_ahead(held), flight)
 
     def _is_held(self, sequence: Sequence) -> bool:
