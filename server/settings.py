@@ -169,6 +169,12 @@ class Settings(BaseSettings):
     max_prefills: int = Field(
         8, ge=1, description="Prompts of more than a step that are computed at a time, at most."
     )
+    priority_aging_seconds: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds of waiting that raise a request's priority by one. 0: waiting raises none.",
+    )
     max_running: int | None = Field(
         None,
         ge=1,

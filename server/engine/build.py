@@ -81,6 +81,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         max_batch_tokens=sizes.max_batch_tokens,
         max_prefills=settings.max_prefills,
         prompt_step_seconds=settings.prompt_step_ms / 1000 or None,
+        aging_seconds=settings.priority_aging_seconds or None,
         prefix_cache=settings.prefix_cache,
         ahead=device == "cuda",  # a CPU has computed a step when it is launched
         check_integrity=settings.check_integrity,

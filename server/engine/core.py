@@ -13,7 +13,7 @@ from server.engine.costs import Cost, StepCosts
 from server.engine.flight import Flight
 from server.engine.hardware import MemoryMeter
 from server.engine.kv_manager import KVManager, most_pages
-from server.engine.pace import Pace
+from server.engine.pace import EXPECTED_REACH, Pace, Work
 from server.engine.runner import Runner, RunOutput
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
@@ -43,6 +43,7 @@ class EngineCore:
         max_batch_tokens: tokens of a step, at most.
         max_prefills: prompts of more than a step that are computed at a time, at most.
         prompt_step_seconds: how long the prompt tokens of a step take, about; ``None`` for any time.
+        aging_seconds: waiting that raises a priority by one; ``None`` if waiting raises none.
         prefix_cache: share the pages of equal prompts.
         ahead: launch a step before the previous one is collected, where that is possible. Useful on a device
             that computes asynchronously; a CPU has computed a step when it is launched.
@@ -62,6 +63,7 @@ class EngineCore:
         max_batch_tokens: int,
         max_prefills: int = 8,
         prompt_step_seconds: float | None = None,
+        aging_seconds: float | None = None,
         prefix_cache: bool = True,
         ahead: bool = False,
         check_integrity: bool = False,
@@ -89,9 +91,8 @@ class EngineCore:
         self._pages_read = self._pages_skipped = 0
         self._memory = MemoryMeter(runner.device)
         self.costs = StepCosts(runner.executor.model, runner.attention.layers, cache)
-        self.scheduler = Scheduler(
-            self.kv, max_running, max_batch_tokens, max_prefills, Pace(prompt_step_seconds)
-        )
+        pace = Pace(prompt_step_seconds, self.costs.reach or EXPECTED_REACH)
+        self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens, max_prefills, pace, aging_seconds)
         self._flight: Flight | None = None
         self._ended = 0.0
 
@@ -143,7 +144,7 @@ class EngineCore:
         self._ended = ended
         if flight is not None:
             decodes = sum(tokens == 1 for _, tokens in flight.scheduled)
-            self.scheduler.pace.observe(computed - decodes, decodes, ended - began)
+            self.scheduler.pace.observe(flight.work, decodes, ended - began)
         return StepOutput(
             ended, outputs, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost)
         )
@@ -159,6 +160,7 @@ class EngineCore:
         prompt_tokens = sum(
             min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in scheduled
         )
+        work = Work.of((s.computed, tokens) for s, tokens in scheduled if tokens > 1)
         ahead_of = None if before is None else before.launched
         if self.team is None:
             launched = self.runner.launch(scheduled, ahead_of)
@@ -168,15 +170,12 @@ class EngineCore:
             sequence.pending += 1
         for sequence, tokens in scheduled:
             self.kv.advance(sequence, tokens)
-        return Flight(began, scheduled, launched, fresh, prompt_tokens)
+        return Flight(began, scheduled, launched, fresh, prompt_tokens, work)
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
-        sequences = flight.launched.sequences
-        if any(sequence.request.sampling.penalized for sequence in sequences):
-            return None
         began = time.monotonic()
-        held = {sequence for sequence in sequences if self._is_held(sequence)}
+        held = {sequence for sequence in flight.launched.sequences if self._is_held(sequence)}
         return self._launch(began, self.scheduler.schedule_ahead(held), flight)
 
     def _is_held(self, sequence: Sequence) -> bool:

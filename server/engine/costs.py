@@ -168,6 +168,15 @@ class StepCosts:
             self._by_index[layer.index] = _Layers(page, summary, products)
         self._token = sum(layer.page for layer in self._by_index.values()) // cache.page_size
 
+    @property
+    def reach(self) -> float | None:
+        """Earlier tokens for which attention takes as many multiply-adds as a token's weights.
+
+        ``None`` for a model without attention layers.
+        """
+        weights, pair = self.weights, sum(layer.products for layer in self._by_index.values())
+        return (weights.body.products + weights.active * weights.experts.products) / pair if pair else None
+
     def of(self, tokens: int, rows: int, reads: tuple[LayerReads, ...]) -> Cost:
         """The cost of one step.
 

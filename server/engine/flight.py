@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.engine.pace import Work
 from server.engine.runner import Launched
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence, State
@@ -19,6 +20,7 @@ class Flight:
         launched: the pass.
         fresh: sequences that begin with it.
         prompt_tokens: of those computed.
+        work: of sequences that lack more than one token.
         taken_back: sequences for which it computes the wrong token.
     """
 
@@ -27,6 +29,7 @@ class Flight:
     launched: Launched
     fresh: set[Sequence]
     prompt_tokens: int
+    work: Work
     taken_back: set[Sequence] = field(default_factory=set)
 
     def void(self) -> set[Sequence]:

@@ -110,13 +110,20 @@ class SamplerState:
             self._output.append(token)
 
 
-def adjust(logits: torch.Tensor, states: Sequence[SamplerState], positions: Sequence[int]) -> torch.Tensor:
+def adjust(
+    logits: torch.Tensor,
+    states: Sequence[SamplerState],
+    positions: Sequence[int],
+    newest: Sequence[torch.Tensor | None] | None = None,
+) -> torch.Tensor:
     """Applies bias, then repetition, presence and frequency penalties, then the ban on early stop tokens.
 
     Args:
         logits: float32 ``[B, V]``; left as it is.
         states: one per row.
         positions: number of tokens that each row's sequence has output.
+        newest: the last of these where it is not recorded yet, int64 on the device; where it is negative, the
+            row's result is arbitrary.
 
     Returns:
         ``logits`` itself where nothing applies, else a changed copy. Never ``+inf``.
@@ -127,15 +134,17 @@ def adjust(logits: torch.Tensor, states: Sequence[SamplerState], positions: Sequ
     rows = [row for row, state in enumerate(states) if state.adjusts(positions[row])]
     if not rows:
         return logits
-    for row in rows:
-        if states[row].sampling.penalized and states[row].output_length != positions[row]:
+    newest = newest or [None] * len(states)
+    penalized = [row for row in rows if states[row].sampling.penalized]
+    for row in penalized:
+        known = states[row].output_length + (newest[row] is not None)
+        if known != positions[row]:
             raise ValueError(
-                f"a penalty is asked for after {positions[row]} output tokens, and "
-                f"{states[row].output_length} are recorded"
+                f"a penalty is asked for after {positions[row]} output tokens, and {known} are known"
             )
     logits = logits.clone()
     _add_bias(logits, rows, states)
-    _penalize(logits, [row for row in rows if states[row].sampling.penalized], states)
+    _penalize(logits, penalized, states, newest)
     _ban_stops(logits, [row for row in rows if states[row].bans_stops(positions[row])], states)
     return logits.clamp_(max=torch.finfo(torch.float32).max)
 
@@ -147,13 +156,21 @@ def _add_bias(logits: torch.Tensor, rows: Sequence[int], states: Sequence[Sample
         logits[_at(logits, biased, tokens)] += torch.cat(bias)
 
 
-def _penalize(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
+def _penalize(
+    logits: torch.Tensor,
+    rows: Sequence[int],
+    states: Sequence[SamplerState],
+    newest: Sequence[torch.Tensor | None],
+) -> None:
     """Repetition (Keskar et al.: CTRL, 2019, section 4.1), then presence and frequency."""
     if not rows:
         return
     device = logits.device
     seen_by = [states[row].counts(device) for row in rows]
     counts = torch.stack([output for output, _ in seen_by])
+    unrecorded = {i: token for i, row in enumerate(rows) if (token := newest[row]) is not None}
+    if unrecorded:
+        counts[_tensor(list(unrecorded), device), torch.stack([*unrecorded.values()]).clamp(min=0)] += 1
     seen = torch.stack([prompt for _, prompt in seen_by]) | (counts > 0)
     samplings = [states[row].sampling for row in rows]
     numbers = [(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in samplings]

@@ -111,10 +111,11 @@ class Runner:
             rows=None if every else keep,
         )
         logits = self.executor.logits(step)
+        of_rows = logits if every else logits[: len(last_rows)]
         sequences = [scheduled[b].sequence for b in caught_up]
         return Launched(
             sequences,
-            self._sample(sequences, logits if every else logits[: len(last_rows)]) if sequences else None,
+            self._sample(sequences, of_rows, before) if sequences else None,
             self._echo(scheduled, echo, logits, len(last_rows)),
             len(keep),
             pages_of(self.attention, step.visible),
@@ -168,7 +169,8 @@ class Runner:
         return torch.where(numbers < 0, newest.clamp(min=0), numbers)
 
     @staticmethod
-    def _sample(sequences: list[Sequence], logits: torch.Tensor) -> sampler.Sampled:
+    def _sample(sequences: list[Sequence], logits: torch.Tensor, before: Launched | None) -> sampler.Sampled:
+        unread = {} if before is None else {sequence: row for row, sequence in enumerate(before.sequences)}
         rows = []
         for sequence in sequences:
             request = sequence.request
@@ -182,7 +184,10 @@ class Runner:
                     vocabulary_size=logits.shape[-1],
                 )
             position = sequence.output_len + sequence.pending
-            rows.append(sampler.Row(sequence.sampler, position, request.logprobs))
+            newest = None
+            if request.sampling.penalized and sequence in unread and before and before.sampled:
+                newest = before.sampled.tokens[unread[sequence]]
+            rows.append(sampler.Row(sequence.sampler, position, request.logprobs, newest))
         return sampler.sample(logits, rows)
 
     @staticmethod

@@ -18,13 +18,13 @@ from server.messages import PositionLogprob, Sampling
 
 __all__ = ["Found", "Row", "Sampled", "SamplerState", "read", "sample"]
 
-# Probabilities become integers, in units of 2^-40 of the most likely token's. Sums of integers are exact in
-# any order, so a token's fate can depend neither on the batch nor on how a device adds up, and a token of
-# weight 0 is never drawn. A vocabulary of 2^22 tokens still leaves room in 63 bits.
+# Probabilities become integers, in units of 2^-40 of the most likely token's. Their sums are exact in any
+# order, so a token's fate depends neither on the batch nor on how a device adds up, and one of weight 0 is
+# never drawn. A vocabulary of 2^22 tokens still leaves room in 63 bits.
 _UNIT = 2.0**40
 
 # How many of the most likely tokens top-p looks at, if fewer did not hold the probability that it asks for.
-# Nearly always the first will do; a sort of the whole vocabulary takes some thirty times as long.
+# Nearly always the first will do; sorting the whole vocabulary takes 30 times as long.
 _NUCLEUS = (256, 4096)
 
 # Found instead of a token: the logits have no finite maximum; top-p has to look at more of them.
@@ -38,11 +38,13 @@ class Row(NamedTuple):
         state: its sequence's.
         position: how many tokens the sequence has output.
         logprobs: ``None`` for none, else how many of the most likely tokens beside the sampled one.
+        newest: the token before it if that is not read yet; see ``adjust``.
     """
 
     state: SamplerState
     position: int
     logprobs: int | None = None
+    newest: torch.Tensor | None = None
 
     @property
     def forced(self) -> int | None:
@@ -104,10 +106,10 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
         rows: one per row of ``logits``.
 
     Raises:
-        ValueError: a penalty needs tokens that are not recorded yet.
+        ValueError: a penalty needs tokens that are not known.
     """
     logits = logits.float()
-    adjusted = adjust(logits, [row.state for row in rows], [row.position for row in rows])
+    adjusted = adjust(logits, [r.state for r in rows], [r.position for r in rows], [r.newest for r in rows])
     widths = [*(size for size in _NUCLEUS if size < logits.shape[-1]), logits.shape[-1]]
     # Where looking at the result is a wait, it is looked at with the tokens.
     attempts = [widths] if logits.device.type == "cpu" else [[width] for width in widths]
@@ -128,14 +130,12 @@ def read(sampled: Sampled, void: Set[int] = frozenset()) -> Found:
     """
     found, logprobs, late = _read(sampled, void)
     tokens = [None if token == _NONE else token for token in found]
-    for i, (state, position, _) in enumerate(sampled._rows):
+    for i, (state, position, *_) in enumerate(sampled._rows):
         token = tokens[i]
         if token is None or i in void:
             continue
         if position != state.output_length:
-            raise ValueError(
-                f"this is output position {position}, and {state.output_length} tokens are recorded"
-            )
+            raise ValueError(f"output position {position}, and {state.output_length} tokens are recorded")
         state.record(token)
     return Found(tokens, logprobs, late)
 

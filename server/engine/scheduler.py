@@ -2,20 +2,26 @@
 
 There is one rule and no phases: running sequences get some of the step's token budget to catch up with their
 own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it. Sequences that
-lack one token go first; the rest is halved between the most urgent prompt and the shortest ones.
+lack one token go first; ``division`` says how prompts share the rest.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Set
+import math
+import time
+from collections.abc import Callable, Collection, Set
 from typing import NamedTuple
 
+from server.engine.division import Division, Step
 from server.engine.kv_manager import KVManager
 from server.engine.pace import Pace
 from server.engine.page_pool import IntegrityError
 from server.engine.sequence import Sequence, State
 from server.messages import Submit
+
+QUIET = 1.0
+"""Seconds without a new request after which none is expected soon."""
 
 
 class Scheduled(NamedTuple):
@@ -23,31 +29,6 @@ class Scheduled(NamedTuple):
 
     sequence: Sequence
     tokens: int
-
-
-class _Step:
-    """A step's plan in the making.
-
-    Attributes:
-        preempts: sequences may have to give way to others.
-        stuck: a sequence would have to give way, but must not.
-        refused: waiting sequences for which there is no room.
-        closed: the first in the queue is refused, and no other is admitted any more.
-    """
-
-    def __init__(self, budget: int, *, preempts: bool) -> None:
-        self.budget = budget
-        self.preempts = preempts
-        self.stuck = self.closed = False
-        self.refused: set[Sequence] = set()
-        self.scheduled: dict[Sequence, int] = {}
-
-    def plan(self, sequence: Sequence, tokens: int) -> None:
-        self.scheduled[sequence] = self.scheduled.get(sequence, 0) + tokens
-        self.budget -= tokens
-
-    def drop(self, sequence: Sequence) -> None:
-        self.budget += self.scheduled.pop(sequence, 0)
 
 
 class Scheduler:
@@ -58,7 +39,9 @@ class Scheduler:
         max_running: sequences that run at once, at most.
         max_batch_tokens: tokens of a step, at most; at least ``max_running``, so that no decode starves.
         max_prefills: prompts of more than a step that are computed at a time, at most.
-        pace: how many prompt tokens a step takes; by default as many as it holds.
+        pace: how much of prompts a step computes; by default as much as it holds.
+        aging: seconds of waiting that raise a priority by one; ``None`` if waiting raises none.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -68,6 +51,8 @@ class Scheduler:
         max_batch_tokens: int,
         max_prefills: int = 8,
         pace: Pace | None = None,
+        aging: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_batch_tokens < max_running:
             raise ValueError("max_batch_tokens must be at least max_running")
@@ -76,15 +61,22 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_prefills = max_prefills
         self.pace = pace or Pace(None)
+        self._aging = aging
+        self._clock = clock
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._by_id: dict[int, Sequence] = {}
         self._arrivals = 0
+        self._came = -math.inf
 
     def add(self, request: Submit) -> None:
         """Queues a new sequence."""
-        sequence = Sequence(request, self._arrivals)
+        # All grow more urgent at the same rate, so that their order is that of their arrivals, each taken as
+        # earlier by its priority's worth of waiting.
+        self._came = self._clock()
+        waited = 0.0 if self._aging is None else self._came / self._aging
+        sequence = Sequence(request, self._arrivals, waited - request.priority)
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self._enqueue(sequence)
@@ -103,7 +95,7 @@ class Scheduler:
 
         No step may be in flight: a sequence that has to give way must have no pending tokens.
         """
-        step = _Step(self.max_batch_tokens, preempts=True)
+        step = Step(self.max_batch_tokens, preempts=True)
         self._plan(step, self.running)
         return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
 
@@ -118,34 +110,27 @@ class Scheduler:
         Returns:
             The scheduled sequences; empty if it can't be told yet, or if there are none.
         """
-        step = _Step(self.max_batch_tokens, preempts=False)
+        step = Step(self.max_batch_tokens, preempts=False)
         self._plan(step, [sequence for sequence in self.running if sequence not in leave_out])
         if step.stuck:
             # An admitted sequence runs, and is part of the next step.
             return []
         return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
 
-    def _plan(self, step: _Step, running: list[Sequence]) -> None:
+    def _plan(self, step: Step, running: list[Sequence]) -> None:
         # Decodes go first: a long prompt must not hold up any sequence's next token.
         order = sorted(running, key=lambda s: s.urgency)
         for sequence in order:
             if sequence.remaining == 1:
-                self._grant(sequence, 1, step)
-        step.budget = min(step.budget, self.pace.tokens or step.budget)
+                self._grant(sequence, math.inf, step)
         prompts = [s for s in order if s.remaining > 1 and s.state is State.RUNNING]
         prompts += self._queue()
         if not prompts or not step.budget:
             return
-        # The most urgent prompt gets half of the budget, so that it always goes on, and the shortest ones the
-        # other half, so that they don't wait for long ones; what one half leaves the other takes.
-        first = min(prompts, key=lambda s: s.urgency)
-        prompts.remove(first)
-        prompts.sort(key=lambda s: (-s.request.priority, s.to_compute, s.arrival))
-        equals = [s for s in prompts if s.request.priority == first.request.priority]
-        self._grant(first, -(-step.budget // 2), step)
-        for sequence in (*equals, first, *prompts[len(equals) :]):
-            if step.budget:
-                self._grant(sequence, step.budget, step)
+        quiet = self._clock() - self._came >= QUIET
+        for sequence, cost in Division(prompts, self.pace, step, quiet=quiet).shares():
+            if step.budget and step.allowance > 0:
+                self._grant(sequence, cost, step)
 
     def _queue(self) -> list[Sequence]:
         """Waiting sequences that may enter, the most urgent first."""
@@ -154,21 +139,25 @@ class Scheduler:
         if len(self.running) >= self.max_running:
             # Only a sequence that outranks a running one can take its place.
             lowest = min(s.request.priority for s in self.running)
-            return [s for s in self.waiting if s.request.priority > lowest and not self._follows_leader(s)]
+            urgent = [s for s in self.waiting if s.request.priority > lowest and not self._follows_leader(s)]
+            return [s for s in urgent if any(map(s.outranks, self.running))]
         return [sequence for sequence in self.waiting if not self._follows_leader(sequence)]
 
-    def _grant(self, sequence: Sequence, tokens: int, step: _Step) -> None:
-        """Adds up to ``tokens`` tokens of a sequence to the step, if there is room for them."""
+    def _grant(self, sequence: Sequence, cost: float, step: Step) -> None:
+        """Adds tokens of a sequence that cost up to ``cost`` to the step, if there is room for them."""
         if step.stuck or (sequence.state is State.WAITING and not self._may_enter(sequence, step)):
             return
         planned = step.scheduled.get(sequence, 0)
-        tokens = min(tokens, sequence.remaining - planned, step.budget)
+        tokens = min(sequence.remaining - planned, step.budget)
+        start, cost = sequence.computed + planned, min(cost, step.allowance)
+        if self.pace.cost(start, tokens) > cost:
+            tokens = min(tokens, self.pace.tokens(start, cost))
         if tokens <= 0 or sequence.state is not State.RUNNING:
             return
         if self._make_room(sequence, planned + tokens, step):
-            step.plan(sequence, tokens)
+            step.plan(sequence, tokens, self.pace.cost(start, tokens))
 
-    def _may_enter(self, sequence: Sequence, step: _Step) -> bool:
+    def _may_enter(self, sequence: Sequence, step: Step) -> bool:
         """Admits a waiting sequence if there is room and its turn has come.
 
         A sequence shorter than the first in the queue overtakes it only where there is room for both, else
@@ -178,10 +167,9 @@ class Scheduler:
         if step.closed or sequence in step.refused:
             return False
         lacking = [n for s in self.running if (n := s.remaining - step.scheduled.get(s, 0)) > 1]
-        if len(lacking) >= self.max_prefills and sequence.to_compute >= min(lacking):
-            outranks = any(s.request.priority < sequence.request.priority for s in self.running)
-            if not outranks:
-                return False
+        full = len(lacking) >= self.max_prefills and sequence.to_compute >= min(lacking)
+        if full and not any(map(sequence.outranks, self.running)):
+            return False
         head = next((s for s in self.waiting if not self._follows_leader(s)), sequence)
         kept = 0 if sequence is head else self.kv.demand(head.total, self.max_batch_tokens)
         if self._admit(sequence, step, kept):
@@ -215,7 +203,7 @@ class Scheduler:
         sequence.found = self.kv.cached_prefix(sequence)
         bisect.insort(self.waiting, sequence, key=lambda s: s.urgency)
 
-    def _preempt(self, sequence: Sequence, step: _Step) -> None:
+    def _preempt(self, sequence: Sequence, step: Step) -> None:
         step.drop(sequence)
         self.running.remove(sequence)
         self.kv.release(sequence)
@@ -223,7 +211,7 @@ class Scheduler:
         self.preemptions += 1
         self._enqueue(sequence)
 
-    def _make_room(self, sequence: Sequence, tokens: int, step: _Step) -> bool:
+    def _make_room(self, sequence: Sequence, tokens: int, step: Step) -> bool:
         """Gets pages for a running sequence; preempts the least urgent ones if needed, itself last."""
         while not self.kv.extend(sequence, tokens):
             if not step.preempts:
@@ -235,7 +223,7 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, sequence: Sequence, step: _Step, kept: int) -> bool:
+    def _admit(self, sequence: Sequence, step: Step, kept: int) -> bool:
         """Moves a waiting sequence to the running ones if there is room for all pages it will hold at once.
 
         Pages that admitted prompts still lack are theirs, and a page for each running sequence stays in
@@ -249,14 +237,14 @@ class Scheduler:
         """
         self.kv.adopt_prefix(sequence)
         missing = self._missing(sequence)
+        victims = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
+        enough = self._fits(missing + kept, victims)
         while not self._fits(missing + kept):
-            victim = max(self.running, key=lambda s: s.urgency, default=None)
-            outranked = victim is not None and victim.request.priority < sequence.request.priority
-            if victim is None or not outranked or not step.preempts or self._fits(missing):
-                step.stuck = step.stuck or (outranked and not step.preempts)
+            if not victims or not enough or not step.preempts or self._fits(missing):
+                step.stuck = step.stuck or (bool(victims) and enough and not step.preempts)
                 self.kv.release(sequence)
                 return False
-            self._preempt(victim, step)
+            self._preempt(victims.pop(), step)
         self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.state = State.RUNNING
@@ -265,16 +253,20 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
         return True
 
-    def _fits(self, pages: int) -> bool:
-        """Whether one more sequence may run and hold so many pages."""
-        prompts = (s for s in self.running if s.remaining > 1)
-        reserve = len(self.running) + sum(map(self._missing, prompts))
-        return len(self.running) < self.max_running and pages + reserve <= self.kv.pool.available
+    def _fits(self, pages: int, without: Collection[Sequence] = ()) -> bool:
+        """Whether one more sequence may run and hold so many pages, at best, once others have given way."""
+        running = [s for s in self.running if s not in without] if without else self.running
+        reserve = len(running) + sum(self._missing(s) for s in running if s.remaining > 1)
+        available = self.kv.pool.available + sum(map(self._held, without))
+        return len(running) < self.max_running and pages + reserve <= available
 
     def _missing(self, sequence: Sequence) -> int:
         """Pages that a sequence will hold once its tokens are computed, beyond those that it has."""
-        held = len(sequence.pages) - sequence.pages.count(0)
-        return max(0, self.kv.demand(sequence.total, self.max_batch_tokens) - held)
+        return max(0, self.kv.demand(sequence.total, self.max_batch_tokens) - self._held(sequence))
+
+    @staticmethod
+    def _held(sequence: Sequence) -> int:
+        return len(sequence.pages) - sequence.pages.count(0)
 
     def _follows_leader(self, sequence: Sequence) -> bool:
         """Whether another sample of the prompt will compute pages that this one can take from the cache."""

@@ -29,7 +29,9 @@ class Sequence:
 
     Attributes:
         request: the client's.
-        arrival: order of arrival, the first is 0; ties of priority go to the earlier.
+        arrival: order of arrival, the first is 0; ties of rank go to the earlier.
+        rank: the lower, the more urgent: its priority's negative, plus its time of arrival where waiting
+            raises priorities.
         tokens: prompt and output.
         pending: tokens after those, sampled by launched steps, which the host does not know yet.
         computed: leading tokens whose keys and values are in ``pages``, or will be by the steps launched.
@@ -40,6 +42,7 @@ class Sequence:
         sampler: the sampler's state of the sequence; made when it first runs.
         prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
         found: leading tokens that the prefix cache had when it was queued.
+        passed_over: steps that it left to short prompts, less those that it had since.
         started: monotonic time at which the engine first worked on it.
         cached_tokens: prompt tokens found in the prefix cache when it first ran.
         preemptions: how often it lost its pages.
@@ -52,9 +55,11 @@ class Sequence:
         "evicted_up_to",
         "found",
         "page_keys",
+        "passed_over",
         "pending",
         "preemptions",
         "prompt_logprobs",
+        "rank",
         "request",
         "sampler",
         "started",
@@ -63,9 +68,10 @@ class Sequence:
         "tokens",
     )
 
-    def __init__(self, request: Submit, arrival: int) -> None:
+    def __init__(self, request: Submit, arrival: int, rank: float | None = None) -> None:
         self.request = request
         self.arrival = arrival
+        self.rank = -request.priority if rank is None else rank
         self.state = State.WAITING
         self.tokens = list(request.prompt)
         self.pending = 0
@@ -76,6 +82,7 @@ class Sequence:
         self.sampler: SamplerState | None = None
         self.prompt_logprobs: list[PositionLogprob] = []
         self.found = 0
+        self.passed_over = 0
         self.started: float | None = None
         self.cached_tokens = 0
         self.preemptions = 0
@@ -121,9 +128,13 @@ class Sequence:
         return self.remaining - (self.found if self.state is State.WAITING else 0)
 
     @property
-    def urgency(self) -> tuple[int, int]:
-        """Sort key of the order of service: higher priority, then earlier arrival."""
-        return (-self.request.priority, self.arrival)
+    def urgency(self) -> tuple[float, int]:
+        """Sort key of the order of service. It never changes, so that no two preempt each other in turn."""
+        return (self.rank, self.arrival)
+
+    def outranks(self, other: Sequence) -> bool:
+        """Whether it may take the other's place: it has a higher priority, and still is the more urgent."""
+        return self.request.priority > other.request.priority and self.urgency < other.urgency
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -75,6 +75,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_memory_share": ("0.25", 0.25),
     "prompt_step_ms": ("20", 20.0),
     "max_prefills": ("2", 2),
+    "priority_aging_seconds": ("5", 5.0),
     "prefix_cache": ("false", False),
     "measure_device": ("true", True),
     "cuda_graphs": ("false", False),

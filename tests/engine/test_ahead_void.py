@@ -7,7 +7,7 @@ import torch
 
 from server.engine.kv_manager import KVManager
 from server.engine.scheduler import Scheduled, Scheduler
-from server.messages import FinishReason, Submit
+from server.messages import FinishReason, Sampling, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.journal import PENALIZED, Journal, isolated, launched_ahead, prompts_of
 
@@ -105,19 +105,24 @@ def test_the_end_by_length_is_foreseen(simple):
         assert len(ahead) == len(outcome.tokens) - 1
 
 
-def test_a_sequence_with_a_penalty_is_waited_for(simple):
+def test_a_sequence_with_a_penalty_is_launched_ahead_too(simple):
     requests = greedy_requests(prompts_of(5, 6, vocabulary=8), 12)
-    requests.append(msgspec.structs.replace(requests[0], id=3, sampling=PENALIZED, max_tokens=4))
+    more = (
+        PENALIZED,
+        Sampling(temperature=0.0, repetition_penalty=5.0),
+        Sampling(seed=3, presence_penalty=2),
+    )
+    requests += [
+        msgspec.structs.replace(requests[0], id=10 + i, sampling=sampling, forced=[5, 5][:i])
+        for i, sampling in enumerate(more)
+    ]
     core = make_core(simple, ahead=True)
     ahead = launched_ahead(core)
     journal = Journal(core)
     for request in requests:
         journal.submit(request)
-    while 3 not in journal.finish:
-        journal.step()
-        assert not ahead
     journal.drain()
-    assert ahead
+    assert ahead == [5] * 11
     for request in requests:
         assert journal.tokens[request.id] == isolated(simple, request)[0]
 
@@ -148,11 +153,11 @@ def test_nan_logits_end_their_sequence_only(simple):
     core = make_core(simple, page_size=2, ahead=True)
     sample = core.runner._sample
 
-    def spoiled(sequences, logits):
+    def spoiled(sequences, logits, before):
         for row, sequence in enumerate(sequences):
             if sequence.id == 2 and sequence.expected >= 9 + 4:
                 logits[row] = torch.nan
-        return sample(sequences, logits)
+        return sample(sequences, logits, before)
 
     core.runner._sample = spoiled
     outcomes = run(core, requests)

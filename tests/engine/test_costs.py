@@ -100,6 +100,12 @@ def test_summaries_are_read_and_keys_in_fewer_bits_move_less(llama):
     assert half.of(1, 1, ()).bytes == half.weights.cost(1, 1).bytes + 2 * PAGE // 2 // PAGE_SIZE
 
 
+def test_the_reach_is_where_attention_takes_as_much_as_the_weights(llama):
+    costs = make_core(load(llama)).costs
+    # 2 layers of 4 query heads, with keys and values of 16.
+    assert costs.reach == BODY / (2 * 4 * (16 + 16))
+
+
 def test_packed_weights_count_as_they_are_kept(llama):
     loaded = load(llama)
     before = ModelWeights.of(loaded.model)

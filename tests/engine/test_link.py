@@ -41,7 +41,7 @@ import os, pathlib, signal, socket, sys
 stream, folder, end = socket.socket(fileno=int(sys.argv[1])), pathlib.Path(sys.argv[2]), sys.argv[3]
 stream.sendall((folder / "first").read_bytes())
 if then := (folder / "then").read_bytes():
-    launch = int.from_bytes(stream.recv(4, socket.MSG_WAITALL), "big")
+    launch = int.from_bytes(stream.recv(8, socket.MSG_WAITALL)[:4], "big")
     stream.recv(launch, socket.MSG_WAITALL)
     stream.recv(1)
     stream.sendall(then)
@@ -96,9 +96,9 @@ def sequence(id_, prompt=1):
 
 
 async def test_an_engine_that_dies_in_the_middle_of_a_message(tmp_path):
-    half = frame(encode(OUTPUT))[:-3]
-    then = frame(encode(OUTPUT)) + half
-    async with peer(tmp_path, first=frame(encode(READY)), then=then, end="killed") as client:
+    half = frame(encode(OUTPUT), 2)[:-3]
+    then = frame(encode(OUTPUT), 1) + half
+    async with peer(tmp_path, first=frame(encode(READY), 0), then=then, end="killed") as client:
         await client.wait_ready()
         stream = client.submit([sequence(1)])
         async with asyncio.timeout(5):
@@ -113,7 +113,7 @@ async def test_an_engine_that_dies_in_the_middle_of_a_message(tmp_path):
 async def test_the_last_words_of_an_engine_are_read_to_the_end(tmp_path):
     words = "it does not fit; " * 10_000
     async with peer(
-        tmp_path, first=frame(encode(READY)), then=frame(encode(Failed(words))), end="1"
+        tmp_path, first=frame(encode(READY), 0), then=frame(encode(Failed(words)), 1), end="1"
     ) as client:
         await client.wait_ready()
         stream = client.submit([sequence(1)])
@@ -125,7 +125,7 @@ async def test_the_last_words_of_an_engine_are_read_to_the_end(tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "error"),
-    [(frame(encode(Failed("no"))), RefusedError), (b"", EngineDeadError)],
+    [(frame(encode(Failed("no")), 0), RefusedError), (b"", EngineDeadError)],
     ids=["refuses", "dies"],
 )
 async def test_an_engine_that_never_becomes_ready(tmp_path, first, error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,20 @@ def test_bias_and_penalties_equal_the_plain_reference(data: st.DataObject) -> No
     actual = adjust(logits, states, positions)
     torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert torch.equal(logits, before)
+
+
+def test_a_token_that_is_not_recorded_yet_counts() -> None:
+    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(0))
+    penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.25}
+    outputs = ([4, 4], [2, 7], [])
+    recorded = [state_of(9, [1], output=list(output), **penalties) for output in outputs]
+    lacking = [state_of(9, [1], output=list(output[:-1]), **penalties) for output in outputs]
+    positions = [len(output) for output in outputs]
+    newest = [torch.tensor(output[-1]) if output else None for output in outputs]
+    assert torch.equal(adjust(logits, lacking, positions, newest), adjust(logits, recorded, positions))
+    assert lacking[0].output_length == 1
+    with pytest.raises(ValueError, match="after 2 output tokens, and 1 are known"):
+        adjust(logits, lacking, positions)
 
 
 def test_min_tokens_forbids_stop_tokens_until_then() -> None:

@@ -1,29 +1,41 @@
 """Messages as bytes between the server process and the engine process: a stream socket, each with its length.
 
-Both ends queue messages in memory while the other is slow to read: the server process never waits for the
-engine, which may be in a long step, and the engine waits only some milliseconds. Admission bounds the queues.
+Each also has its number, so that a lost one ends the link: a stream without some of its tokens, or one that
+waits forever, would be worse. Both ends queue messages in memory while the other is slow to read: the server
+process never waits for the engine, which may be in a long step, and the engine waits only some milliseconds.
+Admission bounds the queues.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 from collections import deque
 from collections.abc import Callable
 from socket import socket
 from typing import cast
 
-# In front of each message: its length, most significant byte first.
+log = logging.getLogger("longspan.link")
+
+# In front of each message: its length and its number, most significant bytes first.
 _LENGTH_BYTES = 4
+_HEAD_BYTES = 8
+_NUMBERS = 1 << 32
 _READ_BYTES = 1 << 16
 # Seconds that the engine waits for room for the rest of a message; a server process that reads makes room.
 _ROOM_MS = 20
 _LAST_WORDS_MS = 1000
 
 
-def frame(message: bytes) -> bytes:
-    """The message as it goes over the wire."""
-    return len(message).to_bytes(_LENGTH_BYTES, "big") + message
+class LostFrameError(Exception):
+    """The link has lost, repeated or reordered a message, so that nothing that it brings can be trusted."""
+
+
+def frame(message: bytes, number: int) -> bytes:
+    """The message as it goes over the wire, the ``number``-th of its direction from 0."""
+    head = len(message).to_bytes(_LENGTH_BYTES, "big") + (number % _NUMBERS).to_bytes(4, "big")
+    return head + message
 
 
 class Frames:
@@ -31,17 +43,26 @@ class Frames:
 
     def __init__(self) -> None:
         self._pending = bytearray()
+        self._due = 0
 
     def feed(self, data: bytes) -> list[bytearray]:
-        """The messages that ``data`` completes, in order."""
+        """The messages that ``data`` completes, in order.
+
+        Raises:
+            LostFrameError: another message should have come.
+        """
         pending = self._pending
         pending += data
         messages = []
-        while len(pending) >= _LENGTH_BYTES:
-            end = _LENGTH_BYTES + int.from_bytes(pending[:_LENGTH_BYTES], "big")
+        while len(pending) >= _HEAD_BYTES:
+            number = int.from_bytes(pending[_LENGTH_BYTES:_HEAD_BYTES], "big")
+            if number != self._due:
+                raise LostFrameError(f"message {number} came where message {self._due} was due")
+            end = _HEAD_BYTES + int.from_bytes(pending[:_LENGTH_BYTES], "big")
             if len(pending) < end:
                 break
-            messages.append(pending[_LENGTH_BYTES:end])
+            self._due = (number + 1) % _NUMBERS
+            messages.append(pending[_HEAD_BYTES:end])
             del pending[:end]
         return messages
 
@@ -60,6 +81,7 @@ class ServerEnd(asyncio.Protocol):
         self._take = take
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None
+        self._sent = 0
         self.lost = asyncio.Event()
 
     async def connect(self, stream: socket) -> None:
@@ -69,7 +91,8 @@ class ServerEnd(asyncio.Protocol):
     def send(self, message: bytes) -> None:
         """Sends a message, or drops it where the other end is closed."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame(message))
+            self._transport.write(frame(message, self._sent))
+            self._sent += 1
 
     def close(self) -> None:
         """Ends the connection at once."""
@@ -81,8 +104,14 @@ class ServerEnd(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop."""
-        for message in self._frames.feed(data):
+        """Called by the loop. A broken link is closed, and the engine ends with it."""
+        try:
+            messages = self._frames.feed(data)
+        except LostFrameError as error:
+            log.error("the link to the engine is broken: %s", error)
+            self.close()
+            return
+        for message in messages:
             self._take(message)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -102,14 +131,20 @@ class EngineEnd:
         self._received: deque[bytearray] = deque()
         self._ended = False
         self._unsent = bytearray()
+        self._sent = 0
 
     def send(self, message: bytes) -> None:
         """Sends a message; later calls send the part for which the server process has left no room."""
-        self._unsent += frame(message)
+        self._unsent += frame(message, self._sent)
+        self._sent += 1
         self._send_on(_ROOM_MS)
 
     def poll(self, milliseconds: int | None) -> bool:
-        """Waits until there is something to receive, at most so long; ``None`` waits without end."""
+        """Waits until there is something to receive, at most so long; ``None`` waits without end.
+
+        Raises:
+            LostFrameError: the link is broken.
+        """
         while not self._received and not self._ended:
             events = self._wait(
                 select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN, milliseconds

@@ -1,0 +1,142 @@
+"""A server under faults, with a pretended model, sockets and time; mistakes made on purpose are found."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from server.engine.core import EngineCore
+from server.engine.ipc.wire import Frames
+from server.engine.kv_manager import KVManager
+from server.engine.page_pool import PagePool
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
+from tests.engine.simulation.simulate import Result, simulate
+from tests.engine.simulation.world import DRAIN
+
+TICKS = 1500
+
+
+def test_faults_come_and_go():
+    results = [simulate(seed, TICKS) for seed in range(6)]
+    # Each kind of trouble has really been there.
+    assert sum(result.ended for result in results) > 1000
+    assert sum(result.deaths for result in results) > 5
+    assert sum(result.preemptions for result in results) > 100
+
+
+def test_a_seed_gives_the_same_world():
+    assert simulate(5, 800) == simulate(5, 800) != simulate(6, 800)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+def test_a_million_ticks():
+    base = int(os.environ.get("LONGSPAN_SEED", random.randrange(2**32)))
+    print(f"LONGSPAN_SEED={base}")
+    results: list[Result] = []
+    while sum(result.ticks for result in results) < 1_000_000:
+        results.append(simulate(base + len(results), 10_000))
+    print(Result(*map(sum, zip(*results, strict=True))), max(result.longest for result in results))
+
+
+def leaks(patch):
+    release = PagePool.release
+    patch.setattr(PagePool, "release", lambda self, pages: release(self, pages[:-1]))
+
+
+def keeps_pages_of_the_aborted(patch):
+    patch.setattr(EngineCore, "abort", lambda self, sequence_id: self.scheduler._by_id.pop(sequence_id, None))
+
+
+def keys_do_not_chain(patch):
+    keys = KVManager._keys
+
+    def unchained(self, sequence, count):
+        starts = range(0, count * self.page_size, self.page_size)
+        pages = [sequence.tokens[start : start + self.page_size] for start in starts]
+        sequence.page_keys[:] = [str(page).encode() for page in pages]
+        return keys(self, sequence, count)
+
+    patch.setattr(KVManager, "_keys", unchained)
+
+
+def frees_what_is_seen(patch):
+    init = KVManager.__init__
+
+    def early(self, *args, expired, **kwargs):
+        init(self, *args, expired=lambda seq_len, size: expired(seq_len + 2 * size, size), **kwargs)
+
+    patch.setattr(KVManager, "__init__", early)
+
+
+def takes_nothing_back(patch):
+    patch.setattr(EngineCore, "_take_back", lambda self, sequence: None)
+
+
+def forgets_a_victims_state(patch):
+    preempt = Scheduler._preempt
+
+    def forgetful(self, sequence, step):
+        computed = sequence.computed
+        preempt(self, sequence, step)
+        sequence.computed = computed
+
+    patch.setattr(Scheduler, "_preempt", forgetful)
+
+
+def serves_the_latest_first(patch):
+    patch.setattr(Sequence, "urgency", property(lambda self: (0, -self.arrival)))
+
+
+def passes_over_the_most_urgent(patch):
+    schedule = Scheduler.schedule
+
+    def unfair(self):
+        scheduled = schedule(self)
+        leader = min(self.running, key=lambda s: s.urgency)
+        return [one for one in scheduled if one.sequence is not leader] or scheduled
+
+    patch.setattr(Scheduler, "schedule", unfair)
+
+
+def does_not_notice_lost_messages(patch):
+    feed = Frames.feed
+
+    def trusting(self, data):
+        messages = []
+        for byte in data:
+            if len(self._pending) == 7:
+                self._due = int.from_bytes((*self._pending[4:], byte), "big")
+            messages += feed(self, bytes([byte]))
+        return messages
+
+    patch.setattr(Frames, "feed", trusting)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "complaint"),
+    [
+        (leaks, "IntegrityError"),
+        (keeps_pages_of_the_aborted, "IntegrityError"),
+        (keys_do_not_chain, "reads other tokens"),
+        (frees_what_is_seen, "reads other tokens"),
+        (takes_nothing_back, "reads other tokens"),
+        (forgets_a_victims_state, "IndexError|reads other tokens"),
+        (serves_the_latest_first, "starves"),
+        (passes_over_the_most_urgent, "passed over"),
+        (does_not_notice_lost_messages, "wrong tokens|ends early|started|starves|does not drain"),
+    ],
+)
+def test_a_mistake_is_found(monkeypatch, mistake, complaint):
+    def worlds():
+        for seed in range(30):
+            # More than a request may take, so that one that starves is found.
+            simulate(seed, 3 * DRAIN if mistake is serves_the_latest_first else 500)
+
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError, match=complaint) as caught:
+        worlds()
+    assert "python -m tests.engine.simulation" in str(caught.value)
