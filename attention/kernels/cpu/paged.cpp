@@ -51,7 +51,8 @@ template <class Format>
 void attend_as(const Call& call, const Work& work, const Part& part, float* room, float* result) {
 #if defined(__SSE2__)
   if constexpr (sizeof(typename Format::Number) < sizeof(float))
-    if (call.pairs) return attend_block<Format, InPairs>(call, work, part, room, result);
+    if (call.pairs && call.given[call.rows[work.groups[part.group].entry]])
+      return attend_block<Format, InPairs>(call, work, part, room, result);
 #endif
   attend_block<Format, InFloats>(call, work, part, room, result);
 }

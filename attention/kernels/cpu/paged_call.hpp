@@ -24,7 +24,7 @@ struct Call {
   int64_t page_size, table_width;
   int64_t near;   // keys at positions below it are multiplied with `rerotated`
   int64_t dtype;  // 0 float32, 1 bfloat16, 2 float16, 3 float8_e4m3
-  int64_t pairs;  // whether blocks are multiplied in 16-bit integers; float32 is not
+  int64_t pairs;  // whether blocks of prompts are multiplied in 16-bit integers; float32 is not
   int64_t threads;
   double scale;
   double softcap;  // 0: off

@@ -100,8 +100,12 @@ class Work {
 
   bool follows(int64_t entry) const {
     return call_.range_heads == 1 && call_.rows[entry] == call_.rows[entry - 1] + 1 &&
-           call_.owners[entry] == call_.owners[entry - 1] && cut(entry) == cut(entry - 1);
+           call_.owners[entry] == call_.owners[entry - 1] && given(entry) == given(entry - 1) &&
+           cut(entry) == cut(entry - 1);
   }
+
+  // Rows that were decoded and are computed again after a preemption are computed as exactly as they were.
+  bool given(int64_t entry) const { return call_.given[call_.rows[entry]]; }
 
   // How many positions a part spans in a block with this row: more if it sees only some of them.
   int64_t cut(int64_t entry) const {
@@ -134,7 +138,7 @@ class Work {
     const int64_t blocks = block_count(entry + rows - 1, rows);
     for (int64_t block = blocks; block-- > 0;) {
       const int64_t first = rows * block / blocks, stop = rows * (block + 1) / blocks;
-      if (stop == first + 1 && !(call_.range_heads == 1 && call_.given[call_.rows[entry + first]]))
+      if (stop == first + 1 && !(call_.range_heads == 1 && given(entry + first)))
         single_rows_.push_back(entry + first);
       else
         add_block(entry + first, stop - first);
