@@ -59,12 +59,13 @@ def limits(threads: int, repeats: int = _REPEATS, scale: float = 1.0) -> dict[st
     library.longspan_multiply.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.longspan_read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     rounds = int(_ROUNDS * scale)
-    found = {
-        f"{name}, operations/s": max(
-            rates(lambda _, kind=kind: library.longspan_multiply(kind, rounds), threads, repeats)
-        )
-        for kind, name in enumerate(_KINDS)
-    }
+    found = {}
+    for kind, name in enumerate(_KINDS):
+
+        def multiply(thread: int, kind: int = kind) -> int:
+            return int(library.longspan_multiply(kind, rounds))
+
+        found[f"{name}, operations/s"] = max(rates(multiply, threads, repeats))
     memory = [np.ones(int(_BYTES * scale), dtype=np.uint8) for _ in range(threads)]
 
     def read(thread: int) -> int:
@@ -79,10 +80,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--native-level", default=levels.AUTO, help="of native code (default %(default)s)")
     arguments = parser.parse_args()
-    level = levels.use(arguments.native_level)
     most = len(os.sched_getaffinity(0))
+    try:
+        level = levels.use(arguments.native_level)
+        one, all_of_them = limits(1), limits(most)
+    except levels.LevelError as error:
+        parser.error(f"--native-level: {error}")
+    except native.NativeError as error:
+        parser.exit(1, f"the limits cannot be measured: {error}\n")
     print(f"level {level.name}, in billions; one thread and {most}")
-    one, all_of_them = limits(1), limits(most)
     for name, rate in one.items():
         print(f"{name:32} {rate / 1e9:8.1f} {all_of_them[name] / 1e9:8.1f}")
     return 0

@@ -4,6 +4,7 @@ import ctypes
 import threading
 
 import numpy as np
+import pytest
 
 from attention.kernels.cpu import levels, native
 from loadtest.direct import limits
@@ -39,6 +40,14 @@ def test_all_memory_is_read_and_all_products_are_counted():
     lanes = {"portable": 4, "x86-64-v3": 8, "avx-vnni": 8, "armv8-dotprod": 4}.get(levels.in_force().name, 16)
     assert library.longspan_multiply(0, 10) == 10 * 12 * lanes * 4 * 2
     assert library.longspan_multiply(2, 10) == 10 * 12 * lanes * 2
+
+
+def test_a_level_that_there_is_not_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["limits", "--native-level", "x86-64-v9"])
+    with pytest.raises(SystemExit) as ended:
+        limits.main()
+    assert ended.value.code == 2
+    assert "there is no level 'x86-64-v9' of native code; choose auto" in capsys.readouterr().err
 
 
 def test_threads_work_at_the_same_time():
