@@ -161,7 +161,7 @@ class Settings(BaseSettings):
         description="Tokens computed per engine step, at most. Without it: 512 on a CPU, 4096 on a GPU.",
     )
     prompt_step_ms: float = Field(
-        50.0,
+        40.0,
         ge=0,
         allow_inf_nan=False,
         description="How long the prompt tokens of a step take, about; prompts are cut accordingly. 0: any.",

@@ -103,7 +103,12 @@ class KVManager:
     def _cached_prefix(self, sequence: Sequence) -> tuple[int, range, list[int]]:
         """How many leading pages are found, which of them are not needed, and the pages."""
         usable = min(sequence.total - 1, self._shareable(sequence)) // self.page_size
-        found = self.pool.find(self._keys(sequence, usable))
+        keys = self._keys(sequence, usable)
+        if not self._expired(usable * self.page_size, self.page_size):
+            # Every page is needed, so that the first that is missing ends the prefix.
+            found = self.pool.leading(keys)
+            return len(found), range(0), found
+        found = self.pool.find(keys)
         return *self._longest_prefix(found), found
 
     def _longest_prefix(self, found: list[int]) -> tuple[int, range]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 
 class IntegrityError(AssertionError):
@@ -64,6 +65,10 @@ class PagePool:
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """The page of each key, 0 for a key that the index does not know. Holds none of them."""
         return [self._page_of.get(key, 0) for key in keys]
+
+    def leading(self, keys: Iterable[bytes]) -> list[int]:
+        """The pages of the first keys, up to one that the index does not know. Holds none of them."""
+        return list(takewhile(bool, (self._page_of.get(key, 0) for key in keys)))
 
     def hold(self, pages: Iterable[int]) -> None:
         """Adds a holder to each of ``pages``, which are held or cached; zeros ("no page") are passed over."""
