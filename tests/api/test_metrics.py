@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from longspan.v1 import inference_pb2
-from server.api import generation
+from server.api.interceptor import Interceptor
 from server.errors import RefusedError
 from server.messages import Stats, StepOutput
 from server.observe.metrics import counts_up_to
@@ -127,18 +127,6 @@ async def test_rejections_by_reason(running):
 
 
 async def test_every_request_that_began_is_counted_when_it_ends(running, monkeypatch):
-<<<<<<< HEAD
-    """Also those that can't be parsed, and those that are cancelled before the engine has them."""
-    tokenize = generation.prompt_ids
-    reached = []
-
-    async def slow(*arguments):
-        await asyncio.sleep(0.05)
-        reached.append(await tokenize(*arguments))
-        return reached[-1]
-
-    monkeypatch.setattr(generation, "prompt_ids", slow)
-=======
     """Also those that can't be parsed, and those that are cancelled before anything looks at them."""
     guard = Interceptor._guard
     reached = []
@@ -151,7 +139,6 @@ async def test_every_request_that_began_is_counted_when_it_ends(running, monkeyp
             yield call
 
     monkeypatch.setattr(Interceptor, "_guard", slow)
->>>>>>> watchdog
     running.engine.step_seconds = 0.001
     running.state.admission.limit = 1000
     endless = ask(stop={"max_tokens": 190, "ignore_eos": True})

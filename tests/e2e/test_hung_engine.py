@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from longspan import LongspanError, UnavailableError
+from longspan import Client, LongspanError, UnavailableError
 from tests.e2e.server import Server
 from tests.e2e.test_lifecycle import in_background, read_until_error
 from tests.processes import wait_ended
