@@ -26,7 +26,7 @@ constexpr int kTile = 64;
 // cut at multiples of some number of positions, so that a part has about kBlockTokens.
 constexpr int64_t kLeastRowTokens = 64;
 constexpr int64_t kMostRowTokens = 512;
-constexpr int64_t kBlockTokens = 4096;
+constexpr int64_t kBlockTokens = 1024;
 constexpr int64_t kRowStep = 16;  // all parts but the last are multiples of it
 
 // Queries (rows times the heads that share a KV head) of a block of rows. The more there are, the less of the time goes
