@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from server.engine.division import PATIENCE
 from server.engine.ipc import process as process_module
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.process import Engine
+from server.engine.ipc.pulse import Pulse, open_memory
 from server.engine.ipc.wire import Frames, LostFrameError
 from server.engine.scheduler import Scheduled
 from server.messages import Sampling, Submit
@@ -115,7 +117,9 @@ class World:
         self.client.state = "ready"
         self._frames = Frames()
         self._wire = EngineWire(self.to_engine, self.to_server)
-        self._engine = Engine(self._wire)
+        memory = open_memory()
+        self._engine = Engine(self._wire, Pulse(memory))
+        os.close(memory)
         place = self._pages, self._page_size, self._rule, self.context
         self.runner = FakeRunner(*place, self.clock, self.rng)
         sizes: dict[str, Any] = self._sizes
