@@ -15,7 +15,7 @@ from grpc import aio
 
 from server.access.granted import granted, warn_of_open_metrics
 from server.api.health import HealthServicer
-from server.api.listen import listen
+from server.api.listen import end_of, listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import in_thread, when_stdin_ends
@@ -73,7 +73,7 @@ class Server:
         self._grpc: aio.Server | None = None
         self._http: WSGIServer | None = None
         self._asked_to_stop = asyncio.Event()
-        self._asked_twice = asyncio.Event()
+        self._asked_to_end = asyncio.Event()
         self._interrupted = False
 
     async def run(self) -> int:
@@ -88,12 +88,14 @@ class Server:
         """
         try:
             await self._listen()
+            listening = asyncio.create_task(self._keep_listening())
             serving = asyncio.create_task(self._serve())
             stop = asyncio.create_task(self._asked_to_stop.wait())
-            await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done() and not self._asked_to_stop.is_set():
+            await asyncio.wait({serving, stop, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._asked_to_stop.is_set():
                 stop.cancel()
-                log.error("%s", serving.result())
+                listening.cancel()
+                log.error("%s", serving.result() if serving.done() else listening.exception())
                 return 1
             await self._drain()
             serving.cancel()
@@ -103,22 +105,29 @@ class Server:
             await close(self._grpc, self._engine, self._spare, self._http, self._traces)
 
     def stop(self) -> None:
-        """Begins to drain; the second time, ends at once."""
-        if self._asked_to_stop.is_set():
-            self._asked_twice.set()
+        """Begins to drain."""
         self.state.phase = "draining"
         self._health.set_ready(False)
         self._asked_to_stop.set()
 
     def _interrupt(self) -> None:
+        """Begins to drain; the second time, ends at once.
+
+        Not so for other signals: the kernel and a shell both send SIGHUP when a terminal closes.
+        """
+        again = self._asked_to_stop.is_set()
         self._interrupted = True
+        (self.end if again else self.stop)()
+
+    def end(self) -> None:
+        """Ends at once, whatever is running."""
+        self._asked_to_end.set()
         self.stop()
 
     def _abandon(self) -> None:
         """Ends at once: the program that started it has ended, and no reader of answers is left."""
         log.warning("standard input has ended, and so does this server (--end-with-stdin)")
-        for _ in range(2):
-            self.stop()
+        self.end()
 
     async def _listen(self) -> None:
         settings = self._settings
@@ -143,14 +152,21 @@ class Server:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
         grpc_metrics = GrpcMetrics(registry)
-        self._grpc, self.port = listen(
-            settings.host,
-            settings.port,
-            self.state,
-            service,
-            *(self._health, grpc_metrics, access.callers, access.certificates),
-        )
+        parts = (self.state, service, self._health, grpc_metrics, access.callers, access.certificates)
+        self._open = lambda port: listen(settings.host, port, *parts)
+        self._grpc, self.port = self._open(settings.port)
         await self._grpc.start()
+
+    async def _keep_listening(self) -> None:
+        """Listens again where gRPC's own loop ends: in grpcio 1.85 a path that is not UTF-8 ends it."""
+        while True:
+            assert self._grpc is not None
+            reason = await end_of(self._grpc)
+            if self.draining:
+                return
+            log.error("gRPC took no more calls (%s); the server listens again on port %d", reason, self.port)
+            self._grpc, _ = self._open(self.port)
+            await self._grpc.start()
 
     async def _serve(self) -> str:
         """Loads and serves, again after an engine's death where so configured.
@@ -256,12 +272,12 @@ class Server:
             log.info("waiting up to %.0f s for %d requests; Ctrl-C again ends them", seconds, count)
             waits = {
                 asyncio.create_task(self.state.admission.wait_empty()),
-                asyncio.create_task(self._asked_twice.wait()),
+                asyncio.create_task(self._asked_to_end.wait()),
             }
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
-        self.state.admission.fail_all(self.state.unavailable())
+        self.state.admission.fail_all(self.state.cut_off())
 
 
 def serve(settings: Settings, spawned: Spawned | None = None) -> int:

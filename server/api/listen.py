@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import grpc
@@ -121,3 +122,13 @@ def _cannot(host: str, port: int, reason: str) -> str:
         f"gRPC can't listen on {host}:{port} ({reason}); choose another address with --host and --port "
         "(0 for any port that is free), or end what uses this one"
     )
+
+
+async def end_of(server: aio.Server) -> str:
+    """Waits until a server takes no more calls, and tells why."""
+    try:
+        # Unshielded, a wait that is cancelled would cancel the server's own.
+        await asyncio.shield(server.wait_for_termination())
+    except Exception as error:  # whatever has ended its loop
+        return str(error)
+    return "it was stopped"

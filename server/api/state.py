@@ -105,6 +105,11 @@ class ServerState:
             "LOADING", f"the server is loading its model ({self.progress}); try again soon", _RETRY_SECONDS
         )
 
+    def cut_off(self) -> errors.ServiceError:
+        """Why a request that was running when the server was told to end is not answered in full."""
+        sentence = "the server shut down before the answer was complete; ask again"
+        return errors.unavailable("DRAINING", sentence, _RETRY_SECONDS)
+
     def model(self, name: str) -> Served:
         """The model of this name; the empty name means the only one.
 

@@ -64,8 +64,7 @@ class Life:
     async def __aexit__(self, *_):
         await self.channel.close()
         if not self.task.done():
-            self.server.stop()
-            self.server.stop()
+            self.server.end()
         await asyncio.gather(self.task, return_exceptions=True)
 
     async def health(self):
@@ -185,8 +184,10 @@ async def test_draining_ends(twice):
         life.server.stop()
         if twice:
             await asyncio.sleep(0.05)
+            life.server.stop()  # as where a terminal closes: the kernel and the shell send SIGHUP
+            await asyncio.sleep(0.05)
             assert not life.task.done()
-            life.server.stop()
+            life.server.end()
         with pytest.raises(aio.AioRpcError) as caught:
             async for _ in stream:
                 pass

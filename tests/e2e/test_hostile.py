@@ -72,3 +72,11 @@ def test_a_chat_template_that_does_not_end_stops_nothing(tiny_packed, tmp_path):
             assert server.stop() == 0
             assert time.monotonic() - begun < 4, "a template that is being rendered does not keep it"
             asked.result(10)
+
+
+def test_a_path_that_is_not_utf8_ends_no_service(server):
+    """It ends the loop of grpcio 1.85 that takes calls, so that the server listens again."""
+    for _ in range(2):
+        hostile.send_path(server, b"/\xff\xfe")
+        with server.client() as client:
+            assert client.generate("hello", max_tokens=2).completions
