@@ -145,16 +145,17 @@ def _read_standard_input() -> str:
 
 def _read(stream: Stream, show: bool) -> str:
     """The whole text; written to standard output as it comes where it is to be shown."""
-    texts = []
-    for delta in stream:
-        texts.append(delta.text)
-        if show and delta.text:
-            sys.stdout.write(delta.text)
-            sys.stdout.flush()
-    answer = "".join(texts)
-    if show and sys.stdout.isatty() and not answer.endswith("\n"):
-        sys.stdout.write("\n")
-    return answer
+    texts: list[str] = []
+    try:
+        for delta in stream:
+            texts.append(delta.text)
+            if show and delta.text:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+    finally:  # an error has a line of its own
+        if show and sys.stdout.isatty() and any(texts) and not "".join(texts).endswith("\n"):
+            sys.stdout.write("\n")
+    return "".join(texts)
 
 
 def _print_json(stream: Stream, text: str, usage: Usage, timings: Timings) -> None:

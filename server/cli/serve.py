@@ -8,7 +8,7 @@ import typer
 
 from server.cli.help import PlainCommand
 from server.cli.shared import fail, require_server, server_is_installed
-from server.cli.signals import interrupts_end
+from server.cli.signals import signals_end
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -41,7 +41,7 @@ def _serve(settings: Settings) -> int:
     if sentence := refusal(settings):
         fail(sentence, code=2)
     spawned = spawn_engine(settings.threads, settings.cache_dir)
-    interrupts_end(spawned.kill)  # until the server listens, which then handles signals itself
+    signals_end(spawned.kill)  # until the server listens, which then handles signals itself
     from server.app import serve  # while the engine process imports torch
 
     return serve(settings, spawned)

@@ -32,6 +32,25 @@ def interrupts_end(before: Callable[[], object] = lambda: None) -> None:
     _handle(signal.SIGINT, end)
 
 
+def signals_end(before: Callable[[], object]) -> None:
+    """As ``interrupts_end``, and SIGTERM and SIGHUP end the process with exit code 0.
+
+    The first process of a container ignores these without a handler.
+
+    Args:
+        before: called first.
+    """
+
+    def end(*_: object) -> None:
+        before()
+        os._exit(0)
+
+    interrupts_end(before)
+    _handle(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        _handle(signal.SIGHUP, end)
+
+
 def interrupts_raise() -> None:
     """From now on Ctrl-C raises ``KeyboardInterrupt``."""
     _handle(signal.SIGINT, signal.default_int_handler)

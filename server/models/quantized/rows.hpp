@@ -162,7 +162,8 @@ inline uint32_t encode(const float* numbers, int64_t groups, Form form, Block* b
     const auto sum = static_cast<int32_t>(sum_of(sums) - kGroup * 0x4b400000u);
     block.scale = coding.scale[group];
     block.sum = coding.scale[group] * static_cast<float>(sum);
-    block.shift = -128 * sum;
+    block.shift =
+        static_cast<int32_t>(0u - 128u * static_cast<uint32_t>(sum));  // of a group that is not finite it wraps
     block.spike = coding.spike[group];
     block.at = static_cast<uint16_t>(coding.at[group]);
     block.upward = static_cast<uint16_t>(coding.upward[group]);
