@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIServer
 import uvloop
 from grpc import aio
 
-from server.access.granted import granted, warn_of_open_metrics
+from server.access.granted import Access, warn_of_open_metrics
 from server.api.health import HealthServicer
 from server.api.listen import end_of, listen
 from server.api.service import VERSION, InferenceServicer
@@ -50,6 +50,7 @@ class Server:
 
     Args:
         settings: of the server.
+        access: what they grant.
         spawned: what ``spawn_engine`` gave, if that was called already; it ends with the server.
 
     Attributes:
@@ -58,8 +59,9 @@ class Server:
         metrics_port: of ``/metrics``, once it listens.
     """
 
-    def __init__(self, settings: Settings, spawned: Spawned | None = None) -> None:
+    def __init__(self, settings: Settings, access: Access, spawned: Spawned | None = None) -> None:
         self._settings = settings
+        self._access = access
         self._spare = Spare(settings.threads, settings.cache_dir, spawned)
         self.state = ServerState(settings)
         self.port = 0
@@ -130,8 +132,7 @@ class Server:
         self.end()
 
     async def _listen(self) -> None:
-        settings = self._settings
-        access = granted(settings)
+        settings, access = self._settings, self._access
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -280,11 +281,12 @@ class Server:
         self.state.admission.fail_all(self.state.cut_off())
 
 
-def serve(settings: Settings, spawned: Spawned | None = None) -> int:
+def serve(settings: Settings, access: Access, spawned: Spawned | None = None) -> int:
     """Runs a server until it ends.
 
     Args:
         settings: of the server.
+        access: what they grant.
         spawned: as of ``Server``.
 
     Returns:
@@ -293,7 +295,7 @@ def serve(settings: Settings, spawned: Spawned | None = None) -> int:
     configure_logging(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(settings, spawned).run())
+            return runner.run(Server(settings, access, spawned).run())
     except RefusedError as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1

@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from attention.kernels.cpu import levels
 from attention.names import check_names, registries
 from attention.registry import Backend, UnsupportedError, imported
-from server.access.granted import granted
 from server.engine.ipc.spawn import shielded
-from server.errors import RefusedError
 from server.settings import Settings
 
 _REFUSED = 3
@@ -37,8 +35,8 @@ _KNOWN_AS = {
 
 
 def refusal(settings: Settings) -> str | None:
-    """Why a server's access, level of native code or attention is refused, in a sentence; ``None`` if not."""
-    return _access_refusal(settings) or native_level_refusal(settings) or _attention_refusal(settings)
+    """Why a server's level of native code or attention is refused, in a sentence; ``None`` if not."""
+    return native_level_refusal(settings) or _attention_refusal(settings)
 
 
 def native_level_refusal(settings: Settings) -> str | None:
@@ -83,14 +81,6 @@ def main() -> int:
         return 0
     print(sentence)
     return _REFUSED
-
-
-def _access_refusal(settings: Settings) -> str | None:
-    try:
-        granted(settings)
-    except RefusedError as error:
-        return str(error)
-    return None
 
 
 def _attention_refusal(settings: Settings) -> str | None:

@@ -56,7 +56,8 @@ class ConnectOptions(TypedDict, total=False):
         key: PEM file of its private key.
         server_name: name that the server's certificate must have, where that is not the address.
         token: shown with every call. Refused for a connection to another machine without TLS.
-        metadata: pairs of names and values that are sent with every call.
+        metadata: pairs of names and values that are sent with every call; ``authorization`` among them is
+            refused as a token is.
         retries: repeat a call that the server could not begin (UNAVAILABLE), three times within about a
             second; on unless ``False``.
     """
@@ -93,11 +94,15 @@ def open_channel(api: Any, address: str, options: ConnectOptions) -> Any:
     Raises:
         ValueError: options contradict one another, or a file can't be read; the sentence says which.
     """
+    local = _stays_here(address)
     arguments = (*_OPTIONS, *_service_config(address, options.get("retries", True)))
+    if local:
+        # A proxy of the environment would be sent the token, and can't reach this machine's own servers.
+        arguments += (("grpc.enable_http_proxy", 0),)
     if server_name := options.get("server_name"):
         arguments += (("grpc.ssl_target_name_override", server_name),)
     if not wants_tls(options):
-        if options.get("token") and not _stays_here(address):
+        if not local and any(name.lower() == "authorization" for name, _ in headers(options)):
             raise ValueError(
                 f"the token could be read on the way to {address}: connect by TLS (--tls), or give a "
                 "channel of your own"
@@ -147,14 +152,17 @@ def _service_config(address: str, retries: bool) -> tuple[tuple[str, Any], ...]:
 
 def _stays_here(address: str) -> bool:
     """Whether what is sent to this address stays on this machine."""
-    if address.startswith(("unix", "vsock")):
+    named = _NAMED.match(address)
+    scheme = named[1] if named else ""
+    if scheme in ("unix", "unix-abstract"):
         return True
-    if re.match(r"dns://[^/]", address):
-        return False  # a name server of its own says what the name is
-    host = _WITH_PORT.sub("", address).rpartition("/")[2]
-    host = _NAMED.sub("", host).strip("[]")
+    if scheme in ("vsock", "xds"):
+        return False  # another virtual machine; and whatever a control plane names
+    host = _WITH_PORT.sub("", address[named.end() :] if named else address)
+    if scheme == "dns":
+        host = host.removeprefix("///")  # a name server of its own, dns://HOST/, says what the name is
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 

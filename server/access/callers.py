@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
-from server.access.certificates import stamp
-from server.access.identities import EVERYONE, Identity, read_identities, token_hash
+from server.access.identities import EVERYONE, NAME, Identity, read_identities, token_hash
 from server.access.quota import Quota
-from server.errors import RefusedError
+from server.access.watched import Watched
 
 log = logging.getLogger("longspan.access")
 
 # How often a file is looked at, at most: a call costs no look at the disk.
 _LOOK_SECONDS = 1.0
+# So many are kept without a look at which of them are idle.
+_MOST_CALLERS = 256
 _SCHEME = "bearer "
 _NO_TOKEN = "the call shows no token; send it as metadata, 'authorization: Bearer TOKEN' (--token)"
 
@@ -48,8 +50,8 @@ class Callers:
     """All identities, by what proves them.
 
     Without a file and certificates every call is ``everyone``'s. With a file a call shows a token of it, or
-    else a certificate that it names. With certificates alone, an identity is a certificate's common name, or
-    its first alternative name, and has no limits.
+    else a certificate that it names, where a common name counts before alternative ones. With certificates
+    alone, an identity is a certificate's common name, or its first alternative name, and has no limits.
 
     Args:
         file: of the identities, looked at again at most every second; one that is wrong then leaves the one
@@ -68,9 +70,14 @@ class Callers:
         self._certificates = certificates
         self._share_prefixes = share_prefixes
         self._secret = secrets.token_bytes(32)
-        self._looked, self._seen = time.monotonic(), None if file is None else stamp(file)
-        self._identities = () if file is None else read_identities(file)
+        self._looked, self._looking = time.monotonic(), threading.Lock()
+        self._watched = (
+            None
+            if file is None
+            else Watched([file], lambda: _by_proof(file), "the identities read before stay in force")
+        )
         self._callers: dict[str, Caller] = {}
+        self._prune_at = _MOST_CALLERS
         self.everyone = Caller(EVERYONE, b"")
 
     @property
@@ -110,14 +117,26 @@ class Callers:
         Raises:
             DeniedError: there is none that is known.
         """
-        names = _names(connection) if self._certificates else []
+        common = _texts(connection, "x509_common_name") if self._certificates else []
+        others = _texts(connection, "x509_subject_alternative_name") if self._certificates else []
+        names = common + others
         if self._file is None:
             if not names:
                 raise DeniedError("the client's certificate has neither a common nor an alternative name")
+            if not NAME.fullmatch(names[0]):
+                raise DeniedError(
+                    f"the certificate's name {names[0]!a} is none that an identity may have (up to 64 "
+                    "letters, digits and . _ @ -); the operator can name the certificate in --identities"
+                )
             return self._caller(Identity(names[0], max_priority=None))
-        self._look()
-        for identity in self._identities:
-            if set(names) & set(identity.certificates):
+        known = self._look().certificates
+        for group in (common, others):
+            found = {known[name].name: known[name] for name in group if name in known}
+            if len(found) > 1:
+                raise DeniedError(
+                    f"the certificate of {names[0]!a} belongs to several identities; show a token"
+                )
+            for identity in found.values():
                 return self._caller(identity)
         if names:
             raise DeniedError(f"the certificate of {names[0]!a} belongs to no identity here; show a token")
@@ -138,50 +157,73 @@ class Callers:
         return found is not None and found.metrics and user in (None, found.name)
 
     def _owner(self, token: str) -> Identity | None:
-        """The identity that a token proves."""
-        self._look()
-        found, given = None, token_hash(token)
-        for identity in self._identities:
-            for known in identity.token_sha256:  # all of them, so that the time tells nothing of which fit
-                if hmac.compare_digest(given, known):
-                    found = identity
-        return found
+        """The identity that a token proves.
+
+        The time tells how a look-up of the token's SHA-256 went. Nothing of a token can be found by that: a
+        caller who could choose the digest to ask for would have to invert SHA-256, as would one who knew it.
+        """
+        return self._look().digests.get(token_hash(token))
 
     def _caller(self, identity: Identity) -> Caller:
         caller = self._callers.get(identity.name)
         if caller is None:
+            self._prune()
             caller = self._callers[identity.name] = Caller(identity, self._salt(identity.name))
         caller.identity = identity
         return caller
+
+    def _prune(self) -> None:
+        """Forgets idle ones that the file does not name, each time that their number has doubled."""
+        if len(self._callers) < self._prune_at:
+            return
+        named = self._watched.value.names if self._watched is not None else frozenset()
+        self._callers = {
+            name: caller for name, caller in self._callers.items() if caller.quota.in_flight or name in named
+        }
+        self._prune_at = max(_MOST_CALLERS, 2 * len(self._callers))
 
     def _salt(self, name: str) -> bytes:
         if self._share_prefixes:
             return b""
         return hashlib.blake2b(name.encode(), key=self._secret, digest_size=16).digest()
 
-    def _look(self) -> None:
-        """Reads the file again if it has changed."""
-        now = time.monotonic()
-        if self._file is None or now - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = now
-        seen = stamp(self._file)
-        if seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            self._identities = read_identities(self._file)
-        except RefusedError as error:
-            log.error("%s; the identities read before stay in force", error)
-        else:
-            log.info("%d identities were read again from %s", len(self._identities), self._file)
+    def _look(self) -> _ByProof:
+        """The identities in force; their file is read again if it has changed."""
+        if self._watched is None:
+            return _NONE
+        with self._looking:  # the metrics' threads look, too
+            now = time.monotonic()
+            if now - self._looked >= _LOOK_SECONDS:
+                self._looked = now
+                if self._watched.look():
+                    count = len(self._watched.value.names)
+                    log.info("%d identities were read again from %s", count, self._file)
+        return self._watched.value
 
 
-def _names(connection: Mapping[str, Iterable[bytes]]) -> list[str]:
-    """The names of a certificate: the common one first."""
-    shown = [*connection.get("x509_common_name", ()), *connection.get("x509_subject_alternative_name", ())]
-    return [name.decode(errors="replace") for name in shown if name]
+class _ByProof(NamedTuple):
+    """A file's identities by SHA-256 of each token and by each name of certificates, and their names."""
+
+    digests: dict[str, Identity]
+    certificates: dict[str, Identity]
+    names: frozenset[str]
 
 
-caller: ContextVar[Caller] = ContextVar("caller", default=Caller(EVERYONE, b""))  # noqa: B039 (changed never)
-"""Who makes the call that this task serves."""
+_NONE = _ByProof({}, {}, frozenset())
+
+
+def _by_proof(file: Path) -> _ByProof:
+    identities = read_identities(file)
+    return _ByProof(
+        {digest: identity for identity in identities for digest in identity.token_sha256},
+        {name: identity for identity in identities for name in identity.certificates},
+        frozenset(identity.name for identity in identities),
+    )
+
+
+def _texts(connection: Mapping[str, Iterable[bytes]], key: str) -> list[str]:
+    return [name.decode(errors="replace") for name in connection.get(key, ()) if name]
+
+
+caller: ContextVar[Caller] = ContextVar("caller")
+"""Who makes the call that this task serves; without one where the call was denied."""

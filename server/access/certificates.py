@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from server.access.watched import Watched
 from server.errors import RefusedError
 
 log = logging.getLogger("longspan.access")
@@ -27,6 +30,13 @@ class Pem(NamedTuple):
     client_ca: bytes | None
 
 
+class _Loaded(NamedTuple):
+    """One reading of the files: both forms are of the same bytes."""
+
+    pem: Pem
+    context: ssl.SSLContext
+
+
 class Certificates:
     """Certificate files, looked at for each connection and read again when they have changed.
 
@@ -37,78 +47,61 @@ class Certificates:
         key: file of its private key.
         client_ca: file of the roots of clients' certificates.
 
-    Attributes:
-        pem: in force.
-
     Raises:
         RefusedError: a file can't be read, or is not what it must be; the sentence names it.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
-        self._lock = threading.Lock()  # gRPC's threads ask
-        self._seen = self._look()
-        self.pem = self._read()
-        self._context: ssl.SSLContext | None = None
+        files = [file for file in (certificate, key, client_ca) if file is not None]
+        self._files = Watched(files, self._read, "connections get the certificate read before")
+
+    @property
+    def pem(self) -> Pem:
+        """What is in force."""
+        return self._files.value.pem
 
     def renewed(self) -> Pem | None:
         """The files' contents if they have changed since the last call and are whole, else ``None``."""
-        with self._lock:
-            seen = self._look()
-            if seen == self._seen:
-                return None
-            self._seen = seen
-            try:
-                self.pem = self._read()
-            except RefusedError as error:
-                log.error("%s; connections get the certificate read before", error)
-                return None
-            log.info("the certificate was read again from %s", self._certificate)
-            return self.pem
+        if not self._files.look():
+            return None
+        log.info("the certificate was read again from %s", self._certificate)
+        return self.pem
 
     def context(self) -> ssl.SSLContext:
         """For a connection that Python's own TLS serves; it asks for no certificate of the client."""
-        changed = self.renewed() is not None
-        if self._context is None or changed:
-            context = server_context()
-            try:
-                context.load_cert_chain(self._certificate, self._key)
-            except (ssl.SSLError, OSError):
-                if self._context is None:
-                    raise
-            else:
-                self._context = context
-        return self._context
+        self.renewed()
+        return self._files.value.context
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
-        return [stamp(file) for file in (self._certificate, self._key, self._client_ca) if file is not None]
-
-    def _read(self) -> Pem:
+    def _read(self) -> _Loaded:
         certificate = _contents("--tls-certificate", self._certificate)
         key = _contents("--tls-key", self._key)
+        context = server_context()
         try:
-            # An encrypted key is refused; without this OpenSSL would ask the terminal for its password.
-            server_context().load_cert_chain(self._certificate, self._key, password=lambda: "")
+            with _in_memory(certificate) as certificate_path, _in_memory(key) as key_path:
+                # An encrypted key is refused; without this OpenSSL would ask the terminal for its password.
+                context.load_cert_chain(certificate_path, key_path, password=lambda: "")
         except (ssl.SSLError, ValueError, OSError) as error:
             raise RefusedError(
                 f"--tls-certificate {self._certificate} and --tls-key {self._key} are not a certificate and "
                 f"its unencrypted key in PEM ({_why(error)})"
             ) from error
-        return Pem(certificate, key, None if self._client_ca is None else _roots(self._client_ca))
+        roots = None if self._client_ca is None else _roots(self._client_ca)
+        return _Loaded(Pem(certificate, key, roots), context)
+
+
+@contextmanager
+def _in_memory(contents: bytes) -> Iterator[str]:
+    """A path of these bytes: Python's TLS loads a certificate only from files, which may change meanwhile."""
+    with open(os.memfd_create("pem"), "wb") as file:
+        file.write(contents)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def server_context() -> ssl.SSLContext:
     """What a server of this machine's TLS library offers by default."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-
-
-def stamp(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written or replaced, also behind a link; ``None`` without the file."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _roots(file: Path) -> bytes:

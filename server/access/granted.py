@@ -53,7 +53,7 @@ def granted(settings: Settings) -> Access:
 def warn_of_open_metrics(settings: Settings) -> None:
     """Says that other machines can read ``/metrics``, unless that is protected or wanted."""
     protected = settings.metrics_tls and settings.metrics_auth
-    if not (protected or settings.insecure or only_this_machine(settings.metrics_host)):
+    if not (protected or settings.insecure or only_this_machine(settings.metrics_host, "--metrics-host")):
         log.warning(
             "other machines can read /metrics on %s; --metrics-tls with --metrics-auth protects it, or a "
             "network policy",
@@ -93,8 +93,8 @@ def _refuse_exposed(settings: Settings) -> None:
         )
 
 
-def only_this_machine(host: str) -> bool:
-    """Whether only this machine reaches an address.
+def only_this_machine(host: str, flag: str = "--host") -> bool:
+    """Whether only this machine reaches an address, which this flag gives.
 
     Raises:
         RefusedError: the name stands for no address.
@@ -102,7 +102,7 @@ def only_this_machine(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise RefusedError(f"--host {host}: no address has this name ({error})") from error
+        raise RefusedError(f"{flag} {host}: no address has this name ({error})") from error
     return all(_is_loopback(str(address[0])) for *_, address in found)
 
 

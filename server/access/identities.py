@@ -54,13 +54,29 @@ def read_identities(file: Path) -> tuple[Identity, ...]:
     """The identities of a file: a table each, by its name.
 
     Raises:
-        RefusedError: the file can't be read, or is not right; the sentence names the identity at fault.
+        RefusedError: the file can't be read, or is not right; the sentence names the identity at fault. An
+            empty one is not right: it may be about to be written.
     """
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise RefusedError(f"--identities {file} can't be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"--identities {file} is not valid TOML: {error}") from error
+    if identities := parse_identities(text, file):
+        return identities
+    raise RefusedError(f"--identities {file} has no identities; longspan token NAME makes the first")
+
+
+def parse_identities(text: str, file: Path) -> tuple[Identity, ...]:
+    """The identities of a file's text, which may be none.
+
+    Raises:
+        RefusedError: the text is not right; the sentence names the file and the identity at fault.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise RefusedError(f"--identities {file} is not valid TOML: {error}") from error
     try:
         identities = tuple(_identity(name, table) for name, table in tables.items())

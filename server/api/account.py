@@ -55,8 +55,11 @@ class Account:
             self._trace(self._accounts.traces, code, usage, moments)
 
     def _log(self, code: grpc.StatusCode, usage: types_pb2.Usage, seconds: float) -> None:
-        who = caller.get().identity.name
-        log.info(
+        known = caller.get(None)
+        who = known.identity.name if known is not None else ""
+        # Strangers must not be able to fill the log.
+        log.log(
+            logging.DEBUG if code is grpc.StatusCode.UNAUTHENTICATED else logging.INFO,
             "request %s: %s, %s; %d prompt tokens, %d generated, %.3f s",
             *(f"{request_id.get()} of {who}" if who else request_id.get(), code.name, self.finish),
             *(usage.prompt_tokens, usage.completion_tokens, seconds),

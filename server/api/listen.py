@@ -40,13 +40,13 @@ def listen(
     service: InferenceServicer,
     health: HealthServicer,
     metrics: GrpcMetrics,
-    callers: Callers | None = None,
+    callers: Callers,
     certificates: Certificates | None = None,
 ) -> tuple[aio.Server, int]:
     """A server that is bound and not started; port 0 takes a free one.
 
     The model's context bounds a message closer than gRPC does, but is known only later (``check_message``).
-    With ``certificates`` it speaks TLS, else plain text; without ``callers`` it is open to all.
+    With ``certificates`` it speaks TLS, else plain text. ``Callers()`` opens it to all.
 
     Returns:
         The server and its port.
@@ -56,7 +56,7 @@ def listen(
     """
     most = state.settings.max_request_bytes or MOST_REQUEST_BYTES
     options = (*_OPTIONS, ("grpc.max_receive_message_length", most))
-    interceptor = Interceptor(state, metrics, service.accounts, callers or Callers())
+    interceptor = Interceptor(state, metrics, service.accounts, callers)
     server = aio.server(interceptors=(interceptor,), options=options)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -35,13 +35,19 @@ def serve(context: typer.Context) -> None:
 
 
 def _serve(settings: Settings) -> int:
+    from server.access.granted import granted
     from server.checks import refusal
     from server.engine.ipc.spawn import spawn_engine
+    from server.errors import RefusedError
 
+    try:
+        access = granted(settings)
+    except RefusedError as error:
+        fail(str(error), code=2)
     if sentence := refusal(settings):
         fail(sentence, code=2)
     spawned = spawn_engine(settings.threads, settings.cache_dir)
     signals_end(spawned.kill)  # until the server listens, which then handles signals itself
     from server.app import serve  # while the engine process imports torch
 
-    return serve(settings, spawned)
+    return serve(settings, access, spawned)

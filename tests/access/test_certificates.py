@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -47,6 +48,31 @@ def test_files_between_two_writes_leave_those_before_in_force(authority, files, 
     assert found.pem == before
     shutil.copy(second.key, key)
     assert found.renewed() is not None
+
+
+def test_both_forms_come_from_one_reading(authority, files, monkeypatch):
+    """A reading that fails for a moment leaves both as they were, and is tried again."""
+    found, real = Certificates(*files, None), ssl.SSLContext.load_cert_chain
+    before = found.pem, found.context()
+    for file, new in zip(files, authority.issue("second"), strict=True):
+        shutil.copy(new, file)
+
+    def fail(*_, **__):
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ssl.SSLContext, "load_cert_chain", fail)
+        assert (found.pem, found.context()) == before
+    loaded = []
+
+    def record(self, certificate, key, **more):
+        loaded.append(Path(certificate).read_bytes())
+        files[0].write_text("replaced meanwhile")
+        return real(self, certificate, key, **more)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", record)
+    assert found.context() is not before[1]
+    assert loaded == [found.pem.certificate] != [before[0].certificate]
 
 
 def test_wrong_files_are_refused_by_name(authority, files, tmp_path):
@@ -152,6 +178,8 @@ def test_metrics_are_protected_by_what_grpc_has(given, sentence):
 )
 def test_metrics_that_others_can_read_are_warned_of(caplog, given, warned):
     warn_of_open_metrics(Settings(**given))
+    with pytest.raises(RefusedError, match="--metrics-host no such name: no address has this name"):
+        warn_of_open_metrics(Settings(metrics_host="no such name"))
     assert [("other machines can read /metrics" in record.getMessage()) for record in caplog.records] == (
         [True] if warned else []
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_a_file_says_who_may_ask_and_how_much(file):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("", "has no identities; longspan token NAME makes the first"),
         ("a = 1", "'a' stands outside a table"),
         ("[a", "is not valid TOML"),
         ('["a b"]', "'a b' is no name"),
@@ -123,6 +125,19 @@ def test_a_certificate_proves_the_identity_that_names_it(file):
             found.by_certificate(connection)
 
 
+def test_a_certificate_of_two_identities(tmp_path):
+    """Its common name tells, and the order of the file does not."""
+    file = tmp_path / "identities.toml"
+    file.write_text("[low]\ncertificates = ['shared', 'low']\n[high]\ncertificates = ['high']\n")
+    found = Callers(file, certificates=True)
+    connection = {"x509_common_name": [b"high"], "x509_subject_alternative_name": [b"shared"]}
+    assert found.by_certificate(connection).identity.name == "high"
+    connection = {"x509_subject_alternative_name": [b"shared", b"low"]}
+    assert found.by_certificate(connection).identity.name == "low"
+    with pytest.raises(DeniedError, match="belongs to several identities"):
+        found.by_certificate({"x509_subject_alternative_name": [b"shared", b"high"]})
+
+
 def test_names_of_a_certificate_count_only_where_tls_checks_it(file):
     with pytest.raises(DeniedError):
         Callers(file).by_certificate({"x509_common_name": [b"bob.example"]})
@@ -136,6 +151,10 @@ def test_without_a_file_a_certificate_is_an_identity():
     assert found.by_certificate({"x509_subject_alternative_name": [b"c"]}).identity.name == "c"
     with pytest.raises(DeniedError, match="neither a common nor an alternative name"):
         found.by_certificate({})
+    for unsafe in (b"a\nrequest r of b: OK", b"a" * 65, b"\xff"):
+        with pytest.raises(DeniedError, match="none that an identity may have") as caught:
+            found.by_certificate({"x509_common_name": [unsafe]})
+        assert str(caught.value).isprintable()
 
 
 def test_without_either_every_call_is_everyones():
@@ -166,6 +185,68 @@ def test_a_changed_file_counts_within_a_second(file, monkeypatch, caplog):
         assert name(found, "new") == name(found, "new") == "alice"
     (record,) = caplog.records
     assert "the identities read before stay in force" in record.getMessage()
+
+
+@pytest.fixture
+def always_looking(monkeypatch):
+    monkeypatch.setattr(callers, "_LOOK_SECONDS", 0.0)
+
+
+def test_a_file_that_is_saved_in_place_takes_no_identity_away(file, always_looking, caplog):
+    found = Callers(file)
+    file.write_text("")
+    assert [name(found, token) for token in (TOKEN, OTHER)] == ["alice", "bob"]
+    assert "has no identities" in caplog.text
+    file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
+    with pytest.raises(DeniedError):
+        found.by_token(bearer(TOKEN))
+    assert name(found, "new") == "alice"
+
+
+def test_a_file_that_could_not_be_read_once_is_read_again(file, always_looking, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    found = Callers(file)
+    file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", refuse)
+        assert [name(found, TOKEN) for _ in range(3)] == 3 * ["alice"]
+    (record,) = caplog.records
+    assert "can't be read (Permission denied)" in record.getMessage(), "and told once"
+    with pytest.raises(DeniedError):
+        found.by_token(bearer(TOKEN))
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(file, always_looking):
+    found, before = Callers(file), file.stat()
+    file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+    with pytest.raises(DeniedError):
+        found.by_token(bearer(TOKEN))
+
+
+def test_idle_callers_that_the_file_does_not_name_are_forgotten(monkeypatch):
+    monkeypatch.setattr(callers, "_MOST_CALLERS", 4)
+    found = Callers(certificates=True)
+
+    def connect(name: str) -> callers.Caller:
+        return found.by_certificate({"x509_common_name": [name.encode()]})
+
+    busy = connect("busy")
+    busy.quota.in_flight = 1
+    salt = connect("c0").salt
+    for number in range(100):
+        connect(f"c{number}")
+    assert len(found._callers) <= 4
+    assert connect("busy") is busy
+    assert connect("c0").salt == salt
 
 
 def test_each_identity_has_a_salt_of_its_own(file):

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import server.app as app
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server import closing
+from server.access.granted import granted
 from server.api.health import READINESS
 from server.engine.ipc import link
 from server.engine.ipc.output import EngineDeadError
@@ -52,7 +53,8 @@ class Life:
     """A server that runs in a task, and a client of it."""
 
     def __init__(self, **settings):
-        self.server = app.Server(Settings(port=0, metrics_port=0, **settings))
+        given = Settings(port=0, metrics_port=0, **settings)
+        self.server = app.Server(given, granted(given))
         self.task = asyncio.create_task(self.server.run())
 
     async def __aenter__(self):
@@ -336,8 +338,9 @@ async def test_what_cannot_be_served_is_refused(monkeypatch):
         raise RefusedError("there is no such model")
 
     monkeypatch.setattr(app, "resolve_model", refuse)
+    given = Settings(port=0, metrics_port=0)
     with pytest.raises(RefusedError, match="no such model"):
-        await app.Server(Settings(port=0, metrics_port=0)).run()
+        await app.Server(given, granted(given)).run()
     monkeypatch.undo()
 
 

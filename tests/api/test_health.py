@@ -8,6 +8,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from server.access.callers import Callers
 from server.api.health import READINESS, HealthServicer
 from server.api.listen import listen
 from server.api.service import InferenceServicer
@@ -84,6 +85,7 @@ async def test_a_busy_port_is_refused(loading, settings):
         InferenceServicer(loading.state, loading.metrics),
         HealthServicer(),
         GrpcMetrics(Metrics().registry),
+        Callers(),
     )
     await first.start()
     try:
@@ -95,6 +97,7 @@ async def test_a_busy_port_is_refused(loading, settings):
                 InferenceServicer(loading.state, loading.metrics),
                 HealthServicer(),
                 GrpcMetrics(Metrics().registry),
+                Callers(),
             )
     finally:
         await first.stop(0)

@@ -64,6 +64,12 @@ async def test_a_refused_call_costs_no_parsing(running, monkeypatch):
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_strangers_do_not_fill_the_log(running, caplog):
+    with caplog.at_level(logging.INFO):
+        await refused(running.stub.Generate(ask()))
+    assert not caplog.records
+
+
 async def test_health_is_open_and_reflection_is_not(running):
     health = health_pb2_grpc.HealthStub(running.channel)
     assert (

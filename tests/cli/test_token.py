@@ -13,7 +13,7 @@ from server.access.identities import read_identities
 
 
 def token(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(application, ["token", *map(str, arguments)], env={"LONGSPAN_IDENTITIES": None})
+    return CliRunner().invoke(application, ["token", *map(str, arguments)])
 
 
 def owner(file: Path, shown: str) -> str:
@@ -58,6 +58,7 @@ def test_a_known_identity_keeps_its_tokens(tmp_path):
     [
         ("a b", "", "'a b' is no name of an identity", 2),
         ("alice", "[bob", "is not valid TOML", 1),
+        ("alice", "bob.certificates = ['b']\nalice.certificates = ['a']", "has alice already", 1),
     ],
 )
 def test_mistakes_are_sentences(tmp_path, name, text, sentence, code):
@@ -74,8 +75,38 @@ def test_a_folder_that_is_not_there(tmp_path):
     assert "can't be written" in done.stderr
 
 
-def test_a_file_without_identities_takes_the_first(tmp_path):
+@pytest.mark.parametrize("text", ["", "# ours\n", "# ours", "\n"])
+def test_a_file_without_identities_takes_the_first(tmp_path, text):
     file = tmp_path / "identities.toml"
-    file.write_text("# ours\n")
+    file.write_text(text)
     assert token("alice", "--identities", file).exit_code == 0
     assert [identity.name for identity in read_identities(file)] == ["alice"]
+    assert file.read_text().startswith(text)
+
+
+def test_a_file_without_a_newline_at_its_end_stays_whole(tmp_path):
+    file = tmp_path / "identities.toml"
+    file.write_text("[bob]\ncertificates = ['b']\nmetrics = true")
+    done = token("alice", "--identities", file)
+    assert done.exit_code == 0, done.output
+    assert [identity.name for identity in read_identities(file)] == ["bob", "alice"]
+    assert owner(file, done.stdout.strip()) == "alice"
+
+
+def test_the_servers_file_is_touched_only_by_the_flag(tmp_path, monkeypatch):
+    """So that the advice for a known identity holds where the environment names the file."""
+    file = tmp_path / "identities.toml"
+    assert token("alice", "--identities", file).exit_code == 0
+    monkeypatch.setenv("LONGSPAN_IDENTITIES", str(file))
+    before = file.read_text()
+    done = token("alice")
+    assert (done.exit_code, file.read_text()) == (0, before)
+    assert "token_sha256" in done.stderr
+
+
+def test_no_token_is_shown_that_the_file_does_not_have(tmp_path, monkeypatch):
+    file = tmp_path / "identities.toml"
+    monkeypatch.setattr("server.access.identities.read_identities", lambda _: ())
+    done = token("alice", "--identities", file)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "run this again" in done.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -113,18 +115,46 @@ def test_a_server_that_hangs_up_may_want_tls(cause: str) -> None:
         ("h", {"token": "x"}, "the token could be read on the way to h:50051"),
         ("dns:///h", {"token": "x"}, "could be read"),
         ("dns://10.0.0.1/localhost", {"token": "x"}, "could be read"),
+        ("unixbox.example.com", {"token": "x"}, "could be read"),
+        ("vsock1.example.com", {"token": "x"}, "could be read"),
+        ("vsock:2:5", {"token": "x"}, "could be read"),
+        ("xds:///localhost", {"token": "x"}, "could be read"),
+        ("ipv4:127.0.0.1:5,10.0.0.1:5", {"token": "x"}, "could be read"),
+        ("other/localhost", {"token": "x"}, "could be read"),
+        ("h", {"metadata": [("authorization", "Bearer x")]}, "could be read"),
         ("h", {"cert": "c"}, "cert and key belong together"),
         ("h", {"ca": "/nowhere/ca.pem"}, "/nowhere/ca.pem can't be read"),
     ],
 )
-def test_options_that_cannot_work_are_refused(host: str, options: dict[str, str], sentence: str) -> None:
+def test_options_that_cannot_work_are_refused(host: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Client(host, **options)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "dns:///localhost", "unix:/run/x"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "::1", "dns:///localhost", "dns:localhost", "ipv4:127.0.0.1:5"),
+        *("ipv6:[::1]:5", "unix:/run/x", "unix-abstract:x"),
+    ],
+)
 def test_on_this_machine_a_token_needs_no_tls(host: str) -> None:
     Client(host, token="x").close()
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with Client(port=server.port, token="t", timeout=10) as client:
+            assert client.generate("abc").text == "cba"
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_metadata(client: Client, server: Running) -> None:

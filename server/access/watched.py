@@ -1,0 +1,70 @@
+"""Files that count as they were last read whole, and are read again once they have changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from server.errors import RefusedError
+
+log = logging.getLogger("longspan.access")
+
+Value = TypeVar("Value")
+_Stamps = list[tuple[int, int, int, int] | None]
+
+
+class Watched(Generic[Value]):
+    """What files say. A reading that fails leaves the one before in force, and is tried again at each look.
+
+    Args:
+        files: whose changes count.
+        read: reads them; raises ``RefusedError`` where they are not right.
+        otherwise: what holds then, for the log, which tells each failure once.
+
+    Attributes:
+        value: what the last good reading gave.
+
+    Raises:
+        RefusedError: the first reading failed.
+    """
+
+    def __init__(self, files: Sequence[Path], read: Callable[[], Value], otherwise: str) -> None:
+        self._files, self._read, self._otherwise = files, read, otherwise
+        self._lock = threading.Lock()  # gRPC's event loop and threads, and those of metrics, look
+        self._told: tuple[_Stamps, str] | None = None
+        # Looked at before they are read: what is written meanwhile is another change.
+        self._seen = self._stamps()
+        self.value = read()
+
+    def look(self) -> bool:
+        """Reads the files if they have changed since the last good reading; whether that gave a new value."""
+        with self._lock:
+            seen = self._stamps()
+            if seen == self._seen:
+                return False
+            try:
+                self.value = self._read()
+            except RefusedError as error:
+                failure = seen, str(error)
+                if failure != self._told:
+                    self._told = failure
+                    log.error("%s; %s", error, self._otherwise)
+                return False
+            self._seen, self._told = seen, None
+            return True
+
+    def _stamps(self) -> _Stamps:
+        return [_stamp(file) for file in self._files]
+
+
+def _stamp(file: Path) -> tuple[int, int, int, int] | None:
+    """What changes when a file is written or replaced, also behind a link; ``None`` without the file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    # Tools may keep a file's time of modification; the kernel alone sets that of its last change.
+    return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino
