@@ -120,7 +120,7 @@ def test_an_engine_that_dies_again_and_again_is_given_up(started):
         assert server.metrics()['longspan_engine_restarts_total{reason="died"}'] == 1
         os.kill(server.engine_pid, signal.SIGKILL)
         assert server.process.wait(10) == 1
-    assert "the engine failed 2 times within 600 s, the last time with this reason: " in server.log
+    assert "the engine failed 2 times within 600 s of serving, the last time with this reason: " in server.log
 
 
 def test_a_hung_engine_ends_with_its_server(started):
