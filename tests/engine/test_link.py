@@ -207,7 +207,7 @@ async def test_an_engine_process_that_does_not_answer_its_launch_is_killed(tmp_p
     monkeypatch.setattr(link, "_ANSWER_SECONDS", 0.2)
     ours, theirs = socket.socketpair()
     async with engine(tmp_path, ["sleep", "60"], theirs, ours, 3) as client, asyncio.timeout(5):
-        with pytest.raises(EngineDeadError, match="did not answer for 0.2 s"):
+        with pytest.raises(EngineDeadError, match=r"did not answer for 0\.2 s"):
             await client.wait_ready()
         assert await client._exit == -9
 
