@@ -42,16 +42,19 @@ async def close(
     """
     if grpc is not None:
         await grpc.stop(LAST_WORDS_SECONDS)
-    ends = [] if engine is None else [engine.stop()]
+    ends = {"the process kept in reserve": asyncio.ensure_future(in_thread(spare.end))}
+    if engine is not None:
+        ends["the engine"] = asyncio.ensure_future(engine.stop())
     if http is not None:
-        ends.append(in_thread(http.shutdown))
+        ends["the metrics' server"] = asyncio.ensure_future(in_thread(http.shutdown))
     if traces is not None:
-        ends.append(in_thread(traces.close))
-    try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await asyncio.gather(*ends)
-    except TimeoutError:  # of the collector of traces, which is not there: the others end sooner
-        log.warning("the last traces were not sent within %.2f s", CLOSE_SECONDS)
-    spare.end()
+        ends["sending the last traces"] = asyncio.ensure_future(in_thread(traces.close))
+    await asyncio.wait(ends.values(), timeout=CLOSE_SECONDS)
+    for name, end in ends.items():
+        if not end.done():
+            log.warning("%s did not end within %.2f s", name, CLOSE_SECONDS)
+            end.cancel()
+        elif (error := end.exception()) is not None:
+            log.error("%s did not end well", name, exc_info=error)
     if http is not None:
         http.server_close()

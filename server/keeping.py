@@ -52,11 +52,13 @@ async def keep_serving(host: Host, engine: EngineClient, settings: Settings) -> 
     restarts = Restarts(
         settings.restart_limit, settings.restart_window_seconds, settings.restart_backoff_seconds
     )
+    since = time.monotonic()
     cause, reason = await _failure(host, engine)
+    served = time.monotonic() - since
     while not host.draining:
         if settings.on_engine_failure == "exit":
             return f"the engine died ({reason}); with --on-engine-failure restart it would start again"
-        if (seconds := restarts.failed(time.monotonic())) is None:
+        if (seconds := restarts.failed(served)) is None:
             return (
                 f"the engine failed {restarts.words}, the last time with this reason: {reason}; it is not "
                 "started again (--restart-limit, --restart-window-seconds)"
@@ -71,10 +73,13 @@ async def keep_serving(host: Host, engine: EngineClient, settings: Settings) -> 
             await engine.wait_ready()
         except (EngineDeadError, RefusedError, OSError) as error:
             cause, reason = "not_ready", str(error)
+            host.engine_failed(reason)
             continue
+        since = time.monotonic()
         host.engine_ready(engine)
         log.info("the engine is ready again")
         cause, reason = await _failure(host, engine)
+        served += time.monotonic() - since
     return reason
 
 

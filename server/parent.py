@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
+
+log = logging.getLogger("longspan.server")
 
 _SET_PARENT_DEATH_SIGNAL = 1
 
@@ -17,6 +20,8 @@ def end_with_parent(parent: int) -> None:
     Args:
         parent: id of the process that started this one, which ends at once where that one has died already.
     """
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0):
+        why = os.strerror(ctypes.get_errno())
+        log.warning("process %d may outlive the one that started it: prctl fails (%s)", os.getpid(), why)
     if os.getppid() != parent:
         os._exit(1)

@@ -213,7 +213,7 @@ class Settings(BaseSettings):
         "exits with an error.",
     )
     restart_window_seconds: float = Field(
-        600.0, gt=0, allow_inf_nan=False, description="The window in which restarts are counted."
+        600.0, gt=0, allow_inf_nan=False, description="Time of serving in which restarts are counted."
     )
     restart_backoff_seconds: float = Field(
         1.0,

@@ -68,10 +68,16 @@ class _Call:
         """Tells the client the call's name, to be called once: before the first message, or an error.
 
         Not earlier, and not where the client should try again: gRPC repeats a call only until the server has
-        answered anything.
+        answered anything. So a call that the engine had got is named: its prompt may have ended the
+        engine.
         """
         self.named = True
         await context.send_initial_metadata((("x-request-id", request_id.get()),))
+
+    def repeatable(self, error: errors.ServiceError) -> bool:
+        """Whether the client may send the call again after this error."""
+        begun = self._account is not None and self._account.submitted
+        return error.code is grpc.StatusCode.UNAVAILABLE and not begun
 
     def ended(self, code: grpc.StatusCode, error: errors.ServiceError | None = None) -> None:
         """The call ended; to be called before its client is told."""
@@ -240,7 +246,7 @@ def _metadata(context: Context) -> Metadata:
 
 async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
     with suppress(aio.InternalError):  # the client has gone meanwhile
-        if not call.named and error.code is not grpc.StatusCode.UNAVAILABLE:
+        if not call.named and not call.repeatable(error):
             await call.name(context)
         await context.abort_with_status(error.status())
 

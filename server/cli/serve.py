@@ -47,7 +47,7 @@ def _serve(settings: Settings) -> int:
     if sentence := refusal(settings):
         fail(sentence, code=2)
     spawned = spawn_engine(settings.threads, settings.cache_dir)
-    signals_end(spawned.kill)  # until the server listens, which then handles signals itself
+    signals_end(spawned.end)  # until the server listens, which then handles signals itself
     from server.app import serve  # while the engine process imports torch
 
     return serve(settings, access, spawned)

@@ -8,11 +8,13 @@ _MOST_SECONDS = 60.0
 
 
 class Restarts:
-    """Counts failures within a window of time.
+    """Counts failures within a window of the time that engines served.
+
+    Time without an engine does not count, so that one that takes long to load and then fails is given up too.
 
     Args:
         most: failures within the window after which the engine is started again; with one more it is not.
-        window: seconds.
+        window: seconds of serving.
         backoff: seconds before the second start within the window; they double with each, up to a minute. The
             first comes at once.
     """
@@ -23,17 +25,17 @@ class Restarts:
         self._backoff = backoff
         self._failures: deque[float] = deque()
 
-    def failed(self, now: float) -> float | None:
+    def failed(self, served: float) -> float | None:
         """Notes a failure.
 
         Args:
-            now: monotonic seconds.
+            served: for how long engines have served so far, in seconds.
 
         Returns:
             How long to wait before the next start, in seconds; ``None`` if there is to be none.
         """
-        self._failures.append(now)
-        while self._failures[0] < now - self._window:
+        self._failures.append(served)
+        while self._failures[0] < served - self._window:
             self._failures.popleft()
         count = len(self._failures)
         if count > self._most:
@@ -44,4 +46,4 @@ class Restarts:
     def words(self) -> str:
         """How often it failed lately, as part of a sentence."""
         count = len(self._failures)
-        return f"{count} {'times' if count > 1 else 'time'} within {self._window:g} s"
+        return f"{count} {'times' if count > 1 else 'time'} within {self._window:g} s of serving"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from server.engine.division import Division, Step
 from server.engine.kv_manager import KVManager
-from server.engine.pace import Pace
+from server.engine.pace import MULTIPLE, Pace
 from server.engine.page_pool import IntegrityError
 from server.engine.sequence import Sequence, State
 from server.messages import Submit
@@ -151,7 +151,11 @@ class Scheduler:
         tokens = min(sequence.remaining - planned, step.budget)
         start, cost = sequence.computed + planned, min(cost, step.allowance)
         if self.pace.cost(start, tokens) > cost:
-            tokens = min(tokens, self.pace.tokens(start, cost))
+            affordable = self.pace.tokens(start, cost)
+            if not affordable and not step.scheduled:
+                # It begins later than was known when the allowance was set: its prefix was found since then.
+                affordable = MULTIPLE
+            tokens = min(tokens, affordable)
         if tokens <= 0 or sequence.state is not State.RUNNING:
             return
         if self._make_room(sequence, planned + tokens, step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
@@ -14,6 +15,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from server.errors import RefusedError
+
+log = logging.getLogger("longspan.server")
 
 Authorize = Callable[[str], bool]
 
@@ -36,11 +39,21 @@ class _Server(ThreadingWSGIServer):
     tls: Callable[[], ssl.SSLContext] | None = None
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """A new connection; its handshake is left to its own thread, which a slow client may hold up."""
+        """A new connection; its handshake is left to its own thread, which a slow client may hold up.
+
+        Raises:
+            OSError: there is none; any other exception would end the thread that accepts connections.
+        """
         connection, address = super().get_request()
-        if self.tls is not None:
-            connection = self.tls().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        return connection, address
+        if self.tls is None:
+            return connection, address
+        try:
+            context = self.tls()
+            return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+        except Exception as error:
+            log.exception("a connection to the metrics was refused")
+            connection.close()
+            raise OSError("the connection can't be had by TLS") from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of a connection that breaks, or whose client speaks no TLS."""

@@ -19,7 +19,7 @@ from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server import closing
 from server.access.granted import granted
 from server.api.health import READINESS
-from server.engine.ipc import link
+from server.engine.ipc import link, spawn
 from server.engine.ipc.output import EngineDeadError
 from server.engine.ipc.spare import Spare
 from server.errors import RefusedError
@@ -256,7 +256,7 @@ async def test_an_engine_that_fails_again_and_again_is_given_up(caplog):
     assert [made.state for made in SlowEngine.made] == ["stopped"] * 3
     assert "the engine failed (reason 0) and is started again now" in caplog.text
     assert "the engine failed (reason 1) and is started again in 0.05 s" in caplog.text
-    sentence = "the engine failed 3 times within 60 s, the last time with this reason: reason 2; "
+    sentence = "the engine failed 3 times within 60 s of serving, the last time with this reason: reason 2; "
     assert sentence + "it is not started again (--restart-limit, --restart-window-seconds)" in caplog.text
     assert restarts(life) == {"died": 2, "hung": 0, "not_ready": 0}
 
@@ -278,6 +278,7 @@ async def test_an_engine_that_does_not_start_again_is_tried_again(error, monkeyp
         engine = await life.engine()
         engine.hung = True
         engine.die("it hangs")
+        await until(lambda: life.server.state.failure == str(error))
         await life.engine(2)
         await until(lambda: life.server.state.phase == "ready")
         assert await life.health() == SERVING
@@ -324,13 +325,31 @@ async def test_it_ends_within_the_time_that_a_pod_gets(monkeypatch):
     """28 of 30 s, also where no collector takes the traces and the engine hangs."""
     parts = (Settings().drain_seconds, closing.LAST_WORDS_SECONDS, closing.CLOSE_SECONDS)
     assert sum(parts) <= 27.5, "the interpreter needs a moment, too"
-    assert link._STOP_SECONDS + link._KILL_SECONDS <= closing.CLOSE_SECONDS
+    assert link._STOP_SECONDS + spawn.KILL_SECONDS <= closing.CLOSE_SECONDS
     async with Life() as life:
         await life.engine()
         life.server._traces = SimpleNamespace(close=lambda: time.sleep(60))
         monkeypatch.setattr(closing, "CLOSE_SECONDS", 0.2)
         life.server.stop()
         assert await asyncio.wait_for(life.task, 3) == 0
+
+
+async def test_a_part_that_fails_to_end_keeps_no_other_from_ending(caplog):
+    ended = []
+
+    class Engine:
+        async def stop(self):
+            await asyncio.sleep(0.05)
+            ended.append("engine")
+
+    def fail():
+        raise RuntimeError("no exporter")
+
+    spare = SimpleNamespace(end=lambda: ended.append("spare"))
+    await closing.close(None, Engine(), spare, None, SimpleNamespace(close=fail))
+    assert sorted(ended) == ["engine", "spare"]
+    assert "sending the last traces did not end well" in caplog.text
+    assert "no exporter" in caplog.text
 
 
 async def test_what_cannot_be_served_is_refused(monkeypatch):

@@ -65,3 +65,19 @@ def test_by_tls_with_a_certificate_that_is_read_again(tmp_path):
         shutil.copy(other.issue("localhost").key, files[1])
         shutil.copy(tmp_path / "other" / "localhost.pem", files[0])
         assert "longspan_" in read(port, "https", root=other.root)
+
+
+def test_a_certificate_that_fails_in_an_unforeseen_way_ends_one_connection_only(tmp_path):
+    authority = Authority(tmp_path)
+    certificates = Certificates(*authority.issue("localhost"), None)
+    failures = [ValueError("unforeseen")]
+
+    def context():
+        if failures:
+            raise failures.pop()
+        return certificates.context()
+
+    with serving(tls=context) as port:
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            read(port, "https", root=authority.root)
+        assert "longspan_" in read(port, "https", root=authority.root)

@@ -50,8 +50,13 @@ def test_a_process_that_was_started_ahead_is_taken_once_and_only_alive(tmp_path)
         spare._spawned.process.wait()
         assert spare.take() is None
         spare.keep()
+        died = spare._spawned
+        died.process.kill()
+        died.process.wait()
+        spare.keep()
+        assert spare._spawned.process.poll() is None, "another one in place of one that has died"
     finally:
-        taken.kill()
+        taken.end()
         last = spare._spawned
         spare.end()
     assert last.process.returncode == -9
@@ -67,5 +72,5 @@ def test_an_engine_process_that_is_told_nothing_ends(tmp_path):
         spawned.stream.close()
         assert spawned.process.wait(60) == 1
     except subprocess.TimeoutExpired:
-        spawned.kill()
+        spawned.end()
         raise

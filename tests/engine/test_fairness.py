@@ -238,6 +238,16 @@ def test_the_most_urgent_prompt_waits_for_a_few_short_ones_and_then_for_every_ot
     assert [chunk >= FIRST / 4 for chunk in chunks[PATIENCE:]] == [True, False] * 27 + [True]
 
 
+def test_a_prefix_that_was_found_late_does_not_leave_a_step_empty() -> None:
+    # With tokens that cost nine times as much after the prefix than at the start.
+    scheduler = make(max_running=1, pace=Pace(0.04, 1000.0), clock=lambda: 0.0)
+    prefix = list(range(8192))
+    for name in (1, 2):
+        prompt = [*prefix, *[10_000 + name] * 200]
+        scheduler.add(Submit(id=name, prompt=prompt, sampling=Sampling(), max_tokens=2))
+    steps_until(scheduler, lambda: not scheduler._by_id)  # checks each
+
+
 def test_a_short_prompt_that_cannot_enter_does_not_hold_up_a_long_one() -> None:
     scheduler = make(pages=601, pace=Pace(0.05))
     ask(scheduler, 0, 5000)

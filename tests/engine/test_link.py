@@ -200,3 +200,33 @@ async def test_an_engine_that_hangs_writes_its_stacks_before_it_is_killed(tmp_pa
         async with asyncio.timeout(5):
             await client.wait_dead()
     assert "most recent call first" in capfd.readouterr().err
+
+
+async def test_an_engine_process_that_does_not_answer_its_launch_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(link, "_ANSWER_SECONDS", 0.2)
+    ours, theirs = socket.socketpair()
+    async with engine(tmp_path, ["sleep", "60"], theirs, ours, 3) as client, asyncio.timeout(5):
+        with pytest.raises(EngineDeadError, match=r"did not answer for 0\.2 s"):
+            await client.wait_ready()
+        assert await client._exit == -9
+
+
+async def test_a_broken_link_is_the_reason_that_is_told(tmp_path):
+    async with peer(tmp_path, first=frame(encode(READY), 1), end="0") as client, asyncio.timeout(5):
+        with pytest.raises(EngineDeadError, match="message 1 came where message 0 was due"):
+            await client.wait_ready()
+
+
+async def test_a_process_whose_link_can_not_begin_is_ended(tmp_path, monkeypatch):
+    async def refuse(stream):
+        raise OSError("too many open files")
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220 (as ``spawn_engine``)
+    client = EngineClient(Settings(), tmp_path, Spawned(process, ours, pulse()))
+    monkeypatch.setattr(client._wire, "connect", refuse)
+    with pytest.raises(OSError, match="too many"):
+        await client.start()
+    assert process.poll() == -9

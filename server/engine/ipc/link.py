@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,8 @@ log = logging.getLogger("longspan.link")
 
 # An engine that was told to end finishes its step first; one that takes longer than this is killed.
 _STOP_SECONDS = 1.0
-# A killed process ends within milliseconds, unless a device's driver holds it.
-_KILL_SECONDS = 0.5
+# An engine reports that it loads as soon as it has imported torch, which a slow disk may hold up.
+_ANSWER_SECONDS = 120.0
 # A hung engine writes its stacks before it is killed.
 _STACKS_SECONDS = 0.2
 # The last messages of an engine that has ended are read long before.
@@ -85,6 +86,7 @@ class EngineClient:
         self._exit: asyncio.Task[int] | None = None
         self._watched: Watch | None = None
         self._sent = 0
+        self._answered = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -93,7 +95,11 @@ class EngineClient:
             self._spawned = spawn_engine(self._settings.threads, self._settings.cache_dir)
         self._exit = asyncio.create_task(in_thread(self._spawned.process.wait))
         self._watched = Watch(self._spawned.pulse, self._settings.engine_step_timeout)
-        await self._wire.connect(self._spawned.stream)
+        try:
+            await self._wire.connect(self._spawned.stream)
+        except BaseException:
+            await self.stop()
+            raise
         launch = Launch(str(self._folder), self._settings.model_dump_json())
         self._wire.send(self._encoder.encode(launch))
         self._tasks = [asyncio.create_task(self._watch_end()), asyncio.create_task(self._watch_steps())]
@@ -156,26 +162,21 @@ class EngineClient:
             await asyncio.wait({self._exit}, timeout=_STOP_SECONDS)
             if not self._exit.done():
                 log.warning("the engine did not end within %.0f s and is killed", _STOP_SECONDS)
-        self._kill()
-        await asyncio.wait({self._exit}, timeout=_KILL_SECONDS)
-        if not self._exit.done():
-            log.error("the engine process was killed and does not end, as where a driver holds it")
+        self._wire.close()
+        assert self._spawned is not None
+        await in_thread(self._spawned.end)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._end_streams("the server is shutting down")
         self._ready_or_dead.set()
-        self._wire.close()
-
-    def _kill(self) -> None:
-        if self._spawned is not None:
-            self._spawned.process.kill()
 
     def _send(self, message: ToEngine) -> None:
         self._sent += 1
         self._wire.send(self._encoder.encode(message))
 
     def _receive(self, payload: bytearray) -> None:
+        self._answered = True
         message = self._decoder.decode(payload)
         if isinstance(message, StepOutput):
             self._deliver(message)
@@ -208,11 +209,18 @@ class EngineClient:
         with contextlib.suppress(TimeoutError):  # its last message says more than its exit code
             await asyncio.wait_for(self._wire.lost.wait(), _LAST_WORDS_SECONDS)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        self._give_up(self._failure.message if self._failure else f"the engine process {how}")
+        if self._failure is not None:
+            self._give_up(self._failure.message)
+        else:
+            self._give_up(self._wire.broken or f"the engine process {how}")
 
     async def _watch_steps(self) -> None:
         assert self._spawned is not None
         assert self._watched is not None
+        if not await self._wait_answer():
+            self._spawned.process.kill()
+            self._give_up(f"the engine process did not answer for {_ANSWER_SECONDS:g} s and was killed")
+            return
         await self._ready_or_dead.wait()
         while self.state == "ready":
             if (how := self._watched.look(time.monotonic(), self._sent)) is not None:
@@ -224,8 +232,16 @@ class EngineClient:
         await asyncio.sleep(_STACKS_SECONDS)
         if self.state == "ready":
             self.hung = True
-            self._kill()
+            self._spawned.process.kill()
             self._give_up(f"the engine {how} and was killed (--engine-step-timeout)")
+
+    async def _wait_answer(self) -> bool:
+        """Whether the engine says anything after its launch in time, which counts as in ``Watch``."""
+        left = _ANSWER_SECONDS if self._settings.engine_step_timeout else math.inf
+        while left > 0 and self.state == "loading" and not self._answered:
+            await asyncio.sleep(LOOK_SECONDS)
+            left -= LOOK_SECONDS
+        return self._answered or self.state != "loading"
 
     def _give_up(self, reason: str) -> None:
         self.state, self._reason = "dead", reason

@@ -132,6 +132,7 @@ def main() -> int:
     settings = Settings.model_validate(json.loads(launch.settings))
     configure_logging(settings.log_level, settings.log_format)
     engine = Engine(wire, pulse)
+    engine.send(Loading("starting the engine", 0.0))  # the server process waits for an answer
     try:
         from server.engine.build import build_engine
 

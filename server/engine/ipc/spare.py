@@ -25,7 +25,9 @@ class Spare:
         self._spawned = spawned
 
     def keep(self) -> None:
-        """Starts one where there is none; where that fails, the log says so."""
+        """Starts one where none runs; where that fails, the log says so."""
+        if self._spawned is not None and self._spawned.process.poll() is not None:
+            self.end()
         if self._spawned is None:
             try:
                 self._spawned = spawn_engine(self._threads, self._cache_dir)
@@ -37,10 +39,10 @@ class Spare:
         spawned, self._spawned = self._spawned, None
         if spawned is None or spawned.process.poll() is None:
             return spawned
-        spawned.kill()  # it has ended, as where memory ran out
+        spawned.end()  # it has ended, as where memory ran out
         return None
 
     def end(self) -> None:
         """Ends it."""
         if (spawned := self.take()) is not None:
-            spawned.kill()
+            spawned.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,11 +16,16 @@ from typing import NamedTuple
 from server.engine.cores import usable_cores
 from server.engine.ipc.pulse import Pulse, open_memory
 
+log = logging.getLogger("longspan.link")
+
 _SPIN = "5000"
 """Rounds, some 50 microseconds, that GNU OpenMP's threads wait for each other before they sleep.
 
 That is longer than between two layers of a step, and short beside the milliseconds that a thread is without a
 core; OpenMP's default, 300,000 rounds, makes all others wait through these."""
+
+KILL_SECONDS = 0.5
+"""For a killed process, which ends within milliseconds, unless a device's driver holds it."""
 
 STACKS_SIGNAL = signal.SIGUSR1
 """Has an engine process write the Python stacks of its threads to standard error, and go on."""
@@ -38,11 +44,14 @@ class Spawned(NamedTuple):
     stream: socket
     pulse: Pulse
 
-    def kill(self) -> None:
-        """Ends it."""
+    def end(self) -> None:
+        """Ends it, within half a second."""
         self.stream.close()
         self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.error("an engine process was killed and does not end, as where a driver holds it")
 
 
 @contextmanager

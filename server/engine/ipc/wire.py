@@ -75,6 +75,7 @@ class ServerEnd(asyncio.Protocol):
 
     Attributes:
         lost: set when the connection has ended and all messages before that were taken.
+        broken: what is wrong with what came, a sentence, once something is.
     """
 
     def __init__(self, take: Callable[[bytearray], None]) -> None:
@@ -83,6 +84,7 @@ class ServerEnd(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._sent = 0
         self.lost = asyncio.Event()
+        self.broken: str | None = None
 
     async def connect(self, stream: socket) -> None:
         """Begins; the socket is closed at the end."""
@@ -108,7 +110,8 @@ class ServerEnd(asyncio.Protocol):
         try:
             messages = self._frames.feed(data)
         except LostFrameError as error:
-            log.error("the link to the engine is broken: %s", error)
+            self.broken = f"the link to the engine is broken: {error}"
+            log.error("%s", self.broken)
             self.close()
             return
         for message in messages:
