@@ -15,7 +15,7 @@ from grpc import aio
 
 from server.access.granted import Access, warn_of_open_metrics
 from server.api.health import HealthServicer
-from server.api.listen import end_of, listen
+from server.api.listen import Listen, end_of, listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import in_thread, when_stdin_ends
@@ -117,9 +117,10 @@ class Server:
 
         Not so for other signals: the kernel and a shell both send SIGHUP when a terminal closes.
         """
-        again = self._asked_to_stop.is_set()
+        if self._asked_to_stop.is_set():
+            self._asked_to_end.set()
         self._interrupted = True
-        (self.end if again else self.stop)()
+        self.stop()
 
     def end(self) -> None:
         """Ends at once, whatever is running."""
@@ -154,7 +155,7 @@ class Server:
         service = InferenceServicer(self.state, self._metrics, self._traces)
         grpc_metrics = GrpcMetrics(registry)
         parts = (self.state, service, self._health, grpc_metrics, access.callers, access.certificates)
-        self._open = lambda port: listen(settings.host, port, *parts)
+        self._open: Listen = lambda port: listen(settings.host, port, *parts)
         self._grpc, self.port = self._open(settings.port)
         await self._grpc.start()
 

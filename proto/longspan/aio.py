@@ -95,6 +95,7 @@ class AsyncClient:
             **options: see ``ConnectOptions``.
 
         Raises:
+            TypeError: an option has a name that there is not.
             ValueError: the options contradict one another, or a file of them can't be read.
         """
         self._server = target(host, port)

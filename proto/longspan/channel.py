@@ -131,8 +131,12 @@ def connect(api: Any, address: str, channel: Any, options: ConnectOptions) -> An
     """The channel given, or a new one.
 
     Raises:
+        TypeError: an option has a name that there is not.
         ValueError: as of ``open_channel``; or options are given beside a channel, which has its own.
     """
+    known = ConnectOptions.__annotations__
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"there is no option {', '.join(unknown)}; the options are {', '.join(known)}")
     if channel is None:
         return open_channel(api, address, options)
     if beside := sorted(options.keys() - {"token", "metadata"}):

@@ -86,6 +86,7 @@ class Client:
             **options: see ``ConnectOptions``.
 
         Raises:
+            TypeError: an option has a name that there is not.
             ValueError: the options contradict one another, or a file of them can't be read.
         """
         self._server = target(host, port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import grpc
 from grpc import aio
@@ -20,6 +21,9 @@ from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
+
+Listen = Callable[[int], tuple[aio.Server, int]]
+"""``listen`` with all but the port."""
 
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.

@@ -218,3 +218,9 @@ def test_errors_of_access_have_classes(code: grpc.StatusCode) -> None:
 
     assert issubclass(_BY_STATUS[code], LongspanError)
     assert UnauthenticatedError.status is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_misspelt_option_is_no_plain_text(kind):
+    with pytest.raises(TypeError, match="there is no option tsl; the options are tls, ca"):
+        kind("127.0.0.1", tsl=True)
