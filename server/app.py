@@ -113,10 +113,7 @@ class Server:
         self._asked_to_stop.set()
 
     def _interrupt(self) -> None:
-        """Begins to drain; the second time, ends at once.
-
-        Not so for other signals: the kernel and a shell both send SIGHUP when a terminal closes.
-        """
+        """Begins to drain; the second time, ends at once. (A terminal that closes sends SIGHUP twice.)"""
         if self._asked_to_stop.is_set():
             self._asked_to_end.set()
         self._interrupted = True
