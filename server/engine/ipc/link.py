@@ -40,7 +40,7 @@ log = logging.getLogger("longspan.link")
 # An engine that was told to end finishes its step first; one that takes longer than this is killed.
 _STOP_SECONDS = 1.0
 # An engine reports that it loads as soon as it has imported torch, which a slow disk may hold up.
-_ANSWER_SECONDS = 120.0
+_ANSWER_SECONDS = 300.0
 # A hung engine writes its stacks before it is killed.
 _STACKS_SECONDS = 0.2
 # The last messages of an engine that has ended are read long before.
