@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ _METRICS_PORT = 9464
 _SEEDS = 1 << 31
 _WITH_SHOW = (
     *("show", "against", "csv_file", "html_file", "svg_file"),
-    *(*NAMES, "metrics_host", "metrics_port", "no_metrics"),
+    *(*NAMES, "metrics_host", "metrics_port", "metrics_tls", "no_metrics"),
 )
 
 
@@ -120,6 +121,9 @@ def load(
         str | None, typer.Option(help="Where the server's metrics are. Without it: --host.")
     ] = None,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Their port.")] = _METRICS_PORT,
+    metrics_tls: Annotated[
+        bool, typer.Option("--metrics-tls", help="They are served by TLS; --ca and --token count there, too.")
+    ] = False,
     no_metrics: Annotated[
         bool, typer.Option("--no-metrics", help="Don't compare with the server's metrics.")
     ] = False,
@@ -203,9 +207,11 @@ def load(
 
         connection.client().close()  # ends the command if the options are wrong
         host = metrics_host or connection.host
-        if "/" in host and not no_metrics:
-            fail("--host is no name of a machine: give --metrics-host too, or --no-metrics")
-        url = f"http://{host}:{metrics_port}/metrics"
+        if not (no_metrics or endpoint_only or _names_a_machine(host)):
+            flag = "--metrics-host" if metrics_host else "--host"
+            fail(f"{flag} {host} is no name of a machine: give --metrics-host, or --no-metrics")
+        place = f"[{host}]" if ":" in host else host
+        url = f"{'https' if metrics_tls else 'http'}://{place}:{metrics_port}/metrics"
         plan = Plan(
             host=connection.host,
             port=connection.port,
@@ -232,3 +238,12 @@ def load(
         )
         result = run(plan, wanted)
     tell(result, earlier, files, shown=show is not None)
+
+
+def _names_a_machine(host: str) -> bool:
+    """Whether it is a name or an address, and no target of gRPC's own."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return not {":", "/"} & {*host}
+    return True

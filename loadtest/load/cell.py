@@ -22,6 +22,7 @@ from loadtest.load.worker import SILENT, why_silent
 from loadtest.load.worker import Progress as Counts
 from loadtest.measuring.listening import processes_on
 from loadtest.measuring.types import CannotMeasureError
+from longspan import ConnectOptions
 
 # The server books a request just after its last message.
 _SETTLE_SECONDS = 3.0
@@ -106,9 +107,12 @@ class Cell:
                 raise StoppedError
             self._refuse_silence(outcome)
         url = plan.metrics_url if isinstance(target, Server) else None
-        before = reconcile.scrape(url) if url else None
+        before = reconcile.scrape(url, plan.connect) if url else None
         requests = sum(len(session.turns) for session in sessions)
-        with _watch(self._console, self.prefix + self.name, requests) as listener, watched(url) as during:
+        with (
+            _watch(self._console, self.prefix + self.name, requests) as listener,
+            watched(url, plan.connect) as during,
+        ):
             outcome = driver.run(
                 target,
                 sessions,
@@ -125,7 +129,7 @@ class Cell:
         server = use = failure = None
         if url and before is not None:
             try:
-                after = _settled(url, before, summary)
+                after = _settled(url, plan.connect, before, summary)
                 server = reconcile.server_side(before, after)
                 use = device_use(self._device, [before, *during, after])
             except (reconcile.ScrapeError, KeyboardInterrupt) as error:
@@ -160,11 +164,13 @@ class Cell:
             raise CannotMeasureError(f"{self.name}: {why_silent(self._plan.patience)}")
 
 
-def _settled(url: str, before: reconcile.Samples, summary: Summary) -> reconcile.Samples:
+def _settled(
+    url: str, connect: ConnectOptions, before: reconcile.Samples, summary: Summary
+) -> reconcile.Samples:
     """The server's metrics once it has booked every request, or after some time."""
     end = time.monotonic() + _SETTLE_SECONDS
     while True:
-        after = reconcile.scrape(url)
+        after = reconcile.scrape(url, connect)
         booked = reconcile.server_side(before, after).requests >= summary.requests
         if booked or time.monotonic() > end:
             return after

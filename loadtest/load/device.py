@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from loadtest.load.reconcile import Samples, ScrapeError, scrape
+from longspan import ConnectOptions
 
 _SAMPLE_SECONDS = 1.0
 _USED, _TOTAL = (f'longspan_device_memory_bytes{{kind="{kind}"}}' for kind in ("used", "total"))
@@ -115,8 +116,8 @@ def _share(after: Samples, best: str, worked: float, seconds: float) -> tuple[fl
 
 
 @contextmanager
-def watched(url: str | None) -> Iterator[list[Samples]]:
-    """Scrapes once a second while the block runs; without an address, nothing.
+def watched(url: str | None, connect: ConnectOptions | None = None) -> Iterator[list[Samples]]:
+    """Scrapes once a second while the block runs, as ``scrape`` is told; without an address, nothing.
 
     A scrape that fails is left out: the one after the run says what is wrong.
     """
@@ -129,7 +130,7 @@ def watched(url: str | None) -> Iterator[list[Samples]]:
     def watch() -> None:
         while not ended.wait(_SAMPLE_SECONDS):
             with suppress(ScrapeError):
-                scrapes.append(scrape(url))
+                scrapes.append(scrape(url, connect))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

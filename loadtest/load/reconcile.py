@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
+import ssl
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from loadtest.load.types import Summary
+from longspan import ConnectOptions
 
 _TIMEOUT_SECONDS = 10.0
 # The client's clock starts before the network and the server's after it, so the client's times are longer; on
@@ -57,14 +63,19 @@ class ServerSide:
     steps: float
 
 
-def scrape(url: str) -> Samples:
+def scrape(url: str, connect: ConnectOptions | None = None) -> Samples:
     """All of Longspan's samples, summed over labels; those of a kind also as ``name{kind="K"}``.
+
+    Args:
+        url: of the page.
+        connect: roots (``ca``) of an https page's certificate, and a ``token``, which is shown by https and
+            on this machine only.
 
     Raises:
         ScrapeError: no server answers, or it is no metrics page.
     """
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+        with _open(url, connect or {}) as response:
             text = response.read().decode()
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise ScrapeError(f"the metrics at {url} can't be read: {error}") from error
@@ -81,6 +92,29 @@ def scrape(url: str) -> Samples:
     if not samples:
         raise ScrapeError(f"{url} shows no metrics of Longspan; give the server's --metrics-port")
     return samples
+
+
+def _open(url: str, connect: ConnectOptions) -> Any:
+    parts = urllib.parse.urlsplit(url)
+    local, request = _is_loopback(parts.hostname or ""), urllib.request.Request(url)
+    token, ca = connect.get("token"), connect.get("ca")
+    if token and (local or parts.scheme == "https"):
+        # Not to where the page may be redirected.
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    handlers: list[urllib.request.BaseHandler] = []
+    if local:
+        handlers.append(urllib.request.ProxyHandler({}))  # one of the environment can't reach this machine
+    if parts.scheme == "https":
+        context = ssl.create_default_context(cafile=None if ca is None else Path(ca).expanduser())
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers).open(request, timeout=_TIMEOUT_SECONDS)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def server_side(before: Samples, after: Samples) -> ServerSide:

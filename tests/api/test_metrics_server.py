@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.load.reconcile import ScrapeError, scrape
 from server.access.callers import Callers
 from server.access.certificates import Certificates
 from server.access.identities import token_hash
@@ -22,7 +23,9 @@ from tests.authority import Authority
 
 @contextmanager
 def serving(**options):
-    server, port = listen(Metrics().registry, "127.0.0.1", 0, **options)
+    metrics = Metrics()
+    metrics.restarted("died")
+    server, port = listen(metrics.registry, "127.0.0.1", 0, **options)
     yield port
     server.shutdown()
     server.server_close()
@@ -81,3 +84,18 @@ def test_a_certificate_that_fails_in_an_unforeseen_way_ends_one_connection_only(
         with pytest.raises((urllib.error.URLError, ConnectionError)):
             read(port, "https", root=authority.root)
         assert "longspan_" in read(port, "https", root=authority.root)
+
+
+def test_a_load_reads_them_by_tls_with_its_token(tmp_path, monkeypatch):
+    file, authority = tmp_path / "identities.toml", Authority(tmp_path / "authority")
+    file.write_text(f"[loader]\ntoken_sha256 = ['{token_hash('its')}']\nmetrics = true\n")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    authorize, ca = Callers(file).may_read_metrics, {"ca": authority.root}
+    with serving(authorize=authorize, tls=Certificates(*authority.issue("localhost"), None).context) as port:
+        url = f"https://localhost:{port}/metrics"
+        assert scrape(url, {**ca, "token": "its"})
+        for connect, sentence in ((ca, "401"), ({"token": "its"}, "CERTIFICATE_VERIFY_FAILED")):
+            with pytest.raises(ScrapeError, match=sentence):
+                scrape(url, connect)
+    with serving(authorize=authorize) as port:
+        assert scrape(f"http://127.0.0.1:{port}/metrics", {"token": "its"})

@@ -3,10 +3,10 @@
 import pytest
 
 from server.observe.metrics_server import listen
-from tests.api.conftest import loading, running, settings, tokenizer
+from tests.api.conftest import callers, loading, running, settings, tokenizer
 from tests.loadtest import usual as plain_figures
 
-__all__ = ["loading", "running", "served", "settings", "tokenizer"]
+__all__ = ["callers", "loading", "running", "served", "settings", "tokenizer"]
 
 
 @pytest.fixture

@@ -232,6 +232,9 @@ async def test_the_command(served, tmp_path):
         refused = await run(*where, *arguments)
         assert refused.exit_code == 1
         assert sentence in refused.stderr
+    for host in ("dns:localhost", "dns:///localhost", "ipv4:127.0.0.1:5"):
+        refused = await run("--host", host, "--port", str(port), *sizes)
+        assert f"--host {host} is no name of a machine: give --metrics-host" in refused.stderr
     refused = await run("--port", str(port), "--metrics-port", "1", *sizes)
     assert "--metrics-host and --metrics-port, or leave them out with --no-metrics" in refused.stderr
 
