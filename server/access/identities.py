@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +16,12 @@ NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 """What an identity may be called: safe in logs, and a key of TOML."""
 
 _HASH = re.compile(r"[0-9a-f]{64}")
-_LIMITS = ("requests_in_flight", "tokens_per_minute")
+# Counts stay exact as floats, and priorities have 32 bits in a request.
+_BOUNDS = {
+    "requests_in_flight": (1, 1 << 53),
+    "tokens_per_minute": (1, 1 << 53),
+    "max_priority": (-(1 << 31), (1 << 31) - 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,15 @@ def read_identities(file: Path) -> tuple[Identity, ...]:
             empty one is not right: it may be about to be written.
     """
     try:
+        # A pipe would hold up the server until something is written to it.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise RefusedError(f"--identities {file} is no regular file")
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RefusedError(f"--identities {file} can't be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise RefusedError(f"--identities {file} is not valid TOML: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RefusedError(f"--identities {file} can't be read ({reason})") from error
     if identities := parse_identities(text, file):
         return identities
     raise RefusedError(f"--identities {file} has no identities; longspan token NAME makes the first")
@@ -76,7 +86,7 @@ def parse_identities(text: str, file: Path) -> tuple[Identity, ...]:
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RefusedError(f"--identities {file} is not valid TOML: {error}") from error
     try:
         identities = tuple(_identity(name, table) for name, table in tables.items())
@@ -105,9 +115,11 @@ def _identity(name: str, table: Any) -> Identity:
             raise ValueError(
                 f"[{name}] token_sha256 has an entry that is not 64 hexadecimal digits, lower case"
             )
-    for key in (*_LIMITS, "max_priority"):
-        if key in table and (type(table[key]) is not int or (key in _LIMITS and table[key] < 1)):
-            raise ValueError(f"[{name}] {key} is not a whole number{' above 0' if key in _LIMITS else ''}")
+        if each == token_hash(""):
+            raise ValueError(f"[{name}] token_sha256 has the hash of an empty token")
+    for key, (least, most) in _BOUNDS.items():
+        if key in table and not (type(table[key]) is int and least <= table[key] <= most):
+            raise ValueError(f"[{name}] {key} is not a whole number from {least} to {most}")
     if type(table.get("metrics", False)) is not bool:
         raise ValueError(f"[{name}] metrics is neither true nor false")
     if not values["token_sha256"] and not values["certificates"]:

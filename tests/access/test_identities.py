@@ -69,7 +69,13 @@ def test_a_file_says_who_may_ask_and_how_much(file):
         ("[a]\ntoken_sha256 = 'x'", "token_sha256 is not a list of texts"),
         ("[a]\ntoken_sha256 = ['my secret']", "not 64 hexadecimal digits"),
         ("[a]\ncertificates = ['']", "certificates is not a list of texts"),
-        ("[a]\ncertificates = ['x']\nrequests_in_flight = 0", "is not a whole number above 0"),
+        ("[a]\ncertificates = ['x']\nrequests_in_flight = 0", "is not a whole number from 1 to"),
+        (
+            f"[a]\ncertificates = ['x']\ntokens_per_minute = {10**400}",
+            "tokens_per_minute is not a whole number",
+        ),
+        (f"[a]\ntoken_sha256 = ['{token_hash('')}']", "the hash of an empty token"),
+        ("a = " + "[" * 5000, "is not valid TOML"),
         ("[a]\ncertificates = ['x']\nmax_priority = true", "max_priority is not a whole number"),
         ("[a]\ncertificates = ['x']\nmetrics = 1", "metrics is neither true nor false"),
         (
@@ -271,3 +277,13 @@ def test_metrics_are_read_with_a_token_of_an_identity_that_may(tmp_path):
         *(basic("bob", "x"), "Basic ???", "Basic /w==", f"Digest {OTHER}"),
     ):
         assert not may(wrong), wrong
+
+
+def test_a_pipe_in_place_of_the_file_holds_up_nothing(file):
+    found = Callers(file)
+    file.unlink()
+    os.mkfifo(file)
+    found._looked -= 60
+    assert name(found, TOKEN) == "alice", "those before it stay in force"
+    with pytest.raises(RefusedError, match="is no regular file"):
+        read_identities(file)

@@ -4,7 +4,9 @@
 // of the values, are multiples of their sum / 32767. No sum can exceed 32 bits: that of a query and a key is at most
 // the product of their lengths (Cauchy and Schwarz), that of weights and values at most the weights' sum times the
 // largest number of a value. A logit is off by about 1.3e-5 of the product of both lengths, a tile's weighted value by
-// about 1e-4 of its values. All units are a token's or a row's own, so that a row's result depends on no other.
+// about 1e-4 of the largest of its values: a channel far above the others costs these their last digits. Lengths
+// above 1.8e19, whose squares float32 does not have, give NaN. All units are a token's or a row's own, so that a row's
+// result depends on no other.
 
 #pragma once
 
