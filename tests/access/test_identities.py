@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -287,3 +289,19 @@ def test_a_pipe_in_place_of_the_file_holds_up_nothing(file):
     assert name(found, TOKEN) == "alice", "those before it stay in force"
     with pytest.raises(RefusedError, match="is no regular file"):
         read_identities(file)
+
+
+def test_threads_that_look_at_once_see_one_reading(file, always_looking, monkeypatch):
+    """As do the loop of gRPC and threads of metrics: one reads a changed file, and all see what it has."""
+    found, real, reads = Callers(file), read_identities, []
+
+    def slow(path):
+        reads.append(path)
+        time.sleep(0.05)  # longer than the others take to come
+        return real(path)
+
+    monkeypatch.setattr(callers, "read_identities", slow)
+    file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda _: name(found, "new"), range(8))) == 8 * ["alice"]
+    assert len(reads) == 1
