@@ -40,9 +40,9 @@ template <class Products, int V, class Take>
   using Vector = typename Products::Vector;
   Vector sum[kHigh][V];
 #pragma GCC unroll 8
-  for (int row = 0; row < kHigh; ++row)
+  for (auto& row : sum)
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) sum[row][v] = Vector{};
+    for (Vector& one : row) one = Vector{};
   for (int64_t k = 0; k < depth; ++k, a += depth_step, b += kWide) {
     Vector right[V];
 #pragma GCC unroll 3
