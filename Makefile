@@ -16,7 +16,7 @@ NATIVE = $(shell find attention server loadtest tests -name '*.[ch]pp')
 help:
 	@echo 'make install  .venv with the pinned dependencies and this folder'
 	@echo 'make serve    install, then serve the default model; flags: make serve ARGS="--port 50052"'
-	@echo 'make test     install, then run all tests in two processes; some: make test ARGS="tests/client -k stream";'
+	@echo 'make test     install, then run all tests in three processes; some: make test ARGS="tests/client -k stream";'
 	@echo '              in one process, with a debugger: make test ARGS="-n 0 --pdb"'
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
 	@echo 'make quality  install, then check what is known of the default model under attention patterns; 10 minutes'
@@ -45,11 +45,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 serve: install
 	@exec $(BIN)/longspan serve $(ARGS)
 
-# Two processes share the cores, so that threads of one that wait must not keep the other's from working.
+# Three processes, since tests wait for servers for a quarter of their time. They share the cores, so that threads of
+# one that wait must not keep the others' from working.
 test: install
 	@deploy/prometheus/install
 	@tests/loadtest/browser/install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: install
 	$(BIN)/python -m loadtest.bench $(ARGS)
