@@ -54,6 +54,7 @@ class _Faulty(CpuPaged):
     """Stands in for a kernel with a fault that only shows in a kind of rows, layers or keys."""
 
     def __init__(self, change):
+        super().__init__(rounds_products=True)
         self.change = change
 
     def plan(self, kind, batch):

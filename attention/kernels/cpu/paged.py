@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from typing import NamedTuple
 
@@ -77,7 +78,9 @@ class CpuPaged(Kernel[PagedPlan]):
 
     def with_rounded_products(self) -> CpuPaged:
         """See ``Kernel.with_rounded_products``."""
-        return CpuPaged(rounds_products=True)
+        rounding = copy.copy(self)  # also of a derived class
+        rounding._rounds_products = True
+        return rounding
 
     def multiplies_pairs(self, cache_dtype: torch.dtype) -> bool:
         """Whether blocks of rows are multiplied in 16-bit integers over a cache of this dtype."""
