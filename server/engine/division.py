@@ -56,7 +56,7 @@ class Division:
     Where steps are kept short, a step with short prompts is theirs alone: they would wait for what filled it
     up. The most urgent prompt gives way so only ``PATIENCE`` times in a row. In all other steps it gets half,
     so that it always goes on, and the shortest ones the other half; what one half leaves the other takes.
-    Prompts of a lower priority get what is left.
+    Prompts of a lower priority get the rest.
 
     Args:
         prompts: sequences that lack more than one token, at least one.
