@@ -41,6 +41,18 @@ class AttentionBatch:
         """The host's part of the step."""
         return self.visible.host
 
+    def advance(self, pages: Sequence[Sequence[int]]) -> None:
+        """Makes a decode step, built with its prompt lengths, the same sequences' next one, in place.
+
+        To build it would take some forty calls of numpy and torch, all of them cold. For the only owner of a
+        batch in the host's memory.
+
+        Args:
+            pages: for each sequence, its pages, to which only more may have been appended.
+        """
+        self.visible.advance()
+        self.device.advance(self.host, pages)
+
     @classmethod
     def build(
         cls,

@@ -13,6 +13,9 @@ from attention.transfer import to_device
 
 Array = np.ndarray[Any, Any]
 
+# Columns that a page table gets at once where decodes outgrow it.
+_SPARE_PAGES = 8
+
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
 class StepBatch:
@@ -81,6 +84,12 @@ class StepBatch:
         known = (starts, seq_lens, lens, page_size, decode_only, owners, positions, row_prompt_lens)
         for name, value in zip(self.__slots__, known, strict=True):
             object.__setattr__(self, name, value)
+
+    def advance(self) -> None:
+        """Makes a decode step, built with its prompt lengths, the same sequences' next one, in place."""
+        assert self.decode_only
+        object.__setattr__(self, "seq_lens", tuple([length + 1 for length in self.seq_lens]))
+        np.add(self.positions, 1, out=self.positions)
 
     @property
     def size(self) -> int:
@@ -156,6 +165,28 @@ class DeviceBatch:
             rows[2] = own * np.int64(page_size) + host.positions % page_size
         owners, positions, slots = to_device(torch.from_numpy(rows), device).unbind()
         return cls(owners, positions, slots, to_device(torch.from_numpy(table), device), page_size)
+
+    def advance(self, host: StepBatch, pages: Sequence[Sequence[int]]) -> None:
+        """The same for the device's part, where that is the host's own memory.
+
+        An evicted page stays in the table until its sequence gets another page; no query sees it.
+
+        Args:
+            host: the step, advanced already.
+            pages: as of ``of``, the same lists or longer ones.
+        """
+        positions, slots, table = self.positions.numpy(), self.slots.numpy(), self.page_table.numpy()
+        np.copyto(positions, host.positions)
+        np.add(slots, 1, out=slots)
+        page_size = self.page_size
+        for row, length in enumerate(host.seq_lens):
+            if length % page_size == 1 or page_size == 1:  # the first token of a page
+                owned = pages[row]
+                if len(owned) > table.shape[1]:
+                    table = np.pad(table, ((0, 0), (0, _SPARE_PAGES)))
+                    object.__setattr__(self, "page_table", torch.from_numpy(table))
+                table[row, : len(owned)] = owned
+                slots[row] = owned[-1] * page_size
 
     @classmethod
     def captured(

@@ -26,6 +26,12 @@ class Visible:
         self._spans: dict[tuple[Pattern, int | None], Array] = {}
         self._selecting: dict[ContentPattern, Array] = {}
 
+    def advance(self) -> None:
+        """Makes a decode step the same sequences' next one, in place."""
+        self.host.advance()
+        self._spans.clear()
+        self._selecting.clear()
+
     def spans(self, pattern: Pattern, window: int | None) -> Array:
         """Each query row's ranges, int64 ``[T, K, 2]``: ``Pattern.spans`` within a layer's own window."""
         spans = self._spans.get((pattern, window))

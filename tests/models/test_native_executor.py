@@ -7,6 +7,7 @@ import torch
 
 from attention.hook import Step
 from attention.kernels.cpu.chain import Chain
+from attention.step import StepBatch
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.models.executors.base import PageTable, StepInput
@@ -69,7 +70,8 @@ def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkey
             return forward()
 
         core.step = counted
-        return run(core, greedy_requests(PROMPTS, 9, logprobs=3)), steps[0]
+        # So many tokens that all but the shortest get another page.
+        return run(core, greedy_requests(PROMPTS, 20, logprobs=3)), steps[0]
 
     core = make_core(loaded, backend=backend, options=options, max_batch_tokens=64)
     native = core.runner.executor
@@ -87,6 +89,29 @@ def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkey
     for id, outcome in whole.items():
         assert outcome.tokens == one_by_one[id].tokens
         assert outcome.logprobs == one_by_one[id].logprobs
+
+
+def test_the_batch_of_decodes_is_advanced_and_not_built(tmp_path, monkeypatch):
+    core = make_core(packed("llama", {}, tmp_path))
+    built = []
+    build = StepBatch.__init__
+    monkeypatch.setattr(StepBatch, "__init__", lambda *args: built.append(1) or build(*args))
+    for request in greedy_requests(PROMPTS, 40):
+        core.submit(request)
+    for _ in range(5):
+        core.step()
+    built.clear()
+    for _ in range(30):
+        assert len(core.step().sequences) == len(PROMPTS)
+    assert not built
+    # Another sequence, and other pages of one of these.
+    core.submit(greedy_requests(PROMPTS[:1], 5, first_id=99)[0])
+    core.step()
+    assert built
+    built.clear()
+    core.scheduler.restart(core.scheduler.running[0])
+    core.step()
+    assert built
 
 
 def test_why_a_step_is_not_one_call_is_said(tmp_path):

@@ -15,7 +15,7 @@ from attention.kernels.cpu import select
 from attention.kernels.cpu.calls import DTYPES, Call, Write, compiled
 from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
 from attention.kernels.cpu.paged import CpuPaged
-from attention.kernels.cpu.plan import Rows, given, ruled
+from attention.kernels.cpu.plan import Rows, ruled
 from attention.patterns.base import ContentPattern, Pattern
 from attention.types import LayerSpec
 
@@ -58,7 +58,9 @@ class ChainedAttention:
         self._alike = [(*kind, places(indices)) for kind, indices in alike.items()]
         self._calls["parallel"], self._calls["page_size"] = native.team, cache.page_size
         self._placed: tuple[Any, ...] = ()
-        self._kept: tuple[AttentionBatch, torch.Tensor, list[Rows]] | None = None  # what the tables point to
+        self._batch_placed: tuple[int, ...] = ()
+        self._given = np.empty(0, dtype=bool)  # which query rows belong to a prompt
+        self._kept: tuple[AttentionBatch, list[Rows]] | None = None  # what the tables point to
         # Rows that select by content are attended by separate calls, after the selection.
         selecting = [(layer, pattern) for layer, pattern in layers if select.knows(pattern)]
         self._selection = select.ChainedSelection(selecting, cache) if selecting else None
@@ -109,21 +111,40 @@ class ChainedAttention:
             output: float32 ``[T, H, Dv]``, contiguous, to be filled.
         """
         self._place(query, key, value, output)
-        pages, threads = batch.device.page_table, torch.get_num_threads()
-        assert pages.is_contiguous()
-        writes, calls = self._writes, self._calls
-        writes["slots"], writes["rows"] = batch.device.slots.data_ptr(), len(key)
-        calls["page_table"], calls["table_width"] = pages.data_ptr(), pages.shape[1]
-        of_prompts = given(batch.host)
-        calls["given"], calls["threads"] = of_prompts.data_ptr(), threads
-        by_rule = [ruled(batch.visible, window, pattern) for window, pattern, _ in self._alike]
-        self._kept = batch, of_prompts, by_rule
-        for (*_, alike), rows in zip(self._alike, by_rule, strict=True):
-            _attend(calls, alike, rows)
+        self._place_batch(batch)
+        same = self._kept is not None and self._kept[0] is batch
+        before = self._kept[1] if self._kept is not None and same else [None] * len(self._alike)
+        by_rule = [
+            ruled(batch.visible, window, pattern, rows)
+            for (window, pattern, _), rows in zip(self._alike, before, strict=True)
+        ]
+        self._kept = batch, by_rule
+        for (*_, alike), rows, old in zip(self._alike, by_rule, before, strict=True):
+            if rows is not old:
+                _attend(self._calls, alike, rows)
         if self._selection is not None:
-            self._selecting_calls[:] = calls[self._selecting]
+            self._selecting_calls[:] = self._calls[self._selecting]
             for alike, own in self._selection.prepare(batch, query):
                 _attend(self._selecting_calls, alike, Rows(own.rows, own.owners, own.ranges))
+
+    def _place_batch(self, batch: AttentionBatch) -> None:
+        """Sets where the batch lies, and how many threads compute, likewise."""
+        host, device = batch.host, batch.device
+        pages, rows = device.page_table, len(host.positions)
+        if len(self._given) != rows:
+            self._given = np.empty(rows, dtype=bool)
+        np.less(host.positions, host.row_prompt_lens, out=self._given)
+        placed = (
+            *(pages.data_ptr(), pages.shape[1], device.slots.data_ptr(), rows),
+            *(self._given.ctypes.data, torch.get_num_threads()),
+        )
+        if placed == self._batch_placed:
+            return
+        assert pages.is_contiguous()
+        self._batch_placed = placed
+        writes, calls = self._writes, self._calls
+        calls["page_table"], calls["table_width"], writes["slots"], writes["rows"] = placed[:4]
+        calls["given"], calls["threads"] = placed[4:]
 
     def _place(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor

@@ -28,8 +28,21 @@ _NOTHING = Rows(*(torch.empty(shape, dtype=torch.long) for shape in ((0,), (0,),
 # Arrays, since for so few numbers calling torch costs more than the computation.
 
 
-def ruled(visible: Visible, window: int | None, pattern: Pattern) -> Rows:
-    """The rows that do not select by content, in layers with this window of their own."""
+def ruled(visible: Visible, window: int | None, pattern: Pattern, before: Rows | None = None) -> Rows:
+    """The rows that do not select by content, in layers with this window of their own.
+
+    Args:
+        visible: of the step.
+        window: of the layers.
+        pattern: of the layers.
+        before: the same rows of the step from which this one was advanced.
+
+    Returns:
+        The rows; ``before`` itself where only the ranges' ends have moved on.
+    """
+    if before is not None and pattern.dense and window is None:
+        np.add(visible.host.positions, 1, out=before.ranges.numpy()[:, 0, 0, 1])
+        return before
     owners = visible.host.owners
     rows, others = np.arange(len(owners)), None
     if isinstance(pattern, ContentPattern):

@@ -77,6 +77,10 @@ class StepInput:
         pages = [table.pages for table in self.tables]
         return AttentionBatch(self.visible, DeviceBatch.of(self.visible.host, pages, self.ids.device))
 
+    def take_batch(self, batch: AttentionBatch) -> None:
+        """Takes a batch of just these tokens that is there already."""
+        self.__dict__.update(batch=batch, visible=batch.visible)
+
 
 class Executor(Protocol):
     """A model over its paged cache, on one device. Which one runs is chosen once, at start.

@@ -9,6 +9,7 @@ from attention.cache import PagedCache
 from attention.kernels.cpu.chained import ChainedAttention
 from attention.kernels.cpu.paged import CpuPaged
 from server.models.executors.base import StepInput
+from server.models.executors.following import FollowingBatches
 from server.models.executors.rotary import lengths_of, rope_in_force
 from server.models.loaded import LoadedModel
 from server.models.quantized.linear import QuantizedLinear
@@ -40,6 +41,7 @@ class NativeExecutor:
         self.rope = rope_in_force(loaded.rope, attention.pattern)
         self._attention = ChainedAttention(attention.kernel, attention.ruled_layers, cache)
         self._chain = self.model.decoder.chain(self._attention)
+        self._batches = FollowingBatches()
 
     @staticmethod
     def obstacle(loaded: LoadedModel, attention: Attention) -> str | None:
@@ -50,7 +52,7 @@ class NativeExecutor:
 
     def logits(self, step: StepInput) -> torch.Tensor:
         """See ``Executor.logits``."""
-        model, batch = self.model, step.batch
+        model, batch = self.model, self._batches.batch(step)
         hidden = model.embedding(step.ids)
         with lengths_of(self.rope, step):
             angles = model.rotary.at(batch.device.positions)
