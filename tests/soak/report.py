@@ -60,14 +60,14 @@ def table(plan: Plan, result: Result) -> str:
             "load",
             f"{real.total():,} calls in {plan.seconds / 60:g} minutes, {_sum(windows, 'tokens'):,} tokens",
         ),
-        ("how they ended", _counts(statuses)),
+        ("calls by status", _counts(statuses)),
         ("compared with the unloaded server", f"{_sum(windows, 'compared'):,} answers"),
         *((f"fault: {fault}", _fault(windows, fault)) for fault in sorted({each.fault for each in windows})),
         (
             "hostile inputs",
             f"{hostile.total():,}: {_counts(record.kinds)}; {len(record.fields)} of {len(FIELDS)} fields",
         ),
-        ("how they ended", _counts(hostile)),
+        ("inputs by status", _counts(hostile)),
         ("without a token", _counts(record.strangers)),
     ]
     rows += [
