@@ -23,8 +23,10 @@ ARG TORCH_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /build
-COPY constraints.txt .
+COPY constraints.txt requirements.lock ./
+# The lock has the hashes of all but torch, whose files are others on each index.
 RUN python -m venv /opt/longspan \
+    && /opt/longspan/bin/pip install --require-hashes --no-deps -r requirements.lock \
     && case "$DEVICE" in cpu) build=${TORCH_INDEX_URL:++cpu} ;; cuda) build= ;; *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; esac \
     && if [ "$DEVICE$TORCH_INDEX_URL" = cpu ]; then echo "TORCH_INDEX_URL names no index of CPU builds:" \
         "installing the plain torch, which on x86-64 brings several GB of CUDA libraries" >&2; fi \

@@ -1,10 +1,11 @@
 # All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make; for `make lint`, a C++ compiler too.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test bench quality growth device models stress lint format proto clean
+.PHONY: help install serve test bench quality growth device models stress soak lint format proto lock sbom audit clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SUPPLY := build/supply-chain/bin
 
 # python3 where it is 3.11 or 3.12, else one of those by name
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
@@ -26,18 +27,23 @@ help:
 	@echo '              some: make models ARGS="llama gemma2"'
 	@echo 'make stress   install, then the long tests: thousands of cancellations, a million simulated ticks, every architecture,'
 	@echo '              llama.cpp, kvpress, native code on an emulated AArch64 and under sanitizers'
+	@echo 'make soak     install, then 30 minutes of load, faults and hostile inputs; shorter: make soak ARGS="--minutes 3"'
 	@echo 'make lint     install, then check style, types, imports, the proto, the Dockerfile and the C++'
 	@echo 'make format   install, then format the code'
 	@echo 'make proto    install, then generate the stubs from the proto'
+	@echo 'make lock     install, then pin what the image installs, with hashes (requirements.lock)'
+	@echo 'make sbom     install, then write what is installed as a bill of materials (build/sbom.json, CycloneDX)'
+	@echo 'make audit    install, then ask the Python Packaging Advisory Database about it; needs the network'
 	@echo 'make clean    remove .venv and caches'
 
 install: $(INSTALLED)
 
 # Not every Python brings ensurepip (Debian packs it apart), so the new environment gets its pip from the old one's.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	@test -n "$(PYTHON)" || { echo 'Longspan needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv --without-pip .venv
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,load,otel,dev]'
 	@touch $@
 
@@ -71,6 +77,9 @@ models: install
 stress: install
 	$(BIN)/python -m pytest -m stress $(ARGS)
 
+soak: install
+	$(BIN)/python -m tests.soak $(ARGS)
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -98,6 +107,23 @@ PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=proto --pyt
 	--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) proto/longspan/v1/*.proto \
 && rm $(1)/longspan/v1/types_pb2_grpc.py $(1)/longspan/v1/types_pb2_grpc.pyi
 endef
+
+# Their own environment: the many packages that these tools need are no part of Longspan's.
+$(SUPPLY): .ci/supply-chain.txt
+	$(PYTHON) -m venv --clear --without-pip build/supply-chain
+	$(PYTHON) -m pip --python $(SUPPLY)/python install --quiet pip
+	$(SUPPLY)/python -m pip install --quiet --require-hashes --no-deps --requirement .ci/supply-chain.txt
+	@touch $@
+
+lock: install $(SUPPLY)
+	$(BIN)/python .ci/lock.py $(SUPPLY)/pip-compile
+
+sbom: install $(SUPPLY)
+	$(SUPPLY)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
+
+# Strict: without the network it fails, and does not say that all is well.
+audit: install $(SUPPLY)
+	$(SUPPLY)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from grpc import aio
 
 from server.access.granted import Access, warn_of_open_metrics
 from server.api.health import HealthServicer
-from server.api.listen import Listen, end_of, listen
+from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import in_thread, when_stdin_ends
@@ -90,14 +90,12 @@ class Server:
         """
         try:
             await self._listen()
-            listening = asyncio.create_task(self._keep_listening())
             serving = asyncio.create_task(self._serve())
             stop = asyncio.create_task(self._asked_to_stop.wait())
-            await asyncio.wait({serving, stop, listening}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not self._asked_to_stop.is_set():
                 stop.cancel()
-                listening.cancel()
-                log.error("%s", serving.result() if serving.done() else listening.exception())
+                log.error("%s", serving.result())
                 return 1
             await self._drain()
             serving.cancel()
@@ -151,21 +149,11 @@ class Server:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
         grpc_metrics = GrpcMetrics(registry)
-        parts = (self.state, service, self._health, grpc_metrics, access.callers, access.certificates)
-        self._open: Listen = lambda port: listen(settings.host, port, *parts)
-        self._grpc, self.port = self._open(settings.port)
+        self._grpc, self.port = listen(
+            *(settings.host, settings.port, self.state, service),
+            *(self._health, grpc_metrics, access.callers, access.certificates),
+        )
         await self._grpc.start()
-
-    async def _keep_listening(self) -> None:
-        """Listens again where gRPC's own loop ends: in grpcio 1.85 a path that is not UTF-8 ends it."""
-        while True:
-            assert self._grpc is not None
-            reason = await end_of(self._grpc)
-            if self.draining:
-                return
-            log.error("gRPC took no more calls (%s); the server listens again on port %d", reason, self.port)
-            self._grpc, _ = self._open(self.port)
-            await self._grpc.start()
 
     async def _serve(self) -> str:
         """Loads and serves, again after an engine's death where so configured.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Callable
 
 import grpc
 from grpc import aio
@@ -21,9 +19,6 @@ from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
-
-Listen = Callable[[int], tuple[aio.Server, int]]
-"""``listen`` with all but the port."""
 
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
@@ -126,13 +121,3 @@ def _cannot(host: str, port: int, reason: str) -> str:
         f"gRPC can't listen on {host}:{port} ({reason}); choose another address with --host and --port "
         "(0 for any port that is free), or end what uses this one"
     )
-
-
-async def end_of(server: aio.Server) -> str:
-    """Waits until a server takes no more calls, and tells why."""
-    try:
-        # Unshielded, a wait that is cancelled would cancel the server's own.
-        await asyncio.shield(server.wait_for_termination())
-    except Exception as error:  # whatever has ended its loop
-        return str(error)
-    return "it was stopped"

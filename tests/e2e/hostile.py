@@ -6,6 +6,7 @@ They are as large as gRPC takes: of a larger one it reads no more than the lengt
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import struct
 import threading
@@ -13,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import grpc
 import psutil
@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 from longspan.v1 import inference_pb2
 from tests.e2e.server import Server
+from tests.wire_format import field
 
 _MIB = 1 << 20
 # gRPC's own bound, less what stands around the largest field.
@@ -36,13 +37,13 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "8 MiB of text": ("Generate", lambda: _bytes(Generate(text="word " * (_LARGEST // 5)))),
     "8 MiB of text to Tokenize": ("Tokenize", lambda: _bytes(Tokenize(text="word " * (_LARGEST // 5)))),
     "8 MiB of spaces": ("CountTokens", lambda: _bytes(Count(text=" " * _LARGEST))),
-    "2.7 million invalid ids": ("Generate", lambda: _field(3, _field(1, b"\xff\xff\x7f" * 2_700_000))),
-    "2.7 million ids to Detokenize": ("Detokenize", lambda: _field(2, b"\x01\x01\x01" * 2_700_000)),
+    "2.7 million invalid ids": ("Generate", lambda: field(3, field(1, b"\xff\xff\x7f" * 2_700_000))),
+    "2.7 million ids to Detokenize": ("Detokenize", lambda: field(2, b"\x01\x01\x01" * 2_700_000)),
     "four million empty stop strings": (
         "Generate",
-        lambda: b"\x12\x01x" + _field(6, b"\x1a\x00" * 4_000_000),
+        lambda: b"\x12\x01x" + field(6, b"\x1a\x00" * 4_000_000),
     ),
-    "1.6 million chat messages": ("Generate", lambda: _field(4, _field(1, b"\x0a\x01u") * 1_600_000)),
+    "1.6 million chat messages": ("Generate", lambda: field(4, field(1, b"\x0a\x01u") * 1_600_000)),
     "thousands of chat messages": ("Generate", lambda: _bytes(Generate(chat={"messages": [_USER] * 5000}))),
     "49,152 biases": (
         "Generate",
@@ -106,16 +107,7 @@ def _bytes(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A field of that number and of bytes."""
-    length, size = b"", len(content)
-    while size > 0x7F:
-        length += bytes([size & 0x7F | 0x80])
-        size >>= 7
-    return bytes([number << 3 | 2]) + length + bytes([size]) + content
-
-
-@dataclass
+@dataclasses.dataclass
 class Seen:
     """What others saw.
 
@@ -126,10 +118,10 @@ class Seen:
         answers: of the messages, by status.
     """
 
-    gaps: list[float] = field(default_factory=list)
-    health: list[float] = field(default_factory=list)
+    gaps: list[float] = dataclasses.field(default_factory=list)
+    health: list[float] = dataclasses.field(default_factory=list)
     grown: int = 0
-    answers: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 @contextlib.contextmanager
@@ -211,7 +203,7 @@ def send_path(server: Server, path: bytes) -> None:
     fields |= {b"content-type": b"application/grpc", b"te": b"trailers"}
     headers = b"".join(literal(name, value) for name, value in fields.items())
     begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
-    with socket.create_connection((server.host, server.port), timeout=2) as connection:
+    with socket.create_connection((server.host, server.port), timeout=0.5) as connection:
         connection.sendall(begin + frame(1, 4, 1, headers) + frame(0, 1, 1, bytes(5)))
         with contextlib.suppress(TimeoutError, ConnectionError):
             while connection.recv(65536):

@@ -75,8 +75,10 @@ def test_a_chat_template_that_does_not_end_stops_nothing(tiny_packed, tmp_path):
 
 
 def test_a_path_that_is_not_utf8_ends_no_service(server):
-    """It ends the loop of grpcio 1.85 that takes calls, so that the server listens again."""
-    for _ in range(2):
-        hostile.send_path(server, b"/\xff\xfe")
-        with server.client() as client:
-            assert client.generate("hello", max_tokens=2).completions
+    """With grpcio 1.84 or 1.85 it ends the loop that takes calls, while a stream goes on, or the process."""
+    with hostile.watched(server) as seen, server.client() as client:
+        for _ in range(3):
+            before = len(seen.gaps)
+            hostile.send_path(server, b"/\xff\xfe")
+            assert client.generate("hello", max_tokens=2, timeout=10).completions
+            assert len(seen.gaps) > before, "a stream goes on"

@@ -218,6 +218,22 @@ async def test_a_broken_link_is_the_reason_that_is_told(tmp_path):
             await client.wait_ready()
 
 
+@pytest.mark.parametrize(
+    "message", [b"\xc1", encode(Launch("", "")), encode(OUTPUT)[:-2]], ids=["bytes", "type", "cut"]
+)
+async def test_a_message_that_is_none_breaks_the_link(tmp_path, message):
+    async with (
+        peer(tmp_path, first=frame(encode(READY), 0), then=frame(message, 1), end="0") as client,
+        asyncio.timeout(5),
+    ):
+        await client.wait_ready()
+        stream = client.submit([sequence(1)])
+        with pytest.raises(
+            EngineDeadError, match="the link to the engine is broken: a message can't be read"
+        ):
+            await stream.take(99)
+
+
 async def test_a_process_whose_link_can_not_begin_is_ended(tmp_path, monkeypatch):
     async def refuse(stream):
         raise OSError("too many open files")

@@ -81,6 +81,7 @@ def test_the_device_chooses_the_torch_build(
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"-m venv {tmp_path / 'longspan'}",
+        "install --require-hashes --no-deps -r requirements.lock",
         f"install {options}-c constraints.txt torch",
     ]
     assert pinned in (tmp_path / "constraints.txt").read_text().splitlines()

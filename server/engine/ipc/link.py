@@ -18,7 +18,7 @@ from server.background import in_thread
 from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.engine.ipc.spawn import STACKS_SIGNAL, Spawned, spawn_engine
 from server.engine.ipc.watch import LOOK_SECONDS, Watch
-from server.engine.ipc.wire import ServerEnd
+from server.engine.ipc.wire import LostFrameError, ServerEnd
 from server.errors import RefusedError
 from server.messages import (
     Abort,
@@ -177,7 +177,10 @@ class EngineClient:
 
     def _receive(self, payload: bytearray) -> None:
         self._answered = True
-        message = self._decoder.decode(payload)
+        try:
+            message = self._decoder.decode(payload)
+        except msgspec.DecodeError as error:
+            raise LostFrameError(f"a message can't be read ({error})") from error
         if isinstance(message, StepOutput):
             self._deliver(message)
         elif isinstance(message, Ready):

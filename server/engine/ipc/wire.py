@@ -29,7 +29,7 @@ _LAST_WORDS_MS = 1000
 
 
 class LostFrameError(Exception):
-    """The link has lost, repeated or reordered a message, so that nothing that it brings can be trusted."""
+    """The link has lost, changed, repeated or reordered a message: nothing that it brings can be trusted."""
 
 
 def frame(message: bytes, number: int) -> bytes:
@@ -71,7 +71,7 @@ class ServerEnd(asyncio.Protocol):
     """The server process's end, in its asyncio loop.
 
     Args:
-        take: called with each message.
+        take: called with each message; raises ``LostFrameError`` for one that is none.
 
     Attributes:
         lost: set when the connection has ended and all messages before that were taken.
@@ -108,14 +108,12 @@ class ServerEnd(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the loop. A broken link is closed, and the engine ends with it."""
         try:
-            messages = self._frames.feed(data)
+            for message in self._frames.feed(data):
+                self._take(message)
         except LostFrameError as error:
             self.broken = f"the link to the engine is broken: {error}"
             log.error("%s", self.broken)
             self.close()
-            return
-        for message in messages:
-            self._take(message)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the loop."""

@@ -1,0 +1,231 @@
+"""A run: a real server under load, faults and hostile inputs, for some time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from longspan import AsyncClient
+from tests.e2e.server import Server
+from tests.processes import wait_ended
+from tests.soak.bounds import Bound, End, Limits, judge
+from tests.soak.faults import Faults
+from tests.soak.record import Record
+from tests.soak.schedule import QUIET, schedule
+from tests.soak.senders import Senders
+from tests.soak.traffic import Counted, Users, questions
+from tests.soak.watching import Watcher
+
+_USERS = 6
+_MAX_RUNNING, _MAX_QUEUE = 16, 32
+# Valid inputs among the hostile ones may ask for much: they must leave the rest to real clients.
+_IDENTITIES = {
+    "user": "",
+    "canary": "",
+    "crowd": "",
+    "hostile": "requests_in_flight = 2\ntokens_per_minute = 3000\n",
+}
+# For the last calls of clients that have gone.
+_SETTLE_SECONDS = 20.0
+# A process whose parent has ended is killed by the kernel.
+_END_SECONDS = 2.0
+# A process whose parent has ended is killed by the kernel.
+_END_SECONDS = 2.0
+_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?: .*\n)+(.*)", re.MULTILINE)
+# grpcio itself logs the path that is not UTF-8.
+_OF_THE_PATH = "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 1"
+_GENERATING = ("Generate", "StreamGenerate")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is made of.
+
+    Attributes:
+        seed: of schedule, questions, users and inputs.
+        seconds: of load.
+        window: seconds of one fault, at least.
+        per_second: hostile inputs.
+        step_timeout: the server's ``--engine-step-timeout``.
+        server: further options of ``longspan serve``.
+        limits: what must hold.
+    """
+
+    seed: int
+    seconds: float
+    window: float
+    per_second: float
+    step_timeout: float
+    server: Sequence[str | Path]
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it.
+
+    Attributes:
+        record: all that was seen.
+        end: the server after the load.
+        bounds: what had to hold, and whether it did.
+    """
+
+    record: Record
+    end: End
+    bounds: list[Bound]
+
+
+def run(plan: Plan, folder: Path) -> Result:
+    """Does it; identities and the server's log are left in ``folder``."""
+    identities = folder / "identities.toml"
+    tokens = {name: _token(name, identities) for name in _IDENTITIES}
+    server = Server(
+        *("--identities", identities, "--on-engine-failure", "restart"),
+        # Restarts are what is tried here: none is one too many, and none waits for those before it.
+        *("--restart-limit", "1000", "--restart-window-seconds", "1"),
+        *("--engine-step-timeout", f"{plan.step_timeout}"),
+        *("--max-running", f"{_MAX_RUNNING}", "--max-queue", f"{_MAX_QUEUE}", *plan.server),
+    )
+    record = Record()
+    watcher = Watcher(server, record)
+    try:
+        watcher.start()
+        load = _Load(plan, server, tokens, record)
+        asyncio.run(load.run())
+    finally:
+        watcher.end()
+        log = server.log  # which goes when the server is stopped
+        (folder / "server.log").write_text(log)
+        exit_code = server.stop()
+    end = End(
+        **load.counts,
+        exit_code=exit_code,
+        processes=sum(not _ended(process) for process in watcher.processes),
+        tracebacks=sum(_OF_THE_PATH not in error for error in _TRACEBACK.findall(log)),
+    )
+    return Result(record, end, judge(record, plan.limits, end))
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        wait_ended(process, _END_SECONDS)
+    except AssertionError:
+        return False
+    return True
+
+
+def _token(name: str, file: Path) -> str:
+    command = [sys.executable, "-m", "loadtest.cli", "token", name, "--identities", str(file)]
+    token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with file.open("a") as writing:
+        writing.write(_IDENTITIES[name])
+    return token
+
+
+class _Load:
+    """The load on one server.
+
+    Attributes:
+        counts: the attributes of ``End`` that a running server tells.
+    """
+
+    def __init__(self, plan: Plan, server: Server, tokens: dict[str, str], record: Record) -> None:
+        self._plan = plan
+        self._server = server
+        self._tokens = tokens
+        self._record = record
+        self.counts: dict[str, int | tuple[int, int]] = {}
+
+    def _connect(self, name: str, port: int | None = None) -> AsyncClient:
+        return Counted(self._server.host, port or self._server.port, self._tokens[name], self._record)
+
+    async def run(self) -> None:
+        """Begins with an idle server, and leaves one."""
+        rng = random.Random(self._plan.seed)
+        drawn = [random.Random(rng.random()) for _ in range(_USERS)]
+        async with self._connect("user") as client:
+            asked = await questions(client, rng)
+            context = (await client.model_info()).context_length
+            descriptors = self._descriptors()
+            users = Users(client, asked, self._record)
+            senders = Senders(self._server, self._tokens["hostile"], self._record, rng)
+            async with asyncio.TaskGroup() as group:
+                for each in drawn:
+                    group.create_task(users.one(each))
+                group.create_task(senders.send(self._plan.per_second))
+                try:
+                    await self._windows(rng, context)
+                finally:
+                    users.ended = senders.ended = True
+            await self._settle(client)
+            for question in asked:
+                await users.ask(question)
+        self._count(descriptors)
+
+    async def _windows(self, rng: random.Random, context: int) -> None:
+        faults = Faults(
+            self._server,
+            self._record,
+            self._connect,
+            places=_MAX_RUNNING + _MAX_QUEUE,
+            context=context,
+        )
+        windows = int(self._plan.seconds / self._plan.window)
+        for fault in schedule(rng, windows, faults.of_engines, faults.others):
+            end = time.monotonic() + self._plan.window
+            self._record.begin(fault)
+            if fault != QUIET:
+                await faults.inject(fault)
+            # A window is longer where its fault is, or where clients are not yet seen to be served.
+            last = time.monotonic() + 2 * self._plan.window
+            await asyncio.sleep(max(0.0, end - time.monotonic()))
+            while time.monotonic() < last and not self._served():  # noqa: ASYNC110 (counts tell nobody)
+                await asyncio.sleep(0.05)
+
+    def _served(self) -> bool:
+        least = self._plan.limits.answers
+        return self._record.now.answered >= least and self._record.now.compared >= least
+
+    async def _settle(self, client: AsyncClient) -> None:
+        """Waits until the server has nothing to do, and notes what is left if that does not come."""
+        end = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            load = (await client.server_info()).load
+            left = load.pages_used + load.running + load.waiting
+            if not left or time.monotonic() > end:
+                self.counts["pages"] = left
+                return
+            await asyncio.sleep(0.1)
+
+    def _descriptors(self) -> int:
+        return psutil.Process(self._server.process.pid).num_fds()
+
+    def _count(self, descriptors: int) -> None:
+        samples = self._server.metrics()
+
+        def total(metric: str, *methods: str) -> int:
+            wanted = [f'grpc_method="{method}"' for method in methods] or [""]
+            return int(
+                sum(
+                    value
+                    for name, value in samples.items()
+                    if name.startswith(f"{metric}{{") and any(each in name for each in wanted)
+                )
+            )
+
+        self.counts |= {
+            "started": total("longspan_grpc_server_started_total", *_GENERATING),
+            "handled": total("longspan_grpc_server_handled_total", *_GENERATING),
+            "counted": total("longspan_requests_total"),
+            "restarts": total("longspan_engine_restarts_total"),
+            "descriptors": (descriptors, self._descriptors()),
+        }

@@ -1,0 +1,132 @@
+"""A server holds under load, faults and hostile inputs at once; what a run is judged by can fail."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.kernels import share_kernels
+from tests.models_zoo import save_tiny
+from tests.soak.__main__ import plan_of
+from tests.soak.bounds import End, Limits, judge
+from tests.soak.inputs import FIELDS, inputs
+from tests.soak.record import Memory, Record
+from tests.soak.report import document, table
+from tests.soak.run import Plan, run
+from tests.soak.schedule import schedule
+
+ENGINES, OTHERS = ("engine killed", "engine hangs"), ("a", "b", "c")
+# The tests beside this one may take the cores for seconds.
+LIMITS = Limits(
+    answers=2,
+    hostile=400,
+    gap=10.0,
+    health=5.0,
+    noticed={"engine killed": 5.0, "engine hangs": 10.0},
+    ready=60.0,
+    growth=None,
+)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A model whose streams last longer than a window."""
+    model = save_tiny("llama", tmp_path / "llama", max_position_embeddings=8192)
+    cache = share_kernels(tmp_path / "cache")
+    return ["--model", model, "--weights", "int8", "--cache-dir", cache, "--threads", "1"]
+
+
+def assert_holds(plan: Plan, folder) -> None:
+    result = run(plan, folder)
+    broken = [bound for bound in result.bounds if not bound.holds]
+    assert not broken, f"seed {plan.seed}: {broken}\n{table(plan, result)}"
+    assert len(document(plan, result)["windows"]) == len(result.record.windows) - 1
+
+
+def test_a_server_holds(small, tmp_path):
+    seed = random.SystemRandom().randrange(1 << 32)
+    assert_holds(Plan(seed, 10.5, 1.5, 70, 2.0, ["--kv-memory", "64MiB", *small], LIMITS), tmp_path)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(600)
+def test_the_default_model_holds_for_a_minute(tmp_path):
+    seed = random.SystemRandom().randrange(1 << 32)
+    assert_holds(plan_of(1, seed, []), tmp_path)
+
+
+def test_a_seed_gives_the_same_run():
+    first, second = (inputs(random.Random(5)) for _ in range(2))
+    assert [next(first) for _ in range(300)] == [next(second) for _ in range(300)]
+    drawn = [schedule(random.Random(5), 40, ENGINES, OTHERS) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+def test_engines_are_left_alone_in_the_last_part():
+    drawn = schedule(random.Random(1), 40, ENGINES, OTHERS)
+    assert {*drawn[:6]} == {*drawn[:24]} == {*ENGINES, *OTHERS, "none"}
+    assert not {*ENGINES} & {*drawn[24:]}
+
+
+def good() -> tuple[Record, End]:
+    """A run that holds."""
+    record = Record()
+    for fault in ("none", *ENGINES):
+        window = record.begin(fault)
+        window.real["stream", "OK"] = window.compared = 5
+        window.gaps, window.health = [0.1], [0.01]
+        window.hostile["INVALID_ARGUMENT"] = 400
+    for window in record.windows[2:]:
+        window.found = {"streams ended after": 0.1, "ready again after": 1.0}
+    record.fields, record.sent = set(FIELDS), 9
+    record.strangers["UNAUTHENTICATED"] = 3
+    return record, End(9, 9, 9, 0, (20, 20), 2, 0, 0, 0)
+
+
+def test_a_good_run_holds():
+    record, end = good()
+    assert all(bound.holds for bound in judge(record, LIMITS, end))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record, end: record.now.wrong.append("a token"),
+        lambda record, end: record.now.real.clear(),
+        lambda record, end: record.now.gaps.clear(),
+        lambda record, end: record.now.health.append(60.0),
+        lambda record, end: record.now.hostile.update(INTERNAL=1),
+        lambda record, end: record.now.real.update({("unary", "UNKNOWN"): 1}),
+        lambda record, end: record.now.found.clear(),
+        lambda record, end: record.fields.pop(),
+        lambda record, end: record.strangers.update(OK=1),
+        lambda record, end: record.strangers.clear(),
+        lambda record, end: [window.hostile.clear() for window in record.windows],
+        lambda record, end: end._replace(counted=8),
+        lambda record, end: end._replace(pages=1),
+        lambda record, end: end._replace(descriptors=(20, 40)),
+        lambda record, end: end._replace(restarts=1),
+        lambda record, end: end._replace(exit_code=1),
+        lambda record, end: end._replace(processes=1),
+        lambda record, end: end._replace(tracebacks=1),
+    ],
+)
+def test_each_bound_can_fail(spoil):
+    record, end = good()
+    spoiled = spoil(record, end)
+    bounds = judge(record, LIMITS, spoiled if isinstance(spoiled, End) else end)
+    assert sum(not bound.holds for bound in bounds) in (1, 2)
+
+
+def test_growth_is_judged_in_the_engine_that_served_longest():
+    record, end = good()
+    limits = Limits(**{**vars(LIMITS), "growth": 40.0})
+    assert [bound.found for bound in judge(record, limits, end)][-2:] == ["never", "never"]
+    mib = 1 << 20
+    record.server = [Memory(second, 1, 100 * mib) for second in range(600)]
+    record.engine = [Memory(second, 2, 10 * second * mib) for second in range(200)]
+    record.engine += [Memory(second, 3, (200 + second // 60) * mib) for second in range(200, 1000)]
+    server, engine = judge(record, limits, end)[-2:]
+    assert server.holds
+    assert not engine.holds, "a MiB each minute is 60 each hour"

@@ -1,0 +1,185 @@
+"""Real clients: what users of the public client do. Answers are compared with the unloaded server's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.greedy import GREEDY
+from longspan import AsyncClient, AsyncStream, FinishReason, Generation, LongspanError
+from longspan.request import Prompt
+from tests.soak.record import Record
+
+# How often each is done, among 100 calls.
+_SHARES = {
+    "stream": 30,
+    "unary": 16,
+    "cancelled": 12,
+    "aborted": 6,
+    "deadline": 8,
+    "slow reader": 8,
+    "tokenize": 8,
+    "count": 6,
+    "detokenize": 6,
+}
+_WORDS = ("the", "river", "runs", "past", "old", "mills", "where", "children", "look", "for", "crayfish")
+
+
+@dataclass
+class Question:
+    """A prompt, and what the unloaded server said to it.
+
+    Attributes:
+        prompt: text, a conversation, or token ids.
+        max_tokens: of the answer.
+        answer: its greedy tokens.
+    """
+
+    prompt: Prompt
+    max_tokens: int
+    answer: Sequence[int] = ()
+
+
+async def questions(client: AsyncClient, rng: random.Random) -> list[Question]:
+    """Texts, conversations and long lists of ids, asked one at a time."""
+    info = await client.model_info()
+    room = info.context_length // 4
+
+    def text(words: int) -> str:
+        return " ".join(rng.choices(_WORDS, k=words))
+
+    ids = [rng.randrange(3, info.vocabulary_size) for _ in range(min(room, 900))]
+    asked = [
+        *(Question(text(words), 40) for words in (1, 5, 20, 60)),
+        *(Question([("user", text(words))], 60) for words in (4, 30) if info.has_chat_template),
+        *(Question(ids[:length], 24) for length in (room // 4, len(ids))),
+    ]
+    for question in asked:
+        question.answer = (
+            await client.generate(question.prompt, max_tokens=question.max_tokens, **GREEDY)
+        ).token_ids
+    return asked
+
+
+class Counted(AsyncClient):
+    """A client whose generation calls are counted. It repeats none, which the server alone would count."""
+
+    def __init__(self, host: str, port: int, token: str, record: Record) -> None:
+        super().__init__(host, port, token=token, retries=False)
+        self._record = record
+
+    async def generate(self, *arguments: Any, **options: Any) -> Generation:
+        """As of ``AsyncClient``."""
+        self._record.sent += 1
+        return await super().generate(*arguments, **options)
+
+    def stream(self, *arguments: Any, **options: Any) -> AsyncStream:
+        """As of ``AsyncClient``."""
+        self._record.sent += 1
+        return super().stream(*arguments, **options)
+
+
+class Users:
+    """Clients that go on asking until they are told to end."""
+
+    def __init__(self, client: AsyncClient, asked: list[Question], record: Record) -> None:
+        self._client = client
+        self._asked = asked
+        self._record = record
+        self._texts = [question for question in asked if isinstance(question.prompt, str)]
+        self.ended = False
+
+    async def one(self, rng: random.Random) -> None:
+        """One user."""
+        while not self.ended:
+            (kind,) = rng.choices(list(_SHARES), list(_SHARES.values()))
+            question = rng.choice(self._asked)
+            try:
+                await self._call(kind, question, rng)
+                status = "OK"
+            except LongspanError as error:
+                status = error.code.name
+            self._record.now.real[kind, status] += 1
+            if status not in ("OK", "DEADLINE_EXCEEDED"):
+                await asyncio.sleep(0.1)  # as clients do, who don't turn a fault into a storm
+
+    async def _call(self, kind: str, question: Question, rng: random.Random) -> None:
+        match kind:
+            case "unary":
+                await self.ask(question)
+            case "tokenize" | "count" | "detokenize":
+                await self._text(kind, rng)
+            case "deadline":
+                await self._stream(question, seconds=rng.uniform(0.01, 1))
+            case "cancelled":
+                await self._stream(question, leave_after=rng.randrange(12))
+            case "slow reader":
+                await self._stream(question, pause=rng.uniform(0.01, 0.1))
+            case "aborted":
+                await self._stream(question, abort_after=rng.randrange(1, 12), request_id=f"{rng.random()}")
+            case _:
+                await self._stream(question)
+
+    async def ask(self, question: Question) -> None:
+        """Asks it once."""
+        answer = await self._client.generate(
+            question.prompt, max_tokens=question.max_tokens, timeout=60, **GREEDY
+        )
+        self._record.now.tokens += len(answer.token_ids)
+        self._compare(question, answer.token_ids, whole=True)
+
+    async def _stream(
+        self,
+        question: Question,
+        *,
+        seconds: float = 60,
+        leave_after: int | None = None,
+        abort_after: int | None = None,
+        pause: float = 0,
+        request_id: str = "",
+    ) -> None:
+        tokens: list[int] = []
+        ended = False
+        last: float | None = None
+        options = GREEDY | {"max_tokens": question.max_tokens, "request_id": request_id}
+        try:
+            async with self._client.stream(question.prompt, timeout=seconds, **options) as stream:
+                async for delta in stream:
+                    now = time.monotonic()
+                    if last is not None and not pause:
+                        self._record.now.gaps.append(now - last)
+                    last = now
+                    tokens += delta.token_ids
+                    ended = delta.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+                    self._record.now.tokens += len(delta.token_ids)
+                    if leave_after is not None and len(tokens) >= leave_after:
+                        break
+                    if abort_after is not None and len(tokens) >= abort_after:
+                        abort_after = None
+                        await self._client.abort(request_id, timeout=60)
+                    await asyncio.sleep(pause)
+        finally:
+            self._compare(question, tokens, whole=ended)
+
+    async def _text(self, kind: str, rng: random.Random) -> None:
+        text = str(rng.choice(self._texts).prompt)
+        ids = list((await self._client.tokenize(text, timeout=60)).token_ids)
+        if kind == "count":
+            same = (await self._client.count_tokens(text, timeout=60)).token_count == len(ids)
+        elif kind == "detokenize":
+            same = await self._client.detokenize(ids, timeout=60) == text
+        else:
+            same = bool(ids)
+        if not same:
+            self._record.now.wrong.append(f"{kind} of {text!r} gave something else")
+
+    def _compare(self, question: Question, tokens: Sequence[int], *, whole: bool) -> None:
+        """Notes tokens that the unloaded server did not give; a part must be how its answer begins."""
+        expected = list(question.answer)
+        if list(tokens) != (expected if whole else expected[: len(tokens)]):
+            self._record.now.wrong.append(f"{list(tokens)} came where {expected} was due")
+        self._record.now.compared += bool(tokens)
