@@ -175,10 +175,13 @@ class Server:
         """
         progress = StartProgress(self._tell_progress)
         try:
+            settings, report = self._settings, progress.report
             files = await in_thread(
-                lambda: resolve_model(self._settings.model, self._settings.cache_dir, progress.report)
+                lambda: resolve_model(
+                    settings.model, settings.cache_dir, report, pickles=settings.allow_pickle
+                )
             )
-            name = self._settings.model_name or files.name
+            name = settings.model_name or files.name
             self._metrics.name_model(name)
             progress.report("starting the engine", None)
             self._files = files

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
         None,
         description="Local Hugging Face folder, hub name, or GGUF file. Without it: SmolLM2-135M-Instruct.",
     )
+    allow_pickle: bool = Field(
+        False, description="Read a folder's weights from pickles (pytorch_model.bin), as weights only."
+    )
     model_name: str | None = Field(None, description="Name in requests and metrics. Without it: from MODEL.")
     chat_template: str | None = Field(
         None,
