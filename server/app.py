@@ -36,7 +36,7 @@ from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
 from server.ready_line import ready_line
 from server.settings import Settings
-from server.text.load import load_tokenizer, warn_of_tokens
+from server.text.load import check_tokens, load_tokenizer
 
 log = logging.getLogger("longspan.server")
 
@@ -196,7 +196,7 @@ class Server:
             raise RefusedError(f"the engine did not start: {error}") from error
         finally:
             progress.close()
-        warn_of_tokens(tokenizer, ready.vocabulary_size)
+        check_tokens(tokenizer, ready.vocabulary_size)
         generation = read_generation(
             files.folder,
             ready,

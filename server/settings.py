@@ -257,6 +257,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="Logs as lines for people, or one JSON object per line."
     )
+    log_texts: bool = Field(
+        False, description="Log also what can quote requests: sentences that refuse them, messages of bugs."
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://\S+$",

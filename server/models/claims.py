@@ -16,10 +16,12 @@ from server.models.rope import ropes
 _COUNTS = re.compile(r"layer|label|dense|expert|head|depth|block|group|stage|codebook|^n(um)?_")
 _LARGEST_COUNT = 1_000_000
 _LARGEST_FACTOR = 1e6
+# Infinite where there is none.
+_LIMITS = re.compile(r"limit|max|min|clip")
 
 
-def check_counts(file: Path, written: Mapping[str, Any]) -> None:
-    """Refuses counts beyond those of any model, before transformers reads the config.
+def check_numbers(file: Path, written: Mapping[str, Any]) -> None:
+    """Refuses counts beyond those of any model, and NaN and infinity, before transformers reads the config.
 
     Args:
         file: the config's, for the sentence.
@@ -35,6 +37,10 @@ def check_counts(file: Path, written: Mapping[str, Any]) -> None:
             left += value.items()
         elif isinstance(value, list):
             left += ((name, each) for each in value)
+        elif isinstance(value, float) and not math.isfinite(value) and not _LIMITS.search(name):
+            raise RefusedError(
+                f"{file} says {name[:80]} {value}, with which nothing can be computed; fetch the model again"
+            )
         elif (
             isinstance(value, int) and value > _LARGEST_COUNT and _COUNTS.search(name) and name not in LENGTHS
         ):

@@ -66,7 +66,8 @@ def load_model(
     device = torch.device(device)
     report("reading the config", 0.0)
     config = read_config(folder)
-    length = context_length(config, max_context, reach=reach, scaling=scaling)
+    with refusing(f"the model in {folder}", "reading its config"):
+        length = context_length(config, max_context, reach=reach, scaling=scaling)
     chosen = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
     wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
     stored = read_stored(weight_files(folder))

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 
 from attention.layers import KNOWN_TYPES, strange_types
 from server.errors import RefusedError
-from server.models.claims import check_counts, check_ropes
+from server.models.claims import check_numbers, check_ropes
 from server.models.json_file import read_object
 from server.models.refusing import refusing, sentence
 
@@ -66,7 +66,7 @@ def _needs_code(folder: Path) -> str:
 def _check_type(folder: Path) -> None:
     """Looks at the architecture's name, which transformers would guess from the folder's if it had none."""
     written = read_object(folder / "config.json")
-    check_counts(folder / "config.json", written)
+    check_numbers(folder / "config.json", written)
     kind, code = written.get("model_type"), written.get("auto_map")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
         if code:

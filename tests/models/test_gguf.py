@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 
 import gguf
@@ -138,6 +139,16 @@ def test_a_file_is_converted_once_by_its_content(half, tmp_path):
     )
     assert (same, read_again) == (found.folder, ["reading moved.gguf"])
     assert convert_once(moved, "tiny.f16", str(moved), cache, refuse) == same
+
+
+def test_a_file_of_the_same_size_and_time_is_converted_anew(half, tmp_path):
+    file, cache = write_gguf(half, tmp_path / "tiny.gguf"), tmp_path / "cache"
+    first = resolve_model(str(file), cache, lambda *_: None).folder
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-2] ^= 0x80
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert resolve_model(str(file), cache, lambda *_: None).folder != first
 
 
 def test_a_file_that_cannot_be_converted_is_refused_with_its_reason(half, tmp_path):
