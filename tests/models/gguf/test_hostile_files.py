@@ -101,7 +101,7 @@ def llama(tmp_path_factory):
     [
         ({"llama.embedding_length": 1 << 20}, {}, "another shape than the metadata asks for"),
         ({"llama.feed_forward_length": 1 << 30}, {}, "another shape than the metadata asks for"),
-        ({"llama.attention.head_count": 1 << 30}, {}, "HEADS"),
+        ({"llama.attention.head_count": 1 << 30}, {}, "not a multiple of the number of attention heads"),
         (
             {"llama.block_count": 2**31 - 1},
             {f"blk.{2**31 - 2}.attn_norm.weight": np.zeros(64, np.float32)},
