@@ -14,7 +14,14 @@ MOST_WAIT = 240.0  # beside other tests
 MOST_BYTES = 3 << 29
 
 
-@pytest.mark.parametrize("name", ["a hidden size of 65,536", "a million layers", "a million brackets"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a hidden size of 65,536",
+        pytest.param("a million layers", marks=pytest.mark.stress),
+        "a million brackets",
+    ],
+)
 def test_a_hostile_model_ends_the_command_with_a_sentence(name, tiny_packed, tmp_path):
     option, good, *rest = tiny_packed
     change, _ = REFUSED[name]

@@ -35,7 +35,7 @@ MESSAGES = [
 TORN = b"\x12\x0a" + SECRET.encode() + b"\xff\xff"
 
 
-@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize("texts", [False, pytest.param(True, marks=pytest.mark.stress)])
 def test_no_text_of_a_client_is_in_the_log(texts, tiny_packed, tmp_path):
     template = tmp_path / "failing.jinja"
     template.write_text(TEMPLATE)
