@@ -36,7 +36,7 @@ from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
 from server.ready_line import ready_line
 from server.settings import Settings
-from server.text.load import load_tokenizer, warn_of_tokens
+from server.text.load import check_tokens, load_tokenizer
 
 log = logging.getLogger("longspan.server")
 
@@ -163,10 +163,13 @@ class Server:
         """
         progress = StartProgress(self._tell_progress)
         try:
+            settings, report = self._settings, progress.report
             files = await in_thread(
-                lambda: resolve_model(self._settings.model, self._settings.cache_dir, progress.report)
+                lambda: resolve_model(
+                    settings.model, settings.cache_dir, report, pickles=settings.allow_pickle
+                )
             )
-            name = self._settings.model_name or files.name
+            name = settings.model_name or files.name
             self._metrics.name_model(name)
             progress.report("starting the engine", None)
             self._files = files
@@ -181,7 +184,7 @@ class Server:
             raise RefusedError(f"the engine did not start: {error}") from error
         finally:
             progress.close()
-        warn_of_tokens(tokenizer, ready.vocabulary_size)
+        check_tokens(tokenizer, ready.vocabulary_size)
         generation = read_generation(
             files.folder,
             ready,

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
         None,
         description="Local Hugging Face folder, hub name, or GGUF file. Without it: SmolLM2-135M-Instruct.",
     )
+    allow_pickle: bool = Field(
+        False, description="Read a folder's weights from pickles (pytorch_model.bin), as weights only."
+    )
     model_name: str | None = Field(None, description="Name in requests and metrics. Without it: from MODEL.")
     chat_template: str | None = Field(
         None,
@@ -253,6 +256,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Logs as lines for people, or one JSON object per line."
+    )
+    log_texts: bool = Field(
+        False, description="Log also what can quote requests: sentences that refuse them, messages of bugs."
     )
     otlp_endpoint: str | None = Field(
         None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,12 +18,11 @@ from server.access.callers import Caller, Callers, DeniedError, caller
 from server.api import errors
 from server.api.account import Account, Accounts
 from server.api.checks import valid_request_id
+from server.api.failures import log_failure, log_refusal
 from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
 from server.observe.tracing import Metadata
-
-log = logging.getLogger("longspan.api")
 
 # How long a message may wait for a client to make room for it, in seconds. gRPC buffers some megabytes first.
 STALL_SECONDS = 30.0
@@ -225,14 +223,14 @@ class Interceptor(aio.ServerInterceptor):
             yield call
         except errors.ServiceError as caught:
             code, error = caught.code, caught
-            log.debug("request %s: %s: %s", request_id.get(), code.name, error.message)
+            log_refusal(caught, texts=self._state.settings.log_texts)
         except asyncio.CancelledError:
             call.ended(_cancellation_code(context))
             raise
         except aio.InternalError:  # a message could not be sent: the client has gone
             code = _cancellation_code(context)
-        except Exception:
-            log.exception("request %s to %s failed", request_id.get(), method)
+        except Exception as caught:
+            log_failure(caught, method, texts=self._state.settings.log_texts)
             error = errors.internal(request_id.get())
             code = error.code
         call.ended(code, error)

@@ -109,7 +109,8 @@ def _survey(
 
     progress = StartProgress(lambda _: None)
     try:
-        files = resolve_model(settings.model, settings.cache_dir, progress.report)
+        report, pickles = progress.report, settings.allow_pickle
+        files = resolve_model(settings.model, settings.cache_dir, report, pickles=pickles)
         progress.report("importing torch", None)
         from attention.registry import UnsupportedError
         from attention.survey import survey

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from attention.backends import Attention, UnsupportedError, make_pattern, resolv
 from attention.dtypes import CACHE_DTYPES
 from server.engine.native import log_native, set_native_level
 from server.errors import RefusedError
-from server.models.kept import KeptModel, keep, kept_file, read_kept, why_not_kept
+from server.models.kept import KeptModel, keep, kept_file, made_from, read_kept, why_not_kept
 from server.models.lay_out import lay_out
 from server.models.loaded import LoadedModel
 from server.models.prove import Proven, check_served, compute_own, prove, with_all_visible
@@ -112,6 +113,7 @@ def _from_source(
     settings: Settings, page_size: int, folder: Path, file: Path | None, report: Report
 ) -> Prepared:
     """Read, recognize, lay out, prove, keep."""
+    source = made_from(folder) if file is not None else {}
     loaded, device = load_as_set(settings, folder, report)
     report("checking", 0.88)
     attention = _choose(settings, page_size, loaded, device, cache_dtype(settings, loaded))
@@ -134,11 +136,13 @@ def _from_source(
         )
         prove_kernel(attention, device, loaded.dtype, kv_dtype, page_size)
     if is_packed(weights) and device == "cpu":
-        _keep(loaded, weights, folder, file, report)
+        _keep(loaded, weights, source, file, report)
     return Prepared(loaded, device, weights, kv_dtype, attention)
 
 
-def _keep(loaded: LoadedModel, weights: str, folder: Path, file: Path | None, report: Report) -> None:
+def _keep(
+    loaded: LoadedModel, weights: str, source: Mapping[str, Any], file: Path | None, report: Report
+) -> None:
     if (reason := why_not_kept(loaded)) is not None:
         log.info("every start packs the weights of %s: %s", loaded.architecture, reason)
     elif file is None:
@@ -147,7 +151,7 @@ def _keep(loaded: LoadedModel, weights: str, folder: Path, file: Path | None, re
         report("keeping the packed weights", 0.94)
         with refusing(loaded.architecture, "the start-up check"):
             sample = oracle_logits(loaded)
-        keep(file, folder, KeptModel(loaded, weights, loaded.context_length, sample))
+        keep(file, source, KeptModel(loaded, weights, loaded.context_length, sample))
 
 
 def _choose(

@@ -13,6 +13,7 @@ from server.errors import RefusedError
 from server.models.cache import Report, make_once
 from server.models.conversions import ConversionError, run_conversion
 from server.models.gguf.parts import find_parts
+from server.models.sampled import sampled_digest
 
 log = logging.getLogger("longspan.models")
 
@@ -34,9 +35,9 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
     """The Hugging Face folder of a GGUF file.
 
     The folder's ``longspan.json`` keeps ``name``, ``source``, the path of the file (``gguf``), its
-    ``size``, ``mtime_ns`` and ``sha256``; of a split set, the first file's path, and the others of all files
-    together; and the sizes of what was written (``files``). A file whose path, size and time are recorded is
-    not read again.
+    ``size``, ``mtime_ns``, ``sampled`` digests and ``sha256``; of a split set, the first file's path, and the
+    others of all files together; and the sizes of what was written (``files``). A file whose path, size, time
+    and samples are recorded is not read as a whole again.
 
     Args:
         file: the GGUF file, or any part of a split set.
@@ -62,6 +63,7 @@ def convert_once(file: Path, name: str, source: str, cache_dir: Path, report: Re
         "size": sum(state.st_size for state in states),
         # Of a split set, those of all parts: the number changes with any part.
         "mtime_ns": sum(state.st_mtime_ns for state in states),
+        "sampled": [sampled_digest(part) for part in parts],
     }
     for folder in converted(cache_dir):
         if record.items() <= read_record(folder).items():

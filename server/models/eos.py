@@ -8,6 +8,8 @@ from typing import Any
 
 log = logging.getLogger("longspan.models")
 
+_MOST_DIGITS = 20
+
 
 def eos_ids(
     named: Mapping[str, Any], token_id: Callable[[str], int | None], vocabulary_size: int
@@ -20,7 +22,12 @@ def eos_ids(
         token_id: the id of a token of the tokenizer, ``None`` if it has none.
         vocabulary_size: number of the model's logits.
     """
-    found = {id_ for place, value in named.items() for id_ in _ids(place, value, token_id, vocabulary_size)}
+    found = {
+        id_
+        for place, value in named.items()
+        for each in _single(value)
+        for id_ in _ids(place, each, token_id, vocabulary_size)
+    }
     if not found:
         log.warning(
             "no end-of-sequence token of this model is known: its answers end where the request's stop "
@@ -29,15 +36,22 @@ def eos_ids(
     return sorted(found)
 
 
+def _single(value: Any) -> Iterator[Any]:
+    """The value, or what is in it if it is a list, however deeply."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, list):
+            left += reversed(each)
+        else:
+            yield each
+
+
 def _ids(
     place: str, value: Any, token_id: Callable[[str], int | None], vocabulary_size: int
 ) -> Iterator[int]:
     match value:
         case None | -1:
-            return
-        case list():
-            for each in value:
-                yield from _ids(place, each, token_id, vocabulary_size)
             return
         case bool():
             reason = "is no token id"
@@ -51,7 +65,7 @@ def _ids(
             if known is not None and known < vocabulary_size:
                 yield known
                 return
-            if known is None and value.isdecimal():
+            if known is None and value.isdecimal() and len(value) <= _MOST_DIGITS:
                 yield from _ids(place, int(value), token_id, vocabulary_size)
                 return
             reason = (

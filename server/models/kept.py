@@ -28,11 +28,12 @@ from server.models.packed_file import BrokenFileError, read, write
 from server.models.quantized import native
 from server.models.quantized.model import QuantizedModel
 from server.models.quantized.rotary import RotaryTable
+from server.models.sampled import sampled_digest
 
 log = logging.getLogger("longspan.models")
 
 # Raised when the content of the file, or how it is packed or proven, changes.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def read_kept(
     """
     try:
         description, tensors = read(file)
-        if stale := _difference(description, _made_from(folder)):
+        if stale := _difference(description, made_from(folder)):
             raise BrokenFileError(stale)
         native.check()
         model = model_of(description["parts"], tensors)
@@ -107,17 +108,17 @@ def read_kept(
     return KeptModel(loaded, description["weights"], description["length"], tensors["sample"])
 
 
-def keep(file: Path, folder: Path, kept: KeptModel) -> None:
+def keep(file: Path, source: Mapping[str, Any], kept: KeptModel) -> None:
     """Writes a packed model; where that is not possible, the log says so.
 
     Args:
         file: see ``kept_file``.
-        folder: what it was made from.
+        source: ``made_from`` of its folder, from before its files were read.
         kept: its model is a ``QuantizedModel``.
     """
     loaded = kept.loaded
     parts, tensors = parts_of(loaded.model)
-    description = _made_from(folder) | {
+    description = dict(source) | {
         "weights": kept.weights,
         "length": kept.length,
         "architecture": loaded.architecture,
@@ -133,14 +134,19 @@ def keep(file: Path, folder: Path, kept: KeptModel) -> None:
         log.info("the packed weights are kept in %s", file)
 
 
-def _made_from(folder: Path) -> dict[str, Any]:
-    """The files and versions that a packed model depends on."""
+def made_from(folder: Path) -> dict[str, Any]:
+    """The files and versions that a packed model depends on.
+
+    Raises:
+        RefusedError: the folder lacks weights.
+        OSError: a file can't be read.
+    """
     files = [folder / "config.json", *weight_files(folder)]
-    status = {file.name: file.stat() for file in files}
     return {
         "version": _VERSION,
         "versions": {name: version(name) for name in ("longspan", "torch", "transformers")},
-        "files": {name: [each.st_size, each.st_mtime_ns] for name, each in status.items()},
+        # Their time is not enough: tools that copy files preserve it.
+        "files": {file.name: [file.stat().st_mtime_ns, sampled_digest(file)] for file in files},
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from attention.layers import read_layers
 from attention.rope import LengthRope
 from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
+from server.models.checkpoint.outline import check_outline, outline
 from server.models.checkpoint.quantization import (
     dequantize,
     dequantizing,
@@ -23,7 +25,7 @@ from server.models.checkpoint.quantization import (
     read_method,
 )
 from server.models.checkpoint.quantization_parts import weight_count
-from server.models.checkpoint.reading import noting, read_stored
+from server.models.checkpoint.reading import Reading, noting, read_stored
 from server.models.checkpoint.weights import check_finite, check_made, check_read
 from server.models.folder import weight_files
 from server.models.limits import context_length, steady_length
@@ -64,12 +66,13 @@ def load_model(
     device = torch.device(device)
     report("reading the config", 0.0)
     config = read_config(folder)
-    length = context_length(config, max_context, reach=reach, scaling=scaling)
+    with refusing(f"the model in {folder}", "reading its config"):
+        length = context_length(config, max_context, reach=reach, scaling=scaling)
     chosen = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
     wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
     stored = read_stored(weight_files(folder))
     method = read_method(folder, config, stored)
-    _check_memory(folder, config, stored, wanted, device)
+    _check_size(folder, config, stored, method, wanted, device)
 
     report("loading the weights", 0.1)
     # The refusals here say what matters of its reports; its progress bars would disturb the server's own.
@@ -125,31 +128,20 @@ def _load(
 ) -> Any:
     # Elsewhere than on the CPU, weights go straight to the device.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
-    with noting() as reading:
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=dequantizing(config, method),
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                # Of any model. Its config may name a package that only transformers would use.
-                attn_implementation="eager",
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                # The folder's own is for generate, which is not used; a faulty one must not refuse a model.
-                generation_config=transformers.GenerationConfig(),
-                **place,
-            )
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise RefusedError(
-                f"the weights of {folder} don't fit into the memory of {device}; "
-                "choose a smaller model or --dtype bfloat16"
-            ) from error
-        except Exception as error:  # broken files fail in many ways
-            check_made(reading, folder)
-            unknown = f"its config makes transformers look for {error}, which it does not know"
-            reason = unknown if isinstance(error, KeyError) else sentence(error)
-            raise RefusedError(f"the model in {folder} can't be loaded: {reason}") from error
+    with noting() as reading, _building(folder, device, reading):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=dequantizing(config, method),
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            # Of any model. Its config may name a package that only transformers would use.
+            attn_implementation="eager",
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            # The folder's own is for generate, which is not used; a faulty one must not refuse a model.
+            generation_config=transformers.GenerationConfig(),
+            **place,
+        )
     check_read(model, reading, stored, folder, method)
     if method is not None:
         model = dequantize(model, method, dtype)
@@ -157,17 +149,41 @@ def _load(
     return model
 
 
-def _check_memory(
+@contextmanager
+def _building(folder: Path, device: torch.device, reading: Reading | None = None) -> Iterator[None]:
+    """Turns what transformers raises while it builds or reads a model into a refusal."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RefusedError(
+            f"the weights of {folder} don't fit into the memory of {device}; "
+            "choose a smaller model or --dtype bfloat16"
+        ) from error
+    except Exception as error:  # broken files fail in many ways
+        if reading is not None:
+            check_made(reading, folder)
+        unknown = f"its config makes transformers look for {error}, which it does not know"
+        reason = unknown if isinstance(error, KeyError) else sentence(error)
+        raise RefusedError(f"the model in {folder} can't be loaded: {reason}") from error
+
+
+def _check_size(
     folder: Path,
     config: Any,
     stored: Mapping[str, Stored],
+    method: str | None,
     dtype: torch.dtype | str,
     device: torch.device,
 ) -> None:
-    """Refuses weights that can't fit, since running out would kill this process without a message."""
+    """Refuses weights that aren't the config's or can't fit: running out would kill this process silently."""
+    details = quantization_details(config)
+    held = weight_count(stored, details)
+    with _building(folder, device):
+        model = outline(config, len(stored))
+    described = check_outline(model, stored, folder, method, details, held)
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.get_default_dtype()
     each = dtype.itemsize if isinstance(dtype, torch.dtype) else own.itemsize
-    needed = weight_count(stored, quantization_details(config)) * each
+    needed = max(held, described) * each
     free = available_bytes(device)
     if needed > free:
         raise RefusedError(

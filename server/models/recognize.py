@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from transformers.models.auto.modeling_auto import (
 
 from attention.layers import KNOWN_TYPES, strange_types
 from server.errors import RefusedError
+from server.models.claims import check_numbers, check_ropes
+from server.models.json_file import read_object
 from server.models.refusing import refusing, sentence
 
 log = logging.getLogger("longspan.models")
@@ -51,6 +52,7 @@ def read_config(folder: Path) -> Any:
         raise RefusedError(f"{folder}/config.json can't be used: {sentence(error)}") from error
     with refusing(f"the model in {folder}", "reading its config"):
         _check_kind(folder, config)
+        check_ropes(config)
     return config
 
 
@@ -63,11 +65,9 @@ def _needs_code(folder: Path) -> str:
 
 def _check_type(folder: Path) -> None:
     """Looks at the architecture's name, which transformers would guess from the folder's if it had none."""
-    try:
-        written = json.loads((folder / "config.json").read_text())
-        kind, code = written.get("model_type"), written.get("auto_map")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RefusedError(f"{folder}/config.json can't be used: {sentence(error)}") from error
+    written = read_object(folder / "config.json")
+    check_numbers(folder / "config.json", written)
+    kind, code = written.get("model_type"), written.get("auto_map")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
         if code:
             log.info("the Python code in %s is not run: transformers has %s itself", folder, kind)

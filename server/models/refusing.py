@@ -47,5 +47,6 @@ def other_kernels(kernel: str) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """An exception's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An exception's message in one line, without the place in torch's code that raised it."""
+    message = str(error).partition("Exception raised from")[0]
+    return " ".join(message.split()) or type(error).__name__

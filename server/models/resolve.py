@@ -55,7 +55,7 @@ class CachedModel(NamedTuple):
     folder: Path
 
 
-def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFiles:
+def resolve_model(model: str | None, cache_dir: Path, report: Report, *, pickles: bool = False) -> ModelFiles:
     """Finds a model, and fetches and converts it where needed.
 
     Args:
@@ -63,6 +63,7 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
             default model. A name that exists as a path is taken as a path.
         cache_dir: of the settings.
         report: told the stage, and the share of it that is done, if known.
+        pickles: whether a folder's weights may be pickles.
 
     Raises:
         RefusedError: there is no such model, or it is incomplete; the sentence says what to do.
@@ -76,7 +77,7 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report) -> ModelFi
     path = Path(model).expanduser()
     if path.is_dir():
         path = path.resolve()
-        check_folder(path)
+        check_folder(path, pickles=pickles)
         return ModelFiles(path, path.name.lower(), str(path), find_tokenizer(path, cache_dir, report))
     if path.is_file():
         # The hub's cache links to files whose names say nothing: the name that was given is the model's.

@@ -1,4 +1,4 @@
-"""Logs on standard error, for people or as JSON; nothing of what users write at ``info`` and above."""
+"""Logs on standard error, for people or as JSON; nothing of what users write without ``--log-texts``."""
 
 from __future__ import annotations
 

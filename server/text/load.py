@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("longspan.server")
 
+_INSTEAD = "put the model's own tokenizer there, or move its files away: then the model serves token ids"
+_TRIED = 256
+
 
 def load_tokenizer(folder: Path | None, source: str, chat_template: str | None) -> Tokenizer:
     """The tokenizer of a model.
@@ -33,7 +36,14 @@ def load_tokenizer(folder: Path | None, source: str, chat_template: str | None) 
     from server.text.tokenizer import Tokenizer
 
     if folder is not None:
-        tokenizer = Tokenizer(folder, chat_template)
+        try:
+            tokenizer = Tokenizer(folder, chat_template)
+        except RefusedError:
+            raise
+        except Exception as error:  # files that are read without a complaint can still contradict each other
+            raise RefusedError(
+                f"the tokenizer of {source} can't be used ({type(error).__name__}: {error}); {_INSTEAD}"
+            ) from error
         if not tokenizer.has_chat_template:
             template_process().close()
         return tokenizer
@@ -44,13 +54,18 @@ def load_tokenizer(folder: Path | None, source: str, chat_template: str | None) 
     return NoTokenizer()
 
 
-def warn_of_tokens(tokenizer: Tokenizer, vocabulary_size: int) -> None:
-    """Says that some texts can't be prompts, which is no reason not to serve the others.
+def check_tokens(tokenizer: Tokenizer, vocabulary_size: int) -> None:
+    """Tries the tokenizer, and says where some texts can't be prompts: the others can.
 
     Args:
         tokenizer: of the model.
         vocabulary_size: tokens that the model knows.
+
+    Raises:
+        RefusedError: no text becomes tokens of the model, so that every request would fail.
     """
+    if tokenizer.has_text:
+        _try(tokenizer, vocabulary_size)
     beyond = tokenizer.vocabulary_size - vocabulary_size
     if beyond > 0:
         log.warning(
@@ -58,3 +73,19 @@ def warn_of_tokens(tokenizer: Tokenizer, vocabulary_size: int) -> None:
             beyond,
             vocabulary_size,
         )
+
+
+def _try(tokenizer: Tokenizer, vocabulary_size: int) -> None:
+    reason = "no text becomes tokens that the model knows"
+    for token in range(min(_TRIED, vocabulary_size)):
+        if token in tokenizer.special_token_ids:
+            continue
+        try:
+            ids = tokenizer.encode(tokenizer.token(token), add_special_tokens=False)
+            tokenizer.decode_known([token])
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            reason = str(error)
+            continue
+        if ids and max(ids) < vocabulary_size:
+            return
+    raise RefusedError(f"the model's tokenizer can't be used: {reason}; {_INSTEAD}")

@@ -135,9 +135,13 @@ async def test_a_sequence_that_the_engine_cannot_compute_fails_alone(running, mo
     assert (await good).usage.completion_tokens == 20
 
 
-async def test_a_bug_gives_the_request_id_and_nothing_else(running, monkeypatch, caplog):
+@pytest.mark.parametrize("texts", [False, True])
+async def test_a_bug_gives_the_request_id_and_nothing_else(texts, running, monkeypatch, caplog):
     def broken(*_, **__):
         raise KeyError("a secret of the server")
+
+    settings = running.state.settings.model_copy(update={"log_texts": texts})
+    monkeypatch.setattr(running.state, "settings", settings)
 
     monkeypatch.setattr(running.state.served.tokenizer, "encode", broken)
     for call in (
@@ -154,7 +158,10 @@ async def test_a_bug_gives_the_request_id_and_nothing_else(running, monkeypatch,
         assert isinstance(found["RequestInfo"], error_details_pb2.RequestInfo)
         name = found["RequestInfo"].request_id
         assert ("x-request-id", name) in list(error.initial_metadata())
-        assert any(name in r.getMessage() and "secret" in str(r.exc_info[1]) for r in caplog.records)
+        (told,) = (record for record in caplog.records if name in record.getMessage())
+        assert "KeyError" in str(told.exc_info[1]) + told.exc_info[0].__name__
+        assert ("secret" in str(told.exc_info[1])) == texts
+    assert ("raise KeyError" in caplog.text, "KeyError: 'a secret" in caplog.text) == (True, texts)
     assert running.sample("longspan_requests_total", finish_reason="none", grpc_code="INTERNAL") == 1
 
 

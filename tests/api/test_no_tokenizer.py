@@ -6,7 +6,7 @@ from grpc import aio
 
 from longspan.v1 import inference_pb2
 from server.errors import RefusedError
-from server.text.load import load_tokenizer, warn_of_tokens
+from server.text.load import check_tokens, load_tokenizer
 from server.text.no_tokenizer import NoTokenizer
 from tests.api.conftest import ask, details
 from tests.api.fake_engine import READY
@@ -79,10 +79,10 @@ def test_a_chat_template_needs_one():
 
 def test_the_start_says_that_some_texts_can_be_no_prompts(caplog, running_tokenizer):
     running_tokenizer.vocabulary_size = READY.vocabulary_size
-    warn_of_tokens(running_tokenizer, READY.vocabulary_size)
+    check_tokens(running_tokenizer, READY.vocabulary_size)
     assert caplog.text == ""
     running_tokenizer.vocabulary_size += 2
-    warn_of_tokens(running_tokenizer, READY.vocabulary_size)
+    check_tokens(running_tokenizer, READY.vocabulary_size)
     assert f"has 2 tokens that the model lacks, from {READY.vocabulary_size} on" in caplog.text
 
 

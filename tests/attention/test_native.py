@@ -235,3 +235,45 @@ def test_structures_that_differ_are_an_error(fields, difference, tmp_path):
     else:
         with pytest.raises(LayoutError, match=re.escape(difference)):
             native.load(source, tmp_path / "kernels", [structure])
+
+
+def test_a_library_that_another_user_could_have_written_is_not_loaded(source, tmp_path, caplog):
+    folder = tmp_path / "kernels"
+    assert in_other_processes(source, folder, 1) == ["42\n"]
+    library = kept(folder)[0]
+    evil = tmp_path / "evil.cpp"
+    write(evil, 666)
+    assert compiling.kept_path(source, levels.in_force().arguments, folder) == library
+    compiling._compile(evil, levels.in_force().arguments, tmp_path).replace(library)
+    library.chmod(0o775)
+    assert native.load(source, folder).answer() == 42
+    assert f"{library} is not loaded but compiled again: other users can write it (mode 775)" in caplog.text
+    assert kept(folder)[0].stat().st_mode & 0o022 == 0
+
+
+def test_the_folder_of_libraries_is_this_users_alone(source, tmp_path, monkeypatch):
+    folder = tmp_path / "kernels"
+    mask = os.umask(0)
+    try:
+        native.load(source, folder)
+    finally:
+        os.umask(mask)
+    assert [path.stat().st_mode & 0o022 for path in (folder, *kept(folder))] == [0, 0]
+    folder.chmod(0o777)  # as an older version may have made it
+    no_compiler(monkeypatch)
+    assert native.load(source, folder).answer() == 42
+    assert folder.stat().st_mode & 0o022 == 0
+
+
+def test_a_folder_of_another_user_is_not_used_and_that_is_said(source, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    assert native.load(source, folder).answer() == 42
+    assert kept(folder) == []
+    assert f"compiled kernels in {folder} are not loaded" in caplog.text
+    assert "it belongs to user" in caplog.text
+    assert "remove that folder, or name another cache folder (LONGSPAN_CACHE_DIR)" in caplog.text

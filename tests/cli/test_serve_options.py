@@ -65,6 +65,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "server_info": ("false", False),
     "abort": ("false", False),
     "insecure": ("true", True),
+    "allow_pickle": ("true", True),
+    "log_texts": ("true", True),
     "attention": ("sparse", "sparse"),
     "attention_option": ("window=512", {"window": "512"}),
     "kernel": ("sdpa", "sdpa"),
@@ -110,6 +112,7 @@ OTHERS = (
     "check_integrity",
     "end_with_stdin",
     *("metrics", "metrics_tls", "metrics_auth", "reflection", "server_info", "abort", "insecure"),
+    *("allow_pickle", "log_texts"),
 )
 PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
 
@@ -159,9 +162,9 @@ def test_flags_of_other_forms() -> None:
     assert outcome.settings.prefix_cache is True
     assert outcome.settings.attention_option == {"window": "512"}
     flags = ["--no-metrics", "--metrics-tls", "--metrics-auth", "--no-reflection", "--no-server-info"]
-    outcome = Outcome([*flags, "--no-abort", "--insecure"])
+    outcome = Outcome([*flags, "--no-abort", "--insecure", "--allow-pickle", "--log-texts"])
     assert outcome.settings is not None, outcome.error
-    chosen = {name: VALUES[name][1] for name in OTHERS[-7:]}
+    chosen = {name: VALUES[name][1] for name in OTHERS[-9:]}
     assert outcome.settings == Settings().model_copy(update=chosen)
     for given in (Outcome(["--check-integrity"]), Outcome([], {"LONGSPAN_CHECK_INTEGRITY": "true"})):
         assert given.settings is not None, given.error

@@ -15,7 +15,7 @@ from tests.models.proving import proven
 
 
 def serve(folder, dtype="auto"):
-    check_folder(folder)
+    check_folder(folder, pickles=True)
     return load_model(folder, dtype, "cpu", None, lambda stage, fraction: None)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 
 import gguf
@@ -138,6 +139,12 @@ def test_a_file_is_converted_once_by_its_content(half, tmp_path):
     )
     assert (same, read_again) == (found.folder, ["reading moved.gguf"])
     assert convert_once(moved, "tiny.f16", str(moved), cache, refuse) == same
+    state, content = moved.stat(), bytearray(moved.read_bytes())
+    content[-2] ^= 0x80
+    moved.write_bytes(content)
+    os.utime(moved, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(AssertionError, match=r"reading moved\.gguf"):
+        convert_once(moved, "tiny.f16", str(moved), cache, refuse)
 
 
 def test_a_file_that_cannot_be_converted_is_refused_with_its_reason(half, tmp_path):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,6 +19,7 @@ from server.models.kept import kept_file
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.model import QuantizedModel
 from server.models.sample import sample_logits
+from server.models.sampled import sampled_digest
 from server.settings import Settings
 from tests.engine.harness import greedy_requests, run
 from tests.gguf_blocks import as_published
@@ -148,6 +150,40 @@ def test_a_broken_or_outdated_file_is_made_again(start, tmp_path, caplog, monkey
     made_again("the model's files have changed since")
     monkeypatch.setattr(kept, "_VERSION", 0)
     made_again("they are of other versions")
+
+
+def test_weights_of_the_same_size_and_time_are_served_and_not_the_old_ones(start, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    folder = save_tiny("llama", tmp_path / "llama")
+    first, _ = start(folder)
+    weights = folder / "model.safetensors"
+    before, content = weights.stat(), bytearray(weights.read_bytes())
+    for at in range(len(content) // 2, len(content) - 3, 4):
+        content[at + 3] ^= 0x80  # the sign of a number
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_size == before.st_size
+    again, asked = start(folder)
+    assert asked
+    assert "are made again: the model's files have changed since" in caplog.text
+    assert not torch.equal(logits_of(again), logits_of(first))
+    assert not start(folder)[1]
+
+
+def test_samples_of_a_large_file_lie_all_over_it(tmp_path):
+    file, size = tmp_path / "large", 16 << 20
+    content = np.zeros(size, np.uint8)
+
+    def digest():
+        content.tofile(file)
+        return sampled_digest(file)
+
+    plain = digest()
+    for begin in (0, 1 << 19, 3 << 20, size // 2, size - (1 << 14)):
+        content[begin : begin + (size >> 10)] = 1  # as long as two samples lie apart
+        assert digest() != plain
+        content[:] = 0
+    assert digest() == plain
 
 
 def test_logits_that_are_not_those_proven_are_noticed(start, tmp_path, caplog):

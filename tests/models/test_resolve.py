@@ -3,6 +3,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from server.errors import RefusedError
 from server.models.default import FILE
@@ -65,6 +67,42 @@ def test_a_broken_config_is_refused(text, tiny, tmp_path):
     (tiny / "config.json").write_text(text)
     with pytest.raises(RefusedError, match=r"config\.json can't be read"):
         resolve(tiny, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["../model.safetensors", "/model.safetensors", "sub/model.safetensors"])
+def test_an_index_names_no_files_elsewhere(where, tiny, tmp_path):
+    (tiny / "model.safetensors").rename(tiny.parent / "model.safetensors")
+    (tiny / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": where}}))
+    with pytest.raises(RefusedError, match=r"names the weights '.*', which is no name of a file beside it"):
+        resolve(tiny, tmp_path)
+
+
+def test_links_lead_to_weights_anywhere_and_to_texts_in_the_folder_or_the_hubs_cache(tiny, tmp_path):
+    hub = tmp_path / "models--me--tiny"
+    snapshot = hub / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for file in tiny.iterdir():
+        (hub / "blobs").mkdir(exist_ok=True)
+        (hub / "blobs" / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert resolve(snapshot, tmp_path).folder == snapshot
+    (tiny / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (tiny / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    assert resolve(tiny, tmp_path).folder == tiny
+    (tmp_path / "secret").write_text("secret")
+    (tiny / "additional_chat_templates").mkdir()
+    (tiny / "additional_chat_templates" / "a.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(RefusedError, match=r"a\.jinja is a link to a file outside the model's folder"):
+        resolve(tiny, tmp_path)
+
+
+def test_pickles_are_read_only_if_asked_for(tiny, tmp_path):
+    torch.save(load_file(tiny / "model.safetensors"), tiny / "pytorch_model.bin")
+    assert resolve(tiny, tmp_path).folder == tiny  # it has safetensors too
+    (tiny / "model.safetensors").unlink()
+    with pytest.raises(RefusedError, match=r"in pytorch_model\.bin, a pickle, .*: --allow-pickle"):
+        resolve(tiny, tmp_path)
+    assert resolve_model(str(tiny), tmp_path / "cache", lambda *_: None, pickles=True).folder == tiny
 
 
 def test_an_adapter_and_a_folder_of_gguf_files_get_their_own_hint(tmp_path):

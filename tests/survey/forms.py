@@ -64,7 +64,9 @@ def try_form(form: Form, folder: Path) -> Outcome:
     right = form.write(made)
     files = sorted(made.glob("*.gguf"))
     try:
-        found = resolve_model(str(files[0] if files else made), folder / "cache", lambda stage, part: None)
+        found = resolve_model(
+            str(files[0] if files else made), folder / "cache", lambda stage, part: None, pickles=True
+        )
         outcome = (
             _try_text(found.tokenizer, right) if form.kind == "tokenizer" else _try_model(found.folder, right)
         )

@@ -79,7 +79,9 @@ def compiled(main: Path, arguments: tuple[str, ...], folder: Path) -> Path:
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as workplace:
-            os.replace(_compile(main, arguments, Path(workplace)), kept)
+            made = _compile(main, arguments, Path(workplace))
+            made.chmod(0o755)  # whatever the umask: others must not be able to change it
+            os.replace(made, kept)
     return kept
 
 

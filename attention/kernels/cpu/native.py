@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from pathlib import Path
 from attention.kernels.cpu import layout, levels
 from attention.kernels.cpu.compiling import NativeError, accepts, compiled, compiler, kept_path, packaged
 from attention.kernels.cpu.levels import Level
+from attention.kernels.cpu.trust import distrust, private
+
+log = logging.getLogger("longspan.attention")
 
 __all__ = ["NativeError", "available", "kept", "load", "openmp", "origin"]
 
@@ -28,7 +32,7 @@ def kept() -> Path:
 def load(main: Path, folder: Path, structures: Sequence[type[ctypes.Structure]] = ()) -> ctypes.CDLL:
     """A source file as a shared library at the level in force.
 
-    If ``folder`` cannot be written, a temporary one is used.
+    If ``folder`` cannot be written, or others can write it, a temporary one is used.
 
     Args:
         main: the source file.
@@ -112,10 +116,26 @@ def _attempt(command: tuple[str, ...], target: Path, main: Path, level: Level) -
 def _kept_or_compiled(target: Path, main: Path, level: Level) -> ctypes.CDLL:
     # The folder may be read-only, or mounted without permission to execute.
     with contextlib.suppress(OSError):
-        if target.exists():
-            with contextlib.suppress(OSError):
-                return ctypes.CDLL(str(target))
-            target.unlink()  # cut short by a crash or a full disk
-        return ctypes.CDLL(str(compiled(main, level.arguments, target.parent)))
+        if reason := private(target.parent):
+            log.warning(
+                "compiled kernels in %s are not loaded, and none are kept there, so that every start "
+                "compiles them: %s; remove that folder, or name another cache folder (LONGSPAN_CACHE_DIR)",
+                target.parent,
+                reason,
+            )
+        else:
+            return _from(target, main, level)
     with tempfile.TemporaryDirectory() as workplace:
         return ctypes.CDLL(str(compiled(main, level.arguments, Path(workplace))))
+
+
+def _from(target: Path, main: Path, level: Level) -> ctypes.CDLL:
+    """The library that is kept, or compiled where that is missing, broken, or may be another user's."""
+    if target.exists():
+        if reason := distrust(target):
+            log.warning("%s is not loaded but compiled again: %s", target, reason)
+        else:
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(target))
+        target.unlink()  # cut short by a crash or a full disk, or not to be trusted
+    return ctypes.CDLL(str(compiled(main, level.arguments, target.parent)))

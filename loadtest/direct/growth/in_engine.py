@@ -44,7 +44,8 @@ def survey(plan: Plan) -> Told:
         RefusedError: the model can't be served even with full attention; the sentence says why.
     """
     settings = read_settings(plan.arguments)
-    files = resolve_model(settings.model, settings.cache_dir, _silent)
+    pickles = settings.allow_pickle
+    files = resolve_model(settings.model, settings.cache_dir, _silent, pickles=pickles)
     plain = {"attention": FULL.attention, "attention_option": {}, "kernel": "auto"}
     prepared = prepare(settings.model_copy(update=plain), files.folder, _silent)
     loaded, on_cuda = prepared.loaded, prepared.device == "cuda"

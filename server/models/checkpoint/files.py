@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from server.errors import RefusedError
+from server.models.json_file import single
 
+_LONGEST_HEADER = 100_000_000  # safetensors' own bound
 _SHARD = re.compile(r"(?:pytorch_)?model-\d+-of-\d+\.(?:safetensors|bin)")
 
 
@@ -38,6 +41,7 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for file in files:
         try:
+            _check_names(file)
             with safe_open(file, framework="numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
                     part = opened.get_slice(name)
@@ -47,9 +51,21 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
                             "and only one can be read; fetch the checkpoint again"
                         )
                     found[name] = Stored(file, part.get_dtype(), tuple(part.get_shape()))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise RefusedError(f"{file} is damaged or incomplete ({error}); fetch it again") from error
     return found
+
+
+def _check_names(file: Path) -> None:
+    """Refuses a header that says one name twice, of which readers take one without a word.
+
+    Raises:
+        ValueError: it does, or is no JSON.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length <= _LONGEST_HEADER:  # else safetensors refuses it
+            json.loads(opened.read(length), object_pairs_hook=single)
 
 
 def check_shards(folder: Path, files: Sequence[Path], index: Sequence[str]) -> None:

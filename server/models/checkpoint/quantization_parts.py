@@ -39,6 +39,18 @@ def of_activations(name: str) -> bool:
     return bool(_OF_ACTIVATIONS.search(name))
 
 
+def is_quantized(name: str, stored: Mapping[str, Stored], method: str, details: Mapping[str, Any]) -> bool:
+    """Whether a tensor holds codes, or belongs to one that does.
+
+    Args:
+        name: of the tensor.
+        stored: what the files hold.
+        method: how the checkpoint is quantized.
+        details: what its config says of that.
+    """
+    return looks_quantized(name) or _partners(name, stored, method, details) is not None
+
+
 def weight_count(stored: Mapping[str, Stored], details: dict[str, Any] | None) -> int:
     """How many numbers a checkpoint's weights are, once they are dequantized where they are quantized.
 
@@ -94,7 +106,7 @@ def check_partners(folder: Path, method: str, details: dict[str, Any], stored: M
 
 
 def _partners(
-    name: str, stored: Mapping[str, Stored], method: str, details: dict[str, Any]
+    name: str, stored: Mapping[str, Stored], method: str, details: Mapping[str, Any]
 ) -> list[str] | None:
     """The tensors that a quantized weight needs; ``None`` where it is not quantized."""
     stem, dtype = name.rpartition(".")[0] + ".", stored[name].dtype

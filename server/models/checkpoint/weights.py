@@ -23,7 +23,8 @@ from server.models.checkpoint.unused import layer_beyond, reason_unused
 
 log = logging.getLogger("longspan.models")
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""The dtypes of plain weights, as safetensors spells them."""
 _ADAPTER = re.compile(r"\.lora_|\.base_layer\.|\.modules_to_save\.")
 _HEAD = re.compile(
     r"(?:^|\.)(?:score|v_head|value_head|classifier|classification_head|reward_head|rm_head|regression_layer"
@@ -141,18 +142,11 @@ def _check_whole(model: Any, reading: Reading, unknown: list[str], folder: Path)
     if missing:
         wrong.append(f"{_count(missing)} missing, {missing[0]} among them")
     if reading.mismatched:
-        name, file_shape, own_shape = reading.mismatched[0]
-        wrong.append(
-            f"{len(reading.mismatched)} {'has' if len(reading.mismatched) == 1 else 'have'} another shape, "
-            f"{name} among them: {list(file_shape)} in the file, {list(own_shape)} by the config"
-        )
+        wrong.append(mismatches(reading.mismatched))
     if unknown:
         wrong.append(f"{_count(unknown)} not part of it, {unknown[0]} among them")
     if wrong:
-        raise RefusedError(
-            f"the weights in {folder} are not those of {type(model).__name__}: {'; '.join(wrong)}; "
-            "choose a complete checkpoint of a causal language model"
-        )
+        raise RefusedError(not_those(model, wrong, folder))
     if bare := sorted(name for name, weight in model.state_dict().items() if weight.is_meta):
         raise RefusedError(
             f"the weights of {type(model).__name__} were not all loaded: {_count(bare)} not, {bare[0]} among "
@@ -189,18 +183,55 @@ def _tell_untied(model: Any) -> None:
         )
 
 
+def mismatches(shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+    """Tensors of another shape, in words: name, shape in the file, shape by the config; empty without any."""
+    if not shapes:
+        return ""
+    name, file_shape, own_shape = shapes[0]
+    return (
+        f"{len(shapes)} {'has' if len(shapes) == 1 else 'have'} another shape, "
+        f"{name} among them: {list(file_shape)} in the file, {list(own_shape)} by the config"
+    )
+
+
+def not_those(model: Any, wrong: Sequence[str], folder: Path) -> str:
+    """The sentence about weights that are not the model's."""
+    return (
+        f"the weights in {folder} are not those of {type(model).__name__}: {'; '.join(wrong)}; "
+        "choose a complete checkpoint of a causal language model"
+    )
+
+
 def _check_dtypes(model: Any, reading: Reading, stored: Mapping[str, Stored], folder: Path) -> None:
     places = model.state_dict()
     integers = [
         name
         for name in sorted(reading.taken)
-        if stored[name].dtype not in _FLOATS and places[reading.targets[name]].is_floating_point()
+        if stored[name].dtype not in FLOATS and places[reading.targets[name]].is_floating_point()
     ]
+    check_floats(integers, stored, folder, None)
+
+
+def check_floats(
+    integers: Sequence[str], stored: Mapping[str, Stored], folder: Path, method: str | None
+) -> None:
+    """Refuses weights that are no floats.
+
+    Args:
+        integers: their names; may be empty.
+        stored: what the files hold.
+        folder: where they lie.
+        method: how the others are quantized, if they are.
+
+    Raises:
+        RefusedError: there are some.
+    """
     if integers:
+        why = f"{method} does not quantize them so" if method else "its config names no quantization"
         raise RefusedError(
             f"{len(integers)} weights in {folder} are not in floating point: {integers[0]} is "
-            f"{stored[integers[0]].dtype}, but its config names no quantization; choose the unquantized "
-            "checkpoint, or fetch this one again with its complete config.json"
+            f"{stored[integers[0]].dtype}, but {why}; choose the unquantized checkpoint, or fetch this one "
+            "again with its complete config.json"
         )
 
 

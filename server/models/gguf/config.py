@@ -46,6 +46,9 @@ def read_config(reading: Reading, row: Row, generation: Mapping[str, Any]) -> De
     values = {name: reading.get(key) for key, name in row.keys.items()}
     drafting = int(reading.get("nextn_predict_layers", 0))
     layers = values[row.keys["block_count"]] = values[row.keys["block_count"]] - drafting
+    count = sum(1 for _ in reading.file)
+    if layers > count:
+        raise ValueError(f"it says that it has {layers} layers, but it has only {count} tensors")
     if not any(name.startswith(f"blk.{layers - 1}.") for name in reading.file):
         raise ValueError(f"it says that it has {layers} layers, but it has no tensor of the last of them")
     hidden, heads = values[row.keys["embedding_length"]], values[row.keys["attention.head_count"]]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from server.models.checkpoint.outline import outline
 from server.models.conversions import arguments, writing
 from server.models.gguf.config import read_config
 from server.models.gguf.file import GgufFile
@@ -44,8 +45,7 @@ def convert(file: Path, folder: Path) -> None:
     row = find_row(reading)
     generation = generation_config(source.metadata)
     described = read_config(reading, row, generation)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(described.config)
+    model = outline(described.config, sum(1 for _ in source))
     plan = plan_parameters(source, row, described.sizes, model)
     _say("tokenizer", 0.1)
     tokenizer = read_tokenizer(source.path, source.metadata)

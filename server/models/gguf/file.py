@@ -12,6 +12,8 @@ import torch
 
 from server.models.gguf.parts import find_parts
 
+# The largest vocabularies have 1.3 million, with types, scores and merges.
+_MOST_VALUES = 2_000_000
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 
 
@@ -161,7 +163,25 @@ class GgufFile:
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]  # the package has no types
-    """The package's reader, which takes what lies beyond the end of a file for lists of any length."""
+    """The package's reader, which takes what lies beyond the end of a file for lists of any length.
+
+    It makes an object for each value of a list, hundreds of bytes large, whatever the value's own size.
+    """
+
+    _values = 0
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        self._count()
+        return super()._get_field_parts(orig_offs, raw_type)
+
+    def _get_tensor_info_field(self, orig_offs: int) -> Any:
+        self._count()
+        return super()._get_tensor_info_field(orig_offs)
+
+    def _count(self) -> None:
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise ValueError(f"it has more than {_MOST_VALUES:,} values, and no model needs so many")
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         found = super()._get(offset, dtype, count, override_order)
