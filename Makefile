@@ -19,7 +19,7 @@ help:
 	@echo 'make test     install, then run all tests in three processes; some: make test ARGS="tests/client -k stream";'
 	@echo '              in one process, with a debugger: make test ARGS="-n 0 --pdb"'
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
-	@echo 'make quality  install, then check what is known of the default model under attention patterns; 10 minutes'
+	@echo 'make quality  install, then check what is known of the default model under attention patterns; 20 minutes'
 	@echo 'make device   install, then measure how near the engine comes to what a GPU can do; 10 minutes'
 	@echo 'make growth   install, then time tokens as contexts and streams grow; a quarter of an hour'
 	@echo 'make models   install, then try every architecture and checkpoint form and write docs/models.md; 15 minutes;'

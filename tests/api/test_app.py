@@ -121,8 +121,9 @@ async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
         line = capsys.readouterr().out
         port, metrics_port = life.server.port, life.server.metrics_port
         assert re.fullmatch(
-            rf"Longspan is ready: fake on 127\.0\.0\.1:{port} \(full attention, reference kernel\), "
-            rf"metrics http://127\.0\.0\.1:{metrics_port}/metrics  ·  try: \S*longspan generate "
+            rf"Longspan is ready: fake on 127\.0\.0\.1:{port}\n"
+            rf"  full attention, reference kernel, metrics http://127\.0\.0\.1:{metrics_port}/metrics\n"
+            r"  try: \S*longspan generate "
             rf'"What is the capital of Japan\?" --chat --port {port}\n',
             line,
         )
