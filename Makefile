@@ -11,6 +11,9 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$python && break; done)
 
+# The tests start some hundred Python processes, each of which would else compile this project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 NATIVE = $(shell find attention server loadtest tests -name '*.[ch]pp')
 
 help:
