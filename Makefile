@@ -74,10 +74,10 @@ models: install
 stress: install
 	$(BIN)/python -m pytest -m stress $(ARGS)
 
+# mypy uses one core, so clang-tidy, which uses all, runs beside it.
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) \
@@ -85,7 +85,7 @@ lint: install
 	|| { echo 'The stubs are not what the proto generates; run: make proto' >&2; exit 1; }
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
-	$(BIN)/python .ci/tidy.py
+	$(BIN)/mypy & types=$$!; $(BIN)/python .ci/tidy.py; native=$$?; wait $$types && exit $$native
 
 format: install
 	$(BIN)/ruff check --fix
