@@ -12,6 +12,9 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$python && break; done)
 
+# The tests start some hundred Python processes, each of which would else compile this project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 NATIVE = $(shell find attention server loadtest tests -name '*.[ch]pp')
 
 help:
@@ -20,7 +23,7 @@ help:
 	@echo 'make test     install, then run all tests in three processes; some: make test ARGS="tests/client -k stream";'
 	@echo '              in one process, with a debugger: make test ARGS="-n 0 --pdb"'
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
-	@echo 'make quality  install, then check what is known of the default model under attention patterns; 10 minutes'
+	@echo 'make quality  install, then check what is known of the default model under attention patterns; 20 minutes'
 	@echo 'make device   install, then measure how near the engine comes to what a GPU can do; 10 minutes'
 	@echo 'make growth   install, then time tokens as contexts and streams grow; a quarter of an hour'
 	@echo 'make models   install, then try every architecture and checkpoint form and write docs/models.md; 15 minutes;'
@@ -80,10 +83,10 @@ stress: install
 soak: install
 	$(BIN)/python -m tests.soak $(ARGS)
 
+# mypy uses one core, so clang-tidy, which uses all, runs beside it.
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) \
@@ -91,7 +94,7 @@ lint: install
 	|| { echo 'The stubs are not what the proto generates; run: make proto' >&2; exit 1; }
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
-	$(BIN)/python .ci/tidy.py
+	$(BIN)/mypy & types=$$!; $(BIN)/python .ci/tidy.py; native=$$?; wait $$types && exit $$native
 
 format: install
 	$(BIN)/ruff check --fix

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-_READY = re.compile(r" on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
+_READY = re.compile(r" on (\S+):(\d+)\n.*metrics http://\S+:(\d+)/metrics")  # in the first two lines
 _OWN = "longspan: "  # the beginning of the command's last sentence
 # For the program that measures alone, whatever the environment or longspan.toml says of a server for others.
 _PRIVATE = (
@@ -83,7 +83,7 @@ def serve(
         try:
             begun(process.pid)
             assert process.stdout is not None
-            match = _READY.search(process.stdout.readline())
+            match = _READY.search(process.stdout.readline() + process.stdout.readline())
             if match is None:
                 code = process.wait(_STOP_SECONDS)
                 log.seek(0)

@@ -34,7 +34,7 @@ from server.observe.logging import configure_logging
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
-from server.ready_line import ready_line
+from server.ready_lines import ready_lines
 from server.settings import Settings
 from server.text.load import check_tokens, load_tokenizer
 
@@ -112,10 +112,11 @@ class Server:
 
     def _interrupt(self) -> None:
         """Begins to drain; the second time, ends at once. (A terminal that closes sends SIGHUP twice.)"""
-        if self._asked_to_stop.is_set():
-            self._asked_to_end.set()
         self._interrupted = True
-        self.stop()
+        if self._asked_to_stop.is_set():
+            self.end()
+        else:
+            self.stop()
 
     def end(self) -> None:
         """Ends at once, whatever is running."""
@@ -195,7 +196,7 @@ class Server:
         served = Served(name, files.source, tokenizer, engine, ready, generation)
         self._served = served
         self.engine_ready(engine)
-        print(ready_line(served, self._settings, self.port, self.metrics_port), flush=True)
+        print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
         gc.freeze()  # loaded objects stay: later garbage collections need not visit them
         return await keep_serving(self, engine, self._settings)

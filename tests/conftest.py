@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import settings as hypothesis_settings
 
 from server.models.resolve import resolve_model
 from server.settings import Settings
+from tests.kernels import share_kernels
 
 # Threads that wait by spinning make every kernel many times slower when something else wants a core, and in
 # these tests a server, a client and a model often do. torch, which reads this, is not imported yet.
@@ -33,3 +35,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def default_model() -> Path:
     """The default model's Hugging Face folder, in the ordinary cache: fetched once per machine."""
     return resolve_model(None, Settings().cache_dir, lambda stage, fraction: None).folder
+
+
+@pytest.fixture(scope="session")
+def of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny(of_the_run: Path) -> Path:
+    """A small random model's folder, for servers."""
+    from tests.models_zoo import save_tiny
+
+    folder = of_the_run / "tiny" / "llama"
+    with (of_the_run / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            save_tiny("llama", folder, max_position_embeddings=1024)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_packed(tiny: Path, of_the_run: Path) -> tuple[str, ...]:
+    """Options of servers of ``tiny`` that start in half the time: only the first one imports transformers.
+
+    It packs the weights and keeps them for all others, as with the default model.
+    """
+    cache = share_kernels(of_the_run / "packed")
+    return ("--model", str(tiny), "--weights", "int8", "--cache-dir", str(cache), "--threads", "1")

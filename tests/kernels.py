@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from server.settings import Settings
@@ -12,5 +13,6 @@ def share_kernels(cache: Path) -> Path:
     kernels = Settings().cache_dir / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
-    (cache / "kernels").symlink_to(kernels)
+    with contextlib.suppress(FileExistsError):  # another process of the tests was here before
+        (cache / "kernels").symlink_to(kernels)
     return cache

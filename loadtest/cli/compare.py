@@ -52,7 +52,7 @@ def compare(
     full: Annotated[bool, typer.Option("--full", help="The same as --preset full.")] = False,
     budget: Annotated[
         str | None,
-        typer.Option(help="Time to spend, like 5m or 2h.", show_default="quick: 5m, full: 2h, known: 10m"),
+        typer.Option(help="Time to spend, like 5m or 2h.", show_default="quick: 5m, full: 2h, known: 20m"),
     ] = None,
     concurrency: Annotated[
         str | None,
@@ -129,11 +129,12 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Compare attention variants on your model, this machine and your text, and say which to deploy.
+    """Compare attention variants, and say which to deploy.
 
-    Serves them side by side. Arguments after -- go to every `longspan serve`. The exit code is 0 if all
-    was measured, whatever the verdict; 1 if a candidate failed meanwhile or could not answer all or, with
-    --preset known, a figure is beyond its bound; 2 if something was refused before; 130 if interrupted.
+    Serves them side by side, with your model and your text on this machine. Arguments after -- go to every
+    `longspan serve`. The exit code is 0 if all was measured, whatever the verdict; 1 if a candidate failed
+    meanwhile or could not answer all or, with --preset known, a figure is beyond its bound; 2 if something
+    was refused before; 130 if interrupted.
     """
     require_server()
     from loadtest.compare import document

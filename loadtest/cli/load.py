@@ -159,10 +159,10 @@ def load(
     *,
     connection: Connection,
 ) -> None:
-    """Measure a server: throughput, time to first token, time per token; greedy, outputs of exact length.
+    """Measure a server: throughput and latencies under a load.
 
-    Ends with 0 if every run is valid and nothing failed, with 130 if it was stopped, else with 1;
-    with --show always with 0.
+    Requests are greedy, with outputs of exact length. Ends with 0 if every run is valid and nothing failed,
+    with 130 if it was stopped, else with 1; with --show always with 0.
     """
     from loadtest.cli.load_run import Files, run, tell
     from loadtest.load import asked

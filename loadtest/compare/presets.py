@@ -78,11 +78,11 @@ SELECTION = topk(512)
 
 KNOWN = Preset(
     "known",
-    "a check of what is known of the default model, in ten minutes",
+    "a check of what is known of the default model, in twenty minutes",
     (FULL, SINKS, BARE, SELECTION, IN_CACHE),
     (1024, 4096),
     ("passkey", "needles"),
-    600.0,
+    1200.0,
     # Asked by chat, the default model answers much less of what it can find.
     chat=False,
     prefill=False,

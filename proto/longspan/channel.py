@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-import grpc
+from longspan.credentials import credentials
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
@@ -77,10 +77,23 @@ def target(host: str, port: int) -> str:
 
     A host in one of gRPC's own forms, like ``dns:///name``, ``dns:///name:port`` or ``unix:/path``, is kept;
     a name without a port gets this one. The addresses of a ``dns:`` name are called in turn.
+
+    Raises:
+        ValueError: the host has a port of its own, or is no address.
     """
     if named := _NAMED.match(host):
         return f"{host}:{port}" if named[1] == "dns" and not _WITH_PORT.search(host) else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if ":" not in host:
+        return f"{host}:{port}"
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        name, _, rest = host.rpartition(":")
+        instead = (
+            f"give them apart: host {name} and port {rest}" if rest.isdigit() else "give a name or an address"
+        )
+        raise ValueError(f"{host!r} is not the address of a host; {instead} (--host, --port)") from None
+    return f"[{host}]:{port}"
 
 
 def open_channel(api: Any, address: str, options: ConnectOptions) -> Any:
@@ -92,7 +105,7 @@ def open_channel(api: Any, address: str, options: ConnectOptions) -> Any:
         options: what the client was told.
 
     Raises:
-        ValueError: options contradict one another, or a file can't be read; the sentence says which.
+        ValueError: options contradict one another, or a file is not what it must be; the sentence says which.
     """
     local = _stays_here(address)
     arguments = (*_OPTIONS, *_service_config(address, options.get("retries", True)))
@@ -104,15 +117,12 @@ def open_channel(api: Any, address: str, options: ConnectOptions) -> Any:
     if not wants_tls(options):
         if not local and any(name.lower() == "authorization" for name, _ in headers(options)):
             raise ValueError(
-                f"the token could be read on the way to {address}: connect by TLS (--tls), or give a "
-                "channel of your own"
+                f"the token could be read on the way to {address}: connect by TLS (tls=True, --tls), or "
+                "give a channel of your own"
             )
         return api.insecure_channel(address, options=arguments)
-    ca, cert, key = options.get("ca"), options.get("cert"), options.get("key")
-    if (cert is None) != (key is None):
-        raise ValueError("cert and key belong together: give both, or neither")
-    files = [None if file is None else _read(file) for file in (ca, key, cert)]
-    return api.secure_channel(address, grpc.ssl_channel_credentials(*files), options=arguments)
+    given = credentials(options.get("ca"), options.get("cert"), options.get("key"))
+    return api.secure_channel(address, given, options=arguments)
 
 
 def wants_tls(options: ConnectOptions) -> bool:
@@ -169,10 +179,3 @@ def _stays_here(address: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _read(file: str | Path) -> bytes:
-    try:
-        return Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise ValueError(f"{file} can't be read ({error.strerror or error})") from error

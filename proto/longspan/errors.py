@@ -153,9 +153,11 @@ _BY_STATUS = {
 # How BoringSSL and gRPC tell of a handshake that failed.
 _HANDSHAKES = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS, so leave that out",
-    "CERTIFICATE_VERIFY_FAILED": "its certificate comes from none of the roots that are trusted (ca)",
-    "Hostname Verification Check failed": "its certificate has another name; say which (server_name)",
-    "Socket closed": "it closed it; it may want TLS, or a certificate of yours (tls, cert and key)",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate comes from none of the roots that are trusted (ca, --ca)",
+    "Hostname Verification Check failed": "its certificate has another name; say which "
+    "(server_name, --server-name)",
+    "Socket closed": "it closed it; it may want TLS (tls=True, --tls), or a certificate of yours "
+    "(cert and key, --cert and --key)",
 }
 
 

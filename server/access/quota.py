@@ -56,8 +56,8 @@ class Quota:
         most = identity.requests_in_flight
         if most is not None and self.in_flight >= most:
             raise LimitError(
-                f"{identity.name} has {self.in_flight} requests in flight, as many as it may have at once; "
-                "wait for one to end",
+                f"{identity.name} has {self.in_flight} of at most {most} requests in flight; wait for one "
+                "to end",
                 "REQUESTS_IN_FLIGHT",
                 most,
                 None,

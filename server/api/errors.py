@@ -153,7 +153,7 @@ def queue_full(in_flight: int, limit: int, retry_seconds: float) -> ServiceError
     """Admission: as many sequences as the server takes are in flight."""
     return ServiceError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"the server has {in_flight} sequences in flight and takes {limit} at most; try again in about "
+        f"the server has {in_flight} of at most {limit} sequences in flight; try again in about "
         f"{retry_seconds:.1f} s",
         "QUEUE_FULL",
         _info("QUEUE_FULL", in_flight=in_flight, limit=limit),

@@ -49,7 +49,10 @@ def backends(
     cache_dir: Annotated[str | None, typer.Option(metavar="PATH", help=_OF_SERVE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which attention backends and kernels work here with a model, and why others do not."""
+    """Show which attention backends and kernels work here.
+
+    With the model, and with the reasons against the others.
+    """
     require_server()
     from server.checks import native_level_refusal
     from server.cli.options import SettingsRefusedError, load

@@ -53,6 +53,7 @@ def generate(
         typer.Option(help="Drop tokens less likely than this share of the most likely one's probability."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same request, same tokens.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher is served sooner. Without it: 0.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with text, usage and timings at the end.")
@@ -85,6 +86,7 @@ def generate(
         "top_k": top_k,
         "min_p": min_p,
         "seed": seed,
+        "priority": priority,
         "stop": stop,
         "special_tokens_as_text": special_tokens_as_text or None,
     }

@@ -8,6 +8,16 @@ from typer.core import TyperCommand
 
 # Lines of text break after a hyphen, which would cut --kv-memory-share in two.
 _UNBREAKABLE = "\u2011"
+# What typer calls types, and the names that `longspan serve` gives them.
+_METAVARS = (
+    ("<list[str]>", "TEXT"),
+    ("<str>", "TEXT"),
+    ("<int range>", "INTEGER"),
+    ("<int>", "INTEGER"),
+    ("<float range>", "NUMBER"),
+    ("<float>", "NUMBER"),
+    ("<path>", "PATH"),
+)
 
 
 class PlainCommand(TyperCommand):
@@ -22,6 +32,8 @@ class PlainCommand(TyperCommand):
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
             title = getattr(parameter, "rich_help_panel", None) or usual
             name, words = record
+            for kind, metavar in _METAVARS:
+                name = name.replace(kind, metavar)
             if len(name) > formatter.width - 2 * formatter.current_indent - 4:
                 option, _, choices = name.partition(" ")
                 name, words = f"{option} CHOICE", f"{words} CHOICE is {choices.replace('|', ', ')}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,10 +37,9 @@ def list_models(cache_dir: CacheDir = None) -> None:
         return
     table = Table("Model", "Size", "Source", "Folder", box=None)
     table.columns[1].justify = "right"
-    table.columns[3].overflow = "fold"
     for model in found:
         table.add_row(Text(model.name), decimal(model.size), Text(model.source), Text(str(model.folder)))
-    Console(width=None if sys.stdout.isatty() else UNBROKEN).print(table)
+    Console(width=UNBROKEN).print(table)
 
 
 @models.command("pull", cls=PlainCommand)
@@ -56,7 +54,10 @@ def pull_model(
     ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Fetch a model and convert it where needed, so that serving it starts at once."""
+    """Fetch a model and convert it where needed.
+
+    Serving it then starts at once.
+    """
     require_server()
     from server.errors import RefusedError
     from server.models.resolve import resolve_model

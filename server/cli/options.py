@@ -102,7 +102,8 @@ def _sentence(details: ErrorDetails, given: dict[str, Any], file: str) -> str:
     if details["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
         return f"{file}: there is no setting {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ").partition(", unable to ")[0]
+    message = message.replace("a valid boolean", "true or false")
     value = "" if details["type"] == "value_error" else f", not {details['input']!r}"
     if name in given:
         source = flag(name)
@@ -194,6 +195,8 @@ def _annotation(name: str, field: FieldInfo, panel: str) -> Any:
         "rich_help_panel": panel,
     }
     if kind is bool:
+        # click would read a boolean's variable itself, with a sentence of its own where it is wrong.
+        shared["help"] = f"{field.description} Environment: ${shared.pop('envvar')}."
         shared["show_default"] = "on" if field.default else "off"
         return Annotated[bool | None, typer.Option(f"{flag(name)}/{flag('no_' + name)}", **shared)]
     if typing.get_origin(kind) is typing.Literal:

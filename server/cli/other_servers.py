@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _ONE_DEVICE = "Longspan serves a model on one device; leave it out"
+_TOKENS = "--identities, a file with hashes of tokens; longspan token writes it"
 HERE = {
     "--max-model-len": "--max-context",
     "--context-length": "--max-context",
@@ -22,6 +23,12 @@ HERE = {
     "--served-model-name": "--model-name",
     "--model-path": "--model",
     "--download-dir": "--cache-dir",
+    "--api-key": _TOKENS,
+    "--ssl-certfile": "--tls-certificate",
+    "--ssl-cert-file": "--tls-certificate",
+    "--ssl-keyfile": "--tls-key",
+    "--ssl-key-file": "--tls-key",
+    "--ssl-ca-certs": "--tls-client-ca",
     "--tensor-parallel-size": _ONE_DEVICE,
     "--tp-size": _ONE_DEVICE,
     "--tp": _ONE_DEVICE,

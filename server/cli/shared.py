@@ -16,7 +16,7 @@ DEFAULT_PORT = 50051
 
 _OF_SERVER = ("pydantic_settings", "msgspec", "torch", "transformers")
 
-UNBROKEN = 1000  # columns: a program that reads a pipe wants each row of a table on one line
+UNBROKEN = 1000  # columns: each row of a table on one line, so that programs can read it and paths be copied
 
 
 def fail(sentence: str, code: int = 1) -> NoReturn:

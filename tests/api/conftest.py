@@ -193,3 +193,11 @@ async def running(loading, settings, tokenizer):
 
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.fixture
+def slow_engines(monkeypatch, tmp_path):
+    """Servers start engines that load until they are told to be ready."""
+    from tests.api.life import with_slow_engines
+
+    with_slow_engines(monkeypatch, tmp_path)

@@ -42,13 +42,14 @@ def test_generate_prints_the_text_and_nothing_else(server: Running) -> None:
 
 def test_options_arrive(server: Running) -> None:
     options = "--max-tokens 3 --temperature 0 --top-p 0.5 --top-k 4 --min-p 0.25 --seed 9 --stop a --stop b"
+    options += " --priority 3"
     done = generate(server, "hello", "--model", "mirror", *options.split())
     assert done.stdout == "oll"
     (request,) = server.service.requests
     sampling = request.sampling
     assert sampling.HasField("temperature")
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 0.5, 4)
-    assert (sampling.min_p, sampling.seed) == (0.25, 9)
+    assert (sampling.min_p, sampling.seed, request.priority) == (0.25, 9, 3)
     assert (request.model, request.text, list(request.stop.stop_strings)) == ("mirror", "hello", ["a", "b"])
     assert not request.special_tokens_as_text
     generate(server, "hello", "--as-text")

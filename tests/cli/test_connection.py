@@ -73,9 +73,10 @@ def test_flags_and_variables(secure: Running, authority: Authority) -> None:
 @pytest.mark.parametrize("command", [("generate", "x"), ("health",), ("load",)])
 def test_mistakes_are_sentences(command: tuple[str, ...]) -> None:
     for arguments, sentence in (
-        (("--token", "secret", "--host", "example.invalid"), "connect by TLS (--tls)"),
-        (("--ca", "/nowhere/ca.pem"), "/nowhere/ca.pem can't be read"),
-        (("--cert", "c.pem"), "cert and key belong together"),
+        (("--token", "secret", "--host", "example.invalid"), "connect by TLS (tls=True, --tls)"),
+        (("--ca", __file__), "has no certificates in PEM"),
+        (("--cert", "c.pem"), "give both (--cert, --key)"),
+        (("--host", "localhost:50051"), "host localhost and port 50051 (--host, --port)"),
     ):
         done = run(*command, *arguments)
         assert done.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,12 +51,20 @@ def test_names_are_whole_in_80_columns(words: str) -> None:
     assert shown.exit_code == 0, shown.output
     assert max(map(len, shown.output.splitlines())) <= 80
     assert "…" not in shown.output
+    assert re.search(r"<(str|int|float|path|list)\b", shown.output) is None
     assert "\u2011" not in shown.output, "copied, it would be no hyphen"
     whole = set(shown.output.replace("[", " ").split())
     options = [name for each in commands()[words].params for name in (*each.opts, *each.secondary_opts)]
     assert [name for name in options if name.startswith("-") and name not in whole] == []
     # No line ends within a name that another begins: --kv-memory- and share.
     assert [line for line in shown.output.splitlines() if line.rstrip().endswith("-")] == []
+
+
+@pytest.mark.parametrize("words", ["", "models"])
+def test_summaries_of_commands_are_whole(words: str) -> None:
+    shown = CliRunner().invoke(application, [*words.split(), "--help"], env={"COLUMNS": "80"})
+    (_, listed) = shown.output.split("Commands:")
+    assert all(line.endswith(".") and "..." not in line for line in listed.strip().splitlines()), listed
 
 
 def completed(line: str, word: int) -> list[str]:

@@ -216,7 +216,12 @@ def test_help_shows_every_setting_with_its_variable_and_default() -> None:
         (["--rope-option", "factor"], {}, "--rope-option: 'factor' is not of the form KEY=VALUE"),
         (["--kv-memory", "many"], {}, "--kv-memory: 'many' is not an amount of memory; write it like 2GiB"),
         (["--attention-option", "window"], {}, "--attention-option: 'window' is not of the form KEY=VALUE"),
-        ([], {"LONGSPAN_PORT": "tcp://10.0.0.1:50051"}, "$LONGSPAN_PORT: should be a valid integer"),
+        (
+            [],
+            {"LONGSPAN_PORT": "tcp://1.1:5"},
+            "$LONGSPAN_PORT: should be a valid integer, not 'tcp://1.1:5'",
+        ),
+        ([], {"LONGSPAN_METRICS": "maybe"}, "$LONGSPAN_METRICS: should be true or false, not 'maybe'."),
         ([], {"LONGSPAN_ATTENTION_OPTION": "window=5"}, "in the environment are JSON"),
         ([], {"LONGSPAN_CONFIG": "gone.toml"}, "$LONGSPAN_CONFIG: there is no file gone.toml."),
         (["--config", "gone.toml"], {}, "--config: there is no file gone.toml."),
@@ -262,6 +267,8 @@ def test_every_setting_stands_under_a_title() -> None:
     [
         (["--max-model-len", "4096"], "--max-model-len: here it is called --max-context."),
         (["--port", "0", "--gpu-memory-utilization=0.9"], "here it is called --kv-memory-share, a share of"),
+        (["--api-key", "x"], "--api-key: here it is called --identities, a file with hashes of tokens"),
+        (["--ssl-keyfile", "k.pem"], "--ssl-keyfile: here it is called --tls-key."),
         (["--max-num-seqs", "8"], "--max-num-seqs: here it is called --max-running."),
         (["--max-running-requests", "8"], "--max-running-requests: here it is called --max-running."),
         (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype: here it is called --kv-dtype."),

@@ -124,6 +124,10 @@ def test_a_server_that_hangs_up_may_want_tls(cause: str) -> None:
         ("h", {"metadata": [("authorization", "Bearer x")]}, "could be read"),
         ("h", {"cert": "c"}, "cert and key belong together"),
         ("h", {"ca": "/nowhere/ca.pem"}, "/nowhere/ca.pem can't be read"),
+        ("h", {"ca": __file__}, "has no certificates in PEM"),
+        ("h", {"cert": __file__, "key": __file__}, "are not a certificate and its unencrypted key"),
+        ("localhost:50051", {}, "give them apart: host localhost and port 50051"),
+        ("[::1]", {}, "is not the address of a host; give a name or an address"),
     ],
 )
 def test_options_that_cannot_work_are_refused(host: str, options: dict[str, Any], sentence: str) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from longspan import AsyncClient, Client
 
-READY = re.compile(r"Longspan is ready: (\S+) on (\S+):(\d+) .*metrics http://\S+:(\d+)/metrics")
+READY = re.compile(r"Longspan is ready: (\S+) on (\S+):(\d+)\n.*metrics http://\S+:(\d+)/metrics")
 
 
 class Server:
@@ -44,11 +44,11 @@ class Server:
             self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Reads the ready line."""
+        """Reads the first two ready lines."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        match = READY.search(line)
-        assert match, f"no ready line but {line!r}; log:\n{self.log}"
+        lines = self.process.stdout.readline() + self.process.stdout.readline()
+        match = READY.search(lines)
+        assert match, f"no ready lines but {lines!r}; log:\n{self.log}"
         self.name, self.host = match[1], match[2]
         self.port, self.metrics_port = int(match[3]), int(match[4])
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from server.ready_line import EXAMPLE
+from server.ready_lines import EXAMPLE
 
 CLI = [sys.executable, "-m", "loadtest.cli"]
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from longspan import FinishReason
-from server.ready_line import EXAMPLE
+from server.ready_lines import EXAMPLE
 from tests.e2e.server import Server
 from tests.engine.harness import transformers_next
 

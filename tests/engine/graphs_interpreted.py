@@ -119,6 +119,12 @@ class Engine:
             sequence.tokens.append(int(row.argmax()))
 
 
+@pytest.fixture(scope="module")
+def engine(model):
+    """For tests that leave it as they found it: a capture takes the interpreter half a second."""
+    return Engine(model)
+
+
 BACKENDS = {
     "full": ("full", {}),
     "rerotated": ("sliding_window", {"window": "8", "sinks": "2", "positions": "cache"}),
@@ -156,8 +162,7 @@ def test_rows_of_the_table_pass_on(model):
     engine.step([engine.sequence(1, 5, [7, 9, 3]), two])
 
 
-def test_a_step_launches_the_same_kernels_for_all_lengths(model):
-    engine = Engine(model)
+def test_a_step_launches_the_same_kernels_for_all_lengths(engine):
     (graph,) = engine.recorded
     launches = len(graph.calls)
     sequence = engine.sequence(1, 30, list(range(20, 30)))
@@ -198,8 +203,7 @@ def test_an_engine_gives_the_same_tokens(model):
         (lambda ids, batch: {}["launch"], "KeyError: 'launch'"),
     ],
 )
-def test_steps_that_need_the_host_are_refused(model, fault, reason, monkeypatch):
-    engine = Engine(model)
+def test_steps_that_need_the_host_are_refused(engine, fault, reason, monkeypatch):
     forward = engine.eager.forward
 
     def faulty(ids, batch):
@@ -212,8 +216,7 @@ def test_steps_that_need_the_host_are_refused(model, fault, reason, monkeypatch)
         capture(engine.eager, StandInGraph)
 
 
-def test_a_step_that_computes_something_else_is_refused(model, monkeypatch):
-    engine = Engine(model)
+def test_a_step_that_computes_something_else_is_refused(engine, monkeypatch):
     forward = engine.eager.forward
 
     def other(ids, batch):

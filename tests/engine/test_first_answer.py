@@ -6,7 +6,7 @@ import pytest
 from server.engine.build import build_engine
 from server.messages import Sampling, Submit
 from server.models import default
-from server.ready_line import EXAMPLE
+from server.ready_lines import EXAMPLE
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.engine.harness import run

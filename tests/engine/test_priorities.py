@@ -9,7 +9,7 @@ import pytest
 from server.engine.kv_manager import KVManager
 from server.engine.pace import MULTIPLE, Pace
 from server.engine.scheduler import Scheduler
-from server.messages import Sampling, Submit
+from tests.engine.scheduling import ask, step
 
 AGING = 10.0
 
@@ -25,24 +25,6 @@ class Clock:
 def make(clock: Clock, aging: float | None = AGING, pages: int = 1000, **settings: Any) -> Scheduler:
     kv = KVManager(pages, 16, prefix_cache=False)
     return Scheduler(kv, settings.pop("max_running", 8), 512, aging=aging, clock=clock, **settings)
-
-
-def ask(scheduler: Scheduler, name: int, tokens: int = 20, priority: int = 0, max_tokens: int = 4) -> None:
-    prompt = [name * 10_007 + i for i in range(tokens)]
-    request = Submit(id=name, prompt=prompt, sampling=Sampling(), max_tokens=max_tokens, priority=priority)
-    scheduler.add(request)
-
-
-def step(scheduler: Scheduler) -> dict[int, int]:
-    scheduled = scheduler.schedule()
-    for sequence, tokens in scheduled:
-        scheduler.kv.advance(sequence, tokens)
-        if sequence.remaining == 0:
-            scheduler.kv.append(sequence, 7)
-            if sequence.output_len == sequence.request.max_tokens:
-                scheduler.remove(sequence.id)
-    scheduler.check_integrity()
-    return {sequence.id: tokens for sequence, tokens in scheduled}
 
 
 def waiting(scheduler: Scheduler) -> list[int]:

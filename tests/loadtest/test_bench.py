@@ -16,16 +16,15 @@ from loadtest.load.driver import WorkerDiedError
 from loadtest.load.measure import STOPPED
 from loadtest.load.workloads import WorkloadError
 from loadtest.servers import serve
-from tests.models_zoo import CONTEXT, save_tiny
+from tests.models_zoo import CONTEXT
 
 plan = bench._plan
 WORKLOADS = (Workload(1, 2, 16, 8), Workload(2, 4, 32, 1), Workload(2, 4, 16, 8))
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    folder = save_tiny("llama", tmp_path_factory.mktemp("bench") / "llama")
-    with serve("--no-prefix-cache", "--model", str(folder), "--threads", "1") as address:
+def address(tiny_packed):
+    with serve("--no-prefix-cache", *tiny_packed, "--max-context", str(CONTEXT)) as address:
         yield address
 
 

@@ -80,7 +80,7 @@ def test_presets_and_loads():
 def run(folder, budget):
     """The command on the default model, with the user's own questions."""
     more = ["--json", str(folder / "c.json"), "--html", str(folder / "c.html"), "--csv", str(folder / "csv")]
-    more += ["--context", "512", "--candidate", WINDOW, "--candidate", "flash", "--task", "needles"]
+    more += ["--context", "512", "--candidate", WINDOW, "--task", "needles"]
     more += ["--questions", str(folder / "questions.jsonl"), "--budget", budget, "--", "--threads", "1"]
     return subprocess.run([*COMMAND, *more], capture_output=True, text=True)
 
@@ -121,7 +121,7 @@ def test_a_run_on_the_default_model(measured):
     comparison = document.load(folder / "c.json")
     assert not list(lacks(comparison))
     names = [candidate.name for candidate in comparison.plan.candidates]
-    assert names == ["full", WINDOW, "flash"]
+    assert names == ["full", WINDOW]
     assert not comparison.failed
     for name in names:
         assert comparison.running[name]["kernel"]
@@ -131,15 +131,12 @@ def test_a_run_on_the_default_model(measured):
     assert not [row.error for row in comparison.answers if row.error]
     held = {row.deployment: row.bytes for row in comparison.memory}
     assert held[WINDOW] < held["full"] / 3
-    window, flash = judge(comparison).verdicts
+    (window,) = judge(comparison).verdicts
     (lost,) = (test.loss for test in window.evidence if test.measure == "text")
     assert lost.value > 0.02, "a window of 128 in 512 tokens costs perplexity"
-    (same,) = (test.loss for test in flash.evidence if test.measure == "text")
-    assert abs(same.value) < 0.02, "flash computes what full does"
-    assert window.likeness[0].same_top.value < flash.likeness[0].same_top.value
-    assert window.likeness[0].kl.value > flash.likeness[0].kl.value
+    assert window.likeness[0].same_top.value < 1
+    assert window.likeness[0].kl.value > 0
     assert window.outcome is not Outcome.SAFE
-    assert flash.exact
     assert "full" in done.stdout
     assert WINDOW.split()[0] in done.stdout
     page = (folder / "c.html").read_text()

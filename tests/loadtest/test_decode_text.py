@@ -16,7 +16,8 @@ from longspan import Client, LongspanError
 
 pytestmark = pytest.mark.long
 
-LENGTH = 512
+LENGTH = 256
+SEEN = 48
 BLOCK = 32
 TEXT = prose(reference())[:20_000]
 PAGE = 16
@@ -28,7 +29,7 @@ def clients(default_model):
     arguments = ("--weights", "float", "--kv-memory", "128MiB", "--max-context", "600", "--threads", "1")
     with (
         serve(*arguments, *FULL.arguments) as full,
-        serve(*arguments, *window(92, 4).arguments) as near,
+        serve(*arguments, *window(SEEN - 4, 4).arguments) as near,
         Client(full.host, full.port) as asks_full,
         Client(near.host, near.port) as asks_near,
     ):
@@ -51,7 +52,7 @@ def test_decoded_tokens_are_as_likely_as_in_a_prompt(clients, part, decoded, nam
     with clients[name].stream(part.ids, max_tokens=1, prompt_logprobs=0, temperature=0) as stream:
         assert list(stream)
     reference = [math.nan, *(position.chosen.logprob for position in stream.prompt_logprobs)]
-    assert len(decoded[name]) == len(part.starts) == 8
+    assert len(decoded[name]) == len(part.starts) == 4
     for start, block in zip(part.starts, decoded[name], strict=True):
         assert block.ids == part.ids[start : start + BLOCK]
         expected = reference[start : start + BLOCK]
@@ -68,7 +69,7 @@ def test_rows_tell_how_far_a_window_is_from_full(part, decoded):
     own = blocks_against("window", part, decoded["window"], decoded["full"])
     full = blocks_against("full", part, decoded["full"])
     again = blocks_against("again", part, decoded["full"], decoded["full"])
-    assert [row.block for row in own] == list(range(part.first_block, part.first_block + 8))
+    assert [row.block for row in own] == list(range(part.first_block, part.first_block + 4))
     assert [row.start for row in own] == list(part.starts)
     assert all(math.isnan(row.kl) and math.isnan(row.same_top) for row in full)
     assert all(row.kl == 0 and row.same_top == 1 for row in again)
@@ -77,7 +78,7 @@ def test_rows_tell_how_far_a_window_is_from_full(part, decoded):
 
 
 def test_a_refusal_of_the_server_is_an_error_of_its_rows(clients, part):
-    long = texts.Slice(700, 3, tuple(part.ids[:400]) * 2, (500, 690), 8)
+    long = texts.Slice(700, 3, tuple(part.ids) * 3, (500, 690), 8)
     found = decode_slice(clients["full"], long, 20)
     assert all(isinstance(each, LongspanError) for each in found)
     rows = blocks_against("full", long, found)
@@ -91,9 +92,9 @@ def test_memory_is_that_of_the_pages_that_the_pattern_keeps(clients, part):
     rows = {name: memory(client, name, part.ids, int(101.5 * page)) for name, client in clients.items()}
     assert rows["full"].bytes == LENGTH / PAGE * page
     assert rows["full"].fits == 100 * PAGE // LENGTH
-    assert 96 / PAGE * page <= rows["window"].bytes <= (96 / PAGE + 2) * page
+    assert SEEN / PAGE * page <= rows["window"].bytes <= (SEEN / PAGE + 2) * page
     assert rows["window"].fits == 100 * page // rows["window"].bytes
-    assert "600" in memory(clients["full"], "full", part.ids * 2).error
+    assert "600" in memory(clients["full"], "full", part.ids * 3).error
 
 
 def test_pieces_of_a_text_have_the_tokens_of_the_whole(clients, monkeypatch):

@@ -33,7 +33,6 @@ from loadtest.measuring.types import Load
 from loadtest.servers import NotStartedError, serve
 from loadtest.tasks import own
 from longspan import Client, DeadlineError
-from tests.models_zoo import save_tiny
 
 pytestmark = pytest.mark.long
 
@@ -42,13 +41,8 @@ WINDOW = Deployment("window", "sliding_window", {"window": "124", "sinks": "4"})
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama", max_position_embeddings=2048)
-
-
-@pytest.fixture(scope="module")
-def arguments(tiny):
-    return ["--model", str(tiny), "--threads", "1", "--kv-memory", "8MiB", "--weights", "float"]
+def arguments(tiny_packed):
+    return [*tiny_packed, "--kv-memory", "8MiB"]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +125,7 @@ def test_a_compare_that_could_not_be_kept_is_refused_before_a_server_starts(tmp_
 
 
 def test_a_server_that_does_not_start_is_quoted_without_its_log(arguments):
-    with pytest.raises(NotStartedError) as caught, serve(*arguments[:-2], "--kv-memory", "8KiB"):
+    with pytest.raises(NotStartedError) as caught, serve(*arguments, "--kv-memory", "8KiB"):
         pass
     assert "8 KiB of KV cache hold" in str(caught.value)
     assert "INFO" not in str(caught.value)
@@ -190,7 +184,7 @@ def test_a_signal_ends_servers_that_are_still_starting(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("ready", [False, True], ids=["starting", "ready"])
-def test_servers_end_with_a_command_that_is_killed(tiny, ready):
+def test_servers_end_with_a_command_that_is_killed(tiny_packed, ready):
     program = (
         "import sys, time\n"
         "from loadtest.deployment import FULL, window\n"
@@ -199,9 +193,8 @@ def test_servers_end_with_a_command_that_is_killed(tiny, ready):
         "    print('ready', flush=True)\n"
         "    time.sleep(600)\n"
     )
-    arguments = ["--model", str(tiny), "--threads", "1", "--weights", "float"]
     with subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", program, *tiny_packed], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         try:
             own, end = psutil.Process(process.pid), time.monotonic() + 60

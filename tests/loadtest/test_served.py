@@ -22,8 +22,7 @@ from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import CannotMeasureError, Load
 from loadtest.servers import NotStartedError, serve
 from longspan import Client, LongspanError
-from tests.kernels import share_kernels
-from tests.models_zoo import CONTEXT, save_tiny
+from tests.models_zoo import CONTEXT
 
 WINDOW = window(48, 16)
 CACHED = Load(256, 64, cached=True)
@@ -31,18 +30,8 @@ NEW = Load(128, 64)
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
-    folder = save_tiny("llama", tmp_path_factory.mktemp("served") / "llama")
-    return (
-        "--model",
-        str(folder),
-        "--threads",
-        "1",
-        "--weights",
-        "int8",
-        "--cache-dir",
-        str(share_kernels(folder / "cache")),
-    )
+def arguments(tiny_packed):
+    return (*tiny_packed, "--max-context", str(CONTEXT))
 
 
 @pytest.fixture(scope="module")

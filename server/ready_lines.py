@@ -1,4 +1,4 @@
-"""The line that a server prints once it is ready: what it serves, where, and a command to try it with."""
+"""The lines that a server prints once it is ready: what it serves, where, and a command to try it with."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EXAMPLE = "What is the capital of Japan?"
 """A question that the default model answers rightly, and far from any tie, under every backend."""
 
 
-def ready_line(served: Served, settings: Settings, port: int, metrics_port: int) -> str:
-    """The line.
+def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int) -> str:
+    """The lines.
 
     Args:
         served: the model.
@@ -26,16 +26,15 @@ def ready_line(served: Served, settings: Settings, port: int, metrics_port: int)
         metrics_port: of ``/metrics``.
     """
     ready = served.ready
-    line = (
-        f"Longspan is ready: {served.name} on {settings.host}:{port} "
-        f"({ready.attention_backend} attention, {ready.attention_kernel} kernel)"
+    lines = (
+        f"Longspan is ready: {served.name} on {settings.host}:{port}\n"
+        f"  {ready.attention_backend} attention, {ready.attention_kernel} kernel"
     )
     if settings.metrics:
         scheme = "https" if settings.metrics_tls else "http"
-        line += f", metrics {scheme}://{settings.metrics_host}:{metrics_port}/metrics"
-    line += "  ·  "
+        lines += f", metrics {scheme}://{settings.metrics_host}:{metrics_port}/metrics"
     if not served.tokenizer.has_text:
-        return f"{line}token ids only: the model has no tokenizer"
+        return f"{lines}\n  token ids only: the model has no tokenizer"
     command = [_command(), "generate"]
     command += [EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]
     if settings.host != DEFAULT_HOST:
@@ -50,7 +49,7 @@ def ready_line(served: Served, settings: Settings, port: int, metrics_port: int)
     if settings.identities is not None:
         command += ["--token", "TOKEN"]
     hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
-    return f"{line}try: {hint}"
+    return f"{lines}\n  try: {hint}"
 
 
 def _command() -> str:
