@@ -58,6 +58,9 @@ class Pace:
     Args:
         seconds: that the prompt tokens of a step should take; ``None`` for as many tokens as there are.
         reach: as it is expected, before any duration is known.
+
+    Attributes:
+        known: a step's duration has been taken.
     """
 
     def __init__(self, seconds: float | None, reach: float = EXPECTED_REACH) -> None:
@@ -67,6 +70,7 @@ class Pace:
         self._expected = reach
         self._reach = math.inf if seconds is None else reach
         self._sums: tuple[float, ...] = (0.0,) * 5
+        self.known = False
 
     @property
     def allowance(self) -> float | None:
@@ -103,6 +107,7 @@ class Pace:
             return
         if self._cost_of(work) < _ENOUGH * self._allowance:
             return
+        self.known = True
         own = max(seconds - decodes * self._decode, seconds / 2, 1e-6)
         self._estimate_reach(work, own)
         # A step that was held up once says little of the next one.
