@@ -99,13 +99,17 @@ void put_weighted(const Panel& panel, int64_t queries, int64_t value_size, float
       Floats first[kLanes], second[kLanes];
       load_transposed(panel.output + d * kWide + m, kWide, first);
       load_transposed(panel.output + (d + kLanes) * kWide + m, kWide, second);
-      const int64_t end = std::min<int64_t>(queries, m + kLanes), size = std::min<int64_t>(kBlock, value_size - d);
+      const int64_t end = std::min<int64_t>(queries, m + kLanes);
       for (int64_t q = m; q < end; ++q) {
         float lanes[kBlock], block[kBlock];
         store(lanes, first[q - m]);
         store(lanes + kLanes, second[q - m]);
         for (int i = 0; i < kBlock; ++i) block[Format::place(i)] = lanes[i];
-        std::memcpy(to + q * value_size + d, block, size * sizeof *block);
+        float* own = to + q * value_size + d;
+        if (d + kBlock <= value_size)
+          std::memcpy(own, block, sizeof block);
+        else
+          std::memcpy(own, block, (value_size - d) * sizeof *block);
       }
     }
 }

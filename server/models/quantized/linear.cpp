@@ -16,9 +16,9 @@
 
 namespace {
 
-constexpr int64_t kRowsAtOnce = 256;  // that stay in a core's cache through all stages of a run
-constexpr int64_t kTileRows = 8;      // at most, at any level
-constexpr int64_t kOwnRows = 2;       // are prepared by each thread for itself, to save a barrier
+constexpr int64_t kRowsAtOnce = kLanes == 16 ? 256 : 128;  // that stay in a core's cache through all stages of a run
+constexpr int64_t kTileRows = 8;                           // at most, at any level
+constexpr int64_t kOwnRows = 2;                            // are prepared by each thread for itself, to save a barrier
 
 // Panels of a tile with many rows, whose scales are made floats once for all its tiles. Where a panel is a single
 // vector, a number of a row that is read should serve two; with few rows, that wait for memory, one stretch of it is
@@ -133,17 +133,19 @@ void multiply_many(const Stage& stage, const Block* blocks, int64_t first, int64
   const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
   const uint16_t* scales = stage.scales + panel * groups * group_scales(kForm);
   unpack<kForm>(codes, scales, groups, panels);
-  const int64_t bytes = kUnpackedPanels * groups * group_bytes(kForm), ahead = ceil(bytes, rows / kUnpackedRows);
-  const uint8_t* next = codes + bytes;
-  const auto* next_scales =
-      reinterpret_cast<const uint8_t*>(scales) + kUnpackedPanels * groups * 2 * group_scales(kForm);
-  const int64_t more = ceil(kUnpackedPanels * groups * 2 * group_scales(kForm), rows / kUnpackedRows);
+  const int64_t code_bytes = kUnpackedPanels * groups * group_bytes(kForm);
+  const int64_t scale_count = kUnpackedPanels * groups * group_scales(kForm);
   Floats results[kUnpackedRows * kUnpackedCount];
   int64_t row = first;
+  // Asks for a tile's share of what is unpacked next.
+  const auto ask = [&](const void* next, int64_t bytes) {
+    const int64_t share = bytes * kUnpackedRows / rows;
+    const auto* from = static_cast<const uint8_t*>(next) + (row - first) / kUnpackedRows * share;
+    for (int64_t byte = 0; byte < share; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+  };
   for (; row + kUnpackedRows <= end; row += kUnpackedRows, blocks += kUnpackedRows * groups) {
-    for (const uint8_t* stop = next + ahead; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
-    for (const uint8_t* stop = next_scales + more; next_scales < stop; next_scales += 64)
-      __builtin_prefetch(next_scales, 0, 2);
+    ask(codes + code_bytes, code_bytes);
+    ask(scales + scale_count, scale_count * int64_t{sizeof *scales});
     for (int r = 0; r < kUnpackedRows; ++r)
       for (int c = 0; c < kUnpackedPanels; ++c)
         __builtin_prefetch(stage.output + (row + r) * stage.output_stride + column + c * kColumns, 1);
@@ -151,7 +153,7 @@ void multiply_many(const Stage& stage, const Block* blocks, int64_t first, int64
     store_tile<kUnpackedPanels>(stage, results, row, kUnpackedRows, column);
   }
   if (row == end) return;
-  tile_of<kForm, kUnpackedPanels>(end - row)(codes, scales, blocks, groups, results);
+  tile_of<kForm, kUnpackedPanels, kUnpackedRows - 1>(end - row)(codes, scales, blocks, groups, results);
   store_tile<kUnpackedPanels>(stage, results, row, end - row, column);
 }
 
