@@ -83,7 +83,8 @@ class Division:
         else:
             # A tile of tokens for the most urgent, and one for another, however long these take.
             least = 2 * MULTIPLE if self._equals else MULTIPLE
-            usual = pace.allowance * (ALONE if quiet and not others and not step.scheduled else 1)
+            alone = quiet and pace.known and not others and not step.scheduled
+            usual = pace.allowance * (ALONE if alone else 1)
             step.allowance = max(usual, *(pace.cost(_begin(s), least) for s in self._urgent))
             short = self._is_short(first)
             if short or all(s.passed_over < PATIENCE for s in self._urgent):

@@ -62,6 +62,9 @@ class Pace:
     Args:
         seconds: that the prompt tokens of a step should take; ``None`` for as many tokens as there are.
         reach: as it is expected, before any duration is known.
+
+    Attributes:
+        known: a step's duration has been taken.
     """
 
     def __init__(self, seconds: float | None, reach: float = EXPECTED_REACH) -> None:
@@ -71,6 +74,7 @@ class Pace:
         self._expected = reach
         self._reach = math.inf if seconds is None else reach
         self._sums: tuple[float, ...] = (0.0,) * 5
+        self.known = False
 
     @property
     def allowance(self) -> float | None:
@@ -107,6 +111,7 @@ class Pace:
             return
         if self._cost_of(work) < _ENOUGH * self._allowance:
             return
+        self.known = True
         of_decodes = (_WEIGHTS + decodes) * self._decode if decodes else 0.0
         own = max(seconds - of_decodes, seconds / 2, 1e-6)
         self._estimate_reach(work, own)

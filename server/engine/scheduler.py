@@ -21,7 +21,7 @@ from server.engine.sequence import Sequence, State
 from server.messages import Submit
 
 QUIET = 1.0
-"""Seconds without a new request after which none is expected soon."""
+"""Seconds without another request after which none is expected soon."""
 
 
 class Scheduled(NamedTuple):
@@ -68,13 +68,13 @@ class Scheduler:
         self.preemptions = 0
         self._by_id: dict[int, Sequence] = {}
         self._arrivals = 0
-        self._came = -math.inf
+        self._came = self._came_before = -math.inf
 
     def add(self, request: Submit) -> None:
         """Queues a new sequence."""
         # All grow more urgent at the same rate, so that their order is that of their arrivals, each taken as
         # earlier by its priority's worth of waiting.
-        self._came = self._clock()
+        self._came, self._came_before = self._clock(), self._came
         waited = 0.0 if self._aging is None else self._came / self._aging
         sequence = Sequence(request, self._arrivals, waited - request.priority)
         self._arrivals += 1
@@ -127,7 +127,9 @@ class Scheduler:
         prompts += self._queue()
         if not prompts or not step.budget:
             return
-        quiet = self._clock() - self._came >= QUIET
+        # A prompt's own arrival says nothing of others'.
+        newest = prompts[0].arrival == self._arrivals - 1
+        quiet = self._clock() - (self._came_before if newest else self._came) >= QUIET
         for sequence, cost in Division(prompts, self.pace, step, quiet=quiet).shares():
             if step.budget and step.allowance > 0:
                 self._grant(sequence, cost, step)

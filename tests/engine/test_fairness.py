@@ -198,8 +198,10 @@ def test_a_short_prompt_has_the_next_step_to_itself() -> None:
 def test_a_long_prompt_has_larger_chunks_while_it_holds_up_nothing() -> None:
     now = [0.0]
     scheduler = make(pace=Pace(0.05), clock=lambda: now[0])
+    ask(scheduler, 9, 16, max_tokens=1)
+    assert step(scheduler) == {9: 16}
     ask(scheduler, 0, LONG)
-    usual = step(scheduler)[0]
+    usual = paced(scheduler, 0.05 / FIRST)[0]
     assert usual <= FIRST
     now[0] += QUIET
     assert step(scheduler)[0] > 3 * usual
@@ -209,6 +211,17 @@ def test_a_long_prompt_has_larger_chunks_while_it_holds_up_nothing() -> None:
     while 1 in scheduler._by_id:  # it decodes
         assert step(scheduler)[0] <= usual
     assert step(scheduler)[0] > 3 * usual
+
+
+def test_a_prompts_own_arrival_holds_up_nothing() -> None:
+    scheduler = make(pace=Pace(0.05), clock=lambda: 0.0)
+    ask(scheduler, 0, LONG)
+    # Unless nothing is known yet of how long a step takes.
+    assert paced(scheduler, 0.05 / FIRST)[0] <= FIRST
+    assert step(scheduler)[0] > 3 * FIRST
+    ask(scheduler, 1, 16, max_tokens=1)
+    assert step(scheduler) == {1: 16}
+    assert step(scheduler)[0] <= FIRST
 
 
 def test_the_most_urgent_prompt_waits_for_a_few_short_ones_and_then_for_every_other() -> None:

@@ -9,6 +9,7 @@
 
 #include "paged_floats.hpp"
 #include "paged_pairs.hpp"
+#include "transposed.hpp"
 
 // How a thread's scratch is divided among a block's panels, in numbers.
 struct BlockRoom {
@@ -47,10 +48,10 @@ inline Panel panel_at(const Call& call, const BlockRoom& room, float* at, int64_
   return panel;
 }
 
-// Makes a panel at `to` of a group's queries from `first` on, with empty sums.
+// Makes a panel at `to` of a group's queries from `first` on, with empty sums. Needs some rows, [kLanes, key_size].
 template <class Format, class Products>
-void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int64_t first, int64_t queries,
-                float* to) {
+void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int64_t first, int64_t queries, float* to,
+                float* rows) {
   const Panel panel = panel_at(call, room, to, queries, false);
   const int64_t shared = call.shared();
   const auto factor = static_cast<float>(call.softcap > 0 ? call.scale : call.scale * kLog2E);
@@ -68,13 +69,49 @@ void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int
       begins[i * kWide + m] = static_cast<int32_t>(range[0]);
       ends[i * kWide + m] = static_cast<int32_t>(range[1]);
     }
-    if (m >= queries) continue;
-    const int64_t at = call.rows[entry] * call.row_stride + (group.head * shared + query % shared) * call.head_stride;
-    for (int64_t form = 0; form < room.forms; ++form)
-      Products::template pack_query<Format>((form ? call.rerotated : call.query) + at, call.head_size, factor,
-                                            to + form * room.key_size * kWide + m,
-                                            to + (room.forms * room.key_size + form) * kWide + m);
   }
+  const auto query_at = [&](const float* queries_of_form, int64_t query) {
+    const int64_t row = call.rows[group.entry + query / shared], head = group.head * shared + query % shared;
+    return queries_of_form + row * call.row_stride + head * call.head_stride;
+  };
+  for (int64_t form = 0; form < room.forms; ++form) {
+    float *own = to + form * room.key_size * kWide, *units = to + (room.forms * room.key_size + form) * kWide;
+    for (int64_t m = 0; m < queries; m += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, queries - m);
+      for (int64_t q = 0; q < count; ++q)
+        Products::template pack_query<Format>(query_at(form ? call.rerotated : call.query, first + m + q),
+                                              call.head_size, factor, rows + q * room.key_size, units + m + q);
+      std::fill(rows + count * room.key_size, rows + kLanes * room.key_size, 0.0f);
+      for (int64_t d = 0; d < room.key_size / Products::kPer; d += kLanes) {
+        Floats square[kLanes];
+        load_transposed(rows + d, room.key_size, square);
+        for (int i = 0; i < kLanes; ++i) store(own + (d + i) * kWide + m, square[i]);
+      }
+    }
+  }
+}
+
+// A panel's weighted values go to `to`, [queries, value_size].
+template <class Format>
+void put_weighted(const Panel& panel, int64_t queries, int64_t value_size, float* to) {
+  for (int64_t m = 0; m < queries; m += kLanes)
+    for (int64_t d = 0; d < value_size; d += kBlock) {
+      Floats first[kLanes], second[kLanes];
+      load_transposed(panel.output + d * kWide + m, kWide, first);
+      load_transposed(panel.output + (d + kLanes) * kWide + m, kWide, second);
+      const int64_t end = std::min<int64_t>(queries, m + kLanes);
+      for (int64_t q = m; q < end; ++q) {
+        float lanes[kBlock], block[kBlock];
+        store(lanes, first[q - m]);
+        store(lanes + kLanes, second[q - m]);
+        for (int i = 0; i < kBlock; ++i) block[Format::place(i)] = lanes[i];
+        float* own = to + q * value_size + d;
+        if (d + kBlock <= value_size)
+          std::memcpy(own, block, sizeof block);
+        else
+          std::memcpy(own, block, (value_size - d) * sizeof *block);
+      }
+    }
 }
 
 template <class Format, class Products>
@@ -102,7 +139,7 @@ void attend_block(const Call& call, const Work& work, const Part& part, float* s
       run(scratch + i * room.panel_size, i * kWide, std::min<int64_t>(kWide, queries - i * kWide));
   };
   each_panel([&](float* panel, int64_t first, int64_t count) {
-    pack_panel<Format, Products>(call, room, group, first, count, panel);
+    pack_panel<Format, Products>(call, room, group, first, count, panel, keys);
   });
 
   Walk walk(call, work, part);
@@ -151,15 +188,7 @@ void attend_block(const Call& call, const Work& work, const Part& part, float* s
     for (int64_t m = 0; m < count; ++m) {
       top[first + m] = panel.top[m] / kLog2E;
       sum[first + m] = panel.sum[m];
-      float* to = weighted + (first + m) * call.value_size;
-      for (int64_t d = 0; d < room.value_size; d += kBlock) {
-        float block[kBlock];
-        for (int i = 0; i < kBlock; ++i) block[Format::place(i)] = panel.output[(d + i) * kWide + m];
-        if (d + kBlock <= call.value_size)
-          std::memcpy(to + d, block, sizeof block);
-        else
-          std::memcpy(to + d, block, (call.value_size - d) * sizeof *block);
-      }
     }
+    put_weighted<Format>(panel, count, call.value_size, weighted + first * call.value_size);
   });
 }

@@ -50,14 +50,12 @@ struct InFloats {
   static constexpr int kPer = 1;  // numbers of a unit
   static Vector add(Vector sum, Unit a, Vector b) { return sum + a * b; }
 
-  // Puts a query, times `factor`, into a column of a panel; `unit` is not needed.
+  // Puts a query, times `factor`, into a row; `unit` is not needed.
   template <class Format>
-  static void pack_query(const float* from, int64_t size, float factor, float* column, float*) {
+  static void pack_query(const float* from, int64_t size, float factor, float* row, float*) {
     each_query_block<Format>(from, size, [&](int64_t d, Floats first, Floats second) {
-      float block[kBlock];
-      store(block, first * factor);
-      store(block + kLanes, second * factor);
-      for (int i = 0; i < kBlock; ++i) column[(d + i) * kWide] = block[i];
+      store(row + d, first * factor);
+      store(row + d + kLanes, second * factor);
     });
   }
 

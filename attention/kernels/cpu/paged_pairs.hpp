@@ -25,7 +25,7 @@ struct InPairs {
   static Vector add(Vector sum, Unit a, Vector b) { return add_products(sum, Vector{} + a, b); }
 
   template <class Format>
-  static void pack_query(const float* from, int64_t size, float factor, float* column, float* query_unit) {
+  static void pack_query(const float* from, int64_t size, float factor, float* row, float* query_unit) {
     Floats squares = {};
     each_query_block<Format>(from, size,
                              [&](int64_t, Floats first, Floats second) { squares += first * first + second * second; });
@@ -33,9 +33,7 @@ struct InPairs {
     measure(&unit, &scale, 1);
     *query_unit = unit * factor;
     each_query_block<Format>(from, size, [&](int64_t d, Floats first, Floats second) {
-      float pairs[kLanes];
-      store(pairs, paired(nearest(first * scale), nearest(second * scale)));
-      for (int i = 0; i < kLanes; ++i) column[(d / kPer + i) * kWide] = pairs[i];
+      store(row + d / kPer, paired(nearest(first * scale), nearest(second * scale)));
     });
   }
 

@@ -12,12 +12,13 @@
 #include "lookup.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
+#include "unpacked.hpp"
 
 namespace {
 
-constexpr int64_t kRowsAtOnce = 128;  // that stay in a core's cache while panels go by
-constexpr int64_t kTileRows = 8;      // at most, at any level
-constexpr int64_t kOwnRows = 2;       // are prepared by each thread for itself, to save a barrier
+constexpr int64_t kRowsAtOnce = kLanes == 16 ? 256 : 128;  // that stay in a core's cache through all stages of a run
+constexpr int64_t kTileRows = 8;                           // at most, at any level
+constexpr int64_t kOwnRows = 2;                            // are prepared by each thread for itself, to save a barrier
 
 // Panels of a tile with many rows, whose scales are made floats once for all its tiles. Where a panel is a single
 // vector, a number of a row that is read should serve two; with few rows, that wait for memory, one stretch of it is
@@ -48,9 +49,10 @@ class alignas(64) Share {
 struct Job {
   const Run& run;
   Block* blocks;
-  Progress* progress;  // of each stage
-  Share* shares;       // [stages, team]
+  Progress* progress;  // [chunks, stages]
+  Share* shares;       // [chunks, stages, team]
   int64_t team;
+  int64_t chunk, chunks;          // rows that go through all stages before the next ones
   std::atomic<int64_t> begun{0};  // threads
 };
 
@@ -91,7 +93,7 @@ void store_tile(const Stage& stage, const Floats* results, int64_t row, int64_t 
   }
 }
 
-// Some panels' products with some rows, of which the first begins a tile.
+// Some panels' products with some rows, whose blocks begin with the first row's.
 template <Form kForm, int kPanels>
 void multiply_rows(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel,
                    Scratch& scratch) {
@@ -109,43 +111,80 @@ void multiply_rows(const Stage& stage, const Block* blocks, int64_t first, int64
       for (int r = 0; r < kMost; ++r)
         for (int c = 0; c < kPanels; ++c)
           __builtin_prefetch(stage.output + (row + r) * stage.output_stride + column + c * kColumns, 1);
-      multiply_tile<kForm, kMost, kPanels, float>(codes, wide, blocks + row * groups, groups, results);
+      multiply_tile<kForm, kMost, kPanels, float>(codes, wide, blocks + (row - first) * groups, groups, results);
       store_tile<kPanels>(stage, results, row, kMost, column);
     }
   }
   for (; row < end; row += kMost) {
     const int64_t count = std::min<int64_t>(kMost, end - row);
-    tile_of<kForm, kPanels>(count)(codes, scales, blocks + row * groups, groups, results);
+    tile_of<kForm, kPanels>(count)(codes, scales, blocks + (row - first) * groups, groups, results);
     store_tile<kPanels>(stage, results, row, count, column);
   }
 }
 
+// kUnpackedPanels panels with some rows.
+template <Form kForm>
+void multiply_many(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel,
+                   Scratch& scratch) {
+  const int64_t groups = ceil(stage.inputs, kGroup), end = first + rows, column = panel * kColumns;
+  const size_t codes_size = Unpacked::codes_size(groups);
+  auto* const room = scratch.get<Codes>(codes_size + Unpacked::scales_size(groups));
+  const Unpacked panels{room, reinterpret_cast<Floats*>(room + codes_size)};
+  const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
+  const uint16_t* scales = stage.scales + panel * groups * group_scales(kForm);
+  unpack<kForm>(codes, scales, groups, panels);
+  const int64_t code_bytes = kUnpackedPanels * groups * group_bytes(kForm);
+  const int64_t scale_count = kUnpackedPanels * groups * group_scales(kForm);
+  Floats results[kUnpackedRows * kUnpackedCount];
+  int64_t row = first;
+  // Asks for a tile's share of what is unpacked next.
+  const auto ask = [&](const void* next, int64_t bytes) {
+    const int64_t share = bytes * kUnpackedRows / rows;
+    const auto* from = static_cast<const uint8_t*>(next) + (row - first) / kUnpackedRows * share;
+    for (int64_t byte = 0; byte < share; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+  };
+  for (; row + kUnpackedRows <= end; row += kUnpackedRows, blocks += kUnpackedRows * groups) {
+    ask(codes + code_bytes, code_bytes);
+    ask(scales + scale_count, scale_count * int64_t{sizeof *scales});
+    for (int r = 0; r < kUnpackedRows; ++r)
+      for (int c = 0; c < kUnpackedPanels; ++c)
+        __builtin_prefetch(stage.output + (row + r) * stage.output_stride + column + c * kColumns, 1);
+    multiply_unpacked<kForm>(panels, blocks, groups, results);
+    store_tile<kUnpackedPanels>(stage, results, row, kUnpackedRows, column);
+  }
+  if (row == end) return;
+  tile_of<kForm, kUnpackedPanels, kUnpackedRows - 1>(end - row)(codes, scales, blocks, groups, results);
+  store_tile<kUnpackedPanels>(stage, results, row, end - row, column);
+}
+
+// Panels from `panel` to `end` with some rows, whose blocks begin with the first row's.
 template <Form kForm>
 void multiply_panels(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end,
                      Scratch& scratch) {
+  if constexpr (kUnpackedPanels > 0 && Sum<code_bits(kForm)>::kParts == 1)
+    if (rows >= kUnpackedFrom)
+      for (; panel + kUnpackedPanels <= end; panel += kUnpackedPanels)
+        multiply_many<kForm>(stage, blocks, first, rows, panel, scratch);
   if (rows >= kManyRows)
     for (; panel + kPanelsAtOnce <= end; panel += kPanelsAtOnce)
       multiply_rows<kForm, kPanelsAtOnce>(stage, blocks, first, rows, panel, scratch);
   for (; panel < end; ++panel) multiply_rows<kForm, 1>(stage, blocks, first, rows, panel, scratch);
 }
 
-// A share is some panels with all rows. It begins with a long piece, since memory is slow at the begin of a stretch
-// and after a wait for an atomic number. The short pieces after it balance threads of unequal speed.
-void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t own, Share* shares, Scratch& scratch) {
+// A share is some panels with all of some rows. It begins with a long piece, since memory is slow at the begin of a
+// stretch and after a wait for an atomic number. The short pieces after it balance threads of unequal speed.
+void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t own,
+              Share* shares, Scratch& scratch) {
   constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
-  const int64_t rows = job.run.rows, chunks = ceil(rows, kRowsAtOnce);
-  const int64_t chunk = ceil(ceil(rows, chunks), kTileRows) * kTileRows;
-  const int64_t panels = ceil(stage.outputs, kColumns), units = ceil(panels, kPanelsAtOnce);
+  const int64_t together = kUnpackedPanels > 0 && rows >= kUnpackedFrom ? kUnpackedPanels : kPanelsAtOnce;
+  const int64_t panels = ceil(stage.outputs, kColumns), units = ceil(panels, together);
   const auto multiply_some = stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>;
   for (int64_t k = 0; k < job.team; ++k) {
     const int64_t thread = (own + k) % job.team;
     const int64_t begin = units * thread / job.team, size = units * (thread + 1) / job.team - begin;
-    for (int64_t i; (i = shares[thread].take(kPieces * chunks, k > 0)) >= 0;) {
-      const int64_t first = i / kPieces * chunk, piece = i % kPieces;
-      multiply_some(stage, blocks, first, std::min(chunk, rows - first),
-                    kPanelsAtOnce * (begin + size * kEdges[piece] / 8),
-                    std::min(panels, kPanelsAtOnce * (begin + size * kEdges[piece + 1] / 8)), scratch);
-    }
+    for (int64_t piece; (piece = shares[thread].take(kPieces, k > 0)) >= 0;)
+      multiply_some(stage, blocks, first, rows, together * (begin + size * kEdges[piece] / 8),
+                    std::min(panels, together * (begin + size * kEdges[piece + 1] / 8)), scratch);
   }
 }
 
@@ -153,30 +192,31 @@ void work(void* given) {
   thread_local Scratch scratch, widened;
   Job& job = *static_cast<Job*>(given);
   const int64_t own = job.begun.fetch_add(1, std::memory_order_relaxed);
-  const int64_t rows = job.run.rows;
   const auto wait = [&] {
     if (job.team > 1) reinterpret_cast<void (*)()>(job.run.barrier)();
   };
-  for (int64_t s = 0; s < job.run.count; ++s) {
-    const Stage& stage = job.run.stages[s];
-    Progress& progress = job.progress[s];
+  const int64_t count = job.run.count, turns = count * job.chunks;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const Stage& stage = job.run.stages[turn % count];
+    const int64_t first = turn / count * job.chunk, rows = std::min(job.chunk, job.run.rows - first);
+    Progress& progress = job.progress[turn];
     const int64_t groups = ceil(stage.inputs, kGroup);
     Block* blocks = job.blocks;
     if (rows <= kOwnRows) {
       blocks = scratch.get<Block>(rows * groups);
-      for (int64_t row = 0; row < rows; ++row) prepare_row(stage, row, blocks + row * groups);
+      for (int64_t row = 0; row < rows; ++row) prepare_row(stage, first + row, blocks + row * groups);
     } else {
       for (int64_t row; (row = progress.prepared.fetch_add(1, std::memory_order_relaxed)) < rows;)
-        prepare_row(stage, row, blocks + row * groups);
+        prepare_row(stage, first + row, blocks + row * groups);
       wait();
     }
-    multiply(job, stage, blocks, own, job.shares + s * job.team, widened);
+    multiply(job, stage, blocks, first, rows, own, job.shares + turn * job.team, widened);
     if (stage.cosines) {
       wait();
       for (int64_t row; (row = progress.rotated.fetch_add(1, std::memory_order_relaxed)) < rows;)
-        rotate_row(stage, row);
+        rotate_row(stage, first + row);
     }
-    if (s + 1 < job.run.count) wait();
+    if (turn + 1 < turns) wait();
   }
 }
 
@@ -189,11 +229,13 @@ extern "C" __attribute__((visibility("default"))) void longspan_run(const Run* r
     most = std::max(most, ceil(run->stages[s].inputs, kGroup));
     products += run->rows * run->stages[s].inputs * run->stages[s].outputs;
   }
-  const std::unique_ptr<Progress[]> progress(new Progress[run->count]);
   const int64_t team = products < kParallelProducts ? 1 : run->threads;
-  const std::unique_ptr<Share[]> shares(new Share[run->count * team]);
-  auto* const blocks = scratch.get<Block>(run->rows > kOwnRows ? run->rows * most : 0);
-  Job job{*run, blocks, progress.get(), shares.get(), team};
+  const int64_t chunks = std::max<int64_t>(1, ceil(run->rows, kRowsAtOnce));
+  const int64_t chunk = ceil(ceil(run->rows, chunks), kTileRows) * kTileRows;
+  const std::unique_ptr<Progress[]> progress(new Progress[chunks * run->count]);
+  const std::unique_ptr<Share[]> shares(new Share[chunks * run->count * team]);
+  auto* const blocks = scratch.get<Block>(run->rows > kOwnRows ? std::min(chunk, run->rows) * most : 0);
+  Job job{*run, blocks, progress.get(), shares.get(), team, chunk, chunks};
   in_parallel(run->parallel, work, &job, team);
 }
 

@@ -65,6 +65,18 @@ template <Form kForm, int kRows, int kCount>
   }
 }
 
+// Scales a group's sum of a row and a vector of outputs, and adds it to the result. The offset is one of 4 bits'.
+template <Form kForm>
+[[gnu::always_inline]] inline void add_scaled(Ints total, const Block& block, Floats scale, Floats offset,
+                                              Floats& result) {
+  if (kForm == Form::kEight && !Sum<8>::kSigned) total += block.shift;
+  const Floats scaled = __builtin_convertvector(total, Floats) * scale;
+  if (kForm == Form::kFour)
+    result += multiply_add(scaled, splat(block.scale), offset * splat(block.sum));
+  else
+    result = multiply_add(scaled, splat(block.scale), result);
+}
+
 // Scales a group's sums and adds them to the results.
 template <Form kForm, int kRows, int kCount, class Scale>
 [[gnu::always_inline]] inline void scale_group(const Ints* sums, const Scale* scales, const Block* rows, int64_t groups,
@@ -76,19 +88,9 @@ template <Form kForm, int kRows, int kCount, class Scale>
     scale[v] = widened(from);
     if (kForm == Form::kFour) offset[v] = widened(from + kColumns);
   }
-  for (int r = 0; r < kRows; ++r) {
-    const Block& block = rows[r * groups];
-    for (int v = 0; v < kCount; ++v, sums += GroupSum::kParts) {
-      Ints total = GroupSum::total(sums);
-      if (kForm == Form::kEight && !GroupSum::kSigned) total += block.shift;
-      const Floats scaled = __builtin_convertvector(total, Floats) * scale[v];
-      Floats& result = results[r][v];
-      if (kForm == Form::kFour)
-        result += multiply_add(scaled, splat(block.scale), offset[v] * splat(block.sum));
-      else
-        result = multiply_add(scaled, splat(block.scale), result);
-    }
-  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kCount; ++v, sums += GroupSum::kParts)
+      add_scaled<kForm>(GroupSum::total(sums), rows[r * groups], scale[v], offset[v], results[r][v]);
 }
 
 // How many vectors the sums of a group fill.
