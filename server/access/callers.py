@@ -142,19 +142,22 @@ class Callers:
             raise DeniedError(f"the certificate of {names[0]!a} belongs to no identity here; show a token")
         raise DeniedError(_NO_TOKEN)
 
-    def may_read_metrics(self, authorization: str) -> bool:
-        """Whether a header of HTTP shows a token that may, as bearer token or as password of its identity."""
+    def may_read_metrics(self, authorization: str) -> bool | None:
+        """Whether the identity may that a header of HTTP proves; ``None`` if it proves none.
+
+        It shows a token as bearer token, or as the password of its identity.
+        """
         scheme, _, value = authorization.strip().partition(" ")
         user, token = None, value.strip()
         if scheme.lower() == "basic":
             try:
                 user, _, token = base64.b64decode(token, validate=True).decode().partition(":")
             except ValueError:
-                return False
+                return None
         elif scheme.lower() != "bearer":
-            return False
+            return None
         found = self._owner(token)
-        return found is not None and found.metrics and user in (None, found.name)
+        return found.metrics if found is not None and user in (None, found.name) else None
 
     def _owner(self, token: str) -> Identity | None:
         """The identity that a token proves.
