@@ -28,10 +28,9 @@ from server.keeping import keep_serving
 from server.messages import Ready
 from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
+from server.observe import metrics_server
 from server.observe.logging import configure_logging
 from server.observe.metrics import GrpcMetrics, Metrics
-from server.observe.metrics_server import MetricsServer
-from server.observe.metrics_server import listen as listen_for_metrics
 from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
 from server.ready_line import ready_line
@@ -73,7 +72,7 @@ class Server:
         self._files: ModelFiles | None = None
         self._served: Served | None = None
         self._grpc: aio.Server | None = None
-        self._http: MetricsServer | None = None
+        self._http: metrics_server.MetricsServer | None = None
         self._asked_to_stop = asyncio.Event()
         self._asked_to_end = asyncio.Event()
         self._interrupted = False
@@ -141,7 +140,7 @@ class Server:
         registry = self._metrics.registry
         if settings.metrics:
             tls, callers = access.metrics_certificates, access.callers
-            self._http, self.metrics_port = listen_for_metrics(
+            self._http, self.metrics_port = metrics_server.listen(
                 *(registry, settings.metrics_host, settings.metrics_port),
                 authorize=callers.may_read_metrics if settings.metrics_auth else None,
                 tls=None if tls is None else tls.context,
