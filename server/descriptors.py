@@ -9,9 +9,9 @@ from server.errors import RefusedError
 
 log = logging.getLogger("longspan.server")
 
-# Connections to the metrics, the links to other processes, and files: measured with all features in use, some
-# 60 beside the metrics' 64.
 RESERVED = 256
+"""For connections to the metrics (64), the links to other processes, traces and files: some 30 at rest."""
+
 _FEWEST = 16
 
 
@@ -33,14 +33,14 @@ def connections_allowed(wanted: int) -> int:
         for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
     )
     limit = max(soft, min(needed, hard))
-    if limit > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     allowed = min(wanted, limit - RESERVED)
     remedy = f"raise the limit of open files (ulimit -n {needed}, LimitNOFILE, or --ulimit nofile)"
     if allowed < min(wanted, _FEWEST):
         raise RefusedError(
             f"the process may open {limit} files, of which the server itself takes up to {RESERVED}; {remedy}"
         )
+    if limit > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if allowed < wanted:
         log.warning(
             "the process may open %d files, so that gRPC takes %d connections at most instead of %d "

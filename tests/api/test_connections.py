@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -211,3 +213,24 @@ async def test_none_of_a_burst_of_calls_is_dropped():
         calls = [channel.unary_unary("/none/Such")(b"", timeout=20) for channel in channels * 500]
         codes = await asyncio.gather(*(call.code() for call in calls))
     assert set(codes) == {grpc.StatusCode.UNIMPLEMENTED}
+
+
+@pytest.mark.parametrize(
+    ("limits", "printed"), [((300, 2000), "1000 1256"), ((300, 300), "44 300"), ((200, 260), "refused 200")]
+)
+def test_connections_leave_descriptors_for_all_else(limits, printed):
+    program = f"""
+import resource
+from server.descriptors import connections_allowed
+from server.errors import RefusedError
+resource.setrlimit(resource.RLIMIT_NOFILE, {limits})
+try:
+    allowed = connections_allowed(1000)
+except RefusedError as error:
+    assert "ulimit -n 1256" in str(error)
+    allowed = "refused"
+print(allowed, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == printed
+    assert ("--max-connections" in done.stderr) == (printed == "44 300")
