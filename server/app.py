@@ -137,6 +137,7 @@ class Server:
             loop.add_signal_handler(signal.SIGHUP, self.stop)
         if settings.end_with_stdin:
             when_stdin_ends(self._abandon)
+        access.begin()
         registry = self._metrics.registry
         if settings.metrics:
             tls, callers = access.metrics_certificates, access.callers

@@ -87,6 +87,7 @@ def listen(
             bound = server.add_insecure_port(address)
         else:
             bound = server.add_secure_port(address, _credentials(certificates))
+            metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
     except RuntimeError as error:
         raise RefusedError(_cannot(host, port, "gRPC does not say why")) from error
     return server, bound

@@ -100,6 +100,9 @@ class MetricsServer:
             self._connections.add(task)
             self._waiting[task] = None
             task.add_done_callback(self._forget)
+            await asyncio.sleep(
+                0
+            )  # those that have asked meanwhile wait no longer, and are not the ones to end
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)

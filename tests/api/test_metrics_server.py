@@ -67,7 +67,8 @@ def test_only_a_token_that_may_read_is_answered(tmp_path):
 def test_by_tls_with_a_certificate_that_is_read_again(tmp_path):
     first, other = Authority(tmp_path / "first"), Authority(tmp_path / "other")
     files = [Path(shutil.copy(file, tmp_path)) for file in first.issue("localhost")]
-    with serving(tls=Certificates(*files, None).context) as port:
+    certificates = Certificates(*files, None)
+    with serving(tls=certificates.context) as port:
         with ExitStack() as silent:  # before their handshakes
             for _ in range(2 * MOST_CONNECTIONS):
                 silent.enter_context(socket.create_connection(("127.0.0.1", port)))
@@ -77,9 +78,11 @@ def test_by_tls_with_a_certificate_that_is_read_again(tmp_path):
         with pytest.raises((urllib.error.URLError, ConnectionError)):
             read(port)
         shutil.copy(other.issue("localhost").certificate, files[0])
+        certificates.look()
         assert "longspan_" in read(port, "https", root=first.root), "its key is not there yet"
         shutil.copy(other.issue("localhost").key, files[1])
         shutil.copy(tmp_path / "other" / "localhost.pem", files[0])
+        certificates.look()
         assert "longspan_" in read(port, "https", root=other.root)
 
 
@@ -138,35 +141,37 @@ def test_idle_connections_take_no_threads_and_keep_no_scraper_out(said):
         begun = time.monotonic()
         for count in range(240):
             idle.enter_context(connect(port)).sendall(said)
-            if count % 40 == 0:  # as often as another connection that asks has its turn
+            if count % 20 == 0:  # so that the one kept is never the one that has waited longest
+                assert "longspan_" in read(port), "a new one"
                 kept.request("GET", "/metrics")
                 assert b"longspan_" in kept.getresponse().read()
         assert "longspan_" in read(port)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8, "other tests run beside this one"
         assert threading.active_count() == threads
         kept.close()
 
 
 def test_one_connection_more_ends_the_one_that_has_waited_longest():
     with serving() as port, ExitStack() as stack:
-        opened = [stack.enter_context(connect(port, seconds=0.3)) for _ in range(MOST_CONNECTIONS)]
+        opened = [stack.enter_context(connect(port)) for _ in range(MOST_CONNECTIONS)]
         stack.enter_context(connect(port))
         assert ended(opened[0])
+        opened[1].settimeout(0.2)
         assert not ended(opened[1])
 
 
 def test_what_takes_too_long_is_ended(monkeypatch):
-    monkeypatch.setattr(metrics_server, "_IDLE_SECONDS", 0.6)
+    monkeypatch.setattr(metrics_server, "_IDLE_SECONDS", 1.5)
     monkeypatch.setattr(metrics_server, "_REQUEST_SECONDS", 0.2)
     with serving() as port, connect(port) as silent, connect(port) as slow, connect(port) as again:
         begun = time.monotonic()
         slow.sendall(b"GET /metr")
         again.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         assert ended(slow)
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 1.2
         assert ended(silent)
         assert ended(again), "it had its answer, and then asked for nothing"
-        assert 0.5 < time.monotonic() - begun < 2
+        assert 1.4 < time.monotonic() - begun < 5
 
 
 def test_an_answer_that_is_not_taken_is_given_up(monkeypatch):
