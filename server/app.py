@@ -8,7 +8,6 @@ import logging
 import signal
 import sys
 from dataclasses import replace
-from wsgiref.simple_server import WSGIServer
 
 import uvloop
 from grpc import aio
@@ -73,7 +72,7 @@ class Server:
         self._files: ModelFiles | None = None
         self._served: Served | None = None
         self._grpc: aio.Server | None = None
-        self._http: WSGIServer | None = None
+        self._http: metrics_server.MetricsServer | None = None
         self._asked_to_stop = asyncio.Event()
         self._asked_to_end = asyncio.Event()
         self._interrupted = False
@@ -137,6 +136,7 @@ class Server:
             loop.add_signal_handler(signal.SIGHUP, self.stop)
         if settings.end_with_stdin:
             when_stdin_ends(self._abandon)
+        access.begin()
         registry = self._metrics.registry
         if settings.metrics:
             tls, callers = access.metrics_certificates, access.callers

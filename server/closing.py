@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from wsgiref.simple_server import WSGIServer
 
 from grpc import aio
 
 from server.background import in_thread
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.spare import Spare
+from server.observe.metrics_server import MetricsServer
 from server.observe.tracing import Traces
 
 log = logging.getLogger("longspan.server")
@@ -28,7 +28,7 @@ async def close(
     grpc: aio.Server | None,
     engine: EngineClient | None,
     spare: Spare,
-    http: WSGIServer | None,
+    http: MetricsServer | None,
     traces: Traces | None,
 ) -> None:
     """Ends the parts that there are.
@@ -46,7 +46,7 @@ async def close(
     if engine is not None:
         ends["the engine"] = asyncio.ensure_future(engine.stop())
     if http is not None:
-        ends["the metrics' server"] = asyncio.ensure_future(in_thread(http.shutdown))
+        ends["the metrics' server"] = asyncio.ensure_future(in_thread(http.close))
     if traces is not None:
         ends["sending the last traces"] = asyncio.ensure_future(in_thread(traces.close))
     await asyncio.wait(ends.values(), timeout=CLOSE_SECONDS)
@@ -56,5 +56,3 @@ async def close(
             end.cancel()
         elif (error := end.exception()) is not None:
             log.error("%s did not end well", name, exc_info=error)
-    if http is not None:
-        http.server_close()

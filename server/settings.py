@@ -18,99 +18,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from server.setting_types import Bytes, File, Options
+from server.model_settings import ModelSettings
+from server.network_settings import NetworkSettings
+from server.setting_types import Bytes, Options
 
 
-class Settings(BaseSettings):
-    """Settings of one server. Field order is the order of ``longspan serve --help``."""
+class Settings(NetworkSettings, ModelSettings):
+    """Settings of one server. Field order, that of ``ModelSettings`` first, is the order of the help."""
 
     model_config = SettingsConfigDict(env_prefix="LONGSPAN_", extra="forbid", frozen=True)
-
-    model: str | None = Field(
-        None,
-        description="Local Hugging Face folder, hub name, or GGUF file. Without it: SmolLM2-135M-Instruct.",
-    )
-    allow_pickle: bool = Field(
-        False, description="Read a folder's weights from pickles (pytorch_model.bin), as weights only."
-    )
-    model_name: str | None = Field(None, description="Name in requests and metrics. Without it: from MODEL.")
-    chat_template: str | None = Field(
-        None,
-        description="Name of one of the model's chat templates, or a Jinja file. Without it: its default.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Dtype of the model. auto: float32 on CPU, the checkpoint's own elsewhere."
-    )
-    weights: Literal["auto", "float", "int8", "int4", "fp8"] = Field(
-        "auto",
-        description="Form of the linear layers' weights. float: exact. On CPU int8, int4: faster, with "
-        "activations rounded to 8 bits. On CUDA int8, or fp8, less exact: half the bytes, by "
-        "torchao. auto: on CPU int4 or int8 for each layer whose weights they hold exactly, as many GGUF "
-        "files', else float.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one.")
-    max_context: int | None = Field(
-        None,
-        ge=2,
-        le=2**31 - 1,
-        description="Most tokens of prompt and output together. Without it: the model's own.",
-    )
-
-    generation_config: Literal["auto", "none"] = Field(
-        "auto",
-        description="Where a request leaves sampling unset. auto: as the model's generation_config.json has "
-        "it; none: temperature 1, all tokens, no penalties.",
-    )
-
-    rope_scaling: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] | None = Field(
-        None,
-        description="How rotary positions are stretched; default: not at all. Without it: as the model says.",
-    )
-    rope_option: Options = Field(
-        default_factory=dict, description="Detail of --rope-scaling, like factor=4; may be repeated."
-    )
-
-    host: str = Field("127.0.0.1", description="Address of the gRPC service.")
-    port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC service; 0 picks a free one.")
-    metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
-    metrics_port: int = Field(9464, ge=0, le=65535, description="Port of /metrics; 0 picks a free one.")
-
-    metrics: bool = Field(True, description="Serve /metrics.")
-    metrics_tls: bool = Field(False, description="Serve /metrics by TLS, too, with the same certificate.")
-    metrics_auth: bool = Field(
-        False,
-        description="Show /metrics only for the token of an identity that may read it, as bearer token, or "
-        "password of basic authentication with the identity as user.",
-    )
-
-    tls_certificate: File = Field(
-        None,
-        description="Serve gRPC by TLS: PEM file of the certificate and those between it and its root.",
-    )
-    tls_key: File = Field(None, description="PEM file of the certificate's private key.")
-    tls_client_ca: File = Field(
-        None,
-        description="PEM file of root certificates: only clients that show a certificate from one of these "
-        "are served (mutual TLS).",
-    )
-    identities: File = Field(
-        None,
-        description="TOML file of who may ask: hashes of tokens, names in certificates, limits; read again "
-        "when it changes. longspan token writes it.",
-    )
-    prefix_sharing: Literal["identity", "all"] = Field(
-        "identity",
-        description="Whose prompts the prefix cache finds: those of the same identity, or of all. all lets "
-        "one find out whether another's prompt began alike.",
-    )
-    reflection: bool = Field(True, description="Describe the services to clients that ask (reflection).")
-    server_info: bool = Field(True, description="Answer GetServerInfo: settings, versions and load.")
-    abort: bool = Field(True, description="Let clients end their requests by name (Abort).")
-    insecure: bool = Field(
-        False,
-        description="Let other machines reach the gRPC service without TLS, or without tokens or "
-        "certificates of clients; for a network where something else protects it.",
-    )
 
     attention: str = Field(
         "full", description="Attention backend, like full or sliding_window; longspan backends shows all."

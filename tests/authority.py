@@ -34,7 +34,7 @@ class Authority:
         self.root, self._key = folder / "root.pem", folder / "root.key"
         _openssl("req", "-x509", *_KEY, "-keyout", self._key, "-out", self.root, "-subj", "/CN=Test root")
 
-    def issue(self, name: str, names: str = "DNS:localhost,IP:127.0.0.1") -> Issued:
+    def issue(self, name: str, names: str = "DNS:localhost,IP:127.0.0.1", days: int = 2) -> Issued:
         """A certificate with ``name`` as common name, and alternative names in openssl's form."""
         file = self._folder / name.replace("/", "_")
         request, extension = file.with_suffix(".csr"), file.with_suffix(".ext")
@@ -43,7 +43,7 @@ class Authority:
         _openssl("req", *_KEY, "-keyout", issued.key, "-out", request, "-subj", f"/CN={name}")
         _openssl(
             *("x509", "-req", "-in", request, "-CA", self.root, "-CAkey", self._key, "-CAcreateserial"),
-            *("-days", "2", "-out", issued.certificate, "-extfile", extension),
+            *("-days", f"{days}", "-out", issued.certificate, "-extfile", extension),
         )
         return issued
 

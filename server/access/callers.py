@@ -6,8 +6,6 @@ import base64
 import hashlib
 import logging
 import secrets
-import threading
-import time
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,8 +17,6 @@ from server.access.watched import Watched
 
 log = logging.getLogger("longspan.access")
 
-# How often a file is looked at, at most: a call costs no look at the disk.
-_LOOK_SECONDS = 1.0
 # So many are kept without a look at which of them are idle.
 _MOST_CALLERS = 256
 _SCHEME = "bearer "
@@ -54,8 +50,7 @@ class Callers:
     alone, an identity is a certificate's common name, or its first alternative name, and has no limits.
 
     Args:
-        file: of the identities, looked at again at most every second; one that is wrong then leaves the one
-            before it in force.
+        file: of the identities; one that is wrong when it is read again leaves the one before it in force.
         certificates: whether clients show certificates, which TLS has checked.
         share_prefixes: whether identities find one another's prompts in the prefix cache.
 
@@ -66,11 +61,10 @@ class Callers:
     def __init__(
         self, file: Path | None = None, *, certificates: bool = False, share_prefixes: bool = False
     ) -> None:
-        self._file = file
+        self.file = file
         self._certificates = certificates
         self._share_prefixes = share_prefixes
         self._secret = secrets.token_bytes(32)
-        self._looked, self._looking = time.monotonic(), threading.Lock()
         self._watched = (
             None
             if file is None
@@ -83,7 +77,7 @@ class Callers:
     @property
     def open(self) -> bool:
         """Whether calls need no proof of who they are."""
-        return self._file is None and not self._certificates
+        return self.file is None and not self._certificates
 
     def by_token(self, headers: Iterable[tuple[str, str | bytes]]) -> Caller | None:
         """Who shows a token in the metadata of a call; ``None`` if only its certificate can tell.
@@ -91,7 +85,7 @@ class Callers:
         Raises:
             DeniedError: the token is not known, or there is none.
         """
-        if self._file is None:
+        if self.file is None:
             return self.everyone if self.open else None
         shown = [value for key, value in headers if key == "authorization"]
         if not shown:
@@ -120,7 +114,7 @@ class Callers:
         common = _texts(connection, "x509_common_name") if self._certificates else []
         others = _texts(connection, "x509_subject_alternative_name") if self._certificates else []
         names = common + others
-        if self._file is None:
+        if self.file is None:
             if not names:
                 raise DeniedError("the client's certificate has neither a common nor an alternative name")
             if not NAME.fullmatch(names[0]):
@@ -129,7 +123,7 @@ class Callers:
                     "letters, digits and . _ @ -); the operator can name the certificate in --identities"
                 )
             return self._caller(Identity(names[0], max_priority=None))
-        known = self._look().certificates
+        known = self._proofs.certificates
         for group in (common, others):
             found = {known[name].name: known[name] for name in group if name in known}
             if len(found) > 1:
@@ -142,19 +136,22 @@ class Callers:
             raise DeniedError(f"the certificate of {names[0]!a} belongs to no identity here; show a token")
         raise DeniedError(_NO_TOKEN)
 
-    def may_read_metrics(self, authorization: str) -> bool:
-        """Whether a header of HTTP shows a token that may, as bearer token or as password of its identity."""
+    def may_read_metrics(self, authorization: str) -> bool | None:
+        """Whether the identity may that a header of HTTP proves; ``None`` if it proves none.
+
+        It shows a token as bearer token, or as the password of its identity.
+        """
         scheme, _, value = authorization.strip().partition(" ")
         user, token = None, value.strip()
         if scheme.lower() == "basic":
             try:
                 user, _, token = base64.b64decode(token, validate=True).decode().partition(":")
             except ValueError:
-                return False
+                return None
         elif scheme.lower() != "bearer":
-            return False
+            return None
         found = self._owner(token)
-        return found is not None and found.metrics and user in (None, found.name)
+        return found.metrics if found is not None and user in (None, found.name) else None
 
     def _owner(self, token: str) -> Identity | None:
         """The identity that a token proves.
@@ -162,7 +159,7 @@ class Callers:
         The time tells how a look-up of the token's SHA-256 went. Nothing of a token can be found by that: a
         caller who could choose the digest to ask for would have to invert SHA-256, as would one who knew it.
         """
-        return self._look().digests.get(token_hash(token))
+        return self._proofs.digests.get(token_hash(token))
 
     def _caller(self, identity: Identity) -> Caller:
         caller = self._callers.get(identity.name)
@@ -176,7 +173,7 @@ class Callers:
         """Forgets idle ones that the file does not name, each time that their number has doubled."""
         if len(self._callers) < self._prune_at:
             return
-        named = self._watched.value.names if self._watched is not None else frozenset()
+        named = self._proofs.names
         self._callers = {
             name: caller for name, caller in self._callers.items() if caller.quota.in_flight or name in named
         }
@@ -187,18 +184,14 @@ class Callers:
             return b""
         return hashlib.blake2b(name.encode(), key=self._secret, digest_size=16).digest()
 
-    def _look(self) -> _ByProof:
-        """The identities in force; their file is read again if it has changed."""
-        if self._watched is None:
-            return _NONE
-        with self._looking:  # the metrics' threads look, too
-            now = time.monotonic()
-            if now - self._looked >= _LOOK_SECONDS:
-                self._looked = now
-                if self._watched.look():
-                    count = len(self._watched.value.names)
-                    log.info("%d identities were read again from %s", count, self._file)
-        return self._watched.value
+    def look(self) -> None:
+        """Reads the file again if it has changed."""
+        if self._watched is not None and self._watched.look():
+            log.info("%d identities were read again from %s", len(self._watched.value.names), self.file)
+
+    @property
+    def _proofs(self) -> _ByProof:
+        return _NONE if self._watched is None else self._watched.value
 
 
 class _ByProof(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from server.access.callers import Callers
 from server.access.certificates import Certificates
+from server.access.watched import keep_looking
 from server.errors import RefusedError
 from server.settings import Settings
 
@@ -27,6 +28,14 @@ class Access(NamedTuple):
     callers: Callers
     certificates: Certificates | None
     metrics_certificates: Certificates | None
+
+    def begin(self) -> None:
+        """Tells of certificates that are not valid now, and has changed files count within a second."""
+        if self.certificates is not None:
+            self.certificates.warn_of_dates()
+            keep_looking(self.certificates.look)
+        if self.callers.file is not None:
+            keep_looking(self.callers.look)
 
 
 def granted(settings: Settings) -> Access:
@@ -47,7 +56,7 @@ def granted(settings: Settings) -> Access:
         share_prefixes=settings.prefix_sharing == "all",
     )
     _refuse_exposed(settings)
-    return Access(callers, certificates, _certificates(settings) if settings.metrics_tls else None)
+    return Access(callers, certificates, certificates if settings.metrics_tls else None)
 
 
 def warn_of_open_metrics(settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -11,6 +12,9 @@ from typing import Generic, TypeVar
 from server.errors import RefusedError
 
 log = logging.getLogger("longspan.access")
+
+LOOK_SECONDS = 1.0
+"""How often files are looked at."""
 
 Value = TypeVar("Value")
 _Stamps = list[tuple[int, int, int, int] | None]
@@ -33,7 +37,6 @@ class Watched(Generic[Value]):
 
     def __init__(self, files: Sequence[Path], read: Callable[[], Value], otherwise: str) -> None:
         self._files, self._read, self._otherwise = files, read, otherwise
-        self._lock = threading.Lock()  # gRPC's event loop and threads, and those of metrics, look
         self._told: tuple[_Stamps, str] | None = None
         # Looked at before they are read: what is written meanwhile is another change.
         self._seen = self._stamps()
@@ -41,20 +44,19 @@ class Watched(Generic[Value]):
 
     def look(self) -> bool:
         """Reads the files if they have changed since the last good reading; whether that gave a new value."""
-        with self._lock:
-            seen = self._stamps()
-            if seen == self._seen:
-                return False
-            try:
-                self.value = self._read()
-            except RefusedError as error:
-                failure = seen, str(error)
-                if failure != self._told:
-                    self._told = failure
-                    log.error("%s; %s", error, self._otherwise)
-                return False
-            self._seen, self._told = seen, None
-            return True
+        seen = self._stamps()
+        if seen == self._seen:
+            return False
+        try:
+            self.value = self._read()
+        except RefusedError as error:
+            failure = seen, str(error)
+            if failure != self._told:
+                self._told = failure
+                log.error("%s; %s", error, self._otherwise)
+            return False
+        self._seen, self._told = seen, None
+        return True
 
     def _stamps(self) -> _Stamps:
         return [_stamp(file) for file in self._files]
@@ -68,3 +70,17 @@ def _stamp(file: Path) -> tuple[int, int, int, int] | None:
         return None
     # Tools may keep a file's time of modification; the kernel alone sets that of its last change.
     return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def keep_looking(look: Callable[[], object]) -> None:
+    """Has a thread of its own call ``look`` every ``LOOK_SECONDS``: a slow disk must hold up no call."""
+
+    def run() -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            try:
+                look()
+            except Exception:
+                log.exception("files of the access could not be looked at")
+
+    threading.Thread(target=run, name="watching files", daemon=True).start()

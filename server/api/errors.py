@@ -215,7 +215,7 @@ def priority_denied(priority: int, most: int) -> ServiceError:
 
 
 def limit_reached(sentence: str, reason: str, limit: int, retry_seconds: float) -> ServiceError:
-    """The identity has as many requests in flight, or has used as many tokens, as it may."""
+    """The identity, a connection or the server has as many calls, or has used as many tokens, as it may."""
     return ServiceError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         sentence,

@@ -19,13 +19,12 @@ from server.api import errors
 from server.api.account import Account, Accounts
 from server.api.checks import valid_request_id
 from server.api.failures import log_failure, log_refusal
+from server.api.open_calls import OpenCalls
+from server.api.stall import stall_watch
 from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
 from server.observe.tracing import Metadata
-
-# How long a message may wait for a client to make room for it, in seconds. gRPC buffers some megabytes first.
-STALL_SECONDS = 30.0
 
 # A deadline and its cancellation are not seen at exactly the same time.
 _DEADLINE_SLACK_SECONDS = 0.02
@@ -96,6 +95,7 @@ class Interceptor(aio.ServerInterceptor):
         self._metrics = metrics
         self._accounts = accounts
         self._callers = callers
+        self._open = OpenCalls(state.settings.max_queue)
 
     async def intercept_service(
         self,
@@ -111,10 +111,12 @@ class Interceptor(aio.ServerInterceptor):
         if kind is None:
             raise NotImplementedError(f"{method}: no service here has client streaming")
         try:
+            self._open.enter(method)
             known = self._known(method, handler_call_details.invocation_metadata or ())
+        except errors.ServiceError as error:
+            return self._refusal(error, kind, method)
         except DeniedError as error:
-            # A handler of this kind is called before the message is received.
-            return grpc.stream_stream_rpc_method_handler(self._refusal(str(error), kind, method))
+            return self._refusal(errors.unauthenticated(str(error)), kind, method)
         parse, serialize = handler.request_deserializer, handler.response_serializer
         if kind == "unary":
             return grpc.unary_unary_rpc_method_handler(
@@ -133,12 +135,13 @@ class Interceptor(aio.ServerInterceptor):
         # Probes of health have no token, and learn nothing but whether the server answers.
         return self._callers.everyone if method.startswith(_OPEN) else self._callers.by_token(metadata)
 
-    def _refusal(self, sentence: str, kind: str, method: str) -> Any:
+    def _refusal(self, error: errors.ServiceError, kind: str, method: str) -> Any:
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method):
-                raise errors.unauthenticated(sentence)
+                raise error
 
-        return handle
+        # A handler of this kind is called before the message is received.
+        return grpc.stream_stream_rpc_method_handler(handle)
 
     def _unary(self, behavior: Any, parse: Callable[[Any], Any], method: str, known: Caller | None) -> Any:
         async def handle(payload: bytes, context: Context) -> Any:
@@ -163,8 +166,9 @@ class Interceptor(aio.ServerInterceptor):
         async def handle(payload: Any, context: Context) -> None:
             async with self._guard(context, kind, method) as call:
                 self._identify(known, context)
+                self._open.stay(method, context.peer())
                 request = self._begin(payload, parse)
-                async with _stall_watch() as watch, aclosing(behavior(request, context)) as messages:
+                async with stall_watch() as watch, aclosing(behavior(request, context)) as messages:
                     async for message in messages:
                         if not call.named:
                             await call.name(context)
@@ -247,48 +251,3 @@ async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> N
         if not call.named and not call.repeatable(error):
             await call.name(context)
         await context.abort_with_status(error.status())
-
-
-class _StallWatch:
-    """Looks now and then whether a write is overdue: a timer for a call, and none for each of its messages.
-
-    Attributes:
-        begun: when the write that is under way began; ``None`` while there is none.
-        time: the clock.
-    """
-
-    def __init__(self, limit: asyncio.Timeout) -> None:
-        loop = asyncio.get_running_loop()
-        self.begun: float | None = None
-        self.time = loop.time
-        self._limit = limit
-        self._call_at = loop.call_at
-        self._timer = self._call_at(self.time() + STALL_SECONDS, self._look)
-
-    def _look(self) -> None:
-        now = self.time()
-        end = (now if self.begun is None else self.begun) + STALL_SECONDS
-        if end <= now:
-            self._limit.reschedule(now)
-        else:
-            self._timer = self._call_at(end, self._look)
-
-    def close(self) -> None:
-        """Looks no more."""
-        self._timer.cancel()
-
-
-@asynccontextmanager
-async def _stall_watch() -> AsyncIterator[_StallWatch]:
-    """Ends what is inside with an error once a write has been under way for ``STALL_SECONDS``."""
-    try:
-        async with asyncio.timeout(None) as limit:
-            watch = _StallWatch(limit)
-            try:
-                yield watch
-            finally:
-                watch.close()
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise errors.stalled(STALL_SECONDS) from error

@@ -17,9 +17,12 @@ from server.api.interceptor import Interceptor
 from server.api.limits import MOST_REQUEST_BYTES
 from server.api.service import InferenceServicer
 from server.api.state import ServerState
+from server.descriptors import connections_allowed
 from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
+from server.settings import Settings
 
+_MOST_METADATA_BYTES = 16 << 10
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
     ("grpc.so_reuseport", 0),
@@ -29,6 +32,17 @@ _OPTIONS = (
     # Clients may ping as often as every 5 s, also while no call is in flight.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Calls that this process has not looked at yet. Of more than gRPC's 1000 some would end with CANCELLED in
+    # place of an answer or a refusal that says why: those of a burst, or of others while a client floods.
+    ("grpc.server.max_pending_requests", 1 << 14),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 15),
+    # Between two different sizes gRPC would refuse at random.
+    ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
+    # A connection takes the place of another until it has begun to speak HTTP/2 (gRPC: 120 s).
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # One without calls is closed; gRPC's clients connect again when they call.
+    ("grpc.max_connection_idle_ms", 300_000),
 )
 
 
@@ -51,10 +65,9 @@ def listen(
         The server and its port.
 
     Raises:
-        RefusedError: the address can't be had.
+        RefusedError: the address can't be had, or the process may open hardly any files.
     """
-    most = state.settings.max_request_bytes or MOST_REQUEST_BYTES
-    options = (*_OPTIONS, ("grpc.max_receive_message_length", most))
+    options = (*_OPTIONS, *_limits(state.settings))
     interceptor = Interceptor(state, metrics, service.accounts, callers)
     server = aio.server(interceptors=(interceptor,), options=options)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
@@ -69,9 +82,25 @@ def listen(
             bound = server.add_insecure_port(address)
         else:
             bound = server.add_secure_port(address, _credentials(certificates))
+            metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
     except RuntimeError as error:
         raise RefusedError(_cannot(host, port, "gRPC does not say why")) from error
     return server, bound
+
+
+def _limits(settings: Settings) -> list[tuple[str, int]]:
+    """Options of gRPC that are settings."""
+    limits = [
+        ("grpc.max_receive_message_length", settings.max_request_bytes or MOST_REQUEST_BYTES),
+        ("grpc.max_allowed_incoming_connections", connections_allowed(settings.max_connections)),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+    ]
+    if settings.connection_age_seconds:
+        limits += [
+            ("grpc.max_connection_age_ms", round(1000 * settings.connection_age_seconds)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * settings.connection_grace_seconds)),
+        ]
+    return limits
 
 
 def _credentials(certificates: Certificates) -> grpc.ServerCredentials:

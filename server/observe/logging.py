@@ -32,6 +32,12 @@ def configure_logging(level: str, form: LogFormat = "text") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("longspan").setLevel(level.upper())
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that a client has left before its answer was sent, of which gRPC logs a traceback for each call."""
+    return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError")
 
 
 def _name_request(record: logging.LogRecord) -> bool:

@@ -266,6 +266,12 @@ class GrpcMetrics:
         self.sent = Counter(
             "longspan_grpc_server_msg_sent", "Messages sent to clients.", method, registry=registry
         )
+        self.certificate_expiry = Gauge(
+            "longspan_certificate_expiry_timestamp_seconds",
+            "When the certificate in force expires, in seconds since 1970; without TLS no value.",
+            ("role",),
+            registry=registry,
+        )
         self.seconds = Histogram(
             "longspan_grpc_server_handling_seconds",
             "Duration of calls.",

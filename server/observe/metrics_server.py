@@ -2,61 +2,220 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+import h11
+from prometheus_client import CollectorRegistry, make_asgi_app
 
 from server.errors import RefusedError
 
 log = logging.getLogger("longspan.server")
 
-Authorize = Callable[[str], bool]
+Authorize = Callable[[str], bool | None]
+"""Whether an ``Authorization`` header shows an identity that may read; ``None`` if it shows none."""
 
-# A connection that sends nothing must not keep its thread.
-_IDLE_SECONDS = 30.0
+MOST_CONNECTIONS = 64
+"""A scraper needs one. One more ends that which has waited longest for its next request."""
+
+# Prometheus keeps its connection, and scrapes once a minute or more often.
+_IDLE_SECONDS = 90.0
+# For a handshake, for a request from its first byte to its last, and for an answer to be taken.
+_REQUEST_SECONDS = 10.0
+_GOODBYE_SECONDS = 1.0
+_MOST_HEADER_BYTES = 16 << 10
+# One that can't be accepted stays in the queue, so that the next try comes after a pause.
+_ACCEPT_PAUSE_SECONDS = 0.1
+
+_Headers = list[tuple[bytes, bytes]]
+_TEXT: _Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = _IDLE_SECONDS
+class _Answer(NamedTuple):
+    status: int
+    headers: _Headers
+    body: bytes
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Logs nothing: a scrape every few seconds is no news."""
 
+class MetricsServer:
+    """Answers in a thread with an event loop of its own, also while gRPC's loop is busy.
 
-class _Server(ThreadingWSGIServer):
-    """Attributes:
-    tls: what gives the context of a new connection; ``None`` for plain text.
+    It holds ``MOST_CONNECTIONS`` connections at most, each for no longer than a bound.
     """
 
-    tls: Callable[[], ssl.SSLContext] | None = None
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        listener: socket.socket,
+        authorize: Authorize | None,
+        tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:
+        self._application = make_asgi_app(registry)
+        self._listener = listener
+        self._authorize = authorize
+        self._tls = tls
+        self._connections: set[asyncio.Task[None]] = set()
+        self._waiting: dict[asyncio.Task[None], None] = {}  # for a request; in the order in which they began
+        self._loop = asyncio.new_event_loop()
+        self._accepting = self._loop.create_task(self._accept())
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """A new connection; its handshake is left to its own thread, which a slow client may hold up.
+    def close(self) -> None:
+        """Ends all connections and leaves the address."""
+        self._loop.call_soon_threadsafe(self._accepting.cancel)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(asyncio.wait({self._accepting}))
+            for connection in self._connections:
+                connection.cancel()
+            if self._connections:
+                self._loop.run_until_complete(asyncio.wait(self._connections))
+        finally:
+            self._listener.close()
+            self._loop.close()
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self._listener)
+            except OSError:
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                continue
+            if len(self._connections) >= MOST_CONNECTIONS:
+                if not self._waiting:
+                    connection.close()
+                    continue
+                oldest = next(iter(self._waiting))
+                oldest.cancel()
+                await asyncio.wait({oldest})
+            task = self._loop.create_task(self._serve(connection))
+            self._connections.add(task)
+            self._waiting[task] = None
+            task.add_done_callback(self._forget)
+            await asyncio.sleep(
+                0
+            )  # those that have asked meanwhile wait no longer, and are not the ones to end
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._waiting.pop(task, None)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """A connection from its handshake to its end."""
+        transport = None
+        try:
+            reader = asyncio.StreamReader()
+            transport, protocol = await self._open(connection, reader)
+            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+            # So that drain waits for all of an answer.
+            transport.set_write_buffer_limits(0)
+            await self._converse(reader, writer)
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass  # it broke, its client speaks no TLS, or it took too long: no news
+        except Exception:
+            log.exception("a connection to the metrics failed")
+        finally:
+            if transport is not None:
+                transport.abort()
+
+    async def _open(
+        self, connection: socket.socket, reader: asyncio.StreamReader
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """A connection's transport, after the handshake if it has one."""
+        try:
+            context = None if self._tls is None else self._tls()
+        except BaseException:
+            connection.close()
+            raise
+        return await self._loop.connect_accepted_socket(
+            lambda: asyncio.StreamReaderProtocol(reader),
+            connection,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else _REQUEST_SECONDS,
+            ssl_shutdown_timeout=None if context is None else _GOODBYE_SECONDS,
+        )
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers one request after the other, until one side wants no more."""
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_HEADER_BYTES)
+        while True:
+            try:
+                request = await self._next_request(http, reader)
+                if request is None:
+                    return
+                answer = await self._answer(request)
+            except h11.RemoteProtocolError as error:
+                answer = _Answer(error.error_status_hint, _TEXT, f"{error}\n".encode())
+                request = None
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                writer.write(_bytes(http, answer, whole=request is not None))
+                await writer.drain()
+            if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+                return
+            http.start_next_cycle()
+
+    async def _next_request(self, http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
+        """The next request, once it is whole; ``None`` at the end.
 
         Raises:
-            OSError: there is none; any other exception would end the thread that accepts connections.
+            h11.RemoteProtocolError: what came is no request, is too long, or has a body.
+            TimeoutError: it did not come in time.
         """
-        connection, address = super().get_request()
-        if self.tls is None:
-            return connection, address
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[task] = None
+        request, begun = None, False
         try:
-            context = self.tls()
-            return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
-        except Exception as error:
-            log.exception("a connection to the metrics was refused")
-            connection.close()
-            raise OSError("the connection can't be had by TLS") from error
+            async with asyncio.timeout(_IDLE_SECONDS) as limit:
+                while True:
+                    event = http.next_event()
+                    if isinstance(event, h11.Request):
+                        request = event
+                    elif isinstance(event, h11.EndOfMessage):
+                        return request
+                    elif isinstance(event, h11.Data):
+                        raise h11.RemoteProtocolError("a request has no body here", error_status_hint=413)
+                    elif event is not h11.NEED_DATA:
+                        return None
+                    else:
+                        http.receive_data(await reader.read(_MOST_HEADER_BYTES))
+                        if not begun:
+                            begun = True
+                            limit.reschedule(self._loop.time() + _REQUEST_SECONDS)
+        finally:
+            self._waiting.pop(task, None)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of a connection that breaks, or whose client speaks no TLS."""
+    async def _answer(self, request: h11.Request) -> _Answer:
+        path, _, query = request.target.partition(b"?")
+        if request.method != b"GET":
+            return _Answer(405, [*_TEXT, (b"allow", b"GET")], b"only GET is answered here\n")
+        if path != b"/metrics":
+            return _Answer(404, _TEXT, b"only /metrics is here\n")
+        headers = [(bytes(name), bytes(value)) for name, value in request.headers]
+        if self._authorize is not None:
+            shown = b",".join(value for name, value in headers if name == b"authorization")
+            allowed = self._authorize(shown.decode("latin-1"))
+            if allowed is None:
+                realm = (b"www-authenticate", b'Basic realm="longspan"')
+                return _Answer(401, [*_TEXT, realm], b"/metrics needs the token of an identity\n")
+            if not allowed:
+                return _Answer(403, _TEXT, b"the token's identity lacks metrics = true\n")
+        try:
+            return await _from(self._application, headers, query)
+        except Exception:
+            # prometheus_client 0.26 fails to read some Accept headers; without any it gives plain text.
+            return await _from(self._application, (), query)
 
 
 def listen(
@@ -66,61 +225,64 @@ def listen(
     *,
     authorize: Authorize | None = None,
     tls: Callable[[], ssl.SSLContext] | None = None,
-) -> tuple[WSGIServer, int]:
+) -> tuple[MetricsServer, int]:
     """Serves ``/metrics`` from a thread; port 0 takes a free one.
 
     Args:
         registry: what it shows.
         host: address to listen on.
         port: its port.
-        authorize: whether a request with this ``Authorization`` header may read; without it all may.
+        authorize: who may read; without it all may.
         tls: gives the context of each new connection.
 
     Returns:
-        The HTTP server, to be shut down, and its port.
+        The HTTP server, to be closed, and its port.
 
     Raises:
         RefusedError: the address can't be had.
     """
-    application = _for_any_client(make_wsgi_app(registry))
+    listener = None
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        kind = type(
-            "_Server", (_Server,), {"address_family": family, "tls": staticmethod(tls) if tls else None}
-        )
-        server: WSGIServer = kind((address[0], port), _Handler)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise RefusedError(
             f"metrics can't listen on {host}:{port} ({error.strerror or error}); "
             "choose another address with --metrics-host and --metrics-port, or end what uses this one"
         ) from error
-    server.set_app(application if authorize is None else _authorized(application, authorize))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, server.server_port
+    listener.setblocking(False)
+    bound = listener.getsockname()[1]
+    return MetricsServer(registry, listener, authorize, tls), bound
 
 
-def _for_any_client(application: WSGIApplication) -> WSGIApplication:
-    """The same, with plain text for a client whose Accept header prometheus_client (0.26) fails to read."""
+async def _from(
+    application: Callable[..., Awaitable[None]], headers: Iterable[tuple[bytes, bytes]], query: bytes
+) -> _Answer:
+    """What an ASGI application answers to a GET."""
+    sent: list[dict[str, Any]] = []
 
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        try:
-            return application(environ, start_response)
-        except Exception:
-            if environ.pop("HTTP_ACCEPT", None) is None:
-                raise
-            return application(environ, start_response)
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
 
-    return answer
+    async def send(part: dict[str, Any]) -> None:
+        sent.append(part)
+
+    await application({"type": "http", "headers": headers, "query_string": query}, receive, send)
+    begin, rest = sent
+    return _Answer(begin["status"], begin["headers"], rest["body"])
 
 
-def _authorized(application: WSGIApplication, authorize: Authorize) -> WSGIApplication:
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if authorize(environ.get("HTTP_AUTHORIZATION", "")):
-            return application(environ, start_response)
-        headers = [("WWW-Authenticate", 'Basic realm="longspan"'), ("Content-Type", "text/plain")]
-        start_response("401 Unauthorized", headers)
-        return [b"/metrics needs the token of an identity with metrics = true\n"]
-
-    return answer
+def _bytes(http: h11.Connection, answer: _Answer, *, whole: bool) -> bytes:
+    """An answer on the wire; one to what was not a whole request says that the connection ends."""
+    headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
+    if not whole:
+        headers.append((b"connection", b"close"))
+    events = [h11.Response(status_code=answer.status, headers=headers), h11.Data(data=answer.body)]
+    return b"".join(http.send(event) or b"" for event in (*events, h11.EndOfMessage()))

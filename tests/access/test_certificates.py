@@ -6,10 +6,12 @@ import logging
 import shutil
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from server.access import certificates
 from server.access.certificates import Certificates
 from server.access.granted import granted, only_this_machine, warn_of_open_metrics
 from server.errors import RefusedError
@@ -30,6 +32,7 @@ def test_files_are_read_again_when_they_have_changed(authority, files):
     assert found.renewed() is None
     for file, new in zip(files, authority.issue("second"), strict=True):
         shutil.copy(new, file)
+    found.look()
     assert found.renewed() == found.pem
     assert found.pem.certificate == files[0].read_bytes()
     assert found.renewed() is None
@@ -41,12 +44,14 @@ def test_files_between_two_writes_leave_those_before_in_force(authority, files, 
     before, second = found.pem, authority.issue("second")
     shutil.copy(second.certificate, certificate)  # its key comes later
     with caplog.at_level(logging.ERROR):
-        assert found.renewed() is None
+        found.look()
+        found.look()
         assert found.renewed() is None
     (record,) = caplog.records
     assert "are not a certificate and its unencrypted key" in record.getMessage()
     assert found.pem == before
     shutil.copy(second.key, key)
+    found.look()
     assert found.renewed() is not None
 
 
@@ -62,6 +67,7 @@ def test_both_forms_come_from_one_reading(authority, files, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(ssl.SSLContext, "load_cert_chain", fail)
+        found.look()
         assert (found.pem, found.context()) == before
     loaded = []
 
@@ -71,8 +77,30 @@ def test_both_forms_come_from_one_reading(authority, files, monkeypatch):
         return real(self, certificate, key, **more)
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", record)
+    found.look()
     assert found.context() is not before[1]
     assert loaded == [found.pem.certificate] != [before[0].certificate]
+
+
+def test_roots_may_have_comments_in_any_language(authority, files, tmp_path):
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes("# Zertifikate für Kunden\n".encode("latin-1") + authority.root.read_bytes())
+    assert Certificates(*files, roots).pem.client_ca == roots.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("days", "sentence"), [(31, "expired on"), (-1, "is valid from"), (25, "expires on"), (10, None)]
+)
+def test_certificates_that_are_not_valid_now_are_told(authority, files, monkeypatch, caplog, days, sentence):
+    found, now = Certificates(*files, None), time.time()
+    monkeypatch.setattr(certificates.time, "time", lambda: now + days * 86400)
+    for file, new in zip(files, authority.issue("dated", days=30), strict=True):
+        shutil.copy(new, file)
+    found.look()
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == (sentence is not None)
+    assert all(sentence in each and str(files[0]) in each for each in told)
+    assert abs(found.expiry - now - 30 * 86400) < 60
 
 
 def test_wrong_files_are_refused_by_name(authority, files, tmp_path):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from server.access import callers
+from server.access import callers, watched
 from server.access.callers import Callers, DeniedError
 from server.access.identities import Identity, read_identities, token_hash
 from server.errors import RefusedError
@@ -172,46 +172,41 @@ def test_without_either_every_call_is_everyones():
     assert (found.everyone.identity.name, found.everyone.salt) == ("", b"")
 
 
-def test_a_changed_file_counts_within_a_second(file, monkeypatch, caplog):
-    now = [1000.0]
-    monkeypatch.setattr(callers.time, "monotonic", lambda: now[0])
+def test_a_changed_file_counts_from_the_next_look_on(file, caplog):
     found = Callers(file)
     alice = found.by_token(bearer(TOKEN))
     assert alice is not None
     file.write_text(f"[alice]\ntoken_sha256 = ['{token_hash('new')}']\nmax_priority = 9\n")
-    now[0] += 0.9
     assert name(found, TOKEN) == "alice", "the file is not looked at for every call"
-    now[0] += 0.2
+    found.look()
     for revoked in (TOKEN, OTHER):
         with pytest.raises(DeniedError):
             found.by_token(bearer(revoked))
     assert found.by_token(bearer("new")) is alice, "what it has in flight is still its own"
     assert alice.identity.max_priority == 9
     file.write_text("[alice")
-    now[0] += 1.1
     with caplog.at_level(logging.ERROR):
-        assert name(found, "new") == name(found, "new") == "alice"
+        found.look()
+        found.look()
+    assert name(found, "new") == "alice"
     (record,) = caplog.records
     assert "the identities read before stay in force" in record.getMessage()
 
 
-@pytest.fixture
-def always_looking(monkeypatch):
-    monkeypatch.setattr(callers, "_LOOK_SECONDS", 0.0)
-
-
-def test_a_file_that_is_saved_in_place_takes_no_identity_away(file, always_looking, caplog):
+def test_a_file_that_is_saved_in_place_takes_no_identity_away(file, caplog):
     found = Callers(file)
     file.write_text("")
+    found.look()
     assert [name(found, token) for token in (TOKEN, OTHER)] == ["alice", "bob"]
     assert "has no identities" in caplog.text
     file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
+    found.look()
     with pytest.raises(DeniedError):
         found.by_token(bearer(TOKEN))
     assert name(found, "new") == "alice"
 
 
-def test_a_file_that_could_not_be_read_once_is_read_again(file, always_looking, monkeypatch, caplog):
+def test_a_file_that_could_not_be_read_once_is_read_again(file, monkeypatch, caplog):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
@@ -219,14 +214,17 @@ def test_a_file_that_could_not_be_read_once_is_read_again(file, always_looking, 
     file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_text", refuse)
-        assert [name(found, TOKEN) for _ in range(3)] == 3 * ["alice"]
+        for _ in range(3):
+            found.look()
+        assert name(found, TOKEN) == "alice"
     (record,) = caplog.records
     assert "can't be read (Permission denied)" in record.getMessage(), "and told once"
+    found.look()
     with pytest.raises(DeniedError):
         found.by_token(bearer(TOKEN))
 
 
-def test_a_change_that_keeps_size_and_time_is_noticed(file, always_looking):
+def test_a_change_that_keeps_size_and_time_is_noticed(file):
     found, before = Callers(file), file.stat()
     file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -236,6 +234,7 @@ def test_a_change_that_keeps_size_and_time_is_noticed(file, always_looking):
         before.st_mtime_ns,
         before.st_ino,
     )
+    found.look()
     with pytest.raises(DeniedError):
         found.by_token(bearer(TOKEN))
 
@@ -285,23 +284,28 @@ def test_a_pipe_in_place_of_the_file_holds_up_nothing(file):
     found = Callers(file)
     file.unlink()
     os.mkfifo(file)
-    found._looked -= 60
+    found.look()
     assert name(found, TOKEN) == "alice", "those before it stay in force"
     with pytest.raises(RefusedError, match="is no regular file"):
         read_identities(file)
 
 
-def test_threads_that_look_at_once_see_one_reading(file, always_looking, monkeypatch):
-    """As do the loop of gRPC and threads of metrics: one reads a changed file, and all see what it has."""
-    found, real, reads = Callers(file), read_identities, []
+def test_a_disk_that_hangs_holds_up_no_call(file, monkeypatch):
+    found, hangs, goes_on = Callers(file), threading.Event(), threading.Event()
 
-    def slow(path):
-        reads.append(path)
-        time.sleep(0.05)  # longer than the others take to come
-        return real(path)
+    def hang(path):
+        hangs.set()
+        goes_on.wait(10)
+        return read_identities(path)
 
-    monkeypatch.setattr(callers, "read_identities", slow)
+    monkeypatch.setattr(callers, "read_identities", hang)
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 0.01)
+    watched.keep_looking(found.look)
     file.write_text(TWO.replace(token_hash(TOKEN), token_hash("new")))
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(lambda _: name(found, "new"), range(8))) == 8 * ["alice"]
-    assert len(reads) == 1
+    assert hangs.wait(5)
+    assert name(found, TOKEN) == "alice"
+    goes_on.set()
+    end = time.monotonic() + 5
+    while found.may_read_metrics("Bearer new") is None:
+        assert time.monotonic() < end, "and its change counts once it goes on"
+        time.sleep(0.01)

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2
 from grpc import aio
 
 from longspan.v1 import inference_pb2, types_pb2
-from server.api import interceptor
+from server.api import stall
 from server.messages import FinishReason, SequenceOutput
 from tests.api.conftest import END, ask, details, until
 
@@ -176,7 +176,7 @@ async def test_the_request_id_is_in_the_initial_metadata(running):
 
 async def test_a_client_that_does_not_read_is_ended_and_others_go_on(running, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "longspan.requests")
-    monkeypatch.setattr(interceptor, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.3)
     running.engine.step_seconds = 0.001
     # Every token weighs about 400 KiB, so that gRPC's buffers are full after a dozen.
     monkeypatch.setattr(running.state.served.tokenizer, "token_text", lambda token: "x" * 400_000)

@@ -250,8 +250,7 @@ def test_a_client_with_an_odd_accept_header_gets_metrics_too(accept):
             assert response.status == 200
             assert b"longspan_odd_total 0.0" in response.read()
     finally:
-        server.shutdown()
-        server.server_close()
+        server.close()
 
 
 def test_metrics_over_http_and_on_a_busy_port():
@@ -262,9 +261,7 @@ def test_metrics_over_http_and_on_a_busy_port():
         with pytest.raises(RefusedError, match="--metrics-port"):
             listen(CollectorRegistry(), "127.0.0.1", port)
     finally:
-        server.shutdown()
-        server.server_close()
+        server.close()
     again, same = listen(CollectorRegistry(), "127.0.0.1", port)
     assert same == port
-    again.shutdown()
-    again.server_close()
+    again.close()

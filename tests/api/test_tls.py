@@ -61,12 +61,14 @@ async def ask(port: int, root: Path, own: Issued | None = None) -> str:
 async def test_a_changed_certificate_is_shown_to_the_next_connection(authority, tmp_path):
     first, other = authority.issue("first"), Authority(tmp_path / "other")
     files = [Path(shutil.copy(file, tmp_path)) for file in first]
-    async with serving(Certificates(*files, None)) as port:
+    certificates = Certificates(*files, None)
+    async with serving(certificates) as port:
         assert await ask(port, authority.root)
         with pytest.raises(aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
             await ask(port, other.root)
         for file, new in zip(files, other.issue("second"), strict=True):
             shutil.copy(new, file)
+        certificates.look()
         assert await ask(port, other.root)
         with pytest.raises(aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
             await ask(port, authority.root)

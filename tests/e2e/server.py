@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -23,9 +24,15 @@ READY = re.compile(r"Longspan is ready: (\S+) on (\S+):(\d+)\n.*metrics http://\
 
 
 class Server:
-    """A ``longspan serve`` of its own."""
+    """A ``longspan serve`` of its own, which may open so many ``files``."""
 
-    def __init__(self, *arguments: str | Path, wait: bool = True, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        wait: bool = True,
+        env: dict[str, str] | None = None,
+        files: int | None = None,
+    ) -> None:
         self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 (lives as long as the server)
         self.process = subprocess.Popen(
             [
@@ -37,6 +44,9 @@ class Server:
             stderr=self._log,
             text=True,
             env={**os.environ, **(env or {})},
+            preexec_fn=None
+            if files is None
+            else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
         )
         self.name = self.host = ""
         self.port = self.metrics_port = 0
@@ -140,3 +150,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _limit_files(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))

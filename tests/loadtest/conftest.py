@@ -15,8 +15,7 @@ async def served(running):
     running.state.admission.limit = 100
     http, metrics_port = listen(running.registry, "127.0.0.1", 0)
     yield running, running.port, metrics_port
-    http.shutdown()
-    http.server_close()
+    http.close()
 
 
 @pytest.fixture(scope="module")
