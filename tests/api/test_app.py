@@ -105,7 +105,7 @@ def _model(monkeypatch, tmp_path):
     SlowEngine.made = []
     monkeypatch.setattr(Spare, "keep", lambda self: None)  # torch takes seconds, and no engine here needs it
     monkeypatch.setattr(app, "EngineClient", SlowEngine)
-    monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere", folder))
+    monkeypatch.setattr(app, "resolve_model", lambda *_, **__: ModelFiles(folder, "fake", "nowhere", folder))
 
 
 async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
@@ -353,7 +353,7 @@ async def test_a_part_that_fails_to_end_keeps_no_other_from_ending(caplog):
 
 
 async def test_what_cannot_be_served_is_refused(monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise RefusedError("there is no such model")
 
     monkeypatch.setattr(app, "resolve_model", refuse)
