@@ -82,4 +82,4 @@ def with_slow_engines(monkeypatch, tmp_path):
     SlowEngine.made = []
     monkeypatch.setattr(Spare, "keep", lambda self: None)  # torch takes seconds, and no engine here needs it
     monkeypatch.setattr(app, "EngineClient", SlowEngine)
-    monkeypatch.setattr(app, "resolve_model", lambda *_: ModelFiles(folder, "fake", "nowhere", folder))
+    monkeypatch.setattr(app, "resolve_model", lambda *_, **__: ModelFiles(folder, "fake", "nowhere", folder))

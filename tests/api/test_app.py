@@ -75,7 +75,7 @@ async def test_a_chat_template_that_is_asked_for_is_used(tmp_path):
 
 
 async def test_what_cannot_be_served_is_refused(monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise RefusedError("there is no such model")
 
     monkeypatch.setattr(app, "resolve_model", refuse)

@@ -53,7 +53,7 @@ def test_a_key_that_is_not_read_refuses_the_file_by_name(llama, tmp_path, key, v
         (
             "llama.block_count",
             2**31 - 1,
-            "says that it has 2147483647 layers, but it has no tensor of the last",
+            "says that it has 2147483647 layers, but it has only 21 tensors",
         ),
         ("general.type", "mmproj", "it holds no model but what it calls mmproj"),
         ("split.count", 2, "part 1 of 2; give the files of a split set the names"),
