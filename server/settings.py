@@ -28,7 +28,8 @@ class Settings(BaseSettings):
 
     model: str | None = Field(
         None,
-        description="Local Hugging Face folder, hub name, or GGUF file. Without it: SmolLM2-135M-Instruct.",
+        description="Local Hugging Face folder, hub name, GGUF file, or minilm, a small encoder. Without it: "
+        "SmolLM2-135M-Instruct.",
     )
     model_name: str | None = Field(None, description="Name in requests and metrics. Without it: from MODEL.")
     chat_template: str | None = Field(

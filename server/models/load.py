@@ -69,14 +69,14 @@ def load_model(
     wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
     stored = read_stored(weight_files(folder))
     method = read_method(folder, config, stored)
-    _check_memory(folder, config, stored, wanted, device)
+    check_memory(folder, config, stored, wanted, device)
 
     report("loading the weights", 0.1)
     # The refusals here say what matters of its reports; its progress bars would disturb the server's own.
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     register()
-    model = _load(folder, config, stored, method, wanted, device)
+    model = read_model(transformers.AutoModelForCausalLM, folder, config, stored, method, wanted, device)
     model.eval().requires_grad_(False)
 
     report("reading the attention layers", 0.8)
@@ -115,19 +115,36 @@ def _length_rope(model: Any, config: Any, length: int) -> LengthRope | None:
         return None
 
 
-def _load(
+def read_model(
+    kind: Any,
     folder: Path,
     config: Any,
     stored: Mapping[str, Stored],
     method: str | None,
     dtype: torch.dtype | str,
     device: torch.device,
+    **more: Any,
 ) -> Any:
+    """A model that is the whole of its files.
+
+    Args:
+        kind: ``AutoModelForCausalLM`` or another class of transformers.
+        folder: a Hugging Face folder.
+        config: its config.
+        stored: what its files hold.
+        method: how its weights are quantized, if they are.
+        dtype: of weights and computation; ``auto`` for the checkpoint's own.
+        device: where to load it.
+        **more: arguments of the model's own class.
+
+    Raises:
+        RefusedError: it can't be loaded, or has tensors too many or too few.
+    """
     # Elsewhere than on the CPU, weights go straight to the device.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
     with noting() as reading:
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model = kind.from_pretrained(
                 folder,
                 config=dequantizing(config, method),
                 dtype=dtype,
@@ -137,7 +154,12 @@ def _load(
                 attn_implementation="eager",
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 # The folder's own is for generate, which is not used; a faulty one must not refuse a model.
-                generation_config=transformers.GenerationConfig(),
+                **(
+                    {"generation_config": transformers.GenerationConfig()}
+                    if kind.__name__.endswith("CausalLM")
+                    else {}
+                ),
+                **more,
                 **place,
             )
         except (MemoryError, torch.OutOfMemoryError) as error:
@@ -157,14 +179,18 @@ def _load(
     return model
 
 
-def _check_memory(
+def check_memory(
     folder: Path,
     config: Any,
     stored: Mapping[str, Stored],
     dtype: torch.dtype | str,
     device: torch.device,
 ) -> None:
-    """Refuses weights that can't fit, since running out would kill this process without a message."""
+    """Refuses weights that can't fit, since running out would kill this process without a message.
+
+    Raises:
+        RefusedError: they need more than is free.
+    """
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.get_default_dtype()
     each = dtype.itemsize if isinstance(dtype, torch.dtype) else own.itemsize
     needed = weight_count(stored, quantization_details(config)) * each
