@@ -54,8 +54,10 @@ class EncoderInfo(msgspec.Struct, array_like=True):
         embedding_size: numbers of an embedding.
         pooling: how the model's makers made one of a text's vectors.
         normalized: whether these then have length 1.
+        labels: names of those that its head scores.
     """
 
     embedding_size: int
     pooling: Pooling
     normalized: bool
+    labels: list[str] = []

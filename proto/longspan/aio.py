@@ -13,7 +13,7 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
-from longspan.encoding import EmbedOptions, Texts, build_embed
+from longspan.encoding import EmbedOptions, ScoreOptions, Texts, build_embed, build_score
 from longspan.errors import CancelledError, LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
@@ -128,6 +128,16 @@ class AsyncClient:
     ) -> encoder_pb2.EmbedResponse:
         """Like ``Client.embed``."""
         return await self._ask(self._encoders.Embed, build_embed(texts, options), timeout)
+
+    async def score(
+        self,
+        inputs: Sequence[str | tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> encoder_pb2.ScoreResponse:
+        """Like ``Client.score``."""
+        return await self._ask(self._encoders.Score, build_score(inputs, options), timeout)
 
     async def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Like ``Client.abort``."""

@@ -12,7 +12,7 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
-from longspan.encoding import EmbedOptions, Texts, build_embed
+from longspan.encoding import EmbedOptions, ScoreOptions, Texts, build_embed, build_score
 from longspan.errors import LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
@@ -137,6 +137,22 @@ class Client:
             **options: see ``EmbedOptions``.
         """
         return self._ask(self._encoders.Embed, build_embed(texts, options), timeout)
+
+    def score(
+        self,
+        inputs: Sequence[str | tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> encoder_pb2.ScoreResponse:
+        """Scores of a classifier's or reranker's labels: ``.labels``, and of each text ``.scores[i].logits``.
+
+        Args:
+            inputs: texts, or pairs ``(query, document)``.
+            timeout: seconds.
+            **options: ``model``, ``truncate`` and ``request_id``, as of ``embed``.
+        """
+        return self._ask(self._encoders.Score, build_score(inputs, options), timeout)
 
     def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Ends a running request of the same identity; ``False`` if none has this id."""

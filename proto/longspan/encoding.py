@@ -30,6 +30,41 @@ class EmbedOptions(TypedDict, total=False):
     request_id: str
 
 
+class ScoreOptions(TypedDict, total=False):
+    """Keyword arguments of ``score``.
+
+    Attributes:
+        model: its name; the server's only model if left out.
+        truncate: inputs that are too long are cut, of a pair the longer text first; else they are refused.
+        request_id: a name of your own, for ``abort`` and logs.
+    """
+
+    model: str
+    truncate: bool
+    request_id: str
+
+
+def build_score(inputs: Sequence[str | tuple[str, str]], options: ScoreOptions) -> encoder_pb2.ScoreRequest:
+    """The request for texts or pairs and the options given; one that is ``None`` counts as not given.
+
+    Raises:
+        InvalidRequestError: a value does not fit its field's type; the server checks the rest.
+        TypeError: an option does not exist.
+    """
+    request = encoder_pb2.ScoreRequest()
+    try:
+        for one in inputs:
+            text, pair = (one, None) if isinstance(one, str) else one
+            request.inputs.add(text=text, pair=pair)
+    except (TypeError, ValueError) as error:
+        sentence = f"must be texts, or pairs of texts: {error}"
+        raise InvalidRequestError(
+            f"inputs: {sentence}", violations=[Violation("inputs", sentence)]
+        ) from error
+    _set_options(request, options, ScoreOptions)
+    return request
+
+
 def build_embed(texts: Texts, options: EmbedOptions) -> encoder_pb2.EmbedRequest:
     """The request for texts and the options given; one that is ``None`` counts as not given.
 
@@ -37,11 +72,16 @@ def build_embed(texts: Texts, options: EmbedOptions) -> encoder_pb2.EmbedRequest
         InvalidRequestError: a value does not fit its field's type; the server checks the rest.
         TypeError: an option does not exist.
     """
-    known = EmbedOptions.__annotations__
-    if unknown := sorted(options.keys() - known):
-        raise TypeError(f"there is no option {', '.join(unknown)}; the options are {', '.join(known)}")
     request = encoder_pb2.EmbedRequest()
     set_texts(request, texts)
+    _set_options(request, options, EmbedOptions)
+    return request
+
+
+def _set_options(request: Any, options: Any, kind: Any) -> None:
+    known = kind.__annotations__
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"there is no option {', '.join(unknown)}; the options are {', '.join(known)}")
     for option, value in options.items():
         if value is None:
             continue
@@ -53,7 +93,6 @@ def build_embed(texts: Texts, options: EmbedOptions) -> encoder_pb2.EmbedRequest
             raise InvalidRequestError(
                 f"{option}: {error}", violations=[Violation(option, str(error))]
             ) from error
-    return request
 
 
 def set_texts(request: Any, texts: Texts) -> None:

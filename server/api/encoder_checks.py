@@ -24,6 +24,35 @@ def check_embed(request: encoder_pb2.EmbedRequest, ready: Ready, limit: inferenc
             raise encoder_errors.text_too_long(field, len(ids.ids), ready.context_length)
 
 
+def check_score(request: encoder_pb2.ScoreRequest, limit: inference_pb2.Limits) -> None:
+    """Checks what can be known of a request before its texts are tokenized.
+
+    Raises:
+        ServiceError: with the fields at fault.
+    """
+    refuse(chain(_pairs(request, limit), check_request_id(request.request_id)))
+
+
+def _pairs(request: encoder_pb2.ScoreRequest, limit: inference_pb2.Limits) -> Violations:
+    count = len(request.inputs)
+    if not count:
+        yield Violation("inputs", "is empty; send at least one text or pair")
+    if count > limit.texts:
+        yield Violation("inputs", f"has {count} texts; this server takes {limit.texts} at most in a request")
+        return
+    for index, one in enumerate(request.inputs):
+        for name in ("text", "pair") if one.HasField("pair") else ("text",):
+            yield from _text(f"inputs[{index}].{name}", getattr(one, name), limit.text_bytes)
+
+
+def _text(field: str, text: str, most: int) -> Violations:
+    size = len(text.encode())
+    if not text:
+        yield Violation(field, "is empty; send at least one character")
+    elif size > most:
+        yield Violation(field, f"has {size} bytes; this server takes {most} at most, so shorten it")
+
+
 def _inputs(request: encoder_pb2.EmbedRequest, ready: Ready, limit: inference_pb2.Limits) -> Violations:
     if bool(request.texts) == bool(request.token_ids):
         what = "and token_ids are both set" if request.texts else "is empty"
@@ -35,12 +64,7 @@ def _inputs(request: encoder_pb2.EmbedRequest, ready: Ready, limit: inference_pb
         yield Violation(name, f"has {count} texts; this server takes {limit.texts} at most in a request")
         return
     for index, text in enumerate(request.texts):
-        size = len(text.encode())
-        if not text:
-            yield Violation(f"texts[{index}]", "is empty; send at least one character")
-        elif size > limit.text_bytes:
-            sentence = f"has {size} bytes; this server takes {limit.text_bytes} at most, so shorten it"
-            yield Violation(f"texts[{index}]", sentence)
+        yield from _text(f"texts[{index}]", text, limit.text_bytes)
     for index, ids in enumerate(request.token_ids):
         if not ids.ids:
             yield Violation(f"token_ids[{index}].ids", "is empty; send at least one token id")

@@ -10,13 +10,19 @@ from google.rpc import error_details_pb2
 from server.api.errors import DOMAIN, ServiceError
 from server.encoder_messages import Task
 
-_METHODS = {Task.GENERATE: "Generate and StreamGenerate", Task.EMBED: "Embed"}
+_METHODS = {Task.GENERATE: "Generate and StreamGenerate", Task.EMBED: "Embed", Task.SCORE: "Score"}
+
+_OTHERS = {
+    Task.GENERATE: "a model that generates text",
+    Task.EMBED: "an encoder, like minilm",
+    Task.SCORE: "an encoder with a head for labels",
+}
 
 
 def task_not_served(model: str, architecture: str, asked: Task, tasks: Sequence[Task]) -> ServiceError:
     """The served model can do something else."""
     can = " and ".join(_METHODS[task] for task in tasks if task in _METHODS)
-    other = "an encoder, like minilm" if asked is not Task.GENERATE else "a model that generates text"
+    other = _OTHERS[asked]
     return ServiceError(
         grpc.StatusCode.FAILED_PRECONDITION,
         f"the model {model!r} is a {architecture}, which answers {can}; for {_METHODS[asked]} ask a server "

@@ -38,6 +38,8 @@ _ACCOUNTED = {
     f"/{inference_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/{name}"
     for name in ("Generate", "StreamGenerate")
 } | {f"/{_ENCODER_SERVICE.full_name}/{method.name}" for method in _ENCODER_SERVICE.methods}
+# Requests that may have a name of their own.
+_NAMED = inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest | encoder_pb2.ScoreRequest
 _OPEN = "/grpc.health.v1.Health/"
 _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
 
@@ -210,7 +212,7 @@ class Interceptor(aio.ServerInterceptor):
         """Parses the request, if it is within the limits, and takes its name where it has one."""
         request = payload if parse is None else self._parse(payload, parse)
         generate = request.request if isinstance(request, inference_pb2.StreamGenerateRequest) else request
-        named = isinstance(generate, inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest)
+        named = isinstance(generate, _NAMED)
         given = generate.request_id if named else ""
         if given and valid_request_id(given):
             request_id.set(given)

@@ -45,6 +45,8 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
     loaded = load_encoder(folder, settings.dtype, device, settings.max_context, report)
     core = EncoderCore(
         loaded.encoder,
+        head=loaded.head,
+        chances=loaded.chances,
         context_length=loaded.context_length,
         max_running=sizes.max_running,
         max_batch_tokens=sizes.max_batch_tokens,
@@ -82,8 +84,8 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         executor_reason=f"texts are one batch without padding; {loaded.linears}",
         cuda_graphs=0,
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
-        tasks=(Task.EMBED,),  # heads are loaded and not served yet
-        encoder=EncoderInfo(loaded.embedding_size, loaded.pooling, loaded.normalized),
+        tasks=tuple(task for task in loaded.tasks if task is not Task.FILL),  # not served yet
+        encoder=EncoderInfo(loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels),
     )
     return core, ready
 

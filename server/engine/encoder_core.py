@@ -12,11 +12,12 @@ import time
 
 import torch
 
-from server.encoder_messages import Encode, Pooling
+from server.encoder_messages import Encode, Pooling, Task
 from server.engine.hardware import MemoryMeter
 from server.engine.team import Team
 from server.messages import FinishReason, SequenceOutput, Stats, StepOutput
 from server.models.encoders.encoder import Encoder
+from server.models.encoders.head import Chances, Head
 
 log = logging.getLogger("longspan.engine")
 
@@ -28,6 +29,8 @@ class EncoderCore:
 
     Args:
         encoder: the model.
+        head: makes logits of labels, if it has one.
+        chances: makes probabilities of these; ``None`` where they have none.
         context_length: most tokens of a text.
         max_running: texts of a step, at most.
         max_batch_tokens: tokens of a step, at most, unless a single text has more.
@@ -38,12 +41,16 @@ class EncoderCore:
         self,
         encoder: Encoder,
         *,
+        head: Head | None = None,
+        chances: Chances | None = None,
         context_length: int,
         max_running: int,
         max_batch_tokens: int,
         team: Team | None = None,
     ) -> None:
         self._encoder = encoder
+        self._head = head
+        self._chances = chances
         self._context_length = context_length
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
@@ -114,11 +121,20 @@ class EncoderCore:
         return [self._result(request, own) for request, own in zip(batch, hidden, strict=True)]
 
     def _result(self, request: Encode, hidden: torch.Tensor) -> SequenceOutput:
-        values = embedding(hidden, request.pooling, normalize=request.normalize)
+        if request.task is Task.SCORE:
+            values = self._scores(hidden)
+        else:
+            values = embedding(hidden, request.pooling, normalize=request.normalize)
         if not values.isfinite().all():
             log.error("text %d of %d tokens fails: its vector is not finite", request.id, len(request.tokens))
             return SequenceOutput(request.id, [], finish=FinishReason.FAILED)
         return SequenceOutput(request.id, [], finish=FinishReason.STOP, values=values.cpu().numpy().tobytes())
+
+    def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the labels, then their probabilities if these mean any: ``[1 or 2, labels]``."""
+        assert self._head is not None  # the server process asks for no task that the model lacks
+        logits = self._head.logits(hidden)
+        return torch.stack([logits] if self._chances is None else [logits, self._chances(logits)])
 
     def stats(self, computed: int = 0, tokens: int = 0, seconds: float = 0.0) -> Stats:
         """The load now, with the figures of the step that led to it."""

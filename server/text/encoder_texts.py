@@ -24,6 +24,10 @@ class EncoderText(NamedTuple):
     truncated: bool = False
 
 
+Input = str | tuple[str, str]
+"""A text, or a pair of texts."""
+
+
 class TooLongError(TooManyTokensError):
     """A text is too long, and may not be cut.
 
@@ -37,14 +41,14 @@ class TooLongError(TooManyTokensError):
 
 
 def encoder_texts(
-    backend: Tokenizer, texts: Sequence[str], *, most: int, truncate: bool
+    backend: Tokenizer, texts: Sequence[Input], *, most: int, truncate: bool
 ) -> list[EncoderText]:
     """Token ids of texts. Other threads run meanwhile.
 
     Args:
         backend: the tokenizer, which neither cuts nor pads.
         texts: what to encode.
-        most: tokens of a text, at most.
+        most: tokens of a text, or of a pair together, at most.
         truncate: cut longer ones.
 
     Raises:
@@ -52,7 +56,8 @@ def encoder_texts(
         TextError: one has a lone surrogate.
     """
     for text in texts:
-        check_unicode("texts", text)
+        for part in [text] if isinstance(text, str) else text:
+            check_unicode("texts", part)
     found = []
     for index, encoding in enumerate(backend.encode_batch_fast(list(texts))):
         cut = len(encoding) > most
@@ -64,8 +69,17 @@ def encoder_texts(
     return found
 
 
-def _cut(backend: Tokenizer, text: str, most: int) -> Encoding:
+def _cut(backend: Tokenizer, text: Input, most: int) -> Encoding:
     """The text's first tokens, with special ones around them, as the library's own truncation has them."""
-    (bare,) = backend.encode_batch_fast([text], add_special_tokens=False)
-    bare.truncate(max(0, most - backend.num_special_tokens_to_add(False)))
-    return backend.post_process(bare)
+    parts = [text] if isinstance(text, str) else list(text)
+    bare = backend.encode_batch_fast(parts, add_special_tokens=False)
+    room = max(0, most - backend.num_special_tokens_to_add(len(parts) > 1))
+    if len(bare) == 1:
+        bare[0].truncate(room)
+        return backend.post_process(bare[0])
+    # The longer one is cut until both are as long, then both evenly.
+    one, other = map(len, bare)
+    first = min(one, room // 2) if one <= other else room - min(other, room // 2)
+    bare[0].truncate(first)
+    bare[1].truncate(room - first)
+    return backend.post_process(bare[0], bare[1])

@@ -10,6 +10,7 @@ from server.encoder_messages import Pooling, Task
 from server.engine.encoder_build import build_encoder
 from server.engine.encoder_core import embedding
 from server.errors import RefusedError
+from server.models.encoders.head import chances
 from server.models.encoders.load import load_encoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
@@ -52,6 +53,34 @@ def test_a_model_with_a_head_embeds_with_its_base(kind, task, tmp_path):
     with torch.no_grad():
         expected = own(torch.tensor([text])).last_hidden_state[0]
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "albert", "electra", "modernbert"])
+def test_a_head_scores_as_in_transformers(kind, tmp_path):
+    folder = save_encoder(kind, tmp_path, "SequenceClassification", num_labels=3)
+    own = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    loaded = load(folder)
+    assert loaded.tasks == (Task.EMBED, Task.SCORE)
+    assert loaded.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    texts = [[2, *range(40, 60), 3], [2, 7, 3]]
+    for text, hidden in zip(texts, loaded.encoder.hidden(texts, [[], []]), strict=True):
+        with torch.no_grad():
+            expected = own(torch.tensor([text])).logits[0]
+        torch.testing.assert_close(loaded.head.logits(hidden), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"num_labels": 2}, [0.5, 0.5]),
+        ({"num_labels": 1}, [0.5]),
+        ({"num_labels": 2, "problem_type": "multi_label_classification"}, [0.5, 0.5]),
+        ({"num_labels": 1, "problem_type": "regression"}, None),
+    ],
+)
+def test_probabilities(config, expected):
+    made = chances(transformers.BertConfig(**config))
+    assert (None if made is None else made(torch.zeros(config["num_labels"])).tolist()) == expected
 
 
 def test_token_types_reach_the_model(tmp_path):

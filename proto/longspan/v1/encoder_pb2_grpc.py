@@ -41,6 +41,11 @@ class EncoderServiceStub:
                 request_serializer=longspan_dot_v1_dot_encoder__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=longspan_dot_v1_dot_encoder__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/longspan.v1.EncoderService/Score',
+                request_serializer=longspan_dot_v1_dot_encoder__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=longspan_dot_v1_dot_encoder__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class EncoderServiceServicer:
@@ -55,6 +60,13 @@ class EncoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Texts, or pairs of texts, to scores of the model's labels: classifiers and rerankers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EncoderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +74,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=longspan_dot_v1_dot_encoder__pb2.EmbedRequest.FromString,
                     response_serializer=longspan_dot_v1_dot_encoder__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=longspan_dot_v1_dot_encoder__pb2.ScoreRequest.FromString,
+                    response_serializer=longspan_dot_v1_dot_encoder__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +110,33 @@ class EncoderService:
             '/longspan.v1.EncoderService/Embed',
             longspan_dot_v1_dot_encoder__pb2.EmbedRequest.SerializeToString,
             longspan_dot_v1_dot_encoder__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/longspan.v1.EncoderService/Score',
+            longspan_dot_v1_dot_encoder__pb2.ScoreRequest.SerializeToString,
+            longspan_dot_v1_dot_encoder__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,8 +18,9 @@ from server.errors import RefusedError
 from server.models.checkpoint.quantization import read_method
 from server.models.checkpoint.reading import read_stored
 from server.models.encoders.encoder import Encoder, position_table
+from server.models.encoders.head import Chances, Head, chances
 from server.models.encoders.prepacked import prepack
-from server.models.encoders.prove import check, compute_own, proof_texts
+from server.models.encoders.prove import check, check_head, compute_own, own_logits, proof_texts
 from server.models.encoders.recognize import read_tasks
 from server.models.encoders.sentence import SentenceFiles, read_sentence_files
 from server.models.folder import weight_files
@@ -40,7 +41,8 @@ class LoadedEncoder:
     """An encoder that is ready to be served.
 
     Attributes:
-        encoder: computes.
+        encoder: computes vectors.
+        head: makes labels' logits of them, if there is one.
         architecture: its class in transformers.
         tasks: what it can do.
         parameters: number of weights, tied ones counted once.
@@ -51,11 +53,14 @@ class LoadedEncoder:
         embedding_size: numbers of a vector.
         pooling: how the makers turn a text's vectors into one.
         normalized: whether they then have length 1.
+        labels: names of those that the head scores.
+        chances: makes probabilities of their logits; ``None`` for a regression.
         dtype: of weights and computation.
         linears: what computes its linear layers, part of a sentence.
     """
 
     encoder: Encoder
+    head: Head | None
     architecture: str
     tasks: tuple[Task, ...]
     parameters: int
@@ -66,6 +71,8 @@ class LoadedEncoder:
     embedding_size: int
     pooling: Pooling
     normalized: bool
+    labels: list[str]
+    chances: Chances | None
     dtype: torch.dtype
     linears: str
 
@@ -114,6 +121,7 @@ def load_encoder(
         length = _context_length(base, files, max_context)
         texts = proof_texts(vocabulary, length, getattr(config, "sliding_window", None) or 0)
         own = compute_own(base, texts)
+        scores = own_logits(model, texts) if Task.SCORE in tasks else None
         register()
         model.set_attn_implementation("longspan")
         linears = (
@@ -123,9 +131,13 @@ def load_encoder(
         )
         encoder = Encoder(base)
         check(encoder, texts, own, architecture)
+        head = None if scores is None else Head(model)
+        if head is not None and scores is not None:
+            check_head(head, own, scores, model.dtype, architecture)
     log.info("%s", linears)
     return LoadedEncoder(
         encoder=encoder,
+        head=head,
         architecture=architecture,
         tasks=tasks,
         parameters=parameters,
@@ -136,6 +148,8 @@ def load_encoder(
         embedding_size=own[0].shape[1],
         pooling=files.pooling,
         normalized=files.normalized,
+        labels=[] if head is None else [str(config.id2label[index]) for index in range(config.num_labels)],
+        chances=chances(config),
         dtype=model.dtype,
         linears=linears,
     )

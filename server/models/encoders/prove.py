@@ -9,6 +9,7 @@ import torch
 
 from server.errors import RefusedError
 from server.models.encoders.encoder import Encoder
+from server.models.encoders.head import Head
 
 log = logging.getLogger("longspan.models")
 
@@ -33,6 +34,31 @@ def compute_own(base: Any, texts: list[list[int]]) -> list[torch.Tensor]:
         base(input_ids=torch.tensor([text], device=base.device)).last_hidden_state[0].float()
         for text in texts
     ]
+
+
+@torch.inference_mode()
+def own_logits(model: Any, texts: list[list[int]]) -> list[torch.Tensor]:
+    """transformers' own logits of labels, one text at a time: of each ``[labels]``."""
+    return [model(input_ids=torch.tensor([text], device=model.device)).logits[0].float() for text in texts]
+
+
+def check_head(
+    head: Head, hidden: list[torch.Tensor], own: list[torch.Tensor], dtype: torch.dtype, architecture: str
+) -> None:
+    """Compares what a head makes of transformers' own vectors with transformers' own logits.
+
+    Raises:
+        RefusedError: they differ.
+    """
+    wrong = max(
+        float((head.logits(text.to(dtype)) - logits).abs().max() / (1 + logits.abs().max()))
+        for text, logits in zip(hidden, own, strict=True)
+    )
+    if not wrong <= _TOLERANCE[dtype]:
+        raise RefusedError(
+            f"{architecture} cannot be served: its head makes other logits of a text's vectors than "
+            f"transformers does (off by {wrong:.2g}); choose another model"
+        )
 
 
 def check(encoder: Encoder, texts: list[list[int]], own: list[torch.Tensor], architecture: str) -> None:
