@@ -100,8 +100,7 @@ def _check_kind(folder: Path, config: Any) -> None:
     if is_encoder(config):
         raise RefusedError(
             f"{folder} holds {named[0] if named else kind}, an encoder: its tokens see those after them too, "
-            "so that it gives embeddings or labels and writes no text; longspan serve embeds with it, and "
-            f"here {_CHOOSE}"
+            f"so that it gives embeddings or labels and writes no text; {_CHOOSE}"
         )
     if named and all(name.endswith(_OTHER_HEADS) for name in named):
         raise RefusedError(
