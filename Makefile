@@ -89,6 +89,7 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against .ci/proto.binpb
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) \
 	&& diff -r -x __pycache__ -x __init__.py -x '*.proto' "$$fresh/longspan/v1" proto/longspan/v1 \
 	|| { echo 'The stubs are not what the proto generates; run: make proto' >&2; exit 1; }

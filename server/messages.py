@@ -10,6 +10,8 @@ import enum
 
 import msgspec
 
+from server.encoder_messages import Encode, EncoderInfo, Task
+
 
 class FinishReason(enum.StrEnum):
     """Why a sequence ended; ``FAILED``: the model's logits for it were NaN."""
@@ -113,6 +115,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
         started: set in the first output only: monotonic time at which the engine first worked on it.
         cached_tokens: set in the first output only: prompt tokens found in the prefix cache.
         preemptions: how often it has given up its pages so far.
+        values: of a text for an encoder, with ``finish``: float32, row by row.
     """
 
     id: int
@@ -123,6 +126,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     started: float | None = None
     cached_tokens: int = 0
     preemptions: int = 0
+    values: bytes = b""
 
 
 class Stats(msgspec.Struct, array_like=True):
@@ -231,6 +235,8 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         executor_reason: why this executor.
         cuda_graphs: how many batch sizes' decode steps are captured.
         versions: of torch and transformers.
+        tasks: what the model can do.
+        encoder: of an encoder.
     """
 
     architecture: str
@@ -262,6 +268,8 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     executor_reason: str
     cuda_graphs: int
     versions: dict[str, str]
+    tasks: tuple[Task, ...] = (Task.GENERATE,)
+    encoder: EncoderInfo | None = None
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed"):
@@ -282,5 +290,5 @@ class Launch(msgspec.Struct):
     settings: str
 
 
-ToEngine = Submit | Abort | Shutdown
+ToEngine = Submit | Encode | Abort | Shutdown
 FromEngine = Loading | Ready | StepOutput | Failed

@@ -26,17 +26,17 @@ def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int
         metrics_port: of ``/metrics``.
     """
     ready = served.ready
+    attention = ready.attention_backend if ready.encoder is None else ready.attention_pattern
     lines = (
         f"Longspan is ready: {served.name} on {settings.host}:{port}\n"
-        f"  {ready.attention_backend} attention, {ready.attention_kernel} kernel"
+        f"  {attention} attention, {ready.attention_kernel} kernel"
     )
     if settings.metrics:
         scheme = "https" if settings.metrics_tls else "http"
         lines += f", metrics {scheme}://{settings.metrics_host}:{metrics_port}/metrics"
     if not served.tokenizer.has_text:
         return f"{lines}\n  token ids only: the model has no tokenizer"
-    command = [_command(), "generate"]
-    command += [EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]
+    command = [_command(), *_example(served)]
     if settings.host != DEFAULT_HOST:
         command += ["--host", settings.host]
     if port != DEFAULT_PORT:
@@ -50,6 +50,15 @@ def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int
         command += ["--token", "TOKEN"]
     hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
     return f"{lines}\n  try: {hint}"
+
+
+def _example(served: Served) -> list[str]:
+    if served.ready.encoder is not None:
+        return ["embed", "a cat", "a kitten", "an invoice"]
+    return [
+        "generate",
+        *([EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]),
+    ]
 
 
 def _command() -> str:

@@ -6,6 +6,7 @@ The messages and stubs of the service itself are in ``longspan.v1``.
 from longspan.aio import AsyncClient, AsyncStream
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, ConnectOptions
 from longspan.client import Client, Stream
+from longspan.encoding import EmbedOptions, ScoreOptions, Texts
 from longspan.errors import (
     AlreadyExistsError,
     BusyError,
@@ -38,6 +39,7 @@ __all__ = [
     "ConnectOptions",
     "DeadlineError",
     "Delta",
+    "EmbedOptions",
     "FinishReason",
     "GenerateOptions",
     "Generation",
@@ -49,7 +51,9 @@ __all__ = [
     "PermissionDeniedError",
     "PreconditionError",
     "Prompt",
+    "ScoreOptions",
     "Stream",
+    "Texts",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

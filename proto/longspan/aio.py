@@ -13,10 +13,11 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
+from longspan.encoding import EmbedOptions, ScoreOptions, Texts, build_embed, build_score
 from longspan.errors import CancelledError, LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
-from longspan.v1 import inference_pb2, inference_pb2_grpc
+from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 Response = TypeVar("Response", bound=ProtoMessage)
 
@@ -104,6 +105,7 @@ class AsyncClient:
         self._own_channel = channel is None
         self._channel = connect(grpc.aio, self._server, channel, options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._encoders = encoder_pb2_grpc.EncoderServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     async def generate(
@@ -120,6 +122,22 @@ class AsyncClient:
         request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
         call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=self._headers)
         return AsyncStream(call, self._server)
+
+    async def embed(
+        self, texts: Texts, *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> encoder_pb2.EmbedResponse:
+        """Like ``Client.embed``."""
+        return await self._ask(self._encoders.Embed, build_embed(texts, options), timeout)
+
+    async def score(
+        self,
+        inputs: Sequence[str | tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> encoder_pb2.ScoreResponse:
+        """Like ``Client.score``."""
+        return await self._ask(self._encoders.Score, build_score(inputs, options), timeout)
 
     async def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Like ``Client.abort``."""

@@ -17,6 +17,9 @@ DEFAULT_PORT = 50051
 SERVICE = "longspan.v1.InferenceService"
 """The name under which the server reports its readiness to gRPC's health check."""
 
+ENCODERS = "longspan.v1.EncoderService"
+"""The service of encoders, reported ready with the other."""
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -159,7 +162,8 @@ def _service_config(address: str, retries: bool) -> tuple[tuple[str, Any], ...]:
     if address.startswith("dns:"):
         config["loadBalancingConfig"] = [{"round_robin": {}}]
     if retries:
-        config["methodConfig"] = [{"name": [{"service": SERVICE}], "retryPolicy": _RETRIES}]
+        names = [{"service": service} for service in (SERVICE, ENCODERS)]
+        config["methodConfig"] = [{"name": names, "retryPolicy": _RETRIES}]
     kept = (("grpc.per_rpc_retry_buffer_size", _KEPT_BYTES),) if retries else (("grpc.enable_retries", 0),)
     return (*kept, ("grpc.service_config", json.dumps(config)))
 

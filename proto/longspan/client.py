@@ -12,10 +12,11 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
+from longspan.encoding import EmbedOptions, ScoreOptions, Texts, build_embed, build_score
 from longspan.errors import LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
-from longspan.v1 import inference_pb2, inference_pb2_grpc
+from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 Response = TypeVar("Response", bound=ProtoMessage)
 
@@ -95,6 +96,7 @@ class Client:
         self._own_channel = channel is None
         self._channel = connect(grpc, self._server, channel, options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._encoders = encoder_pb2_grpc.EncoderServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     def generate(
@@ -123,6 +125,34 @@ class Client:
         request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
         call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=self._headers)
         return Stream(call, self._server)
+
+    def embed(
+        self, texts: Texts, *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> encoder_pb2.EmbedResponse:
+        """Vectors of texts: ``[embedding.values for embedding in client.embed(texts).embeddings]``.
+
+        Args:
+            texts: one text or several, or token ids of each.
+            timeout: seconds.
+            **options: see ``EmbedOptions``.
+        """
+        return self._ask(self._encoders.Embed, build_embed(texts, options), timeout)
+
+    def score(
+        self,
+        inputs: Sequence[str | tuple[str, str]],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> encoder_pb2.ScoreResponse:
+        """Scores of a classifier's or reranker's labels: ``.labels``, and of each text ``.scores[i].logits``.
+
+        Args:
+            inputs: texts, or pairs ``(query, document)``.
+            timeout: seconds.
+            **options: ``model``, ``truncate`` and ``request_id``, as of ``embed``.
+        """
+        return self._ask(self._encoders.Score, build_score(inputs, options), timeout)
 
     def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Ends a running request of the same identity; ``False`` if none has this id."""

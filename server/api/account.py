@@ -1,4 +1,4 @@
-"""How generation requests end: each is counted, logged and traced once, whatever ends it, however early."""
+"""How requests to the engine end: each is counted, logged and traced once, whatever ends it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("longspan.requests")
 
 
 class Account:
-    """One request's, opened when its call begins. The interceptor closes it; the generation fills it in.
+    """One request's, opened when its call begins. The interceptor closes it; the request fills it in.
 
     Attributes:
         arrival: monotonic time.
@@ -30,6 +30,7 @@ class Account:
         record: its times and token counts, once it was admitted.
         submitted: whether the engine has got it.
         finish: how its samples ended, in one word, once they have.
+        operation: what it asks for, as OpenTelemetry calls that.
     """
 
     def __init__(self, accounts: Accounts, metadata: Callable[[], Metadata]) -> None:
@@ -40,6 +41,7 @@ class Account:
         self.record: RequestRecord | None = None
         self.submitted = False
         self.finish = "none"
+        self.operation = "text_completion"
 
     def close(self, code: grpc.StatusCode, error: ServiceError | None = None) -> None:
         """The call ends with this status, and with this error if it was refused or failed."""
@@ -78,7 +80,7 @@ class Account:
     def _trace(self, traces: Traces, code: grpc.StatusCode, usage: types_pb2.Usage, moments: Moments) -> None:
         served = self._accounts.state.served
         attributes: dict[str, str | int | float | list[str]] = {
-            "gen_ai.operation.name": "text_completion",
+            "gen_ai.operation.name": self.operation,
             "gen_ai.request.model": self.model or (served.name if served else ""),
             "gen_ai.response.id": request_id.get(),
             "gen_ai.response.finish_reasons": [self.finish],

@@ -95,6 +95,13 @@ def check_token_ids(field: str, ids: Sequence[int], vocabulary: int) -> Violatio
             yield Violation(f"{field}[{index}]", sentence)
 
 
+def check_request_id(request_id: str) -> Violations:
+    """Whether a name that is given can be one."""
+    if request_id and not valid_request_id(request_id):
+        allowed = "1 to 128 letters, digits and . _ : / + = @ -"
+        yield Violation("request_id", f"is {quote(request_id)}; it may have {allowed}")
+
+
 def _prompt(
     request: inference_pb2.GenerateRequest, vocabulary: int, limit: inference_pb2.Limits
 ) -> Violations:
@@ -183,6 +190,4 @@ def _others(request: inference_pb2.GenerateRequest, most_samples: int) -> Violat
     n = request.n if request.HasField("n") else 1
     if not 1 <= n <= most_samples:
         yield Violation("n", f"is {n}; this server gives 1 to {most_samples} samples per request")
-    if request.request_id and not valid_request_id(request.request_id):
-        allowed = "1 to 128 letters, digits and . _ : / + = @ -"
-        yield Violation("request_id", f"is {quote(request.request_id)}; it may have {allowed}")
+    yield from check_request_id(request.request_id)

@@ -12,6 +12,7 @@ from server.api.account import Account
 from server.api.answer import Answer, Event
 from server.api.prompt import prompt_ids
 from server.api.state import ServerState
+from server.encoder_messages import Task
 from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.observe.metrics import Metrics
 from server.observe.request import RequestRecord
@@ -68,6 +69,7 @@ class Generation:
         account = self._account
         account.model = self._request.model
         served = self._state.model(self._request.model)
+        served.check_task(Task.GENERATE)
         plan = conversion.plan(self._request, served, self._state.limits)
         self._check_priority()
         quota = self._caller.quota

@@ -1,4 +1,4 @@
-"""The standard health service: the empty name is liveness, the inference service's name is readiness."""
+"""The standard health service: the empty name is liveness, those of Longspan's services are readiness."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from longspan.v1 import inference_pb2
+from longspan.v1 import encoder_pb2, inference_pb2
 from server.api.errors import ServiceError, quote
 
 READINESS = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+ENCODERS = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -25,12 +26,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     """
 
     def __init__(self) -> None:
-        self._statuses = {"": _Status.SERVING, READINESS: _Status.NOT_SERVING}
+        self._statuses = {"": _Status.SERVING, READINESS: _Status.NOT_SERVING, ENCODERS: _Status.NOT_SERVING}
         self._changed = asyncio.Event()
 
     def set_ready(self, ready: bool) -> None:
         """Changes readiness; watchers are told."""
-        self._statuses[READINESS] = _Status.SERVING if ready else _Status.NOT_SERVING
+        status = _Status.SERVING if ready else _Status.NOT_SERVING
+        self._statuses |= {READINESS: status, ENCODERS: status}
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -42,7 +44,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         """
         status = self._statuses.get(request.service)
         if status is None:
-            sentence = f"no service named {quote(request.service)} here; known are '' and {READINESS!r}"
+            known = f"'', {READINESS!r} and {ENCODERS!r}"
+            sentence = f"no service named {quote(request.service)} here; known are {known}"
             raise ServiceError(grpc.StatusCode.NOT_FOUND, sentence, "SERVICE_NOT_FOUND")
         return _Status(status=status)
 

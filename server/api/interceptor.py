@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from longspan.v1 import inference_pb2
+from longspan.v1 import encoder_pb2, inference_pb2
 from server.access.callers import Caller, Callers, DeniedError, caller
 from server.api import errors
 from server.api.account import Account, Accounts
@@ -29,10 +29,14 @@ from server.observe.tracing import Metadata
 # A deadline and its cancellation are not seen at exactly the same time.
 _DEADLINE_SLACK_SECONDS = 0.02
 
-_GENERATION = {
+_ENCODER_SERVICE = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"]
+# Calls that the engine works on.
+_ACCOUNTED = {
     f"/{inference_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/{name}"
     for name in ("Generate", "StreamGenerate")
-}
+} | {f"/{_ENCODER_SERVICE.full_name}/{method.name}" for method in _ENCODER_SERVICE.methods}
+# Requests that may have a name of their own.
+_NAMED = inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest | encoder_pb2.ScoreRequest
 _OPEN = "/grpc.health.v1.Health/"
 _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
 
@@ -47,7 +51,7 @@ def _cancellation_code(context: Context) -> grpc.StatusCode:
 
 
 class _Call:
-    """One call's part in the metrics; if it generates, with the request's account."""
+    """One call's part in the metrics; if the engine works on it, with the request's account."""
 
     def __init__(self, metrics: GrpcMetrics, account: Account | None, kind: str, method: str) -> None:
         service, _, name = method.removeprefix("/").rpartition("/")
@@ -210,7 +214,8 @@ class Interceptor(aio.ServerInterceptor):
         """Parses the request, if it is within the limits, and takes its name where it has one."""
         request = payload if parse is None else self._parse(payload, parse)
         generate = request.request if isinstance(request, inference_pb2.StreamGenerateRequest) else request
-        given = generate.request_id if isinstance(generate, inference_pb2.GenerateRequest) else ""
+        named = isinstance(generate, _NAMED)
+        given = generate.request_id if named else ""
         if given and valid_request_id(given):
             request_id.set(given)
         return request
@@ -219,7 +224,7 @@ class Interceptor(aio.ServerInterceptor):
     async def _guard(self, context: Context, kind: str, method: str) -> AsyncIterator[_Call]:
         """Turns exceptions into statuses, and counts how the call ended."""
         request_id.set(uuid.uuid4().hex)
-        account = self._accounts.open(lambda: _metadata(context)) if method in _GENERATION else None
+        account = self._accounts.open(lambda: _metadata(context)) if method in _ACCOUNTED else None
         call = _Call(self._metrics, account, kind, method)
         error = None
         code = grpc.StatusCode.OK

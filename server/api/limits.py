@@ -44,7 +44,8 @@ def limits(settings: Settings, ready: Ready, longest_token: int) -> inference_pb
         + _LOGIT_BIAS * _ENTRY_BYTES
         + _OTHER_BYTES
     )
-    request = settings.max_request_bytes or min(text + beside, MOST_REQUEST_BYTES)
+    most = MOST_REQUEST_BYTES if ready.encoder is not None else min(text + beside, MOST_REQUEST_BYTES)
+    request = settings.max_request_bytes or most
     return inference_pb2.Limits(
         max_tokens=context_length - 1,
         # A request for more samples than the server ever admits can't succeed.
@@ -57,10 +58,13 @@ def limits(settings: Settings, ready: Ready, longest_token: int) -> inference_pb
         stop_token_ids=_STOP_TOKEN_IDS,
         logit_bias=_LOGIT_BIAS,
         request_bytes=request,
+        texts=0 if ready.encoder is None else ready.max_running + settings.max_queue,
     )
 
 
 def most_fields(limit: inference_pb2.Limits) -> int:
     """Fields that a request within the limits has: those inside a repeated message not counted."""
-    repeated = limit.chat_messages + limit.stop_strings + limit.stop_token_ids + limit.logit_bias
+    repeated = (
+        limit.chat_messages + limit.stop_strings + limit.stop_token_ids + limit.logit_bias + limit.texts
+    )
     return repeated + _SINGLE_FIELDS

@@ -9,10 +9,11 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from longspan.v1 import inference_pb2_grpc
+from longspan.v1 import encoder_pb2_grpc, inference_pb2_grpc
 from server.access.callers import Callers
 from server.access.certificates import Certificates, Pem
-from server.api.health import READINESS, HealthServicer
+from server.api.encoder_service import EncoderServicer
+from server.api.health import ENCODERS, READINESS, HealthServicer
 from server.api.interceptor import Interceptor
 from server.api.limits import MOST_REQUEST_BYTES
 from server.api.service import InferenceServicer
@@ -71,10 +72,13 @@ def listen(
     interceptor = Interceptor(state, metrics, service.accounts, callers)
     server = aio.server(interceptors=(interceptor,), options=options)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+    encoder_pb2_grpc.add_EncoderServiceServicer_to_server(EncoderServicer(state, service.accounts), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if state.settings.reflection:
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((READINESS, health_name, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection(
+            (READINESS, ENCODERS, health_name, reflection.SERVICE_NAME), server
+        )
     _refuse_taken(host, port)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:

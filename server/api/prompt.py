@@ -13,7 +13,7 @@ from server.api.text_work import TextWork
 from server.text.errors import TextError, TooManyTokensError
 
 # A longer text is tokenized in a thread: it would hold up every stream for more than about a millisecond.
-_THREAD_CHARACTERS = 2000
+THREAD_CHARACTERS = 2000
 # Rendering a message takes as long as tokenizing about so many.
 _MESSAGE_CHARACTERS = 50
 
@@ -63,7 +63,7 @@ async def text_ids(
     encode = functools.partial(
         served.tokenizer.encode, text, add_special_tokens=special, special_tokens_as_text=as_text, most=most
     )
-    if len(text) <= _THREAD_CHARACTERS and not as_text:
+    if len(text) <= THREAD_CHARACTERS and not as_text:
         return _encoded(encode)
     return await _beside(encode, len(text), state.text_work)
 
@@ -86,7 +86,7 @@ async def chat_ids(
         served.tokenizer.encode_chat, messages, special_tokens_as_text=as_text, most=most
     )
     # The process that renders waits for no one's long text.
-    return await _beside(encode, size, state.chat_work if size <= _THREAD_CHARACTERS else state.text_work)
+    return await _beside(encode, size, state.chat_work if size <= THREAD_CHARACTERS else state.text_work)
 
 
 async def _beside(encode: Callable[[], list[int]], size: int, work: TextWork) -> list[int]:

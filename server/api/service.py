@@ -17,6 +17,7 @@ from server.api import conversion, errors
 from server.api.account import Accounts, account
 from server.api.answer import Event, collect
 from server.api.checks import check_chat, check_text, check_token_ids, refuse
+from server.api.encoder_service import encoder_info
 from server.api.errors import Violation
 from server.api.generation import Generation
 from server.api.interceptor import Context
@@ -166,6 +167,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
             limits=self._state.limits,
+            tasks=[f"TASK_{task.name}" for task in ready.tasks],
+            encoder=None if ready.encoder is None else encoder_info(ready.encoder),
         )
 
     async def GetServerInfo(  # noqa: N802

@@ -11,9 +11,11 @@ from google.protobuf.descriptor import Descriptor
 from longspan.v1 import inference_pb2
 from server.api import errors
 from server.api.admission import Admission
+from server.api.encoder_errors import task_not_served
 from server.api.field_count import has_more_fields
 from server.api.limits import limits, most_fields
 from server.api.text_work import TextWork
+from server.encoder_messages import Task
 from server.engine.ipc.link import EngineClient
 from server.messages import Ready
 from server.models.generation import Generation
@@ -52,6 +54,15 @@ class Served:
     engine: EngineClient
     ready: Ready
     generation: Generation
+
+    def check_task(self, task: Task) -> None:
+        """Whether the model can do what a request asks for.
+
+        Raises:
+            ServiceError: it can do something else.
+        """
+        if task not in self.ready.tasks:
+            raise task_not_served(self.name, self.ready.architecture, task, self.ready.tasks)
 
 
 class ServerState:

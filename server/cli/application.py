@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from server.cli.backends import backends
+from server.cli.embed import embed
 from server.cli.generate import generate
 from server.cli.health import health
 from server.cli.help import PlainCommand
@@ -51,6 +52,7 @@ application.command(
     add_help_option=False,
 )(serve)
 application.command(cls=PlainCommand)(generate)
+application.command(cls=PlainCommand)(embed)
 application.command(cls=PlainCommand)(backends)
 application.command(cls=PlainCommand)(health)
 application.command(cls=PlainCommand)(token)

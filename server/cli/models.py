@@ -48,7 +48,7 @@ def pull_model(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Hub name or GGUF file. Without it: the default model.",
+            help="Hub name, GGUF file, or minilm, a small encoder. Without it: the default model.",
             show_default=False,
         ),
     ] = None,

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from server.encoder_messages import Task
 from server.messages import Ready, Sampling
 from server.models.eos import eos_ids
 from server.ranges import RANGES
@@ -113,6 +114,8 @@ def read_generation(
         recommended: the values that the model's makers recommend elsewhere; the file's own win. ``None``:
             whatever the file says, sampling that a request leaves unset is neutral.
     """
+    if Task.GENERATE not in ready.tasks:
+        return Generation([], Sampling())
     file = _read(folder / FILE)
     config = _read(folder / "config.json")
     inner = config.get("text_config")

@@ -72,14 +72,15 @@ def load_model(
     wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
     stored = read_stored(weight_files(folder))
     method = read_method(folder, config, stored)
-    _check_size(folder, config, stored, method, wanted, device)
+    kind = transformers.AutoModelForCausalLM
+    check_size(kind, folder, config, stored, method, wanted, device)
 
     report("loading the weights", 0.1)
     # The refusals here say what matters of its reports; its progress bars would disturb the server's own.
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     register()
-    model = _load(folder, config, stored, method, wanted, device)
+    model = read_model(kind, folder, config, stored, method, wanted, device)
     model.eval().requires_grad_(False)
 
     report("reading the attention layers", 0.8)
@@ -118,18 +119,38 @@ def _length_rope(model: Any, config: Any, length: int) -> LengthRope | None:
         return None
 
 
-def _load(
+def read_model(
+    kind: Any,
     folder: Path,
     config: Any,
     stored: Mapping[str, Stored],
     method: str | None,
     dtype: torch.dtype | str,
     device: torch.device,
+    **more: Any,
 ) -> Any:
+    """A model that is the whole of its files.
+
+    Args:
+        kind: ``AutoModelForCausalLM`` or another class of transformers.
+        folder: a Hugging Face folder.
+        config: its config.
+        stored: what its files hold.
+        method: how its weights are quantized, if they are.
+        dtype: of weights and computation; ``auto`` for the checkpoint's own.
+        device: where to load it.
+        **more: arguments of the model's own class.
+
+    Raises:
+        RefusedError: it can't be loaded, or has tensors too many or too few.
+    """
     # Elsewhere than on the CPU, weights go straight to the device.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if kind is transformers.AutoModelForCausalLM:
+        # The folder's own is for generate, which is not used; a faulty one must not refuse a model.
+        more["generation_config"] = transformers.GenerationConfig()
     with noting() as reading, _building(folder, device, reading):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             folder,
             config=dequantizing(config, method),
             dtype=dtype,
@@ -138,8 +159,7 @@ def _load(
             # Of any model. Its config may name a package that only transformers would use.
             attn_implementation="eager",
             ignore_mismatched_sizes=True,  # they are refused below, by name
-            # The folder's own is for generate, which is not used; a faulty one must not refuse a model.
-            generation_config=transformers.GenerationConfig(),
+            **more,
             **place,
         )
     check_read(model, reading, stored, folder, method)
@@ -167,19 +187,27 @@ def _building(folder: Path, device: torch.device, reading: Reading | None = None
         raise RefusedError(f"the model in {folder} can't be loaded: {reason}") from error
 
 
-def _check_size(
+def check_size(
+    kind: Any,
     folder: Path,
     config: Any,
     stored: Mapping[str, Stored],
     method: str | None,
     dtype: torch.dtype | str,
     device: torch.device,
+    **more: Any,
 ) -> None:
-    """Refuses weights that aren't the config's or can't fit: running out would kill this process silently."""
+    """Refuses weights that can't fit, since running out would kill this process without a message.
+
+    Arguments are those of ``read_model``.
+
+    Raises:
+        RefusedError: they aren't the config's, or need more than is free.
+    """
     details = quantization_details(config)
     held = weight_count(stored, details)
     with _building(folder, device):
-        model = outline(config, len(stored))
+        model = outline(kind, config, len(stored), **more)
     described = check_outline(model, stored, folder, method, details, held)
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.get_default_dtype()
     each = dtype.itemsize if isinstance(dtype, torch.dtype) else own.itemsize

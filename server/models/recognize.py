@@ -41,6 +41,18 @@ def read_config(folder: Path) -> Any:
     Raises:
         RefusedError: it can't be read, needs code of its own, or is of a kind of model that can't be served.
     """
+    config = read_any_config(folder)
+    with refusing(f"the model in {folder}", "reading its config"):
+        _check_kind(folder, config)
+    return config
+
+
+def read_any_config(folder: Path) -> Any:
+    """The config of a model of any kind that transformers knows.
+
+    Raises:
+        RefusedError: it can't be read, or needs code of its own.
+    """
     _check_type(folder)
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -51,7 +63,6 @@ def read_config(folder: Path) -> Any:
             raise RefusedError(_needs_code(folder)) from error
         raise RefusedError(f"{folder}/config.json can't be used: {sentence(error)}") from error
     with refusing(f"the model in {folder}", "reading its config"):
-        _check_kind(folder, config)
         check_ropes(config)
     return config
 
@@ -90,7 +101,7 @@ def _check_kind(folder: Path, config: Any) -> None:
     if config.is_encoder_decoder:
         raise RefusedError(f"{kind} is an encoder-decoder model; {_CHOOSE}")
     named = config.architectures or []
-    if _sees_all(config):
+    if is_encoder(config):
         raise RefusedError(
             f"{folder} holds {named[0] if named else kind}, an encoder: its tokens see those after them too, "
             f"so that it gives embeddings or labels and writes no text; {_CHOOSE}"
@@ -110,8 +121,8 @@ def _check_kind(folder: Path, config: Any) -> None:
     _check_class(own, config)
 
 
-def _sees_all(config: Any) -> bool:
-    """Classes of encoders can be decoders too, and tell by a field."""
+def is_encoder(config: Any) -> bool:
+    """Whether its tokens see those after them too. Encoders' classes can be decoders, and tell by a field."""
     return (
         type(config) in MODEL_FOR_MASKED_LM_MAPPING
         and type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING

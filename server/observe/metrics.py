@@ -67,13 +67,13 @@ class Metrics:
         self.step_age: Callable[[], float] = float
         self.requests = self._counter(
             "requests",
-            "Generation requests that ended. finish_reason: stop or length (if any sample ended so), "
-            "aborted, or none where no answer was completed.",
+            "Requests to the engine that ended. finish_reason: stop or length (if any sample ended so; an "
+            "encoder's answers are stop), aborted, or none where no answer was completed.",
             "finish_reason",
             "grpc_code",
         )
         self.rejections = self._counter(
-            "request_rejections", "Generation requests turned away before the engine saw them.", "reason"
+            "request_rejections", "Requests turned away before the engine saw them.", "reason"
         )
         self._running = self._gauge("requests_running", "Sequences that hold pages, after the last step.")
         self._waiting = self._gauge("requests_waiting", "Sequences that hold none, after the last step.")

@@ -17,6 +17,7 @@ from server.errors import RefusedError
 from server.text.chat import ChatTemplate, Messages
 from server.text.chat_source import choose_template
 from server.text.encode import token_ids
+from server.text.encoder_texts import EncoderText, Input, encoder_texts
 from server.text.errors import TextError, check_unicode
 from server.text.special import SpecialAsText
 from server.text.token_text import TokenTexts
@@ -106,6 +107,10 @@ class Tokenizer:
         if special_tokens_as_text:
             return self._special_as_text.encode(text, add_special_tokens=add_special_tokens, most=most)
         return token_ids(self._backend, text, add_special_tokens=add_special_tokens, most=most)
+
+    def encoder_texts(self, texts: Sequence[Input], *, most: int, truncate: bool) -> list[EncoderText]:
+        """See ``server.text.encoder_texts``."""
+        return encoder_texts(self._backend, texts, most=most, truncate=truncate)
 
     def encode_chat(
         self, messages: Messages, *, special_tokens_as_text: bool = False, most: int | None = None

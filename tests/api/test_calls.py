@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc import aio
 
-from longspan.v1 import inference_pb2, types_pb2
+from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, types_pb2
 from server.api import stall
 from server.messages import FinishReason, SequenceOutput
 from tests.api.conftest import END, ask, details, until
@@ -262,3 +262,15 @@ async def test_information(running):
     assert (server.settings["max_batch_tokens"], server.settings["kv_memory_share"]) == ("512", "0.3")
     assert server.load.pages_total == 1000
     assert server.uptime_seconds >= 0
+
+
+async def test_a_decoder_does_not_embed(running):
+    stub = encoder_pb2_grpc.EncoderServiceStub(running.channel)
+    with pytest.raises(aio.AioRpcError, match="answers Generate and StreamGenerate; for Embed ask") as caught:
+        await stub.Embed(encoder_pb2.EmbedRequest(texts=["a"]))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert details(caught.value)["ErrorInfo"].metadata == {"asked": "embed", "tasks": "generate"}
+    info = await running.stub.GetModelInfo(inference_pb2.GetModelInfoRequest())
+    assert (list(info.tasks), info.HasField("encoder")) == ([inference_pb2.TASK_GENERATE], False)
+    name = "longspan_request_rejections_total"
+    assert running.sample(name, reason="task_not_served") == 1

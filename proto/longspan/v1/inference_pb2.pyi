@@ -1,11 +1,24 @@
+from longspan.v1 import encoder_pb2 as _encoder_pb2
 from longspan.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TASK_UNSPECIFIED: _ClassVar[Task]
+    TASK_GENERATE: _ClassVar[Task]
+    TASK_EMBED: _ClassVar[Task]
+    TASK_SCORE: _ClassVar[Task]
+TASK_UNSPECIFIED: Task
+TASK_GENERATE: Task
+TASK_EMBED: Task
+TASK_SCORE: Task
 
 class GenerateRequest(_message.Message):
     __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stop", "logprobs", "n", "priority", "request_id", "keep_special_tokens", "special_tokens_as_text", "forced_token_ids")
@@ -212,7 +225,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor")
+    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor", "tasks", "encoder")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +241,8 @@ class GetModelInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     architecture: str
@@ -243,7 +258,9 @@ class GetModelInfoResponse(_message.Message):
     limits: Limits
     default_sampling: _types_pb2.SamplingParams
     executor: ExecutorInfo
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ...) -> None: ...
+    tasks: _containers.RepeatedScalarFieldContainer[Task]
+    encoder: _encoder_pb2.EncoderInfo
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., encoder: _Optional[_Union[_encoder_pb2.EncoderInfo, _Mapping]] = ...) -> None: ...
 
 class ExecutorInfo(_message.Message):
     __slots__ = ("name", "reason")
@@ -275,7 +292,7 @@ class AttentionInfo(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., pattern: _Optional[str] = ..., kernel: _Optional[str] = ..., reason: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_tokens", "n", "logprobs", "stop_strings", "text_bytes", "chat_messages", "stop_string_bytes", "stop_token_ids", "logit_bias", "request_bytes")
+    __slots__ = ("max_tokens", "n", "logprobs", "stop_strings", "text_bytes", "chat_messages", "stop_string_bytes", "stop_token_ids", "logit_bias", "request_bytes", "texts")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +303,7 @@ class Limits(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     n: int
     logprobs: int
@@ -296,7 +314,8 @@ class Limits(_message.Message):
     stop_token_ids: int
     logit_bias: int
     request_bytes: int
-    def __init__(self, max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., stop_strings: _Optional[int] = ..., text_bytes: _Optional[int] = ..., chat_messages: _Optional[int] = ..., stop_string_bytes: _Optional[int] = ..., stop_token_ids: _Optional[int] = ..., logit_bias: _Optional[int] = ..., request_bytes: _Optional[int] = ...) -> None: ...
+    texts: int
+    def __init__(self, max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., stop_strings: _Optional[int] = ..., text_bytes: _Optional[int] = ..., chat_messages: _Optional[int] = ..., stop_string_bytes: _Optional[int] = ..., stop_token_ids: _Optional[int] = ..., logit_bias: _Optional[int] = ..., request_bytes: _Optional[int] = ..., texts: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

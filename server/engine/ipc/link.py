@@ -8,13 +8,14 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from server.background import in_thread
+from server.encoder_messages import Encode
 from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.engine.ipc.spawn import STACKS_SIGNAL, Spawned, spawn_engine
 from server.engine.ipc.watch import LOOK_SECONDS, Watch
@@ -132,7 +133,7 @@ class EngineClient:
         """Ids for ``count`` sequences."""
         return list(itertools.islice(self._ids, count))
 
-    def submit(self, sequences: list[Submit]) -> OutputStream:
+    def submit(self, sequences: Sequence[Submit | Encode]) -> OutputStream:
         """Queues sequences in the engine.
 
         Raises:

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from server.encoder_messages import Encode
 from server.engine.compiling import tell_of_compiling
 from server.engine.ipc.pulse import Pulse
 from server.engine.ipc.spawn import STACKS_SIGNAL
@@ -49,7 +50,7 @@ log = logging.getLogger("longspan.engine")
 
 
 class Engine:
-    """The message loop around an ``EngineCore``.
+    """The message loop around an ``EngineCore`` or an ``EncoderCore``.
 
     Args:
         wire: the link to the server process.
@@ -89,7 +90,7 @@ class Engine:
                 self._pulse.begin()
                 self.send(core.step())
 
-    def _handle(self, core: Any, message: Submit | Abort) -> None:
+    def _handle(self, core: Any, message: Submit | Encode | Abort) -> None:
         if isinstance(message, Abort):
             for sequence_id in message.ids:
                 core.abort(sequence_id)
@@ -123,7 +124,7 @@ def main() -> int:
     wire = EngineEnd(socket.socket(fileno=link))
     # Before the settings arrive: it takes a second. A failure here recurs where it can be reported.
     with contextlib.suppress(Exception):
-        importlib.import_module("server.engine.build")
+        importlib.import_module("server.engine.start")
     wire.poll(None)
     first = wire.receive()
     if first is None:
@@ -134,9 +135,9 @@ def main() -> int:
     engine = Engine(wire, pulse)
     engine.send(Loading("starting the engine", 0.0))  # the server process waits for an answer
     try:
-        from server.engine.build import build_engine
+        from server.engine.start import start_engine
 
-        core, ready = build_engine(
+        core, ready = start_engine(
             settings, Path(launch.folder), lambda stage, fraction: engine.send(Loading(stage, fraction))
         )
         tell_of_compiling(pulse.compile)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -30,12 +29,14 @@ _TIMES_HELD = 2
 _WEIGHTS_BESIDE = 1 << 24
 
 
-def outline(config: Any, tensors: int) -> Any:
+def outline(kind: Any, config: Any, tensors: int, **more: Any) -> Any:
     """transformers' model of a config, without memory for weights.
 
     Args:
-        config: of a causal language model.
+        kind: ``AutoModelForCausalLM`` or another class of transformers.
+        config: of such a model.
         tensors: how many its files hold.
+        **more: arguments of the model's own class.
 
     Raises:
         ValueError: it has far more parameters than these could fill; a million layers are not built first.
@@ -55,11 +56,12 @@ def outline(config: Any, tensors: int) -> Any:
     counting = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(
+            return kind.from_config(
                 copy.deepcopy(config),  # which it changes
                 dtype=torch.float32,
                 trust_remote_code=False,
                 attn_implementation="eager",
+                **more,
             )
     finally:
         counting.remove()

@@ -15,6 +15,7 @@ _AUDIO = "sound is not served"
 _ROTARY = "rotary frequencies are computed from the config"
 _MASK = "causal masks are computed"
 _DRAFT = "layers that predict further tokens are not used"
+_HEADS = "heads of a pretraining task, and the pooler before them, are not served"
 _CACHE = "scales of an 8-bit KV cache, which is not kept so"
 
 # Names anywhere in the tensor's dotted path.
@@ -27,6 +28,7 @@ _PARTS = {
     _AUDIO: (
         "audio_tower|audio_model|audio_encoder|embed_audio|audio_projector|audio_embed|talker|token2wav|code2wav"
     ),
+    _HEADS: "pooler|seq_relationship|sop_classifier|discriminator_predictions",
     _DRAFT: r"mtp|mtp_\w+|medusa_heads?",
 }
 _ENDS = {

@@ -1,0 +1,113 @@
+"""Requests to encoders from keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict, cast
+
+from longspan.errors import InvalidRequestError, Violation
+from longspan.v1 import encoder_pb2
+
+Texts = str | Sequence[str] | Sequence[Sequence[int]]
+"""A text, several texts, or several texts as token ids."""
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Keyword arguments of ``embed``; what is left out is as the model's makers did.
+
+    Attributes:
+        model: its name; the server's only model if left out.
+        pooling: how the vectors of a text's tokens become one; ``none`` for one vector for each token.
+        normalize: vectors have length 1.
+        truncate: texts that are too long are cut at their end; without it they are refused.
+        request_id: a name of your own, for ``abort`` and logs.
+    """
+
+    model: str
+    pooling: Literal["mean", "cls", "last", "none"]
+    normalize: bool
+    truncate: bool
+    request_id: str
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Keyword arguments of ``score``.
+
+    Attributes:
+        model: its name; the server's only model if left out.
+        truncate: inputs that are too long are cut, of a pair the longer text first; else they are refused.
+        request_id: a name of your own, for ``abort`` and logs.
+    """
+
+    model: str
+    truncate: bool
+    request_id: str
+
+
+def build_score(inputs: Sequence[str | tuple[str, str]], options: ScoreOptions) -> encoder_pb2.ScoreRequest:
+    """The request for texts or pairs and the options given; one that is ``None`` counts as not given.
+
+    Raises:
+        InvalidRequestError: a value does not fit its field's type; the server checks the rest.
+        TypeError: an option does not exist.
+    """
+    request = encoder_pb2.ScoreRequest()
+    try:
+        for one in inputs:
+            text, pair = (one, None) if isinstance(one, str) else one
+            request.inputs.add(text=text, pair=pair)
+    except (TypeError, ValueError) as error:
+        sentence = f"must be texts, or pairs of texts: {error}"
+        raise InvalidRequestError(
+            f"inputs: {sentence}", violations=[Violation("inputs", sentence)]
+        ) from error
+    _set_options(request, options, ScoreOptions)
+    return request
+
+
+def build_embed(texts: Texts, options: EmbedOptions) -> encoder_pb2.EmbedRequest:
+    """The request for texts and the options given; one that is ``None`` counts as not given.
+
+    Raises:
+        InvalidRequestError: a value does not fit its field's type; the server checks the rest.
+        TypeError: an option does not exist.
+    """
+    request = encoder_pb2.EmbedRequest()
+    set_texts(request, texts)
+    _set_options(request, options, EmbedOptions)
+    return request
+
+
+def _set_options(request: Any, options: Any, kind: Any) -> None:
+    known = kind.__annotations__
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"there is no option {', '.join(unknown)}; the options are {', '.join(known)}")
+    for option, value in options.items():
+        if value is None:
+            continue
+        try:
+            if option == "pooling":
+                value = encoder_pb2.Pooling.Value(f"POOLING_{str(value).upper()}")
+            setattr(request, option, value)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(
+                f"{option}: {error}", violations=[Violation(option, str(error))]
+            ) from error
+
+
+def set_texts(request: Any, texts: Texts) -> None:
+    """Sets ``texts`` or ``token_ids``.
+
+    Raises:
+        InvalidRequestError: they are neither texts nor token ids.
+    """
+    several = [texts] if isinstance(texts, str) else list(texts)
+    try:
+        if all(isinstance(text, str) for text in several):
+            request.texts.extend(cast(list[str], several))
+        else:
+            for ids in cast(list[Sequence[int]], several):
+                request.token_ids.add(ids=ids)
+    except (TypeError, ValueError) as error:
+        sentence = f"must be texts, or token ids of each text: {error}"
+        raise InvalidRequestError(f"texts: {sentence}", violations=[Violation("texts", sentence)]) from error

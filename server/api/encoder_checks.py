@@ -1,0 +1,80 @@
+"""The fields of requests to encoders held to what they may be."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from longspan.v1 import encoder_pb2, inference_pb2
+from server.api import encoder_errors
+from server.api.checks import Violations, check_request_id, check_token_ids, refuse
+from server.api.errors import Violation
+from server.messages import Ready
+
+
+def check_embed(request: encoder_pb2.EmbedRequest, ready: Ready, limit: inference_pb2.Limits) -> None:
+    """Checks what can be known of a request before its texts are tokenized.
+
+    Raises:
+        ServiceError: with the fields at fault, or that token ids are too many.
+    """
+    refuse(chain(_inputs(request, ready, limit), _others(request)))
+    for index, ids in enumerate(request.token_ids):
+        if len(ids.ids) > ready.context_length:
+            field = f"token_ids[{index}].ids"
+            raise encoder_errors.text_too_long(field, len(ids.ids), ready.context_length)
+
+
+def check_score(request: encoder_pb2.ScoreRequest, limit: inference_pb2.Limits) -> None:
+    """Checks what can be known of a request before its texts are tokenized.
+
+    Raises:
+        ServiceError: with the fields at fault.
+    """
+    refuse(chain(_pairs(request, limit), check_request_id(request.request_id)))
+
+
+def _pairs(request: encoder_pb2.ScoreRequest, limit: inference_pb2.Limits) -> Violations:
+    count = len(request.inputs)
+    if not count:
+        yield Violation("inputs", "is empty; send at least one text or pair")
+    if count > limit.texts:
+        yield Violation("inputs", f"has {count} texts; this server takes {limit.texts} at most in a request")
+        return
+    for index, one in enumerate(request.inputs):
+        for name in ("text", "pair") if one.HasField("pair") else ("text",):
+            yield from _text(f"inputs[{index}].{name}", getattr(one, name), limit.text_bytes)
+
+
+def _text(field: str, text: str, most: int) -> Violations:
+    size = len(text.encode())
+    if not text:
+        yield Violation(field, "is empty; send at least one character")
+    elif size > most:
+        yield Violation(field, f"has {size} bytes; this server takes {most} at most, so shorten it")
+
+
+def _inputs(request: encoder_pb2.EmbedRequest, ready: Ready, limit: inference_pb2.Limits) -> Violations:
+    if bool(request.texts) == bool(request.token_ids):
+        what = "and token_ids are both set" if request.texts else "is empty"
+        yield Violation("texts", f"{what}; send texts or token_ids, at least one")
+        return
+    name = "texts" if request.texts else "token_ids"
+    count = len(getattr(request, name))
+    if count > limit.texts:
+        yield Violation(name, f"has {count} texts; this server takes {limit.texts} at most in a request")
+        return
+    for index, text in enumerate(request.texts):
+        yield from _text(f"texts[{index}]", text, limit.text_bytes)
+    for index, ids in enumerate(request.token_ids):
+        if not ids.ids:
+            yield Violation(f"token_ids[{index}].ids", "is empty; send at least one token id")
+        elif len(ids.ids) <= ready.context_length:  # more are refused as too long a text
+            yield from check_token_ids(f"token_ids[{index}].ids", ids.ids, ready.vocabulary_size)
+
+
+def _others(request: encoder_pb2.EmbedRequest) -> Violations:
+    if request.token_ids and request.truncate:
+        yield Violation("truncate", "is for texts; token ids are taken as they are")
+    if request.pooling not in encoder_pb2.Pooling.values():
+        yield Violation("pooling", f"is {request.pooling}, which no pooling has; see encoder.proto")
+    yield from check_request_id(request.request_id)

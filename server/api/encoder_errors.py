@@ -1,0 +1,65 @@
+"""Refusals of calls to encoders, and of calls that the served model can't answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.rpc import error_details_pb2
+
+from server.api.errors import DOMAIN, ServiceError
+from server.encoder_messages import Task
+
+_METHODS = {Task.GENERATE: "Generate and StreamGenerate", Task.EMBED: "Embed", Task.SCORE: "Score"}
+
+_OTHERS = {
+    Task.GENERATE: "a model that generates text",
+    Task.EMBED: "an encoder, like minilm",
+    Task.SCORE: "an encoder with a head for labels",
+}
+
+
+def task_not_served(model: str, architecture: str, asked: Task, tasks: Sequence[Task]) -> ServiceError:
+    """The served model can do something else."""
+    can = " and ".join(_METHODS[task] for task in tasks if task in _METHODS)
+    other = _OTHERS[asked]
+    return ServiceError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"the model {model!r} is a {architecture}, which answers {can}; for {_METHODS[asked]} ask a server "
+        f"of {other}",
+        "TASK_NOT_SERVED",
+        error_details_pb2.ErrorInfo(
+            reason="TASK_NOT_SERVED", domain=DOMAIN, metadata={"asked": asked, "tasks": ",".join(tasks)}
+        ),
+    )
+
+
+def text_too_long(field: str, actual: int, limit: int) -> ServiceError:
+    """A text has more tokens than the model takes, and may not be cut."""
+    sentence = (
+        f"has {actual} tokens, special ones included; this model takes {limit} at most, so send it in parts, "
+        "or set truncate to lose its end"
+    )
+    return ServiceError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"{field}: {sentence}",
+        "TEXT_TOO_LONG",
+        error_details_pb2.ErrorInfo(
+            reason="TEXT_TOO_LONG", domain=DOMAIN, metadata={"limit": str(limit), "actual": str(actual)}
+        ),
+        error_details_pb2.BadRequest(
+            field_violations=[
+                error_details_pb2.BadRequest.FieldViolation(field=field, description=sentence),
+            ]
+        ),
+    )
+
+
+def aborted() -> ServiceError:
+    """Another call ended the request by its name."""
+    return ServiceError(
+        grpc.StatusCode.ABORTED,
+        "the request was ended by Abort before it was answered",
+        "ABORTED",
+        error_details_pb2.ErrorInfo(reason="ABORTED", domain=DOMAIN),
+    )

@@ -1,0 +1,156 @@
+"""The encoders' service: each method as one screen of calls into the rest."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+
+from longspan.v1 import encoder_pb2, encoder_pb2_grpc
+from server.access.callers import caller
+from server.api import errors
+from server.api.account import Accounts, account
+from server.api.encoder_checks import check_embed, check_score
+from server.api.encoder_inputs import tokens_of
+from server.api.encoding import Encoded, Encoding
+from server.api.errors import Violation
+from server.api.interceptor import Context
+from server.api.prompt import check_tokenizer
+from server.api.state import Served, ServerState
+from server.encoder_messages import Encode, EncoderInfo, Pooling, Task
+from server.observe.logging import request_id
+from server.text.encoder_texts import EncoderText, Input
+
+# Vectors of all tokens of a request, at most: more would fill the memory of server and client.
+_MOST_BYTES = 64 << 20
+
+
+class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
+    """``longspan.v1.EncoderService``. Its errors are ``ServiceError``s, which the interceptor sends."""
+
+    def __init__(self, state: ServerState, accounts: Accounts) -> None:
+        self._state = state
+        self._accounts = accounts
+
+    async def Embed(  # noqa: N802
+        self, request: encoder_pb2.EmbedRequest, context: Context
+    ) -> encoder_pb2.EmbedResponse:
+        """Texts to embeddings."""
+        account.get().model, account.get().operation = request.model, "embeddings"
+        served = self._state.model(request.model)
+        served.check_task(Task.EMBED)
+        assert served.ready.encoder is not None
+        check_embed(request, served.ready, self._state.limits)
+        template = _template(request, served.ready.encoder)
+        encoded = await self._embedded(request, served, template)
+        return encoder_pb2.EmbedResponse(
+            request_id=request_id.get(),
+            model=served.name,
+            embeddings=_embeddings(encoded, whole=template.pooling is Pooling.NONE),
+            usage=encoded.usage,
+            timings=encoded.timings,
+        )
+
+    async def Score(  # noqa: N802
+        self, request: encoder_pb2.ScoreRequest, context: Context
+    ) -> encoder_pb2.ScoreResponse:
+        """Texts or pairs to scores of labels."""
+        account.get().model, account.get().operation = request.model, "score"
+        served = self._state.model(request.model)
+        served.check_task(Task.SCORE)
+        assert served.ready.encoder is not None
+        check_score(request, self._state.limits)
+        check_tokenizer(served)
+        inputs: list[Input] = [
+            (one.text, one.pair) if one.HasField("pair") else one.text for one in request.inputs
+        ]
+        tokenize = functools.partial(tokens_of, inputs, "inputs", served, truncate=request.truncate)
+        size = sum(len(one.text) + len(one.pair) for one in request.inputs)
+        template = Encode(id=0, task=Task.SCORE, turn=0, tokens=[])
+        encoded = await self._encoding().run(served, tokenize, len(inputs), size, template)
+        labels = served.ready.encoder.labels
+        return encoder_pb2.ScoreResponse(
+            request_id=request_id.get(),
+            model=served.name,
+            labels=labels,
+            scores=_scores(encoded, len(labels)),
+            usage=encoded.usage,
+            timings=encoded.timings,
+        )
+
+    async def _embedded(self, request: encoder_pb2.EmbedRequest, served: Served, template: Encode) -> Encoded:
+        if request.texts:
+            check_tokenizer(served)
+
+        def tokenize() -> list[EncoderText]:
+            if request.texts:
+                texts = tokens_of(list(request.texts), "texts", served, truncate=request.truncate)
+            else:
+                texts = [EncoderText(list(ids.ids), []) for ids in request.token_ids]
+            if template.pooling is Pooling.NONE:
+                _check_bytes(texts, served)
+            return texts
+
+        count = len(request.texts) or len(request.token_ids)
+        return await self._encoding().run(served, tokenize, count, sum(map(len, request.texts)), template)
+
+    def _encoding(self) -> Encoding:
+        """That of the call which this task serves."""
+        return Encoding(request_id.get(), caller.get(), self._state, self._accounts.metrics, account.get())
+
+
+def _template(request: encoder_pb2.EmbedRequest, info: EncoderInfo) -> Encode:
+    named = encoder_pb2.Pooling.Name(request.pooling).removeprefix("POOLING_")
+    return Encode(
+        id=0,
+        task=Task.EMBED,
+        turn=0,
+        tokens=[],
+        pooling=info.pooling if named == "UNSPECIFIED" else Pooling[named],
+        normalize=request.normalize if request.HasField("normalize") else info.normalized,
+    )
+
+
+def _check_bytes(texts: list[EncoderText], served: Served) -> None:
+    assert served.ready.encoder is not None
+    size = 4 * served.ready.encoder.embedding_size * sum(len(text.tokens) for text in texts)
+    if size > _MOST_BYTES:
+        sentence = (
+            f"asks for {size >> 20} MiB of vectors; at most {_MOST_BYTES >> 20} are sent, so send fewer texts"
+        )
+        raise errors.invalid([Violation("pooling", sentence)])
+
+
+def _embeddings(encoded: Encoded, *, whole: bool) -> list[encoder_pb2.Embedding]:
+    found = []
+    for text, output in zip(encoded.texts, encoded.outputs, strict=True):
+        embedding = encoder_pb2.Embedding(tokens=len(text.tokens), truncated=text.truncated)
+        embedding.values.extend(array("f", output.values))
+        if whole:
+            embedding.token_ids.extend(text.tokens)
+        found.append(embedding)
+    return found
+
+
+def _scores(encoded: Encoded, labels: int) -> list[encoder_pb2.Scores]:
+    found = []
+    for text, output in zip(encoded.texts, encoded.outputs, strict=True):
+        values = array("f", output.values)
+        found.append(
+            encoder_pb2.Scores(
+                logits=values[:labels],
+                probabilities=values[labels:],
+                tokens=len(text.tokens),
+                truncated=text.truncated,
+            )
+        )
+    return found
+
+
+def encoder_info(info: EncoderInfo) -> encoder_pb2.EncoderInfo:
+    """What ``GetModelInfo`` tells of an encoder."""
+    return encoder_pb2.EncoderInfo(
+        embedding_size=info.embedding_size,
+        pooling=f"POOLING_{info.pooling.name}",
+        normalized=info.normalized,
+        labels=info.labels,
+    )

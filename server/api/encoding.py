@@ -1,0 +1,136 @@
+"""One request to an encoder, from its admission to its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from longspan.v1 import types_pb2
+from server.access.callers import Caller
+from server.api import encoder_errors, errors
+from server.api.account import Account
+from server.api.prompt import THREAD_CHARACTERS
+from server.api.state import Served, ServerState
+from server.encoder_messages import Encode
+from server.engine.ipc.output import EngineDeadError, OutputStream
+from server.messages import FinishReason, SequenceOutput
+from server.observe.metrics import Metrics
+from server.observe.request import RequestRecord
+from server.text.encoder_texts import EncoderText
+
+# Results taken at once from the link.
+_MOST_TAKEN = 64
+
+
+class Encoded(NamedTuple):
+    """The results of a request.
+
+    Attributes:
+        texts: as the engine had them.
+        outputs: one for each.
+        usage: tokens consumed.
+        timings: where the time went.
+    """
+
+    texts: list[EncoderText]
+    outputs: list[SequenceOutput]
+    usage: types_pb2.Usage
+    timings: types_pb2.Timings
+
+
+class Encoding:
+    """A request in flight. ``run`` runs it, once; ``abort`` and ``fail`` end it from another task."""
+
+    def __init__(
+        self, request_id: str, caller: Caller, state: ServerState, metrics: Metrics, account: Account
+    ) -> None:
+        self._request_id = request_id
+        self._caller = caller
+        self._state = state
+        self._metrics = metrics
+        self._account = account
+        self._stream: OutputStream | None = None
+        self._error: errors.ServiceError | None = None
+
+    def abort(self) -> None:
+        """Ends the request with ABORTED: a part of its results is no answer."""
+        self.fail(encoder_errors.aborted())
+
+    def fail(self, error: errors.ServiceError) -> None:
+        """Ends the request with ``error``."""
+        self._error = error
+        if self._stream is not None:
+            self._stream.abort()
+
+    async def run(
+        self,
+        served: Served,
+        tokenize: Callable[[], list[EncoderText]],
+        count: int,
+        characters: int,
+        template: Encode,
+    ) -> Encoded:
+        """Tokenizes, submits and waits.
+
+        The engine forgets the request as soon as this ends, for whatever reason.
+
+        Args:
+            served: the model.
+            tokenize: gives the texts.
+            count: how many.
+            characters: of all texts to tokenize.
+            template: what to do with each text; its ``id``, ``turn`` and tokens are replaced.
+
+        Raises:
+            ServiceError: the request can't be answered, or no longer.
+        """
+        account, quota = self._account, self._caller.quota
+        with self._state.admission.admit(self._caller, self._request_id, self, count):
+            texts = await self._beside(tokenize, characters)
+            if self._error is not None:
+                raise self._error
+            tokens = sum(len(text.tokens) for text in texts)
+            quota.spend(tokens)
+            record = account.record = RequestRecord(self._metrics, 0, account.arrival, quota.spend)
+            ids = served.engine.new_ids(count)
+            submits = [
+                msgspec.structs.replace(template, id=id_, turn=turn, tokens=text.tokens, types=text.types)
+                for turn, (id_, text) in enumerate(zip(ids, texts, strict=True))
+            ]
+            outputs = await self._outputs(served, submits, record, tokens)
+            timings = record.complete()
+            account.finish = FinishReason.STOP.value
+            return Encoded(texts, [outputs[id_] for id_ in ids], record.usage(), timings)
+
+    async def _beside(self, work: Callable[[], list[EncoderText]], characters: int) -> list[EncoderText]:
+        """Tokenizes, in a thread where it would hold up other requests."""
+        if characters <= THREAD_CHARACTERS:
+            return work()
+        return await self._state.text_work.run(work, characters)
+
+    async def _outputs(
+        self, served: Served, submits: list[Encode], record: RequestRecord, tokens: int
+    ) -> dict[int, SequenceOutput]:
+        outputs: dict[int, SequenceOutput] = {}
+        try:
+            stream = self._stream = served.engine.submit(submits)
+            self._account.submitted = True
+            while taken := await stream.take(_MOST_TAKEN):
+                if not outputs:
+                    record.begin(tokens, taken[0][0])
+                for output, _ in taken:
+                    if output.finish is FinishReason.FAILED:
+                        raise RuntimeError(
+                            f"the engine could not compute text {output.id}; its log says more"
+                        )
+                    outputs[output.id] = output
+        except EngineDeadError as error:
+            raise errors.engine_dead(str(error)) from error
+        finally:
+            if self._stream is not None:
+                self._stream.abort()
+        if self._error is not None:
+            raise self._error
+        return outputs

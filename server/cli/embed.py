@@ -1,0 +1,80 @@
+"""``longspan embed``: vectors of texts, or how similar the texts are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from server.cli.connection import Connection, connected
+from server.cli.shared import fail, fail_call
+
+if TYPE_CHECKING:
+    from longspan.v1.encoder_pb2 import EmbedResponse
+
+
+@connected
+def embed(
+    texts: Annotated[
+        list[str],
+        typer.Argument(metavar="TEXT...", help="The texts; - reads one from each line of standard input."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model. Without it: the server's only one.")
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mean|cls|last", help="How a text's vectors become one. Without it: the model's way."
+        ),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut texts that are too long; without it they are refused.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the vectors: a JSON object for each text.")
+    ] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for the answer.")] = None,
+    *,
+    connection: Connection,
+) -> None:
+    """Embed texts, and print how similar they are to the first (cosine), or with --json their vectors."""
+    from longspan import EmbedOptions, LongspanError
+
+    several = [line for text in texts for line in (_read_lines() if text == "-" else [text])]
+    if pooling == "none":
+        fail("--pooling none gives a vector for each token; ask for these from Python: client.embed", code=2)
+    given = {"model": model, "pooling": pooling, "truncate": truncate or None}
+    options = cast(EmbedOptions, {name: value for name, value in given.items() if value is not None})
+    with connection.client(timeout) as client:
+        try:
+            response = client.embed(several, **options)
+        except LongspanError as error:
+            fail_call(error)
+    if as_json:
+        for text, embedding in zip(several, response.embeddings, strict=True):
+            print(json.dumps({"text": text, "embedding": list(embedding.values)}, ensure_ascii=False))
+    else:
+        _print_similarities(several, response)
+
+
+def _read_lines() -> list[str]:
+    try:
+        return sys.stdin.buffer.read().decode().splitlines()
+    except UnicodeDecodeError as error:
+        fail(f"standard input is not UTF-8 text: {error}")
+
+
+def _print_similarities(texts: list[str], response: EmbedResponse) -> None:
+    vectors = [embedding.values for embedding in response.embeddings]
+    for text, vector in zip(texts, vectors, strict=True):
+        print(f"{_cosine(vectors[0], vector):6.3f}  {text}")
+
+
+def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    product = sum(x * y for x, y in zip(a, b, strict=True))
+    lengths = (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+    return product / lengths if lengths else 0.0

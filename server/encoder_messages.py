@@ -1,0 +1,63 @@
+"""What crosses the link of an encoder's requests, as ``server.messages`` does of others."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Task(enum.StrEnum):
+    """What a model can do with a request; decoders generate."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    SCORE = "score"
+    FILL = "fill"
+
+
+class Pooling(enum.StrEnum):
+    """How the vectors of a text's tokens become its embedding: the mean, the first, the last, or all."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "last"
+    NONE = "none"
+
+
+class Encode(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="encode"):
+    """A text for an encoder; validated before it gets here.
+
+    Attributes:
+        id: unique among those in flight, drawn by the server process.
+        task: what to do with it.
+        turn: its index among its request's texts: of several requests, texts are taken in turn.
+        tokens: token ids, at least one, no more than the context length.
+        types: token types, as many; empty where all are 0.
+        pooling: of an embedding.
+        normalize: whether an embedding gets length 1.
+    """
+
+    id: int
+    task: Task
+    turn: int
+    tokens: list[int]
+    types: list[int] = []
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = False
+
+
+class EncoderInfo(msgspec.Struct, array_like=True):
+    """What is known of an encoder beside ``Ready``.
+
+    Attributes:
+        embedding_size: numbers of an embedding.
+        pooling: how the model's makers made one of a text's vectors.
+        normalized: whether these then have length 1.
+        labels: names of those that its head scores.
+    """
+
+    embedding_size: int
+    pooling: Pooling
+    normalized: bool
+    labels: list[str] = []

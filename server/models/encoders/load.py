@@ -1,0 +1,191 @@
+"""Loads an encoder's folder into transformers' own class, with attention handed to Longspan."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from attention.hook import register
+from server.encoder_messages import Pooling, Task
+from server.errors import RefusedError
+from server.models.checkpoint.quantization import read_method
+from server.models.checkpoint.reading import read_stored
+from server.models.encoders.encoder import Encoder, position_table
+from server.models.encoders.head import Chances, Head, chances
+from server.models.encoders.prepacked import prepack
+from server.models.encoders.prove import check, check_head, compute_own, own_logits, proof_texts
+from server.models.encoders.recognize import read_tasks
+from server.models.encoders.sentence import SentenceFiles, read_sentence_files
+from server.models.folder import weight_files
+from server.models.load import check_size, read_model
+from server.models.recognize import read_any_config
+from server.models.refusing import refusing
+
+log = logging.getLogger("longspan.models")
+
+_CLASSES = {
+    Task.SCORE: transformers.AutoModelForSequenceClassification,
+    Task.FILL: transformers.AutoModelForMaskedLM,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEncoder:
+    """An encoder that is ready to be served.
+
+    Attributes:
+        encoder: computes vectors.
+        head: makes labels' logits of them, if there is one.
+        architecture: its class in transformers.
+        tasks: what it can do.
+        parameters: number of weights, tied ones counted once.
+        weight_bytes: bytes of these.
+        layers: attention layers.
+        vocabulary_size: tokens that it knows.
+        context_length: tokens of the longest text.
+        embedding_size: numbers of a vector.
+        pooling: how the makers turn a text's vectors into one.
+        normalized: whether they then have length 1.
+        labels: names of those that the head scores.
+        chances: makes probabilities of their logits; ``None`` for a regression.
+        dtype: of weights and computation.
+        linears: what computes its linear layers, part of a sentence.
+    """
+
+    encoder: Encoder
+    head: Head | None
+    architecture: str
+    tasks: tuple[Task, ...]
+    parameters: int
+    weight_bytes: int
+    layers: int
+    vocabulary_size: int
+    context_length: int
+    embedding_size: int
+    pooling: Pooling
+    normalized: bool
+    labels: list[str]
+    chances: Chances | None
+    dtype: torch.dtype
+    linears: str
+
+
+def load_encoder(
+    folder: Path, dtype: str, device: str, max_context: int | None, report: Callable[[str, float], None]
+) -> LoadedEncoder:
+    """Loads, freezes, and proves. Code that comes with a checkpoint is never run.
+
+    Args:
+        folder: a Hugging Face folder.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is float32 on the CPU and the checkpoint's
+            own elsewhere.
+        device: ``cpu`` or ``cuda``.
+        max_context: tokens of the longest text; ``None`` for the model's own limit.
+        report: told the progress.
+
+    Raises:
+        RefusedError: the model can't be served; the sentence says why.
+    """
+    report("reading the config", 0.0)
+    config = read_any_config(folder)
+    tasks = read_tasks(config)
+    files = read_sentence_files(folder)
+    stored = read_stored(weight_files(folder))
+    method = read_method(folder, config, stored)
+    place = torch.device(device)
+    chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
+    wanted = chosen if chosen == "auto" else getattr(torch, chosen)
+    kind, more = _class(config, tasks)
+    check_size(kind, folder, config, stored, method, wanted, place, **more)
+    report("loading the weights", 0.1)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    _check_interface(config, kind)
+    model = read_model(kind, folder, config, stored, method, wanted, place, **more)
+    model.eval().requires_grad_(False)
+    architecture = type(model).__name__
+    weights = {id(weight): weight for weight in model.parameters()}.values()
+    parameters = sum(weight.numel() for weight in weights)
+    weight_bytes = sum(weight.nbytes for weight in weights)
+    base = model.base_model
+    vocabulary = base.get_input_embeddings().num_embeddings
+    report("checking", 0.7)
+    with refusing(architecture, "the start-up check"):
+        length = _context_length(base, files, max_context)
+        texts = proof_texts(vocabulary, length, getattr(config, "sliding_window", None) or 0)
+        own = compute_own(base, texts)
+        scores = own_logits(model, texts) if Task.SCORE in tasks else None
+        register()
+        model.set_attn_implementation("longspan")
+        linears = (
+            prepack(model)
+            if device == "cpu" and model.dtype == torch.float32
+            else "linear layers are torch's"
+        )
+        encoder = Encoder(base)
+        check(encoder, texts, own, architecture)
+        head = None if scores is None else Head(model)
+        if head is not None and scores is not None:
+            check_head(head, own, scores, model.dtype, architecture)
+    log.info("%s", linears)
+    return LoadedEncoder(
+        encoder=encoder,
+        head=head,
+        architecture=architecture,
+        tasks=tasks,
+        parameters=parameters,
+        weight_bytes=weight_bytes,
+        layers=config.num_hidden_layers,
+        vocabulary_size=vocabulary,
+        context_length=length,
+        embedding_size=own[0].shape[1],
+        pooling=files.pooling,
+        normalized=files.normalized,
+        labels=[] if head is None else [str(config.id2label[index]) for index in range(config.num_labels)],
+        chances=chances(config),
+        dtype=model.dtype,
+        linears=linears,
+    )
+
+
+def _class(config: Any, tasks: tuple[Task, ...]) -> tuple[Any, dict[str, Any]]:
+    """The class to load, and its arguments: without a head a pooler might have random weights."""
+    kind = next((_CLASSES[task] for task in tasks if task in _CLASSES), None)
+    if kind is not None:
+        return kind, {}
+    own = transformers.AutoModel._model_mapping[type(config)]
+    bare = "add_pooling_layer" in inspect.signature(own.__init__).parameters
+    return transformers.AutoModel, {"add_pooling_layer": False} if bare else {}
+
+
+def _check_interface(config: Any, kind: Any) -> None:
+    own = kind._model_mapping[type(config)]
+    if not own._can_set_attn_implementation():
+        raise RefusedError(
+            f"{own.__name__} does not go through transformers' attention interface, which Longspan needs; "
+            "choose another architecture"
+        )
+
+
+def _context_length(base: Any, files: SentenceFiles, max_context: int | None) -> int:
+    table = position_table(base)
+    own = base.config.max_position_embeddings if table is None else table.num_embeddings
+    if table is not None and table.padding_idx is not None:
+        own -= table.padding_idx + 1  # RoBERTa's family: positions begin behind the padding's
+    if max_context is not None and max_context > own:
+        raise RefusedError(
+            f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
+        )
+    usual = own if files.longest is None else min(files.longest, own)
+    if max_context is None and usual < own:
+        log.info(
+            "texts have up to %d tokens, as the model's makers had; --max-context %d for more", usual, own
+        )
+    return max_context or usual

@@ -1,0 +1,57 @@
+"""Whether a folder holds an encoder, and what it can do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from server.encoder_messages import Task
+from server.errors import RefusedError
+
+# Endings of the names of decoders' classes, which need no look at transformers' lists.
+_DECODERS = ("ForCausalLM", "LMHeadModel")
+_LABELS = "ForSequenceClassification"
+_MASKED = ("ForMaskedLM", "ForPreTraining")
+# Heads that are trained and would be dropped.
+_REFUSED = (
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+)
+
+
+def holds_encoder(folder: Path) -> bool:
+    """Whether the model in a folder is an encoder; a config that can't be read is none."""
+    try:
+        named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError):
+        return False
+    if str(named[0]).endswith(_DECODERS):
+        return False
+    # transformers takes seconds to import, and a packed decoder does without.
+    from server.models.recognize import is_encoder, read_any_config
+
+    return is_encoder(read_any_config(folder))
+
+
+def read_tasks(config: Any) -> tuple[Task, ...]:
+    """What an encoder can do, by the head that its config names.
+
+    Raises:
+        RefusedError: its head is of a task that is not served, or its attention can't be computed here.
+    """
+    name = str((config.architectures or [""])[0])
+    if name.endswith(_REFUSED):
+        raise RefusedError(
+            f"{name} has a head whose task is not served; choose an encoder with a head for masked tokens or "
+            "for labels of whole texts, or with none"
+        )
+    if (kind := getattr(config, "position_embedding_type", "absolute")) != "absolute":
+        raise RefusedError(
+            f"the model's positions are {kind}, which transformers no longer computes; choose another model"
+        )
+    if name.endswith(_LABELS):
+        return Task.EMBED, Task.SCORE
+    return (Task.EMBED, Task.FILL) if name.endswith(_MASKED) else (Task.EMBED,)

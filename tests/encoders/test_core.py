@@ -1,0 +1,79 @@
+"""Steps of an encoder's engine: turns, budget, aborts."""
+
+import pytest
+import torch
+
+from server.encoder_messages import Encode, Pooling, Task
+from server.engine.encoder_core import EncoderCore
+from server.messages import FinishReason
+from server.models.encoders.load import load_encoder
+from tests.encoders.zoo import CONTEXT, save_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = save_encoder("bert", tmp_path_factory.mktemp("bert"))
+    return load_encoder(folder, "auto", "cpu", None, lambda stage, fraction: None).encoder
+
+
+@pytest.fixture
+def core(encoder):
+    return EncoderCore(encoder, context_length=CONTEXT, max_running=4, max_batch_tokens=20)
+
+
+def text(id_, turn=0, length=5):
+    return Encode(id=id_, task=Task.EMBED, turn=turn, tokens=list(range(5, 5 + length)), pooling=Pooling.CLS)
+
+
+def ids(output):
+    return sorted(result.id for result in output.sequences)
+
+
+def test_a_request_of_many_texts_does_not_keep_out_one_of_few(core):
+    for turn in range(10):
+        core.submit(text(turn, turn))
+    assert ids(core.step()) == [0, 1, 2, 3]
+    core.submit(text(100))  # its turn is the one that was served last
+    assert ids(core.step()) == [4, 5, 6, 100]
+    assert core.step().stats.waiting == 0
+
+
+def test_a_step_keeps_to_its_budgets(core):
+    for id_ in range(6):
+        core.submit(text(id_, length=8))
+    assert [len(core.step().sequences) for _ in range(3)] == [2, 2, 2]  # 20 tokens
+    for id_ in range(6):
+        core.submit(text(id_, length=1))
+    assert [len(core.step().sequences) for _ in range(2)] == [4, 2]  # 4 texts
+    core.submit(text(1, length=90))  # alone it may have more
+    output = core.step()
+    assert (output.stats.prompt_tokens, output.stats.running, core.has_work) == (90, 0, False)
+
+
+def test_an_aborted_text_is_not_computed(core):
+    for id_ in range(4):
+        core.submit(text(id_))
+    core.abort(1)
+    core.abort(17)
+    assert ids(core.step()) == [0, 2, 3]
+    assert not core.has_work
+
+
+def test_texts_that_do_not_fit_are_no_fault_of_others(core):
+    for length in (0, CONTEXT + 1):
+        with pytest.raises(ValueError, match="does not fit"):
+            core.submit(text(1, length=length))
+
+
+def test_a_vector_that_is_not_finite_fails_its_text_only(core, encoder, monkeypatch):
+    hidden = encoder.hidden
+
+    def broken(texts, types):
+        vectors = [vector.clone() for vector in hidden(texts, types)]
+        vectors[0][0, 0] = torch.nan
+        return vectors
+
+    monkeypatch.setattr(encoder, "hidden", broken)
+    core.submit(text(1))
+    core.submit(text(2, length=6))
+    assert [result.finish for result in core.step().sequences] == [FinishReason.FAILED, FinishReason.STOP]

@@ -1,0 +1,89 @@
+"""A classifier of texts and pairs, served, against transformers."""
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from longspan import InvalidRequestError, PreconditionError
+from longspan.v1 import inference_pb2
+from server.text.encoder_texts import encoder_texts
+from tests.e2e.server import Server
+from tests.encoders.zoo import CONTEXT, save_encoder
+
+LABELS = {0: "no", 1: "perhaps", 2: "yes"}
+INPUTS = ["import a module", ("what is a class", "a class is a thing"), ("import", "x " * 12), "a"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_encoder("bert", tmp_path_factory.mktemp("bert"), "SequenceClassification", id2label=LABELS)
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+    with Server("--model", folder, "--threads", "1") as server, server.client() as client:
+        yield client
+
+
+def test_scores_are_those_of_transformers(client, folder):
+    response = client.score(INPUTS)
+    assert list(response.labels) == ["no", "perhaps", "yes"]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for one, scores in zip(INPUTS, response.scores, strict=True):
+        tokens = tokenizer.encode(*([one] if isinstance(one, str) else one))
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens.ids]), token_type_ids=torch.tensor([tokens.type_ids])).logits[
+                0
+            ]
+        torch.testing.assert_close(torch.tensor(list(scores.logits)), logits, atol=1e-4, rtol=1e-5)
+        probabilities = torch.tensor(list(scores.probabilities))
+        torch.testing.assert_close(probabilities, torch.softmax(logits, 0), atol=1e-5, rtol=1e-4)
+        assert (scores.tokens, scores.truncated) == (len(tokens.ids), False)
+    assert response.usage.prompt_tokens == sum(scores.tokens for scores in response.scores)
+
+
+def test_long_pairs_are_cut_only_where_that_is_asked_for(client):
+    long = ("import", "x " * 200)
+    with pytest.raises(InvalidRequestError, match=rf"inputs\[1\]: has \d+ tokens.* {CONTEXT} at most"):
+        client.score(["a", long])
+    (scores,) = client.score([long], truncate=True).scores
+    assert (scores.tokens, scores.truncated) == (CONTEXT, True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field", "sentence"),
+    [
+        ([], "inputs", "is empty; send at least one text or pair"),
+        (["a", ""], "inputs[1].text", "is empty; send at least one character"),
+        ([("a", "")], "inputs[0].pair", "is empty; send at least one character"),
+        (["a"] * 321, "inputs", "has 321 texts; this server takes 320 at most"),
+    ],
+)
+def test_a_wrong_field_is_named(client, inputs, field, sentence):
+    with pytest.raises(InvalidRequestError) as caught:
+        client.score(inputs)
+    (violation,) = caught.value.violations
+    assert violation.field == field
+    assert sentence in violation.description
+
+
+def test_it_tells_what_it_can(client):
+    info = client.model_info()
+    assert list(info.tasks) == [inference_pb2.TASK_EMBED, inference_pb2.TASK_SCORE]
+    assert list(info.encoder.labels) == ["no", "perhaps", "yes"]
+    assert len(client.embed(["a", "b"]).embeddings) == 2
+    with pytest.raises(PreconditionError, match="answers Embed and Score; for Generate"):
+        client.generate("a")
+
+
+def test_pairs_are_cut_as_the_library_cuts_them(folder):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for one, other, most in [(1, 20, 12), (20, 1, 12), (9, 9, 12), (9, 10, 13), (10, 9, 12), (3, 4, 30)]:
+        pair = "a " * one, "x " * other
+        tokenizer.enable_truncation(most)
+        (got,) = encoder_texts(plain, [pair], most=most, truncate=True)
+        expected = tokenizer.encode(*pair)
+        assert (got.tokens, got.types) == (expected.ids, expected.type_ids)

@@ -1,0 +1,84 @@
+"""Small encoders with random weights, one for each family, as folders with a real WordPiece tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import pydoc
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+VOCABULARY = 300
+CONTEXT = 96
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "pad_token_id": 0,
+}
+# RoBERTa's family counts positions from the padding's on.
+_OFFSET = {**_SIZES, "max_position_embeddings": CONTEXT + 2, "pad_token_id": 1}
+_DISTIL = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": VOCABULARY}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": _SIZES,
+    "roberta": _OFFSET,
+    "xlm-roberta": _OFFSET,
+    "camembert": _OFFSET,
+    "distilbert": {**_DISTIL, "max_position_embeddings": CONTEXT},
+    "albert": {**_SIZES, "embedding_size": 16},
+    "electra": {**_SIZES, "embedding_size": 16},
+    "modernbert": {**_SIZES, "local_attention": 8, "global_attn_every_n_layers": 2, "num_hidden_layers": 4},
+    "eurobert": {**_SIZES, "num_key_value_heads": 2},
+}
+REFUSED = ("mpnet", "deberta", "deberta-v2", "big_bird")
+
+
+def save_encoder(kind: str, folder: Path, task: str = "", **config: Any) -> Path:
+    """Writes an encoder whose weights are random, and large enough that tokens matter to each other.
+
+    Args:
+        kind: one of ``FAMILIES`` or ``REFUSED``.
+        folder: where to write.
+        task: ``MaskedLM`` or ``SequenceClassification`` for one with that head.
+        config: values that differ from the family's.
+
+    Returns:
+        ``folder``.
+    """
+    values = {**FAMILIES.get(kind, _SIZES), **config}
+    auto = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
+    state = torch.get_rng_state()
+    try:
+        torch.manual_seed(0)
+        model = auto.from_config(transformers.AutoConfig.for_model(kind, **values), dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() > 1 else 0.05))
+    finally:
+        torch.set_rng_state(state)
+    model.save_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer()), pad_token="[PAD]", mask_token="[MASK]"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def _tokenizer() -> str:
+    """A WordPiece tokenizer like BERT's, with its frame of special tokens and its token types, as JSON."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(inspect.getsource(pydoc).splitlines(), trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer.to_str()
