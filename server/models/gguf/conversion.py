@@ -45,7 +45,7 @@ def convert(file: Path, folder: Path) -> None:
     row = find_row(reading)
     generation = generation_config(source.metadata)
     described = read_config(reading, row, generation)
-    model = outline(described.config, sum(1 for _ in source))
+    model = outline(transformers.AutoModelForCausalLM, described.config, sum(1 for _ in source))
     plan = plan_parameters(source, row, described.sizes, model)
     _say("tokenizer", 0.1)
     tokenizer = read_tokenizer(source.path, source.metadata)
