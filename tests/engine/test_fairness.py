@@ -14,29 +14,13 @@ from server.engine.kv_manager import KVManager
 from server.engine.pace import FIRST, LEAST, MULTIPLE, Pace, Work
 from server.engine.scheduler import QUIET, Scheduler
 from server.messages import Sampling, Submit
+from tests.engine.pretended import ask, step
 
 LONG = 8000
 
 
 def make(pages: int = 4000, budget: int = 512, **settings: Any) -> Scheduler:
     return Scheduler(KVManager(pages, 16), settings.pop("max_running", 64), budget, **settings)
-
-
-def ask(scheduler: Scheduler, name: int, tokens: int, max_tokens: int = 4, **more: int) -> None:
-    prompt = [name * 10_007 + i for i in range(tokens)]
-    scheduler.add(Submit(id=name, prompt=prompt, sampling=Sampling(), max_tokens=max_tokens, **more))
-
-
-def step(scheduler: Scheduler) -> dict[int, int]:
-    """One step of a pretended model; tokens computed, by name."""
-    scheduled = scheduler.schedule()
-    for sequence, tokens in scheduled:
-        scheduler.kv.advance(sequence, tokens)
-        if sequence.remaining == 0:
-            scheduler.kv.append(sequence, 7)
-            if sequence.output_len == sequence.request.max_tokens:
-                scheduler.remove(sequence.id)
-    return {sequence.id: tokens for sequence, tokens in scheduled}
 
 
 def steps_until(scheduler: Scheduler, done: Callable[[], bool], limit: int = 10_000) -> int:

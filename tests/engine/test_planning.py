@@ -13,7 +13,7 @@ from server.engine.pace import Pace
 from server.engine.page_pool import PagePool
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.messages import Sampling, Submit
+from tests.engine.pretended import ask, step
 
 RUNNING = 8
 
@@ -34,34 +34,10 @@ def make(pages: int = 4000, budget: int = 256, seconds: float | None = None) -> 
     return Scheduler(kv, RUNNING, budget, max_prefills=4, pace=Pace(seconds), aging=30, clock=lambda: 0.0)
 
 
-def ask(
-    scheduler: Scheduler,
-    name: int,
-    tokens: int,
-    prefix: tuple[int, ...] = (),
-    max_tokens: int = 500,
-    **more: int,
-) -> None:
-    prompt = [*prefix, *(name * 10_007 + i for i in range(tokens - len(prefix)))]
-    scheduler.add(Submit(id=name, prompt=prompt, sampling=Sampling(), max_tokens=max_tokens, **more))
-
-
-def step(scheduler: Scheduler) -> dict[int, int]:
-    """One step of a pretended model; tokens computed, by name."""
-    scheduled = scheduler.schedule()
-    for sequence, tokens in scheduled:
-        scheduler.kv.advance(sequence, tokens)
-        if sequence.remaining == 0:
-            scheduler.kv.append(sequence, 7)
-            if sequence.output_len == sequence.request.max_tokens:
-                scheduler.remove(sequence.id)
-    return {sequence.id: tokens for sequence, tokens in scheduled}
-
-
 def all_run(waiting: int) -> Scheduler:
     scheduler = make()
     for name in range(RUNNING):
-        ask(scheduler, name, 20)
+        ask(scheduler, name, 20, max_tokens=500)
     step(scheduler)
     for name in range(waiting):
         ask(scheduler, 100 + name, 20 + name % 50)
@@ -77,7 +53,7 @@ def long_ones_are_computed(waiting: int) -> Scheduler:
 
 def pages_are_short(waiting: int) -> Scheduler:
     scheduler = make(pages=300)
-    ask(scheduler, 0, 4000)
+    ask(scheduler, 0, 4000, max_tokens=500)
     while scheduler._by_id[0].output_len == 0:
         step(scheduler)
     ask(scheduler, 1, 1000)
@@ -90,7 +66,7 @@ def none_outranks(waiting: int) -> Scheduler:
     """Those that run came so early that nothing that came since takes their places."""
     scheduler = make()
     for name in range(RUNNING):
-        ask(scheduler, name, 20)
+        ask(scheduler, name, 20, max_tokens=500)
     step(scheduler)
     scheduler._clock = lambda: 1000.0
     for name in range(waiting):
@@ -137,15 +113,15 @@ def test_a_prompt_without_room_is_not_looked_up_again_while_it_waits(monkeypatch
     monkeypatch.setattr(PagePool, "find", counted)
     scheduler = make(pages=400)
     prefix = tuple(range(3200))
-    ask(scheduler, 0, 3210, prefix)
+    ask(scheduler, 0, 3210, max_tokens=500, prefix=prefix)
     while scheduler._by_id[0].output_len == 0:
         step(scheduler)
-    ask(scheduler, 1, 2400)
+    ask(scheduler, 1, 2400, max_tokens=500)
     while scheduler._by_id[1].output_len == 0:
         step(scheduler)
     probed[0] = 0
     ask(scheduler, 2, 3990)  # lacks more than there is even where the others have ended, but for one
-    ask(scheduler, 3, 3600, prefix)
+    ask(scheduler, 3, 3600, prefix=prefix)
     once = probed[0]
     assert once == 3989 // 16 + 3599 // 16
     for _ in range(40):
@@ -157,14 +133,14 @@ def test_pages_that_others_take_meanwhile_make_room_for_a_prompt_that_waits() ->
     # 1 and 2 have a prefix that nobody holds when they come; once 1 holds it, 2 needs no pages for it.
     scheduler = make(pages=300)
     prefix = tuple(range(3200))
-    ask(scheduler, 0, 3210, prefix, max_tokens=1)
+    ask(scheduler, 0, 3210, max_tokens=1, prefix=prefix)
     while scheduler._by_id:
         step(scheduler)
-    ask(scheduler, 10, 1500)
+    ask(scheduler, 10, 1500, max_tokens=500)
     while scheduler._by_id[10].output_len == 0:
         step(scheduler)
-    ask(scheduler, 1, 3300, prefix)
-    ask(scheduler, 2, 3310, prefix)
+    ask(scheduler, 1, 3300, prefix=prefix)
+    ask(scheduler, 2, 3310, prefix=prefix)
     assert step(scheduler) == {10: 1}
     scheduler.remove(10)
     assert step(scheduler) == {1: 100, 2: 110}

@@ -9,7 +9,7 @@ import pytest
 from server.engine.kv_manager import KVManager
 from server.engine.pace import MULTIPLE, Pace
 from server.engine.scheduler import Scheduler
-from server.messages import Sampling, Submit
+from tests.engine import pretended
 
 AGING = 10.0
 
@@ -27,22 +27,14 @@ def make(clock: Clock, aging: float | None = AGING, pages: int = 1000, **setting
     return Scheduler(kv, settings.pop("max_running", 8), 512, aging=aging, clock=clock, **settings)
 
 
-def ask(scheduler: Scheduler, name: int, tokens: int = 20, priority: int = 0, max_tokens: int = 4) -> None:
-    prompt = [name * 10_007 + i for i in range(tokens)]
-    request = Submit(id=name, prompt=prompt, sampling=Sampling(), max_tokens=max_tokens, priority=priority)
-    scheduler.add(request)
+def ask(scheduler: Scheduler, name: int, tokens: int = 20, **more: int) -> None:
+    pretended.ask(scheduler, name, tokens, **more)
 
 
 def step(scheduler: Scheduler) -> dict[int, int]:
-    scheduled = scheduler.schedule()
-    for sequence, tokens in scheduled:
-        scheduler.kv.advance(sequence, tokens)
-        if sequence.remaining == 0:
-            scheduler.kv.append(sequence, 7)
-            if sequence.output_len == sequence.request.max_tokens:
-                scheduler.remove(sequence.id)
+    computed = pretended.step(scheduler)
     scheduler.check_integrity()
-    return {sequence.id: tokens for sequence, tokens in scheduled}
+    return computed
 
 
 def waiting(scheduler: Scheduler) -> list[int]:
