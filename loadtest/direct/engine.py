@@ -262,7 +262,7 @@ class DirectEngine:
         sequences = []
         for prompt in prompts:
             core.submit(self._request(prompt, output_tokens))
-            sequence = core.scheduler.waiting[-1]
+            *_, sequence = core.scheduler.waiting
             sequences.append(sequence)
             while sequence.computed < computed:
                 count = min(core.scheduler.max_batch_tokens, computed - sequence.computed)

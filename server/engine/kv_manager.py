@@ -79,9 +79,22 @@ class KVManager:
 
     def cached_prefix(self, sequence: Sequence) -> int:
         """Tokens of a sequence without pages that ``adopt_prefix`` would give it now."""
-        return self._cached_prefix(sequence)[0] * self.page_size if self._looks_up(sequence) else 0
+        if not self.looks_up(sequence):
+            return 0
+        count, _, found = self._cached_prefix(sequence)
+        sequence.shared = self.pool.count_held(found) - self.pool.gained
+        return count * self.page_size
 
-    def _looks_up(self, sequence: Sequence) -> bool:
+    def most_shared(self, sequence: Sequence) -> int:
+        """The most pages that ``adopt_prefix`` could give a sequence of those that others hold.
+
+        Told without looking up any: as many as when it was looked up last, and one more for each page that
+        a sequence got of the index, or added to it, since.
+        """
+        return sequence.shared + self.pool.gained
+
+    def looks_up(self, sequence: Sequence) -> bool:
+        """Whether a sequence may take pages from the prefix cache."""
         return self.prefix_cache and not sequence.wants_prompt_logprobs
 
     def adopt_prefix(self, sequence: Sequence) -> None:
@@ -90,25 +103,26 @@ class KVManager:
         At least one token is left to compute, since its logits are needed. A sequence that still owes
         log probabilities of its prompt gets none. A hit does not need expired pages.
         """
-        if not self._looks_up(sequence):
+        if not self.looks_up(sequence):
             return
         count, evicted, found = self._cached_prefix(sequence)
         pages = found[:count]
         pages[evicted.start : evicted.stop] = [0] * len(evicted)
+        shared = self.pool.count_held(found)
         self.pool.hold(pages)
+        sequence.shared = shared - self.pool.gained
         sequence.table.replace(pages)
         sequence.evicted_up_to = evicted.stop
         sequence.computed = count * self.page_size
 
     def _cached_prefix(self, sequence: Sequence) -> tuple[int, range, list[int]]:
-        """How many leading pages are found, which of them are not needed, and the pages."""
+        """How many leading pages are found, which of them are not needed, and the page of each key, or 0."""
         usable = min(sequence.total - 1, self._shareable(sequence)) // self.page_size
         keys = self._keys(sequence, usable)
+        found = self.pool.find(keys)
         if not self._expired(usable * self.page_size, self.page_size):
             # Every page is needed, so that the first that is missing ends the prefix.
-            found = self.pool.leading(keys)
-            return len(found), range(0), found
-        found = self.pool.find(keys)
+            return (found.index(0) if 0 in found else len(found)), range(0), found
         return *self._longest_prefix(found), found
 
     def _longest_prefix(self, found: list[int]) -> tuple[int, range]:
@@ -125,7 +139,7 @@ class KVManager:
 
     def count_lookup(self, sequence: Sequence) -> None:
         """Books the outcome of ``adopt_prefix`` once the sequence really runs."""
-        if self._looks_up(sequence):
+        if self.looks_up(sequence):
             self.prefix_queries += sequence.total
             self.prefix_hits += sequence.computed
 

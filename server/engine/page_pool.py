@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 
 
 class IntegrityError(AssertionError):
@@ -21,6 +20,9 @@ class PagePool:
 
     Args:
         pages: number of pages, page 0 included; at least 2.
+
+    Attributes:
+        gained: how often a page became both held and findable.
     """
 
     def __init__(self, pages: int) -> None:
@@ -30,6 +32,7 @@ class PagePool:
         self._holders = [0] * pages
         self._key_of: list[bytes | None] = [None] * pages
         self._page_of: dict[bytes, int] = {}
+        self.gained = 0
         self._free = deque(range(1, pages))
         self._cached: OrderedDict[int, None] = OrderedDict()
 
@@ -66,9 +69,9 @@ class PagePool:
         """The page of each key, 0 for a key that the index does not know. Holds none of them."""
         return [self._page_of.get(key, 0) for key in keys]
 
-    def leading(self, keys: Iterable[bytes]) -> list[int]:
-        """The pages of the first keys, up to one that the index does not know. Holds none of them."""
-        return list(takewhile(bool, (self._page_of.get(key, 0) for key in keys)))
+    def count_held(self, pages: Iterable[int]) -> int:
+        """How many of ``pages`` are held; zeros ("no page") are not."""
+        return sum(self._holders[page] > 0 for page in pages)
 
     def hold(self, pages: Iterable[int]) -> None:
         """Adds a holder to each of ``pages``, which are held or cached; zeros ("no page") are passed over."""
@@ -77,6 +80,7 @@ class PagePool:
                 continue
             if self._holders[page] == 0:
                 del self._cached[page]
+                self.gained += 1
             self._holders[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
@@ -103,6 +107,7 @@ class PagePool:
         if key not in self._page_of and self._key_of[page] is None:
             self._page_of[key] = page
             self._key_of[page] = key
+            self.gained += 1
 
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)

@@ -7,7 +7,6 @@ lack one token go first; ``division`` says how prompts share the rest.
 
 from __future__ import annotations
 
-import bisect
 import math
 import time
 from collections.abc import Callable, Collection, Set
@@ -18,6 +17,7 @@ from server.engine.kv_manager import KVManager
 from server.engine.pace import MULTIPLE, Pace
 from server.engine.page_pool import IntegrityError
 from server.engine.sequence import Sequence, State
+from server.engine.waiting import Waiting
 from server.messages import Submit
 
 QUIET = 1.0
@@ -63,7 +63,7 @@ class Scheduler:
         self.pace = pace or Pace(None)
         self._aging = aging
         self._clock = clock
-        self.waiting: list[Sequence] = []
+        self.waiting = Waiting()
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._by_id: dict[int, Sequence] = {}
@@ -86,9 +86,13 @@ class Scheduler:
         sequence = self._by_id.pop(sequence_id, None)
         if sequence is None:
             return
-        (self.running if sequence.state is State.RUNNING else self.waiting).remove(sequence)
+        if sequence.state is State.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
         self.kv.release(sequence)
         sequence.state = State.FINISHED
+        self._enqueue_followers(sequence)
 
     def schedule(self) -> list[Scheduled]:
         """The sequences of the next step, with pages for all of its tokens. Empty only if nothing is queued.
@@ -118,13 +122,16 @@ class Scheduler:
         return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
 
     def _plan(self, step: Step, running: list[Sequence]) -> None:
+        for sequence in self.running:
+            if sequence.computed >= sequence.prompt_len:
+                self._enqueue_followers(sequence)
         # Decodes go first: a long prompt must not hold up any sequence's next token.
         order = sorted(running, key=lambda s: s.urgency)
         for sequence in order:
             if sequence.remaining == 1:
                 self._grant(sequence, math.inf, step)
         prompts = [s for s in order if s.remaining > 1 and s.state is State.RUNNING]
-        prompts += self._queue()
+        prompts += self._candidates()
         if not prompts or not step.budget:
             return
         # A prompt's own arrival says nothing of others'.
@@ -134,16 +141,17 @@ class Scheduler:
             if step.budget and step.allowance > 0:
                 self._grant(sequence, cost, step)
 
-    def _queue(self) -> list[Sequence]:
-        """Waiting sequences that may enter, the most urgent first."""
-        if not self.waiting:
+    def _candidates(self) -> list[Sequence]:
+        """Waiting sequences that may enter: the most urgent, and as many of the shortest as run at once."""
+        first = self.waiting.first
+        if first is None:
             return []
-        if len(self.running) >= self.max_running:
-            # Only a sequence that outranks a running one can take its place.
-            lowest = min(s.request.priority for s in self.running)
-            urgent = [s for s in self.waiting if s.request.priority > lowest and not self._follows_leader(s)]
-            return [s for s in urgent if any(map(s.outranks, self.running))]
-        return [sequence for sequence in self.waiting if not self._follows_leader(sequence)]
+        full = len(self.running) >= self.max_running
+        lowest = min(s.request.priority for s in self.running) if full else -math.inf
+        shortest = self.waiting.shortest(self.max_running, lowest)
+        candidates = [first, *(s for s in shortest if s is not first)]
+        # Without a place, only a sequence that outranks a running one can take its place.
+        return [s for s in candidates if any(map(s.outranks, self.running))] if full else candidates
 
     def _grant(self, sequence: Sequence, cost: float, step: Step) -> None:
         """Adds tokens of a sequence that cost up to ``cost`` to the step, if there is room for them."""
@@ -176,7 +184,7 @@ class Scheduler:
         full = len(lacking) >= self.max_prefills and sequence.to_compute >= min(lacking)
         if full and not any(map(sequence.outranks, self.running)):
             return False
-        head = next((s for s in self.waiting if not self._follows_leader(s)), sequence)
+        head = self.waiting.first or sequence
         kept = 0 if sequence is head else self.kv.demand(head.total, self.max_batch_tokens)
         if self._admit(sequence, step, kept):
             return True
@@ -206,8 +214,17 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = State.WAITING
-        sequence.found = self.kv.cached_prefix(sequence)
-        bisect.insort(self.waiting, sequence, key=lambda s: s.urgency)
+        leader = self._by_id.get(sequence.request.leader) if sequence.request.leader is not None else None
+        if leader is not None and leader.computed < leader.prompt_len and self.kv.looks_up(sequence):
+            self.waiting.add_follower(sequence, leader.id)
+        else:
+            sequence.found = self.kv.cached_prefix(sequence)
+            self.waiting.add(sequence)
+
+    def _enqueue_followers(self, leader: Sequence) -> None:
+        """Lets samples of a prompt enter: their leader is gone, or has computed pages for them."""
+        for sequence in self.waiting.take_followers(leader.id):
+            self._enqueue(sequence)
 
     def _preempt(self, sequence: Sequence, step: Step) -> None:
         step.drop(sequence)
@@ -241,9 +258,11 @@ class Scheduler:
             step: in the making.
             kept: pages that must stay free for others that wait.
         """
+        victims = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
+        if not self._fits(self._missing(sequence) - self.kv.most_shared(sequence) + kept, victims):
+            return False
         self.kv.adopt_prefix(sequence)
         missing = self._missing(sequence)
-        victims = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
         enough = self._fits(missing + kept, victims)
         while not self._fits(missing + kept):
             if not victims or not enough or not step.preempts or self._fits(missing):
@@ -273,13 +292,3 @@ class Scheduler:
     @staticmethod
     def _held(sequence: Sequence) -> int:
         return len(sequence.pages) - sequence.pages.count(0)
-
-    def _follows_leader(self, sequence: Sequence) -> bool:
-        """Whether another sample of the prompt will compute pages that this one can take from the cache."""
-        leader = self._by_id.get(sequence.request.leader) if sequence.request.leader is not None else None
-        return (
-            self.kv.prefix_cache
-            and leader is not None
-            and not sequence.wants_prompt_logprobs
-            and leader.computed < leader.prompt_len
-        )

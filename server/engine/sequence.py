@@ -42,6 +42,8 @@ class Sequence:
         sampler: the sampler's state of the sequence; made when it first runs.
         prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
         found: leading tokens that the prefix cache had when it was queued.
+        shared: pages of the index with its keys that others held when it was looked up last, less
+            ``PagePool.gained`` at that time.
         passed_over: steps that it left to short prompts, less those that it had since.
         started: monotonic time at which the engine first worked on it.
         cached_tokens: prompt tokens found in the prefix cache when it first ran.
@@ -62,6 +64,7 @@ class Sequence:
         "rank",
         "request",
         "sampler",
+        "shared",
         "started",
         "state",
         "table",
@@ -81,7 +84,7 @@ class Sequence:
         self.page_keys: list[bytes] = []
         self.sampler: SamplerState | None = None
         self.prompt_logprobs: list[PositionLogprob] = []
-        self.found = 0
+        self.found = self.shared = 0
         self.passed_over = 0
         self.started: float | None = None
         self.cached_tokens = 0

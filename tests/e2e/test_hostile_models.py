@@ -1,6 +1,7 @@
 """Models that were made to harm, given to the real command: it ends with a sentence, soon and small."""
 
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,7 +26,7 @@ MOST_BYTES = 3 << 29
 def test_a_hostile_model_ends_the_command_with_a_sentence(name, tiny_packed, tmp_path):
     option, good, *rest = tiny_packed
     change, _ = REFUSED[name]
-    folder = copy(good, tmp_path / "model")
+    folder = copy(Path(good), tmp_path / "model")
     change(folder)
     server = Server(option, folder, *rest, wait=False)
     begun, seconds, resident = time.monotonic(), 0.0, 0

@@ -14,7 +14,7 @@ from server.engine.kv_manager import KVManager
 from server.engine.pace import FIRST, LEAST, MULTIPLE, Pace, Work
 from server.engine.scheduler import QUIET, Scheduler
 from server.messages import Sampling, Submit
-from tests.engine.scheduling import ask, step
+from tests.engine.pretended import ask, step
 
 LONG = 8000
 

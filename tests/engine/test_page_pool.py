@@ -91,11 +91,6 @@ def test_eviction_takes_the_least_recently_used_and_the_tail_of_a_prompt_first()
     assert pool.allocate(1) == [old[1]]
     assert pool.find([b"old\0", b"old\1"]) == [old[0], 0]
     assert pool.find([b"new\0", b"new\1"]) == new
-    assert pool.leading([b"new\0", b"new\1"]) == new
-    assert pool.leading([b"new\0", b"old\1", b"new\1"]) == new[:1]
-    asked = iter([b"old\1", b"new\0"])
-    assert pool.leading(asked) == []
-    assert next(asked) == b"new\0"  # none is looked up after one that is missing
 
 
 @pytest.mark.parametrize("damage", ["leak", "double release", "phantom key", "free and held"])

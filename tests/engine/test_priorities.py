@@ -9,7 +9,7 @@ import pytest
 from server.engine.kv_manager import KVManager
 from server.engine.pace import MULTIPLE, Pace
 from server.engine.scheduler import Scheduler
-from tests.engine.scheduling import ask, step
+from tests.engine import pretended
 
 AGING = 10.0
 
@@ -25,6 +25,16 @@ class Clock:
 def make(clock: Clock, aging: float | None = AGING, pages: int = 1000, **settings: Any) -> Scheduler:
     kv = KVManager(pages, 16, prefix_cache=False)
     return Scheduler(kv, settings.pop("max_running", 8), 512, aging=aging, clock=clock, **settings)
+
+
+def ask(scheduler: Scheduler, name: int, tokens: int = 20, **more: int) -> None:
+    pretended.ask(scheduler, name, tokens, **more)
+
+
+def step(scheduler: Scheduler) -> dict[int, int]:
+    computed = pretended.step(scheduler)
+    scheduler.check_integrity()
+    return computed
 
 
 def waiting(scheduler: Scheduler) -> list[int]:

@@ -104,7 +104,7 @@ def test_higher_priority_is_admitted_first_and_takes_the_place_of_lower() -> Non
     ask(scheduler, 3, [5] * 3, priority=1)
     assert step(scheduler) == [(3, 3)]
     assert [sequence.id for sequence in scheduler.waiting] == [1, 2]
-    assert scheduler.waiting[0].preemptions == 1
+    assert next(iter(scheduler.waiting)).preemptions == 1
 
 
 def test_equal_priority_never_preempts_to_be_admitted() -> None:
@@ -172,7 +172,7 @@ def test_everything_finishes_and_no_page_leaks(
             )
             outputs[new] = 0
         if scheduler.running and rng.random() < 0.05:
-            gone = rng.choice(scheduler.running + scheduler.waiting).id
+            gone = rng.choice([*scheduler.running, *scheduler.waiting]).id
             scheduler.remove(gone)
             del outputs[gone]
         if scheduler.running or scheduler.waiting:

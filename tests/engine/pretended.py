@@ -1,14 +1,18 @@
-"""A scheduler's requests, and its steps of a pretended model."""
+"""Requests to a scheduler, and steps of a pretended model that always says 7."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from server.engine.scheduler import Scheduler
 from server.messages import Sampling, Submit
 
 
-def ask(scheduler: Scheduler, name: int, tokens: int = 20, max_tokens: int = 4, **more: int) -> None:
-    """Adds a request whose prompt has nothing in common with others'."""
-    prompt = [name * 10_007 + i for i in range(tokens)]
+def ask(
+    scheduler: Scheduler, name: int, tokens: int, max_tokens: int = 4, prefix: Sequence[int] = (), **more: int
+) -> None:
+    """Queues a prompt of ``tokens`` tokens that shares only ``prefix`` with others."""
+    prompt = [*prefix, *(name * 10_007 + i for i in range(tokens - len(prefix)))]
     scheduler.add(Submit(id=name, prompt=prompt, sampling=Sampling(), max_tokens=max_tokens, **more))
 
 
@@ -21,5 +25,4 @@ def step(scheduler: Scheduler) -> dict[int, int]:
             scheduler.kv.append(sequence, 7)
             if sequence.output_len == sequence.request.max_tokens:
                 scheduler.remove(sequence.id)
-    scheduler.check_integrity()
     return {sequence.id: tokens for sequence, tokens in scheduled}
