@@ -37,6 +37,8 @@ _OPTIONS = (
     # place of an answer or a refusal that says why: those of a burst, or of others while a client floods.
     ("grpc.server.max_pending_requests", 1 << 14),
     ("grpc.server.max_pending_requests_hard_limit", 1 << 15),
+    # Else gRPC ends calls beyond --max-streams-per-connection unseen, until their client knows of that limit.
+    ("grpc.http.overload_protection", 0),
     # Between two different sizes gRPC would refuse at random.
     ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),

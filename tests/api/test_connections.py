@@ -215,6 +215,13 @@ async def test_none_of_a_burst_of_calls_is_dropped():
     assert set(codes) == {grpc.StatusCode.UNIMPLEMENTED}
 
 
+async def test_calls_beyond_a_connections_limit_are_held_back_and_answered():
+    async with serving(max_streams_per_connection=16) as port, connect(port) as channel:
+        calls = [channel.unary_unary("/none/Such")(b"", timeout=20) for _ in range(400)]
+        codes = await asyncio.gather(*(call.code() for call in calls))
+    assert set(codes) == {grpc.StatusCode.UNIMPLEMENTED}
+
+
 @pytest.mark.parametrize(
     ("limits", "printed"), [((300, 2000), "1000 1256"), ((300, 300), "44 300"), ((200, 260), "refused 200")]
 )

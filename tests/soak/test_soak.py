@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
+from longspan import FinishReason
 from tests.kernels import share_kernels
 from tests.models_zoo import save_tiny
 from tests.soak.__main__ import plan_of
@@ -15,6 +18,7 @@ from tests.soak.record import Memory, Record
 from tests.soak.report import document, table
 from tests.soak.run import Plan, run
 from tests.soak.schedule import schedule
+from tests.soak.traffic import Question, Users
 
 ENGINES, OTHERS = ("engine killed", "engine hangs"), ("a", "b", "c")
 # The tests beside this one may take the cores for seconds.
@@ -130,3 +134,29 @@ def test_growth_is_judged_in_the_engine_that_served_longest():
     server, engine = judge(record, limits, end)[-2:]
     assert server.holds
     assert not engine.holds, "a MiB each minute is 60 each hour"
+
+
+@pytest.mark.parametrize(
+    ("deltas", "noted"),
+    [
+        ([((1, 2), "ab", None), ((3,), "c", FinishReason.LENGTH)], 0),
+        ([((1,), "a", FinishReason.ABORTED)], 2),
+        ([((1,), "a", None)], 2),
+        ([((1, 2, 3), "abd", FinishReason.LENGTH)], 1),
+        ([((1, 2, 4), "abc", FinishReason.STOP)], 1),
+    ],
+)
+async def test_an_answer_that_is_short_or_other_is_noted(deltas, noted):
+    async def given():
+        for ids, text, reason in deltas:
+            yield SimpleNamespace(token_ids=list(ids), text=text, finish_reason=reason)
+
+    @asynccontextmanager
+    async def stream(*_, **__):
+        yield given()
+
+    record = Record()
+    record.begin("none")
+    question = Question("x", 3, [1, 2, 3], "abc")
+    await Users(SimpleNamespace(stream=stream), [question], record)._stream(question)
+    assert len(record.now.wrong) == noted

@@ -37,11 +37,13 @@ class Question:
         prompt: text, a conversation, or token ids.
         max_tokens: of the answer.
         answer: its greedy tokens.
+        text: of these.
     """
 
     prompt: Prompt
     max_tokens: int
     answer: Sequence[int] = ()
+    text: str = ""
 
 
 async def questions(client: AsyncClient, rng: random.Random) -> list[Question]:
@@ -59,9 +61,8 @@ async def questions(client: AsyncClient, rng: random.Random) -> list[Question]:
         *(Question(ids[:length], 24) for length in (room // 4, len(ids))),
     ]
     for question in asked:
-        question.answer = (
-            await client.generate(question.prompt, max_tokens=question.max_tokens, **GREEDY)
-        ).token_ids
+        answer = await client.generate(question.prompt, max_tokens=question.max_tokens, **GREEDY)
+        question.answer, question.text = answer.token_ids, answer.text
     return asked
 
 
@@ -130,7 +131,7 @@ class Users:
             question.prompt, max_tokens=question.max_tokens, timeout=60, **GREEDY
         )
         self._record.now.tokens += len(answer.token_ids)
-        self._compare(question, answer.token_ids, whole=True)
+        self._compare(question, answer.token_ids, answer.text, whole=True)
 
     async def _stream(
         self,
@@ -143,8 +144,10 @@ class Users:
         request_id: str = "",
     ) -> None:
         tokens: list[int] = []
-        ended = False
+        text = ""
+        cut = True
         last: float | None = None
+        reason: FinishReason | None = None
         options = GREEDY | {"max_tokens": question.max_tokens, "request_id": request_id}
         try:
             async with self._client.stream(question.prompt, timeout=seconds, **options) as stream:
@@ -154,7 +157,8 @@ class Users:
                         self._record.now.gaps.append(now - last)
                     last = now
                     tokens += delta.token_ids
-                    ended = delta.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+                    text += delta.text
+                    reason = delta.finish_reason
                     self._record.now.tokens += len(delta.token_ids)
                     if leave_after is not None and len(tokens) >= leave_after:
                         break
@@ -162,8 +166,11 @@ class Users:
                         abort_after = None
                         await self._client.abort(request_id, timeout=60)
                     await asyncio.sleep(pause)
+                else:
+                    # Only a stream that was aborted may end before its answer does.
+                    cut = bool(request_id) and reason is FinishReason.ABORTED
         finally:
-            self._compare(question, tokens, whole=ended)
+            self._compare(question, tokens, text, whole=not cut)
 
     async def _text(self, kind: str, rng: random.Random) -> None:
         text = str(rng.choice(self._texts).prompt)
@@ -177,9 +184,11 @@ class Users:
         if not same:
             self._record.now.wrong.append(f"{kind} of {text!r} gave something else")
 
-    def _compare(self, question: Question, tokens: Sequence[int], *, whole: bool) -> None:
-        """Notes tokens that the unloaded server did not give; a part must be how its answer begins."""
+    def _compare(self, question: Question, tokens: Sequence[int], text: str, *, whole: bool) -> None:
+        """Notes what the unloaded server did not say; a part must be how its answer begins."""
         expected = list(question.answer)
         if list(tokens) != (expected if whole else expected[: len(tokens)]):
             self._record.now.wrong.append(f"{list(tokens)} came where {expected} was due")
+        if text != question.text if whole else not question.text.startswith(text):
+            self._record.now.wrong.append(f"{text!r} came where {question.text!r} was due")
         self._record.now.compared += bool(tokens)
