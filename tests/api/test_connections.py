@@ -74,11 +74,12 @@ async def test_connections_beyond_the_bound_are_closed_and_the_others_go_on():
         assert (await refusal(check(more))).code() is grpc.StatusCode.UNAVAILABLE
         for channel in channels:
             await check(channel)
-        await channels.pop().close()
-        await asyncio.sleep(0.05)
-        assert await health_pb2_grpc.HealthStub(more).Check(
-            health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=10
-        )
+        # grpcio 1.83 counts those that have ended, too.
+        for _ in range(5):
+            await channels.pop().close()
+            await asyncio.sleep(0.05)
+            channels.append(await stack.enter_async_context(connect(port)))
+            await check(channels[-1])
 
 
 async def test_a_connection_without_calls_or_that_says_nothing_is_closed(monkeypatch):
