@@ -41,7 +41,10 @@ def embed(
     *,
     connection: Connection,
 ) -> None:
-    """Embed texts, and print how similar they are to the first (cosine), or with --json their vectors."""
+    """Print how similar texts are to the first of them.
+
+    By the cosine of their embeddings; with --json the embeddings.
+    """
     from longspan import EmbedOptions, LongspanError
 
     several = read_texts(texts)

@@ -37,7 +37,7 @@ def fill(
     *,
     connection: Connection,
 ) -> None:
-    """Print the most likely tokens for each mask of a text, with their probabilities."""
+    """Print the most likely tokens for each mask of a text."""
     from longspan import FillMaskOptions, LongspanError
 
     several = read_texts(texts)
@@ -55,6 +55,6 @@ def fill(
                 tokens = [dict(zip(("id", "text", "probability"), each, strict=True)) for each in found]
                 print(json.dumps({"text": text, "mask": index, "tokens": tokens}, ensure_ascii=False))
                 continue
-            print(f"{text}" if len(filled.masks) == 1 else f"{text}  (mask {index + 1})")
+            print(text if len(filled.masks) == 1 else f"{text}  (mask {index + 1})")
             for _, spelled, probability in found:
                 print(f"{probability:6.3f}  {spelled.strip()}")
