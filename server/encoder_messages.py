@@ -36,6 +36,8 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="en
         types: token types, as many; empty where all are 0.
         pooling: of an embedding.
         normalize: whether an embedding gets length 1.
+        mask_token: id of those tokens whose places are to be filled.
+        top_k: how many tokens to tell for each of these places.
     """
 
     id: int
@@ -45,6 +47,8 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="en
     types: list[int] = []
     pooling: Pooling = Pooling.MEAN
     normalize: bool = False
+    mask_token: int = 0
+    top_k: int = 0
 
 
 class EncoderInfo(msgspec.Struct, array_like=True):

@@ -108,14 +108,14 @@ class SequenceOutput(msgspec.Struct, array_like=True):
 
     Attributes:
         id: the sequence.
-        tokens: new tokens, in order.
+        tokens: new tokens, in order; of a text with masks for an encoder the most likely ones for each.
         logprobs: one per new token, where asked for.
         prompt_logprobs: once, with the first token, where asked for: one per prompt token but the first.
         finish: set when the sequence has ended; its pages are free by then.
         started: set in the first output only: monotonic time at which the engine first worked on it.
         cached_tokens: set in the first output only: prompt tokens found in the prefix cache.
         preemptions: how often it has given up its pages so far.
-        values: of a text for an encoder, with ``finish``: float32, row by row.
+        values: of a text for an encoder, with ``finish``: float32, row by row; of masks log probabilities.
     """
 
     id: int

@@ -6,7 +6,7 @@ The messages and stubs of the service itself are in ``longspan.v1``.
 from longspan.aio import AsyncClient, AsyncStream
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, ConnectOptions
 from longspan.client import Client, Stream
-from longspan.encoding import EmbedOptions, ScoreOptions, Texts
+from longspan.encoding import EmbedOptions, FillMaskOptions, ScoreOptions, Texts
 from longspan.errors import (
     AlreadyExistsError,
     BusyError,
@@ -40,6 +40,7 @@ __all__ = [
     "DeadlineError",
     "Delta",
     "EmbedOptions",
+    "FillMaskOptions",
     "FinishReason",
     "GenerateOptions",
     "Generation",

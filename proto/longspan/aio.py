@@ -13,7 +13,15 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
-from longspan.encoding import EmbedOptions, ScoreOptions, Texts, build_embed, build_score
+from longspan.encoding import (
+    EmbedOptions,
+    FillMaskOptions,
+    ScoreOptions,
+    Texts,
+    build_embed,
+    build_fill_mask,
+    build_score,
+)
 from longspan.errors import CancelledError, LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
@@ -138,6 +146,12 @@ class AsyncClient:
     ) -> encoder_pb2.ScoreResponse:
         """Like ``Client.score``."""
         return await self._ask(self._encoders.Score, build_score(inputs, options), timeout)
+
+    async def fill_mask(
+        self, texts: str | Sequence[str], *, timeout: float | None = None, **options: Unpack[FillMaskOptions]
+    ) -> encoder_pb2.FillMaskResponse:
+        """Like ``Client.fill_mask``."""
+        return await self._ask(self._encoders.FillMask, build_fill_mask(texts, options), timeout)
 
     async def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Like ``Client.abort``."""

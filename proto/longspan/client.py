@@ -12,7 +12,15 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
-from longspan.encoding import EmbedOptions, ScoreOptions, Texts, build_embed, build_score
+from longspan.encoding import (
+    EmbedOptions,
+    FillMaskOptions,
+    ScoreOptions,
+    Texts,
+    build_embed,
+    build_fill_mask,
+    build_score,
+)
 from longspan.errors import LongspanError, UnavailableError, from_rpc_error
 from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
@@ -153,6 +161,18 @@ class Client:
             **options: ``model``, ``truncate`` and ``request_id``, as of ``embed``.
         """
         return self._ask(self._encoders.Score, build_score(inputs, options), timeout)
+
+    def fill_mask(
+        self, texts: str | Sequence[str], *, timeout: float | None = None, **options: Unpack[FillMaskOptions]
+    ) -> encoder_pb2.FillMaskResponse:
+        """The most likely tokens for masks: ``.texts[i].masks[j].tokens``, best first.
+
+        Args:
+            texts: one text or several, whose masks are spelled as ``model_info().encoder.mask_token``.
+            timeout: seconds.
+            **options: see ``FillMaskOptions``.
+        """
+        return self._ask(self._encoders.FillMask, build_fill_mask(texts, options), timeout)
 
     def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Ends a running request of the same identity; ``False`` if none has this id."""

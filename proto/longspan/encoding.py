@@ -44,6 +44,39 @@ class ScoreOptions(TypedDict, total=False):
     request_id: str
 
 
+class FillMaskOptions(TypedDict, total=False):
+    """Keyword arguments of ``fill_mask``.
+
+    Attributes:
+        model: its name; the server's only model if left out.
+        top_k: how many tokens to tell for each mask; 5 if left out.
+        truncate: texts that are too long are cut at their end, masks there are lost; else they are refused.
+        request_id: a name of your own, for ``abort`` and logs.
+    """
+
+    model: str
+    top_k: int
+    truncate: bool
+    request_id: str
+
+
+def build_fill_mask(texts: str | Sequence[str], options: FillMaskOptions) -> encoder_pb2.FillMaskRequest:
+    """The request for texts and the options given; one that is ``None`` counts as not given.
+
+    Raises:
+        InvalidRequestError: a value does not fit its field's type; the server checks the rest.
+        TypeError: an option does not exist.
+    """
+    request = encoder_pb2.FillMaskRequest()
+    try:
+        request.texts.extend([texts] if isinstance(texts, str) else texts)
+    except (TypeError, ValueError) as error:
+        sentence = f"must be texts: {error}"
+        raise InvalidRequestError(f"texts: {sentence}", violations=[Violation("texts", sentence)]) from error
+    _set_options(request, options, FillMaskOptions)
+    return request
+
+
 def build_score(inputs: Sequence[str | tuple[str, str]], options: ScoreOptions) -> encoder_pb2.ScoreRequest:
     """The request for texts or pairs and the options given; one that is ``None`` counts as not given.
 

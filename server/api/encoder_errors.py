@@ -10,18 +10,24 @@ from google.rpc import error_details_pb2
 from server.api.errors import DOMAIN, ServiceError
 from server.encoder_messages import Task
 
-_METHODS = {Task.GENERATE: "Generate and StreamGenerate", Task.EMBED: "Embed", Task.SCORE: "Score"}
+_METHODS = {
+    Task.GENERATE: "Generate and StreamGenerate",
+    Task.EMBED: "Embed",
+    Task.SCORE: "Score",
+    Task.FILL: "FillMask",
+}
 
 _OTHERS = {
     Task.GENERATE: "a model that generates text",
     Task.EMBED: "an encoder, like minilm",
     Task.SCORE: "an encoder with a head for labels",
+    Task.FILL: "an encoder with a head for masked tokens, whose tokenizer has a mask token",
 }
 
 
 def task_not_served(model: str, architecture: str, asked: Task, tasks: Sequence[Task]) -> ServiceError:
     """The served model can do something else."""
-    can = " and ".join(_METHODS[task] for task in tasks if task in _METHODS)
+    can = " and ".join(_METHODS[task] for task in tasks)
     other = _OTHERS[asked]
     return ServiceError(
         grpc.StatusCode.FAILED_PRECONDITION,

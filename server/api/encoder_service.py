@@ -9,11 +9,12 @@ from longspan.v1 import encoder_pb2, encoder_pb2_grpc
 from server.access.callers import caller
 from server.api import errors
 from server.api.account import Accounts, account
-from server.api.encoder_checks import check_embed, check_score
+from server.api.encoder_checks import check_embed, check_fill_mask, check_score
 from server.api.encoder_inputs import tokens_of
 from server.api.encoding import Encoded, Encoding
 from server.api.errors import Violation
 from server.api.interceptor import Context
+from server.api.masks import filled_texts, mask_id, masked_texts, top_k_of
 from server.api.prompt import check_tokenizer
 from server.api.state import Served, ServerState
 from server.encoder_messages import Encode, EncoderInfo, Pooling, Task
@@ -73,6 +74,27 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             model=served.name,
             labels=labels,
             scores=_scores(encoded, len(labels)),
+            usage=encoded.usage,
+            timings=encoded.timings,
+        )
+
+    async def FillMask(  # noqa: N802
+        self, request: encoder_pb2.FillMaskRequest, context: Context
+    ) -> encoder_pb2.FillMaskResponse:
+        """Texts with masks to the most likely tokens in their places."""
+        account.get().model, account.get().operation = request.model, "fill_mask"
+        served = self._state.model(request.model)
+        served.check_task(Task.FILL)
+        top_k = top_k_of(request, self._state.limits)
+        check_fill_mask(request, top_k, served.ready, self._state.limits)
+        texts = list(request.texts)
+        tokenize = functools.partial(masked_texts, texts, served, truncate=request.truncate, top_k=top_k)
+        template = Encode(id=0, task=Task.FILL, turn=0, tokens=[], mask_token=mask_id(served), top_k=top_k)
+        encoded = await self._encoding().run(served, tokenize, len(texts), sum(map(len, texts)), template)
+        return encoder_pb2.FillMaskResponse(
+            request_id=request_id.get(),
+            model=served.name,
+            texts=filled_texts(encoded, served, top_k),
             usage=encoded.usage,
             timings=encoded.timings,
         )
@@ -146,11 +168,15 @@ def _scores(encoded: Encoded, labels: int) -> list[encoder_pb2.Scores]:
     return found
 
 
-def encoder_info(info: EncoderInfo) -> encoder_pb2.EncoderInfo:
-    """What ``GetModelInfo`` tells of an encoder."""
+def encoder_info(served: Served) -> encoder_pb2.EncoderInfo | None:
+    """What ``GetModelInfo`` tells of an encoder; ``None`` of a decoder."""
+    info = served.ready.encoder
+    if info is None:
+        return None
     return encoder_pb2.EncoderInfo(
         embedding_size=info.embedding_size,
         pooling=f"POOLING_{info.pooling.name}",
         normalized=info.normalized,
         labels=info.labels,
+        mask_token=served.tokenizer.mask_token if Task.FILL in served.tasks else None,
     )

@@ -167,8 +167,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             default_sampling=conversion.sampling_params(served.generation.sampling),
             has_chat_template=served.tokenizer.has_chat_template,
             limits=self._state.limits,
-            tasks=[f"TASK_{task.name}" for task in ready.tasks],
-            encoder=None if ready.encoder is None else encoder_info(ready.encoder),
+            tasks=[f"TASK_{task.name}" for task in served.tasks],
+            encoder=encoder_info(served),
         )
 
     async def GetServerInfo(  # noqa: N802

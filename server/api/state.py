@@ -55,14 +55,20 @@ class Served:
     ready: Ready
     generation: Generation
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it can do: masks are filled where texts can spell them."""
+        spelled = self.tokenizer.mask_token is not None
+        return tuple(task for task in self.ready.tasks if spelled or task is not Task.FILL)
+
     def check_task(self, task: Task) -> None:
         """Whether the model can do what a request asks for.
 
         Raises:
             ServiceError: it can do something else.
         """
-        if task not in self.ready.tasks:
-            raise task_not_served(self.name, self.ready.architecture, task, self.ready.tasks)
+        if task not in self.tasks:
+            raise task_not_served(self.name, self.ready.architecture, task, self.tasks)
 
 
 class ServerState:

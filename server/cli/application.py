@@ -12,6 +12,7 @@ import typer
 
 from server.cli.backends import backends
 from server.cli.embed import embed
+from server.cli.fill import fill
 from server.cli.generate import generate
 from server.cli.health import health
 from server.cli.help import PlainCommand
@@ -53,6 +54,7 @@ application.command(
 )(serve)
 application.command(cls=PlainCommand)(generate)
 application.command(cls=PlainCommand)(embed)
+application.command(cls=PlainCommand)(fill)
 application.command(cls=PlainCommand)(backends)
 application.command(cls=PlainCommand)(health)
 application.command(cls=PlainCommand)(token)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.encoder_verdict import EncoderVerdict, judge_encoder
 from server.cli.shared import UNBROKEN, fail, require_server
 from server.cli.signals import INTERRUPTED, interrupts_raise
 
@@ -51,7 +52,7 @@ def backends(
 ) -> None:
     """Show which attention backends and kernels work here.
 
-    With the model, and with the reasons against the others.
+    With the model, and with the reasons against the others. Of an encoder: its tasks.
     """
     require_server()
     from server.checks import native_level_refusal
@@ -77,9 +78,13 @@ def backends(
     os.environ["LONGSPAN_CACHE_DIR"] = str(settings.cache_dir)  # attention, which knows no settings, reads it
     interrupts_raise()  # so that the progress line is closed
     try:
-        name, loaded, code, place, cached, verdicts = _survey(settings, attention, options)
+        found = _survey(settings, attention, options)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    if isinstance(found, EncoderVerdict):
+        typer.echo(found.text(as_json=as_json))
+        return
+    name, loaded, code, place, cached, verdicts = found
     if as_json:
         typer.echo(json.dumps(_document(name, loaded, code, place, cached, settings, verdicts), indent=2))
         return
@@ -104,8 +109,11 @@ def backends(
 
 def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
-) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]]:
-    """Name, model as the server would load it, native code, device, dtype of the KV cache, and verdicts."""
+) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]] | EncoderVerdict:
+    """Name, model as the server would load it, native code, device, dtype of the KV cache, and verdicts.
+
+    Of an encoder what it can do.
+    """
     from server.errors import RefusedError
     from server.models.resolve import resolve_model
     from server.observe.progress import StartProgress
@@ -114,7 +122,12 @@ def _survey(
     try:
         report, pickles = progress.report, settings.allow_pickle
         files = resolve_model(settings.model, settings.cache_dir, report, pickles=pickles)
+        name = settings.model_name or files.name
         progress.report("importing torch", None)
+        from server.models.encoders.recognize import holds_encoder
+
+        if holds_encoder(files.folder):
+            return judge_encoder(name, files.folder, settings, attention, options, progress.report)
         from attention.registry import UnsupportedError
         from attention.survey import survey
         from server.engine.native import set_native_level
@@ -145,7 +158,7 @@ def _survey(
         fail(str(error))
     finally:
         progress.close()
-    return settings.model_name or files.name, loaded, code, place, _name(kv_dtype), verdicts
+    return name, loaded, code, place, _name(kv_dtype), verdicts
 
 
 def _structure(layers: list[LayerSpec]) -> str:

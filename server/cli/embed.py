@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from server.cli.connection import Connection, connected
+from server.cli.lines import read_texts
 from server.cli.shared import fail, fail_call
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ def embed(
     *,
     connection: Connection,
 ) -> None:
-    """Embed texts, and print how similar they are to the first (cosine), or with --json their vectors."""
+    """Print how similar texts are to the first of them.
+
+    By the cosine of their embeddings; with --json the embeddings.
+    """
     from longspan import EmbedOptions, LongspanError
 
-    several = [line for text in texts for line in (_read_lines() if text == "-" else [text])]
+    several = read_texts(texts)
     if pooling == "none":
         fail("--pooling none gives a vector for each token; ask for these from Python: client.embed", code=2)
     given = {"model": model, "pooling": pooling, "truncate": truncate or None}
@@ -59,13 +62,6 @@ def embed(
             print(json.dumps({"text": text, "embedding": list(embedding.values)}, ensure_ascii=False))
     else:
         _print_similarities(several, response)
-
-
-def _read_lines() -> list[str]:
-    try:
-        return sys.stdin.buffer.read().decode().splitlines()
-    except UnicodeDecodeError as error:
-        fail(f"standard input is not UTF-8 text: {error}")
 
 
 def _print_similarities(texts: list[str], response: EmbedResponse) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from server.encoder_messages import EncoderInfo, Task
+from server.encoder_messages import EncoderInfo
 from server.engine.cores import usable_cores
 from server.engine.encoder_core import EncoderCore
 from server.engine.hardware import memory_bytes, used_bytes
@@ -84,7 +84,7 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         executor_reason=f"texts are one batch without padding; {loaded.linears}",
         cuda_graphs=0,
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
-        tasks=tuple(task for task in loaded.tasks if task is not Task.FILL),  # not served yet
+        tasks=loaded.tasks,
         encoder=EncoderInfo(loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels),
     )
     return core, ready

@@ -21,6 +21,9 @@ from server.models.encoders.head import Chances, Head
 
 log = logging.getLogger("longspan.engine")
 
+# Each has as many logits as the model knows tokens, 256,000 in some.
+_MASKS_AT_ONCE = 64
+
 
 class EncoderCore:
     """Computes texts in the order of their turns, so that a request of many does not keep out one of few.
@@ -29,8 +32,8 @@ class EncoderCore:
 
     Args:
         encoder: the model.
-        head: makes logits of labels, if it has one.
-        chances: makes probabilities of these; ``None`` where they have none.
+        head: makes logits of labels or of tokens, if it has one.
+        chances: makes probabilities of labels' logits; ``None`` where they have none.
         context_length: most tokens of a text.
         max_running: texts of a step, at most.
         max_batch_tokens: tokens of a step, at most, unless a single text has more.
@@ -121,20 +124,35 @@ class EncoderCore:
         return [self._result(request, own) for request, own in zip(batch, hidden, strict=True)]
 
     def _result(self, request: Encode, hidden: torch.Tensor) -> SequenceOutput:
+        tokens: list[int] = []
         if request.task is Task.SCORE:
             values = self._scores(hidden)
+        elif request.task is Task.FILL:
+            tokens, values = self._fills(request, hidden)
         else:
             values = embedding(hidden, request.pooling, normalize=request.normalize)
         if not values.isfinite().all():
             log.error("text %d of %d tokens fails: its vector is not finite", request.id, len(request.tokens))
             return SequenceOutput(request.id, [], finish=FinishReason.FAILED)
-        return SequenceOutput(request.id, [], finish=FinishReason.STOP, values=values.cpu().numpy().tobytes())
+        own = values.cpu().numpy().tobytes()
+        return SequenceOutput(request.id, tokens, finish=FinishReason.STOP, values=own)
 
     def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the labels, then their probabilities if these mean any: ``[1 or 2, labels]``."""
         assert self._head is not None  # the server process asks for no task that the model lacks
         logits = self._head.logits(hidden)
         return torch.stack([logits] if self._chances is None else [logits, self._chances(logits)])
+
+    def _fills(self, request: Encode, hidden: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        """The most likely tokens, mask by mask, and their log probabilities ``[masks, top_k]``."""
+        assert self._head is not None
+        places = [place for place, token in enumerate(request.tokens) if token == request.mask_token]
+        logprobs, tokens = [], []
+        for rows in hidden[places].split(_MASKS_AT_ONCE):
+            top = torch.log_softmax(self._head.logits(rows), -1).topk(request.top_k)
+            logprobs.append(top.values)
+            tokens += top.indices.flatten().tolist()
+        return tokens, torch.cat(logprobs)
 
     def stats(self, computed: int = 0, tokens: int = 0, seconds: float = 0.0) -> Stats:
         """The load now, with the figures of the step that led to it."""

@@ -19,17 +19,26 @@ def read_object(path: Path) -> dict[str, Any]:
         RefusedError: the file can't be read, holds something else, or gives a key two values, of which
             readers take one without a word.
     """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise RefusedError(f"{path} can't be read: it holds no JSON object")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        RefusedError: as of ``read_object``, but for what it holds.
+    """
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=single)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=single)
     except RecursionError as error:
         raise RefusedError(f"{path} can't be read: its brackets are nested too deeply") from error
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path} can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise RefusedError(f"{path} can't be read: it holds no JSON object")
-    return content
 
 
 def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

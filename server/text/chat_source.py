@@ -67,6 +67,22 @@ def choose_template(folder: Path, own: Any, asked: str | None) -> ChatSource:
     return only
 
 
+def may_have_template(folder: Path, asked: str | None) -> bool:
+    """Whether ``choose_template`` may find one, told without reading templates.
+
+    Args:
+        folder: the model's.
+        asked: as there.
+    """
+    files = ("chat_template.jinja", "additional_chat_templates", *_PROCESSOR_FILES)
+    if asked is not None or any((folder / name).exists() for name in files):
+        return True
+    try:
+        return b"chat_template" in (folder / "tokenizer_config.json").read_bytes()
+    except OSError:
+        return False
+
+
 def _asked(asked: str, found: Mapping[str, ChatSource]) -> ChatSource:
     if asked in found:
         chosen = found[asked]

@@ -28,9 +28,11 @@ def load_tokenizer(folder: Path | None, source: str, chat_template: str | None) 
     Raises:
         RefusedError: a chat template was asked for, and there are no chats.
     """
+    from server.text.chat_source import may_have_template
     from server.text.template_process import template_process
 
-    template_process().start()  # it imports what it needs meanwhile
+    if folder is not None and may_have_template(folder, chat_template):
+        template_process().start()  # it imports what it needs meanwhile
     # Their import takes a second, in which the engine starts.
     from server.text.no_tokenizer import NoTokenizer
     from server.text.tokenizer import Tokenizer
@@ -47,7 +49,6 @@ def load_tokenizer(folder: Path | None, source: str, chat_template: str | None) 
         if not tokenizer.has_chat_template:
             template_process().close()
         return tokenizer
-    template_process().close()
     if chat_template is not None:
         raise RefusedError(f"--chat-template: {source} has no tokenizer, so there are no chats; leave it out")
     log.warning("%s has no tokenizer: token ids are served, and no text", source)

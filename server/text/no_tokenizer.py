@@ -22,6 +22,7 @@ class NoTokenizer(Tokenizer):
         self.vocabulary_size = 0
         self.longest_token_bytes = 1
         self.eos_token = None
+        self.mask_token = None
         self.special_tokens = {}
         self.special_token_ids = frozenset()
         self.token_text = _no_text

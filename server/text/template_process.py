@@ -20,6 +20,7 @@ from server.text.template_program import HEADER, content, frame
 
 # Rendering takes milliseconds; the process imports transformers first, which takes seconds on a busy machine.
 _SECONDS, _START_SECONDS = 5.0, 60.0
+_CLOSE_SECONDS = 1.0  # renderings may be waiting for their turn
 _MEMORY = 512 << 20
 # A template may write this much of its own, and all that it is given some times over.
 _OWN_CHARACTERS, _TIMES = 1 << 20, 4
@@ -58,7 +59,12 @@ class TemplateProcess:
         """Ends the process, and with it what it renders."""
         process = self._process
         if process is not None:
-            process.kill()
+            process.kill()  # a rendering, which holds the lock, ends by that
+        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._end()
+            finally:
+                self._lock.release()
 
     def render(self, template: str, messages: Sequence[Mapping[str, Any]], tokens: Mapping[str, str]) -> str:
         """The prompt for a conversation, up to the model's next turn, as transformers renders it.

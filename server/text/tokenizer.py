@@ -28,6 +28,7 @@ class Tokenizer:
 
     Attributes:
         eos_token: the end-of-sequence token that the tokenizer names, ``None`` if it names none.
+        mask_token: how a text spells a mask, ``None`` if the tokenizer has none.
         special_tokens: tokens that are no text, such as those that mark the turns of a conversation: ids by
             spelling.
         special_token_ids: their ids.
@@ -73,6 +74,8 @@ class Tokenizer:
         self.special_token_ids = frozenset(self.special_tokens.values())
         self.has_text = True
         self.eos_token: str | None = self._pretrained.eos_token
+        mask = self._pretrained.mask_token
+        self.mask_token: str | None = mask if mask in self.special_tokens else None
         self._chat = ChatTemplate(
             self._pretrained, choose_template(folder, self._pretrained.chat_template, chat_template)
         )

@@ -21,8 +21,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(folder):
-    with Server("--model", folder, "--threads", "1") as server, server.client() as client:
+def server(folder):
+    with Server("--model", folder, "--threads", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as client:
         yield client
 
 
@@ -42,6 +48,11 @@ def test_scores_are_those_of_transformers(client, folder):
         torch.testing.assert_close(probabilities, torch.softmax(logits, 0), atol=1e-5, rtol=1e-4)
         assert (scores.tokens, scores.truncated) == (len(tokens.ids), False)
     assert response.usage.prompt_tokens == sum(scores.tokens for scores in response.scores)
+
+
+async def test_the_asyncio_client_scores_the_same(client, server):
+    async with server.aclient() as other:
+        assert (await other.score(INPUTS)).scores == client.score(INPUTS).scores
 
 
 def test_long_pairs_are_cut_only_where_that_is_asked_for(client):

@@ -186,7 +186,7 @@ async def test_admission_counts_texts(server):
     async with server.aclient() as client:
         task = asyncio.create_task(client.embed(long))
         await until_busy(client)
-        with pytest.raises(LongspanError, match="has 40 sequences in flight and takes 48 at most"):
+        with pytest.raises(LongspanError, match="has 40 of at most 48 sequences in flight"):
             await client.embed(long)
         await client.embed(["a few words"] * 8)
         assert not task.done(), "a few texts need not wait for many"

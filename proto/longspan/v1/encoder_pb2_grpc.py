@@ -46,6 +46,11 @@ class EncoderServiceStub:
                 request_serializer=longspan_dot_v1_dot_encoder__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=longspan_dot_v1_dot_encoder__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.FillMask = channel.unary_unary(
+                '/longspan.v1.EncoderService/FillMask',
+                request_serializer=longspan_dot_v1_dot_encoder__pb2.FillMaskRequest.SerializeToString,
+                response_deserializer=longspan_dot_v1_dot_encoder__pb2.FillMaskResponse.FromString,
+                _registered_method=True)
 
 
 class EncoderServiceServicer:
@@ -67,6 +72,13 @@ class EncoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FillMask(self, request, context):
+        """Texts with masks to the most likely tokens in their places.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EncoderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +91,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=longspan_dot_v1_dot_encoder__pb2.ScoreRequest.FromString,
                     response_serializer=longspan_dot_v1_dot_encoder__pb2.ScoreResponse.SerializeToString,
+            ),
+            'FillMask': grpc.unary_unary_rpc_method_handler(
+                    servicer.FillMask,
+                    request_deserializer=longspan_dot_v1_dot_encoder__pb2.FillMaskRequest.FromString,
+                    response_serializer=longspan_dot_v1_dot_encoder__pb2.FillMaskResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +154,33 @@ class EncoderService:
             '/longspan.v1.EncoderService/Score',
             longspan_dot_v1_dot_encoder__pb2.ScoreRequest.SerializeToString,
             longspan_dot_v1_dot_encoder__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FillMask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/longspan.v1.EncoderService/FillMask',
+            longspan_dot_v1_dot_encoder__pb2.FillMaskRequest.SerializeToString,
+            longspan_dot_v1_dot_encoder__pb2.FillMaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

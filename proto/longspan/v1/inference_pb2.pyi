@@ -15,10 +15,12 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_GENERATE: _ClassVar[Task]
     TASK_EMBED: _ClassVar[Task]
     TASK_SCORE: _ClassVar[Task]
+    TASK_FILL: _ClassVar[Task]
 TASK_UNSPECIFIED: Task
 TASK_GENERATE: Task
 TASK_EMBED: Task
 TASK_SCORE: Task
+TASK_FILL: Task
 
 class GenerateRequest(_message.Message):
     __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stop", "logprobs", "n", "priority", "request_id", "keep_special_tokens", "special_tokens_as_text", "forced_token_ids")

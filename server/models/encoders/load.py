@@ -42,7 +42,7 @@ class LoadedEncoder:
 
     Attributes:
         encoder: computes vectors.
-        head: makes labels' logits of them, if there is one.
+        head: makes logits of them, of labels or of tokens, if there is one.
         architecture: its class in transformers.
         tasks: what it can do.
         parameters: number of weights, tied ones counted once.
@@ -121,7 +121,7 @@ def load_encoder(
         length = _context_length(base, files, max_context)
         texts = proof_texts(vocabulary, length, getattr(config, "sliding_window", None) or 0)
         own = compute_own(base, texts)
-        scores = own_logits(model, texts) if Task.SCORE in tasks else None
+        logits = own_logits(model, texts) if kind in _CLASSES.values() else None
         register()
         model.set_attn_implementation("longspan")
         linears = (
@@ -131,9 +131,9 @@ def load_encoder(
         )
         encoder = Encoder(base)
         check(encoder, texts, own, architecture)
-        head = None if scores is None else Head(model)
-        if head is not None and scores is not None:
-            check_head(head, own, scores, model.dtype, architecture)
+        head = None if logits is None else Head(model)
+        if head is not None and logits is not None:
+            check_head(head, own, logits, model.dtype, architecture)
     log.info("%s", linears)
     return LoadedEncoder(
         encoder=encoder,
@@ -148,11 +148,15 @@ def load_encoder(
         embedding_size=own[0].shape[1],
         pooling=files.pooling,
         normalized=files.normalized,
-        labels=[] if head is None else [str(config.id2label[index]) for index in range(config.num_labels)],
-        chances=chances(config),
+        labels=_labels(config) if Task.SCORE in tasks else [],
+        chances=chances(config) if Task.SCORE in tasks else None,
         dtype=model.dtype,
         linears=linears,
     )
+
+
+def _labels(config: Any) -> list[str]:
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
 def _class(config: Any, tasks: tuple[Task, ...]) -> tuple[Any, dict[str, Any]]:

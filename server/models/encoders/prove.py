@@ -38,7 +38,7 @@ def compute_own(base: Any, texts: list[list[int]]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def own_logits(model: Any, texts: list[list[int]]) -> list[torch.Tensor]:
-    """transformers' own logits of labels, one text at a time: of each ``[labels]``."""
+    """transformers' own logits, one text at a time: of each ``[labels]`` or ``[tokens, vocabulary]``."""
     return [model(input_ids=torch.tensor([text], device=model.device)).logits[0].float() for text in texts]
 
 

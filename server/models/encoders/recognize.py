@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from server.encoder_messages import Task
 from server.errors import RefusedError
+from server.models.json_file import read_object
 
 # Endings of the names of decoders' classes, which need no look at transformers' lists.
 _DECODERS = ("ForCausalLM", "LMHeadModel")
@@ -19,16 +19,17 @@ _REFUSED = (
     "ForQuestionAnswering",
     "ForMultipleChoice",
     "ForNextSentencePrediction",
+    "ElectraForPreTraining",  # it tells tokens that were replaced
 )
 
 
 def holds_encoder(folder: Path) -> bool:
     """Whether the model in a folder is an encoder; a config that can't be read is none."""
     try:
-        named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-    except (OSError, ValueError, AttributeError):
+        named = read_object(folder / "config.json").get("architectures")
+    except RefusedError:
         return False
-    if str(named[0]).endswith(_DECODERS):
+    if isinstance(named, list) and named and str(named[0]).endswith(_DECODERS):
         return False
     # transformers takes seconds to import, and a packed decoder does without.
     from server.models.recognize import is_encoder, read_any_config
@@ -42,7 +43,13 @@ def read_tasks(config: Any) -> tuple[Task, ...]:
     Raises:
         RefusedError: its head is of a task that is not served, or its attention can't be computed here.
     """
-    name = str((config.architectures or [""])[0])
+    named = config.architectures or [""]
+    if not isinstance(named, list) or not isinstance(named[0], str):
+        raise RefusedError(
+            f"the config's architectures are {str(named)[:80]}, which is no list of names; fetch the model's "
+            "own config.json"
+        )
+    name = named[0]
     if name.endswith(_REFUSED):
         raise RefusedError(
             f"{name} has a head whose task is not served; choose an encoder with a head for masked tokens or "
