@@ -111,7 +111,9 @@ class DeviceBatch:
         slots: int64 ``[T]``: where each query token's own key and value are written:
             ``page * page_size + offset``.
         page_table: int32 ``[R, P]``: page ``page_table[r, t // page_size]`` holds token ``t`` at offset
-            ``t % page_size``. Entries of evicted pages hold 0, the page that is never written.
+            ``t % page_size``. Entries of evicted pages hold 0, the page that is never written; in a batch
+            that was advanced they can still name a page that another sequence has got since. No query sees
+            tokens there.
         page_size: tokens per page.
 
     Raises:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import RefusedError
-from server.models.limits import LENGTHS
 from server.models.rope import ropes
 
-# What configs are made longer by: transformers makes a list or a table with an entry for each.
-_COUNTS = re.compile(r"layer|label|dense|expert|head|depth|block|group|stage|codebook|^n(um)?_")
+# What configs are made longer by: transformers makes a list, a table or modules with an entry for each. Other
+# numbers, such as those of parameters and of tokens in training, may be of any size.
+_COUNTS = re.compile(
+    r"^(?!.*(param|tokens)).*(layer|label|dense|expert|head|depth|blocks|group|stage|codebook)"
+)
 _LARGEST_COUNT = 1_000_000
 _LARGEST_FACTOR = 1e6
 # Infinite where there is none.
@@ -41,9 +43,7 @@ def check_numbers(file: Path, written: Mapping[str, Any]) -> None:
             raise RefusedError(
                 f"{file} says {name[:80]} {value}, with which nothing can be computed; fetch the model again"
             )
-        elif (
-            isinstance(value, int) and value > _LARGEST_COUNT and _COUNTS.search(name) and name not in LENGTHS
-        ):
+        elif isinstance(value, int) and value > _LARGEST_COUNT and _COUNTS.search(name):
             raise RefusedError(
                 f"{file} says {name[:80]} {str(value)[:40]}, and no model has more than {_LARGEST_COUNT:,}; "
                 "fetch the model again"

@@ -104,7 +104,12 @@ def _check_links(folder: Path) -> None:
     for file in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         if not file.is_symlink() or file.suffix in (_SAFE, ".bin"):
             continue
-        target = file.resolve()
+        try:
+            target = file.resolve()
+        except (OSError, RuntimeError) as error:
+            raise RefusedError(
+                f"{file} is a link that leads nowhere ({error}); put the file itself there"
+            ) from error
         in_hub = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
         if not in_hub and not target.is_relative_to(home):
             raise RefusedError(

@@ -211,7 +211,8 @@ def check_size(
     described = check_outline(model, stored, folder, method, details, held)
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.get_default_dtype()
     each = dtype.itemsize if isinstance(dtype, torch.dtype) else own.itemsize
-    needed = max(held, described) * each
+    masks = sum(buffer.nbytes for buffer in model.buffers() if not buffer.is_floating_point())
+    needed = max(held, described) * each + masks
     free = available_bytes(device)
     if needed > free:
         raise RefusedError(

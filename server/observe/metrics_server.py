@@ -100,9 +100,8 @@ class MetricsServer:
             self._connections.add(task)
             self._waiting[task] = None
             task.add_done_callback(self._forget)
-            await asyncio.sleep(
-                0
-            )  # those that have asked meanwhile wait no longer, and are not the ones to end
+            # Those that have asked meanwhile wait no longer, and are not the ones to end.
+            await asyncio.sleep(0)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
@@ -159,49 +158,42 @@ class MetricsServer:
                 answer = _Answer(error.error_status_hint, _TEXT, f"{error}\n".encode())
                 request = None
             async with asyncio.timeout(_REQUEST_SECONDS):
-                writer.write(_bytes(http, answer, whole=request is not None))
+                writer.write(_bytes(http, answer, request))
                 await writer.drain()
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()
 
     async def _next_request(self, http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
-        """The next request, once it is whole; ``None`` at the end.
+        """The next request, without its body if it has one; ``None`` at the end.
 
         Raises:
-            h11.RemoteProtocolError: what came is no request, is too long, or has a body.
+            h11.RemoteProtocolError: what came is no request, or is too long.
             TimeoutError: it did not come in time.
         """
         task = asyncio.current_task()
         assert task is not None
         self._waiting[task] = None
-        request, begun = None, False
+        begun = False
         try:
             async with asyncio.timeout(_IDLE_SECONDS) as limit:
                 while True:
                     event = http.next_event()
                     if isinstance(event, h11.Request):
-                        request = event
-                    elif isinstance(event, h11.EndOfMessage):
-                        return request
-                    elif isinstance(event, h11.Data):
-                        raise h11.RemoteProtocolError("a request has no body here", error_status_hint=413)
-                    elif event is not h11.NEED_DATA:
+                        if not _has_body(event):
+                            http.next_event()  # its end
+                        return event
+                    if event is not h11.NEED_DATA:
                         return None
-                    else:
-                        http.receive_data(await reader.read(_MOST_HEADER_BYTES))
-                        if not begun:
-                            begun = True
-                            limit.reschedule(self._loop.time() + _REQUEST_SECONDS)
+                    http.receive_data(await reader.read(_MOST_HEADER_BYTES))
+                    if not begun:
+                        begun = True
+                        limit.reschedule(self._loop.time() + _REQUEST_SECONDS)
         finally:
             self._waiting.pop(task, None)
 
     async def _answer(self, request: h11.Request) -> _Answer:
         path, _, query = request.target.partition(b"?")
-        if request.method != b"GET":
-            return _Answer(405, [*_TEXT, (b"allow", b"GET")], b"only GET is answered here\n")
-        if path != b"/metrics":
-            return _Answer(404, _TEXT, b"only /metrics is here\n")
         headers = [(bytes(name), bytes(value)) for name, value in request.headers]
         if self._authorize is not None:
             shown = b",".join(value for name, value in headers if name == b"authorization")
@@ -211,6 +203,12 @@ class MetricsServer:
                 return _Answer(401, [*_TEXT, realm], b"/metrics needs the token of an identity\n")
             if not allowed:
                 return _Answer(403, _TEXT, b"the token's identity lacks metrics = true\n")
+        if request.method not in (b"GET", b"HEAD"):
+            return _Answer(405, [*_TEXT, (b"allow", b"GET, HEAD")], b"only GET and HEAD are answered here\n")
+        if path != b"/metrics":
+            return _Answer(404, _TEXT, b"only /metrics is here\n")
+        if _has_body(request):
+            return _Answer(413, _TEXT, b"a request has no body here\n")
         try:
             return await _from(self._application, headers, query)
         except Exception:
@@ -279,10 +277,17 @@ async def _from(
     return _Answer(begin["status"], begin["headers"], rest["body"])
 
 
-def _bytes(http: h11.Connection, answer: _Answer, *, whole: bool) -> bytes:
-    """An answer on the wire; one to what was not a whole request says that the connection ends."""
+def _has_body(request: h11.Request) -> bool:
+    headers = dict(request.headers)
+    return b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > 0
+
+
+def _bytes(http: h11.Connection, answer: _Answer, request: h11.Request | None) -> bytes:
+    """An answer on the wire; one to what was not read as a whole request says that the connection ends."""
     headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
-    if not whole:
+    if request is None or _has_body(request):
         headers.append((b"connection", b"close"))
-    events = [h11.Response(status_code=answer.status, headers=headers), h11.Data(data=answer.body)]
+    events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=headers)]
+    if request is None or request.method != b"HEAD":
+        events.append(h11.Data(data=answer.body))
     return b"".join(http.send(event) or b"" for event in (*events, h11.EndOfMessage()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,9 +79,10 @@ def check_tokens(tokenizer: Tokenizer, vocabulary_size: int) -> None:
 
 def _try(tokenizer: Tokenizer, vocabulary_size: int) -> None:
     reason = "no text becomes tokens that the model knows"
-    for token in range(min(_TRIED, vocabulary_size)):
-        if token in tokenizer.special_token_ids:
-            continue
+    # Of some vocabularies the first thousand are special.
+    ordinary = (token for token in range(vocabulary_size) if token not in tokenizer.special_token_ids)
+    tried = list(islice(ordinary, _TRIED))
+    for token in tried:
         try:
             ids = tokenizer.encode(tokenizer.token(token), add_special_tokens=False)
             tokenizer.decode_known([token])
@@ -89,4 +91,5 @@ def _try(tokenizer: Tokenizer, vocabulary_size: int) -> None:
             continue
         if ids and max(ids) < vocabulary_size:
             return
-    raise RefusedError(f"the model's tokenizer can't be used: {reason}; {_INSTEAD}")
+    if tried:
+        raise RefusedError(f"the model's tokenizer can't be used: {reason}; {_INSTEAD}")

@@ -52,6 +52,11 @@ def test_only_a_token_that_may_read_is_answered(tmp_path):
     )
     with serving(authorize=Callers(file).may_read_metrics) as port:
         assert "longspan_" in read(port, token="its")
+        for method, path in (("HEAD", "/metrics"), ("POST", "/metrics"), ("GET", "/")):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request(method, path)
+            assert connection.getresponse().status == 401, "a stranger learns nothing else"
+            connection.close()
         with pytest.raises(urllib.error.HTTPError) as caught:
             read(port, token="hers")
         assert caught.value.code == 403
@@ -197,6 +202,9 @@ def test_an_answer_that_is_not_taken_is_given_up(monkeypatch):
         (b"\xff\xfe\r\n\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\n", 405),
         (b"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        (b"POST /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnone", 405),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnone", 413),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 404),
         (b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", 413),
         (b"GET /metrics HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 20_000, 431),
@@ -211,6 +219,25 @@ def test_what_is_no_scrape_gets_a_status_and_a_sentence(said, status):
         assert response.status == status
         assert len(response.read().splitlines()) == 1
         assert "longspan_" in read(port)
+
+
+def test_head_is_get_without_the_body(caplog):
+    with serving() as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        lengths = []
+        for method, path in (("GET", "/metrics"), ("HEAD", "/metrics"), ("GET", "/"), ("HEAD", "/")):
+            connection.request(method, path)  # by the same connection
+            response = connection.getresponse()
+            lengths.append((response.status, int(response.getheader("Content-Length"))))
+            assert bool(response.read()) == (method == "GET")
+        connection.close()
+        assert lengths[0] == lengths[1]
+        assert lengths[2] == lengths[3]
+        assert [status for status, _ in lengths[::2]] == [200, 404]
+        with connect(port) as bodied:
+            bodied.sendall(b"HEAD /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+            assert bodied.recv(1 << 16).startswith(b"HTTP/1.1 413")
+    assert not caplog.records
 
 
 def test_a_connection_is_kept_and_content_is_negotiated():

@@ -220,6 +220,18 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: (put(folder.parent / "secret", b"{}"), _link(folder / CONFIG, "../secret")),
         "is a link to a file outside the model's folder",
     ),
+    "a link to itself": (
+        lambda folder: _link(folder / "NOTES", "NOTES"),
+        "NOTES is a link that leads nowhere",
+    ),
+    "links in a circle": (
+        lambda folder: (_link(folder / TOKENIZER, "b"), _link(folder / "b", TOKENIZER)),
+        "is a link that leads nowhere",
+    ),
+    "templates behind a link to itself": (
+        lambda folder: _link(folder / "additional_chat_templates", "additional_chat_templates"),
+        "additional_chat_templates is a link that leads nowhere",
+    ),
     # Weights.
     "a header of 2**63 bytes": (holds(WEIGHTS, (1 << 63).to_bytes(8, "little") + b"{}"), "header too large"),
     "a header of a gigabyte": (holds(WEIGHTS, (10**9).to_bytes(8, "little") + b"{}"), "header too large"),
@@ -288,6 +300,17 @@ TEXTS_REFUSED: dict[str, tuple[Change, str]] = {
 
 # Faults that say nothing of the model itself: it is served, and the log says what is not used.
 SERVED: dict[str, tuple[Change, str]] = {
+    "numbers of which nothing is made": (
+        says(
+            num_parameters=134_515_008,
+            n_params=7 * 10**9,
+            num_dense_params=10**9,
+            num_train_tokens=2 * 10**12,
+            num_ctx=1 << 20,
+            block_size=1 << 20,
+        ),
+        "",
+    ),
     "generation_config that is a list": (holds(GENERATION, "[]"), "holds no JSON object"),
     "generation_config of brackets": (
         holds(GENERATION, DEEP),
@@ -332,5 +355,5 @@ SERVED: dict[str, tuple[Change, str]] = {
 
 
 def _link(file: Path, target: str) -> None:
-    file.unlink()
+    file.unlink(missing_ok=True)
     file.symlink_to(target)

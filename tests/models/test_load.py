@@ -87,3 +87,13 @@ def test_saving_the_same_kind_twice_gives_the_same_model(kind, tmp_path):
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     shutil.rmtree(second)
+
+
+def test_masks_are_no_weights_but_need_memory(tmp_path, monkeypatch):
+    """GPTBigCode has one of all its positions by all."""
+    config = transformers.GPTBigCodeConfig(n_embd=16, n_layer=1, n_head=2, vocab_size=320, n_positions=6000)
+    transformers.GPTBigCodeForCausalLM(config).save_pretrained(tmp_path)
+    assert serve(tmp_path).context_length == 6000
+    monkeypatch.setattr(load, "available_bytes", lambda device: 6000 * 6000)
+    with pytest.raises(RefusedError, match=r"need 0\.0 GiB, but only 0\.0 GiB of cpu are free"):
+        serve(tmp_path)

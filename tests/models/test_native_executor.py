@@ -16,7 +16,7 @@ from server.models.quantized.model import QuantizedModel
 from tests.engine.harness import greedy_requests, load, make_core, run
 from tests.models_zoo import VOCABULARY, save_tiny
 
-# Lengths around the rows that one thread prepares by itself, a tile, and a chunk.
+# Lengths around the rows that one thread prepares by itself, a tile, and the tokens of a step.
 LENGTHS = [1, 2, 3, 37, 130]
 PROMPTS = [
     torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -89,6 +89,22 @@ def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkey
     for id, outcome in whole.items():
         assert outcome.tokens == one_by_one[id].tokens
         assert outcome.logprobs == one_by_one[id].logprobs
+
+
+def test_a_step_of_several_chunks_equals_steps_of_one(tmp_path):
+    """The operator takes 128 or 256 rows at a time, as wide as the processor's vectors are."""
+    loaded = packed("llama", {"max_position_embeddings": 1024}, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in (300, 517)]
+    outcomes = []
+    for most in (1024, 64):
+        core = make_core(loaded, context_length=1024, max_batch_tokens=most)
+        assert core.runner.executor.name == "native"
+        outcomes.append(run(core, greedy_requests(prompts, 5, logprobs=3)))
+    whole, parts = outcomes
+    for id, outcome in whole.items():
+        assert outcome.tokens == parts[id].tokens
+        assert outcome.logprobs == parts[id].logprobs
 
 
 def test_the_batch_of_decodes_is_advanced_and_not_built(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from server.models.checkpoint.weights import FLOATS, check_floats, mismatches, n
 # Of the architectures of transformers none makes more than three parameters of one tensor.
 _PARAMETERS_PER_TENSOR = 8
 _PARAMETERS_BESIDE = 1000
-# Positions that are computed and not stored are the only large weights that a file may lack.
+# Tables over positions that are computed and not stored are the only large floats that a file may lack.
 _TIMES_HELD = 2
 _WEIGHTS_BESIDE = 1 << 24
 
@@ -86,7 +86,7 @@ def check_outline(
         held: how many weights the files hold, once they are dequantized.
 
     Returns:
-        The numbers of the model's parameters and buffers, each once.
+        The numbers of the model's parameters and floating-point buffers, each once.
 
     Raises:
         RefusedError: a tensor has another shape, or integers where the model has floats, or the model is far
@@ -107,7 +107,8 @@ def check_outline(
             and not is_quantized(name, stored, method, details or {})
         ]
         check_floats(integers, stored, folder, method)
-    own = sum(part.numel() for part in (*model.parameters(), *model.buffers()))
+    floats = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    own = sum(part.numel() for part in (*model.parameters(), *floats))
     if own > _TIMES_HELD * held + _WEIGHTS_BESIDE:
         raise RefusedError(
             f"config.json describes a {type(model).__name__} of {own:,} weights, but the files in {folder} "

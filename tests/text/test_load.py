@@ -1,0 +1,33 @@
+"""Whether a tokenizer can be used is tried at the start."""
+
+import pytest
+import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from server.text.load import check_tokens, load_tokenizer
+
+SPECIAL = [f"<SPECIAL_{index}>" for index in range(300)]
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """One whose first 300 tokens are special; Mistral's Tekken begins with 1000."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({token: id for id, token in enumerate([*SPECIAL, *alphabet])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    return load_tokenizer(tmp_path, "the model", None)
+
+
+def test_the_first_tokens_may_all_be_special(tokenizer):
+    assert tokenizer.special_token_ids == set(range(300))
+    assert min(tokenizer.encode("hello")) >= 300
+    check_tokens(tokenizer, tokenizer.vocabulary_size)
+
+
+def test_a_model_of_special_tokens_only_has_nothing_to_try(tokenizer, caplog):
+    check_tokens(tokenizer, 300)
+    assert "the tokenizer has 256 tokens that the model lacks, from 300 on" in caplog.text
