@@ -97,10 +97,10 @@ def test_a_step_of_several_chunks_equals_steps_of_one(tmp_path):
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in (300, 517)]
     outcomes = []
-    for most in (1024, 64):
+    for most, steps in ((1024, 5), (64, 100)):
         core = make_core(loaded, context_length=1024, max_batch_tokens=most)
         assert core.runner.executor.name == "native"
-        outcomes.append(run(core, greedy_requests(prompts, 5, logprobs=3)))
+        outcomes.append(run(core, greedy_requests(prompts, 5, logprobs=3), max_steps=steps))
     whole, parts = outcomes
     for id, outcome in whole.items():
         assert outcome.tokens == parts[id].tokens
