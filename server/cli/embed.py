@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, cast
@@ -10,17 +11,22 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from server.cli.connection import Connection, connected
-from server.cli.shared import fail, fail_call
+from server.cli.shared import UNBROKEN, fail, fail_call
 
 if TYPE_CHECKING:
     from longspan.v1.encoder_pb2 import EmbedResponse
+
+
+_FIGURE = 8  # columns before a text
 
 
 @connected
 def embed(
     texts: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT...", help="The texts; - reads one from each line of standard input."),
+        typer.Argument(
+            metavar="TEXT", help="The texts; - reads one from each line of standard input that is not blank."
+        ),
     ],
     model: Annotated[
         str | None, typer.Option(help="Name of the model. Without it: the server's only one.")
@@ -41,10 +47,15 @@ def embed(
     *,
     connection: Connection,
 ) -> None:
-    """Embed texts, and print how similar they are to the first (cosine), or with --json their vectors."""
+    """Embed texts, and print how similar they are to the first.
+
+    The similarity is the cosine of the vectors; --json prints the vectors themselves.
+    """
     from longspan import EmbedOptions, LongspanError
 
     several = [line for text in texts for line in (_read_lines() if text == "-" else [text])]
+    if not several:
+        fail("standard input has no text", code=2)
     if pooling == "none":
         fail("--pooling none gives a vector for each token; ask for these from Python: client.embed", code=2)
     given = {"model": model, "pooling": pooling, "truncate": truncate or None}
@@ -63,15 +74,23 @@ def embed(
 
 def _read_lines() -> list[str]:
     try:
-        return sys.stdin.buffer.read().decode().splitlines()
+        lines = sys.stdin.buffer.read().decode().splitlines()
     except UnicodeDecodeError as error:
         fail(f"standard input is not UTF-8 text: {error}")
+    return [line for line in lines if line.strip()]
 
 
 def _print_similarities(texts: list[str], response: EmbedResponse) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
     vectors = [embedding.values for embedding in response.embeddings]
     for text, vector in zip(texts, vectors, strict=True):
-        print(f"{_cosine(vectors[0], vector):6.3f}  {text}")
+        print(f"{_cosine(vectors[0], vector):6.3f}  {_in_a_row(text, width - _FIGURE)}")
+
+
+def _in_a_row(text: str, room: int) -> str:
+    """A text with its line breaks escaped, cut to ``room`` characters."""
+    row = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[: room + 1])
+    return row if len(row) <= room else f"{row[: room - 3]}..."
 
 
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
