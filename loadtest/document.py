@@ -36,6 +36,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def cores_of(machine: Mapping[str, Any]) -> str:
+    """``2 cores of NAME``, of what ``machine`` gave."""
+    cores = machine.get("cores", "?")
+    return f"{cores} {'core' if cores == 1 else 'cores'} of {machine.get('cpu', 'an unknown processor')}"
+
+
 def versions(*packages: str) -> dict[str, str]:
     """The versions of installed distributions, by name."""
     return {package: version(package) for package in packages}

@@ -26,10 +26,9 @@ def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int
         metrics_port: of ``/metrics``.
     """
     ready = served.ready
-    attention = ready.attention_backend if ready.encoder is None else ready.attention_pattern
     lines = (
         f"Longspan is ready: {served.name} on {settings.host}:{port}\n"
-        f"  {attention} attention, {ready.attention_kernel} kernel"
+        f"  {ready.attention_backend} attention, {ready.attention_kernel} kernel"
     )
     if settings.metrics:
         scheme = "https" if settings.metrics_tls else "http"
@@ -37,17 +36,17 @@ def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int
     if not served.tokenizer.has_text:
         return f"{lines}\n  token ids only: the model has no tokenizer"
     command = [_command(), *_example(served)]
+    if settings.identities is not None:  # not --token, which lists of processes show
+        command.insert(0, "LONGSPAN_TOKEN=TOKEN")
     if settings.host != DEFAULT_HOST:
         command += ["--host", settings.host]
     if port != DEFAULT_PORT:
         command += ["--port", str(port)]
     # What only the client knows is in capitals.
     if settings.tls_certificate is not None:
-        command += ["--tls", "--ca", "ROOT.pem"]
+        command += ["--ca", "ROOT.pem"]
     if settings.tls_client_ca is not None:
         command += ["--cert", "OWN.pem", "--key", "OWN.key"]
-    if settings.identities is not None:
-        command += ["--token", "TOKEN"]
     hint = " ".join(f'"{word}"' if " " in word else shlex.quote(word) for word in command)
     return f"{lines}\n  try: {hint}"
 

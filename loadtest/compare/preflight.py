@@ -13,6 +13,7 @@ from loadtest.compare.plan import Material, PlanError, Tell
 from loadtest.compare.types import Comparison, Plan
 from loadtest.deployment import Deployment
 from loadtest.evaluation.prompts import prompt
+from loadtest.measuring.generates import require_generation
 from loadtest.measuring.servers import OpenError, groups, most_at_once, open_all
 from loadtest.measuring.types import length_label
 from longspan import Client, LongspanError
@@ -69,6 +70,7 @@ def look(plan: Plan, material: Material, tell: Tell) -> Found:
 
 def _look(plan: Plan, material: Material, client: Client, pid: int, start: float) -> Found:
     model, info = client.model_info(), client.server_info()
+    require_generation(client, model)
     longest = plan.contexts[-1]
     if longest > model.context_length:
         raise PlanError(

@@ -21,6 +21,7 @@ from loadtest.compare.gains import (
 from loadtest.compare.lines import item, lines
 from loadtest.compare.phrases import setting, times
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Outcome, Verdict
+from loadtest.document import cores_of
 from loadtest.measuring.types import Interval, Load, length_label
 
 _STYLES = {Outcome.SAFE: "green", Outcome.UNSAFE: "red", Outcome.UNKNOWN: "yellow"}
@@ -64,7 +65,7 @@ def _lines(command: str) -> str:
 
 def _heading(comparison: Comparison) -> Text:
     plan, model, machine = comparison.plan, comparison.model, comparison.machine
-    where = f"{machine.get('cores', '?')} cores of {machine.get('cpu', 'an unknown processor')}"
+    where = cores_of(machine)
     if str(model.get("device", "cpu")) != "cpu":
         where = str(model["device"])
     parts = [

@@ -12,6 +12,7 @@ from loadtest.load.targets import Endpoint
 from loadtest.load.tokens import counter
 from loadtest.load.types import Session
 from loadtest.load.workloads import WORKLOADS, Shape, WorkloadError, from_file
+from loadtest.measuring.generates import require_generation
 from longspan import Client
 
 Draw = Callable[[int, int], list[Session]]
@@ -74,7 +75,7 @@ def known(client: Client | None, endpoint: Endpoint | None, context: int = 0, vo
         vocabulary: likewise.
 
     Raises:
-        longspan.LongspanError: the server does not answer.
+        longspan.LongspanError: the server does not answer, or its model does not generate.
         EndpointError: the endpoint's tokenizer can't be read.
     """
     vocabularies, contexts, count = [vocabulary], [context], None
@@ -84,6 +85,7 @@ def known(client: Client | None, endpoint: Endpoint | None, context: int = 0, vo
         count = tokens.count
     if client is not None:
         model = client.model_info()
+        require_generation(client, model)
         vocabularies.append(model.vocabulary_size)
         contexts.append(model.context_length)
         count = partial(_count, client)

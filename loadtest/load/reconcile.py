@@ -97,7 +97,7 @@ def scrape(url: str, connect: ConnectOptions | None = None) -> Samples:
 def _open(url: str, connect: ConnectOptions) -> Any:
     parts = urllib.parse.urlsplit(url)
     local, request = _is_loopback(parts.hostname or ""), urllib.request.Request(url)
-    token, ca = connect.get("token"), connect.get("ca")
+    token, ca = connect.get("token", "").strip(), connect.get("ca")
     if token and (local or parts.scheme == "https"):
         # Not to where the page may be redirected.
         request.add_unredirected_header("Authorization", f"Bearer {token}")

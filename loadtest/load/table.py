@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from loadtest.columns import Columns, figure
+from loadtest.document import cores_of
 from loadtest.load.against import Change, Finding, changes, only_in_one
 from loadtest.load.device_rows import COLUMNS as DEVICE_COLUMNS
 from loadtest.load.device_rows import device_rows, missing_shares
@@ -117,7 +118,7 @@ def heading(result: Result) -> Text:
         for name, peer in result.peers.items()
     )
     return Text(
-        f"{served if server else ''}client on {machine.get('cores')} cores of {machine.get('cpu')}\n{peers}"
+        f"{served if server else ''}client on {cores_of(machine)}\n{peers}"
         f"workload {', '.join(names)}, prompt/output tokens; seed {result.seed}"
         + "".join(f"\n{note}" for note in result.notes),
         style="dim",

@@ -23,7 +23,8 @@ from longspan.encoding import (
     build_score,
 )
 from longspan.errors import CancelledError, LongspanError, UnavailableError, from_rpc_error
-from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
+from longspan.limits import seconds
+from longspan.request import GenerateOptions, Message, Prompt, build_detokenize, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
 from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, inference_pb2_grpc
 
@@ -105,10 +106,10 @@ class AsyncClient:
 
         Raises:
             TypeError: an option has a name that there is not.
-            ValueError: the options contradict one another, or a file of them can't be read.
+            ValueError: the options contradict one another, or one is not what it must be.
         """
         self._server = target(host, port)
-        self.timeout = timeout
+        self.timeout = seconds(timeout)
         self._headers = headers(options)
         self._own_channel = channel is None
         self._channel = connect(grpc.aio, self._server, channel, options)
@@ -185,9 +186,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> str:
         """Like ``Client.detokenize``."""
-        request = inference_pb2.DetokenizeRequest(
-            model=model, token_ids=token_ids, keep_special_tokens=keep_special_tokens
-        )
+        request = build_detokenize(token_ids, model, keep_special_tokens=keep_special_tokens)
         return (await self._ask(self._stub.Detokenize, request, timeout)).text
 
     async def count_tokens(
@@ -230,7 +229,7 @@ class AsyncClient:
         limit = self._limit(timeout)
         end = None if limit is None else time.monotonic() + limit
         while True:
-            left = None if end is None else max(0.0, end - time.monotonic())
+            left = None if end is None else max(0.001, end - time.monotonic())
             try:
                 if await self.health(timeout=5.0 if left is None else min(5.0, left)):
                     return
@@ -255,7 +254,7 @@ class AsyncClient:
         await self.close()
 
     def _limit(self, timeout: float | None) -> float | None:
-        return self.timeout if timeout is None else timeout
+        return seconds(self.timeout if timeout is None else timeout)
 
     async def _ask(self, method: Any, request: ProtoMessage, timeout: float | None) -> Any:
         try:

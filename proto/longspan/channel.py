@@ -47,6 +47,10 @@ _KEPT_BYTES = 8 << 20
 _NAMED = re.compile(r"(dns|unix|unix-abstract|vsock|ipv4|ipv6|xds):")
 _WITH_PORT = re.compile(r":\d+$")
 
+# What gRPC can send as metadata; names that end in -bin may have any bytes as value.
+_NAME = re.compile(r"[a-z0-9._-]+")
+_VALUE = re.compile(r"[ -~]*")
+
 
 class ConnectOptions(TypedDict, total=False):
     """What a client may be told about its connection.
@@ -91,10 +95,12 @@ def target(host: str, port: int) -> str:
     try:
         ipaddress.IPv6Address(host)
     except ValueError:
-        name, _, rest = host.rpartition(":")
-        instead = (
-            f"give them apart: host {name} and port {rest}" if rest.isdigit() else "give a name or an address"
-        )
+        scheme, _, bare = host.rpartition("://")
+        name, _, rest = bare.rstrip("/").rpartition(":")
+        if rest.isdigit():
+            instead = f"give them apart: host {name} and port {rest}"
+        else:
+            instead = f"give the name alone: host {rest}" if scheme and rest else "give a name or an address"
         raise ValueError(f"{host!r} is not the address of a host; {instead} (--host, --port)") from None
     return f"[{host}]:{port}"
 
@@ -134,10 +140,29 @@ def wants_tls(options: ConnectOptions) -> bool:
 
 
 def headers(options: ConnectOptions) -> Metadata:
-    """The metadata of every call."""
-    token = options.get("token")
-    shown = (("authorization", f"Bearer {token}"),) if token else ()
-    return (*shown, *options.get("metadata", ()))
+    """The metadata of every call.
+
+    Raises:
+        ValueError: gRPC could not send it; the sentence says what is wrong, without the token.
+    """
+    metadata = tuple(options.get("metadata", ()))
+    for name, value in metadata:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"metadata {name!r}: a name has lower-case letters, digits and . _ - only")
+        text = value if isinstance(value, str) else value.decode("latin-1")
+        if not name.endswith("-bin") and not _VALUE.fullmatch(text):
+            raise ValueError(
+                f"metadata {name!r}: a value has printable ASCII characters only, or a name that ends in -bin"
+            )
+    if not (token := options.get("token")):
+        return metadata
+    token = token.strip()  # a file or a variable often ends it with a newline
+    if not token or not _VALUE.fullmatch(token):
+        raise ValueError(
+            "the token is not one: these have printable ASCII characters only; give it as longspan token "
+            "printed it (token, --token, LONGSPAN_TOKEN)"
+        )
+    return (("authorization", f"Bearer {token}"), *metadata)
 
 
 def connect(api: Any, address: str, channel: Any, options: ConnectOptions) -> Any:
@@ -149,7 +174,8 @@ def connect(api: Any, address: str, channel: Any, options: ConnectOptions) -> An
     """
     known = ConnectOptions.__annotations__
     if unknown := sorted(options.keys() - known):
-        raise TypeError(f"there is no option {', '.join(unknown)}; the options are {', '.join(known)}")
+        names = ", ".join(("timeout", "channel", *known))
+        raise TypeError(f"there is no option {', '.join(unknown)}; the options are {names}")
     if channel is None:
         return open_channel(api, address, options)
     if beside := sorted(options.keys() - {"token", "metadata"}):

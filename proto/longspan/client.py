@@ -22,7 +22,8 @@ from longspan.encoding import (
     build_score,
 )
 from longspan.errors import LongspanError, UnavailableError, from_rpc_error
-from longspan.request import GenerateOptions, Message, Prompt, build_request, set_input
+from longspan.limits import seconds
+from longspan.request import GenerateOptions, Message, Prompt, build_detokenize, build_request, set_input
 from longspan.results import Delta, Generation, StreamState
 from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, inference_pb2_grpc
 
@@ -96,10 +97,10 @@ class Client:
 
         Raises:
             TypeError: an option has a name that there is not.
-            ValueError: the options contradict one another, or a file of them can't be read.
+            ValueError: the options contradict one another, or one is not what it must be.
         """
         self._server = target(host, port)
-        self.timeout = timeout
+        self.timeout = seconds(timeout)
         self._headers = headers(options)
         self._own_channel = channel is None
         self._channel = connect(grpc, self._server, channel, options)
@@ -214,9 +215,7 @@ class Client:
         timeout: float | None = None,
     ) -> str:
         """Text of token ids."""
-        request = inference_pb2.DetokenizeRequest(
-            model=model, token_ids=token_ids, keep_special_tokens=keep_special_tokens
-        )
+        request = build_detokenize(token_ids, model, keep_special_tokens=keep_special_tokens)
         return self._ask(self._stub.Detokenize, request, timeout).text
 
     def count_tokens(
@@ -272,7 +271,7 @@ class Client:
         limit = self._limit(timeout)
         end = None if limit is None else time.monotonic() + limit
         while True:
-            left = None if end is None else max(0.0, end - time.monotonic())
+            left = None if end is None else max(0.001, end - time.monotonic())
             try:
                 if self.health(timeout=5.0 if left is None else min(5.0, left)):
                     return
@@ -297,7 +296,7 @@ class Client:
         self.close()
 
     def _limit(self, timeout: float | None) -> float | None:
-        return self.timeout if timeout is None else timeout
+        return seconds(self.timeout if timeout is None else timeout)
 
     def _ask(
         self,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypedDict, get_args
 
 from longspan.errors import InvalidRequestError, Violation
+from longspan.request import NO_LISTS
 from longspan.v1 import encoder_pb2
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
 """A text, several texts, or several texts as token ids."""
+
+
+PoolingName = Literal["mean", "cls", "last", "none"]
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -24,7 +28,7 @@ class EmbedOptions(TypedDict, total=False):
     """
 
     model: str
-    pooling: Literal["mean", "cls", "last", "none"]
+    pooling: PoolingName
     normalize: bool
     truncate: bool
     request_id: str
@@ -82,18 +86,17 @@ def build_score(inputs: Sequence[str | tuple[str, str]], options: ScoreOptions) 
 
     Raises:
         InvalidRequestError: a value does not fit its field's type; the server checks the rest.
-        TypeError: an option does not exist.
+        TypeError: an option does not exist, or the inputs are no list.
     """
     request = encoder_pb2.ScoreRequest()
-    try:
-        for one in inputs:
-            text, pair = (one, None) if isinstance(one, str) else one
+    if isinstance(inputs, (str, *NO_LISTS)) or not isinstance(inputs, Iterable):
+        raise TypeError(f"inputs are a list of texts, or of pairs of texts, not {type(inputs).__name__}")
+    for index, one in enumerate(inputs):
+        try:
+            text, pair = (one, None) if isinstance(one, str) else _listed(one)
             request.inputs.add(text=text, pair=pair)
-    except (TypeError, ValueError) as error:
-        sentence = f"must be texts, or pairs of texts: {error}"
-        raise InvalidRequestError(
-            f"inputs: {sentence}", violations=[Violation("inputs", sentence)]
-        ) from error
+        except (TypeError, ValueError) as error:
+            raise _refusal(f"inputs[{index}]", "a text or a pair of texts", one, error) from error
     _set_options(request, options, ScoreOptions)
     return request
 
@@ -103,7 +106,7 @@ def build_embed(texts: Texts, options: EmbedOptions) -> encoder_pb2.EmbedRequest
 
     Raises:
         InvalidRequestError: a value does not fit its field's type; the server checks the rest.
-        TypeError: an option does not exist.
+        TypeError: an option does not exist, or the texts are no list.
     """
     request = encoder_pb2.EmbedRequest()
     set_texts(request, texts)
@@ -120,27 +123,46 @@ def _set_options(request: Any, options: Any, kind: Any) -> None:
             continue
         try:
             if option == "pooling":
-                value = encoder_pb2.Pooling.Value(f"POOLING_{str(value).upper()}")
+                if value not in (names := get_args(PoolingName)):
+                    raise ValueError(f"is {value!r}; it must be one of {', '.join(names)}")
+                value = encoder_pb2.Pooling.Value(f"POOLING_{value.upper()}")
             setattr(request, option, value)
         except (TypeError, ValueError) as error:
-            raise InvalidRequestError(
-                f"{option}: {error}", violations=[Violation(option, str(error))]
-            ) from error
+            violation = Violation(option, str(error))
+            raise InvalidRequestError(str(violation), violations=[violation]) from error
 
 
 def set_texts(request: Any, texts: Texts) -> None:
     """Sets ``texts`` or ``token_ids``.
 
     Raises:
-        InvalidRequestError: they are neither texts nor token ids.
+        InvalidRequestError: one of them is not a text, or the token ids of one.
+        TypeError: they are no list.
     """
+    if isinstance(texts, NO_LISTS) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts are a text, a list of texts, or of token ids, not {type(texts).__name__}")
     several = [texts] if isinstance(texts, str) else list(texts)
-    try:
-        if all(isinstance(text, str) for text in several):
-            request.texts.extend(cast(list[str], several))
-        else:
-            for ids in cast(list[Sequence[int]], several):
-                request.token_ids.add(ids=ids)
-    except (TypeError, ValueError) as error:
-        sentence = f"must be texts, or token ids of each text: {error}"
-        raise InvalidRequestError(f"texts: {sentence}", violations=[Violation("texts", sentence)]) from error
+    are_texts = all(isinstance(text, str) for text in several)
+    for index, one in enumerate(several):
+        try:
+            if are_texts:
+                request.texts.append(one)
+            else:
+                request.token_ids.add(ids=_listed(one))
+        except (TypeError, ValueError) as error:
+            raise _refusal(
+                f"texts[{index}]", "a text, as all are, or a list of token ids", one, error
+            ) from error
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, NO_LISTS):
+        raise TypeError
+    return value
+
+
+def _refusal(field: str, wanted: str, value: object, error: Exception) -> InvalidRequestError:
+    text = repr(value)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    violation = Violation(field, f"{text} is not {wanted}{f': {error}' if str(error) else ''}")
+    return InvalidRequestError(str(violation), violations=[violation])

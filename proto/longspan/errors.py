@@ -150,8 +150,12 @@ _BY_STATUS = {
 }
 
 
-# How BoringSSL and gRPC tell of a handshake that failed.
+# How BoringSSL and gRPC tell of a handshake that failed, and of a server of HTTP/1.
 _HANDSHAKES = {
+    **dict.fromkeys(
+        ("Expected SETTINGS frame", "http1.x server"),
+        "what answers there does not speak gRPC; the port may be that of /metrics (port, --port)",
+    ),
     "WRONG_VERSION_NUMBER": "it does not speak TLS, so leave that out",
     "CERTIFICATE_VERIFY_FAILED": "its certificate comes from none of the roots that are trusted (ca, --ca)",
     "Hostname Verification Check failed": "its certificate has another name; say which "

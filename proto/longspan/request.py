@@ -17,6 +17,10 @@ Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or a conversation for the model's chat template."""
 
 
+NO_LISTS = (bytes, bytearray, memoryview, Mapping)
+"""What can be iterated, but is no list: bytes would be taken for token ids, keys for texts."""
+
+
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate`` and ``stream``; ranges and defaults are in ``types.proto``.
 
@@ -95,7 +99,8 @@ def build_request(prompt: Prompt, options: Mapping[str, Any]) -> inference_pb2.G
     """The request for a prompt and the ``GenerateOptions`` given; one that is ``None`` counts as not given.
 
     Raises:
-        InvalidRequestError: a value does not fit its field's type; the server checks ranges.
+        InvalidRequestError: a value does not fit its field's type, or the prompt is an empty list; the server
+            checks ranges.
         TypeError: an option does not exist, or the prompt is neither text, nor token ids, nor messages.
     """
     request = inference_pb2.GenerateRequest()
@@ -126,7 +131,7 @@ def _set(message: ProtoMessage, field: str, value: Any, path: str) -> None:
     try:
         if isinstance(value, Mapping):
             getattr(message, field).update(value)
-        elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        elif isinstance(value, Iterable) and not isinstance(value, (str, *NO_LISTS)):
             getattr(message, field).extend(value)
         else:
             setattr(message, field, value)
@@ -139,6 +144,19 @@ def _refuse(path: str, value: object, error: Exception) -> NoReturn:
     text = text if len(text) <= 80 else f"{text[:77]}..."
     violation = Violation(path, f"{text} does not fit: {error}")
     raise InvalidRequestError(str(violation), violations=[violation]) from error
+
+
+def build_detokenize(
+    token_ids: Sequence[int], model: str, *, keep_special_tokens: bool
+) -> inference_pb2.DetokenizeRequest:
+    """The request for the text of token ids.
+
+    Raises:
+        InvalidRequestError: they are no token ids.
+    """
+    request = inference_pb2.DetokenizeRequest(model=model, keep_special_tokens=keep_special_tokens)
+    _set(request, "token_ids", token_ids, "token_ids")
+    return request
 
 
 def set_input(
@@ -160,13 +178,15 @@ def _set_prompt(request: inference_pb2.GenerateRequest, prompt: Prompt) -> None:
     if isinstance(prompt, str):
         _set(request, "text", prompt, "text")
         return
-    if not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, Mapping)):
+    if not isinstance(prompt, Iterable) or isinstance(prompt, NO_LISTS):
         raise TypeError(f"a prompt is text, token ids or messages, not {type(prompt).__name__}")
     items: list[Any] = list(prompt)
-    if items and isinstance(items[0], (types_pb2.ChatMessage, Mapping, tuple)):
+    if not items:
+        violation = Violation("prompt", "has no messages or token ids")
+        raise InvalidRequestError(str(violation), violations=[violation])
+    if isinstance(items[0], (types_pb2.ChatMessage, Mapping, tuple)):
         _set_chat(request.chat, items)
     else:
-        request.token_ids.SetInParent()  # no ids at all is for the server to refuse
         _set(request.token_ids, "ids", items, "token_ids.ids")
 
 

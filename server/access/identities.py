@@ -32,8 +32,8 @@ class Identity:
         name: in the file and in logs; empty for everyone, where no identities are asked for.
         token_sha256: hashes of its tokens, any of which it may show; in hexadecimal digits.
         certificates: common or alternative names, any of which its certificate may have.
-        requests_in_flight: most generation requests at once; ``None``: any number.
-        tokens_per_minute: prompt and output tokens on average; ``None``: any number.
+        requests_in_flight: most requests to generate, embed or score at once; ``None``: any number.
+        tokens_per_minute: tokens of prompts, texts and outputs on average; ``None``: any number.
         max_priority: highest priority that its requests may have; ``None``: any.
         metrics: whether it may read ``/metrics``, where that asks for a token.
     """

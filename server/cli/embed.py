@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,17 +12,22 @@ import typer
 
 from server.cli.connection import Connection, connected
 from server.cli.lines import read_texts
-from server.cli.shared import fail, fail_call
+from server.cli.shared import UNBROKEN, fail, fail_call
 
 if TYPE_CHECKING:
     from longspan.v1.encoder_pb2 import EmbedResponse
+
+
+_FIGURE = 8  # columns before a text
 
 
 @connected
 def embed(
     texts: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT...", help="The texts; - reads one from each line of standard input."),
+        typer.Argument(
+            metavar="TEXT", help="The texts; - reads one from each line of standard input that is not blank."
+        ),
     ],
     model: Annotated[
         str | None, typer.Option(help="Name of the model. Without it: the server's only one.")
@@ -65,9 +72,16 @@ def embed(
 
 
 def _print_similarities(texts: list[str], response: EmbedResponse) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
     vectors = [embedding.values for embedding in response.embeddings]
     for text, vector in zip(texts, vectors, strict=True):
-        print(f"{_cosine(vectors[0], vector):6.3f}  {text}")
+        print(f"{_cosine(vectors[0], vector):6.3f}  {_in_a_row(text, width - _FIGURE)}")
+
+
+def _in_a_row(text: str, room: int) -> str:
+    """A text with its line breaks escaped, cut to ``room`` characters."""
+    row = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[: room + 1])
+    return row if len(row) <= room else f"{row[: room - 3]}..."
 
 
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:

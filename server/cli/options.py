@@ -137,7 +137,7 @@ def command(run: Callable[[Settings], int]) -> typer.Typer:
 
     config = typer.Option(
         "--config",
-        metavar="FILE",
+        metavar="PATH",
         show_default=_DEFAULT_CONFIG,
         help=f"TOML file with settings, by their names with underscores. Environment: ${_CONFIG_VARIABLE}.",
     )

@@ -5,8 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _ONE_DEVICE = "Longspan serves a model on one device; leave it out"
+_NONE = "there is none here, because "
+_WHOLE = f"{_NONE}a model is on one device as a whole (--device); leave it out"
+_ENCODERS = f"{_NONE}a model says itself what it can do, like an encoder to embed; leave it out"
+_POOLING = f"{_NONE}each request of an encoder may name its own (pooling); leave it out"
+_IN_FOLDER = f"{_NONE}the tokenizer is the model's own; leave it out"
+_NEWEST = (
+    f"{_NONE}hub names are taken at their newest revision; fetch another one yourself, for --model FOLDER"
+)
+_CODE = f"{_NONE}no code of a model is ever run; leave it out"
+_SEED = f"{_NONE}each request may have its own (seed); leave it out"
+_SWAP = f"{_NONE}a sequence that gives up its pages is computed again; leave it out"
 _TOKENS = "--identities, a file with hashes of tokens; longspan token writes it"
 HERE = {
+    "-m": "--model",
+    "-hf": "--model, with a hub name or a GGUF file",
+    "-hfr": "--model, with a hub name or a GGUF file",
+    "--hf-repo": "--model, with a hub name or a GGUF file",
+    "-c": "--max-context, for each sequence and not for all together",
+    "-a": "--model-name",
+    "--alias": "--model-name",
+    "-t": "--threads",
+    "-np": "--max-running",
+    "--parallel": "--max-running",
+    "-b": "--max-batch-tokens",
+    "--batch-size": "--max-batch-tokens",
+    "-ngl": _WHOLE,
+    "--n-gpu-layers": _WHOLE,
+    "--gpu-layers": _WHOLE,
+    "--embedding": _ENCODERS,
+    "--embeddings": _ENCODERS,
+    "--is-embedding": _ENCODERS,
+    "--task": _ENCODERS,
+    "--runner": _ENCODERS,
+    "--pooling": _POOLING,
+    "--tokenizer": _IN_FOLDER,
+    "--tokenizer-path": _IN_FOLDER,
+    "--revision": _NEWEST,
+    "--trust-remote-code": _CODE,
+    "--seed": _SEED,
+    "--random-seed": _SEED,
+    "--swap-space": _SWAP,
     "--max-model-len": "--max-context",
     "--context-length": "--max-context",
     "--ctx-size": "--max-context",
@@ -52,7 +91,7 @@ def called_here(arguments: Sequence[str]) -> str | None:
     for argument in arguments:
         name = argument.partition("=")[0]
         if (here := HERE.get(name)) is not None:
-            return f"{name}: {here if here == _ONE_DEVICE else f'here it is called {here}'}."
+            return f"{name}: {f'here it is called {here}' if here.startswith('--') else here}."
     return None
 
 

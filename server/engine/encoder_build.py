@@ -19,10 +19,14 @@ from server.models.encoders.load import load_encoder
 from server.settings import Settings
 from server.sizes import Sizes
 
-# Settings of what an encoder does not have: a KV cache, a choice of attention, packed weights, chats.
+# Settings of what an encoder does not have: a KV cache, a choice of attention, packed weights, our native
+# code, chats, prompts that are cut, outputs.
 _OF_DECODERS = (
     *("attention", "attention_option", "kernel", "kv_dtype", "kv_memory", "kv_memory_share", "page_size"),
-    *("weights", "rope_scaling", "rope_option", "chat_template", "measure_device"),
+    *("prefix_cache", "prefix_sharing", "native_level", "cuda_graphs", "measure_device"),
+    *("weights", "rope_scaling", "rope_option", "chat_template", "generation_config"),
+    *("prompt_step_ms", "max_prefills", "priority_aging_seconds"),
+    *("max_n", "max_logprobs", "max_stop_strings"),
 )
 
 
@@ -64,7 +68,7 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         kv_dtype="none",
         weights=dtype,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        attention_backend="full",
+        attention_backend="bidirectional",
         attention_pattern="bidirectional",
         attention_kernel="sdpa",
         attention_reason="an encoder's tokens see all of their own text",
@@ -98,9 +102,9 @@ def _refuse_settings(settings: Settings) -> None:
     """
     fields = type(settings).model_fields
     given = [
-        f"--{name.replace('_', '-')}"
+        f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
         for name in _OF_DECODERS
-        if getattr(settings, name) != fields[name].get_default(call_default_factory=True)
+        if (value := getattr(settings, name)) != fields[name].get_default(call_default_factory=True)
     ]
     if settings.weights == "float":  # as they are
         given.remove("--weights")

@@ -19,12 +19,12 @@ from tests.api.fake_engine import READY
         (
             {"tls_certificate": "c", "metrics_tls": True},
             "metrics https://127.0.0.1:2/metrics",
-            "--chat --tls --ca ROOT.pem",
+            "--chat --ca ROOT.pem",
         ),
         (
             {"tls_certificate": "c", "tls_client_ca": "r", "identities": "i"},
             "metrics http://",
-            "--tls --ca ROOT.pem --cert OWN.pem --key OWN.key --token TOKEN",
+            "--chat --ca ROOT.pem --cert OWN.pem --key OWN.key",
         ),
     ],
 )
@@ -33,3 +33,11 @@ def test_it_names_the_options_that_a_client_needs(tokenizer, given, parts, hint)
     lines = ready_lines(served, Settings(**given), 50051, 2)
     assert parts in lines
     assert lines.endswith(hint)
+
+
+def test_a_token_is_not_shown_to_who_lists_processes(tokenizer):
+    served = Served("fake", "nowhere", tokenizer, None, READY, GENERATION)
+    *_, hint = ready_lines(served, Settings(tls_certificate="c", identities="i"), 50051, 2).splitlines()
+    assert hint.startswith("  try: LONGSPAN_TOKEN=TOKEN ")
+    assert "--token" not in hint
+    assert len(hint) <= 120

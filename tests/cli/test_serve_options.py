@@ -278,6 +278,9 @@ def test_every_setting_stands_under_a_title() -> None:
         (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype: here it is called --kv-dtype."),
         (["--context-length", "8192"], "--context-length: here it is called --max-context."),
         (["--mem-fraction-static", "0.8"], "--mem-fraction-static: here it is called --kv-memory-share"),
+        (["-m", "x.gguf"], "-m: here it is called --model."),
+        (["-ngl", "99"], "-ngl: there is none here, because a model is on one device"),
+        (["--trust-remote-code"], "--trust-remote-code: there is none here, because no code of a model is"),
         (["--tp", "2"], "--tp: Longspan serves a model on one device; leave it out."),
         (
             ["org/model"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_a_server_that_hangs_up_may_want_tls(cause: str) -> None:
         ("h", {"cert": __file__, "key": __file__}, "are not a certificate and its unencrypted key"),
         ("localhost:50051", {}, "give them apart: host localhost and port 50051"),
         ("[::1]", {}, "is not the address of a host; give a name or an address"),
+        ("http://127.0.0.1:5", {}, "give them apart: host 127.0.0.1 and port 5 "),
+        ("grpc://h/", {}, "give the name alone: host h "),
+        ("h", {"timeout": 0}, "timeout is 0; it must be above 0 seconds"),
+        ("h", {"timeout": float("nan")}, "timeout is nan"),
+        ("127.0.0.1", {"token": "a\nb"}, "the token is not one: these have printable ASCII"),
+        ("127.0.0.1", {"token": "\u00e9"}, "the token is not one"),
+        ("127.0.0.1", {"token": " \n"}, "the token is not one"),
+        ("127.0.0.1", {"metadata": [("x", "a\nb")]}, "metadata 'x': a value has printable ASCII"),
+        ("127.0.0.1", {"metadata": [("x", b"\xff")]}, "metadata 'x': a value"),
+        ("127.0.0.1", {"metadata": [("X", "a")]}, "metadata 'X': a name has lower-case"),
     ],
 )
 def test_options_that_cannot_work_are_refused(host: str, options: dict[str, Any], sentence: str) -> None:
@@ -159,6 +170,46 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
         proxy.setblocking(False)
         with pytest.raises(BlockingIOError):
             proxy.accept()
+
+
+async def test_a_call_without_any_time_is_refused(client: Client) -> None:
+    with pytest.raises(ValueError, match="timeout is 0"):
+        client.stream("a", timeout=0)
+    client.timeout = -1
+    with pytest.raises(ValueError, match="timeout is -1"):
+        client.health()
+    with pytest.raises(ValueError, match="timeout is 0"):
+        AsyncClient(timeout=0)
+
+
+def test_an_option_that_there_is_not_gets_all_that_there_are() -> None:
+    with pytest.raises(TypeError, match="no option api_key; the options are timeout, channel, tls, ca, cert"):
+        Client(api_key="x")
+
+
+def test_the_end_of_a_tokens_line_is_no_part_of_it(server: Running) -> None:
+    with Client(port=server.port, token=" mine\r\n") as client:
+        client.generate("abc")
+    assert server.service.metadata["authorization"] == "Bearer mine"
+
+
+def test_a_port_that_speaks_http_only_is_told_from_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as pool:
+
+        def answer() -> None:
+            for _ in range(4):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.sendall(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
+
+        pool.submit(answer)
+        port = listening.getsockname()[1]
+        with (
+            Client(port=port, timeout=20) as client,
+            pytest.raises(UnavailableError, match="does not speak gRPC; the port may be that of /metrics"),
+        ):
+            client.health()
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def test_metadata(client: Client, server: Running) -> None:
@@ -226,5 +277,5 @@ def test_errors_of_access_have_classes(code: grpc.StatusCode) -> None:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_misspelt_option_is_no_plain_text(kind):
-    with pytest.raises(TypeError, match="there is no option tsl; the options are tls, ca"):
+    with pytest.raises(TypeError, match="there is no option tsl; the options are timeout, channel, tls, ca"):
         kind("127.0.0.1", tsl=True)

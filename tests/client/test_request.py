@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan import GenerateOptions, InvalidRequestError
-from longspan.request import build_request
+from longspan.encoding import build_embed, build_score
+from longspan.request import build_detokenize, build_request
 from longspan.v1.inference_pb2 import GenerateRequest
 from longspan.v1.types_pb2 import ChatMessage
 
@@ -51,7 +52,7 @@ def test_any_text(text: str) -> None:
     assert GenerateRequest.FromString(request.SerializeToString()).text == text
 
 
-@given(st.lists(st.integers(0, 2**32 - 1)))
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1))
 def test_any_token_ids(ids: list[int]) -> None:
     request = build_request(ids, {})
     assert request.WhichOneof("prompt") == "token_ids"
@@ -100,6 +101,7 @@ def test_what_does_not_fit_its_field_is_named(options: dict[str, Any], field: st
         ("\ud800", "text"),
         ([1, -1], "token_ids.ids"),
         ([1, "a"], "token_ids.ids"),
+        ([], "prompt"),
         ([("user\udcff", "Hi")], "chat.messages[0].role"),
         ([("user", "Hi"), {"role": "user", "content": 5}], "chat.messages[1].content"),
     ],
@@ -115,6 +117,7 @@ def test_a_prompt_that_does_not_fit_is_named(prompt: Any, field: str) -> None:
     [
         (5, {}, "a prompt is text, token ids or messages, not int"),
         (b"bytes", {}, "not bytes"),
+        (bytearray(b"bytes"), {}, "not bytearray"),
         ({"role": "user", "content": "Hi"}, {}, "not dict"),
         ([{"role": "user"}], {}, r"chat.messages\[0\]: a message is a role and a content"),
         ([{"role": "user", "content": "Hi", "name": "Ann"}], {}, "not {'role': 'user', .*'name': 'Ann'}"),
@@ -126,3 +129,53 @@ def test_a_prompt_that_does_not_fit_is_named(prompt: Any, field: str) -> None:
 def test_mistakes_in_the_call_are_type_errors(prompt: Any, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(TypeError, match=sentence):
         build_request(prompt, options)
+
+
+@pytest.mark.parametrize("texts", [b"x", bytearray(b"x"), memoryview(b"x"), {"a": 1}, 5])
+def test_texts_and_inputs_are_lists(texts: Any) -> None:
+    with pytest.raises(TypeError, match=f"not {type(texts).__name__}"):
+        build_embed(texts, {})
+    with pytest.raises(TypeError, match=f"not {type(texts).__name__}"):
+        build_score(texts, {})
+
+
+def test_one_text_is_no_list_of_its_characters() -> None:
+    assert build_embed("ab", {}).texts == ["ab"]
+    with pytest.raises(TypeError, match="a list of texts, or of pairs of texts, not str"):
+        build_score("ab", {})
+
+
+@pytest.mark.parametrize(
+    ("texts", "field"),
+    [
+        ([b"x"], "texts[0]"),
+        ([[1], b"x"], "texts[1]"),
+        ([{1: 2}], "texts[0]"),
+        (["a", [1]], "texts[0]"),
+        ([[1], "a"], "texts[1]"),
+        ([1, 2], "texts[0]"),
+        (["a", "\ud800"], "texts[1]"),
+    ],
+)
+def test_a_text_that_is_none_is_named(texts: Any, field: str) -> None:
+    with pytest.raises(InvalidRequestError, match="is not a text") as raised:
+        build_embed(texts, {})
+    assert raised.value.violations[0].field == field
+
+
+@pytest.mark.parametrize("one", [b"xy", {"text": "a", "pair": "b"}, ("a", 5), ("a", "b", "c"), 7])
+def test_an_input_that_is_neither_text_nor_pair_is_named(one: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"inputs\[1\]: .* is not a text or a pair of texts"):
+        build_score(["a", one], {})
+
+
+@pytest.mark.parametrize("pooling", ["max", "MEAN", "unspecified", 1])
+def test_pooling_names_its_choices(pooling: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"pooling: .* one of mean, cls, last, none"):
+        build_embed("a", {"pooling": pooling})
+
+
+@pytest.mark.parametrize("ids", [b"ab", bytearray(b"ab"), {1: 2}, "ab", [-1]])
+def test_ids_to_detokenize_are_a_list_of_ids(ids: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"token_ids: .* does not fit"):
+        build_detokenize(ids, "", keep_special_tokens=False)

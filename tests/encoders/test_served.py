@@ -5,6 +5,8 @@ import json
 import os
 import pydoc_data.topics
 import signal
+import subprocess
+import sys
 import time
 
 import grpc
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from longspan import AlreadyExistsError, InvalidRequestError, LongspanError, PreconditionError
 from longspan.v1 import encoder_pb2, inference_pb2
 from server.cli.application import application
+from server.cli.embed import _in_a_row
 
 WORDS = " ".join(pydoc_data.topics.topics.values()).split()
 LONG = " ".join(WORDS[:120])
@@ -218,11 +221,21 @@ def test_the_command(server):
     first, near, far = (float(number) for number, _ in lines)
     assert first == 1.0
     assert near > 0.7 > 0.3 > far
-    result = CliRunner().invoke(application, ["embed", "-", "--json", *place], input="a\nb\n")
+    result = CliRunner().invoke(application, ["embed", "-", "--json", *place], input="a\n\n \nb\n")
     assert [json.loads(line)["text"] for line in result.output.splitlines()] == ["a", "b"]
+    result = CliRunner().invoke(application, ["embed", "a\nb", *place])
+    assert result.output == " 1.000  a\\nb\n"
+    result = CliRunner().invoke(application, ["embed", "-", *place], input="\n")
+    assert (result.exit_code, "standard input has no text" in result.output) == (2, True)
     result = CliRunner().invoke(application, ["embed", " ".join(WORDS[:600]), *place])
     assert result.exit_code == 1
     assert "truncate" in result.output
+
+
+def test_a_text_is_cut_to_its_row():
+    assert _in_a_row("abcdef", 6) == "abcdef"
+    assert _in_a_row("abcdefg", 6) == "abc..."
+    assert _in_a_row("a\nb\n\n", 6) == "a\\n..."
 
 
 def test_the_engine_dies_and_comes_back(server, client):
@@ -235,3 +248,22 @@ def test_the_engine_dies_and_comes_back(server, client):
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     client.wait_until_ready(60)
     assert len(client.embed("a cat").embeddings) == 1
+
+
+def test_a_measurement_of_generation_says_at_once_that_there_is_none(server, minilm):
+    """Neither ``load`` nor ``compare`` measures an encoder."""
+    sentence = "which answers Embed; for Generate and StreamGenerate ask a server of a model that generates"
+    program = [sys.executable, "-m", "loadtest.cli"]
+    for arguments in (
+        ["load", "--port", str(server.port), "--no-metrics"],
+        ["compare", "--model", str(minilm), "--context", "256", "--", "--threads", "1"],
+    ):
+        done = subprocess.run(
+            [*program, *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode != 0
+        assert sentence in " ".join(done.stderr.split()), done.stderr
+
+
+def test_the_metrics_name_the_attention_as_the_ready_line_does(server):
+    assert 'attention_backend="bidirectional"' in "".join(server.metrics())

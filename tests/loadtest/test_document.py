@@ -53,3 +53,9 @@ def test_another_document_is_refused(tmp_path):
     document.save({"schema": "longspan-x/1"}, path)
     with pytest.raises(document.DocumentError, match=r"of schema longspan-x/1, .*measure again"):
         document.read(path, "longspan-x/2")
+
+
+def test_one_core_is_one():
+    assert document.cores_of({"cores": 1, "cpu": "X"}) == "1 core of X"
+    assert document.cores_of({"cores": 2, "cpu": "X"}) == "2 cores of X"
+    assert document.cores_of({}) == "? cores of an unknown processor"

@@ -49,7 +49,7 @@ def test_unused_tensors_are_logged_with_the_reason(tmp_path, caplog):
     form.write(tmp_path / "model")
     with caplog.at_level(logging.INFO, "longspan.models"):
         serve(tmp_path / "model")
-    assert "1 weights are not used, model.position_ids among them: positions are counted" in caplog.text
+    assert "weights not used: 1, model.position_ids among them: positions are counted" in caplog.text
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,6 +11,7 @@ from rich.text import Text
 from loadtest.columns import Columns, figure
 from loadtest.deployment import FULL
 from loadtest.direct.growth.types import Growth, Point
+from loadtest.document import cores_of
 
 LEGEND = (
     "x: times as fast as full attention at the same point, paired by round, with its interval from 6 rounds "
@@ -65,7 +66,7 @@ def heading(growth: Growth) -> str:
     model, machine = growth.survey.model, growth.machine
     parts = [
         f"{model['name']}, {model['dtype']}, weights {model['weights']}, KV {model['kv_dtype']}",
-        f"{model['device']}, {machine['cores']} cores of {machine['cpu']}",
+        f"{model['device']}, {cores_of(machine)}",
         f"medians of {growth.plan.steps} decode steps of the engine, called directly, twice in each of at "
         f"most {growth.plan.rounds} rounds",
         *([" ".join(growth.plan.arguments)] if growth.plan.arguments else []),

@@ -96,7 +96,7 @@ def check_read(
         _check_dtypes(model, reading, stored, folder)
     _tell_untied(model)
     for reason, names in reasons.items():
-        log.info("%d weights are not used, %s among them: %s", len(names), names[0], reason)
+        log.info("weights not used: %d, %s among them: %s", len(names), names[0], reason)
 
 
 def _check_kind(model: Any, unread: list[str], folder: Path) -> None:
