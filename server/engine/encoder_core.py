@@ -25,7 +25,9 @@ log = logging.getLogger("longspan.engine")
 class EncoderCore:
     """Computes texts in the order of their turns, so that a request of many does not keep out one of few.
 
-    A text's turn is its index in its request, counted from the turn that was last when the request came.
+    A text's turn is its index in its request, counted from the turn that was last when the request came. Each
+    step moves that by one at least: if it stayed while requests of one text fill the steps, all of these
+    would come before the later texts of a longer request.
 
     Args:
         encoder: the model.
@@ -85,7 +87,9 @@ class EncoderCore:
     def step(self) -> StepOutput:
         """Computes one batch and returns its results."""
         began = time.monotonic()
+        before = self._turn
         batch = self._take()
+        self._turn = max(self._turn, before + 1)
         if self._team is None:
             results = self._compute(batch)
         else:

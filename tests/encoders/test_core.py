@@ -38,6 +38,23 @@ def test_a_request_of_many_texts_does_not_keep_out_one_of_few(core):
     assert core.step().stats.waiting == 0
 
 
+def test_requests_of_one_text_do_not_keep_out_one_of_many(core):
+    for turn in range(20):
+        core.submit(text(turn, turn))
+    for id_ in range(100, 104):  # four callers that ask again as soon as they are answered
+        core.submit(text(id_))
+    steps = many = 0
+    while many < 20 and steps < 100:
+        computed = ids(core.step())
+        steps += 1
+        many += sum(id_ < 100 for id_ in computed)
+        for id_ in computed:
+            if id_ >= 100:
+                core.submit(text(id_ + 4))
+    assert many == 20
+    assert steps <= 20, "the one of many has a fair share: a text of each step"
+
+
 def test_a_step_keeps_to_its_budgets(core):
     for id_ in range(6):
         core.submit(text(id_, length=8))
