@@ -85,7 +85,9 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         cuda_graphs=0,
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         tasks=tuple(task for task in loaded.tasks if task is not Task.FILL),  # not served yet
-        encoder=EncoderInfo(loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels),
+        encoder=EncoderInfo(
+            loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels, loaded.token_types
+        ),
     )
     return core, ready
 

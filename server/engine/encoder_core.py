@@ -66,12 +66,19 @@ class EncoderCore:
         """Queues a text.
 
         Raises:
-            ValueError: it has no tokens or too many.
+            ValueError: it has no tokens or too many, or some that the model does not know, which would end
+                the step of other texts with it.
         """
         if not 0 < len(request.tokens) <= self._context_length:
             raise ValueError(
                 f"a text of {len(request.tokens)} tokens does not fit a context of {self._context_length}"
             )
+        for what, ids, known in (
+            ("token", request.tokens, self._encoder.vocabulary_size),
+            ("token type", request.types, self._encoder.token_types),
+        ):
+            if ids and max(ids) >= known:
+                raise ValueError(f"the model has no {what} {max(ids)}: it knows {known}")
         self._waiting[request.id] = request
         heapq.heappush(self._queue, (self._turn + request.turn, request.id))
 

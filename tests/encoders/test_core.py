@@ -7,7 +7,7 @@ from server.encoder_messages import Encode, Pooling, Task
 from server.engine.encoder_core import EncoderCore
 from server.messages import FinishReason
 from server.models.encoders.load import load_encoder
-from tests.encoders.zoo import CONTEXT, save_encoder
+from tests.encoders.zoo import CONTEXT, VOCABULARY, save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,14 @@ def test_texts_that_do_not_fit_are_no_fault_of_others(core):
     for length in (0, CONTEXT + 1):
         with pytest.raises(ValueError, match="does not fit"):
             core.submit(text(1, length=length))
+
+
+def test_tokens_and_types_that_the_model_lacks_are_no_fault_of_others(core):
+    core.submit(text(1))
+    for wrong in ({"tokens": [VOCABULARY]}, {"tokens": [5], "types": [2]}):
+        with pytest.raises(ValueError, match=r"the model has no token(| type) \d+: it knows"):
+            core.submit(Encode(id=2, task=Task.EMBED, turn=0, **wrong))
+    assert ids(core.step()) == [1]
 
 
 def test_a_vector_that_is_not_finite_fails_its_text_only(core, encoder, monkeypatch):

@@ -94,6 +94,19 @@ def test_token_types_reach_the_model(tmp_path):
     assert (plain - typed).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("kind", "types", "config", "known"),
+    [
+        ("bert", True, {}, 2),
+        ("bert", True, {"type_vocab_size": 1}, 1),
+        ("bert", False, {}, 0),  # the tokenizer's makers did not mean them
+        ("distilbert", True, {}, 0),  # which takes none
+    ],
+)
+def test_token_types_are_those_that_transformers_passes(kind, types, config, known, tmp_path):
+    assert load(save_encoder(kind, tmp_path, types=types, **config)).token_types == known
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_family_outside_the_attention_interface_is_refused(kind, tmp_path):
     with pytest.raises(RefusedError, match="does not go through transformers' attention interface"):

@@ -1,13 +1,19 @@
 """A classifier of texts and pairs, served, against transformers."""
 
 import pytest
+import tokenizers
 import torch
 import transformers
-from tokenizers import Tokenizer
 
 from longspan import InvalidRequestError, PreconditionError
 from longspan.v1 import inference_pb2
+from server.api.encoder_inputs import tokens_of
+from server.api.state import Served
+from server.encoder_messages import Encode, Task
+from server.engine.encoder_build import build_encoder
+from server.settings import Settings
 from server.text.encoder_texts import encoder_texts
+from server.text.tokenizer import Tokenizer
 from tests.e2e.server import Server
 from tests.encoders.zoo import CONTEXT, save_encoder
 
@@ -30,7 +36,7 @@ def test_scores_are_those_of_transformers(client, folder):
     response = client.score(INPUTS)
     assert list(response.labels) == ["no", "perhaps", "yes"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     for one, scores in zip(INPUTS, response.scores, strict=True):
         tokens = tokenizer.encode(*([one] if isinstance(one, str) else one))
         with torch.no_grad():
@@ -78,9 +84,35 @@ def test_it_tells_what_it_can(client):
         client.generate("a")
 
 
+def test_token_types_that_the_model_lacks_are_refused(tmp_path):
+    folder = save_encoder("bert", tmp_path, "SequenceClassification", num_labels=2, type_vocab_size=1)
+    with Server("--model", folder, "--threads", "1") as server, server.client() as client:
+        with pytest.raises(
+            InvalidRequestError, match=r"the model.s go from 0 to 0; send both texts as one"
+        ) as caught:
+            client.score(["a", ("a", "b")])
+        assert caught.value.violations[0].field == "inputs[1]"
+        assert len(client.score(["a", "b"]).scores) == 2
+
+
+def test_token_types_that_are_not_meant_are_left_out(tmp_path):
+    folder = save_encoder("bert", tmp_path, "SequenceClassification", types=False, num_labels=2)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        own = transformers.AutoTokenizer.from_pretrained(folder)("a", "b", return_tensors="pt")
+        logits = model(**own).logits[0]
+    core, ready = build_encoder(Settings(threads=1), folder, lambda stage, fraction: None)
+    served = Served("bert", "", Tokenizer(folder), None, ready, None)
+    (text,) = tokens_of([("a", "b")], "inputs", served, truncate=False)
+    core.submit(Encode(id=1, task=Task.SCORE, turn=0, tokens=text.tokens, types=text.types))
+    (output,) = core.step().sequences
+    scores = torch.frombuffer(bytearray(output.values), dtype=torch.float32)
+    torch.testing.assert_close(scores[:2], logits, atol=1e-4, rtol=1e-5)
+
+
 def test_pairs_are_cut_as_the_library_cuts_them(folder):
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     for one, other, most in [(1, 20, 12), (20, 1, 12), (9, 9, 12), (9, 10, 13), (10, 9, 12), (3, 4, 30)]:
         pair = "a " * one, "x " * other
         tokenizer.enable_truncation(most)

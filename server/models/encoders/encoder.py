@@ -17,17 +17,27 @@ class Encoder:
 
     Args:
         base: the model below its head.
+
+    Attributes:
+        token_types: how many the model knows; 0 if it takes none.
     """
 
     def __init__(self, base: Any) -> None:
         self.base = base
-        self.takes_types = "token_type_ids" in inspect.signature(base.forward).parameters
+        takes_types = "token_type_ids" in inspect.signature(base.forward).parameters
+        self.token_types: int = getattr(base.config, "type_vocab_size", 0) if takes_types else 0
         self.first_position = first_position(base)
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.base.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that it knows."""
+        count: int = self.base.get_input_embeddings().num_embeddings
+        return count
 
     @torch.inference_mode()
     def hidden(self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -40,7 +50,7 @@ class Encoder:
         lengths = [len(text) for text in texts]
         first = self.first_position
         more = {}
-        if self.takes_types:
+        if self.token_types:
             flat = [kind for text, own in zip(texts, types, strict=True) for kind in own or [0] * len(text)]
             more["token_type_ids"] = self._row(flat)
         output = self.base(

@@ -55,6 +55,7 @@ class LoadedEncoder:
         normalized: whether they then have length 1.
         labels: names of those that the head scores.
         chances: makes probabilities of their logits; ``None`` for a regression.
+        token_types: how many a text's tokens may have; 0 where transformers passes none to the model.
         dtype: of weights and computation.
         linears: what computes its linear layers, part of a sentence.
     """
@@ -73,6 +74,7 @@ class LoadedEncoder:
     normalized: bool
     labels: list[str]
     chances: Chances | None
+    token_types: int
     dtype: torch.dtype
     linears: str
 
@@ -134,6 +136,8 @@ def load_encoder(
         head = None if scores is None else Head(model)
         if head is not None and scores is not None:
             check_head(head, own, scores, model.dtype, architecture)
+    with refusing(architecture, "reading its tokenizer"):
+        types = encoder.token_types if _passes_types(folder, config) else 0
     log.info("%s", linears)
     return LoadedEncoder(
         encoder=encoder,
@@ -150,6 +154,7 @@ def load_encoder(
         normalized=files.normalized,
         labels=[] if head is None else [str(config.id2label[index]) for index in range(config.num_labels)],
         chances=chances(config),
+        token_types=types,
         dtype=model.dtype,
         linears=linears,
     )
@@ -172,6 +177,16 @@ def _check_interface(config: Any, kind: Any) -> None:
             f"{own.__name__} does not go through transformers' attention interface, which Longspan needs; "
             "choose another architecture"
         )
+
+
+def _passes_types(folder: Path, config: Any) -> bool:
+    """Whether transformers passes the token types of this tokenizer on: not all that it makes are meant."""
+    if not (folder / "tokenizer.json").is_file():
+        return False  # only token ids are served
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, config=config, local_files_only=True, trust_remote_code=False
+    )
+    return "token_type_ids" in tokenizer.model_input_names
 
 
 def _context_length(base: Any, files: SentenceFiles, max_context: int | None) -> int:
