@@ -1,5 +1,9 @@
 """A classifier of texts and pairs, served, against transformers."""
 
+import random
+from collections import Counter
+
+import grpc
 import pytest
 import tokenizers
 import torch
@@ -16,6 +20,7 @@ from server.text.encoder_texts import encoder_texts
 from server.text.tokenizer import Tokenizer
 from tests.e2e.server import Server
 from tests.encoders.zoo import CONTEXT, save_encoder
+from tests.soak.inputs import FIELDS, inputs
 
 LABELS = {0: "no", 1: "perhaps", 2: "yes"}
 INPUTS = ["import a module", ("what is a class", "a class is a thing"), ("import", "x " * 12), "a"]
@@ -27,8 +32,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(folder):
-    with Server("--model", folder, "--threads", "1") as server, server.client() as client:
+def server(folder):
+    with Server("--model", folder, "--threads", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as client:
         yield client
 
 
@@ -73,6 +84,20 @@ def test_a_wrong_field_is_named(client, inputs, field, sentence):
     (violation,) = caught.value.violations
     assert violation.field == field
     assert sentence in violation.description
+
+
+def test_hostile_values_of_every_field_are_answered_or_refused(server):
+    wanted = {name for name in FIELDS if name.startswith(("EmbedRequest.", "ScoreRequest."))}
+    made = (one for one in inputs(random.Random(1)) if one.field in wanted)
+    tried, statuses = set(), Counter()
+    with grpc.insecure_channel(f"{server.host}:{server.port}") as channel:
+        while tried != wanted or statuses.total() < 100:
+            one = next(made)
+            tried.add(one.field)
+            call = channel.unary_unary(one.method).future(one.payload, timeout=60)
+            statuses[call.code().name] += 1
+    assert not {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED"} & {*statuses}, statuses
+    assert statuses["OK"] > 5 < statuses["INVALID_ARGUMENT"], statuses
 
 
 def test_it_tells_what_it_can(client):
