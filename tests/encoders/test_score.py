@@ -1,6 +1,8 @@
 """A classifier of texts and pairs, served, against transformers."""
 
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import grpc
@@ -107,6 +109,23 @@ def test_it_tells_what_it_can(client):
     assert len(client.embed(["a", "b"]).embeddings) == 2
     with pytest.raises(PreconditionError, match="answers Embed and Score; for Generate"):
         client.generate("a")
+
+
+_MEMORY = """
+import resource, sys, tokenizers
+from server.text.encoder_texts import encoder_texts
+backend = tokenizers.Tokenizer.from_file(sys.argv[1])
+def peak(count):
+    encoder_texts(backend, ["!" * (1 << 17)] * count, most=96, truncate=True)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak(1)
+one, six = peak(1), peak(6)
+sys.exit(f"{one} KiB for one text, {six} for six" if six > 1.3 * one else 0)
+"""
+
+
+def test_six_long_texts_take_no_more_memory_than_one(folder):
+    subprocess.run([sys.executable, "-c", _MEMORY, folder / "tokenizer.json"], check=True)
 
 
 def test_token_types_that_the_model_lacks_are_refused(tmp_path):
