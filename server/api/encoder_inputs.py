@@ -27,7 +27,9 @@ def tokens_of(texts: Sequence[Input], field: str, served: Served, *, truncate: b
     try:
         found = served.tokenizer.encoder_texts(texts, most=most, truncate=truncate)
     except TooLongError as error:
-        raise encoder_errors.text_too_long(f"{field}[{error.index}]", error.count, most) from error
+        raise encoder_errors.text_too_long(
+            f"{field}[{error.index}]", error.count, most, ", or set truncate to lose its end"
+        ) from error
     except TextError as error:
         raise errors.invalid([Violation(field, str(error))]) from error
     assert served.ready.encoder is not None

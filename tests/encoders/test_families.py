@@ -139,6 +139,16 @@ def test_sixteen_bits_and_a_shorter_context(tmp_path):
         load(tmp_path, max_context=97)
 
 
+@pytest.mark.parametrize(("task", "special"), [("", 2), ("SequenceClassification", 3)])
+def test_a_context_has_room_beside_the_special_tokens(task, special, tmp_path):
+    folder = save_encoder("bert", tmp_path, task)
+    assert load(folder, max_context=special + 1).context_length == special + 1
+    with pytest.raises(
+        RefusedError, match=f"has {special} special tokens .* --max-context larger than {special}"
+    ):
+        load(folder, max_context=special)
+
+
 @pytest.mark.parametrize(
     ("config", "pooling"),
     [

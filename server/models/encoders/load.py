@@ -137,7 +137,10 @@ def load_encoder(
         if head is not None and scores is not None:
             check_head(head, own, scores, model.dtype, architecture)
     with refusing(architecture, "reading its tokenizer"):
-        types = encoder.token_types if _passes_types(folder, config) else 0
+        tokenizer = _tokenizer(folder, config)
+        passed = tokenizer is not None and "token_type_ids" in tokenizer.model_input_names
+        if tokenizer is not None:
+            _check_room(tokenizer.num_special_tokens_to_add(pair=Task.SCORE in tasks), length)
     log.info("%s", linears)
     return LoadedEncoder(
         encoder=encoder,
@@ -154,7 +157,7 @@ def load_encoder(
         normalized=files.normalized,
         labels=[] if head is None else [str(config.id2label[index]) for index in range(config.num_labels)],
         chances=chances(config),
-        token_types=types,
+        token_types=encoder.token_types if passed else 0,  # not all that a tokenizer makes are meant
         dtype=model.dtype,
         linears=linears,
     )
@@ -179,14 +182,21 @@ def _check_interface(config: Any, kind: Any) -> None:
         )
 
 
-def _passes_types(folder: Path, config: Any) -> bool:
-    """Whether transformers passes the token types of this tokenizer on: not all that it makes are meant."""
+def _tokenizer(folder: Path, config: Any) -> Any:
+    """transformers' own tokenizer; ``None`` where there is none, and only token ids are served."""
     if not (folder / "tokenizer.json").is_file():
-        return False  # only token ids are served
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        return None
+    return transformers.AutoTokenizer.from_pretrained(
         folder, config=config, local_files_only=True, trust_remote_code=False
     )
-    return "token_type_ids" in tokenizer.model_input_names
+
+
+def _check_room(special: int, length: int) -> None:
+    if special >= length:
+        raise RefusedError(
+            f"a text has {special} special tokens and at most {length} in all, so that none of its own fit; "
+            f"choose a --max-context larger than {special}"
+        )
 
 
 def _context_length(base: Any, files: SentenceFiles, max_context: int | None) -> int:
