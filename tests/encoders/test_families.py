@@ -10,8 +10,9 @@ from server.encoder_messages import Pooling, Task
 from server.engine.encoder_build import build_encoder
 from server.engine.encoder_core import embedding
 from server.errors import RefusedError
+from server.models.encoders.encoder import first_position
 from server.models.encoders.head import chances
-from server.models.encoders.load import load_encoder
+from server.models.encoders.load import _context_length, load_encoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
 from server.settings import Settings
@@ -137,6 +138,14 @@ def test_sixteen_bits_and_a_shorter_context(tmp_path):
     assert (loaded.context_length, loaded.dtype) == (50, torch.bfloat16)
     with pytest.raises(RefusedError, match="--max-context 97 is more than the model's own 96 positions"):
         load(tmp_path, max_context=97)
+
+
+def test_a_context_is_as_long_as_positions_are_left(tmp_path):
+    """A table with a row for padding does not say that positions begin behind it."""
+    model = transformers.AutoModel.from_pretrained(save_encoder("bert", tmp_path)).eval()
+    model.embeddings.position_embeddings.padding_idx = 0
+    first, files = first_position(model), read_sentence_files(tmp_path)
+    assert (first, _context_length(model, first, files, None)) == (0, CONTEXT)
 
 
 @pytest.mark.parametrize(("task", "special"), [("", 2), ("SequenceClassification", 3)])

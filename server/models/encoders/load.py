@@ -17,7 +17,7 @@ from server.encoder_messages import Pooling, Task
 from server.errors import RefusedError
 from server.models.checkpoint.quantization import read_method
 from server.models.checkpoint.reading import read_stored
-from server.models.encoders.encoder import Encoder, position_table
+from server.models.encoders.encoder import Encoder, first_position, position_table
 from server.models.encoders.head import Chances, Head, chances
 from server.models.encoders.prepacked import prepack
 from server.models.encoders.prove import check, check_head, compute_own, own_logits, proof_texts
@@ -120,7 +120,8 @@ def load_encoder(
     vocabulary = base.get_input_embeddings().num_embeddings
     report("checking", 0.7)
     with refusing(architecture, "the start-up check"):
-        length = _context_length(base, files, max_context)
+        first = first_position(base)
+        length = _context_length(base, first, files, max_context)
         texts = proof_texts(vocabulary, length, getattr(config, "sliding_window", None) or 0)
         own = compute_own(base, texts)
         scores = own_logits(model, texts) if Task.SCORE in tasks else None
@@ -131,7 +132,7 @@ def load_encoder(
             if device == "cpu" and model.dtype == torch.float32
             else "linear layers are torch's"
         )
-        encoder = Encoder(base)
+        encoder = Encoder(base, first)
         check(encoder, texts, own, architecture)
         head = None if scores is None else Head(model)
         if head is not None and scores is not None:
@@ -199,11 +200,9 @@ def _check_room(special: int, length: int) -> None:
         )
 
 
-def _context_length(base: Any, files: SentenceFiles, max_context: int | None) -> int:
+def _context_length(base: Any, first: int, files: SentenceFiles, max_context: int | None) -> int:
     table = position_table(base)
-    own = base.config.max_position_embeddings if table is None else table.num_embeddings
-    if table is not None and table.padding_idx is not None:
-        own -= table.padding_idx + 1  # RoBERTa's family: positions begin behind the padding's
+    own = base.config.max_position_embeddings if table is None else table.num_embeddings - first
     if max_context is not None and max_context > own:
         raise RefusedError(
             f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
