@@ -39,8 +39,6 @@ _IDENTITIES = {
 _SETTLE_SECONDS = 20.0
 # A process whose parent has ended is killed by the kernel.
 _END_SECONDS = 2.0
-# A process whose parent has ended is killed by the kernel.
-_END_SECONDS = 2.0
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?: .*\n)+(.*)", re.MULTILINE)
 # grpcio itself logs the path that is not UTF-8.
 _OF_THE_PATH = "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 1"
