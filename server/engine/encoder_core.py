@@ -129,17 +129,21 @@ class EncoderCore:
         hidden = self._encoder.hidden(
             [request.tokens for request in batch], [request.types for request in batch]
         )
-        return [self._result(request, own) for request, own in zip(batch, hidden, strict=True)]
+        values = [self._values(request, own).flatten() for request, own in zip(batch, hidden, strict=True)]
+        # One copy, for which a GPU is waited for once a step.
+        copied = torch.cat(values).cpu().split([len(own) for own in values])
+        return [self._result(request, own) for request, own in zip(batch, copied, strict=True)]
 
-    def _result(self, request: Encode, hidden: torch.Tensor) -> SequenceOutput:
+    def _values(self, request: Encode, hidden: torch.Tensor) -> torch.Tensor:
         if request.task is Task.SCORE:
-            values = self._scores(hidden)
-        else:
-            values = embedding(hidden, request.pooling, normalize=request.normalize)
+            return self._scores(hidden)
+        return embedding(hidden, request.pooling, normalize=request.normalize)
+
+    def _result(self, request: Encode, values: torch.Tensor) -> SequenceOutput:
         if not values.isfinite().all():
             log.error("text %d of %d tokens fails: its vector is not finite", request.id, len(request.tokens))
             return SequenceOutput(request.id, [], finish=FinishReason.FAILED)
-        return SequenceOutput(request.id, [], finish=FinishReason.STOP, values=values.cpu().numpy().tobytes())
+        return SequenceOutput(request.id, [], finish=FinishReason.STOP, values=values.numpy().tobytes())
 
     def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the labels, then their probabilities if these mean any: ``[1 or 2, labels]``."""
