@@ -59,9 +59,11 @@ class EncoderInfo(msgspec.Struct, array_like=True):
         pooling: how the model's makers made one of a text's vectors.
         normalized: whether these then have length 1.
         labels: names of those that its head scores.
+        token_types: how many it knows of those that a tokenizer makes; 0 where they are not passed to it.
     """
 
     embedding_size: int
     pooling: Pooling
     normalized: bool
     labels: list[str] = []
+    token_types: int = 0

@@ -40,11 +40,11 @@ def task_not_served(model: str, architecture: str, asked: Task, tasks: Sequence[
     )
 
 
-def text_too_long(field: str, actual: int, limit: int) -> ServiceError:
-    """A text has more tokens than the model takes, and may not be cut."""
+def text_too_long(field: str, actual: int, limit: int, otherwise: str = "") -> ServiceError:
+    """A text has more tokens than the model takes, and may not be cut; ``otherwise`` is another remedy."""
     sentence = (
-        f"has {actual} tokens, special ones included; this model takes {limit} at most, so send it in parts, "
-        "or set truncate to lose its end"
+        f"has {actual} tokens, special ones included; this model takes {limit} at most, so send it in parts"
+        f"{otherwise}"
     )
     return ServiceError(
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -21,8 +21,8 @@ from server.encoder_messages import Encode, EncoderInfo, Pooling, Task
 from server.observe.logging import request_id
 from server.text.encoder_texts import EncoderText, Input
 
-# Vectors of all tokens of a request, at most: more would fill the memory of server and client.
-_MOST_BYTES = 64 << 20
+# Vectors of all tokens of a request, at most: while an answer is written, other calls wait.
+_MOST_BYTES = 16 << 20
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):

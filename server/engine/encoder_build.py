@@ -89,7 +89,9 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         cuda_graphs=0,
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         tasks=loaded.tasks,
-        encoder=EncoderInfo(loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels),
+        encoder=EncoderInfo(
+            loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels, loaded.token_types
+        ),
     )
     return core, ready
 

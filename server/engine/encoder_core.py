@@ -28,7 +28,9 @@ _MASKS_AT_ONCE = 64
 class EncoderCore:
     """Computes texts in the order of their turns, so that a request of many does not keep out one of few.
 
-    A text's turn is its index in its request, counted from the turn that was last when the request came.
+    A text's turn is its index in its request, counted from the turn that was last when the request came. Each
+    step moves that by one at least: if it stayed while requests of one text fill the steps, all of these
+    would come before the later texts of a longer request.
 
     Args:
         encoder: the model.
@@ -67,12 +69,19 @@ class EncoderCore:
         """Queues a text.
 
         Raises:
-            ValueError: it has no tokens or too many.
+            ValueError: it has no tokens or too many, or some that the model does not know, which would end
+                the step of other texts with it.
         """
         if not 0 < len(request.tokens) <= self._context_length:
             raise ValueError(
                 f"a text of {len(request.tokens)} tokens does not fit a context of {self._context_length}"
             )
+        for what, ids, known in (
+            ("token", request.tokens, self._encoder.vocabulary_size),
+            ("token type", request.types, self._encoder.token_types),
+        ):
+            if ids and max(ids) >= known:
+                raise ValueError(f"the model has no {what} {max(ids)}: it knows {known}")
         self._waiting[request.id] = request
         heapq.heappush(self._queue, (self._turn + request.turn, request.id))
 
@@ -88,7 +97,9 @@ class EncoderCore:
     def step(self) -> StepOutput:
         """Computes one batch and returns its results."""
         began = time.monotonic()
+        before = self._turn
         batch = self._take()
+        self._turn = max(self._turn, before + 1)
         if self._team is None:
             results = self._compute(batch)
         else:
@@ -121,21 +132,25 @@ class EncoderCore:
         hidden = self._encoder.hidden(
             [request.tokens for request in batch], [request.types for request in batch]
         )
-        return [self._result(request, own) for request, own in zip(batch, hidden, strict=True)]
+        tokens, values = zip(*map(self._values, batch, hidden), strict=True)
+        flat = [own.flatten() for own in values]
+        # One copy, for which a GPU is waited for once a step.
+        copied = torch.cat(flat).cpu().split([len(own) for own in flat])
+        return list(map(self._result, batch, tokens, copied))
 
-    def _result(self, request: Encode, hidden: torch.Tensor) -> SequenceOutput:
-        tokens: list[int] = []
+    def _values(self, request: Encode, hidden: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        """Tokens, where those are asked for, and the numbers of a text's result."""
         if request.task is Task.SCORE:
-            values = self._scores(hidden)
-        elif request.task is Task.FILL:
-            tokens, values = self._fills(request, hidden)
-        else:
-            values = embedding(hidden, request.pooling, normalize=request.normalize)
+            return [], self._scores(hidden)
+        if request.task is Task.FILL:
+            return self._fills(request, hidden)
+        return [], embedding(hidden, request.pooling, normalize=request.normalize)
+
+    def _result(self, request: Encode, tokens: list[int], values: torch.Tensor) -> SequenceOutput:
         if not values.isfinite().all():
             log.error("text %d of %d tokens fails: its vector is not finite", request.id, len(request.tokens))
             return SequenceOutput(request.id, [], finish=FinishReason.FAILED)
-        own = values.cpu().numpy().tobytes()
-        return SequenceOutput(request.id, tokens, finish=FinishReason.STOP, values=own)
+        return SequenceOutput(request.id, tokens, finish=FinishReason.STOP, values=values.numpy().tobytes())
 
     def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the labels, then their probabilities if these mean any: ``[1 or 2, labels]``."""

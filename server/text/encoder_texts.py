@@ -48,7 +48,7 @@ def encoder_texts(
     Args:
         backend: the tokenizer, which neither cuts nor pads.
         texts: what to encode.
-        most: tokens of a text, or of a pair together, at most.
+        most: tokens of a text, or of a pair together, at most; more than the special ones around them.
         truncate: cut longer ones.
 
     Raises:
@@ -58,28 +58,30 @@ def encoder_texts(
     for text in texts:
         for part in [text] if isinstance(text, str) else text:
             check_unicode("texts", part)
-    found = []
-    for index, encoding in enumerate(backend.encode_batch_fast(list(texts))):
-        cut = len(encoding) > most
-        if cut and not truncate:
-            raise TooLongError(index, len(encoding), most)
-        used = _cut(backend, texts[index], most) if cut else encoding
-        types = used.type_ids
-        found.append(EncoderText(used.ids, types if any(types) else [], cut))
-    return found
+    return [_one(backend, index, text, most, truncate=truncate) for index, text in enumerate(texts)]
 
 
-def _cut(backend: Tokenizer, text: Input, most: int) -> Encoding:
-    """The text's first tokens, with special ones around them, as the library's own truncation has them."""
-    parts = [text] if isinstance(text, str) else list(text)
-    bare = backend.encode_batch_fast(parts, add_special_tokens=False)
-    room = max(0, most - backend.num_special_tokens_to_add(len(parts) > 1))
-    if len(bare) == 1:
-        bare[0].truncate(room)
-        return backend.post_process(bare[0])
+def _one(backend: Tokenizer, index: int, text: Input, most: int, *, truncate: bool) -> EncoderText:
+    # A text at a time: an encoding takes some 150 bytes for each token, of which only the ids are kept.
+    parts = backend.encode_batch_fast([text] if isinstance(text, str) else [*text], add_special_tokens=False)
+    special = backend.num_special_tokens_to_add(len(parts) > 1)
+    count = special + sum(map(len, parts))
+    if count > most:
+        if not truncate:
+            raise TooLongError(index, count, most)
+        _cut(parts, most - special)
+    encoding = backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)
+    types = encoding.type_ids
+    return EncoderText(encoding.ids, types if any(types) else [], count > most)
+
+
+def _cut(parts: list[Encoding], room: int) -> None:
+    """Keeps the first tokens of a text or a pair, as the library's own truncation does."""
+    if len(parts) == 1:
+        parts[0].truncate(room)
+        return
     # The longer one is cut until both are as long, then both evenly.
-    one, other = map(len, bare)
+    one, other = map(len, parts)
     first = min(one, room // 2) if one <= other else room - min(other, room // 2)
-    bare[0].truncate(first)
-    bare[1].truncate(room - first)
-    return backend.post_process(bare[0], bare[1])
+    parts[0].truncate(first)
+    parts[1].truncate(room - first)

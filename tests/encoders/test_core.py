@@ -7,7 +7,7 @@ from server.encoder_messages import Encode, Pooling, Task
 from server.engine.encoder_core import EncoderCore
 from server.messages import FinishReason
 from server.models.encoders.load import load_encoder
-from tests.encoders.zoo import CONTEXT, save_encoder
+from tests.encoders.zoo import CONTEXT, VOCABULARY, save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,23 @@ def test_a_request_of_many_texts_does_not_keep_out_one_of_few(core):
     assert core.step().stats.waiting == 0
 
 
+def test_requests_of_one_text_do_not_keep_out_one_of_many(core):
+    for turn in range(20):
+        core.submit(text(turn, turn))
+    for id_ in range(100, 104):  # four callers that ask again as soon as they are answered
+        core.submit(text(id_))
+    steps = many = 0
+    while many < 20 and steps < 100:
+        computed = ids(core.step())
+        steps += 1
+        many += sum(id_ < 100 for id_ in computed)
+        for id_ in computed:
+            if id_ >= 100:
+                core.submit(text(id_ + 4))
+    assert many == 20
+    assert steps <= 20, "the one of many has a fair share: a text of each step"
+
+
 def test_a_step_keeps_to_its_budgets(core):
     for id_ in range(6):
         core.submit(text(id_, length=8))
@@ -63,6 +80,14 @@ def test_texts_that_do_not_fit_are_no_fault_of_others(core):
     for length in (0, CONTEXT + 1):
         with pytest.raises(ValueError, match="does not fit"):
             core.submit(text(1, length=length))
+
+
+def test_tokens_and_types_that_the_model_lacks_are_no_fault_of_others(core):
+    core.submit(text(1))
+    for wrong in ({"tokens": [VOCABULARY]}, {"tokens": [5], "types": [2]}):
+        with pytest.raises(ValueError, match=r"the model has no token(| type) \d+: it knows"):
+            core.submit(Encode(id=2, task=Task.EMBED, turn=0, **wrong))
+    assert ids(core.step()) == [1]
 
 
 def test_a_vector_that_is_not_finite_fails_its_text_only(core, encoder, monkeypatch):

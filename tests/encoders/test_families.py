@@ -10,8 +10,9 @@ from server.encoder_messages import Pooling, Task
 from server.engine.encoder_build import build_encoder
 from server.engine.encoder_core import embedding
 from server.errors import RefusedError
+from server.models.encoders.encoder import first_position
 from server.models.encoders.head import chances
-from server.models.encoders.load import load_encoder
+from server.models.encoders.load import _context_length, load_encoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
 from server.settings import Settings
@@ -94,6 +95,19 @@ def test_token_types_reach_the_model(tmp_path):
     assert (plain - typed).abs().max() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("kind", "types", "config", "known"),
+    [
+        ("bert", True, {}, 2),
+        ("bert", True, {"type_vocab_size": 1}, 1),
+        ("bert", False, {}, 0),  # the tokenizer's makers did not mean them
+        ("distilbert", True, {}, 0),  # which takes none
+    ],
+)
+def test_token_types_are_those_that_transformers_passes(kind, types, config, known, tmp_path):
+    assert load(save_encoder(kind, tmp_path, types=types, **config)).token_types == known
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_family_outside_the_attention_interface_is_refused(kind, tmp_path):
     with pytest.raises(RefusedError, match="does not go through transformers' attention interface"):
@@ -124,6 +138,24 @@ def test_sixteen_bits_and_a_shorter_context(tmp_path):
     assert (loaded.context_length, loaded.dtype) == (50, torch.bfloat16)
     with pytest.raises(RefusedError, match="--max-context 97 is more than the model's own 96 positions"):
         load(tmp_path, max_context=97)
+
+
+def test_a_context_is_as_long_as_positions_are_left(tmp_path):
+    """A table with a row for padding does not say that positions begin behind it."""
+    model = transformers.AutoModel.from_pretrained(save_encoder("bert", tmp_path)).eval()
+    model.embeddings.position_embeddings.padding_idx = 0
+    first, files = first_position(model), read_sentence_files(tmp_path)
+    assert (first, _context_length(model, first, files, None)) == (0, CONTEXT)
+
+
+@pytest.mark.parametrize(("task", "special"), [("", 2), ("SequenceClassification", 3)])
+def test_a_context_has_room_beside_the_special_tokens(task, special, tmp_path):
+    folder = save_encoder("bert", tmp_path, task)
+    assert load(folder, max_context=special + 1).context_length == special + 1
+    with pytest.raises(
+        RefusedError, match=f"has {special} special tokens .* --max-context larger than {special}"
+    ):
+        load(folder, max_context=special)
 
 
 @pytest.mark.parametrize(

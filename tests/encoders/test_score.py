@@ -1,15 +1,28 @@
 """A classifier of texts and pairs, served, against transformers."""
 
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import grpc
 import pytest
+import tokenizers
 import torch
 import transformers
-from tokenizers import Tokenizer
 
 from longspan import InvalidRequestError, PreconditionError
 from longspan.v1 import inference_pb2
+from server.api.encoder_inputs import tokens_of
+from server.api.state import Served
+from server.encoder_messages import Encode, Task
+from server.engine.encoder_build import build_encoder
+from server.settings import Settings
 from server.text.encoder_texts import encoder_texts
+from server.text.tokenizer import Tokenizer
 from tests.e2e.server import Server
 from tests.encoders.zoo import CONTEXT, save_encoder
+from tests.soak.inputs import FIELDS, inputs
 
 LABELS = {0: "no", 1: "perhaps", 2: "yes"}
 INPUTS = ["import a module", ("what is a class", "a class is a thing"), ("import", "x " * 12), "a"]
@@ -36,7 +49,7 @@ def test_scores_are_those_of_transformers(client, folder):
     response = client.score(INPUTS)
     assert list(response.labels) == ["no", "perhaps", "yes"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     for one, scores in zip(INPUTS, response.scores, strict=True):
         tokens = tokenizer.encode(*([one] if isinstance(one, str) else one))
         with torch.no_grad():
@@ -80,6 +93,20 @@ def test_a_wrong_field_is_named(client, inputs, field, sentence):
     assert sentence in violation.description
 
 
+def test_hostile_values_of_every_field_are_answered_or_refused(server):
+    wanted = {name for name in FIELDS if name.startswith(("EmbedRequest.", "ScoreRequest."))}
+    made = (one for one in inputs(random.Random(1)) if one.field in wanted)
+    tried, statuses = set(), Counter()
+    with grpc.insecure_channel(f"{server.host}:{server.port}") as channel:
+        while tried != wanted or statuses.total() < 100:
+            one = next(made)
+            tried.add(one.field)
+            call = channel.unary_unary(one.method).future(one.payload, timeout=60)
+            statuses[call.code().name] += 1
+    assert not {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED"} & {*statuses}, statuses
+    assert statuses["OK"] > 5 < statuses["INVALID_ARGUMENT"], statuses
+
+
 def test_it_tells_what_it_can(client):
     info = client.model_info()
     assert list(info.tasks) == [inference_pb2.TASK_EMBED, inference_pb2.TASK_SCORE]
@@ -89,9 +116,52 @@ def test_it_tells_what_it_can(client):
         client.generate("a")
 
 
+_MEMORY = """
+import resource, sys, tokenizers
+from server.text.encoder_texts import encoder_texts
+backend = tokenizers.Tokenizer.from_file(sys.argv[1])
+def peak(count):
+    encoder_texts(backend, ["!" * (1 << 17)] * count, most=96, truncate=True)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak(1)
+one, six = peak(1), peak(6)
+sys.exit(f"{one} KiB for one text, {six} for six" if six > 1.3 * one else 0)
+"""
+
+
+def test_six_long_texts_take_no_more_memory_than_one(folder):
+    subprocess.run([sys.executable, "-c", _MEMORY, folder / "tokenizer.json"], check=True)
+
+
+def test_token_types_that_the_model_lacks_are_refused(tmp_path):
+    folder = save_encoder("bert", tmp_path, "SequenceClassification", num_labels=2, type_vocab_size=1)
+    with Server("--model", folder, "--threads", "1") as server, server.client() as client:
+        with pytest.raises(
+            InvalidRequestError, match=r"the model.s go from 0 to 0; send both texts as one"
+        ) as caught:
+            client.score(["a", ("a", "b")])
+        assert caught.value.violations[0].field == "inputs[1]"
+        assert len(client.score(["a", "b"]).scores) == 2
+
+
+def test_token_types_that_are_not_meant_are_left_out(tmp_path):
+    folder = save_encoder("bert", tmp_path, "SequenceClassification", types=False, num_labels=2)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        own = transformers.AutoTokenizer.from_pretrained(folder)("a", "b", return_tensors="pt")
+        logits = model(**own).logits[0]
+    core, ready = build_encoder(Settings(threads=1), folder, lambda stage, fraction: None)
+    served = Served("bert", "", Tokenizer(folder), None, ready, None)
+    (text,) = tokens_of([("a", "b")], "inputs", served, truncate=False)
+    core.submit(Encode(id=1, task=Task.SCORE, turn=0, tokens=text.tokens, types=text.types))
+    (output,) = core.step().sequences
+    scores = torch.frombuffer(bytearray(output.values), dtype=torch.float32)
+    torch.testing.assert_close(scores[:2], logits, atol=1e-4, rtol=1e-5)
+
+
 def test_pairs_are_cut_as_the_library_cuts_them(folder):
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     for one, other, most in [(1, 20, 12), (20, 1, 12), (9, 9, 12), (9, 10, 13), (10, 9, 12), (3, 4, 30)]:
         pair = "a " * one, "x " * other
         tokenizer.enable_truncation(most)

@@ -48,8 +48,13 @@ def client(server):
 
 async def until_busy(client):
     """Waits until the engine has texts to compute."""
-    while not (await client.server_info()).load.waiting:  # noqa: ASYNC110 (the engine tells no one)
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while not (await client.server_info()).load.waiting:  # noqa: ASYNC110 (the engine tells no one)
+            await asyncio.sleep(0.01)
+
+
+def computed_tokens(server):
+    return server.metrics().get("longspan_engine_step_batch_tokens_sum", 0.0)
 
 
 def vectors(response):
@@ -129,8 +134,13 @@ async def test_many_clients_at_once_get_their_own(server, own):
             "is 30522; the model's token ids go",
         ),
         ({"token_ids": [{"ids": []}]}, "token_ids[0].ids", "is empty; send at least one token id"),
-        ({"token_ids": [{"ids": [1] * 257}]}, "token_ids[0].ids", "has 257 tokens"),
+        ({"token_ids": [{"ids": [1] * 257}]}, "token_ids[0].ids", "so send it in parts"),
         ({"token_ids": [{"ids": [1]}], "truncate": True}, "truncate", "is for texts"),
+        (
+            {"token_ids": [{"ids": [1] * 256}] * 43, "pooling": encoder_pb2.POOLING_NONE},
+            "pooling",
+            "at most 16 are sent, so send fewer texts",
+        ),
         ({"texts": ["a"], "pooling": 9}, "pooling", "is 9, which no pooling has"),
         ({"texts": ["a"], "request_id": "a b"}, "request_id", "it may have 1 to 128 letters"),
     ],
@@ -141,6 +151,7 @@ def test_a_wrong_field_is_named(client, request_, field, sentence):
     (violation,) = caught.value.violations
     assert violation.field == field
     assert sentence in violation.description
+    assert "set truncate" not in violation.description, "it is for texts"
 
 
 def test_an_encoder_does_not_generate(client):
@@ -164,6 +175,7 @@ def test_tokens_are_counted_with_the_frame(client):
 
 async def test_a_request_that_is_left_or_aborted_leaves_nothing(server):
     long = [LONG] * 40
+    before = computed_tokens(server)
     async with server.aclient() as client:
         task = asyncio.create_task(client.embed(long, request_id="left"))
         await until_busy(client)
@@ -179,9 +191,10 @@ async def test_a_request_that_is_left_or_aborted_leaves_nothing(server):
         assert caught.value.reason == "ABORTED"
         with pytest.raises(LongspanError, match="did not answer in time"):
             await client.embed(long, timeout=0.1)
-    began = time.monotonic()
-    server.wait_idle()
-    assert time.monotonic() - began < 2.0, "texts of requests that are gone were still computed"
+        server.wait_idle()
+        computed = computed_tokens(server) - before
+        whole = (await client.embed(long)).usage.prompt_tokens
+    assert computed < 2 * whole, "texts of three requests that are gone were still computed"
 
 
 async def test_admission_counts_texts(server):
@@ -240,7 +253,9 @@ def test_a_text_is_cut_to_its_row():
 
 def test_the_engine_dies_and_comes_back(server, client):
     call = client._encoders.Embed.future(encoder_pb2.EmbedRequest(texts=[LONG] * 48))
+    end = time.monotonic() + 30
     while not client.server_info().load.waiting:
+        assert time.monotonic() < end
         time.sleep(0.01)
     os.kill(server.engine_pid, signal.SIGKILL)
     with pytest.raises(grpc.RpcError, match="has lost its engine") as caught:

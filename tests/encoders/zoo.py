@@ -40,13 +40,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 REFUSED = ("mpnet", "deberta", "deberta-v2", "big_bird")
 
 
-def save_encoder(kind: str, folder: Path, task: str = "", **config: Any) -> Path:
+def save_encoder(kind: str, folder: Path, task: str = "", *, types: bool = True, **config: Any) -> Path:
     """Writes an encoder whose weights are random, and large enough that tokens matter to each other.
 
     Args:
         kind: one of ``FAMILIES`` or ``REFUSED``.
         folder: where to write.
         task: ``MaskedLM`` or ``SequenceClassification`` for one with that head.
+        types: whether the tokenizer's token types are for the model.
         config: values that differ from the family's.
 
     Returns:
@@ -65,7 +66,10 @@ def save_encoder(kind: str, folder: Path, task: str = "", **config: Any) -> Path
         torch.set_rng_state(state)
     model.save_pretrained(folder)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer()), pad_token="[PAD]", mask_token="[MASK]"
+        tokenizer_object=Tokenizer.from_str(_tokenizer()),
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", *(["token_type_ids"] if types else [])],
     )
     tokenizer.save_pretrained(folder)
     return folder

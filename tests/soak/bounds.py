@@ -50,7 +50,7 @@ class End(NamedTuple):
     """The server after the load.
 
     Attributes:
-        started: generation calls that gRPC's metrics say have begun.
+        started: calls of ``COUNTED`` that gRPC's metrics say have begun.
         handled: that they say have ended.
         counted: in ``requests_total``.
         pages: of the KV cache in use, and sequences running and waiting.
@@ -134,7 +134,7 @@ def judge(record: Record, limits: Limits, end: End) -> list[Bound]:
         _most("p99 of gaps in a window, s", [p99(window.gaps) for window in windows], limits.gap),
         _most("p99 of health in a window, s", [p99(window.health) for window in windows], limits.health),
         _bound(
-            "generation calls started, ended, counted",
+            "calls for the engine started, ended, counted",
             f"{end.started}, {end.handled}, {end.counted}",
             f"equal, at most {record.sent}",
             0 < end.started == end.handled == end.counted <= record.sent,

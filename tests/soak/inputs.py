@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from longspan.v1 import inference_pb2
+from longspan.v1 import encoder_pb2, inference_pb2
 from tests import wire_format
 from tests.wire_format import field, varint
 
@@ -25,6 +25,7 @@ _MOST_BYTES = 1 << 18
 
 _SERVICES = (
     *inference_pb2.DESCRIPTOR.services_by_name.values(),
+    *encoder_pb2.DESCRIPTOR.services_by_name.values(),
     *reflection_pb2.DESCRIPTOR.services_by_name.values(),
     *health_pb2.DESCRIPTOR.services_by_name.values(),
 )
@@ -37,7 +38,15 @@ _VALID: dict[str, Message] = {
     "TokenizeRequest": inference_pb2.TokenizeRequest(text="hello"),
     "DetokenizeRequest": inference_pb2.DetokenizeRequest(token_ids=[5, 6]),
     "CountTokensRequest": inference_pb2.CountTokensRequest(text="hello"),
+    "EmbedRequest": encoder_pb2.EmbedRequest(texts=["hello"]),
+    "ScoreRequest": encoder_pb2.ScoreRequest(inputs=[{"text": "hello", "pair": "there"}]),
+    "FillMaskRequest": encoder_pb2.FillMaskRequest(texts=["hello [MASK]"]),
 }
+COUNTED = (
+    *("Generate", "StreamGenerate"),
+    *(method.name for method in encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].methods),
+)
+"""Methods whose calls ``requests_total`` counts."""
 
 _INTEGERS = (
     *(0, 1, 2, 127, 128, 300, 49_151, 49_152, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63),

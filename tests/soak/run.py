@@ -19,6 +19,7 @@ from tests.e2e.server import Server
 from tests.processes import wait_ended
 from tests.soak.bounds import Bound, End, Limits, judge
 from tests.soak.faults import Faults
+from tests.soak.inputs import COUNTED
 from tests.soak.record import Record
 from tests.soak.schedule import QUIET, schedule
 from tests.soak.senders import Senders
@@ -38,12 +39,9 @@ _IDENTITIES = {
 _SETTLE_SECONDS = 20.0
 # A process whose parent has ended is killed by the kernel.
 _END_SECONDS = 2.0
-# A process whose parent has ended is killed by the kernel.
-_END_SECONDS = 2.0
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?: .*\n)+(.*)", re.MULTILINE)
 # grpcio itself logs the path that is not UTF-8.
 _OF_THE_PATH = "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 1"
-_GENERATING = ("Generate", "StreamGenerate")
 
 
 @dataclass(frozen=True)
@@ -223,8 +221,8 @@ class _Load:
             )
 
         self.counts |= {
-            "started": total("longspan_grpc_server_started_total", *_GENERATING),
-            "handled": total("longspan_grpc_server_handled_total", *_GENERATING),
+            "started": total("longspan_grpc_server_started_total", *COUNTED),
+            "handled": total("longspan_grpc_server_handled_total", *COUNTED),
             "counted": total("longspan_requests_total"),
             "restarts": total("longspan_engine_restarts_total"),
             "descriptors": (descriptors, self._descriptors()),

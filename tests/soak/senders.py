@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from tests.e2e.server import Server
-from tests.soak.inputs import Input, inputs
+from tests.soak.inputs import COUNTED, Input, inputs
 from tests.soak.record import Record
 
 _TIMEOUT = 3.0
@@ -19,7 +19,6 @@ _MOST = 32
 # How long the port may take to close a connection that speaks no HTTP/2.
 _PATIENCE = 1.0
 _STRANGERS = ((), (("authorization", "Bearer none"),), (("authorization", "Basic x"),), (("x-bin", b"\xff"),))
-_GENERATING = ("/Generate", "/StreamGenerate")
 
 
 class Senders:
@@ -64,7 +63,7 @@ class Senders:
         self._record.now.hostile[status] += 1
 
     async def _call(self, channel: grpc.aio.Channel, one: Input) -> str:
-        self._record.sent += one.method.endswith(_GENERATING)
+        self._record.sent += one.method.rpartition("/")[2] in COUNTED
         headers = self._headers if one.known else self._rng.choice(_STRANGERS)
         # On the wire a unary call is one that streams a single answer.
         call = channel.unary_stream(one.method)(one.payload, timeout=_TIMEOUT, metadata=headers)

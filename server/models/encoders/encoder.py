@@ -17,17 +17,28 @@ class Encoder:
 
     Args:
         base: the model below its head.
+        first_position: of a text's first token.
+
+    Attributes:
+        token_types: how many the model knows; 0 if it takes none.
     """
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Any, first_position: int) -> None:
         self.base = base
-        self.takes_types = "token_type_ids" in inspect.signature(base.forward).parameters
-        self.first_position = first_position(base)
+        takes_types = "token_type_ids" in inspect.signature(base.forward).parameters
+        self.token_types: int = getattr(base.config, "type_vocab_size", 0) if takes_types else 0
+        self._first_position = first_position
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.base.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that it knows."""
+        count: int = self.base.get_input_embeddings().num_embeddings
+        return count
 
     @torch.inference_mode()
     def hidden(self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -38,9 +49,9 @@ class Encoder:
             types: token types for each text, as many as tokens, or none where all are 0.
         """
         lengths = [len(text) for text in texts]
-        first = self.first_position
+        first = self._first_position
         more = {}
-        if self.takes_types:
+        if self.token_types:
             flat = [kind for text, own in zip(texts, types, strict=True) for kind in own or [0] * len(text)]
             more["token_type_ids"] = self._row(flat)
         output = self.base(
@@ -66,7 +77,11 @@ def position_table(base: Any) -> nn.Embedding | None:
 
 
 def first_position(base: Any) -> int:
-    """The position of a text's first token, as a forward has it: RoBERTa's begins behind the padding's."""
+    """The position of a text's first token, as a forward has it: RoBERTa's begins behind the padding's.
+
+    Args:
+        base: with attention of transformers still.
+    """
     table = position_table(base)
     if table is None:
         return 0
@@ -76,7 +91,7 @@ def first_position(base: Any) -> int:
     token = 1 if base.config.pad_token_id != 1 else 2
     try:
         with torch.inference_mode():
-            base(input_ids=torch.tensor([[token, token]], device=base.device), longspan=Bidirectional([2]))
+            base(input_ids=torch.tensor([[token, token]], device=base.device))
     finally:
         hook.remove()
     return seen[0] if seen else 0

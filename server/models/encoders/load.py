@@ -17,7 +17,7 @@ from server.encoder_messages import Pooling, Task
 from server.errors import RefusedError
 from server.models.checkpoint.quantization import read_method
 from server.models.checkpoint.reading import read_stored
-from server.models.encoders.encoder import Encoder, position_table
+from server.models.encoders.encoder import Encoder, first_position, position_table
 from server.models.encoders.head import Chances, Head, chances
 from server.models.encoders.prepacked import prepack
 from server.models.encoders.prove import check, check_head, compute_own, own_logits, proof_texts
@@ -55,6 +55,7 @@ class LoadedEncoder:
         normalized: whether they then have length 1.
         labels: names of those that the head scores.
         chances: makes probabilities of their logits; ``None`` for a regression.
+        token_types: how many a text's tokens may have; 0 where transformers passes none to the model.
         dtype: of weights and computation.
         linears: what computes its linear layers, part of a sentence.
     """
@@ -73,6 +74,7 @@ class LoadedEncoder:
     normalized: bool
     labels: list[str]
     chances: Chances | None
+    token_types: int
     dtype: torch.dtype
     linears: str
 
@@ -118,7 +120,8 @@ def load_encoder(
     vocabulary = base.get_input_embeddings().num_embeddings
     report("checking", 0.7)
     with refusing(architecture, "the start-up check"):
-        length = _context_length(base, files, max_context)
+        first = first_position(base)
+        length = _context_length(base, first, files, max_context)
         texts = proof_texts(vocabulary, length, getattr(config, "sliding_window", None) or 0)
         own = compute_own(base, texts)
         logits = own_logits(model, texts) if kind in _CLASSES.values() else None
@@ -129,11 +132,16 @@ def load_encoder(
             if device == "cpu" and model.dtype == torch.float32
             else "linear layers are torch's"
         )
-        encoder = Encoder(base)
+        encoder = Encoder(base, first)
         check(encoder, texts, own, architecture)
         head = None if logits is None else Head(model)
         if head is not None and logits is not None:
             check_head(head, own, logits, model.dtype, architecture)
+    with refusing(architecture, "reading its tokenizer"):
+        tokenizer = _tokenizer(folder, config)
+        passed = tokenizer is not None and "token_type_ids" in tokenizer.model_input_names
+        if tokenizer is not None:
+            _check_room(tokenizer.num_special_tokens_to_add(pair=Task.SCORE in tasks), length)
     log.info("%s", linears)
     return LoadedEncoder(
         encoder=encoder,
@@ -150,6 +158,7 @@ def load_encoder(
         normalized=files.normalized,
         labels=_labels(config) if Task.SCORE in tasks else [],
         chances=chances(config) if Task.SCORE in tasks else None,
+        token_types=encoder.token_types if passed else 0,  # not all that a tokenizer makes are meant
         dtype=model.dtype,
         linears=linears,
     )
@@ -178,11 +187,26 @@ def _check_interface(config: Any, kind: Any) -> None:
         )
 
 
-def _context_length(base: Any, files: SentenceFiles, max_context: int | None) -> int:
+def _tokenizer(folder: Path, config: Any) -> Any:
+    """transformers' own tokenizer; ``None`` where there is none, and only token ids are served."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    return transformers.AutoTokenizer.from_pretrained(
+        folder, config=config, local_files_only=True, trust_remote_code=False
+    )
+
+
+def _check_room(special: int, length: int) -> None:
+    if special >= length:
+        raise RefusedError(
+            f"a text has {special} special tokens and at most {length} in all, so that none of its own fit; "
+            f"choose a --max-context larger than {special}"
+        )
+
+
+def _context_length(base: Any, first: int, files: SentenceFiles, max_context: int | None) -> int:
     table = position_table(base)
-    own = base.config.max_position_embeddings if table is None else table.num_embeddings
-    if table is not None and table.padding_idx is not None:
-        own -= table.padding_idx + 1  # RoBERTa's family: positions begin behind the padding's
+    own = base.config.max_position_embeddings if table is None else table.num_embeddings - first
     if max_context is not None and max_context > own:
         raise RefusedError(
             f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
