@@ -17,7 +17,7 @@ PoolingName = Literal["mean", "cls", "last", "none"]
 
 
 class EmbedOptions(TypedDict, total=False):
-    """Keyword arguments of ``embed``; what is left out is as the model's makers did.
+    """Keyword arguments of ``embed``; those left out have the defaults of the model's makers.
 
     Attributes:
         model: its name; the server's only model if left out.

@@ -49,7 +49,7 @@ def client(server):
 async def until_busy(client):
     """Waits until the engine has texts to compute."""
     async with asyncio.timeout(30):
-        while not (await client.server_info()).load.waiting:  # noqa: ASYNC110 (the engine tells no one)
+        while not (await client.server_info()).load.waiting:  # noqa: ASYNC110 (the engine sends no event)
             await asyncio.sleep(0.01)
 
 

@@ -130,7 +130,7 @@ def test_a_prompt_without_room_is_not_looked_up_again_while_it_waits(monkeypatch
 
 
 def test_pages_that_others_take_meanwhile_make_room_for_a_prompt_that_waits() -> None:
-    # 1 and 2 have a prefix that nobody holds when they come; once 1 holds it, 2 needs no pages for it.
+    # 1 and 2 have a prefix that no sequence holds when they come; once 1 holds it, 2 needs no pages for it.
     scheduler = make(pages=300)
     prefix = tuple(range(3200))
     ask(scheduler, 0, 3210, max_tokens=1, prefix=prefix)

@@ -211,7 +211,7 @@ class Faults:
 async def _until(condition: Callable[[], bool], what: str, seconds: float = _PATIENCE) -> None:
     try:
         async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110 (streams and counts tell nobody)
+            while not condition():  # noqa: ASYNC110 (streams and counts send no event)
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"{seconds:g} s have passed without that {what}") from None

@@ -186,7 +186,7 @@ class _Load:
             # A window is longer where its fault is, or where clients are not yet seen to be served.
             last = time.monotonic() + 2 * self._plan.window
             await asyncio.sleep(max(0.0, end - time.monotonic()))
-            while time.monotonic() < last and not self._served():  # noqa: ASYNC110 (counts tell nobody)
+            while time.monotonic() < last and not self._served():  # noqa: ASYNC110 (counts send no event)
                 await asyncio.sleep(0.05)
 
     def _served(self) -> bool:
