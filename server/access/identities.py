@@ -20,6 +20,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _BOUNDS = {
     "requests_in_flight": (1, 1 << 53),
     "tokens_per_minute": (1, 1 << 53),
+    "kv_tokens": (1, 1 << 53),
     "max_priority": (-(1 << 31), (1 << 31) - 1),
 }
 
@@ -34,6 +35,8 @@ class Identity:
         certificates: common or alternative names, any of which its certificate may have.
         requests_in_flight: most requests to generate, embed or score at once; ``None``: any number.
         tokens_per_minute: tokens of prompts, texts and outputs on average; ``None``: any number.
+        kv_tokens: most tokens of the KV cache that its generations in flight claim together; ``None``: any
+            number.
         max_priority: highest priority that its requests may have; ``None``: any.
         metrics: whether it may read ``/metrics``, where that asks for a token.
     """
@@ -43,6 +46,7 @@ class Identity:
     certificates: tuple[str, ...] = ()
     requests_in_flight: int | None = None
     tokens_per_minute: int | None = None
+    kv_tokens: int | None = None
     max_priority: int | None = 0
     metrics: bool = False
 

@@ -27,7 +27,7 @@ class LimitError(Exception):
 
 
 class Quota:
-    """One identity's requests in flight, and its allowance of tokens.
+    """One identity's requests in flight, what they claim of the KV cache, and its allowance of tokens.
 
     The allowance fills up by ``tokens_per_minute`` a minute, to one minute's worth. A request may begin while
     some is left, and takes from it as its tokens are computed, below nothing too: so requests are never cut
@@ -38,11 +38,13 @@ class Quota:
 
     Attributes:
         in_flight: requests.
+        claims: tokens of the KV cache that they claim, by request id.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.in_flight = 0
+        self.claims: dict[str, int] = {}
         self._rate: int | None = None
         self._spent = 0.0  # of the allowance
         self._when = clock()
@@ -73,6 +75,23 @@ class Quota:
                 rate,
                 seconds,
             )
+
+    def claim(self, identity: Identity, request_id: str, tokens: int) -> None:
+        """Enters what a request in flight claims of the KV cache.
+
+        Raises:
+            LimitError: together with the others it would be too much.
+        """
+        most = identity.kv_tokens
+        if most is not None and (claimed := sum(self.claims.values())) + tokens > most:
+            raise LimitError(
+                f"{identity.name}'s requests in flight claim {claimed} of at most {most} tokens of the KV "
+                f"cache, and this one claims {tokens}; wait for one to end, or lower max_tokens or n",
+                "KV_TOKENS",
+                most,
+                None,
+            )
+        self.claims[request_id] = tokens
 
     def spend(self, tokens: int) -> None:
         """Takes tokens of a prompt or an output from the allowance."""

@@ -70,11 +70,8 @@ class Admission:
         key = caller.identity.name, request_id
         if key in self._requests:
             raise errors.request_id_in_use(request_id)
-        try:
+        with self._limits():
             caller.quota.check(caller.identity)
-        except LimitError as error:
-            seconds = self._retry_seconds(1) if error.retry_seconds is None else error.retry_seconds
-            raise errors.limit_reached(str(error), error.reason, error.limit, seconds) from error
         if self.sequences + sequences > self.limit:
             missing = self.sequences + sequences - self.limit
             raise errors.queue_full(self.sequences, self.limit, self._retry_seconds(missing))
@@ -82,15 +79,42 @@ class Admission:
         caller.quota.in_flight += 1
         self._empty.clear()
         self.sequences += sequences
+        tells_pace = True
         try:
             yield
+        except errors.ServiceError:
+            # One that is refused after all ends at once, which tells nothing of when there is room.
+            tells_pace = False
+            raise
         finally:
             del self._requests[key]
             caller.quota.in_flight -= 1
+            caller.quota.claims.pop(request_id, None)
             if not self._requests:
                 self._empty.set()
             self.sequences -= sequences
-            self._released(sequences)
+            if tells_pace:
+                self._released(sequences)
+
+    def claim(self, caller: Caller, request_id: str, tokens: int) -> None:
+        """Has a request in flight claim so many tokens of the KV cache, until it ends.
+
+        Raises:
+            ServiceError: the caller's requests may not claim as many.
+        """
+        most = caller.identity.kv_tokens
+        if most is not None and tokens > most:
+            raise errors.claim_too_large(tokens, most)
+        with self._limits():
+            caller.quota.claim(caller.identity, request_id, tokens)
+
+    @contextmanager
+    def _limits(self) -> Iterator[None]:
+        try:
+            yield
+        except LimitError as error:
+            seconds = self._retry_seconds(1) if error.retry_seconds is None else error.retry_seconds
+            raise errors.limit_reached(str(error), error.reason, error.limit, seconds) from error
 
     def _released(self, sequences: int) -> None:
         now = time.monotonic()

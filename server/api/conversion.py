@@ -49,8 +49,7 @@ class Plan:
         Generation ends where the context does, so a larger ``max_tokens`` is bounded and not refused.
         """
         stop, logprobs = self.request.stop, self.request.logprobs
-        room = context_length - len(prompt)
-        max_tokens = min(stop.max_tokens, room) if stop.HasField("max_tokens") else room
+        max_tokens = self._max_tokens(len(prompt), context_length)
         seeds = [(self.seed + index * _SEED_STEP) % 2**64 for index in range(self.n)]
         return [
             Submit(
@@ -69,6 +68,20 @@ class Plan:
             )
             for index, id_ in enumerate(ids)
         ]
+
+    def kv_tokens(self, prompt: int, context_length: int, *, shared: bool) -> int:
+        """Tokens of the KV cache that the request can come to take, where no page is evicted.
+
+        Args:
+            prompt: tokens of the prompt.
+            context_length: most tokens of prompt and output together.
+            shared: whether samples share the prompt's pages.
+        """
+        return prompt * (1 if shared else self.n) + self.n * self._max_tokens(prompt, context_length)
+
+    def _max_tokens(self, prompt: int, context_length: int) -> int:
+        stop, room = self.request.stop, context_length - prompt
+        return min(stop.max_tokens, room) if stop.HasField("max_tokens") else room
 
 
 def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inference_pb2.Limits) -> Plan:

@@ -149,6 +149,15 @@ def prompt_too_long(field: str, actual: int, limit: int) -> ServiceError:
     )
 
 
+def claim_too_large(actual: int, limit: int) -> ServiceError:
+    """The request alone claims more tokens of the KV cache than its identity may: waiting won't help."""
+    sentence = (
+        f"claims {actual} tokens of the KV cache, by its prompt and max_tokens of each sample; requests of "
+        f"this identity claim {limit} at most, so lower max_tokens or n, or shorten the prompt"
+    )
+    return _refused_whole(sentence, "CLAIM_TOO_LARGE", limit=limit, actual=actual)
+
+
 def queue_full(in_flight: int, limit: int, retry_seconds: float) -> ServiceError:
     """Admission: as many sequences as the server takes are in flight."""
     return ServiceError(

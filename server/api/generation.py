@@ -77,6 +77,9 @@ class Generation:
             prompt = await prompt_ids(self._request, served, self._state)
             if self._error is not None:
                 raise self._error
+            length, shared = served.ready.context_length, self._state.settings.prefix_cache
+            claimed = plan.kv_tokens(len(prompt), length, shared=shared)
+            self._state.admission.claim(self._caller, self._request_id, claimed)
             quota.spend(len(prompt))
             ids = served.engine.new_ids(plan.n)
             answer = Answer(self._request, self._request_id, served, plan.stop, ids, len(prompt))
@@ -84,8 +87,7 @@ class Generation:
             account.record = record
             if not self._aborted:
                 with self._engine_errors():
-                    length, salt = served.ready.context_length, self._caller.salt
-                    sequences = plan.sequences(ids, prompt, length, salt)
+                    sequences = plan.sequences(ids, prompt, length, self._caller.salt)
                     stream = self._stream = served.engine.submit(sequences)
                     account.submitted = True
                     # Outputs that came while the client was slow to take an event are taken together.

@@ -22,6 +22,7 @@ TWO = f"""
 token_sha256 = ["{token_hash(TOKEN)}", "{token_hash("her next one")}"]
 requests_in_flight = 2
 tokens_per_minute = 1000
+kv_tokens = 500
 max_priority = 3
 
 [bob]
@@ -50,7 +51,7 @@ def name(found: Callers, token: str) -> str:
 def test_a_file_says_who_may_ask_and_how_much(file):
     alice, bob = read_identities(file)
     assert alice == Identity(
-        "alice", (token_hash(TOKEN), token_hash("her next one")), (), 2, 1000, max_priority=3
+        "alice", (token_hash(TOKEN), token_hash("her next one")), (), 2, 1000, 500, max_priority=3
     )
     assert (bob.certificates, bob.requests_in_flight, bob.max_priority) == (
         ("bob.example", "spiffe://x/bob"),
@@ -66,7 +67,7 @@ def test_a_file_says_who_may_ask_and_how_much(file):
         ("a = 1", "'a' stands outside a table"),
         ("[a", "is not valid TOML"),
         ('["a b"]', "'a b' is no name"),
-        ("[a]\ntoken = 'x'", r"\[a\] has no 'token'; it may have certificates, max_priority"),
+        ("[a]\ntoken = 'x'", r"\[a\] has no 'token'; it may have certificates, kv_tokens, max_priority"),
         ("[a]", "neither token_sha256 nor certificates"),
         ("[a]\ntoken_sha256 = 'x'", "token_sha256 is not a list of texts"),
         ("[a]\ntoken_sha256 = ['my secret']", "not 64 hexadecimal digits"),
@@ -76,6 +77,7 @@ def test_a_file_says_who_may_ask_and_how_much(file):
             f"[a]\ncertificates = ['x']\ntokens_per_minute = {10**400}",
             "tokens_per_minute is not a whole number",
         ),
+        ("[a]\ncertificates = ['x']\nkv_tokens = 1.5", "kv_tokens is not a whole number from 1 to"),
         (f"[a]\ntoken_sha256 = ['{token_hash('')}']", "the hash of an empty token"),
         ("a = " + "[" * 5000, "is not valid TOML"),
         ("[a]\ncertificates = ['x']\nmax_priority = true", "max_priority is not a whole number"),

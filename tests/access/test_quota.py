@@ -34,6 +34,17 @@ def test_requests_in_flight():
     quota.check(EVERYONE)
 
 
+def test_claims_of_the_kv_cache_add_up_to_the_limit():
+    quota, identity = Quota(), Identity("alice", kv_tokens=100)
+    quota.claim(identity, "a", 60)
+    quota.claim(identity, "b", 40)
+    with pytest.raises(LimitError, match=r"claim 100 of at most 100 tokens .* claims 1; wait") as caught:
+        quota.claim(identity, "c", 1)
+    assert (caught.value.reason, caught.value.limit, caught.value.retry_seconds) == ("KV_TOKENS", 100, None)
+    assert quota.claims == {"a": 60, "b": 40}
+    quota.claim(EVERYONE, "c", 10**9)
+
+
 def test_tokens_fill_up_with_time_to_one_minutes_worth():
     clock = Clock()
     quota = Quota(clock)

@@ -18,6 +18,7 @@ from tests.api.conftest import ask, details, until
 
 ALICE = (("authorization", "Bearer of alice"),)
 BOB = (("authorization", "Bearer of bob"),)
+CAROL = (("authorization", "Bearer of carol"),)
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def callers(tmp_path):
     file.write_text(
         f"[alice]\ntoken_sha256 = ['{token_hash('of alice')}']\nrequests_in_flight = 1\nmax_priority = 2\n"
         f"[bob]\ntoken_sha256 = ['{token_hash('of bob')}']\ntokens_per_minute = 60\n"
+        f"[carol]\ntoken_sha256 = ['{token_hash('of carol')}']\nkv_tokens = 60\n"
     )
     return Callers(file)
 
@@ -116,6 +118,68 @@ async def test_requests_in_flight_of_one_identity(running):
     await asyncio.gather(first, other)
     await running.stub.Generate(ask(), metadata=ALICE)
     assert running.sample("longspan_request_rejections_total", reason="requests_in_flight") == 1
+
+
+async def test_claims_of_one_identity(running):
+    """5 tokens of prompt, which samples share, and ``max_tokens`` of each sample; at most 60."""
+    running.engine.open.clear()
+    two = asyncio.ensure_future(running.stub.Generate(ask(n=2, stop={"max_tokens": 20}), metadata=CAROL))
+    await until(lambda: running.engine.running == 2)
+    for _ in range(5):
+        error = await refused(running.stub.Generate(ask(stop={"max_tokens": 11}), metadata=CAROL))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "claim 45 of at most 60 tokens of the KV cache, and this one claims 16; wait" in error.details()
+    found = details(error)
+    assert (found["ErrorInfo"].reason, found["ErrorInfo"].metadata["limit"]) == ("KV_TOKENS", "60")
+    seconds = found["RetryInfo"].retry_delay.ToTimedelta().total_seconds()
+    assert seconds == 1, "as before anything has ended: refusals do not count"
+    one = asyncio.ensure_future(running.stub.Generate(ask(stop={"max_tokens": 10}), metadata=CAROL))
+    other = asyncio.ensure_future(running.stub.Generate(ask(), metadata=ALICE))
+    await until(lambda: running.engine.running == 4)
+    running.engine.open.set()
+    await asyncio.gather(two, one, other)
+    assert running.sample("longspan_request_rejections_total", reason="kv_tokens") == 5
+
+
+@pytest.mark.parametrize("end", ["complete", "abort", "leave", "fail"])
+async def test_a_claim_ends_with_its_request(running, end):
+    most = ask(stop={"max_tokens": 55}, request_id="r")
+    running.engine.open.clear()
+    call = running.stub.Generate(most, metadata=CAROL)
+    await until(lambda: running.engine.running == 1)
+    assert (await refused(running.stub.Generate(ask(), metadata=CAROL))).code() is (
+        grpc.StatusCode.RESOURCE_EXHAUSTED
+    )
+    if end == "abort":
+        await running.stub.Abort(inference_pb2.AbortRequest(request_id="r"), metadata=CAROL)
+    elif end == "leave":
+        call.cancel()
+    elif end == "fail":
+        running.state.admission.fail_all(running.state.cut_off())
+    running.engine.open.set()
+    await asyncio.wait([asyncio.ensure_future(call.code())])
+    await until(lambda: not len(running.state.admission))
+    assert len((await running.stub.Generate(most, metadata=CAROL)).completions[0].token_ids) == 55
+
+
+async def test_a_claim_that_no_wait_would_help(running):
+    """Without ``max_tokens`` it is the whole context."""
+    error = await refused(running.stub.Generate(ask(stop={}), metadata=CAROL))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    found = details(error)
+    assert found["ErrorInfo"].reason == "CLAIM_TOO_LARGE"
+    assert dict(found["ErrorInfo"].metadata) == {"limit": "60", "actual": "200"}
+    assert "lower max_tokens or n" in found["BadRequest"].field_violations[0].description
+    assert "RetryInfo" not in found
+    assert not running.engine.submitted
+
+
+async def test_without_a_prefix_cache_each_sample_claims_its_prompt(running):
+    request = ask(n=2, stop={"max_tokens": 26})
+    await running.stub.Generate(request, metadata=CAROL)
+    running.state.settings = running.state.settings.model_copy(update={"prefix_cache": False})
+    error = await refused(running.stub.Generate(request, metadata=CAROL))
+    assert details(error)["ErrorInfo"].metadata["actual"] == "62"
 
 
 async def test_the_log_says_whose_request_it_was(running, caplog):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from longspan import Client, UnauthenticatedError
+from longspan import BusyError, Client, InvalidRequestError, UnauthenticatedError
 from tests.authority import Authority
 from tests.e2e.server import Server
 
@@ -21,7 +21,7 @@ LONGSPAN = [sys.executable, "-m", "loadtest.cli"]
 
 
 class Secured(NamedTuple):
-    """A server, how to reach it, and the tokens of its two identities."""
+    """A server, how to reach it, and the tokens of its identities."""
 
     server: Server
     root: Path
@@ -42,7 +42,9 @@ def secured(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("access")
     authority, identities = Authority(folder / "authority"), folder / "identities.toml"
     issued = authority.issue("localhost")
-    tokens = {name: make_token(name, identities) for name in ("alice", "bob")}
+    tokens = {name: make_token(name, identities) for name in ("alice", "bob", "dora")}
+    with identities.open("a") as file:
+        file.write("kv_tokens = 8000\n")  # of dora, the last one
     with Server(
         *("--tls-certificate", issued.certificate, "--tls-key", issued.key, "--identities", identities)
     ) as server:
@@ -83,6 +85,30 @@ def test_nor_does_the_time_to_the_first_token_tell(secured):
                 seconds[name].append(time.monotonic() - begun)
     best = {name: min(values) for name, values in seconds.items()}
     assert best["again"] < best["first"] / 2 < best["other"], best
+
+
+def test_the_kv_cache_that_one_identity_claims(secured):
+    """7900 tokens take far more than the 5 seconds in which the claim of a stream that is left must end."""
+    ids = prompt(100, random.Random(3))
+    with secured.client(secured.tokens["dora"]) as dora, secured.client(secured.tokens["bob"]) as bob:
+        stream = dora.stream(ids, max_tokens=7900, ignore_eos=True)
+        deltas = iter(stream)
+        next(deltas)
+        with pytest.raises(BusyError, match=r"claim 8000 of at most 8000 .* this one claims 101") as busy:
+            dora.generate(ids, max_tokens=1)
+        assert busy.value.retry_after > 0
+        bob.generate(ids, max_tokens=1)
+        with pytest.raises(InvalidRequestError, match="claims 8001 tokens of the KV cache"):
+            dora.generate(ids, max_tokens=7901)
+        stream.close()
+        end = time.monotonic() + 5
+        while True:
+            try:
+                dora.generate(ids, max_tokens=1)
+                break
+            except BusyError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
 
 
 def test_a_token_counts_from_the_time_at_which_the_file_has_it(secured):
