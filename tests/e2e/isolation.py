@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 import sys
@@ -116,10 +117,14 @@ def run(seconds: float, server: Sequence[str]) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder, "endless.jinja")
         template.write_text(hostile.ENDLESS_TEMPLATE)
-        # Without the prefix cache a prompt that is repeated is computed each time.
-        options: list[str | Path] = ["--chat-template", template, "--no-prefix-cache", *server]
+        # Without the prefix cache a prompt that is repeated is computed each time; the checks, which tests
+        # have after every step, would count as part of quiet gaps.
+        own = ["--no-prefix-cache", "--no-check-integrity"]
         spawn = multiprocessing.get_context("spawn")
-        with Server(*options) as running, ProcessPoolExecutor(1, spawn) as sender:
+        with (
+            Server("--chat-template", template, *own, *server) as running,
+            ProcessPoolExecutor(1, spawn) as sender,
+        ):
             with running.client() as client:
                 info = client.model_info()
             sender.submit(hostile.chat, "x").result()  # imports, which no window should have beside it
@@ -210,6 +215,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="a file for all figures")
     parser.add_argument("server", nargs="*", help="after --, further options of longspan serve")
     options = parser.parse_args()
+    if not 0 < options.seconds < math.inf:
+        parser.error(f"--seconds: is {options.seconds:g}; it must be a number above 0")
     rows = run(options.seconds, options.server)
     bounds = judge(rows)
     if options.json:
