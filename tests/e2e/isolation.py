@@ -65,7 +65,8 @@ class Row:
         health: 99th percentile of the seconds that health took.
         health_worst: the longest of them.
         metrics_worst: seconds that the slowest scrape took.
-        grown: bytes that the server process's memory grew by, at its largest.
+        grown: bytes that the server process's memory grew by, at its largest. What an earlier message left
+            with the allocator counts for that one.
     """
 
     name: str
