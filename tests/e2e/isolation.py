@@ -206,7 +206,7 @@ def table(rows: Sequence[Row]) -> Columns:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.3g}"
+    return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f}"
 
 
 def main() -> int:
