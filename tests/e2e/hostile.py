@@ -19,7 +19,7 @@ import grpc
 import psutil
 from google.protobuf.message import Message
 
-from longspan.v1 import inference_pb2
+from longspan.v1 import encoder_pb2, inference_pb2
 from tests.e2e.server import Server
 from tests.wire_format import field
 
@@ -28,6 +28,7 @@ _MIB = 1 << 20
 _LARGEST = 8 * _MIB - 64
 
 Generate, Tokenize = inference_pb2.GenerateRequest, inference_pb2.TokenizeRequest
+Embed = encoder_pb2.EmbedRequest
 Count, Detokenize = inference_pb2.CountTokensRequest, inference_pb2.DetokenizeRequest
 
 
@@ -53,6 +54,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
         "Generate",
         lambda: _bytes(Generate(text="x", stop={"stop_strings": ["a" * 512_000] * 16})),
     ),
+    "four million empty texts to Embed": ("Embed", lambda: field(2, b"") * 4_000_000),
 }
 """Method and bytes of messages that no server takes, by what they are."""
 
@@ -63,6 +65,14 @@ TAKEN: dict[str, tuple[str, Callable[[inference_pb2.GetModelInfoResponse], bytes
         lambda of: _bytes(Tokenize(text="\xe9" * (of.limits.text_bytes // 2))),
     ),
     "the most spaces": ("CountTokens", lambda of: _bytes(Count(text=" " * of.limits.text_bytes))),
+    "the largest text to Embed": (
+        "Embed",
+        lambda of: _bytes(Embed(texts=["a b" * (of.limits.text_bytes // 3)])),
+    ),
+    "a prompt that fills the context": (
+        "Generate",
+        lambda of: _bytes(Generate(token_ids={"ids": [5] * (of.context_length - 1)}, stop={"max_tokens": 1})),
+    ),
     "a context of ids to Detokenize": (
         "Detokenize",
         lambda of: _bytes(Detokenize(token_ids=[5] * of.context_length)),
@@ -95,7 +105,34 @@ TAKEN: dict[str, tuple[str, Callable[[inference_pb2.GetModelInfoResponse], bytes
         ),
     ),
 }
-"""Method and bytes of messages as large as a model's limits allow, by what they are."""
+"""Method and bytes of messages as large as a generating model's limits allow, by what they are."""
+
+PLAIN: dict[str, tuple[str, Callable[[inference_pb2.GetModelInfoResponse], bytes]]] = {
+    "the most biases and samples": (
+        "as many samples without biases",
+        lambda of: _bytes(Generate(text="x", n=of.limits.n, stop={"max_tokens": 8})),
+    ),
+    "the longest stop strings": (
+        "as many tokens without stop strings",
+        lambda of: _bytes(Generate(text="a" * 40, stop={"max_tokens": 32})),
+    ),
+    "a prompt that fills the context": (
+        "a prompt of at most 1000 tokens",
+        lambda of: _bytes(
+            Generate(
+                token_ids={"ids": [5] * min(1000, of.context_length - 1)},
+                stop={"max_tokens": 1},
+            )
+        ),
+    ),
+}
+"""Of those in ``TAKEN`` that are computed, ordinary work of their kind: its name and bytes."""
+
+_LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS_TEMPLATE = (
+    "{% for m in messages %}{{ m.content }}{% if m.content == 'loop' %}" + _LOOP + "{% endif %}{% endfor %}"
+)
+"""A chat template that does not end where a message is ``loop``."""
 
 
 def chat(content: str) -> bytes:
@@ -113,20 +150,20 @@ class Seen:
 
     Attributes:
         gaps: seconds between one delta of a stream and the next.
-        health: seconds that health took to answer, and metrics.
+        health: seconds that health took to answer.
+        metrics: seconds that a scrape took.
         grown: bytes that the server process's memory grew by, at its largest.
-        answers: of the messages, by status.
     """
 
     gaps: list[float] = dataclasses.field(default_factory=list)
     health: list[float] = dataclasses.field(default_factory=list)
+    metrics: list[float] = dataclasses.field(default_factory=list)
     grown: int = 0
-    answers: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 @contextlib.contextmanager
-def watched(server: Server) -> Iterator[Seen]:
-    """Streams, asks for health and metrics, and watches the memory, until the block ends."""
+def watched(server: Server, streams: int = 1) -> Iterator[Seen]:
+    """Has so many streams, asks for health and metrics, and watches the memory, until the block ends."""
     seen, end = Seen(), threading.Event()
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
@@ -148,14 +185,16 @@ def watched(server: Server) -> Iterator[Seen]:
             while not end.wait(0.02):
                 begun = time.monotonic()
                 assert client.health()
-                server.metrics()
                 seen.health.append(time.monotonic() - begun)
+                begun = time.monotonic()
+                assert server.scrape()
+                seen.metrics.append(time.monotonic() - begun)
                 seen.grown = max(seen.grown, process.memory_info().rss - before)
 
-    with ThreadPoolExecutor(2) as pool:
-        watchers = [pool.submit(watcher) for watcher in (stream, health)]
+    with ThreadPoolExecutor(streams + 1) as pool:
+        watchers = [pool.submit(watcher) for watcher in (*[stream] * streams, health)]
         try:
-            while not (seen.gaps and seen.health) and not any(watcher.done() for watcher in watchers):
+            while not (seen.gaps and seen.metrics) and not any(watcher.done() for watcher in watchers):
                 time.sleep(0.01)
             yield seen
         finally:
@@ -165,24 +204,45 @@ def watched(server: Server) -> Iterator[Seen]:
 
 
 def send(
-    server: Server, method: str, payload: bytes, *, seen: Seen, clients: int = 4, times: int = 2
-) -> None:
-    """Sends a message from several clients, each ``times`` times, and counts the answers."""
+    address: str,
+    method: str,
+    payload: bytes,
+    *,
+    clients: int = 4,
+    times: int = 2,
+    seconds: float = 0.0,
+    timeout: float = 100.0,
+) -> Counter[str]:
+    """Sends a message from several clients and counts the answers by status.
+
+    Args:
+        address: of the server.
+        method: its name alone.
+        payload: the message.
+        clients: that send, each on a connection of its own.
+        times: each sends it, at least.
+        seconds: for so long each sends it again and again.
+        timeout: seconds that an answer may take.
+    """
+    service = "EncoderService" if method == "Embed" else "InferenceService"
 
     def one(_: int) -> list[str]:
+        begun = time.monotonic()
+        statuses: list[str] = []
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        with grpc.insecure_channel(f"{server.host}:{server.port}", options) as channel:
-            call: Callable[..., bytes] = channel.unary_unary(f"/longspan.v1.InferenceService/{method}")
-            return [_status(call, payload) for _ in range(times)]
+        with grpc.insecure_channel(address, options) as channel:
+            call: Callable[..., bytes] = channel.unary_unary(f"/longspan.v1.{service}/{method}")
+            while len(statuses) < times or time.monotonic() - begun < seconds:
+                statuses.append(_status(call, payload, timeout))
+        return statuses
 
     with ThreadPoolExecutor(clients) as pool:
-        for statuses in pool.map(one, range(clients)):
-            seen.answers.update(statuses)
+        return Counter(status for statuses in pool.map(one, range(clients)) for status in statuses)
 
 
-def _status(call: Callable[..., bytes], payload: bytes) -> str:
+def _status(call: Callable[..., bytes], payload: bytes, timeout: float) -> str:
     try:
-        call(payload, timeout=100)
+        call(payload, timeout=timeout)
     except grpc.RpcError as error:
         return str(error.code().name)
     return "OK"

@@ -89,14 +89,23 @@ class Server:
         """A new asyncio client."""
         return AsyncClient(self.host, self.port)
 
-    def metrics(self) -> dict[str, float]:
-        """A scrape: every sample by its name, labels but ``model_name`` included."""
+    @property
+    def address(self) -> str:
+        """Where gRPC answers."""
+        return f"{self.host}:{self.port}"
+
+    def scrape(self) -> str:
+        """Its metrics as text."""
         with urllib.request.urlopen(
             f"http://{self.host}:{self.metrics_port}/metrics", timeout=10
         ) as response:
-            text = response.read().decode()
+            text: str = response.read().decode()
+        return text
+
+    def metrics(self) -> dict[str, float]:
+        """A scrape: every sample by its name, labels but ``model_name`` included."""
         samples = {}
-        for family in text_string_to_metric_families(text):
+        for family in text_string_to_metric_families(self.scrape()):
             for sample in family.samples:
                 labels = ",".join(f'{k}="{v}"' for k, v in sample.labels.items() if k != "model_name")
                 samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
