@@ -77,7 +77,7 @@ class MetricsServer:
             for connection in self._connections:
                 connection.cancel()
             if self._connections:
-                self._loop.run_until_complete(asyncio.wait(self._connections))
+                self._loop.run_until_complete(asyncio.wait(set(self._connections)))
         finally:
             self._listener.close()
             self._loop.close()

@@ -189,6 +189,7 @@ class Users:
         expected = list(question.answer)
         if list(tokens) != (expected if whole else expected[: len(tokens)]):
             self._record.now.wrong.append(f"{list(tokens)} came where {expected} was due")
-        if text != question.text if whole else not question.text.startswith(text):
+        # A part may end within a character, for which U+FFFD stands.
+        if text != question.text if whole else not question.text.startswith(text.rstrip("\ufffd")):
             self._record.now.wrong.append(f"{text!r} came where {question.text!r} was due")
         self._record.now.compared += bool(tokens)
