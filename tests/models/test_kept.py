@@ -303,8 +303,8 @@ def test_the_default_models_engine_takes_little_memory_and_no_transformers(defau
     ).stdout.splitlines()
     before, started, worked, pages = map(int, lines[0].split())
     assert lines[1] == "False False"
-    # How much of torch's own libraries is mapped meanwhile differs by tens of MiB with the state of the page cache; a
-    # copy of the embeddings alone would be 108 MiB.
+    # How much of torch's own libraries is mapped meanwhile differs by tens of MiB with the state of the page
+    # cache; a copy of the embeddings alone would be 108 MiB.
     assert started - before < file.stat().st_size + (96 << 20)
     # Keys and values, and rows of a step: those of attention and those between the layers.
     assert worked - started < pages + (64 << 20)
