@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.server import Server
 from tests.models.hostile import REFUSED, copy
 
-# The first two took over 6 GiB, and over 75 s. Most of what is left are imports.
+# The first two took over 6 GiB, and over 75 s. Imports take most of the time now.
 MOST_SECONDS = 30.0
 MOST_WAIT = 240.0  # beside other tests
 MOST_BYTES = 3 << 29

@@ -1,4 +1,4 @@
-"""Hostile messages that clients repeat hold up nobody, and what that is judged by can fail."""
+"""Hostile messages that clients repeat hold up no other client, and each bound of that can fail."""
 
 import io
 from dataclasses import replace
