@@ -99,6 +99,7 @@ class Group:
         # It has the whole comparison's rows, but only this group's candidates are missing from it.
         self._own = replace(whole, plan=replace(whole.plan, candidates=tuple(part)))
         self._end, self._listener, self._clock = end, listener, clock
+        self._units_for_all = material.units
         self._booked = clock()
         self._longest_step = LONGEST_STEP * (end - self._booked)
         self._spent = {"speed": 0.0, "quality": 0.0}
@@ -261,15 +262,15 @@ class Group:
     def _candidates_for(self, unit: Unit, judgment: Judgment) -> frozenset[str]:
         """Candidates that a unit is to be done on: those whose verdict may depend on it, and full attention.
 
-        Full attention is included, since only pairs count. The first unit of a kind is for all, and a few are
-        for each whose verdict is open anywhere. Empty where it would be only for full attention.
+        Full attention is included, since only pairs count. The first units of a kind are for all, and a few
+        are for each whose verdict is open anywhere. Empty where it would be only for full attention.
         """
         plan, failed = self._own.plan, self._whole.failed
         done = self._done.get(_place(unit), 0)
         names = set()
         for verdict in judgment.verdicts:
             still = open_tests(verdict, plan.confidence)
-            first = unit.kind == "memory" or done == 0 or (done < LEAST_UNITS and still)
+            first = unit.kind == "memory" or done < self._units_for_all or (done < LEAST_UNITS and still)
             if first or (unit.measure, unit.length) in still:
                 names.add(verdict.deployment)
         names &= {deployment.name for deployment in plan.candidates} - failed.keys()

@@ -86,12 +86,14 @@ class Material:
         prose: running text in which tasks hide what they ask for.
         own: the operator's own questions.
         chat: what was asked for; see ``Asked``.
+        units: see ``Preset``.
     """
 
     text: str
     prose: str
     own: tuple[Sample, ...]
     chat: bool | None
+    units: int = 1
 
 
 def make_plan(asked: Asked) -> tuple[Plan, Material]:
@@ -130,7 +132,8 @@ def make_plan(asked: Asked) -> tuple[Plan, Material]:
         arguments=(*(("--model", asked.model) if asked.model else ()), *asked.arguments),
         tasks_version=VERSION,
     )
-    return plan, Material(text, prose, own, asked.preset.chat if asked.chat is None else asked.chat)
+    chat = asked.preset.chat if asked.chat is None else asked.chat
+    return plan, Material(text, prose, own, chat, asked.preset.units)
 
 
 def rejudged(plan: Plan, margins: Sequence[str], confidence: float | None) -> Plan:

@@ -22,6 +22,7 @@ class Preset:
         chat: questions are asked through the chat template; ``None``: where the model has one.
         prefill: one user's load has cells with new prompts too, not only with prompts in the prefix cache.
         fixed: candidates, contexts, tasks and load can't be changed: known figures exist only for them.
+        units: contexts of each task and length, and slices of text, that every candidate gets at least.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Preset:
     chat: bool | None = None
     prefill: bool = True
     fixed: bool = False
+    units: int = 1
 
 
 QUICK = Preset(
@@ -87,6 +89,8 @@ KNOWN = Preset(
     chat=False,
     prefill=False,
     fixed=True,
+    # A perplexity is claimed of two slices or more, also of a variant whose loss in tasks is certain at once.
+    units=2,
 )
 
 PRESETS = {preset.name: preset for preset in (QUICK, WHOLE, KNOWN)}

@@ -63,11 +63,11 @@ class World:
             raise OpenError(self.refused)
         yield {each.name: Server(self, each.name) for each in deployments}
 
-    def compare(self, budget, at_once=9):
+    def compare(self, budget, at_once=9, units=1):
         """Runs a comparison without rows; gives it, with its judgments in the order in which they came."""
         comparison = replace(self.whole, answers=[], text=[], memory=[], speed=[], running={}, spent=0.0)
         found = Found(comparison.plan, {}, {}, None, at_once, Needs(0, 0, 0, 0), self.rate)
-        material = SimpleNamespace(text="", prose="", own=())
+        material = SimpleNamespace(text="", prose="", own=(), units=units)
         judgments = []
         listener = Listener(lambda words: None, judgments.append)
         whole_run.run(comparison, found, material, budget, listener, clock=lambda: self.now)
@@ -267,6 +267,18 @@ def test_a_variant_that_surely_loses_is_asked_no_more_while_another_is_open(monk
     assert asked[WINDOW.name] < asked[TOPK.name] == asked[FULL.name], "what is asked is paired"
     assert len(asked[WINDOW.name]) < 0.6 * len(asked[TOPK.name])
     assert judgments[-1].verdicts[0].outcome is Outcome.UNSAFE
+
+
+def test_figures_that_are_checked_have_their_units_though_the_verdict_is_certain(monkeypatch):
+    """A perplexity is claimed of two slices; a loss in tasks may be certain after the first."""
+
+    def slices(units):
+        world = World(monkeypatch, window=Truth(lost=1.0, nats=1.0))
+        comparison, _ = world.compare(1_500.0, units=units)
+        return {row.block // 4 for row in comparison.text if row.deployment == WINDOW.name}
+
+    assert slices(1) == {0}
+    assert slices(2) == {0, 1}
 
 
 def test_each_round_is_judged_and_booked(monkeypatch):
