@@ -29,8 +29,11 @@ async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "loading weights, 40%" in caught.value.details()
         assert await life.health() == NOT_SERVING
+        assert await life.probe("/healthz") == 200
+        assert await life.probe("/readyz") == 503
         await life.engine()
         assert await life.health() == SERVING
+        assert await life.probe("/readyz") == 200
         line = capsys.readouterr().out
         port, metrics_port = life.server.port, life.server.metrics_port
         assert re.fullmatch(

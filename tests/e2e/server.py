@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import random
 import re
@@ -101,6 +102,15 @@ class Server:
         ) as response:
             text: str = response.read().decode()
         return text
+
+    def probe(self, path: str) -> int:
+        """The status of a probe of its health by HTTP, by a new connection."""
+        connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
 
     def metrics(self) -> dict[str, float]:
         """A scrape: every sample by its name, labels but ``model_name`` included."""
