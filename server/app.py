@@ -291,3 +291,7 @@ def serve(settings: Settings, access: Access, spawned: Spawned | None = None) ->
     except RefusedError as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1
+    finally:
+        from server.text.template_process import template_process
+
+        template_process().close()
