@@ -17,7 +17,7 @@ from server.api.health import HealthServicer
 from server.api.listen import listen
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
-from server.background import in_thread, when_stdin_ends
+from server.background import for_other_loops, in_thread, when_stdin_ends
 from server.closing import close
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.output import EngineDeadError
@@ -29,6 +29,7 @@ from server.messages import Ready
 from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
 from server.observe import metrics_server
+from server.observe.http_server import HttpServer
 from server.observe.logging import configure_logging
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.observe.progress import StartProgress
@@ -72,7 +73,7 @@ class Server:
         self._files: ModelFiles | None = None
         self._served: Served | None = None
         self._grpc: aio.Server | None = None
-        self._http: metrics_server.MetricsServer | None = None
+        self._http: HttpServer | None = None
         self._asked_to_stop = asyncio.Event()
         self._asked_to_end = asyncio.Event()
         self._interrupted = False
@@ -142,6 +143,7 @@ class Server:
             tls, callers = access.metrics_certificates, access.callers
             self._http, self.metrics_port = metrics_server.listen(
                 *(registry, settings.metrics_host, settings.metrics_port),
+                ready=for_other_loops(lambda: self._health.ready),
                 authorize=callers.may_read_metrics if settings.metrics_auth else None,
                 tls=None if tls is None else tls.context,
             )
@@ -289,3 +291,7 @@ def serve(settings: Settings, access: Access, spawned: Spawned | None = None) ->
     except RefusedError as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1
+    finally:
+        from server.text.template_process import template_process
+
+        template_process().close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -38,6 +39,29 @@ async def in_thread(work: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, name="beside the loop", daemon=True).start()
     return await future
+
+
+def for_other_loops(question: Callable[[], _T]) -> Callable[[], Awaitable[_T]]:
+    """Has the running loop answer a question that is asked in loops of other threads.
+
+    Asking raises ``RuntimeError`` once the loop is closed.
+
+    Args:
+        question: must not raise.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def ask() -> _T:
+        answer: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+        def give() -> None:
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(question())
+
+        loop.call_soon_threadsafe(give)
+        return await asyncio.wrap_future(answer)
+
+    return ask
 
 
 def when_stdin_ends(call: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ from grpc import aio
 from server.background import in_thread
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.spare import Spare
-from server.observe.metrics_server import MetricsServer
+from server.observe.http_server import HttpServer
 from server.observe.tracing import Traces
 
 log = logging.getLogger("longspan.server")
@@ -28,7 +28,7 @@ async def close(
     grpc: aio.Server | None,
     engine: EngineClient | None,
     spare: Spare,
-    http: MetricsServer | None,
+    http: HttpServer | None,
     traces: Traces | None,
 ) -> None:
     """Ends the parts that there are.

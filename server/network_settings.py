@@ -27,6 +27,12 @@ class NetworkSettings(BaseSettings):
         le=2**31 - 1,
         description="Calls at once on a connection, at most; clients hold back further ones.",
     )
+    connection_idle_seconds: float = Field(
+        300.0,
+        ge=0.1,
+        le=1e6,
+        description="How long a connection without a call is kept; clients connect again when they call.",
+    )
     connection_age_seconds: float = Field(
         3600.0,
         ge=0,
@@ -40,11 +46,11 @@ class NetworkSettings(BaseSettings):
         le=1e6,
         description="How long calls may go on after that; then they end with UNAVAILABLE.",
     )
-    metrics_host: str = Field("127.0.0.1", description="Address of /metrics.")
-    metrics_port: int = Field(9464, ge=0, le=65535, description="Port of /metrics; 0 picks a free one.")
+    metrics_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz.")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="Port of these; 0 picks a free one.")
 
-    metrics: bool = Field(True, description="Serve /metrics.")
-    metrics_tls: bool = Field(False, description="Serve /metrics by TLS, too, with the same certificate.")
+    metrics: bool = Field(True, description="Serve /metrics, /healthz and /readyz.")
+    metrics_tls: bool = Field(False, description="Serve these by TLS, too, with the same certificate.")
     metrics_auth: bool = Field(
         False,
         description="Show /metrics only for the token of an identity that may read it, as bearer token, or "

@@ -125,6 +125,13 @@ class Settings(NetworkSettings, ModelSettings):
         description="Seconds after which an engine that is still in the same step is taken for hung and "
         "killed; five times as long while a kernel is compiled. 0: never.",
     )
+    engine_load_timeout: float = Field(
+        1800.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds after which an engine that is still in the same stage of loading is taken for "
+        "hung and killed. 0: never.",
+    )
     restart_limit: int = Field(
         5,
         ge=0,

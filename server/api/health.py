@@ -29,6 +29,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._statuses = {"": _Status.SERVING, READINESS: _Status.NOT_SERVING, ENCODERS: _Status.NOT_SERVING}
         self._changed = asyncio.Event()
 
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._statuses[READINESS] == _Status.SERVING
+
     def set_ready(self, ready: bool) -> None:
         """Changes readiness; watchers are told."""
         status = _Status.SERVING if ready else _Status.NOT_SERVING

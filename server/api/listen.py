@@ -44,8 +44,6 @@ _OPTIONS = (
     ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
     # A connection takes the place of another until it has begun to speak HTTP/2 (gRPC: 120 s).
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # One without calls is closed; gRPC's clients connect again when they call.
-    ("grpc.max_connection_idle_ms", 300_000),
 )
 
 
@@ -100,6 +98,7 @@ def _limits(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.max_request_bytes or MOST_REQUEST_BYTES),
         ("grpc.max_allowed_incoming_connections", connections_allowed(settings.max_connections)),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.max_connection_idle_ms", round(1000 * settings.connection_idle_seconds)),
     ]
     if settings.connection_age_seconds:
         limits += [

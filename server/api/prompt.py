@@ -11,11 +11,14 @@ from server.api.errors import Violation
 from server.api.state import Served, ServerState
 from server.api.text_work import TextWork
 from server.text.errors import TextError, TooManyTokensError
+from server.text.template_process import NotRenderedError
 
 # A longer text is tokenized in a thread: it would hold up every stream for more than about a millisecond.
 THREAD_CHARACTERS = 2000
 # Rendering a message takes as long as tokenizing about so many.
 _MESSAGE_CHARACTERS = 50
+# About what the process that renders takes to start.
+_RETRY_SECONDS = 3.0
 
 
 async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served, state: ServerState) -> list[int]:
@@ -98,6 +101,9 @@ def _encoded(encode: Callable[[], list[int]]) -> list[int]:
         return encode()
     except TextError as error:
         raise errors.invalid([Violation(error.field, str(error))]) from error
+    except NotRenderedError as error:
+        sentence = f"{error}; try again, since another is started"
+        raise errors.unavailable("CHATS_UNAVAILABLE", sentence, _RETRY_SECONDS) from error
 
 
 def check_tokenizer(served: Served) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from server.cli.help import PlainCommand
 from server.cli.shared import fail, require_server, server_is_installed
-from server.cli.signals import signals_end
+from server.cli.signals import leave, signals_end
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -34,7 +34,7 @@ def serve(context: typer.Context) -> None:
     command(_serve)(args=context.args, prog_name="longspan serve")
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings) -> NoReturn:
     from server.access.granted import granted
     from server.checks import refusal
     from server.engine.ipc.spawn import spawn_engine
@@ -50,4 +50,4 @@ def _serve(settings: Settings) -> int:
     signals_end(spawned.end)  # until the server listens, which then handles signals itself
     from server.app import serve  # while the engine process imports torch
 
-    return serve(settings, access, spawned)
+    leave(serve(settings, access, spawned))

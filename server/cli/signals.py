@@ -7,10 +7,13 @@ as after ``interrupts_end``; a command that has to clean up or to report then as
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
@@ -49,6 +52,18 @@ def signals_end(before: Callable[[], object]) -> None:
     _handle(signal.SIGTERM, end)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         _handle(signal.SIGHUP, end)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, after what it has written: nothing that it runs at its exit is run.
+
+    The interpreter's own end unwinds threads that come back from native code, such as one that still loads,
+    and C++ that catches everything then aborts the process ("FATAL: exception not rethrown").
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # no reader is left, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 def interrupts_raise() -> None:

@@ -129,6 +129,23 @@ class EncoderCore:
         return sorted(batch, key=lambda request: len(request.tokens))
 
     def _compute(self, batch: list[Encode]) -> list[SequenceOutput]:
+        """Results of all texts; one that can't be computed fails, and those beside it don't."""
+        try:
+            return self._results(batch)
+        except torch.AcceleratorError:  # the device, which fails whatever comes next
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                (request,) = batch
+                log.exception("text %d of %d tokens fails", request.id, len(request.tokens))
+                return [SequenceOutput(request.id, [], finish=FinishReason.FAILED)]
+            log.warning(
+                "%d texts together fail (%s); each is computed alone", len(batch), type(error).__name__
+            )
+        # Out of the handler, whose traceback holds the batch's tensors.
+        return [result for request in batch for result in self._compute([request])]
+
+    def _results(self, batch: list[Encode]) -> list[SequenceOutput]:
         hidden = self._encoder.hidden(
             [request.tokens for request in batch], [request.types for request in batch]
         )

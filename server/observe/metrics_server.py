@@ -1,236 +1,109 @@
-"""``/metrics`` over HTTP, on an address of its own, if asked for by TLS and for those who show a token."""
+"""``/metrics`` and the probes of health over HTTP, on an address of their own.
+
+Probes by HTTP are answered where those by gRPC can't connect, since other clients hold all its connections.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
 import ssl
-import threading
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import h11
 from prometheus_client import CollectorRegistry, make_asgi_app
 
 from server.errors import RefusedError
-
-log = logging.getLogger("longspan.server")
+from server.observe import http_server
+from server.observe.http_server import TEXT, Answer, Headers, HttpServer, has_body
 
 Authorize = Callable[[str], bool | None]
 """Whether an ``Authorization`` header shows an identity that may read; ``None`` if it shows none."""
 
-MOST_CONNECTIONS = 64
-"""A scraper needs one. One more ends that which has waited longest for its next request."""
+Ready = Callable[[], Awaitable[bool]]
+"""Asks the event loop of gRPC whether requests are answered; called in another event loop."""
 
-# Prometheus keeps its connection, and scrapes once a minute or more often.
-_IDLE_SECONDS = 90.0
-# For a handshake, for a request from its first byte to its last, and for an answer to be taken.
-_REQUEST_SECONDS = 10.0
-_GOODBYE_SECONDS = 1.0
-_MOST_HEADER_BYTES = 16 << 10
-# One that can't be accepted stays in the queue, so that the next try comes after a pause.
-_ACCEPT_PAUSE_SECONDS = 0.1
-
-_Headers = list[tuple[bytes, bytes]]
-_TEXT: _Headers = [(b"content-type", b"text/plain; charset=utf-8")]
+# A probe that is in more of a hurry says so by its own timeout: Kubernetes' is a second.
+_LOOP_SECONDS = 5.0
 
 
-class _Answer(NamedTuple):
-    status: int
-    headers: _Headers
-    body: bytes
+class _Pages:
+    """What is answered to whom.
 
-
-class MetricsServer:
-    """Answers in a thread with an event loop of its own, also while gRPC's loop is busy.
-
-    It holds ``MOST_CONNECTIONS`` connections at most, each for no longer than a bound.
+    Args:
+        registry: what ``/metrics`` shows.
+        ready: for ``/healthz`` and ``/readyz``.
+        authorize: who may read ``/metrics``; without it all may.
     """
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        listener: socket.socket,
-        authorize: Authorize | None,
-        tls: Callable[[], ssl.SSLContext] | None,
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry, ready: Ready, authorize: Authorize | None) -> None:
         self._application = make_asgi_app(registry)
-        self._listener = listener
+        self._ready = ready
         self._authorize = authorize
-        self._tls = tls
-        self._connections: set[asyncio.Task[None]] = set()
-        self._waiting: dict[asyncio.Task[None], None] = {}  # for a request; in the order in which they began
-        self._loop = asyncio.new_event_loop()
-        self._accepting = self._loop.create_task(self._accept())
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        self._thread.start()
 
-    def close(self) -> None:
-        """Ends all connections and leaves the address."""
-        self._loop.call_soon_threadsafe(self._accepting.cancel)
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(asyncio.wait({self._accepting}))
-            for connection in self._connections:
-                connection.cancel()
-            if self._connections:
-                self._loop.run_until_complete(asyncio.wait(set(self._connections)))
-        finally:
-            self._listener.close()
-            self._loop.close()
-
-    async def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(self._listener)
-            except OSError:
-                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
-                continue
-            if len(self._connections) >= MOST_CONNECTIONS:
-                if not self._waiting:
-                    connection.close()
-                    continue
-                oldest = next(iter(self._waiting))
-                oldest.cancel()
-                await asyncio.wait({oldest})
-            task = self._loop.create_task(self._serve(connection))
-            self._connections.add(task)
-            self._waiting[task] = None
-            task.add_done_callback(self._forget)
-            # Those that have asked meanwhile wait no longer, and are not the ones to end.
-            await asyncio.sleep(0)
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._connections.discard(task)
-        self._waiting.pop(task, None)
-
-    async def _serve(self, connection: socket.socket) -> None:
-        """A connection from its handshake to its end."""
-        transport = None
-        try:
-            reader = asyncio.StreamReader()
-            transport, protocol = await self._open(connection, reader)
-            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
-            # So that drain waits for all of an answer.
-            transport.set_write_buffer_limits(0)
-            await self._converse(reader, writer)
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, TimeoutError):
-            pass  # it broke, its client speaks no TLS, or it took too long: no news
-        except Exception:
-            log.exception("a connection to the metrics failed")
-        finally:
-            if transport is not None:
-                transport.abort()
-
-    async def _open(
-        self, connection: socket.socket, reader: asyncio.StreamReader
-    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        """A connection's transport, after the handshake if it has one."""
-        try:
-            context = None if self._tls is None else self._tls()
-        except BaseException:
-            connection.close()
-            raise
-        return await self._loop.connect_accepted_socket(
-            lambda: asyncio.StreamReaderProtocol(reader),
-            connection,
-            ssl=context,
-            ssl_handshake_timeout=None if context is None else _REQUEST_SECONDS,
-            ssl_shutdown_timeout=None if context is None else _GOODBYE_SECONDS,
-        )
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers one request after the other, until one side wants no more."""
-        http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_HEADER_BYTES)
-        while True:
-            try:
-                request = await self._next_request(http, reader)
-                if request is None:
-                    return
-                answer = await self._answer(request)
-            except h11.RemoteProtocolError as error:
-                answer = _Answer(error.error_status_hint, _TEXT, f"{error}\n".encode())
-                request = None
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                writer.write(_bytes(http, answer, request))
-                await writer.drain()
-            if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
-                return
-            http.start_next_cycle()
-
-    async def _next_request(self, http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
-        """The next request, without its body if it has one; ``None`` at the end.
-
-        Raises:
-            h11.RemoteProtocolError: what came is no request, or is too long.
-            TimeoutError: it did not come in time.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        self._waiting[task] = None
-        begun = False
-        try:
-            async with asyncio.timeout(_IDLE_SECONDS) as limit:
-                while True:
-                    event = http.next_event()
-                    if isinstance(event, h11.Request):
-                        if not _has_body(event):
-                            http.next_event()  # its end
-                        return event
-                    if event is not h11.NEED_DATA:
-                        return None
-                    http.receive_data(await reader.read(_MOST_HEADER_BYTES))
-                    if not begun:
-                        begun = True
-                        limit.reschedule(self._loop.time() + _REQUEST_SECONDS)
-        finally:
-            self._waiting.pop(task, None)
-
-    async def _answer(self, request: h11.Request) -> _Answer:
+    async def respond(self, request: h11.Request) -> Answer:
+        """The answer to a request."""
         path, _, query = request.target.partition(b"?")
         headers = [(bytes(name), bytes(value)) for name, value in request.headers]
-        if self._authorize is not None:
-            shown = b",".join(value for name, value in headers if name == b"authorization")
-            allowed = self._authorize(shown.decode("latin-1"))
-            if allowed is None:
-                realm = (b"www-authenticate", b'Basic realm="longspan"')
-                return _Answer(401, [*_TEXT, realm], b"/metrics needs the token of an identity\n")
-            if not allowed:
-                return _Answer(403, _TEXT, b"the token's identity lacks metrics = true\n")
+        probes = path in (b"/healthz", b"/readyz")  # of those who have no token, as gRPC's health
+        if not probes and (refusal := self._refusal(headers)) is not None:
+            return refusal
         if request.method not in (b"GET", b"HEAD"):
-            return _Answer(405, [*_TEXT, (b"allow", b"GET, HEAD")], b"only GET and HEAD are answered here\n")
-        if path != b"/metrics":
-            return _Answer(404, _TEXT, b"only /metrics is here\n")
-        if _has_body(request):
-            return _Answer(413, _TEXT, b"a request has no body here\n")
+            return Answer(405, [*TEXT, (b"allow", b"GET, HEAD")], b"only GET and HEAD are answered here\n")
+        if not probes and path != b"/metrics":
+            return Answer(404, TEXT, b"only /metrics, /healthz and /readyz are here\n")
+        if has_body(request):
+            return Answer(413, TEXT, b"a request has no body here\n")
+        if probes:
+            return await self._health(must_be_ready=path == b"/readyz")
         try:
             return await _from(self._application, headers, query)
         except Exception:
             # prometheus_client 0.26 fails to read some Accept headers; without any it gives plain text.
             return await _from(self._application, (), query)
 
+    def _refusal(self, headers: Headers) -> Answer | None:
+        if self._authorize is None:
+            return None
+        shown = b",".join(value for name, value in headers if name == b"authorization")
+        allowed = self._authorize(shown.decode("latin-1"))
+        if allowed is None:
+            realm = (b"www-authenticate", b'Basic realm="longspan"')
+            return Answer(401, [*TEXT, realm], b"/metrics needs the token of an identity\n")
+        if not allowed:
+            return Answer(403, TEXT, b"the token's identity lacks metrics = true\n")
+        return None
+
+    async def _health(self, *, must_be_ready: bool) -> Answer:
+        try:
+            async with asyncio.timeout(_LOOP_SECONDS):
+                ready = await self._ready()
+        except (TimeoutError, RuntimeError):  # it is busy; it has ended
+            return Answer(
+                503, TEXT, f"gRPC's event loop did not answer within {_LOOP_SECONDS:g} s\n".encode()
+            )
+        if must_be_ready and not ready:
+            return Answer(503, TEXT, b"not ready\n")
+        return Answer(200, TEXT, b"ready\n" if ready else b"alive, not ready\n")
+
 
 def listen(
     registry: CollectorRegistry,
     host: str,
     port: int,
+    ready: Ready,
     *,
     authorize: Authorize | None = None,
     tls: Callable[[], ssl.SSLContext] | None = None,
-) -> tuple[MetricsServer, int]:
-    """Serves ``/metrics`` from a thread; port 0 takes a free one.
+) -> tuple[HttpServer, int]:
+    """Serves ``/metrics``, ``/healthz`` and ``/readyz`` from a thread; port 0 takes a free one.
 
     Args:
-        registry: what it shows.
+        registry: what ``/metrics`` shows.
         host: address to listen on.
         port: its port.
-        authorize: who may read; without it all may.
+        ready: whether requests are answered. ``/healthz`` asks only that it returns.
+        authorize: who may read ``/metrics``; without it all may.
         tls: gives the context of each new connection.
 
     Returns:
@@ -239,30 +112,18 @@ def listen(
     Raises:
         RefusedError: the address can't be had.
     """
-    listener = None
     try:
-        family, *_, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
+        return http_server.listen(host, port, _Pages(registry, ready, authorize).respond, tls)
     except OSError as error:
-        if listener is not None:
-            listener.close()
         raise RefusedError(
             f"metrics can't listen on {host}:{port} ({error.strerror or error}); "
             "choose another address with --metrics-host and --metrics-port, or end what uses this one"
         ) from error
-    listener.setblocking(False)
-    bound = listener.getsockname()[1]
-    return MetricsServer(registry, listener, authorize, tls), bound
 
 
 async def _from(
     application: Callable[..., Awaitable[None]], headers: Iterable[tuple[bytes, bytes]], query: bytes
-) -> _Answer:
+) -> Answer:
     """What an ASGI application answers to a GET."""
     sent: list[dict[str, Any]] = []
 
@@ -274,20 +135,4 @@ async def _from(
 
     await application({"type": "http", "headers": headers, "query_string": query}, receive, send)
     begin, rest = sent
-    return _Answer(begin["status"], begin["headers"], rest["body"])
-
-
-def _has_body(request: h11.Request) -> bool:
-    headers = dict(request.headers)
-    return b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > 0
-
-
-def _bytes(http: h11.Connection, answer: _Answer, request: h11.Request | None) -> bytes:
-    """An answer on the wire; one to what was not read as a whole request says that the connection ends."""
-    headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
-    if request is None or _has_body(request):
-        headers.append((b"connection", b"close"))
-    events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=headers)]
-    if request is None or request.method != b"HEAD":
-        events.append(h11.Data(data=answer.body))
-    return b"".join(http.send(event) or b"" for event in (*events, h11.EndOfMessage()))
+    return Answer(begin["status"], begin["headers"], rest["body"])

@@ -19,7 +19,7 @@ import jinja2
 from server.errors import RefusedError
 from server.text.chat_source import NO_TEMPLATE, ChatSource
 from server.text.errors import TextError, check_unicode
-from server.text.template_process import NotStartedError, TemplateEndedError, template_process
+from server.text.template_process import NotRenderedError, TemplateEndedError, template_process
 
 log = logging.getLogger("longspan.text")
 
@@ -82,8 +82,8 @@ class ChatTemplate:
         self._kept = functools.lru_cache(maxsize=_KEPT)(self._examine)
         try:
             self.refusal = source.refusal or self._prove(source.place)
-        except NotStartedError as error:
-            raise RefusedError(f"the process that renders chat templates does not start: {error}") from error
+        except NotRenderedError as error:
+            raise RefusedError(str(error)) from error
         if self.refusal and source.asked:
             raise RefusedError(f"--chat-template: the model {self.refusal}")
         if source is NO_TEMPLATE:
@@ -103,6 +103,7 @@ class ChatTemplate:
         Raises:
             TextError: there is no template, it refuses the conversation, has no such role, or would leave a
                 message out; or a text has a lone surrogate.
+            NotRenderedError: the process that renders it was lost.
         """
         if self.refusal:
             raise TextError("chat", f"this model {self.refusal}; send the prompt as text")
@@ -124,7 +125,7 @@ class ChatTemplate:
         turns = [(alter(message["role"]), alter(message["content"])) for message in messages]
         try:
             text = self._render(turns, finding.parts)
-        except NotStartedError:
+        except NotRenderedError:
             raise
         except Exception as error:
             raise _refuses(error) from error
@@ -182,7 +183,7 @@ class ChatTemplate:
             try:
                 text = self._render(turns, parts)
                 text.encode()  # escapes in a template can write lone surrogates, which are no text
-            except (TemplateEndedError, NotStartedError):  # no finding to keep: the machine may be busy
+            except (TemplateEndedError, NotRenderedError):  # no finding to keep: the machine may be busy
                 raise
             except Exception as error:  # a template is a program, and raises whatever it likes
                 failure = failure or error
@@ -220,7 +221,7 @@ class ChatTemplate:
         renamed = [(_NO_ROLE if turn[0] == role else turn[0], turn[1]) for turn in turns]
         try:
             return self._render(renamed, parts) == text
-        except (TemplateEndedError, NotStartedError):
+        except (TemplateEndedError, NotRenderedError):
             raise
         except Exception:
             return False

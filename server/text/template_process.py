@@ -5,34 +5,44 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jinja2
 
 from server.text.template_program import HEADER, content, frame
 
+log = logging.getLogger("longspan.text")
+
 # Rendering takes milliseconds; the process imports transformers first, which takes seconds on a busy machine.
 _SECONDS, _START_SECONDS = 5.0, 60.0
+# The process ends itself where a rendering takes too long. One that does not is stopped, or has no core.
+_SILENT_SECONDS = 3.0
+_LAST_SECONDS = 1.0  # of a process that has closed its pipe
 _CLOSE_SECONDS = 1.0  # renderings may be waiting for their turn
 _MEMORY = 512 << 20
 # A template may write this much of its own, and all that it is given some times over.
 _OWN_CHARACTERS, _TIMES = 1 << 20, 4
-_READ_BYTES = 1 << 20
+_PIPE_BYTES = 1 << 20
 
 
 class TemplateEndedError(Exception):
     """A template was ended: it took too long, or more memory than it may."""
 
 
-class NotStartedError(Exception):
-    """The process that renders could not be started: the machine's fault, not the template's."""
+class NotRenderedError(Exception):
+    """The process that renders did not start, did not answer or was killed: not the template's fault.
+
+    The message is a sentence without an end.
+    """
 
 
 class TemplateProcess:
@@ -78,21 +88,26 @@ class TemplateProcess:
             jinja2.TemplateSyntaxError: it is no template.
             jinja2.TemplateError: what the template raised.
             TemplateEndedError: it took too long, or the process ended over it.
-            NotStartedError: there is no process to render it.
+            NotRenderedError: there is no process to render it, or it was lost meanwhile.
         """
         question = {"template": template, "messages": messages, "tokens": tokens, "seconds": self._seconds}
         given = sum(len(message["role"]) + len(str(message["content"])) for message in messages)
         question["most"] = _OWN_CHARACTERS + _TIMES * given
         with self._lock:
             process = self._running()
+            seconds = self._seconds + _SILENT_SECONDS
+            end = time.monotonic() + seconds
             try:
-                assert process.stdin is not None
-                process.stdin.write(frame(question))
-                process.stdin.flush()
-                # A little longer than the process gives itself.
-                answer = self._read(process, self._seconds + 1)
-            except (TemplateEndedError, OSError) as error:
-                self._end()
+                _write(process, frame(question), end)
+                answer = _read(process, end)
+            except TimeoutError as error:
+                self._start_again()
+                raise _lost(f"did not answer within {seconds:g} s") from error
+            except (EOFError, OSError) as error:
+                code = self._exit_code()
+                self._start_again()
+                if code == -signal.SIGKILL:
+                    raise _lost("was killed") from error
                 took_long = f"it takes longer than {self._seconds:g} s, or too much memory"
                 raise TemplateEndedError(took_long) from error
         if "line" in answer:
@@ -106,11 +121,11 @@ class TemplateProcess:
         try:
             process = self._started()
             if not self._ready:
-                self._read(process, _START_SECONDS)
+                _read(process, time.monotonic() + _START_SECONDS)
                 self._ready = True
-        except (TemplateEndedError, OSError) as error:
+        except (EOFError, OSError) as error:
             self._end()
-            raise NotStartedError(f"{type(error).__name__} {error}".strip()) from error
+            raise _lost(f"does not start: {type(error).__name__} {error}".strip()) from error
         return process
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -122,12 +137,24 @@ class TemplateProcess:
                 [sys.executable, "-P", "-m", "server.text.template_program"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,
                 process_group=0,  # Ctrl-C in a terminal is for the server, which drains
             )
             assert self._process.stdin is not None
+            os.set_blocking(self._process.stdin.fileno(), False)
             self._process.stdin.write(frame({"memory": _MEMORY}))
-            self._process.stdin.flush()
         return self._process
+
+    def _exit_code(self) -> int | None:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(_LAST_SECONDS)
+        return None
+
+    def _start_again(self) -> None:
+        self._end()
+        with contextlib.suppress(OSError):  # the next rendering says so
+            self._started()
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -135,28 +162,52 @@ class TemplateProcess:
             process.kill()
             process.communicate()
 
-    @staticmethod
-    def _read(process: subprocess.Popen[bytes], seconds: float) -> Any:
-        """One frame, if it comes in time.
 
-        Raises:
-            TemplateEndedError: it doesn't.
-        """
-        assert process.stdout is not None
-        end = time.monotonic() + seconds
-        got, size = bytearray(), HEADER.size
-        ready = select.poll()
-        ready.register(process.stdout, select.POLLIN)
-        while len(got) < size:
-            if not ready.poll(max(end - time.monotonic(), 0) * 1000):
-                raise TemplateEndedError
-            more = os.read(process.stdout.fileno(), min(size - len(got), _READ_BYTES))
-            if not more:
-                raise TemplateEndedError
-            got += more
-            if size == HEADER.size == len(got):
-                size += HEADER.unpack(got)[0]
-        return content(bytes(got[HEADER.size :]))
+def _lost(how: str) -> NotRenderedError:
+    sentence = f"the process that renders chat templates {how}"
+    log.error("%s", sentence)
+    return NotRenderedError(sentence)
+
+
+def _write(process: subprocess.Popen[bytes], data: bytes, end: float) -> None:
+    """Writes, if it can until then.
+
+    Raises:
+        TimeoutError: it can't.
+        OSError: the process has ended.
+    """
+    assert process.stdin is not None
+    left = memoryview(data)
+    while left:
+        _wait(process.stdin, select.POLLOUT, end)
+        left = left[os.write(process.stdin.fileno(), left[:_PIPE_BYTES]) :]
+
+
+def _read(process: subprocess.Popen[bytes], end: float) -> Any:
+    """One frame, if it comes until then.
+
+    Raises:
+        TimeoutError: it doesn't.
+        EOFError: the process has ended.
+    """
+    assert process.stdout is not None
+    got, size = bytearray(), HEADER.size
+    while len(got) < size:
+        _wait(process.stdout, select.POLLIN, end)
+        more = os.read(process.stdout.fileno(), min(size - len(got), _PIPE_BYTES))
+        if not more:
+            raise EOFError
+        got += more
+        if size == HEADER.size == len(got):
+            size += HEADER.unpack(got)[0]
+    return content(bytes(got[HEADER.size :]))
+
+
+def _wait(stream: IO[bytes], event: int, end: float) -> None:
+    ready = select.poll()
+    ready.register(stream, event)
+    if not ready.poll(max(end - time.monotonic(), 0) * 1000):
+        raise TimeoutError
 
 
 @functools.cache

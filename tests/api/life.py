@@ -1,6 +1,7 @@
 """A server in this process, whose engine loads until it is told to be ready."""
 
 import asyncio
+import http.client
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -61,6 +62,19 @@ class Life:
             health_pb2.HealthCheckRequest(service=READINESS)
         )
         return answer.status
+
+    async def probe(self, path):
+        """The status of a probe by HTTP, by a new connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.metrics_port, timeout=5)
+
+        def get():
+            connection.request("GET", path)
+            return connection.getresponse().status
+
+        try:
+            return await asyncio.to_thread(get)
+        finally:
+            connection.close()
 
     async def engine(self, number=0):
         """The engine started as number ``number``, ready."""

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 
 import grpc
+import psutil
 import pytest
 from grpc import aio
 
@@ -29,8 +30,11 @@ async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "loading weights, 40%" in caught.value.details()
         assert await life.health() == NOT_SERVING
+        assert await life.probe("/healthz") == 200
+        assert await life.probe("/readyz") == 503
         await life.engine()
         assert await life.health() == SERVING
+        assert await life.probe("/readyz") == 200
         line = capsys.readouterr().out
         port, metrics_port = life.server.port, life.server.metrics_port
         assert re.fullmatch(
@@ -44,6 +48,17 @@ async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
         address = f"http://127.0.0.1:{life.server.metrics_port}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(address, timeout=5).read())
         assert b'longspan_generation_tokens_total{model_name="fake"} 5.0' in page
+
+
+async def test_without_metrics_no_port_of_theirs_is_opened():
+    def listening():
+        own = psutil.Process().net_connections()
+        return {one.laddr.port for one in own if one.status == psutil.CONN_LISTEN}
+
+    before = listening()
+    async with Life(metrics=False) as life:
+        await life.engine()
+        assert listening() - before == {life.server.port}
 
 
 @pytest.mark.parametrize(("choice", "temperature"), [("auto", 0.5), ("none", 1.0)])

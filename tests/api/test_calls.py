@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 
 import grpc
 import pytest
@@ -11,6 +13,9 @@ from grpc import aio
 from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2, types_pb2
 from server.api import stall
 from server.messages import FinishReason, SequenceOutput
+from server.text import chat as chat_templates
+from server.text import template_process
+from server.text.template_process import TemplateProcess
 from tests.api.conftest import END, ask, details, until
 
 
@@ -204,6 +209,26 @@ async def test_what_came_while_the_client_was_slow_is_merged(running, monkeypatc
     deltas = [event.delta async for event in call if event.HasField("delta")]
     assert len(deltas) < 150
     assert sum(len(delta.token_ids) for delta in deltas) == 190
+
+
+async def test_a_stopped_process_of_chat_templates_is_the_servers_fault(running, monkeypatch):
+    process = TemplateProcess(seconds=0.5)
+    monkeypatch.setattr(template_process, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(chat_templates, "template_process", lambda: process)
+    request = inference_pb2.CountTokensRequest(chat={"messages": [{"role": "user", "content": "hi"}]})
+    try:
+        process.render("", [], {})
+        os.kill(process._process.pid, signal.SIGSTOP)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await running.stub.CountTokens(request)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "did not answer within 0.7 s; try again" in caught.value.details()
+        found = details(caught.value)
+        assert found["ErrorInfo"].reason == "CHATS_UNAVAILABLE"
+        assert found["RetryInfo"].retry_delay.seconds == 3
+        assert (await running.stub.CountTokens(request)).token_count == 8
+    finally:
+        process.close()
 
 
 async def test_tokenize_detokenize_count(running):

@@ -83,10 +83,10 @@ async def test_connections_beyond_the_bound_are_closed_and_the_others_go_on():
 
 
 async def test_a_connection_without_calls_or_that_says_nothing_is_closed(monkeypatch):
-    short = {"grpc.max_connection_idle_ms": 300, "grpc.server_handshake_timeout_ms": 300}
+    short = {"grpc.server_handshake_timeout_ms": 300}
     assert short.keys() <= dict(listening._OPTIONS).keys()
     monkeypatch.setattr(listening, "_OPTIONS", tuple({**dict(listening._OPTIONS), **short}.items()))
-    async with serving() as port, connect(port) as busy:
+    async with serving(connection_idle_seconds=0.3) as port, connect(port) as busy:
         call = watch(busy)
         await call.read()
         for said in ((), (http2.BEGIN,), (http2.BEGIN, http2.call(1, CHECK))):

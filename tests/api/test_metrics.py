@@ -17,7 +17,7 @@ from server.errors import RefusedError
 from server.messages import Stats, StepOutput
 from server.observe.metrics import counts_up_to
 from server.observe.metrics_server import listen
-from tests.api.conftest import ask, call_raw, until
+from tests.api.conftest import always, ask, call_raw, until
 
 ROWS = {
     *("requests", "request_rejections", "preemptions"),
@@ -243,7 +243,7 @@ def test_buckets_for_counts():
 def test_a_client_with_an_odd_accept_header_gets_metrics_too(accept):
     registry = CollectorRegistry()
     Counter("longspan_odd", "x", registry=registry)
-    server, port = listen(registry, "127.0.0.1", 0)
+    server, port = listen(registry, "127.0.0.1", 0, always)
     try:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
         with urllib.request.urlopen(request, timeout=5) as response:
@@ -254,14 +254,14 @@ def test_a_client_with_an_odd_accept_header_gets_metrics_too(accept):
 
 
 def test_metrics_over_http_and_on_a_busy_port():
-    server, port = listen(CollectorRegistry(), "127.0.0.1", 0)
+    server, port = listen(CollectorRegistry(), "127.0.0.1", 0, always)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
             assert response.status == 200
         with pytest.raises(RefusedError, match="--metrics-port"):
-            listen(CollectorRegistry(), "127.0.0.1", port)
+            listen(CollectorRegistry(), "127.0.0.1", port, always)
     finally:
         server.close()
-    again, same = listen(CollectorRegistry(), "127.0.0.1", port)
+    again, same = listen(CollectorRegistry(), "127.0.0.1", port, always)
     assert same == port
     again.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import random
 import re
@@ -78,7 +79,6 @@ class Server:
         every = psutil.Process(self.process.pid).children()
         children = [child for child in every if child.status() != psutil.STATUS_ZOMBIE]
         engines = [child for child in children if "server.engine.ipc.process" in child.cmdline()]
-        assert engines
         return [engine.pid for engine in sorted(engines, key=lambda engine: engine.create_time())]
 
     def client(self) -> Client:
@@ -101,6 +101,15 @@ class Server:
         ) as response:
             text: str = response.read().decode()
         return text
+
+    def probe(self, path: str) -> int:
+        """The status of a probe of its health by HTTP, by a new connection."""
+        connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
 
     def metrics(self) -> dict[str, float]:
         """A scrape: every sample by its name, labels but ``model_name`` included."""

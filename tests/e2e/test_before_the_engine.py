@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -117,6 +118,32 @@ def test_other_names_of_a_pattern_are_known() -> None:
     assert "does not compute sliding_window attention" in (
         names_refusal("sliding_window", {}, "varlen") or ""
     )
+
+
+@pytest.mark.stress
+def test_ctrl_c_at_any_moment_ends_it_with_its_code(default_model: object) -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        with subprocess.Popen(
+            SERVE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            time.sleep(rng.uniform(0.3, 5))
+            started = psutil.Process(process.pid).children()
+            os.killpg(process.pid, signal.SIGINT)
+            out, errors = process.communicate(timeout=30)
+        assert process.returncode == (0 if "ready" in out else 130), errors
+        assert "FATAL" not in errors
+        assert "Traceback" not in errors
+        assert psutil.wait_procs(started, timeout=10)[1] == []
+
+
+def test_leaving_writes_what_was_said_and_runs_nothing_else() -> None:
+    program = (
+        "import atexit, sys; from server.cli.signals import leave; atexit.register(print, 'at exit');"
+        "print('said', end=''); print('error', end='', file=sys.stderr); leave(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "said", "error")
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "only the server"])

@@ -74,6 +74,7 @@ def test_with_all_connections_taken_the_established_ones_metrics_and_the_engine_
             stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert client.health()
             assert server.metrics()
+            assert server.probe("/readyz") == 200
             assert time.monotonic() - begun < MOST_SECONDS
 
         answers()
@@ -86,6 +87,8 @@ def test_with_all_connections_taken_the_established_ones_metrics_and_the_engine_
                 assert late.recv(100) == b"", "it is closed at once"
             os.kill(server.engine_pid, signal.SIGKILL)
             time.sleep(0.3)
+            assert server.probe("/readyz") == 503
+            assert server.probe("/healthz") == 200
             client.wait_until_ready(timeout=60)
             answers()
             assert psutil.Process(server.process.pid).num_fds() < 200

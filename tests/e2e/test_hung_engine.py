@@ -13,7 +13,7 @@ import pytest
 from longspan import LongspanError, UnavailableError
 from tests.e2e.server import Server
 from tests.e2e.test_lifecycle import in_background, read_until_error
-from tests.processes import wait_ended
+from tests.processes import wait_ended, wait_until
 
 LIMIT = 2.0
 # A look every half second: one to begin with, one at the end. The rest is for the machine.
@@ -67,6 +67,32 @@ def test_a_hung_engine_is_noticed_and_another_gives_the_same_answers(started):
     assert samples['longspan_engine_restarts_total{reason="hung"}'] == 1
     assert "and is started again now" in server.log
     assert server.stop(signal.SIGHUP) == 0
+
+
+@pytest.mark.stress
+def test_an_engine_that_hangs_while_it_loads_again_is_noticed_too(started):
+    limit = 20.0  # so long may a good start take on a busy machine
+    server = started("--engine-load-timeout", str(limit), "--on-engine-failure", "restart")
+    wait_until(lambda: len(server.engine_pids) == 2)  # the second is the next one to load
+    first, second = server.engine_pids
+    os.kill(second, signal.SIGSTOP)
+    os.kill(first, signal.SIGKILL)
+    with server.client() as client:
+        time.sleep(limit - 1)
+        assert not client.health()
+        client.wait_until_ready(timeout=90)
+        assert client.generate("hello", max_tokens=5).completions
+    assert not psutil.pid_exists(second)
+    assert "has not answered its launch for 20.0 s and was killed (--engine-load-timeout)" in server.log
+    assert server.metrics()['longspan_engine_restarts_total{reason="not_ready"}'] == 1
+
+
+def test_an_engine_that_hangs_while_it_loads_ends_the_start(tiny_packed):
+    with Server(*tiny_packed, "--engine-load-timeout", str(LIMIT), wait=False) as server:
+        wait_until(lambda: server.engine_pids)
+        os.kill(server.engine_pid, signal.SIGSTOP)
+        assert server.process.wait(30) == 1
+        assert "the engine did not start: the engine has not answered its launch for 2.0 s" in server.log
 
 
 def test_an_idle_engine_that_hangs_is_noticed_at_the_next_request(started):

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
+from tests.api.conftest import until
 from tests.e2e.server import Server
 
 # A second or more, and within the model's context.
@@ -175,6 +176,19 @@ def test_a_deadline_frees_the_pages(shared):
     with shared.client() as client, pytest.raises(DeadlineError):
         client.generate("hello", timeout=0.2, **ENDLESS)
     shared.wait_idle(seconds=1)
+
+
+async def test_what_expires_in_the_queue_is_never_computed(started):
+    server = started("--max-running", "1")
+    async with server.aclient() as client:
+        holding = [asyncio.create_task(client.generate([5] * 9, **ENDLESS)) for _ in range(2)]
+        await until(lambda: server.metrics()["longspan_requests_waiting"] == 1, seconds=20)
+        late = [client.generate([7 + index] * 300, max_tokens=9, timeout=0.3) for index in range(40)]
+        ends = await asyncio.gather(*late, return_exceptions=True)
+        assert {type(end) for end in ends} == {DeadlineError}
+        whole = [(await answer).usage for answer in holding]
+    own = sum(one.prompt_tokens - one.cached_prompt_tokens + one.completion_tokens - 1 for one in whole)
+    assert server.metrics()["longspan_engine_step_batch_tokens_sum"] == own
 
 
 def test_abort_ends_a_stream_with_its_reason(shared):

@@ -90,6 +90,65 @@ def test_tokens_and_types_that_the_model_lacks_are_no_fault_of_others(core):
     assert ids(core.step()) == [1]
 
 
+def vector(values):
+    return torch.frombuffer(bytearray(values), dtype=torch.float32)
+
+
+def break_on(monkeypatch, encoder, broken, error):
+    """Has the encoder fail where ``broken`` holds for some text's tokens."""
+    hidden = encoder.hidden
+
+    def breaking(texts, types):
+        if any(map(broken, texts)):
+            raise error
+        return hidden(texts, types)
+
+    monkeypatch.setattr(encoder, "hidden", breaking)
+
+
+def test_a_text_that_can_not_be_computed_fails_alone(core, encoder, monkeypatch):
+    lengths = (3, 6, 4)
+    for id_, length in enumerate(lengths):
+        core.submit(text(id_, length=length))
+    expected = {result.id: result.values for result in core.step().sequences}
+    break_on(monkeypatch, encoder, lambda tokens: len(tokens) == 6, RuntimeError("a kernel refuses"))
+    for id_, length in enumerate(lengths):
+        core.submit(text(id_, length=length))
+    output = core.step()
+    assert {result.id: result.finish for result in output.sequences} == {
+        0: FinishReason.STOP,
+        1: FinishReason.FAILED,
+        2: FinishReason.STOP,
+    }
+    for result in output.sequences:
+        if result.finish is FinishReason.STOP:
+            assert torch.allclose(vector(result.values), vector(expected[result.id]), atol=1e-5)
+    assert not core.has_work
+    core.submit(text(3))
+    assert [result.finish for result in core.step().sequences] == [FinishReason.STOP], "it goes on"
+
+
+def test_texts_that_do_not_fit_together_are_computed_one_by_one(core, encoder, monkeypatch):
+    hidden = encoder.hidden
+
+    def small(texts, types):
+        if len(texts) > 1:
+            raise MemoryError
+        return hidden(texts, types)
+
+    monkeypatch.setattr(encoder, "hidden", small)
+    for id_ in range(3):
+        core.submit(text(id_))
+    assert [result.finish for result in core.step().sequences] == [FinishReason.STOP] * 3
+
+
+def test_a_device_that_fails_ends_the_engine(core, encoder, monkeypatch):
+    break_on(monkeypatch, encoder, lambda tokens: True, torch.AcceleratorError("an illegal memory access"))
+    core.submit(text(1))
+    with pytest.raises(torch.AcceleratorError):
+        core.step()
+
+
 def test_a_vector_that_is_not_finite_fails_its_text_only(core, encoder, monkeypatch):
     hidden = encoder.hidden
 

@@ -21,6 +21,7 @@ from server.messages import (
     Abort,
     Failed,
     Launch,
+    Loading,
     Sampling,
     SequenceOutput,
     Stats,
@@ -58,10 +59,11 @@ def pulse():
 
 
 @asynccontextmanager
-async def engine(tmp_path, command, theirs, ours, limit=0.0):
+async def engine(tmp_path, command, theirs, ours, limit=0.0, load_limit=0.0):
     with theirs:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: ASYNC220 (as ``spawn_engine``)
-    client = EngineClient(Settings(engine_step_timeout=limit), tmp_path, Spawned(process, ours, pulse()))
+    settings = Settings(engine_step_timeout=limit, engine_load_timeout=load_limit)
+    client = EngineClient(settings, tmp_path, Spawned(process, ours, pulse()))
     try:
         await client.start()
         yield client
@@ -206,10 +208,43 @@ async def test_an_engine_process_that_does_not_answer_its_launch_is_killed(tmp_p
     monkeypatch.setattr(link, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(link, "_ANSWER_SECONDS", 0.2)
     ours, theirs = socket.socketpair()
-    async with engine(tmp_path, ["sleep", "60"], theirs, ours, 3) as client, asyncio.timeout(5):
-        with pytest.raises(EngineDeadError, match=r"did not answer for 0\.2 s"):
+    async with engine(tmp_path, ["sleep", "60"], theirs, ours, load_limit=3) as client, asyncio.timeout(5):
+        with pytest.raises(EngineDeadError, match=r"has not answered its launch for 0\.2 s and was killed"):
             await client.wait_ready()
         assert await client._exit == -9
+
+
+async def test_an_engine_that_stays_in_one_stage_of_loading_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "LOOK_SECONDS", 0.05)
+    ours, theirs = socket.socketpair()
+    wire = EngineEnd(theirs.dup())
+    async with engine(tmp_path, ["sleep", "60"], theirs, ours, load_limit=0.3) as client, asyncio.timeout(9):
+        for part in range(10):
+            wire.send(encode(Loading("reading the weights", part / 10)))
+            await asyncio.sleep(0.1)
+        assert client.state == "loading", "it goes on"
+        wire.send(encode(Loading("checking", 0.9)))
+        with pytest.raises(
+            EngineDeadError, match=r"^the engine has been checking for 0\.\d s and was killed \(--engine-load"
+        ):
+            await client.wait_ready()
+        assert client.hung
+        assert await client._exit < 0, "by a signal"
+
+
+async def test_without_a_limit_loading_may_take_any_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(link, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(link, "_ANSWER_SECONDS", 60)
+    ours, theirs = socket.socketpair()
+    wire = EngineEnd(theirs.dup())
+    async with engine(tmp_path, ["sleep", "60"], theirs, ours) as client:
+        await asyncio.sleep(0.3)
+        wire.send(encode(Loading("checking", 0.9)))
+        await asyncio.sleep(0.3)
+        assert client.state == "loading"
+        wire.send(encode(READY))
+        async with asyncio.timeout(5):
+            await client.wait_ready()
 
 
 async def test_a_broken_link_is_the_reason_that_is_told(tmp_path):

@@ -1,4 +1,4 @@
-"""Files, folders, headings and modules that the documents name exist."""
+"""Files, folders, headings, modules and tests that the documents name exist."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _NAMED = re.compile(r"`((?:attention|deploy|docs|loadtest|proto|server|tests|\.ci)/[\w./-]*)`")
 _MODULE = re.compile(r"python -m ((?:loadtest|server|tests|attention)[\w.]*)")
+_TEST = re.compile(r"`(test_\w+)`(?: in `(tests/[\w./-]+)`)?")
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -57,23 +58,37 @@ def missing_names(page: Path) -> list[str]:
     return named
 
 
+def missing_tests(page: Path) -> list[str]:
+    """Those that are in no file, or not in the one that is named with them."""
+    named = _TEST.findall(prose(page))
+    homes: dict[str, set[str]] = {}
+    for file in (ROOT / "tests").rglob("test_*.py") if named else ():
+        for name in re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8")):
+            homes.setdefault(name, set()).add(str(file.relative_to(ROOT)))
+    return [name for name, file in named if name not in homes or (file and file not in homes[name])]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_names_of_a_page_exist(page):
     assert not broken_links(page)
     # The changelog names what there was.
-    assert page.name == "CHANGELOG.md" or not missing_names(page)
+    assert page.name == "CHANGELOG.md" or not (missing_names(page) or missing_tests(page))
 
 
 def test_missing_files_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.packaging.test_docs.ROOT", tmp_path)
     (tmp_path / "there.md").write_text("# A heading, with `code`\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_there.py").write_text("def test_one():\n")
     page = tmp_path / "page.md"
     page.write_text(
         "[a](there.md#a-heading-with-code) [b](gone.md) [c](there.md#gone) [d](#gone) [e](https://gone.example)\n"
         "`server/gone.py`, python -m tests.gone\n```\n[f](gone.md)\n```\n"
+        "`test_one` `test_one` in `tests/test_there.py`, `test_one` in `tests/test_gone.py`, `test_two`\n"
     )
     assert broken_links(page) == ["gone.md", "there.md#gone", "#gone"]
-    assert missing_names(page) == ["server/gone.py", "tests.gone"]
+    assert missing_names(page) == ["server/gone.py", "tests/test_gone.py", "tests.gone"]
+    assert missing_tests(page) == ["test_one", "test_two"]
 
 
 def test_every_decision_is_in_the_index():

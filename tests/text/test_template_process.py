@@ -4,16 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jinja2
 import pytest
 
 from server.errors import RefusedError
-from server.text import chat
+from server.text import chat, template_process
 from server.text.chat_source import may_have_template
 from server.text.errors import TextError
-from server.text.template_process import NotStartedError, TemplateEndedError, TemplateProcess
+from server.text.template_process import NotRenderedError, TemplateEndedError, TemplateProcess
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import save_tokenizer
 
@@ -77,6 +78,33 @@ def test_one_that_has_died_is_started_again(process):
     assert process.render(PLAIN, TURNS, {}) == "hello"
 
 
+@pytest.mark.parametrize("more", [0, 1 << 20])
+def test_one_that_is_stopped_is_not_the_templates_fault(process, more, monkeypatch):
+    monkeypatch.setattr(template_process, "_SILENT_SECONDS", 0.2)
+    turns = [{"role": "user", "content": "hello" + more * "x"}]  # a pipe takes 64 KiB that are not read
+    assert process.render(PLAIN, turns, {}) == turns[0]["content"]
+    stopped = process._process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(NotRenderedError, match=r"did not answer within 1\.2 s"):
+        process.render(PLAIN, turns, {})
+    assert time.monotonic() - begun < 8
+    assert process._process.pid != stopped, "another one gets ready"
+    assert process.render(PLAIN, turns, {}) == turns[0]["content"]
+
+
+def test_one_that_is_killed_is_not_the_templates_fault():
+    process = TemplateProcess(seconds=20)
+    process.render(PLAIN, TURNS, {})
+    killing = threading.Timer(0.3, os.kill, (process._process.pid, signal.SIGKILL))
+    killing.start()
+    with pytest.raises(NotRenderedError, match="was killed"):
+        process.render(LOOPS, TURNS, {})
+    killing.join()
+    assert process.render(PLAIN, TURNS, {}) == "hello"
+    process.close()
+
+
 @pytest.mark.parametrize("template", [PLAIN, None])
 def test_a_folder_tells_whether_one_is_needed(template, tmp_path):
     save_tokenizer(tmp_path, template)
@@ -131,7 +159,7 @@ def test_a_process_that_does_not_start_is_not_the_templates_fault(monkeypatch, t
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
     process = TemplateProcess()
     process.start()
-    with pytest.raises(NotStartedError, match="FileNotFoundError"):
+    with pytest.raises(NotRenderedError, match="FileNotFoundError"):
         process.render(PLAIN, TURNS, {})
     monkeypatch.setattr(chat, "template_process", lambda: process)
     with pytest.raises(RefusedError, match="the process that renders chat templates does not start: FileNot"):

@@ -87,7 +87,6 @@ class EngineClient:
         self._exit: asyncio.Task[int] | None = None
         self._watched: Watch | None = None
         self._sent = 0
-        self._answered = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -103,7 +102,7 @@ class EngineClient:
             raise
         launch = Launch(str(self._folder), self._settings.model_dump_json())
         self._wire.send(self._encoder.encode(launch))
-        self._tasks = [asyncio.create_task(self._watch_end()), asyncio.create_task(self._watch_steps())]
+        self._tasks = [asyncio.create_task(self._watch_end()), asyncio.create_task(self._watch_hangs())]
 
     async def wait_ready(self) -> Ready:
         """Waits until the engine serves.
@@ -177,7 +176,6 @@ class EngineClient:
         self._wire.send(self._encoder.encode(message))
 
     def _receive(self, payload: bytearray) -> None:
-        self._answered = True
         try:
             message = self._decoder.decode(payload)
         except msgspec.DecodeError as error:
@@ -218,34 +216,42 @@ class EngineClient:
         else:
             self._give_up(self._wire.broken or f"the engine process {how}")
 
-    async def _watch_steps(self) -> None:
+    async def _watch_hangs(self) -> None:
         assert self._spawned is not None
-        assert self._watched is not None
-        if not await self._wait_answer():
-            self._spawned.process.kill()
-            self._give_up(f"the engine process did not answer for {_ANSWER_SECONDS:g} s and was killed")
+        how = await self._hang_in_loading() or await self._hang_in_steps()
+        if how is None:
             return
-        await self._ready_or_dead.wait()
-        while self.state == "ready":
-            if (how := self._watched.look(time.monotonic(), self._sent)) is not None:
-                break
-            await asyncio.sleep(LOOK_SECONDS)
-        else:
-            return
-        self._spawned.process.send_signal(STACKS_SIGNAL)
-        await asyncio.sleep(_STACKS_SECONDS)
-        if self.state == "ready":
+        if self.progress or self.ready:  # else there may be no handler yet, which writes them
+            self._spawned.process.send_signal(STACKS_SIGNAL)
+            await asyncio.sleep(_STACKS_SECONDS)
+        if self.state in ("loading", "ready"):
             self.hung = True
             self._spawned.process.kill()
-            self._give_up(f"the engine {how} and was killed (--engine-step-timeout)")
+            self._give_up(f"the engine {how}")
 
-    async def _wait_answer(self) -> bool:
-        """Whether the engine says anything after its launch in time, which counts as in ``Watch``."""
-        left = _ANSWER_SECONDS if self._settings.engine_step_timeout else math.inf
-        while left > 0 and self.state == "loading" and not self._answered:
+    async def _hang_in_loading(self) -> str | None:
+        """In what it hangs while it loads; ``None`` once that has ended. Time counts as in ``Watch``."""
+        most = self._settings.engine_load_timeout or math.inf
+        stage, age = self.progress, 0.0
+        while not self._ready_or_dead.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ready_or_dead.wait(), LOOK_SECONDS)
+                break
+            age = age + LOOK_SECONDS if self.progress is stage else 0.0
+            stage = self.progress
+            if age >= (min(most, _ANSWER_SECONDS) if stage is None else most):
+                at_it = "not answered its launch" if stage is None else f"been {stage.stage}"
+                return f"has {at_it} for {age:.1f} s and was killed (--engine-load-timeout)"
+        return None
+
+    async def _hang_in_steps(self) -> str | None:
+        """In what it hangs while it serves; ``None`` once that has ended."""
+        assert self._watched is not None
+        while self.state == "ready":
+            if (how := self._watched.look(time.monotonic(), self._sent)) is not None:
+                return f"{how} and was killed (--engine-step-timeout)"
             await asyncio.sleep(LOOK_SECONDS)
-            left -= LOOK_SECONDS
-        return self._answered or self.state != "loading"
+        return None
 
     def _give_up(self, reason: str) -> None:
         self.state, self._reason = "dead", reason
