@@ -1,0 +1,73 @@
+"""How much a passage tells about a text: which notes to keep, and which passages to cite."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from longspan.reading import prompts
+from longspan.reading.session import Session
+from longspan.reading.types import Citation, Note, Passage
+
+_KEPT = 0.5  # of the best note's gain
+
+
+async def telling(session: Session, notes: Sequence[Note], question: str) -> list[Note]:
+    """The notes that their passages tell, rather than the model by itself.
+
+    A note's gain is its mean log probability given its passage, less that given none: the pointwise mutual
+    information of note and passage per token (Holtzman et al. 2021, "Surface form competition", section 3).
+    Small models answer from passages that say nothing; such answers gain little. Kept are notes with at least
+    half of the best one's gain, since the gain of a right one depends on the model and on the question.
+
+    Args:
+        session: with the server.
+        notes: one for each passage, with ``logprob`` given it.
+        question: that they answer.
+
+    Returns:
+        In their order; none that is empty or says that the passage does not answer the question.
+
+    Raises:
+        longspan.LongspanError: a request failed.
+    """
+    said = [note for note in notes if note.ids and prompts.NOTHING not in note.text.upper()]
+    without = prompts.note("", question)
+    alone = await session.all(
+        "comparing notes", [functools.partial(session.score, without, note.ids) for note in said]
+    )
+    gains = [note.logprob - base for note, base in zip(said, alone, strict=True)]
+    least = _KEPT * max(gains, default=0.0)
+    return [note for note, gain in zip(said, gains, strict=True) if gain >= least]
+
+
+async def cite(
+    session: Session, passages: Sequence[Passage], answer: Note, question: str, most: int
+) -> list[Citation]:
+    """The passages that make an answer more likely, best first.
+
+    As in ContextCite (Cohen-Wang et al. 2024, section 2) a passage is cited for its effect on the answer's
+    probability, not because the model names it; here the effect of each by itself.
+
+    Args:
+        session: with the server.
+        passages: of the document.
+        answer: to be cited for, with its ``sources``.
+        question: that it answers; empty for a summary.
+        most: citations.
+
+    Raises:
+        longspan.LongspanError: a request failed.
+    """
+    if not answer.ids or most == 0:
+        return []
+    read = [passages[index] for index in answer.sources]
+    texts = ["", *(passage.text for passage in read)]
+    alone, *given = await session.all(
+        "citing",
+        [functools.partial(session.score, prompts.note(text, question), answer.ids) for text in texts],
+    )
+    cited = [
+        Citation(passage, score - alone) for passage, score in zip(read, given, strict=True) if score > alone
+    ]
+    return sorted(cited, key=lambda one: -one.gain)[:most]
