@@ -8,20 +8,18 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli.connection import Connection, connected
+from server.cli.progress import progress
 from server.cli.shared import fail, fail_call
 from server.cli.signals import INTERRUPTED, interrupts_raise
 
 if TYPE_CHECKING:
     from longspan.reading import Citation, Reading, ReadOptions
-    from longspan.reading.types import Listener
 
 _EXCERPT = 160  # characters of a line that is shown
 
@@ -72,8 +70,8 @@ def read(
 ) -> None:
     """Read a document longer than the model's context.
 
-    By many short requests, whatever attention the server has. Ends with 1 if no passage was said to answer
-    the question. Ctrl-C ends the requests on the server too.
+    By many short requests, whatever attention the server has. Ends with 1 if no passage tells an answer.
+    Ctrl-C ends the requests on the server too.
     """
     from longspan.reading import ReadOptions
 
@@ -81,7 +79,7 @@ def read(
         fail("--top needs --method extractive: the other methods read all passages", code=2)
     content = _content(file)
     began = time.monotonic()
-    with _progress() as listener:
+    with progress() as listener:
         try:
             options = ReadOptions(
                 method=method,  # type: ignore[arg-type]  # it checks the name
@@ -105,7 +103,7 @@ def read(
     if sys.stderr.isatty() if stats is None else stats:
         typer.echo(_stats(reading, seconds), err=True)
     if not reading.text:
-        fail("no passage was said to answer the question")
+        fail("no passage tells an answer to the question")
 
 
 def _content(file: str) -> bytes:
@@ -143,29 +141,11 @@ def _run(
         fail(f"{file}: {error}", code=2)
 
 
-@contextmanager
-def _progress() -> Iterator[Listener]:
-    """A bar on standard error for each stage, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-
-        def listener(stage: str, done: int, total: int) -> None:
-            if done == 0:
-                progress.reset(task, description=stage, total=total)
-            progress.update(task, completed=done)
-
-        yield listener
-
-
 def _show(reading: Reading, file: str, citations: int) -> None:
     print(reading.text)
     for citation in reading.citations:
-        print(f"\n{_place(citation, file)}, {citation.gain:.2f} nats per token\n  {_excerpt(citation.passage.text, reading.text)}")
+        print(f"\n{_place(citation, file)}, {citation.gain:.2f} nats per token")
+        print(f"  {_excerpt(citation.passage.text, reading.text)}")
     if not reading.complete:
         typer.echo("longspan: the answer ended at --max-tokens", err=True)
     if citations and not reading.citations:

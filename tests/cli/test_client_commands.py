@@ -209,7 +209,7 @@ def test_read_says_when_no_passage_answers(server: Running) -> None:
     said = prompts.NOTHING[::-1]  # the server answers backwards
     done = run("read", "-", "--question", said, "--port", str(server.port), input="Text.\n")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "longspan: no passage was said to answer the question\n"
+    assert done.stderr == "longspan: no passage tells an answer to the question\n"
 
 
 def test_read_says_when_nothing_supports_the_answer(server: Running) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,7 @@ import pytest
 
 from loadtest import texts
 from longspan import AsyncClient
-from longspan.reading import METHODS, ReadOptions, Spent, prompts
+from longspan.reading import METHODS, Method, ReadOptions, Spent, prompts, read
 from longspan.reading.session import Session
 from tests.e2e.server import Server
 
@@ -33,6 +34,26 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("reading") / "manual.txt"
     file.write_text("\n\n".join([*paragraphs[:6], FACT, *paragraphs[6:]]) + "\n")
     return file
+
+
+FACTS = (
+    (FACT, QUESTION, "7314902"),
+    (
+        "The lighthouse keeper of Port Ellery was called Agnes Thornbury.",
+        "Who was the lighthouse keeper of Port Ellery?",
+        "Thornbury",
+    ),
+    (
+        "The annual budget of the museum in Halden was 4.2 million crowns.",
+        "How large was the annual budget of the museum in Halden?",
+        "4.2 million",
+    ),
+    (
+        "Doctor Quill discovered the blue fungus in 1883.",
+        "In which year did Doctor Quill discover the blue fungus?",
+        "1883",
+    ),
+)
 
 
 def on(server: Server, ask: Callable[[AsyncClient], Awaitable[Result]]) -> Result:
@@ -87,3 +108,25 @@ def test_a_summary_cites_too(server: Server, document: Path) -> None:
     assert len(answer) > 20
     assert "nats per token" in cited[0]
     assert "passages of at most 400 tokens" in done.stderr
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("method", METHODS)
+def test_facts_in_a_document_longer_than_the_context(server: Server, method: Method) -> None:
+    """Some 18,000 tokens, of a model with a context of 8,192."""
+    paragraphs = texts.prose(texts.reference())[:80_000].split("\n")
+    for number, (fact, _, _) in enumerate(FACTS):
+        paragraphs.insert(int(len(paragraphs) * (number + 0.5) / len(FACTS)), fact)
+    content = "\n\n".join(paragraphs).encode()
+    tokens = on(server, lambda client: client.count_tokens(content.decode())).token_count
+    found, cited, began = 0, 0, time.monotonic()
+    for fact, question, answer in FACTS:
+        options = ReadOptions(method=method)
+        reading = on(server, lambda client, q=question, o=options: read(client, content, q, o))
+        found += answer in reading.text
+        cited += any(fact in one.passage.text for one in reading.citations)
+        print(f"{method}: {reading.text!r} {reading.spent}")
+    seconds = (time.monotonic() - began) / len(FACTS)
+    print(f"{method}: {tokens} tokens, {found} found and {cited} cited of 4, {seconds:.1f} s each")
+    assert tokens > 8192
+    assert min(found, cited) >= 2

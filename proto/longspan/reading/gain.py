@@ -12,17 +12,21 @@ from longspan.reading.types import Citation, Note, Passage
 _KEPT = 0.5  # of the best note's gain
 
 
-async def telling(session: Session, notes: Sequence[Note], question: str) -> list[Note]:
+async def telling(
+    session: Session, notes: Sequence[Note], passages: Sequence[Passage], question: str
+) -> list[Note]:
     """The notes that their passages tell, rather than the model by itself.
 
-    A note's gain is its mean log probability given its passage, less that given none: the pointwise mutual
-    information of note and passage per token (Holtzman et al. 2021, "Surface form competition", section 3).
-    Small models answer from passages that say nothing; such answers gain little. Kept are notes with at least
-    half of the best one's gain, since the gain of a right one depends on the model and on the question.
+    A text's gain is its mean log probability given a passage, less that given none: the pointwise mutual
+    information of both per token (Holtzman et al. 2021, "Surface form competition", section 3). Small models
+    answer from passages that say nothing, some of which make the answer likely and not the question. So notes
+    are judged by the sum of the note's and the question's gains. Kept are those with at least half of the
+    best one's, since that of a right one depends on the model and on the question.
 
     Args:
         session: with the server.
         notes: one for each passage, with ``logprob`` given it.
+        passages: of the document.
         question: that they answer.
 
     Returns:
@@ -32,12 +36,22 @@ async def telling(session: Session, notes: Sequence[Note], question: str) -> lis
         longspan.LongspanError: a request failed.
     """
     said = [note for note in notes if note.ids and prompts.NOTHING not in note.text.upper()]
-    without = prompts.note("", question)
-    alone = await session.all(
-        "comparing notes", [functools.partial(session.score, without, note.ids) for note in said]
+    if not said:
+        return []
+    ids = await session.tokens(question)
+    asking = ["", *(passages[note.sources[0]].text for note in said)]
+    without, *asked = await session.all(
+        "scoring passages",
+        [functools.partial(session.score, prompts.question_for(text), ids) for text in asking],
     )
-    gains = [note.logprob - base for note, base in zip(said, alone, strict=True)]
-    least = _KEPT * max(gains, default=0.0)
+    nothing = prompts.note("", question)
+    alone = await session.all(
+        "scoring answers", [functools.partial(session.score, nothing, note.ids) for note in said]
+    )
+    gains = [
+        note.logprob - base + score - without for note, base, score in zip(said, alone, asked, strict=True)
+    ]
+    least = _KEPT * max(0.0, *gains)
     return [note for note, gain in zip(said, gains, strict=True) if gain >= least]
 
 

@@ -46,7 +46,7 @@ async def merged(
         room: tokens that a prompt has for notes; at least for two.
 
     Returns:
-        ``None`` if no passage was said to answer the question.
+        ``None`` if no passage tells one.
 
     Raises:
         longspan.LongspanError: a request failed.
@@ -60,7 +60,11 @@ async def merged(
             for index, passage in enumerate(passages)
         ],
     )
-    kept = await telling(session, notes, question) if question else [note for note in notes if note.ids]
+    kept = (
+        await telling(session, notes, passages, question)
+        if question
+        else [note for note in notes if note.ids]
+    )
     parts = [[note for note in kept if note.sources[0] in section] for section in map(set, sections)]
     merge = functools.partial(_merge, session, question=question, room=room)
     while any(len(part) > 1 for part in parts) and len(parts) > 1:

@@ -89,7 +89,7 @@ class Reading:
     """The answer to a question about a document, or its summary.
 
     Attributes:
-        text: of the answer; empty if no passage was said to answer the question.
+        text: of the answer; empty if no passage tells one.
         complete: whether it ended by itself, not at ``max_tokens``.
         citations: best first; empty if no passage makes the answer more likely.
         passages: how many the document was cut into.
