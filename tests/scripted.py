@@ -33,12 +33,14 @@ def fail(context: Any, code: grpc.StatusCode, message: str, *details: Any) -> No
     context.abort_with_status(rpc_status.to_status(status))
 
 
-def _busy(context: Any) -> None:
+def _busy(context: Any, seconds: float = 2.5) -> None:
     fail(
         context,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "the queue is full; try again in 2 s",
-        error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2, nanos=500_000_000)),
+        error_details_pb2.RetryInfo(
+            retry_delay=duration_pb2.Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+        ),
         error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="longspan", metadata={"limit": "4"}),
     )
 
@@ -96,6 +98,8 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
         metadata: what came with the last of them.
         ended: released once for every streaming call that the client left early.
         forever: released once for every endless stream that has sent its first delta.
+        turn_away: so many calls of Generate from now on find the queue full.
+        hold: calls of Generate last until the client leaves.
     """
 
     def __init__(self) -> None:
@@ -103,6 +107,8 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
         self.metadata: dict[str, Any] = {}
         self.ended = threading.Semaphore(0)
         self.forever = threading.Semaphore(0)
+        self.turn_away = 0
+        self.hold = False
 
     def _prompt(self, request: pb.GenerateRequest, context: Any) -> str:
         self.metadata = dict(context.invocation_metadata())
@@ -147,7 +153,10 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
     def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         self.requests.append(request)
         prompt = self._prompt(request, context)
-        if prompt == "!forever":
+        if self.turn_away:
+            self.turn_away -= 1
+            _busy(context, seconds=0.01)
+        if prompt == "!forever" or self.hold:
             context.add_callback(self.ended.release)
             self.forever.release()
             while context.is_active():
@@ -245,7 +254,7 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
     def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
         if request.model not in ("", MODEL):
             _unknown(context)
-        return pb.GetModelInfoResponse(name=MODEL, limits=pb.Limits(n=16))
+        return pb.GetModelInfoResponse(name=MODEL, context_length=4096, limits=pb.Limits(n=16))
 
     def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
         return pb.GetServerInfoResponse(version="1.2.3", load=pb.Load(running=7))

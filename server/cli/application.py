@@ -17,6 +17,7 @@ from server.cli.generate import generate
 from server.cli.health import health
 from server.cli.help import PlainCommand
 from server.cli.models import models
+from server.cli.read import read
 from server.cli.serve import ServeCommand, serve
 from server.cli.token import token
 
@@ -53,6 +54,7 @@ application.command(
     add_help_option=False,
 )(serve)
 application.command(cls=PlainCommand)(generate)
+application.command(cls=PlainCommand)(read)
 application.command(cls=PlainCommand)(embed)
 application.command(cls=PlainCommand)(fill)
 application.command(cls=PlainCommand)(backends)

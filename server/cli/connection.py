@@ -12,7 +12,7 @@ import typer
 from server.cli.shared import DEFAULT_HOST, DEFAULT_PORT, fail
 
 if TYPE_CHECKING:
-    from longspan import Client, ConnectOptions
+    from longspan import AsyncClient, Client, ConnectOptions
 
 
 class Connection(NamedTuple):
@@ -34,6 +34,15 @@ class Connection(NamedTuple):
 
         try:
             return Client(self.host, self.port, timeout=timeout, **self.options)
+        except ValueError as error:
+            fail(str(error), code=2)
+
+    def async_client(self) -> AsyncClient:
+        """As ``client``; to be called where the event loop runs."""
+        from longspan import AsyncClient
+
+        try:
+            return AsyncClient(self.host, self.port, **self.options)
         except ValueError as error:
             fail(str(error), code=2)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import longspan
+from longspan.reading import prompts
 from server.cli import shared
 from tests.scripted import Running
 
@@ -183,3 +184,52 @@ def test_health(server: Running) -> None:
 def test_address_from_the_environment(server: Running) -> None:
     environment = os.environ | {"LONGSPAN_PORT": str(server.port)}
     assert run("health", env=environment).returncode == 0
+
+
+def test_read_refuses_what_it_cannot_do(server: Running, tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("Some text.\n")
+    for words, code, sentence in (
+        ([str(tmp_path / "none")], 2, "can't be read: No such file"),
+        ([str(file), "--method", "skimming"], 2, "choose from map-reduce, hierarchical, extractive"),
+        ([str(file), "--method", "extractive"], 2, "needs a question"),
+        ([str(file), "--top", "3"], 2, "--top needs --method extractive"),
+        ([str(file), "--overlap", "300"], 2, "at most half of passage_tokens, which is 512"),
+        ([str(file), "--passage-tokens", "3"], 2, "--passage-tokens"),
+        ([str(file), "--model", "gpt-9"], 1, "no such model"),
+    ):
+        done = run("read", *words, "--port", str(server.port))
+        assert (done.returncode, done.stdout) == (code, "")
+        assert sentence in done.stderr
+    done = run("read", "-", "--port", str(server.port), input="\n")
+    assert (done.returncode, done.stderr) == (2, "longspan: -: has no text\n")
+
+
+def test_read_says_when_no_passage_answers(server: Running) -> None:
+    said = prompts.NOTHING[::-1]  # the server answers backwards
+    done = run("read", "-", "--question", said, "--port", str(server.port), input="Text.\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "longspan: no passage tells an answer to the question\n"
+
+
+def test_read_says_when_nothing_supports_the_answer(server: Running) -> None:
+    done = run("read", "-", "--question", "Why?", "--port", str(server.port), input="Text.\n")
+    assert done.returncode == 0
+    assert done.stdout.startswith(":rewsnA")
+    assert done.stderr == (
+        "longspan: no passage makes this answer more likely than the question by itself does; it may not be "
+        "from the document\n"
+    )
+
+
+def test_ctrl_c_ends_a_reading_on_the_server(server: Running, tmp_path: Path) -> None:
+    server.service.hold = True
+    file = tmp_path / "text"
+    file.write_text("Some text.\n")
+    command = [LONGSPAN, "read", str(file), "--port", str(server.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert server.service.forever.acquire(timeout=30)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out, errors) == (130, b"", b"")
+    assert server.service.ended.acquire(timeout=5)

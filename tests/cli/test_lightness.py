@@ -45,6 +45,7 @@ def test_client_commands_need_no_server_extra(server: Running) -> None:
     assert run_without_server("generate", "--help").returncode == 0
     assert run_without_server("generate", "abc", *port).stdout == "cba"
     assert run_without_server("health", *port).returncode == 0
+    assert run_without_server("read", __file__, *port).returncode == 0
 
 
 def test_a_load_is_put_on_a_server_without_the_server_extra(server: Running, tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""``longspan read``: a question about a document longer than the model's context, or its summary."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.connection import Connection, connected
+from server.cli.progress import progress
+from server.cli.shared import fail, fail_call
+from server.cli.signals import INTERRUPTED, interrupts_raise
+
+if TYPE_CHECKING:
+    from longspan.reading import Citation, Reading, ReadOptions
+
+_EXCERPT = 160  # characters of a line that is shown
+
+
+@connected
+def read(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The document, UTF-8 text; - reads it from standard input.")
+    ],
+    question: Annotated[
+        str, typer.Option(help="What to answer from the document. Without it: its summary.")
+    ] = "",
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="map-reduce|hierarchical|extractive",
+            help="Ask every passage and merge the answers; the same, section by section; or answer from the "
+            "passages that fit the question best.",
+        ),
+    ] = "map-reduce",
+    model: Annotated[str, typer.Option(help="Name of the model. Without it: the server's only one.")] = "",
+    passage_tokens: Annotated[
+        int, typer.Option(min=32, help="Most tokens of a passage; fewer where the context has no room.")
+    ] = 512,
+    overlap: Annotated[
+        int,
+        typer.Option(min=0, help="Most tokens of a passage that the next one repeats, in whole sentences."),
+    ] = 64,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most passages that an extractive answer is written from. Without it: 4."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 256,
+    citations: Annotated[int, typer.Option(min=0, help="Most passages to cite; 0 saves the time.")] = 3,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most requests at once.")] = 8,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with answer, cited passages and cost.")
+    ] = False,
+    stats: Annotated[
+        bool | None,
+        typer.Option(
+            help="What it cost, on standard error.", show_default="where standard error is a terminal"
+        ),
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for the whole reading.")] = None,
+    *,
+    connection: Connection,
+) -> None:
+    """Read a document longer than the model's context.
+
+    By many short requests, whatever attention the server has. Ends with 1 if no passage tells an answer.
+    Ctrl-C ends the requests on the server too.
+    """
+    from longspan.reading import ReadOptions
+
+    if top is not None and method != "extractive":
+        fail("--top needs --method extractive: the other methods read all passages", code=2)
+    content = _content(file)
+    began = time.monotonic()
+    with progress() as listener:
+        try:
+            options = ReadOptions(
+                method=method,  # type: ignore[arg-type]  # it checks the name
+                model=model,
+                passage_tokens=passage_tokens,
+                overlap=overlap,
+                **({} if top is None else {"top": top}),
+                max_tokens=max_tokens,
+                citations=citations,
+                concurrency=concurrency,
+                listener=listener,
+            )
+        except ValueError as error:
+            fail(f"{error}", code=2)
+        reading = _run(connection, content, question, options, timeout, file)
+    seconds = time.monotonic() - began
+    if as_json:
+        print(json.dumps(_document(reading, file, question, seconds), ensure_ascii=False))
+    elif reading.text:
+        _show(reading, file, citations)
+    if sys.stderr.isatty() if stats is None else stats:
+        typer.echo(_stats(reading, seconds), err=True)
+    if not reading.text:
+        fail("no passage tells an answer to the question")
+
+
+def _content(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        fail(f"{file} can't be read: {error.strerror}", code=2)
+
+
+def _run(
+    connection: Connection,
+    content: bytes,
+    question: str,
+    options: ReadOptions,
+    timeout: float | None,
+    file: str,
+) -> Reading:
+    from longspan import LongspanError
+    from longspan.reading import read
+
+    async def reading() -> Reading:
+        async with connection.async_client() as client, asyncio.timeout(timeout):
+            return await read(client, content, question, options)
+
+    interrupts_raise()
+    try:
+        return asyncio.run(reading())
+    except KeyboardInterrupt:  # all requests were cancelled on the way
+        raise typer.Exit(INTERRUPTED) from None
+    except LongspanError as error:
+        fail_call(error)
+    except TimeoutError:
+        fail(f"{file} was not read within {timeout:g} s; allow a longer --timeout, or cite no passages")
+    except ValueError as error:
+        fail(f"{file}: {error}", code=2)
+
+
+def _show(reading: Reading, file: str, citations: int) -> None:
+    print(reading.text)
+    for citation in reading.citations:
+        print(f"\n{_place(citation, file)}, {citation.gain:.2f} nats per token")
+        print(f"  {_excerpt(citation.passage.text, reading.text)}")
+    if not reading.complete:
+        typer.echo("longspan: the answer ended at --max-tokens", err=True)
+    if citations and not reading.citations:
+        typer.echo(
+            "longspan: no passage makes this answer more likely than the question by itself does; it may not "
+            "be from the document",
+            err=True,
+        )
+
+
+def _place(citation: Citation, file: str) -> str:
+    one = citation.passage
+    return f"{file}:{one.first_line}-{one.last_line} (bytes {one.start}-{one.end})"
+
+
+def _excerpt(text: str, answer: str) -> str:
+    """The line of a passage that has most of the answer's words, shortened."""
+    wanted = _words(answer)
+    best = max(text.splitlines(), key=lambda line: len(wanted & _words(line))).strip()
+    return best if len(best) <= _EXCERPT else f"{best[: _EXCERPT - 3]}..."
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def _document(reading: Reading, file: str, question: str, seconds: float) -> dict[str, object]:
+    cited = [
+        {**dataclasses.asdict(citation.passage), "gain": citation.gain} for citation in reading.citations
+    ]
+    whole = dataclasses.asdict(reading) | {"citations": cited}
+    return {"file": file, "question": question, **whole, "seconds": seconds}
+
+
+def _stats(reading: Reading, seconds: float) -> str:
+    spent = reading.spent
+    parts = [
+        f"{reading.used} of {reading.passages} passages of at most {reading.passage_tokens} tokens",
+        f"{spent.requests} requests",
+        f"{spent.prompt_tokens} prompt tokens ({spent.cached_prompt_tokens} cached)",
+        f"{spent.completion_tokens} tokens",
+        *([f"sent again {spent.waits} times, as the server was busy"] if spent.waits else []),
+        f"{seconds:.1f} s",
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,132 @@
+"""Documents longer than a passage, read by the real model on the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from loadtest import texts
+from longspan import AsyncClient
+from longspan.reading import METHODS, Method, ReadOptions, Spent, prompts, read
+from longspan.reading.session import Session
+from tests.e2e.server import Server
+
+pytestmark = pytest.mark.long
+
+Result = TypeVar("Result")
+
+FACT = "The special magic number for crimson-otter is: 7314902."
+QUESTION = "What is the special magic number for crimson-otter?"
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten paragraphs of a manual, some 1,500 tokens, with a fact among them."""
+    paragraphs = texts.prose(texts.reference()).split("\n")[40:50]
+    file = tmp_path_factory.mktemp("reading") / "manual.txt"
+    file.write_text("\n\n".join([*paragraphs[:6], FACT, *paragraphs[6:]]) + "\n")
+    return file
+
+
+FACTS = (
+    (FACT, QUESTION, "7314902"),
+    (
+        "The lighthouse keeper of Port Ellery was called Agnes Thornbury.",
+        "Who was the lighthouse keeper of Port Ellery?",
+        "Thornbury",
+    ),
+    (
+        "The annual budget of the museum in Halden was 4.2 million crowns.",
+        "How large was the annual budget of the museum in Halden?",
+        "4.2 million",
+    ),
+    (
+        "Doctor Quill discovered the blue fungus in 1883.",
+        "In which year did Doctor Quill discover the blue fungus?",
+        "1883",
+    ),
+)
+
+
+def on(server: Server, ask: Callable[[AsyncClient], Awaitable[Result]]) -> Result:
+    async def run() -> Result:
+        async with AsyncClient(port=server.port, timeout=120) as client:
+            return await ask(client)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_answer_and_the_passage_it_is_from(server: Server, document: Path, method: str) -> None:
+    command = [sys.executable, "-m", "server.cli", "read", str(document), "--question", QUESTION]
+    command += ["--method", method, "--passage-tokens", "160", "--port", str(server.port), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    reading = json.loads(done.stdout)
+    assert "7314902" in reading["text"]
+    assert reading["passages"] >= 5
+    best = reading["citations"][0]
+    content = document.read_bytes()
+    assert FACT in best["text"]
+    assert content[best["start"] : best["end"]].decode() == best["text"]
+    line = content.decode().split("\n").index(FACT) + 1
+    assert best["first_line"] <= line <= best["last_line"]
+
+
+def test_a_score_is_the_log_probability_of_the_answer(server: Server) -> None:
+    """Forced tokens, one step each, against the log probabilities of one prompt that has them all."""
+    prompt, answer = prompts.note(FACT, QUESTION), "It is 7314902, as the text says."
+
+    async def both(client: AsyncClient) -> tuple[float, float]:
+        session = Session(client, ReadOptions(), True, Spent())
+        ids = await session.tokens(answer)
+        before = (await client.tokenize([("user", prompt)], special_tokens_as_text=True)).token_ids
+        whole = await client.generate([*before, *ids], max_tokens=1, prompt_logprobs=0)
+        given = [position.chosen.logprob for position in whole.prompt_logprobs[-len(ids) :]]
+        return await session.score(prompt, ids), sum(given) / len(given)
+
+    score, expected = on(server, both)
+    assert score == pytest.approx(expected, abs=0.05)
+
+
+def test_a_summary_cites_too(server: Server, document: Path) -> None:
+    command = [sys.executable, "-m", "server.cli", "read", "-", "--method", "hierarchical"]
+    command += ["--passage-tokens", "400", "--max-tokens", "40", "--port", str(server.port), "--stats"]
+    done = subprocess.run(
+        command, input=document.read_text()[:3000], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    answer, *cited = done.stdout.split("\n\n")
+    assert len(answer) > 20
+    assert "nats per token" in cited[0]
+    assert "passages of at most 400 tokens" in done.stderr
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("method", METHODS)
+def test_facts_in_a_document_longer_than_the_context(server: Server, method: Method) -> None:
+    """Some 18,000 tokens, of a model with a context of 8,192."""
+    paragraphs = texts.prose(texts.reference())[:80_000].split("\n")
+    for number, (fact, _, _) in enumerate(FACTS):
+        paragraphs.insert(int(len(paragraphs) * (number + 0.5) / len(FACTS)), fact)
+    content = "\n\n".join(paragraphs).encode()
+    tokens = on(server, lambda client: client.count_tokens(content.decode())).token_count
+    found, cited, began = 0, 0, time.monotonic()
+    for fact, question, answer in FACTS:
+        options = ReadOptions(method=method)
+        reading = on(server, lambda client, q=question, o=options: read(client, content, q, o))
+        found += answer in reading.text
+        cited += any(fact in one.passage.text for one in reading.citations)
+        print(f"{method}: {reading.text!r} {reading.spent}")
+    seconds = (time.monotonic() - began) / len(FACTS)
+    print(f"{method}: {tokens} tokens, {found} found and {cited} cited of 4, {seconds:.1f} s each")
+    assert tokens > 8192
+    assert min(found, cited) >= 2
