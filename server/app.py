@@ -10,11 +10,10 @@ import sys
 from dataclasses import replace
 
 import uvloop
-from grpc import aio
 
 from server.access.granted import Access, warn_of_open_metrics
 from server.api.health import HealthServicer
-from server.api.listen import listen
+from server.api.listen import Listener
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import for_other_loops, in_thread, when_stdin_ends
@@ -72,7 +71,7 @@ class Server:
         self._engine: EngineClient | None = None
         self._files: ModelFiles | None = None
         self._served: Served | None = None
-        self._grpc: aio.Server | None = None
+        self._grpc: Listener | None = None
         self._http: HttpServer | None = None
         self._asked_to_stop = asyncio.Event()
         self._asked_to_end = asyncio.Event()
@@ -151,12 +150,12 @@ class Server:
         if settings.otlp_endpoint is not None:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
-        grpc_metrics = GrpcMetrics(registry)
-        self._grpc, self.port = listen(
+        self._grpc = Listener(
             *(settings.host, settings.port, self.state, service),
-            *(self._health, grpc_metrics, access.callers, access.certificates),
+            *(self._health, GrpcMetrics(registry), access.callers, access.certificates),
         )
         await self._grpc.start()
+        self.port = self._grpc.port
 
     async def _serve(self) -> str:
         """Loads and serves, again after an engine's death where so configured.
@@ -197,11 +196,20 @@ class Server:
         )
         served = Served(name, files.source, tokenizer, engine, ready, generation)
         self._served = served
+        await self._bound_messages(served)
         self.engine_ready(engine)
         print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
         gc.freeze()  # loaded objects stay: later garbage collections need not visit them
         return await keep_serving(self, engine, self._settings)
+
+    async def _bound_messages(self, served: Served) -> None:
+        """Has gRPC itself refuse what no request to this model can be, before it is ready."""
+        assert self._grpc is not None
+        before = self.state.received_bytes
+        self.state.hold_to(served)
+        if self.state.received_bytes != before and not self.draining:
+            await self._grpc.renew(self._settings.connection_grace_seconds)
 
     async def start_engine(self) -> EngineClient:
         """Starts an engine, which is not ready yet."""

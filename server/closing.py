@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from grpc import aio
-
+from server.api.listen import Listener
 from server.background import in_thread
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.spare import Spare
@@ -25,7 +24,7 @@ With these and 25 s of draining a server ends within 28 s, of the 30 s that a po
 
 
 async def close(
-    grpc: aio.Server | None,
+    grpc: Listener | None,
     engine: EngineClient | None,
     spare: Spare,
     http: HttpServer | None,
@@ -34,7 +33,7 @@ async def close(
     """Ends the parts that there are.
 
     Args:
-        grpc: the gRPC server, whose calls are ended.
+        grpc: answers calls, which are ended.
         engine: its process ends.
         spare: the process that is kept in reserve.
         http: serves the metrics.

@@ -6,10 +6,14 @@ take over a second and a gigabyte before anything could count them.
 
 from __future__ import annotations
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+import functools
+
+from google.protobuf.descriptor import Descriptor
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
+# Of a number's byte: others follow.
+_MORE = 0x80
 
 
 def has_more_fields(payload: bytes, descriptor: Descriptor, most: int) -> bool:
@@ -29,29 +33,43 @@ def has_more_fields(payload: bytes, descriptor: Descriptor, most: int) -> bool:
     open_ = [(0, len(payload), descriptor)]
     while open_:
         position, end, type_ = open_.pop()
+        single = _single_messages(type_)
         while position < end:
             left -= 1
             if left < 0:
                 return True
-            tag, position = _varint(payload, position, end)
+            # Nearly all tags and lengths have one byte, for which a call would take most of the time.
+            tag = payload[position]
+            position += 1
+            if tag >= _MORE:
+                tag, position = _varint(payload, position - 1, end)
             kind = tag & 7
-            if kind == _VARINT:
-                _, position = _varint(payload, position, end)
-            elif kind in _FIXED:
-                position += _FIXED[kind]
-            elif kind == _BYTES:
-                length, position = _varint(payload, position, end)
-                inner = _single_message(type_.fields_by_number.get(tag >> 3))
+            if kind == _BYTES:
+                length = payload[position] if position < end else 0
+                position += 1
+                if length >= _MORE:
+                    length, position = _varint(payload, position - 1, end)
+                inner = single.get(tag >> 3)
                 if inner is not None:
                     open_.append((position, min(position + length, end), inner))
                 position += length
+            elif kind == _VARINT:
+                _, position = _varint(payload, position, end)
+            elif kind in _FIXED:
+                position += _FIXED[kind]
             elif kind not in (_GROUP, _GROUP_END):
                 break
     return False
 
 
-def _single_message(field: FieldDescriptor | None) -> Descriptor | None:
-    return None if field is None or field.is_repeated else field.message_type
+@functools.cache
+def _single_messages(type_: Descriptor) -> dict[int, Descriptor]:
+    """Types of the messages that are in single fields, by the fields' numbers."""
+    return {
+        field.number: field.message_type
+        for field in type_.fields
+        if field.message_type is not None and not field.is_repeated
+    }
 
 
 def _varint(payload: bytes, position: int, end: int) -> tuple[int, int]:
@@ -61,7 +79,7 @@ def _varint(payload: bytes, position: int, end: int) -> tuple[int, int]:
         byte = payload[position]
         position += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
+        if byte < _MORE:
             break
         shift += 7
     return value, position

@@ -62,6 +62,14 @@ def limits(settings: Settings, ready: Ready, longest_token: int) -> inference_pb
     )
 
 
+def received_bytes(request_bytes: int) -> int:
+    """Bytes of the largest message that gRPC reads; of a larger one it reads no more than its length.
+
+    Of a message that is no more than twice too large the refusal can tell how much it may have.
+    """
+    return max(request_bytes, min(2 * request_bytes, MOST_REQUEST_BYTES))
+
+
 def most_fields(limit: inference_pb2.Limits) -> int:
     """Fields that a request within the limits has: those inside a repeated message not counted."""
     repeated = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
 
 import grpc
 from grpc import aio
@@ -15,15 +17,14 @@ from server.access.certificates import Certificates, Pem
 from server.api.encoder_service import EncoderServicer
 from server.api.health import ENCODERS, READINESS, HealthServicer
 from server.api.interceptor import Interceptor
-from server.api.limits import MOST_REQUEST_BYTES
 from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.descriptors import connections_allowed
 from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
-from server.settings import Settings
 
 _MOST_METADATA_BYTES = 16 << 10
+_FREE_SECONDS, _LOOK_SECONDS = 1.0, 0.002
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
     ("grpc.so_reuseport", 0),
@@ -42,60 +43,122 @@ _OPTIONS = (
     # Between two different sizes gRPC would refuse at random.
     ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
+    # A client may send 64 KiB of a message before it is read here; by default 4 MiB, while there is memory.
+    # The rest of a message that is being read is asked for at once.
+    ("grpc.http2.bdp_probe", 0),
     # A connection takes the place of another until it has begun to speak HTTP/2 (gRPC: 120 s).
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
-def listen(
-    host: str,
-    port: int,
-    state: ServerState,
-    service: InferenceServicer,
-    health: HealthServicer,
-    metrics: GrpcMetrics,
-    callers: Callers,
-    certificates: Certificates | None = None,
-) -> tuple[aio.Server, int]:
-    """A server that is bound and not started; port 0 takes a free one.
+class Listener:
+    """Answers on one port: by one gRPC server at a time, and by those before it as long as their calls last.
 
-    The model's context bounds a message closer than gRPC does, but is known only later (``check_message``).
-    With ``certificates`` it speaks TLS, else plain text. ``Callers()`` opens it to all.
+    Args:
+        host: to listen on.
+        port: of it; 0 takes a free one.
+        state: of the server.
+        service: answers requests.
+        health: answers probes.
+        metrics: of the calls.
+        callers: who may call. ``Callers()`` opens it to all.
+        certificates: it speaks TLS with these, or plain text without.
 
-    Returns:
-        The server and its port.
-
-    Raises:
-        RefusedError: the address can't be had, or the process may open hardly any files.
+    Attributes:
+        port: once it has been bound, the one that it has.
     """
-    options = (*_OPTIONS, *_limits(state.settings))
-    interceptor = Interceptor(state, metrics, service.accounts, callers)
-    server = aio.server(interceptors=(interceptor,), options=options)
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
-    encoder_pb2_grpc.add_EncoderServiceServicer_to_server(EncoderServicer(state, service.accounts), server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if state.settings.reflection:
-        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection(
-            (READINESS, ENCODERS, health_name, reflection.SERVICE_NAME), server
-        )
-    _refuse_taken(host, port)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        if certificates is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, _credentials(certificates))
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        state: ServerState,
+        service: InferenceServicer,
+        health: HealthServicer,
+        metrics: GrpcMetrics,
+        callers: Callers,
+        certificates: Certificates | None = None,
+    ) -> None:
+        self.port = port
+        self._host = host
+        self._state = state
+        self._service = service
+        self._encoders = EncoderServicer(state, service.accounts)
+        self._health = health
+        self._interceptor = Interceptor(state, metrics, service.accounts, callers)
+        self._certificates = certificates
+        self._servers: list[aio.Server] = []
+        self._ends: list[asyncio.Task[None]] = []
+        if certificates is not None:
             metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
-    except RuntimeError as error:
-        raise RefusedError(_cannot(host, port, "gRPC does not say why")) from error
-    return server, bound
+
+    async def start(self) -> None:
+        """Binds the port and answers; of messages over ``ServerState.received_bytes`` it reads the length.
+
+        Raises:
+            RefusedError: the address can't be had, or the process may open hardly any files.
+        """
+        server = self._bind()
+        self._servers.append(server)
+        await server.start()
+
+    async def renew(self, grace: float) -> None:
+        """Starts again on the same port, since gRPC takes another ``ServerState.received_bytes`` only then.
+
+        For some milliseconds no connection is taken. Those that are open get no more calls, and their clients
+        connect again for the next one; a call that is under way goes on.
+
+        Args:
+            grace: seconds for which it may.
+
+        Raises:
+            RefusedError: another program has taken the port meanwhile.
+        """
+        self._ends.append(asyncio.create_task(self._servers[-1].stop(grace)))
+        until = time.monotonic() + _FREE_SECONDS
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await self.start()
+            except RefusedError:
+                if time.monotonic() > until:
+                    raise
+            else:
+                return
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more calls, and ends those that are under way after so many seconds."""
+        await asyncio.gather(*(server.stop(grace) for server in self._servers), *self._ends)
+
+    def _bind(self) -> aio.Server:
+        state, host = self._state, self._host
+        _refuse_taken(host, self.port)
+        options = (*_OPTIONS, *_limits(state))
+        server = aio.server(interceptors=(self._interceptor,), options=options)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._encoders, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if state.settings.reflection:
+            health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+            reflection.enable_server_reflection(
+                (READINESS, ENCODERS, health_name, reflection.SERVICE_NAME), server
+            )
+        address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        try:
+            if self._certificates is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, _credentials(self._certificates))
+        except RuntimeError as error:
+            raise RefusedError(_cannot(host, self.port, "gRPC does not say why")) from error
+        return server
 
 
-def _limits(settings: Settings) -> list[tuple[str, int]]:
-    """Options of gRPC that are settings."""
+def _limits(state: ServerState) -> list[tuple[str, int]]:
+    """Options of gRPC that follow from settings and the model."""
+    settings = state.settings
     limits = [
-        ("grpc.max_receive_message_length", settings.max_request_bytes or MOST_REQUEST_BYTES),
+        ("grpc.max_receive_message_length", state.received_bytes),
         ("grpc.max_allowed_incoming_connections", connections_allowed(settings.max_connections)),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.max_connection_idle_ms", round(1000 * settings.connection_idle_seconds)),

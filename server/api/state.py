@@ -13,7 +13,7 @@ from server.api import errors
 from server.api.admission import Admission
 from server.api.encoder_errors import task_not_served
 from server.api.field_count import has_more_fields
-from server.api.limits import limits, most_fields
+from server.api.limits import MOST_REQUEST_BYTES, limits, most_fields, received_bytes
 from server.api.text_work import TextWork
 from server.encoder_messages import Task
 from server.engine.ipc.link import EngineClient
@@ -31,6 +31,8 @@ Phase = Literal["loading", "ready", "draining", "dead"]
 _RETRY_SECONDS = 2.0
 # A message that is larger can only be a request for a model, which is refused while there is none.
 _BYTES_WITHOUT_MODEL = 64 << 10
+# Parsing takes no longer than counting the fields of a message of no more bytes: half a millisecond at most.
+_UNCOUNTED_BYTES = 64 << 10
 # One conversation is rendered at a time, while others are tokenized.
 _CHAT_THREADS, _MOST_CHATS = 4, 1024
 
@@ -83,7 +85,8 @@ class ServerState:
         progress: while loading, what is being done, as part of a sentence.
         failure: why there is no engine, once it died.
         served: the model, from the first time it was ready.
-        limits: what requests are held to, from then on.
+        limits: what requests are held to.
+        received_bytes: of the largest message that gRPC is to read.
         ready_since: monotonic time at which the server was first ready.
     """
 
@@ -97,16 +100,22 @@ class ServerState:
         self.failure = ""
         self.served: Served | None = None
         self.limits = inference_pb2.Limits(request_bytes=_BYTES_WITHOUT_MODEL)
+        self.received_bytes = received_bytes(settings.max_request_bytes or MOST_REQUEST_BYTES)
         self.ready_since: float | None = None
 
-    def set_ready(self, served: Served) -> None:
-        """From now on ``served`` answers; what no setting gave is as the engine chose for its device."""
-        self.served = served
+    def hold_to(self, served: Served) -> None:
+        """Requests get the limits of a model; what no setting gave is as the engine chose for its device."""
         ready = served.ready
         chosen = {name: getattr(ready, name) for name in Sizes._fields}
         self.settings = self.settings.model_copy(update=chosen)
         self.admission.limit = ready.max_running + self.settings.max_queue
         self.limits = limits(self.settings, ready, served.tokenizer.longest_token_bytes)
+        self.received_bytes = received_bytes(self.limits.request_bytes)
+
+    def set_ready(self, served: Served) -> None:
+        """From now on ``served`` answers, within its limits."""
+        self.hold_to(served)
+        self.served = served
         self.phase = "ready"
         self.ready_since = self.ready_since or time.monotonic()
 
@@ -156,5 +165,5 @@ class ServerState:
             raise errors.request_too_large(size, self.limits.request_bytes)
         most = most_fields(self.limits)
         # A field takes two bytes at least.
-        if size > 2 * most and has_more_fields(payload, descriptor, most):
+        if size > max(2 * most, _UNCOUNTED_BYTES) and has_more_fields(payload, descriptor, most):
             raise errors.too_many_fields(most)

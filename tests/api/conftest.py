@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.access.callers import Callers
 from server.api.health import HealthServicer
-from server.api.listen import listen
+from server.api.listen import Listener
 from server.api.service import InferenceServicer
 from server.api.state import Served, ServerState
 from server.messages import Sampling
@@ -73,7 +73,7 @@ class Running:
     metrics: Metrics
     health: HealthServicer
     service: InferenceServicer
-    server: aio.Server
+    server: Listener
     channel: aio.Channel
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
     port: int
@@ -172,8 +172,9 @@ async def loading(settings, callers, tokenizer, tmp_path):
     state, metrics, health = ServerState(settings), Metrics(), HealthServicer()
     metrics.name_model("fake")
     service = InferenceServicer(state, metrics)
-    server, port = listen("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry), callers)
+    server = Listener("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry), callers)
     await server.start()
+    port = server.port
     engine = FakeEngine(settings, tmp_path)
     engine.start_now()
     async with aio.insecure_channel(

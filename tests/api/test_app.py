@@ -10,10 +10,13 @@ import grpc
 import psutil
 import pytest
 from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import server.app as app
 from longspan.v1 import inference_pb2
 from server.access.granted import granted
+from server.api.health import READINESS
+from server.api.listen import Listener
 from server.errors import RefusedError
 from server.settings import Settings
 from tests.api.conftest import END, ask, until
@@ -59,6 +62,43 @@ async def test_without_metrics_no_port_of_theirs_is_opened():
     async with Life(metrics=False) as life:
         await life.engine()
         assert listening() - before == {life.server.port}
+
+
+async def test_grpc_itself_refuses_what_no_request_to_the_model_can_be():
+    async with Life() as life:
+        asked = health_pb2.HealthCheckRequest(service=READINESS)
+        watch = health_pb2_grpc.HealthStub(life.channel).Watch(asked)
+        assert (await watch.read()).status == NOT_SERVING
+        before = await refusal(life, 1 << 20)
+        assert before.code() is grpc.StatusCode.UNAVAILABLE, "it may be tried again when there is a model"
+        port = life.server.port
+        await life.engine()
+        assert life.server.port == port
+        assert (await watch.read()).status == SERVING, "the stream goes on"
+        limit = life.server.state.limits.request_bytes
+        assert (await refusal(life, 2 * limit)).code() is grpc.StatusCode.INVALID_ARGUMENT
+        after = await refusal(life, 2 * limit + 1)
+        assert after.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert f"larger than max ({2 * limit + 1} vs. {2 * limit})" in after.details()
+        assert (await life.stub.Generate(ask())).model == "fake"
+
+
+async def test_a_limit_that_is_set_is_grpcs_own_from_the_first(monkeypatch):
+    async def renew(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Listener, "renew", renew)
+    async with Life(max_request_bytes="32MiB") as life:
+        await life.engine()
+        assert (await refusal(life, (32 << 20) + 1)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def refusal(life, size):
+    """The error with which a message of so many bytes is refused."""
+    call = life.channel.unary_unary("/longspan.v1.InferenceService/Generate")
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call(b"\xff" * size)
+    return caught.value
 
 
 @pytest.mark.parametrize(("choice", "temperature"), [("auto", 0.5), ("none", 1.0)])

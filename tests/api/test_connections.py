@@ -19,7 +19,7 @@ from server.access.callers import Callers
 from server.api import listen as listening
 from server.api import open_calls
 from server.api.health import HealthServicer
-from server.api.listen import listen
+from server.api.listen import Listener
 from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.observe.metrics import GrpcMetrics, Metrics
@@ -35,9 +35,9 @@ async def serving(**settings):
     """The port of a server without a model."""
     state, metrics = ServerState(Settings(**settings)), Metrics()
     parts = (state, InferenceServicer(state, metrics), HealthServicer(), GrpcMetrics(metrics.registry))
-    server, port = listen("127.0.0.1", 0, *parts, Callers())
+    server = Listener("127.0.0.1", 0, *parts, Callers())
     await server.start()
-    yield port
+    yield server.port
     await server.stop(0)
 
 

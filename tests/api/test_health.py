@@ -8,9 +8,11 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import server.api.listen
+from longspan.v1 import inference_pb2
 from server.access.callers import Callers
 from server.api.health import READINESS, HealthServicer
-from server.api.listen import listen
+from server.api.listen import Listener
 from server.api.service import InferenceServicer
 from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics, Metrics
@@ -78,7 +80,7 @@ async def test_reflection_refuses_bytes_that_are_no_request_of_it(loading, after
 
 
 async def test_a_busy_port_is_refused(loading, settings):
-    first, port = listen(
+    first = Listener(
         "127.0.0.1",
         0,
         loading.state,
@@ -90,14 +92,33 @@ async def test_a_busy_port_is_refused(loading, settings):
     await first.start()
     try:
         with pytest.raises(RefusedError, match="--port"):
-            listen(
+            await Listener(
                 "127.0.0.1",
-                port,
+                first.port,
                 loading.state,
                 InferenceServicer(loading.state, loading.metrics),
                 HealthServicer(),
                 GrpcMetrics(Metrics().registry),
                 Callers(),
-            )
+            ).start()
     finally:
         await first.stop(0)
+
+
+async def test_a_port_that_is_not_free_at_once_is_tried_again(loading, monkeypatch):
+    tried = []
+
+    def refuse_taken(host, port):
+        tried.append(port)
+        if len(tried) < 3:
+            raise RefusedError("it is taken")
+
+    monkeypatch.setattr(server.api.listen, "_refuse_taken", refuse_taken)
+    await loading.server.renew(0)
+    assert tried == [loading.port] * 3
+    assert (await loading.stub.GetServerInfo(inference_pb2.GetServerInfoRequest())).version
+
+    monkeypatch.setattr(server.api.listen, "_FREE_SECONDS", 0)
+    tried.clear()
+    with pytest.raises(RefusedError, match="it is taken"):
+        await loading.server.renew(0)

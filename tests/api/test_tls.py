@@ -14,7 +14,7 @@ from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.access.callers import Callers
 from server.access.certificates import Certificates
 from server.api.health import HealthServicer
-from server.api.listen import listen
+from server.api.listen import Listener
 from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.observe.metrics import GrpcMetrics, Metrics
@@ -32,7 +32,7 @@ async def serving(certificates: Certificates):
     """The port of a server without a model."""
     state, metrics = ServerState(Settings()), Metrics()
     service = InferenceServicer(state, metrics)
-    server, port = listen(
+    server = Listener(
         "127.0.0.1",
         0,
         state,
@@ -43,7 +43,7 @@ async def serving(certificates: Certificates):
         certificates,
     )
     await server.start()
-    yield port
+    yield server.port
     await server.stop(0)
 
 

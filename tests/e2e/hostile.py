@@ -1,6 +1,6 @@
 """Messages that would each stop a server without limits, and what other clients see of it meanwhile.
 
-They are as large as gRPC takes: of a larger one it reads no more than the length.
+They are as large as gRPC takes from a server with a large context.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.e2e.server import Server
 from tests.wire_format import field
 
 _MIB = 1 << 20
-# gRPC's own bound, less what stands around the largest field.
+# The most that gRPC takes unless a setting says more, less what stands around the largest field.
 _LARGEST = 8 * _MIB - 64
 
 Generate, Tokenize = inference_pb2.GenerateRequest, inference_pb2.TokenizeRequest

@@ -33,6 +33,7 @@ from tests.soak.bounds import Bound, p99
 
 MOST_RATIO, MOST_SECONDS, MOST_GROWN = 3.0, 0.05, 300 << 20
 NOTHING = "nothing"
+_TEMPLATE = "a chat template that does not end"
 _ANSWERS = {"OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 
 
@@ -105,16 +106,18 @@ def cases(of: inference_pb2.GetModelInfoResponse) -> Iterator[Case]:
             against, plain = hostile.PLAIN[name]
             yield Case(against, method, plain(of), against=None)
         yield Case(name, method, fitted(of), against)
-    yield Case("a chat template that does not end", "Generate", hostile.chat("loop"))
+    yield Case(_TEMPLATE, "Generate", hostile.chat("loop"))
 
 
-def run(seconds: float, server: Sequence[str]) -> list[Row]:
-    """Rows of all messages, each sent for so long; the first is of ``NOTHING``.
+def run(seconds: float, server: Sequence[str], only: Sequence[str] = ()) -> list[Row]:
+    """Rows of all messages, or of those named and what they are compared with; the first is of ``NOTHING``.
 
-    Quiet windows of a quarter of that stand before each message, so that a machine that changes its speed
-    changes both. Their gap is the median of the windows', which what a message leaves running can't move.
+    Each is sent for ``seconds``. Quiet windows of a quarter of that stand before each message, so that a
+    machine that changes its speed changes both. Their gap is the median of the windows', which what a message
+    leaves running can't move.
     """
     rows, quiet = [], []
+    named = {*only, *(hostile.PLAIN[name][0] for name in only if name in hostile.PLAIN)}
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder, "endless.jinja")
         template.write_text(hostile.ENDLESS_TEMPLATE)
@@ -130,6 +133,8 @@ def run(seconds: float, server: Sequence[str]) -> list[Row]:
                 info = client.model_info()
             sender.submit(hostile.chat, "x").result()  # imports, which no window should have beside it
             for case in cases(info):
+                if named and case.name not in named:
+                    continue
                 with hostile.watched(running, streams=2) as seen:
                     time.sleep(seconds / 4)
                 quiet.append(Row.of(NOTHING, None, seen, Counter()))
@@ -213,12 +218,16 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.isolation", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="that each message is sent for [5]")
+    parser.add_argument("--only", action="append", default=[], help="a message, by its name in the table")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     parser.add_argument("server", nargs="*", help="after --, further options of longspan serve")
     options = parser.parse_args()
     if not 0 < options.seconds < math.inf:
         parser.error(f"--seconds: is {options.seconds:g}; it must be a number above 0")
-    rows = run(options.seconds, options.server)
+    known = [*hostile.REFUSED, *hostile.TAKEN, *(name for name, _ in hostile.PLAIN.values()), _TEMPLATE]
+    if unknown := set(options.only) - set(known):
+        parser.error(f"--only: there is no {unknown.pop()!r}; there are {', '.join(known)}")
+    rows = run(options.seconds, options.server, options.only)
     bounds = judge(rows)
     if options.json:
         figures = {"rows": [asdict(row) for row in rows], "bounds": [bound._asdict() for bound in bounds]}

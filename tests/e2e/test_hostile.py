@@ -24,20 +24,28 @@ def server(tiny_packed):
 
 
 def send(server, method, payload, **often):
-    """Sends a message again and again and checks what others see meanwhile; the answers by status."""
+    """Sends a message again and again and checks what others see meanwhile; the answers, and bytes grown."""
     with hostile.watched(server) as seen:
         answers = hostile.send(server.address, method, payload, **often)
     assert max(seen.gaps) < MOST_SECONDS
     assert max(seen.health) < MOST_SECONDS
     assert max(seen.metrics) < MOST_SECONDS
     assert seen.grown < MOST_GROWN
-    return answers
+    return answers, seen.grown
 
 
 @pytest.mark.parametrize("name", hostile.REFUSED)
 def test_what_is_too_large_is_refused_and_stops_nothing(server, name):
-    method, payload = hostile.REFUSED[name]
-    assert send(server, method, payload()) == {"INVALID_ARGUMENT": 8}
+    method, make = hostile.REFUSED[name]
+    payload = make()
+    with server.client() as client:
+        limit = client.model_info().limits.request_bytes
+    answers, grown = send(server, method, payload)
+    if len(payload) > 2 * limit:
+        assert answers == {"RESOURCE_EXHAUSTED": 8}
+        assert grown < 4 * len(payload), "gRPC reads the length only"
+    else:
+        assert answers == {"INVALID_ARGUMENT": 8}
 
 
 @pytest.mark.parametrize("name", hostile.TAKEN)
@@ -45,7 +53,7 @@ def test_what_is_as_large_as_may_be_stops_nothing(server, name):
     with server.client() as client:
         info = client.model_info()
     method, payload = hostile.TAKEN[name]
-    answers = send(server, method, payload(info))
+    answers, _ = send(server, method, payload(info))
     if method == "Embed":  # which is for encoders
         assert answers == {"FAILED_PRECONDITION": 8}
     assert answers.keys() <= {"OK", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
@@ -56,7 +64,7 @@ def test_a_chat_template_that_does_not_end_stops_nothing(tiny_packed, tmp_path):
     template.write_text(hostile.ENDLESS_TEMPLATE)
     with Server(*tiny_packed, "--chat-template", template, "--drain-seconds", "0.5") as server:
         payload = hostile.chat("loop")
-        assert send(server, "Generate", payload, clients=1, times=1) == {"INVALID_ARGUMENT": 1}
+        assert send(server, "Generate", payload, clients=1, times=1)[0] == {"INVALID_ARGUMENT": 1}
         with server.client() as client:
             assert client.generate([("user", "hello")], max_tokens=3).usage.completion_tokens == 3
         with ThreadPoolExecutor(1) as pool:
