@@ -52,6 +52,17 @@ class NativeExecutor:
 
     def logits(self, step: StepInput) -> torch.Tensor:
         """See ``Executor.logits``."""
+        hidden = self._layers(step)
+        return self.model.output(hidden, None if step.rows is None else torch.tensor([*step.rows] or [0]))
+
+    def most_likely(self, step: StepInput) -> torch.Tensor | None:
+        """See ``Executor.most_likely``."""
+        if step.rows is not None or not isinstance(self.model.head, QuantizedLinear):
+            return None
+        return self.model.most_likely(self._layers(step))
+
+    def _layers(self, step: StepInput) -> torch.Tensor:
+        """What the last layer gives, float32 ``[T, C]``."""
         model, batch = self.model, self._batches.batch(step)
         hidden = model.embedding(step.ids)
         with lengths_of(self.rope, step):
@@ -59,4 +70,4 @@ class NativeExecutor:
         heads, attended = model.decoder.place(hidden, angles)
         self._attention.prepare(batch, heads.queries, heads.keys, heads.values, attended)
         self._chain.run()
-        return model.output(hidden, None if step.rows is None else torch.tensor([*step.rows] or [0]))
+        return hidden
