@@ -65,8 +65,7 @@ class QuantizedModel(nn.Module):
         self.norm, self.head, self.config = norm, head, config
         self._logits = Workspace()
         if isinstance(head, QuantizedLinear):
-            last = head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon)
-            self._last, self._likely = (Stage * 1)(last), (Stage * 1)(last)
+            self._last = (Stage * 1)(head.stage(norm=norm.weight.data_ptr(), epsilon=norm.epsilon))
 
     @property
     def device(self) -> torch.device:
@@ -120,18 +119,3 @@ class QuantizedModel(nn.Module):
         stage.input, stage.output = wanted.data_ptr(), logits.data_ptr()
         run(self._last, len(wanted))
         return logits
-
-    def most_likely(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Each row's token with the largest logit, the first of equal ones, int64 ``[T]``.
-
-        A row has -1 where a logit is NaN or the largest is infinite. The logits are not written to memory.
-
-        Args:
-            hidden: float32 ``[T, C]``, as the last layer gave it; the output layer is packed.
-        """
-        assert isinstance(self.head, QuantizedLinear)
-        tokens = torch.empty(len(hidden), dtype=torch.int64)
-        stage = self._likely[0]
-        stage.input, stage.likely = hidden.data_ptr(), tokens.data_ptr()
-        run(self._likely, len(hidden))
-        return tokens
