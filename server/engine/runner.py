@@ -110,15 +110,17 @@ class Runner:
             page_size=self.cache.page_size,
             rows=None if every else keep,
         )
+        sequences = [scheduled[b].sequence for b in caught_up]
+        if every and (likely := self._most_likely(step, sequences)):
+            return Launched(sequences, likely, [None] * len(scheduled), len(keep), self._pages(step))
         logits = self.executor.logits(step)
         of_rows = logits if every else logits[: len(last_rows)]
-        sequences = [scheduled[b].sequence for b in caught_up]
         return Launched(
             sequences,
             self._sample(sequences, of_rows, before) if sequences else None,
             self._echo(scheduled, echo, logits, len(last_rows)),
             len(keep),
-            pages_of(self.attention, step.visible),
+            self._pages(step),
         )
 
     @torch.inference_mode()
@@ -167,6 +169,23 @@ class Runner:
         newest = before.sampled.tokens[(-1 - numbers).clamp(min=0)]
         # Where no token was found, the step's result for that sequence is discarded; it must only not fail.
         return torch.where(numbers < 0, newest.clamp(min=0), numbers)
+
+    def _pages(self, step: StepInput) -> Pages:
+        return pages_of(self.attention, step.visible)
+
+    def _most_likely(self, step: StepInput, sequences: list[Sequence]) -> sampler.Sampled | None:
+        """The tokens of sequences that all go on plainly greedily; else ``None``, and nothing is computed."""
+        rows = []
+        for sequence in sequences:
+            if sequence.sampler is None:  # it begins
+                return None
+            position = sequence.output_len + sequence.pending
+            row = sampler.Row(sequence.sampler, position, sequence.request.logprobs)
+            if not row.plainly_greedy:
+                return None
+            rows.append(row)
+        tokens = self.executor.most_likely(step)
+        return None if tokens is None else sampler.found_likely(tokens, rows)
 
     @staticmethod
     def _sample(sequences: list[Sequence], logits: torch.Tensor, before: Launched | None) -> sampler.Sampled:

@@ -14,9 +14,10 @@ from attention.transfer import AsyncCopy, to_device
 from server.engine.chance import uniforms
 from server.engine.logprobs import Measured, entries, measure
 from server.engine.penalties import SamplerState, adjust
+from server.engine.row import Row
 from server.messages import PositionLogprob, Sampling
 
-__all__ = ["Found", "Row", "Sampled", "SamplerState", "read", "sample"]
+__all__ = ["Found", "Row", "Sampled", "SamplerState", "found_likely", "read", "sample"]
 
 # Probabilities become integers, in units of 2^-40 of the most likely token's. Their sums are exact in any
 # order, so a token's fate depends neither on the batch nor on how a device adds up, and one of weight 0 is
@@ -29,32 +30,6 @@ _NUCLEUS = (256, 4096)
 
 # Found instead of a token: the logits have no finite maximum; top-p has to look at more of them.
 _NONE, _WIDER = -1, -2
-
-
-class Row(NamedTuple):
-    """One row of a batch of logits.
-
-    Attributes:
-        state: its sequence's.
-        position: how many tokens the sequence has output.
-        logprobs: ``None`` for none, else how many of the most likely tokens beside the sampled one.
-        newest: the token before it if that is not read yet; see ``adjust``.
-    """
-
-    state: SamplerState
-    position: int
-    logprobs: int | None = None
-    newest: torch.Tensor | None = None
-
-    @property
-    def forced(self) -> int | None:
-        """Its forced token, if it has one."""
-        return self.state.forced(self.position)
-
-    @property
-    def drawn(self) -> bool:
-        """Whether its token is drawn at random."""
-        return not self.state.sampling.greedy and self.forced is None
 
 
 class _Unread(NamedTuple):
@@ -114,6 +89,16 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
     # Where looking at the result is a wait, it is looked at with the tokens.
     attempts = [widths] if logits.device.type == "cpu" else [[width] for width in widths]
     return _queue(logits, adjusted, rows, attempts)
+
+
+def found_likely(tokens: torch.Tensor, rows: Sequence[Row]) -> Sampled:
+    """The tokens of rows that are plainly greedy, where they were found without the logits.
+
+    Args:
+        tokens: int64 ``[B]``; -1 where the logits have no finite maximum.
+        rows: one per token.
+    """
+    return Sampled(tokens, rows, AsyncCopy([tokens]), None)
 
 
 def read(sampled: Sampled, void: Set[int] = frozenset()) -> Found:

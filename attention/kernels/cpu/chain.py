@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
+from operator import is_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from attention.kernels.cpu import native
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
 Places = slice | np.ndarray[Any, Any]
+
+Placed = tuple[tuple[Any, ...], int]
+"""The tensors and arrays to whose memory a table points, and the number of threads."""
 
 
 class NativeCall(NamedTuple):
@@ -52,6 +56,12 @@ class Chain:
     def run(self) -> None:
         """Makes the calls."""
         self._run(ctypes.c_void_p(self._entries.ctypes.data), ctypes.c_int64(len(self._entries)))
+
+
+def same(one: Placed, other: Placed) -> bool:
+    """Whether these are the very same tensors, whose memory then is where it was, and as many threads."""
+    (tensors, threads), (others, other_threads) = one, other
+    return threads == other_threads and len(tensors) == len(others) and all(map(is_, tensors, others))
 
 
 def table(structure: type[ctypes.Structure], count: int) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ from attention.cache import PagedCache
 from attention.kernels.base import Kernel, layer_ranges
 from attention.kernels.cpu import select
 from attention.kernels.cpu.calls import DTYPES, Call, Write, compiled
-from attention.kernels.cpu.chain import NativeCall, Places, calls_of, places, table
+from attention.kernels.cpu.chain import NativeCall, Placed, Places, calls_of, places, same, table
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.cpu.plan import Rows, ruled
 from attention.patterns.base import ContentPattern, Pattern
@@ -57,8 +57,8 @@ class ChainedAttention:
         # Layers with the same pattern and window share a plan.
         self._alike = [(*kind, places(indices)) for kind, indices in alike.items()]
         self._calls["parallel"], self._calls["page_size"] = native.team, cache.page_size
-        self._placed: tuple[Any, ...] = ()
-        self._batch_placed: tuple[int, ...] = ()
+        self._placed: Placed = ((), 0)
+        self._batch_placed: Placed = ((), 0)
         self._given = np.empty(0, dtype=bool)  # which query rows belong to a prompt
         self._kept: tuple[AttentionBatch, list[Rows]] | None = None  # what the tables point to
         # Rows that select by content are attended by separate calls, after the selection.
@@ -134,32 +134,30 @@ class ChainedAttention:
         if len(self._given) != rows:
             self._given = np.empty(rows, dtype=bool)
         np.less(host.positions, host.row_prompt_lens, out=self._given)
-        placed = (
-            *(pages.data_ptr(), pages.shape[1], device.slots.data_ptr(), rows),
-            *(self._given.ctypes.data, torch.get_num_threads()),
-        )
-        if placed == self._batch_placed:
+        placed = (pages, device.slots, self._given), torch.get_num_threads()
+        if same(placed, self._batch_placed):
             return
         assert pages.is_contiguous()
         self._batch_placed = placed
         writes, calls = self._writes, self._calls
-        calls["page_table"], calls["table_width"], writes["slots"], writes["rows"] = placed[:4]
-        calls["given"], calls["threads"] = placed[4:]
+        calls["page_table"], calls["table_width"] = pages.data_ptr(), pages.shape[1]
+        writes["slots"], writes["rows"] = device.slots.data_ptr(), rows
+        calls["given"], calls["threads"] = self._given.ctypes.data, placed[1]
 
     def _place(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor
     ) -> None:
         """Sets where rows lie, if that has changed since the step before."""
-        parts = query, key, value, output
-        placed = *(part.data_ptr() for part in parts), *(part.stride() for part in parts)
-        if placed == self._placed:
+        placed = (query, key, value, output), 0
+        if same(placed, self._placed):
             return
         for heads in key, value, output:
             assert heads.stride()[1:] == (heads.shape[2], 1)
         assert query.stride(2) == 1
         self._placed = placed
         writes, calls = self._writes, self._calls
-        calls["query"], writes["key"], writes["value"], calls["output"] = placed[:4]
+        calls["query"], calls["output"] = query.data_ptr(), output.data_ptr()
+        writes["key"], writes["value"] = key.data_ptr(), value.data_ptr()
         writes["key_stride"], writes["value_stride"] = key.stride(0), value.stride(0)
         calls["row_stride"], calls["head_stride"] = query.stride()[:2]
 

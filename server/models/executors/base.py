@@ -115,3 +115,12 @@ class Executor(Protocol):
             The logits ``[N, V]`` of ``step.rows``, good until the next call; of the first token where there
             are no such rows.
         """
+
+    def most_likely(self, step: StepInput) -> torch.Tensor | None:
+        """The same, where of each row only its most likely token is wanted.
+
+        Returns:
+            The tokens with the largest logits, int64 ``[N]``, the first of equal ones; -1 where a logit is
+            NaN or the largest is infinite. ``None``, and nothing is computed, where it is no faster than
+            ``logits``.
+        """

@@ -109,6 +109,10 @@ class CapturedExecutor:
         """See ``Executor.logits``."""
         return self._replayed(step) if self._fits(step) else self._eager.logits(step)
 
+    def most_likely(self, step: StepInput) -> torch.Tensor | None:
+        """See ``Executor.most_likely``."""
+        return None
+
     def _fits(self, step: StepInput) -> bool:
         """Whether these are decodes, a token each, as many as a captured step can compute."""
         return (

@@ -47,6 +47,10 @@ class EagerExecutor:
         with lengths_of(self.rope, step):
             return self.forward(step.ids, step.batch, rows)
 
+    def most_likely(self, step: StepInput) -> torch.Tensor | None:
+        """See ``Executor.most_likely``."""
+        return None
+
     def forward(
         self, ids: torch.Tensor, batch: AttentionBatch | DeviceBatch, rows: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -6,12 +6,14 @@ import torch
 
 from attention.backends import Attention
 from attention.cache import PagedCache
+from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
 from attention.kernels.cpu.paged import CpuPaged
 from server.models.executors.base import StepInput
 from server.models.executors.following import FollowingBatches
 from server.models.executors.rotary import lengths_of, rope_in_force
 from server.models.loaded import LoadedModel
+from server.models.quantized.likely import LikelyTokens
 from server.models.quantized.linear import QuantizedLinear
 from server.models.quantized.model import QuantizedModel
 
@@ -41,6 +43,10 @@ class NativeExecutor:
         self.rope = rope_in_force(loaded.rope, attention.pattern)
         self._attention = ChainedAttention(attention.kernel, attention.ruled_layers, cache)
         self._chain = self.model.decoder.chain(self._attention)
+        self._likely: tuple[LikelyTokens, Chain] | None = None
+        if isinstance(self.model.head, QuantizedLinear):
+            likely = LikelyTokens(self.model.head, self.model.norm)
+            self._likely = likely, self.model.decoder.chain(self._attention, likely.call)
         self._batches = FollowingBatches()
 
     @staticmethod
@@ -52,11 +58,25 @@ class NativeExecutor:
 
     def logits(self, step: StepInput) -> torch.Tensor:
         """See ``Executor.logits``."""
+        hidden = self._prepare(step)
+        self._chain.run()
+        return self.model.output(hidden, None if step.rows is None else torch.tensor([*step.rows] or [0]))
+
+    def most_likely(self, step: StepInput) -> torch.Tensor | None:
+        """See ``Executor.most_likely``."""
+        if step.rows is not None or self._likely is None:
+            return None
+        likely, chain = self._likely
+        tokens = likely.place(self._prepare(step))
+        chain.run()
+        return tokens
+
+    def _prepare(self, step: StepInput) -> torch.Tensor:
+        """Prepares the layers; gives the embeddings ``[T, C]``, which they overwrite with their output."""
         model, batch = self.model, self._batches.batch(step)
         hidden = model.embedding(step.ids)
         with lengths_of(self.rope, step):
             angles = model.rotary.at(batch.device.positions)
         heads, attended = model.decoder.place(hidden, angles)
         self._attention.prepare(batch, heads.queries, heads.keys, heads.values, attended)
-        self._chain.run()
-        return model.output(hidden, None if step.rows is None else torch.tensor([*step.rows] or [0]))
+        return hidden

@@ -11,6 +11,7 @@
 #include "../../../attention/kernels/cpu/threads.hpp"
 #include "lookup.hpp"
 #include "pack.hpp"
+#include "results.hpp"
 #include "rows.hpp"
 #include "unpacked.hpp"
 
@@ -46,11 +47,18 @@ class alignas(64) Share {
   std::atomic<uint64_t> taken_{0};
 };
 
+// What a thread has of its own.
+struct Own {
+  Scratch& scratch;  // for panels that many rows share
+  Likely* likely;    // [rows], of the last stage
+};
+
 struct Job {
   const Run& run;
   Block* blocks;
   Progress* progress;  // [chunks, stages]
   Share* shares;       // [chunks, stages, team]
+  Likely* likely;      // [team, rows], or null
   int64_t team;
   int64_t chunk, chunks;          // rows that go through all stages before the next ones
   std::atomic<int64_t> begun{0};  // threads
@@ -58,45 +66,10 @@ struct Job {
 
 int64_t ceil(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
-// A panel's results of a row that fill it, with what is added to them.
-void store_panel(const Stage& stage, const Floats* results, float* output, int64_t column) {
-  for (int v = 0; v < kVectors; ++v) {
-    Floats result = results[v];
-    if (stage.bias) result += floats(stage.bias + column + v * kLanes);
-    if (stage.added) result += floats(output + v * kLanes);
-    store(output + v * kLanes, result);
-  }
-}
-
-// The same where the last columns are none.
-[[gnu::noinline]] void store_part(const Stage& stage, const Floats* results, float* output, int64_t column,
-                                  int64_t columns) {
-  alignas(64) float all[kColumns];
-  std::memcpy(all, results, sizeof all);
-  for (int64_t c = 0; c < columns; ++c) {
-    if (stage.bias) all[c] += stage.bias[column + c];
-    output[c] = stage.added ? all[c] + output[c] : all[c];
-  }
-}
-
-// A tile's results go where they belong, with what is added to them.
-template <int kPanels>
-void store_tile(const Stage& stage, const Floats* results, int64_t row, int64_t rows, int64_t column) {
-  for (int64_t r = row; r < row + rows; ++r) {
-    for (int64_t c = column; c < column + kPanels * kColumns; c += kColumns, results += kVectors) {
-      float* output = stage.output + r * stage.output_stride + c;
-      if (c + kColumns <= stage.outputs)
-        store_panel(stage, results, output, c);
-      else
-        store_part(stage, results, output, c, stage.outputs - c);
-    }
-  }
-}
-
 // Some panels' products with some rows, whose blocks begin with the first row's.
 template <Form kForm, int kPanels>
 void multiply_rows(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel,
-                   Scratch& scratch) {
+                   const Own& own) {
   constexpr int kMost = most_rows(kForm);
   const int64_t groups = ceil(stage.inputs, kGroup), end = first + rows, column = panel * kColumns;
   const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
@@ -105,30 +78,28 @@ void multiply_rows(const Stage& stage, const Block* blocks, int64_t first, int64
   int64_t row = first;
   if (rows >= kManyRows) {
     const int64_t count = kPanels * groups * group_scales(kForm);
-    auto* const wide = scratch.get<float>(count);
+    auto* const wide = own.scratch.get<float>(count);
     for (int64_t i = 0; i < count; i += kLanes) store(wide + i, halves(scales + i));
     for (; row + kMost <= end; row += kMost) {
-      for (int r = 0; r < kMost; ++r)
-        for (int c = 0; c < kPanels; ++c)
-          __builtin_prefetch(stage.output + (row + r) * stage.output_stride + column + c * kColumns, 1);
+      ask_for_outputs<kMost, kPanels>(stage, row, column);
       multiply_tile<kForm, kMost, kPanels, float>(codes, wide, blocks + (row - first) * groups, groups, results);
-      store_tile<kPanels>(stage, results, row, kMost, column);
+      store_tile<kPanels>(stage, results, row, kMost, column, own.likely);
     }
   }
   for (; row < end; row += kMost) {
     const int64_t count = std::min<int64_t>(kMost, end - row);
     tile_of<kForm, kPanels>(count)(codes, scales, blocks + (row - first) * groups, groups, results);
-    store_tile<kPanels>(stage, results, row, count, column);
+    store_tile<kPanels>(stage, results, row, count, column, own.likely);
   }
 }
 
 // kUnpackedPanels panels with some rows.
 template <Form kForm>
 void multiply_many(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel,
-                   Scratch& scratch) {
+                   const Own& own) {
   const int64_t groups = ceil(stage.inputs, kGroup), end = first + rows, column = panel * kColumns;
   const size_t codes_size = Unpacked::codes_size(groups);
-  auto* const room = scratch.get<Codes>(codes_size + Unpacked::scales_size(groups));
+  auto* const room = own.scratch.get<Codes>(codes_size + Unpacked::scales_size(groups));
   const Unpacked panels{room, reinterpret_cast<Floats*>(room + codes_size)};
   const uint8_t* codes = stage.codes + panel * groups * group_bytes(kForm);
   const uint16_t* scales = stage.scales + panel * groups * group_scales(kForm);
@@ -146,35 +117,33 @@ void multiply_many(const Stage& stage, const Block* blocks, int64_t first, int64
   for (; row + kUnpackedRows <= end; row += kUnpackedRows, blocks += kUnpackedRows * groups) {
     ask(codes + code_bytes, code_bytes);
     ask(scales + scale_count, scale_count * int64_t{sizeof *scales});
-    for (int r = 0; r < kUnpackedRows; ++r)
-      for (int c = 0; c < kUnpackedPanels; ++c)
-        __builtin_prefetch(stage.output + (row + r) * stage.output_stride + column + c * kColumns, 1);
+    ask_for_outputs<kUnpackedRows, kUnpackedPanels>(stage, row, column);
     multiply_unpacked<kForm>(panels, blocks, groups, results);
-    store_tile<kUnpackedPanels>(stage, results, row, kUnpackedRows, column);
+    store_tile<kUnpackedPanels>(stage, results, row, kUnpackedRows, column, own.likely);
   }
   if (row == end) return;
   tile_of<kForm, kUnpackedPanels, kUnpackedRows - 1>(end - row)(codes, scales, blocks, groups, results);
-  store_tile<kUnpackedPanels>(stage, results, row, end - row, column);
+  store_tile<kUnpackedPanels>(stage, results, row, end - row, column, own.likely);
 }
 
 // Panels from `panel` to `end` with some rows, whose blocks begin with the first row's.
 template <Form kForm>
 void multiply_panels(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end,
-                     Scratch& scratch) {
+                     const Own& own) {
   if constexpr (kUnpackedPanels > 0 && Sum<code_bits(kForm)>::kParts == 1)
     if (rows >= kUnpackedFrom)
       for (; panel + kUnpackedPanels <= end; panel += kUnpackedPanels)
-        multiply_many<kForm>(stage, blocks, first, rows, panel, scratch);
+        multiply_many<kForm>(stage, blocks, first, rows, panel, own);
   if (rows >= kManyRows)
     for (; panel + kPanelsAtOnce <= end; panel += kPanelsAtOnce)
-      multiply_rows<kForm, kPanelsAtOnce>(stage, blocks, first, rows, panel, scratch);
-  for (; panel < end; ++panel) multiply_rows<kForm, 1>(stage, blocks, first, rows, panel, scratch);
+      multiply_rows<kForm, kPanelsAtOnce>(stage, blocks, first, rows, panel, own);
+  for (; panel < end; ++panel) multiply_rows<kForm, 1>(stage, blocks, first, rows, panel, own);
 }
 
 // A share is some panels with all of some rows. It begins with a long piece, since memory is slow at the begin of a
 // stretch and after a wait for an atomic number. The short pieces after it balance threads of unequal speed.
 void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t own,
-              Share* shares, Scratch& scratch) {
+              Share* shares, const Own& room) {
   constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
   const int64_t together = kUnpackedPanels > 0 && rows >= kUnpackedFrom ? kUnpackedPanels : kPanelsAtOnce;
   const int64_t panels = ceil(stage.outputs, kColumns), units = ceil(panels, together);
@@ -184,7 +153,7 @@ void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t f
     const int64_t begin = units * thread / job.team, size = units * (thread + 1) / job.team - begin;
     for (int64_t piece; (piece = shares[thread].take(kPieces, k > 0)) >= 0;)
       multiply_some(stage, blocks, first, rows, together * (begin + size * kEdges[piece] / 8),
-                    std::min(panels, together * (begin + size * kEdges[piece + 1] / 8)), scratch);
+                    std::min(panels, together * (begin + size * kEdges[piece + 1] / 8)), room);
   }
 }
 
@@ -210,7 +179,8 @@ void work(void* given) {
         prepare_row(stage, first + row, blocks + row * groups);
       wait();
     }
-    multiply(job, stage, blocks, first, rows, own, job.shares + turn * job.team, widened);
+    multiply(job, stage, blocks, first, rows, own, job.shares + turn * job.team,
+             {widened, job.likely + own * job.run.rows});
     if (stage.cosines) {
       wait();
       for (int64_t row; (row = progress.rotated.fetch_add(1, std::memory_order_relaxed)) < rows;)
@@ -235,8 +205,14 @@ extern "C" __attribute__((visibility("default"))) void longspan_run(const Run* r
   const std::unique_ptr<Progress[]> progress(new Progress[chunks * run->count]);
   const std::unique_ptr<Share[]> shares(new Share[chunks * run->count * team]);
   auto* const blocks = scratch.get<Block>(run->rows > kOwnRows ? std::min(chunk, run->rows) * most : 0);
-  Job job{*run, blocks, progress.get(), shares.get(), team, chunk, chunks};
+  const Stage& last = run->stages[run->count - 1];
+  const std::unique_ptr<Likely[]> likely(new Likely[last.likely ? team * run->rows : 0]);
+  Job job{*run, blocks, progress.get(), shares.get(), likely.get(), team, chunk, chunks};
   in_parallel(run->parallel, work, &job, team);
+  for (int64_t row = 0; last.likely && row < run->rows; ++row) {
+    for (int64_t thread = 1; thread < team; ++thread) likely[row].add(likely[thread * run->rows + row]);
+    last.likely[row] = likely[row].best();
+  }
 }
 
 extern "C" __attribute__((visibility("default"))) void longspan_pack(Pack* pack) {
@@ -255,14 +231,14 @@ namespace {
 std::string layout_of_stage() {
   using Type = Stage;
   return described("Stage", sizeof(Type),
-                   {LONGSPAN_FIELD(input),         LONGSPAN_FIELD(norm),        LONGSPAN_FIELD(codes),
-                    LONGSPAN_FIELD(scales),        LONGSPAN_FIELD(bias),        LONGSPAN_FIELD(output),
-                    LONGSPAN_FIELD(cosines),       LONGSPAN_FIELD(sines),       LONGSPAN_FIELD(positions),
-                    LONGSPAN_FIELD(query_norm),    LONGSPAN_FIELD(key_norm),    LONGSPAN_FIELD(input_stride),
-                    LONGSPAN_FIELD(output_stride), LONGSPAN_FIELD(inputs),      LONGSPAN_FIELD(outputs),
-                    LONGSPAN_FIELD(bits),          LONGSPAN_FIELD(gated),       LONGSPAN_FIELD(added),
-                    LONGSPAN_FIELD(query_heads),   LONGSPAN_FIELD(kv_heads),    LONGSPAN_FIELD(head_size),
-                    LONGSPAN_FIELD(epsilon),       LONGSPAN_FIELD(head_epsilon)});
+                   {LONGSPAN_FIELD(input),        LONGSPAN_FIELD(norm),          LONGSPAN_FIELD(codes),
+                    LONGSPAN_FIELD(scales),       LONGSPAN_FIELD(bias),          LONGSPAN_FIELD(output),
+                    LONGSPAN_FIELD(cosines),      LONGSPAN_FIELD(sines),         LONGSPAN_FIELD(positions),
+                    LONGSPAN_FIELD(query_norm),   LONGSPAN_FIELD(key_norm),      LONGSPAN_FIELD(likely),
+                    LONGSPAN_FIELD(input_stride), LONGSPAN_FIELD(output_stride), LONGSPAN_FIELD(inputs),
+                    LONGSPAN_FIELD(outputs),      LONGSPAN_FIELD(bits),          LONGSPAN_FIELD(gated),
+                    LONGSPAN_FIELD(added),        LONGSPAN_FIELD(query_heads),   LONGSPAN_FIELD(kv_heads),
+                    LONGSPAN_FIELD(head_size),    LONGSPAN_FIELD(epsilon),       LONGSPAN_FIELD(head_epsilon)});
 }
 
 std::string layout_of_run() {

@@ -22,7 +22,10 @@ class Stage(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("input", "norm", "codes", "scales", "bias", "output")),
-        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "positions", "query_norm", "key_norm")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("cosines", "sines", "positions", "query_norm", "key_norm", "likely")
+        ),
         *((name, ctypes.c_int64) for name in ("input_stride", "output_stride", "inputs", "outputs", "bits")),
         *((name, ctypes.c_int64) for name in ("gated", "added", "query_heads", "kv_heads", "head_size")),
         *((name, ctypes.c_double) for name in ("epsilon", "head_epsilon")),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attention.forward import Attend
-from attention.kernels.cpu.chain import Chain, table
+from attention.kernels.cpu.chain import Chain, NativeCall, Placed, same, table
 from attention.kernels.cpu.chained import ChainedAttention
 from server.models.quantized.layer import QuantizedLayer
 from server.models.quantized.native import Stage, chained
@@ -48,7 +48,7 @@ class QuantizedStack(nn.Module):
         counts = [1, *[_STAGES] * (len(layers) - 1), _STAGES - 1]
         self._runs, self._calls = chained(self._stages, counts)
         self._apart = [Chain([call]) for call in self._calls]
-        self._placed: tuple[int, ...] = ()
+        self._placed: Placed = ((), 0)
 
     def run(self, hidden: torch.Tensor, angles: Angles, attend: Attend) -> torch.Tensor:
         """The layers' output for rows ``[T, C]``, which are overwritten; calls ``attend`` layer by layer.
@@ -83,23 +83,28 @@ class QuantizedStack(nn.Module):
         between = self._workspace.rows(rows, self._widest)
         heads = self._workspace.heads(rows, *self._heads)
         attended = self._workspace.attended(rows, self._heads[0], self._heads[2])
-        tensors = hidden, heads.rows, attended, between, angles.cosines, angles.sines
-        places = tuple(tensor.data_ptr() for tensor in tensors)
-        if places != self._placed:
-            self._placed = places
+        placed = (hidden, heads.rows, attended, between, *angles), torch.get_num_threads()
+        if not same(placed, self._placed):
+            self._placed = placed
+            *tensors, positions = placed[0]
+            places = [tensor.data_ptr() for tensor in tensors]
             before, o, gate_up, down = (self._stages[k::_STAGES] for k in range(_STAGES))
             before["input"] = o["output"] = gate_up["input"] = down["output"] = places[0]
             before["output"], o["input"] = places[1:3]
             gate_up["output"] = down["input"] = places[3]
             before["cosines"], before["sines"] = places[4:]
-        positions = angles.positions
-        self._stages["positions"][::_STAGES] = 0 if positions is None else positions.data_ptr()
-        self._runs["rows"], self._runs["threads"] = rows, torch.get_num_threads()
+            before["positions"] = 0 if positions is None else positions.data_ptr()
+            self._runs["rows"], self._runs["threads"] = rows, placed[1]
         return heads, attended
 
-    def chain(self, attention: ChainedAttention) -> Chain:
-        """All layers and their attention as one call; ``place`` and ``attention.prepare`` say where."""
+    def chain(self, attention: ChainedAttention, *after: NativeCall) -> Chain:
+        """All layers and their attention as one call; ``place`` and ``attention.prepare`` say where.
+
+        Args:
+            attention: of the layers.
+            after: calls after all of these.
+        """
         calls = [self._calls[0]]
-        for layer, after in zip(self._in_order, self._calls[1:], strict=True):
-            calls += [*attention.calls[layer.layer_idx], after]
-        return Chain(calls)
+        for layer, run in zip(self._in_order, self._calls[1:], strict=True):
+            calls += [*attention.calls[layer.layer_idx], run]
+        return Chain([*calls, *after])

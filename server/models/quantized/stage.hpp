@@ -11,12 +11,13 @@ struct Stage {
   const uint8_t* codes;  // see packing.py
   const uint16_t* scales;
   const float* bias;     // [outputs] or null
-  float* output;         // [rows, outputs]
+  float* output;         // [rows, outputs]; or null, in the last stage of a run that has `likely`
   const float* cosines;  // [positions, head_size], where the first heads of the output are rotated; or null
   const float* sines;
   const int64_t* positions;  // [rows]; or null: each row's is its own number
   const float* query_norm;   // [head_size], weights of an RMSNorm of each head before; or null
   const float* key_norm;
+  int64_t* likely;  // [rows], each row's output with the largest value, -1 where that is not finite; or null
   int64_t input_stride, output_stride, inputs, outputs, bits;
   int64_t gated;  // the input is silu(first half) * second half
   int64_t added;  // to what the output holds

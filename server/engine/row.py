@@ -1,0 +1,45 @@
+"""One row of a batch of logits: whose next token is sampled, and what is asked for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from server.engine.penalties import SamplerState
+
+
+class Row(NamedTuple):
+    """One row of a batch of logits.
+
+    Attributes:
+        state: its sequence's.
+        position: how many tokens the sequence has output.
+        logprobs: ``None`` for none, else how many of the most likely tokens beside the sampled one.
+        newest: the token before it if that is not read yet; see ``adjust``.
+    """
+
+    state: SamplerState
+    position: int
+    logprobs: int | None = None
+    newest: torch.Tensor | None = None
+
+    @property
+    def forced(self) -> int | None:
+        """Its forced token, if it has one."""
+        return self.state.forced(self.position)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its token is drawn at random."""
+        return not self.state.sampling.greedy and self.forced is None
+
+    @property
+    def plainly_greedy(self) -> bool:
+        """Whether only the most likely token by its logits as they come is asked for."""
+        return (
+            self.logprobs is None
+            and self.state.sampling.greedy
+            and not self.state.adjusts(self.position)
+            and self.forced is None
+        )
