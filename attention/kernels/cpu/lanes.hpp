@@ -127,9 +127,19 @@ inline Floats exponential(Floats x) {
 // Logits are to the base of 2.
 constexpr float kLog2E = 1.44269504f;
 
-// 2 to the power of x <= 0, relative error 2e-7; below -126.5, where float's exponents end, 0. NaN stays NaN.
-// Of the polynomials of degree 5 that are 1 at 0, this one has the least largest relative error: 9.2e-8.
+// 2 to the power of x <= 0, relative error 2e-7; below -126.5, where float's exponents end, 0 or less than
+// 1e-38. NaN stays NaN. Of the polynomials of degree 5 that are 1 at 0, each has the least largest relative
+// error: 8.3e-8 and 9.2e-8.
 inline Floats power_of_two(Floats x) {
+#if defined(__AVX512DQ__)
+  const auto rest = (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // of -infinity: 0
+  Floats sum = rest * 1.86713028e-3f + 9.01702988e-3f;
+  sum = sum * rest + 5.57999134e-2f;
+  sum = sum * rest + 2.40164450e-1f;
+  sum = sum * rest + 6.93151312e-1f;
+  sum = sum * rest + 1.0f;
+  return (Floats)_mm512_scalef_ps((__m512)sum, (__m512)x);  // takes the whole number below x
+#else
   Floats lowest = splat(-127.0f);
   keep_at_hand(lowest);  // a known constant would be compared in an order for which there is no single instruction
   const Floats bounded = larger(lowest, x);
@@ -142,6 +152,7 @@ inline Floats power_of_two(Floats x) {
   sum = sum * rest + 6.9314698e-1f;
   sum = sum * rest + 1.0f;
   return sum * (Floats)((Bits)shifted << 23);
+#endif
 }
 
 inline Floats softcapped(Floats logits, float cap) {

@@ -24,20 +24,20 @@ struct Run {
   std::atomic<size_t> next{0};
 };
 
-// Combines a group's parts.
-void finish(const Run& run, const Group& group) {
+// Combines a row's parts.
+void finish_row(const Run& run, const Group& group) {
   const Call& call = run.call;
-  const int64_t shared = call.shared(), heads = group.heads * shared, queries = group.rows * heads;
+  const int64_t queries = group.heads * call.shared();
   const size_t size = run.work.result_size(group), parts = group.parts_end - group.part;
   const float* results = run.results + group.results;
   for (int64_t q = 0; q < queries; ++q) {
-    const int64_t head = group.head * shared + q % heads;
+    const int64_t head = group.head * call.shared() + q;
     float top = call.sinks ? call.sinks[head] : kLowest;
     for (size_t part = 0; part < parts; ++part) top = std::max(top, results[part * size + q]);
     float sum = call.sinks ? std::exp(call.sinks[head] - top) : 0.0f;
     for (size_t part = 0; part < parts; ++part)
       sum += results[part * size + queries + q] * std::exp(results[part * size + q] - top);
-    float* output = call.output + (call.rows[group.entry + q / heads] * call.query_heads + head) * call.value_size;
+    float* output = call.output + (call.rows[group.entry] * call.query_heads + head) * call.value_size;
     std::fill(output, output + call.value_size, 0.0f);
     for (size_t part = 0; part < parts; ++part) {
       const float share = std::exp(results[part * size + q] - top) / sum;
@@ -48,13 +48,13 @@ void finish(const Run& run, const Group& group) {
 }
 
 template <class Format>
-void attend_as(const Call& call, const Work& work, const Part& part, float* room, float* result) {
+void attend_as(const Call& call, const Work& work, const Part& part, bool packed, float* room, float* result) {
 #if defined(__SSE2__)
   if constexpr (sizeof(typename Format::Number) < sizeof(float))
     if (call.pairs && call.given[call.rows[work.groups[part.group].entry]])
-      return attend_block<Format, InPairs>(call, work, part, room, result);
+      return attend_block<Format, InPairs>(call, work, part, packed, room, result);
 #endif
-  attend_block<Format, InFloats>(call, work, part, room, result);
+  attend_block<Format, InFloats>(call, work, part, packed, room, result);
 }
 
 // Takes parts until there are none.
@@ -65,20 +65,27 @@ void take_parts(void* given) {
   const Work& work = run.work;
   auto* room = scratch.get<float>(std::max(row_scratch(run.call), block_scratch(run.call)));
   const auto claim = [&] { return run.next.fetch_add(1, std::memory_order_relaxed); };
+  const Group* packed = nullptr;  // the block whose panels are in the scratch
   for (size_t i = claim(), next; i < work.parts.size(); i = next) {
     const Part& part = work.parts[i];
     const Group& group = work.groups[part.group];
     float* result = run.results + group.results + (i - group.part) * work.result_size(group);
     if (group.block) {
-      attend_as<Format>(run.call, work, part, room, result);
+      attend_as<Format>(run.call, work, part, packed == &group, room, result);
+      packed = &group;
       next = claim();
     } else {
       attend_row<Format>(run.call, work, part, room, result, [&] {
         next = claim();
         return next < work.parts.size() ? &work.parts[next] : nullptr;
       });
+      packed = nullptr;
     }
-    if (run.waiting[part.group].fetch_sub(1, std::memory_order_acq_rel) == 1) finish(run, group);
+    if (run.waiting[part.group].fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
+    if (group.block)
+      finish_block<Format>(run.call, group, run.results + group.results, work.result_size(group));
+    else
+      finish_row(run, group);
   }
 }
 

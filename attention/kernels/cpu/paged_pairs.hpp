@@ -33,7 +33,7 @@ struct InPairs {
     measure(&unit, &scale, 1);
     *query_unit = unit * factor;
     each_query_block<Format>(from, size, [&](int64_t d, Floats first, Floats second) {
-      store(row + d / kPer, paired(nearest(first * scale), nearest(second * scale)));
+      store(row + d / kPer, paired(first * scale, second * scale));
     });
   }
 
@@ -44,7 +44,7 @@ struct InPairs {
       int32_t* to = room.keys + token * key_size / kPer;
       const float scale = room.scales[token];
       each_block<Format>(heads[token], heads.size, [&](int64_t d, auto lanes) {
-        store(to + d / kPer, paired(nearest(lanes.first * scale), nearest(lanes.second * scale)));
+        store(to + d / kPer, paired(lanes.first * scale, lanes.second * scale));
       });
     }
     std::fill(room.keys + count * key_size / kPer, room.keys + rounded(count, kHigh) * key_size / kPer, 0);
@@ -65,8 +65,8 @@ struct InPairs {
       const float scale = room.scales[token], other_scale = both ? room.scales[token + 1] : 0.0f;
       each_block<Format>(one, heads.size, [&](int64_t d, auto lanes) {
         const auto others = block_at<Format>(other, d, heads.size);
-        put(token, d, paired(nearest(lanes.first * scale), nearest(others.first * other_scale)));
-        put(token, d + kLanes, paired(nearest(lanes.second * scale), nearest(others.second * other_scale)));
+        put(token, d, paired(lanes.first * scale, others.first * other_scale));
+        put(token, d + kLanes, paired(lanes.second * scale, others.second * other_scale));
       });
     }
     for (int64_t token = rounded(count, kPer); token % kHigh; token += kPer)
@@ -112,7 +112,7 @@ struct InPairs {
       for (int v = 0; v < V; ++v) {
         const float* at = logits + token * kWide + v * kLanes;
         store(logits + (from + (token - from) / kPer) * kWide + v * kLanes,
-              paired(nearest(floats(at) * scale[v]), nearest(floats(at + kWide) * scale[v])));
+              paired(floats(at) * scale[v], floats(at + kWide) * scale[v]));
       }
   }
 

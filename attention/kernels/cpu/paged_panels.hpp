@@ -10,11 +10,6 @@
 #include "lanes.hpp"
 #include "paged_work.hpp"
 
-// Rows and columns of a product whose sums stay in registers: 8 sums hide a product's latency of 4 cycles where two
-// begin in each.
-constexpr int kHigh = kRegisters == 32 ? 8 : 4;
-constexpr int kVectors = kRegisters == 32 ? 3 : 2;
-constexpr int kWide = kVectors * kLanes;
 static_assert(kBlock % kHigh == 0 && kTile % kHigh == 0, "tokens and numbers of a value are taken in rows");
 
 // Some queries of a block, and their sums over the tokens seen so far.
@@ -27,6 +22,7 @@ struct Panel {
   float* sum;             // [kWide]
   const int32_t* begins;  // [range_count, kWide]
   const int32_t* ends;    // [range_count, kWide]
+  const int32_t* common;  // [range_count, 2], the positions of each range that all queries see
 };
 
 // a [kHigh, depth] times b [depth, V vectors of kWide], of which `take` gets row, vector and sum.
@@ -38,6 +34,7 @@ template <class Products, int V, class Take>
                                                         int64_t depth_step, const typename Products::Unit* b,
                                                         int64_t depth, const Take& take) {
   using Vector = typename Products::Vector;
+  const Take put = take;  // whose pointers no store can change
   Vector sum[kHigh][V];
 #pragma GCC unroll 8
   for (auto& row : sum)
@@ -59,7 +56,7 @@ template <class Products, int V, class Take>
 #pragma GCC unroll 8
   for (int row = 0; row < kHigh; ++row)
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) take(row, v, sum[row][v]);
+    for (int v = 0; v < V; ++v) put(row, v, sum[row][v]);
 }
 
 // The largest logits [V] of the tokens `from` to `to` and of those before.
@@ -92,6 +89,8 @@ struct Sight {
 // The part of a tile that a panel sees. Fills `touched` with the ranges that decide.
 inline Sight look(const Panel& panel, const Tile& tile, int64_t range_count, int32_t* touched) {
   const int32_t first = tile.positions[0], last = tile.positions[tile.count - 1];
+  for (int64_t i = 0; i < range_count; ++i)
+    if (panel.common[2 * i] <= first && last < panel.common[2 * i + 1]) return {0, tile.count, 0};
   const auto any = [](Ints mask) { return sum_of(where(mask, splat(1.0f), Floats{})) > 0; };
   Ints all[kVectors] = {}, begin = Ints{} + last + 1, end = Ints{} + first;
   int64_t count = 0;

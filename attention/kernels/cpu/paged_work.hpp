@@ -13,10 +13,17 @@
 #include <cstdint>
 #include <vector>
 
+#include "lanes.hpp"
 #include "paged_call.hpp"
 #include "threads.hpp"
 
 inline int64_t rounded(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
+
+// Rows and columns of a product whose sums stay in registers: 8 sums hide a product's latency of 4 cycles where two
+// begin in each. A block's queries lie side by side in panels of kWide.
+constexpr int kHigh = kRegisters == 32 ? 8 : 4;
+constexpr int kVectors = kRegisters == 32 ? 3 : 2;
+constexpr int kWide = kVectors * kLanes;
 
 // Tokens that are computed at once: their logits fit into the L1 cache.
 constexpr int kTile = 64;
@@ -89,9 +96,12 @@ class Work {
     return parts.size() > 1 && products >= kParallelProducts ? call_.threads : 1;
   }
 
-  // Numbers of one part's result: for each query the largest logit, the sum of weights, the weighted values.
+  // Numbers of one part's result: for each query the largest logit, the sum of weights, the weighted values. A block's
+  // are whole panels.
   size_t result_size(const Group& group) const {
-    return group.rows * group.heads * call_.shared() * (2 + call_.value_size);
+    const int64_t queries = group.rows * group.heads * call_.shared();
+    if (group.block) return rounded(queries, kWide) * (2 + rounded(call_.value_size, kBlock));
+    return queries * (2 + call_.value_size);
   }
 
  private:

@@ -18,8 +18,11 @@ constexpr float kLargestInteger = 32767.0f;
 
 inline Floats converted(Ints integers) { return __builtin_convertvector(integers, Floats); }
 
-// Each lane has the low half of `low` and that of `high`.
-inline Ints paired(Ints low, Ints high) { return (low & 0xffff) | (Ints)((Bits)high << 16); }
+// Each lane has the integers nearest to those of `low` and `high`, and any for NaN and infinity.
+inline Ints paired(Floats low, Floats high) {
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: a sum's low half is the nearest integer
+  return (Ints)(((Bits)(low + magic) & 0xffffu) | (Bits)(high + magic) << 16);
+}
 
 #if defined(__SSE2__)
 // sum + the products of both integers of each pair.
@@ -34,17 +37,6 @@ inline Ints add_products(Ints sum, Ints a, Ints b) {
   return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
   return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#endif
-}
-
-// The nearest integers. NaN and numbers beyond 32 bits give one whose low half is 0.
-inline Ints nearest(Floats numbers) {
-#if defined(__AVX512F__)
-  return (Ints)_mm512_cvtps_epi32((__m512)numbers);
-#elif defined(__AVX2__)
-  return (Ints)_mm256_cvtps_epi32((__m256)numbers);
-#else
-  return (Ints)_mm_cvtps_epi32((__m128)numbers);
 #endif
 }
 #endif
