@@ -135,7 +135,7 @@ def read_generation(
         # As in transformers, where nothing else is said.
         file = {"do_sample": False, **file}
     if recommended is None:
-        return Generation(ends, Sampling(temperature=1.0 if target is None else 0.0), target)
+        return Generation(ends, Sampling(), None if target is None else target.bare())
     values = {name: _as_requested(name, value) for name, value in recommended.items()} | _sampling(file)
     if values:
         log.info(

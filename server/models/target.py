@@ -46,6 +46,10 @@ class Target:
     no_repeat_ngram: int = 0
     banned: Sequence[int] = ()
 
+    def bare(self) -> Target:
+        """Only what the decoder needs: how a target begins, and how one ends that is too long."""
+        return Target(self.info, self.start, self.forced_first, self.forced_end)
+
 
 def read_target(
     said: Sequence[Mapping[str, Any]], info: EncoderDecoderInfo, vocabulary: int
