@@ -38,6 +38,7 @@ class Bidirectional:
             self._groups.append(_Group(begin, count, length))
             begin += count * length
         self._near: dict[tuple[int, int], torch.Tensor] = {}
+        self._bias: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
 
     def attend(
         self,
@@ -49,6 +50,9 @@ class Bidirectional:
         features: Mapping[str, Any],
     ) -> torch.Tensor:
         """See ``attention.forward.Attend.attend``. ``sliding_window`` w among the features: ``|i - j| < w``.
+
+        ``position_bias`` ``[H, 2 N - 1]`` among them is added to the logits: that of a key ``d`` tokens after
+        the query at ``N - 1 + d`` (T5: Raffel et al. 2020, section 2.1). Texts have ``N`` tokens at most.
 
         Raises:
             UnsupportedError: the model insists on a mask.
@@ -63,8 +67,11 @@ class Bidirectional:
             q, k, v = (x[0, :, rows].unflatten(1, (count, length)) for x in (query, key, value))
             if len(k) != heads:
                 k, v = (x.repeat_interleave(heads // len(x), 0) for x in (k, v))
-            near = self._near_mask(features.get("sliding_window"), length, query.device)
-            attended = scaled_dot_product_attention(q, k, v, attn_mask=near, scale=features.get("scaling"))
+            added = self._near_mask(features.get("sliding_window"), length, query.device)
+            if (table := features.get("position_bias")) is not None:
+                bias = self._bias_of(table, length)
+                added = bias if added is None else bias.masked_fill(~added, -torch.inf)
+            attended = scaled_dot_product_attention(q, k, v, attn_mask=added, scale=features.get("scaling"))
             output[rows].unflatten(0, (count, length)).copy_(attended.permute(1, 2, 0, 3))
         return output[None]
 
@@ -76,3 +83,13 @@ class Bidirectional:
             places = torch.arange(length, device=device)
             self._near[window, length] = (places[:, None] - places).abs() < window
         return self._near[window, length]
+
+    def _bias_of(self, table: torch.Tensor, length: int) -> torch.Tensor:
+        """The bias of a text's tokens, ``[H, 1, length, length]``; kept for layers that share a table."""
+        if self._bias is None or self._bias[0] is not table:
+            self._bias = table, {}
+        kept = self._bias[1]
+        if length not in kept:
+            places = torch.arange(length, device=table.device)
+            kept[length] = table[:, places - places[:, None] + table.shape[1] // 2][:, None]
+        return kept[length]

@@ -51,6 +51,18 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="en
     top_k: int = 0
 
 
+class EncoderDecoderInfo(msgspec.Struct, array_like=True):
+    """What is known of an encoder-decoder beside ``Ready``.
+
+    Attributes:
+        source_length: most tokens of a source, which is a request's prompt.
+        target_length: most tokens of a target: what the decoder begins with, and the output.
+    """
+
+    source_length: int
+    target_length: int
+
+
 class EncoderInfo(msgspec.Struct, array_like=True):
     """What is known of an encoder beside ``Ready``.
 

@@ -1,4 +1,4 @@
-"""The messages between the server process and the engine process, and the parts of a request.
+"""The messages between the server process and the engine process.
 
 Everything here crosses the link as msgpack, so it holds plain numbers, strings and lists only. This module
 imports neither torch nor transformers: the server process must stay light.
@@ -10,7 +10,9 @@ import enum
 
 import msgspec
 
-from server.encoder_messages import Encode, EncoderInfo, Task
+from server.encoder_messages import Encode, EncoderDecoderInfo, EncoderInfo, Task
+from server.submit import Sampling as Sampling
+from server.submit import Submit as Submit
 
 
 class FinishReason(enum.StrEnum):
@@ -20,62 +22,6 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"
     ABORTED = "aborted"
     FAILED = "failed"
-
-
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """How one sequence's tokens are sampled; validated before it gets here. See ``types.proto``."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-    seed: int = 0
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is taken, without randomness."""
-        return self.temperature == 0
-
-    @property
-    def penalized(self) -> bool:
-        """Whether logits depend on the tokens so far."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
-
-class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
-    """A new sequence. ``n`` samples of a request are ``n`` sequences with different seeds.
-
-    Attributes:
-        id: unique among the sequences in flight, drawn by the server process.
-        prompt: token ids, at least one, fewer than the context length.
-        max_tokens: at least 1; prompt and output fit the context together.
-        min_tokens: no stop token is sampled before this many output tokens.
-        stop_token_ids: the tokens that end the sequence, end-of-sequence tokens included unless ignored.
-        logprobs: ``None`` for none, else how many of the most likely tokens beside the sampled one.
-        prompt_logprobs: the same for the prompt's tokens after the first.
-        priority: higher goes first.
-        forced: the output's first tokens, at most ``max_tokens``; none of them ends the sequence.
-        leader: id of an earlier sequence with the same prompt; wait until its prompt is computed, to
-            share its pages. ``None`` for none.
-        salt: begins the keys of its pages in the prefix cache; only sequences of the same salt share pages.
-    """
-
-    id: int
-    prompt: list[int]
-    sampling: Sampling
-    max_tokens: int
-    min_tokens: int = 0
-    stop_token_ids: list[int] = []
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    priority: int = 0
-    leader: int | None = None
-    forced: list[int] = []
-    salt: bytes = b""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -237,6 +183,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         versions: of torch and transformers.
         tasks: what the model can do.
         encoder: of an encoder.
+        encoder_decoder: of an encoder-decoder.
     """
 
     architecture: str
@@ -270,6 +217,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     versions: dict[str, str]
     tasks: tuple[Task, ...] = (Task.GENERATE,)
     encoder: EncoderInfo | None = None
+    encoder_decoder: EncoderDecoderInfo | None = None
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed"):

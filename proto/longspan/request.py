@@ -52,6 +52,9 @@ class GenerateOptions(TypedDict, total=False):
         special_tokens_as_text: special tokens that the prompt's text or messages spell out stay text.
         forced_token_ids: the output begins with these tokens, not with sampled ones; ``logprobs``
             tells how likely the model found them.
+        source_language: of the prompt, for an encoder-decoder with tokens for languages.
+        target_language: of the output, likewise.
+        no_repeat_ngram_size: no run of so many tokens comes twice.
     """
 
     model: str
@@ -78,6 +81,9 @@ class GenerateOptions(TypedDict, total=False):
     keep_special_tokens: bool
     special_tokens_as_text: bool
     forced_token_ids: Sequence[int]
+    source_language: str
+    target_language: str
+    no_repeat_ngram_size: int
 
 
 _SAMPLING = types_pb2.SamplingParams.DESCRIPTOR.fields_by_name.keys()

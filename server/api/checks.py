@@ -18,6 +18,7 @@ from server.ranges import RANGES
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _MOST_BIAS = 100.0
+_MOST_NGRAM = 64
 
 Violations = Iterator[Violation]
 
@@ -27,14 +28,22 @@ def valid_request_id(request_id: str) -> bool:
     return _REQUEST_ID.fullmatch(request_id) is not None
 
 
-def check(request: inference_pb2.GenerateRequest, vocabulary: int, limit: inference_pb2.Limits) -> None:
+def check(
+    request: inference_pb2.GenerateRequest, vocabulary: int, limit: inference_pb2.Limits, longest: int
+) -> None:
     """Checks what can be known of a request before its prompt is tokenized.
+
+    Args:
+        request: as it came.
+        vocabulary: number of logits.
+        limit: what requests are held to.
+        longest: tokens of a prompt, at most.
 
     Raises:
         ServiceError: with the fields at fault, or that a prompt of token ids is too long.
     """
     found = chain(
-        _prompt(request, vocabulary, limit),
+        _prompt(request, vocabulary, limit, longest),
         _sampling(request.sampling, vocabulary, limit.logit_bias),
         _stop(request.stop, vocabulary, limit),
         _logprobs(request.logprobs, limit.logprobs),
@@ -42,8 +51,8 @@ def check(request: inference_pb2.GenerateRequest, vocabulary: int, limit: infere
         _others(request, limit.n),
     )
     refuse(found)
-    if len(request.token_ids.ids) > limit.max_tokens:
-        raise errors.prompt_too_long("token_ids", len(request.token_ids.ids), limit.max_tokens)
+    if len(request.token_ids.ids) > longest:
+        raise errors.prompt_too_long("token_ids", len(request.token_ids.ids), longest)
 
 
 def refuse(found: Iterable[Violation]) -> None:
@@ -103,7 +112,7 @@ def check_request_id(request_id: str) -> Violations:
 
 
 def _prompt(
-    request: inference_pb2.GenerateRequest, vocabulary: int, limit: inference_pb2.Limits
+    request: inference_pb2.GenerateRequest, vocabulary: int, limit: inference_pb2.Limits, longest: int
 ) -> Violations:
     kind = request.WhichOneof("prompt")
     ids = request.token_ids.ids
@@ -120,7 +129,7 @@ def _prompt(
     elif request.special_tokens_as_text:
         sentence = "is for text and chat; token ids are taken as they are"
         yield Violation("special_tokens_as_text", sentence)
-    elif len(ids) <= limit.max_tokens:  # more are refused as too long a prompt
+    elif len(ids) <= longest:  # more are refused as too long a prompt
         yield from check_token_ids("token_ids.ids", ids, vocabulary)
 
 
@@ -190,4 +199,9 @@ def _others(request: inference_pb2.GenerateRequest, most_samples: int) -> Violat
     n = request.n if request.HasField("n") else 1
     if not 1 <= n <= most_samples:
         yield Violation("n", f"is {n}; this server gives 1 to {most_samples} samples per request")
+    if request.no_repeat_ngram_size > _MOST_NGRAM:
+        sentence = (
+            f"is {request.no_repeat_ngram_size}; runs of at most {_MOST_NGRAM} tokens are kept from repeating"
+        )
+        yield Violation("no_repeat_ngram_size", sentence)
     yield from check_request_id(request.request_id)

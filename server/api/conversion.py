@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
 
@@ -11,9 +12,11 @@ from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
 from server.api.checks import check
 from server.api.errors import Violation
+from server.api.languages import target_of
 from server.api.prompt import check_tokenizer
 from server.api.state import Served
 from server.messages import Sampling, Submit
+from server.models.target import Target
 from server.ranges import RANGES
 from server.text.stop import StopStrings
 
@@ -32,6 +35,8 @@ class Plan:
         sampling: of all samples, but for the seed.
         stop: its stop strings.
         stop_token_ids: what ends a sample, end-of-sequence tokens included unless ignored.
+        target: of an encoder-decoder.
+        forced: tokens that every sample begins with.
     """
 
     request: inference_pb2.GenerateRequest
@@ -40,6 +45,8 @@ class Plan:
     sampling: Sampling
     stop: StopStrings
     stop_token_ids: list[int]
+    target: Target | None
+    forced: list[int]
 
     def sequences(
         self, ids: list[int], prompt: list[int], context_length: int, salt: bytes = b""
@@ -48,8 +55,9 @@ class Plan:
 
         Generation ends where the context does, so a larger ``max_tokens`` is bounded and not refused.
         """
-        stop, logprobs = self.request.stop, self.request.logprobs
+        stop, logprobs, target = self.request.stop, self.request.logprobs, self.target
         max_tokens = self._max_tokens(len(prompt), context_length)
+        min_tokens = stop.min_tokens or (0 if target is None else target.min_tokens)
         seeds = [(self.seed + index * _SEED_STEP) % 2**64 for index in range(self.n)]
         return [
             Submit(
@@ -57,14 +65,16 @@ class Plan:
                 prompt=prompt,
                 sampling=msgspec.structs.replace(self.sampling, seed=seeds[index]),
                 max_tokens=max_tokens,
-                min_tokens=min(stop.min_tokens, max_tokens),
+                min_tokens=min(min_tokens, max_tokens),
                 stop_token_ids=self.stop_token_ids,
                 logprobs=logprobs.output if logprobs.HasField("output") else None,
                 prompt_logprobs=logprobs.prompt if logprobs.HasField("prompt") and index == 0 else None,
                 priority=self.request.priority,
                 leader=ids[0] if index else None,
-                forced=list(self.request.forced_token_ids),
+                forced=self.forced[:max_tokens],
                 salt=salt,
+                start=[] if target is None else target.start,
+                forced_end=None if target is None or stop.ignore_eos else target.forced_end,
             )
             for index, id_ in enumerate(ids)
         ]
@@ -81,7 +91,11 @@ class Plan:
 
     def _max_tokens(self, prompt: int, context_length: int) -> int:
         stop, room = self.request.stop, context_length - prompt
-        return min(stop.max_tokens, room) if stop.HasField("max_tokens") else room
+        usual = room
+        if self.target is not None:
+            room = self.target.info.target_length - len(self.target.start)
+            usual = min(self.target.max_tokens or room, room)
+        return min(stop.max_tokens, room) if stop.HasField("max_tokens") else usual
 
 
 def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inference_pb2.Limits) -> Plan:
@@ -92,7 +106,9 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
             model has no template, and for text where it has no tokenizer.
     """
     vocabulary = served.ready.vocabulary_size
-    check(request, vocabulary, limit)
+    check(request, vocabulary, limit, served.longest_prompt)
+    target, first = target_of(request, served)
+    forced = [*first, *request.forced_token_ids]
     if request.WhichOneof("prompt") != "token_ids" or request.stop.stop_strings:
         check_tokenizer(served)
     if request.HasField("chat") and not served.tokenizer.has_chat_template:
@@ -109,9 +125,11 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
         request=request,
         n=request.n if request.HasField("n") else 1,
         seed=request.sampling.seed if seeded else secrets.randbits(64),
-        sampling=_sampling(request.sampling, served.generation.sampling),
+        sampling=_sampling(request, served.generation.sampling, target),
         stop=stop,
         stop_token_ids=sorted(stop_ids),
+        target=target,
+        forced=forced,
     )
 
 
@@ -123,6 +141,11 @@ def sampling_params(sampling: Sampling) -> types_pb2.SamplingParams:
     return types_pb2.SamplingParams(**{name: getattr(sampling, name) for name in _SAMPLING_FIELDS})
 
 
-def _sampling(sampling: types_pb2.SamplingParams, default: Sampling) -> Sampling:
+def _sampling(request: inference_pb2.GenerateRequest, default: Sampling, target: Target | None) -> Sampling:
+    sampling = request.sampling
     given = {name: getattr(sampling, name) for name in _SAMPLING_FIELDS if sampling.HasField(name)}
-    return msgspec.structs.replace(default, **given, logit_bias=dict(sampling.logit_bias))
+    bias, ngram = dict(sampling.logit_bias), request.no_repeat_ngram_size
+    if target is not None:
+        bias |= dict.fromkeys(target.banned, -math.inf)
+        ngram = ngram if request.HasField("no_repeat_ngram_size") else target.no_repeat_ngram
+    return msgspec.structs.replace(default, **given, logit_bias=bias, no_repeat_ngram=ngram)

@@ -134,11 +134,8 @@ def _refused_whole(sentence: str, reason: str, **figures: object) -> ServiceErro
 
 
 def prompt_too_long(field: str, actual: int, limit: int) -> ServiceError:
-    """The prompt leaves no room for a single token. ``limit`` is the longest prompt, in tokens."""
-    sentence = (
-        f"the prompt has {actual} tokens; at most {limit} fit this model's context of {limit + 1} tokens "
-        "together with one generated token, so shorten it"
-    )
+    """The prompt has more than ``limit`` tokens, beside which a decoder has room for one more."""
+    sentence = f"the prompt has {actual} tokens; this model takes {limit} at most, so shorten it"
     violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=sentence)
     return ServiceError(
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -47,7 +47,8 @@ def limits(settings: Settings, ready: Ready, longest_token: int) -> inference_pb
     most = MOST_REQUEST_BYTES if ready.encoder is not None else min(text + beside, MOST_REQUEST_BYTES)
     request = settings.max_request_bytes or most
     return inference_pb2.Limits(
-        max_tokens=context_length - 1,
+        max_tokens=(context_length if ready.encoder_decoder is None else ready.encoder_decoder.target_length)
+        - 1,
         # A request for more samples than the server ever admits can't succeed.
         n=min(settings.max_n, ready.max_running + settings.max_queue),
         logprobs=settings.max_logprobs,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
 from server.api.errors import Violation
+from server.api.languages import in_language
 from server.api.state import Served, ServerState
 from server.api.text_work import TextWork
 from server.text.errors import TextError, TooManyTokensError
@@ -28,7 +29,7 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served, sta
         ServiceError: the prompt has no tokens, too many of them, or the chat template refuses it.
     """
     kind = request.WhichOneof("prompt")
-    limit = served.ready.context_length - 1
+    limit = served.longest_prompt
     as_text = request.special_tokens_as_text
     try:
         if kind == "token_ids":
@@ -43,6 +44,8 @@ async def prompt_ids(request: inference_pb2.GenerateRequest, served: Served, sta
         raise errors.invalid([Violation(str(kind), "has no tokens; send at least one character")])
     if max(ids) >= served.ready.vocabulary_size:  # some tokenizers know more tokens than their model
         raise errors.invalid([Violation(str(kind), f"has token {max(ids)}, which the model does not know")])
+    if served.generation.target is not None:  # whose output has a length of its own
+        return in_language(request, ids, served)
     context, forced = served.ready.context_length, len(request.forced_token_ids)
     if len(ids) + forced > context:
         sentence = (

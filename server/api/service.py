@@ -21,6 +21,7 @@ from server.api.encoder_service import encoder_info
 from server.api.errors import Violation
 from server.api.generation import Generation
 from server.api.interceptor import Context
+from server.api.languages import encoder_decoder_info
 from server.api.prompt import chat_ids, check_tokenizer, text_ids
 from server.api.shown import name_of, shown
 from server.api.state import Served, ServerState
@@ -169,6 +170,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             limits=self._state.limits,
             tasks=[f"TASK_{task.name}" for task in served.tasks],
             encoder=encoder_info(served),
+            encoder_decoder=encoder_decoder_info(served),
         )
 
     async def GetServerInfo(  # noqa: N802

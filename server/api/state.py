@@ -63,6 +63,12 @@ class Served:
         spelled = self.tokenizer.mask_token is not None
         return tuple(task for task in self.ready.tasks if spelled or task is not Task.FILL)
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt, at most."""
+        info = self.ready.encoder_decoder
+        return self.ready.context_length - 1 if info is None else info.source_length
+
     def check_task(self, task: Task) -> None:
         """Whether the model can do what a request asks for.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.encoder_decoder_verdict import EncoderDecoderVerdict, judge_encoder_decoder
 from server.cli.encoder_verdict import EncoderVerdict, judge_encoder
 from server.cli.shared import UNBROKEN, fail, require_server
 from server.cli.signals import INTERRUPTED, interrupts_raise
@@ -81,7 +82,7 @@ def backends(
         found = _survey(settings, attention, options)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    if isinstance(found, EncoderVerdict):
+    if isinstance(found, EncoderVerdict | EncoderDecoderVerdict):
         typer.echo(found.text(as_json=as_json))
         return
     name, loaded, code, place, cached, verdicts = found
@@ -109,10 +110,10 @@ def backends(
 
 def _survey(
     settings: Settings, attention: str | None, options: dict[str, str]
-) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]] | EncoderVerdict:
+) -> tuple[str, LoadedModel, NativeCode, str, str, list[Verdict]] | EncoderVerdict | EncoderDecoderVerdict:
     """Name, model as the server would load it, native code, device, dtype of the KV cache, and verdicts.
 
-    Of an encoder what it can do.
+    Of an encoder or an encoder-decoder what it can do.
     """
     from server.errors import RefusedError
     from server.models.resolve import resolve_model
@@ -124,10 +125,13 @@ def _survey(
         files = resolve_model(settings.model, settings.cache_dir, report, pickles=pickles)
         name = settings.model_name or files.name
         progress.report("importing torch", None)
+        from server.models.encoder_decoders.recognize import holds_encoder_decoder
         from server.models.encoders.recognize import holds_encoder
 
         if holds_encoder(files.folder):
             return judge_encoder(name, files.folder, settings, attention, options, progress.report)
+        if holds_encoder_decoder(files.folder):
+            return judge_encoder_decoder(name, files.folder, settings, attention, options, progress.report)
         from attention.registry import UnsupportedError
         from attention.survey import survey
         from server.engine.native import set_native_level

@@ -54,6 +54,10 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same request, same tokens.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher is served sooner. Without it: 0.")] = None,
+    source_language: Annotated[
+        str | None, typer.Option(help="Language of PROMPT, for a model with tokens for languages: en, en_XX.")
+    ] = None,
+    target_language: Annotated[str | None, typer.Option(help="Language of the output, likewise.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with text, usage and timings at the end.")
@@ -88,6 +92,8 @@ def generate(
         "seed": seed,
         "priority": priority,
         "stop": stop,
+        "source_language": source_language,
+        "target_language": target_language,
         "special_tokens_as_text": special_tokens_as_text or None,
     }
     options = cast(GenerateOptions, {name: value for name, value in given.items() if value is not None})

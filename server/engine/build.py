@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from server.engine.core import EngineCore
 from server.engine.cores import usable_cores
 from server.engine.hardware import measure, memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
-from server.engine.prepare import Report, chosen_device, prepare
+from server.engine.prepare import Prepared, Report, chosen_device, prepare
 from server.engine.runner import Runner
 from server.engine.team import watched
 from server.errors import RefusedError
@@ -34,13 +35,19 @@ log = logging.getLogger("longspan.engine")
 _LEAST_TOKENS = 256
 
 
-def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[EngineCore, Ready]:
+def build_engine(
+    settings: Settings,
+    folder: Path,
+    report: Report,
+    preparing: Callable[[Settings, Path, Report], Prepared] = prepare,
+) -> tuple[EngineCore, Ready]:
     """Loads the model, chooses its attention, checks the two together and allocates the KV cache.
 
     Args:
         settings: of the server.
         folder: the model, a Hugging Face folder.
         report: told what is going on, with the share done.
+        preparing: loads the model and checks it: an encoder-decoder in another way than a decoder.
 
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
@@ -54,7 +61,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         )
     threads = settings.threads or usable_cores()
     torch.set_num_threads(threads)
-    prepared = prepare(settings, folder, report)
+    prepared = preparing(settings, folder, report)
     loaded, device, weights = prepared.loaded, prepared.device, prepared.weights
     attention, kv_dtype = prepared.attention, prepared.kv_dtype
 
@@ -68,7 +75,10 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     cache = PagedCache(loaded.layers, pages, sizes.page_size, kv_dtype, device, pattern=attention.pattern)
     with refusing(loaded.architecture, "reading its rotation"):
         executor = choose_executor(loaded, attention, cache)
-    if device == "cuda" and settings.cuda_graphs:
+    seq2seq = prepared.encoder_decoder
+    if seq2seq is not None:
+        executor.reason += "" if device == "cpu" else "; decode steps are not captured"
+    elif device == "cuda" and settings.cuda_graphs:
         report("capturing decode steps", 0.97)
         executor = captured(executor, most=sizes.max_running, context_length=context_length)
     elif device == "cuda":
@@ -77,6 +87,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     core = EngineCore(
         runner,
         context_length=context_length,
+        source_length=0 if seq2seq is None else seq2seq.source_length,
         max_running=sizes.max_running,
         max_batch_tokens=sizes.max_batch_tokens,
         max_prefills=settings.max_prefills,
@@ -92,7 +103,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         parameters=loaded.parameters,
         layers=len(loaded.layers),
         vocabulary_size=loaded.vocabulary_size,
-        context_length=context_length,
+        context_length=context_length if seq2seq is None else seq2seq.source_length + seq2seq.target_length,
         dtype=str(loaded.dtype).removeprefix("torch."),
         kv_dtype=dtype_name(kv_dtype),
         weights=weights,
@@ -117,6 +128,7 @@ def build_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         executor_reason=executor.reason,
         cuda_graphs=len(executor.sizes) if isinstance(executor, CapturedExecutor) else 0,
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
+        encoder_decoder=seq2seq,
     )
     log.info(
         "attention %s, kernel %s (%s); %d pages of %d tokens in %s, %.2f GiB",
@@ -185,10 +197,10 @@ def _size_cache(
             f"{budget / 2**10:,.0f} KiB of KV cache hold {capacity} tokens, and a server needs room "
             f"for {least}, which takes {enough / 2**10:,.0f} KiB; raise --kv-memory"
         )
-    if settings.max_context is not None:
+    if settings.max_context is not None or loaded.halves is not None:
         raise RefusedError(
-            f"--max-context {settings.max_context} needs {needed * page_bytes / 2**20:.0f} MiB of KV cache, "
-            f"but only {budget / 2**20:.0f} MiB may be used; raise --kv-memory or lower --max-context"
+            f"a context of {loaded.context_length} tokens needs {needed * page_bytes / 2**20:.0f} MiB of KV "
+            f"cache, but only {budget / 2**20:.0f} MiB may be used; raise --kv-memory or lower --max-context"
         )
     log.warning(
         "the KV cache holds %d tokens, so the context is shortened from %d; raise --kv-memory for more",

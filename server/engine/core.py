@@ -17,6 +17,7 @@ from server.engine.pace import EXPECTED_REACH, Pace, Work
 from server.engine.runner import Runner, RunOutput
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
+from server.engine.source import laid_out
 from server.engine.team import Team
 from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
 
@@ -39,6 +40,7 @@ class EngineCore:
     Args:
         runner: the model over its paged cache.
         context_length: most tokens of a sequence.
+        source_length: of an encoder-decoder, most tokens of a source.
         max_running: sequences that run at once, at most.
         max_batch_tokens: tokens of a step, at most.
         max_prefills: prompts of more than a step that are computed at a time, at most.
@@ -59,6 +61,7 @@ class EngineCore:
         runner: Runner,
         *,
         context_length: int,
+        source_length: int = 0,
         max_running: int,
         max_batch_tokens: int,
         max_prefills: int = 8,
@@ -72,6 +75,7 @@ class EngineCore:
         self.runner = runner
         self.team = team
         self.context_length = context_length
+        self.source_length = source_length
         self.ahead = ahead
         self.check_integrity = check_integrity
         expired = runner.attention.expired
@@ -102,6 +106,12 @@ class EngineCore:
         Raises:
             ValueError: the prompt is empty or leaves no room in the context.
         """
+        if request.start:
+            if len(request.prompt) > self.source_length:
+                raise ValueError(
+                    f"a source of {len(request.prompt)} tokens is longer than {self.source_length}"
+                )
+            request = laid_out(request, self.kv.page_size)
         if not 0 < len(request.prompt) < self.context_length:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens does not fit a context of {self.context_length}"
@@ -179,9 +189,10 @@ class EngineCore:
         return self._launch(began, self.scheduler.schedule_ahead(held), flight)
 
     def _is_held(self, sequence: Sequence) -> bool:
-        """Whether a sequence surely ends with its pending token, or has to begin again because of it."""
+        """Whether a sequence surely ends with its pending token, or can't go on before that is known."""
         return (
-            sequence.output_len + sequence.pending >= sequence.request.max_tokens
+            sequence.request.sampling.no_repeat_ngram > 0
+            or sequence.output_len + sequence.pending >= sequence.request.max_tokens
             or sequence.expected >= self.context_length
             or (self.runner.rope is not None and self.runner.rope.stale(sequence.expected))
         )

@@ -18,6 +18,7 @@ from torch import nn
 from attention.cache import PagedCache
 from attention.reading import LayerReads
 from attention.types import LayerSpec
+from server.models.encoders.prepacked import PrepackedLinear
 from server.models.quantized.embedding import QuantizedEmbedding
 from server.models.quantized.linear import QuantizedLinear
 from server.models.weight_only import tensors_of
@@ -82,9 +83,13 @@ class ModelWeights:
     def of(cls, model: Any) -> ModelWeights:
         """The weights of a causal language model of transformers, which may be fused or packed.
 
+        Of an encoder-decoder's encoder only the bytes stored count: most steps encode no source.
+
         Where the config does not say the number of experts, all of them count for every token.
         """
         output = model.get_output_embeddings()
+        encodes = getattr(model.config, "is_encoder_decoder", False)
+        encoder = set(model.get_encoder().modules()) if encodes else ()
         body, experts, head = Part(), Part(), Part()
         row_bytes = stored = 0
         seen: set[int] = set()
@@ -99,6 +104,11 @@ class ModelWeights:
                 part = Part(size, module.in_features * module.out_features)
             else:
                 part = Part(size, sum(tensor.numel() for tensor in own if tensor.ndim > 1))
+            if isinstance(module, PrepackedLinear):
+                part += Part(module.packed_bytes, module.in_features * module.out_features)
+                stored += module.packed_bytes
+            if module in encoder:
+                continue
             if isinstance(module, QuantizedEmbedding):
                 row_bytes += module.row_bytes
             elif isinstance(module, nn.Embedding):

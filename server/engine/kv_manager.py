@@ -122,7 +122,9 @@ class KVManager:
         found = self.pool.find(keys)
         if not self._expired(usable * self.page_size, self.page_size):
             # Every page is needed, so that the first that is missing ends the prefix.
-            return (found.index(0) if 0 in found else len(found)), range(0), found
+            leading = found.index(0) if 0 in found else len(found)
+            whole = leading * self.page_size >= sequence.decoded_from
+            return (leading if whole else 0), range(0), found
         return *self._longest_prefix(found), found
 
     def _longest_prefix(self, found: list[int]) -> tuple[int, range]:
@@ -177,8 +179,10 @@ class KVManager:
         for that it needs the pages that it saw.
         """
         settled = min(sequence.computed, len(sequence.tokens))
-        if settled == before:
+        if settled == before or settled < sequence.decoded_from:
             return
+        if before < sequence.decoded_from:
+            before = 0  # a source is computed as a whole, with its last token
         first, full = before // self.page_size, min(settled, self._shareable(sequence)) // self.page_size
         if self.prefix_cache and full > first:
             keys = self._keys(sequence, full)

@@ -21,6 +21,7 @@ class SamplerState:
         stop_token_ids: the tokens that end the sequence.
         output: tokens output so far, for a state that is made again.
         forced: tokens that the output begins with, whatever the logits.
+        forced_end: an output position, and the token that is forced there.
 
     Raises:
         ValueError: a biased or forced token is outside the vocabulary, or every token is a stop token while
@@ -37,12 +38,15 @@ class SamplerState:
         stop_token_ids: Sequence[int] = (),
         output: Sequence[int] = (),
         forced: Sequence[int] = (),
+        forced_end: tuple[int, int] | None = None,
     ) -> None:
-        for what, tokens in (("logit_bias", sampling.logit_bias), ("forced", forced)):
+        last = () if forced_end is None else forced_end[1:]
+        for what, tokens in (("logit_bias", sampling.logit_bias), ("forced", (*forced, *last))):
             for token in tokens:
                 if not 0 <= token < vocabulary_size:
-                    last = vocabulary_size - 1
-                    raise ValueError(f"{what} names token {token}; the vocabulary has tokens 0 to {last}")
+                    raise ValueError(
+                        f"{what} names token {token}; the vocabulary has tokens 0 to {vocabulary_size - 1}"
+                    )
         # A tokenizer may name an end-of-sequence token for which the model has no logit.
         stops = sorted({token for token in stop_token_ids if 0 <= token < vocabulary_size})
         if min_tokens > 0 and len(stops) == vocabulary_size:
@@ -53,6 +57,7 @@ class SamplerState:
         self.stop_token_ids = stops
         self.output_length = len(output)
         self._forced = forced
+        self._forced_end = forced_end
         self._prompt = prompt
         self._output = list(output)
         self._bias: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -62,6 +67,8 @@ class SamplerState:
 
     def forced(self, position: int) -> int | None:
         """The token that is forced at this output position; ``None`` where it is to be sampled."""
+        if self._forced_end is not None and position == self._forced_end[0]:
+            return self._forced_end[1]
         return self._forced[position] if position < len(self._forced) else None
 
     def bans_stops(self, position: int) -> bool:
@@ -70,7 +77,19 @@ class SamplerState:
 
     def adjusts(self, position: int) -> bool:
         """Whether the logits at this output position are changed before temperature."""
-        return self.sampling.penalized or bool(self.sampling.logit_bias) or self.bans_stops(position)
+        sampling = self.sampling
+        changed = sampling.penalized or sampling.logit_bias or sampling.no_repeat_ngram
+        return bool(changed) or self.bans_stops(position)
+
+    def repeating(self) -> list[int]:
+        """Tokens that would end a run of ``no_repeat_ngram`` tokens that prompt and output have already."""
+        size = self.sampling.no_repeat_ngram
+        tokens = [*self._prompt, *self._output]
+        if not size or len(tokens) < size:
+            return []
+        newest = tokens[len(tokens) - size + 1 :]
+        starts = range(len(tokens) - size + 1)
+        return [tokens[i + size - 1] for i in starts if tokens[i : i + size - 1] == newest]
 
     def bias(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The biased tokens (int64 ``[N]``) and their biases (float32 ``[N]``); made on first use."""
@@ -106,7 +125,7 @@ class SamplerState:
         self.output_length += 1
         if self._counts is not None:
             self._counts[token] += 1
-        elif self.sampling.penalized:
+        if self.sampling.no_repeat_ngram or (self._counts is None and self.sampling.penalized):
             self._output.append(token)
 
 
@@ -116,7 +135,7 @@ def adjust(
     positions: Sequence[int],
     newest: Sequence[torch.Tensor | None] | None = None,
 ) -> torch.Tensor:
-    """Applies bias, then repetition, presence and frequency penalties, then the ban on early stop tokens.
+    """Applies bias, then repetition, presence and frequency penalties, then bans of early stops and repeats.
 
     Args:
         logits: float32 ``[B, V]``; left as it is.
@@ -136,8 +155,11 @@ def adjust(
         return logits
     newest = newest or [None] * len(states)
     penalized = [row for row in rows if states[row].sampling.penalized]
-    for row in penalized:
-        known = states[row].output_length + (newest[row] is not None)
+    for row in rows:
+        sampling = states[row].sampling
+        if not sampling.penalized and not sampling.no_repeat_ngram:
+            continue
+        known = states[row].output_length + (newest[row] is not None and not sampling.no_repeat_ngram)
         if known != positions[row]:
             raise ValueError(
                 f"a penalty is asked for after {positions[row]} output tokens, and {known} are known"
@@ -146,6 +168,9 @@ def adjust(
     _add_bias(logits, rows, states)
     _penalize(logits, penalized, states, newest)
     _ban_stops(logits, [row for row in rows if states[row].bans_stops(positions[row])], states)
+    for row in rows:
+        if repeating := states[row].repeating():
+            logits[row, _tensor(repeating, logits.device)] = -torch.inf
     return logits.clamp_(max=torch.finfo(torch.float32).max)
 
 

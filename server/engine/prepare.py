@@ -12,6 +12,7 @@ import torch
 
 from attention.backends import Attention, UnsupportedError, make_pattern, resolve
 from attention.dtypes import CACHE_DTYPES
+from server.encoder_messages import EncoderDecoderInfo
 from server.engine.native import log_native, set_native_level
 from server.errors import RefusedError
 from server.models.kept import KeptModel, keep, kept_file, made_from, read_kept, why_not_kept
@@ -41,6 +42,7 @@ class Prepared:
         weights: form of the weights inside the decoder, as ``quantize`` says.
         kv_dtype: dtype of the KV cache.
         attention: pattern and kernel.
+        encoder_decoder: what is known of an encoder-decoder; ``None`` for a decoder.
     """
 
     loaded: LoadedModel
@@ -48,6 +50,7 @@ class Prepared:
     weights: str
     kv_dtype: torch.dtype
     attention: Attention
+    encoder_decoder: EncoderDecoderInfo | None = None
 
 
 def prepare(settings: Settings, folder: Path, report: Report) -> Prepared:

@@ -109,6 +109,7 @@ class Runner:
             tables=[s.table for s, _ in scheduled],
             page_size=self.cache.page_size,
             rows=None if every else keep,
+            sources=[s.source for s, _ in scheduled],
         )
         sequences = [scheduled[b].sequence for b in caught_up]
         if every and (likely := self._most_likely(step, sequences)):
@@ -196,10 +197,13 @@ class Runner:
             if sequence.sampler is None:
                 sequence.sampler = sampler.SamplerState(
                     request.sampling,
-                    request.prompt,
+                    request.prompt[sequence.decoded_from :],
                     min_tokens=request.min_tokens,
                     stop_token_ids=request.stop_token_ids,
                     forced=request.forced,
+                    forced_end=None
+                    if request.forced_end is None
+                    else (request.max_tokens - 1, request.forced_end),
                     vocabulary_size=logits.shape[-1],
                 )
             position = sequence.output_len + sequence.pending

@@ -275,7 +275,7 @@ class Scheduler:
         sequence.state = State.RUNNING
         self.kv.count_lookup(sequence)
         if sequence.preemptions == 0:
-            sequence.cached_tokens = sequence.computed
+            sequence.cached_tokens = min(sequence.computed, len(sequence.source) or sequence.computed)
         return True
 
     def _fits(self, pages: int, without: Collection[Sequence] = ()) -> bool:

@@ -33,6 +33,7 @@ class Sequence:
         rank: the lower, the more urgent: its priority's negative, plus its time of arrival where waiting
             raises priorities.
         tokens: prompt and output.
+        source: of an encoder-decoder, the first tokens of the prompt, which the decoder does not see.
         pending: tokens after those, sampled by launched steps, which the host does not know yet.
         computed: leading tokens whose keys and values are in ``pages``, or will be by the steps launched.
         table: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
@@ -65,6 +66,7 @@ class Sequence:
         "request",
         "sampler",
         "shared",
+        "source",
         "started",
         "state",
         "table",
@@ -77,6 +79,7 @@ class Sequence:
         self.rank = -request.priority if rank is None else rank
         self.state = State.WAITING
         self.tokens = list(request.prompt)
+        self.source = request.prompt[: request.source]
         self.pending = 0
         self.computed = 0
         self.table = PageTable()
@@ -104,6 +107,11 @@ class Sequence:
     def prompt_len(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt)
+
+    @property
+    def decoded_from(self) -> int:
+        """Tokens before the first that the decoder sees: 0, or an encoder-decoder's source as laid out."""
+        return self.prompt_len - len(self.request.start) if self.request.source else 0
 
     @property
     def output_len(self) -> int:

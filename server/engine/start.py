@@ -1,4 +1,4 @@
-"""The engine for a model folder: of a decoder or of an encoder."""
+"""The engine for a model folder: of a decoder, an encoder or an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from server.engine.core import EngineCore
 from server.engine.encoder_core import EncoderCore
 from server.engine.prepare import Report
 from server.messages import Ready
+from server.models.encoder_decoders.recognize import holds_encoder_decoder
 from server.models.encoders.recognize import holds_encoder
 from server.settings import Settings
 
@@ -24,9 +25,13 @@ def start_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
-    if not holds_encoder(folder):
-        return build_engine(settings, folder, report)
-    # It imports transformers, which a packed decoder does without.
-    from server.engine.encoder_build import build_encoder
+    # These import transformers, which a packed decoder does without.
+    if holds_encoder(folder):
+        from server.engine.encoder_build import build_encoder
 
-    return build_encoder(settings, folder, report)
+        return build_encoder(settings, folder, report)
+    if holds_encoder_decoder(folder):
+        from server.engine.prepare_encoder_decoder import prepare_encoder_decoder
+
+        return build_engine(settings, folder, report, prepare_encoder_decoder)
+    return build_engine(settings, folder, report)

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import msgspec
 from server.encoder_messages import Task
 from server.messages import Ready, Sampling
 from server.models.eos import eos_ids
+from server.models.target import Target, read_target
 from server.ranges import RANGES
 
 log = logging.getLogger("longspan.models")
@@ -88,10 +89,12 @@ class Generation:
     Attributes:
         eos_token_ids: its end-of-sequence tokens, in ascending order.
         sampling: how tokens are sampled; without bias and seed.
+        target: of an encoder-decoder.
     """
 
     eos_token_ids: Sequence[int]
     sampling: Sampling
+    target: Target | None = None
 
 
 def read_generation(
@@ -126,17 +129,22 @@ def read_generation(
         "the tokenizer": eos_token,
     }
     ends = eos_ids(named, token_id, ready.vocabulary_size)
+    target, used = None, set[str]()
+    if ready.encoder_decoder is not None:
+        target, used = read_target((file, config), ready.encoder_decoder, ready.vocabulary_size)
+        # As in transformers, where nothing else is said.
+        file = {"do_sample": False, **file}
     if recommended is None:
-        return Generation(ends, Sampling())
+        return Generation(ends, Sampling(), None if target is None else target.bare())
     values = {name: _as_requested(name, value) for name, value in recommended.items()} | _sampling(file)
     if values:
         log.info(
             "requests that leave sampling unset get %s, as the model's makers recommend",
             ", ".join(f"{name} {value:g}" for name, value in values.items()),
         )
-    if unused := _unused(file, ready.context_length):
+    if unused := _unused(file, ready.context_length, used):
         log.warning("%s asks for what Longspan does not do: %s", FILE, ", ".join(unused))
-    return Generation(ends, msgspec.structs.replace(Sampling(), **values))
+    return Generation(ends, msgspec.structs.replace(Sampling(), **values), target)
 
 
 def _sampling(file: Mapping[str, Any]) -> dict[str, float]:
@@ -183,9 +191,9 @@ def _as_requested(name: str, value: Any) -> float:
     raise ValueError(f"a number {words}")
 
 
-def _unused(file: Mapping[str, Any], context_length: int) -> list[str]:
-    """Fields that would change answers and do not."""
-    known = {*_TAKEN, "do_sample", *_SAYS_NOTHING}
+def _unused(file: Mapping[str, Any], context_length: int, used: Set[str]) -> list[str]:
+    """Fields that would change answers and do not; ``used`` are those of an encoder-decoder's target."""
+    known = {*_TAKEN, "do_sample", *_SAYS_NOTHING, *used}
     if not _asks("num_beams", file.get("num_beams")):
         known |= _OF_BEAMS
     if isinstance(length := file.get("max_length"), int) and length >= context_length:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attention.rope import LengthRope
 from attention.types import LayerSpec
+
+if TYPE_CHECKING:  # it imports transformers, which a packed decoder does without
+    from server.models.halves import Halves
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class LoadedModel:
         rope: its rotary embeddings, if their frequencies depend on lengths.
         mapped_bytes: of weights that lie in a file's memory map, so that they count as free while they are
             not.
+        halves: of an encoder-decoder, whose ``layers`` are its decoder's, and whose context has room for a
+            source at its longest, ``filled``, and a target.
         unpacked: why it is not one packed model, as part of a sentence; empty if it is.
     """
 
@@ -39,3 +44,4 @@ class LoadedModel:
     rope: LengthRope | None = None
     mapped_bytes: int = 0
     unpacked: str = ""
+    halves: Halves | None = None

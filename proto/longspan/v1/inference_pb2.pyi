@@ -23,7 +23,7 @@ TASK_SCORE: Task
 TASK_FILL: Task
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stop", "logprobs", "n", "priority", "request_id", "keep_special_tokens", "special_tokens_as_text", "forced_token_ids")
+    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "stop", "logprobs", "n", "priority", "request_id", "keep_special_tokens", "special_tokens_as_text", "forced_token_ids", "source_language", "target_language", "no_repeat_ngram_size")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,9 @@ class GenerateRequest(_message.Message):
     KEEP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SPECIAL_TOKENS_AS_TEXT_FIELD_NUMBER: _ClassVar[int]
     FORCED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: _types_pb2.TokenIds
@@ -50,7 +53,10 @@ class GenerateRequest(_message.Message):
     keep_special_tokens: bool
     special_tokens_as_text: bool
     forced_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., chat: _Optional[_Union[_types_pb2.Chat, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[_types_pb2.StopConditions, _Mapping]] = ..., logprobs: _Optional[_Union[_types_pb2.LogprobParams, _Mapping]] = ..., n: _Optional[int] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., keep_special_tokens: _Optional[bool] = ..., special_tokens_as_text: _Optional[bool] = ..., forced_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    source_language: str
+    target_language: str
+    no_repeat_ngram_size: int
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., chat: _Optional[_Union[_types_pb2.Chat, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[_types_pb2.StopConditions, _Mapping]] = ..., logprobs: _Optional[_Union[_types_pb2.LogprobParams, _Mapping]] = ..., n: _Optional[int] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., keep_special_tokens: _Optional[bool] = ..., special_tokens_as_text: _Optional[bool] = ..., forced_token_ids: _Optional[_Iterable[int]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., no_repeat_ngram_size: _Optional[int] = ...) -> None: ...
 
 class Completion(_message.Message):
     __slots__ = ("result", "text", "token_ids", "logprobs")
@@ -227,7 +233,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor", "tasks", "encoder")
+    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor", "tasks", "encoder", "encoder_decoder")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +251,7 @@ class GetModelInfoResponse(_message.Message):
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     ENCODER_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     architecture: str
@@ -262,7 +269,20 @@ class GetModelInfoResponse(_message.Message):
     executor: ExecutorInfo
     tasks: _containers.RepeatedScalarFieldContainer[Task]
     encoder: _encoder_pb2.EncoderInfo
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., encoder: _Optional[_Union[_encoder_pb2.EncoderInfo, _Mapping]] = ...) -> None: ...
+    encoder_decoder: EncoderDecoderInfo
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., encoder: _Optional[_Union[_encoder_pb2.EncoderInfo, _Mapping]] = ..., encoder_decoder: _Optional[_Union[EncoderDecoderInfo, _Mapping]] = ...) -> None: ...
+
+class EncoderDecoderInfo(_message.Message):
+    __slots__ = ("source_length", "target_length", "start_token_ids", "languages")
+    SOURCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    START_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_FIELD_NUMBER: _ClassVar[int]
+    source_length: int
+    target_length: int
+    start_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    languages: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, source_length: _Optional[int] = ..., target_length: _Optional[int] = ..., start_token_ids: _Optional[_Iterable[int]] = ..., languages: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExecutorInfo(_message.Message):
     __slots__ = ("name", "reason")

@@ -35,15 +35,20 @@ _ENDS = {
     _ROTARY: r"(?:\w*rotary\w*|rope)\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)",
     "positions are counted": "position_ids",
     "sinusoidal positions are computed": r"embed_positions\.(?:weights|_float_tensor)",
-    "a version of the format": r"decoder\.version",
+    "a version of the format": r"(?:en|de)coder\.version",
     _CACHE: r"(?:self_attn|attn|attention|[kv]_proj)\.(?:k|v|kv|q|prob)(?:_cache)?_scale",
 }
 _MASK_NAMES = re.compile(
     r"(?:attn|attention|crossattention)\.(?:attention\.)?(?:bias|masked_bias|causal_mask)$"
 )
 
+_T5_CROSS = (
+    r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.",
+    "attention to a source has no bias by distance",
+)
 # By model type, tensors that makers left in their files though their own code does not use them.
 _LEFT_OVER = {
+    **dict.fromkeys(("t5", "mt5", "longt5"), _T5_CROSS),
     "axk1": (r"mlp\.post_mlp_layernorm\.", "dense layers have no norm after their MLP"),
 }
 

@@ -31,7 +31,12 @@ _HEAD = re.compile(
     r"|qa_outputs|embedding_head)(?:\.|$)"
 )
 # Tensors that some classes of transformers declare optional; others begin with zeros where they are missing.
-_OPTIONAL = {"e_score_correction_bias": "experts are chosen without a correction"}
+_OPTIONAL = {
+    "e_score_correction_bias": "experts are chosen without a correction",
+    "final_logits_bias": "nothing is added to the logits",
+}
+# Sinusoidal ones, which some classes compute and leave out of their files, as they declare.
+_COMPUTED = ".embed_positions.weight"
 
 
 def check_made(reading: Reading, folder: Path) -> None:
@@ -157,6 +162,7 @@ def _check_whole(model: Any, reading: Reading, unknown: list[str], folder: Path)
 def _may_miss(name: str, model: Any) -> bool:
     said = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
     optional = any(end in said and name.endswith(end) for end in _OPTIONAL)
+    optional = optional or (name in said and name.endswith(_COMPUTED))
     return optional or bool(reason_unused(name, None, model.config))
 
 

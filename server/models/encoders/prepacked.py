@@ -23,13 +23,19 @@ class PrepackedLinear(nn.Module):
 
     Args:
         linear: whose weights it has.
+
+    Attributes:
+        packed_bytes: bytes of the weights.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.packed_bytes = linear.weight.nbytes
         self.bias = linear.bias
+        # Some models look at its dtype; the numbers are in the packed form only.
+        self.weight = linear.weight.new_empty(0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., inputs]`` to ``[..., outputs]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,19 @@ _REFUSED = (
 )
 
 
+def names_decoder(written: Mapping[str, Any]) -> bool:
+    """Whether a config as it is written names a decoder's class."""
+    named = written.get("architectures")
+    return isinstance(named, list) and bool(named) and str(named[0]).endswith(_DECODERS)
+
+
 def holds_encoder(folder: Path) -> bool:
     """Whether the model in a folder is an encoder; a config that can't be read is none."""
     try:
-        named = read_object(folder / "config.json").get("architectures")
+        written = read_object(folder / "config.json")
     except RefusedError:
         return False
-    if isinstance(named, list) and named and str(named[0]).endswith(_DECODERS):
+    if names_decoder(written):
         return False
     # transformers takes seconds to import, and a packed decoder does without.
     from server.models.recognize import is_encoder, read_any_config

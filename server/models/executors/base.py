@@ -17,6 +17,11 @@ from attention.step import DeviceBatch, StepBatch
 from attention.visible import Visible
 
 
+def filled(tokens: int, page_size: int) -> int:
+    """Tokens of a source with those that fill up its last page, so that its pages hold nothing else."""
+    return -(-tokens // page_size) * page_size
+
+
 @dataclass(slots=True, eq=False)
 class PageTable:
     """A sequence's pages in order.
@@ -50,6 +55,8 @@ class StepInput:
         tables: for each sequence, its pages, enough for all of these tokens.
         page_size: tokens per page.
         rows: whose logits are wanted, in ascending or any other order; ``None`` for all ``T``.
+        sources: of an encoder-decoder's sequences the token ids of each one's source, with which its prompt
+            begins, ``filled``.
     """
 
     ids: torch.Tensor
@@ -60,6 +67,7 @@ class StepInput:
     tables: Sequence[PageTable]
     page_size: int
     rows: Sequence[int] | None = None
+    sources: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         # Native code takes the ids' number of rows and the counts' slots.

@@ -19,7 +19,8 @@ log = logging.getLogger("longspan.engine")
 
 
 def choose_executor(loaded: LoadedModel, attention: Attention, cache: PagedCache) -> Executor:
-    """The native executor where it can run the model, else layer by layer; see also ``captured``.
+    """That of encoder-decoders for these; for others the native one where it can run the model, else layer by
+    layer. See also ``captured``.
 
     Args:
         loaded: the model.
@@ -29,6 +30,10 @@ def choose_executor(loaded: LoadedModel, attention: Attention, cache: PagedCache
     Raises:
         UnsupportedError: the pattern's in-cache positions don't go with how the model rotates its keys.
     """
+    if loaded.halves is not None:
+        from server.models.executors.encoder_decoder import EncoderDecoderExecutor
+
+        return EncoderDecoderExecutor(loaded, attention, cache, loaded.halves.reason)
     obstacle = NativeExecutor.obstacle(loaded, attention)
     if obstacle is None:
         return NativeExecutor(

@@ -1,0 +1,137 @@
+"""Loads an encoder-decoder's folder into transformers' own class, with attention handed to Longspan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from attention.hook import register
+from attention.layers import IMPLEMENTATION
+from attention.roles import read_roles
+from server.encoder_messages import EncoderDecoderInfo
+from server.errors import RefusedError
+from server.models.checkpoint.quantization import read_method
+from server.models.checkpoint.reading import read_stored
+from server.models.encoder_decoders.prove import Own, compute_own
+from server.models.encoder_decoders.recognize import check_kind
+from server.models.encoders.prepacked import prepack
+from server.models.executors.base import filled
+from server.models.folder import weight_files
+from server.models.halves import Halves
+from server.models.load import check_size, read_model
+from server.models.loaded import LoadedModel
+from server.models.positions import has_table
+from server.models.recognize import read_any_config
+from server.models.refusing import refusing
+
+# Of models whose positions are distances, which have no end: what T5 was made with.
+_USUAL_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEncoderDecoder:
+    """An encoder-decoder whose attention is still to be chosen and proven.
+
+    Attributes:
+        loaded: the model.
+        own: what transformers itself computes with it.
+        info: what a server tells of it.
+    """
+
+    loaded: LoadedModel
+    own: Own
+    info: EncoderDecoderInfo
+
+
+def load_encoder_decoder(
+    folder: Path,
+    dtype: str,
+    device: str,
+    max_context: int | None,
+    page_size: int,
+    report: Callable[[str, float], None],
+) -> LoadedEncoderDecoder:
+    """Loads, freezes, and reads what attention must honor. Code that comes with a checkpoint is never run.
+
+    Args:
+        folder: a Hugging Face folder.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is float32 on the CPU and the checkpoint's
+            own elsewhere.
+        device: ``cpu`` or ``cuda``.
+        max_context: most tokens of a source, and of a target; ``None`` for the model's own limit.
+        page_size: tokens per page.
+        report: told the progress.
+
+    Raises:
+        RefusedError: the model can't be served; the sentence says why.
+    """
+    report("reading the config", 0.0)
+    config = read_any_config(folder)
+    with refusing(f"the model in {folder}", "reading its config"):
+        check_kind(config)
+    stored = read_stored(weight_files(folder))
+    method = read_method(folder, config, stored)
+    place = torch.device(device)
+    chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
+    wanted = chosen if chosen == "auto" else getattr(torch, chosen)
+    kind = transformers.AutoModelForSeq2SeqLM
+    check_size(kind, folder, config, stored, method, wanted, place)
+    report("loading the weights", 0.1)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    model = read_model(kind, folder, config, stored, method, wanted, place)
+    model.eval().requires_grad_(False)
+    architecture = type(model).__name__
+    weights = {id(weight): weight for weight in model.parameters()}.values()
+    parameters = sum(weight.numel() for weight in weights)
+    report("reading the attention layers", 0.7)
+    with refusing(architecture, "reading its layers"):
+        length = _length(model, max_context)
+        own = compute_own(model, length)
+        register()
+        model.set_attn_implementation(IMPLEMENTATION)
+        roles = read_roles(model, _layers(config))
+        if not roles.encoder:
+            model.get_encoder().set_attn_implementation("eager")
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        linears = "linear layers are torch's"
+        if device == "cpu" and model.dtype == torch.float32:
+            linears = prepack(model)
+        halves = Halves(model, roles, length, linears)
+    loaded = LoadedModel(
+        model=model,
+        layers=roles.layers,
+        architecture=architecture,
+        parameters=parameters,
+        vocabulary_size=vocabulary,
+        context_length=filled(length, page_size) + length,
+        dtype=model.dtype,
+        halves=halves,
+    )
+    return LoadedEncoderDecoder(loaded, own, EncoderDecoderInfo(length, length))
+
+
+def _layers(config: Any) -> int:
+    """Of the decoder."""
+    for name in ("decoder_layers", "num_decoder_layers"):
+        if isinstance(count := getattr(config, name, None), int):
+            return count
+    count = config.get_text_config(decoder=True).num_hidden_layers
+    return int(count)
+
+
+def _length(model: Any, max_context: int | None) -> int:
+    config = model.config
+    if not has_table(model.get_decoder()):
+        return max_context or getattr(config, "n_positions", None) or _USUAL_LENGTH
+    own: int = config.max_position_embeddings
+    if max_context is not None and max_context > own:
+        raise RefusedError(
+            f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
+        )
+    return max_context or own

@@ -1,0 +1,53 @@
+"""Whether a folder holds an encoder-decoder, and whether it is of a kind that can be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from server.errors import RefusedError
+from server.models.encoders.recognize import names_decoder
+from server.models.json_file import read_object
+
+_HEADS = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification")
+
+
+def holds_encoder_decoder(folder: Path) -> bool:
+    """Whether the model in a folder is an encoder-decoder; a config that can't be read is none."""
+    try:
+        written = read_object(folder / "config.json")
+    except RefusedError:
+        return False
+    if names_decoder(written):
+        return False
+    # transformers takes seconds to import, and a packed decoder does without.
+    from server.models.recognize import read_any_config
+
+    return bool(read_any_config(folder).is_encoder_decoder)
+
+
+def check_kind(config: Any) -> None:
+    """Refuses encoder-decoders of which no weight need be read.
+
+    Raises:
+        RefusedError: its source is no text, its head makes no tokens, or transformers gives no way to its
+            decoder's attention.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    own = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING.get(type(config), None)
+    if own is None:
+        raise RefusedError(
+            f"{config.model_type} is an encoder-decoder that transformers can't load as a model from text to "
+            "text; choose one such as T5, BART or Marian, or a decoder-only language model"
+        )
+    named = config.architectures or []
+    if named and str(named[0]).endswith(_HEADS):
+        raise RefusedError(
+            f"{named[0]} has a head whose task is not served; choose an encoder-decoder that generates text"
+        )
+    if not own._can_set_attn_implementation():
+        raise RefusedError(
+            f"{own.__name__} does not go through transformers' attention interface, which Longspan needs; "
+            "choose another architecture"
+        )

@@ -1,0 +1,139 @@
+"""How an encoder-decoder's target begins and ends, and what it may not hold, as its makers say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.encoder_messages import EncoderDecoderInfo
+from server.errors import RefusedError
+
+log = logging.getLogger("longspan.models")
+
+USED = frozenset(
+    {
+        *("forced_bos_token_id", "forced_eos_token_id", "max_length", "max_new_tokens"),
+        *("min_length", "min_new_tokens", "no_repeat_ngram_size", "suppress_tokens"),
+    }
+)
+"""Fields of ``generation_config.json`` that count for encoder-decoders alone."""
+_MOST_NGRAM = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What ``generate`` of transformers would do with a target where a request says nothing else.
+
+    Attributes:
+        info: lengths of source and target.
+        start: tokens that the decoder begins with, which are not output.
+        forced_first: the first token of the output, if it is always the same.
+        forced_end: the last token of an output that is as long as it may be, if it is always the same.
+        max_tokens: of an output, what the decoder begins with not counted; ``None``: what has room.
+        min_tokens: before which it does not end.
+        no_repeat_ngram: no run of so many tokens comes twice; 0 for none.
+        banned: tokens that are never output.
+    """
+
+    info: EncoderDecoderInfo
+    start: list[int]
+    forced_first: int | None = None
+    forced_end: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    no_repeat_ngram: int = 0
+    banned: Sequence[int] = ()
+
+    def bare(self) -> Target:
+        """Only what the decoder needs: how a target begins, and how one ends that is too long."""
+        return Target(self.info, self.start, self.forced_first, self.forced_end)
+
+
+def read_target(
+    said: Sequence[Mapping[str, Any]], info: EncoderDecoderInfo, vocabulary: int
+) -> tuple[Target, set[str]]:
+    """Reads a target's settings.
+
+    Args:
+        said: ``generation_config.json`` and ``config.json``, the first of which wins.
+        info: lengths of source and target.
+        vocabulary: number of logits.
+
+    Returns:
+        The settings, and the names of fields of ``generation_config.json`` that are in them.
+
+    Raises:
+        RefusedError: it is not said what the decoder begins with.
+    """
+    starts = [
+        _token(one, name, vocabulary) for name in ("decoder_start_token_id", "bos_token_id") for one in said
+    ]
+    start = next((token for token in starts if token is not None), None)
+    if start is None:
+        raise RefusedError(
+            "what the decoder begins with is not said: generation_config.json and config.json have no "
+            "decoder_start_token_id, so fetch the model's own files again"
+        )
+    # As in transformers, the config counts only where there is no file of its own for generation.
+    file = said[0] or said[1]
+    longest = _count(file, "max_new_tokens") or max(0, _count(file, "max_length") - 1) or None
+    used = set(USED)
+    banned = _banned(file, vocabulary)
+    if len(banned.words) == len(file.get("bad_words_ids") or ()):
+        used.add("bad_words_ids")
+    return (
+        Target(
+            info=info,
+            start=[start],
+            forced_first=_token(file, "forced_bos_token_id", vocabulary),
+            forced_end=_token(file, "forced_eos_token_id", vocabulary),
+            max_tokens=longest,
+            min_tokens=_count(file, "min_new_tokens") or max(0, _count(file, "min_length") - 1),
+            no_repeat_ngram=_count(file, "no_repeat_ngram_size", _MOST_NGRAM),
+            banned=sorted({*banned.words, *banned.suppressed}),
+        ),
+        used,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Banned:
+    words: list[int]
+    suppressed: list[int]
+
+
+def _banned(file: Mapping[str, Any], vocabulary: int) -> _Banned:
+    """Single tokens that may never be output; words of several tokens are not."""
+
+    def known(token: Any) -> bool:
+        return type(token) is int and 0 <= token < vocabulary
+
+    words, suppressed = file.get("bad_words_ids"), file.get("suppress_tokens")
+    words = words if isinstance(words, list) else []
+    suppressed = suppressed if isinstance(suppressed, list) else []
+    return _Banned(
+        [word[0] for word in words if isinstance(word, list) and len(word) == 1 and known(word[0])],
+        list(filter(known, suppressed)),
+    )
+
+
+def _token(file: Mapping[str, Any], name: str, vocabulary: int) -> int | None:
+    """A token's id; ``None`` where there is none, with a warning where it can be none."""
+    value = file.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if value is None or (type(value) is int and 0 <= value < vocabulary):
+        return value
+    log.warning("%s is %.40r, which is no token of the model; it is not used", name, value)
+    return None
+
+
+def _count(file: Mapping[str, Any], name: str, most: int = 2**31) -> int:
+    """A number of tokens; 0 where there is none, with a warning where it can be none."""
+    value = file.get(name)
+    if value is None or (type(value) is int and 0 <= value <= most):
+        return value or 0
+    log.warning("%s is %.40r, which is no number of tokens up to %d; it is not used", name, value, most)
+    return 0
