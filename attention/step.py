@@ -188,7 +188,7 @@ class DeviceBatch:
                     table = np.pad(table, ((0, 0), (0, _SPARE_PAGES)))
                     object.__setattr__(self, "page_table", torch.from_numpy(table))
                 table[row, : len(owned)] = owned
-                slots[row] = owned[-1] * page_size
+                slots[row] = owned[(length - 1) // page_size] * page_size
 
     @classmethod
     def captured(

@@ -16,7 +16,7 @@ from attention.kernels.cpu import levels
 from attention.names import check_names, registries
 from attention.registry import Backend, UnsupportedError, imported
 from server.engine.ipc.spawn import shielded
-from server.settings import Settings
+from server.settings import DRAFT_ATTENTION, Settings
 
 _REFUSED = 3
 # Names that others give to patterns that have another name here.
@@ -35,8 +35,8 @@ _KNOWN_AS = {
 
 
 def refusal(settings: Settings) -> str | None:
-    """Why a server's level of native code or attention is refused, in a sentence; ``None`` if not."""
-    return native_level_refusal(settings) or _attention_refusal(settings)
+    """Why a server's native level, attention or drafting is refused, in a sentence; ``None`` if not."""
+    return native_level_refusal(settings) or _attention_refusal(settings) or _drafting_refusal(settings)
 
 
 def native_level_refusal(settings: Settings) -> str | None:
@@ -96,6 +96,18 @@ def _attention_refusal(settings: Settings) -> str | None:
     told, _ = process.communicate()
     # Another exit code says nothing of the options; the engine meets the same failure and reports it.
     return told.strip() if process.returncode == _REFUSED else None
+
+
+def _drafting_refusal(settings: Settings) -> str | None:
+    if settings.draft_tokens is not None and settings.speculate == "off":
+        return f"--draft-tokens {settings.draft_tokens}: nothing is drafted without --speculate; set it too"
+    attention, options = settings.draft_attention, settings.draft_attention_option
+    if settings.speculate != "self":
+        given = {"--draft-attention": attention, "--draft-attention-option": options}
+        flag = next((flag for flag, value in given.items() if value), None)
+        return flag and f"{flag}: attention drafts with --speculate self only; set that, or leave this out"
+    sentence = names_refusal(attention or DRAFT_ATTENTION, options, settings.kernel)
+    return sentence and f"--draft-attention: {sentence}"
 
 
 def _is_foreign(attention: str) -> bool:

@@ -62,6 +62,8 @@ class SequenceOutput(msgspec.Struct, array_like=True):
         cached_tokens: set in the first output only: prompt tokens found in the prefix cache.
         preemptions: how often it has given up its pages so far.
         values: of a text for an encoder, with ``finish``: float32, row by row; of masks log probabilities.
+        draft_tokens: tokens that were drafted for the step.
+        accepted_draft_tokens: those of them that are among ``tokens``.
     """
 
     id: int
@@ -73,6 +75,8 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     cached_tokens: int = 0
     preemptions: int = 0
     values: bytes = b""
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
 
 class Stats(msgspec.Struct, array_like=True):
@@ -87,8 +91,10 @@ class Stats(msgspec.Struct, array_like=True):
         preemptions: total.
         prefix_queries: total of prompt tokens looked up in the prefix cache.
         prefix_hits: total of those found.
+        draft_tokens: total of tokens drafted for steps to verify.
+        accepted_draft_tokens: total of those that were output.
         prompt_tokens: tokens of prompts computed in this step.
-        decode_tokens: tokens computed in this step that were output before.
+        decode_tokens: tokens computed in this step that were output before, and drafted ones.
         step_seconds: how long this step took.
         pages_read: total of pages that attention read, over steps, layers and sequences.
         pages_skipped: total of pages that it need not read, thanks to its pattern.
@@ -106,6 +112,8 @@ class Stats(msgspec.Struct, array_like=True):
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     prompt_tokens: int = 0
     decode_tokens: int = 0
     step_seconds: float = 0.0
@@ -148,6 +156,22 @@ class Measured(msgspec.Struct, array_like=True):
     matrix_rate: float
 
 
+class Speculation(msgspec.Struct, array_like=True):
+    """How tokens are drafted.
+
+    Attributes:
+        method: ``ngram`` or ``self``.
+        draft_tokens: drafted for a sequence in a step, at most.
+        attention_backend: of the drafts, for ``self``.
+        attention_options: its options in force.
+    """
+
+    method: str
+    draft_tokens: int
+    attention_backend: str
+    attention_options: dict[str, str]
+
+
 class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     """The engine is ready; the model and its attention as they run, not as they were asked for.
 
@@ -184,6 +208,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         tasks: what the model can do.
         encoder: of an encoder.
         encoder_decoder: of an encoder-decoder.
+        speculation: ``None`` where no tokens are drafted.
     """
 
     architecture: str
@@ -218,6 +243,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     tasks: tuple[Task, ...] = (Task.GENERATE,)
     encoder: EncoderInfo | None = None
     encoder_decoder: EncoderDecoderInfo | None = None
+    speculation: Speculation | None = None
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed"):

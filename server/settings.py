@@ -22,6 +22,9 @@ from server.model_settings import ModelSettings
 from server.network_settings import NetworkSettings
 from server.setting_types import Bytes, Options
 
+DRAFT_ATTENTION = "sliding_window"
+"""Backend that drafts, where ``--draft-attention`` does not say."""
+
 
 class Settings(NetworkSettings, ModelSettings):
     """Settings of one server. Field order, that of ``ModelSettings`` first, is the order of the help."""
@@ -72,6 +75,25 @@ class Settings(NetworkSettings, ModelSettings):
         description="Share of the memory free after loading that the KV cache may take. Without it: 0.3 on a "
         "CPU, 0.85 on a GPU.",
     )
+    speculate: Literal["off", "ngram", "self"] = Field(
+        "off",
+        description="Guess tokens ahead and verify several in one step; no token changes. ngram: what "
+        "followed the last tokens when they came before. self: the model with less attention.",
+    )
+    draft_attention: str | None = Field(
+        None, description="With --speculate self: the attention that drafts. Without it: sliding_window."
+    )
+    draft_attention_option: Options = Field(
+        default_factory=dict, description="Detail of that backend, like window=508; may be repeated."
+    )
+    draft_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Tokens guessed for a sequence in a step, at most; fewer where they are often wrong. "
+        "Without it: 8, with self 4.",
+    )
+
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 
     max_batch_tokens: int | None = Field(

@@ -78,15 +78,20 @@ def open_engine(settings: Settings, folder: Path) -> DirectEngine:
 
     Args:
         settings: as the server takes them; ``prefix_cache`` counts as off, since placed pages hold other keys
-            and values than their tokens give.
+            and values than their tokens give, and so does ``speculate``.
         folder: the model, a Hugging Face folder.
 
     Raises:
         server.errors.RefusedError: the model, the settings and the machine don't go together.
     """
-    # A step has exactly the given size: no smaller chunk and no thread fewer after a slow step.
+    # A step has exactly the given size: no smaller chunk, no thread fewer after a slow step, and no drafts.
     running = Sizes.of(settings, chosen_device(settings)).max_running
-    fixed = {"prefix_cache": False, "prompt_step_ms": 0.0, "max_prefills": running}
+    fixed = {
+        "prefix_cache": False,
+        "prompt_step_ms": 0.0,
+        "max_prefills": running,
+        "speculate": "off",
+    }
     core, ready = build_engine(settings.model_copy(update=fixed), folder, lambda stage, fraction: None)
     core.team = None
     gc.collect()

@@ -48,6 +48,8 @@ class ServerSide:
         queue_time: mean wait for the engine, seconds.
         step_time: mean duration of an engine step, seconds.
         steps: engine steps.
+        draft_tokens: that the server guessed and verified.
+        accepted_draft_tokens: of those, right.
     """
 
     requests: float
@@ -61,6 +63,8 @@ class ServerSide:
     queue_time: float
     step_time: float
     steps: float
+    draft_tokens: float = 0.0
+    accepted_draft_tokens: float = 0.0
 
 
 def scrape(url: str, connect: ConnectOptions | None = None) -> Samples:
@@ -139,6 +143,8 @@ def server_side(before: Samples, after: Samples) -> ServerSide:
         queue_time=mean("request_queue_time_seconds"),
         step_time=mean("engine_step_duration_seconds"),
         steps=gained("engine_step_duration_seconds_count"),
+        draft_tokens=gained("draft_tokens_total"),
+        accepted_draft_tokens=gained("accepted_draft_tokens_total"),
     )
 
 

@@ -23,6 +23,7 @@ def _remarks(run: Run) -> list[str]:
             else []
         ),
         *_cached(run),
+        *_speculated(run),
     ]
 
 
@@ -37,6 +38,19 @@ def _cached(run: Run) -> list[str]:
             f"with seed {run.seed}; leave out --seed to draw new ones"
         )
     return [told]
+
+
+def _speculated(run: Run) -> list[str]:
+    """The rate of acceptance, and the tokens that a sequence got in a step: without drafts 1."""
+    server = run.server
+    if server is None or not server.draft_tokens:
+        return []
+    drafted, right = server.draft_tokens, server.accepted_draft_tokens
+    a_step = server.output_tokens / max(1.0, server.output_tokens - right)
+    return [
+        f"{right / drafted:.0%} of {drafted:.0f} drafted tokens were right: {a_step:.2f} tokens per step "
+        "of a sequence"
+    ]
 
 
 def remarks_of(row: Row) -> list[tuple[str, str]]:

@@ -140,7 +140,9 @@ class Answer:
     ) -> None:
         before = sample.output.token_count
         delta = sample.output.push(output.tokens, output.logprobs, output.finish)
-        record.tokens(sample.index, sample.output.token_count - before, when, output.preemptions)
+        count = sample.output.token_count - before
+        record.tokens(sample.index, count, when, output.preemptions)
+        record.drafted(output.draft_tokens, min(output.accepted_draft_tokens, count))
         sample.deltas.append(delta)
         if delta.finish is not None:
             sample.matched = delta.matched

@@ -25,6 +25,7 @@ from server.api.languages import encoder_decoder_info
 from server.api.prompt import chat_ids, check_tokenizer, text_ids
 from server.api.shown import name_of, shown
 from server.api.state import Served, ServerState
+from server.messages import Ready
 from server.observe.logging import request_id
 from server.observe.metrics import Metrics
 from server.observe.tracing import Traces
@@ -39,6 +40,18 @@ _MOST_TOKENS = 1 << 18
 _TOKENS_AT_ONCE = 4096
 
 VERSION = importlib.metadata.version("longspan")
+
+
+def speculation_info(ready: Ready) -> inference_pb2.SpeculationInfo | None:
+    """How tokens are drafted, as clients are told; ``None`` where none are."""
+    if (used := ready.speculation) is None:
+        return None
+    return inference_pb2.SpeculationInfo(
+        method=used.method,
+        draft_tokens=used.draft_tokens,
+        attention_backend=used.attention_backend,
+        attention_options=used.attention_options,
+    )
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -171,6 +184,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             tasks=[f"TASK_{task.name}" for task in served.tasks],
             encoder=encoder_info(served),
             encoder_decoder=encoder_decoder_info(served),
+            speculation=speculation_info(ready),
         )
 
     async def GetServerInfo(  # noqa: N802

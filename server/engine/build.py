@@ -18,6 +18,7 @@ from server.engine.hardware import measure, memory_bytes, used_bytes
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, Report, chosen_device, prepare
 from server.engine.runner import Runner
+from server.engine.speculation.choose import make_drafter, refuse_speculation, told
 from server.engine.team import watched
 from server.errors import RefusedError
 from server.messages import Measured, Ready
@@ -53,6 +54,7 @@ def build_engine(
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
     _refuse_memory(settings)
+    refuse_speculation(settings, chosen_device(settings))
     sizes = Sizes.of(settings, chosen_device(settings))
     if sizes.max_batch_tokens < sizes.max_running:
         raise RefusedError(
@@ -84,6 +86,7 @@ def build_engine(
     elif device == "cuda":
         executor.reason += "; decode steps are not captured: --no-cuda-graphs"
     runner = Runner(executor)
+    drafter = make_drafter(settings, runner, loaded, context_length)
     core = EngineCore(
         runner,
         context_length=context_length,
@@ -97,6 +100,7 @@ def build_engine(
         ahead=device == "cuda",  # a CPU has computed a step when it is launched
         check_integrity=settings.check_integrity,
         team=watched(threads) if executor.thread_invariant else None,
+        drafter=drafter,
     )
     ready = Ready(
         architecture=loaded.architecture,
@@ -127,6 +131,7 @@ def build_engine(
         executor=executor.name,
         executor_reason=executor.reason,
         cuda_graphs=len(executor.sizes) if isinstance(executor, CapturedExecutor) else 0,
+        speculation=told(settings, drafter),
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         encoder_decoder=seq2seq,
     )

@@ -18,6 +18,7 @@ from server.engine.runner import Runner, RunOutput
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.source import laid_out
+from server.engine.speculation.drafter import Drafter
 from server.engine.team import Team
 from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
 
@@ -51,6 +52,7 @@ class EngineCore:
             that computes asynchronously; a CPU has computed a step when it is launched.
         check_integrity: check the allocator's bookkeeping after every step.
         team: the threads that compute, where their number follows what the machine gives.
+        drafter: guesses tokens for the steps to verify; not together with ``ahead``.
 
     Attributes:
         costs: what its steps cost at least.
@@ -71,8 +73,11 @@ class EngineCore:
         ahead: bool = False,
         check_integrity: bool = False,
         team: Team | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
+        assert drafter is None or not ahead
         self.runner = runner
+        self.drafter = drafter
         self.team = team
         self.context_length = context_length
         self.source_length = source_length
@@ -93,6 +98,7 @@ class EngineCore:
         if needed > self.kv.pool.total:
             raise ValueError(f"a context of {context_length} takes {needed} pages of {self.kv.pool.total}")
         self._pages_read = self._pages_skipped = 0
+        self._drafted = self._accepted = 0
         self._memory = MemoryMeter(runner.device)
         self.costs = StepCosts(runner.executor.model, runner.attention.layers, cache)
         pace = Pace(prompt_step_seconds, self.costs.reach or EXPECTED_REACH)
@@ -139,7 +145,7 @@ class EngineCore:
         began = time.monotonic()
         flight, self._flight = self._flight, None
         if flight is None or len(flight.void()) == len(flight.scheduled):
-            flight = self._launch(began, self.scheduler.schedule())
+            flight = self._launch(began, self._schedule())
         if flight is not None and self.ahead:
             self._flight = self._launch_ahead(flight)
         outputs, cost = ([], _NOTHING) if flight is None else self._collect(flight)
@@ -153,11 +159,24 @@ class EngineCore:
             began = max(flight.began, self._ended)  # before that the device computed the step before
         self._ended = ended
         if flight is not None:
-            decodes = sum(tokens == 1 for _, tokens in flight.scheduled)
-            self.scheduler.pace.observe(flight.work, decodes, ended - began)
+            self.scheduler.pace.observe(flight.work, flight.decodes, ended - began)
+            if self.drafter is not None and not flight.work.tokens:
+                self.drafter.observe(ended - began)
         return StepOutput(
             ended, outputs, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost)
         )
+
+    def _schedule(self) -> list[Scheduled]:
+        if self.drafter is None:
+            return self.scheduler.schedule()
+        self.drafter.ask(self.scheduler.running)
+        scheduled = self.scheduler.schedule()
+        if self.team is None:
+            self.drafter.draft(scheduled)
+        else:
+            drafter = self.drafter
+            self.team.compute(lambda: drafter.draft(scheduled))
+        return scheduled
 
     def _launch(
         self, began: float, scheduled: list[Scheduled], before: Flight | None = None
@@ -170,7 +189,8 @@ class EngineCore:
         prompt_tokens = sum(
             min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in scheduled
         )
-        work = Work.of((s.computed, tokens) for s, tokens in scheduled if tokens > 1)
+        chunks = [(s.computed, tokens) for s, tokens in scheduled if tokens > 1 and not s.drafts]
+        decodes = sum(tokens for _, tokens in scheduled) - sum(tokens for _, tokens in chunks)
         ahead_of = None if before is None else before.launched
         if self.team is None:
             launched = self.runner.launch(scheduled, ahead_of)
@@ -180,7 +200,7 @@ class EngineCore:
             sequence.pending += 1
         for sequence, tokens in scheduled:
             self.kv.advance(sequence, tokens)
-        return Flight(began, scheduled, launched, fresh, prompt_tokens, work)
+        return Flight(began, scheduled, launched, fresh, prompt_tokens, Work.of(chunks), decodes)
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
@@ -221,8 +241,8 @@ class EngineCore:
 
     def _outputs(self, flight: Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceOutput]:
         sampled = {
-            sequence: (token, logprob)
-            for sequence, token, logprob in zip(
+            sequence: (tokens, logprobs)
+            for sequence, tokens, logprobs in zip(
                 flight.launched.sequences, output.tokens, output.logprobs, strict=True
             )
         }
@@ -243,35 +263,53 @@ class EngineCore:
         return outputs
 
     def _accept(
-        self, sequence: Sequence, token: int | None, logprob: PositionLogprob | None
+        self, sequence: Sequence, tokens: list[int | None], logprobs: list[PositionLogprob]
     ) -> SequenceOutput:
-        if token is None:
-            log.error(
-                "sequence %d fails at token %d: the model's logits are NaN%s",
-                sequence.id,
-                sequence.total,
-                self.runner.nan_advice,
-            )
-            self.scheduler.remove(sequence.id)
-            return SequenceOutput(sequence.id, [], finish=FinishReason.FAILED)
         first = sequence.output_len == 0
         sequence.pending -= 1
-        self.kv.append(sequence, token)
-        finish = sequence.finish_reason(token, self.context_length)
+        drafted, accepted = len(sequence.drafts), len(tokens) - 1
+        if drafted:
+            sequence.drafts = []
+            self.kv.retract(sequence, drafted - accepted)
+        known: list[int] = []
+        finish = None
+        for token in tokens:
+            if token is None:
+                finish = self._fail(sequence)
+                break
+            self.kv.append(sequence, token)
+            known.append(token)
+            finish = sequence.finish_reason(token, self.context_length)
+            if finish is not None:
+                break
+        accepted = min(accepted, len(known))
+        self._drafted += drafted
+        self._accepted += accepted
         if finish is not None:
             self.scheduler.remove(sequence.id)
         elif self.runner.rope is not None and self.runner.rope.stale(sequence.total):
             self.scheduler.restart(sequence)
         return SequenceOutput(
             sequence.id,
-            [token],
-            logprobs=None if logprob is None else [logprob],
+            known,
+            logprobs=None if sequence.request.logprobs is None else logprobs[: len(known)],
             prompt_logprobs=sequence.prompt_logprobs
             if first and sequence.request.prompt_logprobs is not None
             else None,
             finish=finish,
             preemptions=sequence.preemptions,
+            draft_tokens=drafted,
+            accepted_draft_tokens=accepted,
         )
+
+    def _fail(self, sequence: Sequence) -> FinishReason:
+        log.error(
+            "sequence %d fails at token %d: the model's logits are NaN%s",
+            sequence.id,
+            sequence.total,
+            self.runner.nan_advice,
+        )
+        return FinishReason.FAILED
 
     def stats(
         self, prompt_tokens: int = 0, decode_tokens: int = 0, seconds: float = 0.0, cost: Cost = _NOTHING
@@ -287,6 +325,8 @@ class EngineCore:
             preemptions=self.scheduler.preemptions,
             prefix_queries=self.kv.prefix_queries,
             prefix_hits=self.kv.prefix_hits,
+            draft_tokens=self._drafted,
+            accepted_draft_tokens=self._accepted,
             prompt_tokens=prompt_tokens,
             decode_tokens=decode_tokens,
             step_seconds=seconds,

@@ -21,6 +21,7 @@ class Flight:
         fresh: sequences that begin with it.
         prompt_tokens: of those computed.
         work: of sequences that lack more than one token.
+        decodes: tokens of the others.
         taken_back: sequences for which it computes the wrong token.
     """
 
@@ -30,6 +31,7 @@ class Flight:
     fresh: set[Sequence]
     prompt_tokens: int
     work: Work
+    decodes: int
     taken_back: set[Sequence] = field(default_factory=set)
 
     def void(self) -> set[Sequence]:

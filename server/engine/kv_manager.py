@@ -165,6 +165,17 @@ class KVManager:
         sequence.computed += tokens
         self._settle(sequence, before)
 
+    def retract(self, sequence: Sequence, tokens: int) -> None:
+        """Books the last ``tokens`` computed ones, which were drafted and rejected, as not computed.
+
+        Pages that only they took are freed, so that no other sequence lacks them.
+        """
+        sequence.computed -= tokens
+        kept = self.pages_for(sequence.computed)
+        if len(sequence.pages) > kept:
+            self.pool.release(sequence.pages[kept:])
+            sequence.table.replace(sequence.pages[:kept])
+
     def append(self, sequence: Sequence, token: int) -> None:
         """Appends the sequence's next token, which may have been computed already: see ``advance``."""
         before = len(sequence.tokens)

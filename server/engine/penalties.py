@@ -133,7 +133,7 @@ def adjust(
     logits: torch.Tensor,
     states: Sequence[SamplerState],
     positions: Sequence[int],
-    newest: Sequence[torch.Tensor | None] | None = None,
+    unrecorded: Sequence[torch.Tensor | None] | None = None,
 ) -> torch.Tensor:
     """Applies bias, then repetition, presence and frequency penalties, then bans of early stops and repeats.
 
@@ -141,8 +141,8 @@ def adjust(
         logits: float32 ``[B, V]``; left as it is.
         states: one per row.
         positions: number of tokens that each row's sequence has output.
-        newest: the last of these where it is not recorded yet, int64 on the device; where it is negative, the
-            row's result is arbitrary.
+        unrecorded: the last of these where they are not recorded yet, int64 ``[U]`` on the device; where one
+            is negative, the row's result is arbitrary.
 
     Returns:
         ``logits`` itself where nothing applies, else a changed copy. Never ``+inf``.
@@ -153,20 +153,22 @@ def adjust(
     rows = [row for row, state in enumerate(states) if state.adjusts(positions[row])]
     if not rows:
         return logits
-    newest = newest or [None] * len(states)
+    unrecorded = unrecorded or [None] * len(states)
     penalized = [row for row in rows if states[row].sampling.penalized]
     for row in rows:
-        sampling = states[row].sampling
+        sampling, further = states[row].sampling, unrecorded[row]
         if not sampling.penalized and not sampling.no_repeat_ngram:
             continue
-        known = states[row].output_length + (newest[row] is not None and not sampling.no_repeat_ngram)
+        # Repeats are looked for among recorded tokens only.
+        counted = 0 if further is None or sampling.no_repeat_ngram else len(further)
+        known = states[row].output_length + counted
         if known != positions[row]:
             raise ValueError(
                 f"a penalty is asked for after {positions[row]} output tokens, and {known} are known"
             )
     logits = logits.clone()
     _add_bias(logits, rows, states)
-    _penalize(logits, penalized, states, newest)
+    _penalize(logits, penalized, states, unrecorded)
     _ban_stops(logits, [row for row in rows if states[row].bans_stops(positions[row])], states)
     for row in rows:
         if repeating := states[row].repeating():
@@ -185,7 +187,7 @@ def _penalize(
     logits: torch.Tensor,
     rows: Sequence[int],
     states: Sequence[SamplerState],
-    newest: Sequence[torch.Tensor | None],
+    unrecorded: Sequence[torch.Tensor | None],
 ) -> None:
     """Repetition (Keskar et al.: CTRL, 2019, section 4.1), then presence and frequency."""
     if not rows:
@@ -193,9 +195,13 @@ def _penalize(
     device = logits.device
     seen_by = [states[row].counts(device) for row in rows]
     counts = torch.stack([output for output, _ in seen_by])
-    unrecorded = {i: token for i, row in enumerate(rows) if (token := newest[row]) is not None}
-    if unrecorded:
-        counts[_tensor(list(unrecorded), device), torch.stack([*unrecorded.values()]).clamp(min=0)] += 1
+    further = {i: tokens for i, row in enumerate(rows) if (tokens := unrecorded[row]) is not None}
+    if further:
+        size = counts.shape[1]
+        at = [tokens.clamp(min=0) + i * size for i, tokens in further.items()]
+        one = torch.ones((), dtype=counts.dtype, device=device)
+        flat = torch.cat(at)
+        counts.view(-1).scatter_add_(0, flat, one.expand(len(flat)))  # a token may be there twice
     seen = torch.stack([prompt for _, prompt in seen_by]) | (counts > 0)
     samplings = [states[row].sampling for row in rows]
     numbers = [(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in samplings]

@@ -16,13 +16,16 @@ class Row(NamedTuple):
         state: its sequence's.
         position: how many tokens the sequence has output.
         logprobs: ``None`` for none, else how many of the most likely tokens beside the sampled one.
-        newest: the token before it if that is not read yet; see ``adjust``.
+        unrecorded: the tokens before it that are not recorded yet; see ``adjust``.
+        follows: the drafted token before it, where the row before it is of the same sequence: this row counts
+            only if that one counts and gets this token.
     """
 
     state: SamplerState
     position: int
     logprobs: int | None = None
-    newest: torch.Tensor | None = None
+    unrecorded: torch.Tensor | None = None
+    follows: int | None = None
 
     @property
     def forced(self) -> int | None:

@@ -31,7 +31,7 @@ class Launched(NamedTuple):
     """A pass that the device computes, or has computed.
 
     Attributes:
-        sequences: those that catch up and get a token each.
+        sequences: those that catch up and get a token each, and one more for each draft that proves right.
         sampled: their tokens, if there are any.
         echo: for each ``Scheduled``, log probabilities of further prompt tokens, where owed.
         rows: whose logits are computed.
@@ -49,14 +49,14 @@ class RunOutput(NamedTuple):
     """The results of one pass.
 
     Attributes:
-        tokens: of each of ``Launched.sequences``; ``None`` where the model gave NaN.
+        tokens: of each of ``Launched.sequences``; the last is ``None`` where the model gave NaN.
         logprobs: the tokens' log probabilities, where asked for.
         late: sequences whose tokens a pass launched after this one can't have taken from it.
         prompt_logprobs: for each ``Scheduled``, log probabilities of further prompt tokens, where owed.
     """
 
-    tokens: list[int | None]
-    logprobs: list[PositionLogprob | None]
+    tokens: list[list[int | None]]
+    logprobs: list[list[PositionLogprob]]
     late: list[Sequence]
     prompt_logprobs: list[list[PositionLogprob]]
 
@@ -83,16 +83,23 @@ class Runner:
     @torch.inference_mode()
     def launch(self, scheduled: list[Scheduled], before: Launched | None = None) -> Launched:
         """Queues the computation of the scheduled tokens, and the sampling of a token for every sequence that
-        has caught up by that.
+        has caught up by that, and after each of its drafted tokens.
+
+        A sequence with drafted tokens is computed as so many decodes over the same pages: attention computes
+        decodes one row at a time, in another order of sums than several rows of one sequence.
 
         Args:
-            scheduled: with pages for all of it.
+            scheduled: with pages for all of it, the sequences' drafted tokens included.
             before: the pass launched last, if it is not collected yet: their pending tokens are there.
         """
         counts = [n for _, n in scheduled]
         starts = [0, *accumulate(counts)]
-        caught_up = [b for b, (s, n) in enumerate(scheduled) if n == s.remaining]
-        last_rows = [starts[b + 1] - 1 for b in caught_up]
+        caught_up = [b for b, (s, n) in enumerate(scheduled) if n >= s.remaining]
+        last_rows = [
+            row
+            for b in caught_up
+            for row in range(starts[b] + scheduled[b].sequence.remaining - 1, starts[b + 1])
+        ]
         echo = [self._echo_positions(one) for one in scheduled]
         keep = last_rows + [
             starts[b] + position - scheduled[b].sequence.computed
@@ -100,17 +107,7 @@ class Runner:
             for position in positions
         ]
         every = len(keep) == len(last_rows) == starts[-1]
-        step = StepInput(
-            ids=self._ids(scheduled, before),
-            computed=[s.computed for s, _ in scheduled],
-            counts=counts,
-            prompt_lens=[s.prompt_len for s, _ in scheduled],
-            expected=[s.expected for s, _ in scheduled],
-            tables=[s.table for s, _ in scheduled],
-            page_size=self.cache.page_size,
-            rows=None if every else keep,
-            sources=[s.source for s, _ in scheduled],
-        )
+        step = self._input(scheduled, self._ids(scheduled, before), None if every else keep)
         sequences = [scheduled[b].sequence for b in caught_up]
         if every and (likely := self._most_likely(step, sequences)):
             return Launched(sequences, likely, [None] * len(scheduled), len(keep), self._pages(step))
@@ -133,6 +130,7 @@ class Runner:
             void: sequences whose results are discarded; the tokens returned for them are arbitrary.
         """
         tokens, logprobs, late = sampler.Found([], [], [])
+        # Steps with drafted tokens are never launched ahead, so that a row is a sequence here.
         if launched.sampled is not None:
             rows = {i for i, s in enumerate(launched.sequences) if s in void} if void else _NO_ROWS
             tokens, logprobs, late = sampler.read(launched.sampled, rows)
@@ -155,9 +153,27 @@ class Runner:
             "it: choose another --kv-dtype"
         )
 
+    def _input(self, scheduled: list[Scheduled], ids: torch.Tensor, rows: list[int] | None) -> StepInput:
+        parts = [
+            (sequence, sequence.computed + first, 1 if sequence.drafts else tokens)
+            for sequence, tokens in scheduled
+            for first in range(tokens if sequence.drafts else 1)
+        ]
+        return StepInput(
+            ids=ids,
+            computed=[computed for _, computed, _ in parts],
+            counts=[count for *_, count in parts],
+            prompt_lens=[sequence.prompt_len for sequence, *_ in parts],
+            expected=[sequence.expected for sequence, *_ in parts],
+            tables=[sequence.table for sequence, *_ in parts],
+            page_size=self.cache.page_size,
+            rows=rows,
+            sources=[sequence.source for sequence, *_ in parts],
+        )
+
     def _ids(self, scheduled: list[Scheduled], before: Launched | None) -> torch.Tensor:
         """The token ids to compute, int64 ``[T]`` on the device."""
-        known = [s.tokens[s.computed : s.computed + n] for s, n in scheduled]
+        known = [s.tokens[s.computed : s.computed + n] + s.drafts for s, n in scheduled]
         if before is not None and before.sampled is not None:
             rows = {sequence: row for row, sequence in enumerate(before.sequences)}
             for (sequence, count), ids in zip(scheduled, known, strict=True):
@@ -180,11 +196,10 @@ class Runner:
         for sequence in sequences:
             if sequence.sampler is None:  # it begins
                 return None
-            position = sequence.output_len + sequence.pending
-            row = sampler.Row(sequence.sampler, position, sequence.request.logprobs)
-            if not row.plainly_greedy:
+            of_it = self._rows(sequence, sequence.sampler, None)
+            if not all(row.plainly_greedy for row in of_it):
                 return None
-            rows.append(row)
+            rows += of_it
         tokens = self.executor.most_likely(step)
         return None if tokens is None else sampler.found_likely(tokens, rows)
 
@@ -206,12 +221,23 @@ class Runner:
                     else (request.max_tokens - 1, request.forced_end),
                     vocabulary_size=logits.shape[-1],
                 )
-            position = sequence.output_len + sequence.pending
             newest = None
             if request.sampling.penalized and sequence in unread and before and before.sampled:
-                newest = before.sampled.tokens[unread[sequence]]
-            rows.append(sampler.Row(sequence.sampler, position, request.logprobs, newest))
+                newest = before.sampled.tokens[unread[sequence]].view(1)
+            rows += Runner._rows(sequence, sequence.sampler, newest)
         return sampler.sample(logits, rows)
+
+    @staticmethod
+    def _rows(
+        sequence: Sequence, state: sampler.SamplerState, newest: torch.Tensor | None
+    ) -> list[sampler.Row]:
+        """The row of a sequence's next token, and one after each of its drafted tokens."""
+        position, request = sequence.output_len + sequence.pending, sequence.request
+        rows = [sampler.Row(state, position, request.logprobs, newest)]
+        for i, token in enumerate(sequence.drafts, 1):
+            drafted = torch.tensor(sequence.drafts[:i]) if request.sampling.penalized else None
+            rows.append(sampler.Row(state, position + i, request.logprobs, drafted, token))
+        return rows
 
     @staticmethod
     def _echo_positions(scheduled: Scheduled) -> range:

@@ -55,16 +55,16 @@ class Sampled:
 
 
 class Found(NamedTuple):
-    """The sampled tokens, one per row.
+    """The sampled tokens of each row that follows no other, and of the rows after it that count.
 
     Attributes:
-        tokens: ``None`` where the logits have NaN or no finite maximum.
-        logprobs: where asked for, and where there is a token.
+        tokens: the last is ``None`` where the logits have NaN or no finite maximum.
+        logprobs: one per token where asked for, but for ``None``.
         late: the rows whose tokens took a second look: ``Sampled.tokens`` does not have them.
     """
 
-    tokens: list[int | None]
-    logprobs: list[PositionLogprob | None]
+    tokens: list[list[int | None]]
+    logprobs: list[list[PositionLogprob]]
     late: list[int]
 
 
@@ -84,7 +84,9 @@ def sample(logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
         ValueError: a penalty needs tokens that are not known.
     """
     logits = logits.float()
-    adjusted = adjust(logits, [r.state for r in rows], [r.position for r in rows], [r.newest for r in rows])
+    adjusted = adjust(
+        logits, [r.state for r in rows], [r.position for r in rows], [r.unrecorded for r in rows]
+    )
     widths = [*(size for size in _NUCLEUS if size < logits.shape[-1]), logits.shape[-1]]
     # Where looking at the result is a wait, it is looked at with the tokens.
     attempts = [widths] if logits.device.type == "cpu" else [[width] for width in widths]
@@ -113,14 +115,25 @@ def read(sampled: Sampled, void: Set[int] = frozenset()) -> Found:
     Raises:
         ValueError: a row's position does not follow from the tokens recorded in its state.
     """
-    found, logprobs, late = _read(sampled, void)
-    tokens = [None if token == _NONE else token for token in found]
-    for i, (state, position, *_) in enumerate(sampled._rows):
-        token = tokens[i]
-        if token is None or i in void:
+    found, measured, late = _read(sampled, void)
+    tokens: list[list[int | None]] = []
+    logprobs: list[list[PositionLogprob]] = []
+    counts = False
+    for i, row in enumerate(sampled._rows):
+        if row.follows is None:
+            tokens.append([])
+            logprobs.append([])
+        counts = row.follows is None or (counts and found[i - 1] == row.follows)
+        if not counts:
             continue
-        if position != state.output_length:
-            raise ValueError(f"output position {position}, and {state.output_length} tokens are recorded")
+        token, logprob, state = found[i], measured[i], row.state
+        tokens[-1].append(None if token == _NONE else token)
+        if logprob is not None:
+            logprobs[-1].append(logprob)
+        if token == _NONE or i in void:
+            continue
+        if row.position != state.output_length:
+            raise ValueError(f"output position {row.position}, and {state.output_length} tokens are recorded")
         state.record(token)
     return Found(tokens, logprobs, late)
 

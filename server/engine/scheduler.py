@@ -2,7 +2,8 @@
 
 There is one rule and no phases: running sequences get some of the step's token budget to catch up with their
 own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it. Sequences that
-lack one token go first; ``division`` says how prompts share the rest.
+lack one token go first; ``division`` says how prompts share the rest. What is left then goes to tokens that
+are only guessed.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Scheduler:
         """
         step = Step(self.max_batch_tokens, preempts=True)
         self._plan(step, self.running)
+        self._add_drafts(step)
         return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
 
     def schedule_ahead(self, leave_out: Set[Sequence]) -> list[Scheduled]:
@@ -140,6 +142,15 @@ class Scheduler:
         for sequence, cost in Division(prompts, self.pace, step, quiet=quiet).shares():
             if step.budget and step.allowance > 0:
                 self._grant(sequence, cost, step)
+
+    def _add_drafts(self, step: Step) -> None:
+        """Adds the drafted tokens that decodes want, with what all others have left of tokens and pages."""
+        for sequence in sorted(step.scheduled, key=lambda s: s.urgency):
+            drafts = min(sequence.wanted_drafts, step.budget) if sequence.remaining == 1 else 0
+            while drafts and not self.kv.extend(sequence, 1 + drafts):
+                drafts -= 1
+            if drafts:
+                step.plan(sequence, drafts, 0.0)
 
     def _candidates(self) -> list[Sequence]:
         """Waiting sequences that may enter: the most urgent, and as many of the shortest as run at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.messages import FinishReason, PositionLogprob, Submit
 from server.models.executors.base import PageTable
@@ -34,6 +34,9 @@ class Sequence:
             raises priorities.
         tokens: prompt and output.
         source: of an encoder-decoder, the first tokens of the prompt, which the decoder does not see.
+        drafts: tokens guessed after those, which the step in the making or in flight computes too.
+        wanted_drafts: how many of these it wants in the next step.
+        drafting: the state of its drafting; made when tokens are first drafted for it.
         pending: tokens after those, sampled by launched steps, which the host does not know yet.
         computed: leading tokens whose keys and values are in ``pages``, or will be by the steps launched.
         table: the page of tokens ``[i * page_size, (i + 1) * page_size)`` at index ``i``; 0 where the
@@ -55,6 +58,8 @@ class Sequence:
         "arrival",
         "cached_tokens",
         "computed",
+        "drafting",
+        "drafts",
         "evicted_up_to",
         "found",
         "page_keys",
@@ -71,6 +76,7 @@ class Sequence:
         "state",
         "table",
         "tokens",
+        "wanted_drafts",
     )
 
     def __init__(self, request: Submit, arrival: int, rank: float | None = None) -> None:
@@ -80,6 +86,9 @@ class Sequence:
         self.state = State.WAITING
         self.tokens = list(request.prompt)
         self.source = request.prompt[: request.source]
+        self.drafts: list[int] = []
+        self.wanted_drafts = 0
+        self.drafting: Any = None
         self.pending = 0
         self.computed = 0
         self.table = PageTable()

@@ -55,6 +55,8 @@ class RequestRecord:
     Attributes:
         prompt_tokens: tokens of the prompt.
         cached_tokens: those found in the prefix cache.
+        draft_tokens: tokens drafted for it.
+        accepted_draft_tokens: those of them that were output.
     """
 
     def __init__(self, metrics: Metrics, samples: int, arrival: float, spend: Callable[[int], None]) -> None:
@@ -69,6 +71,8 @@ class RequestRecord:
         self._generated = metrics.generation_tokens.labels(*labels)
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.draft_tokens = 0
+        self.accepted_draft_tokens = 0
 
     def begin(self, prompt_tokens: int, output: SequenceOutput | None) -> None:
         """The engine has begun, by the first output of any sample, or ended before."""
@@ -100,12 +104,19 @@ class RequestRecord:
         sample.tokens += count
         sample.last = when
 
+    def drafted(self, tokens: int, accepted: int) -> None:
+        """So many tokens were drafted in a step, and so many of these output."""
+        self.draft_tokens += tokens
+        self.accepted_draft_tokens += accepted
+
     def usage(self) -> types_pb2.Usage:
         """The tokens that it consumed so far."""
         return types_pb2.Usage(
             prompt_tokens=self.prompt_tokens,
             cached_prompt_tokens=self.cached_tokens,
             completion_tokens=sum(sample.tokens for sample in self._samples),
+            draft_tokens=self.draft_tokens,
+            accepted_draft_tokens=self.accepted_draft_tokens,
         )
 
     def moments(self) -> Moments:

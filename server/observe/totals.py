@@ -14,6 +14,8 @@ _OF_ENGINE = {
     "preemptions": ("preemptions", "Sequences that gave up their pages."),
     "prefix_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     "prefix_hits": ("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+    "draft_tokens": ("draft_tokens", "Tokens drafted for steps to verify (--speculate)."),
+    "accepted_draft_tokens": ("accepted_draft_tokens", "Drafted tokens that were right, and were output."),
     "pages_read": (
         "attention_pages_read",
         "Pages of the KV cache that attention read, over engine steps, layers and sequences.",

@@ -23,6 +23,7 @@ ROWS = {
     *("requests", "request_rejections", "preemptions"),
     *("requests_running", "requests_waiting", "kv_cache_usage_ratio", "kv_pages", "engine_threads"),
     *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits"),
+    *("draft_tokens", "accepted_draft_tokens"),
     *("time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds"),
     *("e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"),
     *("request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens"),

@@ -79,6 +79,10 @@ VALUES: dict[str, tuple[str, Any]] = {
     "page_size": ("32", 32),
     "kv_memory": ("1.5GiB", 3 << 29),
     "kv_memory_share": ("0.25", 0.25),
+    "speculate": ("ngram", "ngram"),
+    "draft_tokens": ("5", 5),
+    "draft_attention": ("sparse", "sparse"),
+    "draft_attention_option": ("window=5", {"window": "5"}),
     "prompt_step_ms": ("20", 20.0),
     "max_prefills": ("2", 2),
     "priority_aging_seconds": ("5", 5.0),
@@ -109,6 +113,7 @@ VALUES: dict[str, tuple[str, Any]] = {
 # Those whose flag takes no value, or may be repeated, are not of the plain form --NAME VALUE.
 OTHERS = (
     "attention_option",
+    "draft_attention_option",
     "rope_option",
     "prefix_cache",
     "measure_device",

@@ -13,6 +13,7 @@ from attention.backends import resolve
 from attention.cache import PagedCache
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
+from server.engine.speculation.drafter import Drafter
 from server.messages import FinishReason, PositionLogprob, Sampling, Submit
 from server.models.executors.choose import choose_executor
 from server.models.lay_out import lay_out
@@ -54,6 +55,7 @@ def make_core(
     options: Mapping[str, str] | None = None,
     kv_dtype: torch.dtype | None = None,
     ahead: bool = False,
+    drafter: Drafter | None = None,
 ) -> EngineCore:
     """An engine over a cache poisoned with NaN, so that reading unwritten memory can't go unnoticed.
 
@@ -73,6 +75,7 @@ def make_core(
         max_batch_tokens=max_batch_tokens,
         prefix_cache=prefix_cache,
         ahead=ahead,
+        drafter=drafter,
         check_integrity=True,
     )
 

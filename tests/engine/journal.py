@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from server.engine.core import EngineCore
 from server.engine.sequence import Sequence
 from server.messages import FinishReason, Sampling, SequenceOutput, Submit
-from tests.engine.harness import GREEDY, make_core, run
+from tests.engine.harness import GREEDY, Outcome, make_core, run
 
 DRAWN = [
     Sampling(seed=3, temperature=0.8),
@@ -86,6 +86,59 @@ class Journal:
                     expected = sequence.tokens[i * kv.page_size : (i + 1) * kv.page_size]
                     assert keys[page].flatten().tolist() == expected
         assert set(kv.pool._page_of) <= known
+
+
+class RandomLoad:
+    """Requests of every kind, of which some share beginnings, and when each comes or is aborted, in steps.
+
+    Args:
+        rng: draws them.
+        vocabulary: of the model.
+        context: most tokens of a sequence.
+        penalized: some have penalties.
+    """
+
+    def __init__(self, rng: random.Random, vocabulary: int, context: int, *, penalized: bool) -> None:
+        self.requests = []
+        for i in range(12):
+            length = rng.randint(1, max(1, min(20, context - 2)))
+            max_tokens = rng.randint(1, 12)
+            forced = rng.choices(range(vocabulary), k=rng.choice([0, 0, 1, min(5, max_tokens), max_tokens]))
+            self.requests.append(
+                Submit(
+                    id=i,
+                    prompt=[rng.choice([0, 0, 0, 1]) for _ in range(length)],
+                    sampling=rng.choice([GREEDY, Sampling(seed=i, top_p=0.9), *[PENALIZED] * penalized]),
+                    max_tokens=max_tokens,
+                    forced=forced,
+                    min_tokens=rng.randint(0, 3),
+                    stop_token_ids=rng.sample(range(vocabulary), rng.choice([0, 1, 3])),
+                    priority=rng.randint(0, 1),
+                    leader=rng.choice([None, i - 1]),
+                )
+            )
+        self.aborts = {i: rng.randint(0, 25) for i in range(12) if rng.random() < 0.3}
+        self.arrivals = {i: rng.randint(0, 20) for i in range(12)}
+
+    def serve(self, core: EngineCore, expected: Mapping[int, Outcome]) -> None:
+        """Has an engine compute them; outputs must be those expected, as far as they are not aborted."""
+        journal = Journal(core)
+        for step in range(30):
+            for request in self.requests:
+                if self.arrivals[request.id] == step:
+                    journal.submit(request)
+                if self.aborts.get(request.id) == step and self.arrivals[request.id] < step:
+                    journal.abort(request.id)
+            if core.has_work:
+                journal.step()
+        journal.drain()
+        for request in self.requests:
+            outcome, found = expected[request.id], journal.tokens.get(request.id, [])
+            if request.id in self.aborts and request.id not in journal.finish:
+                assert found == outcome.tokens[: len(found)]
+            else:
+                assert (found, journal.finish[request.id]) == (outcome.tokens, outcome.finish)
+        journal.check_published()
 
 
 def told(core: EngineCore, requests: Iterable[Submit]) -> list[list[tuple]]:

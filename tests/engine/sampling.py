@@ -30,7 +30,8 @@ def state_of(vocabulary: int, prompt: list[int] | None = None, **kwargs) -> Samp
 def sample(logits: torch.Tensor, rows: list[Row]) -> tuple[list[int | None], list[PositionLogprob | None]]:
     """Tokens and log probabilities, sampled and read at once."""
     found = sampler.read(sampler.sample(logits, rows))
-    return found.tokens, found.logprobs
+    logprobs = [of_row[0] if of_row else None for of_row in found.logprobs]
+    return [token for (token,) in found.tokens], logprobs
 
 
 def draw(logits: torch.Tensor, seeds: range, **kwargs) -> list[int]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.messages import FinishReason, Sampling, Submit
+from server.messages import FinishReason, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
-from tests.engine.journal import DRAWN, PENALIZED, Journal, isolated, launched_ahead, prompts_of, told
+from tests.engine.journal import DRAWN, Journal, RandomLoad, isolated, launched_ahead, prompts_of, told
 from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
 
 
@@ -165,27 +165,7 @@ def test_random_requests_and_aborts(seed, pages, page_size, max_running, extra_b
     loaded = remembering()
     rule = {"backend": "sliding_window", "options": {"window": "5", "sinks": "2"}} if window else {}
     context = min(CONTEXT, (pages - 1) * page_size)
-    rng = random.Random(seed)
-    requests = []
-    for i in range(12):
-        length = rng.randint(1, max(1, min(20, context - 2)))
-        max_tokens = rng.randint(1, 12)
-        forced = rng.choices(range(VOCABULARY), k=rng.choice([0, 0, 1, min(5, max_tokens), max_tokens]))
-        requests.append(
-            Submit(
-                id=i,
-                prompt=[rng.choice([0, 0, 0, 1]) for _ in range(length)],
-                sampling=rng.choice([GREEDY, Sampling(seed=i, top_p=0.9), *[PENALIZED] * (seed % 3 == 0)]),
-                max_tokens=max_tokens,
-                forced=forced,
-                min_tokens=rng.randint(0, 3),
-                stop_token_ids=rng.sample(range(VOCABULARY), rng.choice([0, 1, 3])),
-                priority=rng.randint(0, 1),
-                leader=rng.choice([None, i - 1]),
-            )
-        )
-    aborts = {i: rng.randint(0, 25) for i in range(12) if rng.random() < 0.3}
-    arrivals = {i: rng.randint(0, 20) for i in range(12)}
+    load = RandomLoad(random.Random(seed), VOCABULARY, context, penalized=seed % 3 == 0)
     core = make_core(
         loaded,
         pages=pages,
@@ -197,21 +177,5 @@ def test_random_requests_and_aborts(seed, pages, page_size, max_running, extra_b
         ahead=True,
         **rule,
     )
-    journal = Journal(core)
-    for step in range(30):
-        for request in requests:
-            if arrivals[request.id] == step:
-                journal.submit(request)
-            if aborts.get(request.id) == step and arrivals[request.id] < step:
-                journal.abort(request.id)
-        if core.has_work:
-            journal.step()
-    journal.drain()
-    expected = run(make_core(loaded, prefix_cache=False, context_length=context, **rule), requests)
-    for request in requests:
-        outcome, found = expected[request.id], journal.tokens.get(request.id, [])
-        if request.id in aborts and request.id not in journal.finish:
-            assert found == outcome.tokens[: len(found)]
-        else:
-            assert (found, journal.finish[request.id]) == (outcome.tokens, outcome.finish)
-    journal.check_published()
+    expected = run(make_core(loaded, prefix_cache=False, context_length=context, **rule), load.requests)
+    load.serve(core, expected)

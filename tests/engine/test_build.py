@@ -23,6 +23,19 @@ def tiny(tmp_path_factory):
         ({"kv_memory": "1KiB"}, r"^1 KiB of KV cache hold 0 tokens, .* room for \d+, .* raise --kv-memory"),
         ({"kv_memory": "900TiB"}, r"--kv-memory 921600.0GiB is more than the .* GiB that this machine has"),
         ({"max_batch_tokens": 4, "max_running": 5}, "--max-batch-tokens 4 must be at least --max-running 5"),
+        (
+            {"speculate": "ngram", "attention": "sparse", "attention_option": {"pattern": "topk"}},
+            "--speculate ngram: pattern topk selects by keys, and those of rejected tokens would stay",
+        ),
+        (
+            {"speculate": "self", "attention": "sliding_window"},
+            "pattern sliding_window does not see all; use --attention full, or --speculate ngram",
+        ),
+        ({"speculate": "self", "draft_attention": "full"}, "--draft-attention full: pattern full sees all"),
+        (
+            {"speculate": "self", "draft_attention": "sparse", "draft_attention_option": {"pattern": "topk"}},
+            "--draft-attention sparse: pattern topk needs data of its own in the KV cache",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, settings, sentence):

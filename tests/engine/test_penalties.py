@@ -68,15 +68,20 @@ def test_bias_and_penalties_equal_the_plain_reference(data: st.DataObject) -> No
     assert torch.equal(logits, before)
 
 
-def test_a_token_that_is_not_recorded_yet_counts() -> None:
+def test_tokens_that_are_not_recorded_yet_count() -> None:
     logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(0))
     penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.25}
-    outputs = ([4, 4], [2, 7], [])
+    outputs, known = ([4, 4], [2, 7, 7, 3, 7], []), (1, 1, 0)
     recorded = [state_of(9, [1], output=list(output), **penalties) for output in outputs]
-    lacking = [state_of(9, [1], output=list(output[:-1]), **penalties) for output in outputs]
+    lacking = [
+        state_of(9, [1], output=output[:count], **penalties)
+        for output, count in zip(outputs, known, strict=True)
+    ]
     positions = [len(output) for output in outputs]
-    newest = [torch.tensor(output[-1]) if output else None for output in outputs]
-    assert torch.equal(adjust(logits, lacking, positions, newest), adjust(logits, recorded, positions))
+    further = [
+        torch.tensor(output[count:]) if output else None for output, count in zip(outputs, known, strict=True)
+    ]
+    assert torch.equal(adjust(logits, lacking, positions, further), adjust(logits, recorded, positions))
     assert lacking[0].output_length == 1
     with pytest.raises(ValueError, match="after 2 output tokens, and 1 are known"):
         adjust(logits, lacking, positions)

@@ -233,7 +233,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor", "tasks", "encoder", "encoder_decoder")
+    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor", "tasks", "encoder", "speculation", "encoder_decoder")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +251,7 @@ class GetModelInfoResponse(_message.Message):
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     ENCODER_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
@@ -269,8 +270,9 @@ class GetModelInfoResponse(_message.Message):
     executor: ExecutorInfo
     tasks: _containers.RepeatedScalarFieldContainer[Task]
     encoder: _encoder_pb2.EncoderInfo
+    speculation: SpeculationInfo
     encoder_decoder: EncoderDecoderInfo
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., encoder: _Optional[_Union[_encoder_pb2.EncoderInfo, _Mapping]] = ..., encoder_decoder: _Optional[_Union[EncoderDecoderInfo, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., encoder: _Optional[_Union[_encoder_pb2.EncoderInfo, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationInfo, _Mapping]] = ..., encoder_decoder: _Optional[_Union[EncoderDecoderInfo, _Mapping]] = ...) -> None: ...
 
 class EncoderDecoderInfo(_message.Message):
     __slots__ = ("source_length", "target_length", "start_token_ids", "languages")
@@ -291,6 +293,25 @@ class ExecutorInfo(_message.Message):
     name: str
     reason: str
     def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SpeculationInfo(_message.Message):
+    __slots__ = ("method", "draft_tokens", "attention_backend", "attention_options")
+    class AttentionOptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    draft_tokens: int
+    attention_backend: str
+    attention_options: _containers.ScalarMap[str, str]
+    def __init__(self, method: _Optional[str] = ..., draft_tokens: _Optional[int] = ..., attention_backend: _Optional[str] = ..., attention_options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class AttentionInfo(_message.Message):
     __slots__ = ("backend", "pattern", "kernel", "reason", "options")

@@ -122,7 +122,7 @@ class FakeRunner:
             if taken is None and tokens[-1] is not None and sequence not in void:
                 late.append(sequence)
         echoed = [[_ECHOED] * count for count in launched.echo]
-        return RunOutput(tokens, [None] * len(tokens), late, echoed)
+        return RunOutput([[token] for token in tokens], [[] for _ in tokens], late, echoed)
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept of a sequence that has ended."""

@@ -1,0 +1,111 @@
+"""Which drafter a deployment has, and what does not go with any."""
+
+from __future__ import annotations
+
+from attention.backends import UnsupportedError, make_pattern, resolve
+from attention.patterns.base import ContentPattern, Pattern
+from server.engine.runner import Runner
+from server.engine.speculation.drafter import Drafter
+from server.engine.speculation.ngram import NgramDrafter
+from server.engine.speculation.own import SelfDrafter
+from server.errors import RefusedError
+from server.messages import Speculation
+from server.models.executors.choose import choose_executor
+from server.models.loaded import LoadedModel
+from server.settings import DRAFT_ATTENTION, Settings
+
+_DRAFT_TOKENS = {"ngram": 8, "self": 4}
+
+
+def refuse_speculation(settings: Settings, device: str) -> None:
+    """Refuses settings that do not go with speculation, before a model is loaded.
+
+    Args:
+        settings: of the server.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        RefusedError: the sentence says why.
+    """
+    if settings.speculate == "off":
+        return
+    asked = f"--speculate {settings.speculate}"
+    if device != "cpu":
+        raise RefusedError(
+            f"{asked}: on a GPU a step is launched before the tokens of the one before it are known, so that "
+            "none can be drafted after them; use --device cpu or leave it out"
+        )
+    pattern = _pattern(settings.attention, settings.attention_option)
+    if isinstance(pattern, ContentPattern):
+        raise RefusedError(
+            f"{asked}: pattern {pattern.name} selects by keys, and those of rejected tokens would stay in "
+            "what it selects by; choose a pattern by positions, like --attention full, or leave it out"
+        )
+    if settings.speculate != "self":
+        return
+    if not pattern.dense:
+        raise RefusedError(
+            f"{asked}: drafts see a part of what the model sees, and pattern {pattern.name} does not see "
+            "all; use --attention full, or --speculate ngram"
+        )
+    drafting = _pattern(settings.draft_attention or DRAFT_ATTENTION, settings.draft_attention_option)
+    if isinstance(drafting, ContentPattern) or drafting.dense:
+        what = "sees all, and saves nothing" if drafting.dense else "needs data of its own in the KV cache"
+        raise RefusedError(
+            f"--draft-attention {settings.draft_attention}: pattern {drafting.name} {what}; choose one that "
+            f"selects by positions, like --draft-attention {DRAFT_ATTENTION}"
+        )
+
+
+def make_drafter(
+    settings: Settings, runner: Runner, loaded: LoadedModel, context_length: int
+) -> Drafter | None:
+    """The drafter; ``None`` where there is none.
+
+    Args:
+        settings: of the server, such that ``refuse_speculation`` does not refuse them.
+        runner: that verifies.
+        loaded: its model.
+        context_length: most tokens of a sequence.
+
+    Raises:
+        RefusedError: no kernel computes the attention that is to draft.
+    """
+    if settings.speculate == "off":
+        return None
+    of_all = (draft_tokens(settings), context_length, runner.rope)
+    if settings.speculate == "ngram":
+        return NgramDrafter(*of_all)
+    cache = runner.cache
+    backend, options = settings.draft_attention or DRAFT_ATTENTION, settings.draft_attention_option
+    place = (loaded.layers, runner.device, cache.dtype, cache.page_size)
+    try:
+        attention = resolve(backend, options, settings.kernel, *place)
+        return SelfDrafter(choose_executor(loaded, attention, cache), *of_all)
+    except UnsupportedError as error:
+        raise RefusedError(f"--draft-attention: {error}") from error
+
+
+def draft_tokens(settings: Settings) -> int:
+    """The most tokens that are drafted for a sequence in a step."""
+    return settings.draft_tokens or _DRAFT_TOKENS[settings.speculate]
+
+
+def told(settings: Settings, drafter: Drafter | None) -> Speculation | None:
+    """What ``GetModelInfo`` says of it."""
+    if drafter is None:
+        return None
+    attention = drafter.attention if isinstance(drafter, SelfDrafter) else None
+    return Speculation(
+        settings.speculate,
+        draft_tokens(settings),
+        "" if attention is None else attention.backend,
+        {} if attention is None else dict(attention.options),
+    )
+
+
+def _pattern(backend: str, options: dict[str, str]) -> Pattern:
+    try:
+        return make_pattern(backend, options)
+    except UnsupportedError as error:
+        raise RefusedError(str(error)) from error

@@ -1,0 +1,106 @@
+"""Whether drafting pays: what a drafted token costs, and what a token is worth, from steps' durations."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+log = logging.getLogger("longspan.engine")
+
+AGAIN = 64
+"""Steps with drafts after which one goes without, and the other way round: neither figure must grow old."""
+
+TRIAL = 0.5
+"""The probability that is asked of a drafted token while its cost is not known."""
+
+_NEVER = 2.0
+
+_MEMORY = 0.8
+"""Weight of what was known once another step is."""
+
+
+class Load(NamedTuple):
+    """What a step decodes.
+
+    Attributes:
+        sequences: their number.
+        length: of all of them together, to the power of two above it.
+    """
+
+    sequences: int
+    length: int
+
+
+@dataclass(slots=True)
+class _Figures:
+    """Seconds of a step without drafts, and of a drafted token; steps since one of the other kind."""
+
+    plain: float | None = None
+    drafted: float | None = None
+    without: int = 0
+    with_drafts: int = 0
+    told: bool = False
+
+
+class Timing:
+    """The durations of steps with and without drafts, by their load."""
+
+    def __init__(self) -> None:
+        self._figures: dict[Load, _Figures] = {}
+
+    def known(self, load: Load) -> bool:
+        """Whether the cost of a drafted token is known; if not, it takes a step with few of them."""
+        figures = self._figures.get(load)
+        return figures is not None and figures.drafted is not None
+
+    def least(self, load: Load) -> float:
+        """The probability of being right from which a drafted token is worth its cost.
+
+        Above 1 no token is drafted: each costs more, or the next step is to be measured without.
+        """
+        figures = self._figures.setdefault(load, _Figures())
+        if figures.plain is None or figures.with_drafts >= AGAIN:
+            return _NEVER
+        if figures.drafted is None:
+            return TRIAL
+        return figures.drafted * load.sequences / figures.plain
+
+    def observe(self, load: Load, seconds: float, drafts: int) -> None:
+        """Takes the duration of a step, all drafting for it included.
+
+        Args:
+            load: of the step, which computed no prompt.
+            seconds: its duration.
+            drafts: tokens that were drafted.
+        """
+        figures = self._figures.setdefault(load, _Figures())
+        if not drafts:
+            figures.plain = _mixed(figures.plain, seconds)
+            figures.with_drafts = 0
+            figures.without += 1
+            if figures.without >= AGAIN:
+                figures.drafted, figures.without = None, 0
+        elif figures.plain is not None:
+            figures.drafted = _mixed(figures.drafted, max(0.0, seconds - figures.plain) / drafts)
+            figures.without = 0
+            figures.with_drafts += 1
+            self._tell(load, figures.plain, figures.drafted)
+
+    def _tell(self, load: Load, plain: float, drafted: float) -> None:
+        figures = self._figures[load]
+        if figures.told or drafted * load.sequences < plain:
+            return
+        figures.told = True
+        log.info(
+            "drafting does not pay for %d sequences of up to %d tokens in all: a drafted token takes "
+            "%.1f ms, and a step without drafts %.1f ms for each of its tokens",
+            load.sequences,
+            load.length,
+            1000 * drafted,
+            1000 * plain / load.sequences,
+        )
+
+
+def _mixed(before: float | None, now: float) -> float:
+    return now if before is None else _MEMORY * before + (1 - _MEMORY) * now

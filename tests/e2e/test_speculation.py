@@ -1,0 +1,51 @@
+"""A server that speculates: the answers of one that does not, in fewer steps, and what it says of that."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.server import Server
+
+pytestmark = pytest.mark.long
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 9
+REQUESTS = [
+    {"temperature": 0, "max_tokens": 90, "ignore_eos": True},
+    {"temperature": 0, "max_tokens": 60, "stop": ["lazy dog"], "ignore_eos": True},
+    {"temperature": 0.7, "seed": 4, "max_tokens": 50, "n": 3, "logprobs": 2},
+    {"temperature": 0.6, "seed": 5, "max_tokens": 40, "repetition_penalty": 1.1, "frequency_penalty": 0.1},
+]
+
+
+def told(answer):
+    return [
+        (one.text, list(one.token_ids), one.finish_reason, [str(entry) for entry in one.logprobs])
+        for one in answer.completions
+    ]
+
+
+def test_the_same_answers_in_fewer_steps(server):
+    with Server("--speculate", "ngram", "--draft-tokens", "6") as drafting:
+        with server.client() as client:
+            assert not client.model_info().HasField("speculation")
+            plain = [client.generate(TEXT, **request) for request in REQUESTS]
+            assert all(answer.usage.draft_tokens == 0 for answer in plain)
+        with drafting.client() as client:
+            info = client.model_info().speculation
+            assert (info.method, info.draft_tokens) == ("ngram", 6)
+            answers = [client.generate(TEXT, **request) for request in REQUESTS]
+            stream = client.stream(TEXT, **REQUESTS[1])
+            assert "".join(delta.text for delta in stream) == plain[1].text
+        assert [told(answer) for answer in answers] == [told(answer) for answer in plain]
+        usages = [*(answer.usage for answer in answers), stream.usage]
+        for usage in usages:
+            assert usage.accepted_draft_tokens <= min(usage.draft_tokens, usage.completion_tokens)
+        assert usages[0].accepted_draft_tokens > 30
+        drafting.wait_idle()
+        metrics = drafting.metrics()
+        # The engine may have gone on for a while past a stop string.
+        assert metrics["longspan_draft_tokens_total"] >= sum(usage.draft_tokens for usage in usages)
+        accepted = metrics["longspan_accepted_draft_tokens_total"]
+        assert accepted >= sum(usage.accepted_draft_tokens for usage in usages)
+        decoded = sum(usage.completion_tokens for usage in usages)
+        assert metrics['longspan_engine_step_duration_seconds_count{phase="decode"}'] < decoded - accepted / 2

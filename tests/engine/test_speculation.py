@@ -1,0 +1,286 @@
+"""Drafted tokens change no token, and nothing else that a client or another sequence could see."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention.backends import resolve
+from server.checks import refusal
+from server.engine.build import build_engine
+from server.engine.speculation.acceptance import Acceptance
+from server.engine.speculation.ngram import Lookup
+from server.engine.speculation.own import SelfDrafter
+from server.engine.speculation.timing import AGAIN, Load, Timing
+from server.messages import FinishReason, Submit
+from server.models.executors.choose import choose_executor
+from server.settings import Settings
+from tests.engine.drafting import KnowingDrafter
+from tests.engine.harness import GREEDY, greedy_requests, make_core, run
+from tests.engine.harness import load as loaded_from
+from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
+from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
+from tests.models_zoo import VOCABULARY as WORDS
+from tests.models_zoo import save_tiny
+
+WINDOW = {"backend": "sliding_window", "options": {"window": "5", "sinks": "2"}}
+LONGROPE = {
+    "max_position_embeddings": 128,
+    "original_max_position_embeddings": 48,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [3.0] * 8,
+        "original_max_position_embeddings": 48,
+    },
+}
+
+
+def outputs_of(outcomes):
+    return {i: outcome.tokens for i, outcome in outcomes.items()}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    pages=st.integers(8, 30),
+    page_size=st.integers(1, 4),
+    max_running=st.integers(1, 5),
+    extra_budget=st.integers(0, 12),
+    prefix_cache=st.booleans(),
+    window=st.booleans(),
+    most=st.integers(1, 9),
+    wrong=st.sampled_from([0.0, 0.2, 0.9]),
+)
+def test_random_requests_and_aborts(
+    seed, pages, page_size, max_running, extra_budget, prefix_cache, window, most, wrong
+):
+    loaded = remembering()
+    loaded.model.table[::61] = torch.nan  # such a sequence fails, drafted or not
+    rule = WINDOW if window else {}
+    context = min(CONTEXT, (pages - 1) * page_size)
+    rng = random.Random(seed)
+    load = RandomLoad(rng, VOCABULARY, context, penalized=seed % 3 == 0)
+    expected = run(make_core(loaded, prefix_cache=False, context_length=context, **rule), load.requests)
+    core = make_core(
+        loaded,
+        pages=pages,
+        page_size=page_size,
+        max_running=max_running,
+        max_batch_tokens=max_running + extra_budget,
+        prefix_cache=prefix_cache,
+        context_length=context,
+        drafter=KnowingDrafter(outputs_of(expected), most, context, wrong, rng, VOCABULARY),
+        **rule,
+    )
+    load.serve(core, expected)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return loaded_from(save_tiny("llama", tmp_path_factory.mktemp("packed")), weights="int8")
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.7])
+@pytest.mark.parametrize(
+    "rule", [{}, {"backend": "sliding_window", "options": {"window": "24", "sinks": "3"}}]
+)
+def test_native_steps_give_the_same_to_the_last_bit(packed, rule, wrong):
+    """Log probabilities tell of every bit of the rows' logits."""
+    requests = [
+        Submit(id=i, prompt=prompt, sampling=sampling, max_tokens=40, logprobs=3, prompt_logprobs=1)
+        for i, (prompt, sampling) in enumerate(
+            zip(prompts_of(3, 61, 17, 33, 90), [*DRAWN, PENALIZED], strict=True)
+        )
+    ]
+    # Drafts of several pages, in batches that are advanced, and of one.
+    core = {"max_batch_tokens": 64, "prefix_cache": False, "page_size": 2 if wrong else 16, **rule}
+    plain = run(make_core(packed, **core), requests)
+    drafter = KnowingDrafter(outputs_of(plain), 6, 400, wrong, random.Random(0), WORDS)
+    if wrong:
+        drafter.wanted = lambda sequence, room, least: room  # as many in each step
+    drafting = make_core(packed, **core, drafter=drafter)
+    assert drafting.runner.executor.name == "native"
+    assert run(drafting, requests) == plain
+    stats = drafting.stats()
+    assert stats.draft_tokens > 60
+    assert (stats.accepted_draft_tokens == stats.draft_tokens) == (wrong == 0)
+
+
+def test_right_drafts_save_steps_and_wrong_ones_free_their_pages(simple):
+    requests = greedy_requests(prompts_of(5, 8, 3, vocabulary=8), 21)
+    plain = make_core(simple, page_size=2)
+    expected = run(plain, requests)
+    published = set(plain.kv.pool._page_of)
+    for wrong, most_steps in ((0.0, 9), (1.0, 21)):
+        drafter = KnowingDrafter(outputs_of(expected), 4, CONTEXT, wrong, random.Random(1), VOCABULARY)
+        core = make_core(simple, page_size=2, drafter=drafter)
+        for request in requests:
+            core.submit(request)
+        steps, outputs = 0, {request.id: [] for request in requests}
+        while core.has_work:
+            for item in core.step().sequences:
+                outputs[item.id] += item.tokens
+                assert item.accepted_draft_tokens <= min(item.draft_tokens, len(item.tokens))
+            steps += 1
+            for sequence in core.scheduler.running:
+                assert sequence.computed == sequence.total - 1
+                assert len(sequence.pages) == core.kv.pages_for(sequence.computed)
+        stats = core.stats()
+        assert steps <= most_steps
+        # Any token is right now and then.
+        least, most = (1.0, 1.0) if wrong == 0 else (0.0, 0.3)
+        assert least <= stats.accepted_draft_tokens / stats.draft_tokens <= most
+        assert outputs == outputs_of(expected)
+        assert set(core.kv.pool._page_of) == published
+
+
+def test_drafts_take_no_page_that_another_sequence_needs(simple):
+    """Neither a preemption nor a later start follows from them."""
+    requests = greedy_requests(prompts_of(9, 7, 5, vocabulary=8), 12)
+    room = {"page_size": 2, "pages": 24, "prefix_cache": False, "context_length": 40}
+    plain = make_core(simple, **room)
+    expected = run(plain, requests)
+    drafter = KnowingDrafter(outputs_of(expected), 9, 40, 0.5, random.Random(1), VOCABULARY)
+    core = make_core(simple, **room, drafter=drafter)
+    assert outputs_of(run(core, requests)) == outputs_of(expected)
+    assert core.scheduler.preemptions <= plain.scheduler.preemptions
+    assert core.stats().accepted_draft_tokens > 5
+
+
+def test_frequencies_that_change_with_the_length(tmp_path):
+    """All keys are computed again at the 49th token, which no draft may pass."""
+    loaded = loaded_from(save_tiny("llama", tmp_path, **LONGROPE))
+    requests = greedy_requests(prompts_of(30, 44, 60), 30)
+    plain = run(make_core(loaded), requests)
+    core = make_core(loaded)
+    assert core.runner.rope is not None
+    core.drafter = KnowingDrafter(outputs_of(plain), 7, 128, 0.2, random.Random(0), WORDS, core.runner.rope)
+    assert outputs_of(run(core, requests)) == outputs_of(plain)
+    assert core.stats().accepted_draft_tokens > 20
+
+
+def test_a_stop_token_ends_the_output_within_its_draft(simple):
+    prompt = prompts_of(6, vocabulary=8)[0]
+    whole = run(make_core(simple), greedy_requests([prompt], 20))[1].tokens
+    request = Submit(id=1, prompt=prompt, sampling=GREEDY, max_tokens=20, stop_token_ids=[whole[5]])
+    drafter = KnowingDrafter({1: whole}, 15, CONTEXT, 0.0, random.Random(0), VOCABULARY)
+    outcome = run(make_core(simple, drafter=drafter), [request])[1]
+    end = whole.index(whole[5]) + 1
+    assert (outcome.tokens, outcome.finish) == (whole[:end], FinishReason.STOP)
+
+
+def test_what_came_before_is_guessed_to_come_again():
+    lookup = Lookup()
+    assert lookup.guess([1, 2, 3, 4], 3) == []
+    assert lookup.guess([1, 2, 3, 4, 9, 2, 3], 3) == [4, 9, 2]
+    assert lookup.guess([1, 2, 3, 4, 9, 2, 3, 5, 2, 3], 2) == [5, 2], "the last time counts"
+    assert Lookup().guess([7, 1, 2, 3, 4, 5, 8, 3, 4, 6, 1, 2, 3, 4], 1) == [5], (
+        "four tokens count before two"
+    )
+    assert Lookup().guess([8, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1], "a repetition is guessed to go on"
+
+
+def test_more_is_drafted_the_more_often_it_is_right():
+    acceptance = Acceptance(0.5)
+    assert acceptance.rate == 0.5
+    assert acceptance.worth(0.2) == 2
+    assert acceptance.worth(0.6) == acceptance.worth(1.7) == 0
+    for _ in range(20):
+        acceptance.learn([1, 2, 3, 4], [1, 2, 3, 4, 5])
+    assert acceptance.worth(0.2) > 8
+    for _ in range(2000):
+        acceptance.learn([1, 2, 3, 4], [1, 2, 3, 4, 5])
+    assert 8 < acceptance.worth(0.2) <= acceptance.worth(0.0) < 1000
+    before = acceptance.rate
+    acceptance.learn([1, 2, 3], [])  # nothing is known of them yet
+    assert acceptance.rate == pytest.approx(before)
+    for _ in range(10_000):
+        acceptance.learn([1, 2], [9, 2])
+    assert acceptance.worth(0.2) == 0
+
+
+def test_a_draft_must_be_worth_its_time(caplog):
+    """Steps take 8 ms for 4 sequences, and 1 ms more for each drafted token, then 3 ms more."""
+    caplog.set_level("INFO", "longspan.engine")
+    timing, load = Timing(), Load(4, 1024)
+    assert timing.least(load) > 1, "the first step goes without"
+    assert not timing.known(load)
+    timing.observe(load, 0.008, 0)
+    assert timing.least(load) < 1
+    assert not timing.known(load), "with few drafts it is tried"
+    timing.observe(load, 0.012, 4)
+    assert timing.known(load)
+    assert timing.least(load) == pytest.approx(0.5)  # a token is worth 2 ms
+    assert timing.least(Load(5, 1024)) > 1, "it says nothing of other loads"
+    assert not caplog.records
+    for _ in range(AGAIN - 1):
+        timing.observe(load, 0.020, 4)
+    assert "drafting does not pay for 4 sequences of up to 1024 tokens in all" in caplog.text
+    assert caplog.text.count("does not pay") == 1
+    assert timing.least(load) > 1
+    for _ in range(AGAIN):
+        timing.observe(load, 0.008, 0)
+    assert timing.least(load) < 1, "after a while it is tried again"
+    assert not timing.known(load)
+
+
+class Paying(Timing):
+    """As if drafting cost nothing."""
+
+    def known(self, load):
+        return True
+
+    def least(self, load):
+        return 0.2
+
+
+def test_a_model_drafts_for_itself(packed):
+    """Under a window; tokens and log probabilities are the same to the last bit."""
+    requests = [
+        Submit(id=i, prompt=prompt, sampling=sampling, max_tokens=50, logprobs=2)
+        for i, (prompt, sampling) in enumerate(
+            zip(prompts_of(3, 61, 17, 33), [*DRAWN[:3], PENALIZED], strict=True)
+        )
+    ]
+    plain = run(make_core(packed), requests)
+    for window in (400, 12):
+        core = make_core(packed)
+        cache = core.runner.cache
+        place = (packed.layers, "cpu", cache.dtype, cache.page_size)
+        attention = resolve("sliding_window", {"window": str(window), "sinks": "2"}, "auto", *place)
+        core.drafter = SelfDrafter(choose_executor(packed, attention, cache), 3, 400, None)
+        core.drafter.timing = Paying()
+        assert run(core, requests) == plain
+        stats = core.stats()
+        assert stats.draft_tokens > 50
+        # A window that sees all drafts what the model samples, with penalties and randomness.
+        assert (stats.accepted_draft_tokens == stats.draft_tokens) == (window == 400)
+
+
+def test_the_settings_make_the_drafter(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    given = {"device": "cpu", "weights": "int8", "kv_memory": "8MiB", "threads": 1, "speculate": "self"}
+    options = {"draft_tokens": 3, "draft_attention_option": {"window": "8", "sinks": "0"}}
+    core, ready = build_engine(Settings(**given, **options), folder, lambda stage, fraction: None)
+    assert isinstance(core.drafter, SelfDrafter)
+    assert (ready.speculation.method, ready.speculation.draft_tokens) == ("self", 3)
+    assert ready.speculation.attention_backend == "sliding_window"
+    assert ready.speculation.attention_options["window"] == "8"
+    core.drafter.timing = Paying()
+    assert len(run(core, greedy_requests(prompts_of(40), 20))[1].tokens) == 20
+    assert core.stats().draft_tokens > 0
+
+
+def test_settings_of_drafts_without_drafting_are_refused():
+    assert "nothing is drafted without --speculate" in refusal(Settings(draft_tokens=3))
+    for name, value in (("draft_attention", "sparse"), ("draft_attention_option", {"window": "8"})):
+        sentence = refusal(Settings(**{name: value}, speculate="ngram"))
+        assert sentence.startswith(f"--{name.replace('_', '-')}: attention drafts with --speculate self only")
+    assert "did you mean" in refusal(Settings(speculate="self", draft_attention="sliding_windw"))
+    assert refusal(Settings(speculate="self", draft_attention_option={"window": "8"})) is None
