@@ -26,8 +26,10 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # A long prompt's log probabilities are many times gRPC's default limit of 4 MiB.
     ("grpc.max_receive_message_length", 256 << 20),
     # No message comes during a long prefill: pings find a peer that has vanished. The server permits them.
+    # gRPC 1.82 heeds no timeout of keepalive, and waits 60 s for a ping's answer if not told.
     ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 30_000),
+    ("grpc.http2.ping_timeout_ms", 30_000),
     ("grpc.http2.max_pings_without_data", 0),
     # gRPC would wait up to 2 minutes between attempts to connect; a server starts in less.
     ("grpc.initial_reconnect_backoff_ms", 200),

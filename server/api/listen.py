@@ -28,9 +28,11 @@ _FREE_SECONDS, _LOOK_SECONDS = 1.0, 0.002
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
     ("grpc.so_reuseport", 0),
-    # A client that is gone without a word is noticed after 20 + 10 s.
+    # A client that is gone without a word is noticed after 20 + 30 s. gRPC 1.82 heeds no timeout of keepalive
+    # and waits 60 s for a ping's answer, which can come behind megabytes that a slow client still sends.
     ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 30_000),
+    ("grpc.http2.ping_timeout_ms", 30_000),
     # Clients may ping as often as every 5 s, also while no call is in flight.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -105,7 +105,7 @@ def _encoded(encode: Callable[[], list[int]]) -> list[int]:
     except TextError as error:
         raise errors.invalid([Violation(error.field, str(error))]) from error
     except NotRenderedError as error:
-        sentence = f"{error}; try again, since another is started"
+        sentence = "the process that renders chat templates was lost; try again, since another is started"
         raise errors.unavailable("CHATS_UNAVAILABLE", sentence, _RETRY_SECONDS) from error
 
 

@@ -222,7 +222,7 @@ async def test_a_stopped_process_of_chat_templates_is_the_servers_fault(running,
         with pytest.raises(aio.AioRpcError) as caught:
             await running.stub.CountTokens(request)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "did not answer within 0.7 s; try again" in caught.value.details()
+        assert "was lost; try again" in caught.value.details()
         found = details(caught.value)
         assert found["ErrorInfo"].reason == "CHATS_UNAVAILABLE"
         assert found["RetryInfo"].retry_delay.seconds == 3

@@ -97,6 +97,23 @@ async def test_a_connection_without_calls_or_that_says_nothing_is_closed(monkeyp
         call.cancel()
 
 
+async def test_a_client_that_is_gone_without_a_word_is_noticed(monkeypatch):
+    """It answers no ping, while its kernel takes what is sent, as that of a stopped process does."""
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    short = dict.fromkeys(names, 300)
+    assert short.keys() <= dict(listening._OPTIONS).keys()
+    monkeypatch.setattr(listening, "_OPTIONS", tuple({**dict(listening._OPTIONS), **short}.items()))
+    async with serving() as port, connect(port) as alive:
+        call = watch(alive)
+        await call.read()
+        begun = time.monotonic()
+        await raw(port, http2.BEGIN, http2.call(1, WATCH), seconds=15)
+        assert 0.2 < time.monotonic() - begun < 10
+        await asyncio.sleep(1)
+        assert not call.done(), "this one answers"
+        call.cancel()
+
+
 async def test_an_old_connection_takes_no_more_calls_and_ends_after_a_grace():
     async with serving(connection_age_seconds=0.4, connection_grace_seconds=0.6) as port:
         async with connect(port) as channel:

@@ -219,12 +219,12 @@ class EngineClient:
     async def _watch_hangs(self) -> None:
         assert self._spawned is not None
         how = await self._hang_in_loading() or await self._hang_in_steps()
-        if how is None:
+        if how is None or (was := self.state) not in ("loading", "ready"):
             return
         if self.progress or self.ready:  # else there may be no handler yet, which writes them
             self._spawned.process.send_signal(STACKS_SIGNAL)
             await asyncio.sleep(_STACKS_SECONDS)
-        if self.state in ("loading", "ready"):
+        if self.state == was:
             self.hung = True
             self._spawned.process.kill()
             self._give_up(f"the engine {how}")
