@@ -7,12 +7,10 @@ from array import array
 
 from longspan.v1 import encoder_pb2, encoder_pb2_grpc
 from server.access.callers import caller
-from server.api import errors
 from server.api.account import Accounts, account
 from server.api.encoder_checks import check_embed, check_fill_mask, check_score
 from server.api.encoder_inputs import tokens_of
 from server.api.encoding import Encoded, Encoding
-from server.api.errors import Violation
 from server.api.interceptor import Context
 from server.api.masks import filled_texts, mask_id, masked_texts, top_k_of
 from server.api.prompt import check_tokenizer
@@ -20,9 +18,6 @@ from server.api.state import Served, ServerState
 from server.encoder_messages import Encode, EncoderInfo, Pooling, Task
 from server.observe.logging import request_id
 from server.text.encoder_texts import EncoderText, Input
-
-# Vectors of all tokens of a request, at most: while an answer is written, other calls wait.
-_MOST_BYTES = 16 << 20
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
@@ -105,12 +100,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
         def tokenize() -> list[EncoderText]:
             if request.texts:
-                texts = tokens_of(list(request.texts), "texts", served, truncate=request.truncate)
-            else:
-                texts = [EncoderText(list(ids.ids), []) for ids in request.token_ids]
-            if template.pooling is Pooling.NONE:
-                _check_bytes(texts, served)
-            return texts
+                return tokens_of(list(request.texts), "texts", served, truncate=request.truncate)
+            return [EncoderText(list(ids.ids), []) for ids in request.token_ids]
 
         count = len(request.texts) or len(request.token_ids)
         return await self._encoding().run(served, tokenize, count, sum(map(len, request.texts)), template)
@@ -130,16 +121,6 @@ def _template(request: encoder_pb2.EmbedRequest, info: EncoderInfo) -> Encode:
         pooling=info.pooling if named == "UNSPECIFIED" else Pooling[named],
         normalize=request.normalize if request.HasField("normalize") else info.normalized,
     )
-
-
-def _check_bytes(texts: list[EncoderText], served: Served) -> None:
-    assert served.ready.encoder is not None
-    size = 4 * served.ready.encoder.embedding_size * sum(len(text.tokens) for text in texts)
-    if size > _MOST_BYTES:
-        sentence = (
-            f"asks for {size >> 20} MiB of vectors; at most {_MOST_BYTES >> 20} are sent, so send fewer texts"
-        )
-        raise errors.invalid([Violation("pooling", sentence)])
 
 
 def _embeddings(encoded: Encoded, *, whole: bool) -> list[encoder_pb2.Embedding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +14,7 @@ from server.api import encoder_errors, errors
 from server.api.account import Account
 from server.api.prompt import THREAD_CHARACTERS
 from server.api.state import Served, ServerState
-from server.encoder_messages import Encode
+from server.encoder_messages import Encode, Pooling
 from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.messages import FinishReason, SequenceOutput
 from server.observe.metrics import Metrics
@@ -87,11 +88,15 @@ class Encoding:
             ServiceError: the request can't be answered, or no longer.
         """
         account, quota = self._account, self._caller.quota
-        with self._state.admission.admit(self._caller, self._request_id, self, count):
+        with (
+            self._state.admission.admit(self._caller, self._request_id, self, count),
+            ExitStack() as held,
+        ):
             texts = await self._beside(tokenize, characters)
             if self._error is not None:
                 raise self._error
             tokens = sum(len(text.tokens) for text in texts)
+            held.enter_context(self._state.vector_bytes.hold(_vector_bytes(served, template, tokens)))
             quota.spend(tokens)
             record = account.record = RequestRecord(self._metrics, 0, account.arrival, quota.spend)
             ids = served.engine.new_ids(count)
@@ -134,3 +139,11 @@ class Encoding:
         if self._error is not None:
             raise self._error
         return outputs
+
+
+def _vector_bytes(served: Served, template: Encode, tokens: int) -> int:
+    """Bytes of the vectors of all tokens, where these are asked for."""
+    if template.pooling is not Pooling.NONE:
+        return 0
+    assert served.ready.encoder is not None
+    return 4 * served.ready.encoder.embedding_size * tokens

@@ -15,6 +15,7 @@ from server.api.encoder_errors import task_not_served
 from server.api.field_count import has_more_fields
 from server.api.limits import MOST_REQUEST_BYTES, limits, most_fields, received_bytes
 from server.api.text_work import TextWork
+from server.api.vector_bytes import VectorBytes
 from server.encoder_messages import Task
 from server.engine.ipc.link import EngineClient
 from server.messages import Ready
@@ -87,6 +88,7 @@ class ServerState:
         admission: the requests in flight.
         text_work: tokenizes long texts, and other work on these.
         chat_work: renders short conversations, which it hands to a process, and tokenizes them.
+        vector_bytes: of encoders' answers with a vector for each token.
         phase: whether requests are answered, and if not, why.
         progress: while loading, what is being done, as part of a sentence.
         failure: why there is no engine, once it died.
@@ -101,6 +103,7 @@ class ServerState:
         self.admission = Admission(0)  # until the engine tells how many sequences run at once
         self.text_work = TextWork()
         self.chat_work = TextWork(_CHAT_THREADS, _MOST_CHATS)
+        self.vector_bytes = VectorBytes()
         self.phase: Phase = "loading"
         self.progress = "starting"
         self.failure = ""

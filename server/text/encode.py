@@ -29,7 +29,8 @@ def token_ids(
     # ``encode`` would keep the interpreter's lock; this also finds no offsets, which is faster.
     (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     # The list is made with the interpreter's lock held.
-    if most is not None and len(encoding) > most:
-        raise TooManyTokensError(len(encoding), most)
+    if most is not None and (count := len(encoding)) > most:
+        del encoding  # some 150 bytes for each token, which the error's traceback would keep
+        raise TooManyTokensError(count, most)
     ids: list[int] = encoding.ids
     return ids

@@ -68,6 +68,7 @@ def _one(backend: Tokenizer, index: int, text: Input, most: int, *, truncate: bo
     count = special + sum(map(len, parts))
     if count > most:
         if not truncate:
+            del parts  # which the error's traceback would keep
             raise TooLongError(index, count, most)
         _cut(parts, most - special)
     encoding = backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)

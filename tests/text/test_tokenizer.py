@@ -4,12 +4,15 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from transformers import AutoTokenizer
 
 from server.errors import RefusedError
-from server.text.errors import TextError
+from server.text.encode import token_ids
+from server.text.encoder_texts import encoder_texts
+from server.text.errors import TextError, TooManyTokensError
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import save_tokenizer
 
@@ -106,3 +109,34 @@ def test_it_needs_no_torch(default_model):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda backend: token_ids(backend, "a", add_special_tokens=False, most=2),
+        lambda backend: encoder_texts(backend, ["a"], most=2, truncate=False),
+    ],
+)
+def test_a_refusal_keeps_no_tokens(encode):
+    """They are many: until the error's traceback is collected, each refusal would hold megabytes."""
+
+    class Encoding(list):  # which, unlike a list, can be watched
+        pass
+
+    made = []
+
+    class Backend:
+        def encode_batch_fast(self, texts, *, add_special_tokens):
+            encoding = Encoding("abc")
+            made.append(weakref.ref(encoding))
+            return [encoding]
+
+        def num_special_tokens_to_add(self, pair):
+            return 0
+
+    with pytest.raises(TooManyTokensError) as caught:
+        encode(Backend())
+    assert caught.value.count == 3
+    (encoding,) = made
+    assert encoding() is None

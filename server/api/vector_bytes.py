@@ -1,0 +1,54 @@
+"""Bounds on answers with a vector for each token, held before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from server.api import errors
+from server.api.errors import Violation
+
+# While an answer is written, other calls wait.
+_OF_ONE = 16 << 20
+# Each is there several times until it is sent.
+_OF_ALL = 256 << 20
+_RETRY_SECONDS = 1.0
+
+
+class VectorBytes:
+    """Counts the vectors that requests in flight wait for.
+
+    Args:
+        most: bytes of all of them, at most.
+    """
+
+    def __init__(self, most: int = _OF_ALL) -> None:
+        self._most = most
+        self._held = 0
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Counts a request's vectors until the block ends.
+
+        Args:
+            size: their bytes.
+
+        Raises:
+            ServiceError: they are more than a request may have, or than there is room for now.
+        """
+        if size > _OF_ONE:
+            sentence = (
+                f"asks for {size >> 20} MiB of vectors; at most {_OF_ONE >> 20} are sent, so send fewer texts"
+            )
+            raise errors.invalid([Violation("pooling", sentence)])
+        if self._held + size > self._most:
+            sentence = (
+                f"requests in flight wait for {self._held >> 20} MiB of vectors of tokens, of "
+                f"{self._most >> 20} at most; try again soon, or ask for one vector of each text"
+            )
+            raise errors.limit_reached(sentence, "VECTOR_BYTES", self._most, _RETRY_SECONDS)
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
