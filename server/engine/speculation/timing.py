@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 log = logging.getLogger("longspan.engine")
 
-AGAIN = 64
+FIRST = 4
+"""Steps without drafts before the first one with; the fastest counts, since one may have been held up."""
+
+AGAIN = 32
 """Steps with drafts after which one goes without, and the other way round: neither figure must grow old."""
 
 TRIAL = 0.5
@@ -16,7 +20,7 @@ TRIAL = 0.5
 
 _NEVER = 2.0
 
-_MEMORY = 0.8
+_MEMORY = 0.5
 """Weight of what was known once another step is."""
 
 
@@ -36,8 +40,9 @@ class Load(NamedTuple):
 class _Figures:
     """Seconds of a step without drafts, and of a drafted token; steps since one of the other kind."""
 
-    plain: float | None = None
+    plain: float = math.inf
     drafted: float | None = None
+    plain_steps: int = 0
     without: int = 0
     with_drafts: int = 0
     told: bool = False
@@ -60,7 +65,7 @@ class Timing:
         Above 1 no token is drafted: each costs more, or the next step is to be measured without.
         """
         figures = self._figures.setdefault(load, _Figures())
-        if figures.plain is None or figures.with_drafts >= AGAIN:
+        if figures.plain_steps < FIRST or figures.with_drafts >= AGAIN:
             return _NEVER
         if figures.drafted is None:
             return TRIAL
@@ -76,12 +81,14 @@ class Timing:
         """
         figures = self._figures.setdefault(load, _Figures())
         if not drafts:
-            figures.plain = _mixed(figures.plain, seconds)
+            first = figures.plain_steps < FIRST
+            figures.plain = min(figures.plain, seconds) if first else _mixed(figures.plain, seconds)
+            figures.plain_steps += 1
             figures.with_drafts = 0
             figures.without += 1
             if figures.without >= AGAIN:
                 figures.drafted, figures.without = None, 0
-        elif figures.plain is not None:
+        else:
             figures.drafted = _mixed(figures.drafted, max(0.0, seconds - figures.plain) / drafts)
             figures.without = 0
             figures.with_drafts += 1
