@@ -6,12 +6,9 @@ import logging
 import time
 from collections.abc import Set
 
-import torch
-
 from attention.patterns.base import ContentPattern
 from server.engine.costs import Cost, StepCosts
 from server.engine.flight import Flight
-from server.engine.hardware import MemoryMeter
 from server.engine.kv_manager import KVManager, most_pages
 from server.engine.pace import EXPECTED_REACH, Pace, Work
 from server.engine.runner import Runner, RunOutput
@@ -20,6 +17,7 @@ from server.engine.sequence import Sequence
 from server.engine.source import laid_out
 from server.engine.speculation.drafter import Drafter
 from server.engine.team import Team
+from server.engine.totals import Totals
 from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
 
 log = logging.getLogger("longspan.engine")
@@ -97,9 +95,7 @@ class EngineCore:
         needed = most_pages(context_length, max_batch_tokens, cache.page_size, expired)
         if needed > self.kv.pool.total:
             raise ValueError(f"a context of {context_length} takes {needed} pages of {self.kv.pool.total}")
-        self._pages_read = self._pages_skipped = 0
-        self._drafted = self._accepted = 0
-        self._memory = MemoryMeter(runner.device)
+        self._totals = Totals(runner.device)
         self.costs = StepCosts(runner.executor.model, runner.attention.layers, cache)
         pace = Pace(prompt_step_seconds, self.costs.reach or EXPECTED_REACH)
         self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens, max_prefills, pace, aging_seconds)
@@ -171,11 +167,8 @@ class EngineCore:
             return self.scheduler.schedule()
         self.drafter.ask(self.scheduler.running)
         scheduled = self.scheduler.schedule()
-        if self.team is None:
-            self.drafter.draft(scheduled)
-        else:
-            drafter = self.drafter
-            self.team.compute(lambda: drafter.draft(scheduled))
+        # Not watched by the team: of drafting much is computed by one thread, as if the others had no cores.
+        self.drafter.draft(scheduled)
         return scheduled
 
     def _launch(
@@ -221,8 +214,7 @@ class EngineCore:
         scheduled, launched = flight.scheduled, flight.launched
         void = flight.void() if self.ahead else _NO_SEQUENCES
         output = self.runner.collect(launched, void)
-        self._pages_read += launched.pages.read
-        self._pages_skipped += launched.pages.skipped
+        self._totals.read(launched.pages)
         cost = self.costs.of(sum(tokens for _, tokens in scheduled), launched.rows, launched.pages.by_layer)
         for sequence in output.late:
             self._take_back(sequence)
@@ -283,8 +275,7 @@ class EngineCore:
             if finish is not None:
                 break
         accepted = min(accepted, len(known))
-        self._drafted += drafted
-        self._accepted += accepted
+        self._totals.drafted(drafted, accepted)
         if finish is not None:
             self.scheduler.remove(sequence.id)
         elif self.runner.rope is not None and self.runner.rope.stale(sequence.total):
@@ -315,25 +306,4 @@ class EngineCore:
         self, prompt_tokens: int = 0, decode_tokens: int = 0, seconds: float = 0.0, cost: Cost = _NOTHING
     ) -> Stats:
         """The load now, with the figures of the step that led to it."""
-        pool = self.kv.pool
-        return Stats(
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
-            pages_total=pool.total,
-            pages_used=pool.held,
-            pages_cached=pool.cached,
-            preemptions=self.scheduler.preemptions,
-            prefix_queries=self.kv.prefix_queries,
-            prefix_hits=self.kv.prefix_hits,
-            draft_tokens=self._drafted,
-            accepted_draft_tokens=self._accepted,
-            prompt_tokens=prompt_tokens,
-            decode_tokens=decode_tokens,
-            step_seconds=seconds,
-            pages_read=self._pages_read,
-            pages_skipped=self._pages_skipped,
-            bytes_moved=cost.bytes,
-            flops=cost.flops,
-            memory_used=self._memory.used(time.monotonic()),
-            threads=torch.get_num_threads(),
-        )
+        return self._totals.stats(self.scheduler, prompt_tokens, decode_tokens, seconds, cost)

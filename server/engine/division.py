@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from server.engine.pace import MULTIPLE, Pace
 from server.engine.sequence import Sequence, State
@@ -44,6 +44,19 @@ class Step:
         self.scheduled[sequence] = self.scheduled.get(sequence, 0) + tokens
         self.budget -= tokens
         self.allowance -= cost
+
+    def add_drafts(self, extend: Callable[[Sequence, int], bool]) -> None:
+        """Adds the drafted tokens that decodes want, with what all others have left of tokens and pages.
+
+        Args:
+            extend: see ``KVManager.extend``.
+        """
+        for sequence in sorted(self.scheduled, key=lambda s: s.urgency):
+            drafts = min(sequence.wanted_drafts, self.budget) if sequence.remaining == 1 else 0
+            while drafts and not extend(sequence, 1 + drafts):
+                drafts -= 1
+            if drafts:
+                self.plan(sequence, drafts, 0.0)
 
     def drop(self, sequence: Sequence) -> None:
         """Takes a sequence out; its cost is not given to others, which only makes the step shorter."""

@@ -102,7 +102,7 @@ class Scheduler:
         """
         step = Step(self.max_batch_tokens, preempts=True)
         self._plan(step, self.running)
-        self._add_drafts(step)
+        step.add_drafts(self.kv.extend)
         return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
 
     def schedule_ahead(self, leave_out: Set[Sequence]) -> list[Scheduled]:
@@ -142,15 +142,6 @@ class Scheduler:
         for sequence, cost in Division(prompts, self.pace, step, quiet=quiet).shares():
             if step.budget and step.allowance > 0:
                 self._grant(sequence, cost, step)
-
-    def _add_drafts(self, step: Step) -> None:
-        """Adds the drafted tokens that decodes want, with what all others have left of tokens and pages."""
-        for sequence in sorted(step.scheduled, key=lambda s: s.urgency):
-            drafts = min(sequence.wanted_drafts, step.budget) if sequence.remaining == 1 else 0
-            while drafts and not self.kv.extend(sequence, 1 + drafts):
-                drafts -= 1
-            if drafts:
-                step.plan(sequence, drafts, 0.0)
 
     def _candidates(self) -> list[Sequence]:
         """Waiting sequences that may enter: the most urgent, and as many of the shortest as run at once."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_MEMORY = 0.9
+_MEMORY = 0.95
 """Weight of a drafted token in the estimate once the next one is known."""
 
 _WEIGHT = 2.0

@@ -7,7 +7,6 @@ model, and helps where the output repeats the prompt or itself: editing, quoting
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass, field
 
 from server.engine.sequence import Sequence
 from server.engine.speculation.acceptance import Acceptance, Guessed
@@ -26,10 +25,13 @@ class Lookup:
         self._ends: dict[tuple[int, ...], int] = {}
         self._known = 0
 
-    def guess(self, tokens: Listed[int], most: int) -> list[int]:
+    def guess(self, tokens: Listed[int], most: int) -> tuple[list[int], int]:
         """At most ``most`` tokens that may follow ``tokens``, which begin with those of the last call.
 
         What follows reaches into the guess itself where a sequence has begun to repeat.
+
+        Returns:
+            The tokens, and how many of the last ones came before; none, and 0, where too few did.
         """
         total = len(tokens)
         # Of the last tokens it is not known yet what follows.
@@ -38,19 +40,23 @@ class Lookup:
                 if end >= length:
                     self._ends[tuple(tokens[end - length : end])] = end
         self._known = total
-        found = (self._ends.get(tuple(tokens[-length:])) for length in LENGTHS if total > length)
-        end = next((end for end in found if end is not None), total)
-        if end == total:
-            return []
-        guess = list(tokens[end : end + most])
-        while len(guess) < most:
-            guess.append(guess[len(guess) - (total - end)])
-        return guess
+        for length in LENGTHS:
+            before = self._ends.get(tuple(tokens[-length:])) if total > length else None
+            if before is not None:
+                guess = list(tokens[before : before + most])
+                while len(guess) < most:
+                    guess.append(guess[len(guess) - (total - before)])
+                return guess, length
+        return [], 0
 
 
-@dataclass(slots=True)
-class _State(Guessed):
-    lookup: Lookup = field(default_factory=Lookup)
+class _State:
+    """Of one sequence: guesses after longer runs are right more often, so that each length has its share."""
+
+    def __init__(self) -> None:
+        self.lookup = Lookup()
+        self.by_length = {length: Guessed(Acceptance(_FIRST)) for length in (*LENGTHS, 0)}
+        self.last = self.by_length[0]
 
 
 class NgramDrafter(Drafter):
@@ -59,13 +65,15 @@ class NgramDrafter(Drafter):
     def wanted(self, sequence: Sequence, room: int, least: float) -> int:
         """See ``Drafter.wanted``."""
         if sequence.drafting is None:
-            sequence.drafting = _State(Acceptance(_FIRST))
+            sequence.drafting = _State()
         state: _State = sequence.drafting
-        state.learn(sequence.tokens)
-        state.guess, state.total = state.lookup.guess(sequence.tokens, room), sequence.total
-        return min(len(state.guess), state.acceptance.worth(least))
+        state.last.learn(sequence.tokens)
+        guess, length = state.lookup.guess(sequence.tokens, room)
+        last = state.last = state.by_length[length]
+        last.guess, last.total = guess, sequence.total
+        return min(len(guess), last.acceptance.worth(least))
 
     def fill(self, drafts: dict[Sequence, int]) -> None:
         """See ``Drafter.fill``."""
         for sequence, count in drafts.items():
-            sequence.drafts = sequence.drafting.guess[:count]
+            sequence.drafts = sequence.drafting.last.guess[:count]

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 log = logging.getLogger("longspan.engine")
 
-AGAIN = 64
+FIRST = 4
+"""Steps without drafts before the first one with."""
+
+AGAIN = 32
 """Steps with drafts after which one goes without, and the other way round: neither figure must grow old."""
 
 TRIAL = 0.5
 """The probability that is asked of a drafted token while its cost is not known."""
 
+GAIN = 1.1
+"""What a drafted token must be worth more than it costs, since both are estimates."""
+
 _NEVER = 2.0
 
-_MEMORY = 0.8
-"""Weight of what was known once another step is."""
+_GROWTH = 1.05
+"""How much longer a step without drafts may take than the one before. One among steps with drafts has a batch
+that is built anew, and takes half as long again as one among its like, whose place drafting takes."""
+
+_MEMORY = 0.5
+"""Weight of a drafted token's cost once that of another step is known."""
 
 
 class Load(NamedTuple):
@@ -36,8 +47,9 @@ class Load(NamedTuple):
 class _Figures:
     """Seconds of a step without drafts, and of a drafted token; steps since one of the other kind."""
 
-    plain: float | None = None
+    plain: float = math.inf
     drafted: float | None = None
+    plain_steps: int = 0
     without: int = 0
     with_drafts: int = 0
     told: bool = False
@@ -60,11 +72,11 @@ class Timing:
         Above 1 no token is drafted: each costs more, or the next step is to be measured without.
         """
         figures = self._figures.setdefault(load, _Figures())
-        if figures.plain is None or figures.with_drafts >= AGAIN:
+        if figures.plain_steps < FIRST or figures.with_drafts >= AGAIN:
             return _NEVER
         if figures.drafted is None:
             return TRIAL
-        return figures.drafted * load.sequences / figures.plain
+        return GAIN * figures.drafted * load.sequences / figures.plain
 
     def observe(self, load: Load, seconds: float, drafts: int) -> None:
         """Takes the duration of a step, all drafting for it included.
@@ -76,20 +88,23 @@ class Timing:
         """
         figures = self._figures.setdefault(load, _Figures())
         if not drafts:
-            figures.plain = _mixed(figures.plain, seconds)
+            figures.plain = min(seconds, _GROWTH * figures.plain)
+            figures.plain_steps += 1
             figures.with_drafts = 0
             figures.without += 1
             if figures.without >= AGAIN:
                 figures.drafted, figures.without = None, 0
-        elif figures.plain is not None:
-            figures.drafted = _mixed(figures.drafted, max(0.0, seconds - figures.plain) / drafts)
+        else:
+            now = max(0.0, seconds - figures.plain) / drafts
+            before = now if figures.drafted is None else figures.drafted
+            figures.drafted = _MEMORY * before + (1 - _MEMORY) * now
             figures.without = 0
             figures.with_drafts += 1
             self._tell(load, figures.plain, figures.drafted)
 
     def _tell(self, load: Load, plain: float, drafted: float) -> None:
         figures = self._figures[load]
-        if figures.told or drafted * load.sequences < plain:
+        if figures.told or GAIN * drafted * load.sequences < plain:
             return
         figures.told = True
         log.info(
@@ -100,7 +115,3 @@ class Timing:
             1000 * drafted,
             1000 * plain / load.sequences,
         )
-
-
-def _mixed(before: float | None, now: float) -> float:
-    return now if before is None else _MEMORY * before + (1 - _MEMORY) * now
