@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
@@ -51,6 +52,16 @@ def attending() -> Attend | None:
     return _attending.get()
 
 
+@contextmanager
+def handing(attend: Attend) -> Iterator[None]:
+    """Lets ``attend`` compute attention in the forwards that run meanwhile."""
+    before = _attending.set(attend)
+    try:
+        yield
+    finally:
+        _attending.reset(before)
+
+
 def forward(
     model: Any,
     ids: torch.Tensor,
@@ -77,13 +88,10 @@ def forward(
     # If all rows are wanted, a model that ignores the request cannot be told from one that honors it.
     asked = None if rows is None or len(rows) == len(ids) else rows
     selection = {} if asked is None else {"logits_to_keep": asked}
-    before = _attending.set(attend)
-    try:
+    with handing(attend):
         logits = model(
             input_ids=ids[None], position_ids=positions[None], use_cache=False, longspan=attend, **selection
         ).logits[0]
-    finally:
-        _attending.reset(before)
     if asked is not None and len(logits) == len(ids):
         _note(type(model).__name__)
         return logits[asked]

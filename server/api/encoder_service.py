@@ -82,10 +82,13 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def _embedded(self, request: encoder_pb2.EmbedRequest, served: Served, template: Encode) -> Encoded:
         if request.texts:
             check_tokenizer(served)
+        assert served.ready.encoder is not None
+        prompt = _prompt(request, served.ready.encoder)
 
         def tokenize() -> list[EncoderText]:
             if request.texts:
-                texts = tokens_of(list(request.texts), "texts", served, truncate=request.truncate)
+                begun = [prompt + text for text in request.texts]
+                texts = tokens_of(begun, "texts", served, truncate=request.truncate)
             else:
                 texts = [EncoderText(list(ids.ids), []) for ids in request.token_ids]
             if template.pooling is Pooling.NONE:
@@ -93,7 +96,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             return texts
 
         count = len(request.texts) or len(request.token_ids)
-        return await self._encoding().run(served, tokenize, count, sum(map(len, request.texts)), template)
+        size = sum(len(prompt) + len(text) for text in request.texts)
+        return await self._encoding().run(served, tokenize, count, size, template)
 
     def _served(self, model: str, operation: str, task: Task) -> Served:
         """The model that a call asks for, which is noted in the call's account."""
@@ -135,6 +139,12 @@ def _template(request: encoder_pb2.EmbedRequest, info: EncoderInfo) -> Encode:
         pooling=info.pooling if named == "UNSPECIFIED" else Pooling[named],
         normalize=request.normalize if request.HasField("normalize") else info.normalized,
     )
+
+
+def _prompt(request: encoder_pb2.EmbedRequest, info: EncoderInfo) -> str:
+    """The text with which the request's texts begin, whose name was checked."""
+    named = request.prompt_name if request.HasField("prompt_name") else info.default_prompt
+    return info.prompts[named] if named else ""
 
 
 def _check_bytes(texts: list[EncoderText], served: Served) -> None:
@@ -184,4 +194,6 @@ def encoder_info(served: Served) -> encoder_pb2.EncoderInfo | None:
         normalized=info.normalized,
         labels=info.labels,
         mask_token=served.tokenizer.mask_token if Task.FILL in served.tasks else None,
+        prompts=info.prompts,
+        default_prompt_name=info.default_prompt,
     )

@@ -56,7 +56,8 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         max_batch_tokens=sizes.max_batch_tokens,
         team=watched(threads) if device == "cpu" else None,
     )
-    place = loaded.encoder.device
+    place, files = loaded.encoder.device, loaded.files
+    sees = "causal" if loaded.causal else "bidirectional"
     dtype = str(loaded.dtype).removeprefix("torch.")
     ready = Ready(
         architecture=loaded.architecture,
@@ -68,10 +69,12 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         kv_dtype="none",
         weights=dtype,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        attention_backend="bidirectional",
-        attention_pattern="bidirectional",
+        attention_backend=sees,
+        attention_pattern=sees,
         attention_kernel="sdpa",
-        attention_reason="an encoder's tokens see all of their own text",
+        attention_reason="a token sees those before it in its own text"
+        if loaded.causal
+        else "an encoder's tokens see all of their own text",
         attention_options={},
         page_size=0,
         kv_memory_share=0.0,
@@ -90,7 +93,13 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         tasks=loaded.tasks,
         encoder=EncoderInfo(
-            loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels, loaded.token_types
+            embedding_size=loaded.embedding_size,
+            pooling=files.pooling,
+            normalized=files.normalized,
+            labels=loaded.labels,
+            token_types=loaded.token_types,
+            prompts=dict(files.prompts),
+            default_prompt=files.default_prompt,
         ),
     )
     return core, ready

@@ -130,6 +130,12 @@ def is_encoder(config: Any) -> bool:
     )
 
 
+def is_decoder(config: Any) -> bool:
+    """Whether it is a causal language model's config, with or without the head that generates."""
+    generates = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    return generates and not is_encoder(config)
+
+
 def _check_class(own: Any, config: Any) -> None:
     text = config.get_text_config(decoder=True)
     strange = strange_types(text)

@@ -6,11 +6,12 @@ import pytest
 import torch
 import transformers
 
+from attention.within_texts import WithinTexts
 from server.encoder_messages import Pooling, Task
 from server.engine.encoder_build import build_encoder
 from server.engine.encoder_core import embedding
 from server.errors import RefusedError
-from server.models.encoders.encoder import first_position
+from server.models.encoders.flattened import first_position
 from server.models.encoders.head import chances
 from server.models.encoders.load import _context_length, load_encoder
 from server.models.encoders.recognize import holds_encoder
@@ -117,8 +118,8 @@ def test_a_family_outside_the_attention_interface_is_refused(kind, tmp_path):
 def test_a_model_that_mixes_texts_is_refused(tmp_path, monkeypatch):
     """The start-up check finds whatever a batch does to its texts."""
     monkeypatch.setattr(
-        "server.models.encoders.encoder.Bidirectional",
-        lambda lengths: __import__("attention.bidirectional").bidirectional.Bidirectional([sum(lengths)]),
+        "server.models.encoders.flattened.WithinTexts",
+        lambda lengths, causal: WithinTexts([sum(lengths)], causal=causal),
     )
     with pytest.raises(RefusedError, match=r"not those that transformers computes .* standard deviations"):
         load(save_encoder("bert", tmp_path))

@@ -27,6 +27,7 @@ from server.cli.application import application
 from server.encoder_messages import Encode, Task
 from server.engine.encoder_core import EncoderCore
 from server.errors import RefusedError
+from server.models.encoders.head import Head
 from server.models.encoders.load import load_encoder
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import GENERATION, save_tokenizer
@@ -73,10 +74,7 @@ def test_a_family_fills_as_in_transformers(kind, config, tmp_path, monkeypatch):
 
 
 def test_a_head_that_computes_something_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "server.models.encoders.load.own_logits",
-        lambda model, texts: [torch.zeros(len(text), VOCABULARY) for text in texts],
-    )
+    monkeypatch.setattr(Head, "logits", lambda self, hidden: torch.zeros(len(hidden), VOCABULARY))
     with pytest.raises(RefusedError, match="its head makes other logits of a text's vectors"):
         load(save_encoder("bert", tmp_path, "MaskedLM"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import pydoc
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests.models_zoo import save_tiny
 
 VOCABULARY = 300
 CONTEXT = 96
@@ -86,3 +89,59 @@ def _tokenizer() -> str:
     tokenizer.train_from_iterator(inspect.getsource(pydoc).splitlines(), trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return tokenizer.to_str()
+
+
+def save_embedder(
+    kind: str,
+    folder: Path,
+    *,
+    pooling: str = "lasttoken",
+    prompts: dict[str, str] | None = None,
+    default: str | None = None,
+    bare: bool = True,
+    **config: Any,
+) -> Path:
+    """Writes a decoder made for embeddings, in the form of Qwen3-Embedding.
+
+    Args:
+        kind: one of ``tests.models_zoo``.
+        folder: where to write.
+        pooling: as its makers name it.
+        prompts: by name.
+        default: the name of the usual one.
+        bare: the weights are those below the output layer.
+        config: values that differ from the kind's.
+
+    Returns:
+        ``folder``; its tokenizer ends a text with the end-of-sequence token.
+    """
+    save_tiny(kind, folder, **config)
+    if bare:
+        named = json.loads((folder / "config.json").read_text())["architectures"]
+        transformers.AutoModel.from_pretrained(folder).save_pretrained(folder)
+        written = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**written, "architectures": named}))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = tokenizer.token_to_id("<|end|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>", pair="$A $B <|end|>", special_tokens=[("<|end|>", end)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (path, name) in enumerate(
+            [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        )
+    ]
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in {
+        "modules.json": modules,
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": transformers.AutoConfig.from_pretrained(folder).hidden_size,
+            f"pooling_mode_{pooling}": True,
+            "include_prompt": True,
+        },
+        "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": default},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder

@@ -31,6 +31,7 @@ _HEAD = re.compile(
     r"(?:^|\.)(?:score|v_head|value_head|classifier|classification_head|reward_head|rm_head|regression_layer"
     r"|qa_outputs|embedding_head)(?:\.|$)"
 )
+_OUTPUT = re.compile(r"^lm_head\.(?:weight|bias)$")
 # Tensors that some classes of transformers declare optional; others begin with zeros where they are missing.
 _OPTIONAL = {"e_score_correction_bias": "experts are chosen without a correction"}
 
@@ -77,6 +78,9 @@ def check_read(
         dropped = target not in reading.told
         if method is not None and of_activations(name):
             reasons["activations are not rounded"].append(name)
+            continue
+        if _OUTPUT.search(name) and model.get_output_embeddings() is None:
+            reasons["embeddings do without the output layer"].append(name)
             continue
         reason = next(
             (

@@ -13,19 +13,21 @@ import torch
 import transformers
 
 from attention.hook import register
-from server.encoder_messages import Pooling, Task
+from server.encoder_messages import Task
 from server.errors import RefusedError
 from server.models.checkpoint.quantization import read_method
 from server.models.checkpoint.reading import read_stored
-from server.models.encoders.encoder import Encoder, first_position, position_table
+from server.models.encoders.encoder import Encoder
+from server.models.encoders.flattened import Flattened, first_position, is_causal, position_table
 from server.models.encoders.head import Chances, Head, chances
 from server.models.encoders.prepacked import prepack
-from server.models.encoders.prove import check, check_head, compute_own, own_logits, proof_texts
-from server.models.encoders.recognize import read_tasks
+from server.models.encoders.prove import check, check_head, compute_own, proof_texts
+from server.models.encoders.recognize import check_embedder, read_tasks
 from server.models.encoders.sentence import SentenceFiles, read_sentence_files
 from server.models.folder import weight_files
+from server.models.limits import context_length
 from server.models.load import check_size, read_model
-from server.models.recognize import read_any_config
+from server.models.recognize import is_encoder, read_any_config
 from server.models.refusing import refusing
 
 log = logging.getLogger("longspan.models")
@@ -51,12 +53,12 @@ class LoadedEncoder:
         vocabulary_size: tokens that it knows.
         context_length: tokens of the longest text.
         embedding_size: numbers of a vector.
-        pooling: how the makers turn a text's vectors into one.
-        normalized: whether they then have length 1.
+        files: what the makers say of embeddings.
         labels: names of those that the head scores.
         chances: makes probabilities of their logits; ``None`` for a regression.
         token_types: how many a text's tokens may have; 0 where transformers passes none to the model.
         dtype: of weights and computation.
+        causal: tokens see no later ones.
         linears: what computes its linear layers, part of a sentence.
     """
 
@@ -70,12 +72,12 @@ class LoadedEncoder:
     vocabulary_size: int
     context_length: int
     embedding_size: int
-    pooling: Pooling
-    normalized: bool
+    files: SentenceFiles
     labels: list[str]
     chances: Chances | None
     token_types: int
     dtype: torch.dtype
+    causal: bool
     linears: str
 
 
@@ -98,6 +100,8 @@ def load_encoder(
     report("reading the config", 0.0)
     config = read_any_config(folder)
     tasks = read_tasks(config)
+    if not is_encoder(config):
+        check_embedder(folder, config)
     files = read_sentence_files(folder)
     stored = read_stored(weight_files(folder))
     method = read_method(folder, config, stored)
@@ -123,8 +127,8 @@ def load_encoder(
         first = first_position(base)
         length = _context_length(base, first, files, max_context)
         texts = proof_texts(vocabulary, length, getattr(config, "sliding_window", None) or 0)
-        own = compute_own(base, texts)
-        logits = own_logits(model, texts) if kind in _CLASSES.values() else None
+        own, logits = compute_own(model, texts)
+        causal = is_causal(base)
         register()
         model.set_attn_implementation("longspan")
         linears = (
@@ -132,7 +136,7 @@ def load_encoder(
             if device == "cpu" and model.dtype == torch.float32
             else "linear layers are torch's"
         )
-        encoder = Encoder(base, first)
+        encoder = Flattened(base, first, causal=causal)
         check(encoder, texts, own, architecture)
         head = None if logits is None else Head(model)
         if head is not None and logits is not None:
@@ -154,12 +158,12 @@ def load_encoder(
         vocabulary_size=vocabulary,
         context_length=length,
         embedding_size=own[0].shape[1],
-        pooling=files.pooling,
-        normalized=files.normalized,
+        files=files,
         labels=_labels(config) if Task.SCORE in tasks else [],
         chances=chances(config) if Task.SCORE in tasks else None,
         token_types=encoder.token_types if passed else 0,  # not all that a tokenizer makes are meant
         dtype=model.dtype,
+        causal=causal,
         linears=linears,
     )
 
@@ -206,7 +210,7 @@ def _check_room(special: int, length: int) -> None:
 
 def _context_length(base: Any, first: int, files: SentenceFiles, max_context: int | None) -> int:
     table = position_table(base)
-    own = base.config.max_position_embeddings if table is None else table.num_embeddings - first
+    own = context_length(base.config, None) if table is None else table.num_embeddings - first
     if max_context is not None and max_context > own:
         raise RefusedError(
             f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"

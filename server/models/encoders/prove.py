@@ -17,29 +17,38 @@ log = logging.getLogger("longspan.models")
 # and a position, a type or a text that is mixed up 0.01 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 _USUAL = 150
+# A window is seen in texts longer than it, by three times where it is small.
+_BEYOND = 500
 
 
 def proof_texts(vocabulary: int, longest: int, window: int) -> list[list[int]]:
     """Texts of random tokens: of one token, two of one length, and one longer than the model's window."""
     generator = torch.Generator().manual_seed(0)
-    lengths = [1, 7, 7, min(longest, max(_USUAL, 3 * window))]
+    lengths = [1, 7, 7, max(_USUAL, min(3 * window, window + _BEYOND))]
     lengths = [min(length, longest) for length in lengths]
     return [torch.randint(5, vocabulary, (length,), generator=generator).tolist() for length in lengths]
 
 
 @torch.inference_mode()
-def compute_own(base: Any, texts: list[list[int]]) -> list[torch.Tensor]:
-    """transformers' own forward, one text at a time: of each ``[tokens, size]``."""
-    return [
-        base(input_ids=torch.tensor([text], device=base.device)).last_hidden_state[0].float()
-        for text in texts
-    ]
+def compute_own(model: Any, texts: list[list[int]]) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    """transformers' own forward of a whole model, one text at a time.
 
+    Returns:
+        Of each text the vectors below the head ``[tokens, size]``, and the head's logits, if there is one:
+        ``[labels]`` or ``[tokens, vocabulary]``.
+    """
+    hidden: list[torch.Tensor] = []
 
-@torch.inference_mode()
-def own_logits(model: Any, texts: list[list[int]]) -> list[torch.Tensor]:
-    """transformers' own logits, one text at a time: of each ``[labels]`` or ``[tokens, vocabulary]``."""
-    return [model(input_ids=torch.tensor([text], device=model.device)).logits[0].float() for text in texts]
+    def note(*called: Any) -> None:
+        hidden.append(called[-1].last_hidden_state[0].float())
+
+    hook = model.base_model.register_forward_hook(note)
+    try:
+        outputs = [model(input_ids=torch.tensor([text], device=model.device)) for text in texts]
+    finally:
+        hook.remove()
+    with_head = model.base_model is not model
+    return hidden, [output.logits[0].float() for output in outputs] if with_head else None
 
 
 def check_head(

@@ -1,0 +1,103 @@
+"""Attention within each text of a flattened batch without padding, as encoders and embedders compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from attention.registry import UnsupportedError
+
+# Tensors that change nothing: positions are in queries and keys already.
+_HARMLESS = {"position_ids"}
+
+
+class _Group(NamedTuple):
+    """Neighboring texts of one length."""
+
+    begin: int
+    texts: int
+    length: int
+
+
+class WithinTexts:
+    """What a model's forward takes as ``longspan`` for a flattened batch of texts.
+
+    Texts of one length are one call of torch's SDPA where they are neighbors, so a batch that is sorted by
+    length takes as many calls as it has lengths.
+
+    Args:
+        lengths: of the texts, in tokens, in the order of the batch.
+        causal: a token sees itself and those before it; else all of its text.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, causal: bool) -> None:
+        self._causal = causal
+        self._groups: list[_Group] = []
+        begin = 0
+        for length, alike in groupby(lengths):
+            count = len(list(alike))
+            self._groups.append(_Group(begin, count, length))
+            begin += count * length
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        features: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """See ``attention.forward.Attend.attend``.
+
+        ``sliding_window`` w among the features: ``|i - j| < w``.
+
+        Raises:
+            UnsupportedError: the model asks for something else beside, such as a mask or a bias.
+        """
+        _check(mask, features)
+        _, heads, tokens, _ = query.shape
+        output = query.new_empty(tokens, heads, value.shape[-1])
+        for begin, count, length in self._groups:
+            rows = slice(begin, begin + count * length)
+            # [H, texts, length, D]: SDPA takes the heads as its batch and the texts as its heads.
+            q, k, v = (x[0, :, rows].unflatten(1, (count, length)) for x in (query, key, value))
+            if len(k) != heads:
+                k, v = (x.repeat_interleave(heads // len(x), 0) for x in (k, v))
+            near = self._near(features.get("sliding_window"), length, query.device)
+            attended = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=near,
+                is_causal=self._causal and near is None,
+                scale=features.get("scaling"),
+            )
+            output[rows].unflatten(0, (count, length)).copy_(attended.permute(1, 2, 0, 3))
+        return output[None]
+
+    def _near(self, window: int | None, length: int, device: torch.device) -> torch.Tensor | None:
+        """Which tokens of a text see which within a window, ``[length, length]``; ``None`` for all."""
+        if window is None or window >= length:
+            return None
+        if (window, length) not in self._masks:
+            places = torch.arange(length, device=device)
+            distances = places[:, None] - places
+            near = distances.abs() < window
+            self._masks[window, length] = near & (distances >= 0) if self._causal else near
+        return self._masks[window, length]
+
+
+def _check(mask: torch.Tensor | None, features: Mapping[str, Any]) -> None:
+    if mask is not None:
+        raise UnsupportedError("the model gives its attention a mask of its own")
+    if features.get("softcap"):
+        raise UnsupportedError("the model caps its attention's scores (softcap), which is not computed here")
+    for name, value in features.items():
+        if isinstance(value, torch.Tensor) and name not in _HARMLESS:
+            raise UnsupportedError(f"the model's attention takes {name}, which is not computed here")
