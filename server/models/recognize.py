@@ -90,6 +90,12 @@ def _check_type(folder: Path) -> None:
             f"{folder}/config.json names no model_type, so it can't be told which architecture this is; "
             "choose a checkpoint in transformers' format"
         )
+    if kind == "transfo-xl":
+        raise RefusedError(
+            f"{folder} holds Transformer-XL (transfo-xl), of which transformers has no class any more, and "
+            "whose memory of earlier segments has no place in a paged KV cache; choose another model, for a "
+            "like reach with --attention sparse --attention-option pattern=segment"
+        )
     raise RefusedError(
         f"{folder}/config.json can't be used: transformers {transformers.__version__} knows no model type "
         f"{kind!r}; choose another model, or install a version of transformers that knows it"

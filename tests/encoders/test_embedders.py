@@ -59,7 +59,8 @@ def test_an_embedder_gives_the_vectors_of_transformers(kind, config, tmp_path):
     loaded = load(folder)
     assert (loaded.tasks, loaded.head) == ((Task.EMBED,), None)
     assert (loaded.files.pooling, loaded.files.normalized) == (Pooling.LAST, True)
-    assert loaded.causal is not bool(config.get("use_bidirectional_attention"))
+    wanted = "bidirectional" if config.get("use_bidirectional_attention") else "causal"
+    assert loaded.encoder.attention == wanted
     texts = random_texts(1, 5, 5, 5, 30, 30, 200)
     served = loaded.encoder.hidden(texts, [[] for _ in texts])
     for vectors, expected in zip(served, own_vectors(folder, texts), strict=True):

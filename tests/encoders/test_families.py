@@ -17,7 +17,7 @@ from server.models.encoders.load import _context_length, load_encoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
 from server.settings import Settings
-from tests.encoders.zoo import CONTEXT, FAMILIES, REFUSED, VOCABULARY, save_encoder
+from tests.encoders.zoo import CONTEXT, FAMILIES, VOCABULARY, save_encoder
 from tests.models_zoo import save_tiny
 
 
@@ -107,12 +107,6 @@ def test_token_types_reach_the_model(tmp_path):
 )
 def test_token_types_are_those_that_transformers_passes(kind, types, config, known, tmp_path):
     assert load(save_encoder(kind, tmp_path, types=types, **config)).token_types == known
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_family_outside_the_attention_interface_is_refused(kind, tmp_path):
-    with pytest.raises(RefusedError, match="does not go through transformers' attention interface"):
-        load(save_encoder(kind, tmp_path))
 
 
 def test_a_model_that_mixes_texts_is_refused(tmp_path, monkeypatch):

@@ -40,14 +40,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "modernbert": {**_SIZES, "local_attention": 8, "global_attn_every_n_layers": 2, "num_hidden_layers": 4},
     "eurobert": {**_SIZES, "num_key_value_heads": 2},
 }
-REFUSED = ("mpnet", "deberta", "deberta-v2", "big_bird")
+OWN_ATTENTION: dict[str, dict[str, Any]] = {
+    "mpnet": _OFFSET,
+    "deberta": {**_SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": {
+        **_SIZES,
+        **{"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
+        **{"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False},
+    },
+    "longformer": {**_OFFSET, "attention_window": 8},
+    "big_bird": {**_SIZES, "block_size": 4, "num_random_blocks": 1},
+    "reformer": {
+        **_SIZES,
+        **{"attn_layers": ["lsh", "local"], "lsh_attn_chunk_length": 4, "local_attn_chunk_length": 4},
+        **{"num_buckets": 4, "hash_seed": 1, "axial_pos_shape": (8, 12), "axial_pos_embds_dim": (16, 16)},
+        **{"attention_head_size": 8, "feed_forward_size": 64, "is_decoder": False},
+    },
+}
+"""Families that compute attention in their own code."""
 
 
 def save_encoder(kind: str, folder: Path, task: str = "", *, types: bool = True, **config: Any) -> Path:
     """Writes an encoder whose weights are random, and large enough that tokens matter to each other.
 
     Args:
-        kind: one of ``FAMILIES`` or ``REFUSED``.
+        kind: one of ``FAMILIES`` or ``OWN_ATTENTION``.
         folder: where to write.
         task: ``MaskedLM`` or ``SequenceClassification`` for one with that head.
         types: whether the tokenizer's token types are for the model.
@@ -56,7 +73,7 @@ def save_encoder(kind: str, folder: Path, task: str = "", *, types: bool = True,
     Returns:
         ``folder``.
     """
-    values = {**FAMILIES.get(kind, _SIZES), **config}
+    values = {**{**FAMILIES, **OWN_ATTENTION}[kind], **config}
     auto = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
     state = torch.get_rng_state()
     try:

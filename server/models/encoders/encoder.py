@@ -18,7 +18,18 @@ class Encoder(ABC):
 
     Attributes:
         token_types: how many the model knows; 0 if it takes none.
+        attention: what a token sees: ``bidirectional``, ``causal``, or the model's ``own`` rule.
+        attention_reason: why, in words.
+        kernel: what computes attention.
+        executor: how texts become batches.
+        executor_reason: the same in words.
     """
+
+    attention: str
+    attention_reason: str
+    kernel: str
+    executor: str
+    executor_reason: str
 
     def __init__(self, base: Any) -> None:
         self.base = base

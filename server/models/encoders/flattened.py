@@ -30,8 +30,18 @@ class Flattened(Encoder):
         UnsupportedError: its rotary frequencies depend on the batch in a way that is not known.
     """
 
+    kernel = "sdpa"
+    executor = "flattened"
+    executor_reason = "texts are one batch without padding"
+
     def __init__(self, base: Any, first_position: int, *, causal: bool) -> None:
         super().__init__(base)
+        self.attention = "causal" if causal else "bidirectional"
+        self.attention_reason = (
+            "a token sees those before it in its own text"
+            if causal
+            else "an encoder's tokens see all of their own text"
+        )
         self._first_position = first_position
         self._causal = causal
         self._rope = LengthRope.of(base)
@@ -87,8 +97,8 @@ def first_position(base: Any) -> int:
         return 0
     seen: list[int] = []
     hook = table.register_forward_pre_hook(lambda _, args: seen.append(int(args[0].flatten()[0])))
-    # Any token but the padding, which has a position of its own.
-    token = 1 if base.config.pad_token_id != 1 else 2
+    # Any token but the padding, which has a position of its own; of MPNet it is 1, whatever the config says.
+    token = 5 if base.config.pad_token_id != 5 else 6
     try:
         with torch.inference_mode():
             base(input_ids=torch.tensor([[token, token]], device=base.device))
