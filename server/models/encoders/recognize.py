@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from server.encoder_messages import Task
 from server.errors import RefusedError
 from server.models.encoders.sentence import has_pooling
 from server.models.json_file import read_object
+
+log = logging.getLogger("longspan.models")
 
 # Endings of the names of decoders' classes, which need no look at transformers' lists.
 _DECODERS = ("ForCausalLM", "LMHeadModel")
@@ -61,6 +64,11 @@ def check_embedder(folder: Path, config: Any) -> None:
             f"{config.model_type} is a multimodal model, whose text model alone is not embedded with; choose "
             "an embedder of texts"
         )
+    log.info(
+        "%s has a Pooling (modules.json), so this %s embeds; without one it generates",
+        folder,
+        config.model_type,
+    )
 
 
 def read_tasks(config: Any) -> tuple[Task, ...]:
