@@ -1,5 +1,6 @@
 """Decoders made for embeddings: transformers' own vectors, prompts by name, and what is refused."""
 
+import copy
 import json
 
 import pytest
@@ -29,10 +30,10 @@ def load(folder):
 
 def own_vectors(folder, texts):
     """transformers' own, each text by a model that has seen no other."""
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     for text in texts:
-        model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
         with torch.no_grad():
-            yield model(torch.tensor([text])).last_hidden_state[0]
+            yield copy.deepcopy(model)(torch.tensor([text])).last_hidden_state[0]
 
 
 def random_texts(*lengths):

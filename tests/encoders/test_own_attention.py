@@ -1,5 +1,6 @@
 """Families that compute attention in their own code: texts of one length are a batch."""
 
+import copy
 import json
 
 import pytest
@@ -23,11 +24,16 @@ def load(folder):
     return load_encoder(folder, "auto", "cpu", None, lambda stage, fraction: None)
 
 
-def fresh(folder, kind, text, **more):
-    """What a model of transformers makes of a text that has seen no other."""
-    model = kind.from_pretrained(folder).eval()
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([text]), **more)
+def fresh(folder, kind="", **more):
+    """A model of transformers that has seen no text yet, whenever it is called."""
+    auto = getattr(transformers, f"AutoModelFor{kind}" if kind else "AutoModel")
+    model = auto.from_pretrained(folder).eval()
+
+    def compute(text):
+        with torch.no_grad():
+            return copy.deepcopy(model)(input_ids=torch.tensor([text]), **more)
+
+    return compute
 
 
 def random_texts(lengths=LENGTHS):
@@ -44,8 +50,9 @@ def test_a_family_gives_the_vectors_of_transformers(kind, tmp_path):
     assert loaded.context_length == CONTEXT
     texts = random_texts()
     served = loaded.encoder.hidden(texts, [[] for _ in texts])
+    own = fresh(folder)
     for text, vectors in zip(texts, served, strict=True):
-        expected = fresh(folder, transformers.AutoModel, text).last_hidden_state[0]
+        expected = own(text).last_hidden_state[0]
         torch.testing.assert_close(vectors, expected, atol=2e-5, rtol=1e-5)
 
 
@@ -56,8 +63,9 @@ def test_a_family_scores_as_in_transformers(kind, tmp_path):
     loaded = load(folder)
     assert loaded.tasks == (Task.EMBED, Task.SCORE)
     texts = random_texts((5, 40, CONTEXT))
+    own = fresh(folder, "SequenceClassification")
     for text, hidden in zip(texts, loaded.encoder.hidden(texts, [[]] * 3), strict=True):
-        expected = fresh(folder, transformers.AutoModelForSequenceClassification, text).logits[0]
+        expected = own(text).logits[0]
         torch.testing.assert_close(loaded.head.logits(hidden), expected, atol=1e-4, rtol=1e-5)
 
 
@@ -68,7 +76,7 @@ def test_a_family_fills_as_in_transformers(kind, tmp_path):
     assert loaded.tasks == (Task.EMBED, Task.FILL)
     text = random_texts((40,))[0]
     (hidden,) = loaded.encoder.hidden([text], [[]])
-    expected = fresh(folder, transformers.AutoModelForMaskedLM, text).logits[0]
+    expected = fresh(folder, "MaskedLM")(text).logits[0]
     got = loaded.head.logits(hidden[[3, 9]])
     torch.testing.assert_close(got, expected[[3, 9]], atol=1e-4, rtol=1e-5)
 
@@ -78,7 +86,7 @@ def test_token_types_reach_the_model(tmp_path):
     types = [0, 0, 1, 1, 1]
     text = random_texts((5,))[0]
     plain, typed = load(folder).encoder.hidden([text, text], [[], types])
-    expected = fresh(folder, transformers.AutoModel, text, token_type_ids=torch.tensor([types]))
+    expected = fresh(folder, token_type_ids=torch.tensor([types]))(text)
     torch.testing.assert_close(typed, expected.last_hidden_state[0], atol=1e-5, rtol=1e-5)
     assert (plain - typed).abs().max() > 0.01
 
@@ -99,11 +107,12 @@ def test_a_step_serves_texts_of_several_lengths(tmp_path):
     for id_, tokens in enumerate(texts):
         core.submit(Encode(id=id_, task=Task.EMBED, turn=id_, tokens=tokens))
     outputs = core.step().sequences
+    own = fresh(folder)
     assert len(outputs) == len(texts)
     for output in outputs:
-        own = fresh(folder, transformers.AutoModel, texts[output.id]).last_hidden_state[0].mean(0)
+        expected = own(texts[output.id]).last_hidden_state[0].mean(0)
         got = torch.frombuffer(bytearray(output.values), dtype=torch.float32)
-        torch.testing.assert_close(got, own, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_weights_without_the_head_that_a_config_names_embed(tmp_path):
