@@ -72,6 +72,8 @@ class EncoderInfo(msgspec.Struct, array_like=True):
         normalized: whether these then have length 1.
         labels: names of those that its head scores.
         token_types: how many it knows of those that a tokenizer makes; 0 where they are not passed to it.
+        prompts: by name, texts with which the makers begin texts.
+        default_prompt: the name of the one for requests that name none.
     """
 
     embedding_size: int
@@ -79,3 +81,5 @@ class EncoderInfo(msgspec.Struct, array_like=True):
     normalized: bool
     labels: list[str] = []
     token_types: int = 0
+    prompts: dict[str, str] = {}
+    default_prompt: str | None = None

@@ -24,6 +24,7 @@ class EmbedOptions(TypedDict, total=False):
         pooling: how the vectors of a text's tokens become one; ``none`` for one vector for each token.
         normalize: vectors have length 1.
         truncate: texts that are too long are cut at their end; without it they are refused.
+        prompt_name: of the model's prompts the one with which texts begin, such as ``query``; empty for none.
         request_id: a name of your own, for ``abort`` and logs.
     """
 
@@ -31,6 +32,7 @@ class EmbedOptions(TypedDict, total=False):
     pooling: PoolingName
     normalize: bool
     truncate: bool
+    prompt_name: str
     request_id: str
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from longspan.v1 import encoder_pb2, inference_pb2
 from server.api import encoder_errors
 from server.api.checks import Violations, check_request_id, check_token_ids, refuse
-from server.api.errors import Violation
+from server.api.errors import Violation, quote
 from server.messages import Ready
 
 
@@ -18,7 +18,7 @@ def check_embed(request: encoder_pb2.EmbedRequest, ready: Ready, limit: inferenc
     Raises:
         ServiceError: with the fields at fault, or that token ids are too many.
     """
-    refuse(chain(_inputs(request, ready, limit), _others(request)))
+    refuse(chain(_inputs(request, ready, limit), _prompt_name(request, ready), _others(request)))
     for index, ids in enumerate(request.token_ids):
         if len(ids.ids) > ready.context_length:
             field = f"token_ids[{index}].ids"
@@ -104,6 +104,18 @@ def _inputs(request: encoder_pb2.EmbedRequest, ready: Ready, limit: inference_pb
             yield Violation(f"token_ids[{index}].ids", "is empty; send at least one token id")
         elif len(ids.ids) <= ready.context_length:  # more are refused as too long a text
             yield from check_token_ids(f"token_ids[{index}].ids", ids.ids, ready.vocabulary_size)
+
+
+def _prompt_name(request: encoder_pb2.EmbedRequest, ready: Ready) -> Violations:
+    name = request.prompt_name
+    if not name:
+        return
+    assert ready.encoder is not None
+    if request.token_ids:
+        yield Violation("prompt_name", "is for texts; token ids are taken as they are")
+    elif name not in (known := ready.encoder.prompts):
+        instead = f"it knows {', '.join(map(quote, known))}" if known else "it has none, so leave it out"
+        yield Violation("prompt_name", f"is {quote(name)}, which is no prompt of this model; {instead}")
 
 
 def _others(request: encoder_pb2.EmbedRequest) -> Violations:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from array import array
+from typing import TypedDict
 
-from longspan.v1 import encoder_pb2, encoder_pb2_grpc
+from longspan.v1 import encoder_pb2, encoder_pb2_grpc, types_pb2
 from server.access.callers import caller
 from server.api.account import Accounts, account
 from server.api.encoder_checks import check_embed, check_fill_mask, check_score
@@ -31,28 +32,20 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: encoder_pb2.EmbedRequest, context: Context
     ) -> encoder_pb2.EmbedResponse:
         """Texts to embeddings."""
-        account.get().model, account.get().operation = request.model, "embeddings"
-        served = self._state.model(request.model)
-        served.check_task(Task.EMBED)
+        served = self._served(request.model, "embeddings", Task.EMBED)
         assert served.ready.encoder is not None
         check_embed(request, served.ready, self._state.limits)
         template = _template(request, served.ready.encoder)
         encoded = await self._embedded(request, served, template)
         return encoder_pb2.EmbedResponse(
-            request_id=request_id.get(),
-            model=served.name,
-            embeddings=_embeddings(encoded, whole=template.pooling is Pooling.NONE),
-            usage=encoded.usage,
-            timings=encoded.timings,
+            embeddings=_embeddings(encoded, whole=template.pooling is Pooling.NONE), **_tail(served, encoded)
         )
 
     async def Score(  # noqa: N802
         self, request: encoder_pb2.ScoreRequest, context: Context
     ) -> encoder_pb2.ScoreResponse:
         """Texts or pairs to scores of labels."""
-        account.get().model, account.get().operation = request.model, "score"
-        served = self._state.model(request.model)
-        served.check_task(Task.SCORE)
+        served = self._served(request.model, "score", Task.SCORE)
         assert served.ready.encoder is not None
         check_score(request, self._state.limits)
         check_tokenizer(served)
@@ -64,51 +57,67 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         template = Encode(id=0, task=Task.SCORE, turn=0, tokens=[])
         encoded = await self._encoding().run(served, tokenize, len(inputs), size, template)
         labels = served.ready.encoder.labels
-        return encoder_pb2.ScoreResponse(
-            request_id=request_id.get(),
-            model=served.name,
-            labels=labels,
-            scores=_scores(encoded, len(labels)),
-            usage=encoded.usage,
-            timings=encoded.timings,
-        )
+        scores = _scores(encoded, len(labels))
+        return encoder_pb2.ScoreResponse(labels=labels, scores=scores, **_tail(served, encoded))
 
     async def FillMask(  # noqa: N802
         self, request: encoder_pb2.FillMaskRequest, context: Context
     ) -> encoder_pb2.FillMaskResponse:
         """Texts with masks to the most likely tokens in their places."""
-        account.get().model, account.get().operation = request.model, "fill_mask"
-        served = self._state.model(request.model)
-        served.check_task(Task.FILL)
+        served = self._served(request.model, "fill_mask", Task.FILL)
         top_k = top_k_of(request, self._state.limits)
         check_fill_mask(request, top_k, served.ready, self._state.limits)
         texts = list(request.texts)
         tokenize = functools.partial(masked_texts, texts, served, truncate=request.truncate, top_k=top_k)
         template = Encode(id=0, task=Task.FILL, turn=0, tokens=[], mask_token=mask_id(served), top_k=top_k)
         encoded = await self._encoding().run(served, tokenize, len(texts), sum(map(len, texts)), template)
-        return encoder_pb2.FillMaskResponse(
-            request_id=request_id.get(),
-            model=served.name,
-            texts=filled_texts(encoded, served, top_k),
-            usage=encoded.usage,
-            timings=encoded.timings,
-        )
+        filled = filled_texts(encoded, served, top_k)
+        return encoder_pb2.FillMaskResponse(texts=filled, **_tail(served, encoded))
 
     async def _embedded(self, request: encoder_pb2.EmbedRequest, served: Served, template: Encode) -> Encoded:
         if request.texts:
             check_tokenizer(served)
+        assert served.ready.encoder is not None
+        prompt = _prompt(request, served.ready.encoder)
 
         def tokenize() -> list[EncoderText]:
             if request.texts:
-                return tokens_of(list(request.texts), "texts", served, truncate=request.truncate)
+                begun = [prompt + text for text in request.texts]
+                return tokens_of(begun, "texts", served, truncate=request.truncate)
             return [EncoderText(list(ids.ids), []) for ids in request.token_ids]
 
         count = len(request.texts) or len(request.token_ids)
-        return await self._encoding().run(served, tokenize, count, sum(map(len, request.texts)), template)
+        size = sum(len(prompt) + len(text) for text in request.texts)
+        return await self._encoding().run(served, tokenize, count, size, template)
+
+    def _served(self, model: str, operation: str, task: Task) -> Served:
+        """The model that a call asks for, which is noted in the call's account."""
+        account.get().model, account.get().operation = model, operation
+        served = self._state.model(model)
+        served.check_task(task)
+        return served
 
     def _encoding(self) -> Encoding:
         """That of the call which this task serves."""
         return Encoding(request_id.get(), caller.get(), self._state, self._accounts.metrics, account.get())
+
+
+class _Tail(TypedDict):
+    """The fields that all answers have."""
+
+    request_id: str
+    model: str
+    usage: types_pb2.Usage
+    timings: types_pb2.Timings
+
+
+def _tail(served: Served, encoded: Encoded) -> _Tail:
+    return {
+        "request_id": request_id.get(),
+        "model": served.name,
+        "usage": encoded.usage,
+        "timings": encoded.timings,
+    }
 
 
 def _template(request: encoder_pb2.EmbedRequest, info: EncoderInfo) -> Encode:
@@ -121,6 +130,12 @@ def _template(request: encoder_pb2.EmbedRequest, info: EncoderInfo) -> Encode:
         pooling=info.pooling if named == "UNSPECIFIED" else Pooling[named],
         normalize=request.normalize if request.HasField("normalize") else info.normalized,
     )
+
+
+def _prompt(request: encoder_pb2.EmbedRequest, info: EncoderInfo) -> str:
+    """The text with which the request's texts begin, whose name was checked."""
+    named = request.prompt_name if request.HasField("prompt_name") else info.default_prompt
+    return info.prompts[named] if named else ""
 
 
 def _embeddings(encoded: Encoded, *, whole: bool) -> list[encoder_pb2.Embedding]:
@@ -160,4 +175,6 @@ def encoder_info(served: Served) -> encoder_pb2.EncoderInfo | None:
         normalized=info.normalized,
         labels=info.labels,
         mask_token=served.tokenizer.mask_token if Task.FILL in served.tasks else None,
+        prompts=info.prompts,
+        default_prompt_name=info.default_prompt,
     )

@@ -38,6 +38,13 @@ def embed(
             metavar="mean|cls|last", help="How a text's vectors become one. Without it: the model's way."
         ),
     ] = None,
+    prompt_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the model's prompt with which texts begin, such as query; empty for none. Without "
+            "it: the model's usual one."
+        ),
+    ] = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut texts that are too long; without it they are refused.")
     ] = False,
@@ -57,7 +64,10 @@ def embed(
     several = read_texts(texts)
     if pooling == "none":
         fail("--pooling none gives a vector for each token; ask for these from Python: client.embed", code=2)
-    given = {"model": model, "pooling": pooling, "truncate": truncate or None}
+    given = {
+        **{"model": model, "pooling": pooling, "prompt_name": prompt_name},
+        "truncate": truncate or None,
+    }
     options = cast(EmbedOptions, {name: value for name, value in given.items() if value is not None})
     with connection.client(timeout) as client:
         try:

@@ -57,7 +57,8 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         max_batch_tokens=sizes.max_batch_tokens,
         team=watched(threads) if device == "cpu" else None,
     )
-    place = loaded.encoder.device
+    encoder, files = loaded.encoder, loaded.files
+    place = encoder.device
     dtype = str(loaded.dtype).removeprefix("torch.")
     ready = Ready(
         architecture=loaded.architecture,
@@ -69,10 +70,10 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         kv_dtype="none",
         weights=dtype,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        attention_backend="bidirectional",
-        attention_pattern="bidirectional",
-        attention_kernel="sdpa",
-        attention_reason="an encoder's tokens see all of their own text",
+        attention_backend=encoder.attention,
+        attention_pattern=encoder.attention,
+        attention_kernel=encoder.kernel,
+        attention_reason=encoder.attention_reason,
         attention_options={},
         page_size=0,
         kv_memory_share=0.0,
@@ -85,13 +86,19 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         memory_used=used_bytes(place),
         measured=None,
         threads=threads,
-        executor="flattened",
-        executor_reason=f"texts are one batch without padding; {loaded.linears}",
+        executor=encoder.executor,
+        executor_reason=f"{encoder.executor_reason}; {loaded.linears}",
         cuda_graphs=0,
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         tasks=loaded.tasks,
         encoder=EncoderInfo(
-            loaded.embedding_size, loaded.pooling, loaded.normalized, loaded.labels, loaded.token_types
+            embedding_size=loaded.embedding_size,
+            pooling=files.pooling,
+            normalized=files.normalized,
+            labels=loaded.labels,
+            token_types=loaded.token_types,
+            prompts=dict(files.prompts),
+            default_prompt=files.default_prompt,
         ),
     )
     return core, ready

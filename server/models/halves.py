@@ -11,9 +11,9 @@ import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from attention.bidirectional import Bidirectional
 from attention.forward import Attend, attending_with
 from attention.roles import Roles
+from attention.within_texts import WithinTexts
 from server.models.positions import give_positions, share_biases
 
 
@@ -68,7 +68,7 @@ class Halves:
         lengths = [len(source) for source in sources]
         if self._source_positions is not None:
             self._source_positions.positions = self._row([i for n in lengths for i in range(n)])[0]
-        with attending_with(Bidirectional(lengths)):
+        with attending_with(WithinTexts(lengths, causal=False)):
             output = self._encoder(input_ids=self._row([token for source in sources for token in source]))
         vectors: torch.Tensor = output.last_hidden_state
         return vectors

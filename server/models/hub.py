@@ -8,8 +8,9 @@ from typing import Any
 
 from server.errors import RefusedError
 from server.models.cache import Report
+from server.models.encoders.sentence import pooling_folders
 
-# The files that serving reads, of the repository's top folder only.
+# The files that serving reads, of the repository's top folder; Pooling's config lies in one of its own.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _UNWANTED = ["*/*", "consolidated*"]
 
@@ -32,12 +33,18 @@ def fetch_from_hub(name: str, report: Report) -> Path:
     stage = f"fetching {name}"
     report(stage, None)
     try:
-        folder = snapshot_download(
-            name,
-            allow_patterns=_WANTED,
-            ignore_patterns=_UNWANTED,
-            tqdm_class=_progress(stage, report),
+        folder = Path(
+            snapshot_download(
+                name,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+                tqdm_class=_progress(stage, report),
+            )
         )
+        if within := [f"{pooling}/config.json" for pooling in pooling_folders(folder)]:
+            snapshot_download(name, revision=folder.name, allow_patterns=within)
+    except RefusedError:
+        raise
     except GatedRepoError as error:
         raise RefusedError(
             f"{name} is gated: accept its terms on its page, then set HF_TOKEN to a token of that account"
@@ -54,7 +61,7 @@ def fetch_from_hub(name: str, report: Report) -> Path:
     except Exception as error:  # the network and its libraries fail in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RefusedError(f"{name} can't be fetched from the hub: {reason}") from error
-    return Path(folder)
+    return folder
 
 
 def _progress(stage: str, report: Report) -> type[Any]:

@@ -90,6 +90,12 @@ def _check_type(folder: Path) -> None:
             f"{folder}/config.json names no model_type, so it can't be told which architecture this is; "
             "choose a checkpoint in transformers' format"
         )
+    if kind == "transfo-xl":
+        raise RefusedError(
+            f"{folder} holds Transformer-XL (transfo-xl), of which transformers has no class any more, and "
+            "whose memory of earlier segments has no place in a paged KV cache; choose another model, for a "
+            "like reach with --attention sparse --attention-option pattern=segment"
+        )
     raise RefusedError(
         f"{folder}/config.json can't be used: transformers {transformers.__version__} knows no model type "
         f"{kind!r}; choose another model, or install a version of transformers that knows it"
@@ -128,6 +134,12 @@ def is_encoder(config: Any) -> bool:
         and type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
         and not getattr(config, "is_decoder", False)
     )
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether it is a causal language model's config, with or without the head that generates."""
+    generates = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    return generates and not is_encoder(config)
 
 
 def _check_class(own: Any, config: Any) -> None:

@@ -6,17 +6,18 @@ import pytest
 import torch
 import transformers
 
+from attention.within_texts import WithinTexts
 from server.encoder_messages import Pooling, Task
 from server.engine.encoder_build import build_encoder
 from server.engine.encoder_core import embedding
 from server.errors import RefusedError
-from server.models.encoders.encoder import first_position
+from server.models.encoders.flattened import first_position
 from server.models.encoders.head import chances
 from server.models.encoders.load import _context_length, load_encoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
 from server.settings import Settings
-from tests.encoders.zoo import CONTEXT, FAMILIES, REFUSED, VOCABULARY, save_encoder
+from tests.encoders.zoo import CONTEXT, FAMILIES, VOCABULARY, save_encoder
 from tests.models_zoo import save_tiny
 
 
@@ -108,17 +109,11 @@ def test_token_types_are_those_that_transformers_passes(kind, types, config, kno
     assert load(save_encoder(kind, tmp_path, types=types, **config)).token_types == known
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_family_outside_the_attention_interface_is_refused(kind, tmp_path):
-    with pytest.raises(RefusedError, match="does not go through transformers' attention interface"):
-        load(save_encoder(kind, tmp_path))
-
-
 def test_a_model_that_mixes_texts_is_refused(tmp_path, monkeypatch):
     """The start-up check finds whatever a batch does to its texts."""
     monkeypatch.setattr(
-        "server.models.encoders.encoder.Bidirectional",
-        lambda lengths: __import__("attention.bidirectional").bidirectional.Bidirectional([sum(lengths)]),
+        "server.models.encoders.flattened.WithinTexts",
+        lambda lengths, causal: WithinTexts([sum(lengths)], causal=causal),
     )
     with pytest.raises(RefusedError, match=r"not those that transformers computes .* standard deviations"):
         load(save_encoder("bert", tmp_path))

@@ -27,6 +27,7 @@ from server.cli.application import application
 from server.encoder_messages import Encode, Task
 from server.engine.encoder_core import EncoderCore
 from server.errors import RefusedError
+from server.models.encoders.head import Head
 from server.models.encoders.load import load_encoder
 from server.text.tokenizer import Tokenizer
 from tests.api.conftest import GENERATION, save_tokenizer
@@ -73,10 +74,7 @@ def test_a_family_fills_as_in_transformers(kind, config, tmp_path, monkeypatch):
 
 
 def test_a_head_that_computes_something_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "server.models.encoders.load.own_logits",
-        lambda model, texts: [torch.zeros(len(text), VOCABULARY) for text in texts],
-    )
+    monkeypatch.setattr(Head, "logits", lambda self, hidden: torch.zeros(len(hidden), VOCABULARY))
     with pytest.raises(RefusedError, match="its head makes other logits of a text's vectors"):
         load(save_encoder("bert", tmp_path, "MaskedLM"))
 
@@ -84,6 +82,27 @@ def test_a_head_that_computes_something_else_is_refused(tmp_path, monkeypatch):
 def test_a_discriminator_is_no_masked_model(tmp_path):
     with pytest.raises(RefusedError, match="ElectraForPreTraining has a head whose task is not served"):
         load(save_encoder("electra", tmp_path, "PreTraining"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_a_checkpoint_of_pretraining_fills(kind, tmp_path):
+    """Its second head, for sentences that follow each other, is not served."""
+    loaded = load(save_encoder(kind, tmp_path, "PreTraining"))
+    assert loaded.tasks == (Task.EMBED, Task.FILL)
+    text = [2, 40, MASK, 41, 3]
+    (hidden,) = loaded.encoder.hidden([text], [[]])
+    own = transformers.AutoModelForPreTraining.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = own(torch.tensor([text])).prediction_logits[0]
+    torch.testing.assert_close(loaded.head.logits(hidden), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_weights_of_another_class_are_refused_by_its_name(tmp_path):
+    folder = save_encoder("bert", tmp_path, "SequenceClassification")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(RefusedError, match=r"no place in BertForMaskedLM; choose a model without it"):
+        load(folder)
 
 
 def test_without_a_mask_token_nothing_is_filled(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import pydoc
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests.models_zoo import save_tiny
 
 VOCABULARY = 300
 CONTEXT = 96
@@ -37,14 +40,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "modernbert": {**_SIZES, "local_attention": 8, "global_attn_every_n_layers": 2, "num_hidden_layers": 4},
     "eurobert": {**_SIZES, "num_key_value_heads": 2},
 }
-REFUSED = ("mpnet", "deberta", "deberta-v2", "big_bird")
+OWN_ATTENTION: dict[str, dict[str, Any]] = {
+    "mpnet": _OFFSET,
+    "deberta": {**_SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": {
+        **_SIZES,
+        **{"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
+        **{"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False},
+    },
+    "longformer": {**_OFFSET, "attention_window": 8},
+    "big_bird": {**_SIZES, "block_size": 4, "num_random_blocks": 1},
+    "reformer": {
+        **_SIZES,
+        **{"attn_layers": ["lsh", "local"], "lsh_attn_chunk_length": 4, "local_attn_chunk_length": 4},
+        **{"num_buckets": 4, "hash_seed": 1, "axial_pos_shape": (8, 12), "axial_pos_embds_dim": (16, 16)},
+        **{"attention_head_size": 8, "feed_forward_size": 64, "is_decoder": False},
+    },
+}
+"""Families that compute attention in their own code."""
 
 
 def save_encoder(kind: str, folder: Path, task: str = "", *, types: bool = True, **config: Any) -> Path:
     """Writes an encoder whose weights are random, and large enough that tokens matter to each other.
 
     Args:
-        kind: one of ``FAMILIES`` or ``REFUSED``.
+        kind: one of ``FAMILIES`` or ``OWN_ATTENTION``.
         folder: where to write.
         task: ``MaskedLM`` or ``SequenceClassification`` for one with that head.
         types: whether the tokenizer's token types are for the model.
@@ -53,7 +73,7 @@ def save_encoder(kind: str, folder: Path, task: str = "", *, types: bool = True,
     Returns:
         ``folder``.
     """
-    values = {**FAMILIES.get(kind, _SIZES), **config}
+    values = {**{**FAMILIES, **OWN_ATTENTION}[kind], **config}
     auto = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
     state = torch.get_rng_state()
     try:
@@ -86,3 +106,59 @@ def _tokenizer() -> str:
     tokenizer.train_from_iterator(inspect.getsource(pydoc).splitlines(), trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return tokenizer.to_str()
+
+
+def save_embedder(
+    kind: str,
+    folder: Path,
+    *,
+    pooling: str = "lasttoken",
+    prompts: dict[str, str] | None = None,
+    default: str | None = None,
+    bare: bool = True,
+    **config: Any,
+) -> Path:
+    """Writes a decoder made for embeddings, in the form of Qwen3-Embedding.
+
+    Args:
+        kind: one of ``tests.models_zoo``.
+        folder: where to write.
+        pooling: as its makers name it.
+        prompts: by name.
+        default: the name of the usual one.
+        bare: the weights are those below the output layer.
+        config: values that differ from the kind's.
+
+    Returns:
+        ``folder``; its tokenizer ends a text with the end-of-sequence token.
+    """
+    save_tiny(kind, folder, **config)
+    if bare:
+        named = json.loads((folder / "config.json").read_text())["architectures"]
+        transformers.AutoModel.from_pretrained(folder).save_pretrained(folder)
+        written = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**written, "architectures": named}))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = tokenizer.token_to_id("<|end|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>", pair="$A $B <|end|>", special_tokens=[("<|end|>", end)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (path, name) in enumerate(
+            [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        )
+    ]
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in {
+        "modules.json": modules,
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": transformers.AutoConfig.from_pretrained(folder).hidden_size,
+            f"pooling_mode_{pooling}": True,
+            "include_prompt": True,
+        },
+        "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": default},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,7 +22,12 @@ def hub(tmp_path_factory):
     """The address of a hub with one model, ``org/Tiny``; ``org/gated`` is gated, others are not there."""
     folder = save_tiny("llama", tmp_path_factory.mktemp("hub") / "tiny")
     (folder / "README.md").write_text("not wanted")
-    (folder / "onnx").mkdir()
+    pooling = [{"type": "x.Pooling", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(pooling))
+    for name in ("onnx", "1_Pooling"):
+        (folder / name).mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "1_Pooling" / "more.json").write_text("not wanted")
     (folder / "onnx" / "model.safetensors").write_text("not wanted")
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
@@ -102,6 +108,7 @@ def test_a_model_is_fetched_listed_and_found_again_without_a_network(hub, tmp_pa
     files = sorted(os.listdir(folder))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert not {"README.md", "onnx"} & set(files)
+    assert os.listdir(Path(folder) / "1_Pooling") == ["config.json"], "an embedder's pooling"
     assert told[0] == ["fetching org/Tiny", None]
     assert max(fraction for _, fraction in told[1:]) == 1
     assert [model[:2] for model in listed] == [["org/Tiny", "hub"]]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from longspan.v1 import types_pb2 as longspan_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19longspan/v1/encoder.proto\x12\x0blongspan.v1\x1a\x17longspan/v1/types.proto\"\xc9\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12(\n\ttoken_ids\x18\x03 \x03(\x0b\x32\x15.longspan.v1.TokenIds\x12%\n\x07pooling\x18\x04 \x01(\x0e\x32\x14.longspan.v1.Pooling\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x10\n\x08truncate\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x0c\n\n_normalize\"Q\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"\xa8\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\nembeddings\x18\x03 \x03(\x0b\x32\x16.longspan.v1.Embedding\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.longspan.v1.Usage\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.longspan.v1.Timings\"4\n\x08TextPair\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\x04pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_pair\"j\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x06inputs\x18\x02 \x03(\x0b\x32\x15.longspan.v1.TextPair\x12\x10\n\x08truncate\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"R\n\x06Scores\x12\x0e\n\x06logits\x18\x01 \x03(\x02\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\"\xb1\x01\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12#\n\x06scores\x18\x04 \x03(\x0b\x32\x13.longspan.v1.Scores\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.longspan.v1.Usage\x12%\n\x07timings\x18\x06 \x01(\x0b\x32\x14.longspan.v1.Timings\"s\n\x0f\x46illMaskRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x08\n\x06_top_k\"I\n\nFilledMask\x12\x10\n\x08position\x18\x01 \x01(\r\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.longspan.v1.TokenLogprob\"W\n\nFilledText\x12&\n\x05masks\x18\x01 \x03(\x0b\x32\x17.longspan.v1.FilledMask\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"\xa7\x01\n\x10\x46illMaskResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x05texts\x18\x03 \x03(\x0b\x32\x17.longspan.v1.FilledText\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.longspan.v1.Usage\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.longspan.v1.Timings\"\x84\x01\n\x0b\x45ncoderInfo\x12\x16\n\x0e\x65mbedding_size\x18\x01 \x01(\r\x12%\n\x07pooling\x18\x02 \x01(\x0e\x32\x14.longspan.v1.Pooling\x12\x12\n\nnormalized\x18\x03 \x01(\x08\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x12\n\nmask_token\x18\x05 \x01(\t*i\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03\x12\x10\n\x0cPOOLING_NONE\x10\x04\x32\xd9\x01\n\x0e\x45ncoderService\x12>\n\x05\x45mbed\x12\x19.longspan.v1.EmbedRequest\x1a\x1a.longspan.v1.EmbedResponse\x12>\n\x05Score\x12\x19.longspan.v1.ScoreRequest\x1a\x1a.longspan.v1.ScoreResponse\x12G\n\x08\x46illMask\x12\x1c.longspan.v1.FillMaskRequest\x1a\x1d.longspan.v1.FillMaskResponseB\x18Z\x16longspan/v1;longspanv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19longspan/v1/encoder.proto\x12\x0blongspan.v1\x1a\x17longspan/v1/types.proto\"\xf3\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12(\n\ttoken_ids\x18\x03 \x03(\x0b\x32\x15.longspan.v1.TokenIds\x12%\n\x07pooling\x18\x04 \x01(\x0e\x32\x14.longspan.v1.Pooling\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x10\n\x08truncate\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x18\n\x0bprompt_name\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\x0c\n\n_normalizeB\x0e\n\x0c_prompt_name\"Q\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"\xa8\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12*\n\nembeddings\x18\x03 \x03(\x0b\x32\x16.longspan.v1.Embedding\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.longspan.v1.Usage\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.longspan.v1.Timings\"4\n\x08TextPair\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\x04pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_pair\"j\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x06inputs\x18\x02 \x03(\x0b\x32\x15.longspan.v1.TextPair\x12\x10\n\x08truncate\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"R\n\x06Scores\x12\x0e\n\x06logits\x18\x01 \x03(\x02\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\"\xb1\x01\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12#\n\x06scores\x18\x04 \x03(\x0b\x32\x13.longspan.v1.Scores\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.longspan.v1.Usage\x12%\n\x07timings\x18\x06 \x01(\x0b\x32\x14.longspan.v1.Timings\"s\n\x0f\x46illMaskRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x08\n\x06_top_k\"I\n\nFilledMask\x12\x10\n\x08position\x18\x01 \x01(\r\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.longspan.v1.TokenLogprob\"W\n\nFilledText\x12&\n\x05masks\x18\x01 \x03(\x0b\x32\x17.longspan.v1.FilledMask\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"\xa7\x01\n\x10\x46illMaskResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x05texts\x18\x03 \x03(\x0b\x32\x17.longspan.v1.FilledText\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.longspan.v1.Usage\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.longspan.v1.Timings\"\x89\x02\n\x0b\x45ncoderInfo\x12\x16\n\x0e\x65mbedding_size\x18\x01 \x01(\r\x12%\n\x07pooling\x18\x02 \x01(\x0e\x32\x14.longspan.v1.Pooling\x12\x12\n\nnormalized\x18\x03 \x01(\x08\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x12\n\nmask_token\x18\x05 \x01(\t\x12\x36\n\x07prompts\x18\x06 \x03(\x0b\x32%.longspan.v1.EncoderInfo.PromptsEntry\x12\x1b\n\x13\x64\x65\x66\x61ult_prompt_name\x18\x07 \x01(\t\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*i\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03\x12\x10\n\x0cPOOLING_NONE\x10\x04\x32\xd9\x01\n\x0e\x45ncoderService\x12>\n\x05\x45mbed\x12\x19.longspan.v1.EmbedRequest\x1a\x1a.longspan.v1.EmbedResponse\x12>\n\x05Score\x12\x19.longspan.v1.ScoreRequest\x1a\x1a.longspan.v1.ScoreResponse\x12G\n\x08\x46illMask\x12\x1c.longspan.v1.FillMaskRequest\x1a\x1d.longspan.v1.FillMaskResponseB\x18Z\x16longspan/v1;longspanv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +33,36 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'longspan.v1.encoder_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z\026longspan/v1;longspanv1'
-  _globals['_POOLING']._serialized_start=1537
-  _globals['_POOLING']._serialized_end=1642
+  _globals['_ENCODERINFO_PROMPTSENTRY']._loaded_options = None
+  _globals['_ENCODERINFO_PROMPTSENTRY']._serialized_options = b'8\001'
+  _globals['_POOLING']._serialized_start=1712
+  _globals['_POOLING']._serialized_end=1817
   _globals['_EMBEDREQUEST']._serialized_start=68
-  _globals['_EMBEDREQUEST']._serialized_end=269
-  _globals['_EMBEDDING']._serialized_start=271
-  _globals['_EMBEDDING']._serialized_end=352
-  _globals['_EMBEDRESPONSE']._serialized_start=355
-  _globals['_EMBEDRESPONSE']._serialized_end=523
-  _globals['_TEXTPAIR']._serialized_start=525
-  _globals['_TEXTPAIR']._serialized_end=577
-  _globals['_SCOREREQUEST']._serialized_start=579
-  _globals['_SCOREREQUEST']._serialized_end=685
-  _globals['_SCORES']._serialized_start=687
-  _globals['_SCORES']._serialized_end=769
-  _globals['_SCORERESPONSE']._serialized_start=772
-  _globals['_SCORERESPONSE']._serialized_end=949
-  _globals['_FILLMASKREQUEST']._serialized_start=951
-  _globals['_FILLMASKREQUEST']._serialized_end=1066
-  _globals['_FILLEDMASK']._serialized_start=1068
-  _globals['_FILLEDMASK']._serialized_end=1141
-  _globals['_FILLEDTEXT']._serialized_start=1143
-  _globals['_FILLEDTEXT']._serialized_end=1230
-  _globals['_FILLMASKRESPONSE']._serialized_start=1233
-  _globals['_FILLMASKRESPONSE']._serialized_end=1400
-  _globals['_ENCODERINFO']._serialized_start=1403
-  _globals['_ENCODERINFO']._serialized_end=1535
-  _globals['_ENCODERSERVICE']._serialized_start=1645
-  _globals['_ENCODERSERVICE']._serialized_end=1862
+  _globals['_EMBEDREQUEST']._serialized_end=311
+  _globals['_EMBEDDING']._serialized_start=313
+  _globals['_EMBEDDING']._serialized_end=394
+  _globals['_EMBEDRESPONSE']._serialized_start=397
+  _globals['_EMBEDRESPONSE']._serialized_end=565
+  _globals['_TEXTPAIR']._serialized_start=567
+  _globals['_TEXTPAIR']._serialized_end=619
+  _globals['_SCOREREQUEST']._serialized_start=621
+  _globals['_SCOREREQUEST']._serialized_end=727
+  _globals['_SCORES']._serialized_start=729
+  _globals['_SCORES']._serialized_end=811
+  _globals['_SCORERESPONSE']._serialized_start=814
+  _globals['_SCORERESPONSE']._serialized_end=991
+  _globals['_FILLMASKREQUEST']._serialized_start=993
+  _globals['_FILLMASKREQUEST']._serialized_end=1108
+  _globals['_FILLEDMASK']._serialized_start=1110
+  _globals['_FILLEDMASK']._serialized_end=1183
+  _globals['_FILLEDTEXT']._serialized_start=1185
+  _globals['_FILLEDTEXT']._serialized_end=1272
+  _globals['_FILLMASKRESPONSE']._serialized_start=1275
+  _globals['_FILLMASKRESPONSE']._serialized_end=1442
+  _globals['_ENCODERINFO']._serialized_start=1445
+  _globals['_ENCODERINFO']._serialized_end=1710
+  _globals['_ENCODERINFO_PROMPTSENTRY']._serialized_start=1664
+  _globals['_ENCODERINFO_PROMPTSENTRY']._serialized_end=1710
+  _globals['_ENCODERSERVICE']._serialized_start=1820
+  _globals['_ENCODERSERVICE']._serialized_end=2037
 # @@protoc_insertion_point(module_scope)

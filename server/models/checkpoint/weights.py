@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
@@ -30,6 +31,7 @@ _HEAD = re.compile(
     r"(?:^|\.)(?:score|v_head|value_head|classifier|classification_head|reward_head|rm_head|regression_layer"
     r"|qa_outputs|embedding_head)(?:\.|$)"
 )
+_OUTPUT = re.compile(r"^lm_head\.(?:weight|bias)$")
 # Tensors that some classes of transformers declare optional; others begin with zeros where they are missing.
 _OPTIONAL = {
     "e_score_correction_bias": "experts are chosen without a correction",
@@ -82,6 +84,9 @@ def check_read(
         if method is not None and of_activations(name):
             reasons["activations are not rounded"].append(name)
             continue
+        if _OUTPUT.search(name) and model.get_output_embeddings() is None:
+            reasons["embeddings do without the output layer"].append(name)
+            continue
         reason = next(
             (
                 reason
@@ -111,10 +116,12 @@ def _check_kind(model: Any, unread: list[str], folder: Path) -> None:
             f"{folder} holds an adapter that is not merged ({adapter[0]}, {len(adapter)} in all); "
             "merge it into its base model first"
         )
-    if heads := [name for name in unread if _HEAD.search(name)]:
+    heads = [name for name in unread if _HEAD.search(name) and not reason_unused(name, None, model.config)]
+    if heads:
         raise RefusedError(
             f"{folder} is a reward or classification model: its head {heads[0]} has no place in "
-            f"{type(model).__name__}; Longspan serves language models"
+            f"{type(model).__name__}; "
+            + ("Longspan serves language models" if _generates(model) else "choose a model without it")
         )
 
 
@@ -202,10 +209,15 @@ def mismatches(shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> st
 
 def not_those(model: Any, wrong: Sequence[str], folder: Path) -> str:
     """The sentence about weights that are not the model's."""
+    wanted = "causal language model" if _generates(model) else type(model).__name__
     return (
         f"the weights in {folder} are not those of {type(model).__name__}: {'; '.join(wrong)}; "
-        "choose a complete checkpoint of a causal language model"
+        f"choose a complete checkpoint of a {wanted}"
     )
+
+
+def _generates(model: Any) -> bool:
+    return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _check_dtypes(model: Any, reading: Reading, stored: Mapping[str, Stored], folder: Path) -> None:

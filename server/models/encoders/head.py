@@ -51,15 +51,18 @@ class _Computed(nn.Module):
 
     def __init__(self, base: Any) -> None:
         super().__init__()
+        self.embeddings = getattr(base, "embeddings", None)  # DeBERTa's head for masks multiplies by them
         self._pooler = getattr(base, "pooler", None)
         self._activation = getattr(base, "pooler_activation", None)  # ALBERT's pooler is a bare linear layer
         self.hidden = torch.empty(0)
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
+    def forward(self, *_: Any, **__: Any) -> Any:
         """What the base would return."""
         pooled = None
         if self._pooler is not None and self._activation is not None:
             pooled = self._activation(self._pooler(self.hidden[:, 0]))
         elif self._pooler is not None:
             pooled = self._pooler(self.hidden)
-        return BaseModelOutputWithPooling(last_hidden_state=self.hidden, pooler_output=pooled)
+        output = BaseModelOutputWithPooling(last_hidden_state=self.hidden, pooler_output=pooled)
+        output.global_attentions = None  # which Longformer's heads hand on
+        return output

@@ -1,10 +1,10 @@
-"""Loads an encoder's folder into transformers' own class, with attention handed to Longspan."""
+"""Loads an encoder's folder into transformers' own class, with attention handed to Longspan if it can be."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,23 @@ import torch
 import transformers
 
 from attention.hook import register
-from server.encoder_messages import Pooling, Task
+from server.encoder_messages import Task
 from server.errors import RefusedError
+from server.models.checkpoint.files import Stored
 from server.models.checkpoint.quantization import read_method
 from server.models.checkpoint.reading import read_stored
-from server.models.encoders.encoder import Encoder, first_position, position_table
+from server.models.encoders.by_length import ByLength, reach, reset, settle
+from server.models.encoders.encoder import Encoder
+from server.models.encoders.flattened import Flattened, first_position, is_causal, position_table
 from server.models.encoders.head import Chances, Head, chances
 from server.models.encoders.prepacked import prepack
-from server.models.encoders.prove import check, check_head, compute_own, own_logits, proof_texts
-from server.models.encoders.recognize import read_tasks
+from server.models.encoders.prove import check, check_head, compute_own, proof_texts
+from server.models.encoders.recognize import check_embedder, read_tasks
 from server.models.encoders.sentence import SentenceFiles, read_sentence_files
 from server.models.folder import weight_files
+from server.models.limits import context_length
 from server.models.load import check_size, read_model
-from server.models.recognize import read_any_config
+from server.models.recognize import is_encoder, read_any_config
 from server.models.refusing import refusing
 
 log = logging.getLogger("longspan.models")
@@ -51,8 +55,7 @@ class LoadedEncoder:
         vocabulary_size: tokens that it knows.
         context_length: tokens of the longest text.
         embedding_size: numbers of a vector.
-        pooling: how the makers turn a text's vectors into one.
-        normalized: whether they then have length 1.
+        files: what the makers say of embeddings.
         labels: names of those that the head scores.
         chances: makes probabilities of their logits; ``None`` for a regression.
         token_types: how many a text's tokens may have; 0 where transformers passes none to the model.
@@ -70,8 +73,7 @@ class LoadedEncoder:
     vocabulary_size: int
     context_length: int
     embedding_size: int
-    pooling: Pooling
-    normalized: bool
+    files: SentenceFiles
     labels: list[str]
     chances: Chances | None
     token_types: int
@@ -98,18 +100,22 @@ def load_encoder(
     report("reading the config", 0.0)
     config = read_any_config(folder)
     tasks = read_tasks(config)
+    if not is_encoder(config):
+        check_embedder(folder, config)
     files = read_sentence_files(folder)
     stored = read_stored(weight_files(folder))
     method = read_method(folder, config, stored)
     place = torch.device(device)
     chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
     wanted = chosen if chosen == "auto" else getattr(torch, chosen)
+    tasks = _with_head(tasks, config, stored)
     kind, more = _class(config, tasks)
     check_size(kind, folder, config, stored, method, wanted, place, **more)
     report("loading the weights", 0.1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    _check_interface(config, kind)
+    takes_attention = kind._model_mapping[type(config)]._can_set_attn_implementation()
+    settle(config)
     model = read_model(kind, folder, config, stored, method, wanted, place, **more)
     model.eval().requires_grad_(False)
     architecture = type(model).__name__
@@ -117,22 +123,29 @@ def load_encoder(
     parameters = sum(weight.numel() for weight in weights)
     weight_bytes = sum(weight.nbytes for weight in weights)
     base = model.base_model
-    vocabulary = base.get_input_embeddings().num_embeddings
     report("checking", 0.7)
     with refusing(architecture, "the start-up check"):
+        vocabulary = base.get_input_embeddings().num_embeddings
         first = first_position(base)
         length = _context_length(base, first, files, max_context)
-        texts = proof_texts(vocabulary, length, getattr(config, "sliding_window", None) or 0)
-        own = compute_own(base, texts)
-        logits = own_logits(model, texts) if kind in _CLASSES.values() else None
-        register()
-        model.set_attn_implementation("longspan")
+        texts = proof_texts(vocabulary, length, reach(config))
+        if not takes_attention:
+            reset(base, length)
+        own, logits = compute_own(model, texts)
+        if takes_attention:
+            causal = is_causal(base)
+            register()
+            model.set_attn_implementation("longspan")
         linears = (
             prepack(model)
             if device == "cpu" and model.dtype == torch.float32
             else "linear layers are torch's"
         )
-        encoder = Encoder(base, first)
+        encoder: Encoder = (
+            Flattened(base, first, causal=causal)
+            if takes_attention
+            else ByLength(base, classifies=Task.SCORE in tasks)
+        )
         check(encoder, texts, own, architecture)
         head = None if logits is None else Head(model)
         if head is not None and logits is not None:
@@ -154,8 +167,7 @@ def load_encoder(
         vocabulary_size=vocabulary,
         context_length=length,
         embedding_size=own[0].shape[1],
-        pooling=files.pooling,
-        normalized=files.normalized,
+        files=files,
         labels=_labels(config) if Task.SCORE in tasks else [],
         chances=chances(config) if Task.SCORE in tasks else None,
         token_types=encoder.token_types if passed else 0,  # not all that a tokenizer makes are meant
@@ -168,6 +180,20 @@ def _labels(config: Any) -> list[str]:
     return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
+def _with_head(tasks: tuple[Task, ...], config: Any, stored: Mapping[str, Stored]) -> tuple[Task, ...]:
+    """The tasks without ``FILL``, where the files hold only what is below the head that the config names.
+
+    Makers of embeddings often keep the config of the model that they began with, as all-mpnet-base-v2's did.
+    """
+    if Task.FILL not in tasks:
+        return tasks
+    own = _CLASSES[Task.FILL]._model_mapping[type(config)]
+    if any(name.startswith(f"{own.base_model_prefix}.") for name in stored):
+        return tasks
+    log.warning("the config names %s, but the weights have no head: masks can't be filled", own.__name__)
+    return tuple(task for task in tasks if task is not Task.FILL)
+
+
 def _class(config: Any, tasks: tuple[Task, ...]) -> tuple[Any, dict[str, Any]]:
     """The class to load, and its arguments: without a head a pooler might have random weights."""
     kind = next((_CLASSES[task] for task in tasks if task in _CLASSES), None)
@@ -176,15 +202,6 @@ def _class(config: Any, tasks: tuple[Task, ...]) -> tuple[Any, dict[str, Any]]:
     own = transformers.AutoModel._model_mapping[type(config)]
     bare = "add_pooling_layer" in inspect.signature(own.__init__).parameters
     return transformers.AutoModel, {"add_pooling_layer": False} if bare else {}
-
-
-def _check_interface(config: Any, kind: Any) -> None:
-    own = kind._model_mapping[type(config)]
-    if not own._can_set_attn_implementation():
-        raise RefusedError(
-            f"{own.__name__} does not go through transformers' attention interface, which Longspan needs; "
-            "choose another architecture"
-        )
 
 
 def _tokenizer(folder: Path, config: Any) -> Any:
@@ -206,7 +223,7 @@ def _check_room(special: int, length: int) -> None:
 
 def _context_length(base: Any, first: int, files: SentenceFiles, max_context: int | None) -> int:
     table = position_table(base)
-    own = base.config.max_position_embeddings if table is None else table.num_embeddings - first
+    own = context_length(base.config, None) if table is None else table.num_embeddings - first
     if max_context is not None and max_context > own:
         raise RefusedError(
             f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"

@@ -1,4 +1,4 @@
-"""Proves at start-up that an encoder in flattened batches computes what transformers does text by text."""
+"""Proves at start-up that an encoder in batches computes what transformers does text by text."""
 
 from __future__ import annotations
 
@@ -17,29 +17,44 @@ log = logging.getLogger("longspan.models")
 # and a position, a type or a text that is mixed up 0.01 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 _USUAL = 150
+# A reach is seen in texts longer than it, by three times where it is small.
+_BEYOND = 500
 
 
-def proof_texts(vocabulary: int, longest: int, window: int) -> list[list[int]]:
-    """Texts of random tokens: of one token, two of one length, and one longer than the model's window."""
+def proof_texts(vocabulary: int, longest: int, reach: int) -> list[list[int]]:
+    """Texts of random tokens: of one token, two of one length, and one longer than the model's reach."""
     generator = torch.Generator().manual_seed(0)
-    lengths = [1, 7, 7, min(longest, max(_USUAL, 3 * window))]
+    lengths = [1, 7, 7, max(_USUAL, min(3 * reach, reach + _BEYOND))]
     lengths = [min(length, longest) for length in lengths]
     return [torch.randint(5, vocabulary, (length,), generator=generator).tolist() for length in lengths]
 
 
 @torch.inference_mode()
-def compute_own(base: Any, texts: list[list[int]]) -> list[torch.Tensor]:
-    """transformers' own forward, one text at a time: of each ``[tokens, size]``."""
-    return [
-        base(input_ids=torch.tensor([text], device=base.device)).last_hidden_state[0].float()
-        for text in texts
-    ]
+def compute_own(model: Any, texts: list[list[int]]) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    """transformers' own forward of a whole model, one text at a time.
 
+    Args:
+        model: as transformers made it.
+        texts: ascending by length.
 
-@torch.inference_mode()
-def own_logits(model: Any, texts: list[list[int]]) -> list[torch.Tensor]:
-    """transformers' own logits, one text at a time: of each ``[labels]`` or ``[tokens, vocabulary]``."""
-    return [model(input_ids=torch.tensor([text], device=model.device)).logits[0].float() for text in texts]
+    Returns:
+        Of each text the vectors below the head ``[tokens, size]``, and the head's logits, if there is one:
+        ``[labels]`` or ``[tokens, vocabulary]``.
+    """
+    hidden: list[torch.Tensor] = []
+
+    def note(*called: Any) -> None:
+        hidden.append(called[-1].last_hidden_state[0].float())
+
+    hook = model.base_model.register_forward_hook(note)
+    try:
+        # The longest first: BigBird would see it by other rules after a short one.
+        outputs = [model(input_ids=torch.tensor([text], device=model.device)) for text in reversed(texts)]
+    finally:
+        hook.remove()
+    with_head = model.base_model is not model
+    logits = [output.logits[0].float() for output in reversed(outputs)] if with_head else None
+    return hidden[::-1], logits
 
 
 def check_head(
@@ -62,7 +77,7 @@ def check_head(
 
 
 def check(encoder: Encoder, texts: list[list[int]], own: list[torch.Tensor], architecture: str) -> None:
-    """Compares one flattened batch with what transformers computed.
+    """Compares one batch with what transformers computed.
 
     Raises:
         RefusedError: they differ.

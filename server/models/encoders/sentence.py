@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ _POOLINGS = {
     "cls_token": Pooling.CLS,
     "lasttoken": Pooling.LAST,
 }
+# Of all prompts together: each answer to GetModelInfo has them.
+_MOST_CHARACTERS = 64 << 10
 _ELSE = "choose a model of Transformer, Pooling and Normalize alone"
 
 
@@ -31,11 +34,34 @@ class SentenceFiles:
         pooling: mean where the folder says nothing.
         normalized: whether embeddings have length 1.
         longest: tokens of the longest text that the makers used; ``None`` where they don't say.
+        prompts: by name, texts with which embedded texts begin.
+        default_prompt: the name of the one that texts begin with where a request names none.
     """
 
     pooling: Pooling
     normalized: bool
     longest: int | None
+    prompts: Mapping[str, str]
+    default_prompt: str | None
+
+
+def has_pooling(folder: Path) -> bool:
+    """Whether a folder says how a text's vectors become one, as those made for embeddings do.
+
+    Raises:
+        RefusedError: its ``modules.json`` can't be read.
+    """
+    return bool(pooling_folders(folder))
+
+
+def pooling_folders(folder: Path) -> list[str]:
+    """The folders beside the model, by name, whose ``config.json`` says so.
+
+    Raises:
+        RefusedError: ``modules.json`` can't be read, or names a folder elsewhere.
+    """
+    modules = _read_modules(folder / "modules.json")
+    return [_folder_name(folder, module.get("path")) for module in modules if _kind(module) == "Pooling"]
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles:
@@ -58,25 +84,47 @@ def read_sentence_files(folder: Path) -> SentenceFiles:
         )
     modules = _read_modules(folder / "modules.json")
     pooling, normalized = Pooling.MEAN, False
+    excluded = False
     for module in modules:
-        kind = str(module.get("type")).rpartition(".")[2]
+        kind = _kind(module)
         if kind == "Pooling":
-            pooling = _pooling(folder / _folder_name(folder, module.get("path")) / "config.json")
+            pooling, excluded = _pooling(folder / _folder_name(folder, module.get("path")) / "config.json")
         elif kind == "Normalize":
             normalized = True
         elif kind != "Transformer":
             raise RefusedError(
                 f"modules.json in {folder} has a {kind[:80]}, which is not computed here; {_ELSE}"
             )
-    prompts = _read(folder / "config_sentence_transformers.json").get("prompts") or {}
-    if not isinstance(prompts, dict):
+    prompts, default = _prompts(folder / "config_sentence_transformers.json")
+    if excluded and pooling is not Pooling.LAST and any(prompts.values()):
         raise RefusedError(
-            f"config_sentence_transformers.json in {folder} can't be read: its prompts are no texts by name; "
+            f"the Pooling in {folder} leaves a prompt's own tokens out (include_prompt), which is not done "
+            "here; choose another model"
+        )
+    return SentenceFiles(pooling, normalized, longest, prompts, default)
+
+
+def _prompts(path: Path) -> tuple[dict[str, str], str | None]:
+    config = _read(path)
+    prompts = config.get("prompts") or {}
+    texts = isinstance(prompts, dict) and all(isinstance(text, str | None) for text in prompts.values())
+    if not texts:
+        raise RefusedError(f"{path} can't be read: its prompts are no texts by name; fetch the model again")
+    if sum(len(name) + len(text or "") for name, text in prompts.items()) > _MOST_CHARACTERS:
+        raise RefusedError(
+            f"the prompts in {path} have more than {_MOST_CHARACTERS} characters; shorten them"
+        )
+    default = config.get("default_prompt_name")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise RefusedError(
+            f"{path} names the default prompt {str(default)[:80]!r}, which is not among its prompts; "
             "fetch the model again"
         )
-    if told := {name: text for name, text in prompts.items() if text}:
-        log.info("the model's makers begin texts with prompts, which clients have to send: %.1000s", told)
-    return SentenceFiles(pooling, normalized, longest)
+    return {name: text or "" for name, text in prompts.items()}, default
+
+
+def _kind(module: dict[str, Any]) -> str:
+    return str(module.get("type")).rpartition(".")[2]
 
 
 def _folder_name(folder: Path, name: Any) -> str:
@@ -89,9 +137,9 @@ def _folder_name(folder: Path, name: Any) -> str:
     return name
 
 
-def _pooling(path: Path) -> Pooling:
-    """The one mode that is asked for: by a name or names, or in older files by flags."""
-    config = _read(path)
+def _pooling(path: Path) -> tuple[Pooling, bool]:
+    """The one mode that is asked for, and whether without prompts: by names, or in older files by flags."""
+    config = read_object(path)
     given = config.get("pooling_mode")
     flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
     asked = [given] if isinstance(given, str) else given if isinstance(given, list) else flags
@@ -101,7 +149,7 @@ def _pooling(path: Path) -> Pooling:
             f"{path} asks for pooling by {' and '.join(asked)[:200] or 'nothing'}; here it is the mean, "
             "the first token (cls) or the last one; choose another model"
         )
-    return _POOLINGS[asked[0]]
+    return _POOLINGS[asked[0]], config.get("include_prompt") is False
 
 
 def _read_modules(path: Path) -> list[dict[str, Any]]:

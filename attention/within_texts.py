@@ -1,4 +1,4 @@
-"""Attention of encoders: a token sees all of its own text, in a flattened batch without padding."""
+"""Attention within each text of a flattened batch without padding, as encoders and embedders compute it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attention.registry import UnsupportedError
 
+# Tensors that change nothing: positions are in queries and keys already.
+_HARMLESS = {"position_ids"}
+
 
 class _Group(NamedTuple):
     """Neighboring texts of one length."""
@@ -20,7 +23,7 @@ class _Group(NamedTuple):
     length: int
 
 
-class Bidirectional:
+class WithinTexts:
     """What a model's forward takes as ``longspan`` for a flattened batch of texts.
 
     Texts of one length are one call of torch's SDPA where they are neighbors, so a batch that is sorted by
@@ -28,16 +31,18 @@ class Bidirectional:
 
     Args:
         lengths: of the texts, in tokens, in the order of the batch.
+        causal: a token sees itself and those before it; else all of its text.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], *, causal: bool) -> None:
+        self._causal = causal
         self._groups: list[_Group] = []
         begin = 0
         for length, alike in groupby(lengths):
             count = len(list(alike))
             self._groups.append(_Group(begin, count, length))
             begin += count * length
-        self._near: dict[tuple[int, int], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
         self._bias: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
 
     def attend(
@@ -49,16 +54,16 @@ class Bidirectional:
         mask: torch.Tensor | None,
         features: Mapping[str, Any],
     ) -> torch.Tensor:
-        """See ``attention.forward.Attend.attend``. ``sliding_window`` w among the features: ``|i - j| < w``.
+        """See ``attention.forward.Attend.attend``.
 
-        ``position_bias`` ``[H, 2 N - 1]`` among them is added to the logits: that of a key ``d`` tokens after
-        the query at ``N - 1 + d`` (T5: Raffel et al. 2020, section 2.1). Texts have ``N`` tokens at most.
+        ``sliding_window`` w among the features: ``|i - j| < w``. ``position_bias`` ``[H, 2 N - 1]`` among
+        them is added to the logits where tokens see all of their text: that of a key ``d`` tokens after the
+        query at ``N - 1 + d`` (T5: Raffel et al. 2020, section 2.1). Texts have ``N`` tokens at most.
 
         Raises:
-            UnsupportedError: the model insists on a mask.
+            UnsupportedError: the model asks for something else beside, such as a mask.
         """
-        if mask is not None:
-            raise UnsupportedError("the model gives its attention a mask of its own")
+        _check(mask, features, biased=not self._causal)
         _, heads, tokens, _ = query.shape
         output = query.new_empty(tokens, heads, value.shape[-1])
         for begin, count, length in self._groups:
@@ -67,22 +72,31 @@ class Bidirectional:
             q, k, v = (x[0, :, rows].unflatten(1, (count, length)) for x in (query, key, value))
             if len(k) != heads:
                 k, v = (x.repeat_interleave(heads // len(x), 0) for x in (k, v))
-            added = self._near_mask(features.get("sliding_window"), length, query.device)
+            added = self._near(features.get("sliding_window"), length, query.device)
             if (table := features.get("position_bias")) is not None:
                 bias = self._bias_of(table, length)
                 added = bias if added is None else bias.masked_fill(~added, -torch.inf)
-            attended = scaled_dot_product_attention(q, k, v, attn_mask=added, scale=features.get("scaling"))
+            attended = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=added,
+                is_causal=self._causal and added is None,
+                scale=features.get("scaling"),
+            )
             output[rows].unflatten(0, (count, length)).copy_(attended.permute(1, 2, 0, 3))
         return output[None]
 
-    def _near_mask(self, window: int | None, length: int, device: torch.device) -> torch.Tensor | None:
-        """Which tokens of a text see which, ``[length, length]``; ``None`` for all."""
+    def _near(self, window: int | None, length: int, device: torch.device) -> torch.Tensor | None:
+        """Which tokens of a text see which within a window, ``[length, length]``; ``None`` for all."""
         if window is None or window >= length:
             return None
-        if (window, length) not in self._near:
+        if (window, length) not in self._masks:
             places = torch.arange(length, device=device)
-            self._near[window, length] = (places[:, None] - places).abs() < window
-        return self._near[window, length]
+            distances = places[:, None] - places
+            near = distances.abs() < window
+            self._masks[window, length] = near & (distances >= 0) if self._causal else near
+        return self._masks[window, length]
 
     def _bias_of(self, table: torch.Tensor, length: int) -> torch.Tensor:
         """The bias of a text's tokens, ``[H, 1, length, length]``; kept for layers that share a table."""
@@ -93,3 +107,14 @@ class Bidirectional:
             places = torch.arange(length, device=table.device)
             kept[length] = table[:, places - places[:, None] + table.shape[1] // 2][:, None]
         return kept[length]
+
+
+def _check(mask: torch.Tensor | None, features: Mapping[str, Any], *, biased: bool) -> None:
+    if mask is not None:
+        raise UnsupportedError("the model gives its attention a mask of its own")
+    if features.get("softcap"):
+        raise UnsupportedError("the model caps its attention's scores (softcap), which is not computed here")
+    for name, value in features.items():
+        known = name in _HARMLESS or (biased and name == "position_bias")
+        if isinstance(value, torch.Tensor) and not known:
+            raise UnsupportedError(f"the model's attention takes {name}, which is not computed here")
