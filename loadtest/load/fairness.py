@@ -146,9 +146,9 @@ async def measure(address: Address, repeats: int, long: int, seed: int = 0) -> W
         for tokens in SHORT:
             await requests.first_token(tokens)
 
-        async def short(beside: str, lengths: Sequence[int] = SHORT) -> None:
+        async def short(beside: str) -> None:
             for _ in range(repeats):
-                for tokens in lengths:
+                for tokens in SHORT:
                     await requests.pause()
                     found.short.setdefault((beside, tokens), []).append(await requests.first_token(tokens))
 
