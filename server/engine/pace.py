@@ -23,7 +23,6 @@ _ENOUGH = 0.75  # of what a step might take: a smaller one says nothing of the p
 _MEMORY = 0.98  # weight of a step in the estimate of the reach once the next one is seen
 _DOUBT = 0.01  # weight of the expected reach; steps over positions a tenth of it apart weigh as much
 
-_ROUNDING = 1e-9
 _MOST = 64.0  # times that the reach is above or below the expected one
 
 EXPECTED_REACH = 4096.0
@@ -88,13 +87,13 @@ class Pace:
     def tokens(self, start: int, cost: float) -> int:
         """How many tokens from position ``start`` cost about so much.
 
-        Where steps are kept short, a multiple of a kernel's tile, rounded down.
+        Where steps are kept short, the nearest multiple of a kernel's tile.
         """
         if self._seconds is None:
             return int(cost)
         per_token = 1 + start / self._reach
         number = 2 * cost / (per_token + math.sqrt(per_token**2 + 2 * cost / self._reach))
-        return int(number * (1 + _ROUNDING)) // MULTIPLE * MULTIPLE
+        return round(number / MULTIPLE) * MULTIPLE
 
     def observe(self, work: Work, decodes: int, seconds: float) -> None:
         """Takes the duration of a step.

@@ -204,13 +204,13 @@ def test_a_long_prompt_has_larger_chunks_while_it_holds_up_nothing() -> None:
     usual = paced(scheduler, 0.05 / FIRST)[0]
     assert usual <= FIRST
     now[0] += QUIET
-    assert step(scheduler)[0] > 3 * usual
+    assert step(scheduler)[0] > 1.5 * usual
     ask(scheduler, 1, 16, max_tokens=3)
     assert step(scheduler) == {1: 16}
     now[0] += QUIET
     while 1 in scheduler._by_id:  # it decodes
         assert step(scheduler)[0] <= usual
-    assert step(scheduler)[0] > 3 * usual
+    assert step(scheduler)[0] > 1.5 * usual
 
 
 def test_a_prompts_own_arrival_holds_up_nothing() -> None:
@@ -218,7 +218,7 @@ def test_a_prompts_own_arrival_holds_up_nothing() -> None:
     ask(scheduler, 0, LONG)
     # Unless nothing is known yet of how long a step takes.
     assert paced(scheduler, 0.05 / FIRST)[0] <= FIRST
-    assert step(scheduler)[0] > 3 * FIRST
+    assert step(scheduler)[0] > 1.5 * FIRST
     ask(scheduler, 1, 16, max_tokens=1)
     assert step(scheduler) == {1: 16}
     assert step(scheduler)[0] <= FIRST
@@ -269,8 +269,8 @@ def test_prompts_take_about_as_long_as_they_should_while_tokens_grow_dearer(targ
         durations.append(seconds(seen, tokens))
         seen += tokens
     steady = durations[4:]
-    assert max(steady) < max(1.3 * target, seconds(LONG, MULTIPLE))
-    assert sum(steady) / len(steady) > 0.6 * target
+    assert max(steady) < max(1.4 * target, seconds(LONG, MULTIPLE))
+    assert sum(steady) / len(steady) == pytest.approx(target, rel=0.2)
     # A token at the start of another prompt is known to cost less: here a fifth, and up to a third where
     # the 2 ms of every step count much.
     assert 3 < pace.cost(LONG, 1) / pace.cost(0, 1) < 5.2
@@ -304,7 +304,7 @@ def test_tokens_cost_what_they_were_chosen_for(steps, start, share, reach) -> No
     cost = share * max(pace.allowance, pace.cost(start, 2 * MULTIPLE))
     tokens = pace.tokens(start, cost)
     assert tokens % MULTIPLE == 0
-    assert pace.cost(start, tokens) <= cost * 1.001
-    assert pace.cost(start, tokens + MULTIPLE) >= cost * 0.999
+    assert pace.cost(start, max(0, tokens - MULTIPLE // 2)) <= cost * 1.001
+    assert pace.cost(start, tokens + MULTIPLE // 2) >= cost * 0.999
     # Half of what there is at least is a tile, so that the most urgent prompt always goes on.
     assert share < 0.5 or tokens >= MULTIPLE

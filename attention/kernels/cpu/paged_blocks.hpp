@@ -63,7 +63,10 @@ void pack_panel(const Call& call, const BlockRoom& room, const Group& group, int
   if (queries < kWide) std::fill(to, panel.output, 0.0f);
   auto* begins = reinterpret_cast<int32_t*>(panel.sum + kWide);
   int32_t *ends = begins + call.range_count * kWide, *common = ends + call.range_count * kWide;
-  for (int64_t i = 0; i < call.range_count; ++i) common[2 * i] = 0, common[2 * i + 1] = INT32_MAX;
+  for (int64_t i = 0; i < call.range_count; ++i) {
+    common[2 * i] = 0;
+    common[2 * i + 1] = INT32_MAX;
+  }
   for (int64_t m = 0; m < kWide; ++m) {
     // A lane without a query gets the last query's ranges, so that no tile is masked because of it.
     const int64_t query = first + std::min(m, queries - 1), entry = group.entry + query / shared;
