@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loadtest.cli.compare import compare
+from loadtest.cli.distill import distill
 from loadtest.cli.load import load
 from server.cli.application import application, run
 from server.cli.help import PlainCommand
@@ -10,4 +11,5 @@ from server.cli.help import PlainCommand
 __all__ = ["application", "run"]
 
 application.command(cls=PlainCommand)(load)
+application.command(cls=PlainCommand)(distill)
 application.command(cls=PlainCommand, context_settings={"allow_extra_args": True})(compare)

@@ -192,10 +192,7 @@ def test_read_refuses_what_it_cannot_do(server: Running, tmp_path: Path) -> None
     for words, code, sentence in (
         ([str(tmp_path / "none")], 2, "can't be read: No such file"),
         ([str(file), "--method", "skimming"], 2, "choose from map-reduce, hierarchical, extractive"),
-        ([str(file), "--method", "extractive"], 2, "needs a question"),
         ([str(file), "--top", "3"], 2, "--top needs --method extractive"),
-        ([str(file), "--overlap", "300"], 2, "at most half of passage_tokens, which is 512"),
-        ([str(file), "--passage-tokens", "3"], 2, "--passage-tokens"),
         ([str(file), "--model", "gpt-9"], 1, "no such model"),
     ):
         done = run("read", *words, "--port", str(server.port))

@@ -14,6 +14,9 @@ from typing import TypeVar
 import pytest
 
 from loadtest import texts
+from loadtest.evaluation.prompts import plain
+from loadtest.tasks.registry import make
+from loadtest.tasks.score import score
 from longspan import AsyncClient
 from longspan.reading import METHODS, Method, ReadOptions, Spent, prompts, read
 from longspan.reading.session import Session
@@ -64,7 +67,7 @@ def on(server: Server, ask: Callable[[AsyncClient], Awaitable[Result]]) -> Resul
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["map-reduce", "extractive"])
 def test_the_answer_and_the_passage_it_is_from(server: Server, document: Path, method: str) -> None:
     command = [sys.executable, "-m", "server.cli", "read", str(document), "--question", QUESTION]
     command += ["--method", method, "--passage-tokens", "160", "--port", str(server.port), "--json"]
@@ -130,3 +133,29 @@ def test_facts_in_a_document_longer_than_the_context(server: Server, method: Met
     print(f"{method}: {tokens} tokens, {found} found and {cited} cited of 4, {seconds:.1f} s each")
     assert tokens > 8192
     assert min(found, cited) >= 2
+
+
+@pytest.mark.stress
+def test_needles_beside_the_whole_context(server: Server) -> None:
+    """RULER's niah_multikey_1 at 7,000 tokens: one of four numbers asked, in parts and in one prompt."""
+    prose = texts.prose(texts.reference())
+    right = dict.fromkeys(("extractive", "map-reduce", "full"), 0.0)
+    for index in range(3):
+        with server.client() as client:
+            (sample,) = make(
+                "niah_multikey_1", lambda text: len(plain(client, text)), prose, 7000, index, 7, reserve=1
+            )
+            content = sample.context.partition("\n")[2].encode()
+            question = sample.question.strip().replace(" in the text above", "")
+            for method in ("extractive", "map-reduce"):
+                began, options = time.monotonic(), ReadOptions(method=method)
+                reading = on(server, lambda client, q=question, c=content, o=options: read(client, c, q, o))
+                right[method] += score(sample, reading.text)
+                print(f"{method}: {time.monotonic() - began:.1f} s, {reading.text!r}")
+            began = time.monotonic()
+            prompt = sample.context + sample.question + sample.answer_prefix
+            answer = client.generate(prompt, max_tokens=24, temperature=0)
+            right["full"] += score(sample, answer.text)
+            print(f"full: {time.monotonic() - began:.1f} s, {answer.text!r}")
+    print(right)
+    assert min(right.values()) >= 1

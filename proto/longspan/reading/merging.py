@@ -1,8 +1,9 @@
 """Map-reduce and hierarchical reading: a note of each passage, and these merged into one answer.
 
-Map-reduce (Zhou et al. 2024, "LLM x MapReduce", section 3) merges all notes at once, in as many rounds as
-their tokens need. Hierarchical reading merges within each section of the document first (Wu et al. 2021,
-"Recursively summarizing books with human feedback", section 2; Chang et al. 2023, "BooookScore", section 2).
+Map-reduce (Zhou et al. 2024, "LLM x MapReduce": map, collapse and reduce stages) merges all notes at once, in
+as many rounds as their tokens need. Hierarchical reading merges within each section of the document first (Wu
+et al. 2021, "Recursively summarizing books with human feedback", section 2; Chang et al. 2023, "BooookScore",
+section 2).
 """
 
 from __future__ import annotations

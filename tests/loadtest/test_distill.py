@@ -1,0 +1,197 @@
+"""A draft model from a teacher's own layers, trained on text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loadtest import texts
+from loadtest.direct.distill.acceptance import acceptance, best_speedup
+from loadtest.direct.distill.run import AnotherRunError, distill
+from loadtest.direct.distill.student import make_student
+from loadtest.direct.distill.train import distillation_loss
+from loadtest.direct.distill.types import Recipe
+from tests.models_zoo import save_tiny
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distill") / "teacher"
+    save_tiny("llama", folder, num_hidden_layers=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    text = tmp_path_factory.mktemp("text") / "manual.txt"
+    text.write_text(texts.reference()[:12_000])
+    return Recipe(str(teacher), (str(text),), layers=2, context=32, batch=4, steps=20, warmup=2)
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def stops_at(step: int) -> Callable[[str, int, int], None]:
+    def listener(stage: str, done: int, total: int) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return listener
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_the_loss_is_the_papers() -> None:
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 2, 5, 7)) * 3
+    ids = rng.integers(7, size=(2, 5))
+    ours, theirs = softmax(student / 2), softmax(teacher / 2)
+    soft = (theirs * np.log(theirs / ours)).sum(-1).mean() * 4
+    chosen = np.take_along_axis(softmax(student)[:, :-1], ids[:, 1:, None], -1)
+    expected = 0.7 * soft + 0.3 * -np.log(chosen).mean()
+    loss = distillation_loss(torch.tensor(student), torch.tensor(teacher), torch.tensor(ids), 2.0, 0.7)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_acceptance_is_the_overlap_of_both_distributions(teacher: Path) -> None:
+    one = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    other = make_student(one, 2)
+    held_out = torch.randint(0, 300, (4, 24), generator=torch.Generator().manual_seed(0))
+    same = acceptance(one, one, held_out)
+    assert (same.sampled, same.greedy) == (pytest.approx(1.0, abs=1e-5), 1.0)
+    with torch.no_grad():
+        ours, theirs = (softmax(model(held_out).logits.double().numpy()) for model in (other, one))
+    found = acceptance(one, other, held_out)
+    assert found.sampled == pytest.approx(np.minimum(ours, theirs).sum(-1).mean(), abs=1e-5)
+    assert found.greedy == pytest.approx((ours.argmax(-1) == theirs.argmax(-1)).mean())
+    assert found.low < found.sampled < found.high
+    assert found.tokens == 96
+
+
+def test_speedup_is_what_a_simulation_finds() -> None:
+    rng = np.random.default_rng(0)
+    rate, cost = 0.7, 0.1
+    factor, drafted = best_speedup(rate, cost)
+    accepted = (rng.random((100_000, drafted)) < rate).cumprod(1).sum(1)
+    assert factor == pytest.approx((accepted.mean() + 1) / (drafted * cost + 1), rel=0.01)
+    assert best_speedup(0.0, 0.5) == (pytest.approx(1 / 1.5), 1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_a_student_is_made_of_the_teachers_layers(kind: str, tmp_path: Path) -> None:
+    save_tiny(kind, tmp_path / kind)
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path / kind, dtype=torch.float32)
+    layers = teacher.config.num_hidden_layers
+    student = make_student(teacher, 1)
+    theirs = dict(teacher.named_parameters())
+    for name, weight in student.named_parameters():
+        assert torch.equal(weight, theirs[name])  # the only layer is the first
+    assert student.config.num_hidden_layers == 1
+    with pytest.raises(ValueError, match=f"the teacher has {layers}; give 1 to {layers - 1}"):
+        make_student(teacher, layers)
+
+
+def test_a_student_keeps_the_vocabulary_and_is_a_folder_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    found = distill(recipe, tmp_path / "student", None, quiet)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32).eval()
+    teacher = AutoModelForCausalLM.from_pretrained(recipe.teacher, dtype=torch.float32).eval()
+    assert student.config.num_hidden_layers == 2
+    assert student.config.attention_dropout == teacher.config.attention_dropout
+    assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
+    assert not torch.equal(
+        student.model.layers[0].mlp.up_proj.weight, teacher.model.layers[0].mlp.up_proj.weight
+    )
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "student", recipe.teacher)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    assert found.after.sampled > found.before.sampled
+    report = json.loads((tmp_path / "student" / "distillation.json").read_text())
+    assert report["after"]["sampled"] == found.after.sampled
+    ids = tokenizers[1](Path(recipe.text[0]).read_text(), add_special_tokens=False)["input_ids"]
+    whole = torch.tensor(ids[: len(ids) // 32 * 32]).reshape(-1, 32)
+    held_out = whole[len(whole) - round(len(whole) / 10) :][:24]
+    assert acceptance(teacher, student, held_out).sampled == pytest.approx(found.after.sampled, abs=1e-5)
+    assert [point.step for point in found.losses if point.held_out] == sorted(
+        {point.step for point in found.losses if point.held_out}
+    )
+    assert "held out" in (tmp_path / "student" / "loss.svg").read_text()
+    with pytest.raises(AnotherRunError, match="has a finished student"):
+        distill(recipe, tmp_path / "student", None, quiet)
+
+
+def test_an_interrupted_run_continues_to_the_same_student(recipe: Recipe, tmp_path: Path) -> None:
+    distill(recipe, tmp_path / "whole", None, quiet)
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe, tmp_path / "parts", None, stops_at(11))
+    with pytest.raises(AnotherRunError, match="has a run with other options"):
+        distill(replace(recipe, steps=21), tmp_path / "parts", None, quiet)
+    steps: list[int] = []
+    found = distill(recipe, tmp_path / "parts", None, lambda stage, done, total: steps.append(done))
+    assert min(step for step in steps if step) == 9  # after the checkpoint of step 8
+    one, other = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "parts")
+    )
+    assert all(torch.allclose(weight, other[name], atol=1e-6) for name, weight in one.items())
+    assert {point.step for point in found.losses} >= {1, 8, 20}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"text": ("none.txt",)}, "No such file or directory: 'none.txt'"),
+        ({"layers": 4}, "the teacher has 4; give 1 to 3"),
+        ({"context": 4096}, "blocks of 4096 tokens; give at least 20"),
+        ({"teacher": "nothing/at/all"}, "nothing/at/all"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(
+    recipe: Recipe, tmp_path: Path, changed: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises((OSError, ValueError), match=sentence):
+        distill(replace(recipe, **changed), tmp_path / "out", None, quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(AnotherRunError, match="is not empty"):
+        distill(recipe, tmp_path, None, quiet)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--schedule", "linear"], "--schedule linear: choose cosine or inverse_sqrt"),
+        (["--warmup", "400"], "--warmup 400 leaves none of 400 --steps; give fewer"),
+    ],
+)
+def test_the_command_refuses_before_anything_is_loaded(
+    tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "loadtest.cli",
+        "distill",
+        "--text",
+        "a",
+        "--out",
+        str(tmp_path),
+        *options,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"longspan: {sentence}\n")
