@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from attention.transfer import AsyncCopy, to_device
+from server.engine.candidates import candidates
 from server.engine.chance import uniforms
 from server.engine.logprobs import Measured, entries, measure
 from server.engine.penalties import SamplerState, adjust
@@ -220,9 +221,13 @@ def _draw(
     best = logits.amax(-1, keepdim=True)
     temperature = to_device(
         torch.tensor([s.temperature for s in samplings], dtype=torch.float32), logits.device
-    )
+    ).clamp_(min=torch.finfo(torch.float32).tiny)
+    few = candidates(logits, best.squeeze(-1), temperature) if logits.device.type == "cpu" else None
+    if few is not None:
+        logits, size = few.logits, few.logits.shape[-1]
+        widths = [*(width for width in widths if width < size), size]
     # The most likely token's becomes 0, so that no temperature, however low, can overflow.
-    x = (logits - best).div_(temperature.clamp_(min=torch.finfo(torch.float32).tiny).unsqueeze(-1))
+    x = (logits - best).div_(temperature.unsqueeze(-1))
     _top_k(x, logits, [s.top_k for s in samplings])
     weights = x.exp_().mul_(_UNIT).to(torch.int64)
     wider = _top_p(weights, [s.top_p for s in samplings], widths)
@@ -231,6 +236,8 @@ def _draw(
     total = cumulative[:, -1:]
     target = (to_device(torch.from_numpy(numbers), logits.device).unsqueeze(-1) * total).to(torch.int64)
     tokens = torch.searchsorted(cumulative, torch.minimum(target, total - 1), right=True)
+    if few is not None:  # past the end in a row without a finite maximum
+        tokens = few.tokens.gather(-1, tokens.clamp_(max=size - 1))
     return tokens.masked_fill_(wider, _WIDER).masked_fill_(~best.isfinite(), _NONE).squeeze(-1)
 
 
