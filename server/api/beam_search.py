@@ -28,8 +28,8 @@ class Beams:
     Attributes:
         count: beams that go on from each step.
         length_penalty: a finished beam's score is divided by its length to this power.
-        early_stopping: ``full``: it ends with ``count`` finished beams. ``heuristic``: when the best beam that
-            goes on, at its length, does not better the worst of these; ``never``: at any length, where
+        early_stopping: ``full``: it ends with ``count`` finished beams. ``heuristic``: when the best beam
+            that goes on, at its length, does not better the worst of these; ``never``: at any length, where
             ``length_penalty`` is positive.
     """
 

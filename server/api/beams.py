@@ -1,8 +1,8 @@
 """A request with beam search in the engine: each step's beams are sequences of one token each.
 
 A beam's tokens so far are known, so it is a prompt like others, and its pages are those of the beam that it
-continues, found in the prefix cache; what is behind the last full page is computed again. So preemption, mixed
-batches, priorities and aborts are those of all sequences.
+continues, found in the prefix cache; tokens behind the last full page are computed again. So preemption,
+mixed batches, priorities and aborts are those of all sequences.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ async def search(
         stream = submit([task.submit(id_, found.wanted) for task, id_ in zip(tasks, ids, strict=True)])
         answers: dict[int, SequenceOutput] = {}
         while taken := await stream.take(len(ids)):
-            for output, when in taken:
+            when = taken[-1][1]
+            for output, _ in taken:
                 first = output if first is None else first
                 answers[output.id] = output
         if len(answers) < len(ids):
