@@ -55,6 +55,9 @@ class GenerateOptions(TypedDict, total=False):
         source_language: of the prompt, for an encoder-decoder with tokens for languages.
         target_language: of the output, likewise.
         no_repeat_ngram_size: no run of so many tokens comes twice.
+        num_beams: beam search in place of sampling, with so many beams.
+        length_penalty: its finished beams' scores are divided by their length to this power.
+        early_stopping: when it ends, a value of ``EarlyStopping`` in ``inference.proto``.
     """
 
     model: str
@@ -84,6 +87,9 @@ class GenerateOptions(TypedDict, total=False):
     source_language: str
     target_language: str
     no_repeat_ngram_size: int
+    num_beams: int
+    length_penalty: float
+    early_stopping: int
 
 
 _SAMPLING = types_pb2.SamplingParams.DESCRIPTOR.fields_by_name.keys()
@@ -98,6 +104,8 @@ def _path(option: str) -> str:
         return f"sampling.{option}"
     if option in types_pb2.StopConditions.DESCRIPTOR.fields_by_name:
         return f"stop.{option}"
+    if option in inference_pb2.BeamSearch.DESCRIPTOR.fields_by_name:
+        return f"beam_search.{option}"
     return option
 
 

@@ -10,7 +10,9 @@ import msgspec
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
-from server.api.checks import check
+from server.api.beam_search import Beams
+from server.api.beams import beams_of, check_beams
+from server.api.checks import check, refuse
 from server.api.errors import Violation
 from server.api.languages import target_of
 from server.api.prompt import check_tokenizer
@@ -37,6 +39,7 @@ class Plan:
         stop_token_ids: what ends a sample, end-of-sequence tokens included unless ignored.
         target: of an encoder-decoder.
         forced: tokens that every sample begins with.
+        beams: of a beam search.
     """
 
     request: inference_pb2.GenerateRequest
@@ -47,6 +50,12 @@ class Plan:
     stop_token_ids: list[int]
     target: Target | None
     forced: list[int]
+    beams: Beams | None
+
+    @property
+    def width(self) -> int:
+        """Sequences in the engine at once, at most."""
+        return self.n if self.beams is None else self.beams.count
 
     def sequences(
         self, ids: list[int], prompt: list[int], context_length: int, salt: bytes = b""
@@ -87,7 +96,7 @@ class Plan:
             context_length: most tokens of prompt and output together.
             shared: whether samples share the prompt's pages.
         """
-        return prompt * (1 if shared else self.n) + self.n * self._max_tokens(prompt, context_length)
+        return prompt * (1 if shared else self.width) + self.width * self._max_tokens(prompt, context_length)
 
     def _max_tokens(self, prompt: int, context_length: int) -> int:
         stop, room = self.request.stop, context_length - prompt
@@ -120,16 +129,19 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
     if request.stop.min_tokens and len(stop_ids) >= vocabulary:
         sentence = "leave no token to choose before min_tokens; name fewer"
         raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
+    sampling = _sampling(request, served.generation.sampling, target)
+    refuse(check_beams(request, sampling))
     seeded = request.sampling.HasField("seed")
     return Plan(
         request=request,
         n=request.n if request.HasField("n") else 1,
         seed=request.sampling.seed if seeded else secrets.randbits(64),
-        sampling=_sampling(request, served.generation.sampling, target),
+        sampling=sampling,
         stop=stop,
         stop_token_ids=sorted(stop_ids),
         target=target,
         forced=forced,
+        beams=beams_of(request),
     )
 
 

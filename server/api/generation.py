@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
@@ -10,10 +11,13 @@ from server.access.callers import Caller
 from server.api import conversion, errors
 from server.api.account import Account
 from server.api.answer import Answer, Event
+from server.api.beams import search
 from server.api.prompt import prompt_ids
 from server.api.state import ServerState
 from server.encoder_messages import Task
+from server.engine.ipc.link import EngineClient
 from server.engine.ipc.output import EngineDeadError, OutputStream
+from server.messages import SequenceOutput, Submit
 from server.observe.metrics import Metrics
 from server.observe.request import RequestRecord
 
@@ -73,7 +77,7 @@ class Generation:
         plan = conversion.plan(self._request, served, self._state.limits)
         self._check_priority()
         quota = self._caller.quota
-        with self._state.admission.admit(self._caller, self._request_id, self, plan.n):
+        with self._state.admission.admit(self._caller, self._request_id, self, plan.width):
             prompt = await prompt_ids(self._request, served, self._state)
             if self._error is not None:
                 raise self._error
@@ -87,9 +91,19 @@ class Generation:
             account.record = record
             if not self._aborted:
                 with self._engine_errors():
+                    found: list[tuple[SequenceOutput, float]] = []
                     sequences = plan.sequences(ids, prompt, length, self._caller.salt)
-                    stream = self._stream = served.engine.submit(sequences)
                     account.submitted = True
+                    if plan.beams is not None:
+                        banned = [] if plan.target is None else plan.target.banned
+                        submit = functools.partial(self._submit, served.engine)
+                        found = await search(
+                            sequences[0], plan.beams, banned, ids, submit, served.engine.new_ids
+                        )
+                        sequences = []
+                    stream = self._submit(served.engine, sequences)
+                    for event in answer.take(found, stream, record):
+                        yield event
                     # Outputs that came while the client was slow to take an event are taken together.
                     while taken := await stream.take(_MOST_MERGED):
                         for event in answer.take(taken, stream, record):
@@ -97,6 +111,13 @@ class Generation:
             for event in answer.close(record):
                 yield event
             account.finish = answer.finish()
+
+    def _submit(self, engine: EngineClient, sequences: list[Submit]) -> OutputStream:
+        """Queues sequences; at once forgotten where the request was ended meanwhile."""
+        stream = self._stream = engine.submit(sequences)
+        if self._aborted or self._error is not None:
+            stream.abort()
+        return stream
 
     def _check_priority(self) -> None:
         most = self._caller.identity.max_priority

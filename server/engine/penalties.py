@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from attention.transfer import to_device
+from server.engine.repeats import repeating
 from server.messages import Sampling
 
 
@@ -83,13 +84,7 @@ class SamplerState:
 
     def repeating(self) -> list[int]:
         """Tokens that would end a run of ``no_repeat_ngram`` tokens that prompt and output have already."""
-        size = self.sampling.no_repeat_ngram
-        tokens = [*self._prompt, *self._output]
-        if not size or len(tokens) < size:
-            return []
-        newest = tokens[len(tokens) - size + 1 :]
-        starts = range(len(tokens) - size + 1)
-        return [tokens[i + size - 1] for i in starts if tokens[i : i + size - 1] == newest]
+        return repeating([*self._prompt, *self._output], self.sampling.no_repeat_ngram)
 
     def bias(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The biased tokens (int64 ``[N]``) and their biases (float32 ``[N]``); made on first use."""
@@ -171,8 +166,8 @@ def adjust(
     _penalize(logits, penalized, states, unrecorded)
     _ban_stops(logits, [row for row in rows if states[row].bans_stops(positions[row])], states)
     for row in rows:
-        if repeating := states[row].repeating():
-            logits[row, _tensor(repeating, logits.device)] = -torch.inf
+        if banned := states[row].repeating():
+            logits[row, _tensor(banned, logits.device)] = -torch.inf
     return logits.clamp_(max=torch.finfo(torch.float32).max)
 
 

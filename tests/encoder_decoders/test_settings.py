@@ -39,7 +39,7 @@ def test_settings_without_effect_are_refused(settings, sentence, folder):
 
 
 def test_backends_tells_what_would_be_served(folder):
-    result = CliRunner().invoke(application(), ["backends", "--model", str(folder), "--json"])
+    result = CliRunner().invoke(application, ["backends", "--model", str(folder), "--json"])
     document = json.loads(result.stdout)
     assert (document["architecture"], document["source_length"]) == ("BartForConditionalGeneration", 128)
     assert document["attention"]["pattern"] == "full"

@@ -1,0 +1,139 @@
+"""Beam search by an encoder-decoder and by a decoder, against transformers' ``generate``."""
+
+import threading
+
+import pytest
+import torch
+import transformers
+
+from longspan import InvalidRequestError
+from server.api.beam_search import Beams, BeamSearch
+from tests.e2e.server import Server
+from tests.encoder_decoders.harness import generated, own_model, sources_of
+from tests.encoder_decoders.zoo import save_encoder_decoder
+from tests.models_zoo import save_tiny
+
+FULL, NEVER = 1, 2
+OURS = {False: 0, True: FULL, "never": NEVER}
+PAGES = ("--threads", "1", "--page-size", "8", "--weights", "float")
+SOURCES = sources_of(9, 30, 17, 8)
+ASKED = [
+    {"num_beams": 3},
+    {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True},
+    {"num_beams": 2, "length_penalty": -1.0, "early_stopping": "never"},
+    {"num_beams": 5, "length_penalty": 0.4, "early_stopping": "never", "no_repeat_ngram_size": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Whose outputs end by themselves now and then."""
+    return save_encoder_decoder("t5", tmp_path_factory.mktemp("t5"), tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    # So few pages that searches side by side have to give way.
+    with Server("--model", folder, *PAGES, "--max-running", "8", "--kv-memory", "1700K") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def own(folder):
+    return own_model(folder)
+
+
+@pytest.fixture(scope="module")
+def stops(own):
+    """Tokens that often come among the likeliest, so that beams finish early."""
+    common = generated(own, SOURCES[0], 12, num_beams=6, eos_token_id=None)
+    return sorted({1, common[4], common[9]})
+
+
+def asked_of(options, stops):
+    options = {**options, "early_stopping": OURS[options.get("early_stopping", False)]}
+    return {**options, "max_tokens": 20, "stop_token_ids": stops}
+
+
+@pytest.mark.parametrize("options", ASKED)
+def test_beams_are_those_of_transformers(options, server, own, stops):
+    with server.client() as client:
+        for source in SOURCES[:3]:
+            answer = client.generate(source, **asked_of(options, stops))
+            expected = generated(own, source, 20, **options, eos_token_id=stops)
+            assert list(answer.completions[0].token_ids) == expected
+            assert answer.usage.prompt_tokens == len(source)
+
+
+def test_several_searches_at_once(server, own, stops):
+    found = {}
+
+    def ask(number):
+        with server.client() as client:
+            answer = client.generate(SOURCES[number], n=2, **asked_of(ASKED[0], stops))
+            found[number] = [list(one.token_ids) for one in answer.completions]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, outputs in found.items():
+        ids = torch.tensor([SOURCES[number]])
+        with torch.no_grad():
+            expected = own.generate(
+                ids,
+                max_new_tokens=20,
+                num_beams=3,
+                num_return_sequences=2,
+                eos_token_id=stops,
+                do_sample=False,
+            )
+        pad = own.generation_config.pad_token_id
+        for output, row in zip(outputs, expected[:, 1:].tolist(), strict=True):
+            assert output == row[: len(output)]
+            assert set(row[len(output) :]) <= {pad}
+
+
+def test_a_decoder_searches_too(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    own = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with Server("--model", folder, *PAGES, "--max-context", "128") as server, server.client() as client:
+        for prompt in SOURCES[:2]:
+            ids = torch.tensor([prompt])
+            with torch.no_grad():
+                expected = own.generate(ids, max_new_tokens=12, num_beams=3, do_sample=False)[
+                    0, len(prompt) :
+                ]
+            answer = client.generate(prompt, num_beams=3, max_tokens=12)
+            assert list(answer.completions[0].token_ids) == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_beams": 17}, "beam_search.num_beams: is 17; it may be 1 to 16"),
+        ({"num_beams": 2, "n": 3}, "n: is 3, more than beam_search.num_beams, 2"),
+        ({"num_beams": 2, "temperature": 1.0}, "sampling.temperature: is for sampling"),
+        ({"num_beams": 2, "repetition_penalty": 1.5}, "beam_search: has no penalties"),
+        ({"num_beams": 2, "logprobs": 1}, "logprobs: does not go with beam_search"),
+        ({"num_beams": 2, "stop": "x"}, "stop.stop_strings: does not go with beam_search"),
+        ({"num_beams": 2, "length_penalty": 11.0}, "beam_search.length_penalty: is 11"),
+        ({"num_beams": 2, "early_stopping": 9}, "beam_search.early_stopping: is 9"),
+    ],
+)
+def test_what_does_not_go_with_beams_is_refused(options, sentence, server):
+    with server.client() as client, pytest.raises(InvalidRequestError, match=sentence):
+        client.generate(SOURCES[0], **options)
+
+
+def test_a_search_ends_where_no_beam_can_better_the_worst():
+    search = BeamSearch(Beams(1, 1.0, "heuristic"), {0}, 10)
+    assert search.wanted == 2
+    search.advance([{0: -1.0, 5: -3.0}])
+    assert (search.running, search.finished[0].tokens) == ([], [0])
+    search = BeamSearch(Beams(1, 2.0, "never"), {0}, 10)
+    search.advance([{0: -1.0, 5: -3.0}])  # -3 / 100 would be better
+    assert [beam.tokens for beam in search.running] == [[5]]
