@@ -73,6 +73,7 @@ def _refuse_settings(settings: Settings) -> None:
         (settings.weights not in ("auto", "float"), "--weights", "they stay floats"),
         (settings.rope_scaling is not None or settings.rope_option, "--rope-scaling", "it has no RoPE"),
         (settings.chat_template is not None, "--chat-template", "its prompt is a text to be transformed"),
+        (settings.speculate != "off", "--speculate", "none of its tokens are drafted"),
     ):
         if given:
             raise RefusedError(f"{flag}: the model is an encoder-decoder, and {instead}; leave it out")

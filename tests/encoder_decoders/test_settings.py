@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
     ("settings", "sentence"),
     [
         ({"weights": "int8"}, "--weights: the model is an encoder-decoder, and they stay floats"),
+        ({"speculate": "ngram"}, "--speculate: .* none of its tokens are drafted; leave it out"),
         ({"rope_scaling": "yarn"}, "--rope-scaling: .* has no RoPE; leave it out"),
         (
             {"attention": "sliding_window", "attention_option": {"window": "64"}},

@@ -62,6 +62,7 @@ class _Remembering(nn.Module):
 def remembering() -> Any:
     """The model as ``tests.engine.harness.make_core`` needs it."""
     return SimpleNamespace(
+        halves=None,
         model=_Remembering(),
         layers=[LayerSpec(0, 1, 1, 1, 1, 1.0)],
         rope=None,

@@ -16,7 +16,7 @@ from server.engine.speculation.acceptance import Acceptance
 from server.engine.speculation.ngram import Lookup
 from server.engine.speculation.own import SelfDrafter
 from server.engine.speculation.timing import AGAIN, GAIN, Load, Timing
-from server.messages import FinishReason, Submit
+from server.messages import FinishReason, Sampling, Submit
 from server.models.executors.choose import choose_executor
 from server.settings import Settings
 from tests.engine.drafting import KnowingDrafter
@@ -110,6 +110,34 @@ def test_native_steps_give_the_same_to_the_last_bit(packed, rule, wrong):
     stats = drafting.stats()
     assert stats.draft_tokens > 60
     assert (stats.accepted_draft_tokens == stats.draft_tokens) == (wrong == 0)
+
+
+def test_greedy_drafts_are_verified_in_the_output_layer(packed, monkeypatch):
+    requests = greedy_requests(prompts_of(3, 61, 17), 40)
+    core = {"max_batch_tokens": 64, "prefix_cache": False}
+    plain = run(make_core(packed, **core), requests)
+    drafter = KnowingDrafter(outputs_of(plain), 6, 400, 0.2, random.Random(0), WORDS)
+    drafting = make_core(packed, **core, drafter=drafter)
+    found, executor = [], drafting.runner.executor
+    most_likely = executor.most_likely
+    monkeypatch.setattr(
+        executor, "most_likely", lambda step: found.append(len(step.counts)) or most_likely(step)
+    )
+    assert run(drafting, requests) == plain
+    assert max(found) > 3, "rows of drafts too"
+    assert drafting.stats().accepted_draft_tokens > 60
+
+
+def test_nothing_is_drafted_where_repeats_are_banned(simple):
+    requests = [
+        Submit(id=i, prompt=prompt, sampling=Sampling(temperature=0, no_repeat_ngram=2), max_tokens=20)
+        for i, prompt in enumerate(prompts_of(5, 8, vocabulary=8))
+    ]
+    expected = run(make_core(simple), requests)
+    drafter = KnowingDrafter(outputs_of(expected), 4, CONTEXT, 0.0, random.Random(1), VOCABULARY)
+    core = make_core(simple, drafter=drafter)
+    assert run(core, requests) == expected
+    assert core.stats().draft_tokens == 0
 
 
 def test_right_drafts_save_steps_and_wrong_ones_free_their_pages(simple):

@@ -63,6 +63,10 @@ class EncoderDecoderExecutor:
         flat, rows = (to_device(torch.tensor(found), self.device) for found in (decoder.flat, decoder.rows))
         return self._halves.decode(step.ids[flat], batch.device.positions, rows, attend)
 
+    def most_likely(self, step: StepInput) -> torch.Tensor | None:
+        """See ``Executor.most_likely``."""
+        return None
+
     def _encode(self, step: StepInput) -> None:
         """Writes the keys and values of the sources that this step completes."""
         due = [
