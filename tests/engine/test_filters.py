@@ -11,24 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine import sampler
+from server.engine.candidates import Candidates
 from server.engine.sampler import Row
 from tests.engine.sampling import VOCABULARY, draw, logits_of, reference, sample, state_of
 
 
 def support(logits: torch.Tensor, **kwargs) -> set[int]:
     """Which tokens the filters leave, seen by the weights that the draw is made from."""
-    captured = []
-    original = torch.searchsorted
+    captured, found = [], []
+    original, candidates = torch.searchsorted, sampler.candidates
 
     def spy(cumulative: torch.Tensor, *args, **keywords) -> torch.Tensor:
         captured.append(cumulative.clone())
         return original(cumulative, *args, **keywords)
 
+    def spied(*args: torch.Tensor) -> Candidates | None:
+        found.append(candidates(*args))
+        return found[-1]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler.torch, "searchsorted", spy)
+        patch.setattr(sampler, "candidates", spied)
         sample(logits.unsqueeze(0), [Row(state_of(logits.shape[-1], **kwargs), 0)])
     weights = torch.diff(captured[-1][0], prepend=torch.zeros(1, dtype=torch.int64))
-    return set(torch.nonzero(weights).squeeze(-1).tolist())
+    kept = torch.nonzero(weights).squeeze(-1)
+    return set((kept if found[-1] is None else found[-1].tokens[0, kept]).tolist())
 
 
 @pytest.mark.parametrize(
