@@ -19,8 +19,9 @@ from server.models.loaded import LoadedModel
 log = logging.getLogger("longspan.models")
 
 # The largest root mean square error of a token's logits, as a share of their standard deviation. In float32
-# the order of sums makes 1e-5, and a position, bias or source that is mixed up 0.001 to 1.
-_TOLERANCE = {torch.float32: 3e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
+# the order of sums makes 1e-5, but 3e-4 for one token of 128 of a random model; a position, bias or source
+# that is mixed up 0.001 to 1.
+_TOLERANCE = {torch.float32: 6e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 # Added by a cache in another dtype than the model's.
 _CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.08, torch.float8_e4m3fn: 0.5}
 # Tokens of sources and of their targets. Two sources are alike in length.
