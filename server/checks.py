@@ -101,6 +101,10 @@ def _attention_refusal(settings: Settings) -> str | None:
 def _drafting_refusal(settings: Settings) -> str | None:
     if settings.draft_tokens is not None and settings.speculate == "off":
         return f"--draft-tokens {settings.draft_tokens}: nothing is drafted without --speculate; set it too"
+    if settings.draft_model is not None and settings.speculate != "draft":
+        return "--draft-model: a model drafts with --speculate draft only; set that, or leave this out"
+    if settings.draft_model is None and settings.speculate == "draft":
+        return "--speculate draft: --draft-model must name the model that drafts; longspan distill makes one"
     attention, options = settings.draft_attention, settings.draft_attention_option
     if settings.speculate != "self":
         given = {"--draft-attention": attention, "--draft-attention-option": options}

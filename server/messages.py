@@ -160,7 +160,7 @@ class Speculation(msgspec.Struct, array_like=True):
     """How tokens are drafted.
 
     Attributes:
-        method: ``ngram`` or ``self``.
+        method: ``ngram``, ``self`` or ``draft``.
         draft_tokens: drafted for a sequence in a step, at most.
         attention_backend: of the drafts, for ``self``.
         attention_options: its options in force.

@@ -75,10 +75,14 @@ class Settings(NetworkSettings, ModelSettings):
         description="Share of the memory free after loading that the KV cache may take. Without it: 0.3 on a "
         "CPU, 0.85 on a GPU.",
     )
-    speculate: Literal["off", "ngram", "self"] = Field(
+    speculate: Literal["off", "ngram", "self", "draft"] = Field(
         "off",
         description="Guess tokens ahead and verify several in one step; no token changes. ngram: what "
-        "followed the last tokens when they came before. self: the model with less attention.",
+        "followed the last tokens when they came before. self: the model with less attention. draft: a "
+        "smaller model.",
+    )
+    draft_model: str | None = Field(
+        None, description="With --speculate draft: the smaller model, as for --model, of the same vocabulary."
     )
     draft_attention: str | None = Field(
         None, description="With --speculate self: the attention that drafts. Without it: sliding_window."
@@ -91,7 +95,7 @@ class Settings(NetworkSettings, ModelSettings):
         ge=1,
         le=64,
         description="Tokens guessed for a sequence in a step, at most; fewer where they are often wrong. "
-        "Without it: 8, with self 4.",
+        "Without it: 8, with self or draft 4.",
     )
 
     prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")

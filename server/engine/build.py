@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from attention.backends import Attention
 from attention.cache import PagedCache
 from attention.dtypes import dtype_name
 from server.engine.core import EngineCore
@@ -19,6 +18,7 @@ from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, Report, chosen_device, prepare
 from server.engine.runner import Runner
 from server.engine.speculation.choose import make_drafter, refuse_speculation, told
+from server.engine.speculation.draft_model import DraftModel, prepare_draft
 from server.engine.team import watched
 from server.errors import RefusedError
 from server.messages import Measured, Ready
@@ -66,6 +66,7 @@ def build_engine(
     prepared = preparing(settings, folder, report)
     loaded, device, weights = prepared.loaded, prepared.device, prepared.weights
     attention, kv_dtype = prepared.attention, prepared.kv_dtype
+    draft = prepare_draft(settings, prepared, folder, sizes.page_size, report)
 
     measured = None
     if settings.measure_device:
@@ -73,7 +74,8 @@ def build_engine(
         measured = _measured(loaded)
     report("allocating the KV cache", 0.95)
     page_bytes = PagedCache.bytes_per_page(loaded.layers, sizes.page_size, kv_dtype, attention.pattern)
-    pages, context_length = _size_cache(settings, sizes, loaded, attention, device, page_bytes)
+    page_bytes += 0 if draft is None else draft.page_bytes
+    pages, context_length = _size_cache(settings, sizes, prepared, draft, page_bytes)
     cache = PagedCache(loaded.layers, pages, sizes.page_size, kv_dtype, device, pattern=attention.pattern)
     with refusing(loaded.architecture, "reading its rotation"):
         executor = choose_executor(loaded, attention, cache)
@@ -86,7 +88,7 @@ def build_engine(
     elif device == "cuda":
         executor.reason += "; decode steps are not captured: --no-cuda-graphs"
     runner = Runner(executor)
-    drafter = make_drafter(settings, runner, loaded, context_length)
+    drafter = make_drafter(settings, runner, loaded, context_length, draft, sizes.max_batch_tokens)
     core = EngineCore(
         runner,
         context_length=context_length,
@@ -123,7 +125,7 @@ def build_engine(
         max_running=sizes.max_running,
         pages_total=pages - 1,
         kv_bytes=pages * page_bytes,
-        weight_bytes=core.costs.weights.stored,
+        weight_bytes=core.costs.weights.stored + (0 if draft is None else draft.weight_bytes),
         memory_total=memory_bytes(runner.device),
         memory_used=used_bytes(runner.device),
         measured=measured,
@@ -178,21 +180,22 @@ def _measured(loaded: LoadedModel) -> Measured | None:
 def _size_cache(
     settings: Settings,
     sizes: Sizes,
-    loaded: LoadedModel,
-    attention: Attention,
-    device: str,
+    prepared: Prepared,
+    draft: DraftModel | None,
     page_bytes: int,
 ) -> tuple[int, int]:
     """Number of pages, page 0 included, and the context length that they allow."""
+    loaded, expired = prepared.loaded, prepared.attention.expired
     if settings.kv_memory is not None:
         budget = settings.kv_memory
     else:
         # Useful at most: every running sequence at its longest, and as much again for the prefix cache.
         useful = 2 * sizes.max_running * loaded.context_length * page_bytes // sizes.page_size
-        free = available_bytes(device) - loaded.mapped_bytes
+        mapped = loaded.mapped_bytes + (0 if draft is None else draft.prepared.loaded.mapped_bytes)
+        free = available_bytes(prepared.device) - mapped
         budget = min(int(free * sizes.kv_memory_share), useful)
     pages = budget // page_bytes
-    needed = most_pages(loaded.context_length, sizes.max_batch_tokens, sizes.page_size, attention.expired)
+    needed = most_pages(loaded.context_length, sizes.max_batch_tokens, sizes.page_size, expired)
     if needed < pages:
         return pages, loaded.context_length
     capacity = max(0, pages - 1) * sizes.page_size  # page 0 is reserved

@@ -25,7 +25,7 @@ _OF_DECODERS = (
     *("attention", "attention_option", "kernel", "kv_dtype", "kv_memory", "kv_memory_share", "page_size"),
     *("prefix_cache", "prefix_sharing", "native_level", "cuda_graphs", "measure_device"),
     *("weights", "rope_scaling", "rope_option", "chat_template", "generation_config"),
-    *("speculate", "draft_tokens", "draft_attention", "draft_attention_option"),
+    *("speculate", "draft_tokens", "draft_model", "draft_attention", "draft_attention_option"),
     *("prompt_step_ms", "max_prefills", "priority_aging_seconds"),
     *("max_n", "max_logprobs", "max_stop_strings"),
 )

@@ -174,7 +174,7 @@ class KVManager:
         kept = self.pages_for(sequence.computed)
         if len(sequence.pages) > kept:
             self.pool.release(sequence.pages[kept:])
-            sequence.table.replace(sequence.pages[:kept])
+            sequence.table.cut(kept)
 
     def append(self, sequence: Sequence, token: int) -> None:
         """Appends the sequence's next token, which may have been computed already: see ``advance``."""

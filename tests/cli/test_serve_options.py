@@ -81,6 +81,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_memory_share": ("0.25", 0.25),
     "speculate": ("ngram", "ngram"),
     "draft_tokens": ("5", 5),
+    "draft_model": ("student", "student"),
     "draft_attention": ("sparse", "sparse"),
     "draft_attention_option": ("window=5", {"window": "5"}),
     "prompt_step_ms": ("20", 20.0),

@@ -36,6 +36,7 @@ _REFUSED: dict[str, Any] = {
     "prefix_sharing": "all",
     "speculate": "ngram",
     "draft_tokens": 5,
+    "draft_model": "student",
     "draft_attention": "sparse",
     "draft_attention_option": {"window": "5"},
     "prompt_step_ms": 1,

@@ -19,7 +19,7 @@ from server.engine.speculation.timing import AGAIN, GAIN, Load, Timing
 from server.messages import FinishReason, Sampling, Submit
 from server.models.executors.choose import choose_executor
 from server.settings import Settings
-from tests.engine.drafting import KnowingDrafter
+from tests.engine.drafting import KnowingDrafter, Paying
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
@@ -258,16 +258,6 @@ def test_a_draft_must_be_worth_its_time(caplog):
         timing.observe(load, 0.008, 0)
     assert timing.least(load) < 1, "after a while it is tried again"
     assert not timing.known(load)
-
-
-class Paying(Timing):
-    """As if drafting cost nothing."""
-
-    def known(self, load):
-        return True
-
-    def least(self, load):
-        return 0.2
 
 
 def test_a_model_drafts_for_itself(packed):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from attention.backends import UnsupportedError, make_pattern, resolve
 from attention.patterns.base import ContentPattern, Pattern
 from server.engine.runner import Runner
+from server.engine.speculation.draft_model import DraftModel
 from server.engine.speculation.drafter import Drafter
 from server.engine.speculation.ngram import NgramDrafter
+from server.engine.speculation.other import ModelDrafter
 from server.engine.speculation.own import SelfDrafter
 from server.errors import RefusedError
 from server.messages import Speculation
@@ -14,7 +16,7 @@ from server.models.executors.choose import choose_executor
 from server.models.loaded import LoadedModel
 from server.settings import DRAFT_ATTENTION, Settings
 
-_DRAFT_TOKENS = {"ngram": 8, "self": 4}
+_DRAFT_TOKENS = {"ngram": 8, "self": 4, "draft": 4}
 
 
 def refuse_speculation(settings: Settings, device: str) -> None:
@@ -41,13 +43,17 @@ def refuse_speculation(settings: Settings, device: str) -> None:
             f"{asked}: pattern {pattern.name} selects by keys, and those of rejected tokens would stay in "
             "what it selects by; choose a pattern by positions, like --attention full, or leave it out"
         )
-    if settings.speculate != "self":
+    if settings.speculate == "ngram":
         return
+    if settings.speculate == "draft" and settings.draft_model is None:
+        raise RefusedError(f"{asked}: --draft-model must name the model that drafts")
     if not pattern.dense:
         raise RefusedError(
-            f"{asked}: drafts see a part of what the model sees, and pattern {pattern.name} does not see "
+            f"{asked}: drafts are made from the pages of all tokens, and pattern {pattern.name} does not see "
             "all; use --attention full, or --speculate ngram"
         )
+    if settings.speculate == "draft":
+        return
     drafting = _pattern(settings.draft_attention or DRAFT_ATTENTION, settings.draft_attention_option)
     if isinstance(drafting, ContentPattern) or drafting.dense:
         what = "sees all, and saves nothing" if drafting.dense else "needs data of its own in the KV cache"
@@ -58,7 +64,12 @@ def refuse_speculation(settings: Settings, device: str) -> None:
 
 
 def make_drafter(
-    settings: Settings, runner: Runner, loaded: LoadedModel, context_length: int
+    settings: Settings,
+    runner: Runner,
+    loaded: LoadedModel,
+    context_length: int,
+    draft: DraftModel | None,
+    budget: int,
 ) -> Drafter | None:
     """The drafter; ``None`` where there is none.
 
@@ -67,6 +78,8 @@ def make_drafter(
         runner: that verifies.
         loaded: its model.
         context_length: most tokens of a sequence.
+        draft: the model that drafts for it, if one does.
+        budget: tokens of a step, at most.
 
     Raises:
         RefusedError: no kernel computes the attention that is to draft.
@@ -74,6 +87,10 @@ def make_drafter(
     if settings.speculate == "off":
         return None
     of_all = (draft_tokens(settings), context_length, runner.rope)
+    if draft is not None:
+        context = min(context_length, draft.prepared.loaded.context_length)
+        executor = draft.executor(runner.cache.pages)
+        return ModelDrafter(executor, draft_tokens(settings), context, runner.rope, budget)
     if settings.speculate == "ngram":
         return NgramDrafter(*of_all)
     cache = runner.cache

@@ -29,15 +29,23 @@ class PageTable:
     Attributes:
         pages: page numbers; 0 where the pattern has evicted one.
         generation: another one whenever the sequence's pages are replaced, as when it is preempted or starts
-            again. Within a generation pages are only appended or evicted.
+            again, or cut. Within a generation pages are only appended or evicted.
+        life: another one whenever they are replaced: within a life a token's page stays the same.
     """
 
     pages: list[int] = field(default_factory=list)
     generation: int = 0
+    life: int = 0
 
     def replace(self, pages: list[int]) -> None:
-        """Other pages, of another generation."""
+        """Other pages, of another generation and another life."""
         self.pages = pages
+        self.generation += 1
+        self.life += 1
+
+    def cut(self, kept: int) -> None:
+        """Only the first pages, of another generation."""
+        self.pages = self.pages[:kept]
         self.generation += 1
 
 
