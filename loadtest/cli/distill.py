@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -92,4 +93,6 @@ def distill(
         fail(str(error))
     for sentence in sentences(found):
         print(sentence)
-    print(f"the student is in {out}")
+    print(f"the student is in {out}; serve it with its teacher:")
+    model = ["--model", teacher] if teacher else []
+    print(f"  {shlex.join(['longspan', 'serve', *model, '--speculate', 'draft', '--draft-model', str(out)])}")
