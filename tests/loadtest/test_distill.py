@@ -16,11 +16,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loadtest import texts
+from loadtest.cli import distill as command
 from loadtest.direct.distill.acceptance import acceptance, best_speedup
 from loadtest.direct.distill.run import AnotherRunError, distill
 from loadtest.direct.distill.student import make_student
 from loadtest.direct.distill.train import distillation_loss
-from loadtest.direct.distill.types import Recipe
+from loadtest.direct.distill.types import Acceptance, Distillation, Recipe
 from tests.models_zoo import save_tiny
 
 
@@ -182,7 +183,7 @@ def test_a_folder_with_something_else_is_left_alone(recipe: Recipe, tmp_path: Pa
 def test_the_command_refuses_before_anything_is_loaded(
     tmp_path: Path, options: list[str], sentence: str
 ) -> None:
-    command = [
+    line = [
         sys.executable,
         "-m",
         "loadtest.cli",
@@ -193,5 +194,20 @@ def test_the_command_refuses_before_anything_is_loaded(
         str(tmp_path),
         *options,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"longspan: {sentence}\n")
+
+
+@pytest.mark.parametrize(("teacher", "model"), [("", ""), ("my model", "--model 'my model' ")])
+def test_the_command_tells_how_to_serve_the_student(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], teacher: str, model: str
+) -> None:
+    seen = Acceptance(0.5, 0.4, 0.6, 0.5, 100)
+    monkeypatch.setattr(
+        "loadtest.direct.distill.run.distill",
+        lambda recipe, *_: Distillation(recipe, "teacher", 1, 8, seen, seen, [], 1.0),
+    )
+    monkeypatch.setattr(command, "signals_raise", lambda: None)
+    command.distill([Path("a")], Path("student"), teacher=teacher)
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1].strip() == f"longspan serve {model}--speculate draft --draft-model student"
