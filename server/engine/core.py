@@ -154,7 +154,7 @@ class EngineCore:
             computed = sum(tokens for _, tokens in flight.scheduled)
             began = max(flight.began, self._ended)  # before that the device computed the step before
         self._ended = ended
-        if flight is not None:
+        if flight is not None and (self.drafter is None or not self.drafter.caught_up):
             self.scheduler.pace.observe(flight.work, flight.decodes, ended - began)
             if self.drafter is not None and not flight.work.tokens:
                 self.drafter.observe(ended - began)

@@ -133,9 +133,14 @@ def test_a_long_prompt_is_caught_up_with_by_chunks(packed):
         return compute(sequences, ids, ends, rows=rows)
 
     core.drafter.compute = noted
+    durations, observe = [], core.scheduler.pace.observe
+    core.scheduler.pace.observe = lambda *step: durations.append(step) or observe(*step)
+    steps, step = [], core.step
+    core.step = lambda: steps.append(1) or step()
     run(core, greedy_requests(prompts_of(150, 100), 30))
     assert max(sum(chunk) for chunk in chunks) == 32
     assert sum(map(sum, chunks)) >= 250
+    assert len(durations) == len(steps) - len(chunks), "such a step tells nothing of others"
     assert core.stats().accepted_draft_tokens > 30
 
 

@@ -27,10 +27,15 @@ class Drafter(ABC):
         most: drafted tokens of a sequence in a step.
         context_length: most tokens of a sequence.
         rope: rotary embeddings whose frequencies depend on lengths.
+
+    Attributes:
+        caught_up: the step in the making computes more than itself and drafts, so that its duration tells
+            nothing of others.
     """
 
     def __init__(self, most: int, context_length: int, rope: LengthRope | None) -> None:
         self.timing = Timing()
+        self.caught_up = False
         self._most, self._context_length, self._rope = most, context_length, rope
         self._load = Load(0, 0)
         self._drafts = 0

@@ -59,7 +59,6 @@ class ModelDrafter(ComputingDrafter):
         super().__init__(executor, most, context_length, rope)
         self._budget = budget
         self._behind: set[Sequence] = set()
-        self._caught_up = False
 
     def begin(self, sequence: Sequence) -> Guessed:
         """See ``ComputingDrafter.begin``."""
@@ -89,11 +88,6 @@ class ModelDrafter(ComputingDrafter):
         self._catch_up([sequence for sequence, _ in scheduled if sequence in self._behind])
         super().draft(scheduled)
 
-    def observe(self, seconds: float) -> None:
-        """See ``Drafter.observe``. A step in which sequences were caught up with tells nothing of drafts."""
-        if not self._caught_up:
-            super().observe(seconds)
-
     @staticmethod
     def _look(sequence: Sequence) -> None:
         """Finds how many keys are left, before the last guess is forgotten.
@@ -120,7 +114,7 @@ class ModelDrafter(ComputingDrafter):
                 if chunk := sequence.tokens[keys : min(sequence.computed, keys + left)]:
                     chunks[sequence] = chunk
                     left -= len(chunk)
-        self._caught_up = bool(chunks)
+        self.caught_up = bool(chunks)
         if not chunks:
             return
         ends = [self.keyed(sequence) + len(chunk) for sequence, chunk in chunks.items()]
