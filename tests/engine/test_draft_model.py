@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attention.backends import resolve
 from attention.cache import PagedCache
@@ -17,7 +21,8 @@ from server.settings import Settings
 from tests.engine.drafting import Paying
 from tests.engine.harness import greedy_requests, make_core, run
 from tests.engine.harness import load as loaded_from
-from tests.engine.journal import DRAWN, PENALIZED, prompts_of
+from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
+from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
 from tests.models_zoo import save_tiny
 
 
@@ -64,6 +69,41 @@ def watch_keys(core):
         return logits
 
     core.drafter.fill, core.drafter.compute = filled, computed
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    pages=st.integers(8, 30),
+    page_size=st.integers(1, 4),
+    max_running=st.integers(1, 5),
+    extra_budget=st.integers(0, 12),
+    prefix_cache=st.booleans(),
+    most=st.integers(1, 9),
+)
+def test_random_requests_and_aborts(seed, pages, page_size, max_running, extra_budget, prefix_cache, most):
+    """Both models' tokens depend on every token in their pages, so that a draft from wrong keys is wrong."""
+    loaded, context = remembering(), min(CONTEXT, (pages - 1) * page_size)
+    load = RandomLoad(random.Random(seed), VOCABULARY, context, penalized=seed % 3 == 0)
+    expected = run(make_core(loaded, prefix_cache=False, context_length=context), load.requests)
+    core = make_core(
+        loaded,
+        pages=pages,
+        page_size=page_size,
+        max_running=max_running,
+        max_batch_tokens=max_running + extra_budget,
+        prefix_cache=prefix_cache,
+        context_length=context,
+    )
+    with_draft(core, loaded, most=most, budget=max_running + extra_budget, context=context)
+    accept = core._accept
+
+    def accepted(sequence, tokens, logprobs):
+        assert tokens[:-1] == sequence.drafts, "all are right"
+        return accept(sequence, tokens, logprobs)
+
+    core._accept = accepted
+    load.serve(core, expected)
 
 
 def some_requests():
@@ -192,8 +232,8 @@ def test_floats_are_packed_to_draft_unless_they_are_to_stay(folders, tmp_path):
 
 
 def test_models_that_do_not_go_together_are_refused(folders, tmp_path):
-    def build(target, draft, **settings):
-        given = {**GIVEN, "cache_dir": tmp_path, "draft_model": str(draft), **settings}
+    def build(target, draft, **changed):
+        given = {**GIVEN, "cache_dir": tmp_path, "draft_model": str(draft), **changed}
         build_engine(Settings(**given), target, lambda stage, fraction: None)
 
     target = folders["target"]
@@ -202,7 +242,7 @@ def test_models_that_do_not_go_together_are_refused(folders, tmp_path):
     file = renamed / "tokenizer.json"
     file.write_text(file.read_text().replace("<|text|>", "<|start|>"))
     windowed = save_tiny("mistral", tmp_path / "windowed")
-    for models, settings, sentence in (
+    for models, changed, sentence in (
         (
             (target, larger),
             {},
@@ -214,7 +254,7 @@ def test_models_that_do_not_go_together_are_refused(folders, tmp_path):
         ((target, target), {"attention": "sliding_window"}, "pattern sliding_window does not see all"),
     ):
         with pytest.raises(RefusedError, match=sentence):
-            build(*models, **settings)
+            build(*models, **changed)
 
 
 def test_settings_without_each_other_are_refused():
