@@ -59,8 +59,11 @@ class BeamSearch:
 
     @property
     def wanted(self) -> int:
-        """How many of the most likely next tokens of each beam ``advance`` has to know."""
-        return max(2, 1 + len(self._stops)) * self._beams.count
+        """How many of the most likely next tokens of each beam ``advance`` has to know.
+
+        Of these at least ``count`` end no beam, and of one beam no more go on.
+        """
+        return self._beams.count + len(self._stops)
 
     def advance(self, following: Sequence[dict[int, float]]) -> None:
         """One step.
@@ -74,7 +77,8 @@ class BeamSearch:
             for beam, tokens in zip(self.running, following, strict=True)
             for token, logprob in tokens.items()
         ]
-        best = sorted(found, key=lambda beam: -beam.score)[: self.wanted]
+        looked_at = max(2, 1 + len(self._stops)) * count
+        best = sorted(found, key=lambda beam: -beam.score)[:looked_at]
         ended = [self._ends(beam) for beam in best]
         self.running = [beam for beam, end in zip(best, ended, strict=True) if not end][:count]
         full = len(self.finished) == count and beams.early_stopping == "full"
