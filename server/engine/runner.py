@@ -220,6 +220,7 @@ class Runner:
                     if request.forced_end is None
                     else (request.max_tokens - 1, request.forced_end),
                     vocabulary_size=logits.shape[-1],
+                    unlisted=request.unlisted,
                 )
             newest = None
             if request.sampling.penalized and sequence in unread and before and before.sampled:

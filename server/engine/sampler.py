@@ -148,7 +148,8 @@ def _queue(
     measured: Sequence[torch.Tensor] = ()
     if asked:
         of_asked = _take(tokens, asked).clamp(min=0)
-        measured = measure(_take(logits, asked), of_asked, max(rows[i].logprobs or 0 for i in asked))
+        most = max(rows[i].logprobs or 0 for i in asked)
+        measured = measure(_take(logits, asked), of_asked, most, [rows[i].state.unlisted for i in asked])
     uncertain = len(attempts) > 1 and any(row.drawn and row.state.sampling.top_p < 1 for row in rows)
     again = _Unread(logits, adjusted, attempts[1:]) if uncertain else None
     return Sampled(tokens, rows, AsyncCopy([tokens, *measured]), again)

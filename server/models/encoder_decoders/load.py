@@ -87,6 +87,7 @@ def load_encoder_decoder(
     model = read_model(kind, folder, config, stored, method, wanted, place)
     model.eval().requires_grad_(False)
     architecture = type(model).__name__
+    vocabulary = _vocabulary(model)
     weights = {id(weight): weight for weight in model.parameters()}.values()
     parameters = sum(weight.numel() for weight in weights)
     report("reading the attention layers", 0.7)
@@ -98,7 +99,6 @@ def load_encoder_decoder(
         roles = read_roles(model, _layers(config))
         if not roles.encoder:
             model.get_encoder().set_attn_implementation("eager")
-        vocabulary = model.get_output_embeddings().weight.shape[0]
         linears = "linear layers are torch's"
         if device == "cpu" and model.dtype == torch.float32:
             linears = prepack(model)
@@ -114,6 +114,23 @@ def load_encoder_decoder(
         halves=halves,
     )
     return LoadedEncoderDecoder(loaded, own, EncoderDecoderInfo(length, length))
+
+
+def _vocabulary(model: Any) -> int:
+    """Number of logits, each of a token that source and target may have.
+
+    Raises:
+        RefusedError: one of them may not, so that a client's token could end the engine.
+    """
+    count: int = model.get_output_embeddings().weight.shape[0]
+    for half, what in ((model.get_encoder(), "source"), (model.get_decoder(), "target")):
+        known = half.get_input_embeddings().weight.shape[0]
+        if known < count:
+            raise RefusedError(
+                f"{type(model).__name__} cannot be served: it predicts {count} tokens, of which its {what} "
+                f"may have {known}; choose a model with one vocabulary"
+            )
+    return count
 
 
 def _layers(config: Any) -> int:
