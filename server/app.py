@@ -209,7 +209,7 @@ class Server:
         before = self.state.received_bytes
         self.state.hold_to(served)
         if self.state.received_bytes != before and not self.draining:
-            await self._grpc.renew(self._settings.connection_grace_seconds)
+            await self._grpc.renew()
 
     async def start_engine(self) -> EngineClient:
         """Starts an engine, which is not ready yet."""
