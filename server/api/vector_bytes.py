@@ -38,13 +38,14 @@ class VectorBytes:
         """
         if size > _OF_ONE:
             sentence = (
-                f"asks for {size >> 20} MiB of vectors; at most {_OF_ONE >> 20} are sent, so send fewer texts"
+                f"asks for {size} bytes of vectors; at most {_OF_ONE} are sent, so send fewer or shorter "
+                "texts, or ask for one vector of each"
             )
             raise errors.invalid([Violation("pooling", sentence)])
         if self._held + size > self._most:
             sentence = (
-                f"requests in flight wait for {self._held >> 20} MiB of vectors of tokens, of "
-                f"{self._most >> 20} at most; try again soon, or ask for one vector of each text"
+                f"requests in flight wait for {self._held} bytes of vectors of tokens, this one asks for "
+                f"{size}, and {self._most} are the most; try again soon, or ask for one vector of each text"
             )
             raise errors.limit_reached(sentence, "VECTOR_BYTES", self._most, _RETRY_SECONDS)
         self._held += size
