@@ -25,6 +25,7 @@ from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
 
 _MOST_METADATA_BYTES = 16 << 10
+_ANEW = "the server had it until it listened anew for the model, which it does not with --max-request-bytes"
 _FREE_SECONDS, _LOOK_SECONDS = 1.0, 0.002
 # Connections of streams from before a renewal count beside those after it, and both must leave descriptors.
 _OLD_STREAMS_SECONDS = 10.0
@@ -125,9 +126,9 @@ class Listener:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 await self.start()
-            except RefusedError:
+            except RefusedError as error:
                 if time.monotonic() > until:
-                    raise
+                    raise RefusedError(f"{error} ({_ANEW})") from error
             else:
                 return
 
