@@ -198,7 +198,8 @@ class Server:
         self._served = served
         await self._bound_messages(served)
         self.engine_ready(engine)
-        print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
+        if not self.draining:
+            print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
         gc.freeze()  # loaded objects stay: later garbage collections need not visit them
         return await keep_serving(self, engine, self._settings)
