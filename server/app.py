@@ -198,7 +198,8 @@ class Server:
         self._served = served
         await self._bound_messages(served)
         self.engine_ready(engine)
-        print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
+        if not self.draining:
+            print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
         gc.freeze()  # loaded objects stay: later garbage collections need not visit them
         return await keep_serving(self, engine, self._settings)
@@ -209,7 +210,7 @@ class Server:
         before = self.state.received_bytes
         self.state.hold_to(served)
         if self.state.received_bytes != before and not self.draining:
-            await self._grpc.renew(self._settings.connection_grace_seconds)
+            await self._grpc.renew()
 
     async def start_engine(self) -> EngineClient:
         """Starts an engine, which is not ready yet."""
