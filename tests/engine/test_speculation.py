@@ -190,6 +190,20 @@ def test_frequencies_that_change_with_the_length(tmp_path):
     assert core.stats().accepted_draft_tokens > 20
 
 
+def test_a_sequence_that_starts_again_wants_no_drafts(simple):
+    """Else it gets those that it wanted with other frequencies, where its tokens are in the prefix cache."""
+    (request,) = greedy_requests(prompts_of(5, vocabulary=8), 12)
+    core = make_core(simple, drafter=KnowingDrafter({1: []}, 4, CONTEXT, 1.0, random.Random(1), VOCABULARY))
+    core.submit(request)
+    core.step()
+    (sequence,) = core.scheduler.running
+    core.drafter.wanted = lambda sequence, room, least: room
+    core.step()
+    assert sequence.wanted_drafts == 4
+    core.scheduler.restart(sequence)
+    assert sequence.wanted_drafts == 0
+
+
 def test_a_stop_token_ends_the_output_within_its_draft(simple):
     prompt = prompts_of(6, vocabulary=8)[0]
     whole = run(make_core(simple), greedy_requests([prompt], 20))[1].tokens
