@@ -7,7 +7,7 @@ import pytest
 from server.engine.sequence import Sequence
 from server.engine.speculation.acceptance import Acceptance
 from server.engine.speculation.ngram import AT_ONCE, Lookup, NgramDrafter
-from server.engine.speculation.timing import AGAIN, GAIN, Load, Timing
+from server.engine.speculation.timing import AGAIN, GAIN, SELDOM, Load, Timing
 from tests.engine.drafting import Paying
 from tests.engine.harness import greedy_requests
 
@@ -90,3 +90,20 @@ def test_a_draft_must_be_worth_its_time(caplog):
         timing.observe(load, 0.008, 0)
     assert timing.least(load) < 1, "after a while it is tried again"
     assert not timing.known(load)
+
+
+def test_trials_that_do_not_pay_become_rare():
+    """Each costs a row for every sequence: with one step in 32, some percent of all time."""
+    timing, load = Timing(), Load(8, 1024)
+
+    def trials(steps, seconds):
+        found = 0
+        for _ in range(steps):
+            drafts = 8 if timing.least(load) < 0.9 else 0
+            timing.observe(load, 0.008 + drafts * seconds, drafts)
+            found += drafts > 0
+        return found
+
+    assert trials(4000, 0.0012) < 14
+    assert trials(SELDOM + 200, 0.0002) > 150, "it begins to pay"
+    assert trials(200, 0.0012) >= 3, "and then is looked at as often as at first"
