@@ -1,4 +1,4 @@
-"""A drafter that knows the outputs, for tests of what becomes of drafts."""
+"""A drafter that knows the outputs, for tests of what becomes of drafts, and one's costs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from attention.rope import LengthRope
 from server.engine.sequence import Sequence
 from server.engine.speculation.drafter import Drafter
+from server.engine.speculation.timing import Timing
 
 
 class KnowingDrafter(Drafter):
@@ -49,3 +50,13 @@ class KnowingDrafter(Drafter):
                 # A stop token or an abort may have ended the output before.
                 known = at < len(output) and self.rng.random() >= self.wrong
                 sequence.drafts.append(output[at] if known else self.rng.randrange(self.vocabulary))
+
+
+class Paying(Timing):
+    """As if drafting cost nothing."""
+
+    def known(self, load):
+        return True
+
+    def least(self, load):
+        return 0.2

@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 from attention.backends import resolve
 from server.checks import refusal
 from server.engine.build import build_engine
-from server.engine.speculation.acceptance import Acceptance
-from server.engine.speculation.ngram import Lookup
 from server.engine.speculation.own import SelfDrafter
-from server.engine.speculation.timing import AGAIN, GAIN, Load, Timing
 from server.messages import FinishReason, Sampling, Submit
 from server.models.executors.choose import choose_executor
 from server.settings import Settings
-from tests.engine.drafting import KnowingDrafter
+from tests.engine.drafting import KnowingDrafter, Paying
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
@@ -193,6 +190,20 @@ def test_frequencies_that_change_with_the_length(tmp_path):
     assert core.stats().accepted_draft_tokens > 20
 
 
+def test_a_sequence_that_starts_again_wants_no_drafts(simple):
+    """Else it gets those that it wanted with other frequencies, where its tokens are in the prefix cache."""
+    (request,) = greedy_requests(prompts_of(5, vocabulary=8), 12)
+    core = make_core(simple, drafter=KnowingDrafter({1: []}, 4, CONTEXT, 1.0, random.Random(1), VOCABULARY))
+    core.submit(request)
+    core.step()
+    (sequence,) = core.scheduler.running
+    core.drafter.wanted = lambda sequence, room, least: room
+    core.step()
+    assert sequence.wanted_drafts == 4
+    core.scheduler.restart(sequence)
+    assert sequence.wanted_drafts == 0
+
+
 def test_a_stop_token_ends_the_output_within_its_draft(simple):
     prompt = prompts_of(6, vocabulary=8)[0]
     whole = run(make_core(simple), greedy_requests([prompt], 20))[1].tokens
@@ -201,73 +212,6 @@ def test_a_stop_token_ends_the_output_within_its_draft(simple):
     outcome = run(make_core(simple, drafter=drafter), [request])[1]
     end = whole.index(whole[5]) + 1
     assert (outcome.tokens, outcome.finish) == (whole[:end], FinishReason.STOP)
-
-
-def test_what_came_before_is_guessed_to_come_again():
-    lookup = Lookup()
-    assert lookup.guess([1, 2, 3, 4], 3) == ([], 0)
-    assert lookup.guess([1, 2, 3, 4, 9, 2, 3], 3) == ([4, 9, 2], 2)
-    assert lookup.guess([1, 2, 3, 4, 9, 2, 3, 5, 2, 3], 2) == ([5, 2], 2), "the last time counts"
-    longer = Lookup().guess([7, 1, 2, 3, 4, 5, 8, 3, 4, 6, 1, 2, 3, 4], 1)
-    assert longer == ([5], 4), "four tokens count before two"
-    assert Lookup().guess([8, 1, 2, 1, 2], 5) == ([1, 2, 1, 2, 1], 2), "a repetition is guessed to go on"
-
-
-def test_more_is_drafted_the_more_often_it_is_right():
-    acceptance = Acceptance(0.5)
-    assert acceptance.rate == 0.5
-    assert acceptance.worth(0.2) == 2
-    assert acceptance.worth(0.6) == acceptance.worth(1.7) == 0
-    for _ in range(20):
-        acceptance.learn([1, 2, 3, 4], [1, 2, 3, 4, 5])
-    assert acceptance.worth(0.2) > 8
-    for _ in range(2000):
-        acceptance.learn([1, 2, 3, 4], [1, 2, 3, 4, 5])
-    assert 8 < acceptance.worth(0.2) <= acceptance.worth(0.0) < 1000
-    before = acceptance.rate
-    acceptance.learn([1, 2, 3], [])  # nothing is known of them yet
-    assert acceptance.rate == pytest.approx(before)
-    for _ in range(10_000):
-        acceptance.learn([1, 2], [9, 2])
-    assert acceptance.worth(0.2) == 0
-
-
-def test_a_draft_must_be_worth_its_time(caplog):
-    """Steps take 8 ms for 4 sequences, and 1 ms more for each drafted token, then 3 ms more."""
-    caplog.set_level("INFO", "longspan.engine")
-    timing, load = Timing(), Load(4, 1024)
-    for seconds in (0.050, 0.008, 0.009, 0.008):
-        assert timing.least(load) > 1, "the first steps go without"
-        assert not timing.known(load)
-        timing.observe(load, seconds, 0)
-    assert timing.least(load) < 1
-    assert not timing.known(load), "with few drafts it is tried"
-    timing.observe(load, 0.012, 4)
-    assert timing.known(load)
-    assert timing.least(load) == pytest.approx(GAIN * 0.5)  # a token is worth 2 ms
-    assert timing.least(Load(5, 1024)) > 1, "it says nothing of other loads"
-    assert not caplog.records
-    for _ in range(AGAIN - 2):
-        timing.observe(load, 0.020, 4)
-    assert timing.least(load) == pytest.approx(GAIN * 1.5)
-    timing.observe(load, 0.012, 4)
-    assert "drafting does not pay for 4 sequences of up to 1024 tokens in all" in caplog.text
-    assert caplog.text.count("does not pay") == 1
-    assert timing.least(load) > 1
-    for _ in range(AGAIN):
-        timing.observe(load, 0.008, 0)
-    assert timing.least(load) < 1, "after a while it is tried again"
-    assert not timing.known(load)
-
-
-class Paying(Timing):
-    """As if drafting cost nothing."""
-
-    def known(self, load):
-        return True
-
-    def least(self, load):
-        return 0.2
 
 
 def test_a_model_drafts_for_itself(packed):
