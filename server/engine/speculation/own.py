@@ -12,6 +12,7 @@ import torch
 
 from attention.rope import LengthRope
 from server.engine import sampler
+from server.engine.row import Row
 from server.engine.sequence import Sequence
 from server.engine.speculation.acceptance import Acceptance, Guessed
 from server.engine.speculation.drafter import Drafter
@@ -76,6 +77,6 @@ class SelfDrafter(Drafter):
         for s, n in zip(sequences, ahead, strict=True):
             assert s.sampler is not None  # it has output a token
             unrecorded = torch.tensor(s.drafts) if n and s.request.sampling.penalized else None
-            rows.append(sampler.Row(s.sampler, s.output_len + n, None, unrecorded))
+            rows.append(Row(s.sampler, s.output_len + n, None, unrecorded))
         tokens: list[int] = sampler.sample(logits, rows).tokens.tolist()
         return tokens
