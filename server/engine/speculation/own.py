@@ -27,9 +27,9 @@ class SelfDrafter(Drafter):
 
     Args:
         executor: the model over the cache of the steps, under a pattern that selects by positions.
-        most: see ``Drafter``, and the others too.
-        context_length: see there.
-        rope: see there.
+        most: drafted tokens of a sequence in a step.
+        context_length: most tokens of a sequence.
+        rope: rotary embeddings whose frequencies depend on lengths.
 
     Attributes:
         attention: pattern and kernel of the drafts.
