@@ -24,7 +24,8 @@ def distill(
         str, typer.Option(help="The model, as for longspan serve --model. Without it: the default model.")
     ] = "",
     layers: Annotated[
-        int, typer.Option(min=0, help="Layers of the student, taken from the teacher's. 0: one of its eight.")
+        int,
+        typer.Option(min=0, help="Layers of the student, taken from the teacher's. 0: an eighth of them."),
     ] = 0,
     context: Annotated[int, typer.Option(min=16, help="Tokens of a block of text.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Blocks of a step.")] = 2,

@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from server.engine import sampler
-from server.engine.sampler import Row, SamplerState
+from server.engine.penalties import SamplerState
+from server.engine.row import Row
 from server.messages import PositionLogprob, Sampling
 
 VOCABULARY = 49152

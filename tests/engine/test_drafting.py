@@ -1,15 +1,30 @@
-"""What is drafted, and how much of it."""
+"""What is drafted, how much of it, and which settings make the drafter."""
 
 from __future__ import annotations
 
 import pytest
 
+from attention.backends import resolve
+from server.checks import refusal
+from server.engine.build import build_engine
 from server.engine.sequence import Sequence
 from server.engine.speculation.acceptance import Acceptance
 from server.engine.speculation.ngram import AT_ONCE, Lookup, NgramDrafter
+from server.engine.speculation.own import SelfDrafter
 from server.engine.speculation.timing import AGAIN, GAIN, SELDOM, Load, Timing
+from server.messages import Submit
+from server.models.executors.choose import choose_executor
+from server.settings import Settings
 from tests.engine.drafting import Paying
-from tests.engine.harness import greedy_requests
+from tests.engine.harness import greedy_requests, make_core, run
+from tests.engine.harness import load as loaded_from
+from tests.engine.journal import DRAWN, PENALIZED, prompts_of
+from tests.models_zoo import save_tiny
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return loaded_from(save_tiny("llama", tmp_path_factory.mktemp("packed")), weights="int8")
 
 
 def guessed(tokens, most, lookup=None):
@@ -107,3 +122,49 @@ def test_trials_that_do_not_pay_become_rare():
     assert trials(4000, 0.0012) < 14
     assert trials(SELDOM + 200, 0.0002) > 150, "it begins to pay"
     assert trials(200, 0.0012) >= 3, "and then is looked at as often as at first"
+
+
+def test_a_model_drafts_for_itself(packed):
+    """Under a window; tokens and log probabilities are the same to the last bit."""
+    requests = [
+        Submit(id=i, prompt=prompt, sampling=sampling, max_tokens=50, logprobs=2)
+        for i, (prompt, sampling) in enumerate(
+            zip(prompts_of(3, 61, 17, 33), [*DRAWN[:3], PENALIZED], strict=True)
+        )
+    ]
+    plain = run(make_core(packed), requests)
+    for window in (400, 12):
+        core = make_core(packed)
+        cache = core.runner.cache
+        place = (packed.layers, "cpu", cache.dtype, cache.page_size)
+        attention = resolve("sliding_window", {"window": str(window), "sinks": "2"}, "auto", *place)
+        core.drafter = SelfDrafter(choose_executor(packed, attention, cache), 3, 400, None)
+        core.drafter.timing = Paying()
+        assert run(core, requests) == plain
+        stats = core.stats()
+        assert stats.draft_tokens > 50
+        # A window that sees all drafts what the model samples, with penalties and randomness.
+        assert (stats.accepted_draft_tokens == stats.draft_tokens) == (window == 400)
+
+
+def test_the_settings_make_the_drafter(tmp_path):
+    folder = save_tiny("llama", tmp_path)
+    given = {"device": "cpu", "weights": "int8", "kv_memory": "8MiB", "threads": 1, "speculate": "self"}
+    options = {"draft_tokens": 3, "draft_attention_option": {"window": "8", "sinks": "0"}}
+    core, ready = build_engine(Settings(**given, **options), folder, lambda stage, fraction: None)
+    assert isinstance(core.drafter, SelfDrafter)
+    assert (ready.speculation.method, ready.speculation.draft_tokens) == ("self", 3)
+    assert ready.speculation.attention_backend == "sliding_window"
+    assert ready.speculation.attention_options["window"] == "8"
+    core.drafter.timing = Paying()
+    assert len(run(core, greedy_requests(prompts_of(40), 20))[1].tokens) == 20
+    assert core.stats().draft_tokens > 0
+
+
+def test_settings_of_drafts_without_drafting_are_refused():
+    assert "nothing is drafted without --speculate" in refusal(Settings(draft_tokens=3))
+    for name, value in (("draft_attention", "sparse"), ("draft_attention_option", {"window": "8"})):
+        sentence = refusal(Settings(**{name: value}, speculate="ngram"))
+        assert sentence.startswith(f"--{name.replace('_', '-')}: attention drafts with --speculate self only")
+    assert "did you mean" in refusal(Settings(speculate="self", draft_attention="sliding_windw"))
+    assert refusal(Settings(speculate="self", draft_attention_option={"window": "8"})) is None

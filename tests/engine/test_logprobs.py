@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention.transfer import AsyncCopy
 from server.engine.logprobs import measure, prompt_logprobs
-from server.engine.sampler import Row
+from server.engine.row import Row
 from tests.engine.sampling import logits_of, sample, state_of
 
 

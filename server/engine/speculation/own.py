@@ -12,6 +12,7 @@ import torch
 
 from attention.rope import LengthRope
 from server.engine import sampler
+from server.engine.row import Row
 from server.engine.sequence import Sequence
 from server.engine.speculation.acceptance import Acceptance, Guessed
 from server.engine.speculation.drafter import Drafter
@@ -26,9 +27,9 @@ class SelfDrafter(Drafter):
 
     Args:
         executor: the model over the cache of the steps, under a pattern that selects by positions.
-        most: see ``Drafter``, and the others too.
-        context_length: see there.
-        rope: see there.
+        most: drafted tokens of a sequence in a step.
+        context_length: most tokens of a sequence.
+        rope: rotary embeddings whose frequencies depend on lengths.
 
     Attributes:
         attention: pattern and kernel of the drafts.
@@ -76,6 +77,6 @@ class SelfDrafter(Drafter):
         for s, n in zip(sequences, ahead, strict=True):
             assert s.sampler is not None  # it has output a token
             unrecorded = torch.tensor(s.drafts) if n and s.request.sampling.penalized else None
-            rows.append(sampler.Row(s.sampler, s.output_len + n, None, unrecorded))
+            rows.append(Row(s.sampler, s.output_len + n, None, unrecorded))
         tokens: list[int] = sampler.sample(logits, rows).tokens.tolist()
         return tokens

@@ -23,7 +23,7 @@ TRIAL = 0.5
 """The probability that is asked of a drafted token while its cost is not known."""
 
 GAIN = 1.1
-"""What a drafted token must be worth more than it costs, since both are estimates."""
+"""Times its cost that a drafted token must be worth, since both are estimates."""
 
 _NEVER = 2.0
 
@@ -49,7 +49,16 @@ class Load(NamedTuple):
 
 @dataclass(slots=True)
 class _Figures:
-    """Seconds of a step without drafts, and of a drafted token; steps since one of the other kind."""
+    """What is known of steps of one load.
+
+    Attributes:
+        plain: seconds of a step without drafts.
+        drafted: seconds that a drafted token adds to one; ``None`` while unknown.
+        plain_steps: steps without drafts so far.
+        without: steps without drafts since the last one with.
+        with_drafts: steps with drafts since the last one without.
+        told: that drafting does not pay has been logged.
+    """
 
     plain: float = math.inf
     drafted: float | None = None
@@ -67,7 +76,7 @@ class Timing:
         self._pauses: dict[int, int] = {}  # by the number of sequences, which decides whether drafting pays
 
     def known(self, load: Load) -> bool:
-        """Whether the cost of a drafted token is known; if not, it takes a step with few of them."""
+        """Whether the cost of a drafted token is known; else a step with one for each sequence tells it."""
         figures = self._figures.get(load)
         return figures is not None and figures.drafted is not None
 
