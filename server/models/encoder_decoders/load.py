@@ -14,6 +14,7 @@ from attention.hook import register
 from attention.layers import IMPLEMENTATION
 from attention.roles import read_roles
 from server.encoder_messages import EncoderDecoderInfo
+from server.errors import RefusedError
 from server.models.checkpoint.reading import read_stored
 from server.models.encoder_decoders.prove import Own, compute_own
 from server.models.encoder_decoders.recognize import check_kind
