@@ -266,8 +266,8 @@ def test_every_setting_stands_under_a_title() -> None:
     outcome = Outcome(["--help"])
     titles = [line[:-1] for line in outcome.output.splitlines() if line and not line.startswith((" ", "Us"))]
     assert titles == [
-        *("Options", "Model", "Network", "Access", "Attention", "Memory of the KV cache", "Limits"),
-        *("Engine", "Observability"),
+        *("Options", "Model", "Network", "Access", "Attention", "Memory of the KV cache"),
+        *("Speculation", "Limits", "Engine", "Observability"),
     ]
     before_model = outcome.output.split("\nModel:")[0]
     assert [name for name in Settings.model_fields if f"{flag(name)} " in before_model] == []
