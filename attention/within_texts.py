@@ -13,6 +13,8 @@ from attention.registry import UnsupportedError
 
 # Tensors that change nothing: positions are in queries and keys already.
 _HARMLESS = {"position_ids"}
+# Of queries, keys and heads that are computed at once: 64 MB in float32.
+_MOST_BIASES = 1 << 24
 
 
 class _Group(NamedTuple):
@@ -72,19 +74,27 @@ class WithinTexts:
             q, k, v = (x[0, :, rows].unflatten(1, (count, length)) for x in (query, key, value))
             if len(k) != heads:
                 k, v = (x.repeat_interleave(heads // len(x), 0) for x in (k, v))
-            added = self._near(features.get("sliding_window"), length, query.device)
-            if (table := features.get("position_bias")) is not None:
-                bias = self._bias_of(table, length)
-                added = bias if added is None else bias.masked_fill(~added, -torch.inf)
-            attended = scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=added,
-                is_causal=self._causal and added is None,
-                scale=features.get("scaling"),
-            )
-            output[rows].unflatten(0, (count, length)).copy_(attended.permute(1, 2, 0, 3))
+            near = self._near(features.get("sliding_window"), length, query.device)
+            table = features.get("position_bias")
+            # With biases some queries at a time: a bias for each pair of a long text takes gigabytes.
+            block = length if table is None else max(1, _MOST_BIASES // (heads * length))
+            into = output[rows].unflatten(0, (count, length))
+            for first in range(0, length, block):
+                asked = slice(first, min(first + block, length))
+                added = near
+                if table is not None:
+                    added = self._bias_of(table, length, asked)
+                    if near is not None:
+                        added = added.masked_fill(~near[asked], -torch.inf)
+                attended = scaled_dot_product_attention(
+                    q[:, :, asked],
+                    k,
+                    v,
+                    attn_mask=added,
+                    is_causal=self._causal and added is None,
+                    scale=features.get("scaling"),
+                )
+                into[:, asked].copy_(attended.permute(1, 2, 0, 3))
         return output[None]
 
     def _near(self, window: int | None, length: int, device: torch.device) -> torch.Tensor | None:
@@ -98,15 +108,21 @@ class WithinTexts:
             self._masks[window, length] = near & (distances >= 0) if self._causal else near
         return self._masks[window, length]
 
-    def _bias_of(self, table: torch.Tensor, length: int) -> torch.Tensor:
-        """The bias of a text's tokens, ``[H, 1, length, length]``; kept for layers that share a table."""
+    def _bias_of(self, table: torch.Tensor, length: int, asked: slice) -> torch.Tensor:
+        """The bias of some of a text's queries, ``[H, 1, queries, length]``.
+
+        Kept for layers that share a table, where these are all.
+        """
         if self._bias is None or self._bias[0] is not table:
             self._bias = table, {}
         kept = self._bias[1]
-        if length not in kept:
-            places = torch.arange(length, device=table.device)
-            kept[length] = table[:, places - places[:, None] + table.shape[1] // 2][:, None]
-        return kept[length]
+        if length in kept:
+            return kept[length]
+        places = torch.arange(length, device=table.device)
+        bias = table[:, places - places[asked, None] + table.shape[1] // 2][:, None]
+        if len(places[asked]) == length:
+            kept[length] = bias
+        return bias
 
 
 def _check(mask: torch.Tensor | None, features: Mapping[str, Any], *, biased: bool) -> None:

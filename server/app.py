@@ -1,4 +1,4 @@
-"""The server process from start to end: listen, load, serve, drain."""
+"""The server from start to end: listen, load, serve, drain."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
-import sys
 from dataclasses import replace
-
-import uvloop
 
 from server.access.granted import Access, warn_of_open_metrics
 from server.api.health import HealthServicer
@@ -29,7 +26,6 @@ from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
 from server.observe import metrics_server
 from server.observe.http_server import HttpServer
-from server.observe.logging import configure_logging
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
@@ -198,7 +194,8 @@ class Server:
         self._served = served
         await self._bound_messages(served)
         self.engine_ready(engine)
-        print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
+        if not self.draining:
+            print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
         gc.collect()
         gc.freeze()  # loaded objects stay: later garbage collections need not visit them
         return await keep_serving(self, engine, self._settings)
@@ -209,7 +206,7 @@ class Server:
         before = self.state.received_bytes
         self.state.hold_to(served)
         if self.state.received_bytes != before and not self.draining:
-            await self._grpc.renew(self._settings.connection_grace_seconds)
+            await self._grpc.renew()
 
     async def start_engine(self) -> EngineClient:
         """Starts an engine, which is not ready yet."""
@@ -279,27 +276,3 @@ class Server:
             for wait in waits:
                 wait.cancel()
         self.state.admission.fail_all(self.state.cut_off())
-
-
-def serve(settings: Settings, access: Access, spawned: Spawned | None = None) -> int:
-    """Runs a server until it ends.
-
-    Args:
-        settings: of the server.
-        access: what they grant.
-        spawned: as of ``Server``.
-
-    Returns:
-        The process's exit code.
-    """
-    configure_logging(settings.log_level, settings.log_format)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Server(settings, access, spawned).run())
-    except RefusedError as error:
-        print(f"longspan: {error}", file=sys.stderr)
-        return 1
-    finally:
-        from server.text.template_process import template_process
-
-        template_process().close()

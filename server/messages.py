@@ -201,7 +201,8 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         memory_used: bytes of it in use now.
         measured: bandwidth and matrix rate, if they were asked for and there was memory to measure them.
         threads: CPU threads of the engine.
-        executor: what computes steps: ``layer_by_layer``, ``native`` or ``cuda_graphs``.
+        executor: what computes steps: ``layer_by_layer``, ``native``, ``cuda_graphs`` or
+            ``encoder_decoder``.
         executor_reason: why this executor.
         cuda_graphs: how many batch sizes' decode steps are captured.
         versions: of torch and transformers.

@@ -75,6 +75,8 @@ class Settings(NetworkSettings, ModelSettings):
         description="Share of the memory free after loading that the KV cache may take. Without it: 0.3 on a "
         "CPU, 0.85 on a GPU.",
     )
+    prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
+
     speculate: Literal["off", "ngram", "self", "draft"] = Field(
         "off",
         description="Guess tokens ahead and verify several in one step; no token changes. ngram: what "
@@ -97,8 +99,6 @@ class Settings(NetworkSettings, ModelSettings):
         description="Tokens guessed for a sequence in a step, at most; fewer where they are often wrong. "
         "Without it: 8, with self or draft 4.",
     )
-
-    prefix_cache: bool = Field(True, description="Keep computed prompts for later requests that begin alike.")
 
     max_batch_tokens: int | None = Field(
         None,

@@ -54,6 +54,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
         source: of a sequence that is laid out (``server.engine.source``), tokens of its source.
         forced_end: the token that is output as the last of ``max_tokens``, if no other ends the sequence
             before.
+        unlisted: tokens that are not among the most likely ones of ``logprobs``.
     """
 
     id: int
@@ -71,3 +72,4 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     start: list[int] = []
     source: int = 0
     forced_end: int | None = None
+    unlisted: list[int] = []

@@ -13,6 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY = 320
+SPECIAL = ("<|text|>", "<|start|>", "<|end|>")
 CONTEXT = 512
 WINDOW = 8
 
@@ -166,7 +167,7 @@ def save_tiny(kind: str, folder: Path, **config: Any) -> Path:
         torch.set_rng_state(torch_state)
     model.save_pretrained(folder)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer()),
+        tokenizer_object=Tokenizer.from_str(byte_level(*SPECIAL)),
         bos_token="<|text|>",
         eos_token="<|end|>",
         pad_token="<|text|>",
@@ -177,8 +178,8 @@ def save_tiny(kind: str, folder: Path, **config: Any) -> Path:
 
 
 @functools.cache
-def _tokenizer() -> str:
-    """A byte-level tokenizer of exactly ``VOCABULARY`` tokens, as JSON."""
+def byte_level(*special: str) -> str:
+    """A byte-level tokenizer of exactly ``VOCABULARY`` tokens, the special ones first, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -186,7 +187,7 @@ def _tokenizer() -> str:
         vocab_size=VOCABULARY,
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=["<|text|>", "<|start|>", "<|end|>"],
+        special_tokens=list(special),
     )
     tokenizer.train_from_iterator(inspect.getsource(pydoc).splitlines(), trainer)
     assert tokenizer.get_vocab_size() == VOCABULARY

@@ -48,7 +48,7 @@ def _speculated(run: Run) -> list[str]:
     drafted, right = server.draft_tokens, server.accepted_draft_tokens
     a_step = server.output_tokens / max(1.0, server.output_tokens - right)
     return [
-        f"{right / drafted:.0%} of {drafted:.0f} drafted tokens were right: {a_step:.2f} tokens per step "
+        f"{right / drafted:.0%} of {drafted:.0f} drafts were accepted: {a_step:.2f} tokens per step "
         "of a sequence"
     ]
 

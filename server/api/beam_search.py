@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple
 
 EarlyStopping = Literal["heuristic", "full", "never"]
@@ -19,6 +20,22 @@ class Beam(NamedTuple):
 
     tokens: list[int]
     score: float
+
+
+class _Longer(NamedTuple):
+    """A beam and a token that may follow, with the sum of log probabilities. Few of those become beams."""
+
+    begun: Beam
+    token: int
+    score: float
+
+    @property
+    def length(self) -> int:
+        return len(self.begun.tokens) + 1
+
+    def beam(self, length_penalty: float = 0.0) -> Beam:
+        """With its score penalized."""
+        return Beam([*self.begun.tokens, self.token], self.score / self.length**length_penalty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +76,11 @@ class BeamSearch:
 
     @property
     def wanted(self) -> int:
-        """How many of the most likely next tokens of each beam ``advance`` has to know."""
-        return max(2, 1 + len(self._stops)) * self._beams.count
+        """How many of the most likely next tokens of each beam ``advance`` has to know.
+
+        Of these at least ``count`` end no beam, and of one beam no more go on.
+        """
+        return self._beams.count + len(self._stops)
 
     def advance(self, following: Sequence[dict[int, float]]) -> None:
         """One step.
@@ -70,18 +90,20 @@ class BeamSearch:
         """
         beams, count = self._beams, self._beams.count
         found = [
-            Beam([*beam.tokens, token], beam.score + logprob)
+            _Longer(beam, token, beam.score + logprob)
             for beam, tokens in zip(self.running, following, strict=True)
             for token, logprob in tokens.items()
         ]
-        best = sorted(found, key=lambda beam: -beam.score)[: self.wanted]
-        ended = [self._ends(beam) for beam in best]
-        self.running = [beam for beam, end in zip(best, ended, strict=True) if not end][:count]
+        looked_at = max(2, 1 + len(self._stops)) * count
+        best = sorted(found, key=lambda longer: -longer.score)[:looked_at]
+        ended = [self._ends(longer) for longer in best]
+        going_on = (longer for longer, end in zip(best, ended, strict=True) if not end)
+        self.running = [longer.beam() for longer in islice(going_on, count)]
         full = len(self.finished) == count and beams.early_stopping == "full"
         if self._improvable and not full:
             new = [
-                Beam(beam.tokens, beam.score / len(beam.tokens) ** beams.length_penalty)
-                for beam, end in zip(best[:count], ended, strict=False)
+                longer.beam(beams.length_penalty)
+                for longer, end in zip(best[:count], ended, strict=False)
                 if end
             ]
             self.finished = sorted([*self.finished, *new], key=lambda beam: -beam.score)[:count]
@@ -90,8 +112,8 @@ class BeamSearch:
         if all(ended) or full or not self._improvable:
             self.running = []
 
-    def _ends(self, beam: Beam) -> bool:
-        return beam.tokens[-1] in self._stops or len(beam.tokens) == self._max_tokens
+    def _ends(self, longer: _Longer) -> bool:
+        return longer.token in self._stops or longer.length == self._max_tokens
 
     def _may_improve(self) -> bool:
         """Whether the best running beam may still better the worst finished one, as far as is looked."""

@@ -7,6 +7,7 @@ mixed batches, priorities and aborts are those of all sequences.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 
 from longspan.v1 import inference_pb2
@@ -14,7 +15,7 @@ from server.api.beam_search import Beam, Beams, BeamSearch, EarlyStopping, best_
 from server.api.checks import Violations
 from server.api.errors import Violation
 from server.engine.ipc.output import OutputStream
-from server.engine.repeats import repeating
+from server.engine.repeats import TYPE, repeating
 from server.messages import FinishReason, Sampling, SequenceOutput, Submit
 
 _MOST_BEAMS = 16
@@ -94,10 +95,11 @@ async def search(
         The best beams as output of these ids, with the time of the last step; none if it was aborted.
     """
     found = BeamSearch(beams, template.stop_token_ids, template.max_tokens)
+    begun = array(TYPE, template.start or template.prompt)
     first: SequenceOutput | None = None
     when = 0.0
     while found.running:
-        tasks = [_Step(template, beam, banned) for beam in found.running]
+        tasks = [_Step(template, beam, banned, begun) for beam in found.running]
         ids = new_ids(len(tasks))
         stream = submit([task.submit(id_, found.wanted) for task, id_ in zip(tasks, ids, strict=True)])
         answers: dict[int, SequenceOutput] = {}
@@ -136,12 +138,13 @@ class _Step:
         template: see ``search``.
         beam: so far.
         banned: see ``search``.
+        begun: the tokens before the output.
     """
 
-    def __init__(self, template: Submit, beam: Beam, banned: Sequence[int]) -> None:
+    def __init__(self, template: Submit, beam: Beam, banned: Sequence[int], begun: array[int]) -> None:
         self._template, self._tokens = template, beam.tokens
         position = len(beam.tokens)
-        before = [*(template.start or template.prompt), *beam.tokens]
+        before = begun + array(TYPE, beam.tokens)
         self._banned = {*banned, *repeating(before, template.sampling.no_repeat_ngram)}
         if position < template.min_tokens:
             self._banned.update(template.stop_token_ids)
@@ -158,7 +161,8 @@ class _Step:
             start=[*template.start, *tokens] if template.start else [],
             sampling=Sampling(temperature=0.0),
             max_tokens=1,
-            logprobs=wanted + len(self._banned),
+            logprobs=wanted,
+            unlisted=sorted(self._banned),
             priority=template.priority,
             salt=template.salt,
         )

@@ -66,7 +66,8 @@ class Plan:
         """
         stop, logprobs, target = self.request.stop, self.request.logprobs, self.target
         max_tokens = self._max_tokens(len(prompt), context_length)
-        min_tokens = stop.min_tokens or (0 if target is None else target.min_tokens)
+        usual = 0 if target is None else target.min_tokens
+        min_tokens = stop.min_tokens if stop.HasField("min_tokens") else usual
         seeds = [(self.seed + index * _SEED_STEP) % 2**64 for index in range(self.n)]
         return [
             Submit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import msgspec
@@ -88,15 +87,12 @@ class Encoding:
             ServiceError: the request can't be answered, or no longer.
         """
         account, quota = self._account, self._caller.quota
-        with (
-            self._state.admission.admit(self._caller, self._request_id, self, count),
-            ExitStack() as held,
-        ):
+        with self._state.admission.admit(self._caller, self._request_id, self, count):
             texts = await self._beside(tokenize, characters)
             if self._error is not None:
                 raise self._error
             tokens = sum(len(text.tokens) for text in texts)
-            held.enter_context(self._state.vector_bytes.hold(_vector_bytes(served, template, tokens)))
+            self._state.vector_bytes.hold(_vector_bytes(served, template, tokens))
             quota.spend(tokens)
             record = account.record = RequestRecord(self._metrics, 0, account.arrival, quota.spend)
             ids = served.engine.new_ids(count)

@@ -14,6 +14,8 @@ from server.models.target import Target
 
 # How tokenizers spell tokens for languages: en_XX and eng_Latn, and __en__ of M2M100.
 _LANGUAGE = re.compile(r"__[a-z]{2,3}__|[a-z]{2,3}_[A-Z][A-Za-z]{1,3}")
+# Of Blenderbot, which has no languages.
+_OTHERS = frozenset({"__end__", "__unk__"})
 _TOLD = 8
 
 
@@ -92,7 +94,7 @@ def _languages(served: Served) -> dict[str, int]:
     return {
         name: token
         for name, token in tokens.items()
-        if _LANGUAGE.fullmatch(name) and token < served.ready.vocabulary_size
+        if _LANGUAGE.fullmatch(name) and name not in _OTHERS and token < served.ready.vocabulary_size
     }
 
 

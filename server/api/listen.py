@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 
@@ -24,7 +25,10 @@ from server.errors import RefusedError
 from server.observe.metrics import GrpcMetrics
 
 _MOST_METADATA_BYTES = 16 << 10
+_ANEW = "the server had it until it listened anew for the model, which it does not with --max-request-bytes"
 _FREE_SECONDS, _LOOK_SECONDS = 1.0, 0.002
+# Connections of streams from before a renewal count beside those after it, and both must leave descriptors.
+_OLD_STREAMS_SECONDS = 10.0
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
     ("grpc.so_reuseport", 0),
@@ -91,6 +95,7 @@ class Listener:
         self._certificates = certificates
         self._servers: list[aio.Server] = []
         self._ends: list[asyncio.Task[None]] = []
+        self._connections = 0
         if certificates is not None:
             metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
 
@@ -100,31 +105,30 @@ class Listener:
         Raises:
             RefusedError: the address can't be had, or the process may open hardly any files.
         """
+        if not self._servers:
+            self._connections = connections_allowed(self._state.settings.max_connections)
         server = self._bind()
         self._servers.append(server)
         await server.start()
 
-    async def renew(self, grace: float) -> None:
+    async def renew(self) -> None:
         """Starts again on the same port, since gRPC takes another ``ServerState.received_bytes`` only then.
 
         For some milliseconds no connection is taken. Those that are open get no more calls, and their clients
-        connect again for the next one; a call that is under way goes on.
-
-        Args:
-            grace: seconds for which it may.
+        connect again for the next one; a call that is under way may go on for a few seconds.
 
         Raises:
             RefusedError: another program has taken the port meanwhile.
         """
-        self._ends.append(asyncio.create_task(self._servers[-1].stop(grace)))
+        self._ends.append(asyncio.create_task(self._servers[-1].stop(_OLD_STREAMS_SECONDS)))
         until = time.monotonic() + _FREE_SECONDS
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 await self.start()
-            except RefusedError:
+            except RefusedError as error:
                 if time.monotonic() > until:
-                    raise
+                    raise RefusedError(f"{error} ({_ANEW})") from error
             else:
                 return
 
@@ -135,7 +139,7 @@ class Listener:
     def _bind(self) -> aio.Server:
         state, host = self._state, self._host
         _refuse_taken(host, self.port)
-        options = (*_OPTIONS, *_limits(state))
+        options = (*_OPTIONS, *_limits(state, self._connections))
         server = aio.server(interceptors=(self._interceptor,), options=options)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._encoders, server)
@@ -156,12 +160,12 @@ class Listener:
         return server
 
 
-def _limits(state: ServerState) -> list[tuple[str, int]]:
+def _limits(state: ServerState, connections: int) -> list[tuple[str, int]]:
     """Options of gRPC that follow from settings and the model."""
     settings = state.settings
     limits = [
         ("grpc.max_receive_message_length", state.received_bytes),
-        ("grpc.max_allowed_incoming_connections", connections_allowed(settings.max_connections)),
+        ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.max_connection_idle_ms", round(1000 * settings.connection_idle_seconds)),
     ]
@@ -193,8 +197,11 @@ def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
 def _refuse_taken(host: str, port: int) -> None:
     """Refuses an address that can't be had, before gRPC would log it past every logger.
 
+    gRPC listens on those of a host's addresses that it gets: a machine may lack IPv6. But where one of
+    ``localhost`` is taken, some clients would reach another program there.
+
     Raises:
-        RefusedError: no address of the host can be listened on.
+        RefusedError: no address of the host can be listened on, or one is taken.
     """
     reasons = []
     try:
@@ -209,10 +216,12 @@ def _refuse_taken(host: str, port: int) -> None:
                 probe.bind(address)
                 probe.listen()
         except OSError as error:
-            reasons.append(error.strerror or str(error))
-        else:
-            return
-    raise RefusedError(_cannot(host, port, " and ".join(dict.fromkeys(reasons))))
+            reason = error.strerror or str(error)
+            if error.errno == errno.EADDRINUSE:
+                raise RefusedError(_cannot(str(address[0]), port, reason)) from error
+            reasons.append(reason)
+    if len(reasons) == len(addresses):
+        raise RefusedError(_cannot(host, port, " and ".join(dict.fromkeys(reasons))))
 
 
 def _cannot(host: str, port: int, reason: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
 
 from server.api import errors
 from server.api.errors import Violation
 
 # While an answer is written, other calls wait.
 _OF_ONE = 16 << 20
-# Each is there several times until it is sent.
+# Each is there several times until it is sent, which takes as long as its client reads.
 _OF_ALL = 256 << 20
 _RETRY_SECONDS = 1.0
 
@@ -26,9 +25,8 @@ class VectorBytes:
         self._most = most
         self._held = 0
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Counts a request's vectors until the block ends.
+    def hold(self, size: int) -> None:
+        """Counts a request's vectors until this task, which serves it, ends: once its answer has been sent.
 
         Args:
             size: their bytes.
@@ -38,17 +36,20 @@ class VectorBytes:
         """
         if size > _OF_ONE:
             sentence = (
-                f"asks for {size >> 20} MiB of vectors; at most {_OF_ONE >> 20} are sent, so send fewer texts"
+                f"asks for {size} bytes of vectors; at most {_OF_ONE} are sent, so send fewer or shorter "
+                "texts, or ask for one vector of each"
             )
             raise errors.invalid([Violation("pooling", sentence)])
         if self._held + size > self._most:
             sentence = (
-                f"requests in flight wait for {self._held >> 20} MiB of vectors of tokens, of "
-                f"{self._most >> 20} at most; try again soon, or ask for one vector of each text"
+                f"requests in flight wait for {self._held} bytes of vectors of tokens, this one asks for "
+                f"{size}, and {self._most} are the most; try again soon, or ask for one vector of each text"
             )
             raise errors.limit_reached(sentence, "VECTOR_BYTES", self._most, _RETRY_SECONDS)
+        task = asyncio.current_task()
+        assert task is not None
         self._held += size
-        try:
-            yield
-        finally:
-            self._held -= size
+        task.add_done_callback(lambda _: self._release(size))
+
+    def _release(self, size: int) -> None:
+        self._held -= size

@@ -191,6 +191,6 @@ def _stats(usage: Usage, timings: Timings) -> str:
     if tokens > 1 and timings.decode_seconds > 0:
         parts.append(f"{(tokens - 1) / timings.decode_seconds:.1f} tokens/s")
     if usage.draft_tokens:
-        parts.append(f"{usage.accepted_draft_tokens} of {usage.draft_tokens} drafted tokens right")
+        parts.append(f"{usage.accepted_draft_tokens} of {usage.draft_tokens} drafts accepted")
     parts.append(f"first token after {timings.time_to_first_token_seconds * 1000:.0f} ms")
     return ", ".join(parts)

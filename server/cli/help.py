@@ -11,6 +11,7 @@ _UNBREAKABLE = "\u2011"
 # What typer calls types, and the names that `longspan serve` gives them.
 _METAVARS = (
     ("<list[str]>", "TEXT"),
+    ("<list[Path]>", "PATH"),
     ("<str>", "TEXT"),
     ("<int range>", "INTEGER"),
     ("<int>", "INTEGER"),
@@ -22,6 +23,23 @@ _METAVARS = (
 
 class PlainCommand(TyperCommand):
     """A command whose help keeps names whole; options of one ``rich_help_panel`` stand under its title."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the arguments; those that are too many are refused with what to do."""
+        if ctx.allow_extra_args:
+            return super().parse_args(ctx, args)
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            ctx.fail(self.too_many(ctx.args))
+        return rest
+
+    def too_many(self, arguments: list[str]) -> str:
+        """The sentence that refuses arguments that the command has no place for."""
+        return (
+            f"Got unexpected extra argument(s) ({' '.join(arguments)}): put a text with spaces into quotes, "
+            "and name an option before its value."
+        )
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes arguments and options under their headings, in the order of each heading's first option."""

@@ -37,6 +37,7 @@ _PANELS = {
     "tls_certificate": "Access",
     "attention": "Attention",
     "kv_dtype": "Memory of the KV cache",
+    "speculate": "Speculation",
     "max_batch_tokens": "Limits",
     "threads": "Engine",
     "measure_device": "Observability",
@@ -170,11 +171,10 @@ class _Command(PlainCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if sentence := called_here(args):
             ctx.fail(sentence)
-        ctx.allow_extra_args = True
-        rest = super().parse_args(ctx, args)
-        if ctx.args and not ctx.resilient_parsing:
-            ctx.fail(positional(ctx.args))
-        return rest
+        return super().parse_args(ctx, args)
+
+    def too_many(self, arguments: list[str]) -> str:
+        return positional(arguments)
 
 
 def _panels() -> dict[str, str]:

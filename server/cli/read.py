@@ -30,8 +30,8 @@ def read(
         str, typer.Argument(metavar="FILE", help="The document, UTF-8 text; - reads it from standard input.")
     ],
     question: Annotated[
-        str, typer.Option(help="What to answer from the document. Without it: its summary.")
-    ] = "",
+        str | None, typer.Option(help="What to answer from the document. Without it: its summary.")
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -46,7 +46,10 @@ def read(
     ] = 512,
     overlap: Annotated[
         int,
-        typer.Option(min=0, help="Most tokens of a passage that the next one repeats, in whole sentences."),
+        typer.Option(
+            min=0,
+            help="Most tokens of a passage that the next one repeats, in whole sentences; half at most.",
+        ),
     ] = 64,
     top: Annotated[
         int | None,
@@ -77,6 +80,9 @@ def read(
 
     if top is not None and method != "extractive":
         fail("--top needs --method extractive: the other methods read all passages", code=2)
+    if question is not None and not question.strip():
+        fail("--question is empty; leave it out for a summary", code=2)
+    question = question or ""
     content = _content(file)
     began = time.monotonic()
     with progress() as listener:
@@ -136,7 +142,7 @@ def _run(
     except LongspanError as error:
         fail_call(error)
     except TimeoutError:
-        fail(f"{file} was not read within {timeout:g} s; allow a longer --timeout, or cite no passages")
+        fail(f"{file} was not read within {timeout:g} s; allow a longer --timeout")
     except ValueError as error:
         fail(f"{file}: {error}", code=2)
 
@@ -165,6 +171,7 @@ def _excerpt(text: str, answer: str) -> str:
     """The line of a passage that has most of the answer's words, shortened."""
     wanted = _words(answer)
     best = max(text.splitlines(), key=lambda line: len(wanted & _words(line))).strip()
+    best = "".join(character if character.isprintable() else " " for character in best)
     return best if len(best) <= _EXCERPT else f"{best[: _EXCERPT - 3]}..."
 
 

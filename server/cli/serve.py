@@ -48,6 +48,6 @@ def _serve(settings: Settings) -> NoReturn:
         fail(sentence, code=2)
     spawned = spawn_engine(settings.threads, settings.cache_dir)
     signals_end(spawned.end)  # until the server listens, which then handles signals itself
-    from server.app import serve  # while the engine process imports torch
+    from server.run import serve  # while the engine process imports torch
 
     leave(serve(settings, access, spawned))

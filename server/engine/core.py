@@ -10,7 +10,7 @@ from attention.patterns.base import ContentPattern
 from server.engine.costs import Cost, StepCosts
 from server.engine.flight import Flight
 from server.engine.kv_manager import KVManager, most_pages
-from server.engine.pace import EXPECTED_REACH, Pace, Work
+from server.engine.pace import EXPECTED_REACH, Pace
 from server.engine.runner import Runner, RunOutput
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
@@ -179,21 +179,17 @@ class EngineCore:
         fresh = {one.sequence for one in scheduled if one.sequence.started is None}
         for sequence in fresh:
             sequence.started = began
-        prompt_tokens = sum(
-            min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in scheduled
-        )
-        chunks = [(s.computed, tokens) for s, tokens in scheduled if tokens > 1 and not s.drafts]
-        decodes = sum(tokens for _, tokens in scheduled) - sum(tokens for _, tokens in chunks)
         ahead_of = None if before is None else before.launched
         if self.team is None:
             launched = self.runner.launch(scheduled, ahead_of)
         else:
             launched = self.team.compute(lambda: self.runner.launch(scheduled, ahead_of))
+        flight = Flight.of(began, scheduled, launched, fresh)
         for sequence in launched.sequences:
             sequence.pending += 1
         for sequence, tokens in scheduled:
             self.kv.advance(sequence, tokens)
-        return Flight(began, scheduled, launched, fresh, prompt_tokens, Work.of(chunks), decodes)
+        return flight
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
@@ -216,20 +212,10 @@ class EngineCore:
         output = self.runner.collect(launched, void)
         self._totals.read(launched.pages)
         cost = self.costs.of(sum(tokens for _, tokens in scheduled), launched.rows, launched.pages.by_layer)
-        for sequence in output.late:
-            self._take_back(sequence)
+        if self._flight is not None:
+            for sequence in output.late:
+                self._flight.take_back(sequence)
         return self._outputs(flight, output, void), cost
-
-    def _take_back(self, sequence: Sequence) -> None:
-        """Recomputes the sequence's newest token if the step launched last had to compute without it.
-
-        The next step overwrites the wrong key and value that it writes.
-        """
-        ahead = self._flight
-        if ahead is not None and any(one.sequence is sequence for one in ahead.scheduled):
-            ahead.taken_back.add(sequence)
-            sequence.computed -= 1
-            sequence.pending -= 1
 
     def _outputs(self, flight: Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceOutput]:
         sampled = {

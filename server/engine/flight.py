@@ -34,6 +34,26 @@ class Flight:
     decodes: int
     taken_back: set[Sequence] = field(default_factory=set)
 
+    @classmethod
+    def of(cls, began: float, scheduled: list[Scheduled], launched: Launched, fresh: set[Sequence]) -> Flight:
+        """The flight of a step whose tokens are not booked as computed yet."""
+        prompt_tokens = sum(
+            min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in scheduled
+        )
+        chunks = [(s.computed, tokens) for s, tokens in scheduled if tokens > 1 and not s.drafts]
+        decodes = sum(tokens for _, tokens in scheduled) - sum(tokens for _, tokens in chunks)
+        return cls(began, scheduled, launched, fresh, prompt_tokens, Work.of(chunks), decodes)
+
+    def take_back(self, sequence: Sequence) -> None:
+        """Has a sequence recompute its newest token if this step had to compute without it.
+
+        The next step overwrites the wrong key and value that it writes.
+        """
+        if any(one.sequence is sequence for one in self.scheduled):
+            self.taken_back.add(sequence)
+            sequence.computed -= 1
+            sequence.pending -= 1
+
     def void(self) -> set[Sequence]:
         """Sequences whose results of it are discarded."""
         finished = {one.sequence for one in self.scheduled if one.sequence.state is State.FINISHED}

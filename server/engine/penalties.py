@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
 
 from attention.transfer import to_device
-from server.engine.repeats import repeating
+from server.engine.repeats import TYPE, repeating
 from server.messages import Sampling
 
 
@@ -23,6 +24,7 @@ class SamplerState:
         output: tokens output so far, for a state that is made again.
         forced: tokens that the output begins with, whatever the logits.
         forced_end: an output position, and the token that is forced there.
+        unlisted: tokens that are not told among the most likely ones.
 
     Raises:
         ValueError: a biased or forced token is outside the vocabulary, or every token is a stop token while
@@ -40,6 +42,7 @@ class SamplerState:
         output: Sequence[int] = (),
         forced: Sequence[int] = (),
         forced_end: tuple[int, int] | None = None,
+        unlisted: Sequence[int] = (),
     ) -> None:
         last = () if forced_end is None else forced_end[1:]
         for what, tokens in (("logit_bias", sampling.logit_bias), ("forced", (*forced, *last))):
@@ -57,10 +60,12 @@ class SamplerState:
         self.min_tokens = min_tokens
         self.stop_token_ids = stops
         self.output_length = len(output)
+        self.unlisted = [token for token in unlisted if 0 <= token < vocabulary_size]
         self._forced = forced
         self._forced_end = forced_end
         self._prompt = prompt
         self._output = list(output)
+        self._tokens: array[int] | None = None
         self._bias: tuple[torch.Tensor, torch.Tensor] | None = None
         self._stops: torch.Tensor | None = None
         self._counts: torch.Tensor | None = None
@@ -84,7 +89,9 @@ class SamplerState:
 
     def repeating(self) -> list[int]:
         """Tokens that would end a run of ``no_repeat_ngram`` tokens that prompt and output have already."""
-        return repeating([*self._prompt, *self._output], self.sampling.no_repeat_ngram)
+        if self._tokens is None:
+            self._tokens = array(TYPE, [*self._prompt, *self._output])
+        return repeating(self._tokens, self.sampling.no_repeat_ngram)
 
     def bias(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The biased tokens (int64 ``[N]``) and their biases (float32 ``[N]``); made on first use."""
@@ -120,6 +127,8 @@ class SamplerState:
         self.output_length += 1
         if self._counts is not None:
             self._counts[token] += 1
+        if self._tokens is not None:
+            self._tokens.append(token)
         if self.sampling.no_repeat_ngram or (self._counts is None and self.sampling.penalized):
             self._output.append(token)
 

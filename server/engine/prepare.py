@@ -98,7 +98,7 @@ def _from_kept(
     report("checking", 0.8)
     loaded, weights = kept.loaded, kept.weights
     kv_dtype = cache_dtype(settings, loaded, weights)
-    attention = _choose(settings, page_size, loaded, "cpu", kv_dtype, weights)
+    attention = choose_attention(settings, page_size, loaded, "cpu", kv_dtype, weights)
     whole = replace(loaded, context_length=kept.length)
     check_with = with_all_visible(attention, loaded, kv_dtype, page_size)
     with refusing(loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)):
@@ -119,7 +119,7 @@ def _from_source(
     source = made_from(folder) if file is not None else {}
     loaded, device = load_as_set(settings, folder, report)
     report("checking", 0.88)
-    attention = _choose(settings, page_size, loaded, device, cache_dtype(settings, loaded))
+    attention = choose_attention(settings, page_size, loaded, device, cache_dtype(settings, loaded))
     failing = loaded.architecture, "the start-up check", other_kernels(attention.kernel.name)
     with refusing(*failing):
         own = compute_own(loaded, page_size)
@@ -132,7 +132,7 @@ def _from_source(
     report("recognizing the layers and packing the weights", 0.9)
     loaded, weights, proven = lay_out(loaded, settings.weights, proving)
     kv_dtype = cache_dtype(settings, loaded, weights)
-    attention = _choose(settings, page_size, loaded, device, kv_dtype, weights)
+    attention = choose_attention(settings, page_size, loaded, device, kv_dtype, weights)
     with refusing(*failing):
         check_served(
             loaded, proven, attention, page_size, kv_dtype, weights=weights, packed=is_packed(weights)
@@ -157,7 +157,7 @@ def _keep(
         keep(file, source, KeptModel(loaded, weights, loaded.context_length, sample))
 
 
-def _choose(
+def choose_attention(
     settings: Settings,
     page_size: int,
     loaded: LoadedModel,
@@ -165,7 +165,19 @@ def _choose(
     kv_dtype: torch.dtype,
     weights: str | None = None,
 ) -> Attention:
-    """The attention that is to serve these weights; without them, one for the strict proof."""
+    """The attention that is to serve a model.
+
+    Args:
+        settings: of the server.
+        page_size: tokens per page.
+        loaded: the model.
+        device: ``cpu`` or ``cuda``.
+        kv_dtype: dtype of the KV cache.
+        weights: as ``quantize`` says; ``None`` for attention of the strict proof, or where none are packed.
+
+    Raises:
+        RefusedError: no kernel computes it so; the sentence says why.
+    """
     try:
         return resolve(
             settings.attention,

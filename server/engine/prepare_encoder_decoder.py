@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from attention.backends import UnsupportedError, resolve
 from server.engine.native import log_native, set_native_level
-from server.engine.prepare import Prepared, Report, cache_dtype, chosen_device
+from server.engine.prepare import Prepared, Report, cache_dtype, choose_attention, chosen_device
 from server.errors import RefusedError
 from server.models.encoder_decoders.load import load_encoder_decoder
 from server.models.encoder_decoders.prove import prove
@@ -39,18 +36,7 @@ def prepare_encoder_decoder(settings: Settings, folder: Path, report: Report) ->
     loaded = found.loaded
     assert loaded.halves is not None
     kv_dtype = cache_dtype(settings, loaded)
-    try:
-        attention = resolve(
-            settings.attention,
-            settings.attention_option,
-            settings.kernel,
-            loaded.layers,
-            torch.device(device),
-            kv_dtype,
-            page_size,
-        )
-    except UnsupportedError as error:
-        raise RefusedError(str(error)) from error
+    attention = choose_attention(settings, page_size, loaded, device, kv_dtype)
     if not attention.pattern.dense:
         raise RefusedError(
             f"--attention {settings.attention}: the decoder of an encoder-decoder sees all of its own tokens "

@@ -1,11 +1,13 @@
-"""One row of a batch of logits: whose next token is sampled, and what is asked for."""
+"""The rows of a batch of logits: whose next token is sampled, and what is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from attention.transfer import to_device
 from server.engine.penalties import SamplerState
 
 
@@ -46,3 +48,13 @@ class Row(NamedTuple):
             and not self.state.adjusts(self.position)
             and self.forced is None
         )
+
+
+def take(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The given rows; ``x`` itself, uncopied, where they are all."""
+    return x if len(rows) == len(x) else x[to_device(torch.tensor(rows), x.device)]
+
+
+def put(x: torch.Tensor, rows: Sequence[int], values: torch.Tensor) -> None:
+    """Sets the given rows, in place."""
+    x[to_device(torch.tensor(rows), x.device)] = values

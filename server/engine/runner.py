@@ -19,6 +19,8 @@ from attention.reading import Pages, pages_of
 from attention.transfer import AsyncCopy, to_device
 from server.engine import sampler
 from server.engine.logprobs import measure, prompt_logprobs
+from server.engine.penalties import SamplerState
+from server.engine.row import Row
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import PositionLogprob
@@ -210,7 +212,7 @@ class Runner:
         for sequence in sequences:
             request = sequence.request
             if sequence.sampler is None:
-                sequence.sampler = sampler.SamplerState(
+                sequence.sampler = SamplerState(
                     request.sampling,
                     request.prompt[sequence.decoded_from :],
                     min_tokens=request.min_tokens,
@@ -220,6 +222,7 @@ class Runner:
                     if request.forced_end is None
                     else (request.max_tokens - 1, request.forced_end),
                     vocabulary_size=logits.shape[-1],
+                    unlisted=request.unlisted,
                 )
             newest = None
             if request.sampling.penalized and sequence in unread and before and before.sampled:
@@ -228,15 +231,13 @@ class Runner:
         return sampler.sample(logits, rows)
 
     @staticmethod
-    def _rows(
-        sequence: Sequence, state: sampler.SamplerState, newest: torch.Tensor | None
-    ) -> list[sampler.Row]:
+    def _rows(sequence: Sequence, state: SamplerState, newest: torch.Tensor | None) -> list[Row]:
         """The row of a sequence's next token, and one after each of its drafted tokens."""
         position, request = sequence.output_len + sequence.pending, sequence.request
-        rows = [sampler.Row(state, position, request.logprobs, newest)]
+        rows = [Row(state, position, request.logprobs, newest)]
         for i, token in enumerate(sequence.drafts, 1):
             drafted = torch.tensor(sequence.drafts[:i]) if request.sampling.penalized else None
-            rows.append(sampler.Row(state, position + i, request.logprobs, drafted, token))
+            rows.append(Row(state, position + i, request.logprobs, drafted, token))
         return rows
 
     @staticmethod

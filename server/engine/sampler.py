@@ -13,17 +13,11 @@ import torch
 from attention.transfer import AsyncCopy, to_device
 from server.engine.candidates import candidates
 from server.engine.chance import uniforms
+from server.engine.filters import UNIT, min_p, top_k, top_p
 from server.engine.logprobs import Measured, entries, measure
-from server.engine.penalties import SamplerState, adjust
-from server.engine.row import Row
+from server.engine.penalties import adjust
+from server.engine.row import Row, put, take
 from server.messages import PositionLogprob, Sampling
-
-__all__ = ["Found", "Row", "Sampled", "SamplerState", "found_likely", "read", "sample"]
-
-# Probabilities become integers, in units of 2^-40 of the most likely token's. Their sums are exact in any
-# order, so a token's fate depends neither on the batch nor on how a device adds up, and one of weight 0 is
-# never drawn. A vocabulary of 2^22 tokens still leaves room in 63 bits.
-_UNIT = 2.0**40
 
 # How many of the most likely tokens top-p looks at, if fewer did not hold the probability that it asks for.
 # Nearly always the first will do; sorting the whole vocabulary takes 30 times as long.
@@ -147,8 +141,9 @@ def _queue(
     asked = [i for i, row in enumerate(rows) if row.logprobs is not None]
     measured: Sequence[torch.Tensor] = ()
     if asked:
-        of_asked = _take(tokens, asked).clamp(min=0)
-        measured = measure(_take(logits, asked), of_asked, max(rows[i].logprobs or 0 for i in asked))
+        of_asked = take(tokens, asked).clamp(min=0)
+        most = max(rows[i].logprobs or 0 for i in asked)
+        measured = measure(take(logits, asked), of_asked, most, [rows[i].state.unlisted for i in asked])
     uncertain = len(attempts) > 1 and any(row.drawn and row.state.sampling.top_p < 1 for row in rows)
     again = _Unread(logits, adjusted, attempts[1:]) if uncertain else None
     return Sampled(tokens, rows, AsyncCopy([tokens, *measured]), again)
@@ -169,7 +164,7 @@ def _read(sampled: Sampled, void: Set[int]) -> tuple[list[int], list[PositionLog
     late = [i for i, token in enumerate(tokens) if token == _WIDER and i not in void]
     if late:
         logits, adjusted, widths = sampled._again
-        again = _queue(_take(logits, late), _take(adjusted, late), [rows[i] for i in late], widths)
+        again = _queue(take(logits, late), take(adjusted, late), [rows[i] for i in late], widths)
         for i, token, logprob in zip(late, *_read(again, frozenset())[:2], strict=True):
             tokens[i], logprobs[i] = token, logprob
     return tokens, logprobs, late
@@ -185,19 +180,19 @@ def _force(tokens: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 
 def _sample(logits: torch.Tensor, rows: Sequence[Row], widths: Sequence[int]) -> torch.Tensor:
-    """The sampled tokens, int64 ``[B]``, or ``_NONE``, or ``_WIDER``; for ``widths`` see ``_top_p``."""
+    """The sampled tokens, int64 ``[B]``, or ``_NONE``, or ``_WIDER``; for ``widths`` see ``top_p``."""
     drawn = [i for i, row in enumerate(rows) if row.drawn]
     if not drawn:
         return _most_likely(logits)
     samplings = [rows[i].state.sampling for i in drawn]
     numbers = uniforms([sampling.seed for sampling in samplings], [rows[i].position for i in drawn])
-    tokens = _draw(_take(logits, drawn), samplings, numbers, widths)
+    tokens = _draw(take(logits, drawn), samplings, numbers, widths)
     if len(drawn) == len(rows):
         return tokens
     others = [i for i, row in enumerate(rows) if not row.drawn]
     sampled = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    _put(sampled, others, _most_likely(_take(logits, others)))
-    _put(sampled, drawn, tokens)
+    put(sampled, others, _most_likely(take(logits, others)))
+    put(sampled, drawn, tokens)
     return sampled
 
 
@@ -228,10 +223,10 @@ def _draw(
         widths = [*(width for width in widths if width < size), size]
     # The most likely token's becomes 0, so that no temperature, however low, can overflow.
     x = (logits - best).div_(temperature.unsqueeze(-1))
-    _top_k(x, logits, [s.top_k for s in samplings])
-    weights = x.exp_().mul_(_UNIT).to(torch.int64)
-    wider = _top_p(weights, [s.top_p for s in samplings], widths)
-    _min_p(weights, [s.min_p for s in samplings])
+    top_k(x, logits, [s.top_k for s in samplings])
+    weights = x.exp_().mul_(UNIT).to(torch.int64)
+    wider = top_p(weights, [s.top_p for s in samplings], widths)
+    min_p(weights, [s.min_p for s in samplings])
     cumulative = weights.cumsum_(-1)
     total = cumulative[:, -1:]
     target = (to_device(torch.from_numpy(numbers), logits.device).unsqueeze(-1) * total).to(torch.int64)
@@ -239,66 +234,3 @@ def _draw(
     if few is not None:  # past the end in a row without a finite maximum
         tokens = few.tokens.gather(-1, tokens.clamp_(max=size - 1))
     return tokens.masked_fill_(wider, _WIDER).masked_fill_(~best.isfinite(), _NONE).squeeze(-1)
-
-
-def _top_k(x: torch.Tensor, logits: torch.Tensor, k: Sequence[int]) -> None:
-    """Bars from ``x`` all but the ``k`` largest logits and those equal to the last of them.
-
-    Judged by the logits, since temperature keeps their order and may round differences away.
-    """
-    rows = [i for i, count in enumerate(k) if 0 < count < x.shape[-1]]
-    if rows:
-        limited = _take(logits, rows)
-        last = to_device(torch.tensor([k[i] for i in rows]), x.device).unsqueeze(-1) - 1
-        threshold = limited.topk(max(k[i] for i in rows)).values.gather(-1, last)
-        _put(x, rows, _take(x, rows).masked_fill(limited < threshold, -torch.inf))
-
-
-def _top_p(weights: torch.Tensor, p: Sequence[float], widths: Sequence[int]) -> torch.Tensor:
-    """Keeps the most likely tokens that sum to ``p`` and those as likely as the last of them.
-
-    Holtzman et al.: The Curious Case of Neural Text Degeneration, 2020, section 3.1.
-
-    Args:
-        weights: int64 ``[B, V]``.
-        p: of each row.
-        widths: how many of the most likely tokens to look at, and how many then, if these sum to less.
-
-    Returns:
-        Bool ``[B, 1]``: the rows whose ``widths[-1]`` most likely tokens sum to less, though they have more.
-    """
-    wider = torch.zeros(len(weights), 1, dtype=torch.bool, device=weights.device)
-    rows = [i for i, share in enumerate(p) if share < 1]
-    for width in widths:
-        if not rows:
-            break
-        limited = _take(weights, rows)
-        shares = to_device(torch.tensor([p[i] for i in rows], dtype=torch.float64), weights.device)
-        wanted = (shares * limited.sum(-1)).ceil_().to(torch.int64).clamp_(min=1).unsqueeze(-1)
-        cumulative = (ordered := limited.topk(width).values).cumsum(-1)
-        less = cumulative[:, -1:] < wanted
-        # Past the end for a row that needs more tokens, or whose logits are NaN.
-        enough = torch.searchsorted(cumulative, wanted).clamp_(max=width - 1)
-        threshold = ordered.gather(-1, enough).masked_fill_(less, 0)
-        _put(weights, rows, limited.masked_fill(limited < threshold, 0))
-        if width < widths[-1]:
-            rows = [i for i, short in zip(rows, less.squeeze(-1).tolist(), strict=True) if short]
-        elif width < weights.shape[-1]:
-            _put(wider, rows, less)
-    return wider
-
-
-def _min_p(weights: torch.Tensor, p: Sequence[float]) -> None:
-    """Bars tokens less likely than ``p`` times the most likely one, whose weight is ``_UNIT``."""
-    if any(p):
-        floor = to_device(torch.tensor(p, dtype=torch.float64), weights.device).unsqueeze(-1) * _UNIT
-        weights.masked_fill_(weights < floor.ceil_().to(torch.int64), 0)
-
-
-def _take(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """The given rows; ``x`` itself, uncopied, where they are all."""
-    return x if len(rows) == len(x) else x[to_device(torch.tensor(rows), x.device)]
-
-
-def _put(x: torch.Tensor, rows: Sequence[int], values: torch.Tensor) -> None:
-    x[to_device(torch.tensor(rows), x.device)] = values

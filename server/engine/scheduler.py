@@ -216,6 +216,7 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = State.WAITING
+        sequence.wanted_drafts = 0  # it was asked with other tokens, and perhaps other rotary frequencies
         leader = self._by_id.get(sequence.request.leader) if sequence.request.leader is not None else None
         if leader is not None and leader.computed < leader.prompt_len and self.kv.looks_up(sequence):
             self.waiting.add_follower(sequence, leader.id)

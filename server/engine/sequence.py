@@ -9,7 +9,7 @@ from server.messages import FinishReason, PositionLogprob, Submit
 from server.models.executors.base import PageTable
 
 if TYPE_CHECKING:
-    from server.engine.sampler import SamplerState
+    from server.engine.penalties import SamplerState
 
 
 class State(enum.Enum):

@@ -64,6 +64,22 @@ def context_length(
     return min(max_context or own or 0, _MOST)
 
 
+def check_positions(max_context: int | None, own: int) -> None:
+    """Refuses texts of more tokens than a model has positions.
+
+    Args:
+        max_context: what the operator asks for; ``None`` for the model's own limit.
+        own: positions that the model has.
+
+    Raises:
+        RefusedError: it is more than that.
+    """
+    if max_context is not None and max_context > own:
+        raise RefusedError(
+            f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
+        )
+
+
 def steady_length(config: Any) -> int | None:
     """Up to which length rotary frequencies don't depend on it; ``None`` if they never do."""
     text = config.get_text_config(decoder=True)

@@ -68,20 +68,8 @@ def load_model(
     config = read_config(folder)
     with refusing(f"the model in {folder}", "reading its config"):
         length = context_length(config, max_context, reach=reach, scaling=scaling)
-    chosen = torch.float32 if dtype == "auto" and device.type == "cpu" else dtype
-    wanted = chosen if chosen == "auto" or isinstance(chosen, torch.dtype) else getattr(torch, chosen)
     stored = read_stored(weight_files(folder))
-    method = read_method(folder, config, stored)
-    kind = transformers.AutoModelForCausalLM
-    check_size(kind, folder, config, stored, method, wanted, device)
-
-    report("loading the weights", 0.1)
-    # The refusals here say what matters of its reports; its progress bars would disturb the server's own.
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    register()
-    model = read_model(kind, folder, config, stored, method, wanted, device)
-    model.eval().requires_grad_(False)
+    model = read_model(transformers.AutoModelForCausalLM, folder, config, stored, dtype, device, report)
 
     report("reading the attention layers", 0.8)
     with refusing(type(model).__name__, "reading its layers"):
@@ -92,6 +80,7 @@ def _read(
     model: Any, config: Any, length: int, scaling: RopeScaling | None, device: torch.device
 ) -> LoadedModel:
     """The features of a loaded model that attention must honor."""
+    register()
     model.set_attn_implementation("longspan")
     layers = read_layers(model)
     if scaling is not None:
@@ -124,25 +113,52 @@ def read_model(
     folder: Path,
     config: Any,
     stored: Mapping[str, Stored],
-    method: str | None,
-    dtype: torch.dtype | str,
+    dtype: str,
     device: torch.device,
+    report: Callable[[str, float], None],
     **more: Any,
 ) -> Any:
-    """A model that is the whole of its files.
+    """A frozen model that is the whole of its files.
 
     Args:
         kind: ``AutoModelForCausalLM`` or another class of transformers.
         folder: a Hugging Face folder.
         config: its config.
         stored: what its files hold.
-        method: how its weights are quantized, if they are.
-        dtype: of weights and computation; ``auto`` for the checkpoint's own.
+        dtype: of weights and computation, as of ``load_model``.
         device: where to load it.
+        report: told the progress.
         **more: arguments of the model's own class.
 
     Raises:
-        RefusedError: it can't be loaded, or has tensors too many or too few.
+        RefusedError: memory has no room for it, it can't be loaded, or has tensors too many or too few.
+    """
+    chosen = "float32" if dtype == "auto" and device.type == "cpu" else dtype
+    wanted = chosen if chosen == "auto" else getattr(torch, chosen)
+    method = read_method(folder, config, stored)
+    _check_size(kind, folder, config, stored, method, wanted, device, **more)
+    report("loading the weights", 0.1)
+    # The refusals here say what matters of its reports; its progress bars would disturb the server's own.
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    model = _read_files(kind, folder, config, stored, method, wanted, device, **more)
+    return model.eval().requires_grad_(False)
+
+
+def _read_files(
+    kind: Any,
+    folder: Path,
+    config: Any,
+    stored: Mapping[str, Stored],
+    method: str | None,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    **more: Any,
+) -> Any:
+    """Arguments are those of ``read_model``, but for two.
+
+    ``method`` says how the weights are quantized, if they are. With ``auto`` as ``dtype`` weights keep that
+    of the checkpoint.
     """
     # Elsewhere than on the CPU, weights go straight to the device.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
@@ -187,7 +203,7 @@ def _building(folder: Path, device: torch.device, reading: Reading | None = None
         raise RefusedError(f"the model in {folder} can't be loaded: {reason}") from error
 
 
-def check_size(
+def _check_size(
     kind: Any,
     folder: Path,
     config: Any,
@@ -199,7 +215,7 @@ def check_size(
 ) -> None:
     """Refuses weights that can't fit, since running out would kill this process without a message.
 
-    Arguments are those of ``read_model``.
+    Arguments are those of ``_read_files``.
 
     Raises:
         RefusedError: they aren't the config's, or need more than is free.

@@ -17,7 +17,7 @@ from attention.backends import Attention, UnsupportedError, resolve
 from attention.dtypes import dtype_name
 from attention.patterns.full import Full
 from server.errors import RefusedError
-from server.models.difference import relative_error
+from server.models.difference import cache_tolerance, relative_error
 from server.models.in_float32 import in_float32
 from server.models.loaded import LoadedModel
 from server.models.logits import decoded, own_logits, paged_logits, sequences_of
@@ -30,8 +30,6 @@ log = logging.getLogger("longspan.models")
 # float32 the order of sums makes 1e-5, and a bias, an offset or a scale that is lost 0.001 to 1; in 16 bits
 # only what is lost everywhere shows.
 _TOLERANCE = {torch.float32: 3e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
-# Added by a cache in another dtype than the model's; 0.004, 0.03 and 0.2 were measured.
-_CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.08, torch.float8_e4m3fn: 0.5}
 # Packed weights and rounded activations change logits by a few hundredths where the weights are exact, and by
 # some tenths where 4 bits are too few for them; an operator that computes something else, by about 1 or more.
 _PACKED_TOLERANCE = 0.5
@@ -184,9 +182,7 @@ def check_served(
     check_held(loaded, torch.cat(served), kv_dtype)
     check_computed(loaded, torch.cat(served), loaded.dtype)
     errors = _errors(served, proven.logits)
-    tolerance = _TOLERANCE[loaded.dtype]
-    if kv_dtype != loaded.dtype:
-        tolerance += _CACHE_TOLERANCE[kv_dtype]
+    tolerance = _TOLERANCE[loaded.dtype] + cache_tolerance(loaded.dtype, kv_dtype)
     if packed:
         tolerance = _PACKED_TOLERANCE
     if packed:  # rounding is everywhere the same

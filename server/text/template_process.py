@@ -27,11 +27,12 @@ _SECONDS, _START_SECONDS = 5.0, 60.0
 # The process ends itself where a rendering takes too long. One that does not is stopped, or has no core.
 _SILENT_SECONDS = 3.0
 _LAST_SECONDS = 1.0  # of a process that has closed its pipe
-_CLOSE_SECONDS = 1.0  # renderings may be waiting for their turn
+_CLOSE_SECONDS, _KILL_AGAIN_SECONDS = 1.0, 0.05  # another may have been started just then
 _MEMORY = 512 << 20
 # A template may write this much of its own, and all that it is given some times over.
 _OWN_CHARACTERS, _TIMES = 1 << 20, 4
 _PIPE_BYTES = 1 << 20
+_CLOSED = "the process that renders chat templates has been closed"
 
 
 class TemplateEndedError(Exception):
@@ -59,18 +60,24 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
+        self._closes = 0
 
     def start(self) -> None:
         """Starts the process, which gets ready by itself; nothing where it runs."""
         with self._lock, contextlib.suppress(OSError):  # the first rendering says so
-            self._started()
+            self._started(self._closes)
 
     def close(self) -> None:
-        """Ends the process, and with it what it renders."""
-        process = self._process
-        if process is not None:
-            process.kill()  # a rendering, which holds the lock, ends by that
-        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+        """Ends the process, and with it what it renders and what waits for its turn."""
+        self._closes += 1  # first: those that wait would start another process
+        end = time.monotonic() + _CLOSE_SECONDS
+        held = False
+        while not held and time.monotonic() < end:
+            process = self._process
+            if process is not None:
+                process.kill()  # a rendering, which holds the lock, ends by that
+            held = self._lock.acquire(timeout=_KILL_AGAIN_SECONDS)
+        if held:
             try:
                 self._end()
             finally:
@@ -93,19 +100,22 @@ class TemplateProcess:
         question = {"template": template, "messages": messages, "tokens": tokens, "seconds": self._seconds}
         given = sum(len(message["role"]) + len(str(message["content"])) for message in messages)
         question["most"] = _OWN_CHARACTERS + _TIMES * given
+        closes = self._closes
         with self._lock:
-            process = self._running()
+            process = self._running(closes)
             seconds = self._seconds + _SILENT_SECONDS
             end = time.monotonic() + seconds
             try:
                 _write(process, frame(question), end)
                 answer = _read(process, end)
             except TimeoutError as error:
-                self._start_again()
+                self._start_again(closes)
                 raise _lost(f"did not answer within {seconds:g} s") from error
             except (EOFError, OSError) as error:
                 code = self._exit_code()
-                self._start_again()
+                if self._closes != closes:
+                    raise NotRenderedError(_CLOSED) from error
+                self._start_again(closes)
                 if code == -signal.SIGKILL:
                     raise _lost("was killed") from error
                 took_long = f"it takes longer than {self._seconds:g} s, or too much memory"
@@ -117,18 +127,22 @@ class TemplateProcess:
         text: str = answer["text"]
         return text
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self, closes: int) -> subprocess.Popen[bytes]:
         try:
-            process = self._started()
+            process = self._started(closes)
             if not self._ready:
                 _read(process, time.monotonic() + _START_SECONDS)
                 self._ready = True
         except (EOFError, OSError) as error:
             self._end()
+            if self._closes != closes:
+                raise NotRenderedError(_CLOSED) from error
             raise _lost(f"does not start: {type(error).__name__} {error}".strip()) from error
         return process
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self, closes: int) -> subprocess.Popen[bytes]:
+        if self._closes != closes:
+            raise OSError(_CLOSED)
         if self._process is None or self._process.poll() is not None:
             self._end()
             self._ready = False
@@ -151,10 +165,10 @@ class TemplateProcess:
             return self._process.wait(_LAST_SECONDS)
         return None
 
-    def _start_again(self) -> None:
+    def _start_again(self, closes: int) -> None:
         self._end()
         with contextlib.suppress(OSError):  # the next rendering says so
-            self._started()
+            self._started(closes)
 
     def _end(self) -> None:
         process, self._process = self._process, None

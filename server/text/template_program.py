@@ -6,6 +6,7 @@ text or what went wrong. The process ends itself where a rendering takes too lon
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -87,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(BrokenPipeError):  # who asked has ended
+        main()

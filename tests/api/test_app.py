@@ -83,6 +83,18 @@ async def test_grpc_itself_refuses_what_no_request_to_the_model_can_be():
         assert (await life.stub.Generate(ask())).model == "fake"
 
 
+async def test_a_server_that_is_told_to_end_while_it_listens_anew_is_not_called_ready(monkeypatch, capsys):
+    async with Life() as life:
+
+        async def renew(*_):
+            life.server._interrupt()
+
+        monkeypatch.setattr(Listener, "renew", renew)
+        await life.engine()
+        assert await life.task == 130
+    assert "is ready" not in capsys.readouterr().out
+
+
 async def test_a_limit_that_is_set_is_grpcs_own_from_the_first(monkeypatch):
     async def renew(*_):
         raise AssertionError

@@ -1,6 +1,7 @@
 """Health, reflection, and the port itself."""
 
 import asyncio
+import socket
 
 import grpc
 import pytest
@@ -114,11 +115,41 @@ async def test_a_port_that_is_not_free_at_once_is_tried_again(loading, monkeypat
             raise RefusedError("it is taken")
 
     monkeypatch.setattr(server.api.listen, "_refuse_taken", refuse_taken)
-    await loading.server.renew(0)
+    await loading.server.renew()
     assert tried == [loading.port] * 3
     assert (await loading.stub.GetServerInfo(inference_pb2.GetServerInfoRequest())).version
 
     monkeypatch.setattr(server.api.listen, "_FREE_SECONDS", 0)
     tried.clear()
-    with pytest.raises(RefusedError, match="it is taken"):
-        await loading.server.renew(0)
+    with pytest.raises(RefusedError, match=r"it is taken .the server had it until .* --max-request-bytes"):
+        await loading.server.renew()
+
+
+async def test_where_one_address_of_a_host_is_taken_it_is_refused(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        def both(*_, **__):
+            first = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.2", port))
+            return [first, (*first[:4], ("127.0.0.1", port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", both)
+        with pytest.raises(RefusedError, match=rf"127\.0\.0\.1:{port} \(Address already in use\)"):
+            server.api.listen._refuse_taken("both", port)
+
+
+async def test_streams_from_before_a_renewal_end_and_the_next_ones_stay(loading, monkeypatch):
+    monkeypatch.setattr(server.api.listen, "_OLD_STREAMS_SECONDS", 0.2)
+    monkeypatch.delattr(server.api.listen, "connections_allowed")  # which warns: once is enough
+    stub = health_pb2_grpc.HealthStub(loading.channel)
+    request = health_pb2.HealthCheckRequest(service=READINESS)
+    before = stub.Watch(request, timeout=10)
+    assert (await before.read()).status == NOT_SERVING
+    await loading.server.renew()
+    after = stub.Watch(request, timeout=10)
+    assert (await after.read()).status == NOT_SERVING
+    with pytest.raises(aio.AioRpcError) as caught:
+        await before.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    loading.health.set_ready(True)
+    assert (await after.read()).status == SERVING

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import http.client
 import shutil
@@ -12,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,33 +21,13 @@ from loadtest.load.reconcile import ScrapeError, scrape
 from server.access.callers import Callers
 from server.access.certificates import Certificates
 from server.access.identities import token_hash
-from server.background import for_other_loops
-from server.observe import http_server, metrics_server
+from server.observe import http_server
 from server.observe.http_server import MOST_CONNECTIONS
 from server.observe.metrics import Metrics
 from server.observe.metrics_server import listen
 from tests.api.conftest import always
+from tests.api.scraping import serving
 from tests.authority import Authority
-
-
-@contextmanager
-def serving(ready=always, **options):
-    metrics = Metrics()
-    metrics.restarted("died")
-    server, port = listen(metrics.registry, "127.0.0.1", 0, ready, **options)
-    yield port
-    server.close()
-
-
-def get(port: int, path: str, method: str = "GET") -> tuple[int, bytes]:
-    """Status and body of a connection's only answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request(method, path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
 
 
 def read(port: int, scheme: str = "http", token: str = "", root: Path | None = None) -> str:
@@ -135,40 +114,6 @@ def test_a_load_reads_them_by_tls_with_its_token(tmp_path, monkeypatch):
                 scrape(url, connect)
     with serving(authorize=authorize) as port:
         assert scrape(f"http://127.0.0.1:{port}/metrics", {"token": "its"})
-
-
-@pytest.mark.parametrize("ready", [True, False])
-def test_probes_need_no_token_and_tell_what_the_loop_of_grpc_says(ready, tmp_path):
-    async def answer():
-        return ready
-
-    file = tmp_path / "identities.toml"
-    file.write_text(f"[alice]\ntoken_sha256 = ['{token_hash('hers')}']\n")
-    with serving(ready=answer, authorize=Callers(file).may_read_metrics) as port:
-        words = b"ready\n" if ready else b"alive, not ready\n"
-        assert get(port, "/healthz") == get(port, "/healthz?verbose") == (200, words)
-        assert get(port, "/readyz") == ((200, b"ready\n") if ready else (503, b"not ready\n"))
-        assert get(port, "/readyz", "HEAD") == (200 if ready else 503, b"")
-        assert get(port, "/healthz", "POST")[0] == 405
-        for path in ("/metrics", "/healthz/", "/health"):
-            assert get(port, path)[0] == 401
-
-
-async def test_a_loop_of_grpc_that_does_not_answer_is_not_alive(monkeypatch):
-    monkeypatch.setattr(metrics_server, "_LOOP_SECONDS", 0.3)
-    with serving(ready=for_other_loops(lambda: True)) as port:
-        assert await asyncio.to_thread(get, port, "/healthz") == (200, b"ready\n")
-        for path in ("/healthz", "/readyz"):  # asked by the loop itself, which does nothing else meanwhile
-            assert get(port, path) == (503, b"gRPC's event loop did not answer within 0.3 s\n")
-        assert await asyncio.to_thread(get, port, "/readyz") == (200, b"ready\n")
-
-
-def test_a_loop_of_grpc_that_has_ended_is_not_alive():
-    async def begin():
-        return for_other_loops(lambda: True)
-
-    with serving(ready=asyncio.run(begin())) as port:
-        assert get(port, "/healthz")[0] == 503
 
 
 def connect(port: int, host: str = "127.0.0.1", seconds: float = 5) -> socket.socket:

@@ -29,7 +29,7 @@ def authority(tmp_path_factory):
 
 @asynccontextmanager
 async def serving(certificates: Certificates):
-    """The port of a server without a model."""
+    """A server without a model."""
     state, metrics = ServerState(Settings()), Metrics()
     service = InferenceServicer(state, metrics)
     server = Listener(
@@ -43,7 +43,7 @@ async def serving(certificates: Certificates):
         certificates,
     )
     await server.start()
-    yield server.port
+    yield server
     await server.stop(0)
 
 
@@ -58,37 +58,40 @@ async def ask(port: int, root: Path, own: Issued | None = None) -> str:
         return (await stub.GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=5)).version
 
 
-async def test_a_changed_certificate_is_shown_to_the_next_connection(authority, tmp_path):
+@pytest.mark.parametrize("anew", [False, True], ids=["the same listener", "listening anew"])
+async def test_a_changed_certificate_is_shown_to_the_next_connection(anew, authority, tmp_path):
     first, other = authority.issue("first"), Authority(tmp_path / "other")
     files = [Path(shutil.copy(file, tmp_path)) for file in first]
     certificates = Certificates(*files, None)
-    async with serving(certificates) as port:
-        assert await ask(port, authority.root)
+    async with serving(certificates) as server:
+        if anew:
+            await server.renew()
+        assert await ask(server.port, authority.root)
         with pytest.raises(aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
-            await ask(port, other.root)
+            await ask(server.port, other.root)
         for file, new in zip(files, other.issue("second"), strict=True):
             shutil.copy(new, file)
         certificates.look()
-        assert await ask(port, other.root)
+        assert await ask(server.port, other.root)
         with pytest.raises(aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
-            await ask(port, authority.root)
+            await ask(server.port, authority.root)
 
 
 async def test_with_client_roots_only_their_clients_are_served(authority, tmp_path):
     served = authority.issue("server")
     stranger = Authority(tmp_path / "other").issue("stranger")
-    async with serving(Certificates(*served, authority.root)) as port:
-        assert await ask(port, authority.root, authority.issue("client"))
+    async with serving(Certificates(*served, authority.root)) as server:
+        assert await ask(server.port, authority.root, authority.issue("client"))
         for own in (None, stranger):
             with pytest.raises(aio.AioRpcError) as caught:
-                await ask(port, authority.root, own)
+                await ask(server.port, authority.root, own)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_plain_text_does_not_get_through(authority):
     async with (
-        serving(Certificates(*authority.issue("server"), None)) as port,
-        aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        serving(Certificates(*authority.issue("server"), None)) as server,
+        aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         with pytest.raises(aio.AioRpcError) as caught:

@@ -15,6 +15,7 @@ import pytest
 import longspan
 from longspan.reading import prompts
 from server.cli import shared
+from server.cli.read import _excerpt
 from tests.scripted import Running
 
 LONGSPAN = str(Path(sys.executable).parent / "longspan")
@@ -199,7 +200,7 @@ def test_read_refuses_what_it_cannot_do(server: Running, tmp_path: Path) -> None
         assert (done.returncode, done.stdout) == (code, "")
         assert sentence in done.stderr
     done = run("read", "-", "--port", str(server.port), input="\n")
-    assert (done.returncode, done.stderr) == (2, "longspan: -: has no text\n")
+    assert (done.returncode, done.stderr) == (2, "longspan: -: has no text; give a document that has\n")
 
 
 def test_read_says_when_no_passage_answers(server: Running) -> None:
@@ -230,3 +231,27 @@ def test_ctrl_c_ends_a_reading_on_the_server(server: Running, tmp_path: Path) ->
         out, errors = process.communicate(timeout=30)
     assert (process.returncode, out, errors) == (130, b"", b"")
     assert server.service.ended.acquire(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["generate", "hello", "there"], "put a text with spaces into quotes"),
+        (["read", "manual.txt", "Who wrote it?"], "name an option before its value"),
+        (["read", "manual.txt", "--question", " "], "--question is empty; leave it out for a summary"),
+    ],
+)
+def test_mistakes_are_told_with_what_to_do(arguments: list[str], told: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in " ".join(done.stderr.split())
+
+
+def test_small_passages_need_no_other_overlap_and_excerpts_no_terminal(
+    server: Running, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("He wrote it.")
+    done = run("read", str(file), "--question", "Who?", "--passage-tokens", "100", "--port", str(server.port))
+    assert done.returncode == 0, done.stderr
+    assert _excerpt("He wrote \x1b[2Jit.", "he wrote") == "He wrote  [2Jit."

@@ -53,6 +53,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "max_connections": ("100", 100),
     "max_streams_per_connection": ("10", 10),
+    "connection_idle_seconds": ("60", 60.0),
     "connection_age_seconds": ("300", 300.0),
     "connection_grace_seconds": ("0.5", 0.5),
     "metrics_host": ("::1", "::1"),
@@ -100,6 +101,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "threads": ("1", 1),
     "on_engine_failure": ("restart", "restart"),
     "engine_step_timeout": ("30", 30.0),
+    "engine_load_timeout": ("90", 90.0),
     "restart_limit": ("2", 2),
     "restart_window_seconds": ("60", 60.0),
     "restart_backoff_seconds": ("0.1", 0.1),
@@ -265,8 +267,8 @@ def test_every_setting_stands_under_a_title() -> None:
     outcome = Outcome(["--help"])
     titles = [line[:-1] for line in outcome.output.splitlines() if line and not line.startswith((" ", "Us"))]
     assert titles == [
-        *("Options", "Model", "Network", "Access", "Attention", "Memory of the KV cache", "Limits"),
-        *("Engine", "Observability"),
+        *("Options", "Model", "Network", "Access", "Attention", "Memory of the KV cache"),
+        *("Speculation", "Limits", "Engine", "Observability"),
     ]
     before_model = outcome.output.split("\nModel:")[0]
     assert [name for name in Settings.model_fields if f"{flag(name)} " in before_model] == []

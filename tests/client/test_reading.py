@@ -67,6 +67,15 @@ def test_a_document_can_be_cut_anywhere_without_loss(text: str) -> None:
         assert passage.last_line == content[: passage.end].count(b"\n") + 1
 
 
+def test_a_byte_order_mark_is_no_text() -> None:
+    document = Document("\ufeff# One\n".encode())
+    passage = document.passage(0, document.bounds[-1])
+    assert passage is not None
+    assert (passage.text, passage.start, passage.end) == ("# One", 3, 8)
+    with pytest.raises(ValueError, match="has no text"):
+        Document("\ufeff \n".encode())
+
+
 def test_sections_begin_at_headings() -> None:
     text = "before\n\n# One\n\ntext\n\nTwo\n---\n\n| a |\n|---|\n\nThree\n\n## Four\n"
     document = Document(text.encode())
@@ -160,7 +169,6 @@ def test_cancelling_ends_all_requests_on_the_server(server: Running) -> None:
     [
         ({"method": "skimming"}, "choose from map-reduce, hierarchical, extractive"),
         ({"passage_tokens": 31}, "passage_tokens is 31; it must be at least 32"),
-        ({"passage_tokens": 100, "overlap": 51}, "at most half of passage_tokens"),
         ({"max_tokens": 4000}, "no room for passages"),
         ({"method": "extractive", "question": " "}, "needs a question"),
     ],

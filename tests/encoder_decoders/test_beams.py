@@ -1,13 +1,18 @@
 """Beam search by an encoder-decoder and by a decoder, against transformers' ``generate``."""
 
 import threading
+from array import array
 
+import msgspec
 import pytest
 import torch
 import transformers
 
 from longspan import InvalidRequestError
 from server.api.beam_search import Beams, BeamSearch
+from server.api.beams import _Step
+from server.engine.repeats import TYPE
+from server.messages import Sampling, Submit
 from tests.e2e.server import Server
 from tests.encoder_decoders.harness import generated, own_model, sources_of
 from tests.encoder_decoders.zoo import save_encoder_decoder
@@ -137,3 +142,22 @@ def test_a_search_ends_where_no_beam_can_better_the_worst():
     search = BeamSearch(Beams(1, 2.0, "never"), {0}, 10)
     search.advance([{0: -1.0, 5: -3.0}])  # -3 / 100 would be better
     assert [beam.tokens for beam in search.running] == [[5]]
+
+
+def test_a_step_asks_for_no_more_tokens_than_can_matter():
+    """Whatever is banned: each token that is told costs the engine time between steps, in front of all."""
+    template = Submit(
+        id=1,
+        prompt=list(range(5, 300)),
+        start=[2],
+        sampling=Sampling(temperature=0.0, no_repeat_ngram=1),
+        max_tokens=9,
+        stop_token_ids=[0, 1],
+    )
+    search = BeamSearch(Beams(4, 1.0, "full"), template.stop_token_ids, 9)
+    for decoder in (True, False):
+        asked = msgspec.structs.replace(template, start=[] if decoder else [2])
+        before = asked.prompt if decoder else [2]
+        step = _Step(asked, search.running[0], [7], array(TYPE, before)).submit(5, search.wanted)
+        assert step.logprobs == 6
+        assert step.unlisted == sorted({7, *before})

@@ -6,7 +6,9 @@ import torch
 
 from server.errors import RefusedError
 from server.messages import Sampling, Submit
+from server.models.encoder_decoders import load as loading
 from server.models.encoder_decoders.recognize import holds_encoder_decoder
+from server.models.load import read_model
 from tests.encoder_decoders.harness import generated, load, make_core, own_model, requests, sources_of
 from tests.encoder_decoders.zoo import CONTEXT, FAMILIES, REFUSED, save_encoder_decoder
 from tests.engine.harness import run
@@ -123,6 +125,25 @@ def test_steps_launched_ahead_give_the_same(tmp_path):
 def test_a_family_that_is_not_served_is_refused(kind, tmp_path):
     with pytest.raises(RefusedError, match=r"transformers' attention interface|cannot be served"):
         load(save_encoder_decoder(kind, tmp_path))
+
+
+def test_a_target_of_another_vocabulary_is_refused(tmp_path):
+    """A source's token that only the target knows ended the engine."""
+    apart = {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": False}
+    folder = save_encoder_decoder("marian", tmp_path, decoder_vocab_size=400, **apart)
+    with pytest.raises(RefusedError, match="has a vocabulary for the source and another one for the target"):
+        load(folder)
+
+
+def test_more_logits_than_embeddings_are_refused(tmp_path, monkeypatch):
+    def widened(kind, *others):
+        model = read_model(kind, *others)
+        model.lm_head = torch.nn.Linear(64, 330, bias=False)
+        return model
+
+    monkeypatch.setattr(loading, "read_model", widened)
+    with pytest.raises(RefusedError, match="predicts 330 tokens, of which its source may have 320"):
+        load(save_encoder_decoder("t5", tmp_path))
 
 
 def test_sixteen_bits_and_a_shorter_context(tmp_path):

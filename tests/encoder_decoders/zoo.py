@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import pydoc
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, processors
 
-VOCABULARY = 320
+from tests.models_zoo import VOCABULARY, byte_level
+
 CONTEXT = 128
 SPECIAL = ["<s>", "<pad>", "</s>", "en_XX", "fr_XX", "__de__"]
 ENGLISH, FRENCH, GERMAN = 3, 4, 5
@@ -97,16 +96,7 @@ def save_encoder_decoder(kind: str, folder: Path, **config: Any) -> Path:
 @functools.cache
 def _tokenizer() -> str:
     """A byte-level tokenizer that puts a language before a text and the end behind it, as JSON."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=SPECIAL,
-    )
-    tokenizer.train_from_iterator(inspect.getsource(pydoc).splitlines(), trainer)
+    tokenizer = Tokenizer.from_str(byte_level(*SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="en_XX $A </s>", special_tokens=[("en_XX", ENGLISH), ("</s>", 2)]
     )

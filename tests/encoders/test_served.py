@@ -139,7 +139,7 @@ async def test_many_clients_at_once_get_their_own(server, own):
         (
             {"token_ids": [{"ids": [1] * 256}] * 43, "pooling": encoder_pb2.POOLING_NONE},
             "pooling",
-            "at most 16 are sent, so send fewer texts",
+            "are sent, so send fewer or shorter texts",
         ),
         ({"texts": ["a"], "pooling": 9}, "pooling", "is 9, which no pooling has"),
         ({"texts": ["a"], "request_id": "a b"}, "request_id", "it may have 1 to 128 letters"),

@@ -18,8 +18,9 @@ _READ = {"device", "dtype", "max_context", "max_batch_tokens", "max_running", "t
 _SHARED = {
     *(NetworkSettings.model_fields.keys() - {"prefix_sharing"}),
     *("model", "model_name", "allow_pickle", "max_queue", "max_request_bytes", "cache_dir"),
-    *("on_engine_failure", "engine_step_timeout", "restart_limit", "restart_window_seconds"),
-    *("restart_backoff_seconds", "drain_seconds", "end_with_stdin"),
+    *("on_engine_failure", "engine_step_timeout", "engine_load_timeout"),
+    *("restart_limit", "restart_window_seconds", "restart_backoff_seconds"),
+    *("drain_seconds", "end_with_stdin"),
     *("log_level", "log_format", "log_texts", "otlp_endpoint"),
     "check_integrity",  # holds of the allocator that an encoder has not; test servers always ask for it
 }

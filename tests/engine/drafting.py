@@ -1,4 +1,4 @@
-"""A drafter that knows the outputs, and a time that drafts take, for tests of what becomes of drafts."""
+"""A drafter that knows the outputs, for tests of what becomes of drafts, and one's costs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from server.engine import sampler
-from server.engine.sampler import Row, SamplerState
+from server.engine.penalties import SamplerState
+from server.engine.row import Row
 from server.messages import PositionLogprob, Sampling
 
 VOCABULARY = 49152
@@ -22,7 +23,7 @@ def logits_of(rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0) -> 
 
 
 def state_of(vocabulary: int, prompt: list[int] | None = None, **kwargs) -> SamplerState:
-    own = ("min_tokens", "stop_token_ids", "output", "forced")
+    own = ("min_tokens", "stop_token_ids", "output", "forced", "unlisted")
     extra = {key: kwargs.pop(key) for key in own if key in kwargs}
     return SamplerState(Sampling(**kwargs), prompt or [0], vocabulary, **extra)
 

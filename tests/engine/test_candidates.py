@@ -5,7 +5,7 @@ import torch
 
 from server.engine import sampler
 from server.engine.candidates import candidates
-from server.engine.sampler import Row
+from server.engine.row import Row
 from tests.engine.sampling import logits_of, sample, state_of
 
 WAYS = [

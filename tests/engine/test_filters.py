@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.engine import sampler
 from server.engine.candidates import Candidates
-from server.engine.sampler import Row
+from server.engine.row import Row
 from tests.engine.sampling import VOCABULARY, draw, logits_of, reference, sample, state_of
 
 

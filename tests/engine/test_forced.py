@@ -10,7 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from server.engine import sampler
-from server.engine.sampler import Row, read
+from server.engine.row import Row
+from server.engine.sampler import read
 from server.messages import FinishReason, Sampling, Submit
 from tests.engine.harness import GREEDY, Outcome, load, make_core, run
 from tests.engine.journal import DRAWN, PENALIZED, launched_ahead, prompts_of, told

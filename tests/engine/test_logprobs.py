@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention.transfer import AsyncCopy
 from server.engine.logprobs import measure, prompt_logprobs
-from server.engine.sampler import Row
+from server.engine.row import Row
 from tests.engine.sampling import logits_of, sample, state_of
 
 
@@ -55,3 +56,39 @@ def test_equal_logits_share_a_rank() -> None:
     (position,) = prompt_logprobs(AsyncCopy(measured))
     assert position.chosen.rank == 3
     assert [entry.rank for entry in position.top] == [1, 1, 3, 4]
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, torch.Tensor):
+                self.elements = max(self.elements, made.numel())
+        return result
+
+
+def test_many_of_the_most_likely_take_no_more_memory_than_the_logits() -> None:
+    logits = logits_of(2, 3000, seed=3)
+    with _Largest() as largest:
+        measured = measure(logits, torch.zeros(2, dtype=torch.int64), 3000)
+    assert largest.elements == logits.numel()
+    assert measured.top_ranks[0].tolist() == list(range(1, 3001))
+
+
+def test_unlisted_tokens_leave_room_for_others() -> None:
+    logits = logits_of(2, 50, seed=6)
+    best = logits.topk(5).indices.tolist()
+    rows = [
+        Row(state_of(50, temperature=0.0, unlisted=[*best[0][:3], 50]), 0, logprobs=2),
+        Row(state_of(50, temperature=0.0), 0, logprobs=2),
+    ]
+    tokens, logprobs = sample(logits, rows)
+    assert tokens == [best[0][0], best[1][0]]
+    assert [entry.token for entry in logprobs[0].top] == best[0][3:]
+    assert [entry.token for entry in logprobs[1].top] == best[1][:2]
+    expected = logits.double().log_softmax(-1)
+    assert logprobs[0].top[0].logprob == pytest.approx(float(expected[0, best[0][3]]), abs=1e-5)

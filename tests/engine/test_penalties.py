@@ -10,8 +10,8 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from server.engine.penalties import adjust
-from server.engine.sampler import Row, SamplerState
+from server.engine.penalties import SamplerState, adjust
+from server.engine.row import Row
 from server.messages import Sampling
 from tests.engine.sampling import VOCABULARY, logits_of, sample, state_of
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from server.engine import sampler
-from server.engine.sampler import Row, SamplerState
+from server.engine.penalties import SamplerState
+from server.engine.row import Row
 from server.messages import Sampling
 from tests.engine.sampling import VOCABULARY, logits_of, sample, state_of
 

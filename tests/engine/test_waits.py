@@ -14,8 +14,9 @@ from attention.kernels import triton_paged
 from attention.kernels.base import Kernel
 from server.engine import sampler
 from server.engine.core import EngineCore
+from server.engine.penalties import SamplerState
+from server.engine.row import Row
 from server.engine.runner import Runner
-from server.engine.sampler import Row, SamplerState
 from server.messages import Sampling, Submit
 from server.models.executors.choose import choose_executor
 from server.models.loaded import LoadedModel

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loadtest import texts
 from loadtest.cli import distill as command
+from loadtest.direct.distill import run
 from loadtest.direct.distill.acceptance import acceptance, best_speedup
 from loadtest.direct.distill.run import AnotherRunError, distill
 from loadtest.direct.distill.student import make_student
@@ -139,6 +141,9 @@ def test_an_interrupted_run_continues_to_the_same_student(recipe: Recipe, tmp_pa
         distill(recipe, tmp_path / "parts", None, stops_at(11))
     with pytest.raises(AnotherRunError, match="has a run with other options"):
         distill(replace(recipe, steps=21), tmp_path / "parts", None, quiet)
+    half_written = tmp_path / "parts/checkpoints/checkpoint-12"  # as a kill leaves it
+    half_written.mkdir()
+    (half_written / "config.json").write_text("{}")
     steps: list[int] = []
     found = distill(recipe, tmp_path / "parts", None, lambda stage, done, total: steps.append(done))
     assert min(step for step in steps if step) == 9  # after the checkpoint of step 8
@@ -164,6 +169,34 @@ def test_recipes_that_do_not_fit_are_refused(
     with pytest.raises((OSError, ValueError), match=sentence):
         distill(replace(recipe, **changed), tmp_path / "out", None, quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_does_not_generate_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="the teacher is a BertForMaskedLM, and no decoder"):
+        distill(replace(recipe, teacher=str(folder)), tmp_path / "out", None, quiet)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (SafetensorError("I/O error: No space left on device (os error 28)"), OSError),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0\nmore"), OSError),
+        (RuntimeError("a bug"), RuntimeError),
+    ],
+)
+def test_a_full_disk_is_told_as_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "train", fails)
+    with pytest.raises(told, match=str(error).partition("\n")[0].replace("(", ".").replace(")", ".")):
+        distill(recipe, tmp_path / "out", None, quiet)
 
 
 def test_a_folder_with_something_else_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:

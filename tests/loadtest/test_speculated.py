@@ -14,6 +14,6 @@ def test_drafts_are_told_where_there_were_any():
         "longspan_generation_tokens_total": 300.0,
     }
     (remark,) = _speculated(SimpleNamespace(server=server_side(before, after)))
-    assert remark == "50% of 200 drafted tokens were right: 1.50 tokens per step of a sequence"
+    assert remark == "50% of 200 drafts were accepted: 1.50 tokens per step of a sequence"
     assert _speculated(SimpleNamespace(server=server_side(before, before))) == []
     assert _speculated(SimpleNamespace(server=None)) == []

@@ -8,6 +8,7 @@ import threading
 import time
 
 import jinja2
+import psutil
 import pytest
 
 from server.errors import RefusedError
@@ -119,6 +120,30 @@ def test_a_closed_one_is_no_zombie():
     process.close()
     assert own.returncode == -signal.SIGKILL, "it was waited for"
     assert (own.stdin.closed, own.stdout.closed) == (True, True)
+    process.close()
+
+
+def test_closing_ends_what_waits_for_its_turn_too():
+    process = TemplateProcess(seconds=20)
+    process.render(PLAIN, TURNS, {})
+    before = set(psutil.Process().children())
+    errors = []
+
+    def render():
+        with pytest.raises(NotRenderedError) as caught:
+            process.render(LOOPS, TURNS, {})
+        errors.append(str(caught.value))
+
+    waiting = [threading.Thread(target=render, daemon=True) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.2)
+    process.close()
+    for thread in waiting:
+        thread.join(5)
+    assert errors == ["the process that renders chat templates has been closed"] * 4
+    assert set(psutil.Process().children()) < before, "none was started in its place"
+    assert process.render(PLAIN, TURNS, {}) == "hello", "another model's"
     process.close()
 
 

@@ -112,8 +112,8 @@ class ChainedAttention:
         """
         self._place(query, key, value, output)
         self._place_batch(batch)
-        same = self._kept is not None and self._kept[0] is batch
-        before = self._kept[1] if self._kept is not None and same else [None] * len(self._alike)
+        advanced = self._kept is not None and self._kept[0] is batch
+        before = self._kept[1] if self._kept is not None and advanced else [None] * len(self._alike)
         by_rule = [
             ruled(batch.visible, window, pattern, rows)
             for (window, pattern, _), rows in zip(self._alike, before, strict=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from loadtest.direct.distill.acceptance import acceptance
@@ -55,7 +57,8 @@ def distill(recipe: Recipe, out: Path, cache_dir: Path | None, listener: Listene
     try:
         files = resolve_model(recipe.teacher or None, cache_dir, lambda stage, _: listener(stage, 0, 0))
     except RefusedError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error).replace("--model", "--teacher")) from error
+    _require_decoder(files.folder)
     if files.tokenizer is None:
         raise ValueError("the teacher has no tokenizer, which its text needs; give a folder that has one")
     listener("loading the teacher", 0, 0)
@@ -74,12 +77,17 @@ def distill(recipe: Recipe, out: Path, cache_dir: Path | None, listener: Listene
     out.mkdir(parents=True, exist_ok=True)
     write(asked, out / _RECIPE)
     began = time.monotonic()
-    losses = train(teacher, student, recipe, text, held_out, out / _CHECKPOINTS, listener)
-    seconds = time.monotonic() - began
-    for name, was in undropped.items():
-        setattr(student.config, name, was)
-    student.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    try:
+        losses = train(teacher, student, recipe, text, held_out, out / _CHECKPOINTS, listener)
+        seconds = time.monotonic() - began
+        for name, was in undropped.items():
+            setattr(student.config, name, was)
+        student.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    except (SafetensorError, RuntimeError) as error:
+        if "os error" in str(error) or "PytorchStreamWriter" in str(error):  # how both tell a full disk
+            raise OSError(str(error).splitlines()[0]) from error
+        raise
     listener("acceptance after training", 0, 0)
     # The folder's own: that of training computes in bfloat16, by accelerate.
     student = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).to(device)
@@ -100,6 +108,8 @@ def _continued(recipe: Recipe, out: Path) -> str:
         AnotherRunError: it has another run, or files of something else.
     """
     asked, file = json.dumps(plain(recipe), indent=1), out / _RECIPE
+    if out.exists() and not out.is_dir():
+        raise AnotherRunError(f"{out} is a file; give a new folder as --out")
     if (out / _REPORT).exists():
         raise AnotherRunError(f"{out} has a finished student; give a new folder as --out")
     if file.exists():
@@ -108,6 +118,17 @@ def _continued(recipe: Recipe, out: Path) -> str:
     elif out.exists() and any(out.iterdir()):
         raise AnotherRunError(f"{out} is not empty; give a new folder as --out")
     return asked
+
+
+def _require_decoder(folder: Path) -> None:
+    """Refuses an encoder or encoder-decoder, to which ``AutoModelForCausalLM`` gives a head at random.
+
+    Raises:
+        ValueError: the folder's model is no decoder.
+    """
+    found = AutoConfig.from_pretrained(folder).architectures or ["model without a head"]
+    if not set(found) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        raise ValueError(f"the teacher is a {found[0]}, and no decoder; give one that generates as --teacher")
 
 
 def _drop(student: nn.Module, probability: float) -> dict[str, float]:

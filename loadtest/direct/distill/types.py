@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Listener = Callable[[str, int, int], None]
-"""Called with what is under way, in a few words, and of training the step and how many there are; else 0."""
+"""Called with what is under way, in a few words, the step of training and how many there are; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Recipe:
     Attributes:
         teacher: as ``longspan serve --model``; empty for the default model.
         text: files of the operator's own text.
-        layers: of the student; 0 for one of the teacher's eight.
+        layers: of the student; 0 for an eighth of the teacher's.
         context: tokens of a block of text.
         batch: blocks of a step.
         steps: of training.

@@ -69,12 +69,14 @@ class Cutter:
             longspan.LongspanError: the server does not count them.
         """
         runs = [(part, run) for part, (start, end) in enumerate(parts) for run in self._runs(start, end)]
+        counted: dict[tuple[int, int], int] = {}
         while True:
-            counted = await self._count([run for _, run in runs], "cutting")
+            new = [run for _, run in runs if run not in counted]
+            counted |= zip(new, await self._count(new, "cutting"), strict=True)
             halved = [
                 (part, half)
-                for (part, run), tokens in zip(runs, counted, strict=True)
-                for half in ([run] if tokens <= self._most else self._halves(run))
+                for part, run in runs
+                for half in ([run] if counted[run] <= self._most else self._halves(run))
             ]
             if halved == runs:
                 break

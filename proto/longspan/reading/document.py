@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -34,9 +35,10 @@ class Document:
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"is not UTF-8 text ({error}); convert it") from None
-        if not text.strip():
-            raise ValueError("has no text")
+            raise ValueError(f"is not UTF-8 text from byte {error.start} on; convert it to UTF-8") from None
+        self._begin = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
+        if not text.removeprefix("\ufeff").strip():
+            raise ValueError("has no text; give a document that has")
         self._content = content
         self._lines = [0, *accumulate(len(line) + 1 for line in content.split(b"\n"))]
         atoms = (piece[0] for atom in _ATOM.finditer(text) for piece in _PIECE.finditer(atom[0]))
@@ -46,7 +48,11 @@ class Document:
         self._headings = list(accumulate(between))
 
     def passage(self, start: int, end: int) -> Passage | None:
-        """The passage between two bytes, without white space around it; ``None`` where nothing else is."""
+        """The passage between two bytes, without white space or a byte order mark around it.
+
+        ``None`` where nothing else is.
+        """
+        start = max(start, self._begin)
         part = self._content[start:end]
         start, end = start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())
         if start >= end:
@@ -57,7 +63,7 @@ class Document:
     def middle(self, start: int, end: int) -> int:
         """The byte to halve a run at: the bound nearest to its middle, else the character there."""
         half = (start + end) // 2
-        inner = [byte for byte in self.bounds[bisect_right(self.bounds, start) :] if byte < end]
+        inner = self.bounds[bisect_right(self.bounds, start) : bisect_left(self.bounds, end)]
         if inner:
             return min(inner, key=lambda byte: abs(byte - half))
         while half > start + 1 and self._content[half] & 0xC0 == 0x80:

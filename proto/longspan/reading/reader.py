@@ -95,6 +95,6 @@ async def _room(session: Session, options: ReadOptions, question: str, context: 
     if passage < _LEAST_PASSAGE or notes < _LEAST_NOTES * (note_tokens(question) + LISTED_TOKENS):
         raise ValueError(
             f"the context of {context} tokens has no room for passages beside the question and "
-            f"{options.max_tokens} tokens of an answer; ask for fewer, or in fewer words"
+            f"{options.max_tokens} tokens of an answer (max_tokens); lower these, or shorten the question"
         )
     return _Room(passage, notes, max(1, min(options.top, top)))

@@ -120,7 +120,7 @@ class ReadOptions:
         model: its name; the server's only model if left empty.
         passage_tokens: the most tokens of a passage; what the context has room for if that is less.
         overlap: the most tokens of a passage's end that the next one begins with, in whole sentences or
-            lines.
+            lines; half of a passage if that is less.
         top: the most passages that an extractive answer is written from.
         max_tokens: the most tokens of the answer.
         citations: the most passages that are cited.
@@ -157,8 +157,3 @@ class ReadOptions:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
-        if self.overlap * 2 > self.passage_tokens:
-            raise ValueError(
-                f"overlap is {self.overlap}; it must be at most half of passage_tokens, which is "
-                f"{self.passage_tokens}"
-            )

@@ -232,6 +232,7 @@ class EngineClient:
     async def _hang_in_loading(self) -> str | None:
         """In what it hangs while it loads; ``None`` once that has ended. Time counts as in ``Watch``."""
         most = self._settings.engine_load_timeout or math.inf
+        launch = most if math.isinf(most) else min(most, _ANSWER_SECONDS)
         stage, age = self.progress, 0.0
         while not self._ready_or_dead.is_set():
             with contextlib.suppress(TimeoutError):
@@ -239,9 +240,10 @@ class EngineClient:
                 break
             age = age + LOOK_SECONDS if self.progress is stage else 0.0
             stage = self.progress
-            if age >= (min(most, _ANSWER_SECONDS) if stage is None else most):
+            if age >= (launch if stage is None else most):
                 at_it = "not answered its launch" if stage is None else f"been {stage.stage}"
-                return f"has {at_it} for {age:.1f} s and was killed (--engine-load-timeout)"
+                setting = "--engine-load-timeout" + ("" if age >= most else " 0 sets no limit")
+                return f"has {at_it} for {age:.1f} s and was killed ({setting})"
         return None
 
     async def _hang_in_steps(self) -> str | None:

@@ -18,7 +18,7 @@ _LEAST, _MOST = 0.01, 0.99
 class Acceptance:
     """The share of drafted tokens that the model samples too, once those before it were right.
 
-    Taken as the same for each token of a draft and as independent of the others.
+    Taken as the same for each of a sequence's drafts and as independent of the others.
 
     Args:
         first: what it is thought to be at first.
@@ -29,7 +29,7 @@ class Acceptance:
 
     @property
     def rate(self) -> float:
-        """Estimated from the last ones."""
+        """The estimate from the last drafts, weighted by ``_MEMORY``; kept off 0 and 1."""
         return min(max(self._right / self._tried, _LEAST), _MOST)
 
     def learn(self, guessed: Sequence[int], sampled: Sequence[int]) -> None:
@@ -42,7 +42,7 @@ class Acceptance:
         self._tried = kept * self._tried + tried
 
     def worth(self, least: float) -> int:
-        """How many tokens of a draft will each be output with at least the probability ``least``."""
+        """How many drafts in a row will each be output with at least the probability ``least``."""
         return max(0, int(math.log(max(least, _LEAST)) / math.log(self.rate)))
 
 
@@ -53,7 +53,7 @@ class Guessed:
     Attributes:
         acceptance: of its drafts.
         guess: tokens that were thought to follow its first ``total`` ones.
-        total: see there.
+        total: tokens of the sequence when it was guessed.
     """
 
     acceptance: Acceptance

@@ -8,6 +8,7 @@ import torch
 
 from attention.rope import LengthRope
 from server.engine import sampler
+from server.engine.row import Row
 from server.engine.sequence import Sequence
 from server.engine.speculation.acceptance import Guessed
 from server.engine.speculation.drafter import Drafter
@@ -100,6 +101,6 @@ class ComputingDrafter(Drafter):
             assert s.sampler is not None  # it has output a token
             n = len(s.drafts)
             unrecorded = torch.tensor(s.drafts) if n and s.request.sampling.penalized else None
-            rows.append(sampler.Row(s.sampler, s.output_len + n, None, unrecorded))
+            rows.append(Row(s.sampler, s.output_len + n, None, unrecorded))
         found: list[int] = sampler.sample(logits, rows).tokens.tolist()
         return found

@@ -20,8 +20,8 @@ from server.engine.speculation.timing import Load, Timing
 class Drafter(ABC):
     """Guesses tokens of sequences that decode, as many as pay.
 
-    The ``i``-th token of a draft is output with a probability of about the sequence's acceptance to the power
-    of ``i``. It is drafted if that is enough for what it costs, by the last steps' durations (``Timing``).
+    The ``i``-th draft of a sequence is output with a probability of about its acceptance to the power of
+    ``i``. It is made if that is enough for what it costs, by the last steps' durations (``Timing``).
 
     Args:
         most: drafted tokens of a sequence in a step.

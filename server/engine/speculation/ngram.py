@@ -15,6 +15,12 @@ from server.engine.speculation.drafter import Drafter
 LENGTHS = (4, 2)
 """Tokens that must have come before, the longest first."""
 
+AT_ONCE = 512
+"""Tokens whose places are noted before a step, of all sequences together: each takes some microseconds, all
+streams wait for them, and the prefix cache may have a long prompt as a whole."""
+
+_LEAST = 16  # of each sequence
+
 _FIRST = 0.5
 
 
@@ -25,8 +31,17 @@ class Lookup:
         self._ends: dict[tuple[int, ...], int] = {}
         self._known = 0
 
+    def note(self, tokens: Listed[int], most: int) -> None:
+        """Notes the places of the next ``most`` of ``tokens``, which begin with those of the last call."""
+        # Of the last tokens it is not known yet what follows.
+        begin, self._known = self._known, min(len(tokens), self._known + most)
+        for end in range(begin, self._known):
+            for length in LENGTHS:
+                if end >= length:
+                    self._ends[tuple(tokens[end - length : end])] = end
+
     def guess(self, tokens: Listed[int], most: int) -> tuple[list[int], int]:
-        """At most ``most`` tokens that may follow ``tokens``, which begin with those of the last call.
+        """At most ``most`` tokens that may follow ``tokens``, by the places noted so far.
 
         What follows reaches into the guess itself where a sequence has begun to repeat.
 
@@ -34,12 +49,6 @@ class Lookup:
             The tokens, and how many of the last ones came before; none, and 0, where too few did.
         """
         total = len(tokens)
-        # Of the last tokens it is not known yet what follows.
-        for end in range(self._known, total):
-            for length in LENGTHS:
-                if end >= length:
-                    self._ends[tuple(tokens[end - length : end])] = end
-        self._known = total
         for length in LENGTHS:
             before = self._ends.get(tuple(tokens[-length:])) if total > length else None
             if before is not None:
@@ -62,10 +71,17 @@ class _State:
 class NgramDrafter(Drafter):
     """See ``Drafter``. A guess costs nothing, and each is held against what is sampled, drafted or not."""
 
+    def ask(self, running: Listed[Sequence]) -> None:
+        """See ``Drafter.ask``. Places of a prompt's tokens are noted while it is computed."""
+        share = max(self._most + 1, _LEAST, AT_ONCE // max(1, len(running)))
+        for sequence in running:
+            if sequence.drafting is None:
+                sequence.drafting = _State()
+            sequence.drafting.lookup.note(sequence.tokens, share)
+        super().ask(running)
+
     def wanted(self, sequence: Sequence, room: int, least: float) -> int:
         """See ``Drafter.wanted``."""
-        if sequence.drafting is None:
-            sequence.drafting = _State()
         state: _State = sequence.drafting
         state.last.learn(sequence.tokens)
         guess, length = state.lookup.guess(sequence.tokens, room)

@@ -13,13 +13,17 @@ FIRST = 4
 """Steps without drafts before the first one with."""
 
 AGAIN = 32
-"""Steps with drafts after which one goes without, and the other way round: neither figure must grow old."""
+"""Steps with drafts after which one goes without, and at first the other way round: no figure may get old."""
+
+SELDOM = 512
+"""The most steps without drafts: each trial that does not pay doubles the number until the next, for it costs
+every sequence a row."""
 
 TRIAL = 0.5
 """The probability that is asked of a drafted token while its cost is not known."""
 
 GAIN = 1.1
-"""What a drafted token must be worth more than it costs, since both are estimates."""
+"""Times its cost that a drafted token must be worth, since both are estimates."""
 
 _NEVER = 2.0
 
@@ -45,7 +49,16 @@ class Load(NamedTuple):
 
 @dataclass(slots=True)
 class _Figures:
-    """Seconds of a step without drafts, and of a drafted token; steps since one of the other kind."""
+    """What is known of steps of one load.
+
+    Attributes:
+        plain: seconds of a step without drafts.
+        drafted: seconds that a drafted token adds to one; ``None`` while unknown.
+        plain_steps: steps without drafts so far.
+        without: steps without drafts since the last one with.
+        with_drafts: steps with drafts since the last one without.
+        told: that drafting does not pay has been logged.
+    """
 
     plain: float = math.inf
     drafted: float | None = None
@@ -60,9 +73,10 @@ class Timing:
 
     def __init__(self) -> None:
         self._figures: dict[Load, _Figures] = {}
+        self._pauses: dict[int, int] = {}  # by the number of sequences, which decides whether drafting pays
 
     def known(self, load: Load) -> bool:
-        """Whether the cost of a drafted token is known; if not, it takes a step with few of them."""
+        """Whether the cost of a drafted token is known; else a step with one for each sequence tells it."""
         figures = self._figures.get(load)
         return figures is not None and figures.drafted is not None
 
@@ -92,21 +106,23 @@ class Timing:
             figures.plain_steps += 1
             figures.with_drafts = 0
             figures.without += 1
-            if figures.without >= AGAIN:
-                figures.drafted, figures.without = None, 0
+            pause = self._pauses.get(load.sequences, AGAIN)
+            if figures.without >= pause and figures.drafted is not None:
+                figures.drafted, self._pauses[load.sequences] = None, min(2 * pause, SELDOM)
         else:
             now = max(0.0, seconds - figures.plain) / drafts
             before = now if figures.drafted is None else figures.drafted
             figures.drafted = _MEMORY * before + (1 - _MEMORY) * now
             figures.without = 0
             figures.with_drafts += 1
-            self._tell(load, figures.plain, figures.drafted)
+            if GAIN * figures.drafted * load.sequences < figures.plain:
+                self._pauses[load.sequences] = AGAIN
+            elif not figures.told:
+                figures.told = True
+                self._tell(load, figures.plain, figures.drafted)
 
-    def _tell(self, load: Load, plain: float, drafted: float) -> None:
-        figures = self._figures[load]
-        if figures.told or GAIN * drafted * load.sequences < plain:
-            return
-        figures.told = True
+    @staticmethod
+    def _tell(load: Load, plain: float, drafted: float) -> None:
         log.info(
             "drafting does not pay for %d sequences of up to %d tokens in all: a drafted token takes "
             "%.1f ms, and a step without drafts %.1f ms for each of its tokens",

@@ -15,7 +15,6 @@ from attention.layers import IMPLEMENTATION
 from attention.roles import read_roles
 from server.encoder_messages import EncoderDecoderInfo
 from server.errors import RefusedError
-from server.models.checkpoint.quantization import read_method
 from server.models.checkpoint.reading import read_stored
 from server.models.encoder_decoders.prove import Own, compute_own
 from server.models.encoder_decoders.recognize import check_kind
@@ -23,7 +22,8 @@ from server.models.encoders.prepacked import prepack
 from server.models.executors.base import filled
 from server.models.folder import weight_files
 from server.models.halves import Halves
-from server.models.load import check_size, read_model
+from server.models.limits import check_positions
+from server.models.load import read_model
 from server.models.loaded import LoadedModel
 from server.models.positions import has_table
 from server.models.recognize import read_any_config
@@ -75,20 +75,11 @@ def load_encoder_decoder(
     with refusing(f"the model in {folder}", "reading its config"):
         check_kind(config)
     stored = read_stored(weight_files(folder))
-    method = read_method(folder, config, stored)
-    place = torch.device(device)
-    chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
-    wanted = chosen if chosen == "auto" else getattr(torch, chosen)
     kind = transformers.AutoModelForSeq2SeqLM
-    check_size(kind, folder, config, stored, method, wanted, place)
-    report("loading the weights", 0.1)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    model = read_model(kind, folder, config, stored, method, wanted, place)
-    model.eval().requires_grad_(False)
+    model = read_model(kind, folder, config, stored, dtype, torch.device(device), report)
     architecture = type(model).__name__
-    weights = {id(weight): weight for weight in model.parameters()}.values()
-    parameters = sum(weight.numel() for weight in weights)
+    vocabulary = _vocabulary(model)
+    parameters = sum(weight.numel() for weight in model.parameters())
     report("reading the attention layers", 0.7)
     with refusing(architecture, "reading its layers"):
         length = _length(model, max_context)
@@ -98,11 +89,7 @@ def load_encoder_decoder(
         roles = read_roles(model, _layers(config))
         if not roles.encoder:
             model.get_encoder().set_attn_implementation("eager")
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        linears = "linear layers are torch's"
-        if device == "cpu" and model.dtype == torch.float32:
-            linears = prepack(model)
-        halves = Halves(model, roles, length, linears)
+        halves = Halves(model, roles, length, prepack(model))
     loaded = LoadedModel(
         model=model,
         layers=roles.layers,
@@ -114,6 +101,23 @@ def load_encoder_decoder(
         halves=halves,
     )
     return LoadedEncoderDecoder(loaded, own, EncoderDecoderInfo(length, length))
+
+
+def _vocabulary(model: Any) -> int:
+    """Number of logits, each of a token that source and target may have.
+
+    Raises:
+        RefusedError: one of them may not, so that a client's token could end the engine.
+    """
+    count: int = model.get_output_embeddings().weight.shape[0]
+    for half, what in ((model.get_encoder(), "source"), (model.get_decoder(), "target")):
+        known = half.get_input_embeddings().weight.shape[0]
+        if known < count:
+            raise RefusedError(
+                f"{type(model).__name__} cannot be served: it predicts {count} tokens, of which its {what} "
+                f"may have {known}; choose a model with one vocabulary"
+            )
+    return count
 
 
 def _layers(config: Any) -> int:
@@ -130,8 +134,5 @@ def _length(model: Any, max_context: int | None) -> int:
     if not has_table(model.get_decoder()):
         return max_context or getattr(config, "n_positions", None) or _USUAL_LENGTH
     own: int = config.max_position_embeddings
-    if max_context is not None and max_context > own:
-        raise RefusedError(
-            f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
-        )
+    check_positions(max_context, own)
     return max_context or own

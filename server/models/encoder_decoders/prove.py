@@ -11,7 +11,7 @@ import torch
 from attention.backends import Attention
 from attention.cache import PagedCache
 from server.errors import RefusedError
-from server.models.difference import relative_error
+from server.models.difference import cache_tolerance, relative_error
 from server.models.executors.base import PageTable, StepInput, filled
 from server.models.executors.encoder_decoder import EncoderDecoderExecutor
 from server.models.loaded import LoadedModel
@@ -22,8 +22,6 @@ log = logging.getLogger("longspan.models")
 # the order of sums makes 1e-5, but 3e-4 for one token of 128 of a random model; a position, bias or source
 # that is mixed up 0.001 to 1.
 _TOLERANCE = {torch.float32: 6e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
-# Added by a cache in another dtype than the model's.
-_CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.08, torch.float8_e4m3fn: 0.5}
 # Tokens of sources and of their targets. Two sources are alike in length.
 _LENGTHS = ((1, 3), (7, 9), (7, 1), (150, 140))
 # A first chunk ends within most sources, a second one within targets; then come decodes.
@@ -78,14 +76,19 @@ def compute_own(model: Any, length: int) -> Own:
 def prove(loaded: LoadedModel, own: Own, attention: Attention, page_size: int, kv_dtype: torch.dtype) -> None:
     """Compares all pairs in one batch, in chunks and decode steps, with what transformers computed.
 
+    Args:
+        loaded: the model, with its halves.
+        own: what transformers computed with it.
+        attention: pattern and kernel that are to serve.
+        page_size: tokens per page.
+        kv_dtype: dtype of the KV cache.
+
     Raises:
         RefusedError: they differ.
     """
     served = _served(loaded, own, attention, page_size, kv_dtype)
     errors = torch.cat([relative_error(*pair) for pair in zip(served, own.logits, strict=True)])
-    tolerance = _TOLERANCE[loaded.dtype]
-    if kv_dtype != loaded.dtype:
-        tolerance += _CACHE_TOLERANCE[kv_dtype]
+    tolerance = _TOLERANCE[loaded.dtype] + cache_tolerance(loaded.dtype, kv_dtype)
     exact = loaded.dtype == kv_dtype == torch.float32
     error = float(errors.quantile(1.0 if exact else 0.75))
     if not error <= tolerance:

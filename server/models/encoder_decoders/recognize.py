@@ -30,8 +30,8 @@ def check_kind(config: Any) -> None:
     """Refuses encoder-decoders of which no weight need be read.
 
     Raises:
-        RefusedError: its source is no text, its head makes no tokens, or transformers gives no way to its
-            decoder's attention.
+        RefusedError: its source is no text, its head makes no tokens, source and target have vocabularies of
+            their own, or transformers gives no way to its decoder's attention.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
@@ -45,6 +45,11 @@ def check_kind(config: Any) -> None:
     if named and str(named[0]).endswith(_HEADS):
         raise RefusedError(
             f"{named[0]} has a head whose task is not served; choose an encoder-decoder that generates text"
+        )
+    if getattr(config, "share_encoder_decoder_embeddings", True) is False:
+        raise RefusedError(
+            f"{own.__name__} has a vocabulary for the source and another one for the target, and a "
+            "tokenizer.json has one, so outputs would become other words; choose a model with one for both"
         )
     if not own._can_set_attn_implementation():
         raise RefusedError(

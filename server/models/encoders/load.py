@@ -16,7 +16,6 @@ from attention.hook import register
 from server.encoder_messages import Task
 from server.errors import RefusedError
 from server.models.checkpoint.files import Stored
-from server.models.checkpoint.quantization import read_method
 from server.models.checkpoint.reading import read_stored
 from server.models.encoders.by_length import ByLength, reach, reset, settle
 from server.models.encoders.encoder import Encoder
@@ -27,8 +26,8 @@ from server.models.encoders.prove import check, check_head, compute_own, proof_t
 from server.models.encoders.recognize import check_embedder, read_tasks
 from server.models.encoders.sentence import SentenceFiles, read_sentence_files
 from server.models.folder import weight_files
-from server.models.limits import context_length
-from server.models.load import check_size, read_model
+from server.models.limits import check_positions, context_length
+from server.models.load import read_model
 from server.models.recognize import is_encoder, read_any_config
 from server.models.refusing import refusing
 
@@ -104,24 +103,13 @@ def load_encoder(
         check_embedder(folder, config)
     files = read_sentence_files(folder)
     stored = read_stored(weight_files(folder))
-    method = read_method(folder, config, stored)
-    place = torch.device(device)
-    chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
-    wanted = chosen if chosen == "auto" else getattr(torch, chosen)
     tasks = _with_head(tasks, config, stored)
     kind, more = _class(config, tasks)
-    check_size(kind, folder, config, stored, method, wanted, place, **more)
-    report("loading the weights", 0.1)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    takes_attention = kind._model_mapping[type(config)]._can_set_attn_implementation()
     settle(config)
-    model = read_model(kind, folder, config, stored, method, wanted, place, **more)
-    model.eval().requires_grad_(False)
-    architecture = type(model).__name__
-    weights = {id(weight): weight for weight in model.parameters()}.values()
-    parameters = sum(weight.numel() for weight in weights)
-    weight_bytes = sum(weight.nbytes for weight in weights)
+    model = read_model(kind, folder, config, stored, dtype, torch.device(device), report, **more)
+    architecture, takes_attention = type(model).__name__, model._can_set_attn_implementation()
+    parameters = sum(weight.numel() for weight in model.parameters())
+    weight_bytes = sum(weight.nbytes for weight in model.parameters())
     base = model.base_model
     report("checking", 0.7)
     with refusing(architecture, "the start-up check"):
@@ -136,11 +124,7 @@ def load_encoder(
             causal = is_causal(base)
             register()
             model.set_attn_implementation("longspan")
-        linears = (
-            prepack(model)
-            if device == "cpu" and model.dtype == torch.float32
-            else "linear layers are torch's"
-        )
+        linears = prepack(model)
         encoder: Encoder = (
             Flattened(base, first, causal=causal)
             if takes_attention
@@ -224,10 +208,7 @@ def _check_room(special: int, length: int) -> None:
 def _context_length(base: Any, first: int, files: SentenceFiles, max_context: int | None) -> int:
     table = position_table(base)
     own = context_length(base.config, None) if table is None else table.num_embeddings - first
-    if max_context is not None and max_context > own:
-        raise RefusedError(
-            f"--max-context {max_context} is more than the model's own {own} positions; choose at most that"
-        )
+    check_positions(max_context, own)
     usual = own if files.longest is None else min(files.longest, own)
     if max_context is None and usual < own:
         log.info(

@@ -9,7 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from tests.models_zoo import VOCABULARY, _tokenizer
+from tests.models_zoo import SPECIAL, VOCABULARY, byte_level
 
 WINDOW = 12
 # Positions that a scaling starts from. Texts are compared beyond all of these.
@@ -279,7 +279,7 @@ def save(case: Case, folder: Path) -> Any:
         torch.set_rng_state(state)
     model.eval().save_pretrained(folder)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer()), bos_token="<|text|>", eos_token="<|end|>"
+        tokenizer_object=Tokenizer.from_str(byte_level(*SPECIAL)), bos_token="<|text|>", eos_token="<|end|>"
     )
     tokenizer.save_pretrained(folder)
     return model
