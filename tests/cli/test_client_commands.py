@@ -82,7 +82,13 @@ def test_json(server: Running) -> None:
     document = json.loads(generate(server, "héllo", "--json").stdout)
     assert document["text"] == "olléh"
     assert (document["request_id"], document["model"], document["finish_reason"]) == ("r1", "mirror", "stop")
-    assert document["usage"] == {"prompt_tokens": 5, "cached_prompt_tokens": 1, "completion_tokens": 5}
+    assert document["usage"] == {
+        "prompt_tokens": 5,
+        "cached_prompt_tokens": 1,
+        "completion_tokens": 5,
+        "draft_tokens": 0,
+        "accepted_draft_tokens": 0,
+    }
     assert document["timings"]["decode_seconds"] == 1.0
 
 
