@@ -8,6 +8,7 @@ import random
 import pytest
 
 from server.engine.core import EngineCore
+from server.engine.flight import Flight
 from server.engine.ipc.wire import Frames
 from server.engine.kv_manager import KVManager
 from server.engine.page_pool import PagePool
@@ -73,7 +74,7 @@ def frees_what_is_seen(patch):
 
 
 def takes_nothing_back(patch):
-    patch.setattr(EngineCore, "_take_back", lambda self, sequence: None)
+    patch.setattr(Flight, "take_back", lambda self, sequence: None)
 
 
 def forgets_a_victims_state(patch):
