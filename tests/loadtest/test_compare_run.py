@@ -193,6 +193,7 @@ def server_of(process, word):
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.stress  # a minute; test_compare_loop has the same with simulated servers
 def test_a_variant_that_fails_is_named_and_the_same_command_goes_on_until_ctrl_c(tmp_path):
     model = save_tiny("llama", tmp_path / "tiny", max_position_embeddings=2048)
     file = tmp_path / "c.json"
