@@ -55,9 +55,10 @@ def sees_all(comparison: Comparison, name: str, tokens: int) -> bool:
 def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bool:
     """A candidate computes for this figure what full attention computes, in the same way.
 
-    Then any difference of the two is the machine's noise. It takes a pattern that covers the context (``lsh``
-    and ``oracle`` read all keys even then, so that their work is never the same), or a prompt that the
-    pattern computes exactly; the same kernel; and the same further arguments of the server.
+    Then any difference of the two is the machine's noise. It takes a pattern that covers the context, or a
+    prompt that the pattern computes exactly; the same kernel; and the same further arguments of the server.
+    The work is never the same where ``lsh`` or ``oracle`` reads all keys to select, or where keys are rotated
+    as they are read (``positions=cache``).
 
     Args:
         comparison: with what the servers reported in ``running``; without it no work counts as equal.
@@ -72,6 +73,8 @@ def equal_work(comparison: Comparison, name: str, load: Load, figure: str) -> bo
     if deployment.others != full.others or figure in ("bytes", "fits"):
         return False
     options = _options(comparison, name)
+    if options.get("positions") == "cache":
+        return False
     looking = options.get("pattern") in _LOOKING
     if not looking and covers(deployment.attention, options, load.context):
         return True

@@ -72,6 +72,9 @@ def test_equal_work():
         (TOPK.name, "512"),
         (WINDOW.name, "512"),
     }
+    assert equal_work(drawn, WINDOW.name, short, "tpot")
+    drawn.running[WINDOW.name]["options"]["positions"] = "cache"
+    assert not equal_work(drawn, WINDOW.name, short, "tpot"), "its keys are rotated as they are read"
     drawn.running[TOPK.name]["kernel"] = "sdpa"
     assert not equal_work(drawn, TOPK.name, short, "tpot"), "another kernel"
     drawn.running.clear()
