@@ -135,5 +135,5 @@ def _count(file: Mapping[str, Any], name: str, most: int = 2**31) -> int:
     value = file.get(name)
     if value is None or (type(value) is int and 0 <= value <= most):
         return value or 0
-    log.warning("%s is %.40r, which is no number of tokens up to %d; it is not used", name, value, most)
+    log.warning("%s is %.40r, which is not a number of tokens up to %d; it is not used", name, value, most)
     return 0
