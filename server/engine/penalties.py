@@ -175,7 +175,7 @@ def adjust(
     _penalize(logits, penalized, states, unrecorded)
     _ban_stops(logits, [row for row in rows if states[row].bans_stops(positions[row])], states)
     for row in rows:
-        if banned := states[row].repeating():
+        if states[row].sampling.no_repeat_ngram and (banned := states[row].repeating()):
             logits[row, _tensor(banned, logits.device)] = -torch.inf
     return logits.clamp_(max=torch.finfo(torch.float32).max)
 
