@@ -12,7 +12,17 @@ import grpc.aio
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
+from longspan.affinity import Affinity
+from longspan.channel import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    SERVICE,
+    ConnectOptions,
+    Metadata,
+    connect,
+    headers,
+    target,
+)
 from longspan.encoding import (
     EmbedOptions,
     FillMaskOptions,
@@ -111,6 +121,7 @@ class AsyncClient:
         self._server = target(host, port)
         self.timeout = seconds(timeout)
         self._headers = headers(options)
+        self._affinity = Affinity(options.get("affinity"))
         self._own_channel = channel is None
         self._channel = connect(grpc.aio, self._server, channel, options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
@@ -122,14 +133,16 @@ class AsyncClient:
     ) -> Generation:
         """Like ``Client.generate``."""
         request = build_request(prompt, options)
-        return Generation.from_message(await self._ask(self._stub.Generate, request, timeout))
+        affinity = self._affinity.of(request)
+        return Generation.from_message(await self._ask(self._stub.Generate, request, timeout, affinity))
 
     def stream(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncStream:
         """Like ``Client.stream``: ``async for delta in client.stream(...)``."""
         request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
-        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=self._headers)
+        metadata = (*self._headers, *self._affinity.of(request.request))
+        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=metadata)
         return AsyncStream(call, self._server)
 
     async def embed(
@@ -256,8 +269,11 @@ class AsyncClient:
     def _limit(self, timeout: float | None) -> float | None:
         return seconds(self.timeout if timeout is None else timeout)
 
-    async def _ask(self, method: Any, request: ProtoMessage, timeout: float | None) -> Any:
+    async def _ask(
+        self, method: Any, request: ProtoMessage, timeout: float | None, affinity: Metadata = ()
+    ) -> Any:
+        metadata = (*self._headers, *affinity)
         try:
-            return await method(request, timeout=self._limit(timeout), metadata=self._headers)
+            return await method(request, timeout=self._limit(timeout), metadata=metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._server) from None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from longspan.affinity import By
 from longspan.credentials import credentials
 
 DEFAULT_HOST = "127.0.0.1"
@@ -69,6 +70,8 @@ class ConnectOptions(TypedDict, total=False):
             refused as a token is.
         retries: repeat a call that the server could not begin (UNAVAILABLE), three times within about a
             second; on unless ``False``.
+        affinity: what a balancer before several servers may keep together, see ``longspan.affinity``:
+            ``"prompt"``, generations whose prompts begin alike; ``"session"``, those of this client.
     """
 
     tls: bool
@@ -79,6 +82,7 @@ class ConnectOptions(TypedDict, total=False):
     token: str
     metadata: Sequence[tuple[str, str | bytes]]
     retries: bool
+    affinity: By
 
 
 def target(host: str, port: int) -> str:
@@ -180,7 +184,7 @@ def connect(api: Any, address: str, channel: Any, options: ConnectOptions) -> An
         raise TypeError(f"there is no option {', '.join(unknown)}; the options are {names}")
     if channel is None:
         return open_channel(api, address, options)
-    if beside := sorted(options.keys() - {"token", "metadata"}):
+    if beside := sorted(options.keys() - {"token", "metadata", "affinity"}):
         raise ValueError(f"a channel of your own has its own {', '.join(beside)}: leave these out")
     return channel
 

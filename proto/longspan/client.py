@@ -11,7 +11,17 @@ import grpc
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from longspan.channel import DEFAULT_HOST, DEFAULT_PORT, SERVICE, ConnectOptions, connect, headers, target
+from longspan.affinity import Affinity
+from longspan.channel import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
+    SERVICE,
+    ConnectOptions,
+    Metadata,
+    connect,
+    headers,
+    target,
+)
 from longspan.encoding import (
     EmbedOptions,
     FillMaskOptions,
@@ -102,6 +112,7 @@ class Client:
         self._server = target(host, port)
         self.timeout = seconds(timeout)
         self._headers = headers(options)
+        self._affinity = Affinity(options.get("affinity"))
         self._own_channel = channel is None
         self._channel = connect(grpc, self._server, channel, options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
@@ -119,7 +130,8 @@ class Client:
             **options: see ``GenerateOptions``.
         """
         request = build_request(prompt, options)
-        return Generation.from_message(self._ask(self._stub.Generate, request, timeout))
+        affinity = self._affinity.of(request)
+        return Generation.from_message(self._ask(self._stub.Generate, request, timeout, affinity))
 
     def stream(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
@@ -132,7 +144,8 @@ class Client:
             **options: see ``GenerateOptions``.
         """
         request = inference_pb2.StreamGenerateRequest(request=build_request(prompt, options))
-        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=self._headers)
+        metadata = (*self._headers, *self._affinity.of(request.request))
+        call = self._stub.StreamGenerate(request, timeout=self._limit(timeout), metadata=metadata)
         return Stream(call, self._server)
 
     def embed(
@@ -303,9 +316,11 @@ class Client:
         method: grpc.UnaryUnaryMultiCallable[Any, Response],
         request: ProtoMessage,
         timeout: float | None,
+        affinity: Metadata = (),
     ) -> Response:
         done = threading.Event()
-        call: Any = method.future(request, timeout=self._limit(timeout), metadata=self._headers)
+        metadata = (*self._headers, *affinity)
+        call: Any = method.future(request, timeout=self._limit(timeout), metadata=metadata)
         try:
             call.add_done_callback(lambda _: done.set())
             done.wait()  # Ctrl-C while gRPC itself waits could leave its locks in disorder
