@@ -1,7 +1,7 @@
 # All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make; for `make lint`, a C++ compiler too.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test bench quality growth device models stress soak lint format proto lock sbom audit clean
+.PHONY: help install serve test bench quality growth device models stress soak lint format proto lock sbom charts audit clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -36,6 +36,7 @@ help:
 	@echo 'make proto    install, then generate the stubs from the proto'
 	@echo 'make lock     install, then pin what the image installs, with hashes (requirements.lock)'
 	@echo 'make sbom     install, then write what is installed as a bill of materials (build/sbom.json, CycloneDX)'
+	@echo 'make charts   install, then render deploy/ by Helm and kustomize and hold it to the schemas of Kubernetes'
 	@echo 'make audit    install, then ask the Python Packaging Advisory Database about all pins, torch included; needs the network'
 	@echo 'make clean    remove .venv and caches'
 
@@ -126,6 +127,10 @@ sbom: install $(SUPPLY)
 	$(SUPPLY)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
 
 # Strict: without the network it fails, and does not say that all is well. The lock lacks torch; the constraints have it.
+charts: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[charts]'
+	$(BIN)/python -m pytest -n 0 tests/packaging/test_kubernetes.py
+
 audit: install $(SUPPLY)
 	$(SUPPLY)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 

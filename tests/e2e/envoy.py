@@ -1,0 +1,192 @@
+"""Starts the real Envoy with the configuration that is shipped, before servers that run here, by TLS."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import yaml
+
+from longspan import AsyncClient, Client, ConnectOptions
+from tests.authority import Authority
+from tests.e2e.server import Server
+
+SHIPPED = Path("deploy/envoy/envoy.yaml")
+
+
+def binary() -> str | None:
+    """Envoy's program: this environment's, or the path's."""
+    return shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
+
+
+class Access(NamedTuple):
+    """What servers and clients need to trust one another.
+
+    Attributes:
+        folder: with what the Secret of deploy/kubernetes has: tls.crt, tls.key, ca.crt and identities.toml.
+        token: of an identity.
+    """
+
+    folder: Path
+    token: str
+
+    @property
+    def serve(self) -> tuple[str | Path, ...]:
+        """Options of a server."""
+        return (
+            *("--tls-certificate", self.folder / "tls.crt", "--tls-key", self.folder / "tls.key"),
+            *("--identities", self.folder / "identities.toml"),
+        )
+
+    @property
+    def connect(self) -> ConnectOptions:
+        """Options of a client."""
+        return {"ca": self.folder / "ca.crt", "token": self.token}
+
+
+def make_access(folder: Path) -> Access:
+    """Makes the files, as docs/replicas.md says."""
+    authority = Authority(folder / "authority")
+    issued = authority.issue("longspan", "DNS:longspan,IP:127.0.0.1")
+    shutil.copy(issued.certificate, folder / "tls.crt")
+    shutil.copy(issued.key, folder / "tls.key")
+    shutil.copy(authority.root, folder / "ca.crt")
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "token",
+        "tester",
+        "--identities",
+        folder / "identities.toml",
+    ]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return Access(folder, made.stdout.strip())
+
+
+def configuration(servers: Sequence[Server], access: Access) -> dict[str, Any]:
+    """What is shipped, with these servers in place of the name, on free ports of loopback."""
+    config: dict[str, Any] = yaml.safe_load(SHIPPED.read_text().replace("/access", str(access.folder)))
+    config["admin"]["address"]["socket_address"]["port_value"] = 0
+    listener = config["static_resources"]["listeners"][0]["address"]["socket_address"]
+    listener.update(address="127.0.0.1", port_value=0)
+    addresses = [
+        {"socket_address": {"address": server.host, "port_value": server.port}} for server in servers
+    ]
+    for cluster in config["static_resources"]["clusters"]:
+        cluster["type"] = "STATIC"
+        del cluster["dns_refresh_rate"], cluster["respect_dns_ttl"]
+        cluster["load_assignment"]["endpoints"] = [
+            {"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}
+        ]
+    return config
+
+
+class Envoy:
+    """A running Envoy. ``change`` may alter its configuration."""
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        access: Access,
+        change: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        config = configuration(servers, access)
+        self._options = access.connect
+        if change:
+            change(config)
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
+        self._log = (folder / "log").open("w")
+        program = binary()
+        assert program
+        self.process = subprocess.Popen(
+            [
+                *(program, "--config-path", folder / "envoy.yaml", "--admin-address-path", folder / "admin"),
+                *("--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"),
+                *("--drain-time-s", "1", "--parent-shutdown-time-s", "2"),
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        self._admin = self._wait(lambda: (folder / "admin").read_text().strip())
+        listeners = json.loads(self._wait(lambda: self.ask("/listeners?format=json")))
+        address = listeners["listener_statuses"][0]["local_address"]["socket_address"]
+        self.host, self.port = address["address"], address["port_value"]
+        self._wait(lambda: self.healthy("longspan") == len(servers) or None)
+        self._wait(lambda: self.healthy("longspan_affinity") == len(servers) or None)
+
+    def client(self, **options: Any) -> Client:
+        """A new synchronous client of what is behind."""
+        return Client(self.host, self.port, **{**self._options, **options})
+
+    def aclient(self, **options: Any) -> AsyncClient:
+        """A new asyncio client of what is behind."""
+        return AsyncClient(self.host, self.port, **{**self._options, **options})
+
+    def ask(self, path: str) -> str:
+        """An answer of its administration."""
+        with urllib.request.urlopen(f"http://{self._admin}{path}", timeout=5) as response:
+            text: str = response.read().decode()
+        return text
+
+    def stats(self, start: str) -> dict[str, int]:
+        """Its counters and gauges whose names begin so."""
+        lines = self.ask(f"/stats?usedonly&filter=^{start}").splitlines()
+        pairs = (line.split(": ") for line in lines)
+        return {name: int(value) for name, value in pairs if value.isdigit()}
+
+    def healthy(self, cluster: str) -> int:
+        """To how many servers of a cluster it sends calls."""
+        return self.stats(rf"cluster\.{cluster}\.membership_healthy$").get(
+            f"cluster.{cluster}.membership_healthy", 0
+        )
+
+    def requests(self, cluster: str = "longspan") -> dict[int, int]:
+        """How many calls each server has got, by its port."""
+        statuses = json.loads(self.ask("/clusters?format=json"))["cluster_statuses"]
+        hosts = next(status["host_statuses"] for status in statuses if status["name"] == cluster)
+        return {
+            host["address"]["socket_address"]["port_value"]: next(
+                (int(stat.get("value", 0)) for stat in host["stats"] if stat["name"] == "rq_total"), 0
+            )
+            for host in hosts
+        }
+
+    def _wait(self, look: Callable[[], Any], seconds: float = 20.0) -> Any:
+        end = time.monotonic() + seconds
+        while True:
+            assert self.process.poll() is None, f"Envoy has ended:\n{Path(self._log.name).read_text()}"
+            try:
+                if found := look():
+                    return found
+            except OSError:
+                pass
+            assert time.monotonic() < end, f"Envoy is not ready:\n{Path(self._log.name).read_text()}"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
