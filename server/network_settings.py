@@ -80,6 +80,11 @@ class NetworkSettings(BaseSettings):
     reflection: bool = Field(True, description="Describe the services to clients that ask (reflection).")
     server_info: bool = Field(True, description="Answer GetServerInfo: settings, versions and load.")
     abort: bool = Field(True, description="Let clients end their requests by name (Abort).")
+    load_reports: bool = Field(
+        False,
+        description="Tell balancers the load: a report in the trailers of each request, and a stream of "
+        "reports for those who ask (ORCA).",
+    )
     insecure: bool = Field(
         False,
         description="Let other machines reach the gRPC service without TLS, or without tokens or "

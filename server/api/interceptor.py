@@ -24,6 +24,7 @@ from server.api.stall import stall_watch
 from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
+from server.observe.orca import TRAILER, LoadReports
 from server.observe.tracing import Metadata
 
 # A deadline and its cancellation are not seen at exactly the same time.
@@ -93,12 +94,18 @@ class Interceptor(aio.ServerInterceptor):
     """Wraps every method of every service of the server."""
 
     def __init__(
-        self, state: ServerState, metrics: GrpcMetrics, accounts: Accounts, callers: Callers
+        self,
+        state: ServerState,
+        metrics: GrpcMetrics,
+        accounts: Accounts,
+        callers: Callers,
+        reports: LoadReports | None = None,
     ) -> None:
         self._state = state
         self._metrics = metrics
         self._accounts = accounts
         self._callers = callers
+        self._reports = reports
         self._open = OpenCalls(state.settings.max_queue)
 
     async def intercept_service(
@@ -243,6 +250,12 @@ class Interceptor(aio.ServerInterceptor):
             error = errors.internal(request_id.get())
             code = error.code
         call.ended(code, error)
+        if account is not None and self._reports is not None:
+            self._reports.count(failed=error is not None)
+            if error is None:
+                usage = account.record.usage() if account.record is not None else None
+                report = self._reports.report(usage).SerializeToString()
+                context.set_trailing_metadata(((TRAILER, report),))
         if error is not None:
             await _abort(call, context, error)
 

@@ -22,7 +22,9 @@ from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.descriptors import connections_allowed
 from server.errors import RefusedError
-from server.observe.metrics import GrpcMetrics
+from server.observe import orca_messages
+from server.observe.metrics import GrpcMetrics, Metrics
+from server.observe.orca import LoadReports
 
 _MOST_METADATA_BYTES = 16 << 10
 _ANEW = "the server had it until it listened anew for the model, which it does not with --max-request-bytes"
@@ -91,7 +93,8 @@ class Listener:
         self._service = service
         self._encoders = EncoderServicer(state, service.accounts)
         self._health = health
-        self._interceptor = Interceptor(state, metrics, service.accounts, callers)
+        self._reports = _reports(state, service.accounts.metrics) if state.settings.load_reports else None
+        self._interceptor = Interceptor(state, metrics, service.accounts, callers, self._reports)
         self._certificates = certificates
         self._servers: list[aio.Server] = []
         self._ends: list[asyncio.Task[None]] = []
@@ -144,10 +147,13 @@ class Listener:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._encoders, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._reports is not None:
+            server.add_generic_rpc_handlers((self._reports.handler(),))
         if state.settings.reflection:
+            reported = () if self._reports is None else (orca_messages.SERVICE,)
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
             reflection.enable_server_reflection(
-                (READINESS, ENCODERS, health_name, reflection.SERVICE_NAME), server
+                (READINESS, ENCODERS, health_name, reflection.SERVICE_NAME, *reported), server
             )
         address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         try:
@@ -158,6 +164,13 @@ class Listener:
         except RuntimeError as error:
             raise RefusedError(_cannot(host, self.port, "gRPC does not say why")) from error
         return server
+
+
+def _reports(state: ServerState, metrics: Metrics) -> LoadReports:
+    """Reports of the engine's load."""
+    return LoadReports(
+        lambda: metrics.load, lambda: state.served.ready.max_running if state.served is not None else 1
+    )
 
 
 def _limits(state: ServerState, connections: int) -> list[tuple[str, int]]:

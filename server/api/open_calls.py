@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 from server.api import errors
+from server.observe import orca_messages
 
 _CHECK = "/grpc.health.v1.Health/Check"
 _RETRY_SECONDS = 1.0
@@ -21,6 +22,7 @@ MOST_CHECKS = 1024
 MOST_STAYING = {
     "/grpc.health.v1.Health/Watch": (64, 4096),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": (16, 256),
+    f"/{orca_messages.SERVICE}/StreamCoreMetrics": (16, 256),
 }
 """Streams of a method at a time: of one connection, and of all."""
 

@@ -203,6 +203,11 @@ class Metrics:
         )
         self._show_load()
 
+    @property
+    def load(self) -> Stats:
+        """The engine's load after its last step."""
+        return self._load
+
     def restarted(self, reason: str) -> None:
         """Counts that an engine is started in place of one that failed for this reason."""
         self._restarts.labels(*self.labels(reason)).inc()
