@@ -85,6 +85,14 @@ class NetworkSettings(BaseSettings):
         description="Tell balancers the load: a report in the trailers of each request, and a stream of "
         "reports for those who ask (ORCA).",
     )
+    kv_events: str | None = Field(
+        None,
+        description="Publish which prompts' pages are cached, tokens included, for routers like llm-d's: an "
+        "address of ZMQ's, like tcp://127.0.0.1:5557. Needs longspan[kv-events].",
+    )
+    kv_events_replay: str | None = Field(
+        None, description="Address at which routers ask for events that they missed."
+    )
     insecure: bool = Field(
         False,
         description="Let other machines reach the gRPC service without TLS, or without tokens or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import socket
 from typing import NamedTuple
 
@@ -56,6 +57,7 @@ def granted(settings: Settings) -> Access:
         share_prefixes=settings.prefix_sharing == "all",
     )
     _refuse_exposed(settings)
+    _refuse_exposed_events(settings)
     return Access(callers, certificates, certificates if settings.metrics_tls else None)
 
 
@@ -100,6 +102,25 @@ def _refuse_exposed(settings: Settings) -> None:
             f"give {' and '.join(remedies)}, or listen on 127.0.0.1, or say --insecure where the network "
             "protects it"
         )
+
+
+def _refuse_exposed_events(settings: Settings) -> None:
+    if settings.kv_events_replay and not settings.kv_events:
+        raise RefusedError("--kv-events-replay needs --kv-events, whose events it repeats")
+    given = {"--kv-events": settings.kv_events, "--kv-events-replay": settings.kv_events_replay}
+    for flag, address in given.items():
+        if address is None or address.startswith("ipc://"):
+            continue
+        form = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.%]+\]|[^:/\[\]]+):\d{1,5}", address)
+        if form is None:
+            raise RefusedError(f"{flag} {address}: give tcp://HOST:PORT or ipc://PATH")
+        host = "0.0.0.0" if form[1] == "*" else form[1].strip("[]")
+        if not settings.insecure and not only_this_machine(host, flag):
+            raise RefusedError(
+                f"{flag} {address}: other machines could read the tokens of all prompts, since nothing "
+                "protects these events; give an address of this machine, or say --insecure where the network "
+                "does"
+            )
 
 
 def only_this_machine(host: str, flag: str = "--host") -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from attention.dtypes import dtype_name
 from server.engine.core import EngineCore
 from server.engine.cores import usable_cores
 from server.engine.hardware import measure, memory_bytes, used_bytes
+from server.engine.kv_events import KVEvents
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, Report, chosen_device, prepare
 from server.engine.runner import Runner
@@ -104,6 +106,10 @@ def build_engine(
         team=watched(threads) if executor.thread_invariant else None,
         drafter=drafter,
     )
+    if settings.kv_events is not None:
+        name = settings.model_name or folder.name
+        topic = f"kv@{socket.gethostname()}@{name}"
+        core.kv.tell(KVEvents(settings.kv_events, settings.kv_events_replay or "", topic, sizes.page_size))
     ready = Ready(
         architecture=loaded.architecture,
         parameters=loaded.parameters,

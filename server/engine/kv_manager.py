@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from array import array
 from collections.abc import Callable, Iterable
 
+from server.engine.kv_events import KVEvents
 from server.engine.page_pool import PagePool
 from server.engine.sequence import Sequence
 
@@ -66,8 +68,14 @@ class KVManager:
         self._expired = expired
         self._prompts_only = prompts_only
         self._salt = salt
+        self._events: KVEvents | None = None
         self.prefix_queries = 0
         self.prefix_hits = 0
+
+    def tell(self, events: KVEvents) -> None:
+        """From now on ``events`` learns which pages can be found."""
+        self._events = events
+        self.pool.forgotten = events.removed
 
     def pages_for(self, tokens: int) -> int:
         """Pages that ``tokens`` tokens take."""
@@ -197,14 +205,25 @@ class KVManager:
         first, full = before // self.page_size, min(settled, self._shareable(sequence)) // self.page_size
         if self.prefix_cache and full > first:
             keys = self._keys(sequence, full)
-            for index in range(first, full):
-                self.pool.publish(sequence.pages[index], keys[index])
+            new = [
+                index for index in range(first, full) if self.pool.publish(sequence.pages[index], keys[index])
+            ]
+            if new and self._events is not None:
+                self._tell(self._events, sequence, keys, new)
         evicted = self._expired(settled, self.page_size)
         newly = range(max(evicted.start, sequence.evicted_up_to), evicted.stop)
         if newly:
             self.pool.release(sequence.pages[newly.start : newly.stop])
             sequence.pages[newly.start : newly.stop] = [0] * len(newly)
             sequence.evicted_up_to = evicted.stop
+
+    def _tell(self, events: KVEvents, sequence: Sequence, keys: list[bytes], new: list[int]) -> None:
+        """Tells of pages that have become findable, those that follow one another at once."""
+        for _, group in itertools.groupby(enumerate(new), lambda pair: pair[1] - pair[0]):
+            indices = [index for _, index in group]
+            first, end = indices[0], indices[-1] + 1
+            tokens = sequence.tokens[first * self.page_size : end * self.page_size]
+            events.stored(keys[first - 1] if first else None, keys[first:end], list(tokens))
 
     def release(self, sequence: Sequence) -> None:
         """Takes all pages from a sequence; it would have to compute its tokens again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class IntegrityError(AssertionError):
@@ -23,6 +23,7 @@ class PagePool:
 
     Attributes:
         gained: how often a page became both held and findable.
+        forgotten: is told the key of each page that can no longer be found.
     """
 
     def __init__(self, pages: int) -> None:
@@ -33,6 +34,7 @@ class PagePool:
         self._key_of: list[bytes | None] = [None] * pages
         self._page_of: dict[bytes, int] = {}
         self.gained = 0
+        self.forgotten: Callable[[bytes], None] = lambda key: None
         self._free = deque(range(1, pages))
         self._cached: OrderedDict[int, None] = OrderedDict()
 
@@ -102,12 +104,17 @@ class PagePool:
             else:
                 self._cached[page] = None
 
-    def publish(self, page: int, key: bytes) -> None:
-        """Makes a held page, whose content is complete, findable. The first page of a content stays."""
-        if key not in self._page_of and self._key_of[page] is None:
-            self._page_of[key] = page
-            self._key_of[page] = key
-            self.gained += 1
+    def publish(self, page: int, key: bytes) -> bool:
+        """Makes a held page, whose content is complete, findable, and says whether it was not before.
+
+        The first page of a content stays.
+        """
+        if key in self._page_of or self._key_of[page] is not None:
+            return False
+        self._page_of[key] = page
+        self._key_of[page] = key
+        self.gained += 1
+        return True
 
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
@@ -116,6 +123,7 @@ class PagePool:
             raise IntegrityError(f"page {page} is cached without a key")
         del self._page_of[key]
         self._key_of[page] = None
+        self.forgotten(key)
         return page
 
     def check_integrity(self, holdings: Iterable[Sequence[int]]) -> None:

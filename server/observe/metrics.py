@@ -154,7 +154,7 @@ class Metrics:
             "info",
             "Always 1; the labels say what runs.",
             *("version", "model", "attention_backend", "attention_options"),
-            *("kernel", "dtype", "kv_dtype", "weights", "page_size", "cuda_graphs"),
+            *("kernel", "dtype", "kv_dtype", "weights", "page_size", "pages", "cuda_graphs"),
         )
 
     def labels(self, *values: str) -> tuple[str, ...]:
@@ -172,7 +172,8 @@ class Metrics:
         options = ",".join(f"{key}={value}" for key, value in sorted(ready.attention_options.items()))
         identity = (version, self._model, ready.attention_backend, options)
         runs = (ready.attention_kernel, ready.dtype, ready.kv_dtype, weights, str(ready.page_size))
-        self._info.labels(*self.labels(*identity, *runs, str(ready.cuda_graphs))).set(1)
+        counts = (str(ready.pages_total), str(ready.cuda_graphs))
+        self._info.labels(*self.labels(*identity, *runs, *counts)).set(1)
         if self._step_tokens is None:
             lengths = counts_up_to(ready.context_length)
             self.request_prompt_tokens = self._histogram(
