@@ -33,7 +33,10 @@ class NativeBuildHook(BuildHookInterface):
         root = Path(self.root)
         levels, compiling = _module(root, "levels"), _module(root, "compiling")
         try:
-            compiling.compiler()
+            compiler = compiling.compiler()
+            known = [level for level in levels.of_machine() if compiling.accepts(level.arguments)]
+            if not known:
+                raise compiling.NativeError(f"{compiler[0]} compiles for no processor of this architecture")
         except compiling.NativeError as error:
             self.app.display_warning(
                 f"The wheel carries no compiled code, so that servers need a C++ compiler: {error}."
@@ -43,7 +46,6 @@ class NativeBuildHook(BuildHookInterface):
         cache = os.environ.get("LONGSPAN_CACHE_DIR")
         folder = Path(cache, "kernels").expanduser() if cache else Path(self._made.name)
         sources = [path for package in _PACKAGES for path in sorted((root / package).rglob("*.cpp"))]
-        known = [level for level in levels.of_machine() if compiling.accepts(level.arguments)]
         if unknown := ", ".join(level.name for level in levels.of_machine() if level not in known):
             self.app.display_warning(f"The compiler is too old for {unknown}; the wheel carries the others.")
         wanted = [(source, level) for source in sources for level in known]

@@ -25,7 +25,7 @@ _ROWS = 64
 
 
 class SourceWriter:
-    """What the decoder's forward takes as ``longspan`` to write the keys and values of sources.
+    """The object that writes sources' keys and values, which the decoder's forward takes as ``longspan``.
 
     Only its calls of cross-attention matter; the output is of no use.
 
@@ -56,7 +56,7 @@ class SourceWriter:
 
 
 class DecoderStep:
-    """What the decoder's forward takes as ``longspan`` in a step.
+    """The attention of a step, which the decoder's forward takes as ``longspan``.
 
     Args:
         attention: pattern and kernel.

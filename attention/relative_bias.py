@@ -103,6 +103,6 @@ def _group(batch: AttentionBatch, sequences: list[int], rows: torch.Tensor) -> _
 
 
 def _mask(group: _Group, table: torch.Tensor) -> torch.Tensor:
-    """What is added to the logits, ``[N, H, R, L]``."""
+    """The terms that are added to the attention logits, ``[N, H, R, L]``."""
     bias = table[:, group.distances.clamp(0, table.shape[1] - 1)]
     return bias.masked_fill(group.distances < 0, -torch.inf).transpose(0, 1)

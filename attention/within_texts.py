@@ -26,7 +26,7 @@ class _Group(NamedTuple):
 
 
 class WithinTexts:
-    """What a model's forward takes as ``longspan`` for a flattened batch of texts.
+    """The attention of a flattened batch of texts, which a model's forward takes as ``longspan``.
 
     Texts of one length are one call of torch's SDPA where they are neighbors, so a batch that is sorted by
     length takes as many calls as it has lengths.

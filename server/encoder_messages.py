@@ -8,7 +8,7 @@ import msgspec
 
 
 class Task(enum.StrEnum):
-    """What a model can do with a request; decoders generate."""
+    """The tasks of a model; decoders generate."""
 
     GENERATE = "generate"
     EMBED = "embed"
@@ -52,7 +52,7 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="en
 
 
 class EncoderDecoderInfo(msgspec.Struct, array_like=True):
-    """What is known of an encoder-decoder beside ``Ready``.
+    """An encoder-decoder's facts beside ``Ready``.
 
     Attributes:
         source_length: most tokens of a source, which is a request's prompt.
@@ -64,7 +64,7 @@ class EncoderDecoderInfo(msgspec.Struct, array_like=True):
 
 
 class EncoderInfo(msgspec.Struct, array_like=True):
-    """What is known of an encoder beside ``Ready``.
+    """An encoder's facts beside ``Ready``.
 
     Attributes:
         embedding_size: numbers of an embedding.

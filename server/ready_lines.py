@@ -42,7 +42,7 @@ def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int
         command += ["--host", settings.host]
     if port != DEFAULT_PORT:
         command += ["--port", str(port)]
-    # What only the client knows is in capitals.
+    # Values that only the client knows are in capitals.
     if settings.tls_certificate is not None:
         command += ["--ca", "ROOT.pem"]
     if settings.tls_client_ca is not None:

@@ -1,4 +1,4 @@
-"""What this processor can do at most: ``python -m loadtest.direct.limits``.
+"""The limits of this processor: ``python -m loadtest.direct.limits``.
 
 Products per second from registers and bytes read per second, at the level of native code in force, for one
 thread and for all. A kernel's rate is stated as a share of these. A product that is added to a sum counts as

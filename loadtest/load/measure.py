@@ -44,7 +44,7 @@ def measure(plan: Plan, console: Console, observe: Observe = weather.observe) ->
         observe: how the machine is watched.
 
     Returns:
-        What was measured; where that is not all of the plan, ``ended`` says why.
+        The measurements; where they are not all of the plan, ``ended`` says why.
 
     Raises:
         longspan.LongspanError: the server does not answer.

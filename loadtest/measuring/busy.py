@@ -198,8 +198,8 @@ def _change(
 ) -> float:
     """Largest over smallest median of three ratios of a pair in a row; 1 where luck may have made them.
 
-    What luck makes is told by what both differ from themselves within rounds. The logarithm of a round's
-    ratio varies as much as that of one visit, s, and the median of three of them by 0.67 s.
+    The spread s of chance is estimated from how far each of the two differs from itself within rounds. The
+    logarithm of a round's ratio varies as much as that of one visit, s, and the median of three by 0.67 s.
     """
     logs = [
         math.log(each)

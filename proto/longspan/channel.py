@@ -50,13 +50,13 @@ _KEPT_BYTES = 8 << 20
 _NAMED = re.compile(r"(dns|unix|unix-abstract|vsock|ipv4|ipv6|xds):")
 _WITH_PORT = re.compile(r":\d+$")
 
-# What gRPC can send as metadata; names that end in -bin may have any bytes as value.
+# The values that gRPC can send as metadata; names that end in -bin may have any bytes as value.
 _NAME = re.compile(r"[a-z0-9._-]+")
 _VALUE = re.compile(r"[ -~]*")
 
 
 class ConnectOptions(TypedDict, total=False):
-    """What a client may be told about its connection.
+    """The options of a client's connection.
 
     Attributes:
         tls: connect by TLS. Any of the next four implies it.

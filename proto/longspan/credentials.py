@@ -11,7 +11,7 @@ import grpc
 def credentials(
     ca: str | Path | None, cert: str | Path | None, key: str | Path | None
 ) -> grpc.ChannelCredentials:
-    """What a channel by TLS is opened with.
+    """The credentials and options of a channel by TLS.
 
     Args:
         ca: PEM file of the roots that the server's certificate must come from; ``None``: gRPC's own.

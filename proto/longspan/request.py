@@ -18,7 +18,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 NO_LISTS = (bytes, bytearray, memoryview, Mapping)
-"""What can be iterated, but is no list: bytes would be taken for token ids, keys for texts."""
+"""Types that can be iterated, but are no lists: bytes would be taken for token ids, keys for texts."""
 
 
 class GenerateOptions(TypedDict, total=False):

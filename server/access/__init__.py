@@ -1,1 +1,1 @@
-"""Who may do what: certificates, identities and their limits, and the addresses that need them."""
+"""Access: certificates, identities and their limits, and the addresses that need them."""

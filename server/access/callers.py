@@ -80,7 +80,7 @@ class Callers:
         return self.file is None and not self._certificates
 
     def by_token(self, headers: Iterable[tuple[str, str | bytes]]) -> Caller | None:
-        """Who shows a token in the metadata of a call; ``None`` if only its certificate can tell.
+        """The caller whose token is in a call's metadata; ``None`` if only its certificate can tell.
 
         Raises:
             DeniedError: the token is not known, or there is none.
@@ -103,7 +103,7 @@ class Callers:
         return self._caller(found)
 
     def by_certificate(self, connection: Mapping[str, Iterable[bytes]]) -> Caller:
-        """Who a connection's certificate speaks for.
+        """The caller that a connection's certificate names.
 
         Args:
             connection: gRPC's ``auth_context``.
@@ -219,4 +219,4 @@ def _texts(connection: Mapping[str, Iterable[bytes]], key: str) -> list[str]:
 
 
 caller: ContextVar[Caller] = ContextVar("caller")
-"""Who makes the call that this task serves; without one where the call was denied."""
+"""The caller of the call that this task serves; unset where the call was denied."""

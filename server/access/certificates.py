@@ -92,7 +92,7 @@ class Certificates:
             log.warning("the certificate in --tls-certificate %s %s", self._certificate, wrong)
 
     def renewed(self) -> Pem | None:
-        """What is in force if that has changed since the last call, else ``None``."""
+        """The certificates in force if they have changed since the last call, else ``None``."""
         if self.pem is self._given:
             return None
         self._given = self.pem

@@ -18,7 +18,7 @@ log = logging.getLogger("longspan.access")
 
 
 class Access(NamedTuple):
-    """Who may reach what.
+    """The access that settings grant.
 
     Attributes:
         callers: the identities of gRPC calls.

@@ -1,4 +1,4 @@
-"""What an identity has in flight and has used, against its limits."""
+"""An identity's requests in flight and its use, against its limits."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _Stamps = list[tuple[int, int, int, int] | None]
 
 
 class Watched(Generic[Value]):
-    """What files say. A reading that fails leaves the one before in force, and is tried again at each look.
+    """The content of files. A reading that fails leaves the one before in force, and each look tries again.
 
     Args:
         files: whose changes count.

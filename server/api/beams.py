@@ -37,7 +37,7 @@ def beams_of(request: inference_pb2.GenerateRequest) -> Beams | None:
 
 
 def check_beams(request: inference_pb2.GenerateRequest, sampling: Sampling) -> Violations:
-    """What is wrong with a request's beam search, or does not go with it.
+    """The faults of a request's beam search, and fields that do not go with it.
 
     Args:
         request: as it came.

@@ -77,7 +77,7 @@ def _retry(seconds: float) -> error_details_pb2.RetryInfo:
 def invalid(violations: Sequence[Violation]) -> ServiceError:
     """Fields of the request are wrong: all of them in one answer, up to 16.
 
-    Whoever looks for them may stop one behind these, for the sentence to say that there are more.
+    A check may stop after one more than these: then the sentence says that there are more.
     """
     fields = [
         error_details_pb2.BadRequest.FieldViolation(field=field, description=description)

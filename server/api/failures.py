@@ -1,4 +1,4 @@
-"""What the log says of calls that fail: nothing of what their clients wrote, unless that was asked for."""
+"""Calls that fail, as the log tells them: nothing of what their clients wrote, unless that was asked for."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Interceptor(aio.ServerInterceptor):
         )
 
     def _known(self, method: str, metadata: Metadata) -> Caller | None:
-        """Who makes a call; ``None`` if only its connection can tell."""
+        """The caller; ``None`` if only its connection can tell."""
         # Probes of health have no token, and learn nothing but whether the server answers.
         return self._callers.everyone if method.startswith(_OPEN) else self._callers.by_token(metadata)
 

@@ -62,7 +62,7 @@ def mask_id(served: Served) -> int:
 
 
 def filled_texts(encoded: Encoded, served: Served, top_k: int) -> list[encoder_pb2.FilledText]:
-    """What the engine found, as messages."""
+    """The engine's tokens, as messages."""
     mask, text_of = mask_id(served), served.tokenizer.token_text
     filled = []
     for text, output in zip(encoded.texts, encoded.outputs, strict=True):

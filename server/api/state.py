@@ -60,7 +60,7 @@ class Served:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What it can do: masks are filled where texts can spell them."""
+        """The model's tasks: masks are filled where texts can spell them."""
         spelled = self.tokenizer.mask_token is not None
         return tuple(task for task in self.ready.tasks if spelled or task is not Task.FILL)
 

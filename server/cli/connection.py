@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Connection(NamedTuple):
-    """What the options say.
+    """The connection that the options say.
 
     Attributes:
         host: name, address or target of the server.

@@ -1,4 +1,4 @@
-"""What ``longspan backends`` says of an encoder-decoder, whose decoder sees all of its tokens."""
+"""``longspan backends`` for an encoder-decoder, whose decoder sees all of its tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``longspan backends`` says of an encoder, whose attention is not chosen."""
+"""``longspan backends`` for an encoder, whose attention is not chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine counts over its steps, and its load after each."""
+"""An engine's counts over its steps, and its load after each."""
 
 from __future__ import annotations
 

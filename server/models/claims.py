@@ -11,7 +11,7 @@ from typing import Any
 from server.errors import RefusedError
 from server.models.rope import ropes
 
-# What configs are made longer by: transformers makes a list, a table or modules with an entry for each. Other
+# Counts of a config for which transformers makes a list, a table or modules with an entry for each. Other
 # numbers, such as those of parameters and of tokens in training, may be of any size.
 _COUNTS = re.compile(
     r"^(?!.*(param|tokens)).*(layer|label|dense|expert|head|depth|blocks|group|stage|codebook)"

@@ -12,7 +12,7 @@ _CACHE_TOLERANCE = {torch.float32: 0.0, torch.float16: 0.015, torch.bfloat16: 0.
 
 
 def cache_tolerance(dtype: torch.dtype, kv_dtype: torch.dtype) -> float:
-    """What a KV cache adds to the relative error that may be rounding: 0 in the model's own dtype.
+    """The relative error that a KV cache may add by rounding: 0 in the model's own dtype.
 
     Args:
         dtype: the model's.

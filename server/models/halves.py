@@ -139,7 +139,7 @@ class _Passing(Cache):  # type: ignore[misc]
         self.layers: list[Any] = []
 
     def update(self, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """What it is given."""
+        """The keys and values as they are given."""
         return key, value
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:

@@ -26,7 +26,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds.
+    """The content of a file of JSON.
 
     Raises:
         RefusedError: as of ``read_object``, but for what it holds.

@@ -51,7 +51,7 @@ def give_positions(half: Any, length: int) -> GivenPositions | None:
         length: positions that it has.
 
     Returns:
-        What to tell them to; ``None`` where they are in no module of this name.
+        The object that takes them; ``None`` where they are in no module of this name.
     """
     if not has_table(half):
         return None

@@ -120,7 +120,7 @@ def prove(loaded: LoadedModel, own: Own, attention: Attention, page_size: int) -
         page_size: tokens per page.
 
     Returns:
-        What later forms of the model can be compared with.
+        The results that later forms of the model can be compared with.
 
     Raises:
         RefusedError: the logits differ.

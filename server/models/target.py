@@ -24,7 +24,7 @@ _MOST_NGRAM = 64
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What ``generate`` of transformers would do with a target where a request says nothing else.
+    """The behavior of transformers' ``generate`` towards a target where a request says nothing else.
 
     Attributes:
         info: lengths of source and target.

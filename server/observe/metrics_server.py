@@ -28,7 +28,7 @@ _LOOP_SECONDS = 5.0
 
 
 class _Pages:
-    """What is answered to whom.
+    """The answers to HTTP requests.
 
     Args:
         registry: what ``/metrics`` shows.
@@ -124,7 +124,7 @@ def listen(
 async def _from(
     application: Callable[..., Awaitable[None]], headers: Iterable[tuple[bytes, bytes]], query: bytes
 ) -> Answer:
-    """What an ASGI application answers to a GET."""
+    """An ASGI application's answer to a GET."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:

@@ -13,16 +13,16 @@ _REPLACEMENT = "\ufffd"
 # A character has at most four bytes and a token at least one. So what decodes to U+FFFD at the end of the
 # text may be the beginning of a character for some tokens, and is none after this many.
 _OPEN_TOKENS = 8
-# Of a tail that never becomes text, more than this is let go ...
+# A tail of more tokens than this that never becomes text is cut ...
 _CLOSED_TOKENS = 32
-# ... down to this many tokens. The U+FFFD held back then have at most three bytes each; another three are
+# ... to this many. The U+FFFD held back then have at most three bytes each; another three are
 # enough for UTF-8 to find its characters' boundaries.
 _KEPT_TOKENS = 16
 _KEPT_CHARACTERS = 3
 
 
 class Detokenizer:
-    """One sequence's text. What ``push`` and ``flush`` return, joined, is what decoding all tokens gives.
+    """One sequence's text: what ``push`` and ``flush`` return, joined, is the text of all its tokens.
 
     Decodes the new tokens together with a few before them: some decoders treat the beginning of a text
     differently, and a character may span tokens. The cost of a token does not grow with the text.

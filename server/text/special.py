@@ -133,7 +133,7 @@ class _Renamed:
     def mark_spellings(self, text: str) -> str:
         """Puts a mark before each spelling, and before one that the text's end breaks off.
 
-        What breaks off may meet the rest in what the template writes next, also where that cuts off spaces.
+        The template may write the rest of that one next, also where it strips spaces.
         """
         body = text.rstrip()
         ends = range(max(0, len(body) - self._longest), len(body))

@@ -121,7 +121,7 @@ def ask(text: str | None = "hello", **fields) -> inference_pb2.GenerateRequest:
 async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
     """Waits for a condition that other tasks bring about."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 (whatever it is, it tells nobody)
+        while not condition():  # noqa: ASYNC110 (no event tells of it)
             await asyncio.sleep(0.001)
 
 

@@ -1,4 +1,4 @@
-"""Whether hostile messages that four clients repeat hold up anybody else; ends with 1 if they do.
+"""Whether hostile messages that four clients repeat hold up other clients; ends with 1 if they do.
 
 A real server has two streams and is asked for health and metrics all the time: with nothing beside them,
 and beside each message of tests/e2e/hostile.py. Messages that are computed are compared with ordinary work

@@ -20,6 +20,8 @@ from tests.soak.run import Plan, run
 from tests.soak.schedule import schedule
 from tests.soak.traffic import Question, Users
 
+pytestmark = pytest.mark.long
+
 ENGINES, OTHERS = ("engine killed", "engine hangs"), ("a", "b", "c")
 # The tests beside this one may take the cores for seconds.
 LIMITS = Limits(

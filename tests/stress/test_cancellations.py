@@ -1,4 +1,4 @@
-"""Long runs, for ``make stress``: nothing leaks, and nobody notices the others."""
+"""Long runs, for ``make stress``: nothing leaks, and no client notices the others."""
 
 import os
 import random

@@ -5,7 +5,7 @@
 #include "paged_heads.hpp"
 #include "paged_panels.hpp"
 
-// What a tile needs while panels are multiplied with it.
+// A tile's state while panels are multiplied with it.
 template <class Products>
 struct TileRoom {
   using Unit = typename Products::Unit;

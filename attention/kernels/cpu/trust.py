@@ -1,7 +1,7 @@
 """Whether only this user can have written a library in a folder, as ssh asks of the files that it reads.
 
-A library's code runs as soon as it is loaded. Whoever can write the folder's parents can still put another
-folder in its place; that one, and what is in it, then belongs to them.
+A library's code runs as soon as it is loaded. A user who can write the folder's parents can still put another
+folder in its place; that folder and the files in it then belong to that user.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def bench(form: Form, folder: Path | None, seconds: float, console: Console) -> 
         console: told what goes on.
 
     Returns:
-        What was found, and whether nothing failed.
+        The findings, and whether nothing failed.
     """
     began = time.monotonic()
     with (

@@ -1,4 +1,4 @@
-"""What a distillation brought: a drawing of the loss, and sentences."""
+"""The results of a distillation: a drawing of the loss, and sentences."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def drawing_of_loss(losses: Sequence[Point]) -> Drawing:
 
 
 def sentences(found: Distillation) -> list[str]:
-    """What the operator needs to know."""
+    """The sentences for the operator."""
     cost = found.student_weights / found.teacher_weights
     factor, drafted = best_speedup(found.after.greedy, cost)
     told = [

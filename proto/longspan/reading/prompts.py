@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NOTHING = "NOT STATED"
-"""What the answer is to be where a passage does not say it."""
+"""The answer that a model is asked for where a passage does not say it."""
 
 
 def _after(passage: str, instruction: str) -> str:

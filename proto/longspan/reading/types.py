@@ -1,4 +1,4 @@
-"""What is asked of a document, and what comes back."""
+"""The options of reading a document, and its results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What the model wrote about some of the document.
+    """The model's text about some of the document.
 
     Attributes:
         text: its words.
@@ -67,7 +67,7 @@ class Citation:
 
 @dataclass(slots=True)
 class Spent:
-    """What reading cost, over all requests.
+    """The cost of reading, over all requests.
 
     Attributes:
         requests: that generated or scored.

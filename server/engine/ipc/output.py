@@ -1,4 +1,4 @@
-"""What a request gets from the engine: its sequences' output, until they end or the engine does."""
+"""The engine's output for a request's sequences, until they end or the engine does."""
 
 from __future__ import annotations
 

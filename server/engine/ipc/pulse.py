@@ -1,7 +1,7 @@
-"""What the engine process is at, in memory that the server process reads too.
+"""The engine process's progress, in memory that the server process reads too.
 
-An engine that hangs can't send a message that says so. Whatever it wrote here last stays, and ``watch.py``
-sees that it does not change.
+An engine that hangs can't send a message that says so. Its last values stay here, and ``watch.py`` sees that
+they do not change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BYTES = 3 * 8
 
 
 class Reading(NamedTuple):
-    """What the engine was at.
+    """The engine's progress when it was read.
 
     Attributes:
         began: monotonic nanoseconds at which it began with a step or a message; 0 while it has no work.
@@ -58,7 +58,7 @@ class Pulse:
         self._words[_COMPILING] = int(under_way)
 
     def read(self) -> Reading:
-        """What the engine is at now."""
+        """The engine's progress now."""
         began, handled, compiling = self._words
         return Reading(began, handled, bool(compiling))
 

@@ -48,7 +48,7 @@ class Acceptance:
 
 @dataclass(slots=True)
 class Guessed:
-    """What a drafter knows of a sequence.
+    """A drafter's data on a sequence.
 
     Attributes:
         acceptance: of its drafts.

@@ -109,7 +109,7 @@ def draft_tokens(settings: Settings) -> int:
 
 
 def told(settings: Settings, drafter: Drafter | None) -> Speculation | None:
-    """What ``GetModelInfo`` says of it."""
+    """The drafter as ``GetModelInfo`` tells it."""
     if drafter is None:
         return None
     attention = drafter.attention if isinstance(drafter, SelfDrafter) else None

@@ -43,7 +43,7 @@ class Lookup:
     def guess(self, tokens: Listed[int], most: int) -> tuple[list[int], int]:
         """At most ``most`` tokens that may follow ``tokens``, by the places noted so far.
 
-        What follows reaches into the guess itself where a sequence has begun to repeat.
+        Where a sequence has begun to repeat, the following tokens are those of the guess itself.
 
         Returns:
             The tokens, and how many of the last ones came before; none, and 0, where too few did.

@@ -28,7 +28,7 @@ SHORT = 4
 
 @dataclass(slots=True)
 class _Keyed(Guessed):
-    """What the drafter knows of a sequence.
+    """The drafter's data on a sequence.
 
     Attributes:
         keys: its leading tokens whose keys the draft model has written.

@@ -36,7 +36,7 @@ _MEMORY = 0.5
 
 
 class Load(NamedTuple):
-    """What a step decodes.
+    """The load of a step that decodes.
 
     Attributes:
         sequences: their number.
@@ -49,7 +49,7 @@ class Load(NamedTuple):
 
 @dataclass(slots=True)
 class _Figures:
-    """What is known of steps of one load.
+    """Measurements of steps of one load.
 
     Attributes:
         plain: seconds of a step without drafts.

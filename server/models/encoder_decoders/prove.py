@@ -30,7 +30,7 @@ _FIRST, _DECODES = 5, 4
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What transformers itself computes.
+    """The results of transformers itself.
 
     Attributes:
         pairs: token ids of sources and of their targets.

@@ -1,4 +1,4 @@
-"""What computes the vectors of texts, whatever the model."""
+"""The interface by which the vectors of texts are computed, whatever the model."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class _Computed(nn.Module):
         self.hidden = torch.empty(0)
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """What the base would return."""
+        """The output that the base would return."""
         pooled = None
         if self._pooler is not None and self._activation is not None:
             pooled = self._activation(self._pooler(self.hidden[:, 0]))

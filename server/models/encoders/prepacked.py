@@ -46,7 +46,7 @@ def prepack(model: nn.Module) -> str:
     """Replaces the linear layers of a float32 model on a CPU, each in its place; leaves those of others.
 
     Returns:
-        What computes them now, as part of a sentence.
+        The library that computes them now, as part of a sentence.
     """
     if any(weight.dtype != torch.float32 or weight.device.type != "cpu" for weight in model.parameters()):
         return "linear layers are torch's"

@@ -79,7 +79,7 @@ def check_embedder(folder: Path, config: Any) -> None:
 
 
 def read_tasks(config: Any) -> tuple[Task, ...]:
-    """What an encoder can do, by the head that its config names.
+    """An encoder's tasks, by the head that its config names.
 
     Raises:
         RefusedError: its head is of a task that is not served, or its attention can't be computed here.

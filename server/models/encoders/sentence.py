@@ -1,4 +1,4 @@
-"""What a folder says of embeddings beside the model: the files of the sentence-transformers library."""
+"""A folder's settings of embeddings beside the model: the files of the sentence-transformers library."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class alignas(64) Share {
   std::atomic<uint64_t> taken_{0};
 };
 
-// What a thread has of its own.
+// The state of a thread.
 struct Own {
   Scratch& scratch;  // for panels that many rows share
   Likely* likely;    // [rows], of the last stage
