@@ -21,7 +21,7 @@ from server.api.account import Account, Accounts
 from server.api.checks import valid_request_id
 from server.api.failures import log_failure, log_refusal
 from server.api.open_calls import OpenCalls
-from server.api.stall import stall_watch
+from server.api.stall import end_unless_sent, stall_watch
 from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
@@ -159,6 +159,7 @@ class Interceptor(aio.ServerInterceptor):
                 response = await behavior(request, context)
                 await call.name(context)
                 call.sent()
+                end_unless_sent()
                 return response
 
         return handle
