@@ -1,11 +1,8 @@
 """The ``longspan`` command."""
 
-import _signal  # type: ignore[import-not-found]  # the C part of signal, which takes milliseconds to import
-import os
+from server.cli.early import handle_signals
 
-# As ``server.cli.signals.interrupts_end``, before anything is imported: an exception would come up with a
-# traceback of the module that is being imported.
-_signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+handle_signals()
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         assert served.ready.encoder is not None
         check_embed(request, served.ready, self._state.limits)
         template = _template(request, served.ready.encoder)
-        encoded = await self._embedded(request, served, template)
+        encoded = await self._embedded(request, served, template, context)
         return encoder_pb2.EmbedResponse(
             embeddings=_embeddings(encoded, whole=template.pooling is Pooling.NONE), **_tail(served, encoded)
         )
@@ -55,7 +55,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         tokenize = functools.partial(tokens_of, inputs, "inputs", served, truncate=request.truncate)
         size = sum(len(one.text) + len(one.pair) for one in request.inputs)
         template = Encode(id=0, task=Task.SCORE, turn=0, tokens=[])
-        encoded = await self._encoding().run(served, tokenize, len(inputs), size, template)
+        encoded = await self._encoding(context).run(served, tokenize, len(inputs), size, template)
         labels = served.ready.encoder.labels
         scores = _scores(encoded, len(labels))
         return encoder_pb2.ScoreResponse(labels=labels, scores=scores, **_tail(served, encoded))
@@ -70,11 +70,15 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         texts = list(request.texts)
         tokenize = functools.partial(masked_texts, texts, served, truncate=request.truncate, top_k=top_k)
         template = Encode(id=0, task=Task.FILL, turn=0, tokens=[], mask_token=mask_id(served), top_k=top_k)
-        encoded = await self._encoding().run(served, tokenize, len(texts), sum(map(len, texts)), template)
+        encoded = await self._encoding(context).run(
+            served, tokenize, len(texts), sum(map(len, texts)), template
+        )
         filled = filled_texts(encoded, served, top_k)
         return encoder_pb2.FillMaskResponse(texts=filled, **_tail(served, encoded))
 
-    async def _embedded(self, request: encoder_pb2.EmbedRequest, served: Served, template: Encode) -> Encoded:
+    async def _embedded(
+        self, request: encoder_pb2.EmbedRequest, served: Served, template: Encode, context: Context
+    ) -> Encoded:
         if request.texts:
             check_tokenizer(served)
         assert served.ready.encoder is not None
@@ -88,7 +92,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
         count = len(request.texts) or len(request.token_ids)
         size = sum(len(prompt) + len(text) for text in request.texts)
-        return await self._encoding().run(served, tokenize, count, size, template)
+        return await self._encoding(context).run(served, tokenize, count, size, template)
 
     def _served(self, model: str, operation: str, task: Task) -> Served:
         """The model that a call asks for, which is noted in the call's account."""
@@ -97,9 +101,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         served.check_task(task)
         return served
 
-    def _encoding(self) -> Encoding:
+    def _encoding(self, context: Context) -> Encoding:
         """That of the call which this task serves."""
-        return Encoding(request_id.get(), caller.get(), self._state, self._accounts.metrics, account.get())
+        by, metrics = caller.get(), self._accounts.metrics
+        holder = by.identity.name or context.peer()
+        return Encoding(request_id.get(), by, holder, self._state, metrics, account.get())
 
 
 class _Tail(TypedDict):

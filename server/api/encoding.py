@@ -44,10 +44,17 @@ class Encoding:
     """A request in flight. ``run`` runs it, once; ``abort`` and ``fail`` end it from another task."""
 
     def __init__(
-        self, request_id: str, caller: Caller, state: ServerState, metrics: Metrics, account: Account
+        self,
+        request_id: str,
+        caller: Caller,
+        holder: str,
+        state: ServerState,
+        metrics: Metrics,
+        account: Account,
     ) -> None:
         self._request_id = request_id
         self._caller = caller
+        self._holder = holder
         self._state = state
         self._metrics = metrics
         self._account = account
@@ -92,7 +99,7 @@ class Encoding:
             if self._error is not None:
                 raise self._error
             tokens = sum(len(text.tokens) for text in texts)
-            self._state.vector_bytes.hold(_vector_bytes(served, template, tokens))
+            self._state.vector_bytes.hold(_vector_bytes(served, template, tokens), self._holder)
             quota.spend(tokens)
             record = account.record = RequestRecord(self._metrics, 0, account.arrival, quota.spend)
             ids = served.engine.new_ids(count)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
+# Of a field with a number, or an entry of a map from numbers to numbers, as clients write it: at most.
+_NUMBER_BYTES = 32
 # Of a number's byte: others follow.
 _MORE = 0x80
 
@@ -20,8 +22,9 @@ def has_more_fields(payload: bytes, descriptor: Descriptor, most: int) -> bool:
     """Whether a message has more than ``most`` fields, those of messages in single fields included.
 
     A packed field counts as one, each entry of any other repeated field as one, and so do both ends of a
-    group, a form that no message here has, but that the parser skips. Takes at most ``most`` steps. Where a
-    message is not valid its rest is left to the parser, which builds nothing of it.
+    group, a form that no message here has, but that the parser skips. Takes at most ``most`` steps, and none
+    for a message of numbers alone that is longer than so many fields make it, as with tens of thousands of
+    biases. Where a message is not valid its rest is left to the parser, which builds nothing of it.
 
     Args:
         payload: the message's bytes.
@@ -51,6 +54,8 @@ def has_more_fields(payload: bytes, descriptor: Descriptor, most: int) -> bool:
                     length, position = _varint(payload, position - 1, end)
                 inner = single.get(tag >> 3)
                 if inner is not None:
+                    if length > most * _NUMBER_BYTES and _only_numbers(inner):
+                        return True
                     open_.append((position, min(position + length, end), inner))
                 position += length
             elif kind == _VARINT:
@@ -70,6 +75,18 @@ def _single_messages(type_: Descriptor) -> dict[int, Descriptor]:
         for field in type_.fields
         if field.message_type is not None and not field.is_repeated
     }
+
+
+@functools.cache
+def _only_numbers(type_: Descriptor) -> bool:
+    """Whether the fields of a message are numbers, and maps from numbers to numbers."""
+    return all(
+        field.message_type.GetOptions().map_entry and _only_numbers(field.message_type)
+        if field.message_type is not None
+        else field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+        and not field.is_repeated
+        for field in type_.fields
+    )
 
 
 def _varint(payload: bytes, position: int, end: int) -> tuple[int, int]:

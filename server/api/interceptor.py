@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
 from longspan.v1 import encoder_pb2, inference_pb2
 from server.access.callers import Caller, Callers, DeniedError, caller
@@ -20,7 +21,7 @@ from server.api.account import Account, Accounts
 from server.api.checks import valid_request_id
 from server.api.failures import log_failure, log_refusal
 from server.api.open_calls import OpenCalls
-from server.api.stall import stall_watch
+from server.api.stall import end_unless_sent, stall_watch
 from server.api.state import ServerState
 from server.observe.logging import request_id
 from server.observe.metrics import GrpcMetrics
@@ -40,6 +41,9 @@ _ACCOUNTED = {
 _NAMED = inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest | encoder_pb2.ScoreRequest
 _OPEN = "/grpc.health.v1.Health/"
 _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
+
+# A message could not be sent, since the client has gone, or the connection when the server listened anew.
+_GONE = (aio.InternalError, cygrpc._ServerStoppedError)
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -162,6 +166,7 @@ class Interceptor(aio.ServerInterceptor):
                 response = await behavior(request, context)
                 await call.name(context)
                 call.sent()
+                end_unless_sent()
                 return response
 
         return handle
@@ -243,7 +248,7 @@ class Interceptor(aio.ServerInterceptor):
         except asyncio.CancelledError:
             call.ended(_cancellation_code(context))
             raise
-        except aio.InternalError:  # a message could not be sent: the client has gone
+        except _GONE:
             code = _cancellation_code(context)
         except Exception as caught:
             log_failure(caught, method, texts=self._state.settings.log_texts)
@@ -265,7 +270,7 @@ def _metadata(context: Context) -> Metadata:
 
 
 async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
-    with suppress(aio.InternalError):  # the client has gone meanwhile
+    with suppress(*_GONE):
         if not call.named and not call.repeatable(error):
             await call.name(context)
         await context.abort_with_status(error.status())

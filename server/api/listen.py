@@ -16,6 +16,7 @@ from longspan.v1 import encoder_pb2_grpc, inference_pb2_grpc
 from server.access.callers import Callers
 from server.access.certificates import Certificates, Pem
 from server.api.encoder_service import EncoderServicer
+from server.api.hang_up import hang_up
 from server.api.health import ENCODERS, READINESS, HealthServicer
 from server.api.interceptor import Interceptor
 from server.api.service import InferenceServicer
@@ -29,8 +30,6 @@ from server.observe.orca import LoadReports
 _MOST_METADATA_BYTES = 16 << 10
 _ANEW = "the server had it until it listened anew for the model, which it does not with --max-request-bytes"
 _FREE_SECONDS, _LOOK_SECONDS = 1.0, 0.002
-# Connections of streams from before a renewal count beside those after it, and both must leave descriptors.
-_OLD_STREAMS_SECONDS = 10.0
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
     ("grpc.so_reuseport", 0),
@@ -60,7 +59,7 @@ _OPTIONS = (
 
 
 class Listener:
-    """Answers on one port: by one gRPC server at a time, and by those before it as long as their calls last.
+    """Answers on one port, by one gRPC server at a time.
 
     Args:
         host: to listen on.
@@ -96,8 +95,7 @@ class Listener:
         self._reports = _reports(state, service.accounts.metrics) if state.settings.load_reports else None
         self._interceptor = Interceptor(state, metrics, service.accounts, callers, self._reports)
         self._certificates = certificates
-        self._servers: list[aio.Server] = []
-        self._ends: list[asyncio.Task[None]] = []
+        self._server: aio.Server | None = None
         self._connections = 0
         if certificates is not None:
             metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
@@ -108,36 +106,36 @@ class Listener:
         Raises:
             RefusedError: the address can't be had, or the process may open hardly any files.
         """
-        if not self._servers:
+        if not self._connections:
             self._connections = connections_allowed(self._state.settings.max_connections)
-        server = self._bind()
-        self._servers.append(server)
-        await server.start()
+        self._server = self._bind()
+        await self._server.start()
 
     async def renew(self) -> None:
         """Starts again on the same port, since gRPC takes another ``ServerState.received_bytes`` only then.
 
-        For some milliseconds no connection is taken. Those that are open get no more calls, and their clients
-        connect again for the next one; a call that is under way may go on for a few seconds.
+        For some milliseconds no connection is taken. Those that are open end, their calls with UNAVAILABLE:
+        no model has answered yet, and their clients call again.
 
         Raises:
             RefusedError: another program has taken the port meanwhile.
         """
-        self._ends.append(asyncio.create_task(self._servers[-1].stop(_OLD_STREAMS_SECONDS)))
+        assert self._server is not None
+        hang_up(self.port)
+        await self._server.stop(None)
         until = time.monotonic() + _FREE_SECONDS
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
             try:
-                await self.start()
+                return await self.start()
             except RefusedError as error:
                 if time.monotonic() > until:
                     raise RefusedError(f"{error} ({_ANEW})") from error
-            else:
-                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self, grace: float) -> None:
         """Takes no more calls, and ends those that are under way after so many seconds."""
-        await asyncio.gather(*(server.stop(grace) for server in self._servers), *self._ends)
+        if self._server is not None:
+            await self._server.stop(grace)
 
     def _bind(self) -> aio.Server:
         state, host = self._state, self._host

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from server.api import errors
 
+log = logging.getLogger("longspan.server")
+
 STALL_SECONDS = 30.0
 """How long a message may wait for a client to make room for it. gRPC buffers some megabytes first."""
+
+SENDING_SECONDS = 120.0
+"""How long sending the answer of a call that does not stream may take. gRPC does not tell how far it is."""
+
+
+def end_unless_sent() -> None:
+    """Ends the call that this task serves if its answer, which comes next, is not sent in time."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end() -> None:
+        log.info("an answer was not read within %.0f s, so its call was ended", SENDING_SECONDS)
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(SENDING_SECONDS, end)
+    task.add_done_callback(lambda _: timer.cancel())
 
 
 class StallWatch:

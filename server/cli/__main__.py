@@ -1,11 +1,8 @@
 """``python -m server.cli``: the commands of the server and its client, without those that measure."""
 
-import _signal  # type: ignore[import-not-found]  # the core of signal, whose import takes milliseconds
-import os
+from server.cli.early import handle_signals
 
-# As ``server.cli.signals.interrupts_end``, before anything is imported: an exception would show the
-# # traceback of the import that it interrupts.
-_signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+handle_signals()
 
 
 def main() -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Set
 
 from attention.patterns.base import ContentPattern
+from server.engine.accepting import Accepting
 from server.engine.costs import Cost, StepCosts
 from server.engine.flight import Flight
+from server.engine.isolated import IsolatedRunner
 from server.engine.kv_manager import KVManager, most_pages
 from server.engine.pace import EXPECTED_REACH, Pace
-from server.engine.runner import Runner, RunOutput
+from server.engine.runner import Runner
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.source import laid_out
 from server.engine.speculation.drafter import Drafter
 from server.engine.team import Team
 from server.engine.totals import Totals
-from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
-
-log = logging.getLogger("longspan.engine")
+from server.messages import SequenceOutput, Stats, StepOutput, Submit
 
 _NOTHING = Cost(0, 0)
 _NO_SEQUENCES: Set[Sequence] = frozenset()
@@ -77,6 +76,7 @@ class EngineCore:
         self.runner = runner
         self.drafter = drafter
         self.team = team
+        self._isolated = IsolatedRunner(runner, team, at_once=not ahead)
         self.context_length = context_length
         self.source_length = source_length
         self.ahead = ahead
@@ -99,7 +99,9 @@ class EngineCore:
         self.costs = StepCosts(runner.executor.model, runner.attention.layers, cache)
         pace = Pace(prompt_step_seconds, self.costs.reach or EXPECTED_REACH)
         self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens, max_prefills, pace, aging_seconds)
+        self.accepting = Accepting(runner, self.scheduler, self._totals, context_length)
         self._flight: Flight | None = None
+        self._failed: list[SequenceOutput] = []
         self._ended = 0.0
 
     def submit(self, request: Submit) -> None:
@@ -135,16 +137,21 @@ class EngineCore:
     def step(self) -> StepOutput:
         """Computes one step and returns its output.
 
+        An error in it ends the sequences that cause it (see ``server.engine.isolated``).
+
         Raises:
             server.engine.page_pool.IntegrityError: the bookkeeping is wrong, where it is checked.
+            Exception: an error that is no sequence's, of the device, of drafting or of this class; the engine
+                can't go on.
         """
         began = time.monotonic()
         flight, self._flight = self._flight, None
         if flight is None or len(flight.void()) == len(flight.scheduled):
             flight = self._launch(began, self._schedule())
-        if flight is not None and self.ahead:
+        if flight is not None and self.ahead and flight.output is None:
             self._flight = self._launch_ahead(flight)
         outputs, cost = ([], _NOTHING) if flight is None else self._collect(flight)
+        outputs, self._failed = [*self._failed, *outputs], []
         if self.check_integrity:
             self.scheduler.check_integrity()
         ended = time.monotonic()
@@ -179,12 +186,21 @@ class EngineCore:
         fresh = {one.sequence for one in scheduled if one.sequence.started is None}
         for sequence in fresh:
             sequence.started = began
-        ahead_of = None if before is None else before.launched
-        if self.team is None:
-            launched = self.runner.launch(scheduled, ahead_of)
+        if before is None:
+            computed = self._isolated.launch(scheduled)
+        elif (ahead := self._isolated.launch_ahead(scheduled, before.launched)) is not None:
+            computed = ahead
         else:
-            launched = self.team.compute(lambda: self.runner.launch(scheduled, ahead_of))
-        flight = Flight.of(began, scheduled, launched, fresh)
+            for sequence in fresh:
+                sequence.started = None
+            return None
+        if computed.failed:
+            self._failed += self.accepting.end(computed.failed)
+            if not computed.scheduled:
+                self._isolated.prove(self.kv)
+                return None
+        scheduled, launched = computed.scheduled, computed.launched
+        flight = Flight.of(began, computed, fresh)
         for sequence in launched.sequences:
             sequence.pending += 1
         for sequence, tokens in scheduled:
@@ -209,84 +225,13 @@ class EngineCore:
     def _collect(self, flight: Flight) -> tuple[list[SequenceOutput], Cost]:
         scheduled, launched = flight.scheduled, flight.launched
         void = flight.void() if self.ahead else _NO_SEQUENCES
-        output = self.runner.collect(launched, void)
+        output = self.runner.collect(launched, void) if flight.output is None else flight.output
         self._totals.read(launched.pages)
         cost = self.costs.of(sum(tokens for _, tokens in scheduled), launched.rows, launched.pages.by_layer)
         if self._flight is not None:
             for sequence in output.late:
                 self._flight.take_back(sequence)
-        return self._outputs(flight, output, void), cost
-
-    def _outputs(self, flight: Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceOutput]:
-        sampled = {
-            sequence: (tokens, logprobs)
-            for sequence, tokens, logprobs in zip(
-                flight.launched.sequences, output.tokens, output.logprobs, strict=True
-            )
-        }
-        outputs = []
-        for (sequence, _), prompt_logprobs in zip(flight.scheduled, output.prompt_logprobs, strict=True):
-            if sequence in void:
-                continue
-            sequence.prompt_logprobs.extend(prompt_logprobs)
-            if sequence in sampled:
-                outputs.append(self._accept(sequence, *sampled[sequence]))
-            elif sequence in flight.fresh:
-                outputs.append(SequenceOutput(sequence.id, []))
-            else:
-                continue
-            if sequence in flight.fresh:
-                outputs[-1].started = sequence.started
-                outputs[-1].cached_tokens = sequence.cached_tokens
-        return outputs
-
-    def _accept(
-        self, sequence: Sequence, tokens: list[int | None], logprobs: list[PositionLogprob]
-    ) -> SequenceOutput:
-        first = sequence.output_len == 0
-        sequence.pending -= 1
-        drafted, accepted = len(sequence.drafts), len(tokens) - 1
-        if drafted:
-            sequence.drafts = []
-            self.kv.retract(sequence, drafted - accepted)
-        known: list[int] = []
-        finish = None
-        for token in tokens:
-            if token is None:
-                finish = self._fail(sequence)
-                break
-            self.kv.append(sequence, token)
-            known.append(token)
-            finish = sequence.finish_reason(token, self.context_length)
-            if finish is not None:
-                break
-        accepted = min(accepted, len(known))
-        self._totals.drafted(drafted, accepted)
-        if finish is not None:
-            self.scheduler.remove(sequence.id)
-        elif self.runner.rope is not None and self.runner.rope.stale(sequence.total):
-            self.scheduler.restart(sequence)
-        return SequenceOutput(
-            sequence.id,
-            known,
-            logprobs=None if sequence.request.logprobs is None else logprobs[: len(known)],
-            prompt_logprobs=sequence.prompt_logprobs
-            if first and sequence.request.prompt_logprobs is not None
-            else None,
-            finish=finish,
-            preemptions=sequence.preemptions,
-            draft_tokens=drafted,
-            accepted_draft_tokens=accepted,
-        )
-
-    def _fail(self, sequence: Sequence) -> FinishReason:
-        log.error(
-            "sequence %d fails at token %d: the model's logits are NaN%s",
-            sequence.id,
-            sequence.total,
-            self.runner.nan_advice,
-        )
-        return FinishReason.FAILED
+        return self.accepting.outputs(flight, output, void), cost
 
     def stats(
         self, prompt_tokens: int = 0, decode_tokens: int = 0, seconds: float = 0.0, cost: Cost = _NOTHING

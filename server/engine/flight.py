@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.engine.isolated import Computed
 from server.engine.pace import Work
-from server.engine.runner import Launched
+from server.engine.runner import Launched, RunOutput
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence, State
 
@@ -18,6 +19,7 @@ class Flight:
         began: monotonic time.
         scheduled: what it computes.
         launched: the pass.
+        output: its results, where they are known already.
         fresh: sequences that begin with it.
         prompt_tokens: of those computed.
         work: of sequences that lack more than one token.
@@ -28,6 +30,7 @@ class Flight:
     began: float
     scheduled: list[Scheduled]
     launched: Launched
+    output: RunOutput | None
     fresh: set[Sequence]
     prompt_tokens: int
     work: Work
@@ -35,14 +38,17 @@ class Flight:
     taken_back: set[Sequence] = field(default_factory=set)
 
     @classmethod
-    def of(cls, began: float, scheduled: list[Scheduled], launched: Launched, fresh: set[Sequence]) -> Flight:
+    def of(cls, began: float, step: Computed, fresh: set[Sequence]) -> Flight:
         """The flight of a step whose tokens are not booked as computed yet."""
+        scheduled = step.scheduled
         prompt_tokens = sum(
             min(tokens, max(0, sequence.prompt_len - sequence.computed)) for sequence, tokens in scheduled
         )
         chunks = [(s.computed, tokens) for s, tokens in scheduled if tokens > 1 and not s.drafts]
         decodes = sum(tokens for _, tokens in scheduled) - sum(tokens for _, tokens in chunks)
-        return cls(began, scheduled, launched, fresh, prompt_tokens, Work.of(chunks), decodes)
+        return cls(
+            began, scheduled, step.launched, step.output, fresh, prompt_tokens, Work.of(chunks), decodes
+        )
 
     def take_back(self, sequence: Sequence) -> None:
         """Has a sequence recompute its newest token if this step had to compute without it.

@@ -216,6 +216,7 @@ class Runner:
                     request.sampling,
                     request.prompt[sequence.decoded_from :],
                     min_tokens=request.min_tokens,
+                    output=sequence.tokens[sequence.prompt_len :],  # some, where a step had to be divided
                     stop_token_ids=request.stop_token_ids,
                     forced=request.forced,
                     forced_end=None

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.v1 import inference_pb2
+from server.api import field_count
 from server.api.field_count import has_more_fields
 from server.api.limits import limits, most_fields
 from server.settings import Settings
@@ -48,6 +49,23 @@ async def test_fields_are_counted_before_they_are_parsed(running, monkeypatch):
     monkeypatch.setattr(inference_pb2.TokenizeRequest, "FromString", None)
     error = await call_raw(running, "Tokenize", b"\x0a\x00" * 40_000)
     assert details(error)["ErrorInfo"].reason == "TOO_MANY_FIELDS"
+
+
+def test_biases_are_too_many_by_their_bytes(monkeypatch):
+    """Counting 3408 of them one by one took the event loop some milliseconds for each such message."""
+    steps = []
+
+    def counted(*arguments, varint=field_count._varint):
+        steps.append(arguments)
+        return varint(*arguments)
+
+    monkeypatch.setattr(field_count, "_varint", counted)
+    payload = ask("x", sampling={"logit_bias": dict.fromkeys(range(49_152), 1.0)})
+    assert has_more_fields(payload.SerializeToString(), payload.DESCRIPTOR, 3408)
+    assert len(steps) <= 2
+    longest = {2**32 - 1 - i: -1.5 for i in range(3400)}
+    payload = ask("x", sampling={"logit_bias": longest, "temperature": 0.5, "seed": 2**64 - 1})
+    assert not has_more_fields(payload.SerializeToString(), payload.DESCRIPTOR, 3408)
 
 
 def _field(number, payload):

@@ -17,6 +17,7 @@ import pytest
 from attention.kernels.cpu import levels
 from server.checks import hint, names_refusal
 from tests.packages import install
+from tests.processes import wait_ended
 
 SERVE = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--metrics-port", "0"]
 EXECUTABLE = [level.name for level in levels.executable()]
@@ -170,7 +171,7 @@ def test_ctrl_c_in_the_first_second_says_nothing(whole_group: bool) -> None:
 
 COMMANDS = ([sys.executable, "-m", "server.cli"], [str(Path(sys.executable).parent / "longspan")])
 # Files of a traceback; that of the entry point has a few instructions before Ctrl-C is handled.
-OURS = re.compile(r'File ".*/(attention|loadtest|longspan|server)/(?!cli/__main__\.py)')
+OURS = re.compile(r'File ".*/(attention|loadtest|longspan|server)/(?!cli/(__main__|early)\.py)')
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["python -m server.cli", "longspan"])
@@ -196,3 +197,38 @@ def test_ctrl_c_before_it_is_ready_ends_it_quietly(
         return
     assert "Traceback" not in errors
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("module", ["server.cli", "loadtest.cli"])
+def test_sigterm_ends_it_as_documented_from_its_first_line_on(module: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", module, "serve", "--model", "/nowhere"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr)
+        assert any("server.cli.early" in line for line in lines)
+        next(lines)  # of the first import after the handlers are there
+        process.send_signal(signal.SIGTERM)
+        rest = list(lines)
+    assert process.returncode == 0
+    assert not any("server.engine.ipc.spawn" in line for line in rest), "it went on"
+
+
+def test_sigterm_while_the_engine_process_starts_leaves_none() -> None:
+    for seconds in (0.0, 0.1):
+        with subprocess.Popen(
+            [*SERVE, "--model", "/nowhere"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            parent = psutil.Process(process.pid)
+            while not (started := engines(parent)):
+                assert process.poll() is None
+                time.sleep(0.002)
+            time.sleep(seconds)
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=30) == (b"", b"")
+        assert process.returncode == 0
+        for engine in started:
+            wait_ended(engine, 5)

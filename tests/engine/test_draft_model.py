@@ -96,13 +96,13 @@ def test_random_requests_and_aborts(seed, pages, page_size, max_running, extra_b
         context_length=context,
     )
     with_draft(core, loaded, most=most, budget=max_running + extra_budget, context=context)
-    accept = core._accept
+    accept = core.accepting.accept
 
     def accepted(sequence, tokens, logprobs):
         assert tokens[:-1] == sequence.drafts, "all are right"
         return accept(sequence, tokens, logprobs)
 
-    core._accept = accepted
+    core.accepting.accept = accepted
     load.serve(core, expected)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from attention.backends import resolve
@@ -9,7 +11,7 @@ from server.checks import refusal
 from server.engine.build import build_engine
 from server.engine.sequence import Sequence
 from server.engine.speculation.acceptance import Acceptance
-from server.engine.speculation.ngram import AT_ONCE, Lookup, NgramDrafter
+from server.engine.speculation.ngram import AT_ONCE, LENGTHS, MOST, Lookup, NgramDrafter
 from server.engine.speculation.own import SelfDrafter
 from server.engine.speculation.timing import AGAIN, GAIN, SELDOM, Load, Timing
 from server.messages import Submit
@@ -28,13 +30,13 @@ def packed(tmp_path_factory):
 
 
 def guessed(tokens, most, lookup=None):
-    lookup = lookup or Lookup()
+    lookup = lookup or Lookup(len(tokens))
     lookup.note(tokens, len(tokens))
     return lookup.guess(tokens, most)
 
 
 def test_what_came_before_is_guessed_to_come_again():
-    lookup = Lookup()
+    lookup = Lookup(10)
     assert guessed([1, 2, 3, 4], 3, lookup) == ([], 0)
     assert guessed([1, 2, 3, 4, 9, 2, 3], 3, lookup) == ([4, 9, 2], 2)
     assert guessed([1, 2, 3, 4, 9, 2, 3, 5, 2, 3], 2, lookup) == ([5, 2], 2), "the last time counts"
@@ -58,6 +60,31 @@ def test_a_long_prompt_is_looked_through_little_by_little():
     drafter.timing = Paying()
     drafter.ask([sequence])
     assert sequence.drafting.last.guess[:3] == [72, 73, 74]
+
+
+def test_guesses_are_those_of_an_index_of_all_runs():
+    rng = random.Random(1)
+    tokens = [rng.choice((rng.randrange(9), rng.randrange(50_000))) for _ in range(4000)]
+    lookup, ends, found = Lookup(len(tokens)), {}, 0
+    for total in range(1, len(tokens)):
+        so_far = tokens[:total]
+        lookup.note(so_far, 1)
+        ends |= {tuple(so_far[total - 1 - n : total - 1]): total - 1 for n in LENGTHS if total > n}
+        place = next((ends[run] for n in LENGTHS if total > n and (run := tuple(so_far[-n:])) in ends), None)
+        guess, _ = lookup.guess(so_far, 1)
+        assert guess == ([] if place is None else [tokens[place]])
+        found += bool(guess)
+    assert found > 500
+
+
+def test_an_index_is_bounded_and_forgets_the_oldest():
+    once = [9, 8, 7, 6]
+    tokens = [*once, 5, *([1] * MOST), *once]
+    lookup = Lookup(10 * MOST)
+    assert lookup.nbytes <= 16 * MOST
+    assert Lookup(1000).nbytes <= 32 * 1000
+    assert guessed(tokens, 1, lookup) == ([], 0)
+    assert guessed([*tokens[:5], *tokens[20:]], 1) == ([5], 4)
 
 
 def test_more_is_drafted_the_more_often_it_is_right():

@@ -1,0 +1,125 @@
+"""The results of a step: tokens appended to their sequences, and what the server process is told of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Set
+
+from server.engine.flight import Flight
+from server.engine.runner import Runner, RunOutput
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
+from server.engine.totals import Totals
+from server.messages import FinishReason, PositionLogprob, SequenceOutput
+
+log = logging.getLogger("longspan.engine")
+
+
+class Accepting:
+    """Books the results of steps.
+
+    Args:
+        runner: that computed them.
+        scheduler: of the sequences.
+        totals: what is counted over all steps.
+        context_length: most tokens of a sequence.
+    """
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, totals: Totals, context_length: int) -> None:
+        self._runner, self._scheduler, self._kv = runner, scheduler, scheduler.kv
+        self._totals, self._context_length = totals, context_length
+
+    def outputs(self, flight: Flight, output: RunOutput, void: Set[Sequence]) -> list[SequenceOutput]:
+        """Appends a step's tokens, ends sequences that end with them, and tells of both.
+
+        Args:
+            flight: the step.
+            output: its results.
+            void: sequences whose results of it are discarded.
+        """
+        sampled = {
+            sequence: (tokens, logprobs)
+            for sequence, tokens, logprobs in zip(
+                flight.launched.sequences, output.tokens, output.logprobs, strict=True
+            )
+        }
+        outputs = []
+        for (sequence, _), prompt_logprobs in zip(flight.scheduled, output.prompt_logprobs, strict=True):
+            if sequence in void:
+                continue
+            sequence.prompt_logprobs.extend(prompt_logprobs)
+            if sequence in sampled:
+                outputs.append(self.accept(sequence, *sampled[sequence]))
+            elif sequence in flight.fresh:
+                outputs.append(SequenceOutput(sequence.id, []))
+            else:
+                continue
+            if sequence in flight.fresh:
+                outputs[-1].started = sequence.started
+                outputs[-1].cached_tokens = sequence.cached_tokens
+        return outputs
+
+    def accept(
+        self, sequence: Sequence, tokens: list[int | None], logprobs: list[PositionLogprob]
+    ) -> SequenceOutput:
+        """Appends the tokens that a step found for a sequence; ``None`` stands for NaN logits."""
+        first = sequence.output_len == 0
+        sequence.pending -= 1
+        drafted, accepted = len(sequence.drafts), len(tokens) - 1
+        if drafted:
+            sequence.drafts = []
+            self._kv.retract(sequence, drafted - accepted)
+        known: list[int] = []
+        finish = None
+        for token in tokens:
+            if token is None:
+                finish = self._fail(sequence)
+                break
+            self._kv.append(sequence, token)
+            known.append(token)
+            finish = sequence.finish_reason(token, self._context_length)
+            if finish is not None:
+                break
+        accepted = min(accepted, len(known))
+        self._totals.drafted(drafted, accepted)
+        if finish is not None:
+            self._scheduler.remove(sequence.id)
+        elif self._runner.rope is not None and self._runner.rope.stale(sequence.total):
+            self._scheduler.restart(sequence)
+        return SequenceOutput(
+            sequence.id,
+            known,
+            logprobs=None if sequence.request.logprobs is None else logprobs[: len(known)],
+            prompt_logprobs=sequence.prompt_logprobs
+            if first and sequence.request.prompt_logprobs is not None
+            else None,
+            finish=finish,
+            preemptions=sequence.preemptions,
+            draft_tokens=drafted,
+            accepted_draft_tokens=accepted,
+        )
+
+    def end(self, failed: list[Sequence]) -> list[SequenceOutput]:
+        """Ends sequences that can't be computed."""
+        for sequence in failed:
+            self._scheduler.remove(sequence.id)
+        return [
+            SequenceOutput(
+                sequence.id,
+                [],
+                finish=FinishReason.FAILED,
+                started=sequence.started,
+                cached_tokens=sequence.cached_tokens,
+                preemptions=sequence.preemptions,
+            )
+            for sequence in failed
+        ]
+
+    def _fail(self, sequence: Sequence) -> FinishReason:
+        log.error(
+            "sequence %d fails at token %d: the model's logits are NaN%s",
+            sequence.id,
+            sequence.total,
+            self._runner.nan_advice,
+        )
+        return FinishReason.FAILED
