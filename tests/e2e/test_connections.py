@@ -104,6 +104,19 @@ def test_with_all_connections_taken_the_established_ones_metrics_and_the_engine_
         assert "Traceback" not in server.log
 
 
+def test_connections_that_come_for_one_call_each_leave_nothing(server):
+    """As gRPC's own interoperability tests have it: a channel for each call, and none fails."""
+    process = psutil.Process(server.process.pid)
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    before = process.num_fds()
+    for _ in range(200):
+        with grpc.insecure_channel(f"{server.host}:{server.port}", own_connection) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    wait_until(lambda: process.num_fds() <= before + 2)
+
+
 def test_where_descriptors_run_out_what_is_established_goes_on(server):
     """As where another part of the process took them: gRPC tries again each second, the metrics sooner."""
     process = psutil.Process(server.process.pid)
