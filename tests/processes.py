@@ -5,8 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
+
+
+def starved(*pids: int) -> float:
+    """Seconds for which these processes' threads waited for a core that other work had, all together."""
+    total = 0
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                total += int(file.read_text().split()[1])
+    return total / 1e9
 
 
 def wait_ended(process: psutil.Process, seconds: float) -> None:

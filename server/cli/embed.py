@@ -13,6 +13,7 @@ import typer
 from server.cli.connection import Connection, connected
 from server.cli.lines import read_texts
 from server.cli.shared import UNBROKEN, fail, fail_call
+from server.cli.terminal import shown
 
 if TYPE_CHECKING:
     from longspan.v1.encoder_pb2 import EmbedResponse
@@ -76,7 +77,8 @@ def embed(
             fail_call(error)
     if as_json:
         for text, embedding in zip(several, response.embeddings, strict=True):
-            print(json.dumps({"text": text, "embedding": list(embedding.values)}, ensure_ascii=False))
+            document = json.dumps({"text": text, "embedding": list(embedding.values)}, ensure_ascii=False)
+            print(shown(document, sys.stdout))
     else:
         _print_similarities(several, response)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Annotated, cast
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from server.cli.connection import Connection, connected
 from server.cli.lines import read_texts
 from server.cli.shared import fail_call
+from server.cli.terminal import shown
 
 
 @connected
@@ -53,8 +55,9 @@ def fill(
             found = [(token.token_id, token.text, math.exp(token.logprob)) for token in mask.tokens]
             if as_json:
                 tokens = [dict(zip(("id", "text", "probability"), each, strict=True)) for each in found]
-                print(json.dumps({"text": text, "mask": index, "tokens": tokens}, ensure_ascii=False))
+                document = json.dumps({"text": text, "mask": index, "tokens": tokens}, ensure_ascii=False)
+                print(shown(document, sys.stdout))
                 continue
-            print(text if len(filled.masks) == 1 else f"{text}  (mask {index + 1})")
+            print(shown(text, sys.stdout) + ("" if len(filled.masks) == 1 else f"  (mask {index + 1})"))
             for _, spelled, probability in found:
-                print(f"{probability:6.3f}  {spelled.strip()}")
+                print(f"{probability:6.3f}  {shown(spelled.strip(), sys.stdout)}")

@@ -13,6 +13,7 @@ import typer
 from server.cli.connection import Connection, connected
 from server.cli.shared import fail, fail_call
 from server.cli.signals import INTERRUPTED, interrupts_end
+from server.cli.terminal import shown
 
 if TYPE_CHECKING:
     from longspan import Stream
@@ -158,7 +159,7 @@ def _read(stream: Stream, show: bool) -> str:
         for delta in stream:
             texts.append(delta.text)
             if show and delta.text:
-                sys.stdout.write(delta.text)
+                sys.stdout.write(shown(delta.text, sys.stdout))
                 sys.stdout.flush()
     finally:  # an error has a line of its own
         if show and sys.stdout.isatty() and any(texts) and not "".join(texts).endswith("\n"):
@@ -181,7 +182,7 @@ def _print_json(stream: Stream, text: str, usage: Usage, timings: Timings) -> No
         "usage": tokens,
         "timings": seconds,
     }
-    print(json.dumps(document, ensure_ascii=False))
+    print(shown(json.dumps(document, ensure_ascii=False), sys.stdout))
 
 
 def _stats(usage: Usage, timings: Timings) -> str:

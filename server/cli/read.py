@@ -17,6 +17,7 @@ from server.cli.connection import Connection, connected
 from server.cli.progress import progress
 from server.cli.shared import fail, fail_call
 from server.cli.signals import INTERRUPTED, interrupts_raise
+from server.cli.terminal import shown
 
 if TYPE_CHECKING:
     from longspan.reading import Citation, Reading, ReadOptions
@@ -103,7 +104,8 @@ def read(
         reading = _run(connection, content, question, options, timeout, file)
     seconds = time.monotonic() - began
     if as_json:
-        print(json.dumps(_document(reading, file, question, seconds), ensure_ascii=False))
+        document = json.dumps(_document(reading, file, question, seconds), ensure_ascii=False)
+        print(shown(document, sys.stdout))
     elif reading.text:
         _show(reading, file, citations)
     if sys.stderr.isatty() if stats is None else stats:
@@ -148,9 +150,10 @@ def _run(
 
 
 def _show(reading: Reading, file: str, citations: int) -> None:
-    print(reading.text)
+    print(shown(reading.text, sys.stdout))
     for citation in reading.citations:
-        print(f"\n{_place(citation, file)}, {citation.gain:.2f} nats per token")
+        place = shown(_place(citation, file), sys.stdout)
+        print(f"\n{place}, {citation.gain:.2f} nats per token")
         print(f"  {_excerpt(citation.passage.text, reading.text)}")
     if not reading.complete:
         typer.echo("longspan: the answer ended at --max-tokens", err=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
+
+from server.cli.terminal import shown
 
 if TYPE_CHECKING:
     from longspan import LongspanError
@@ -25,7 +28,7 @@ def fail(sentence: str, code: int = 1) -> NoReturn:
     Raises:
         typer.Exit: always.
     """
-    typer.echo(f"longspan: {sentence}", err=True)
+    typer.echo(f"longspan: {shown(sentence, sys.stderr)}", err=True)
     raise typer.Exit(code)
 
 

@@ -98,17 +98,48 @@ def test_stats(server: Running) -> None:
     assert done.stderr == ("5 prompt tokens (1 cached), 5 tokens, 4.0 tokens/s, first token after 250 ms\n")
 
 
-def test_on_a_terminal_text_ends_with_a_newline_and_stats_follow(server: Running) -> None:
+def on_a_terminal(*arguments: str, errors: bool) -> list[str]:
+    """The lines that a command prints on a terminal, with standard error or without it."""
     main, terminal = pty.openpty()
-    command = [LONGSPAN, "generate", "ab", "--port", str(server.port)]
-    with subprocess.Popen(command, stdout=terminal, stderr=terminal) as process:
+    stderr = terminal if errors else subprocess.DEVNULL
+    with subprocess.Popen([LONGSPAN, *arguments], stdout=terminal, stderr=stderr) as process:
         os.close(terminal)
         process.wait(30)
-    assert os.read(main, 1000).decode().replace("\r", "").splitlines() == [
+    printed = os.read(main, 4000).decode().replace("\r\n", "\n").splitlines()
+    os.close(main)
+    return printed
+
+
+def test_on_a_terminal_text_ends_with_a_newline_and_stats_follow(server: Running) -> None:
+    assert on_a_terminal("generate", "ab", "--port", str(server.port), errors=True) == [
         "ba",
         "2 prompt tokens (1 cached), 2 tokens, 1.0 tokens/s, first token after 250 ms",
     ]
-    os.close(main)
+
+
+HOSTILE = "\x1b]0;title\x07a\x9b2J\x7f\tb\r\x08\ncd"
+ESCAPED = "\\u001b]0;title\\u0007a\\u009b2J\\u007f\tb\\u000d\\u0008\ncd"
+
+
+def test_a_terminal_gets_no_control_characters_of_an_answer(server: Running) -> None:
+    asked = ["generate", HOSTILE[::-1], "--port", str(server.port)]  # it answers backwards
+    assert "\n".join(on_a_terminal(*asked, errors=False)).expandtabs() == ESCAPED.expandtabs()
+    (line,) = on_a_terminal(*asked, "--json", errors=False)
+    assert line.isprintable()
+    assert json.loads(line)["text"] == HOSTILE
+    piped = subprocess.run([LONGSPAN, *asked], capture_output=True, timeout=60)
+    assert piped.stdout == HOSTILE.encode()
+
+
+def test_nor_of_a_reading_or_an_error(server: Running, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("Text.\n")
+    reading = ["read", str(file), "--citations", "0", "--question", HOSTILE[::-1], "--port", str(server.port)]
+    printed = "\n".join(on_a_terminal(*reading, errors=False)).expandtabs()
+    assert ESCAPED.expandtabs() in printed
+    assert "\x1b" not in printed
+    (line,) = on_a_terminal("read", "\x1b[2J", errors=True)
+    assert line.startswith("longspan: \\u001b[2J can't be read")
 
 
 def test_errors_are_sentences_with_the_fields_at_fault(server: Running) -> None:

@@ -97,7 +97,7 @@ class Server:
     def scrape(self) -> str:
         """Its metrics as text."""
         with urllib.request.urlopen(
-            f"http://{self.host}:{self.metrics_port}/metrics", timeout=10
+            f"http://{self.host}:{self.metrics_port}/metrics", timeout=60
         ) as response:
             text: str = response.read().decode()
         return text
@@ -120,7 +120,7 @@ class Server:
                 samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
         return samples
 
-    def wait_idle(self, seconds: float = 5.0) -> None:
+    def wait_idle(self, seconds: float = 20.0) -> None:
         """Waits until no sequence holds a page, and fails if that does not come."""
         end = time.monotonic() + seconds
         with self.client() as client:

@@ -1,6 +1,7 @@
 """One message cannot stop the server: other streams go on, health answers, memory stays.
 
-The bound is two seconds where such messages took 17 seconds to minutes, since other tests run beside these.
+The bound is two seconds where such messages took 17 seconds to minutes. Other tests run beside these: time
+for which they had the cores does not count.
 """
 
 import time
@@ -27,9 +28,7 @@ def send(server, method, payload, **often):
     """Sends a message again and again and checks what others see meanwhile; the answers, and bytes grown."""
     with hostile.watched(server) as seen:
         answers = hostile.send(server.address, method, payload, **often)
-    assert max(seen.gaps) < MOST_SECONDS
-    assert max(seen.health) < MOST_SECONDS
-    assert max(seen.metrics) < MOST_SECONDS
+    assert seen.held < MOST_SECONDS
     assert seen.grown < MOST_GROWN
     return answers, seen.grown
 

@@ -9,6 +9,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,15 +20,18 @@ from typing import Any, ClassVar
 MODELS = (
     *("plain", "nasty", "short", "no-usage", "pairs", "cached", "reasoning", "keyed", "strict"),
     *("malformed", "array", "no-choices", "midway", "disconnect", "cut"),
-    *("no-stream", "silent", "open", "closing"),
+    *("no-stream", "silent", "held", "open", "closing"),
 )
 KEY = "s3cret"
 CONTEXT = 300
+HELD_SECONDS = 30.0
+"""How long a stream stays as it is where ``release`` does not come."""
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     received: ClassVar[list[dict[str, Any]]] = []
+    released: ClassVar[threading.Semaphore] = threading.Semaphore(0)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -39,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
             self._json(200, {"object": "list", "data": models})
         elif self.path == "/received":
             self._json(200, self.received)
+        elif self.path == "/release":
+            self.released.release()
+            self._json(200, {})
         else:
             self._json(404, {"error": {"message": "no such page"}})
 
@@ -104,6 +111,8 @@ class Handler(BaseHTTPRequestHandler):
                 BAD_DAYS[model](self)
                 return
             time.sleep(0.002)
+            if index == 1 and model == "held":
+                self.released.acquire(timeout=HELD_SECONDS)
             if model == "nasty":
                 self._nasty(event(text))
             else:
@@ -116,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(data(json.dumps({"choices": [], "usage": usage}).encode()))
         self._send(b"data: [DONE]\r\n\r\n" if model == "nasty" else data(b"[DONE]"))
         if model == "open":
-            time.sleep(3)
+            self.released.acquire(timeout=HELD_SECONDS)
         self.wfile.write(b"0\r\n\r\n")
         if model == "closing":  # without having said so
             self.wfile.flush()
@@ -163,8 +172,17 @@ def running() -> Iterator[str]:
 
 def received(address: str) -> list[dict[str, Any]]:
     """The bodies of all requests so far."""
-    with urllib.request.urlopen(address.removesuffix("/v1") + "/received") as answer:
-        return list(json.load(answer))
+    return list(_get(address, "/received"))
+
+
+def release(address: str) -> None:
+    """Lets one stream of ``held`` go on after its first token, or one of ``open`` end."""
+    _get(address, "/release")
+
+
+def _get(address: str, page: str) -> Any:
+    with urllib.request.urlopen(address.removesuffix("/v1") + page) as answer:
+        return json.load(answer)
 
 
 if __name__ == "__main__":

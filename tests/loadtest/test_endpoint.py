@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import socket
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from loadtest.load.targets import Endpoint, EndpointError, Server
 from loadtest.load.tokens import Counter, counter, spread_evenly
 from loadtest.load.types import ClosedLoop, Session, Turn
 from loadtest.measuring.records import Record
-from tests.api.conftest import save_tokenizer
+from tests.api.conftest import save_tokenizer, until
 from tests.loadtest import openai_double
 
 
@@ -57,11 +58,22 @@ def test_streams_are_read_and_their_tokens_counted_as_they_come(address, tokeniz
     times = [when for when, _ in record.arrivals]
     assert record.sent < times[0]
     assert times == sorted(times)
-    assert times[-1] - times[0] > 0.0005 * (len(times) - 1)  # a busy machine may see two at once
     assert times[-1] <= record.ended
     body = openai_double.received(address)[-1]
     assert (body["temperature"], body["max_tokens"], body["stream"], body["ignore_eos"]) == (0, 9, True, True)
     assert body.get("prompt", body.get("messages")) in ([97, 98, 99], [{"role": "user", "content": "abc"}])
+
+
+async def test_a_text_is_timed_when_it_comes(address):
+    record = Record(0, 0, 0.0, 0.0, expected_tokens=IDS.output_tokens)
+    async with HttpSender(Endpoint(address, "held")) as sender:
+        asked = asyncio.create_task(sender.send(IDS, record))
+        await until(lambda: bool(record.arrivals), seconds=openai_double.HELD_SECONDS)
+        seen = time.monotonic()
+        await asyncio.to_thread(openai_double.release, address)
+        await asked
+    assert record.error == ""
+    assert record.arrivals[0][0] <= seen <= record.arrivals[1][0], "the others had not been sent"
 
 
 def test_without_a_tokenizer_the_endpoint_counts(address):
@@ -117,7 +129,9 @@ def test_keys_extra_fields_and_streams_that_stay_open(address):
     assert ask(Endpoint(address, "plain", extra={"max_tokens": 3}), IDS)[1].tokens == 3
     _, record = ask(Endpoint(address, "open"), IDS)
     assert record.error == ""
-    assert record.ended - record.arrivals[-1][0] < 0.9, "it ended with its last message, not with its stream"
+    # The stream, which is open still, is left a second after its last message.
+    assert time.monotonic() - record.ended > 0.9, "it ended with its last message, not with its stream"
+    openai_double.release(address)
     assert openai_double.KEY not in repr(Endpoint(address, "keyed", key=openai_double.KEY))
 
 
@@ -135,7 +149,7 @@ def test_a_connection_that_the_server_has_closed_is_no_failure(address, monkeypa
 
     for record in asyncio.run(send(3)):
         assert (record.code, record.tokens) == ("OK", 9)
-        assert record.sent < record.arrivals[0][0] < record.sent + 5
+        assert record.sent < record.arrivals[0][0] < record.sent + 30
 
 
 def test_an_address_without_a_server():

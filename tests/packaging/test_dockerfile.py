@@ -140,8 +140,9 @@ def test_the_containers_commands_are_understood() -> None:
         # --help after all flags: the flags before it must be right for it to be shown
         done = subprocess.run([longspan, *arguments, "--help"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-    (healthy,) = (rest for keyword, rest in instructions() if keyword == "HEALTHCHECK")
-    assert healthy.endswith('CMD ["longspan", "health"]')
+    assert command_line("HEALTHCHECK") == ["longspan", "health", "--http"], (
+        "tests/e2e/test_connections.py runs it"
+    )
 
 
 def test_the_images_default_is_refused_unless_it_is_said_to_be_insecure() -> None:

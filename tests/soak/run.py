@@ -178,7 +178,8 @@ class _Load:
             context=context,
         )
         windows = int(self._plan.seconds / self._plan.window)
-        for fault in schedule(rng, windows, faults.of_engines, faults.others):
+        for number, fault in enumerate(schedule(rng, windows, faults.of_engines, faults.others)):
+            print(f"window {number + 1} of {windows}: {fault}", file=sys.stderr, flush=True)
             end = time.monotonic() + self._plan.window
             self._record.begin(fault)
             if fault != QUIET:

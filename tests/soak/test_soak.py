@@ -52,7 +52,10 @@ def assert_holds(plan: Plan, folder) -> None:
 
 def test_a_server_holds(small, tmp_path):
     seed = random.SystemRandom().randrange(1 << 32)
-    assert_holds(Plan(seed, 10.5, 1.5, 70, 2.0, ["--kv-memory", "64MiB", *small], LIMITS), tmp_path)
+    assert_holds(
+        Plan(seed, 10.5, 1.5, 70, 2.0, ["--kv-memory", "64MiB", "--speculate", "ngram", *small], LIMITS),
+        tmp_path,
+    )
 
 
 @pytest.mark.stress

@@ -16,8 +16,9 @@ from tests.soak.record import Record
 
 # How often each is done, among 100 calls.
 _SHARES = {
-    "stream": 30,
-    "unary": 16,
+    "stream": 28,
+    "unary": 14,
+    "samples": 4,
     "cancelled": 12,
     "aborted": 6,
     "deadline": 8,
@@ -112,6 +113,8 @@ class Users:
         match kind:
             case "unary":
                 await self.ask(question)
+            case "samples":
+                await self.ask(question, samples=3)
             case "tokenize" | "count" | "detokenize":
                 await self._text(kind, rng)
             case "deadline":
@@ -125,13 +128,14 @@ class Users:
             case _:
                 await self._stream(question)
 
-    async def ask(self, question: Question) -> None:
-        """Asks it once."""
+    async def ask(self, question: Question, samples: int = 1) -> None:
+        """Asks it once, for so many samples, which are all the same."""
         answer = await self._client.generate(
-            question.prompt, max_tokens=question.max_tokens, timeout=60, **GREEDY
+            question.prompt, max_tokens=question.max_tokens, n=samples, timeout=60, **GREEDY
         )
-        self._record.now.tokens += len(answer.token_ids)
-        self._compare(question, answer.token_ids, answer.text, whole=True)
+        for sample in answer.completions:
+            self._record.now.tokens += len(sample.token_ids)
+            self._compare(question, sample.token_ids, sample.text, whole=True)
 
     async def _stream(
         self,
