@@ -15,8 +15,8 @@ class ModelSettings(BaseSettings):
 
     model: str | None = Field(
         None,
-        description="Local Hugging Face folder, hub name, GGUF file, or minilm, a small encoder. Without it: "
-        "SmolLM2-135M-Instruct.",
+        description="Local Hugging Face folder, hub name, GGUF file, minilm (a small encoder) or annalog (a "
+        "small encoder-decoder). Without it: SmolLM2-135M-Instruct.",
     )
     allow_pickle: bool = Field(
         False, description="Read a folder's weights from pickles (pytorch_model.bin), as weights only."

@@ -43,8 +43,9 @@ class EncoderDecoderVerdict(NamedTuple):
         return (
             f"{self.name}: {loaded.architecture}, an encoder-decoder of {len(loaded.layers)} decoder layers; "
             f"on {self.prepared.device}, {self.prepared.weights}\n"
-            f"Sources and targets have up to {info.source_length} tokens. Its decoder sees all of its own "
-            f"tokens and all of its source ({attention.kernel.name} kernel: {attention.reason})."
+            f"Sources have up to {info.source_length} tokens, targets up to {info.target_length}. Its "
+            "decoder sees all of its own tokens and all of its source "
+            f"({attention.kernel.name} kernel: {attention.reason})."
         )
 
 

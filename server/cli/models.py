@@ -48,7 +48,8 @@ def pull_model(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Hub name, GGUF file, or minilm, a small encoder. Without it: the default model.",
+            help="Hub name, GGUF file, minilm (a small encoder) or annalog (a small encoder-decoder). "
+            "Without it: the default model.",
             show_default=False,
         ),
     ] = None,

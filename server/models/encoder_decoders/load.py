@@ -12,10 +12,11 @@ import transformers
 
 from attention.hook import register
 from attention.layers import IMPLEMENTATION
-from attention.roles import read_roles
+from attention.roles import Roles, read_roles
 from server.encoder_messages import EncoderDecoderInfo
 from server.errors import RefusedError
 from server.models.checkpoint.reading import read_stored
+from server.models.encoder_decoders.led import hand_over, is_led
 from server.models.encoder_decoders.prove import Own, compute_own
 from server.models.encoder_decoders.recognize import check_kind
 from server.models.encoders.prepacked import prepack
@@ -73,7 +74,7 @@ def load_encoder_decoder(
     report("reading the config", 0.0)
     config = read_any_config(folder)
     with refusing(f"the model in {folder}", "reading its config"):
-        check_kind(config)
+        check_kind(config, folder)
     stored = read_stored(weight_files(folder))
     kind = transformers.AutoModelForSeq2SeqLM
     model = read_model(kind, folder, config, stored, dtype, torch.device(device), report)
@@ -82,25 +83,22 @@ def load_encoder_decoder(
     parameters = sum(weight.numel() for weight in model.parameters())
     report("reading the attention layers", 0.7)
     with refusing(architecture, "reading its layers"):
-        length = _length(model, max_context)
-        own = compute_own(model, length)
+        info = _lengths(model, max_context)
+        own = compute_own(model, info)
         register()
-        model.set_attn_implementation(IMPLEMENTATION)
-        roles = read_roles(model, _layers(config))
-        if not roles.encoder:
-            model.get_encoder().set_attn_implementation("eager")
-        halves = Halves(model, roles, length, prepack(model))
+        roles = _through_longspan(model, _layers(config))
+        halves = Halves(model, roles, info, prepack(model))
     loaded = LoadedModel(
         model=model,
         layers=roles.layers,
         architecture=architecture,
         parameters=parameters,
         vocabulary_size=vocabulary,
-        context_length=filled(length, page_size) + length,
+        context_length=filled(info.source_length, page_size) + info.target_length,
         dtype=model.dtype,
         halves=halves,
     )
-    return LoadedEncoderDecoder(loaded, own, EncoderDecoderInfo(length, length))
+    return LoadedEncoderDecoder(loaded, own, info)
 
 
 def _vocabulary(model: Any) -> int:
@@ -129,10 +127,35 @@ def _layers(config: Any) -> int:
     return int(count)
 
 
-def _length(model: Any, max_context: int | None) -> int:
+def _through_longspan(model: Any, layers: int) -> Roles:
+    """Hands a model's attention to ``longspan``, but for an encoder's that has its own code."""
+    if is_led(type(model)):
+        hand_over(model)
+        return read_roles(model, layers)
+    model.set_attn_implementation(IMPLEMENTATION)
+    roles = read_roles(model, layers)
+    if not roles.encoder:
+        model.get_encoder().set_attn_implementation("eager")
+    return roles
+
+
+def _lengths(model: Any, max_context: int | None) -> EncoderDecoderInfo:
+    """Most tokens of a source and of a target.
+
+    Raises:
+        RefusedError: more were asked for than the model has positions.
+    """
     config = model.config
     if not has_table(model.get_decoder()):
-        return max_context or getattr(config, "n_positions", None) or _USUAL_LENGTH
-    own: int = config.max_position_embeddings
+        length = max_context or getattr(config, "n_positions", None) or _USUAL_LENGTH
+        return EncoderDecoderInfo(length, length)
+    if not is_led(type(model)):
+        own: int = config.max_position_embeddings
+        check_positions(max_context, own)
+        return EncoderDecoderInfo(max_context or own, max_context or own)
+    # Its encoder fills sources up to whole windows, whose positions must be there too.
+    window = max(config.attention_window)
+    own = config.max_encoder_position_embeddings // window * window
     check_positions(max_context, own)
-    return max_context or own
+    source = max_context or own
+    return EncoderDecoderInfo(source, min(source, config.max_decoder_position_embeddings))

@@ -10,10 +10,12 @@ import torch
 
 from attention.backends import Attention
 from attention.cache import PagedCache
+from server.encoder_messages import EncoderDecoderInfo
 from server.errors import RefusedError
 from server.models.difference import cache_tolerance, relative_error
 from server.models.executors.base import PageTable, StepInput, filled
 from server.models.executors.encoder_decoder import EncoderDecoderExecutor
+from server.models.global_token import first_token_global
 from server.models.loaded import LoadedModel
 
 log = logging.getLogger("longspan.models")
@@ -42,29 +44,32 @@ class Own:
 
 
 @torch.inference_mode()
-def compute_own(model: Any, length: int) -> Own:
+def compute_own(model: Any, info: EncoderDecoderInfo) -> Own:
     """A plain forward over pairs of random tokens, one by one.
 
     Args:
         model: as transformers loaded it.
-        length: of a source, or a target, at most.
+        info: tokens of a source, and of a target, at most.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(
         model.get_output_embeddings().weight.shape[0], model.get_input_embeddings().num_embeddings
     )
 
-    def draw(count: int) -> list[int]:
+    def draw(count: int, most: int) -> list[int]:
         return torch.randint(
-            min(5, vocabulary - 1), vocabulary, (min(count, length),), generator=generator
+            min(5, vocabulary - 1), vocabulary, (min(count, most),), generator=generator
         ).tolist()
 
-    pairs = [(draw(source), draw(target)) for source, target in _LENGTHS]
+    pairs = [
+        (draw(source, info.source_length), draw(target, info.target_length)) for source, target in _LENGTHS
+    ]
     logits = [
         model(
-            input_ids=torch.tensor([source], device=model.device),
+            input_ids=(ids := torch.tensor([source], device=model.device)),
             decoder_input_ids=torch.tensor([target], device=model.device),
             use_cache=False,
+            **first_token_global(model, ids),
         )
         .logits[0]
         .cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,6 +11,7 @@ import torch
 
 from server.errors import RefusedError
 from server.models.encoders.encoder import Encoder
+from server.models.global_token import first_token_global
 
 log = logging.getLogger("longspan.models")
 
@@ -33,8 +33,7 @@ class ByLength(Encoder):
 
     def __init__(self, base: Any, *, classifies: bool) -> None:
         super().__init__(base)
-        takes_global = "global_attention_mask" in inspect.signature(base.forward).parameters
-        self._first_is_global = classifies and takes_global
+        self._first_is_global = classifies
 
     @torch.inference_mode()
     def hidden(self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -49,8 +48,7 @@ class ByLength(Encoder):
             if self.token_types:
                 more["token_type_ids"] = self._rows([kinds or [0] * length for _, kinds in batch])
             if self._first_is_global:
-                more["global_attention_mask"] = torch.zeros_like(ids)
-                more["global_attention_mask"][:, 0] = 1
+                more.update(first_token_global(self.base, ids))
             found += self.base(input_ids=ids, **more).last_hidden_state
         return found
 

@@ -19,7 +19,8 @@ import transformers
 from tokenizers.models import Unigram
 
 from server.models.conversions import arguments, writing
-from server.models.tokenizing.frame import frame
+from server.models.tokenizing.frame import enclose, frame
+from server.models.tokenizing.numbering import family_of, numbering
 from server.models.tokenizing.sentencepiece_file import add_tokens, build_tokenizer, parse_model
 
 # Classes of transformers, and models that name none, whose token ids are those of the SentencePiece model.
@@ -92,7 +93,11 @@ def _prove(tokenizer: Any, reference: Callable[[str], list[int]]) -> None:
 
 
 def _model_file(folder: Path) -> Path | None:
-    found = [*folder.glob("tokenizer.model"), *sorted([*folder.glob("*.model"), *folder.glob("*.tiktoken")])]
+    found = [
+        *folder.glob("tokenizer.model"),
+        *folder.glob("source.spm"),
+        *sorted([*folder.glob("*.model"), *folder.glob("*.tiktoken")]),
+    ]
     return found[0] if found else None
 
 
@@ -100,10 +105,13 @@ def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, 
     own = config.get("tokenizer_class")
     kind = _read(folder / "config.json").get("model_type")
     plain = own.removesuffix("Fast") in _PLAIN_CLASSES if own else kind in _PLAIN_MODELS
+    family = family_of(own, kind)
     try:
         model = parse_model(file)
     except ValueError:
         return _tiktoken(file, config, kind)
+    if family is not None:
+        return _numbered(folder, file, config, model, family)
     if not plain:
         raise ValueError(
             f"{file.name} holds a SentencePiece model, which {own or kind} may give other ids than its own"
@@ -123,6 +131,21 @@ def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, 
     frame(tokenizer, bos=config.get("add_bos_token", True), eos=config.get("add_eos_token", False))
     tokenizer.chat_template = _template(config)
     return tokenizer, library.SentencePieceProcessor(model_proto=file.read_bytes()).encode
+
+
+def _numbered(
+    folder: Path, file: Path, config: dict[str, Any], model: Any, family: str
+) -> tuple[Any, Callable[[str], list[int]]]:
+    """A SentencePiece model whose ids are not those of its model, as of encoder-decoders."""
+    library = _needed("sentencepiece")
+    numbered = numbering(family, model.pieces, folder, config)
+    backend = build_tokenizer(model, legacy=config.get("legacy", True) is not False, numbered=numbered)
+    add_tokens(backend, folder, config)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    _set_roles(tokenizer, {**_read(folder / "special_tokens_map.json"), **config}, numbered.roles)
+    enclose(tokenizer, numbered.begin, numbered.end)
+    processor = library.SentencePieceProcessor(model_proto=file.read_bytes())
+    return tokenizer, lambda text: [numbered.number[index] for index in processor.encode(text)]
 
 
 def _tekken(file: Path) -> tuple[Any, Callable[[str], list[int]]]:

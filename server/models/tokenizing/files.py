@@ -14,14 +14,14 @@ READY = "tokenizer.json"
 """The file that a tokenizer is served from."""
 
 # Any of these holds a vocabulary.
-_VOCABULARIES = ("*.model", "*.tiktoken", "tekken.json", "vocab.json", "vocab.txt")
+_VOCABULARIES = ("*.model", "*.spm", "*.tiktoken", "tekken.json", "vocab.json", "vocab.txt")
 # Other files that say how text is treated.
 _ALSO = (
     *("config.json", "generation_config.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "processor_config.json", "chat_template.*", "additional_chat_templates/*"),
 )
 # Raised when conversion changes, so that the files of older versions are made again.
-_VERSION = 1
+_VERSION = 2
 
 
 def find_tokenizer(folder: Path, cache_dir: Path, report: Report) -> Path | None:

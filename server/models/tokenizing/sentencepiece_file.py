@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders
 
+from server.models.tokenizing.numbering import FOREIGN, Numbering
 from server.models.tokenizing.sentencepiece import Spaces, scored, unigram
 from server.models.tokenizing.vocabulary import Vocabulary
 
@@ -35,12 +36,13 @@ def parse_model(file: Path) -> Any:
     return model
 
 
-def build_tokenizer(model: Any, *, legacy: bool) -> Tokenizer:
+def build_tokenizer(model: Any, *, legacy: bool, numbered: Numbering | None = None) -> Tokenizer:
     """The tokenizer of a parsed model.
 
     Args:
         model: of ``parse_model``.
         legacy: as transformers means it: a space is put before what follows a control token, too.
+        numbered: the model's own ids; without it they are SentencePiece's.
 
     Raises:
         ValueError: the model is of a kind that is not supported.
@@ -48,8 +50,14 @@ def build_tokenizer(model: Any, *, legacy: bool) -> Tokenizer:
     normalizer, trainer = model.normalizer_spec, model.trainer_spec
     if not normalizer.escape_whitespaces or trainer.treat_whitespace_as_suffix:
         raise ValueError("its SentencePiece model treats spaces in an unusual way")
-    vocabulary = Vocabulary([piece.piece for piece in model.pieces], [piece.type for piece in model.pieces])
-    scores = [piece.score for piece in model.pieces]
+    if numbered is None:
+        vocabulary = Vocabulary(
+            [piece.piece for piece in model.pieces], [piece.type for piece in model.pieces]
+        )
+        scores = [piece.score for piece in model.pieces]
+    else:
+        vocabulary, scores = numbered.vocabulary, numbered.scores
+    foreign = any(token.startswith(FOREIGN) for token in vocabulary.tokens)
     unknown = vocabulary.kinds.index(TokenType.UNKNOWN)
     spaces = Spaces(
         prefix=normalizer.add_dummy_prefix,
@@ -57,10 +65,15 @@ def build_tokenizer(model: Any, *, legacy: bool) -> Tokenizer:
         charsmap=normalizer.precompiled_charsmap,
         first=not legacy,
     )
-    if trainer.model_type == _BPE:
+    if trainer.model_type == _BPE and not foreign:
         return scored(vocabulary, scores, unknown, spaces)
+    if trainer.model_type == _BPE:
+        raise ValueError("its SentencePiece model is BPE, and the target has tokens of its own")
     if trainer.model_type == _UNIGRAM:
-        return unigram(vocabulary, scores, unknown, spaces)
+        tokenizer = unigram(vocabulary, scores, unknown, spaces)
+        if foreign:
+            tokenizer.decoder = decoders.Sequence([decoders.Replace(FOREIGN, ""), tokenizer.decoder])
+        return tokenizer
     raise ValueError("its SentencePiece model is neither BPE nor unigram")
 
 
