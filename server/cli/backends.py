@@ -53,7 +53,7 @@ def backends(
 ) -> None:
     """Show which attention backends and kernels work here.
 
-    With the model, and with the reasons against the others. Of an encoder: its tasks.
+    With the model, its tasks, and the reasons against the others.
     """
     require_server()
     from server.checks import native_level_refusal
@@ -91,12 +91,16 @@ def backends(
         return
     from rich.console import Console
 
+    from server.engine.speculation.choose import possible_speculation
     from server.sizes import Sizes
 
     console = Console(width=None if sys.stdout.isatty() else UNBROKEN, highlight=False)
     tokens = Sizes.of(settings, place).page_size
     where = f"on {place}, {_name(loaded.dtype)}, KV cache {cached}, page size {tokens}"
     console.print(f"{name}: {_structure(loaded.layers)}; {where}", markup=False)
+    drafting = possible_speculation(settings, place)
+    speculation = f"--speculate {', '.join(drafting)}" if drafting else "none"
+    console.print(f"Its task: generate. Speculation: {speculation}", markup=False)
     console.print(f"{code}\n", markup=False)
     console.print(_works(verdicts))
     for kernel, products in {
@@ -235,10 +239,13 @@ def _document(
     settings: Settings,
     verdicts: list[Verdict],
 ) -> dict[str, Any]:
+    from server.engine.speculation.choose import possible_speculation
     from server.sizes import Sizes
 
     return {
         "model": name,
+        "tasks": ["generate"],
+        "speculate": possible_speculation(settings, place),
         "device": place,
         "dtype": _name(loaded.dtype),
         "kv_dtype": cached,

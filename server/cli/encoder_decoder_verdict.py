@@ -35,6 +35,7 @@ class EncoderDecoderVerdict(NamedTuple):
                 "device": self.prepared.device,
                 "dtype": self.prepared.weights,
                 "tasks": ["generate"],
+                "speculate": [],
                 "source_length": info.source_length,
                 "target_length": info.target_length,
                 "attention": {"pattern": attention.pattern.name, "kernel": attention.kernel.name},
@@ -43,6 +44,7 @@ class EncoderDecoderVerdict(NamedTuple):
         return (
             f"{self.name}: {loaded.architecture}, an encoder-decoder of {len(loaded.layers)} decoder layers; "
             f"on {self.prepared.device}, {self.prepared.weights}\n"
+            "Its task: generate. Speculation: none\n"
             f"Sources have up to {info.source_length} tokens, targets up to {info.target_length}. Its "
             "decoder sees all of its own tokens and all of its source "
             f"({attention.kernel.name} kernel: {attention.reason})."

@@ -8,8 +8,10 @@ from server.engine.native import log_native, set_native_level
 from server.engine.prepare import Prepared, Report, cache_dtype, choose_attention, chosen_device
 from server.errors import RefusedError
 from server.models.encoder_decoders.load import load_encoder_decoder
+from server.models.encoder_decoders.packed import pack_linears
 from server.models.encoder_decoders.prove import prove
 from server.models.prove_kernel import prove_kernel
+from server.models.quantize import check_form, is_packed
 from server.models.refusing import refusing
 from server.settings import Settings
 from server.sizes import Sizes
@@ -26,16 +28,21 @@ def prepare_encoder_decoder(settings: Settings, folder: Path, report: Report) ->
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
     """
-    _refuse_settings(settings)
     device = chosen_device(settings)
+    _refuse_settings(settings, device)
+    check_form(settings.weights, device)
     page_size = Sizes.of(settings, device).page_size
     code = set_native_level(settings)
     if device == "cpu":
         log_native(code)
-    found = load_encoder_decoder(folder, settings.dtype, device, settings.max_context, page_size, report)
+    to_pack = is_packed(settings.weights)
+    found = load_encoder_decoder(
+        folder, settings.dtype, device, settings.max_context, page_size, report, to_pack=to_pack
+    )
     loaded = found.loaded
     assert loaded.halves is not None
-    kv_dtype = cache_dtype(settings, loaded)
+    weights = str(loaded.dtype).removeprefix("torch.")
+    kv_dtype = cache_dtype(settings, loaded, settings.weights)
     attention = choose_attention(settings, page_size, loaded, device, kv_dtype)
     if not attention.pattern.dense:
         raise RefusedError(
@@ -46,17 +53,20 @@ def prepare_encoder_decoder(settings: Settings, folder: Path, report: Report) ->
     with refusing(loaded.architecture, "the start-up check"):
         prove(loaded, found.own, attention, page_size, kv_dtype)
         prove_kernel(attention, device, loaded.dtype, kv_dtype, page_size)
-    return Prepared(loaded, device, str(loaded.dtype).removeprefix("torch."), kv_dtype, attention, found.info)
+        if to_pack:  # what was proven of floats then holds, as a packed layer computes each row by itself
+            report("packing the weights", 0.92)
+            weights = pack_linears(loaded.model, settings.weights)
+    return Prepared(loaded, device, weights, kv_dtype, attention, found.info)
 
 
-def _refuse_settings(settings: Settings) -> None:
+def _refuse_settings(settings: Settings, device: str) -> None:
     """Refuses settings that would have no effect.
 
     Raises:
         RefusedError: names the first.
     """
     for given, flag, instead in (
-        (settings.weights not in ("auto", "float"), "--weights", "they stay floats"),
+        (is_packed(settings.weights) and device != "cpu", "--weights", "its weights are packed on CPUs only"),
         (settings.rope_scaling is not None or settings.rope_option, "--rope-scaling", "it has no RoPE"),
         (settings.chat_template is not None, "--chat-template", "its prompt is a text to be transformed"),
         (settings.speculate != "off", "--speculate", "none of its tokens are drafted"),

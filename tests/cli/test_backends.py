@@ -68,7 +68,7 @@ def test_the_table_of_a_model_in_a_pipe(gemma: Path) -> None:
     assert head == (
         "gemma2: layer 0: 4 query heads over 2 KV heads of size 16, window 8, soft-cap 50; "
         "layer 1: 4 query heads over 2 KV heads of size 16, soft-cap 50; on cpu, float32, KV cache float32, "
-        f"page size 16\n{_native()}"
+        f"page size 16\nIts task: generate. Speculation: --speculate ngram, self, draft\n{_native()}"
     )
     patterns = imported(BACKENDS["sparse"].family)
     title, *shown = [row[0] for row in rows(works)]
@@ -97,6 +97,7 @@ def test_json_says_all_of_it_and_options_are_judged(gemma: Path) -> None:
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["model"], document["device"]) == ("gemma2", "cpu")
+    assert (document["tasks"], document["speculate"]) == (["generate"], ["ngram", "self", "draft"])
     assert (document["dtype"], document["kv_dtype"], document["page_size"]) == ("float32", "float8_e4m3", 8)
     by_name = {(entry["backend"], entry["options"].get("pattern")): entry for entry in document["backends"]}
     assert by_name["full", None]["refusal"] == "full attention takes no options; remove window"

@@ -25,7 +25,6 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"weights": "int8"}, "--weights: the model is an encoder-decoder, and they stay floats"),
         ({"speculate": "ngram"}, "--speculate: .* none of its tokens are drafted; leave it out"),
         ({"rope_scaling": "yarn"}, "--rope-scaling: .* has no RoPE; leave it out"),
         (
@@ -44,6 +43,7 @@ def test_backends_tells_what_would_be_served(folder):
     document = json.loads(result.stdout)
     assert (document["architecture"], document["source_length"]) == ("BartForConditionalGeneration", 128)
     assert document["attention"]["pattern"] == "full"
+    assert (document["tasks"], document["speculate"]) == (["generate"], [])
 
 
 def test_what_the_makers_say_of_targets(caplog):

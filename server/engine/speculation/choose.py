@@ -63,6 +63,26 @@ def refuse_speculation(settings: Settings, device: str) -> None:
         )
 
 
+def possible_speculation(settings: Settings, device: str) -> list[str]:
+    """The values of ``--speculate`` that go with the other settings; ``draft`` needs a draft model besides.
+
+    Args:
+        settings: of the server.
+        device: ``cpu`` or ``cuda``.
+    """
+    found = []
+    for kind in ("ngram", "self", "draft"):
+        asked = settings.model_copy(
+            update={"speculate": kind, "draft_model": settings.draft_model or "a draft model"}
+        )
+        try:
+            refuse_speculation(asked, device)
+        except RefusedError:
+            continue
+        found.append(kind)
+    return found
+
+
 def make_drafter(
     settings: Settings,
     runner: Runner,

@@ -56,6 +56,8 @@ def load_encoder_decoder(
     max_context: int | None,
     page_size: int,
     report: Callable[[str, float], None],
+    *,
+    to_pack: bool = False,
 ) -> LoadedEncoderDecoder:
     """Loads, freezes, and reads what attention must honor. Code that comes with a checkpoint is never run.
 
@@ -67,6 +69,7 @@ def load_encoder_decoder(
         max_context: most tokens of a source, and of a target; ``None`` for the model's own limit.
         page_size: tokens per page.
         report: told the progress.
+        to_pack: its linear layers are packed later, and stay torch's own until then.
 
     Raises:
         RefusedError: the model can't be served; the sentence says why.
@@ -87,7 +90,8 @@ def load_encoder_decoder(
         own = compute_own(model, info)
         register()
         roles = _through_longspan(model, _layers(config))
-        halves = Halves(model, roles, info, prepack(model))
+        linears = "linear layers are packed" if to_pack else prepack(model)
+        halves = Halves(model, roles, info, linears)
     loaded = LoadedModel(
         model=model,
         layers=roles.layers,
