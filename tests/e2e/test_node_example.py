@@ -27,11 +27,7 @@ def test_the_node_example_streams_an_answer(server, tmp_path):
             capture_output=True,
             text=True,
             timeout=120,
-            env={
-                "PATH": f"{ROOT}/.venv/bin:/usr/local/bin:/usr/bin:/bin",
-                "HOME": str(tmp_path),
-                **environment,
-            },
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
         )
 
     installed = run("npm", "install", "--no-audit", "--no-fund")
