@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -43,7 +43,7 @@ _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_
 Context = aio.ServicerContext[Any, Any]
 
 
-def _cancellation_code(context: Context) -> grpc.StatusCode:
+def cancellation_code(context: Context) -> grpc.StatusCode:
     """Whether a call that was cancelled ran into its deadline or was given up."""
     remaining = context.time_remaining()
     late = remaining is not None and remaining <= _DEADLINE_SLACK_SECONDS
@@ -93,12 +93,27 @@ class Interceptor(aio.ServerInterceptor):
     """Wraps every method of every service of the server."""
 
     def __init__(
-        self, state: ServerState, metrics: GrpcMetrics, accounts: Accounts, callers: Callers
+        self,
+        state: ServerState,
+        metrics: GrpcMetrics,
+        accounts: Accounts,
+        callers: Callers,
+        accounted: Collection[str] = (),
     ) -> None:
+        """Begins with no call open.
+
+        Args:
+            state: of the server.
+            metrics: of the calls.
+            accounts: of requests to the engine.
+            callers: who may call.
+            accounted: methods of other protocols that are such requests.
+        """
         self._state = state
         self._metrics = metrics
         self._accounts = accounts
         self._callers = callers
+        self._accounted = _ACCOUNTED.union(accounted)
         self._open = OpenCalls(state.settings.max_queue)
 
     async def intercept_service(
@@ -224,7 +239,7 @@ class Interceptor(aio.ServerInterceptor):
     async def _guard(self, context: Context, kind: str, method: str) -> AsyncIterator[_Call]:
         """Turns exceptions into statuses, and counts how the call ended."""
         request_id.set(uuid.uuid4().hex)
-        account = self._accounts.open(lambda: _metadata(context)) if method in _ACCOUNTED else None
+        account = self._accounts.open(lambda: call_metadata(context)) if method in self._accounted else None
         call = _Call(self._metrics, account, kind, method)
         error = None
         code = grpc.StatusCode.OK
@@ -234,10 +249,10 @@ class Interceptor(aio.ServerInterceptor):
             code, error = caught.code, caught
             log_refusal(caught, texts=self._state.settings.log_texts)
         except asyncio.CancelledError:
-            call.ended(_cancellation_code(context))
+            call.ended(cancellation_code(context))
             raise
         except aio.InternalError:  # a message could not be sent: the client has gone
-            code = _cancellation_code(context)
+            code = cancellation_code(context)
         except Exception as caught:
             log_failure(caught, method, texts=self._state.settings.log_texts)
             error = errors.internal(request_id.get())
@@ -247,7 +262,8 @@ class Interceptor(aio.ServerInterceptor):
             await _abort(call, context, error)
 
 
-def _metadata(context: Context) -> Metadata:
+def call_metadata(context: Context) -> Metadata:
+    """That of a call."""
     return [(key, value) for key, value in context.invocation_metadata() or ()]
 
 
