@@ -121,7 +121,7 @@ def _object(text: bytes | None) -> dict[str, Any]:
         refuse([Violation(INPUT, f"has {len(text)} bytes; at most {_MOST_BYTES} are taken")])
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         refuse([Violation(INPUT, f"is no JSON object: {error}")])
         raise
 

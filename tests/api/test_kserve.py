@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from tritonclient.utils import InferenceServerException
 
 from server.settings import Settings
-from tests.api.conftest import until
+from tests.api.conftest import INVALID, until
 
 
 @pytest.fixture
@@ -196,6 +196,31 @@ async def test_parameters_are_checked(running, client, parameters, sentence):
     with pytest.raises(InferenceServerException, match=sentence):
         await client.infer("fake", inputs(parameters=parameters))
     assert not running.engine.submitted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            b"[" * 60_000,
+            b'{"a":' * 10_000,
+            b"null",
+            b"{",
+            b'{"stop":"\xff"}',
+            b'{"stop":["\\ud800"]}',
+            b" " * 70_000,
+        ),
+        *(b'{"temperature":"nan"}', b'{"temperature":1e39}', b'{"seed":1e400}', b'{"logit_bias":{"-1":2}}'),
+    ],
+    ids=lambda text: text[:12].decode("latin1"),
+)
+async def test_hostile_parameters_are_refused(running, text):
+    request = with_input(**GOOD)
+    tensor = request.inputs.add(name="sampling_parameters", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(text)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await pb_grpc.GRPCInferenceServiceStub(running.channel).ModelInfer(request)
+    assert caught.value.code() is INVALID
 
 
 async def test_parameters_of_the_request_as_triton_s_example_sends_them(running, client):
