@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import sys
 import zipfile
 
 import grpc
@@ -17,6 +18,8 @@ from smg_grpc_proto import vllm_engine_pb2_grpc as pb_grpc
 from smg_grpc_proto.generated import common_pb2 as common
 
 from server.api.errors import ServiceError
+from server.errors import RefusedError
+from server.protocols.load import services
 from server.protocols.vllm_request import generate_request
 from server.settings import Settings
 from tests.api.conftest import INVALID, TEMPLATE, details, until
@@ -234,3 +237,14 @@ async def test_it_is_off_unless_asked_for(running, stub):
     with pytest.raises(aio.AioRpcError) as caught:
         await kserve(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_names_of_protocols(monkeypatch):
+    assert Settings(protocols=["vllm", " kserve", "vllm"]).protocols == "vllm,kserve"
+    with pytest.raises(ValueError, match="'http' is no protocol here; those are vllm, kserve, channelz"):
+        Settings(protocols="vllm,http")
+    monkeypatch.setitem(sys.modules, "server.protocols.kserve", None)  # as where its package is not installed
+    with pytest.raises(
+        RefusedError, match=r"^--protocols kserve: .* install longspan\[protocols\], or leave it out"
+    ):
+        services("kserve", None)
