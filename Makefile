@@ -1,7 +1,7 @@
 # All that a fresh machine needs: Python 3.11 or 3.12 with pip, and make; for `make lint`, a C++ compiler too.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test bench quality growth device models stress soak lint format proto lock sbom charts audit clean
+.PHONY: help install serve serve-openai test bench quality growth device models stress soak lint format proto lock sbom charts audit clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -20,6 +20,7 @@ NATIVE = $(shell find attention server loadtest tests -name '*.[ch]pp')
 help:
 	@echo 'make install  .venv with the pinned dependencies and this folder'
 	@echo 'make serve    install, then serve the default model; flags: make serve ARGS="--port 50052"'
+	@echo "make serve-openai  install, then serve the default model with OpenAI's HTTP API in front, by the SMG gateway"
 	@echo 'make test     install, then run all tests in three processes; some: make test ARGS="tests/client -k stream";'
 	@echo '              in one process, with a debugger: make test ARGS="-n 0 --pdb"'
 	@echo 'make bench    install, then measure the default model as served, through gRPC'
@@ -48,12 +49,15 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv --without-pip .venv
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,load,otel,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,load,otel,protocols,dev]'
 	@touch $@
 
 # exec: the server is make's own child, and gets its signals without a shell between them
 serve: install
 	@exec $(BIN)/longspan serve $(ARGS)
+
+serve-openai: install
+	@exec $(BIN)/python deploy/openai/serve.py $(ARGS)
 
 # Three processes, since tests wait for servers for a quarter of their time. They share the cores, so that threads of
 # one that wait must not keep the others' from working.

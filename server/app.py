@@ -29,6 +29,7 @@ from server.observe.http_server import HttpServer
 from server.observe.metrics import GrpcMetrics, Metrics
 from server.observe.progress import StartProgress
 from server.observe.tracing import Traces
+from server.protocols.load import service_names, services
 from server.ready_lines import ready_lines
 from server.settings import Settings
 from server.text.load import check_tokens, load_tokenizer
@@ -62,7 +63,7 @@ class Server:
         self.port = 0
         self.metrics_port = 0
         self._metrics = Metrics()
-        self._health = HealthServicer()
+        self._health = HealthServicer(service_names(settings.protocols))
         self._traces: Traces | None = None
         self._engine: EngineClient | None = None
         self._files: ModelFiles | None = None
@@ -149,6 +150,7 @@ class Server:
         self._grpc = Listener(
             *(settings.host, settings.port, self.state, service),
             *(self._health, GrpcMetrics(registry), access.callers, access.certificates),
+            others=services(settings.protocols, service),
         )
         await self._grpc.start()
         self.port = self._grpc.port

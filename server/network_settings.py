@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from server.setting_types import File
+from server.setting_types import File, Protocols
 
 
 class NetworkSettings(BaseSettings):
@@ -76,6 +76,11 @@ class NetworkSettings(BaseSettings):
         "identity",
         description="Whose prompts the prefix cache finds: those of the same identity, or of all. all lets "
         "one find out whether another's prompt began alike.",
+    )
+    protocols: Protocols = Field(
+        "",
+        description="Services on the gRPC port beside Longspan's own, with commas: vllm (for the SMG "
+        "gateway), kserve (Open Inference Protocol v2), channelz (gRPC's state; tells addresses of clients).",
     )
     reflection: bool = Field(True, description="Describe the services to clients that ask (reflection).")
     server_info: bool = Field(True, description="Answer GetServerInfo: settings, versions and load.")

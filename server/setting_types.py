@@ -42,6 +42,28 @@ def parse_option(value: Any) -> Any:
     return options
 
 
+PROTOCOLS = ("vllm", "kserve", "channelz")
+"""Names of the services that can be served beside Longspan's own."""
+
+
+def parse_protocols(value: Any) -> Any:
+    """``"vllm, kserve"``, or a list of names, to ``"vllm,kserve"``; other things are left to the type check.
+
+    Raises:
+        ValueError: a name is not one of ``PROTOCOLS``.
+    """
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    names = [name for part in value.split(",") if (name := part.strip())]
+    for name in names:
+        if name not in PROTOCOLS:
+            raise ValueError(f"{name!r} is no protocol here; those are {', '.join(PROTOCOLS)}")
+    return ",".join(dict.fromkeys(names))
+
+
+Protocols = Annotated[str, BeforeValidator(parse_protocols)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Options = Annotated[dict[str, str], BeforeValidator(parse_option)]
 # The empty name is none, so that a flag can undo what a file says.

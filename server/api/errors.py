@@ -207,6 +207,16 @@ def switched_off(method: str, flag: str) -> ServiceError:
     )
 
 
+def not_offered(method: str) -> ServiceError:
+    """Another's protocol has this method, and this server doesn't."""
+    return ServiceError(
+        grpc.StatusCode.UNIMPLEMENTED,
+        f"this server does not answer {method}; docs/protocols.md has the methods that it answers",
+        "NOT_OFFERED",
+        _info("NOT_OFFERED", method=method),
+    )
+
+
 def priority_denied(priority: int, most: int) -> ServiceError:
     """The identity may not be that urgent."""
     sentence = f"is {priority}; requests of this identity have {most} at most"

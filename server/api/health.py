@@ -1,9 +1,9 @@
-"""The standard health service: the empty name is liveness, those of Longspan's services are readiness."""
+"""The standard health service: the empty name is liveness, those of services are readiness."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -25,8 +25,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     one of them leaves, and blocks a status change while a watcher doesn't read; this one does neither.
     """
 
-    def __init__(self) -> None:
-        self._statuses = {"": _Status.SERVING, READINESS: _Status.NOT_SERVING, ENCODERS: _Status.NOT_SERVING}
+    def __init__(self, others: Sequence[str] = ()) -> None:
+        """Begins as not ready.
+
+        Args:
+            others: full names of services that are ready when Longspan's are.
+        """
+        self._services = (READINESS, ENCODERS, *others)
+        self._statuses = {"": _Status.SERVING} | dict.fromkeys(self._services, _Status.NOT_SERVING)
         self._changed = asyncio.Event()
 
     @property
@@ -37,7 +43,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     def set_ready(self, ready: bool) -> None:
         """Changes readiness; watchers are told."""
         status = _Status.SERVING if ready else _Status.NOT_SERVING
-        self._statuses |= {READINESS: status, ENCODERS: status}
+        self._statuses |= dict.fromkeys(self._services, status)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -49,7 +55,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         """
         status = self._statuses.get(request.service)
         if status is None:
-            known = f"'', {READINESS!r} and {ENCODERS!r}"
+            *first, last = map(repr, self._statuses)
+            known = f"{', '.join(first)} and {last}"
             sentence = f"no service named {quote(request.service)} here; known are {known}"
             raise ServiceError(grpc.StatusCode.NOT_FOUND, sentence, "SERVICE_NOT_FOUND")
         return _Status(status=status)

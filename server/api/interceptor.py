@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -48,7 +48,7 @@ _GONE = (aio.InternalError, cygrpc._ServerStoppedError)
 Context = aio.ServicerContext[Any, Any]
 
 
-def _cancellation_code(context: Context) -> grpc.StatusCode:
+def cancellation_code(context: Context) -> grpc.StatusCode:
     """Whether a call that was cancelled ran into its deadline or was given up."""
     remaining = context.time_remaining()
     late = remaining is not None and remaining <= _DEADLINE_SLACK_SECONDS
@@ -103,13 +103,25 @@ class Interceptor(aio.ServerInterceptor):
         metrics: GrpcMetrics,
         accounts: Accounts,
         callers: Callers,
+        accounted: Collection[str] = (),
         reports: LoadReports | None = None,
     ) -> None:
+        """Begins with no call open.
+
+        Args:
+            state: of the server.
+            metrics: of the calls.
+            accounts: of requests to the engine.
+            callers: who may call.
+            accounted: methods of other protocols that are such requests.
+            reports: tells balancers the load, where that is wanted.
+        """
         self._state = state
         self._metrics = metrics
         self._accounts = accounts
         self._callers = callers
         self._reports = reports
+        self._accounted = _ACCOUNTED.union(accounted)
         self._open = OpenCalls(state.settings.max_queue)
 
     async def intercept_service(
@@ -236,7 +248,7 @@ class Interceptor(aio.ServerInterceptor):
     async def _guard(self, context: Context, kind: str, method: str) -> AsyncIterator[_Call]:
         """Turns exceptions into statuses, and counts how the call ended."""
         request_id.set(uuid.uuid4().hex)
-        account = self._accounts.open(lambda: _metadata(context)) if method in _ACCOUNTED else None
+        account = self._accounts.open(lambda: call_metadata(context)) if method in self._accounted else None
         call = _Call(self._metrics, account, kind, method)
         error = None
         code = grpc.StatusCode.OK
@@ -246,10 +258,10 @@ class Interceptor(aio.ServerInterceptor):
             code, error = caught.code, caught
             log_refusal(caught, texts=self._state.settings.log_texts)
         except asyncio.CancelledError:
-            call.ended(_cancellation_code(context))
+            call.ended(cancellation_code(context))
             raise
         except _GONE:
-            code = _cancellation_code(context)
+            code = cancellation_code(context)
         except Exception as caught:
             log_failure(caught, method, texts=self._state.settings.log_texts)
             error = errors.internal(request_id.get())
@@ -265,7 +277,8 @@ class Interceptor(aio.ServerInterceptor):
             await _abort(call, context, error)
 
 
-def _metadata(context: Context) -> Metadata:
+def call_metadata(context: Context) -> Metadata:
+    """That of a call."""
     return [(key, value) for key, value in context.invocation_metadata() or ()]
 
 

@@ -6,11 +6,11 @@ import asyncio
 import errno
 import socket
 import time
+from collections.abc import Sequence
 
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from longspan.v1 import encoder_pb2_grpc, inference_pb2_grpc
 from server.access.callers import Callers
@@ -19,6 +19,8 @@ from server.api.encoder_service import EncoderServicer
 from server.api.hang_up import hang_up
 from server.api.health import ENCODERS, READINESS, HealthServicer
 from server.api.interceptor import Interceptor
+from server.api.other_service import OtherService
+from server.api.reflection import add_reflection
 from server.api.service import InferenceServicer
 from server.api.state import ServerState
 from server.descriptors import connections_allowed
@@ -70,6 +72,7 @@ class Listener:
         metrics: of the calls.
         callers: who may call. ``Callers()`` opens it to all.
         certificates: it speaks TLS with these, or plain text without.
+        others: services of other protocols.
 
     Attributes:
         port: once it has been bound, the one that it has.
@@ -85,6 +88,7 @@ class Listener:
         metrics: GrpcMetrics,
         callers: Callers,
         certificates: Certificates | None = None,
+        others: Sequence[OtherService] = (),
     ) -> None:
         self.port = port
         self._host = host
@@ -93,7 +97,9 @@ class Listener:
         self._encoders = EncoderServicer(state, service.accounts)
         self._health = health
         self._reports = _reports(state, service.accounts.metrics) if state.settings.load_reports else None
-        self._interceptor = Interceptor(state, metrics, service.accounts, callers, self._reports)
+        self._others = others
+        accounted = frozenset[str]().union(*(other.accounted for other in others))
+        self._interceptor = Interceptor(state, metrics, service.accounts, callers, accounted, self._reports)
         self._certificates = certificates
         self._server: aio.Server | None = None
         self._connections = 0
@@ -147,12 +153,12 @@ class Listener:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._reports is not None:
             server.add_generic_rpc_handlers((self._reports.handler(),))
+        server.add_generic_rpc_handlers(tuple(other.handler for other in self._others))
         if state.settings.reflection:
             reported = () if self._reports is None else (orca_messages.SERVICE,)
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            reflection.enable_server_reflection(
-                (READINESS, ENCODERS, health_name, reflection.SERVICE_NAME, *reported), server
-            )
+            names = (READINESS, ENCODERS, *(other.name for other in self._others), health_name, *reported)
+            add_reflection(names, server)
         address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         try:
             if self._certificates is None:

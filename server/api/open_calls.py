@@ -21,6 +21,8 @@ MOST_CHECKS = 1024
 # A client asks for health by one stream per connection; a proxy that brings several, by as many.
 MOST_STAYING = {
     "/grpc.health.v1.Health/Watch": (64, 4096),
+    "/inference.GRPCInferenceService/ModelStreamInfer": (64, 4096),
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": (16, 256),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": (16, 256),
     f"/{orca_messages.SERVICE}/StreamCoreMetrics": (16, 256),
 }

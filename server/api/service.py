@@ -70,16 +70,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> inference_pb2.GenerateResponse:
         """Generates and answers once."""
-        async with aclosing(self._events(request)) as events:
+        async with aclosing(self.events(request)) as events:
             return await collect(events)
 
     def StreamGenerate(  # noqa: N802
         self, request: inference_pb2.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[Event, None]:
         """Generates and streams."""
-        return self._events(request.request)
+        return self.events(request.request)
 
-    def _events(self, request: inference_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
+    def events(self, request: inference_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
+        """The events of a request, in the call that this task serves, which has an open account."""
         name, who = request_id.get(), caller.get()
         return Generation(request, name, who, self._state, self._metrics, account.get()).events()
 

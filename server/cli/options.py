@@ -23,7 +23,7 @@ from server.cli.help import PlainCommand
 from server.cli.other_servers import called_here, positional
 from server.cli.shared import fail
 from server.cli.variables import stray
-from server.setting_types import Bytes, File, Options
+from server.setting_types import Bytes, File, Options, Protocols
 from server.settings import Settings
 
 _CONFIG_VARIABLE = "LONGSPAN_CONFIG"
@@ -217,7 +217,8 @@ def _metavar(kind: Any) -> str:
     """The help's placeholder for a value."""
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(typing.get_args(kind))
-    names = {Options: "KEY=VALUE", Bytes: "SIZE", int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    names = {Options: "KEY=VALUE", Bytes: "SIZE", Protocols: "NAME,..."}
+    names |= {int: "INTEGER", float: "NUMBER", str: "TEXT"}
     return "PATH" if kind in (File, Path) else names[kind]
 
 

@@ -106,7 +106,7 @@ class KVEvents:
             raise RefusedError(
                 "--kv-events needs the package pyzmq: pip install 'longspan[kv-events]'"
             ) from error
-        self._zmq = zmq
+        self._zmq: Any = zmq
         self._topic = topic.encode()
         self._page_size = page_size
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()

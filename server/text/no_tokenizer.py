@@ -15,6 +15,8 @@ class NoTokenizer(Tokenizer):
     """Token ids are all that goes in and comes out; no token has a text."""
 
     def __init__(self) -> None:
+        self.folder = None
+        self.chat_template = None
         self.has_text = False
         self.has_chat_template = False
         self.chat_refusal = "has no tokenizer"

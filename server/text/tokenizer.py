@@ -27,6 +27,8 @@ class Tokenizer:
     """Text to token ids and back. Methods may be called from several threads.
 
     Attributes:
+        folder: that it came from, ``None`` where there is none.
+        chat_template: the one in use, in Jinja; ``None`` if there is none.
         eos_token: the end-of-sequence token that the tokenizer names, ``None`` if it names none.
         mask_token: how a text spells a mask, ``None`` if the tokenizer has none.
         special_tokens: tokens that are no text, such as those that mark the turns of a conversation: ids by
@@ -76,9 +78,10 @@ class Tokenizer:
         self.eos_token: str | None = self._pretrained.eos_token
         mask = self._pretrained.mask_token
         self.mask_token: str | None = mask if mask in self.special_tokens else None
-        self._chat = ChatTemplate(
-            self._pretrained, choose_template(folder, self._pretrained.chat_template, chat_template)
-        )
+        source = choose_template(folder, self._pretrained.chat_template, chat_template)
+        self._chat = ChatTemplate(self._pretrained, source)
+        self.folder: Path | None = folder
+        self.chat_template = source.template
         self.has_chat_template = not self._chat.refusal
         self.chat_refusal = self._chat.refusal
         self._special_as_text = SpecialAsText(self._backend, self._chat)
@@ -153,6 +156,11 @@ class Tokenizer:
     def decode_aside(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """``decode_known`` for many tokens, during which other threads run."""
         (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+        return text
+
+    def to_json(self) -> str:
+        """It in the form of ``tokenizer.json``, without padding and truncation."""
+        text: str = self._backend.to_str()
         return text
 
     def check_ids(self, token_ids: Sequence[int]) -> None:

@@ -26,6 +26,7 @@ from server.api.state import Served, ServerState
 from server.messages import Sampling
 from server.models.generation import Generation
 from server.observe.metrics import GrpcMetrics, Metrics
+from server.protocols.load import service_names, services
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.api.fake_engine import READY, FakeEngine
@@ -169,10 +170,14 @@ def callers():
 @pytest.fixture
 async def loading(settings, callers, tokenizer, tmp_path):
     """A server that listens and has no model yet."""
-    state, metrics, health = ServerState(settings), Metrics(), HealthServicer()
+    state, metrics = ServerState(settings), Metrics()
+    health = HealthServicer(service_names(settings.protocols))
     metrics.name_model("fake")
     service = InferenceServicer(state, metrics)
-    server = Listener("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry), callers)
+    server = Listener(
+        *("127.0.0.1", 0, state, service, health, GrpcMetrics(metrics.registry), callers),
+        others=services(settings.protocols, service),
+    )
     await server.start()
     port = server.port
     engine = FakeEngine(settings, tmp_path)

@@ -83,7 +83,7 @@ async def test_health_is_open_and_reflection_is_not(running):
         grpc.StatusCode.UNAUTHENTICATED
     )
     answer = await reflection.ServerReflectionInfo(iter([request]), metadata=ALICE).read()
-    assert len(answer.list_services_response.service) == 4
+    assert len(answer.list_services_response.service) == 5
 
 
 async def test_names_of_requests_are_each_identitys_own(running):

@@ -66,6 +66,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "tls_client_ca": ("root.pem", Path("root.pem")),
     "identities": ("identities.toml", Path("identities.toml")),
     "prefix_sharing": ("all", "all"),
+    "protocols": ("kserve, vllm", "kserve,vllm"),
     "reflection": ("false", False),
     "server_info": ("false", False),
     "abort": ("false", False),

@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -139,6 +139,25 @@ def inputs(rng: random.Random) -> Iterator[Input]:
     while True:
         made = rng.choices(makers, (60, 25, 13, 2))[0]()
         yield made._replace(known=rng.random() >= 0.04)
+
+
+def hostile_fields(
+    rng: random.Random, service: ServiceDescriptor, valid: Mapping[str, Message], rounds: int
+) -> Iterator[tuple[bytes, MethodDescriptor]]:
+    """Requests of another service, each with one hostile field: so many for each field of every request.
+
+    Args:
+        rng: draws them.
+        service: whose.
+        valid: by full names of messages, what they are without that field.
+        rounds: how many.
+    """
+    for _ in range(rounds):
+        for method in service.methods:
+            before = valid.get(method.input_type.full_name)
+            for path in _paths(method.input_type):
+                made = _hostile_field(rng, _Case("", "", path)).payload
+                yield (b"" if before is None else before.SerializeToString()) + made, method
 
 
 def _valid(request: str) -> bytes:
