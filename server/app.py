@@ -184,7 +184,7 @@ class Server:
             raise RefusedError(f"the engine did not start: {error}") from error
         finally:
             progress.close()
-        check_tokens(tokenizer, ready.vocabulary_size)
+        check_tokens(tokenizer, ready.vocabulary_size, ready.longest_text)
         generation = read_generation(
             files.folder,
             ready,

@@ -16,7 +16,7 @@ from server.submit import Submit as Submit
 
 
 class FinishReason(enum.StrEnum):
-    """Why a sequence ended; ``FAILED``: the model's logits for it were NaN."""
+    """Why a sequence ended; ``FAILED``: it could not be computed, or its logits were NaN."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -245,6 +245,14 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     encoder: EncoderInfo | None = None
     encoder_decoder: EncoderDecoderInfo | None = None
     speculation: Speculation | None = None
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of a text to encode or of a prompt, at most: a token of output needs room beside that."""
+        if self.encoder is not None:
+            return self.context_length
+        source = self.encoder_decoder
+        return self.context_length - 1 if source is None else source.source_length
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed"):

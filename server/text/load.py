@@ -56,18 +56,19 @@ def load_tokenizer(folder: Path | None, source: str, chat_template: str | None) 
     return NoTokenizer()
 
 
-def check_tokens(tokenizer: Tokenizer, vocabulary_size: int) -> None:
+def check_tokens(tokenizer: Tokenizer, vocabulary_size: int, most: int | None = None) -> None:
     """Tries the tokenizer, and says where some texts can't be prompts: the others can.
 
     Args:
         tokenizer: of the model.
         vocabulary_size: tokens that the model knows.
+        most: tokens that a text may have; ``None`` for any number.
 
     Raises:
-        RefusedError: no text becomes tokens of the model, so that every request would fail.
+        RefusedError: no text becomes tokens of the model, or so few, so that every request would fail.
     """
     if tokenizer.has_text:
-        _try(tokenizer, vocabulary_size)
+        _try(tokenizer, vocabulary_size, most)
     beyond = tokenizer.vocabulary_size - vocabulary_size
     if beyond > 0:
         log.warning(
@@ -77,19 +78,33 @@ def check_tokens(tokenizer: Tokenizer, vocabulary_size: int) -> None:
         )
 
 
-def _try(tokenizer: Tokenizer, vocabulary_size: int) -> None:
-    reason = "no text becomes tokens that the model knows"
+def _try(tokenizer: Tokenizer, vocabulary_size: int, most: int | None) -> None:
+    reason, shortest = "no text becomes tokens that the model knows", 0
     # Of some vocabularies the first thousand are special.
     ordinary = (token for token in range(vocabulary_size) if token not in tokenizer.special_token_ids)
     tried = list(islice(ordinary, _TRIED))
     for token in tried:
         try:
             ids = tokenizer.encode(tokenizer.token(token), add_special_tokens=False)
+            whole = tokenizer.encode(tokenizer.token(token))
             tokenizer.decode_known([token])
         except Exception as error:  # the tokenizers library raises nothing narrower
             reason = str(error)
             continue
-        if ids and max(ids) < vocabulary_size:
+        if not ids or max(ids) >= vocabulary_size:
+            continue
+        if max(whole) >= vocabulary_size:
+            reason = (
+                f"it adds token {max(whole)} to every text (post_processor of tokenizer.json, or bos_token "
+                f"and eos_token of tokenizer_config.json), and the model has none from {vocabulary_size} on"
+            )
+        elif most is not None and len(whole) > most:
+            shortest = min(len(whole), shortest or len(whole))
+            reason = (
+                f"texts have {shortest} tokens at least with those that it adds, and the context has room "
+                f"for {most} (max_position_embeddings of config.json, or --max-context)"
+            )
+        else:
             return
     if tried:
         raise RefusedError(f"the model's tokenizer can't be used: {reason}; {_INSTEAD}")

@@ -178,7 +178,10 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of an entry of the vocabulary, ``None`` if there is none of that spelling."""
-        known: int | None = self._backend.token_to_id(token)
+        try:
+            known: int | None = self._backend.token_to_id(token)
+        except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell it
+            return None
         return known
 
     def token(self, token_id: int) -> str:

@@ -42,21 +42,21 @@ def start(folder: Path, cache: Path, *, text: bool = True) -> int:
     core, ready = build_engine(settings, files.folder, lambda *_: None)
     prompt = [5, 6, 7]
     if text:
-        tokenizer = tokenizer_of(files.folder, ready.vocabulary_size)
+        tokenizer = tokenizer_of(files.folder, ready.vocabulary_size, ready.longest_text)
         generation_of(files.folder, ready, tokenizer)
         prompt = tokenizer.encode("hello")
     (outcome,) = run(core, greedy_requests([prompt], 3)).values()
     return len(outcome.tokens)
 
 
-def tokenizer_of(folder: Path, vocabulary_size: int) -> Tokenizer:
+def tokenizer_of(folder: Path, vocabulary_size: int, most: int | None = None) -> Tokenizer:
     """The tokenizer as ``longspan serve`` loads it.
 
     Raises:
         RefusedError: it is refused.
     """
     tokenizer = load_tokenizer(folder, str(folder), None)
-    check_tokens(tokenizer, vocabulary_size)
+    check_tokens(tokenizer, vocabulary_size, most)
     return tokenizer
 
 
@@ -141,6 +141,15 @@ _SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 def _no_vocabulary(content: dict[str, Any]) -> None:
     content["model"] |= {"vocab": {}, "merges": []}
     content["added_tokens"] = []
+
+
+def _adds(token: int) -> Change:
+    """The tokenizer begins and ends every text with a token."""
+    special = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    text = [special, {"Sequence": {"id": "A", "type_id": 0}}, special]
+    kind = {"type": "TemplateProcessing", "single": text, "pair": text}
+    named = {"<s>": {"id": "<s>", "ids": [token], "tokens": ["<s>"]}}
+    return edited(TOKENIZER, lambda said: said.update(post_processor=kind | {"special_tokens": named}))
 
 
 def _twice(content: bytes) -> bytes:
@@ -276,6 +285,14 @@ TEXTS_REFUSED: dict[str, tuple[Change, str]] = {
         "tokenizer .*can't be used",
     ),
     "only special tokens": (edited(TOKENIZER, _no_vocabulary), "no text becomes tokens that the model knows"),
+    "a beginning that the model does not know": (
+        _adds(9999),
+        r"adds token 9999 to every text \(post_processor of tokenizer.json.* has none from 320 on",
+    ),
+    "a context without room for a text": (
+        lambda folder: (_adds(1)(folder), says(max_position_embeddings=3)(folder)),
+        r"texts have 3 tokens at least .* has room for 2 \(max_position_embeddings of config.json",
+    ),
     "a negative id": (edited(TOKENIZER, lambda said: said["model"]["vocab"].update(x=-1)), "expected u32"),
     "merges of nothing": (
         edited(TOKENIZER, lambda said: said["model"]["merges"].append(["zz", "qq"])),
@@ -350,6 +367,10 @@ SERVED: dict[str, tuple[Change, str]] = {
     "an end that is no token": (
         edited(TOKENIZER_CONFIG, lambda said: said.update(eos_token="<x>")),
         "",
+    ),
+    "an end that is no text": (
+        holds(GENERATION, '{"eos_token_id": "\\ud800"}'),
+        r"end-of-sequence token .* is no token of its tokenizer",
     ),
 }
 
