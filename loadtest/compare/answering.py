@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from loadtest.compare.phrases import ends, listed
@@ -57,7 +57,7 @@ def answering(comparison: Comparison, length: int) -> list[Answering]:
                 length,
                 length in plan.lengths(candidate.name),
                 candidate.is_reading,
-                score,
+                replace(score, low=max(score.low, 0.0), high=min(score.high, 1.0)),
                 fmean(timed) if timed else float("nan"),
             )
         )

@@ -86,6 +86,7 @@ class Evaluator:
         }
         self._seconds: dict[tuple[str, int, str], list[float]] = {}
         self._rates: list[float] = []
+        self._read_rates: list[float] = []
         # Refuses a text or context that is too short now, not after an hour.
         self._first = {
             unit: self._make(unit) for unit in self._order(1) if unit.kind == "answers" and unit.task != OWN
@@ -130,8 +131,11 @@ class Evaluator:
             if time.monotonic() >= end:
                 break
             asked += 1
+            turn = time.monotonic()
             try:
                 on(name, clients[name])
+                if self._plan.candidate(name).is_reading:
+                    self._read_rates.append(self._read(unit) / max(time.monotonic() - turn, 1e-3))
             except (UnavailableError, DeadlineError) as error:
                 rows.failed[name] = reason(error)
                 if name == full:
@@ -148,10 +152,11 @@ class Evaluator:
         if known:
             return len(due) * fmean(known)
         readings = sum(self._plan.candidate(name).is_reading for name in due)
-        tokens = (len(due) - readings) * self._tokens(unit)
-        if readings:  # each question is asked of every passage
-            tokens += readings * len(self._samples(unit)) * unit.length
-        return tokens / (fmean(self._rates) if self._rates else self._rate)
+        rate = fmean(self._rates) if self._rates else self._rate
+        seconds = (len(due) - readings) * self._tokens(unit) / rate
+        if readings:
+            seconds += readings * self._read(unit) / fmean(self._read_rates or [rate])
+        return seconds
 
     def _order(self, contexts: int | None) -> Iterator[Unit]:
         own = tuple(dict.fromkeys(sample.index for sample in self._own))
@@ -233,6 +238,10 @@ class Evaluator:
             self._turns,
             reserve=self._reserve,
         )
+
+    def _read(self, unit: Unit) -> int:
+        """Tokens that a reading asks about: each question is asked of every passage."""
+        return len(self._first[replace(unit, index=0)]) * unit.length
 
     def _count(self, text: str) -> int:
         """Tokens of a text, by pieces where it is longer than a server of a short context takes at once."""

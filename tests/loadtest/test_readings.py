@@ -148,6 +148,8 @@ def test_beyond_the_context_only_readings_have_a_score() -> None:
     assert (full.fits, window.fits, reading.fits) == (False, False, True)
     assert reading.score.claimed
     assert reading.score.low < reading.score.value < 1
+    few = replace(found, answers=[row for row in found.answers if row.length == LONG or row.index < 3])
+    assert 0 <= answering(few, FAR)[-1].score.low < reading.score.low, "a share, of however few contexts"
     sentences = " ".join(judge(found).advice.sentences)
     assert "At 16k no attention variant can be asked, since the model's context is 8k; of the" in sentences
     assert re.search(
