@@ -99,6 +99,8 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
         ended: released once for every streaming call that the client left early.
         forever: released once for every endless stream that has sent its first delta.
         turn_away: so many calls of Generate from now on find the queue full.
+        away_after: so many further calls of Generate are answered before those of ``away_for``.
+        away_for: so many calls of Generate then find a server that restarts.
         hold: calls of Generate last until the client leaves.
     """
 
@@ -108,6 +110,8 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
         self.ended = threading.Semaphore(0)
         self.forever = threading.Semaphore(0)
         self.turn_away = 0
+        self.away_after = 0
+        self.away_for = 0
         self.hold = False
 
     def _prompt(self, request: pb.GenerateRequest, context: Any) -> str:
@@ -156,6 +160,11 @@ class Mirror(inference_pb2_grpc.InferenceServiceServicer):
         if self.turn_away:
             self.turn_away -= 1
             _busy(context, seconds=0.01)
+        if self.away_after:
+            self.away_after -= 1
+        elif self.away_for:
+            self.away_for -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the server restarts")
         if prompt == "!forever" or self.hold:
             context.add_callback(self.ended.release)
             self.forever.release()

@@ -28,7 +28,8 @@ def compare(
         list[str] | None,
         typer.Option(
             "--context",
-            help="Lengths in tokens, like 1024,8192 or 1k,8k; may be repeated.",
+            help="Lengths in tokens, like 1024,8192 or 1k,8k; may be repeated. Readings take longer ones "
+            "than the model's context too.",
             show_default="quick, known: 1k,4k; full: 1k,2k,4k,8k",
         ),
     ] = None,
@@ -36,8 +37,8 @@ def compare(
         list[str] | None,
         typer.Option(
             "--candidate",
-            help="A backend and its options, like 'sliding_window window=512'; may be repeated. "
-            "Full attention is always there.",
+            help="A backend and its options, like 'sliding_window window=512', or a method of longspan read, "
+            "like 'extractive top=8'; may be repeated. Full attention is always there.",
             show_default="quick: a window of 1020 + 4 sinks, top-k 512",
         ),
     ] = None,

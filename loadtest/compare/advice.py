@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loadtest.compare import words
+from loadtest.compare.answering import beyond_words
 from loadtest.compare.gains import (
     deciding_figure,
     is_served,
@@ -35,6 +36,7 @@ def advise(comparison: Comparison, verdicts: Sequence[Verdict], ground: Ground) 
     speed, memory = ((), ()) if ground.none else fronts(comparison, verdicts)
     winner, sentences = _recommend(comparison, verdicts, ground)
     failed = [f"{name} failed while it was measured: {why}" for name, why in comparison.failed.items()]
+    sentences += beyond_words(comparison)
     command = plan.command(winner) if winner else ""
     return Advice(winner, tuple(map(ended, [*sentences, *failed])), command, speed, memory)
 

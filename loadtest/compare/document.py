@@ -192,6 +192,7 @@ def _both(earlier: Plan, now: Plan) -> Plan:
         now,
         candidates=_union(earlier.candidates, now.candidates, _name),
         contexts=contexts,
+        beyond=tuple(sorted({*earlier.beyond, *now.beyond})),
         loads=tuple(sorted(loads, key=lambda load: load.context)),
         tasks=_union(earlier.tasks, now.tasks, str),
         # A server's default is a share of the memory that is free at the time; all rows count for one.

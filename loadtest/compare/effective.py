@@ -45,7 +45,7 @@ def effective_length(comparison: Comparison, name: str) -> Effective | None:
         ``None`` where no task is informative at the shortest context, or where it keeps the share up to a
         length at which a task has no answers yet.
     """
-    contexts = sorted(comparison.plan.contexts)
+    contexts = sorted(comparison.plan.lengths(name))
     tasks = analysis.informative_tasks(comparison, contexts[0])
     if not tasks:
         return None

@@ -14,6 +14,7 @@ from loadtest.evaluation import text as texts
 from loadtest.evaluation.agreement import agreeing
 from loadtest.evaluation.ask import Asked, ask, prepare
 from loadtest.evaluation.divergence import blocks_against
+from loadtest.evaluation.documents import read_all
 from loadtest.evaluation.memory import memory
 from loadtest.evaluation.pairs import OWN
 from loadtest.evaluation.prompts import plain, special_before
@@ -32,6 +33,7 @@ depend on one another: as many questions about more contexts tell more."""
 
 _SLICES = 64  # of the text that are used, at the longest context
 _CHARACTERS = 4.0  # of a token, about
+_PIECE = 100_000  # characters
 FIRST_RATE = 300.0
 """Tokens per second and candidate, until one is known."""
 
@@ -48,6 +50,7 @@ class Evaluator:
         turns: questions about one context, at most.
         contexts: of each task and length, at most; ``None`` for as many as time allows.
         rate: tokens per second of one candidate, as far as that is known before any unit.
+        address: host and port of full attention's server, through which readings read.
 
     Raises:
         ValueError: the text is too short for a context, or a context for a task; says what to do.
@@ -65,7 +68,9 @@ class Evaluator:
         turns: int = TURNS,
         contexts: int | None = None,
         rate: float = FIRST_RATE,
+        address: tuple[str, int] = ("", 0),
     ) -> None:
+        self._address = address
         self._comparison = comparison
         self._plan = comparison.plan
         self._client = client
@@ -81,6 +86,7 @@ class Evaluator:
         }
         self._seconds: dict[tuple[str, int, str], list[float]] = {}
         self._rates: list[float] = []
+        self._read_rates: list[float] = []
         # Refuses a text or context that is too short now, not after an hour.
         self._first = {
             unit: self._make(unit) for unit in self._order(1) if unit.kind == "answers" and unit.task != OWN
@@ -125,8 +131,11 @@ class Evaluator:
             if time.monotonic() >= end:
                 break
             asked += 1
+            turn = time.monotonic()
             try:
                 on(name, clients[name])
+                if self._plan.candidate(name).is_reading:
+                    self._read_rates.append(self._read(unit) / max(time.monotonic() - turn, 1e-3))
             except (UnavailableError, DeadlineError) as error:
                 rows.failed[name] = reason(error)
                 if name == full:
@@ -138,22 +147,35 @@ class Evaluator:
 
     def cost(self, unit: Unit, among: Collection[str] | None = None) -> float:
         """Seconds that a unit will probably take on all candidates that lack it, or on those of ``among``."""
-        candidates = len(self.due(unit, among))
+        due = self.due(unit, among)
         known = self._seconds.get((unit.kind, unit.length, unit.task))
         if known:
-            return candidates * fmean(known)
-        return candidates * self._tokens(unit) / (fmean(self._rates) if self._rates else self._rate)
+            return len(due) * fmean(known)
+        readings = sum(self._plan.candidate(name).is_reading for name in due)
+        rate = fmean(self._rates) if self._rates else self._rate
+        seconds = (len(due) - readings) * self._tokens(unit) / rate
+        if readings:
+            seconds += readings * self._read(unit) / fmean(self._read_rates or [rate])
+        return seconds
 
     def _order(self, contexts: int | None) -> Iterator[Unit]:
         own = tuple(dict.fromkeys(sample.index for sample in self._own))
-        return order(self._plan.contexts, self._plan.tasks, self._slices, own, contexts)
+        plan = self._plan
+        return order(plan.contexts, plan.tasks, self._slices, own, contexts, plan.beyond)
 
     def _answer(self, unit: Unit, rows: Rows) -> Callable[[str, Client], None]:
         samples = self._samples(unit)
-        prompts = prepare(self._client, samples, chat=self._plan.chat)
+        # Beyond the model's context there is no prompt: only readings are asked.
+        fits = unit.length not in self._plan.beyond
+        prompts = prepare(self._client, samples, chat=self._plan.chat) if fits else []
         first: list[Asked] = []
 
         def on(name: str, client: Client) -> None:
+            candidate = self._plan.candidate(name)
+            if candidate.is_reading:
+                options = candidate.read_options
+                rows.answers += read_all(self._address, name, options, samples, client.timeout)
+                return
             asked = ask(client, name, samples, prompts)
             rows.answers += agreeing(asked, first) if first else [each.answer for each in asked]
             first.extend([] if first else asked)
@@ -208,7 +230,7 @@ class Evaluator:
     def _make(self, unit: Unit) -> list[Sample]:
         return make(
             unit.task,
-            lambda text: len(plain(self._client, text)),
+            self._count,
             self._prose,
             unit.length,
             unit.index,
@@ -216,6 +238,15 @@ class Evaluator:
             self._turns,
             reserve=self._reserve,
         )
+
+    def _read(self, unit: Unit) -> int:
+        """Tokens that a reading asks about: each question is asked of every passage."""
+        return len(self._first[replace(unit, index=0)]) * unit.length
+
+    def _count(self, text: str) -> int:
+        """Tokens of a text, by pieces where it is longer than a server of a short context takes at once."""
+        pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+        return sum(len(plain(self._client, piece)) for piece in pieces)
 
     def _tokens(self, unit: Unit) -> float:
         """About how many tokens a unit has one candidate compute."""

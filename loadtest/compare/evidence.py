@@ -18,6 +18,7 @@ from loadtest.evaluation.types import Answer, TextBlock
 from loadtest.measuring.types import Interval
 
 PENDING = "not measured yet"
+FULL_FAILS = "full attention itself fails these, so there is nothing to lose"
 EQUAL = "it sees the whole context, as full attention does"
 
 # Share of what is lost that the depths in a sentence account for, and share of all depths up to which
@@ -39,10 +40,28 @@ def tests(comparison: Comparison, name: str, ground: Ground) -> list[Evidence]:
         name: of the candidate.
         ground: what full attention can do.
     """
+    contexts = comparison.plan.contexts
+    if comparison.plan.candidate(name).is_reading:
+        read = [test for length in contexts for test in _read(comparison, name, length, ground)]
+        return [_noted(comparison, test) for test in read]
     found = []
-    for length in comparison.plan.contexts:
+    for length in contexts:
         found += [_text(comparison, name, length, ground), *_tasks(comparison, name, length, ground)]
     return [_noted(comparison, test) for test in [*found, *_own(comparison, name, ground)]]
+
+
+def _read(comparison: Comparison, name: str, length: int, ground: Ground) -> list[Evidence]:
+    """The tests of a reading: scores of tasks, since it has no log probabilities of a text or an answer.
+
+    Where full attention fails all tasks, scores can't show that nothing is lost: the test stays open, and
+    tells the points.
+    """
+    found = [test for test in _tasks(comparison, name, length, ground) if test.unit == "score"]
+    failed = ground.failed[length]
+    if failed and not any(test.measure == "tasks" for test in found):
+        test = _scores(comparison, name, length, "tasks", failed)
+        found.append(replace(test, note=FULL_FAILS, where="where full attention itself fails"))
+    return found
 
 
 def is_exact(comparison: Comparison, name: str) -> bool:

@@ -34,8 +34,12 @@ def gains(comparison: Comparison, name: str) -> list[Gain]:
 
 
 def is_served(comparison: Comparison, name: str) -> bool:
-    """A candidate is for serving; the oracle, which looks at every key, only measures others."""
-    return comparison.plan.candidate(name).options.get("pattern") != "oracle"
+    """A candidate is for serving; the oracle, which looks at every key, only measures others.
+
+    A reading is none either: it is a client of whatever is served.
+    """
+    candidate = comparison.plan.candidate(name)
+    return candidate.options.get("pattern") != "oracle" and not candidate.is_reading
 
 
 def figures(comparison: Comparison) -> list[Gain]:

@@ -124,10 +124,12 @@ class Group:
             prose=material.prose,
             own=material.own,
             rate=rate,
+            address=(targets[plan.full].host, targets[plan.full].port),
         )
         self._units = self._evaluator.units()
         # The sequence of units is infinite; as many as this contain every kind.
-        self._kinds = 2 * (len(plan.contexts) * (len(plan.tasks) + 2) + len(material.own))
+        each_length = len(plan.contexts) * (len(plan.tasks) + 2) + len(plan.beyond) * len(plan.tasks)
+        self._kinds = 2 * (each_length + len(material.own))
 
     def measure(self) -> None:
         """Rounds and units by turns until nothing is open or the time is up."""
@@ -271,6 +273,8 @@ class Group:
         for verdict in judgment.verdicts:
             still = open_tests(verdict, plan.confidence)
             first = unit.kind == "memory" or done < self._units_for_all or (done < LEAST_UNITS and still)
+            # No test decides beyond the model's context, but a score has its interval there.
+            first = first or (unit.length in plan.beyond and done < least(plan.confidence))
             if first or (unit.measure, unit.length) in still:
                 names.add(verdict.deployment)
         names &= {deployment.name for deployment in plan.candidates} - failed.keys()

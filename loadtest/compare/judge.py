@@ -24,7 +24,7 @@ from dataclasses import replace
 from loadtest.compare import analysis, words
 from loadtest.compare.advice import advise
 from loadtest.compare.effective import effective_length
-from loadtest.compare.evidence import EQUAL, failures, is_exact, tests
+from loadtest.compare.evidence import EQUAL, FULL_FAILS, failures, is_exact, tests
 from loadtest.compare.gains import gains
 from loadtest.compare.ground import Ground, survey
 from loadtest.compare.holm import contexts_of, holm, p_worse, with_many
@@ -116,6 +116,8 @@ def _same(one: Evidence, other: Evidence) -> bool:
 
 def _blind(test: Evidence, ground: Ground) -> bool:
     """Full attention itself has nothing to lose there."""
+    if test.note == FULL_FAILS:
+        return True
     if test.measure == "own":
         return test.unit == "score" and ground.own is False
     guessed = test.length in ground.guessed
@@ -153,4 +155,6 @@ def _outcome(comparison: Comparison, name: str, evidence: Sequence[Evidence], gr
     deciding = [test for test in evidence if test.decides]
     if failures(comparison, name) or any(test.outcome is not Outcome.SAFE for test in deciding):
         return Outcome.UNKNOWN
+    if comparison.plan.candidate(name).is_reading and not deciding:
+        return Outcome.UNKNOWN  # it never does the same work as full attention, which needs no test
     return Outcome.SAFE

@@ -71,12 +71,8 @@ def look(plan: Plan, material: Material, tell: Tell) -> Found:
 def _look(plan: Plan, material: Material, client: Client, pid: int, start: float) -> Found:
     model, info = client.model_info(), client.server_info()
     require_generation(client, model)
+    plan = _divided(plan, model.name, model.context_length)
     longest = plan.contexts[-1]
-    if longest > model.context_length:
-        raise PlanError(
-            f"{model.name} is served with a context of {model.context_length} tokens, and {longest} can't be "
-            "measured; leave out the longer --context, or stretch the model's by --rope-scaling after --"
-        )
     if material.chat and not model.has_chat_template:
         raise PlanError(f"{model.name} has no chat template; leave out --chat")
     chat = model.has_chat_template if material.chat is None else material.chat
@@ -84,7 +80,8 @@ def _look(plan: Plan, material: Material, client: Client, pid: int, start: float
     page_bytes = info.load.kv_bytes / (info.load.pages_total + 1)
     token_bytes = page_bytes / info.load.page_size
     users = max(load.users for load in plan.loads)
-    need = int(_SPARE * (users + 1) * longest * token_bytes)
+    # A document's passages stay in the prefix cache for its next question, whatever the model's context.
+    need = int(_SPARE * (users + 1) * max(longest, *plan.beyond, 0) * token_bytes)
     chosen = any(word.startswith("--kv-memory") for word in plan.arguments)  # or its share
     kv_each = None if chosen else min(info.load.kv_bytes, need)
     pace = probe(client, plan.contexts, model.vocabulary_size, start)
@@ -124,10 +121,34 @@ def _look(plan: Plan, material: Material, client: Client, pid: int, start: float
         {"longspan": info.version, **info.versions},
         kv_each,
         at_once,
-        needs(plan, pace, evaluator, groups(plan.candidates, max(2, at_once))),
+        needs(plan, pace, evaluator, groups(plan.served, max(2, at_once))),
         # A probe on a busy machine is slow, and a unit that seems too expensive is never measured.
         max(FIRST_RATE, pace.rate(longest)),
     )
+
+
+def _divided(plan: Plan, model: str, context_length: int) -> Plan:
+    """The plan with its contexts divided into those that the model holds and those beyond.
+
+    Raises:
+        PlanError: some are beyond, and no reading is a candidate; or all are, and there is no measure.
+    """
+    fitting = tuple(length for length in plan.contexts if length <= context_length)
+    beyond = plan.contexts[len(fitting) :]
+    longest = plan.contexts[-1]
+    if beyond and not plan.readings:
+        raise PlanError(
+            f"{model} is served with a context of {context_length} tokens, and {longest} can't be measured; "
+            "leave out the longer --context, stretch the model's by --rope-scaling after --, or add a "
+            "reading, like --candidate extractive"
+        )
+    if not fitting:
+        raise PlanError(
+            f"{model} is served with a context of {context_length} tokens; give a --context that it holds "
+            "too, at which readings are held against full attention"
+        )
+    loads = tuple(load for load in plan.loads if load.context in fitting)
+    return replace(plan, contexts=fitting, beyond=beyond, loads=loads)
 
 
 def try_all(
@@ -154,5 +175,5 @@ def try_all(
 
 def describe(plan: Plan) -> str:
     """The plan in a line."""
-    lengths = ", ".join(length_label(context) for context in plan.contexts)
+    lengths = ", ".join(length_label(context) for context in (*plan.contexts, *plan.beyond))
     return f"{len(plan.candidates)} variants at {lengths}; tasks: {', '.join(plan.tasks)}; text: {plan.text}"

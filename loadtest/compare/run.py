@@ -39,7 +39,7 @@ def run(
         FullFailedError: full attention can't be measured any more.
     """
     # Of the comparison's plan, which may have more candidates than this run was asked for.
-    parts = groups(comparison.plan.candidates, max(2, found.at_once))
+    parts = groups(comparison.plan.served, max(2, found.at_once))
     if len(parts) > 1:
         try_all(parts, comparison.plan.arguments, found.kv_each, listener.doing)
     for number, part in enumerate(parts):
@@ -47,7 +47,9 @@ def run(
         if now >= deadline:
             return  # servers that nothing can be asked any more are not started
         end = now + (deadline - now) / (len(parts) - number)
-        _serve(comparison, found, material, part, end, listener, clock)
+        # Readings take no server of their own, so they are asked beside the first group.
+        readings = () if number else comparison.plan.readings
+        _serve(comparison, found, material, part, readings, end, listener, clock)
 
 
 def _serve(
@@ -55,6 +57,7 @@ def _serve(
     found: Found,
     material: Material,
     part: Sequence[Deployment],
+    readings: Sequence[Deployment],
     end: float,
     listener: Listener,
     clock: Callable[[], float],
@@ -76,7 +79,9 @@ def _serve(
                     "reason": attention.reason,
                     "options": dict(attention.options),
                 }
-            Group(comparison, material, part, targets, clients, end, listener, clock, found.rate).measure()
+            clients |= {reading.name: clients[comparison.plan.full] for reading in readings}
+            whole = (*part, *readings)
+            Group(comparison, material, whole, targets, clients, end, listener, clock, found.rate).measure()
     except OpenError as error:
         if not begun:
             raise PlanError(str(error)) from error

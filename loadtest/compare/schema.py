@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from loadtest.compare.types import Comparison, Evidence, Judgment, Plan, Verdict
+from loadtest.evaluation.types import Answer
 from loadtest.measuring.types import Measurement, Weather
 
 SCHEMA = "longspan-compare/2"
@@ -27,7 +28,8 @@ _MAY_BE_NULL = {Evidence: ("full", "own"), Weather: ("stolen", "foreign", "throt
 # Added since the first documents of this version, which lack them.
 _ADDED = {
     Comparison: ("busy",),
-    Plan: ("tasks_version",),
+    Plan: ("tasks_version", "beyond"),
+    Answer: ("seconds",),
     Measurement: ("set_aside",),
     Evidence: ("turns",),
     Verdict: ("effective_least", "effective_most"),

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from loadtest.columns import Columns, figure
+from loadtest.compare.answering import answering
 from loadtest.compare.gains import (
     GIBIBYTE,
     deciding_figure,
@@ -43,6 +44,7 @@ def table(comparison: Comparison, judgment: Judgment) -> RenderableType:
     plan = comparison.plan
     baseline = figures(comparison)
     grids = [_grid(comparison, judgment, baseline, context) for context in plan.contexts]
+    grids += [_answering(comparison, judgment, length) for length in (*plan.contexts, *plan.beyond)]
     verdicts = [item(verdict.sentence, _STYLES[verdict.outcome]) for verdict in judgment.verdicts]
     advice = [
         Text(sentence, style="bold" if not at else "")
@@ -96,6 +98,11 @@ def _legend(comparison: Comparison) -> Text:
         "score: share of right answers, and of how many questions",
         "-: not measured",
     ]
+    if comparison.plan.readings:
+        parts.append(
+            "s per question: from the first question about a context to the last answer, by their number; "
+            "n/a: a reading decodes no text, so it has no perplexity"
+        )
     return Text("\n" + "; ".join(parts), style="dim")
 
 
@@ -114,7 +121,7 @@ def _grid(
     ]
     grid = Columns("attention", heads)
     verdicts: Mapping[str, Verdict] = {verdict.deployment: verdict for verdict in judgment.verdicts}
-    for candidate in comparison.plan.candidates:
+    for candidate in comparison.plan.served:
         verdict = verdicts.get(candidate.name)
         gains = verdict.gains if verdict else baseline
         grid.add_row(
@@ -130,6 +137,27 @@ def _grid(
     return Group(Text(f"\n{title}", style="bold"), grid, *beside)
 
 
+def _answering(comparison: Comparison, judgment: Judgment, length: int) -> RenderableType:
+    """How attention variants and readings answer questions about one context, beside each other."""
+    rows = answering(comparison, length)
+    if not rows:
+        return Group()
+    grid = Columns("reads by", ["score", "of", "s per\nquestion", "perplexity\nratio"])
+    verdicts = {verdict.deployment: verdict for verdict in judgment.verdicts}
+    last = length == (*comparison.plan.contexts, *comparison.plan.beyond)[-1]
+    for one in rows:
+        if not one.fits:
+            grid.add_row(one.name, Text("does not fit", style="dim"))
+            continue
+        score = _with_ends(one.score, "{:.2f}".format) if one.score.count else Text("-")
+        verdict = verdicts.get(one.name)
+        perplexity = Text("n/a", style="dim") if one.reading else _quality(judgment, verdict, length)[0]
+        seconds = figure(one.seconds)
+        name = _name(comparison, one.name, verdict if last and one.reading else None)
+        grid.add_row(name, score, f"{one.score.count:,}", seconds, perplexity)
+    return Group(Text(f"\n{length_label(length)}, questions", style="bold"), grid)
+
+
 def _is_measured(comparison: Comparison, load: Load) -> bool:
     return any(cell.load == load.label and cell.figures for cell in comparison.speed)
 
@@ -140,7 +168,7 @@ def _load(comparison: Comparison, judgment: Judgment, baseline: Sequence[Gain], 
     shown += [] if load.cached else [("ttft", "TTFT\ns", 1.0)]
     grid = Columns("attention", [head for _, figure_head, _ in shown for head in (figure_head, "x full")])
     by_name = {verdict.deployment: verdict.gains for verdict in judgment.verdicts}
-    for candidate in comparison.plan.candidates:
+    for candidate in comparison.plan.served:
         gains = by_name.get(candidate.name, baseline)
         cells: list[Text] = []
         for name, _, scale in shown:

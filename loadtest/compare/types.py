@@ -56,6 +56,7 @@ class Plan:
         kv_memory: bytes of KV cache that ``fits`` is counted for; the same for all.
         arguments: of ``longspan serve``, for every server.
         tasks_version: of what the tasks ask, ``loadtest.tasks.registry.VERSION``; 1 in files from before it.
+        beyond: lengths in tokens, ascending, that the model's context does not hold: only readings are asked.
     """
 
     candidates: tuple[Deployment, ...]
@@ -73,6 +74,7 @@ class Plan:
     kv_memory: int = 0
     arguments: tuple[str, ...] = ()
     tasks_version: int = 1
+    beyond: tuple[int, ...] = ()
 
     @property
     def full(self) -> str:
@@ -83,8 +85,27 @@ class Plan:
         """The candidate of a name."""
         return next(one for one in self.candidates if one.name == name)
 
+    @property
+    def served(self) -> tuple[Deployment, ...]:
+        """The candidates with a server of their own: all attention variants."""
+        return tuple(one for one in self.candidates if not one.is_reading)
+
+    @property
+    def readings(self) -> tuple[Deployment, ...]:
+        """The candidates that read documents through full attention's server."""
+        return tuple(one for one in self.candidates if one.is_reading)
+
+    def lengths(self, name: str) -> tuple[int, ...]:
+        """All lengths that a candidate can be asked at, ascending."""
+        return (*self.contexts, *self.beyond) if self.candidate(name).is_reading else self.contexts
+
     def command(self, name: str) -> str:
-        """The command that serves a candidate as it was measured, with the model and all arguments."""
+        """The command that serves a candidate as it was measured, with the model and all arguments.
+
+        Of a reading it is the one that reads, from a server of full attention.
+        """
+        if self.candidate(name).is_reading:
+            return self.candidate(name).command
         return shlex.join(["longspan", "serve", *self.arguments, *self.candidate(name).arguments])
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from loadtest.compare.types import Comparison
+from loadtest.compare.types import Comparison, Plan
+from loadtest.deployment import Deployment
 from loadtest.evaluation.pairs import OWN, answer_key
 from loadtest.evaluation.text import Slice
 from loadtest.evaluation.types import Answer, Memory, TextBlock
@@ -89,6 +90,7 @@ def order(
     slices: Mapping[int, Sequence[Slice]],
     own: Sequence[int] = (),
     most: int | None = None,
+    beyond: Sequence[int] = (),
 ) -> Iterator[Unit]:
     """All units, in rounds that give every length a slice of text and every task a context.
 
@@ -102,6 +104,7 @@ def order(
         slices: of the text, by length.
         own: numbers of the contexts of the user's own questions.
         most: contexts of each task and length; ``None`` never ends.
+        beyond: lengths that the model's context does not hold, at which tasks are asked and nothing else.
     """
     per_round = -(-len(own) // _OWN_ROUNDS)
     ahead = -(-_AHEAD // max(1, len(tasks)))
@@ -118,6 +121,8 @@ def order(
                 for task in tasks
             ]
             units += [*once, *asked] if number == 0 else [*asked, *once]
+        if most is None or number < most:
+            units += [Unit("answers", length, number, task) for length in beyond for task in tasks]
         units += [
             Unit("answers", 0, index, OWN) for index in own[number * per_round : (number + 1) * per_round]
         ]
@@ -153,4 +158,16 @@ def lacking(unit: Unit, comparison: Comparison, part: Slice | None = None) -> se
         have = {row.deployment for row in comparison.text if (row.length, row.block) == place_of}
     else:
         have = {row.deployment for row in comparison.memory if row.length == unit.length}
-    return {candidate.name for candidate in comparison.plan.candidates} - comparison.failed.keys() - have
+    able = {one.name for one in comparison.plan.candidates if is_for(unit, comparison.plan, one)}
+    return able - comparison.failed.keys() - have
+
+
+def is_for(unit: Unit, plan: Plan, candidate: Deployment) -> bool:
+    """A unit can be done on a candidate.
+
+    A reading answers tasks only: it decodes no text, keeps no sequence in the KV cache, and the user's own
+    questions need not come with a document. Attention variants can't be asked beyond the model's context.
+    """
+    if candidate.is_reading:
+        return unit.kind == "answers" and unit.task != OWN
+    return unit.length not in plan.beyond

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from loadtest.compare.answering import seconds_words
 from loadtest.compare.evidence import EQUAL, PENDING, failures
 from loadtest.compare.gains import deciding_figure, new_prompts, operators_load
 from loadtest.compare.ground import Ground
@@ -60,6 +61,8 @@ def verdict(comparison: Comparison, judged: Verdict, ground: Ground) -> str:
     brings = [gain_words(gain) for gain in found if gain.ratio.value > 1]
     costs = [gain_words(gain) for gain in found if gain.ratio.value < 1]
     parts = [f"{name}: {judged.outcome}: {_reasons(comparison, judged, ground)}"]
+    if comparison.plan.candidate(name).is_reading:
+        parts += filter(None, [seconds_words(comparison, name)])
     if brings:
         parts.append(f"At {length_label(context)} it {listed(brings)}")
     if costs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,7 +55,9 @@ def ask(
     The first request is sent by itself and computes the context; the others find it in the prefix cache. A
     pattern that evicted keys lacks them for later questions, as in a conversation: SCBench (Li et al. 2024)
     measures this. A right answer is forced after the prompt, token by token, so that each is decoded as the
-    deployment decodes; only its first token follows from the prompt itself, like that of any answer.
+    deployment decodes; only its first token follows from the prompt itself, like that of any answer. The
+    seconds are those of the first request, which computes the context, and of all generated answers; not
+    those of the other forced ones, which no user asks for.
 
     Args:
         client: of the deployment's server.
@@ -69,21 +72,30 @@ def ask(
         longspan.UnavailableError: the server has ended.
     """
     # Targets first: they are short, so the others wait for little but the context.
-    calls: list[Callable[[], Generation]] = [
+    targets: list[Callable[[], Generation]] = [
         functools.partial(_force, client, each)
         for each in prompts
         if isinstance(each, Prompt) and each.target
     ]
-    calls += [
+    answers: list[Callable[[], Generation]] = [
         functools.partial(_generate, client, each, sample)
         for each, sample in zip(prompts, samples, strict=True)
         if isinstance(each, Prompt)
     ]
-    done = iter(at_once(calls[:1]) + at_once(calls[1:]))
-    forced = [next(done) if isinstance(each, Prompt) and each.target else None for each in prompts]
-    generated = [next(done) if isinstance(each, Prompt) else each for each in prompts]
+    began = time.monotonic()
+    first = at_once((targets or answers)[:1])
+    taken = time.monotonic() - began
+    rights = at_once(targets[1:])
+    began = time.monotonic()
+    rest = at_once(answers if targets else answers[1:])
+    taken += time.monotonic() - began
+    of_target, of_answer = (
+        (iter([*first, *rights]), iter(rest)) if targets else (iter(()), iter([*first, *rest]))
+    )
+    forced = [next(of_target) if isinstance(each, Prompt) and each.target else None for each in prompts]
+    generated = [next(of_answer) if isinstance(each, Prompt) else each for each in prompts]
     return [
-        _asked(deployment, sample, each, right, answer)
+        _asked(deployment, sample, each, right, answer, taken / len(samples))
         for sample, each, right, answer in zip(samples, prompts, forced, generated, strict=True)
     ]
 
@@ -109,6 +121,7 @@ def _asked(
     asked: Prompt | LongspanError,
     right: Generation | LongspanError | None,
     generated: Generation | LongspanError,
+    seconds: float,
 ) -> Asked:
     row = Answer(
         deployment, sample.task, sample.length, sample.index, sample.turn, sample.depth, sample.answer
@@ -125,6 +138,7 @@ def _asked(
         target_tokens=len(asked.target),
         prompt_tokens=generated.usage.prompt_tokens,
         cached_tokens=generated.usage.cached_prompt_tokens,
+        seconds=seconds,
     )
     if isinstance(right, Generation):
         logprobs = right.completions[0].logprobs

@@ -26,6 +26,8 @@ class Answer:
         prompt_tokens: of the prompt.
         cached_tokens: of those, found in the prefix cache.
         error: why there is no answer; empty if there is.
+        seconds: of a question about this context: from the first request to the last answer to any of its
+            questions, divided by their number; NaN where it was not measured.
     """
 
     deployment: str
@@ -42,6 +44,7 @@ class Answer:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     error: str = ""
+    seconds: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from loadtest.columns import figure
+from loadtest.compare import analysis
+from loadtest.compare.answering import answering
 from loadtest.compare.effective import effective_length
 from loadtest.compare.gains import deciding_figure, is_served, operators_load
-from loadtest.compare.phrases import FIGURES, effective_words, measure, setting
+from loadtest.compare.phrases import FIGURES, effective_words, ends, measure, setting
 from loadtest.compare.schema import SCHEMA
 from loadtest.compare.types import Comparison, Evidence, Gain, Judgment, Verdict
 from loadtest.document import plain
@@ -69,6 +73,7 @@ def render(
         summary=_summary(comparison, judgment),
         drawings=drawings(comparison, judgment),
         needles=needles.tables(comparison),
+        questions=_questions(comparison),
         scale=evidence.scale(),
         lines=evidence.lines(),
         heads=figures.HEADS,
@@ -119,6 +124,7 @@ def _variant(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "command": verdict.command,
         "exact": verdict.exact,
         "served": is_served(comparison, verdict.deployment),
+        "reading": comparison.plan.candidate(verdict.deployment).is_reading,
         "effective": _effective(verdict),
         "kernel": comparison.running.get(verdict.deployment, {}).get("kernel", ""),
         "deciding": evidence.rows([one for one in tests if one.decides]),
@@ -185,14 +191,39 @@ def _summary(comparison: Comparison, judgment: Judgment) -> dict[str, Any]:
     return {"heads": heads, "rows": rows}
 
 
+def _questions(comparison: Comparison) -> dict[str, Any]:
+    """Attention variants and readings beside each other: scores, and seconds of a question."""
+    rows = []
+    for length in (*comparison.plan.contexts, *comparison.plan.beyond):
+        for one in answering(comparison, length):
+            cells: list[Cell] = [(length_label(length), length, "")]
+            if not one.fits:
+                cells += [("does not fit", -1.0, ""), NOTHING, NOTHING]
+            elif not one.score.count:
+                cells += [NOTHING, NOTHING, NOTHING]
+            else:
+                within = ends(one.score, "{:.2f}".format)
+                cells += [
+                    (f"{one.score.value:.2f}", one.score.value, within.strip()),
+                    (f"{one.score.count:,}", one.score.count, ""),
+                    (f"{figure(one.seconds)} s", one.seconds, ""),
+                ]
+            perplexity = analysis.perplexity(comparison, one.name, length)
+            known = NOTHING if math.isnan(perplexity) else (f"{perplexity:.2f}", perplexity, "")
+            cells.append(("not applicable", "", "") if one.reading else known)
+            rows.append({"name": one.name, "number": view.numbers(comparison)[one.name], "cells": cells})
+    heads = ["reads by", "context", "score", "questions", "per question", "perplexity"]
+    return {"heads": heads, "rows": rows}
+
+
 def _gain_cell(gain: Gain | None) -> Cell:
     if gain is None:
         return NOTHING
     own = words.measured(gain.figure, gain.own.value)
     if gain.equal_work:
         return (own, gain.ratio.value, "the same work")
-    ends = words.ends(words.ratio, gain.ratio) if gain.ratio.claimed else ""
-    return (own, gain.ratio.value, f"{words.ratio(gain.ratio.value)} {ends}".strip())
+    within = words.ends(words.ratio, gain.ratio) if gain.ratio.claimed else ""
+    return (own, gain.ratio.value, f"{words.ratio(gain.ratio.value)} {within}".strip())
 
 
 def _test_cell(test: Evidence | None) -> Cell:
@@ -213,6 +244,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("machine", words.pairs(comparison.machine)),
         ("versions", words.pairs(comparison.versions)),
         ("contexts", ", ".join(length_label(length) for length in plan.contexts)),
+        ("beyond the model's context", ", ".join(length_label(length) for length in plan.beyond)),
         ("loads", "; ".join(load.label for load in plan.loads)),
         ("measured again", "; ".join(not_counted(comparison.speed))),
         ("text", f"{plan.text} (hash {plan.text_hash[:12]})" if plan.text else ""),

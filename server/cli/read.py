@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from longspan.reading import Citation, Reading, ReadOptions
 
 _EXCERPT = 160  # characters of a line that is shown
+_MOST_BYTES = (
+    256 << 20
+)  # of a document: hundreds of thousands of requests, and in memory several times its size
 
 
 @connected
@@ -116,9 +119,15 @@ def read(
 
 def _content(file: str) -> bytes:
     try:
-        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)  # of a device or a pipe there may be no end
     except OSError as error:
         fail(f"{file} can't be read: {error.strerror}", code=2)
+    except MemoryError:
+        fail(f"{file} does not fit into this process's memory; read a part of it")
+    if len(content) > _MOST_BYTES:
+        fail(f"{file} has more than {_MOST_BYTES >> 20} MiB; read it in parts", code=2)
+    return content
 
 
 def _run(
@@ -147,6 +156,8 @@ def _run(
         fail(f"{file} was not read within {timeout:g} s; allow a longer --timeout")
     except ValueError as error:
         fail(f"{file}: {error}", code=2)
+    except MemoryError:
+        fail(f"{file} does not fit into this process's memory; read a part of it")
 
 
 def _show(reading: Reading, file: str, citations: int) -> None:
@@ -171,11 +182,23 @@ def _place(citation: Citation, file: str) -> str:
 
 
 def _excerpt(text: str, answer: str) -> str:
-    """The line of a passage that has most of the answer's words, shortened."""
+    """The line of a passage that has most of the answer's words; of a long line the part that has."""
     wanted = _words(answer)
-    best = max(text.splitlines(), key=lambda line: len(wanted & _words(line))).strip()
-    best = "".join(character if character.isprintable() else " " for character in best)
-    return best if len(best) <= _EXCERPT else f"{best[: _EXCERPT - 3]}..."
+
+    def shared(words: str) -> int:
+        return len(wanted & _words(words))
+
+    line = max(text.splitlines(), key=shared).strip()
+    line = "".join(character if character.isprintable() else " " for character in line)
+    if len(line) <= _EXCERPT:
+        return line
+    most = _EXCERPT - 6
+    parts = [(match.start(), line[match.start() :][:most]) for match in re.finditer(r"\S+", line)]
+    found = [shared(part) for _, part in parts]
+    # The middle of those that share as many words: what was found does not stand at their edges.
+    equal = [part for part, count in zip(parts, found, strict=True) if count == max(found)]
+    start, best = equal[len(equal) // 2] if max(found) else parts[0]
+    return f"{'...' * (start > 0)}{best.strip()}{'...' * (start + most < len(line))}"
 
 
 def _words(text: str) -> set[str]:
@@ -197,7 +220,7 @@ def _stats(reading: Reading, seconds: float) -> str:
         f"{spent.requests} requests",
         f"{spent.prompt_tokens} prompt tokens ({spent.cached_prompt_tokens} cached)",
         f"{spent.completion_tokens} tokens",
-        *([f"sent again {spent.waits} times, as the server was busy"] if spent.waits else []),
+        *([f"sent again {spent.waits} times, as the server was busy or away"] if spent.waits else []),
         f"{seconds:.1f} s",
     ]
     return ", ".join(parts)

@@ -292,3 +292,12 @@ def test_small_passages_need_no_other_overlap_and_excerpts_no_terminal(
     done = run("read", str(file), "--question", "Who?", "--passage-tokens", "100", "--port", str(server.port))
     assert done.returncode == 0, done.stderr
     assert _excerpt("He wrote \x1b[2Jit.", "he wrote") == "He wrote  [2Jit."
+    long = _excerpt("word " * 200 + "He wrote it. " + "word " * 200, "he wrote it")
+    assert "He wrote it." in long, "of one enormous line the part that tells it"
+    assert len(long) <= 160
+
+
+def test_a_document_without_an_end_is_refused(server: Running) -> None:
+    done = run("read", "/dev/zero", "--port", str(server.port))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "longspan: /dev/zero has more than 256 MiB; read it in parts\n"

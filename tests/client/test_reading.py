@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan import AsyncClient, BusyError, NotFoundError
+from longspan import AsyncClient, BusyError, NotFoundError, UnavailableError
 from longspan.reading import METHODS, Reading, ReadOptions, Spent, read
 from longspan.reading.cut import Cutter
 from longspan.reading.document import Document
@@ -143,6 +143,24 @@ def test_a_server_that_stays_busy_is_given_up(server: Running) -> None:
     with pytest.raises(BusyError, match="the queue is full"):
         asked(server, passage_tokens=1000)
     assert server.service.turn_away > 10_000 - 30 * 20
+
+
+def test_a_server_that_restarts_is_waited_for(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longspan.reading.session._PAUSE", 0.01)
+    whole = asked(server, passage_tokens=1000)
+    server.service.away_after, server.service.away_for = 10, 60  # gRPC repeats each a few times by itself
+    reading = asked(server, passage_tokens=1000)
+    assert reading.spent.waits > 0
+    assert server.service.away_for == 0
+    assert (reading.text, reading.spent.requests) == (whole.text, whole.spent.requests)
+
+
+def test_a_server_that_stays_away_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longspan.reading.session._PAUSE", 0.01)
+    monkeypatch.setattr("longspan.reading.session.RESTART_SECONDS", 0.5)
+    server.service.away_after, server.service.away_for = 10, 1_000_000
+    with pytest.raises(UnavailableError, match="restarts"):
+        asked(server, passage_tokens=1000)
 
 
 def test_an_error_ends_the_others(server: Running) -> None:

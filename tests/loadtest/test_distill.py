@@ -20,10 +20,13 @@ from loadtest import texts
 from loadtest.cli import distill as command
 from loadtest.direct.distill import run
 from loadtest.direct.distill.acceptance import acceptance, best_speedup
-from loadtest.direct.distill.run import AnotherRunError, distill
+from loadtest.direct.distill.report import served_sentences
+from loadtest.direct.distill.run import AnotherRunError, distill, measure_served
+from loadtest.direct.distill.served import AFTER, ALONE, BEFORE
 from loadtest.direct.distill.student import make_student
 from loadtest.direct.distill.train import distillation_loss
-from loadtest.direct.distill.types import Acceptance, Distillation, Recipe
+from loadtest.direct.distill.types import Acceptance, Distillation, Recipe, Row, Served
+from loadtest.measuring.types import Interval
 from tests.models_zoo import save_tiny
 
 
@@ -241,6 +244,76 @@ def test_the_command_tells_how_to_serve_the_student(
         lambda recipe, *_: Distillation(recipe, "teacher", 1, 8, seen, seen, [], 1.0),
     )
     monkeypatch.setattr(command, "signals_raise", lambda: None)
-    command.distill([Path("a")], Path("student"), teacher=teacher)
+    command.distill([Path("a")], Path("student"), teacher=teacher, measure=False)
     told = capsys.readouterr().out.splitlines()
     assert told[-1].strip() == f"longspan serve {model}--speculate draft --draft-model student"
+
+
+SEEN = Acceptance(0.5, 0.4, 0.6, 0.5, 100)
+
+
+def served(speed: Interval, drafted: int = 100, different: int = 0) -> Distillation:
+    rows = (
+        Row(ALONE, 40.0, 0, 0, 1.0, Interval(1.0, 1.0, 1.0, 12)),
+        Row(BEFORE, 39.0, 0, 0, 1.0, Interval(0.97, 0.95, 0.99, 12)),
+        Row(AFTER, 40.0 * speed.value, drafted, drafted // 2, 1.25, speed),
+    )
+    found = Served(12, 128, 64, rows, different)
+    return Distillation(Recipe("", ()), "teacher", 1, 8, SEEN, SEEN, [], 1.0, found)
+
+
+@pytest.mark.parametrize(
+    ("speed", "verdict"),
+    [
+        (
+            Interval(1.2, 1.1, 1.3, 12),
+            "speculation pays on this machine: 1.20 times as fast (1.10 to 1.30) as without a draft model",
+        ),
+        (
+            Interval(0.9, 0.85, 0.95, 12),
+            "speculation does not pay on this machine: 0.90 times as fast (0.85 to 0.95) as without a draft "
+            "model; serve the teacher alone",
+        ),
+        (
+            Interval(1.1, 0.95, 1.3, 12),
+            "speculation does not surely pay on this machine: 1.10 times as fast (0.95 to 1.30) as without a "
+            "draft model",
+        ),
+        (
+            Interval(1.3, count=3),
+            "speculation: 1.30 times as fast as without a draft model, of too few prompts to tell whether it "
+            "pays; give more --text",
+        ),
+    ],
+)
+def test_the_verdict_on_speculation_is_what_the_interval_says(speed: Interval, verdict: str) -> None:
+    told = served_sentences(served(speed))
+    assert told[-1] == verdict
+    assert told[1:3] == [
+        "  without a draft model: 40.0 tokens/s",
+        "  student before training: 39.0 tokens/s; nothing was drafted, since by the measured times no draft "
+        "would have paid",
+    ]
+    assert "50% of 100 drafts accepted, 1.25 tokens per step" in told[3]
+
+
+def test_a_pair_that_is_not_served_says_why() -> None:
+    found = replace(served(Interval(1.0)), served=None, unserved="speculation needs a CPU")
+    assert served_sentences(found) == [
+        "the pair could not be served here, so its speed is not known: speculation needs a CPU"
+    ]
+    assert served_sentences(replace(found, unserved="")) == []
+
+
+@pytest.mark.stress  # three servers
+@pytest.mark.timeout(300)
+def test_the_pair_is_measured_as_it_is_served(recipe: Recipe, tmp_path: Path) -> None:
+    found = measure_served(distill(recipe, tmp_path, None, quiet), tmp_path, None, quiet)
+    assert not found.unserved
+    assert found.served is not None
+    assert [row.name for row in found.served.rows] == [ALONE, BEFORE, AFTER]
+    alone, before, after = found.served.rows
+    assert (alone.drafted, alone.accepted, alone.per_step, alone.speed.value) == (0, 0, 1.0, 1.0)
+    assert all(row.rate > 0 and row.speed.claimed for row in found.served.rows)
+    assert before.drafted + after.drafted > 0, "each is tried at least"
+    assert json.loads((tmp_path / "distillation.json").read_text())["served"]["prompts"] == 12

@@ -10,7 +10,7 @@ from loadtest.compare import analysis
 from loadtest.compare.evaluator import Evaluator
 from loadtest.compare.types import Comparison, Plan
 from loadtest.compare.units import Rows, Unit, lacking, order
-from loadtest.deployment import FULL, topk, window
+from loadtest.deployment import FULL, parse, topk, window
 from loadtest.evaluation.text import Tokens, slices
 from loadtest.evaluation.types import Answer, Memory, TextBlock
 from loadtest.servers import serve
@@ -34,12 +34,19 @@ def own(*answers):
     ]
 
 
+ARGUMENTS = ("--kv-memory", "128MiB", "--max-context", "600", "--threads", "1")
+
+
 @pytest.fixture(scope="module")
-def clients(default_model):
-    arguments = ("--kv-memory", "128MiB", "--max-context", "600", "--threads", "1")
+def full(default_model):
+    with serve(*ARGUMENTS, *FULL.arguments) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def clients(full):
     with (
-        serve(*arguments, *FULL.arguments) as full,
-        serve(*arguments, *NEAR.arguments) as near,
+        serve(*ARGUMENTS, *NEAR.arguments) as near,
         Client(full.host, full.port) as asks_full,
         Client(near.host, near.port) as asks_near,
     ):
@@ -165,3 +172,26 @@ def test_rows_take_the_place_of_older_ones():
     Rows([Answer("full", "a", 512, 0, 1, None, ("x",))]).add_to(found)
     assert (len(found.answers), found.text, found.memory) == (2, [block], [held])
     assert found.answers[0].score == 1
+
+
+def test_a_reading_answers_what_the_models_context_does_not_hold(clients, full):
+    """The real model finds most numbers in a document twice as long as its context."""
+    reading = parse("extractive passage_tokens=128 top=2 max_tokens=24")
+    found = comparison((FULL, NEAR, reading), beyond=(1200,))
+    address = (full.host, full.port)
+    evaluator = Evaluator(
+        found, clients[FULL.name], text=TEXT, prose=TEXT, turns=3, contexts=1, address=address
+    )
+    alive = {**clients, reading.name: clients[FULL.name]}
+    for length in (512, 1200):
+        evaluator.run(Unit("answers", length, 0, "needles"), alive).add_to(found)
+    assert [(row.deployment, row.length) for row in found.answers] == [
+        *((name, 512) for name in (FULL.name, NEAR.name, reading.name) for _ in range(3)),
+        *((reading.name, 1200) for _ in range(3)),
+    ]
+    assert not any(row.error for row in found.answers)
+    assert all(row.seconds > 0 for row in found.answers)
+    far = [row for row in found.answers if row.length == 1200]
+    assert all(row.prompt_tokens > 1200 for row in far), "every passage was looked at"
+    assert sum(row.score for row in far) >= 2
+    assert not evaluator.due(Unit("text", 512), [reading.name])

@@ -57,5 +57,44 @@ def sentences(found: Distillation) -> list[str]:
     return told
 
 
+def served_sentences(found: Distillation) -> list[str]:
+    """What speculation with the student brings where it is served: the verdict last."""
+    if found.unserved:
+        return [f"the pair could not be served here, so its speed is not known: {found.unserved}"]
+    served = found.served
+    if served is None:
+        return []
+    told = [
+        f"served, {served.prompts} held-out prompts of {served.prompt_tokens} tokens, "
+        f"{served.output_tokens} tokens of output, greedy, one at a time:"
+    ]
+    for row in served.rows:
+        drafts = ""
+        if row.drafted:
+            drafts = (
+                f"; {row.accepted / row.drafted:.0%} of {row.drafted:,} drafts accepted, "
+                f"{row.per_step:.2f} tokens per step"
+            )
+        elif row is not served.rows[0]:
+            drafts = "; nothing was drafted, since by the measured times no draft would have paid"
+        told.append(f"  {row.name}: {row.rate:.1f} tokens/s{drafts}")
+    if served.different:
+        told.append(
+            f"  {served.different} of {served.prompts} answers differ by rounding: see docs/speculation.md"
+        )
+    speed = served.rows[-1].speed
+    within = f" ({speed.low:.2f} to {speed.high:.2f})" if speed.claimed else ""
+    factor = f"{speed.value:.2f} times as fast{within} as without a draft model"
+    if not speed.claimed:
+        told.append(f"speculation: {factor}, of too few prompts to tell whether it pays; give more --text")
+    elif speed.low > 1:
+        told.append(f"speculation pays on this machine: {factor}")
+    elif speed.high < 1:
+        told.append(f"speculation does not pay on this machine: {factor}; serve the teacher alone")
+    else:
+        told.append(f"speculation does not surely pay on this machine: {factor}")
+    return told
+
+
 def _acceptance(found: Acceptance) -> str:
     return f"{found.sampled:.3f} ({found.low:.3f} to {found.high:.3f}; greedy {found.greedy:.3f})"

@@ -19,11 +19,14 @@ from transformers.utils.logging import disable_progress_bar
 from loadtest.direct.distill.acceptance import acceptance
 from loadtest.direct.distill.blocks import blocks
 from loadtest.direct.distill.report import drawing_of_loss
+from loadtest.direct.distill.served import measure
 from loadtest.direct.distill.student import dropouts, freeze_vocabulary, make_student, weights_of
 from loadtest.direct.distill.train import train
 from loadtest.direct.distill.types import Distillation, Listener, Recipe
 from loadtest.direct.settings import read_settings
 from loadtest.document import plain, write
+from loadtest.servers import NotStartedError
+from longspan import LongspanError
 from server.errors import RefusedError
 from server.models.resolve import resolve_model
 
@@ -98,6 +101,35 @@ def distill(recipe: Recipe, out: Path, cache_dir: Path | None, listener: Listene
     drawing_of_loss(losses).write(out / _LOSS)
     write(json.dumps(plain(found), indent=1), out / _REPORT)
     shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
+    return found
+
+
+def measure_served(
+    found: Distillation, out: Path, cache_dir: Path | None, listener: Listener
+) -> Distillation:
+    """The same with the figures of the pair as it is served, which the report's file then has too.
+
+    Args:
+        found: by ``distill``.
+        out: the student's folder.
+        cache_dir: as of ``distill``.
+        listener: told of progress.
+
+    Raises:
+        OSError: the report can't be written.
+        ValueError: the teacher or the text is there no more.
+    """
+    cache_dir = cache_dir or read_settings(()).cache_dir
+    recipe = found.recipe
+    files = resolve_model(recipe.teacher or None, cache_dir, lambda stage, _: listener(stage, 0, 0))
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    held_out = blocks(tokenizer, recipe.text, recipe.context)[1]
+    try:
+        served = measure(recipe.teacher, files.folder, out, held_out, cache_dir, listener)
+        found = dataclasses.replace(found, served=served)
+    except (NotStartedError, LongspanError) as error:
+        found = dataclasses.replace(found, unserved=str(error))
+    write(json.dumps(plain(found), indent=1), out / _REPORT)
     return found
 
 

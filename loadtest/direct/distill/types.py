@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from loadtest.measuring.types import Interval
+
 Listener = Callable[[str, int, int], None]
 """Called with what is under way, in a few words, the step of training and how many there are; else 0."""
 
@@ -82,6 +84,46 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One server's answers.
+
+    Attributes:
+        name: what drafts.
+        rate: output tokens per second of one request at a time, prompts included.
+        drafted: tokens that were drafted.
+        accepted: those of them that were right.
+        per_step: tokens per step of a sequence, 1 without drafts.
+        speed: how many times as fast as without a draft model: the median over prompts, each paired.
+    """
+
+    name: str
+    rate: float
+    drafted: int
+    accepted: int
+    per_step: float
+    speed: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The pair as it is served, on this machine.
+
+    Attributes:
+        prompts: of held-out text, each asked of every server.
+        prompt_tokens: of each.
+        output_tokens: of each answer, greedy.
+        rows: without a draft model, with the student before training, and with the student.
+        different: prompts whose answers were not all the same.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    output_tokens: int
+    rows: tuple[Row, ...]
+    different: int
+
+
+@dataclass(frozen=True, slots=True)
 class Distillation:
     """A student and what it is worth.
 
@@ -94,6 +136,8 @@ class Distillation:
         after: acceptance after training.
         losses: by step.
         seconds: of training, in this run.
+        served: acceptance and speed of the pair as it is served; ``None`` where that was not measured.
+        unserved: why the pair could not be served; empty if it could, or was not to be.
     """
 
     recipe: Recipe
@@ -104,3 +148,5 @@ class Distillation:
     after: Acceptance
     losses: Sequence[Point]
     seconds: float
+    served: Served | None = None
+    unserved: str = ""

@@ -24,7 +24,8 @@ async def read(
     """The answer to a question about a document, or its summary, by many short requests.
 
     The most likely tokens are taken throughout. Cancelling the task cancels all requests on the server. One
-    that a busy server turns away is sent again when the server says, up to 30 times.
+    that a busy server turns away is sent again when the server says, up to 30 times; one that meets a server
+    that is away, as while it restarts, for two minutes.
 
     Args:
         client: of the server.

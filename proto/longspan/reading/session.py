@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar, Unpack
 
 from longspan.aio import AsyncClient
-from longspan.errors import BusyError
+from longspan.errors import BusyError, UnavailableError
 from longspan.reading.types import Note, ReadOptions, Spent
 from longspan.request import GenerateOptions
 from longspan.results import FinishReason
@@ -16,6 +17,10 @@ from longspan.results import FinishReason
 Result = TypeVar("Result")
 
 _ATTEMPTS = 30  # of a request that a busy server turns away, saying when to come again
+_PAUSE = 1.0  # seconds between attempts while the server is away
+RESTART_SECONDS = 120.0
+"""For which a server that has answered before may be away, as while it restarts."""
+
 SCORED_TOKENS = 64
 """Tokens of a text, from its beginning, whose log probability is looked at; each takes a step."""
 
@@ -33,6 +38,7 @@ class Session:
     def __init__(self, client: AsyncClient, options: ReadOptions, chat: bool, spent: Spent) -> None:
         self._client, self._options, self._chat, self._spent = client, options, chat, spent
         self._free = asyncio.Semaphore(options.concurrency)
+        self._answered = False
 
     async def all(self, stage: str, calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
         """Results of all calls, in their order; the first that fails ends the others.
@@ -142,13 +148,27 @@ class Session:
         return [("user", prompt)] if self._chat else f"{prompt}\n\nAnswer:"
 
     async def _patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """A call, made again when the server says so; gRPC repeats one that the server could not begin."""
-        for _ in range(_ATTEMPTS - 1):
+        """A call, made again when a busy server says so, or while a server is away that has answered before.
+
+        All requests are greedy and none changes the server, so each may be repeated.
+        """
+        turned_away, away_since = 0, 0.0
+        while True:
             try:
-                return await call()
+                found = await call()
             except BusyError as error:
-                if error.retry_after is None:
+                turned_away += 1
+                if error.retry_after is None or turned_away == _ATTEMPTS:
                     raise
-                self._spent.waits += 1
-                await asyncio.sleep(error.retry_after)
-        return await call()
+                pause = error.retry_after
+            except UnavailableError:
+                now = time.monotonic()
+                away_since = away_since or now
+                if not self._answered or now - away_since > RESTART_SECONDS:
+                    raise
+                pause = _PAUSE
+            else:
+                self._answered = True
+                return found
+            self._spent.waits += 1
+            await asyncio.sleep(pause)

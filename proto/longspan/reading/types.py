@@ -74,7 +74,7 @@ class Spent:
         prompt_tokens: of them.
         cached_prompt_tokens: those of them that the server found in its prefix cache.
         completion_tokens: generated, or scored token by token.
-        waits: how often a request was sent again because the server was too busy for it.
+        waits: how often a request was sent again, because the server was too busy for it or away.
     """
 
     requests: int = 0
