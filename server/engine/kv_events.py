@@ -111,9 +111,9 @@ class KVEvents:
         self._page_size = page_size
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._kept: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_BATCHES)
-        context = zmq.Context()
-        self._publisher = self._bind(context, zmq.PUB, address)
-        self._replay = self._bind(context, zmq.ROUTER, replay) if replay else None
+        context = self._zmq.Context()
+        self._publisher = self._bind(context, self._zmq.PUB, address)
+        self._replay = self._bind(context, self._zmq.ROUTER, replay) if replay else None
         self._events.put(AllBlocksCleared())
         threading.Thread(target=self._publish, name="kv-events", daemon=True).start()
 
