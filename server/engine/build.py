@@ -124,6 +124,7 @@ def build_engine(
         max_batch_tokens=sizes.max_batch_tokens,
         max_running=sizes.max_running,
         pages_total=pages - 1,
+        pages_per_sequence=core.kv.demand(context_length, sizes.max_batch_tokens),
         kv_bytes=pages * page_bytes,
         weight_bytes=core.costs.weights.stored + (0 if draft is None else draft.weight_bytes),
         memory_total=memory_bytes(runner.device),

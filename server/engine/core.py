@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Set
+from itertools import chain, repeat
 
 from attention.patterns.base import ContentPattern
+from server.engine.beam_group import BeamGroup
+from server.engine.continuations import Found
 from server.engine.costs import Cost, StepCosts
 from server.engine.flight import Flight
 from server.engine.kv_manager import KVManager, most_pages
@@ -18,7 +21,7 @@ from server.engine.source import laid_out
 from server.engine.speculation.drafter import Drafter
 from server.engine.team import Team
 from server.engine.totals import Totals
-from server.messages import FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
+from server.messages import Beams, FinishReason, PositionLogprob, SequenceOutput, Stats, StepOutput, Submit
 
 log = logging.getLogger("longspan.engine")
 
@@ -118,7 +121,19 @@ class EngineCore:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens does not fit a context of {self.context_length}"
             )
+        if request.beams is not None:
+            self._check_beams(request, request.beams)
         self.scheduler.add(request)
+
+    def _check_beams(self, request: Submit, beams: Beams) -> None:
+        """Refuses beams that could not all run at once, which they have to."""
+        count, prompt, budget = beams.count, len(request.prompt), self.scheduler.max_batch_tokens
+        tokens = prompt + request.max_tokens
+        if tokens > self.context_length or count > self.scheduler.max_running:
+            raise ValueError(f"{count} beams of {tokens} tokens: too many to run at once, or too long")
+        pages = self.kv.most_of_beams(prompt, tokens, count, budget)
+        if pages > self.kv.pool.total:
+            raise ValueError(f"{count} beams can come to hold {pages} pages of {self.kv.pool.total}")
 
     def abort(self, sequence_id: int) -> None:
         """Forgets a sequence and frees its pages at once; unknown ids are ignored.
@@ -165,7 +180,7 @@ class EngineCore:
     def _schedule(self) -> list[Scheduled]:
         if self.drafter is None:
             return self.scheduler.schedule()
-        self.drafter.ask(self.scheduler.running)
+        self.drafter.ask([part for sequence in self.scheduler.running for part in sequence.parts])
         scheduled = self.scheduler.schedule()
         # Not watched by the team: of drafting much is computed by one thread, as if the others had no cores.
         self.drafter.draft(scheduled)
@@ -179,6 +194,7 @@ class EngineCore:
         fresh = {one.sequence for one in scheduled if one.sequence.started is None}
         for sequence in fresh:
             sequence.started = began
+        self.runner.copy(self.kv.take_copies())
         ahead_of = None if before is None else before.launched
         if self.team is None:
             launched = self.runner.launch(scheduled, ahead_of)
@@ -195,6 +211,7 @@ class EngineCore:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
         began = time.monotonic()
         held = {sequence for sequence in flight.launched.sequences if self._is_held(sequence)}
+        held.update(flight.launched.searches)
         return self._launch(began, self.scheduler.schedule_ahead(held), flight)
 
     def _is_held(self, sequence: Sequence) -> bool:
@@ -224,20 +241,24 @@ class EngineCore:
                 flight.launched.sequences, output.tokens, output.logprobs, strict=True
             )
         }
-        outputs = []
+        searches = dict(output.searches)
+        outputs: list[SequenceOutput] = []
         for (sequence, _), prompt_logprobs in zip(flight.scheduled, output.prompt_logprobs, strict=True):
             if sequence in void:
                 continue
             sequence.prompt_logprobs.extend(prompt_logprobs)
             if sequence in sampled:
-                outputs.append(self._accept(sequence, *sampled[sequence]))
+                found = [self._accept(sequence, *sampled[sequence])]
+            elif isinstance(group := sequence.group, BeamGroup) and group in searches:
+                found = self._accept_beams(group, searches.pop(group))  # with the first of its beams
             elif sequence in flight.fresh:
-                outputs.append(SequenceOutput(sequence.id, []))
+                found = [SequenceOutput(sequence.id, [])]
             else:
                 continue
             if sequence in flight.fresh:
-                outputs[-1].started = sequence.started
-                outputs[-1].cached_tokens = sequence.cached_tokens
+                found[0].started = sequence.started
+                found[0].cached_tokens = sequence.cached_tokens
+            outputs += found
         return outputs
 
     def _accept(
@@ -278,6 +299,33 @@ class EngineCore:
             draft_tokens=drafted,
             accepted_draft_tokens=accepted,
         )
+
+    def _accept_beams(self, group: BeamGroup, found: Found | None) -> list[SequenceOutput]:
+        """A step of a search; the outputs of its best beams once it has ended."""
+        computed = len(group.parts)
+        if found is not None:
+            group.advance(self.kv, found)
+            if group.search.running:
+                if self.runner.rope is not None and self.runner.rope.stale(group.beams[0].total):
+                    self.scheduler.restart(group)
+                return [SequenceOutput(group.id, [], searched_tokens=computed)]
+        self.scheduler.remove(group.id)
+        best = group.search.finished
+        if found is None or not best:
+            finish = self._fail(group) if found is None else FinishReason.FAILED
+            return [SequenceOutput(id_, [], finish=finish) for id_ in group.request.ids]
+        # With few tokens to choose from there can be fewer beams than asked for; then the last comes again.
+        stops = group.request.stop_token_ids
+        outputs = [
+            SequenceOutput(
+                id_,
+                beam.tokens,
+                finish=FinishReason.STOP if beam.tokens[-1] in stops else FinishReason.LENGTH,
+            )
+            for id_, beam in zip(group.request.ids, chain(best, repeat(best[-1])), strict=False)
+        ]
+        outputs[0].preemptions, outputs[0].searched_tokens = group.preemptions, computed
+        return outputs
 
     def _fail(self, sequence: Sequence) -> FinishReason:
         log.error(
