@@ -134,7 +134,7 @@ def build_engine(
         executor=executor.name,
         executor_reason=executor.reason,
         cuda_graphs=len(executor.sizes) if isinstance(executor, CapturedExecutor) else 0,
-        speculation=told(settings, drafter),
+        speculation=told(settings, drafter, draft),
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         encoder_decoder=seq2seq,
     )
