@@ -1,13 +1,14 @@
 """Beam search by an encoder-decoder and by a decoder, against transformers' ``generate``."""
 
 import threading
+import time
 
 import msgspec
 import pytest
 import torch
 import transformers
 
-from longspan import InvalidRequestError
+from longspan import DeadlineError, InvalidRequestError
 from server.messages import Beams
 from tests.e2e.server import Server
 from tests.encoder_decoders.harness import generated, load, make_core, own_model, requests, sources_of
@@ -95,6 +96,27 @@ def test_several_searches_at_once(server, own, stops):
         for output, row in zip(outputs, expected[:, 1:].tolist(), strict=True):
             assert output == row[: len(output)]
             assert set(row[len(output) :]) <= {pad}
+
+
+def test_a_search_that_is_ended_early_leaves_nothing(server):
+    long = {"num_beams": 8, "max_tokens": 110, "ignore_eos": True, "n": 2}
+    with server.client() as client:
+        with pytest.raises(DeadlineError):
+            client.generate(SOURCES[1], timeout=0.1, **long)
+        server.wait_idle()
+        found = []
+        asking = threading.Thread(
+            target=lambda: found.append(client.generate(SOURCES[1], request_id="ended", **long))
+        )
+        asking.start()
+        end = time.monotonic() + 20
+        while not client.abort("ended"):
+            assert time.monotonic() < end
+        asking.join()
+        assert [(one.finish_reason, list(one.token_ids)) for one in found[0].completions] == [
+            ("aborted", [])
+        ] * 2
+        server.wait_idle()
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])

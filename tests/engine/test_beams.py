@@ -203,6 +203,16 @@ def test_copied_pages_are_the_same_in_every_format(loaded, kv_dtype):
     assert found[0] == found[1]
 
 
+def test_packed_layers_read_the_copies(folder):
+    core = make_core(load(folder, weights="int8"), page_size=PAGE)
+    assert core.runner.executor.name == "native"
+    requests = [submit(i, prompt, MOST, num_beams=4) for i, prompt in enumerate(PROMPTS[:3])]
+    together = run(core, [*requests, *greedy_requests(PROMPTS[3:], MOST, first_id=50)])
+    for request in requests:
+        without = make_core(load(folder, weights="int8"), page_size=1)
+        assert run(without, [request])[request.id].tokens == together[request.id].tokens
+
+
 @pytest.mark.parametrize(
     ("backend", "options"),
     [
