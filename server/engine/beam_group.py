@@ -7,12 +7,13 @@ goes on to write gets a copy (``KVManager.fork``).
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
+from itertools import chain, repeat
 
 from server.engine.beam_search import BeamSearch
 from server.engine.continuations import Found
 from server.engine.kv_manager import KVManager
 from server.engine.sequence import Sequence, State
-from server.messages import Submit
+from server.messages import FinishReason, SequenceOutput, Submit
 
 
 class BeamGroup(Sequence):
@@ -99,6 +100,23 @@ class BeamGroup(Sequence):
         columns = zip(*running, strict=True)
         alike = next((i for i, column in enumerate(columns) if len(set(column)) > 1), len(running[0]))
         self.held_back = len(running[0]) - alike
+
+    def outputs(self, *, failed: bool) -> list[SequenceOutput]:
+        """Those of a search that has ended: its best beams, or that it failed, also for want of any token."""
+        best, ids, stops = self.search.finished, self.request.ids, self.request.stop_token_ids
+        if failed or not best:
+            return [SequenceOutput(id_, [], finish=FinishReason.FAILED) for id_ in ids]
+        # With few tokens to choose from there can be fewer beams than asked for; then the last comes again.
+        outputs = [
+            SequenceOutput(
+                id_,
+                beam.tokens,
+                finish=FinishReason.STOP if beam.tokens[-1] in stops else FinishReason.LENGTH,
+            )
+            for id_, beam in zip(ids, chain(best, repeat(best[-1])), strict=False)
+        ]
+        outputs[0].preemptions = self.preemptions
+        return outputs
 
     def _fork(self, parent: Sequence, kv: KVManager, tokens: list[int]) -> Sequence:
         beam = Sequence(self.request, self.arrival, self.rank)

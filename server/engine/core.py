@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Set
-from itertools import chain, repeat
 
 from attention.patterns.base import ContentPattern
 from server.engine.beam_group import BeamGroup
@@ -303,28 +302,19 @@ class EngineCore:
     def _accept_beams(self, group: BeamGroup, found: Found | None) -> list[SequenceOutput]:
         """A step of a search; the outputs of its best beams once it has ended."""
         computed = len(group.parts)
-        if found is not None:
+        if found is None:
+            self._fail(group)
+        else:
             group.advance(self.kv, found)
             if group.search.running:
                 if self.runner.rope is not None and self.runner.rope.stale(group.beams[0].total):
                     self.scheduler.restart(group)
                 return [SequenceOutput(group.id, [], searched_tokens=computed)]
+            if not group.search.finished:
+                log.error("search %d fails: every token that may follow its beams is banned", group.id)
         self.scheduler.remove(group.id)
-        best = group.search.finished
-        if found is None or not best:
-            finish = self._fail(group) if found is None else FinishReason.FAILED
-            return [SequenceOutput(id_, [], finish=finish) for id_ in group.request.ids]
-        # With few tokens to choose from there can be fewer beams than asked for; then the last comes again.
-        stops = group.request.stop_token_ids
-        outputs = [
-            SequenceOutput(
-                id_,
-                beam.tokens,
-                finish=FinishReason.STOP if beam.tokens[-1] in stops else FinishReason.LENGTH,
-            )
-            for id_, beam in zip(group.request.ids, chain(best, repeat(best[-1])), strict=False)
-        ]
-        outputs[0].preemptions, outputs[0].searched_tokens = group.preemptions, computed
+        outputs = group.outputs(failed=found is None)
+        outputs[0].searched_tokens = computed
         return outputs
 
     def _fail(self, sequence: Sequence) -> FinishReason:
