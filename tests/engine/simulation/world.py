@@ -232,6 +232,7 @@ class World:
         count, early = rng.randint(len(ids), len(ids) + 3), rng.choice(["heuristic", "full", "never"])
         pages = core.kv.most_of_beams(prompt, prompt + most, count, core.scheduler.max_batch_tokens)
         fits = pages <= core.kv.pool.total and count <= core.scheduler.max_running
+        fits = fits and sum(reader.open for reader in self._readers) + count <= IN_FLIGHT
         if rng.random() < 0.7 or not fits:
             return None
         return Beams(count=count, length_penalty=rng.choice([0.0, 1.0]), early_stopping=early, others=ids[1:])
