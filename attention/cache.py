@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
+from attention.dtypes import put, taken
 from attention.patterns.base import ContentPattern, Pattern
+from attention.transfer import to_device
 from attention.types import LayerCache, LayerSpec
 
 
@@ -50,6 +54,30 @@ class PagedCache:
                     if tensor is not None:
                         tensor.fill_(float("nan") if tensor.is_floating_point() else 0x55)
             self.layers[layer.index] = LayerCache(keys, values, summary)
+        # For a few pages torch's indexing takes ten times as long as numpy's.
+        host = torch.device(device).type == "cpu"
+        self._on_host = [pages.view(torch.uint8).numpy() for pages in self._tensors()] if host else []
+
+    def copy(self, copies: Mapping[int, int]) -> None:
+        """Queues copies of pages: keys, values and page summaries of all layers.
+
+        Args:
+            copies: the page to copy from, by the page to copy to; one after the other.
+        """
+        if self._on_host:
+            for whole in self._on_host:
+                for to, origin in copies.items():
+                    whole[to] = whole[origin]
+        elif copies:
+            tensors = self._tensors()
+            pages = torch.tensor([[*copies], [*copies.values()]])
+            to, origin = to_device(pages, tensors[0].device)
+            # What a copy overwrites, an earlier one may have read, but no later one reads what was copied.
+            for tensor in tensors:
+                put(tensor, to, taken(tensor, origin))
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [pages for layer in self.layers.values() for pages in layer if pages is not None]
 
     @staticmethod
     def bytes_per_page(

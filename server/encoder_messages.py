@@ -50,6 +50,11 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="en
     mask_token: int = 0
     top_k: int = 0
 
+    @property
+    def ids(self) -> list[int]:
+        """The ids of its outputs."""
+        return [self.id]
+
 
 class EncoderDecoderInfo(msgspec.Struct, array_like=True):
     """An encoder-decoder's facts beside ``Ready``.

@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from server.encoder_messages import Encode, EncoderDecoderInfo, EncoderInfo, Task
+from server.submit import Beams as Beams
 from server.submit import Sampling as Sampling
 from server.submit import Submit as Submit
 
@@ -64,6 +65,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
         values: of a text for an encoder, with ``finish``: float32, row by row; of masks log probabilities.
         draft_tokens: tokens that were drafted for the step.
         accepted_draft_tokens: those of them that are among ``tokens``.
+        searched_tokens: that a beam search computed in the step; those of its outputs are among them.
     """
 
     id: int
@@ -77,6 +79,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     values: bytes = b""
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    searched_tokens: int = 0
 
 
 class Stats(msgspec.Struct, array_like=True):
@@ -164,12 +167,14 @@ class Speculation(msgspec.Struct, array_like=True):
         draft_tokens: drafted for a sequence in a step, at most.
         attention_backend: of the drafts, for ``self``.
         attention_options: its options in force.
+        draft_model: for ``draft``, where the model that drafts came from.
     """
 
     method: str
     draft_tokens: int
     attention_backend: str
     attention_options: dict[str, str]
+    draft_model: str = ""
 
 
 class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
@@ -195,6 +200,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
         max_batch_tokens: tokens computed per engine step, at most.
         max_running: sequences worked on at once, at most.
         pages_total: pages that can be allocated.
+        pages_per_sequence: that a sequence holds at once, at most.
         kv_bytes: bytes of the whole KV cache.
         weight_bytes: bytes of all weights, in the form in which they are kept.
         memory_total: bytes of memory that the device has.
@@ -231,6 +237,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", kw_only=True):
     max_batch_tokens: int
     max_running: int
     pages_total: int
+    pages_per_sequence: int
     kv_bytes: int
     weight_bytes: int
     memory_total: int

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+EarlyStopping = Literal["heuristic", "full", "never"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -33,6 +37,24 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
+class Beams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How to search for the likeliest outputs.
+
+    Attributes:
+        count: beams that go on from each step.
+        length_penalty: a finished beam's score is divided by its length to this power.
+        early_stopping: ``full``: it ends with ``count`` finished beams. ``heuristic``: when the best beam
+            that goes on, at its length, does not better the worst of these; ``never``: at any length, where
+            ``length_penalty`` is positive.
+        others: ids under which the second best output and so on are told, fewer than ``count``.
+    """
+
+    count: int
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = "heuristic"
+    others: list[int] = []
+
+
 class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
     """A new sequence. ``n`` samples of a request are ``n`` sequences with different seeds.
 
@@ -54,7 +76,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
         source: of a sequence that is laid out (``server.engine.source``), tokens of its source.
         forced_end: the token that is output as the last of ``max_tokens``, if no other ends the sequence
             before.
-        unlisted: tokens that are not among the most likely ones of ``logprobs``.
+        beams: of a beam search, whose sampling is greedy; ``None`` for one output.
     """
 
     id: int
@@ -72,4 +94,9 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     start: list[int] = []
     source: int = 0
     forced_end: int | None = None
-    unlisted: list[int] = []
+    beams: Beams | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of its outputs."""
+        return [self.id, *(() if self.beams is None else self.beams.others)]

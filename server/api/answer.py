@@ -142,6 +142,7 @@ class Answer:
         delta = sample.output.push(output.tokens, output.logprobs, output.finish)
         count = sample.output.token_count - before
         record.tokens(sample.index, count, when, output.preemptions)
+        record.searched(output.searched_tokens)
         record.drafted(output.draft_tokens, min(output.accepted_draft_tokens, count))
         sample.deltas.append(delta)
         if delta.finish is not None:

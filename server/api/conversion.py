@@ -10,14 +10,13 @@ import msgspec
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api import errors
-from server.api.beam_search import Beams
-from server.api.beams import beams_of, check_beams
+from server.api.beams import BeamRoom, beams_of, check_beams
 from server.api.checks import check, refuse
 from server.api.errors import Violation
 from server.api.languages import target_of
 from server.api.prompt import check_tokenizer
 from server.api.state import Served
-from server.messages import Sampling, Submit
+from server.messages import Beams, Sampling, Submit
 from server.models.target import Target
 from server.ranges import RANGES
 from server.text.stop import StopStrings
@@ -40,6 +39,7 @@ class Plan:
         target: of an encoder-decoder.
         forced: tokens that every sample begins with.
         beams: of a beam search.
+        beam_room: for these.
     """
 
     request: inference_pb2.GenerateRequest
@@ -51,6 +51,7 @@ class Plan:
     target: Target | None
     forced: list[int]
     beams: Beams | None
+    beam_room: BeamRoom | None = None
 
     @property
     def width(self) -> int:
@@ -62,8 +63,18 @@ class Plan:
     ) -> list[Submit]:
         """One sequence per sample; those after the first wait for its prompt to share its pages.
 
-        Generation ends where the context does, so a larger ``max_tokens`` is bounded and not refused.
+        Beams are one sequence. Generation ends where the context does, so a larger ``max_tokens`` is bounded
+        and not refused.
+
+        Raises:
+            ServiceError: there is no room for so many beams.
         """
+        beams, sampling = self.beams, self.sampling
+        if beams is not None:
+            beams, ids = msgspec.structs.replace(beams, others=ids[1:]), ids[:1]
+            sampling = Sampling(
+                temperature=0.0, logit_bias=sampling.logit_bias, no_repeat_ngram=sampling.no_repeat_ngram
+            )
         stop, logprobs, target = self.request.stop, self.request.logprobs, self.target
         max_tokens = self._max_tokens(len(prompt), context_length)
         usual = 0 if target is None else target.min_tokens
@@ -73,7 +84,7 @@ class Plan:
             Submit(
                 id=id_,
                 prompt=prompt,
-                sampling=msgspec.structs.replace(self.sampling, seed=seeds[index]),
+                sampling=msgspec.structs.replace(sampling, seed=seeds[index]),
                 max_tokens=max_tokens,
                 min_tokens=min(min_tokens, max_tokens),
                 stop_token_ids=self.stop_token_ids,
@@ -85,6 +96,7 @@ class Plan:
                 salt=salt,
                 start=[] if target is None else target.start,
                 forced_end=None if target is None or stop.ignore_eos else target.forced_end,
+                beams=beams,
             )
             for index, id_ in enumerate(ids)
         ]
@@ -96,6 +108,9 @@ class Plan:
             prompt: tokens of the prompt.
             context_length: most tokens of prompt and output together.
             shared: whether samples share the prompt's pages.
+
+        Raises:
+            ServiceError: there is no room for so many beams.
         """
         return prompt * (1 if shared else self.width) + self.width * self._max_tokens(prompt, context_length)
 
@@ -105,7 +120,20 @@ class Plan:
         if self.target is not None:
             room = self.target.info.target_length - len(self.target.start)
             usual = min(self.target.max_tokens or room, room)
-        return min(stop.max_tokens, room) if stop.HasField("max_tokens") else usual
+        asked = stop.HasField("max_tokens")
+        tokens = min(stop.max_tokens, room) if asked else usual
+        if self.beams is None or self.beam_room is None:
+            return tokens
+        size, start = self.beam_room.page_size, [] if self.target is None else self.target.start
+        begun = -(-prompt // size) * size + len(start) if start else prompt
+        enough = self.beam_room.tokens(self.beams.count, begun, tokens)
+        if enough < (tokens if asked else 1):
+            sentence = (
+                f"is {self.beams.count}; the KV cache has room for {max(0, enough)} output tokens of each; "
+                "lower num_beams or stop.max_tokens, shorten the prompt, or have --kv-memory raised"
+            )
+            raise errors.invalid([Violation("beam_search.num_beams", sentence)])
+        return enough
 
 
 def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inference_pb2.Limits) -> Plan:
@@ -131,7 +159,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
         sentence = "leave no token to choose before min_tokens; name fewer"
         raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
     sampling = _sampling(request, served.generation.sampling, target)
-    refuse(check_beams(request, sampling))
+    refuse(check_beams(request, sampling, served.ready.max_running))
     seeded = request.sampling.HasField("seed")
     return Plan(
         request=request,
@@ -143,6 +171,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
         target=target,
         forced=forced,
         beams=beams_of(request),
+        beam_room=BeamRoom.of(served.ready),
     )
 
 

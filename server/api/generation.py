@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
@@ -11,13 +10,10 @@ from server.access.callers import Caller
 from server.api import conversion, errors
 from server.api.account import Account
 from server.api.answer import Answer, Event
-from server.api.beams import search
 from server.api.prompt import prompt_ids
 from server.api.state import ServerState
 from server.encoder_messages import Task
-from server.engine.ipc.link import EngineClient
 from server.engine.ipc.output import EngineDeadError, OutputStream
-from server.messages import SequenceOutput, Submit
 from server.observe.metrics import Metrics
 from server.observe.request import RequestRecord
 
@@ -82,28 +78,19 @@ class Generation:
             if self._error is not None:
                 raise self._error
             length, shared = served.ready.context_length, self._state.settings.prefix_cache
-            claimed = plan.kv_tokens(len(prompt), length, shared=shared)
+            claimed = plan.kv_tokens(len(prompt), length, shared=shared or plan.beams is not None)
             self._state.admission.claim(self._caller, self._request_id, claimed)
             quota.spend(len(prompt))
             ids = served.engine.new_ids(plan.n)
             answer = Answer(self._request, self._request_id, served, plan.stop, ids, len(prompt))
-            record = RequestRecord(self._metrics, plan.n, account.arrival, quota.spend)
+            searches = plan.beams is not None
+            record = RequestRecord(self._metrics, plan.n, account.arrival, quota.spend, searches=searches)
             account.record = record
             if not self._aborted:
                 with self._engine_errors():
-                    found: list[tuple[SequenceOutput, float]] = []
                     sequences = plan.sequences(ids, prompt, length, self._caller.salt)
+                    stream = self._stream = served.engine.submit(sequences)
                     account.submitted = True
-                    if plan.beams is not None:
-                        banned = [] if plan.target is None else plan.target.banned
-                        submit = functools.partial(self._submit, served.engine)
-                        found = await search(
-                            sequences[0], plan.beams, banned, ids, submit, served.engine.new_ids
-                        )
-                        sequences = []
-                    stream = self._submit(served.engine, sequences)
-                    for event in answer.take(found, stream, record):
-                        yield event
                     # Outputs that came while the client was slow to take an event are taken together.
                     while taken := await stream.take(_MOST_MERGED):
                         for event in answer.take(taken, stream, record):
@@ -111,13 +98,6 @@ class Generation:
             for event in answer.close(record):
                 yield event
             account.finish = answer.finish()
-
-    def _submit(self, engine: EngineClient, sequences: list[Submit]) -> OutputStream:
-        """Queues sequences; at once forgotten where the request was ended meanwhile."""
-        stream = self._stream = engine.submit(sequences)
-        if self._aborted or self._error is not None:
-            stream.abort()
-        return stream
 
     def _check_priority(self) -> None:
         most = self._caller.identity.max_priority

@@ -186,6 +186,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             encoder=encoder_info(served),
             encoder_decoder=encoder_decoder_info(served),
             speculation=speculation_info(ready),
+            draft_model="" if ready.speculation is None else name_of(ready.speculation.draft_model),
         )
 
     async def GetServerInfo(  # noqa: N802

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Set
 
+from server.engine.beam_group import BeamGroup
+from server.engine.continuations import Found
 from server.engine.flight import Flight
 from server.engine.runner import Runner, RunOutput
 from server.engine.scheduler import Scheduler
@@ -43,20 +45,24 @@ class Accepting:
                 flight.launched.sequences, output.tokens, output.logprobs, strict=True
             )
         }
-        outputs = []
+        searches = dict(output.searches)
+        outputs: list[SequenceOutput] = []
         for (sequence, _), prompt_logprobs in zip(flight.scheduled, output.prompt_logprobs, strict=True):
             if sequence in void:
                 continue
             sequence.prompt_logprobs.extend(prompt_logprobs)
             if sequence in sampled:
-                outputs.append(self.accept(sequence, *sampled[sequence]))
+                found = [self.accept(sequence, *sampled[sequence])]
+            elif isinstance(group := sequence.group, BeamGroup) and group in searches:
+                found = self._advance(group, searches.pop(group))  # with the first of its beams
             elif sequence in flight.fresh:
-                outputs.append(SequenceOutput(sequence.id, []))
+                found = [SequenceOutput(sequence.id, [])]
             else:
                 continue
             if sequence in flight.fresh:
-                outputs[-1].started = sequence.started
-                outputs[-1].cached_tokens = sequence.cached_tokens
+                found[0].started = sequence.started
+                found[0].cached_tokens = sequence.cached_tokens
+            outputs += found
         return outputs
 
     def accept(
@@ -100,20 +106,36 @@ class Accepting:
         )
 
     def end(self, failed: list[Sequence]) -> list[SequenceOutput]:
-        """Ends sequences that can't be computed."""
+        """Ends sequences, or groups of beams, that can't be computed."""
+        outputs: list[SequenceOutput] = []
         for sequence in failed:
             self._scheduler.remove(sequence.id)
-        return [
-            SequenceOutput(
-                sequence.id,
-                [],
-                finish=FinishReason.FAILED,
-                started=sequence.started,
-                cached_tokens=sequence.cached_tokens,
-                preemptions=sequence.preemptions,
-            )
-            for sequence in failed
-        ]
+            if isinstance(sequence, BeamGroup):
+                ended = sequence.outputs(failed=True)
+            else:
+                ended = [SequenceOutput(sequence.id, [], finish=FinishReason.FAILED)]
+            ended[0].started, ended[0].cached_tokens = sequence.started, sequence.cached_tokens
+            ended[0].preemptions = sequence.preemptions
+            outputs += ended
+        return outputs
+
+    def _advance(self, group: BeamGroup, found: Found | None) -> list[SequenceOutput]:
+        """A step of a search; the outputs of its best beams once it has ended."""
+        computed = len(group.parts)
+        if found is None:
+            self._fail(group)
+        else:
+            group.advance(self._kv, found)
+            if group.search.running:
+                if self._runner.rope is not None and self._runner.rope.stale(group.beams[0].total):
+                    self._scheduler.restart(group)
+                return [SequenceOutput(group.id, [], searched_tokens=computed)]
+            if not group.search.finished:
+                log.error("search %d fails: every token that may follow its beams is banned", group.id)
+        self._scheduler.remove(group.id)
+        outputs = group.outputs(failed=found is None)
+        outputs[0].searched_tokens = computed
+        return outputs
 
     def _fail(self, sequence: Sequence) -> FinishReason:
         log.error(

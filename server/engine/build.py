@@ -130,6 +130,7 @@ def build_engine(
         max_batch_tokens=sizes.max_batch_tokens,
         max_running=sizes.max_running,
         pages_total=pages - 1,
+        pages_per_sequence=core.kv.demand(context_length, sizes.max_batch_tokens),
         kv_bytes=pages * page_bytes,
         weight_bytes=core.costs.weights.stored + (0 if draft is None else draft.weight_bytes),
         memory_total=memory_bytes(runner.device),
@@ -139,7 +140,7 @@ def build_engine(
         executor=executor.name,
         executor_reason=executor.reason,
         cuda_graphs=len(executor.sizes) if isinstance(executor, CapturedExecutor) else 0,
-        speculation=told(settings, drafter),
+        speculation=told(settings, drafter, draft),
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         encoder_decoder=seq2seq,
     )

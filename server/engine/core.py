@@ -19,7 +19,7 @@ from server.engine.source import laid_out
 from server.engine.speculation.drafter import Drafter
 from server.engine.team import Team
 from server.engine.totals import Totals
-from server.messages import SequenceOutput, Stats, StepOutput, Submit
+from server.messages import Beams, SequenceOutput, Stats, StepOutput, Submit
 
 _NOTHING = Cost(0, 0)
 _NO_SEQUENCES: Set[Sequence] = frozenset()
@@ -120,7 +120,19 @@ class EngineCore:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens does not fit a context of {self.context_length}"
             )
+        if request.beams is not None:
+            self._check_beams(request, request.beams)
         self.scheduler.add(request)
+
+    def _check_beams(self, request: Submit, beams: Beams) -> None:
+        """Refuses beams that could not all run at once, which they have to."""
+        count, prompt, budget = beams.count, len(request.prompt), self.scheduler.max_batch_tokens
+        tokens = prompt + request.max_tokens
+        if tokens > self.context_length or count > self.scheduler.max_running:
+            raise ValueError(f"{count} beams of {tokens} tokens: too many to run at once, or too long")
+        pages = self.kv.most_of_beams(prompt, tokens, count, budget)
+        if pages > self.kv.pool.total:
+            raise ValueError(f"{count} beams can come to hold {pages} pages of {self.kv.pool.total}")
 
     def abort(self, sequence_id: int) -> None:
         """Forgets a sequence and frees its pages at once; unknown ids are ignored.
@@ -172,7 +184,7 @@ class EngineCore:
     def _schedule(self) -> list[Scheduled]:
         if self.drafter is None:
             return self.scheduler.schedule()
-        self.drafter.ask(self.scheduler.running)
+        self.drafter.ask([part for sequence in self.scheduler.running for part in sequence.parts])
         scheduled = self.scheduler.schedule()
         # Not watched by the team: of drafting much is computed by one thread, as if the others had no cores.
         self.drafter.draft(scheduled)
@@ -186,6 +198,7 @@ class EngineCore:
         fresh = {one.sequence for one in scheduled if one.sequence.started is None}
         for sequence in fresh:
             sequence.started = began
+        self.runner.copy(self.kv.take_copies())
         if before is None:
             computed = self._isolated.launch(scheduled)
         elif (ahead := self._isolated.launch_ahead(scheduled, before.launched)) is not None:
@@ -211,6 +224,7 @@ class EngineCore:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""
         began = time.monotonic()
         held = {sequence for sequence in flight.launched.sequences if self._is_held(sequence)}
+        held.update(flight.launched.searches)
         return self._launch(began, self.scheduler.schedule_ahead(held), flight)
 
     def _is_held(self, sequence: Sequence) -> bool:

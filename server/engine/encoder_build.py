@@ -80,6 +80,7 @@ def build_encoder(settings: Settings, folder: Path, report: Report) -> tuple[Enc
         max_batch_tokens=sizes.max_batch_tokens,
         max_running=sizes.max_running,
         pages_total=0,
+        pages_per_sequence=0,
         kv_bytes=0,
         weight_bytes=loaded.weight_bytes,
         memory_total=memory_bytes(place),

@@ -1,14 +1,15 @@
 """Steps in which an error ends the sequences that cause it, and no other.
 
 A step that raises is computed again in halves, and these in halves, until what raises is one sequence by
-itself. Until a step is collected nothing of it is booked, so that only the states of samplers have to be made
-anew: keys and values are written again where they were written before.
+itself, or the beams of one search. Until a step is collected nothing of it is booked, so that only the states
+of samplers have to be made anew: keys and values are written again where they were written before.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
@@ -36,7 +37,7 @@ class Computed:
         scheduled: what is computed.
         launched: the pass.
         output: its results, where they are known already.
-        failed: sequences that can't be computed.
+        failed: sequences that can't be computed, of beams their group.
     """
 
     scheduled: list[Scheduled]
@@ -115,18 +116,18 @@ class IsolatedRunner:
         """To be called in the error's handler."""
         for sequence, _ in scheduled:
             sequence.sampler = None  # it may have recorded tokens that are sampled again
-        if len(scheduled) == 1:
-            ((sequence, tokens),) = scheduled
-            log.exception(
-                "sequence %d fails: its tokens %d to %d can't be computed",
-                sequence.id,
-                sequence.computed,
-                sequence.computed + tokens - 1,
-            )
-        else:
+        if _halves(scheduled):
             log.warning(
                 "%d sequences fail together (%s); half are tried", len(scheduled), type(error).__name__
             )
+            return
+        sequence, tokens = scheduled[0]
+        log.exception(
+            "sequence %d fails: its tokens %d to %d can't be computed",
+            sequence.id,
+            sequence.computed,
+            sequence.computed + tokens - 1,
+        )
 
     def _together(self, scheduled: list[Scheduled]) -> Computed:
         """The parts of a step that raised; out of the handler, whose traceback holds the step's tensors."""
@@ -134,7 +135,7 @@ class IsolatedRunner:
         parts: list[tuple[list[Scheduled], Launched, RunOutput]] = []
         left = _halves(scheduled)
         if not left:
-            failed.append(scheduled[0].sequence)
+            failed.append(scheduled[0].sequence.head)
         while left:
             part = left.pop(0)
             try:
@@ -145,9 +146,10 @@ class IsolatedRunner:
                 raise
             except Exception as error:
                 self._tell(part, error)
-            if len(part) == 1:
-                failed.append(part[0].sequence)
-            left = _halves(part) + left
+            halves = _halves(part)
+            if not halves:
+                failed.append(part[0].sequence.head)
+            left = halves + left
         launches = [launched for _, launched, _ in parts]
         outputs = [output for *_, output in parts]
         return Computed(
@@ -155,6 +157,7 @@ class IsolatedRunner:
             Launched(
                 [sequence for launched in launches for sequence in launched.sequences],
                 None,
+                {},
                 [],
                 sum(launched.rows for launched in launches),
                 _sum([launched.pages for launched in launches]),
@@ -163,6 +166,7 @@ class IsolatedRunner:
                 [tokens for output in outputs for tokens in output.tokens],
                 [logprobs for output in outputs for logprobs in output.logprobs],
                 [],
+                {group: found for output in outputs for group, found in output.searches.items()},
                 [owed for output in outputs for owed in output.prompt_logprobs],
             ),
             failed,
@@ -170,8 +174,13 @@ class IsolatedRunner:
 
 
 def _halves(scheduled: list[Scheduled]) -> list[list[Scheduled]]:
-    middle = len(scheduled) // 2
-    return [scheduled[:middle], scheduled[middle:]] if middle else []
+    """Two parts of a step; none where it is one sequence, or the beams of one search, which stay together."""
+    heads: dict[Sequence, list[Scheduled]] = {}
+    for one in scheduled:
+        heads.setdefault(one.sequence.head, []).append(one)
+    units = list(heads.values())
+    middle = len(units) // 2
+    return [list(chain(*units[:middle])), list(chain(*units[middle:]))] if middle else []
 
 
 def _sum(pages: list[Pages]) -> Pages:

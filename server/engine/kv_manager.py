@@ -37,8 +37,8 @@ class KVManager:
     sequence, so that only sequences of one salt have equal keys. The hash is 128 bits of BLAKE2b: finding
     two prefixes with one key is infeasible, even on purpose.
 
-    Only full pages are shared, and a sequence writes only behind its computed tokens, so a shared page is
-    never written and needs no copy.
+    A sequence writes only behind its computed tokens, so that a full page is never written again. One that is
+    not full is shared by sequences that were forked, and copied before one of them writes to it.
 
     Args:
         pages: number of pages, page 0 included.
@@ -71,6 +71,7 @@ class KVManager:
         self._events: KVEvents | None = None
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self._copies: dict[int, int] = {}
 
     def tell(self, events: KVEvents) -> None:
         """From now on ``events`` learns which pages can be found."""
@@ -84,6 +85,18 @@ class KVManager:
     def demand(self, tokens: int, step: int) -> int:
         """``most_pages`` of a sequence, at most the whole pool: the context fits an empty pool."""
         return min(most_pages(tokens, step, self.page_size, self._expired), self.pool.total)
+
+    def demand_of(self, sequence: Sequence, step: int) -> int:
+        """``demand`` of a sequence that is queued, of its beams together."""
+        (count, alike), tokens = sequence.spread, sequence.parts[0].total
+        each = most_pages(tokens, step, self.page_size, self._expired)
+        own = self.pages_for(tokens) - alike // self.page_size
+        return min(each + (count - 1) * min(each, own), self.pool.total)
+
+    def most_of_beams(self, prompt: int, tokens: int, beams: int, step: int) -> int:
+        """The most pages that so many beams of so many tokens, with a prompt in common, hold at once."""
+        each, shared = most_pages(tokens, step, self.page_size, self._expired), prompt // self.page_size
+        return min(beams * each, shared + beams * (self.pages_for(tokens) - shared))
 
     def cached_prefix(self, sequence: Sequence) -> int:
         """Tokens of a sequence without pages that ``adopt_prefix`` would give it now."""
@@ -125,7 +138,8 @@ class KVManager:
 
     def _cached_prefix(self, sequence: Sequence) -> tuple[int, range, list[int]]:
         """How many leading pages are found, which of them are not needed, and the page of each key, or 0."""
-        usable = min(sequence.total - 1, self._shareable(sequence)) // self.page_size
+        usable = sequence.total - sequence.held_back - 1
+        usable = min(usable, self._shareable(sequence)) // self.page_size
         keys = self._keys(sequence, usable)
         found = self.pool.find(keys)
         if not self._expired(usable * self.page_size, self.page_size):
@@ -155,13 +169,35 @@ class KVManager:
 
     def extend(self, sequence: Sequence, tokens: int) -> bool:
         """Makes room for the next ``tokens`` tokens; false, and nothing changed, if pages are short."""
-        missing = self.pages_for(sequence.computed + tokens) - len(sequence.pages)
-        if missing > 0:
-            pages = self.pool.allocate(missing)
-            if pages is None:
-                return False
-            sequence.pages.extend(pages)
+        missing = max(0, self.pages_for(sequence.computed + tokens) - len(sequence.pages))
+        index, begun = divmod(sequence.computed, self.page_size)
+        shared = bool(begun) and self.pool.shared(sequence.pages[index])
+        if not missing and not shared:
+            return True
+        pages = self.pool.allocate(missing + shared)
+        if pages is None:
+            return False
+        if shared:
+            old, new = sequence.pages[index], pages.pop()
+            self._copies.pop(new, None)  # of a sequence that has lost it since
+            self._copies[new] = old
+            sequence.table.put(index, new)
+            self.pool.release([old])
+        sequence.pages.extend(pages)
         return True
+
+    def fork(self, sequence: Sequence, other: Sequence) -> None:
+        """Gives another sequence, which has no pages and begins with the same computed tokens, its pages."""
+        pages = sequence.pages[: self.pages_for(sequence.computed)]
+        self.pool.hold(pages)
+        other.table.replace(pages)
+        other.computed, other.evicted_up_to = sequence.computed, sequence.evicted_up_to
+        other.page_keys = sequence.page_keys[: sequence.computed // self.page_size]
+
+    def take_copies(self) -> dict[int, int]:
+        """The pages to be copied before the next step writes any, in order: from, by to."""
+        copies, self._copies = self._copies, {}
+        return copies
 
     def advance(self, sequence: Sequence, tokens: int) -> None:
         """Books ``tokens`` more as computed, publishes pages that this completes and frees expired ones.

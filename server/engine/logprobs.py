@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from attention.transfer import AsyncCopy, to_device
+from attention.transfer import AsyncCopy
 from server.messages import Logprob, PositionLogprob
 
 # Rows taken at once, so that a long prompt needs no second copy of its logits.
@@ -25,9 +25,7 @@ class Measured(NamedTuple):
     top_ranks: torch.Tensor  # int64 [T, K]
 
 
-def measure(
-    logits: torch.Tensor, tokens: torch.Tensor, k: int, unlisted: Sequence[Sequence[int]] | None = None
-) -> Measured:
+def measure(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> Measured:
     """Looks at each row's token and at its ``k`` most likely ones, without waiting for a device.
 
     A rank is one more than the number of tokens with a strictly greater logit.
@@ -36,18 +34,9 @@ def measure(
         logits: ``[T, V]``, as the model gave them; at least one row.
         tokens: int64 ``[T]``, on the same device.
         k: how many of the most likely tokens to look at; all of them, if there are fewer.
-        unlisted: for each row tokens that are not among these, or only as minus infinity.
     """
     starts = range(0, len(tokens), _ROWS)
-    parts = [
-        _measure(
-            logits[at : at + _ROWS].float(),
-            tokens[at : at + _ROWS],
-            k,
-            () if unlisted is None else unlisted[at : at + _ROWS],
-        )
-        for at in starts
-    ]
+    parts = [_measure(logits[at : at + _ROWS].float(), tokens[at : at + _ROWS], k) for at in starts]
     return Measured(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -73,17 +62,10 @@ def prompt_logprobs(measured: AsyncCopy) -> list[PositionLogprob]:
     return entries(found, [found.top.shape[1]] * len(found.tokens))
 
 
-def _measure(
-    logits: torch.Tensor, tokens: torch.Tensor, k: int, unlisted: Sequence[Sequence[int]]
-) -> Measured:
+def _measure(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> Measured:
     total = logits.logsumexp(-1, keepdim=True)
     chosen = logits.gather(-1, tokens.unsqueeze(-1))
     ranks = (logits > chosen).sum(-1) + 1
-    if any(unlisted):
-        logits = logits.clone()
-        for row, left_out in enumerate(unlisted):
-            if left_out:
-                logits[row, to_device(torch.tensor(left_out), logits.device)] = -torch.inf
     values, top = logits.topk(min(k, logits.shape[-1]))
     return Measured(tokens, (chosen - total).squeeze(-1), ranks, top, values - total, _dense_ranks(values))
 

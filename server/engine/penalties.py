@@ -24,7 +24,6 @@ class SamplerState:
         output: tokens output so far, for a state that is made again.
         forced: tokens that the output begins with, whatever the logits.
         forced_end: an output position, and the token that is forced there.
-        unlisted: tokens that are not told among the most likely ones.
 
     Raises:
         ValueError: a biased or forced token is outside the vocabulary, or every token is a stop token while
@@ -42,7 +41,6 @@ class SamplerState:
         output: Sequence[int] = (),
         forced: Sequence[int] = (),
         forced_end: tuple[int, int] | None = None,
-        unlisted: Sequence[int] = (),
     ) -> None:
         last = () if forced_end is None else forced_end[1:]
         for what, tokens in (("logit_bias", sampling.logit_bias), ("forced", (*forced, *last))):
@@ -60,7 +58,6 @@ class SamplerState:
         self.min_tokens = min_tokens
         self.stop_token_ids = stops
         self.output_length = len(output)
-        self.unlisted = [token for token in unlisted if 0 <= token < vocabulary_size]
         self._forced = forced
         self._forced_end = forced_end
         self._prompt = prompt

@@ -7,7 +7,7 @@ takes from there, on the device. On a CPU all is computed when it is launched.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Set
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from attention.dtypes import dtype_name
 from attention.reading import Pages, pages_of
 from attention.transfer import AsyncCopy, to_device
 from server.engine import sampler
+from server.engine.beam_group import BeamGroup
+from server.engine.continuations import Found, Queued
 from server.engine.logprobs import measure, prompt_logprobs
 from server.engine.penalties import SamplerState
 from server.engine.row import Row
@@ -35,6 +37,7 @@ class Launched(NamedTuple):
     Attributes:
         sequences: those that catch up and get a token each, and one more for each draft that proves right.
         sampled: their tokens, if there are any.
+        searches: what may follow the beams of each group that catches up.
         echo: for each ``Scheduled``, log probabilities of further prompt tokens, where owed.
         rows: whose logits are computed.
         pages: that attention reads, and that it need not.
@@ -42,6 +45,7 @@ class Launched(NamedTuple):
 
     sequences: list[Sequence]
     sampled: sampler.Sampled | None
+    searches: dict[BeamGroup, Queued]
     echo: list[AsyncCopy | None]
     rows: int
     pages: Pages
@@ -54,12 +58,14 @@ class RunOutput(NamedTuple):
         tokens: of each of ``Launched.sequences``; the last is ``None`` where the model gave NaN.
         logprobs: the tokens' log probabilities, where asked for.
         late: sequences whose tokens a pass launched after this one can't have taken from it.
+        searches: what may follow the beams of each group; ``None`` where the model gave NaN.
         prompt_logprobs: for each ``Scheduled``, log probabilities of further prompt tokens, where owed.
     """
 
     tokens: list[list[int | None]]
     logprobs: list[list[PositionLogprob]]
     late: list[Sequence]
+    searches: dict[BeamGroup, Found | None]
     prompt_logprobs: list[list[PositionLogprob]]
 
 
@@ -91,7 +97,7 @@ class Runner:
         decodes one row at a time, in another order of sums than several rows of one sequence.
 
         Args:
-            scheduled: with pages for all of it, the sequences' drafted tokens included.
+            scheduled: with pages for all of it, the sequences' drafted tokens included; beams last.
             before: the pass launched last, if it is not collected yet: their pending tokens are there.
         """
         counts = [n for _, n in scheduled]
@@ -110,14 +116,19 @@ class Runner:
         ]
         every = len(keep) == len(last_rows) == starts[-1]
         step = self._input(scheduled, self._ids(scheduled, before), None if every else keep)
-        sequences = [scheduled[b].sequence for b in caught_up]
-        if every and (likely := self._most_likely(step, sequences)):
-            return Launched(sequences, likely, [None] * len(scheduled), len(keep), self._pages(step))
+        sequences = [s for b in caught_up if (s := scheduled[b].sequence).group is None]
+        groups = dict.fromkeys(
+            group for b in caught_up if isinstance(group := scheduled[b].sequence.group, BeamGroup)
+        )
+        if every and not groups and (likely := self._most_likely(step, sequences)):
+            return Launched(sequences, likely, {}, [None] * len(scheduled), len(keep), self._pages(step))
         logits = self.executor.logits(step)
         of_rows = logits if every else logits[: len(last_rows)]
+        sampled = len(last_rows) - sum(len(group.parts) for group in groups)
         return Launched(
             sequences,
-            self._sample(sequences, of_rows, before) if sequences else None,
+            self._sample(sequences, of_rows[:sampled], before) if sequences else None,
+            self._search(groups, of_rows[sampled:]),
             self._echo(scheduled, echo, logits, len(last_rows)),
             len(keep),
             self._pages(step),
@@ -137,7 +148,12 @@ class Runner:
             rows = {i for i, s in enumerate(launched.sequences) if s in void} if void else _NO_ROWS
             tokens, logprobs, late = sampler.read(launched.sampled, rows)
         owed = [[] if part is None else prompt_logprobs(part) for part in launched.echo]
-        return RunOutput(tokens, logprobs, [launched.sequences[i] for i in late], owed)
+        searches = {group: queued.read() for group, queued in launched.searches.items()}
+        return RunOutput(tokens, logprobs, [launched.sequences[i] for i in late], searches, owed)
+
+    def copy(self, copies: Mapping[int, int]) -> None:
+        """Queues copies of pages; see ``PagedCache.copy``."""
+        self.cache.copy(copies)
 
     def run(self, scheduled: list[Scheduled]) -> RunOutput:
         """Launches and collects."""
@@ -210,26 +226,46 @@ class Runner:
         unread = {} if before is None else {sequence: row for row, sequence in enumerate(before.sequences)}
         rows = []
         for sequence in sequences:
-            request = sequence.request
-            if sequence.sampler is None:
-                sequence.sampler = SamplerState(
-                    request.sampling,
-                    request.prompt[sequence.decoded_from :],
-                    min_tokens=request.min_tokens,
-                    output=sequence.tokens[sequence.prompt_len :],  # some, where a step had to be divided
-                    stop_token_ids=request.stop_token_ids,
-                    forced=request.forced,
-                    forced_end=None
-                    if request.forced_end is None
-                    else (request.max_tokens - 1, request.forced_end),
-                    vocabulary_size=logits.shape[-1],
-                    unlisted=request.unlisted,
-                )
-            newest = None
-            if request.sampling.penalized and sequence in unread and before and before.sampled:
+            state, newest = Runner._state(sequence, logits.shape[-1]), None
+            if sequence.request.sampling.penalized and sequence in unread and before and before.sampled:
                 newest = before.sampled.tokens[unread[sequence]].view(1)
-            rows += Runner._rows(sequence, sequence.sampler, newest)
+            rows += Runner._rows(sequence, state, newest)
         return sampler.sample(logits, rows)
+
+    @staticmethod
+    def _search(groups: Iterable[BeamGroup], logits: torch.Tensor) -> dict[BeamGroup, Queued]:
+        """Looks for what may follow the beams of each group, whose rows of logits come one after another."""
+        searches, start = {}, 0
+        for group in groups:
+            end = start + len(group.parts)
+            searches[group] = Queued(
+                logits[start:end],
+                [Runner._state(beam, logits.shape[-1]) for beam in group.parts],
+                [beam.score for beam in group.search.running],
+                group.width,
+                len(group.request.forced),
+            )
+            start = end
+        return searches
+
+    @staticmethod
+    def _state(sequence: Sequence, vocabulary_size: int) -> SamplerState:
+        """The sampler's state of a sequence; made if it has none."""
+        request = sequence.request
+        if sequence.sampler is None:
+            sequence.sampler = SamplerState(
+                request.sampling,
+                request.prompt[sequence.decoded_from :],
+                min_tokens=request.min_tokens,
+                stop_token_ids=request.stop_token_ids,
+                output=sequence.tokens[sequence.prompt_len :],
+                forced=request.forced,
+                forced_end=None
+                if request.forced_end is None
+                else (request.max_tokens - 1, request.forced_end),
+                vocabulary_size=vocabulary_size,
+            )
+        return sequence.sampler
 
     @staticmethod
     def _rows(sequence: Sequence, state: SamplerState, newest: torch.Tensor | None) -> list[Row]:

@@ -143,7 +143,7 @@ def _queue(
     if asked:
         of_asked = take(tokens, asked).clamp(min=0)
         most = max(rows[i].logprobs or 0 for i in asked)
-        measured = measure(take(logits, asked), of_asked, most, [rows[i].state.unlisted for i in asked])
+        measured = measure(take(logits, asked), of_asked, most)
     uncertain = len(attempts) > 1 and any(row.drawn and row.state.sampling.top_p < 1 for row in rows)
     again = _Unread(logits, adjusted, attempts[1:]) if uncertain else None
     return Sampled(tokens, rows, AsyncCopy([tokens, *measured]), again)

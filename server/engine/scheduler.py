@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Set
 from typing import NamedTuple
 
+from server.engine.beam_group import BeamGroup
 from server.engine.division import Division, Step
 from server.engine.kv_manager import KVManager
 from server.engine.pace import MULTIPLE, Pace
@@ -77,7 +78,8 @@ class Scheduler:
         # earlier by its priority's worth of waiting.
         self._came, self._came_before = self._clock(), self._came
         waited = 0.0 if self._aging is None else self._came / self._aging
-        sequence = Sequence(request, self._arrivals, waited - request.priority)
+        kind = Sequence if request.beams is None else BeamGroup
+        sequence = kind(request, self._arrivals, waited - request.priority)
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self._enqueue(sequence)
@@ -91,7 +93,9 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self.kv.release(sequence)
+        for part in sequence.parts:
+            self.kv.release(part)
+            part.state = State.FINISHED
         sequence.state = State.FINISHED
         self._enqueue_followers(sequence)
 
@@ -103,7 +107,7 @@ class Scheduler:
         step = Step(self.max_batch_tokens, preempts=True)
         self._plan(step, self.running)
         step.add_drafts(self.kv.extend)
-        return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
+        return self._listed(step)
 
     def schedule_ahead(self, leave_out: Set[Sequence]) -> list[Scheduled]:
         """The sequences of the step after the one in flight, whose tokens are not known yet.
@@ -121,18 +125,26 @@ class Scheduler:
         if step.stuck:
             # An admitted sequence runs, and is part of the next step.
             return []
-        return [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
+        return self._listed(step)
+
+    @staticmethod
+    def _listed(step: Step) -> list[Scheduled]:
+        """The sequences of a step, beams last."""
+        scheduled = [Scheduled(sequence, tokens) for sequence, tokens in step.scheduled.items()]
+        return sorted(scheduled, key=lambda one: one.sequence.group is not None)
 
     def _plan(self, step: Step, running: list[Sequence]) -> None:
         for sequence in self.running:
             if sequence.computed >= sequence.prompt_len:
                 self._enqueue_followers(sequence)
+            if isinstance(sequence, BeamGroup):
+                sequence.fork(self.kv)
         # Decodes go first: a long prompt must not hold up any sequence's next token.
         order = sorted(running, key=lambda s: s.urgency)
         for sequence in order:
-            if sequence.remaining == 1:
-                self._grant(sequence, math.inf, step)
-        prompts = [s for s in order if s.remaining > 1 and s.state is State.RUNNING]
+            if sequence.decodes:
+                self._decode(sequence, step)
+        prompts = [part for s in order for part in s.parts if part.remaining > 1 and s.state is State.RUNNING]
         prompts += self._candidates()
         if not prompts or not step.budget:
             return
@@ -148,19 +160,28 @@ class Scheduler:
         first = self.waiting.first
         if first is None:
             return []
-        full = len(self.running) >= self.max_running
+        full = self._places >= self.max_running
         lowest = min(s.request.priority for s in self.running) if full else -math.inf
         shortest = self.waiting.shortest(self.max_running, lowest)
         candidates = [first, *(s for s in shortest if s is not first)]
         # Without a place, only a sequence that outranks a running one can take its place.
         return [s for s in candidates if any(map(s.outranks, self.running))] if full else candidates
 
+    def _decode(self, sequence: Sequence, step: Step) -> None:
+        """Adds the next token of a sequence to the step, or those of all of its beams, if there is room."""
+        parts = sequence.parts
+        if step.stuck or sequence.state is not State.RUNNING or len(parts) > step.budget:
+            return
+        if all(self._make_room(part, 1, step) for part in parts):
+            for part in parts:
+                step.plan(part, 1, self.pace.cost(part.computed, 1))
+
     def _grant(self, sequence: Sequence, cost: float, step: Step) -> None:
         """Adds tokens of a sequence that cost up to ``cost`` to the step, if there is room for them."""
         if step.stuck or (sequence.state is State.WAITING and not self._may_enter(sequence, step)):
             return
         planned = step.scheduled.get(sequence, 0)
-        tokens = min(sequence.remaining - planned, step.budget)
+        tokens = min(sequence.lacking - planned, step.budget)
         start, cost = sequence.computed + planned, min(cost, step.allowance)
         if self.pace.cost(start, tokens) > cost:
             affordable = self.pace.tokens(start, cost)
@@ -182,12 +203,13 @@ class Scheduler:
         """
         if step.closed or sequence in step.refused:
             return False
-        lacking = [n for s in self.running if (n := s.remaining - step.scheduled.get(s, 0)) > 1]
+        parts = (part for s in self.running for part in s.parts)
+        lacking = [n for part in parts if (n := part.remaining - step.scheduled.get(part, 0)) > 1]
         full = len(lacking) >= self.max_prefills and sequence.to_compute >= min(lacking)
         if full and not any(map(sequence.outranks, self.running)):
             return False
         head = self.waiting.first or sequence
-        kept = 0 if sequence is head else self.kv.demand(head.total, self.max_batch_tokens)
+        kept = 0 if sequence is head else self.kv.demand_of(head, self.max_batch_tokens)
         if self._admit(sequence, step, kept):
             return True
         step.refused.add(sequence)
@@ -197,7 +219,7 @@ class Scheduler:
     def restart(self, sequence: Sequence) -> None:
         """Has a running sequence recompute all its tokens, since its keys are not valid any longer."""
         self.running.remove(sequence)
-        self.kv.release(sequence)
+        self._take_pages(sequence)
         sequence.page_keys.clear()
         self._enqueue(sequence)
 
@@ -207,7 +229,7 @@ class Scheduler:
         Raises:
             server.engine.page_pool.IntegrityError: they differ.
         """
-        self.kv.check_integrity(self._by_id.values())
+        self.kv.check_integrity(part for s in self._by_id.values() for part in s.parts)
         queued = {s.id for s in self.running} | {s.id for s in self.waiting}
         if queued != set(self._by_id) or len(self.running) + len(self.waiting) != len(queued):
             raise IntegrityError("the queues and the index of sequences differ")
@@ -230,12 +252,19 @@ class Scheduler:
             self._enqueue(sequence)
 
     def _preempt(self, sequence: Sequence, step: Step) -> None:
-        step.drop(sequence)
+        for part in sequence.parts:
+            step.drop(part)
         self.running.remove(sequence)
-        self.kv.release(sequence)
+        self._take_pages(sequence)
         sequence.preemptions += 1
         self.preemptions += 1
         self._enqueue(sequence)
+
+    def _take_pages(self, sequence: Sequence) -> None:
+        for part in sequence.parts:
+            self.kv.release(part)
+            part.state = State.FINISHED  # a beam, for which there will be another
+        sequence.join()
 
     def _make_room(self, sequence: Sequence, tokens: int, step: Step) -> bool:
         """Gets pages for a running sequence; preempts the least urgent ones if needed, itself last."""
@@ -245,7 +274,7 @@ class Scheduler:
                 return False
             victim = max(self.running, key=lambda s: s.urgency)
             self._preempt(victim, step)
-            if victim is sequence:
+            if victim is sequence.head:
                 return False
         return True
 
@@ -262,13 +291,14 @@ class Scheduler:
             kept: pages that must stay free for others that wait.
         """
         victims = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
-        if not self._fits(self._missing(sequence) - self.kv.most_shared(sequence) + kept, victims):
+        width = sequence.width
+        if not self._fits(width, self._missing(sequence) - self.kv.most_shared(sequence) + kept, victims):
             return False
         self.kv.adopt_prefix(sequence)
         missing = self._missing(sequence)
-        enough = self._fits(missing + kept, victims)
-        while not self._fits(missing + kept):
-            if not victims or not enough or not step.preempts or self._fits(missing):
+        enough = self._fits(width, missing + kept, victims)
+        while not self._fits(width, missing + kept):
+            if not victims or not enough or not step.preempts or self._fits(width, missing):
                 step.stuck = step.stuck or (bool(victims) and enough and not step.preempts)
                 self.kv.release(sequence)
                 return False
@@ -281,17 +311,26 @@ class Scheduler:
             sequence.cached_tokens = min(sequence.computed, len(sequence.source) or sequence.computed)
         return True
 
-    def _fits(self, pages: int, without: Collection[Sequence] = ()) -> bool:
-        """Whether one more sequence may run and hold so many pages, at best, once others have given way."""
+    def _fits(self, width: int, pages: int, without: Collection[Sequence] = ()) -> bool:
+        """Whether so many more may run and hold so many pages, at best, once others have given way."""
         running = [s for s in self.running if s not in without] if without else self.running
-        reserve = len(running) + sum(self._missing(s) for s in running if s.remaining > 1)
+        places = sum(s.width for s in running)
+        behind = (s for s in running if any(part.remaining > 1 for part in s.parts))
+        reserve = places + sum(map(self._missing, behind))
         available = self.kv.pool.available + sum(map(self._held, without))
-        return len(running) < self.max_running and pages + reserve <= available
+        return places + width <= self.max_running and pages + reserve <= available
 
     def _missing(self, sequence: Sequence) -> int:
         """Pages that a sequence will hold once its tokens are computed, beyond those that it has."""
-        return max(0, self.kv.demand(sequence.total, self.max_batch_tokens) - self._held(sequence))
+        return max(0, self.kv.demand_of(sequence, self.max_batch_tokens) - self._held(sequence))
 
     @staticmethod
     def _held(sequence: Sequence) -> int:
+        if sequence.group is not None:
+            return len({page for part in sequence.parts for page in part.pages if page})
         return len(sequence.pages) - sequence.pages.count(0)
+
+    @property
+    def _places(self) -> int:
+        """Of ``max_running`` sequences, those that run or that running ones can become."""
+        return sum(sequence.width for sequence in self.running)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence as Listed
 from typing import TYPE_CHECKING, Any
 
 from server.messages import FinishReason, PositionLogprob, Submit
@@ -33,6 +34,9 @@ class Sequence:
         rank: the lower, the more urgent: its priority's negative, plus its time of arrival where waiting
             raises priorities.
         tokens: prompt and output.
+        group: of a beam, and of a request with beam search itself.
+        held_back: its last tokens that it does not compute by itself: of a beam the last one, which all beams
+            of the group compute in one step; of a group what its beams have not in common.
         source: of an encoder-decoder, the first tokens of the prompt, which the decoder does not see.
         drafts: tokens guessed after those, which the step in the making or in flight computes too.
         wanted_drafts: how many of these it wants in the next step.
@@ -62,6 +66,8 @@ class Sequence:
         "drafts",
         "evicted_up_to",
         "found",
+        "group",
+        "held_back",
         "page_keys",
         "passed_over",
         "pending",
@@ -86,6 +92,8 @@ class Sequence:
         self.state = State.WAITING
         self.tokens = list(request.prompt)
         self.source = request.prompt[: request.source]
+        self.group: Sequence | None = None
+        self.held_back = 0
         self.drafts: list[int] = []
         self.wanted_drafts = 0
         self.drafting: Any = None
@@ -141,6 +149,39 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens still to compute before the next one can be sampled; 1 for a decode."""
         return len(self.tokens) + self.pending - self.computed
+
+    @property
+    def lacking(self) -> int:
+        """Those of them that it computes by itself."""
+        return self.remaining - self.held_back
+
+    @property
+    def parts(self) -> Listed[Sequence]:
+        """The sequences whose tokens are computed for it: itself, or its beams."""
+        return (self,)
+
+    @property
+    def width(self) -> int:
+        """How many sequences these can become."""
+        return 1
+
+    @property
+    def spread(self) -> tuple[int, int]:
+        """How many sequences these are once its tokens are computed, and how many tokens those share."""
+        return 1, self.total
+
+    @property
+    def decodes(self) -> bool:
+        """Whether each of ``parts`` lacks one token, and the next step can compute these."""
+        return self.remaining == 1
+
+    @property
+    def head(self) -> Sequence:
+        """The sequence that is queued for it: itself, or its group."""
+        return self.group or self
+
+    def join(self) -> None:
+        """Is one sequence again, after its parts have lost their pages."""
 
     @property
     def to_compute(self) -> int:

@@ -41,7 +41,7 @@ class Totals:
         """The load now, with the figures of the step that led to it."""
         kv = scheduler.kv
         return Stats(
-            running=len(scheduler.running),
+            running=sum(len(sequence.parts) for sequence in scheduler.running),
             waiting=len(scheduler.waiting),
             pages_total=kv.pool.total,
             pages_used=kv.pool.held,

@@ -50,7 +50,7 @@ class Moments:
 class RequestRecord:
     """Times and token counts of a request. All times are monotonic; the engine's come from the same clock.
 
-    ``spend`` is told each number of tokens that were generated.
+    ``spend`` is told each number of tokens that were generated; of a beam search, of all of its beams.
 
     Attributes:
         prompt_tokens: tokens of the prompt.
@@ -59,12 +59,21 @@ class RequestRecord:
         accepted_draft_tokens: those of them that were output.
     """
 
-    def __init__(self, metrics: Metrics, samples: int, arrival: float, spend: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        samples: int,
+        arrival: float,
+        spend: Callable[[int], None],
+        *,
+        searches: bool = False,
+    ) -> None:
         labels = metrics.labels()
         self._metrics = metrics
         self._labels = labels
         self._arrival = arrival
         self._spend = spend
+        self._searches = searches
         self._started: float | None = None
         self._samples = [_Sample() for _ in range(samples)]
         self._gap = metrics.inter_token_latency.labels(*labels)
@@ -89,7 +98,8 @@ class RequestRecord:
         if not count:
             return
         self._generated.inc(count)
-        self._spend(count)
+        if not self._searches:
+            self._spend(count)
         observed = count
         gap = 0.0
         if sample.tokens:
@@ -103,6 +113,11 @@ class RequestRecord:
             self._gap.observe(gap)
         sample.tokens += count
         sample.last = when
+
+    def searched(self, tokens: int) -> None:
+        """A beam search computed so many tokens in a step."""
+        if tokens:
+            self._spend(tokens)
 
     def drafted(self, tokens: int, accepted: int) -> None:
         """So many tokens were drafted in a step, and so many of these output."""

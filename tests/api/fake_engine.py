@@ -48,6 +48,7 @@ READY = Ready(
     attention_options={"window": "8"},
     page_size=16,
     pages_total=PAGES,
+    pages_per_sequence=PAGES,
     kv_bytes=1,
     weight_bytes=2,
     memory_total=4,
@@ -170,6 +171,8 @@ class FakeEngine(EngineClient):
                 output.finish = FinishReason.STOP
             elif done >= request.max_tokens:
                 output.finish = FinishReason.LENGTH
+        if request.beams is not None:
+            output.searched_tokens = request.beams.count * len(output.tokens)
         if request.logprobs is not None:
             begin = done - len(output.tokens)
             output.logprobs = [logprob(position, request.logprobs) for position in range(begin, done)]

@@ -201,6 +201,16 @@ async def test_tokens_per_minute_of_one_identity(running):
     await running.stub.Generate(ask(), metadata=ALICE)
 
 
+async def test_a_search_is_charged_for_every_beam(running):
+    """A prompt of 5 and 17 tokens of 4 beams are 73, though 17 are output; 14 tokens are to wait for."""
+    search = {"beam_search": {"num_beams": 4}, "stop": {"max_tokens": 17, "ignore_eos": True}}
+    neutral = {"sampling": {"repetition_penalty": 1.0}}
+    answer = await running.stub.Generate(ask(**search, **neutral), metadata=BOB)
+    assert answer.usage.completion_tokens == 17
+    error = await refused(running.stub.Generate(ask(), metadata=BOB))
+    assert details(error)["RetryInfo"].retry_delay.ToTimedelta().total_seconds() == pytest.approx(14, abs=1)
+
+
 async def test_the_highest_priority_of_one_identity(running):
     for metadata, most in ((ALICE, 2), (BOB, 0)):
         await running.stub.Generate(ask(priority=most), metadata=metadata)

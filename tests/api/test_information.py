@@ -1,10 +1,14 @@
 """Calls that ask for something else than generation: tokens, counts, the model, the server."""
 
+import dataclasses
+
 import grpc
+import msgspec
 import pytest
 from grpc import aio
 
 from longspan.v1 import encoder_pb2, encoder_pb2_grpc, inference_pb2
+from server.messages import Speculation
 from tests.api.conftest import END, details
 
 
@@ -64,6 +68,17 @@ async def test_information(running):
     assert (server.settings["max_batch_tokens"], server.settings["kv_memory_share"]) == ("512", "0.3")
     assert server.load.pages_total == 1000
     assert server.uptime_seconds >= 0
+
+
+async def test_the_model_that_drafts_is_named_without_its_place(running):
+    info = await running.stub.GetModelInfo(inference_pb2.GetModelInfoRequest())
+    assert (info.draft_model, info.HasField("speculation")) == ("", False)
+    served = running.state.served
+    drafting = Speculation("draft", 4, "", {}, "/srv/models/student")
+    ready = msgspec.structs.replace(served.ready, speculation=drafting)
+    running.state.set_ready(dataclasses.replace(served, ready=ready))
+    info = await running.stub.GetModelInfo(inference_pb2.GetModelInfoRequest())
+    assert (info.draft_model, info.speculation.method) == ("student", "draft")
 
 
 async def test_a_decoder_does_not_embed(running):

@@ -1,21 +1,19 @@
 """Beam search by an encoder-decoder and by a decoder, against transformers' ``generate``."""
 
 import threading
-from array import array
+import time
 
 import msgspec
 import pytest
 import torch
 import transformers
 
-from longspan import InvalidRequestError
-from server.api.beam_search import Beams, BeamSearch
-from server.api.beams import _Step
-from server.engine.repeats import TYPE
-from server.messages import Sampling, Submit
+from longspan import DeadlineError, InvalidRequestError
+from server.messages import Beams
 from tests.e2e.server import Server
-from tests.encoder_decoders.harness import generated, own_model, sources_of
-from tests.encoder_decoders.zoo import save_encoder_decoder
+from tests.encoder_decoders.harness import generated, load, make_core, own_model, requests, sources_of
+from tests.encoder_decoders.zoo import FAMILIES, save_encoder_decoder
+from tests.engine.harness import run
 from tests.models_zoo import save_tiny
 
 FULL, NEVER = 1, 2
@@ -100,6 +98,45 @@ def test_several_searches_at_once(server, own, stops):
             assert set(row[len(output) :]) <= {pad}
 
 
+def test_a_search_that_is_ended_early_leaves_nothing(server):
+    long = {"num_beams": 8, "max_tokens": 110, "ignore_eos": True, "n": 2}
+    with server.client() as client:
+        with pytest.raises(DeadlineError):
+            client.generate(SOURCES[1], timeout=0.1, **long)
+        server.wait_idle()
+        found = []
+        asking = threading.Thread(
+            target=lambda: found.append(client.generate(SOURCES[1], request_id="ended", **long))
+        )
+        asking.start()
+        end = time.monotonic() + 20
+        while not client.abort("ended"):
+            assert time.monotonic() < end
+        asking.join()
+        assert [(one.finish_reason, list(one.token_ids)) for one in found[0].completions] == [
+            ("aborted", [])
+        ] * 2
+        server.wait_idle()
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_searches_beside_others_in_chunks_and_preempted(kind, tmp_path):
+    """With so few pages that groups give way; each source is encoded once for all of its beams."""
+    folder = save_encoder_decoder(kind, tmp_path)
+    found, own = load(folder, 64), own_model(folder)
+    start = FAMILIES[kind]["decoder_start_token_id"]
+    sources, more = sources_of(20, 33, 47, 12), {"eos_token_id": None, "forced_eos_token_id": None}
+    searches = requests(sources[:3], start, 20, beams=Beams(count=3, length_penalty=2.0))
+    plain = msgspec.structs.replace(requests(sources[3:], start, 30)[0], id=9)
+    core = make_core(found, pages=28, max_batch_tokens=16)
+    outcomes = run(core, [plain, *searches])
+    assert outcomes[9].tokens == generated(own, sources[3], 30, **more)
+    for search in searches:
+        expected = generated(own, search.prompt, 20, num_beams=3, length_penalty=2.0, **more)
+        assert outcomes[search.id].tokens == expected
+    assert any(outcomes[search.id].preemptions for search in searches)
+
+
 def test_a_decoder_searches_too(tmp_path):
     folder = save_tiny("llama", tmp_path)
     own = transformers.AutoModelForCausalLM.from_pretrained(
@@ -120,6 +157,7 @@ def test_a_decoder_searches_too(tmp_path):
     ("options", "sentence"),
     [
         ({"num_beams": 17}, "beam_search.num_beams: is 17; it may be 1 to 16"),
+        ({"num_beams": 9}, "beam_search.num_beams: is 9; beams run at once, and this server runs 8"),
         ({"num_beams": 2, "n": 3}, "n: is 3, more than beam_search.num_beams, 2"),
         ({"num_beams": 2, "temperature": 1.0}, "sampling.temperature: is for sampling"),
         ({"num_beams": 2, "repetition_penalty": 1.5}, "beam_search: has no penalties"),
@@ -132,32 +170,3 @@ def test_a_decoder_searches_too(tmp_path):
 def test_what_does_not_go_with_beams_is_refused(options, sentence, server):
     with server.client() as client, pytest.raises(InvalidRequestError, match=sentence):
         client.generate(SOURCES[0], **options)
-
-
-def test_a_search_ends_where_no_beam_can_better_the_worst():
-    search = BeamSearch(Beams(1, 1.0, "heuristic"), {0}, 10)
-    assert search.wanted == 2
-    search.advance([{0: -1.0, 5: -3.0}])
-    assert (search.running, search.finished[0].tokens) == ([], [0])
-    search = BeamSearch(Beams(1, 2.0, "never"), {0}, 10)
-    search.advance([{0: -1.0, 5: -3.0}])  # -3 / 100 would be better
-    assert [beam.tokens for beam in search.running] == [[5]]
-
-
-def test_a_step_asks_for_no_more_tokens_than_can_matter():
-    """Whatever is banned: each token that is told costs the engine time between steps, in front of all."""
-    template = Submit(
-        id=1,
-        prompt=list(range(5, 300)),
-        start=[2],
-        sampling=Sampling(temperature=0.0, no_repeat_ngram=1),
-        max_tokens=9,
-        stop_token_ids=[0, 1],
-    )
-    search = BeamSearch(Beams(4, 1.0, "full"), template.stop_token_ids, 9)
-    for decoder in (True, False):
-        asked = msgspec.structs.replace(template, start=[] if decoder else [2])
-        before = asked.prompt if decoder else [2]
-        step = _Step(asked, search.running[0], [7], array(TYPE, before)).submit(5, search.wanted)
-        assert step.logprobs == 6
-        assert step.unlisted == sorted({7, *before})

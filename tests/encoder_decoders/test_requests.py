@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from longspan.v1 import inference_pb2, types_pb2
-from server.api.beam_search import Beams, BeamSearch
+from server.api.beams import BeamRoom
 from server.api.conversion import Plan
+from server.api.errors import ServiceError
 from server.api.languages import encoder_decoder_info
 from server.encoder_messages import EncoderDecoderInfo
-from server.messages import Sampling
+from server.messages import Beams, Sampling
 from server.models.target import Target
 from server.text.stop import StopStrings
 
@@ -35,21 +36,15 @@ def test_special_tokens_that_only_look_like_languages_are_none():
     assert list(encoder_decoder_info(served).languages) == ["__fr__", "de_DE"]
 
 
-def test_a_search_over_a_long_output_copies_only_beams_that_go_on():
-    """A step of it runs among all other streams, in the server process."""
-    stops = set(range(100))
-    search = BeamSearch(Beams(2, 1.0, "full"), stops, 10_000)
-
-    class Counted(list):
-        copied = 0
-
-        def __iter__(self):
-            Counted.copied += 1
-            return super().__iter__()
-
-    following = {token: -float(token) for token in range(100, 100 + search.wanted)}
-    search.advance([following])
-    search.running = [beam._replace(tokens=Counted(beam.tokens)) for beam in search.running]
-    search.advance([following, following])
-    assert len(search.running) == 2
-    assert Counted.copied <= 2
+@pytest.mark.parametrize(("said", "tokens"), [({}, 28), ({"max_tokens": 28}, 28), ({"max_tokens": 29}, None)])
+def test_beams_have_to_have_room_at_once(said, tokens):
+    """Of 20 pages of 8 tokens, 4 beams share 2 of a prompt of 20 tokens and have 4 of their own."""
+    request = inference_pb2.GenerateRequest(stop=types_pb2.StopConditions(**said))
+    beams, room = Beams(count=4), BeamRoom(8, 20, 18)
+    plan = Plan(request, 3, 0, Sampling(), StopStrings([], {}), [1], None, [], beams, room)
+    if tokens is None:
+        with pytest.raises(ServiceError, match="is 4; the KV cache has room for 28 output tokens of each"):
+            plan.kv_tokens(20, 100, shared=True)
+        return
+    (search,) = plan.sequences([7, 8, 9], [5] * 20, 100)
+    assert (search.ids, search.max_tokens) == ([7, 8, 9], tokens)

@@ -90,7 +90,7 @@ def greedy_requests(prompts: list[list[int]], max_tokens: int, first_id: int = 1
 
 def run(core: EngineCore, requests: list[Submit], max_steps: int = 5000) -> dict[int, Outcome]:
     """Runs ``requests`` to their ends; the engine must then be empty and its pages free or cached."""
-    outcomes = {request.id: Outcome() for request in requests}
+    outcomes = {id_: Outcome() for request in requests for id_ in request.ids}
     for request in requests:
         core.submit(request)
     for _ in range(max_steps):

@@ -23,7 +23,7 @@ def logits_of(rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0) -> 
 
 
 def state_of(vocabulary: int, prompt: list[int] | None = None, **kwargs) -> SamplerState:
-    own = ("min_tokens", "stop_token_ids", "output", "forced", "unlisted")
+    own = ("min_tokens", "stop_token_ids", "output", "forced")
     extra = {key: kwargs.pop(key) for key in own if key in kwargs}
     return SamplerState(Sampling(**kwargs), prompt or [0], vocabulary, **extra)
 

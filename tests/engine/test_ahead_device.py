@@ -11,7 +11,7 @@ from server.engine import sampler
 from server.engine.core import EngineCore
 from server.engine.ipc.process import Engine
 from server.engine.runner import Launched, Runner
-from server.messages import Abort, Sampling, Shutdown, Submit, ToEngine
+from server.messages import Abort, Beams, Sampling, Shutdown, Submit, ToEngine
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
 from tests.engine.journal import DRAWN, launched_ahead, prompts_of, told
 from tests.models_zoo import save_tiny
@@ -79,6 +79,39 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
     assert all(at["read", step] < at["read", step + 1] for step in range(last))
     # Not two ahead: outputs would come late for nothing.
     assert all(at["read", step] < at["launch", step + 2] for step in range(last - 1))
+
+
+def test_beams_wait_for_nothing_before_their_step(llama, there):
+    """Copies of pages, and what finds the next tokens, are queued, beside sequences launched ahead."""
+    requests = long_requests([GREEDY, *DRAWN[:3]])
+    for i in (1, 3):
+        plain = msgspec.structs.replace(requests[i], sampling=GREEDY, logprobs=None, stop_token_ids=[7])
+        requests[i] = msgspec.structs.replace(plain, beams=Beams(count=3))
+    rule = {"page_size": 4, "backend": "sparse", "kernel": "sdpa"}
+    rule["options"] = {"pattern": "topk", "budget": "8", "recent_pages": "1", "dense_layers": ""}
+    expected = run(make_core(llama, **rule), requests)
+    with StandInDevice() as device:
+        core = make_core(there, ahead=True, **rule)
+        ahead, launch, copy, copied = launched_ahead(core), core.runner.launch, core.runner.copy, []
+
+        def launched(scheduled, before=None) -> Launched:
+            device.forget()
+            result = launch(scheduled, before)
+            assert not device.copies
+            return result
+
+        def watched(copies) -> None:
+            device.forget()
+            copy(copies)
+            assert not device.reads
+            assert not device.copies
+            copied.extend(copies)
+
+        core.runner.launch, core.runner.copy = launched, watched
+        found = run(core, requests)
+    assert len(copied) > 6
+    assert max(ahead) > 1
+    assert {i: one.tokens for i, one in found.items()} == {i: one.tokens for i, one in expected.items()}
 
 
 @pytest.mark.parametrize(

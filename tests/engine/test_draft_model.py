@@ -209,6 +209,7 @@ def test_the_settings_make_the_drafter(folders, tmp_path):
         lambda stage, fraction: stages.append(stage),
     )
     assert (ready.speculation.method, ready.speculation.draft_tokens) == ("draft", 3)
+    assert ready.speculation.draft_model == str(folders["near"])
     assert any(stage.startswith("the draft model: ") for stage in stages)
     drafter = core.drafter
     assert drafter.executor.name == "native", "its layers are packed"

@@ -77,18 +77,3 @@ def test_many_of_the_most_likely_take_no_more_memory_than_the_logits() -> None:
         measured = measure(logits, torch.zeros(2, dtype=torch.int64), 3000)
     assert largest.elements == logits.numel()
     assert measured.top_ranks[0].tolist() == list(range(1, 3001))
-
-
-def test_unlisted_tokens_leave_room_for_others() -> None:
-    logits = logits_of(2, 50, seed=6)
-    best = logits.topk(5).indices.tolist()
-    rows = [
-        Row(state_of(50, temperature=0.0, unlisted=[*best[0][:3], 50]), 0, logprobs=2),
-        Row(state_of(50, temperature=0.0), 0, logprobs=2),
-    ]
-    tokens, logprobs = sample(logits, rows)
-    assert tokens == [best[0][0], best[1][0]]
-    assert [entry.token for entry in logprobs[0].top] == best[0][3:]
-    assert [entry.token for entry in logprobs[1].top] == best[1][:2]
-    expected = logits.double().log_softmax(-1)
-    assert logprobs[0].top[0].logprob == pytest.approx(float(expected[0, best[0][3]]), abs=1e-5)

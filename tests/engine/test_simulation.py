@@ -52,6 +52,29 @@ def keeps_pages_of_the_aborted(patch):
     patch.setattr(EngineCore, "abort", lambda self, sequence_id: self.scheduler._by_id.pop(sequence_id, None))
 
 
+def writes_to_pages_of_other_beams(patch):
+    patch.setattr(PagePool, "shared", lambda self, page: False)
+
+
+def copies_no_pages(patch):
+    patch.setattr(KVManager, "take_copies", lambda self: {})
+
+
+def holds_no_pages_of_a_fork(patch):
+    fork = KVManager.fork
+
+    def careless(self, sequence, other):
+        fork(self, sequence, other)
+        self.pool.release(other.pages)
+
+    patch.setattr(KVManager, "fork", careless)
+
+
+def gives_dropped_beams_no_end(patch):
+    release = KVManager.release
+    patch.setattr(KVManager, "release", lambda self, one: one.held_back == 1 or release(self, one))
+
+
 def keys_do_not_chain(patch):
     keys = KVManager._keys
 
@@ -122,6 +145,10 @@ def does_not_notice_lost_messages(patch):
     [
         (leaks, "IntegrityError"),
         (keeps_pages_of_the_aborted, "IntegrityError"),
+        (writes_to_pages_of_other_beams, "reads other tokens"),
+        (copies_no_pages, "reads other tokens"),
+        (holds_no_pages_of_a_fork, "IntegrityError"),
+        (gives_dropped_beams_no_end, "IntegrityError"),
         (keys_do_not_chain, "reads other tokens"),
         (frees_what_is_seen, "reads other tokens"),
         (takes_nothing_back, "reads other tokens"),

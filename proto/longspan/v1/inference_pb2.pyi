@@ -254,7 +254,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor", "tasks", "encoder", "speculation", "encoder_decoder")
+    __slots__ = ("name", "source", "architecture", "parameters", "layers", "vocabulary_size", "context_length", "dtype", "kv_dtype", "attention", "eos_token_ids", "has_chat_template", "limits", "default_sampling", "executor", "tasks", "encoder", "speculation", "encoder_decoder", "draft_model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -274,6 +274,7 @@ class GetModelInfoResponse(_message.Message):
     ENCODER_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     architecture: str
@@ -293,7 +294,8 @@ class GetModelInfoResponse(_message.Message):
     encoder: _encoder_pb2.EncoderInfo
     speculation: SpeculationInfo
     encoder_decoder: EncoderDecoderInfo
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., encoder: _Optional[_Union[_encoder_pb2.EncoderInfo, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationInfo, _Mapping]] = ..., encoder_decoder: _Optional[_Union[EncoderDecoderInfo, _Mapping]] = ...) -> None: ...
+    draft_model: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., layers: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., attention: _Optional[_Union[AttentionInfo, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., default_sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., executor: _Optional[_Union[ExecutorInfo, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., encoder: _Optional[_Union[_encoder_pb2.EncoderInfo, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationInfo, _Mapping]] = ..., encoder_decoder: _Optional[_Union[EncoderDecoderInfo, _Mapping]] = ..., draft_model: _Optional[str] = ...) -> None: ...
 
 class EncoderDecoderInfo(_message.Message):
     __slots__ = ("source_length", "target_length", "start_token_ids", "languages")

@@ -140,9 +140,10 @@ class EngineClient:
         """
         if self.state != "ready":
             raise EngineDeadError(self._reason or f"the engine is {self.state}")
-        stream = OutputStream([sequence.id for sequence in sequences], self.abort)
+        ids = [id_ for sequence in sequences for id_ in sequence.ids]
+        stream = OutputStream(ids, self.abort)
+        self._streams.update(dict.fromkeys(ids, stream))
         for sequence in sequences:
-            self._streams[sequence.id] = stream
             self._send(sequence)
         return stream
 

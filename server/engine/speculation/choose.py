@@ -128,7 +128,7 @@ def draft_tokens(settings: Settings) -> int:
     return settings.draft_tokens or _DRAFT_TOKENS[settings.speculate]
 
 
-def told(settings: Settings, drafter: Drafter | None) -> Speculation | None:
+def told(settings: Settings, drafter: Drafter | None, draft: DraftModel | None) -> Speculation | None:
     """The drafter as ``GetModelInfo`` tells it."""
     if drafter is None:
         return None
@@ -138,6 +138,7 @@ def told(settings: Settings, drafter: Drafter | None) -> Speculation | None:
         draft_tokens(settings),
         "" if attention is None else attention.backend,
         {} if attention is None else dict(attention.options),
+        "" if draft is None else draft.source,
     )
 
 

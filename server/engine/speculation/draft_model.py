@@ -30,10 +30,12 @@ class DraftModel:
     Attributes:
         prepared: the model.
         page_size: tokens per page, those of the other's cache.
+        source: where it came from.
     """
 
     prepared: Prepared
     page_size: int
+    source: str
 
     @property
     def page_bytes(self) -> int:
@@ -99,7 +101,7 @@ def prepare_draft(
         _check_sizes(prepared.loaded.vocabulary_size, loaded.vocabulary_size)
     except RefusedError as error:
         raise RefusedError(f"{asked}: {error}") from error
-    draft = DraftModel(prepared, page_size)
+    draft = DraftModel(prepared, page_size, files.source)
     log.info(
         "drafts are made by %s: weights %s, %.2f GiB; keys and values of a page take %d bytes",
         files.source,

@@ -77,10 +77,12 @@ class Drafter(ABC):
     def _room_for(self, sequence: Sequence) -> int:
         """How many drafted tokens could be of use in the next step; none if that is below 1.
 
-        None to a sequence whose next token is forced: each of these is decoded in a step of its own. None
-        where repeats are banned, which are found among the tokens that are output already. With frequencies
-        that depend on lengths, none of those that would have other ones.
+        None to a beam. None to a sequence whose next token is forced: each of these is decoded in a step of
+        its own. None where repeats are banned, which are found among the tokens that are output already. With
+        frequencies that depend on lengths, none of those that would have other ones.
         """
+        if sequence.group is not None:
+            return 0
         request, total = sequence.request, sequence.total
         begins = sequence.output_len < max(1, len(request.forced))
         if sequence.remaining != 1 or begins or request.sampling.no_repeat_ngram:

@@ -30,7 +30,7 @@ class PageTable:
         pages: page numbers; 0 where the pattern has evicted one.
         generation: another one whenever the sequence's pages are replaced, as when it is preempted or starts
             again, or cut. Within a generation pages are only appended or evicted.
-        life: another one whenever they are replaced: within a life a token's page stays the same.
+        life: another one whenever one is replaced: within a life a token's page stays the same.
     """
 
     pages: list[int] = field(default_factory=list)
@@ -40,6 +40,12 @@ class PageTable:
     def replace(self, pages: list[int]) -> None:
         """Other pages, of another generation and another life."""
         self.pages = pages
+        self.generation += 1
+        self.life += 1
+
+    def put(self, index: int, page: int) -> None:
+        """Another page in the place of one, of another generation and another life."""
+        self.pages[index] = page
         self.generation += 1
         self.life += 1
 

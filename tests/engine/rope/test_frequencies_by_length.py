@@ -7,12 +7,13 @@ import pytest
 import torch
 import transformers
 
+from server.messages import Beams
 from tests.engine.harness import Outcome, collect, greedy_requests, load, make_core, run
 from tests.engine.rope.texts import FACTORS, MAX_TOKENS, OWN, prompts_of, tokens_of
 from tests.models_zoo import VOCABULARY
 
 
-def generated(folder, prompt, max_tokens=MAX_TOKENS, use_cache=True):
+def generated(folder, prompt, max_tokens=MAX_TOKENS, use_cache=True, num_beams=1):
     """The tokens of transformers with a fresh model: earlier texts leave traces in its rotary modules."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     ids = torch.tensor([prompt])
@@ -21,6 +22,7 @@ def generated(folder, prompt, max_tokens=MAX_TOKENS, use_cache=True):
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
+            num_beams=num_beams,
             min_new_tokens=max_tokens,
             max_new_tokens=max_tokens,
             use_cache=use_cache,
@@ -85,6 +87,17 @@ def test_steps_ahead_have_the_same_frequencies(models, one_by_one, kind):
     assert tokens_of(run(core, greedy_requests(prompts, MAX_TOKENS))) == expected[kind]
     again = run(core, greedy_requests(prompts, MAX_TOKENS, first_id=100))
     assert tokens_of(again) == expected[kind]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_beams_have_the_frequencies_of_their_length(models, folders, kind):
+    """Also a group that starts again as its beams outgrow the short factors, and in common chunks."""
+    core = make_core(models[kind], page_size=4, max_batch_tokens=16, max_running=7, prefix_cache=False)
+    (prompt,) = prompts_of(OWN - 3)
+    (request,) = greedy_requests([prompt], MAX_TOKENS)
+    outcomes = run(core, [msgspec.structs.replace(request, beams=Beams(count=3))])
+    expected = generated(folders[kind], prompt, use_cache=kind == "dynamic", num_beams=3)
+    assert outcomes[1].tokens == expected
 
 
 def test_a_sequence_that_outgrows_the_short_factors_starts_again(models):

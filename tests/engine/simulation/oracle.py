@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from server.engine.beam_search import BeamSearch, Continuation
+from server.engine.continuations import Found
 from server.messages import FinishReason, Submit
 
 VOCABULARY = 40
@@ -29,10 +31,46 @@ class Answer(NamedTuple):
 
 def sampled(request: Submit, position: int) -> int | None:
     """The token at an output position; ``None`` where the logits are NaN."""
-    drawn = hash((request.sampling.seed, position))
-    if request.sampling.seed % DOOMED == 0 and position == request.sampling.seed // DOOMED % 7:
+    return None if _fails(request, position) else hash((request.sampling.seed, position)) % VOCABULARY
+
+
+def _fails(request: Submit, position: int) -> bool:
+    return request.sampling.seed % DOOMED == 0 and position == request.sampling.seed // DOOMED % 7
+
+
+def following(search: BeamSearch, request: Submit) -> Found | None:
+    """What may follow the beams of a search; ``None`` where the logits are NaN."""
+    assert request.beams is not None
+    position, count = len(search.running[0].tokens), request.beams.count
+    if _fails(request, position):
         return None
-    return drawn % VOCABULARY
+    stops = request.stop_token_ids
+    found = [
+        Continuation(i, token, beam.score - 0.01 * (hash((request.sampling.seed, *beam.tokens, token)) % 997))
+        for i, beam in enumerate(search.running)
+        for token in range(VOCABULARY)
+        if token not in stops or position >= request.min_tokens
+    ]
+    found.sort(key=lambda one: -one.score)
+    return Found(found[:count], [one for one in found if one.token not in stops][:count])
+
+
+def answers(request: Submit, context_length: int) -> dict[int, Answer]:
+    """The answer to a request, by the ids of its outputs."""
+    if request.beams is None:
+        return {request.id: answer(request, context_length)}
+    search = BeamSearch(request)
+    while search.running:
+        found = following(search, request)
+        if found is None:
+            return {id_: Answer([], FinishReason.FAILED, []) for id_ in request.ids}
+        search.advance(*found)
+    best = [*search.finished, *[search.finished[-1]] * len(request.ids)]
+    ends = {True: FinishReason.STOP, False: FinishReason.LENGTH}
+    return {
+        id_: Answer(beam.tokens, ends[beam.tokens[-1] in request.stop_token_ids], [])
+        for id_, beam in zip(request.ids, best, strict=False)
+    }
 
 
 def answer(request: Submit, context_length: int) -> Answer:
@@ -49,8 +87,13 @@ def answer(request: Submit, context_length: int) -> Answer:
         if len(tokens) > request.min_tokens and token in request.stop_token_ids:
             finish = FinishReason.STOP
             break
-    value, content = 0, []
-    for token in (*request.prompt, *tokens):
+    return Answer(tokens, finish, content([*request.prompt, *tokens]))
+
+
+def content(tokens: list[int]) -> list[int]:
+    """See ``Answer.content``."""
+    value, found = 0, []
+    for token in tokens:
         value = hash((value, token))
-        content.append(value)
-    return Answer(tokens, finish, content)
+        found.append(value)
+    return found

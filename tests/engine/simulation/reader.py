@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from server.engine.ipc.link import EngineDeadError, OutputStream
 from server.messages import SequenceOutput, Submit
-from tests.engine.simulation.oracle import answer
+from tests.engine.simulation.oracle import answers
 
 _MOST = 1000
 
@@ -37,8 +37,10 @@ class Reader:
         deadline: int | None,
     ) -> None:
         self._stream = stream
-        self._requests = {request.id: request for request in requests}
-        self._answers = {i: answer(request, context_length) for i, request in self._requests.items()}
+        requests = list(requests)
+        self._requests = {i: request for request in requests for i in request.ids}
+        self._answers = {i: a for one in requests for i, a in answers(one, context_length).items()}
+        self._width = sum(1 if one.beams is None else one.beams.count for one in requests)
         self._found: dict[int, list[int]] = {}
         self._open = set(self._requests)
         self.began, self.deadline = tick, deadline
@@ -51,9 +53,14 @@ class Reader:
         return list(self._requests)
 
     @property
+    def searches(self) -> bool:
+        """Whether it asked for beams, which end together."""
+        return any(request.beams is not None for request in self._requests.values())
+
+    @property
     def open(self) -> int:
-        """Samples that have not ended."""
-        return len(self._open)
+        """Samples or beams that have not ended."""
+        return self._width if self.searches and self._open else len(self._open)
 
     def read(self) -> None:
         """Takes what has come."""
@@ -88,7 +95,8 @@ class Reader:
     def _accept(self, output: SequenceOutput) -> None:
         assert output.id in self._open, f"sequence {output.id} tells more after its end"
         request, expected = self._requests[output.id], self._answers[output.id]
-        assert (output.started is not None) == (output.id not in self._found)
+        first = output.id not in self._found and output.id == request.id
+        assert (output.started is not None) == first
         found = self._found.setdefault(output.id, [])
         owed = len(request.prompt) - 1 if request.prompt_logprobs is not None else None
         if output.tokens and not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,8 @@ from server.engine.kv_manager import Expired
 from server.engine.runner import Launched, Runner, RunOutput
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
-from server.messages import Logprob, PositionLogprob, Submit
-from tests.engine.simulation.oracle import Answer, answer, sampled
+from server.messages import Logprob, PositionLogprob
+from tests.engine.simulation.oracle import Answer, answer, content, following, sampled
 
 _LATE = 0.02
 _GARBAGE = -1
@@ -107,12 +108,15 @@ class FakeRunner:
             self._write(sequence, end, last_is_known=sequence not in unknown)
         for sequence, count in scheduled:
             self._read(sequence, count, sequence in unknown)
-        caught_up = [s for s, count in scheduled if count == s.remaining]
+        caught_up = [s for s, count in scheduled if count == s.remaining and s.group is None]
+        searches = {s.group: 0 for s, count in scheduled if count == s.remaining and s.group is not None}
+        for group in searches:
+            assert all((part, 1) in scheduled or part is group for part in group.parts), "beams are parted"
         ahead = [self._ahead(sequence) for sequence in caught_up]
         echo = [len(Runner._echo_positions(one)) for one in scheduled]
         tokens = sum(count for _, count in scheduled)
         self._clock.now += 0.002 + tokens * 0.0005 * self._rng.uniform(0.5, 2)
-        return Launched(caught_up, ahead, echo, len(caught_up), Pages(0, 0, ()))
+        return Launched(caught_up, ahead, searches, echo, len(caught_up), Pages(0, 0, ()))
 
     def collect(self, launched: Any, void: Any = frozenset()) -> RunOutput:
         tokens: list[int | None] = []
@@ -122,13 +126,21 @@ class FakeRunner:
             if taken is None and tokens[-1] is not None and sequence not in void:
                 late.append(sequence)
         echoed = [[_ECHOED] * count for count in launched.echo]
-        return RunOutput([[token] for token in tokens], [[] for _ in tokens], late, echoed)
+        searches = {group: following(group.search, group.request) for group in launched.searches}
+        return RunOutput([[token] for token in tokens], [[] for _ in tokens], late, searches, echoed)
+
+    def copy(self, copies: Mapping[int, int]) -> None:
+        for to, origin in copies.items():
+            self._cells[to] = list(self._cells[origin])
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept of a sequence that has ended."""
         self._answers.pop(sequence_id, None)
 
-    def content(self, request: Submit) -> list[int]:
+    def content(self, sequence: Sequence) -> list[int]:
+        request = sequence.request
+        if sequence.group is not None:
+            return content(sequence.tokens)
         found = self._answers.get(request.id)
         if found is None:
             found = self._answers[request.id] = answer(request, self._context)
@@ -140,7 +152,7 @@ class FakeRunner:
         return None if self._rng.random() < _LATE else sampled(sequence.request, position)
 
     def _write(self, sequence: Sequence, end: int, *, last_is_known: bool) -> None:
-        content, size, pages = self.content(sequence.request), self.cache.page_size, sequence.pages
+        content, size, pages = self.content(sequence), self.cache.page_size, sequence.pages
         for position in range(sequence.computed, end):
             page = pages[position // size]
             assert page, f"sequence {sequence.id} has no page for token {position}"
@@ -150,7 +162,7 @@ class FakeRunner:
 
     def _read(self, sequence: Sequence, count: int, unknown: bool) -> None:
         """Checks all that the first and the last query of a chunk see."""
-        content, size = self.content(sequence.request), self.cache.page_size
+        content, size = self.content(sequence), self.cache.page_size
         last = sequence.computed + count - 1
         for query in {sequence.computed, last}:
             if query >= len(content) or (unknown and query == last):

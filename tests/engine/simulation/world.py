@@ -18,7 +18,7 @@ from server.engine.ipc.process import Engine
 from server.engine.ipc.pulse import Pulse, open_memory
 from server.engine.ipc.wire import Frames, LostFrameError
 from server.engine.scheduler import Scheduled
-from server.messages import Sampling, Submit
+from server.messages import Beams, Sampling, Submit
 from server.settings import Settings
 from tests.engine.simulation.channel import Direction, EngineWire, ServerWire, TickOverError
 from tests.engine.simulation.oracle import VOCABULARY
@@ -139,7 +139,7 @@ class World:
         scheduled = self._schedule()
         assert scheduled, "nothing is scheduled"
         leader = min(self.core.scheduler.running, key=lambda s: s.urgency)
-        missed = 0 if any(s is leader for s, _ in scheduled) else self._passed_over.get(leader.id, 0) + 1
+        missed = 0 if any(s.head is leader for s, _ in scheduled) else self._passed_over.get(leader.id, 0) + 1
         assert missed <= PATIENCE, f"sequence {leader.id} is passed over {missed} times in a row"
         self._passed_over = {leader.id: missed}
         return scheduled
@@ -203,17 +203,20 @@ class World:
         shared = rng.randint(0, length)
         prompt = rng.choice(self._documents)[:shared]
         prompt = prompt + [rng.randrange(VOCABULARY) for _ in range(length - shared)]
-        ids = self.client.new_ids(samples)
+        ids, most = self.client.new_ids(samples), rng.randint(1, min(20, self.context - length))
+        if beams := self._beams(ids, length, most):
+            ids = ids[:1]
         requests = [
             Submit(
                 id=i,
                 prompt=prompt,
                 sampling=Sampling(seed=rng.randrange(1 << 40)),
-                max_tokens=rng.randint(1, min(20, self.context - length)),
+                max_tokens=most,
                 min_tokens=rng.choice([0, 0, 3]),
                 stop_token_ids=rng.sample(range(VOCABULARY), rng.choice([0, 0, 2])),
-                prompt_logprobs=rng.choice([None, None, None, 1]),
+                prompt_logprobs=None if beams else rng.choice([None, None, None, 1]),
                 priority=priority,
+                beams=beams,
                 leader=None if i == ids[0] else ids[0],
             )
             for i in ids
@@ -222,6 +225,17 @@ class World:
         self._readers.append(
             Reader(self.client.submit(requests), requests, self.context, self.tick, deadline)
         )
+
+    def _beams(self, ids: list[int], prompt: int, most: int) -> Beams | None:
+        """A search with so many outputs, now and then, where its beams have room."""
+        rng, core = self.rng, self.core
+        count, early = rng.randint(len(ids), len(ids) + 3), rng.choice(["heuristic", "full", "never"])
+        pages = core.kv.most_of_beams(prompt, prompt + most, count, core.scheduler.max_batch_tokens)
+        fits = pages <= core.kv.pool.total and count <= core.scheduler.max_running
+        fits = fits and sum(reader.open for reader in self._readers) + count <= IN_FLIGHT
+        if rng.random() < 0.7 or not fits:
+            return None
+        return Beams(count=count, length_penalty=rng.choice([0.0, 1.0]), early_stopping=early, others=ids[1:])
 
     def _deliver(self) -> None:
         for message in self._frames.feed(self.to_server.arrived()):
@@ -243,7 +257,8 @@ class World:
             if not reader.complete and (late or reader.idle > _READERS_PATIENCE):
                 reader.abort(reader.ids)
             elif not reader.complete and rng.random() < faults.abort:
-                reader.abort(rng.sample(reader.ids, rng.randint(1, len(reader.ids))))
+                some = rng.sample(reader.ids, rng.randint(1, len(reader.ids)))
+                reader.abort(reader.ids if reader.searches else some)
             age = self.tick - reader.began
             assert age <= self.bound, f"sequence {reader.ids[0]} starves: {age} ticks"
             if not reader.complete:
