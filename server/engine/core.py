@@ -189,8 +189,9 @@ class EngineCore:
         for sequence in fresh:
             sequence.started = began
         ahead_of = None if before is None else before.launched
-        watched = self._arrivals if self.scheduler.given_up else None
-        launch = partial(self.runner.launch, scheduled, ahead_of, watched)
+        launch = partial(self.runner.launch, scheduled, ahead_of)
+        if self.scheduler.given_up:
+            launch = partial(launch, watched=self._arrivals)
         try:
             launched = launch() if self.team is None else self.team.compute(launch)
         except GivenUpError:

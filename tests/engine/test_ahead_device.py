@@ -45,9 +45,9 @@ def test_the_next_step_is_queued_before_the_tokens_are_read(llama, there):
     def watch(runner: Runner, device: StandInDevice) -> None:
         launch, collect = runner.launch, runner.collect
 
-        def launched(scheduled, before=None, watched=None) -> Launched:
+        def launched(scheduled, before=None) -> Launched:
             device.forget()
-            result = launch(scheduled, before, watched)
+            result = launch(scheduled, before)
             assert not device.reads
             assert not device.copies
             assert device.sent

@@ -200,9 +200,9 @@ def test_steps_ahead_take_forced_tokens_on_the_device(llama, tmp_path, monkeypat
         ahead = launched_ahead(core)
         launch = core.runner.launch
 
-        def launched(scheduled, before=None, watched=None):
+        def launched(scheduled, before=None):
             device.forget()
-            result = launch(scheduled, before, watched)
+            result = launch(scheduled, before)
             assert not device.reads
             assert not device.copies
             return result
