@@ -43,6 +43,7 @@ def build_engine(
     folder: Path,
     report: Report,
     preparing: Callable[[Settings, Path, Report], Prepared] = prepare,
+    arrivals: int | None = None,
 ) -> tuple[EngineCore, Ready]:
     """Loads the model, chooses its attention, checks the two together and allocates the KV cache.
 
@@ -51,6 +52,7 @@ def build_engine(
         folder: the model, a Hugging Face folder.
         report: told what is going on, with the share done.
         preparing: loads the model and checks it: an encoder-decoder in another way than a decoder.
+        arrivals: see ``EngineCore``.
 
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
@@ -105,6 +107,7 @@ def build_engine(
         check_integrity=settings.check_integrity,
         team=watched(threads) if executor.thread_invariant else None,
         drafter=drafter,
+        arrivals=arrivals,
     )
     if settings.kv_events is not None:
         name = settings.model_name or folder.name

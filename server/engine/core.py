@@ -20,6 +20,7 @@ from server.engine.speculation.drafter import Drafter
 from server.engine.team import Team
 from server.engine.totals import Totals
 from server.messages import Beams, SequenceOutput, Stats, StepOutput, Submit
+from server.models.executors.base import GivenUpError
 
 _NOTHING = Cost(0, 0)
 _NO_SEQUENCES: Set[Sequence] = frozenset()
@@ -50,6 +51,8 @@ class EngineCore:
         check_integrity: check the allocator's bookkeeping after every step.
         team: the threads that compute, where their number follows what the machine gives.
         drafter: guesses tokens for the steps to verify; not together with ``ahead``.
+        arrivals: a descriptor that has something to read once a message has come. Where the executor can, a
+            step of a long prompt that held up nothing is given up then, so that the message need not wait.
 
     Attributes:
         costs: what its steps cost at least.
@@ -71,6 +74,7 @@ class EngineCore:
         check_integrity: bool = False,
         team: Team | None = None,
         drafter: Drafter | None = None,
+        arrivals: int | None = None,
     ) -> None:
         assert drafter is None or not ahead
         self.runner = runner
@@ -98,7 +102,11 @@ class EngineCore:
         self._totals = Totals(runner.device)
         self.costs = StepCosts(runner.executor.model, runner.attention.layers, cache)
         pace = Pace(prompt_step_seconds, self.costs.reach or EXPECTED_REACH)
-        self.scheduler = Scheduler(self.kv, max_running, max_batch_tokens, max_prefills, pace, aging_seconds)
+        gives_up = arrivals is not None and runner.executor.gives_up and drafter is None
+        self._arrivals = arrivals if gives_up else None
+        self.scheduler = Scheduler(
+            self.kv, max_running, max_batch_tokens, max_prefills, pace, aging_seconds, gives_up
+        )
         self.accepting = Accepting(runner, self.scheduler, self._totals, context_length)
         self._flight: Flight | None = None
         self._failed: list[SequenceOutput] = []
@@ -200,7 +208,12 @@ class EngineCore:
             sequence.started = began
         self.runner.copy(self.kv.take_copies())
         if before is None:
-            computed = self._isolated.launch(scheduled)
+            watched = self._arrivals if self.scheduler.given_up else None
+            try:
+                computed = self._isolated.launch(scheduled, watched)
+            except GivenUpError:
+                self._take_back(scheduled, fresh)
+                return None
         elif (ahead := self._isolated.launch_ahead(scheduled, before.launched)) is not None:
             computed = ahead
         else:
@@ -219,6 +232,13 @@ class EngineCore:
         for sequence, tokens in scheduled:
             self.kv.advance(sequence, tokens)
         return flight
+
+    def _take_back(self, scheduled: list[Scheduled], fresh: set[Sequence]) -> None:
+        """Leaves sequences as they were before a step that was given up."""
+        for sequence in fresh:
+            sequence.started = None
+        for sequence, _ in scheduled:
+            self.kv.retract(sequence, 0)
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """Launches the step after the one in flight, as far as it does not depend on that one's tokens."""

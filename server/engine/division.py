@@ -15,6 +15,14 @@ ALONE = 2
 """Times the usual allowance, for a long prompt that holds up nothing: larger chunks compute faster. Twice as
 much again would save 3% of its time, and hold up the next request for twice as long."""
 
+GIVEN_UP = 4
+"""The same where the step is given up for the next request, which then does not wait for it. What was
+computed of it is computed again, once a second at most."""
+
+GIVEN_UP_TOKENS = 4 * MULTIPLE
+"""Tokens of such a step at least. Late in a prompt, what a step costs whatever its tokens is as much as some
+ten tokens, so that on a slow machine, where a tile takes all its time, a prompt took half as long again."""
+
 PATIENCE = 4
 """Steps that the most urgent prompt leaves to short ones in a row; after these it has every other step."""
 
@@ -25,6 +33,7 @@ class Step:
     Attributes:
         budget: tokens that it may still take.
         allowance: cost that its prompts may still have, by ``Pace``; unbounded for decodes.
+        given_up: it is to be given up when another request comes.
         preempts: sequences may have to give way to others.
         stuck: a sequence would have to give way, but must not.
         refused: waiting sequences for which there is no room.
@@ -36,7 +45,7 @@ class Step:
         self.budget = budget
         self.allowance = math.inf
         self.preempts = preempts
-        self.stuck = self.closed = False
+        self.stuck = self.closed = self.given_up = False
         self.refused: set[Sequence] = set()
         self.scheduled: dict[Sequence, int] = {}
 
@@ -77,9 +86,18 @@ class Division:
         pace: what tokens cost.
         step: the plan, decodes included; its allowance is set.
         quiet: no other request has come for a while.
+        gives_up: a step can be given up when another request comes.
     """
 
-    def __init__(self, prompts: list[Sequence], pace: Pace, step: Step, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        prompts: list[Sequence],
+        pace: Pace,
+        step: Step,
+        *,
+        quiet: bool = False,
+        gives_up: bool = False,
+    ) -> None:
         self._pace, self._step = pace, step
         first = min(prompts, key=lambda s: s.urgency)
         running = [s for s in prompts if s.state is State.RUNNING]
@@ -97,10 +115,14 @@ class Division:
         else:
             # A tile of tokens for the most urgent, and one for another, however long these take.
             least = 2 * MULTIPLE if self._equals else MULTIPLE
+            short, usual = self._is_short(first), pace.allowance
             alone = quiet and pace.known and not others and not step.scheduled
-            usual = pace.allowance * (ALONE if alone else 1)
+            step.given_up = alone and gives_up and not short
+            if step.given_up:
+                usual, least = GIVEN_UP * usual, GIVEN_UP_TOKENS
+            elif alone:
+                usual *= ALONE
             step.allowance = max(usual, *(pace.cost(_begin(s), least) for s in self._urgent))
-            short = self._is_short(first)
             if short or all(s.passed_over < PATIENCE for s in self._urgent):
                 self._short = [*[first] * short, *filter(self._is_short, self._equals)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import torch
@@ -20,6 +21,7 @@ from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.engine.team import Team
 from server.messages import Sampling, Submit
+from server.models.executors.base import GivenUpError
 
 log = logging.getLogger("longspan.engine")
 
@@ -58,17 +60,22 @@ class IsolatedRunner:
     def __init__(self, runner: Runner, team: Team | None, *, at_once: bool) -> None:
         self._runner, self._team, self._at_once = runner, team, at_once
 
-    def launch(self, scheduled: list[Scheduled]) -> Computed:
+    def launch(self, scheduled: list[Scheduled], watched: int | None = None) -> Computed:
         """Launches a step while none is in flight; one that raises is computed in parts, and these collected.
 
+        Args:
+            scheduled: what to compute.
+            watched: see ``StepInput``.
+
         Raises:
+            GivenUpError: something came on ``watched``.
             torch.AcceleratorError: the device fails.
             AssertionError: the engine contradicts itself.
         """
         try:
-            launched = self._launch(scheduled, None)
+            launched = self._launch(scheduled, None, watched)
             return Computed(scheduled, launched, self._runner.collect(launched) if self._at_once else None)
-        except _FATAL:
+        except (*_FATAL, GivenUpError):
             raise
         except Exception as error:
             self._tell(scheduled, error)
@@ -107,10 +114,13 @@ class IsolatedRunner:
         finally:
             kv.release(probe)
 
-    def _launch(self, scheduled: list[Scheduled], before: Launched | None) -> Launched:
-        if self._team is None:
-            return self._runner.launch(scheduled, before)
-        return self._team.compute(lambda: self._runner.launch(scheduled, before))
+    def _launch(
+        self, scheduled: list[Scheduled], before: Launched | None, watched: int | None = None
+    ) -> Launched:
+        launch = partial(self._runner.launch, scheduled, before)
+        if watched is not None:
+            launch = partial(launch, watched=watched)
+        return launch() if self._team is None else self._team.compute(launch)
 
     def _tell(self, scheduled: list[Scheduled], error: Exception) -> None:
         """To be called in the error's handler."""

@@ -89,7 +89,9 @@ class Runner:
         self.device = executor.device
 
     @torch.inference_mode()
-    def launch(self, scheduled: list[Scheduled], before: Launched | None = None) -> Launched:
+    def launch(
+        self, scheduled: list[Scheduled], before: Launched | None = None, watched: int | None = None
+    ) -> Launched:
         """Queues the computation of the scheduled tokens, and the sampling of a token for every sequence that
         has caught up by that, and after each of its drafted tokens.
 
@@ -99,6 +101,10 @@ class Runner:
         Args:
             scheduled: with pages for all of it, the sequences' drafted tokens included; beams last.
             before: the pass launched last, if it is not collected yet: their pending tokens are there.
+            watched: see ``StepInput``.
+
+        Raises:
+            GivenUpError: something came on ``watched``; nothing is computed.
         """
         counts = [n for _, n in scheduled]
         starts = [0, *accumulate(counts)]
@@ -115,7 +121,7 @@ class Runner:
             for position in positions
         ]
         every = len(keep) == len(last_rows) == starts[-1]
-        step = self._input(scheduled, self._ids(scheduled, before), None if every else keep)
+        step = self._input(scheduled, self._ids(scheduled, before), None if every else keep, watched)
         sequences = [s for b in caught_up if (s := scheduled[b].sequence).group is None]
         groups = dict.fromkeys(
             group for b in caught_up if isinstance(group := scheduled[b].sequence.group, BeamGroup)
@@ -171,7 +177,9 @@ class Runner:
             "it: choose another --kv-dtype"
         )
 
-    def _input(self, scheduled: list[Scheduled], ids: torch.Tensor, rows: list[int] | None) -> StepInput:
+    def _input(
+        self, scheduled: list[Scheduled], ids: torch.Tensor, rows: list[int] | None, watched: int | None
+    ) -> StepInput:
         parts = [
             (sequence, sequence.computed + first, 1 if sequence.drafts else tokens)
             for sequence, tokens in scheduled
@@ -187,6 +195,7 @@ class Runner:
             page_size=self.cache.page_size,
             rows=rows,
             sources=[sequence.source for sequence, *_ in parts],
+            watched=watched,
         )
 
     def _ids(self, scheduled: list[Scheduled], before: Launched | None) -> torch.Tensor:

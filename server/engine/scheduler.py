@@ -43,7 +43,11 @@ class Scheduler:
         max_prefills: prompts of more than a step that are computed at a time, at most.
         pace: how much of prompts a step computes; by default as much as it holds.
         aging: seconds of waiting that raise a priority by one; ``None`` if waiting raises none.
+        gives_up: a step can be given up when another request comes.
         clock: monotonic seconds.
+
+    Attributes:
+        given_up: the step scheduled last is to be given up then: it is a long prompt's that held up nothing.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Scheduler:
         max_prefills: int = 8,
         pace: Pace | None = None,
         aging: float | None = None,
+        gives_up: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_batch_tokens < max_running:
@@ -64,6 +69,8 @@ class Scheduler:
         self.max_prefills = max_prefills
         self.pace = pace or Pace(None)
         self._aging = aging
+        self._gives_up = gives_up
+        self.given_up = False
         self._clock = clock
         self.waiting = Waiting()
         self.running: list[Sequence] = []
@@ -134,6 +141,7 @@ class Scheduler:
         return sorted(scheduled, key=lambda one: one.sequence.group is not None)
 
     def _plan(self, step: Step, running: list[Sequence]) -> None:
+        self.given_up = False
         for sequence in self.running:
             if sequence.computed >= sequence.prompt_len:
                 self._enqueue_followers(sequence)
@@ -151,7 +159,9 @@ class Scheduler:
         # A prompt's own arrival says nothing of others'.
         newest = prompts[0].arrival == self._arrivals - 1
         quiet = self._clock() - (self._came_before if newest else self._came) >= QUIET
-        for sequence, cost in Division(prompts, self.pace, step, quiet=quiet).shares():
+        division = Division(prompts, self.pace, step, quiet=quiet, gives_up=self._gives_up)
+        self.given_up = step.given_up
+        for sequence, cost in division.shares():
             if step.budget and step.allowance > 0:
                 self._grant(sequence, cost, step)
 

@@ -14,13 +14,16 @@ from server.models.encoders.recognize import holds_encoder
 from server.settings import Settings
 
 
-def start_engine(settings: Settings, folder: Path, report: Report) -> tuple[EngineCore | EncoderCore, Ready]:
+def start_engine(
+    settings: Settings, folder: Path, report: Report, arrivals: int
+) -> tuple[EngineCore | EncoderCore, Ready]:
     """Loads the model in a folder.
 
     Args:
         settings: of the server.
         folder: the model, a Hugging Face folder.
         report: told what is going on, with the share done.
+        arrivals: a descriptor that has something to read once a message to the engine has come.
 
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
@@ -34,4 +37,4 @@ def start_engine(settings: Settings, folder: Path, report: Report) -> tuple[Engi
         from server.engine.prepare_encoder_decoder import prepare_encoder_decoder
 
         return build_engine(settings, folder, report, prepare_encoder_decoder)
-    return build_engine(settings, folder, report)
+    return build_engine(settings, folder, report, arrivals=arrivals)

@@ -26,6 +26,7 @@ def test_faults_come_and_go():
     assert sum(result.ended for result in results) > 1000
     assert sum(result.deaths for result in results) > 5
     assert sum(result.preemptions for result in results) > 100
+    assert sum(result.given_up for result in results) > 10
 
 
 def test_a_seed_gives_the_same_world():
@@ -100,6 +101,18 @@ def takes_nothing_back(patch):
     patch.setattr(Flight, "take_back", lambda self, sequence: None)
 
 
+def keeps_what_was_given_up(patch):
+    def keep(self, scheduled, fresh):
+        for sequence, tokens in scheduled:
+            self.kv.advance(sequence, tokens)
+
+    patch.setattr(EngineCore, "_take_back", keep)
+
+
+def tells_nothing_of_what_begins_again(patch):
+    patch.setattr(EngineCore, "_take_back", lambda self, scheduled, fresh: None)
+
+
 def forgets_a_victims_state(patch):
     preempt = Scheduler._preempt
 
@@ -152,6 +165,8 @@ def does_not_notice_lost_messages(patch):
         (keys_do_not_chain, "reads other tokens"),
         (frees_what_is_seen, "reads other tokens"),
         (takes_nothing_back, "reads other tokens"),
+        (keeps_what_was_given_up, "reads other tokens|IndexError|AssertionError"),
+        (tells_nothing_of_what_begins_again, "AssertionError"),
         (forgets_a_victims_state, "IndexError|reads other tokens"),
         (serves_the_latest_first, "starves"),
         (passes_over_the_most_urgent, "passed over"),

@@ -59,7 +59,7 @@ def test_one_call_equals_layer_by_layer(kind, backend, options, tmp_path, monkey
     attended, chained = [], []
     attend, chain = Step.attend, Chain.run
     monkeypatch.setattr(Step, "attend", lambda *args: attended.append(1) or attend(*args))
-    monkeypatch.setattr(Chain, "run", lambda self: chained.append(1) or chain(self))
+    monkeypatch.setattr(Chain, "run", lambda self, *watched: chained.append(1) or chain(self, *watched))
 
     def outputs(core):
         steps = [0]

@@ -1,4 +1,6 @@
-// Calls one function after another.
+// Calls one function after another, until something has come that is waited for.
+
+#include <poll.h>
 
 #include <cstdint>
 
@@ -9,8 +11,25 @@ struct Entry {
   const void* argument;
 };
 
-extern "C" __attribute__((visibility("default"))) void longspan_chain(const Entry* entries, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) entries[i].function(entries[i].argument);
+namespace {
+
+// Whether a descriptor has something to read, or its other end is closed.
+bool readable(int descriptor) {
+  pollfd watched{descriptor, POLLIN, 0};
+  return poll(&watched, 1, 0) > 0;
+}
+
+}  // namespace
+
+// Returns how many functions were called: all, or those before the descriptor `watched` had something to read; a
+// negative one never has.
+extern "C" __attribute__((visibility("default"))) int64_t longspan_chain(const Entry* entries, int64_t count,
+                                                                         int64_t watched) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (watched >= 0 && readable(static_cast<int>(watched))) return i;
+    entries[i].function(entries[i].argument);
+  }
+  return count;
 }
 
 namespace {

@@ -53,9 +53,20 @@ class Chain:
         self._run = _compiled()
         self._entries = np.array(calls, dtype=np.dtype(_Entry))
 
-    def run(self) -> None:
-        """Makes the calls."""
-        self._run(ctypes.c_void_p(self._entries.ctypes.data), ctypes.c_int64(len(self._entries)))
+    def run(self, watched: int | None = None) -> bool:
+        """Makes the calls, or only the first of them.
+
+        Args:
+            watched: a descriptor that is looked at before each call: no more are made once it has something
+                to read.
+
+        Returns:
+            Whether all calls were made.
+        """
+        count = len(self._entries)
+        descriptor = ctypes.c_int64(-1 if watched is None else watched)
+        made = self._run(ctypes.c_void_p(self._entries.ctypes.data), ctypes.c_int64(count), descriptor)
+        return bool(made == count)
 
 
 def same(one: Placed, other: Placed) -> bool:
@@ -87,5 +98,5 @@ def calls_of(function: Any, rows: np.ndarray[Any, Any]) -> list[NativeCall]:
 @functools.cache
 def _compiled() -> Any:
     chain = native.load(_SOURCE, native.kept(), (_Entry,)).longspan_chain
-    chain.restype = None
+    chain.restype = ctypes.c_int64
     return chain

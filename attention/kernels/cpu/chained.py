@@ -74,6 +74,11 @@ class ChainedAttention:
                 made[layer.index] += [*self._selection.calls[layer.index], attend]
         self.calls: Mapping[int, Sequence[NativeCall]] = made
 
+    @property
+    def selects(self) -> bool:
+        """Whether some layer selects by content, with what it keeps of the keys besides these."""
+        return self._selection is not None
+
     @staticmethod
     def obstacle(kernel: Kernel[Any], layers: Sequence[tuple[LayerSpec, Pattern]]) -> str | None:
         """Why attention of these layers can't be chained, part of a sentence; ``None`` if it can.

@@ -138,7 +138,10 @@ def main() -> int:
         from server.engine.start import start_engine
 
         core, ready = start_engine(
-            settings, Path(launch.folder), lambda stage, fraction: engine.send(Loading(stage, fraction))
+            settings,
+            Path(launch.folder),
+            lambda stage, fraction: engine.send(Loading(stage, fraction)),
+            wire.descriptor,
         )
         tell_of_compiling(pulse.compile)
         gc.collect()

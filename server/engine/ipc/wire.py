@@ -134,6 +134,11 @@ class EngineEnd:
         self._unsent = bytearray()
         self._sent = 0
 
+    @property
+    def descriptor(self) -> int:
+        """Of the stream; readable once part of a message has come, or the server process has ended."""
+        return self._stream.fileno()
+
     def send(self, message: bytes) -> None:
         """Sends a message; later calls send the part for which the server process has left no room."""
         self._unsent += frame(message, self._sent)

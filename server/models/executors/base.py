@@ -22,6 +22,14 @@ def filled(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size) * page_size
 
 
+class GivenUpError(Exception):
+    """A step was given up halfway: something had come on its descriptor.
+
+    Of its tokens, keys and values may have been written. They count as not computed, and the step that
+    computes them overwrites these.
+    """
+
+
 @dataclass(slots=True, eq=False)
 class PageTable:
     """A sequence's pages in order.
@@ -71,6 +79,8 @@ class StepInput:
         rows: whose logits are wanted, in ascending or any other order; ``None`` for all ``T``.
         sources: of an encoder-decoder's sequences the token ids of each one's source, with which its prompt
             begins, ``filled``.
+        watched: a descriptor; once it has something to read, the step is given up. Only for an executor that
+            ``gives_up``.
     """
 
     ids: torch.Tensor
@@ -82,6 +92,7 @@ class StepInput:
     page_size: int
     rows: Sequence[int] | None = None
     sources: Sequence[Sequence[int]] = ()
+    watched: int | None = None
 
     def __post_init__(self) -> None:
         # Native code takes the ids' number of rows and the counts' slots.
@@ -118,6 +129,7 @@ class Executor(Protocol):
         rope: the model's rotary embeddings where their frequencies depend on lengths and the pattern lets
             distances grow; else ``None``.
         thread_invariant: to the last bit, results don't depend on the number of threads.
+        gives_up: a step can be given up halfway, as ``StepInput.watched`` asks for.
     """
 
     name: str
@@ -129,6 +141,7 @@ class Executor(Protocol):
     cache: PagedCache
     rope: LengthRope | None
     thread_invariant: bool
+    gives_up: bool
 
     def logits(self, step: StepInput) -> torch.Tensor:
         """Queues a forward; the step's keys and values are written to the cache.
@@ -136,6 +149,9 @@ class Executor(Protocol):
         Returns:
             The logits ``[N, V]`` of ``step.rows``, good until the next call; of the first token where there
             are no such rows.
+
+        Raises:
+            GivenUpError: see ``StepInput.watched``.
         """
 
     def most_likely(self, step: StepInput) -> torch.Tensor | None:
@@ -145,4 +161,7 @@ class Executor(Protocol):
             The tokens with the largest logits, int64 ``[N]``, the first of equal ones; -1 where a logit is
             NaN or the largest is infinite. ``None``, and nothing is computed, where it is no faster than
             ``logits``.
+
+        Raises:
+            GivenUpError: see ``StepInput.watched``.
         """

@@ -76,6 +76,7 @@ class CapturedExecutor:
 
     name = "cuda_graphs"
     thread_invariant = False
+    gives_up = False
 
     @torch.inference_mode()
     def __init__(

@@ -31,6 +31,7 @@ class EagerExecutor:
 
     name = "layer_by_layer"
     thread_invariant = False  # torch's matrix products may cut their sums by threads
+    gives_up = False
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:
         self.model, self.attention, self.cache, self.reason = loaded.model, attention, cache, reason

@@ -33,6 +33,7 @@ class EncoderDecoderExecutor:
 
     name = "encoder_decoder"
     thread_invariant = False  # torch's matrix products may cut their sums by threads
+    gives_up = False
     rope: LengthRope | None = None
 
     def __init__(self, loaded: LoadedModel, attention: Attention, cache: PagedCache, reason: str) -> None:

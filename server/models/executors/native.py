@@ -9,7 +9,7 @@ from attention.cache import PagedCache
 from attention.kernels.cpu.chain import Chain
 from attention.kernels.cpu.chained import ChainedAttention
 from attention.kernels.cpu.paged import CpuPaged
-from server.models.executors.base import StepInput
+from server.models.executors.base import GivenUpError, StepInput
 from server.models.executors.following import FollowingBatches
 from server.models.executors.rotary import lengths_of, rope_in_force
 from server.models.loaded import LoadedModel
@@ -42,6 +42,8 @@ class NativeExecutor:
         self.thread_invariant = isinstance(self.model.head, QuantizedLinear)
         self.rope = rope_in_force(loaded.rope, attention.pattern)
         self._attention = ChainedAttention(attention.kernel, attention.ruled_layers, cache)
+        # Selection keeps summaries of pages, which steps bring up to date.
+        self.gives_up = not self._attention.selects
         self._chain = self.model.decoder.chain(self._attention)
         self._likely: tuple[LikelyTokens, Chain] | None = None
         if isinstance(self.model.head, QuantizedLinear):
@@ -59,7 +61,7 @@ class NativeExecutor:
     def logits(self, step: StepInput) -> torch.Tensor:
         """See ``Executor.logits``."""
         hidden = self._prepare(step)
-        self._chain.run()
+        _run(self._chain, step)
         return self.model.output(hidden, None if step.rows is None else torch.tensor([*step.rows] or [0]))
 
     def most_likely(self, step: StepInput) -> torch.Tensor | None:
@@ -68,7 +70,7 @@ class NativeExecutor:
             return None
         likely, chain = self._likely
         tokens = likely.place(self._prepare(step))
-        chain.run()
+        _run(chain, step)
         return tokens
 
     def _prepare(self, step: StepInput) -> torch.Tensor:
@@ -80,3 +82,8 @@ class NativeExecutor:
         heads, attended = model.decoder.place(hidden, angles)
         self._attention.prepare(batch, heads.queries, heads.keys, heads.values, attended)
         return hidden
+
+
+def _run(chain: Chain, step: StepInput) -> None:
+    if not chain.run(step.watched):
+        raise GivenUpError

@@ -16,9 +16,11 @@ from server.engine.runner import Launched, Runner, RunOutput
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import Logprob, PositionLogprob
+from server.models.executors.base import GivenUpError
 from tests.engine.simulation.oracle import Answer, answer, content, following, sampled
 
 _LATE = 0.02
+_GIVEN_UP = 0.5
 _GARBAGE = -1
 _ECHOED = PositionLogprob(Logprob(0, 0.0, 1), [])
 
@@ -87,13 +89,18 @@ class FakeRunner:
         expired: Expired = rule.expired
         self.attention = SimpleNamespace(expired=expired, pattern=rule, layers=[])
         self.cache = SimpleNamespace(pages=pages, page_size=page_size, layers={})
-        self.executor = SimpleNamespace(model=_NoModel())
+        self.executor = SimpleNamespace(model=_NoModel(), gives_up=True)
+        self.given_up = 0
         self._rule, self._context, self._clock, self._rng = rule, context_length, clock, rng
         self._cells = [[_GARBAGE] * page_size for _ in range(pages)]
         self._answers: dict[int, Answer] = {}
 
-    def launch(self, scheduled: list[Scheduled], before: Launched | None = None) -> Any:
+    def launch(
+        self, scheduled: list[Scheduled], before: Launched | None = None, watched: int | None = None
+    ) -> Any:
         assert scheduled
+        if watched is not None and self._rng.random() < _GIVEN_UP:
+            self._give_up(scheduled)
         unknown = set()
         for sequence, count in scheduled:
             assert count > 0
@@ -145,6 +152,15 @@ class FakeRunner:
         if found is None:
             found = self._answers[request.id] = answer(request, self._context)
         return found.content
+
+    def _give_up(self, scheduled: list[Scheduled]) -> None:
+        """Leaves of a step what some layers may have written."""
+        for sequence, count in scheduled:
+            for position in range(sequence.computed, sequence.computed + count):
+                page = sequence.pages[position // self.cache.page_size]
+                self._cells[page][position % self.cache.page_size] = _GARBAGE
+        self.given_up += 1
+        raise GivenUpError
 
     def _ahead(self, sequence: Sequence) -> int | None:
         """The token as a step launched ahead finds it; ``None`` if it finds none."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from server.engine import core as core_module
+from server.engine import division, pace, scheduler
 from server.engine.ipc import process as process_module
 from tests.engine.simulation.world import DRAIN, NONE, Faults, World
 
@@ -23,6 +24,7 @@ class Result(NamedTuple):
         longest: most ticks that one of them took.
         deaths: of engines.
         preemptions: of sequences.
+        given_up: steps that were given up halfway.
     """
 
     ticks: int
@@ -30,17 +32,23 @@ class Result(NamedTuple):
     longest: int
     deaths: int
     preemptions: int
+    given_up: int
 
 
 @contextmanager
 def pretended_time() -> Iterator[None]:
-    """Worlds replace the engine's clock; it is put back, and their many errors are not logged."""
+    """Worlds replace the engine's clock and when a prompt holds up nothing; these are put back.
+
+    Their many errors are not logged.
+    """
+    short, quiet, first = division.SHORT, scheduler.QUIET, pace.FIRST
     logging.disable(logging.ERROR)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
         core_module.time = process_module.time = time
+        division.SHORT, scheduler.QUIET, pace.FIRST = short, quiet, first
 
 
 def simulate(seed: int, ticks: int) -> Result:
@@ -57,19 +65,20 @@ def simulate(seed: int, ticks: int) -> Result:
 
 
 async def _simulate(seed: int, ticks: int) -> Result:
-    world = World(seed)
-    try:
-        with pretended_time():
+    with pretended_time():
+        world = World(seed)
+        try:
             _run(world, ticks)
-    except Exception as error:
-        again = f"python -m tests.engine.simulation {seed} {ticks}"
-        raise AssertionError(f"seed {seed}, tick {world.tick}: {error!r}; again: {again}") from error
+        except Exception as error:
+            again = f"python -m tests.engine.simulation {seed} {ticks}"
+            raise AssertionError(f"seed {seed}, tick {world.tick}: {error!r}; again: {again}") from error
     preemptions = world.preemptions + world.core.scheduler.preemptions
-    return Result(world.tick, world.ended, world.longest, world.deaths, preemptions)
+    given_up = world.given_up + world.runner.given_up
+    return Result(world.tick, world.ended, world.longest, world.deaths, preemptions, given_up)
 
 
 def _run(world: World, ticks: int) -> None:
-    load = world.rng.choice([0.05, 0.2, 0.6])
+    load = 0.05 if world.idle else world.rng.choice([0.05, 0.2, 0.6])
     for tick in range(ticks):
         if tick == ticks // 2:
             world.calm()

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.engine import core as core_module
+from server.engine import division, pace
+from server.engine import scheduler as scheduler_module
 from server.engine.core import EngineCore
 from server.engine.division import PATIENCE
 from server.engine.ipc import process as process_module
@@ -71,12 +73,15 @@ class World:
         longest: most ticks that an undisturbed request took.
         ended: undisturbed requests that got all of their answer.
         deaths: of engines.
+        idle: few requests come.
+        preemptions: in engines that have died.
+        given_up: steps given up in these.
     """
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
         self.clock = Clock()
-        self.tick = self.longest = self.ended = self.deaths = self.preemptions = 0
+        self.tick = self.longest = self.ended = self.deaths = self.preemptions = self.given_up = 0
         page_size = rng.choice([1, 2, 4, 8])
         rule = Rule(None) if rng.random() < 0.7 else Rule(rng.randint(4, 20), rng.randint(0, 5))
         self._pages, self._page_size, self._rule = rng.randint(60, 240) // page_size + 2, page_size, rule
@@ -92,7 +97,12 @@ class World:
             "aging_seconds": self._aging,
             "prefix_cache": rng.random() < 0.7,
             "ahead": rng.random() < 0.5,
+            "arrivals": rng.choice([None, 0]),
         }
+        # In some worlds there is little to do, and a prompt by itself is one that holds up nothing.
+        self.idle = rng.random() < 0.25
+        if self.idle:
+            self._sizes |= {"prompt_step_seconds": 0.01, "arrivals": 0, "max_batch_tokens": max_running + 40}
         self._documents = [[rng.randrange(VOCABULARY) for _ in range(LONGEST)] for _ in range(3)]
         self._readers: list[Reader] = []
         self._start()
@@ -111,6 +121,8 @@ class World:
     def _start(self) -> None:
         """A new engine process and its link."""
         core_module.time = process_module.time = self.clock
+        if self.idle:
+            division.SHORT, scheduler_module.QUIET, pace.FIRST = 0, 0.0, pace.LEAST
         self.to_engine, self.to_server = (Direction(self.rng, 2) for _ in range(2))
         self.client = EngineClient(_settings(), Path())
         self.client._wire = ServerWire(self.to_engine)
@@ -274,6 +286,7 @@ class World:
         """The engine process ends, or its link breaks; its streams end with an error, and another starts."""
         self.deaths += 1
         self.preemptions += self.core.scheduler.preemptions
+        self.given_up += self.runner.given_up
         self.client.state = "dead"
         self.client._end_streams("the engine died")
         for reader in self._readers:
