@@ -10,6 +10,7 @@ from server.engine.beam_search import BeamSearch, Continuation
 from server.messages import Beams, FinishReason, Sampling, Submit
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
 from tests.engine.journal import prompts_of
+from tests.engine.test_isolated import break_on
 from tests.models_zoo import save_tiny
 
 PAGE = 8
@@ -289,3 +290,24 @@ def test_a_search_ends_where_no_beam_can_better_the_worst():
     one = search(1, 2.0, "never")
     one.advance([best], [other])  # -3 / 100 would be better
     assert [beam.tokens for beam in one.running] == [[5]]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("pages", [None, 24])
+def test_a_search_that_raises_ends_alone(loaded, asked, expected, ahead, pages):
+    """A step that raises is computed in parts, which never part the beams of a search."""
+    seen: set[int] = set()
+    searches = [submit(i, prompt, MOST, **options) for i, (prompt, options) in enumerate(asked)]
+    run(break_on(make_core(loaded, page_size=PAGE), lambda token: seen.add(token) is not None), searches)
+    poison = min(set(range(loaded.vocabulary_size)) - seen)
+    limits = {} if pages is None else {"pages": pages}
+    core = break_on(make_core(loaded, page_size=PAGE, ahead=ahead, **limits), lambda token: token == poison)
+    wrong = [
+        submit(50, [5, 6, poison], MOST, n=2, num_beams=3),
+        *greedy_requests([[9, poison]], 4, first_id=60),
+    ]
+    found = run(core, [*searches[:2], *wrong, *searches[2:]])
+    for i, (_, options) in enumerate(asked):
+        assert outputs(found, i, options["n"]) == expected[i]
+    assert {found[id_].finish for id_ in (50, 150, 60)} == {FinishReason.FAILED}
+    assert core.kv.pool.held == 0
