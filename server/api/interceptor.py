@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
 from longspan.v1 import encoder_pb2, inference_pb2
 from server.access.callers import Caller, Callers, DeniedError, caller
@@ -41,9 +40,6 @@ _ACCOUNTED = {
 _NAMED = inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest | encoder_pb2.ScoreRequest
 _OPEN = "/grpc.health.v1.Health/"
 _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
-
-# A message could not be sent, since the client has gone, or the connection when the server listened anew.
-_GONE = (aio.InternalError, cygrpc._ServerStoppedError)
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -260,7 +256,7 @@ class Interceptor(aio.ServerInterceptor):
         except asyncio.CancelledError:
             call.ended(cancellation_code(context))
             raise
-        except _GONE:
+        except aio.InternalError:  # a message could not be sent: the client has gone
             code = cancellation_code(context)
         except Exception as caught:
             log_failure(caught, method, texts=self._state.settings.log_texts)
@@ -283,7 +279,7 @@ def call_metadata(context: Context) -> Metadata:
 
 
 async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
-    with suppress(*_GONE):
+    with suppress(aio.InternalError):  # the client has gone meanwhile
         if not call.named and not call.repeatable(error):
             await call.name(context)
         await context.abort_with_status(error.status())

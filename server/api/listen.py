@@ -16,7 +16,6 @@ from longspan.v1 import encoder_pb2_grpc, inference_pb2_grpc
 from server.access.callers import Callers
 from server.access.certificates import Certificates, Pem
 from server.api.encoder_service import EncoderServicer
-from server.api.hang_up import hang_up
 from server.api.health import ENCODERS, READINESS, HealthServicer
 from server.api.interceptor import Interceptor
 from server.api.other_service import OtherService
@@ -32,6 +31,8 @@ from server.observe.orca import LoadReports
 _MOST_METADATA_BYTES = 16 << 10
 _ANEW = "the server had it until it listened anew for the model, which it does not with --max-request-bytes"
 _FREE_SECONDS, _LOOK_SECONDS = 1.0, 0.002
+# Connections of streams from before a renewal count beside those after it, and both must leave descriptors.
+_OLD_STREAMS_SECONDS = 10.0
 _OPTIONS = (
     # A second server on the same port would bind it without a word, and take half of the calls.
     ("grpc.so_reuseport", 0),
@@ -61,7 +62,7 @@ _OPTIONS = (
 
 
 class Listener:
-    """Answers on one port, by one gRPC server at a time.
+    """Answers on one port: by one gRPC server at a time, and by those before it as long as their calls last.
 
     Args:
         host: to listen on.
@@ -101,7 +102,8 @@ class Listener:
         accounted = frozenset[str]().union(*(other.accounted for other in others))
         self._interceptor = Interceptor(state, metrics, service.accounts, callers, accounted, self._reports)
         self._certificates = certificates
-        self._server: aio.Server | None = None
+        self._servers: list[aio.Server] = []
+        self._ends: list[asyncio.Task[None]] = []
         self._connections = 0
         if certificates is not None:
             metrics.certificate_expiry.labels("server").set_function(lambda: certificates.expiry)
@@ -112,36 +114,36 @@ class Listener:
         Raises:
             RefusedError: the address can't be had, or the process may open hardly any files.
         """
-        if not self._connections:
+        if not self._servers:
             self._connections = connections_allowed(self._state.settings.max_connections)
-        self._server = self._bind()
-        await self._server.start()
+        server = self._bind()
+        self._servers.append(server)
+        await server.start()
 
     async def renew(self) -> None:
         """Starts again on the same port, since gRPC takes another ``ServerState.received_bytes`` only then.
 
-        For some milliseconds no connection is taken. Those that are open end, their calls with UNAVAILABLE:
-        no model has answered yet, and their clients call again.
+        For some milliseconds no connection is taken. Those that are open get no more calls, and their clients
+        connect again for the next one; a call that is under way may go on for a few seconds.
 
         Raises:
             RefusedError: another program has taken the port meanwhile.
         """
-        assert self._server is not None
-        hang_up(self.port)
-        await self._server.stop(None)
+        self._ends.append(asyncio.create_task(self._servers[-1].stop(_OLD_STREAMS_SECONDS)))
         until = time.monotonic() + _FREE_SECONDS
         while True:
+            await asyncio.sleep(_LOOK_SECONDS)
             try:
-                return await self.start()
+                await self.start()
             except RefusedError as error:
                 if time.monotonic() > until:
                     raise RefusedError(f"{error} ({_ANEW})") from error
-            await asyncio.sleep(_LOOK_SECONDS)
+            else:
+                return
 
     async def stop(self, grace: float) -> None:
         """Takes no more calls, and ends those that are under way after so many seconds."""
-        if self._server is not None:
-            await self._server.stop(grace)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers), *self._ends)
 
     def _bind(self) -> aio.Server:
         state, host = self._state, self._host
