@@ -70,6 +70,9 @@ VALUES: dict[str, tuple[str, Any]] = {
     "reflection": ("false", False),
     "server_info": ("false", False),
     "abort": ("false", False),
+    "load_reports": ("true", True),
+    "kv_events": ("tcp://127.0.0.1:5557", "tcp://127.0.0.1:5557"),
+    "kv_events_replay": ("tcp://127.0.0.1:5558", "tcp://127.0.0.1:5558"),
     "insecure": ("true", True),
     "allow_pickle": ("true", True),
     "log_texts": ("true", True),
@@ -124,7 +127,16 @@ OTHERS = (
     "cuda_graphs",
     "check_integrity",
     "end_with_stdin",
-    *("metrics", "metrics_tls", "metrics_auth", "reflection", "server_info", "abort", "insecure"),
+    *(
+        "metrics",
+        "metrics_tls",
+        "metrics_auth",
+        "reflection",
+        "server_info",
+        "abort",
+        "load_reports",
+        "insecure",
+    ),
     *("allow_pickle", "log_texts"),
 )
 PLAIN = [name for name in Settings.model_fields if name not in OTHERS]
