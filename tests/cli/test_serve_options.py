@@ -187,9 +187,9 @@ def test_flags_of_other_forms() -> None:
     assert outcome.settings.prefix_cache is True
     assert outcome.settings.attention_option == {"window": "512"}
     flags = ["--no-metrics", "--metrics-tls", "--metrics-auth", "--no-reflection", "--no-server-info"]
-    outcome = Outcome([*flags, "--no-abort", "--insecure", "--allow-pickle", "--log-texts"])
+    outcome = Outcome([*flags, "--no-abort", "--load-reports", "--insecure", "--allow-pickle", "--log-texts"])
     assert outcome.settings is not None, outcome.error
-    chosen = {name: VALUES[name][1] for name in OTHERS[-9:]}
+    chosen = {name: VALUES[name][1] for name in OTHERS[-10:]}
     assert outcome.settings == Settings().model_copy(update=chosen)
     for given in (Outcome(["--check-integrity"]), Outcome([], {"LONGSPAN_CHECK_INTEGRITY": "true"})):
         assert given.settings is not None, given.error
