@@ -78,6 +78,7 @@ def test_prompts_that_begin_alike_go_where_their_pages_are(replicas, access):
     assert max(requests.values()) < 24, "one server got everything"
 
 
+@pytest.mark.stress
 def test_calls_of_one_session_go_to_one_server(replicas, access):
     with Envoy(replicas, access) as envoy:
         for _ in range(4):
@@ -106,6 +107,7 @@ def weighted(config):
     del cluster["lb_policy"]
 
 
+@pytest.mark.stress
 async def test_envoy_weighs_servers_by_the_load_that_they_report(tiny_packed, access):
     sizes = (2, 64)
     servers = [
