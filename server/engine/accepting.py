@@ -105,8 +105,13 @@ class Accepting:
             accepted_draft_tokens=accepted,
         )
 
-    def end(self, failed: list[Sequence]) -> list[SequenceOutput]:
-        """Ends sequences, or groups of beams, that can't be computed."""
+    def end(self, failed: list[Sequence], fresh: Set[Sequence]) -> list[SequenceOutput]:
+        """Ends sequences, or groups of beams, that can't be computed.
+
+        Args:
+            failed: these.
+            fresh: sequences that begin with the step.
+        """
         outputs: list[SequenceOutput] = []
         for sequence in failed:
             self._scheduler.remove(sequence.id)
@@ -114,7 +119,8 @@ class Accepting:
                 ended = sequence.outputs(failed=True)
             else:
                 ended = [SequenceOutput(sequence.id, [], finish=FinishReason.FAILED)]
-            ended[0].started, ended[0].cached_tokens = sequence.started, sequence.cached_tokens
+            if sequence in fresh:
+                ended[0].started, ended[0].cached_tokens = sequence.started, sequence.cached_tokens
             ended[0].preemptions = sequence.preemptions
             outputs += ended
         return outputs

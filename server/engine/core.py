@@ -221,7 +221,7 @@ class EngineCore:
                 sequence.started = None
             return None
         if computed.failed:
-            self._failed += self.accepting.end(computed.failed)
+            self._failed += self.accepting.end(computed.failed, fresh)
             if not computed.scheduled:
                 self._isolated.prove(self.kv)
                 return None

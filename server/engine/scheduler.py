@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Set
 from typing import NamedTuple
 
 from server.engine.beam_group import BeamGroup
@@ -18,6 +18,7 @@ from server.engine.division import Division, Step
 from server.engine.kv_manager import KVManager
 from server.engine.pace import MULTIPLE, Pace
 from server.engine.page_pool import IntegrityError
+from server.engine.room import NOTHING, Need, Room
 from server.engine.sequence import Sequence, State
 from server.engine.waiting import Waiting
 from server.messages import Submit
@@ -74,6 +75,7 @@ class Scheduler:
         self._clock = clock
         self.waiting = Waiting()
         self.running: list[Sequence] = []
+        self._room = Room(kv, self.running, max_running, max_batch_tokens)
         self.preemptions = 0
         self._by_id: dict[int, Sequence] = {}
         self._arrivals = 0
@@ -170,7 +172,7 @@ class Scheduler:
         first = self.waiting.first
         if first is None:
             return []
-        full = self._places >= self.max_running
+        full = self._room.full
         lowest = min(s.request.priority for s in self.running) if full else -math.inf
         shortest = self.waiting.shortest(self.max_running, lowest)
         candidates = [first, *(s for s in shortest if s is not first)]
@@ -219,7 +221,7 @@ class Scheduler:
         if full and not any(map(sequence.outranks, self.running)):
             return False
         head = self.waiting.first or sequence
-        kept = 0 if sequence is head else self.kv.demand_of(head, self.max_batch_tokens)
+        kept = NOTHING if sequence is head else self._room.kept_for(head)
         if self._admit(sequence, step, kept):
             return True
         step.refused.add(sequence)
@@ -288,27 +290,26 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, sequence: Sequence, step: Step, kept: int) -> bool:
+    def _admit(self, sequence: Sequence, step: Step, kept: Need) -> bool:
         """Moves a waiting sequence to the running ones if there is room for all pages it will hold at once.
 
-        Pages that admitted prompts still lack are theirs, and a page for each running sequence stays in
-        reserve, else the next step would preempt at once. A more urgent sequence takes the place of less
-        urgent ones.
+        A more urgent sequence takes the place of less urgent ones.
 
         Args:
             sequence: that waits.
             step: in the making.
-            kept: pages that must stay free for others that wait.
+            kept: what must stay free for others that wait.
         """
+        room = self._room
         victims = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
-        width = sequence.width
-        if not self._fits(width, self._missing(sequence) - self.kv.most_shared(sequence) + kept, victims):
+        need = room.need(sequence)
+        if not room.fits(need._replace(pages=need.pages - self.kv.most_shared(sequence)).plus(kept), victims):
             return False
         self.kv.adopt_prefix(sequence)
-        missing = self._missing(sequence)
-        enough = self._fits(width, missing + kept, victims)
-        while not self._fits(width, missing + kept):
-            if not victims or not enough or not step.preempts or self._fits(width, missing):
+        need = room.need(sequence)
+        enough = room.fits(need.plus(kept), victims)
+        while not room.fits(need.plus(kept)):
+            if not victims or not enough or not step.preempts or room.fits(need):
                 step.stuck = step.stuck or (bool(victims) and enough and not step.preempts)
                 self.kv.release(sequence)
                 return False
@@ -320,27 +321,3 @@ class Scheduler:
         if sequence.preemptions == 0:
             sequence.cached_tokens = min(sequence.computed, len(sequence.source) or sequence.computed)
         return True
-
-    def _fits(self, width: int, pages: int, without: Collection[Sequence] = ()) -> bool:
-        """Whether so many more may run and hold so many pages, at best, once others have given way."""
-        running = [s for s in self.running if s not in without] if without else self.running
-        places = sum(s.width for s in running)
-        behind = (s for s in running if any(part.remaining > 1 for part in s.parts))
-        reserve = places + sum(map(self._missing, behind))
-        available = self.kv.pool.available + sum(map(self._held, without))
-        return places + width <= self.max_running and pages + reserve <= available
-
-    def _missing(self, sequence: Sequence) -> int:
-        """Pages that a sequence will hold once its tokens are computed, beyond those that it has."""
-        return max(0, self.kv.demand_of(sequence, self.max_batch_tokens) - self._held(sequence))
-
-    @staticmethod
-    def _held(sequence: Sequence) -> int:
-        if sequence.group is not None:
-            return len({page for part in sequence.parts for page in part.pages if page})
-        return len(sequence.pages) - sequence.pages.count(0)
-
-    @property
-    def _places(self) -> int:
-        """Of ``max_running`` sequences, those that run or that running ones can become."""
-        return sum(sequence.width for sequence in self.running)

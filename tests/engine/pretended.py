@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from server.engine.scheduler import Scheduler
 from server.messages import Sampling, Submit
 
 
 def ask(
-    scheduler: Scheduler, name: int, tokens: int, max_tokens: int = 4, prefix: Sequence[int] = (), **more: int
+    scheduler: Scheduler, name: int, tokens: int, max_tokens: int = 4, prefix: Sequence[int] = (), **more: Any
 ) -> None:
     """Queues a prompt of ``tokens`` tokens that shares only ``prefix`` with others."""
     prompt = [*prefix, *(name * 10_007 + i for i in range(tokens - len(prefix)))]

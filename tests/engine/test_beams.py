@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import msgspec
 import pytest
 import torch
 import transformers
 
 from server.engine.beam_search import BeamSearch, Continuation
-from server.messages import Beams, FinishReason, Sampling, Submit
+from server.engine.ipc.process import Engine
+from server.messages import Beams, FinishReason, Sampling, StepOutput, Submit
 from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
 from tests.engine.journal import prompts_of
 from tests.engine.test_isolated import break_on
@@ -290,6 +294,14 @@ def test_a_search_ends_where_no_beam_can_better_the_worst():
     one = search(1, 2.0, "never")
     one.advance([best], [other])  # -3 / 100 would be better
     assert [beam.tokens for beam in one.running] == [[5]]
+
+
+def test_each_output_of_a_refused_search_ends(loaded):
+    sent: list[bytes] = []
+    engine = Engine(SimpleNamespace(send=sent.append), None)
+    engine._handle(make_core(loaded, max_running=3), submit(1, PROMPTS[0], 30, n=2, num_beams=4))
+    ends = msgspec.msgpack.decode(sent[0], type=StepOutput).sequences
+    assert [(end.id, end.finish) for end in ends] == [(1, FinishReason.FAILED), (101, FinishReason.FAILED)]
 
 
 @pytest.mark.parametrize("ahead", [False, True])

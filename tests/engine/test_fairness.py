@@ -13,7 +13,7 @@ from server.engine.division import PATIENCE
 from server.engine.kv_manager import KVManager
 from server.engine.pace import FIRST, LEAST, MULTIPLE, Pace, Work
 from server.engine.scheduler import QUIET, Scheduler
-from server.messages import Sampling, Submit
+from server.messages import Beams, Sampling, Submit
 from tests.engine.pretended import ask, step
 
 LONG = 8000
@@ -110,6 +110,24 @@ def test_short_prompts_leave_the_first_in_the_queue_its_pages() -> None:
             break
     assert 1 not in scheduler._by_id
     assert name < 120
+
+
+@pytest.mark.parametrize("target", [None, 0.05])
+@pytest.mark.parametrize("tokens", [100, LONG])
+def test_short_prompts_leave_a_search_that_is_first_in_the_queue_its_places(
+    tokens: int, target: float | None
+) -> None:
+    scheduler = make(max_running=8, pace=Pace(target))
+    for name in range(2, 10):
+        ask(scheduler, name, 100, max_tokens=20 + name)
+    step(scheduler)
+    ask(scheduler, 1, tokens, beams=Beams(count=8))
+    for name in range(10, 200):  # one after another takes the place of one that ends
+        ask(scheduler, name, 100, max_tokens=30)
+        step(scheduler)
+        if scheduler._by_id[1].computed:
+            break
+    assert name < 60
 
 
 def test_admitted_prompts_finish_without_giving_way_to_each_other() -> None:

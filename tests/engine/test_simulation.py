@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from server.engine import isolated
 from server.engine.core import EngineCore
 from server.engine.flight import Flight
 from server.engine.ipc.wire import Frames
@@ -27,6 +28,7 @@ def test_faults_come_and_go():
     assert sum(result.deaths for result in results) > 5
     assert sum(result.preemptions for result in results) > 100
     assert sum(result.given_up for result in results) > 10
+    assert sum(result.raised for result in results) > 50
 
 
 def test_a_seed_gives_the_same_world():
@@ -74,6 +76,16 @@ def holds_no_pages_of_a_fork(patch):
 def gives_dropped_beams_no_end(patch):
     release = KVManager.release
     patch.setattr(KVManager, "release", lambda self, one: one.held_back == 1 or release(self, one))
+
+
+def parts_beams_where_a_step_raises(patch):
+    patch.setattr(
+        isolated, "_halves", lambda part: [part[: len(part) // 2], part[len(part) // 2 :]][: len(part) - 1]
+    )
+
+
+def tells_no_router_what_is_evicted(patch):
+    patch.setattr(KVManager, "tell", lambda self, events: setattr(self, "_events", events))
 
 
 def keys_do_not_chain(patch):
@@ -162,7 +174,9 @@ def does_not_notice_lost_messages(patch):
         (copies_no_pages, "reads other tokens"),
         (holds_no_pages_of_a_fork, "IntegrityError"),
         (gives_dropped_beams_no_end, "IntegrityError"),
-        (keys_do_not_chain, "reads other tokens"),
+        (parts_beams_where_a_step_raises, "beams are parted|AssertionError"),
+        (tells_no_router_what_is_evicted, "a page is told of twice|a router knows other pages"),
+        (keys_do_not_chain, "reads other tokens|a key stands for two prompts"),
         (frees_what_is_seen, "reads other tokens"),
         (takes_nothing_back, "reads other tokens"),
         (keeps_what_was_given_up, "reads other tokens|IndexError|AssertionError"),

@@ -102,8 +102,8 @@ class Engine:
         except ValueError:
             # The server process validates; an invalid request must not fail the other sequences.
             log.exception("sequence %d was refused", message.id)
-            refusal = SequenceOutput(message.id, [], finish=FinishReason.FAILED)
-            self.send(StepOutput(time.monotonic(), [refusal], core.stats()))
+            refusals = [SequenceOutput(id_, [], finish=FinishReason.FAILED) for id_ in message.ids]
+            self.send(StepOutput(time.monotonic(), refusals, core.stats()))
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from server.messages import FinishReason, Submit
 VOCABULARY = 40
 
 DOOMED = 25
-"""Of so many requests one gets NaN logits at some token."""
+"""Of so many requests one gets NaN logits at some token, or makes the step raise that would find it."""
 
 
 class Answer(NamedTuple):
@@ -35,7 +35,13 @@ def sampled(request: Submit, position: int) -> int | None:
 
 
 def _fails(request: Submit, position: int) -> bool:
-    return request.sampling.seed % DOOMED == 0 and position == request.sampling.seed // DOOMED % 7
+    seed = request.sampling.seed
+    return request.id >= 0 and seed % DOOMED == 0 and position == seed // DOOMED % 7
+
+
+def raises(request: Submit, position: int) -> bool:
+    """Whether a step that would find the token at an output position raises: half of those that fail."""
+    return _fails(request, position) and request.sampling.seed // DOOMED // 7 % 2 == 0
 
 
 def following(search: BeamSearch, request: Submit) -> Found | None:

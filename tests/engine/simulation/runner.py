@@ -17,7 +17,7 @@ from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.messages import Logprob, PositionLogprob
 from server.models.executors.base import GivenUpError
-from tests.engine.simulation.oracle import Answer, answer, content, following, sampled
+from tests.engine.simulation.oracle import Answer, answer, content, following, raises, sampled
 
 _LATE = 0.02
 _GIVEN_UP = 0.5
@@ -90,7 +90,7 @@ class FakeRunner:
         self.attention = SimpleNamespace(expired=expired, pattern=rule, layers=[])
         self.cache = SimpleNamespace(pages=pages, page_size=page_size, layers={})
         self.executor = SimpleNamespace(model=_NoModel(), gives_up=True)
-        self.given_up = 0
+        self.given_up = self.raised = 0
         self._rule, self._context, self._clock, self._rng = rule, context_length, clock, rng
         self._cells = [[_GARBAGE] * page_size for _ in range(pages)]
         self._answers: dict[int, Answer] = {}
@@ -119,6 +119,11 @@ class FakeRunner:
         searches = {s.group: 0 for s, count in scheduled if count == s.remaining and s.group is not None}
         for group in searches:
             assert all((part, 1) in scheduled or part is group for part in group.parts), "beams are parted"
+        positions = [(s.request, s.output_len + s.pending) for s in caught_up]
+        positions += [(group.request, len(group.search.running[0].tokens)) for group in searches]
+        if any(raises(*one) for one in positions):
+            self.raised += 1
+            raise RuntimeError("a pretended fault")
         ahead = [self._ahead(sequence) for sequence in caught_up]
         echo = [len(Runner._echo_positions(one)) for one in scheduled]
         tokens = sum(count for _, count in scheduled)
@@ -152,6 +157,11 @@ class FakeRunner:
         if found is None:
             found = self._answers[request.id] = answer(request, self._context)
         return found.content
+
+    def check(self, pages: Mapping[bytes, int], prompts: Mapping[bytes, list[int]]) -> None:
+        """Pages that can be found hold what their prompts say."""
+        for key, page in pages.items():
+            assert self._cells[page] == content(prompts[key])[-self.cache.page_size :], "a page has changed"
 
     def _give_up(self, scheduled: list[Scheduled]) -> None:
         """Leaves of a step what some layers may have written."""

@@ -25,6 +25,7 @@ class Result(NamedTuple):
         deaths: of engines.
         preemptions: of sequences.
         given_up: steps that were given up halfway.
+        raised: passes that raised.
     """
 
     ticks: int
@@ -33,6 +34,7 @@ class Result(NamedTuple):
     deaths: int
     preemptions: int
     given_up: int
+    raised: int
 
 
 @contextmanager
@@ -74,7 +76,8 @@ async def _simulate(seed: int, ticks: int) -> Result:
             raise AssertionError(f"seed {seed}, tick {world.tick}: {error!r}; again: {again}") from error
     preemptions = world.preemptions + world.core.scheduler.preemptions
     given_up = world.given_up + world.runner.given_up
-    return Result(world.tick, world.ended, world.longest, world.deaths, preemptions, given_up)
+    raised = world.raised + world.runner.raised
+    return Result(world.tick, world.ended, world.longest, world.deaths, preemptions, given_up, raised)
 
 
 def _run(world: World, ticks: int) -> None:

@@ -25,6 +25,7 @@ from server.settings import Settings
 from tests.engine.simulation.channel import Direction, EngineWire, ServerWire, TickOverError
 from tests.engine.simulation.oracle import VOCABULARY
 from tests.engine.simulation.reader import Reader
+from tests.engine.simulation.router import Index
 from tests.engine.simulation.runner import Clock, FakeRunner, Rule
 
 LONGEST = 64
@@ -76,12 +77,14 @@ class World:
         idle: few requests come.
         preemptions: in engines that have died.
         given_up: steps given up in these.
+        raised: passes that raised in these.
     """
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
         self.clock = Clock()
-        self.tick = self.longest = self.ended = self.deaths = self.preemptions = self.given_up = 0
+        self.tick = self.longest = self.ended = self.deaths = self.preemptions = 0
+        self.given_up = self.raised = 0
         page_size = rng.choice([1, 2, 4, 8])
         rule = Rule(None) if rng.random() < 0.7 else Rule(rng.randint(4, 20), rng.randint(0, 5))
         self._pages, self._page_size, self._rule = rng.randint(60, 240) // page_size + 2, page_size, rule
@@ -142,6 +145,8 @@ class World:
             **sizes,
         )
         self.core.scheduler._clock = self.clock.monotonic
+        self.index = Index(self._page_size)
+        self.core.kv.tell(self.index)
         self._schedule = self.core.scheduler.schedule
         self.core.scheduler.schedule = self._watched
         self._passed_over: dict[int, int] = {}
@@ -184,6 +189,10 @@ class World:
         self._read(faults)
         if rng.random() < faults.death:
             self._die()
+        findable = self.core.kv.pool._page_of
+        assert self.index.findable == findable.keys(), "a router knows other pages"
+        if self.tick % 16 == 0:
+            self.runner.check(findable, self.index.prompts)
         if not self.core.has_work and not any(reader.open for reader in self._readers):
             assert self.core.kv.pool.held == 0
 
@@ -287,6 +296,7 @@ class World:
         self.deaths += 1
         self.preemptions += self.core.scheduler.preemptions
         self.given_up += self.runner.given_up
+        self.raised += self.runner.raised
         self.client.state = "dead"
         self.client._end_streams("the engine died")
         for reader in self._readers:
