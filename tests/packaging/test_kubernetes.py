@@ -59,7 +59,7 @@ def test_kustomize_and_helm_give_the_same():
 @pytest.mark.parametrize("version", ["1.30", "1.34", "1.37"])
 def test_objects_are_valid(version):
     objects = [each for name, each in rendered().items() if name[0] not in OF_OPERATORS]
-    assert len(objects) == 7
+    assert len(objects) == 8
     for each in objects:
         validate.validate(each, version, strict=True)
     wrong = dict(objects[0], spec=dict(objects[0].get("spec", {}), replicaz=1))
