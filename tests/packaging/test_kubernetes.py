@@ -76,6 +76,8 @@ def test_values_are_heeded():
             "serviceMonitor": {"enabled": False},
             "accessSecret": "mine",
             "cacheClaim": "models",
+            "pod": {"imagePullSecrets": [{"name": "registry"}]},
+            "envoy": {"pod": {"nodeSelector": {"edge": "true"}}},
         }
     )
     deployment = objects["Deployment", "longspan"]["spec"]
@@ -84,12 +86,17 @@ def test_values_are_heeded():
     assert deployment["replicas"] == 5
     assert container["image"] == "registry.example/longspan:1"
     assert container["args"][-2:] == ["--attention=sliding_window", "--attention-options={window: 4096}"]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    envoy = objects["Deployment", "longspan-envoy"]["spec"]["template"]["spec"]
+    assert envoy["nodeSelector"] == {"edge": "true"}
     volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
     assert volumes["access"]["secret"]["secretName"] == "mine"
     assert volumes["cache"] == {"persistentVolumeClaim": {"claimName": "models"}}
     assert not {"HorizontalPodAutoscaler", "ServiceMonitor"} & {kind for kind, _ in objects}
     with pytest.raises(helm.HelmError):
         helm.Chart.load(str(CHART)).validate_schema({"imagee": "x"})
+    with pytest.raises(helm.HelmError):
+        helm.Chart.load(str(CHART)).validate_schema({"pod": {"containers": []}})
 
 
 def test_keda_takes_the_place_of_the_autoscaler(tmp_path):
