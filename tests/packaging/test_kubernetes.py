@@ -132,6 +132,9 @@ def test_what_is_named_exists():
         assert address["port_value"] == ports["grpc"]
     labels = deployment["metadata"]["labels"].items()
     assert objects["Service", "longspan-headless"]["spec"]["selector"].items() <= labels
+    job = objects["ServiceMonitor", "longspan"]["spec"]["jobLabel"]
+    name = objects["Service", "longspan-headless"]["metadata"]["labels"][job]
+    assert f'job="{name}"' in Path("deploy/prometheus/alerts.yml").read_text()
     source = "".join(path.read_text() for path in Path("server/observe").glob("*.py"))
     for metric in objects["HorizontalPodAutoscaler", "longspan"]["spec"]["metrics"]:
         assert f'"{metric["pods"]["metric"]["name"].removeprefix("longspan_")}"' in source
