@@ -64,7 +64,7 @@ EXPOSE 50051 9464
 # The first start fetches and converts the model. By HTTP, since over gRPC a probe is closed where other clients hold all
 # connections. A port given as a flag is unknown here: set LONGSPAN_METRICS_PORT. Where the server has --metrics-tls set
 # LONGSPAN_METRICS_TLS, LONGSPAN_CA and LONGSPAN_SERVER_NAME; where it has --no-metrics, --health-cmd "longspan health".
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["longspan", "health", "--http"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=10m --retries=3 CMD ["longspan", "health", "--http"]
 ENTRYPOINT ["longspan"]
 # On all addresses, so that the container's ports can be published: refused without TLS and identities, or --insecure.
 CMD ["serve", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from longspan import AsyncClient, Client, ConnectOptions
 from tests.authority import Authority
 from tests.e2e.server import Server
 
-SHIPPED = Path("deploy/envoy/envoy.yaml")
+SHIPPED = Path("deploy/envoy")
 
 
 def binary() -> str | None:
@@ -72,12 +73,19 @@ def make_access(folder: Path) -> Access:
     return Access(folder, made.stdout.strip())
 
 
-def configuration(servers: Sequence[Server], access: Access) -> dict[str, Any]:
-    """What is shipped, with these servers in place of the name, on free ports of loopback."""
-    config: dict[str, Any] = yaml.safe_load(SHIPPED.read_text().replace("/access", str(access.folder)))
+def configuration(servers: Sequence[Server], access: Access, folder: Path) -> dict[str, Any]:
+    """What is shipped, with these servers on free ports of loopback; its secrets in a folder."""
+
+    def text(name: str) -> str:
+        shipped = (SHIPPED / name).read_text()
+        return shipped.replace("/access", str(access.folder)).replace("/etc/envoy", str(folder))
+
+    for name in ("certificate.yaml", "roots.yaml"):
+        (folder / name).write_text(text(name))
+    config: dict[str, Any] = yaml.safe_load(text("envoy.yaml"))
     config["admin"]["address"]["socket_address"]["port_value"] = 0
-    listener = config["static_resources"]["listeners"][0]["address"]["socket_address"]
-    listener.update(address="127.0.0.1", port_value=0)
+    for listener in config["static_resources"]["listeners"]:
+        listener["address"]["socket_address"].update(address="127.0.0.1", port_value=0)
     addresses = [
         {"socket_address": {"address": server.host, "port_value": server.port}} for server in servers
     ]
@@ -99,12 +107,12 @@ class Envoy:
         access: Access,
         change: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        config = configuration(servers, access)
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        config = configuration(servers, access, folder)
         self._options = access.connect
         if change:
             change(config)
-        self._folder = tempfile.TemporaryDirectory()
-        folder = Path(self._folder.name)
         (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
         self._log = (folder / "log").open("w")
         program = binary()
@@ -119,9 +127,9 @@ class Envoy:
             stderr=subprocess.STDOUT,
         )
         self._admin = self._wait(lambda: (folder / "admin").read_text().strip())
-        listeners = json.loads(self._wait(lambda: self.ask("/listeners?format=json")))
-        address = listeners["listener_statuses"][0]["local_address"]["socket_address"]
-        self.host, self.port = address["address"], address["port_value"]
+        listeners = json.loads(self._wait(lambda: self.ask("/listeners?format=json")))["listener_statuses"]
+        ports = {each["name"]: each["local_address"]["socket_address"]["port_value"] for each in listeners}
+        self.host, self.port, self._status = "127.0.0.1", ports["longspan"], ports["status"]
         self._wait(lambda: self.healthy("longspan") == len(servers) or None)
         self._wait(lambda: self.healthy("longspan_affinity") == len(servers) or None)
 
@@ -132,6 +140,23 @@ class Envoy:
     def aclient(self, **options: Any) -> AsyncClient:
         """A new asyncio client of what is behind."""
         return AsyncClient(self.host, self.port, **{**self._options, **options})
+
+    def ready(self) -> bool:
+        """Whether the kubelet's probe finds it so."""
+        connection = http.client.HTTPConnection(self.host, self._status, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
+
+    def begin_to_end(self) -> subprocess.Popen[bytes]:
+        """Starts what the kubelet runs before SIGTERM."""
+        pod = yaml.safe_load((SHIPPED / "deployment.yaml").read_text())["spec"]["template"]["spec"]
+        command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert "/127.0.0.1/9901" in command[-1]
+        script = command[-1].replace("/127.0.0.1/9901", "/" + self._admin.replace(":", "/"))
+        return subprocess.Popen([*command[:-1], script], start_new_session=True)
 
     def ask(self, path: str) -> str:
         """An answer of its administration."""

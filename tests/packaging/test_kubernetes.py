@@ -59,7 +59,7 @@ def test_kustomize_and_helm_give_the_same():
 @pytest.mark.parametrize("version", ["1.30", "1.34", "1.37"])
 def test_objects_are_valid(version):
     objects = [each for name, each in rendered().items() if name[0] not in OF_OPERATORS]
-    assert len(objects) == 7
+    assert len(objects) == 8
     for each in objects:
         validate.validate(each, version, strict=True)
     wrong = dict(objects[0], spec=dict(objects[0].get("spec", {}), replicaz=1))
@@ -76,6 +76,8 @@ def test_values_are_heeded():
             "serviceMonitor": {"enabled": False},
             "accessSecret": "mine",
             "cacheClaim": "models",
+            "pod": {"imagePullSecrets": [{"name": "registry"}]},
+            "envoy": {"pod": {"nodeSelector": {"edge": "true"}}},
         }
     )
     deployment = objects["Deployment", "longspan"]["spec"]
@@ -84,12 +86,17 @@ def test_values_are_heeded():
     assert deployment["replicas"] == 5
     assert container["image"] == "registry.example/longspan:1"
     assert container["args"][-2:] == ["--attention=sliding_window", "--attention-options={window: 4096}"]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    envoy = objects["Deployment", "longspan-envoy"]["spec"]["template"]["spec"]
+    assert envoy["nodeSelector"] == {"edge": "true"}
     volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
     assert volumes["access"]["secret"]["secretName"] == "mine"
     assert volumes["cache"] == {"persistentVolumeClaim": {"claimName": "models"}}
     assert not {"HorizontalPodAutoscaler", "ServiceMonitor"} & {kind for kind, _ in objects}
     with pytest.raises(helm.HelmError):
         helm.Chart.load(str(CHART)).validate_schema({"imagee": "x"})
+    with pytest.raises(helm.HelmError):
+        helm.Chart.load(str(CHART)).validate_schema({"pod": {"containers": []}})
 
 
 def test_keda_takes_the_place_of_the_autoscaler(tmp_path):
@@ -125,6 +132,9 @@ def test_what_is_named_exists():
         assert address["port_value"] == ports["grpc"]
     labels = deployment["metadata"]["labels"].items()
     assert objects["Service", "longspan-headless"]["spec"]["selector"].items() <= labels
+    job = objects["ServiceMonitor", "longspan"]["spec"]["jobLabel"]
+    name = objects["Service", "longspan-headless"]["metadata"]["labels"][job]
+    assert f'job="{name}"' in Path("deploy/prometheus/alerts.yml").read_text()
     source = "".join(path.read_text() for path in Path("server/observe").glob("*.py"))
     for metric in objects["HorizontalPodAutoscaler", "longspan"]["spec"]["metrics"]:
         assert f'"{metric["pods"]["metric"]["name"].removeprefix("longspan_")}"' in source
