@@ -38,6 +38,16 @@ _ACCOUNTED = {
 } | {f"/{_ENCODER_SERVICE.full_name}/{method.name}" for method in _ENCODER_SERVICE.methods}
 # Requests that may have a name of their own.
 _NAMED = inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest | encoder_pb2.ScoreRequest
+# Of requests that no server would answer: balancers are not told of them, since clients could steer by them.
+_CLIENT_FAULTS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
 _OPEN = "/grpc.health.v1.Health/"
 _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
 
@@ -204,12 +214,14 @@ class Interceptor(aio.ServerInterceptor):
         return handle
 
     def _bidi(self, behavior: Any, parse: Callable[[Any], Any], method: str, known: Caller | None) -> Any:
-        async def parsed(payloads: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async def parsed(payloads: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             async for payload in payloads:
+                # Again for each: the stream may outlive its token and the limits of its identity.
+                self._identify_again(method, context)
                 yield self._parse(payload, parse)
 
         def begin(payloads: AsyncIterator[bytes], context: Context) -> Any:
-            return behavior(parsed(payloads), context)
+            return behavior(parsed(payloads, context), context)
 
         return self._stream(begin, None, "bidi_stream", method, known)
 
@@ -229,6 +241,13 @@ class Interceptor(aio.ServerInterceptor):
             except DeniedError as error:
                 raise errors.unauthenticated(str(error)) from error
         caller.set(known)
+
+    def _identify_again(self, method: str, context: Context) -> None:
+        try:
+            known = self._known(method, call_metadata(context))
+        except DeniedError as error:
+            raise errors.unauthenticated(str(error)) from error
+        self._identify(known, context)
 
     def _begin(self, payload: Any, parse: Callable[[Any], Any] | None) -> Any:
         """Parses the request, if it is within the limits, and takes its name where it has one."""
@@ -264,7 +283,8 @@ class Interceptor(aio.ServerInterceptor):
             code = error.code
         call.ended(code, error)
         if account is not None and self._reports is not None:
-            self._reports.count(failed=error is not None)
+            if code not in _CLIENT_FAULTS:
+                self._reports.count(failed=error is not None)
             if error is None:
                 usage = account.record.usage() if account.record is not None else None
                 report = self._reports.report(usage).SerializeToString()

@@ -19,7 +19,14 @@ from server.api.service import VERSION as SERVER_VERSION
 from server.api.service import InferenceServicer
 from server.encoder_messages import Task
 from server.observe.logging import request_id
-from server.protocols.kserve_request import INPUTS, OUTPUTS, VERSION, KserveRequest, check_version
+from server.protocols.kserve_request import (
+    INPUTS,
+    MOST_ID,
+    OUTPUTS,
+    VERSION,
+    KserveRequest,
+    check_version,
+)
 from server.protocols.kserve_stream import side_by_side
 
 _PLATFORM = "longspan"
@@ -101,10 +108,14 @@ class KserveServicer:
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Generates and answers once."""
+        answer: pb.ModelInferResponse | None = None
         async with aclosing(self._responses(request, streams=False)) as responses:
+            # To the end, where the request's account learns how it ended.
             async for response in responses:
-                return response
-        raise RuntimeError("the answer ended before its last response")
+                answer = response
+        if answer is None:
+            raise RuntimeError("the answer ended before its last response")
+        return answer
 
     def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -120,9 +131,12 @@ class KserveServicer:
         account = self._inference.accounts.open(lambda: call_metadata(context))
         code: grpc.StatusCode | None = None
         error: errors.ServiceError | None = None
+        refusal = pb.ModelInferResponse(id=request.id[:MOST_ID], model_name=request.model_name[:MOST_ID])
         texts = self._state.settings.log_texts
         try:
-            async with aclosing(self._responses(request, streams=True)) as responses:
+            responses = self._responses(request, streams=True)
+            del request  # its bytes: the client may not read for long, and have sent many
+            async with aclosing(responses):
                 async for response in responses:
                     yield pb.ModelStreamInferResponse(infer_response=response)
             code = grpc.StatusCode.OK
@@ -138,10 +152,10 @@ class KserveServicer:
         finally:
             account.close(code or cancellation_code(context), error)
         if error is not None:
-            response = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
-            response.parameters["triton_final_response"].bool_param = True
+            refusal.parameters["triton_final_response"].bool_param = True
             message = f"[{error.code.name}] {error.message}"
-            yield pb.ModelStreamInferResponse(error_message=message, infer_response=response)
+            del error, responses  # their frames have the request
+            yield pb.ModelStreamInferResponse(error_message=message, infer_response=refusal)
 
     async def _responses(
         self, request: pb.ModelInferRequest, *, streams: bool

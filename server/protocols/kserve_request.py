@@ -14,6 +14,9 @@ from server.protocols.kserve_parameters import INPUT as PARAMETERS
 from server.protocols.kserve_parameters import apply_parameters
 from server.protocols.kserve_tensors import read_inputs, texts
 
+MOST_ID = 1024
+"""Characters of a request's id, at most: every response repeats it."""
+
 VERSION = "1"
 """Of the only model, as the protocol wants one."""
 
@@ -74,10 +77,15 @@ class KserveRequest:
             events: of the answer.
             model: name of it.
         """
-        count = self.own.n
-        answers, reasons, left = [self._before] * count, [""] * count, count
+        count = left = 0
+        answers: list[str] = []
+        reasons: list[str] = []
         async for event in events:
-            if event.WhichOneof("event") != "delta":
+            if event.HasField("accepted"):
+                # Not earlier: how many samples the request asks for was not checked.
+                count = left = self.own.n
+                answers, reasons = [self._before] * count, [""] * count
+            if not event.HasField("delta"):
                 continue
             delta = event.delta
             answers[delta.index] += delta.text
@@ -114,6 +122,8 @@ def _faults(
     request: pb.ModelInferRequest, inputs: dict[str, bytes | bool], *, streams: bool
 ) -> Iterator[Violation]:
     check_version(request.model_version)
+    if len(request.id) > MOST_ID:
+        yield Violation("id", f"has {len(request.id)} characters; at most {MOST_ID} are taken")
     if "text_input" not in inputs:
         yield Violation("inputs", "has no text_input; send the prompt as BYTES of shape [1]")
     for index, output in enumerate(request.outputs):

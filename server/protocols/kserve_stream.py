@@ -27,8 +27,8 @@ async def side_by_side(
     ready: asyncio.Queue[_Response | Exception | None] = asyncio.Queue(1)
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(request: _Request) -> None:
-        async with aclosing(answer(request)) as responses:
+    async def one(responses: AsyncGenerator[_Response, None]) -> None:
+        async with aclosing(responses):
             async for response in responses:
                 await ready.put(response)
 
@@ -38,7 +38,7 @@ async def side_by_side(
         try:
             async for request in requests:
                 await room.acquire()
-                task = asyncio.create_task(one(request))
+                task = asyncio.create_task(one(answer(request)))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 task.add_done_callback(lambda _: room.release())

@@ -12,6 +12,8 @@ from server.api.errors import Violation, quote
 
 # A text before its bytes, as in Triton's binary form.
 _LENGTH = struct.Struct("<I")
+# Dimensions of a shape that a sentence repeats, at most.
+_TOLD = 8
 
 
 def read_inputs(request: pb.ModelInferRequest, known: Mapping[str, str]) -> dict[str, bytes | bool]:
@@ -71,7 +73,8 @@ def _faults(request: pb.ModelInferRequest, known: Mapping[str, str]) -> Iterator
         if tensor.datatype != datatype:
             yield Violation(f"{field}.datatype", f"is {quote(tensor.datatype)}; {tensor.name} is {datatype}")
         if any(size != 1 for size in tensor.shape) or not tensor.shape:
-            yield Violation(f"{field}.shape", f"is {list(tensor.shape)}; {tensor.name} has one element, [1]")
+            shape = list(tensor.shape) if len(tensor.shape) <= _TOLD else f"of {len(tensor.shape)} dimensions"
+            yield Violation(f"{field}.shape", f"is {shape}; {tensor.name} has one element, [1]")
         for name in tensor.parameters:
             yield Violation(f"{field}.parameters", f"has {quote(name)}; this server takes none there")
 

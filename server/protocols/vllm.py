@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf import json_format
 from smg_grpc_proto import vllm_engine_pb2 as pb
@@ -25,12 +26,12 @@ from server.api.other_service import OtherService, other_service
 from server.api.prompt import check_tokenizer
 from server.api.service import VERSION, InferenceServicer
 from server.api.shown import name_of
-from server.api.state import Served
 from server.encoder_messages import Task
 from server.observe.logging import request_id
 from server.protocols.vllm_answer import VllmAnswer
 from server.protocols.vllm_request import generate_request
 from server.text.bundle import bundle
+from server.text.tokenizer import Tokenizer
 
 # As much as the gateway takes of the tokenizer at a time.
 _CHUNK_BYTES = 64 << 10
@@ -49,7 +50,7 @@ class VllmServicer:
         self._inference = inference
         self._state = inference.accounts.state
         self._encoders = EncoderServicer(self._state, inference.accounts)
-        self._bundle: tuple[Served, bytes] | None = None
+        self._bundle: tuple[Tokenizer, asyncio.Task[tuple[bytes, str]]] | None = None
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
@@ -164,15 +165,27 @@ class VllmServicer:
         """The tokenizer's files as a zip archive, with its SHA-256 in the last chunk."""
         served = self._state.model("")
         check_tokenizer(served)
-        tokenizer = served.tokenizer
-        if self._bundle is None or self._bundle[0].tokenizer is not tokenizer:
-            self._bundle = served, await asyncio.to_thread(bundle, tokenizer)
-        data = self._bundle[1]
-        digest = hashlib.sha256(data).hexdigest()
+        data, digest = await self._bundled(served.tokenizer)
         for start in range(0, len(data), _CHUNK_BYTES):
             last = start + _CHUNK_BYTES >= len(data)
             chunk = data[start : start + _CHUNK_BYTES]
             yield common.GetTokenizerChunk(data=chunk, sha256=digest if last else "")
+
+    async def _bundled(self, tokenizer: Tokenizer) -> tuple[bytes, str]:
+        """The archive and its SHA-256, made once, however many ask at a time and leave meanwhile."""
+        made = self._bundle
+        if made is None or made[0] is not tokenizer or _failed(made[1]):
+            made = self._bundle = tokenizer, asyncio.create_task(asyncio.to_thread(_bundle, tokenizer))
+        return await asyncio.shield(made[1])
+
+
+def _bundle(tokenizer: Tokenizer) -> tuple[bytes, str]:
+    data = bundle(tokenizer)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _take_name(given: str) -> None:

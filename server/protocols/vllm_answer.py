@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -38,7 +39,8 @@ class VllmAnswer:
         self._streams = request.stream
         self._stop_token_ids = frozenset(request.sampling_params.stop_token_ids)
         self._prompt = prompt
-        self._samples = [_Sample() for _ in range(request.sampling_params.n or 1)]
+        # Made as they come: how many the request asks for is checked only where its events begin.
+        self._samples: defaultdict[int, _Sample] = defaultdict(_Sample)
         self._accepted = inference_pb2.Accepted()
         self._prompt_logprobs: list[types_pb2.PositionLogprobs] = []
 

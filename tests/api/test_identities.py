@@ -86,6 +86,18 @@ async def test_health_is_open_and_reflection_is_not(running):
     assert len(answer.list_services_response.service) == 5
 
 
+async def test_a_stream_that_outlives_its_token_gets_no_further_answers(running, callers):
+    stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    call = stub.ServerReflectionInfo(metadata=ALICE)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    await call.write(asked)
+    await call.read()
+    callers.file.write_text(f"[bob]\ntoken_sha256 = ['{token_hash('of bob')}']\n")
+    callers.look()
+    await call.write(asked)
+    assert (await refused(call.read())).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_names_of_requests_are_each_identitys_own(running):
     running.engine.open.clear()
     first = asyncio.ensure_future(running.stub.Generate(ask(request_id="r"), metadata=BOB))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
+import weakref
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from tritonclient.utils import InferenceServerException
 
+from server.protocols.kserve_request import KserveRequest
+from server.protocols.kserve_stream import side_by_side
 from server.settings import Settings
 from tests.api.conftest import INVALID, until
 
@@ -98,6 +103,7 @@ async def test_the_text_is_that_of_the_own_service(running, client, n):
     response = result.get_response()
     assert (response.id, response.model_version) == ("seven", "1")
     assert response.parameters["triton_final_response"].bool_param
+    assert running.sample("longspan_requests_total", finish_reason="length", grpc_code="OK") == 2
     first, second = running.engine.submitted[0], running.engine.submitted[n]
     assert first.sampling == second.sampling, "unset parameters are the model's, as in the own service"
 
@@ -281,6 +287,10 @@ WRONG = {
         inputs=with_input(**GOOD).inputs,
         outputs=[{"name": "text_output", "parameters": {"classification": parameter()}}],
     ),
+    "shape: is of 100000 dimensions": with_input(**{**GOOD, "shape": [1, 2] * 50_000}),
+    "id: has 1025 characters": pb.ModelInferRequest(
+        model_name="fake", id="x" * 1025, inputs=with_input(**GOOD).inputs
+    ),
     "model_version: is '2'": pb.ModelInferRequest(
         model_name="fake", model_version="2", inputs=with_input(**GOOD).inputs
     ),
@@ -296,6 +306,44 @@ async def test_what_it_cannot_do_is_refused_by_name(running, sentence):
 
 async def test_a_unary_call_does_not_stream(running, client):
     assert "ModelStreamInfer streams" in str(await refusal(client.infer("fake", inputs(stream=True))))
+
+
+async def test_a_request_for_many_samples_makes_none_before_it_is_checked():
+    async def events():
+        raise ValueError("n is refused")
+        yield
+
+    asked = KserveRequest(with_input(**GOOD), streams=False)
+    asked.own.n = 100_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="refused"):
+        await anext(asked.responses(events(), "fake"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100_000
+
+
+async def test_refused_requests_of_a_stream_that_is_not_read_are_not_kept(running):
+    """Their bytes could fill the memory: 64 of each stream wait for the client to read why."""
+
+    class Request:
+        pass
+
+    asked = [Request() for _ in range(8)]
+    kept = weakref.WeakSet(asked)
+
+    async def requests():
+        while asked:
+            yield asked.pop()
+
+    async def refuse(request):
+        del request
+        for _ in range(4):
+            yield "refused"
+
+    async with aclosing(side_by_side(requests(), refuse)) as answers:
+        await anext(answers)
+        await until(lambda: len(kept) <= 1)  # the one read last
 
 
 async def test_what_it_lacks_is_unimplemented_with_a_sentence(running, client):

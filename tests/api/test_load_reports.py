@@ -42,13 +42,13 @@ def settings(settings, request):
     return settings.model_copy(update={"load_reports": getattr(request, "param", True)})
 
 
-def reports(running):
-    """Asks for the stream of reports, ten a second."""
+def reports(running, **interval):
+    """Asks for the stream of reports, ten a second unless told otherwise."""
     return running.channel.unary_stream(
         f"/{SERVICE}/StreamCoreMetrics",
         request_serializer=OrcaLoadReportRequest.SerializeToString,
         response_deserializer=OrcaLoadReport.FromString,
-    )(OrcaLoadReportRequest(report_interval={"nanos": 100_000_000}))
+    )(OrcaLoadReportRequest(report_interval=interval or {"nanos": 100_000_000}))
 
 
 async def trailers(running, method, request):
@@ -75,13 +75,28 @@ async def test_each_request_reports_and_a_stream_of_reports_follows(running):
     assert TRAILER in await trailers(running, "Generate", ask("hello"))
     assert TRAILER in await trailers(running, "StreamGenerate", wrapped)
     assert TRAILER not in await trailers(running, "ListModels", inference_pb2.ListModelsRequest())
+    running.state.phase = "draining"
     with pytest.raises(grpc.aio.AioRpcError):
-        await running.stub.Generate(ask("hello", model="another"))
+        await running.stub.Generate(ask("hello"))
+    running.state.phase = "ready"
     call = reports(running)
     seen = [await call.read() for _ in range(3)]
     call.cancel()
     assert seen[-1].rps_fractional > seen[-1].eps > 0
     assert seen[-1].named_metrics["running"] == 0
+
+
+async def test_requests_that_no_server_would_answer_are_not_reported(running):
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await running.stub.Generate(ask("hello", model="another"))
+    report = await reports(running).read()
+    assert (report.rps_fractional, report.eps) == (0, 0)
+
+
+@pytest.mark.parametrize("seconds", [2**63 - 1, -(2**63)])
+async def test_any_interval_is_taken(running, seconds):
+    assert await reports(running, seconds=seconds).read()
 
 
 @pytest.mark.parametrize("settings", [False], indirect=True)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import sys
+import tracemalloc
 import zipfile
 
 import grpc
@@ -19,7 +20,9 @@ from smg_grpc_proto.generated import common_pb2 as common
 
 from server.api.errors import ServiceError
 from server.errors import RefusedError
+from server.protocols import vllm
 from server.protocols.load import services
+from server.protocols.vllm_answer import VllmAnswer
 from server.protocols.vllm_request import generate_request
 from server.settings import Settings
 from tests.api.conftest import INVALID, TEMPLATE, details, until
@@ -206,6 +209,25 @@ async def test_the_tokenizer_and_its_template(running, stub):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert {"tokenizer.json", "tokenizer_config.json"} < set(archive.namelist())
         assert archive.read("chat_template.jinja").decode() == TEMPLATE
+
+
+async def test_the_tokenizer_is_packed_once_for_all_who_ask(running, stub, monkeypatch):
+    made = []
+    monkeypatch.setattr(vllm, "bundle", lambda _: made.append(1) or b"archive")
+
+    async def ask():
+        return [chunk async for chunk in stub.GetTokenizer(common.GetTokenizerRequest())]
+
+    await asyncio.gather(*(ask() for _ in range(8)))
+    assert made == [1]
+
+
+def test_a_request_for_many_samples_makes_none_before_it_is_checked():
+    tracemalloc.start()
+    VllmAnswer(request(n=100_000), PROMPT)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100_000
 
 
 async def test_what_it_lacks_is_unimplemented_with_a_sentence(running, stub):

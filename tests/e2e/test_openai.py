@@ -135,6 +135,20 @@ def test_the_line_that_is_printed_works(served):
     assert "Tokyo" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_port_that_is_taken_is_refused_before_the_server_starts(before):
+    """The gateway's own, and the next one, for its metrics."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, PROGRAM, "--gateway-port", str(port - before)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"port {port} of 127.0.0.1 can't be had" in done.stderr
+    assert not done.stdout
+
+
 @pytest.mark.stress  # a second server and gateway: nine seconds of processor time
 def test_embeddings():
     """One text a request: of several the gateway (1.13) makes one."""
