@@ -10,6 +10,7 @@ from pathlib import Path
 
 from longspan.channel import DEFAULT_HOST, DEFAULT_PORT
 from server.api.state import Served
+from server.models import annalog
 from server.settings import Settings
 
 EXAMPLE = "What is the capital of Japan?"
@@ -35,7 +36,7 @@ def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int
         lines += f", metrics {scheme}://{settings.metrics_host}:{metrics_port}/metrics"
     if not served.tokenizer.has_text:
         return f"{lines}\n  token ids only: the model has no tokenizer"
-    command = [_command(), *_example(served)]
+    command = [_command(), *_example(served, settings)]
     if settings.identities is not None:  # not --token, which lists of processes show
         command.insert(0, "LONGSPAN_TOKEN=TOKEN")
     if settings.host != DEFAULT_HOST:
@@ -51,9 +52,11 @@ def ready_lines(served: Served, settings: Settings, port: int, metrics_port: int
     return f"{lines}\n  try: {hint}"
 
 
-def _example(served: Served) -> list[str]:
+def _example(served: Served, settings: Settings) -> list[str]:
     if served.ready.encoder is not None:
         return ["embed", "a cat", "a kitten", "an invoice"]
+    if settings.model == annalog.NAME:
+        return ["generate", annalog.EXAMPLE]
     return [
         "generate",
         *([EXAMPLE, "--chat"] if served.tokenizer.has_chat_template else ["Once upon a time"]),

@@ -17,6 +17,8 @@ from server.models.convert import models_folder
 from server.models.wheel import Wheel, fetch_wheel
 
 NAME = "annalog"
+EXAMPLE = "CC(=O)Oc1ccccc1C(=O)O"
+"""A source: aspirin. Other texts than SMILES are all unknown tokens to the model."""
 REQUIREMENT = "annalog==1.0.6"
 FILE = "annalog/ckpt_and_vocab/Lev_extended.pt"
 SHA256 = "9e22e755b5d47da3c678bc19073e4f4af12ae061c91a7e5382cea67e30fad97b"

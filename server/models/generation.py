@@ -131,7 +131,7 @@ def read_generation(
     ends = eos_ids(named, token_id, ready.vocabulary_size)
     target, used = None, set[str]()
     if ready.encoder_decoder is not None:
-        target, used = read_target((file, config), ready.encoder_decoder, ready.vocabulary_size)
+        target, used = read_target((file, config), ready.encoder_decoder, ready.vocabulary_size, ends)
         # As in transformers, where nothing else is said.
         file = {"do_sample": False, **file}
     if recommended is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,10 @@ class Target:
 
 
 def read_target(
-    said: Sequence[Mapping[str, Any]], info: EncoderDecoderInfo, vocabulary: int
+    said: Sequence[Mapping[str, Any]],
+    info: EncoderDecoderInfo,
+    vocabulary: int,
+    ends: Collection[int] = (),
 ) -> tuple[Target, set[str]]:
     """Reads a target's settings.
 
@@ -60,28 +63,26 @@ def read_target(
         said: ``generation_config.json`` and ``config.json``, the first of which wins.
         info: lengths of source and target.
         vocabulary: number of logits.
+        ends: tokens that end an output.
 
     Returns:
         The settings, and the names of fields of ``generation_config.json`` that are in them.
 
     Raises:
-        RefusedError: it is not said what the decoder begins with.
+        RefusedError: it is not said what the decoder begins with, or no token may be output.
     """
-    starts = [
-        _token(one, name, vocabulary) for name in ("decoder_start_token_id", "bos_token_id") for one in said
-    ]
-    start = next((token for token in starts if token is not None), None)
-    if start is None:
-        raise RefusedError(
-            "what the decoder begins with is not said: generation_config.json and config.json have no "
-            "decoder_start_token_id, so fetch the model's own files again"
-        )
+    start = _start(said, vocabulary)
     # As in transformers, the config counts only where there is no file of its own for generation.
     file = said[0] or said[1]
     longest = _count(file, "max_new_tokens") or max(0, _count(file, "max_length") - 1) or None
     used = set(USED)
-    banned = _banned(file, vocabulary)
-    if len(banned.words) == len(file.get("bad_words_ids") or ()):
+    banned, all_used = _banned(file, vocabulary, ends)
+    if len(banned) >= vocabulary:
+        raise RefusedError(
+            "generation_config.json: suppress_tokens and bad_words_ids ban every token, so that there is no "
+            "output; fetch the model's own files again"
+        )
+    if all_used:
         used.add("bad_words_ids")
     return (
         Target(
@@ -92,31 +93,66 @@ def read_target(
             max_tokens=longest,
             min_tokens=_count(file, "min_new_tokens") or max(0, _count(file, "min_length") - 1),
             no_repeat_ngram=_count(file, "no_repeat_ngram_size", _MOST_NGRAM),
-            banned=sorted({*banned.words, *banned.suppressed}),
+            banned=banned,
         ),
         used,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Banned:
-    words: list[int]
-    suppressed: list[int]
+def _start(said: Sequence[Mapping[str, Any]], vocabulary: int) -> int:
+    """What the decoder begins with: as in transformers, the first file wins, even by its second key.
+
+    Raises:
+        RefusedError: it is not said, or is no token.
+    """
+    names = ("decoder_start_token_id", "bos_token_id")
+    found = [
+        (file, name, one[name])
+        for file, one in zip(("generation_config.json", "config.json"), said, strict=True)
+        for name in names
+        if one.get(name) is not None
+    ]
+    if not found:
+        raise RefusedError(
+            "what the decoder begins with is not said: generation_config.json and config.json have no "
+            "decoder_start_token_id, so fetch the model's own files again"
+        )
+    file, name, value = found[0]
+    start = _token({name: value}, name, vocabulary)
+    if start is None:
+        raise RefusedError(
+            f"{file}: {name} is {value!r:.40}, which is no token of the model, so that it is not known what "
+            "the decoder begins with; fetch the model's own files again"
+        )
+    other = said[1].get(names[0])
+    if name != names[0] and other is not None and other != value:
+        log.warning(
+            "%s has no %s, so that the decoder begins with its %s, %d, as in transformers, and not with "
+            "config.json's %s, %.40r",
+            *(file, names[0], name, start, names[0], other),
+        )
+    return start
 
 
-def _banned(file: Mapping[str, Any], vocabulary: int) -> _Banned:
-    """Single tokens that may never be output; words of several tokens are not."""
+def _banned(file: Mapping[str, Any], vocabulary: int, ends: Collection[int]) -> tuple[list[int], bool]:
+    """Single tokens that may never be output, and whether those are all words that are banned."""
 
     def known(token: Any) -> bool:
         return type(token) is int and 0 <= token < vocabulary
 
-    words, suppressed = file.get("bad_words_ids"), file.get("suppress_tokens")
-    words = words if isinstance(words, list) else []
-    suppressed = suppressed if isinstance(suppressed, list) else []
-    return _Banned(
-        [word[0] for word in words if isinstance(word, list) and len(word) == 1 and known(word[0])],
-        list(filter(known, suppressed)),
-    )
+    words, suppressed = file.get("bad_words_ids") or [], file.get("suppress_tokens") or []
+    if not isinstance(words, list):
+        words = []  # the log names the field as one that is not used
+        all_used = False
+    else:
+        single = [word for word in words if isinstance(word, list) and len(word) == 1 and known(word[0])]
+        all_used = len(single) == len(words)
+        # As in transformers: what ends an output is no bad word.
+        words = [word[0] for word in single if word[0] not in ends]
+    tokens = list(filter(known, suppressed)) if isinstance(suppressed, list) else []
+    if not isinstance(suppressed, list) or len(tokens) < len(suppressed):
+        log.warning("suppress_tokens is %.60r; what is no token of the model is not used", suppressed)
+    return sorted({*words, *tokens}), all_used
 
 
 def _token(file: Mapping[str, Any], name: str, vocabulary: int) -> int | None:

@@ -41,3 +41,9 @@ def test_a_token_is_not_shown_to_who_lists_processes(tokenizer):
     assert hint.startswith("  try: LONGSPAN_TOKEN=TOKEN ")
     assert "--token" not in hint
     assert len(hint) <= 120
+
+
+def test_a_model_of_molecules_is_tried_with_one(tokenizer):
+    served = Served("annalog", "nowhere", tokenizer, None, READY, GENERATION)
+    *_, hint = ready_lines(served, Settings(model="annalog"), 50051, 2).splitlines()
+    assert hint.endswith("generate 'CC(=O)Oc1ccccc1C(=O)O'")

@@ -77,3 +77,31 @@ def test_what_the_makers_say_of_targets(caplog):
     assert "min_length is -1" in caplog.text
     with pytest.raises(RefusedError, match="what the decoder begins with is not said"):
         read_target(({}, {}), INFO, 10)
+
+
+def test_what_begins_a_target_is_the_generation_files_and_never_guessed(caplog):
+    """transformers begins with the file's bos_token_id, even where the config knows better."""
+    target, _ = read_target(({"bos_token_id": 1}, {"decoder_start_token_id": 4}), INFO, 10)
+    assert target.start == [1]
+    assert "not with config.json's decoder_start_token_id, 4" in caplog.text
+    target, _ = read_target(({"max_length": 9}, {"decoder_start_token_id": 4}), INFO, 10)
+    assert target.start == [4]
+    for value in (10, -1, "2", [2, 3], True):
+        with pytest.raises(RefusedError, match=r"generation_config.json: decoder_start_token_id is"):
+            read_target(({"decoder_start_token_id": value, "bos_token_id": 1}, {}), INFO, 10)
+
+
+def test_bans_end_no_output_and_no_server(caplog):
+    start = {"decoder_start_token_id": 0}
+    target, used = read_target(({**start, "bad_words_ids": [[2], [5]]}, {}), INFO, 10, [2])
+    assert target.banned == [5]
+    assert "bad_words_ids" in used
+    for words in (7, "ab", {"a": 1}, [5]):
+        target, used = read_target(({**start, "bad_words_ids": words}, {}), INFO, 10)
+        assert target.banned == []
+        assert "bad_words_ids" not in used
+    target, _ = read_target(({**start, "suppress_tokens": [3, "x", 10]}, {}), INFO, 10)
+    assert target.banned == [3]
+    assert "suppress_tokens is [3, 'x', 10]" in caplog.text
+    with pytest.raises(RefusedError, match="ban every token"):
+        read_target(({**start, "suppress_tokens": list(range(10))}, {}), INFO, 10)

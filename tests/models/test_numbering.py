@@ -9,7 +9,9 @@ import pytest
 import sentencepiece
 import transformers
 
+from server.errors import RefusedError
 from server.models.tokenizing import convert as tokenizer_convert
+from server.models.tokenizing import sentencepiece_file
 from server.models.tokenizing.files import find_tokenizer
 from server.text.tokenizer import Tokenizer
 from tests.models.gguf.test_sentencepiece import train
@@ -168,4 +170,86 @@ def test_two_vocabularies_or_one_with_gaps_are_refused(marian):
 def test_another_models_numbers_are_refused(tmp_path):
     folder = folder_of(tmp_path, "plbart", sentencepiece__bpe__model=train(**UNIGRAM))
     with pytest.raises(ValueError, match="which plbart may give other ids than its own"):
+        converted(folder)
+
+
+CONFIGS = [
+    ("t5", {"extra_ids": "many"}, "tokenizer_config.json: extra_ids is 'many'"),
+    ("t5", {"extra_ids": 10**9}, "tokenizer_config.json: extra_ids is 1000000000"),
+    ("t5", {"tokenizer_class": 5}, "tokenizer_config.json: tokenizer_class is 5"),
+    ("t5", {"pad_token": 5}, "pad_token is 5"),
+    ("t5", {"added_tokens_decoder": {"x": {}}}, "added_tokens_decoder: 'x' is no id"),
+    ("pegasus", {"offset": None}, "tokenizer_config.json: offset is None"),
+]
+
+
+@pytest.mark.parametrize(("kind", "said", "words"), CONFIGS)
+def test_a_config_that_cant_be_meant_is_refused_by_its_key(kind, said, words, tmp_path):
+    folder = folder_of(tmp_path, kind, spiece__model=train(**UNIGRAM, **T5), tokenizer_config__json=said)
+    with pytest.raises(ValueError, match=words):
+        converted(folder)
+
+
+def _without_unknown(model):
+    for piece in model.pieces:
+        piece.type = 1 if piece.type == 2 else piece.type
+
+
+def _odd_score(model):
+    model.pieces[9].score = float("nan")
+
+
+def _equal_pieces(model):
+    model.pieces[9].piece = model.pieces[8].piece
+
+
+BROKEN = [
+    (_without_unknown, "has no token for what it does not know"),
+    (_odd_score, "a score that is no number"),
+    (_equal_pieces, "SentencePiece itself can't read spiece.model"),
+    (lambda model: model.ClearField("normalizer_spec"), "ends before it says how it treats texts"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BROKEN)
+def test_a_damaged_model_is_refused_by_its_name(change, words, tmp_path):
+    processor = train(**UNIGRAM, **T5)
+    folder = folder_of(tmp_path, "t5", spiece__model=processor)
+    file = folder / "spiece.model"
+    model = sentencepiece_file.parse_model(file)
+    change(model)
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=words):
+        converted(folder)
+    whole = processor.serialized_model_proto()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"spiece.model is no SentencePiece model, or not all of it"):
+            converted(folder)
+
+
+def test_a_model_of_millions_of_tokens_is_not_read(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, "t5", spiece__model=train(**UNIGRAM, **T5))
+    monkeypatch.setattr(sentencepiece_file, "_MOST_PIECES", 499)
+    with pytest.raises(ValueError, match=r"spiece.model has 500 tokens; more than 499 are not read"):
+        converted(folder)
+    monkeypatch.setattr(sentencepiece_file, "_MOST_BYTES", 1 << 10)
+    with pytest.raises(ValueError, match=r"spiece.model has 0 MiB; more than"):
+        converted(folder)
+
+
+VOCABULARIES = [
+    ("[]", "holds no JSON object"),
+    ('{"a": 0, "b": "1"}', "does not number its tokens from 0 on"),
+    ('{"a": 0, "b": 1}', "lacks the token '<unk>'"),
+    (None, "vocab.json, which numbers the tokens, is missing"),
+]
+
+
+@pytest.mark.parametrize(("written", "words"), VOCABULARIES)
+def test_a_vocabulary_that_numbers_nothing_is_refused(written, words, tmp_path):
+    folder = folder_of(tmp_path, "marian", source__spm=train(**UNIGRAM))
+    if written is not None:
+        (folder / "vocab.json").write_text(written)
+    with pytest.raises((ValueError, RefusedError), match=words):
         converted(folder)

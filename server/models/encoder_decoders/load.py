@@ -158,8 +158,13 @@ def _lengths(model: Any, max_context: int | None) -> EncoderDecoderInfo:
         check_positions(max_context, own)
         return EncoderDecoderInfo(max_context or own, max_context or own)
     # Its encoder fills sources up to whole windows, whose positions must be there too.
-    window = max(config.attention_window)
-    own = config.max_encoder_position_embeddings // window * window
+    window, positions = max(config.attention_window), config.max_encoder_position_embeddings
+    own = positions // window * window
+    if own == 0:
+        raise RefusedError(
+            f"config.json: attention_window is {window}, more than max_encoder_position_embeddings, "
+            f"{positions}, so that no window fits; fetch the model's own files again"
+        )
     check_positions(max_context, own)
     source = max_context or own
     return EncoderDecoderInfo(source, min(source, config.max_decoder_position_embeddings))

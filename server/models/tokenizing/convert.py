@@ -19,9 +19,15 @@ import transformers
 from tokenizers.models import Unigram
 
 from server.models.conversions import arguments, writing
+from server.models.json_file import read_object
 from server.models.tokenizing.frame import enclose, frame
 from server.models.tokenizing.numbering import family_of, numbering
-from server.models.tokenizing.sentencepiece_file import add_tokens, build_tokenizer, parse_model
+from server.models.tokenizing.sentencepiece_file import (
+    NotSentencePieceError,
+    add_tokens,
+    build_tokenizer,
+    parse_model,
+)
 
 # Classes of transformers, and models that name none, whose token ids are those of the SentencePiece model.
 _PLAIN_CLASSES = {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "TokenizersBackend"}
@@ -103,12 +109,16 @@ def _model_file(folder: Path) -> Path | None:
 
 def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, Callable[[str], list[int]]]:
     own = config.get("tokenizer_class")
+    if own is not None and not isinstance(own, str):
+        raise ValueError(f"tokenizer_config.json: tokenizer_class is {own!r:.40}, which names no class")
     kind = _read(folder / "config.json").get("model_type")
     plain = own.removesuffix("Fast") in _PLAIN_CLASSES if own else kind in _PLAIN_MODELS
     family = family_of(own, kind)
     try:
         model = parse_model(file)
-    except ValueError:
+    except NotSentencePieceError:
+        if family is not None:
+            raise
         return _tiktoken(file, config, kind)
     if family is not None:
         return _numbered(folder, file, config, model, family)
@@ -116,7 +126,7 @@ def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, 
         raise ValueError(
             f"{file.name} holds a SentencePiece model, which {own or kind} may give other ids than its own"
         )
-    library = _needed("sentencepiece")
+    own_encode = _encode(file)
     backend = build_tokenizer(model, legacy=config.get("legacy", True) is not False)
     add_tokens(backend, folder, config)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -130,22 +140,38 @@ def _from_model(folder: Path, file: Path, config: dict[str, Any]) -> tuple[Any, 
     _set_roles(tokenizer, {**_read(folder / "special_tokens_map.json"), **config}, pieces)
     frame(tokenizer, bos=config.get("add_bos_token", True), eos=config.get("add_eos_token", False))
     tokenizer.chat_template = _template(config)
-    return tokenizer, library.SentencePieceProcessor(model_proto=file.read_bytes()).encode
+    return tokenizer, own_encode
 
 
 def _numbered(
     folder: Path, file: Path, config: dict[str, Any], model: Any, family: str
 ) -> tuple[Any, Callable[[str], list[int]]]:
     """A SentencePiece model whose ids are not those of its model, as of encoder-decoders."""
-    library = _needed("sentencepiece")
+    own_encode = _encode(file)
     numbered = numbering(family, model.pieces, folder, config)
     backend = build_tokenizer(model, legacy=config.get("legacy", True) is not False, numbered=numbered)
     add_tokens(backend, folder, config)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     _set_roles(tokenizer, {**_read(folder / "special_tokens_map.json"), **config}, numbered.roles)
     enclose(tokenizer, numbered.begin, numbered.end)
-    processor = library.SentencePieceProcessor(model_proto=file.read_bytes())
-    return tokenizer, lambda text: [numbered.number[index] for index in processor.encode(text)]
+    return tokenizer, lambda text: [numbered.number[index] for index in own_encode(text)]
+
+
+def _encode(file: Path) -> Callable[[str], list[int]]:
+    """SentencePiece's own tokens of a text.
+
+    Raises:
+        ValueError: SentencePiece itself does not take the file.
+    """
+    library = _needed("sentencepiece")
+    try:
+        encode: Callable[[str], list[int]] = library.SentencePieceProcessor(
+            model_proto=file.read_bytes()
+        ).encode
+        encode(_SAMPLES[0])
+    except Exception as error:  # of any kind
+        raise ValueError(f"SentencePiece itself can't read {file.name}: {error}") from error
+    return encode
 
 
 def _tekken(file: Path) -> tuple[Any, Callable[[str], list[int]]]:
@@ -237,7 +263,10 @@ def _by_class(folder: Path) -> Any:
 def _set_roles(tokenizer: Any, config: dict[str, Any], otherwise: dict[str, str | None]) -> None:
     for role in _ROLES:
         said = config.get(role, otherwise.get(role))
-        setattr(tokenizer, role, said.get("content") if isinstance(said, dict) else said)
+        token = said.get("content") if isinstance(said, dict) else said
+        if token is not None and not isinstance(token, str):
+            raise ValueError(f"tokenizer_config.json or special_tokens_map.json: {role} is {token!r:.40}")
+        setattr(tokenizer, role, token)
 
 
 def _template(config: dict[str, Any]) -> str | dict[str, str] | None:
@@ -257,12 +286,7 @@ def _needed(package: str) -> Any:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name} holds no JSON object")
-    return content
+    return read_object(file) if file.is_file() else {}
 
 
 def main() -> None:

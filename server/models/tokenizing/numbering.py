@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gguf import TokenType
 
+from server.models.json_file import read_object
 from server.models.tokenizing.vocabulary import Vocabulary
 
 FOREIGN = "\U0010fffc"
 """Begins the entry of a token of the target alone, so that no source has it. Decoding takes it away."""
 _MADE_UP = 8  # M2M100's model has as many tokens behind its languages
+_MOST_ADDED = 2**16  # far more than any model has
 
 
 class Numbering(NamedTuple):
@@ -117,12 +118,12 @@ def family_of(own: str | None, kind: str | None) -> str | None:
 def _t5(table: _Table, folder: Path, config: dict[str, Any]) -> Numbering:
     for index in range(len(table.pieces)):
         table.piece(index)
-    table.special(*(f"<extra_id_{index}>" for index in reversed(range(config.get("extra_ids", 100)))))
+    table.special(*(f"<extra_id_{index}>" for index in reversed(range(_count(config, "extra_ids", 100)))))
     return table.done()
 
 
 def _pegasus(table: _Table, folder: Path, config: dict[str, Any]) -> Numbering:
-    offset = config.get("offset", 103)
+    offset = _count(config, "offset", 103, least=2)
     table.special("<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{index}>" for index in range(2, offset)))
     for index in range(2, len(table.pieces)):
         table.piece(index)
@@ -150,9 +151,15 @@ def _fairseq(table: _Table, name: str, config: dict[str, Any]) -> str:
 
 def _m2m_100(table: _Table, folder: Path, config: dict[str, Any]) -> Numbering:
     missing = _listed(table, folder)
-    codes = _languages("m2m_100")[config.get("language_codes", "m2m100")]
+    known = _languages("m2m_100")
+    name = config.get("language_codes", "m2m100")
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(
+            f"tokenizer_config.json: language_codes is {name!r:.40}; it must be one of {', '.join(known)}"
+        )
+    codes = known[name]
     table.special(*(f"__{code}__" for code in codes))
-    table.special(*(f"madeupword{index}" for index in range(config.get("num_madeup_words", _MADE_UP))))
+    table.special(*(f"madeupword{index}" for index in range(_count(config, "num_madeup_words", _MADE_UP))))
     for index in missing:
         table.piece(index)
     return table.done(begin=[f"__{_chosen(config, 'en', codes)}__"])
@@ -172,9 +179,14 @@ def _listed(table: _Table, folder: Path) -> list[int]:
     transformers makes the unknown token of these. Behind the model's own tokens they refuse a text that has
     one, which says more.
     """
-    listed = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    if not isinstance(listed, dict) or sorted(listed.values()) != list(range(len(listed))):
+    if not (folder / "vocab.json").is_file():
+        raise ValueError("vocab.json, which numbers the tokens, is missing beside the SentencePiece model")
+    listed = read_object(folder / "vocab.json")
+    numbers = listed.values()
+    if any(type(number) is not int for number in numbers) or sorted(numbers) != list(range(len(listed))):
         raise ValueError("vocab.json does not number its tokens from 0 on")
+    if lacking := [token for token in (table.unknown, "</s>") if token not in listed]:
+        raise ValueError(f"vocab.json lacks the token {lacking[0]!r}")
     pieces = {
         piece.piece: index
         for index, piece in enumerate(table.pieces)
@@ -188,6 +200,21 @@ def _listed(table: _Table, folder: Path) -> list[int]:
         else:
             table.foreign(token)
     return [index for token, index in pieces.items() if token not in listed]
+
+
+def _count(config: dict[str, Any], name: str, usual: int, least: int = 0) -> int:
+    """A number of tokens.
+
+    Raises:
+        ValueError: it can be none.
+    """
+    value = config.get(name, usual)
+    if type(value) is not int or not least <= value <= _MOST_ADDED:
+        raise ValueError(
+            f"tokenizer_config.json: {name} is {value!r:.40}; it must be a whole number from {least} to "
+            f"{_MOST_ADDED}"
+        )
+    return value
 
 
 def _languages(name: str) -> Any:

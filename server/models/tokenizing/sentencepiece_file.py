@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders
 
+from server.models.json_file import read_object
 from server.models.tokenizing.numbering import FOREIGN, Numbering
 from server.models.tokenizing.sentencepiece import Spaces, scored, unigram
 from server.models.tokenizing.vocabulary import Vocabulary
 
 # SentencePiece's own names for its kinds of models.
 _UNIGRAM, _BPE = 1, 2
+# Four times as many as any model has, and their bytes.
+_MOST_PIECES, _MOST_BYTES = 2**20, 2**26
+
+
+class NotSentencePieceError(ValueError):
+    """A file is none of SentencePiece's."""
 
 
 def parse_model(file: Path) -> Any:
     """The file as SentencePiece's message.
 
     Raises:
-        ValueError: it is none of SentencePiece's.
+        NotSentencePieceError: it is none of SentencePiece's.
+        ValueError: it is damaged, or larger than any model.
     """
     # transformers' copy: that of the package sentencepiece wants a newer protobuf than gRPC may bring.
     from transformers.utils import sentencepiece_model_pb2_new as proto
 
+    if (size := file.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"{file.name} has {size >> 20} MiB; more than {_MOST_BYTES >> 20} are not read")
     model = proto.ModelProto()
     try:
         model.ParseFromString(file.read_bytes())
     except Exception as error:  # protobuf's own, which differ between its versions
-        raise ValueError(f"{file.name} is no SentencePiece model") from error
+        raise NotSentencePieceError(f"{file.name} is no SentencePiece model, or not all of it") from error
     if not model.pieces:
-        raise ValueError(f"{file.name} is no SentencePiece model")
+        raise NotSentencePieceError(f"{file.name} is no SentencePiece model, or not all of it")
+    if (count := len(model.pieces)) > _MOST_PIECES:
+        raise ValueError(f"{file.name} has {count} tokens; more than {_MOST_PIECES} are not read")
+    if not (model.HasField("trainer_spec") and model.HasField("normalizer_spec")):
+        raise ValueError(f"{file.name} ends before it says how it treats texts; fetch it again")
+    if all(piece.type != TokenType.UNKNOWN for piece in model.pieces):
+        raise ValueError(f"{file.name} has no token for what it does not know; fetch it again")
+    if unusual := [piece.piece for piece in model.pieces if not math.isfinite(piece.score)]:
+        raise ValueError(f"{file.name} gives its token {unusual[0]!r:.40} a score that is no number")
     return model
 
 
@@ -91,9 +109,18 @@ def add_tokens(tokenizer: Tokenizer, folder: Path, config: dict[str, Any]) -> No
     wanted: dict[int, AddedToken] = {}
     file = folder / "added_tokens.json"
     if file.is_file():
-        for text, index in json.loads(file.read_text(encoding="utf-8")).items():
+        for text, index in read_object(file).items():
+            if type(index) is not int:
+                raise ValueError(f"{file.name}: the id of {text!r:.40} is {index!r:.40}, no whole number")
             wanted[index] = AddedToken(text, normalized=False)
-    for index, said in (config.get("added_tokens_decoder") or {}).items():
+    listed = config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise ValueError("tokenizer_config.json: added_tokens_decoder is no object")
+    for index, said in listed.items():
+        if not index.isdecimal() or not isinstance(said, dict) or not isinstance(said.get("content"), str):
+            raise ValueError(
+                f"tokenizer_config.json: added_tokens_decoder: {index!r:.40} is no id with a token's content"
+            )
         wanted[int(index)] = AddedToken(
             said["content"],
             **{name: bool(said.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "special")},
