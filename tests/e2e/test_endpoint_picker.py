@@ -95,7 +95,7 @@ def test_calls_go_where_the_metrics_say_that_least_waits(tiny_packed, tmp_path, 
             f"{each.address}=http://{each.host}:{each.metrics_port}/metrics" for each in (busy, idle)
         ]
         picker = subprocess.Popen(
-            [python, PROGRAM, *endpoints], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-P", PROGRAM, *endpoints], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:
             assert picker.stdout is not None
@@ -112,6 +112,6 @@ def test_calls_go_where_the_metrics_say_that_least_waits(tiny_packed, tmp_path, 
                 assert busy.metrics()["longspan_requests_waiting"] > 0, "it was busy throughout"
                 for stream in held:
                     stream.close()
-            assert [completed(each) for each in (busy, idle)] == [0, 20]
+            assert completed(idle) == 20, "some went to the busy one"
         finally:
             picker.communicate(timeout=20)
