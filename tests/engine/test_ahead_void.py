@@ -13,8 +13,8 @@ from tests.engine.journal import PENALIZED, Journal, isolated, launched_ahead, p
 
 
 def test_no_sequence_is_preempted_for_a_step_ahead():
-    def scheduled(pages: int) -> tuple[Scheduler, list[Scheduled]]:
-        scheduler = Scheduler(KVManager(pages, 2), 4, 8)
+    def scheduled(pages: int, max_running: int = 4) -> tuple[Scheduler, list[Scheduled]]:
+        scheduler = Scheduler(KVManager(pages, 2), max_running, 8)
         for request in greedy_requests([[1, 2], [3, 4]], 9):
             scheduler.add(request)
         for sequence, tokens in scheduler.schedule():
@@ -29,8 +29,7 @@ def test_no_sequence_is_preempted_for_a_step_ahead():
         assert len(scheduler.running) == 2
         scheduler.check_integrity()
     # A more urgent sequence needs a place: the tokens will tell whether another has to give way.
-    scheduler, _ = scheduled(8)
-    scheduler.max_running = 2
+    scheduler, _ = scheduled(8, max_running=2)
     for priority, expected in ((0, [1, 1]), (1, [])):
         scheduler.add(Submit(id=7 + priority, prompt=[5], sampling=GREEDY, max_tokens=3, priority=priority))
         assert [tokens for _, tokens in scheduler.schedule_ahead(set())] == expected
