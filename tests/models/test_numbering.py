@@ -205,7 +205,7 @@ def _equal_pieces(model):
 
 BROKEN = [
     (_without_unknown, "has no token for what it does not know"),
-    (_odd_score, "a score that is no number"),
+    (_odd_score, "a score that is NaN or infinite"),
     (_equal_pieces, "SentencePiece itself can't read spiece.model"),
     (lambda model: model.ClearField("normalizer_spec"), "ends before it says how it treats texts"),
 ]

@@ -50,7 +50,7 @@ def parse_model(file: Path) -> Any:
     if all(piece.type != TokenType.UNKNOWN for piece in model.pieces):
         raise ValueError(f"{file.name} has no token for what it does not know; fetch it again")
     if unusual := [piece.piece for piece in model.pieces if not math.isfinite(piece.score)]:
-        raise ValueError(f"{file.name} gives its token {unusual[0]!r:.40} a score that is no number")
+        raise ValueError(f"{file.name} gives its token {unusual[0]!r:.40} a score that is NaN or infinite")
     return model
 
 
