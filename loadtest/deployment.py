@@ -36,7 +36,6 @@ class Deployment:
         """It reads a document by many short requests, instead of a prompt that holds all of it."""
         return self.attention in METHODS
 
-    @property
     def read_options(self) -> ReadOptions:
         """How a reading reads. Nothing is cited, which takes requests and changes no answer.
 
@@ -90,7 +89,7 @@ def parse(text: str) -> Deployment:
         raise ValueError(f"the candidate {text!r} gives an option twice; give each once")
     found = Deployment(" ".join(text.split()), words[0], options)
     if found.is_reading:
-        found.read_options  # noqa: B018  # refuses options that it does not have
+        found.read_options()  # refuses options that it does not have
     return found
 
 

@@ -125,7 +125,7 @@ def needs(plan: Plan, pace: Pace, evaluator: Evaluator, parts: Sequence[Sequence
     tried = 2 if len(parts) > 1 else 1  # groups are all tried before the first is measured
     visits = 2 * sum(map(len, parts))
     rounds = [visits * _visit(load, pace) for load in plan.loads]
-    kinds = 2 * (len(plan.contexts) * (len(plan.tasks) + 2) + len(plan.beyond) * len(plan.tasks) + 1)
+    kinds = 2 * (plan.kinds + 1)
     first = {
         (unit.kind, unit.length, unit.task): evaluator.cost(unit)
         for unit in itertools.islice(evaluator.units(), kinds)

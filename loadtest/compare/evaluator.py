@@ -173,7 +173,7 @@ class Evaluator:
         def on(name: str, client: Client) -> None:
             candidate = self._plan.candidate(name)
             if candidate.is_reading:
-                options = candidate.read_options
+                options = candidate.read_options()
                 rows.answers += read_all(self._address, name, options, samples, client.timeout)
                 return
             asked = ask(client, name, samples, prompts)

@@ -128,8 +128,7 @@ class Group:
         )
         self._units = self._evaluator.units()
         # The sequence of units is infinite; as many as this contain every kind.
-        each_length = len(plan.contexts) * (len(plan.tasks) + 2) + len(plan.beyond) * len(plan.tasks)
-        self._kinds = 2 * (each_length + len(material.own))
+        self._kinds = 2 * (plan.kinds + len(material.own))
 
     def measure(self) -> None:
         """Rounds and units by turns until nothing is open or the time is up."""

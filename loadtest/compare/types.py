@@ -95,6 +95,11 @@ class Plan:
         """The candidates that read documents through full attention's server."""
         return tuple(one for one in self.candidates if one.is_reading)
 
+    @property
+    def kinds(self) -> int:
+        """Kinds of units of one number: at each length the tasks, and two more where attention is asked."""
+        return len(self.contexts) * (len(self.tasks) + 2) + len(self.beyond) * len(self.tasks)
+
     def lengths(self, name: str) -> tuple[int, ...]:
         """All lengths that a candidate can be asked at, ascending."""
         return (*self.contexts, *self.beyond) if self.candidate(name).is_reading else self.contexts

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from longspan.reading import Citation, Reading, ReadOptions
 
 _EXCERPT = 160  # characters of a line that is shown
-_MOST_BYTES = (
-    256 << 20
-)  # of a document: hundreds of thousands of requests, and in memory several times its size
+# Of a document: hundreds of thousands of requests, and in memory several times its size.
+_MOST_BYTES = 256 << 20
 
 
 @connected

@@ -2,8 +2,8 @@
 
 There is one rule and no phases: running sequences get some of the step's token budget to catch up with their
 own tokens. Chunked prefill, prefix hits and preemption by recomputation all follow from it. Sequences that
-lack one token go first; ``division`` says how prompts share the rest. Drafts get the
-tokens that are then left.
+lack one token go first; ``division`` says how prompts share the rest. Tokens that are then left go to
+drafts.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 
 from tritonclient.grpc import service_pb2 as pb
 
-from longspan.v1 import inference_pb2, types_pb2
+from longspan.v1 import inference_pb2
 from server.api.answer import Event
 from server.api.checks import refuse
 from server.api.errors import Violation, quote
 from server.protocols.kserve_parameters import INPUT as PARAMETERS
 from server.protocols.kserve_parameters import apply_parameters
 from server.protocols.kserve_tensors import read_inputs, texts
+from server.protocols.reasons import REASONS
 
 MOST_ID = 1024
 """Characters of a request's id, at most: every response repeats it."""
@@ -31,12 +32,6 @@ INPUTS = {
 
 OUTPUTS = ("text_output", "finish_reason")
 """Both of BYTES, with an element for each sample."""
-
-_REASONS = {
-    types_pb2.FINISH_REASON_STOP: "stop",
-    types_pb2.FINISH_REASON_LENGTH: "length",
-    types_pb2.FINISH_REASON_ABORTED: "abort",
-}
 
 
 class KserveRequest:
@@ -90,7 +85,7 @@ class KserveRequest:
             delta = event.delta
             answers[delta.index] += delta.text
             if delta.HasField("result"):
-                reasons[delta.index] = _REASONS[delta.result.finish_reason]
+                reasons[delta.index] = REASONS[delta.result.finish_reason]
                 left -= 1
             if not left or (self._streams and (delta.text or delta.HasField("result"))):
                 yield self._response(model, answers, reasons, final=not left)

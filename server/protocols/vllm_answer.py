@@ -10,12 +10,7 @@ from smg_grpc_proto import vllm_engine_pb2 as pb
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api.answer import Event
-
-_REASONS = {
-    types_pb2.FINISH_REASON_STOP: "stop",
-    types_pb2.FINISH_REASON_LENGTH: "length",
-    types_pb2.FINISH_REASON_ABORTED: "abort",
-}
+from server.protocols.reasons import REASONS
 
 
 @dataclass(slots=True)
@@ -81,7 +76,7 @@ class VllmAnswer:
         first = result.index == 0
         complete = pb.GenerateComplete(
             output_ids=sample.tokens,
-            finish_reason=_REASONS[result.finish_reason],
+            finish_reason=REASONS[result.finish_reason],
             prompt_tokens=self._accepted.prompt_tokens,
             completion_tokens=len(sample.tokens),
             cached_tokens=self._accepted.cached_prompt_tokens,

@@ -7,7 +7,8 @@ import psutil
 import pytest
 
 from tests.e2e.server import Server
-from tests.models.hostile import REFUSED, copy
+from tests.models.changes import copy
+from tests.models.hostile import REFUSED
 
 # The first two took over 6 GiB, and over 75 s. Imports take most of the time now.
 MOST_SECONDS = 30.0

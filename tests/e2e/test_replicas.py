@@ -6,6 +6,7 @@ import asyncio
 import random
 import signal
 import time
+from contextlib import asynccontextmanager
 
 import psutil
 import pytest
@@ -165,22 +166,24 @@ async def answers(envoy, seconds):
     return errors
 
 
-async def all_begun(server, access, begun, count):
-    """Waits until tokens of streams come, and each has had its place; how many run on this server."""
-    for _ in range(4 * count):
-        await asyncio.wait_for(begun.acquire(), 20)
-    with Client(port=server.port, **access.connect) as client:
-        load = client.server_info().load
-    return load.running + load.waiting
+@asynccontextmanager
+async def loaded(replicas, access):
+    """Twelve streams under way: Envoy, how many of them the first server has, and their end."""
+    with Envoy(replicas, access) as envoy:
+        begun = asyncio.Semaphore(0)
+        reading = asyncio.create_task(streams(envoy, 12, begun))
+        for _ in range(4 * 12):  # until tokens of streams come, and each has had its place
+            await asyncio.wait_for(begun.acquire(), 20)
+        with Client(port=replicas[0].port, **access.connect) as client:
+            load = client.server_info().load
+        mine = load.running + load.waiting
+        assert 0 < mine < 12
+        yield envoy, mine, reading
 
 
 async def test_a_server_that_is_killed_loses_its_own_streams_alone(replicas, access):
     first = replicas[0]
-    with Envoy(replicas, access) as envoy:
-        begun = asyncio.Semaphore(0)
-        reading = asyncio.create_task(streams(envoy, 12, begun))
-        mine = await all_begun(first, access, begun, 12)
-        assert 0 < mine < 12
+    async with loaded(replicas, access) as (envoy, mine, reading):
         process = psutil.Process(first.process.pid)
         for victim in (*process.children(recursive=True), process):
             victim.kill()
@@ -198,11 +201,7 @@ async def test_a_server_that_is_killed_loses_its_own_streams_alone(replicas, acc
 
 async def test_a_server_that_drains_loses_nothing(replicas, access):
     first = replicas[0]
-    with Envoy(replicas, access) as envoy:
-        begun = asyncio.Semaphore(0)
-        reading = asyncio.create_task(streams(envoy, 12, begun))
-        mine = await all_begun(first, access, begun, 12)
-        assert 0 < mine < 12
+    async with loaded(replicas, access) as (envoy, _, reading):
         first.process.send_signal(signal.SIGTERM)
         lost = await answers(envoy, 2.0)
         errors, _ = await asyncio.wait_for(reading, 60)

@@ -9,12 +9,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import nn
 
 from attention.types import LayerSpec
 
 VOCABULARY = 13
 CONTEXT = 64
+
+SMALL = {
+    "seed": st.integers(0, 2**32),
+    "pages": st.integers(8, 30),
+    "page_size": st.integers(1, 4),
+    "max_running": st.integers(1, 5),
+    "extra_budget": st.integers(0, 12),
+    "prefix_cache": st.booleans(),
+}
+"""Engines in which sequences of this model preempt one another, and the seed of their load."""
 _ROWS = 997
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server.messages import FinishReason, Submit
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.journal import DRAWN, Journal, RandomLoad, isolated, launched_ahead, prompts_of, told
-from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
+from tests.engine.remembering import CONTEXT, SMALL, VOCABULARY, remembering
 
 
 def without_logprobs(steps):
@@ -153,12 +153,7 @@ def test_the_same_pages_are_published_and_evicted(simple):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    pages=st.integers(8, 30),
-    page_size=st.integers(1, 4),
-    max_running=st.integers(1, 5),
-    extra_budget=st.integers(0, 12),
-    prefix_cache=st.booleans(),
+    **SMALL,
     window=st.booleans(),
 )
 def test_random_requests_and_aborts(seed, pages, page_size, max_running, extra_budget, prefix_cache, window):

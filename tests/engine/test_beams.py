@@ -1,4 +1,4 @@
-"""Beams in the engine: what they answer in any company, which pages they share, and what is left of them."""
+"""Beams in the engine: their answers alone and beside others, and the pages that they hold and leave."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.engine.drafting import Paying
 from tests.engine.harness import greedy_requests, make_core, run
 from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
-from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
+from tests.engine.remembering import CONTEXT, SMALL, VOCABULARY, remembering
 from tests.models_zoo import save_tiny
 
 
@@ -73,12 +73,7 @@ def watch_keys(core):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    pages=st.integers(8, 30),
-    page_size=st.integers(1, 4),
-    max_running=st.integers(1, 5),
-    extra_budget=st.integers(0, 12),
-    prefix_cache=st.booleans(),
+    **SMALL,
     most=st.integers(1, 9),
 )
 def test_random_requests_and_aborts(seed, pages, page_size, max_running, extra_budget, prefix_cache, most):

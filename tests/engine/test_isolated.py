@@ -14,7 +14,7 @@ from tests.engine.drafting import KnowingDrafter
 from tests.engine.harness import GREEDY, make_core, run
 from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
-from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
+from tests.engine.remembering import CONTEXT, SMALL, VOCABULARY, remembering
 from tests.models_zoo import save_tiny
 
 POISON = 7
@@ -43,12 +43,7 @@ def break_on(core, bad, error=RuntimeError("a kernel refuses"), late=False):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    pages=st.integers(8, 30),
-    page_size=st.integers(1, 4),
-    max_running=st.integers(1, 6),
-    extra_budget=st.integers(0, 12),
-    prefix_cache=st.booleans(),
+    **SMALL,
     ahead=st.booleans(),
     drafted=st.booleans(),
     late=st.booleans(),

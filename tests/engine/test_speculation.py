@@ -14,7 +14,7 @@ from tests.engine.drafting import KnowingDrafter
 from tests.engine.harness import GREEDY, greedy_requests, make_core, run
 from tests.engine.harness import load as loaded_from
 from tests.engine.journal import DRAWN, PENALIZED, RandomLoad, prompts_of
-from tests.engine.remembering import CONTEXT, VOCABULARY, remembering
+from tests.engine.remembering import CONTEXT, SMALL, VOCABULARY, remembering
 from tests.models_zoo import VOCABULARY as WORDS
 from tests.models_zoo import save_tiny
 
@@ -38,12 +38,7 @@ def outputs_of(outcomes):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    pages=st.integers(8, 30),
-    page_size=st.integers(1, 4),
-    max_running=st.integers(1, 5),
-    extra_budget=st.integers(0, 12),
-    prefix_cache=st.booleans(),
+    **SMALL,
     window=st.booleans(),
     most=st.integers(1, 9),
     wrong=st.sampled_from([0.0, 0.2, 0.9]),

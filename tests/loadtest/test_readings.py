@@ -64,7 +64,8 @@ def drawn(reading: Truth, sizes: Sizes = SIZES) -> Comparison:
 def test_a_reading_is_named_as_for_longspan_read() -> None:
     found = parse("extractive top=8 passage_tokens=256")
     assert found.is_reading
-    assert (found.read_options.method, found.read_options.top, found.read_options.citations) == (
+    options = found.read_options()
+    assert (options.method, options.top, options.citations) == (
         "extractive",
         8,
         0,

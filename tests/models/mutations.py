@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests.models.hostile import WEIGHTS, put
+from tests.models.changes import WEIGHTS, put
 
 _NASTY: list[Any] = [
     *(None, True, False, 0, -1, 1, 3, 0.0, 0.5, -2.5, 65536, 2**31 - 1, 2**32, 2**63, 10**30),

@@ -11,20 +11,8 @@ import pytest
 
 from server.errors import RefusedError
 from tests.api.fake_engine import READY
-from tests.models.hostile import (
-    CONFIG,
-    GENERATION,
-    REFUSED,
-    SERVED,
-    TEXTS_REFUSED,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    WEIGHTS,
-    copy,
-    generation_of,
-    start,
-    tokenizer_of,
-)
+from tests.models.changes import CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, copy
+from tests.models.hostile import REFUSED, SERVED, TEXTS_REFUSED, generation_of, start, tokenizer_of
 from tests.models.mutations import mutate
 from tests.models_zoo import CONTEXT, VOCABULARY, save_tiny
 

@@ -43,6 +43,12 @@ class _Table:
 
     def __init__(self, pieces: Sequence[Any]) -> None:
         self.pieces = pieces
+        self.unknown = next(str(piece.piece) for piece in pieces if piece.type == TokenType.UNKNOWN)
+        """SentencePiece's token for what it does not know."""
+        self._no_text: dict[str, list[int]] = {}
+        for index, piece in enumerate(pieces):
+            if piece.type in (TokenType.UNKNOWN, TokenType.CONTROL):
+                self._no_text.setdefault(piece.piece, []).append(index)
         self.tokens: list[str] = []
         self.kinds: list[int] = []
         self.scores: list[float] = []
@@ -51,9 +57,7 @@ class _Table:
     def special(self, *tokens: str) -> None:
         """Adds tokens that are no text; an unknown token of this spelling is SentencePiece's."""
         for token in tokens:
-            for index, piece in enumerate(self.pieces):
-                if piece.piece == token and piece.type in (TokenType.UNKNOWN, TokenType.CONTROL):
-                    self._number[index] = len(self.tokens)
+            self._number.update(dict.fromkeys(self._no_text.get(token, ()), len(self.tokens)))
             unknown = token == self.unknown
             self._add(token, TokenType.UNKNOWN if unknown else TokenType.CONTROL, 0.0)
 
@@ -66,11 +70,6 @@ class _Table:
     def foreign(self, token: str) -> None:
         """Adds one that no source has, and that is text in a target."""
         self._add(f"{FOREIGN}{token}", TokenType.UNUSED, 0.0)
-
-    @property
-    def unknown(self) -> str:
-        """SentencePiece's token for what it does not know."""
-        return next(str(piece.piece) for piece in self.pieces if piece.type == TokenType.UNKNOWN)
 
     def _add(self, token: str, kind: int, score: float) -> None:
         self.tokens.append(token)
