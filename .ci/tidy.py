@@ -23,7 +23,7 @@ import levels  # noqa: E402
 TIDY = Path(sys.executable).with_name("clang-tidy")
 
 # Every level but those between these, which add one or two instructions to a lower one's.
-LEVELS = ("portable", "x86-64-v3", "avx512-bf16", "armv8-dotprod")
+LEVELS = ("portable", "x86-64-v3", "amx-bf16", "armv8-dotprod")
 
 # The analyzer takes most of the time, and follows the same calls at every level.
 ANALYZED = ("x86-64-v3", "armv8-dotprod")

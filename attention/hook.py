@@ -20,7 +20,7 @@ from attention.kernels.step_plans import StepPlans
 from attention.layers import IMPLEMENTATION
 from attention.patterns.base import Pattern
 from attention.rotation import Rotation
-from attention.step import DeviceBatch
+from attention.step import Array, DeviceBatch
 from attention.types import LayerSpec
 
 Angles = tuple[torch.Tensor, torch.Tensor]
@@ -54,6 +54,13 @@ class Step:
     def device_batch(self) -> DeviceBatch:
         """The device's part of the step."""
         return self.batch.device if isinstance(self.batch, AttentionBatch) else self.batch
+
+    @property
+    def given(self) -> Array | None:
+        """Which rows belong to a prompt, bool ``[T]``; ``None`` where only the device knows."""
+        if not isinstance(self.batch, AttentionBatch):
+            return None
+        return self.batch.host.positions < self.batch.host.row_prompt_lens
 
     def attend(
         self,

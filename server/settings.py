@@ -48,6 +48,7 @@ class Settings(NetworkSettings, ModelSettings):
         "x86-64-v4",
         "avx512-vnni",
         "avx512-bf16",
+        "amx-bf16",
         "armv8-dotprod",
     ] = Field(
         "auto",

@@ -23,9 +23,13 @@ every_level = pytest.mark.parametrize("level", [_parameter(level.name) for level
 """Runs a test once for each level; those that the machine cannot execute are skipped, and so reported."""
 
 
+with_matrix_unit = pytest.mark.parametrize("level", [_parameter("amx-bf16")])
+"""Runs a test at the level whose processors have a matrix unit."""
+
+
 def multiplies_bfloat16() -> bool:
     """Whether ``cpu_paged`` rounds queries to bfloat16 in a decode over a cache in bfloat16."""
-    return levels.in_force().name == "avx512-bf16"
+    return "avx512_bf16" in levels.in_force().features
 
 
 def fuses_products() -> bool:

@@ -3,6 +3,9 @@
 Activations are rounded to 8 bits by groups, each group by its own scale, before they are multiplied. Rows
 whose numbers are whole multiples of a step, up to 127 steps in every group, lose nothing by that, so that the
 operator has to give what float weights do. A row of zeros gives the biases alone.
+
+Where rows of prompts are multiplied in bfloat16, each product is compared with weights so rounded, on rows
+that bfloat16 holds exactly. What goes before and after a product is the same for both kinds of rows.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -19,7 +23,7 @@ from server.errors import RefusedError
 from server.models.fused import FusedLayer, Norm
 from server.models.quantized.layer import LINEARS, QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
-from server.models.quantized.native import Stage, run
+from server.models.quantized.native import Given, Stage, multiplies_prompts_in_bfloat16, run
 from server.models.quantized.packing import COLUMNS, GROUP, Packed, unpack
 from server.models.quantized.rotary import Angles
 from server.models.quantized.stack import QuantizedStack
@@ -46,6 +50,7 @@ def prove_linear(plain: torch.Tensor, bias: torch.Tensor | None, packed: Quantiz
     """
     x = _grid(packed.in_features)
     _compare("a linear layer", packed(x), _product(x, plain, bias, packed))
+    _prove_prompts("a linear layer", packed)
 
 
 def prove_layer(fused: FusedLayer, packed: QuantizedLayer, angles: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -78,6 +83,9 @@ def prove_layer(fused: FusedLayer, packed: QuantizedLayer, angles: tuple[torch.T
         x = _gates(down.inputs)
         residual = _grid(down.outputs, seed=1)
         _compare(f"the MLP output of {what}", _run(down, x, residual.clone()), residual + fused.gated(x))
+        for part in packed.linears:
+            assert isinstance(part, QuantizedLinear)
+            _prove_prompts(what, part)
 
 
 def prove_head(norm: Norm, plain: nn.Linear, packed: QuantizedLinear) -> None:
@@ -103,19 +111,26 @@ def prove_stack(stack: QuantizedStack, hidden: torch.Tensor, angles: Angles) -> 
     Raises:
         RefusedError: the two differ.
     """
+    _prove_stack(stack, hidden, angles, None)
+    if multiplies_prompts_in_bfloat16():
+        _prove_stack(stack, hidden, angles, np.arange(len(hidden)) % 2 == 0)
+
+
+def _prove_stack(stack: QuantizedStack, hidden: torch.Tensor, angles: Angles, given: Given) -> None:
     rows, attend = hidden.clone(), _Elementwise()
     for layer in stack.layers:
         assert isinstance(layer, QuantizedLayer)
         before, o, gate_up, down = layer.stages
         query_heads, kv_heads, size = layer.heads
-        heads = _run(before, rows, rows.new_empty(len(rows), query_heads + 2 * kv_heads, size), angles)
+        heads = rows.new_empty(len(rows), query_heads + 2 * kv_heads, size)
+        _run(before, rows, heads, angles, given)
         split = heads.split([query_heads, kv_heads, kv_heads], dim=1)
         query, key, value = (part.transpose(0, 1)[None] for part in split)
         attended = attend.attend(layer, query, key, value, None, layer.features)[0]
-        _run(o, attended, rows)
-        between = _run(gate_up, rows, rows.new_empty(len(rows), layer.between))
-        _run(down, between, rows)
-    if not torch.equal(stack.run(hidden.clone(), angles, attend), rows):
+        _run(o, attended, rows, given=given)
+        between = _run(gate_up, rows, rows.new_empty(len(rows), layer.between), given=given)
+        _run(down, between, rows, given=given)
+    if not torch.equal(stack.run(hidden.clone(), angles, given, attend), rows):
         raise _refusal("all layers in turn", "than each by itself")
 
 
@@ -198,13 +213,31 @@ def _packed_weights(fused: FusedLayer, packed: QuantizedLayer) -> Iterator[None]
             getattr(fused, name).weight = weight
 
 
-def _run(stage: Stage, x: torch.Tensor, output: torch.Tensor, angles: Angles | None = None) -> torch.Tensor:
+def _prove_prompts(what: str, packed: QuantizedLinear) -> None:
+    """Compares the product of rows of prompts with weights in bfloat16."""
+    if not multiplies_prompts_in_bfloat16():
+        return
+    x = to_bfloat16(_grid(packed.in_features))
+    found = x.new_empty(len(x), packed.out_features)
+    _run(packed.stage(), x, found, given=np.ones(len(x), dtype=bool))
+    _compare(f"a product of prompts of {what}", found, linear(x, to_bfloat16(packed.weight), packed.bias))
+
+
+def to_bfloat16(weights: torch.Tensor) -> torch.Tensor:
+    """The nearest numbers of bfloat16, as float32; of two equally near, the one that is further from 0."""
+    bits = weights.contiguous().view(torch.int32) + 0x8000
+    return (bits & -0x10000).view(torch.float32)
+
+
+def _run(
+    stage: Stage, x: torch.Tensor, output: torch.Tensor, angles: Angles | None = None, given: Given = None
+) -> torch.Tensor:
     own = (Stage * 1)(Stage.from_buffer_copy(stage))
     own[0].input, own[0].output = x.data_ptr(), output.data_ptr()
     if angles is not None:
         own[0].cosines, own[0].sines = angles.cosines.data_ptr(), angles.sines.data_ptr()
         own[0].positions = None if angles.positions is None else angles.positions.data_ptr()
-    run(own, len(x))
+    run(own, len(x), given)
     return output
 
 

@@ -22,7 +22,7 @@ from server.models.quantized.rotary import OwnRotary
 from server.models.quantized.stack import QuantizedStack
 from server.models.quantized.workspace import Workspace
 from server.models.recognize_layers import recognize_layers
-from tests.instructions import at, every_level
+from tests.instructions import at, every_level, with_matrix_unit
 from tests.models_zoo import CONTEXT, save_tiny
 
 BIASES = {"attention_bias": True, "mlp_bias": True}
@@ -151,15 +151,34 @@ def test_rotary_angles_of_another_position_are_noticed(tmp_path):
     prove_layer(fused, layer, (cosines, sines))  # without positions each row has its own
     run = native.run
 
-    def moved(stages, rows):
+    def moved(stages, rows, given):
         if stages[0].cosines:
             stages[0].positions = shifted.data_ptr()
-        run(stages, rows)
+        run(stages, rows, given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.models.prove_packed.run", moved)
         with pytest.raises(RefusedError, match="queries, keys and values of layer 1"):
             prove_layer(fused, layer, (cosines, sines))
+
+
+@with_matrix_unit
+def test_a_product_of_prompts_by_other_weights_is_noticed(level, tmp_path):
+    fused, parts, angles = layer_of(tmp_path)
+    layer, run = QuantizedLayer(parts, Workspace()), native.run
+    down = parts.linears[3]
+    codes = down.codes.clone()
+    codes[0, 0, 0] ^= 1  # of one weight
+
+    def mistaken(stages, rows, given):
+        if given is not None and stages[0].codes == down.codes.data_ptr():
+            stages[0].codes = codes.data_ptr()
+        run(stages, rows, given)
+
+    with at(level), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.models.prove_packed.run", mistaken)
+        with pytest.raises(RefusedError, match="a product of prompts of layer 1"):
+            prove_layer(fused, layer, angles)
 
 
 def test_a_gate_that_is_lost_is_noticed(tmp_path):

@@ -17,6 +17,7 @@ from attention.kernels.cpu.chain import NativeCall, Placed, Places, calls_of, pl
 from attention.kernels.cpu.paged import CpuPaged
 from attention.kernels.cpu.plan import Rows, ruled
 from attention.patterns.base import ContentPattern, Pattern
+from attention.step import Array
 from attention.types import LayerSpec
 
 
@@ -59,7 +60,7 @@ class ChainedAttention:
         self._calls["parallel"], self._calls["page_size"] = native.team, cache.page_size
         self._placed: Placed = ((), 0)
         self._batch_placed: Placed = ((), 0)
-        self._given = np.empty(0, dtype=bool)  # which query rows belong to a prompt
+        self._given = np.empty(0, dtype=bool)
         self._kept: tuple[AttentionBatch, list[Rows]] | None = None  # what the tables point to
         # Rows that select by content are attended by separate calls, after the selection.
         selecting = [(layer, pattern) for layer, pattern in layers if select.knows(pattern)]
@@ -132,14 +133,19 @@ class ChainedAttention:
             for alike, own in self._selection.prepare(batch, query):
                 _attend(self._selecting_calls, alike, Rows(own.rows, own.owners, own.ranges))
 
+    def given(self, batch: AttentionBatch) -> Array:
+        """Which query rows belong to a prompt, bool ``[T]``, in the memory that the calls read."""
+        host = batch.host
+        if len(self._given) != len(host.positions):
+            self._given = np.empty(len(host.positions), dtype=bool)
+        np.less(host.positions, host.row_prompt_lens, out=self._given)
+        return self._given
+
     def _place_batch(self, batch: AttentionBatch) -> None:
         """Sets where the batch lies, and how many threads compute, likewise."""
-        host, device = batch.host, batch.device
-        pages, rows = device.page_table, len(host.positions)
-        if len(self._given) != rows:
-            self._given = np.empty(rows, dtype=bool)
-        np.less(host.positions, host.row_prompt_lens, out=self._given)
-        placed = (pages, device.slots, self._given), torch.get_num_threads()
+        device, rows = batch.device, len(batch.host.positions)
+        pages = device.page_table
+        placed = (pages, device.slots, self.given(batch)), torch.get_num_threads()
         if same(placed, self._batch_placed):
             return
         assert pages.is_contiguous()

@@ -7,6 +7,7 @@ before anything is installed.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
 from pathlib import Path
@@ -50,6 +51,12 @@ LEVELS: tuple[Level, ...] = (
     Level("x86-64-v4", "x86_64", _V4, _ON_V4),
     Level("avx512-vnni", "x86_64", _VNNI, (*_ON_V4, "-mavx512vnni")),
     Level("avx512-bf16", "x86_64", _VNNI | {"avx512_bf16"}, (*_ON_V4, "-mavx512vnni", "-mavx512bf16")),
+    Level(
+        "amx-bf16",
+        "x86_64",
+        _VNNI | {"avx512_bf16", "amx_tile", "amx_bf16"},
+        (*_ON_V4, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    ),
     Level("armv8-dotprod", "aarch64", frozenset({"asimd", "asimddp"}), ("-march=armv8.2-a+dotprod",)),
 )
 """Ascending within an architecture."""
@@ -146,4 +153,11 @@ def _features() -> frozenset[str]:
     named = [line.partition(":") for line in lines]
     # Cores may differ: only features of all of them count.
     of_cores = [frozenset(value.split()) for name, _, value in named if name.strip() in ("flags", "Features")]
-    return frozenset.intersection(*of_cores) if of_cores else frozenset()
+    found = frozenset.intersection(*of_cores) if of_cores else frozenset()
+    return found if "amx_tile" not in found or _may_use_tiles() else found - {"amx_tile"}
+
+
+def _may_use_tiles() -> bool:
+    """Asks Linux for the registers of AMX, which it gives to processes that ask only."""
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)

@@ -79,7 +79,7 @@ class NativeExecutor:
         hidden = model.embedding(step.ids)
         with lengths_of(self.rope, step):
             angles = model.rotary.at(batch.device.positions)
-        heads, attended = model.decoder.place(hidden, angles)
+        heads, attended = model.decoder.place(hidden, angles, self._attention.given(batch))
         self._attention.prepare(batch, heads.queries, heads.keys, heads.values, attended)
         return hidden
 

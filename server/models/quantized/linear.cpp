@@ -1,11 +1,14 @@
 // Linear layers of few bits, with what a decoder layer does between them, all threads in one parallel region.
 //
-// Activations are rounded to 8 bits by groups of 32, as the weights are, and multiplied in whole numbers. A row's
-// result does not depend on the other rows or on the number of threads.
+// Activations are rounded to 8 bits by groups of 32, as the weights are, and multiplied in whole numbers; where there
+// is a matrix unit, those of prompts in bfloat16. A row's result does not depend on the other rows or on the number of
+// threads.
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "../../../attention/kernels/cpu/layout.hpp"
 #include "../../../attention/kernels/cpu/threads.hpp"
@@ -51,6 +54,7 @@ class alignas(64) Share {
 struct Own {
   Scratch& scratch;  // for panels that many rows share
   Likely* likely;    // [rows], of the last stage
+  Order order;
 };
 
 struct Job {
@@ -60,7 +64,9 @@ struct Job {
   Share* shares;       // [chunks, stages, team]
   Likely* likely;      // [team, rows], or null
   int64_t team;
-  int64_t chunk, chunks;          // rows that go through all stages before the next ones
+  int64_t chunk, chunks;  // rows that go through all stages before the next ones
+  Order order;
+  int64_t plain;                  // of them are first and are multiplied in whole numbers, the others in bfloat16
   std::atomic<int64_t> begun{0};  // threads
 };
 
@@ -81,15 +87,15 @@ void multiply_rows(const Stage& stage, const Block* blocks, int64_t first, int64
     auto* const wide = own.scratch.get<float>(count);
     for (int64_t i = 0; i < count; i += kLanes) store(wide + i, halves(scales + i));
     for (; row + kMost <= end; row += kMost) {
-      ask_for_outputs<kMost, kPanels>(stage, row, column);
+      ask_for_outputs<kMost, kPanels>(stage, own.order, row, column);
       multiply_tile<kForm, kMost, kPanels, float>(codes, wide, blocks + (row - first) * groups, groups, results);
-      store_tile<kPanels>(stage, results, row, kMost, column, own.likely);
+      store_tile<kPanels>(stage, results, own.order, row, kMost, column, own.likely);
     }
   }
   for (; row < end; row += kMost) {
     const int64_t count = std::min<int64_t>(kMost, end - row);
     tile_of<kForm, kPanels>(count)(codes, scales, blocks + (row - first) * groups, groups, results);
-    store_tile<kPanels>(stage, results, row, count, column, own.likely);
+    store_tile<kPanels>(stage, results, own.order, row, count, column, own.likely);
   }
 }
 
@@ -117,14 +123,43 @@ void multiply_many(const Stage& stage, const Block* blocks, int64_t first, int64
   for (; row + kUnpackedRows <= end; row += kUnpackedRows, blocks += kUnpackedRows * groups) {
     ask(codes + code_bytes, code_bytes);
     ask(scales + scale_count, scale_count * int64_t{sizeof *scales});
-    ask_for_outputs<kUnpackedRows, kUnpackedPanels>(stage, row, column);
+    ask_for_outputs<kUnpackedRows, kUnpackedPanels>(stage, own.order, row, column);
     multiply_unpacked<kForm>(panels, blocks, groups, results);
-    store_tile<kUnpackedPanels>(stage, results, row, kUnpackedRows, column, own.likely);
+    store_tile<kUnpackedPanels>(stage, results, own.order, row, kUnpackedRows, column, own.likely);
   }
   if (row == end) return;
   tile_of<kForm, kUnpackedPanels, kUnpackedRows - 1>(end - row)(codes, scales, blocks, groups, results);
-  store_tile<kUnpackedPanels>(stage, results, row, end - row, column, own.likely);
+  store_tile<kUnpackedPanels>(stage, results, own.order, row, end - row, column, own.likely);
 }
+
+#if defined(__AMX_BF16__)
+
+// Panels from `panel` to `end` with some rows in bfloat16, which begin with the first row's.
+template <Form kForm>
+void multiply_given(const Stage& stage, const Block* blocks, int64_t first, int64_t rows, int64_t panel, int64_t end,
+                    const Own& own) {
+  const int64_t groups = ceil(stage.inputs, kGroup), bands = in_bands(rows) / kBand;
+  auto* const results =
+      own.scratch.get<Band>(bands + ceil(sizeof(MatrixWeights) * kPart * kMatrixPanels, sizeof(Band)));
+  auto* const weights = reinterpret_cast<MatrixWeights*>(results + bands);
+  for (; panel < end; panel += kMatrixPanels) {
+    const int64_t panels = std::min<int64_t>(kMatrixPanels, end - panel), column = panel * kColumns;
+    const auto ask = [&](int64_t row) {
+      if (row + kBand <= rows) ask_for_outputs<kBand, kMatrixPanels>(stage, own.order, first + row, column);
+    };
+    multiply_bfloat16<kForm>({stage.codes + panel * groups * group_bytes(kForm),
+                              stage.scales + panel * groups * group_scales(kForm), panels, groups},
+                             blocks, rows, weights, results, ask);
+    const Floats* found = results[0];
+    if (panels == kMatrixPanels)
+      store_tile<kMatrixPanels>(stage, found, own.order, first, rows, column, own.likely);
+    else
+      for (int64_t row = first; row < first + rows; ++row, found += kMatrixPanels)
+        store_tile<1>(stage, found, own.order, row, 1, column, own.likely);
+  }
+}
+
+#endif
 
 // Panels from `panel` to `end` with some rows, whose blocks begin with the first row's.
 template <Form kForm>
@@ -146,20 +181,42 @@ void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t f
               Share* shares, const Own& room) {
   constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
   const int64_t together = kUnpackedPanels > 0 && rows >= kUnpackedFrom ? kUnpackedPanels : kPanelsAtOnce;
-  const int64_t panels = ceil(stage.outputs, kColumns), units = ceil(panels, together);
+  const int64_t groups = ceil(stage.inputs, kGroup), panels = ceil(stage.outputs, kColumns),
+                units = ceil(panels, together);
   const auto multiply_some = stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>;
+  const int64_t plain = std::clamp<int64_t>(job.plain - first, 0, rows);
   for (int64_t k = 0; k < job.team; ++k) {
     const int64_t thread = (own + k) % job.team;
     const int64_t begin = units * thread / job.team, size = units * (thread + 1) / job.team - begin;
-    for (int64_t piece; (piece = shares[thread].take(kPieces, k > 0)) >= 0;)
-      multiply_some(stage, blocks, first, rows, together * (begin + size * kEdges[piece] / 8),
-                    std::min(panels, together * (begin + size * kEdges[piece + 1] / 8)), room);
+    for (int64_t piece; (piece = shares[thread].take(kPieces, k > 0)) >= 0;) {
+      const int64_t panel = together * (begin + size * kEdges[piece] / 8);
+      const int64_t end = std::min(panels, together * (begin + size * kEdges[piece + 1] / 8));
+      if (plain > 0) multiply_some(stage, blocks, first, plain, panel, end, room);
+#if defined(__AMX_BF16__)
+      const auto multiply_others = stage.bits == 8 ? multiply_given<Form::kEight> : multiply_given<Form::kFour>;
+      if (plain < rows) multiply_others(stage, blocks + plain * groups, first + plain, rows - plain, panel, end, room);
+#endif
+    }
   }
+}
+
+// Prepares one of a chunk's rows, of which so many are multiplied in whole numbers; beyond the last, zeros.
+void prepare(const Job& job, const Stage& stage, int64_t first, int64_t plain, [[maybe_unused]] int64_t rows,
+             int64_t row, Block* blocks) {
+  const int64_t groups = ceil(stage.inputs, kGroup);
+  if (row < plain) return prepare_row<true>(stage, job.order[first + row], blocks + row * groups);
+#if defined(__AMX_BF16__)
+  Block* const to = in_tiles(blocks + plain * groups, row - plain, groups);
+  if (row < rows) return prepare_row<false>(stage, job.order[first + row], to);
+  for (int64_t group = 0; group < groups; ++group) to[group * kMatrixRows] = {};
+#endif
 }
 
 void work(void* given) {
   thread_local Scratch scratch, widened;
   Job& job = *static_cast<Job*>(given);
+  std::optional<MatrixUse> matrix;
+  if (job.plain < job.run.rows) matrix.emplace();
   const int64_t own = job.begun.fetch_add(1, std::memory_order_relaxed);
   const auto wait = [&] {
     if (job.team > 1) reinterpret_cast<void (*)()>(job.run.barrier)();
@@ -170,24 +227,37 @@ void work(void* given) {
     const int64_t first = turn / count * job.chunk, rows = std::min(job.chunk, job.run.rows - first);
     Progress& progress = job.progress[turn];
     const int64_t groups = ceil(stage.inputs, kGroup);
+    const int64_t plain = std::clamp<int64_t>(job.plain - first, 0, rows);
     Block* blocks = job.blocks;
-    if (rows <= kOwnRows) {
+    if (rows <= kOwnRows && plain == rows) {
       blocks = scratch.get<Block>(rows * groups);
-      for (int64_t row = 0; row < rows; ++row) prepare_row(stage, first + row, blocks + row * groups);
+      for (int64_t row = 0; row < rows; ++row) prepare_row<true>(stage, job.order[first + row], blocks + row * groups);
     } else {
-      for (int64_t row; (row = progress.prepared.fetch_add(1, std::memory_order_relaxed)) < rows;)
-        prepare_row(stage, first + row, blocks + row * groups);
+      const int64_t all = plain < rows ? plain + in_bands(rows - plain) : rows;
+      for (int64_t row; (row = progress.prepared.fetch_add(1, std::memory_order_relaxed)) < all;)
+        prepare(job, stage, first, plain, rows, row, blocks);
       wait();
     }
     multiply(job, stage, blocks, first, rows, own, job.shares + turn * job.team,
-             {widened, job.likely + own * job.run.rows});
+             {widened, job.likely + own * job.run.rows, job.order});
     if (stage.cosines) {
       wait();
       for (int64_t row; (row = progress.rotated.fetch_add(1, std::memory_order_relaxed)) < rows;)
-        rotate_row(stage, first + row);
+        rotate_row(stage, job.order[first + row]);
     }
     if (turn + 1 < turns) wait();
   }
+}
+
+// Rows that belong to no prompt first, each kind in its order; returns how many these are.
+int64_t divide(const Run& run, std::vector<int64_t>& order) {
+  order.clear();
+  for (int64_t row = 0; row < run.rows; ++row)
+    if (!run.given[row]) order.push_back(row);
+  const auto plain = static_cast<int64_t>(order.size());
+  for (int64_t row = 0; row < run.rows; ++row)
+    if (run.given[row]) order.push_back(row);
+  return plain;
 }
 
 }  // namespace
@@ -204,10 +274,14 @@ extern "C" __attribute__((visibility("default"))) void longspan_run(const Run* r
   const int64_t chunk = ceil(ceil(run->rows, chunks), kTileRows) * kTileRows;
   const std::unique_ptr<Progress[]> progress(new Progress[chunks * run->count]);
   const std::unique_ptr<Share[]> shares(new Share[chunks * run->count * team]);
-  auto* const blocks = scratch.get<Block>(run->rows > kOwnRows ? std::min(chunk, run->rows) * most : 0);
+  thread_local std::vector<int64_t> order;
+  const int64_t plain = kMatrixUnit && run->given ? divide(*run, order) : run->rows;
+  const bool as_they_lie = plain == 0 || plain == run->rows, shared = run->rows > kOwnRows || plain < run->rows;
+  auto* const blocks = scratch.get<Block>(shared ? (in_bands(std::min(chunk, run->rows)) + kTileRows) * most : 0);
   const Stage& last = run->stages[run->count - 1];
   const std::unique_ptr<Likely[]> likely(new Likely[last.likely ? team * run->rows : 0]);
-  Job job{*run, blocks, progress.get(), shares.get(), likely.get(), team, chunk, chunks};
+  const Order in_order{as_they_lie ? nullptr : order.data()};
+  Job job{*run, blocks, progress.get(), shares.get(), likely.get(), team, chunk, chunks, in_order, plain};
   in_parallel(run->parallel, work, &job, team);
   for (int64_t row = 0; last.likely && row < run->rows; ++row) {
     for (int64_t thread = 1; thread < team; ++thread) likely[row].add(likely[thread * run->rows + row]);
@@ -244,8 +318,8 @@ std::string layout_of_stage() {
 std::string layout_of_run() {
   using Type = Run;
   return described("Run", sizeof(Type),
-                   {LONGSPAN_FIELD(stages), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(barrier), LONGSPAN_FIELD(count),
-                    LONGSPAN_FIELD(rows), LONGSPAN_FIELD(threads)});
+                   {LONGSPAN_FIELD(stages), LONGSPAN_FIELD(parallel), LONGSPAN_FIELD(barrier), LONGSPAN_FIELD(given),
+                    LONGSPAN_FIELD(count), LONGSPAN_FIELD(rows), LONGSPAN_FIELD(threads)});
 }
 
 std::string layout_of_pack() {

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from attention.forward import Attend
+from attention.hook import Step
 from server.models.fused import Norm
 from server.models.limits import LENGTHS
 from server.models.quantized.linear import QuantizedLinear
@@ -99,7 +100,10 @@ class QuantizedModel(nn.Module):
             use_cache: false; the cache is for ``longspan`` to know.
         """
         assert not use_cache
-        hidden = self.decoder.run(self.embedding(input_ids[0]), self.rotary.at(position_ids[0]), longspan)
+        given = longspan.given if isinstance(longspan, Step) else None
+        hidden = self.decoder.run(
+            self.embedding(input_ids[0]), self.rotary.at(position_ids[0]), given, longspan
+        )
         return Logits(self.output(hidden, logits_to_keep)[None])
 
     def output(self, hidden: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from attention.kernels.cpu import native
+from attention.kernels.cpu import levels, native
 from attention.kernels.cpu.chain import NativeCall, calls_of, table
 
 _SOURCE = Path(__file__).with_name("linear.cpp")
@@ -36,7 +36,7 @@ class Run(ctypes.Structure):
     """``Run`` in stage.hpp: stages on the same rows, each with the output of the one before as input."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier")),
+        *((name, ctypes.c_void_p) for name in ("stages", "parallel", "barrier", "given")),
         *((name, ctypes.c_int64) for name in ("count", "rows", "threads")),
     ]
 
@@ -70,8 +70,22 @@ class _Compiled(NamedTuple):
     barrier: int
 
 
-def run(stages: ctypes.Array[Stage], rows: int) -> None:
+Given = np.ndarray[Any, Any] | None
+"""Which rows belong to a prompt, bool ``[T]``; ``None``: none does."""
+
+
+def multiplies_prompts_in_bfloat16() -> bool:
+    """Whether native code of the level in force multiplies rows of prompts by a matrix unit, in bfloat16."""
+    return "amx_bf16" in levels.in_force().features
+
+
+def run(stages: ctypes.Array[Stage], rows: int, given: Given = None) -> None:
     """Computes ``stages`` one after another, each on ``rows`` rows.
+
+    Args:
+        stages: the first reads the rows.
+        rows: how many.
+        given: which of them belong to a prompt.
 
     Raises:
         NativeError: it cannot be compiled here; ``check`` tells beforehand.
@@ -83,6 +97,7 @@ def run(stages: ctypes.Array[Stage], rows: int) -> None:
                 ctypes.addressof(stages),
                 compiled.parallel,
                 compiled.barrier,
+                None if given is None else given.ctypes.data,
                 len(stages),
                 rows,
                 torch.get_num_threads(),

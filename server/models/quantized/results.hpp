@@ -43,22 +43,31 @@ inline void compare_results(const Stage& stage, const Floats* results, int64_t c
     likely.add(floats(values + v * kLanes), lanes() + static_cast<int32_t>(column + v * kLanes));
 }
 
+// The rows of a run in the order in which they are computed: as they lie, or others.
+struct Order {
+  const int64_t* rows;  // or null
+  int64_t operator[](int64_t number) const { return rows ? rows[number] : number; }
+};
+
 // A tile's results go where they belong.
 template <int kPanels>
-void store_tile(const Stage& stage, const Floats* results, int64_t row, int64_t rows, int64_t column, Likely* likely) {
-  for (int64_t r = row; r < row + rows; ++r)
+void store_tile(const Stage& stage, const Floats* results, Order order, int64_t row, int64_t rows, int64_t column,
+                Likely* likely) {
+  for (int64_t i = row; i < row + rows; ++i) {
+    const int64_t r = order[i];
     for (int64_t c = column; c < column + kPanels * kColumns; c += kColumns, results += kVectors)
       if (stage.likely)
         compare_results(stage, results, c, likely[r]);
       else
         store_results(stage, results, stage.output + r * stage.output_stride + c, c);
+  }
 }
 
 // Asks memory for the places of a tile's results.
 template <int kRows, int kPanels>
-void ask_for_outputs(const Stage& stage, int64_t row, int64_t column) {
+void ask_for_outputs(const Stage& stage, Order order, int64_t row, int64_t column) {
   if (stage.likely) return;
   for (int r = 0; r < kRows; ++r)
     for (int c = 0; c < kPanels; ++c)
-      __builtin_prefetch(stage.output + (row + r) * stage.output_stride + column + c * kColumns, 1);
+      __builtin_prefetch(stage.output + order[row + r] * stage.output_stride + column + c * kColumns, 1);
 }

@@ -6,6 +6,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "matrix.hpp"
 #include "stage.hpp"
 #include "tile.hpp"
 
@@ -180,8 +181,9 @@ inline const float* filled_up(const float* from, int64_t count, float* copy) {
   return copy;
 }
 
-// A row as a stage's product takes it.
-inline void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
+// A row as a stage's product takes it: in blocks, or in bfloat16 for a matrix unit.
+template <bool kInBlocks>
+void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
   constexpr int64_t numbers_at_once = kBatch * kGroup;
   const float* x = stage.input + row * stage.input_stride;
   const float inverse = stage.norm ? inverse_rms(x, stage.inputs, stage.epsilon) : 0.0f;
@@ -206,6 +208,12 @@ inline void prepare_row(const Stage& stage, int64_t row, Block* blocks) {
       from = numbers;
     }
     const int64_t group = begin / kGroup, at = group % kGroupsAtOnce;
+#if defined(__AMX_BF16__)
+    if constexpr (!kInBlocks) {
+      to_bfloat16(from, groups, blocks + group * kMatrixRows);
+      continue;
+    }
+#endif
     const uint32_t spikes = encode(from, groups, form, blocks + group);
     blocks[group - at].spikes |= spikes << at;
   }

@@ -12,7 +12,7 @@ from attention.forward import Attend
 from attention.kernels.cpu.chain import Chain, NativeCall, Placed, same, table
 from attention.kernels.cpu.chained import ChainedAttention
 from server.models.quantized.layer import QuantizedLayer
-from server.models.quantized.native import Stage, chained
+from server.models.quantized.native import Given, Stage, chained
 from server.models.quantized.rotary import Angles
 from server.models.quantized.workspace import Heads, Workspace
 
@@ -50,15 +50,16 @@ class QuantizedStack(nn.Module):
         self._apart = [Chain([call]) for call in self._calls]
         self._placed: Placed = ((), 0)
 
-    def run(self, hidden: torch.Tensor, angles: Angles, attend: Attend) -> torch.Tensor:
+    def run(self, hidden: torch.Tensor, angles: Angles, given: Given, attend: Attend) -> torch.Tensor:
         """The layers' output for rows ``[T, C]``, which are overwritten; calls ``attend`` layer by layer.
 
         Args:
             hidden: float32, contiguous.
             angles: rotary angles of the rows.
+            given: as ``place`` takes it.
             attend: computes attention.
         """
-        heads, attended = self.place(hidden, angles)
+        heads, attended = self.place(hidden, angles, given)
         first, *others = self._apart
         first.run()
         query, key, value = (part.transpose(0, 1)[None] for part in heads[1:])
@@ -67,12 +68,14 @@ class QuantizedStack(nn.Module):
             after.run()
         return hidden
 
-    def place(self, hidden: torch.Tensor, angles: Angles) -> tuple[Heads, torch.Tensor]:
+    def place(self, hidden: torch.Tensor, angles: Angles, given: Given) -> tuple[Heads, torch.Tensor]:
         """Sets where the next run's rows lie; from step to step they mostly stay.
 
         Args:
             hidden: float32 ``[T, C]``, contiguous; overwritten by the run.
             angles: rotary angles of the rows.
+            given: which rows belong to a prompt, bool ``[T]``; ``None``: none does. At levels of native code
+                with a matrix unit these are multiplied in bfloat16. The caller keeps it alive until the run.
 
         Returns:
             Where the run puts queries, keys and values of each layer, and where it reads the output of its
@@ -83,10 +86,10 @@ class QuantizedStack(nn.Module):
         between = self._workspace.rows(rows, self._widest)
         heads = self._workspace.heads(rows, *self._heads)
         attended = self._workspace.attended(rows, self._heads[0], self._heads[2])
-        placed = (hidden, heads.rows, attended, between, *angles), torch.get_num_threads()
+        placed = (hidden, heads.rows, attended, between, *angles, given), torch.get_num_threads()
         if not same(placed, self._placed):
             self._placed = placed
-            *tensors, positions = placed[0]
+            *tensors, positions, _ = placed[0]
             places = [tensor.data_ptr() for tensor in tensors]
             before, o, gate_up, down = (self._stages[k::_STAGES] for k in range(_STAGES))
             before["input"] = o["output"] = gate_up["input"] = down["output"] = places[0]
@@ -95,6 +98,7 @@ class QuantizedStack(nn.Module):
             before["cosines"], before["sines"] = places[4:]
             before["positions"] = 0 if positions is None else positions.data_ptr()
             self._runs["rows"], self._runs["threads"] = rows, placed[1]
+            self._runs["given"] = 0 if given is None else given.ctypes.data
         return heads, attended
 
     def chain(self, attention: ChainedAttention, *after: NativeCall) -> Chain:

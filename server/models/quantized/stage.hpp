@@ -30,6 +30,7 @@ struct Run {
   const Stage* stages;
   void* parallel;  // GOMP_parallel and GOMP_barrier of the OpenMP runtime that torch uses
   void* barrier;
+  const bool* given;  // [rows], whether a row belongs to a prompt; or null: none does
   int64_t count, rows, threads;
 };
 
