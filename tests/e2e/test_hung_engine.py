@@ -15,6 +15,8 @@ from tests.e2e.server import Server
 from tests.e2e.test_lifecycle import in_background, read_until_error, restarts
 from tests.processes import wait_ended, wait_until
 
+pytestmark = pytest.mark.long
+
 LIMIT = 2.0
 # A look every half second: one to begin with, one at the end. The rest is for the machine: without looks a
 # stream of a hung engine would wait for ever.

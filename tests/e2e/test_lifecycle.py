@@ -18,6 +18,8 @@ from tests.api.conftest import until
 from tests.e2e.server import Server
 from tests.processes import wait_until
 
+pytestmark = pytest.mark.long
+
 # A second or more, and within the model's context.
 ENDLESS = {"max_tokens": 1000, "ignore_eos": True, "temperature": 0}
 

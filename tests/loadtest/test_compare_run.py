@@ -77,13 +77,13 @@ def test_presets_and_loads():
     assert {load.rate for load in rated.loads} == {2.0}
 
 
-def run(folder, budget, task, arguments):
+def run(folder, budget, task, arguments, *options):
     """The command, with the user's own questions."""
     (folder / "questions.jsonl").write_text(
         '{"prompt": "What is the capital of Japan?", "contains": "Tokyo"}\n{"prompt": "Name a river."}\n'
     )
     more = ["--json", str(folder / "c.json"), "--html", str(folder / "c.html"), "--csv", str(folder / "csv")]
-    more += ["--context", "512", "--candidate", WINDOW, "--task", task]
+    more += ["--context", "512", "--candidate", WINDOW, "--task", task, *options]
     more += ["--questions", str(folder / "questions.jsonl"), "--budget", budget, "--", *arguments]
     return subprocess.run([*COMMAND, *more], capture_output=True, text=True)
 
@@ -126,7 +126,8 @@ def measured(tmp_path_factory, tiny_packed):
     The budget is far longer than that takes, however slow or busy the machine is.
     """
     folder = tmp_path_factory.mktemp("compare")
-    return folder, run(folder, "40m", "niah_single_1", tiny_packed)
+    few_rounds = ("--confidence", "0.5", "--margin", "speed=0.9")
+    return folder, run(folder, "40m", "niah_single_1", tiny_packed, *few_rounds)
 
 
 @pytest.mark.timeout(1000)

@@ -24,6 +24,8 @@ from loadtest.servers import NotStartedError, serve
 from longspan import Client, LongspanError
 from tests.models_zoo import CONTEXT
 
+pytestmark = pytest.mark.long
+
 WINDOW = window(48, 16)
 CACHED = Load(384, 192, cached=True)
 # Long enough that their tokens do not come in one message where the client is slow.
