@@ -16,8 +16,8 @@ from tests.kernels import share_kernels
 # these tests a server, a client and a model often do. torch, which reads this, is not imported yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# In the background (``make test &``, nohup) interrupts or hang-ups are ignored, and a process passes that on to
-# those it starts, of which tests interrupt some. A handler that does nothing is not passed on.
+# In the background (``make test &``, nohup) interrupts or hang-ups are ignored, and a process passes that on
+# to those it starts, of which tests interrupt some. A handler that does nothing is not passed on.
 for _ignored in signal.SIGINT, signal.SIGHUP:
     if signal.getsignal(_ignored) is signal.SIG_IGN:
         signal.signal(_ignored, lambda number, frame: None)

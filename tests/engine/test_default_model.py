@@ -22,8 +22,8 @@ pytestmark = pytest.mark.long
 
 # So many that every sequence goes on into another page of 16.
 MAX_TOKENS = 17
-# Word counts of the prompts: one-word questions to a page of text, so that one batch mixes them.
-WORDS = [1, 2, 8, 16, 28, 33, 50, 220]
+# Word counts of the prompts: one-word questions to a paragraph, so that one batch mixes them.
+WORDS = [1, 2, 8, 16, 33, 50, 90, 100]
 
 
 @pytest.fixture(scope="module")
