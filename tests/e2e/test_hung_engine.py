@@ -97,20 +97,6 @@ def test_an_engine_that_hangs_while_it_loads_ends_the_start(tiny_packed):
         assert "the engine did not start: the engine has not answered its launch for 2.0 s" in server.log
 
 
-def test_an_idle_engine_that_hangs_is_noticed_at_the_next_request(started):
-    server = started("--engine-step-timeout", str(LIMIT))
-    os.kill(server.engine_pid, signal.SIGSTOP)
-    time.sleep(LIMIT + 1)
-    with server.client() as client:
-        assert client.health(), "it has nothing to do"
-        asked = time.monotonic()
-        with pytest.raises(UnavailableError, match="has not read its messages"):
-            client.generate("hello", max_tokens=5)
-        assert time.monotonic() - asked <= NOTICED
-    assert server.process.wait(60) == 1
-    assert "the engine died (the engine has not read its messages for" in server.log
-
-
 def test_a_server_whose_engine_hangs_ends_in_time(started):
     server = started("--engine-step-timeout", "0", "--drain-seconds", "1")
     engine = server.engine_pid
@@ -125,7 +111,7 @@ def test_a_server_whose_engine_hangs_ends_in_time(started):
     assert isinstance(error, LongspanError)
 
 
-def test_a_pause_of_server_and_engine_is_no_hung_engine(started):
+def test_a_pause_is_no_hung_engine_but_one_that_hangs_idle_is_noticed(started):
     server = started("--engine-step-timeout", str(LIMIT))
     engine = server.engine_pid
     stream = begin_stream(server)
@@ -137,6 +123,18 @@ def test_a_pause_of_server_and_engine_is_no_hung_engine(started):
     error, _ = stream.result(60)
     assert error is None
     assert server.engine_pid == engine
+    server.wait_idle()
+
+    os.kill(engine, signal.SIGSTOP)
+    time.sleep(LIMIT + 1)
+    with server.client() as client:
+        assert client.health(), "it has nothing to do"
+        asked = time.monotonic()
+        with pytest.raises(UnavailableError, match="has not read its messages"):
+            client.generate("hello", max_tokens=5)
+        assert time.monotonic() - asked <= NOTICED
+    assert server.process.wait(60) == 1
+    assert "the engine died (the engine has not read its messages for" in server.log
 
 
 def test_an_engine_that_dies_again_and_again_is_given_up(started):
