@@ -16,15 +16,16 @@ from tests.kernels import share_kernels
 # these tests a server, a client and a model often do. torch, which reads this, is not imported yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# In the background (``make test &``, nohup) interrupts are ignored, and a process passes that on to those it
-# starts, of which tests interrupt some. A handler that does nothing is not passed on.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+# In the background (``make test &``, nohup) interrupts or hang-ups are ignored, and a process passes that on
+# to those it starts, of which tests interrupt some. A handler that does nothing is not passed on.
+for _ignored in signal.SIGINT, signal.SIGHUP:
+    if signal.getsignal(_ignored) is signal.SIG_IGN:
+        signal.signal(_ignored, lambda number, frame: None)
 
 
-# An example that a busy machine makes slow is no failure.
-hypothesis_settings.register_profile("without a deadline", deadline=None)
-hypothesis_settings.load_profile("without a deadline")
+# An example that a busy machine makes slow is no failure. Each run draws others, so that none needs many.
+hypothesis_settings.register_profile("of a run", deadline=None, max_examples=50)
+hypothesis_settings.load_profile("of a run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -29,7 +29,7 @@ def wait_ended(process: psutil.Process, seconds: float) -> None:
             time.sleep(0.01)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Waits until something holds, and fails if that does not come."""
     end = time.monotonic() + seconds
     while not condition():

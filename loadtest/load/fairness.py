@@ -14,7 +14,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,10 +79,13 @@ class Requests:
         await asyncio.sleep(self._rng.expovariate(1 / _PAUSE))
 
     @asynccontextmanager
-    async def streaming(self, most_tokens: int) -> AsyncIterator[list[float]]:
-        """A stream while the block runs, begun again when it ends; the times between its tokens."""
-        gaps: list[float] = []
-        started = asyncio.Event()
+    async def streaming(self, most_tokens: int) -> AsyncIterator[Callable[[], Awaitable[list[float]]]]:
+        """A stream while the block runs, begun again when it ends.
+
+        Gives a function for the times between its tokens since that was last called. It waits for the first
+        of them: where a server is so slow that no token came meanwhile, that is the longest time of all.
+        """
+        gaps: asyncio.Queue[float] = asyncio.Queue()
 
         async def stream() -> None:
             while True:
@@ -90,14 +93,18 @@ class Requests:
                 async for _ in self._client.stream([1], max_tokens=most_tokens, ignore_eos=True):
                     now = time.perf_counter()
                     if before is not None:
-                        gaps.append(now - before)
-                        started.set()
+                        gaps.put_nowait(now - before)
                     before = now
 
+        async def since() -> list[float]:
+            found = [await gaps.get()]
+            while not gaps.empty():
+                found.append(gaps.get_nowait())
+            return found
+
         async with _beside([stream()]):
-            await started.wait()
-            gaps.clear()
-            yield gaps
+            await since()
+            yield since
 
     @asynccontextmanager
     async def long_prompts(self, many: int, tokens: int) -> AsyncIterator[None]:
@@ -156,10 +163,9 @@ async def measure(address: Address, repeats: int, long: int, seed: int = 0) -> W
         found.long["nothing"] = [await requests.first_token(long) for _ in range(2)]
         async with requests.streaming(most) as gaps:
             await asyncio.sleep(_QUIET)
-            found.gaps["nothing"] = [*gaps]
-            gaps.clear()
+            found.gaps["nothing"] = await gaps()
             found.long["a stream"] = [await requests.first_token(long) for _ in range(2)]
-            found.gaps["a long prompt"] = [*gaps]
+            found.gaps["a long prompt"] = await gaps()
         for many in (1, 4):
             async with requests.long_prompts(many, long):
                 await short(f"{many} long")

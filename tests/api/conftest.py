@@ -119,7 +119,7 @@ def ask(text: str | None = "hello", **fields) -> inference_pb2.GenerateRequest:
     return inference_pb2.GenerateRequest(**fields)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Waits for a condition that other tasks bring about."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 (no event tells of it)

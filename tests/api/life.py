@@ -78,11 +78,11 @@ class Life:
 
     async def engine(self, number=0):
         """The engine started as number ``number``, ready."""
-        await until(lambda: len(SlowEngine.made) > number, seconds=10)
+        await until(lambda: len(SlowEngine.made) > number, seconds=60)
         engine = SlowEngine.made[number]
         engine.start_now()
         engine.step_seconds = 0.005
-        await until(lambda: self.server.state.phase in ("ready", "draining"), seconds=10)
+        await until(lambda: self.server.state.phase in ("ready", "draining"), seconds=60)
         return engine
 
     def endless(self):

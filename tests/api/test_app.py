@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("slow_engines")
 
 async def test_it_answers_while_loading_and_says_when_it_is_ready(capsys):
     async with Life() as life:
-        await until(lambda: "40%" in life.server.state.progress, seconds=10)
+        await until(lambda: "40%" in life.server.state.progress, seconds=60)
         with pytest.raises(aio.AioRpcError) as caught:
             await life.stub.Generate(ask())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

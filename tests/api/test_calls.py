@@ -189,7 +189,7 @@ async def test_a_client_that_does_not_read_is_ended_and_others_go_on(running, mo
     await anext(call)
     await until(lambda: running.engine.running == 1)
     assert (await running.generate()).completions[0].text == "abcde"
-    await until(lambda: len(running.state.admission) == 0, seconds=5)
+    await until(lambda: len(running.state.admission) == 0)
     assert running.engine.running == 0
     with pytest.raises(aio.AioRpcError) as caught:
         async for _ in call:

@@ -21,18 +21,20 @@ pytestmark = pytest.mark.usefixtures("slow_engines")
 
 async def test_running_requests_finish_while_new_ones_are_refused():
     async with Life() as life:
-        await life.engine()
+        engine = await life.engine()
         stream = life.endless()
         await anext(stream)
+        engine.open.clear()  # until it has been asked, however long that takes
         life.server.stop()
         assert await life.health() == NOT_SERVING
         with pytest.raises(aio.AioRpcError) as caught:
             await life.stub.Generate(ask())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "shutting down" in caught.value.details()
+        engine.open.set()
         events = [event async for event in stream]
         assert events[-1].finished.usage.completion_tokens == 190
-        assert await asyncio.wait_for(life.task, 2) == 0
+        assert await asyncio.wait_for(life.task, 30) == 0
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -53,25 +55,25 @@ async def test_draining_ends(twice):
             async for _ in stream:
                 pass
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert await asyncio.wait_for(life.task, 2) == 0
+        assert await asyncio.wait_for(life.task, 30) == 0
         assert engine.running == 0
 
 
 async def test_told_to_end_while_loading_it_ends():
     async with Life() as life:
-        await until(lambda: SlowEngine.made, seconds=10)
+        await until(lambda: SlowEngine.made, seconds=60)
         life.server.stop()
-        assert await asyncio.wait_for(life.task, 2) == 0
+        assert await asyncio.wait_for(life.task, 30) == 0
 
 
 @pytest.mark.parametrize("ready", [False, True])
 async def test_ctrl_c_gives_130_until_it_is_ready_and_0_from_then_on(ready):
     async with Life() as life:
-        await until(lambda: SlowEngine.made, seconds=10)
+        await until(lambda: SlowEngine.made, seconds=60)
         if ready:
             await life.engine()
         os.kill(os.getpid(), signal.SIGINT)
-        assert await asyncio.wait_for(life.task, 2) == (0 if ready else 130)
+        assert await asyncio.wait_for(life.task, 30) == (0 if ready else 130)
 
 
 async def test_a_terminal_that_closes_has_it_drain():
@@ -83,7 +85,7 @@ async def test_a_terminal_that_closes_has_it_drain():
         await until(lambda: life.server.state.phase == "draining")
         events = [event async for event in stream]
         assert events[-1].finished.usage.completion_tokens == 190
-        assert await asyncio.wait_for(life.task, 2) == 0
+        assert await asyncio.wait_for(life.task, 30) == 0
 
 
 async def test_under_nohup_it_stays():
@@ -108,7 +110,7 @@ async def test_it_ends_within_the_time_that_a_pod_gets(monkeypatch):
         life.server._traces = SimpleNamespace(close=lambda: time.sleep(60))
         monkeypatch.setattr(closing, "CLOSE_SECONDS", 0.2)
         life.server.stop()
-        assert await asyncio.wait_for(life.task, 3) == 0
+        assert await asyncio.wait_for(life.task, 30) == 0
 
 
 async def test_a_part_that_fails_to_end_keeps_no_other_from_ending(caplog):

@@ -34,7 +34,7 @@ async def test_an_engines_death_ends_the_server(caplog):
             async for _ in stream:
                 pass
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert await asyncio.wait_for(life.task, 3) == 1
+        assert await asyncio.wait_for(life.task, 30) == 1
         assert "signal 9" in caplog.text
 
 
@@ -61,7 +61,7 @@ async def test_an_engine_that_fails_again_and_again_is_given_up(caplog):
             await until(lambda: life.server.state.phase == "ready")
             engine.hung = number == 2
             engine.die(f"reason {number}")
-        assert await asyncio.wait_for(life.task, 5) == 1
+        assert await asyncio.wait_for(life.task, 30) == 1
     assert [made.state for made in SlowEngine.made] == ["stopped"] * 3
     assert "the engine failed (reason 0) and is started again now" in caplog.text
     assert "the engine failed (reason 1) and is started again in 0.05 s" in caplog.text
@@ -102,5 +102,5 @@ async def test_no_engine_is_started_for_a_server_that_ends():
         await anext(stream)
         life.server.stop()
         engine.die("the engine process was killed by signal 9")
-        assert await asyncio.wait_for(life.task, 3) == 0
+        assert await asyncio.wait_for(life.task, 30) == 0
         assert len(SlowEngine.made) == 1

@@ -13,7 +13,7 @@ from tests.attention.cases import known, make_case, sequences
 LAYER = LayerSpec(0, 1, 1, 1, 1, 1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(sequences(300, 8), st.data(), st.sampled_from([1, 2000, 64 << 20]))
 def test_every_row_is_in_one_block_with_its_pages(shapes, data, limit):
     case = make_case(LAYER, shapes, 4)

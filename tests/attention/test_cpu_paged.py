@@ -64,7 +64,7 @@ def compiled():
     assert CpuPaged().unsupported([PLAIN], CPU, torch.float32, 16, Full()) == []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     layers(features=True), sequences(300, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES), written
 )
@@ -76,14 +76,14 @@ def test_equals_reference(layer, shapes, page_size, pattern, seed, dtype, prompt
     check(case, pattern)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(layers(features=True), sequences(150, 4), page_sizes, seeds, content_patterns(), st.data())
 def test_rows_that_select_by_content(layer, shapes, page_size, seed, pattern, data):
     prompt_lens = [data.draw(st.integers(1, length + 1)) for length, _ in shapes]
     check(make_case(layer, shapes, page_size, pattern=pattern, seed=seed, prompt_lens=prompt_lens), pattern)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     layers(features=True),
     sequences(200, 4),
@@ -120,7 +120,7 @@ def test_long_sequences(dtype, window, heads, kv_heads, size, value_size):
     check(make_case(layer, shapes, 16, dtype=dtype, prompt_lens=[1700, 1, 1, 1, 300, 1]), Full())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     layers(features=True), sequences(600, 6), page_sizes, patterns, seeds, st.sampled_from(DTYPES), written
 )

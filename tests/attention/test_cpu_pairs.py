@@ -73,7 +73,7 @@ def has_pairs():
         pytest.skip("this processor has no faster products of 16-bit integers")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(layers(features=True), sequences(300, 5), page_sizes, patterns, seeds, st.sampled_from(NARROW))
 def test_close_to_reference(layer, shapes, page_size, pattern, seed, dtype):
     check(wide(make_case(layer, shapes, page_size, pattern=pattern, dtype=dtype, seed=seed)), pattern)

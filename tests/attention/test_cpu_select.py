@@ -69,7 +69,7 @@ def check(case: Case, pattern: TopK) -> int:
     return rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(layers(), sequences(120, 5), page_sizes, patterns, seeds, st.booleans(), dtypes, st.integers(1, 2))
 def test_select_equals_selection(layer, shapes, page_size, pattern, seed, tied, dtype, threads):
     torch.set_num_threads(threads)

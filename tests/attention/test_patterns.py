@@ -186,7 +186,7 @@ def test_patterns_may_give_more_ranges_for_some_positions():
     assert spans_at(Uneven(), positions[1:]).tolist() == [[[0, 0], [0, 701]]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([TopK(48, 1, 2), TopK(48, 1, 2, "sparse"), Oracle(48, 1, 2), Lsh.from_options({})]),
     st.lists(st.tuples(st.integers(0, 900), st.integers(1, 900)), max_size=20),

@@ -74,7 +74,7 @@ def test_a_chunk_of_a_dense_pattern_is_not_cut_finely():
     assert len(blocks) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(sequences(400, 4), patterns, st.none() | st.integers(1, 100))
 def test_every_row_is_planned_once(shapes, pattern, window):
     planned = plan(shapes, pattern, window)

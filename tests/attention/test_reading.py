@@ -19,7 +19,7 @@ def attention(pattern: Pattern, *windows: int | None) -> Attention:
     return Attention("any", pattern, Reference(), "", layers)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     patterns,
     st.lists(st.none() | st.integers(1, 60), min_size=1, max_size=3),

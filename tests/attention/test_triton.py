@@ -54,7 +54,7 @@ def check_parts(planned: Blocks, tokens: list[int], columns: int, processors: in
     assert len(planned.items) * columns <= processors * planned.tile.programs + columns * len(parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     sequences(200, 5),
     patterns,

@@ -91,7 +91,7 @@ def compute(case: Case, pattern: Pattern) -> torch.Tensor:
     return attend(Xformers(), case.layer, case.query, case.cache, case.batch, pattern, None)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     layers(),
     shapes,

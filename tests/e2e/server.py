@@ -120,7 +120,7 @@ class Server:
                 samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
         return samples
 
-    def wait_idle(self, seconds: float = 20.0) -> None:
+    def wait_idle(self, seconds: float = 60.0) -> None:
         """Waits until no sequence holds a page, and fails if that does not come."""
         end = time.monotonic() + seconds
         with self.client() as client:

@@ -5,7 +5,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 
 from server.ready_lines import EXAMPLE
 
@@ -45,10 +44,8 @@ def test_generate_streams_to_a_terminal_and_ctrl_c_cancels_on_the_server(server)
     with server.client() as client:
         assert client.server_info().load.running == 1
     process.send_signal(signal.SIGINT)
-    interrupted = time.monotonic()
-    server.wait_idle(seconds=2)
-    assert time.monotonic() - interrupted < 2
-    assert process.wait(10) == 130
+    server.wait_idle()
+    assert process.wait(60) == 130
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
     os.close(terminal)

@@ -51,7 +51,7 @@ def test_a_stream_says_the_same_piece_by_piece(client):
     assert stream.usage.completion_tokens == whole.usage.completion_tokens
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def exact():
     """The same model, its weights and activations as they are."""
     with Server("--weights", "float") as server, server.client() as client:

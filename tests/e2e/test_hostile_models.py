@@ -21,7 +21,7 @@ MOST_BYTES = 3 << 29
     [
         "a hidden size of 65,536",
         pytest.param("a million layers", marks=pytest.mark.stress),
-        "a million brackets",
+        pytest.param("a million brackets", marks=pytest.mark.stress),
     ],
 )
 def test_a_hostile_model_ends_the_command_with_a_sentence(name, tiny_packed, tmp_path):

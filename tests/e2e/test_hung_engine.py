@@ -12,12 +12,15 @@ import pytest
 
 from longspan import LongspanError, UnavailableError
 from tests.e2e.server import Server
-from tests.e2e.test_lifecycle import in_background, read_until_error
+from tests.e2e.test_lifecycle import in_background, read_until_error, restarts
 from tests.processes import wait_ended, wait_until
 
+pytestmark = pytest.mark.long
+
 LIMIT = 2.0
-# A look every half second: one to begin with, one at the end. The rest is for the machine.
-NOTICED = LIMIT + 2.0
+# A look every half second: one to begin with, one at the end. The rest is for the machine: without looks a
+# stream of a hung engine would wait for ever.
+NOTICED = LIMIT + 20.0
 
 
 @pytest.fixture
@@ -51,20 +54,19 @@ def test_a_hung_engine_is_noticed_and_another_gives_the_same_answers(started):
         first = server.engine_pid
         os.kill(first, signal.SIGSTOP)
         stopped = time.monotonic()
-        time.sleep(LIMIT - 0.5)
-        assert 0 < server.metrics()["longspan_engine_step_age_seconds"] <= LIMIT
-        assert client.health(), "so long may a step take"
-        error, when = stream.result(10)
+        assert client.health(), "a step may take a while"
+        wait_until(lambda: server.metrics()["longspan_engine_step_age_seconds"] > 0 or stream.done())
+        error, when = stream.result(NOTICED + 5)
         assert isinstance(error, UnavailableError)
         assert "was killed (--engine-step-timeout)" in str(error)
         assert LIMIT - 0.5 <= when - stopped <= NOTICED
-        client.wait_until_ready(timeout=60)
+        wait_until(lambda: restarts(server, "hung") == 1)
+        client.wait_until_ready(timeout=120)
         assert server.engine_pid != first
         assert not psutil.pid_exists(first)
         after = client.generate("hello", max_tokens=20, temperature=0)
     assert list(after.token_ids) == list(before.token_ids)
-    samples = server.metrics()
-    assert samples['longspan_engine_restarts_total{reason="hung"}'] == 1
+    assert restarts(server, "hung") == 1
     assert "and is started again now" in server.log
     assert server.stop(signal.SIGHUP) == 0
 
@@ -91,22 +93,8 @@ def test_an_engine_that_hangs_while_it_loads_ends_the_start(tiny_packed):
     with Server(*tiny_packed, "--engine-load-timeout", str(LIMIT), wait=False) as server:
         wait_until(lambda: server.engine_pids)
         os.kill(server.engine_pid, signal.SIGSTOP)
-        assert server.process.wait(30) == 1
+        assert server.process.wait(60) == 1
         assert "the engine did not start: the engine has not answered its launch for 2.0 s" in server.log
-
-
-def test_an_idle_engine_that_hangs_is_noticed_at_the_next_request(started):
-    server = started("--engine-step-timeout", str(LIMIT))
-    os.kill(server.engine_pid, signal.SIGSTOP)
-    time.sleep(LIMIT + 1)
-    with server.client() as client:
-        assert client.health(), "it has nothing to do"
-        asked = time.monotonic()
-        with pytest.raises(UnavailableError, match="has not read its messages"):
-            client.generate("hello", max_tokens=5)
-        assert time.monotonic() - asked <= NOTICED
-    assert server.process.wait(5) == 1
-    assert "the engine died (the engine has not read its messages for" in server.log
 
 
 def test_a_server_whose_engine_hangs_ends_in_time(started):
@@ -116,14 +104,14 @@ def test_a_server_whose_engine_hangs_ends_in_time(started):
     os.kill(engine, signal.SIGSTOP)
     asked = time.monotonic()
     assert server.stop(signal.SIGTERM) == 0
-    # After draining half a second for gRPC's last words and 1.75 s for the rest; one is for the machine.
-    assert time.monotonic() - asked <= 1 + 0.5 + 1.75 + 1
+    # After draining half a second for gRPC's last words and 1.75 s for the rest; ten are for the machine.
+    assert time.monotonic() - asked <= 1 + 0.5 + 1.75 + 10
     assert not psutil.pid_exists(engine)
-    error, _ = stream.result(5)
+    error, _ = stream.result(60)
     assert isinstance(error, LongspanError)
 
 
-def test_a_pause_of_server_and_engine_is_no_hung_engine(started):
+def test_a_pause_is_no_hung_engine_but_one_that_hangs_idle_is_noticed(started):
     server = started("--engine-step-timeout", str(LIMIT))
     engine = server.engine_pid
     stream = begin_stream(server)
@@ -132,20 +120,31 @@ def test_a_pause_of_server_and_engine_is_no_hung_engine(started):
     time.sleep(2 * LIMIT)
     for process in (server.process.pid, engine):
         os.kill(process, signal.SIGCONT)
-    error, _ = stream.result(30)
+    error, _ = stream.result(60)
     assert error is None
     assert server.engine_pid == engine
+    server.wait_idle()
+
+    os.kill(engine, signal.SIGSTOP)
+    time.sleep(LIMIT + 1)
+    with server.client() as client:
+        assert client.health(), "it has nothing to do"
+        asked = time.monotonic()
+        with pytest.raises(UnavailableError, match="has not read its messages"):
+            client.generate("hello", max_tokens=5)
+        assert time.monotonic() - asked <= NOTICED
+    assert server.process.wait(60) == 1
+    assert "the engine died (the engine has not read its messages for" in server.log
 
 
 def test_an_engine_that_dies_again_and_again_is_given_up(started):
     server = started("--on-engine-failure", "restart", "--restart-limit", "1")
     with server.client() as client:
         os.kill(server.engine_pid, signal.SIGKILL)
-        time.sleep(0.3)
-        client.wait_until_ready(timeout=60)
-        assert server.metrics()['longspan_engine_restarts_total{reason="died"}'] == 1
+        wait_until(lambda: restarts(server, "died") == 1)
+        client.wait_until_ready(timeout=120)
         os.kill(server.engine_pid, signal.SIGKILL)
-        assert server.process.wait(10) == 1
+        assert server.process.wait(60) == 1
     assert "the engine failed 2 times within 600 s of serving, the last time with this reason: " in server.log
 
 
@@ -155,4 +154,4 @@ def test_a_hung_engine_ends_with_its_server(started):
     engine.suspend()
     server.process.kill()
     server.process.wait()
-    wait_ended(engine, 1)
+    wait_ended(engine, 60)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
 from tests.e2e.server import Server
+from tests.e2e.test_lifecycle import restarts
 from tests.engine.test_kv_events import Router, replay
+from tests.processes import wait_until
 
 pytest.importorskip("zmq")
 
@@ -42,8 +43,8 @@ def test_a_router_sees_prompts_pages_and_a_new_engine(tiny_packed, tmp_path):
         before = router.numbers[-1]
         os.kill(server.engine_pid, signal.SIGKILL)
         with server.client() as client:
-            time.sleep(0.2)
-            client.wait_until_ready(60)
+            wait_until(lambda: restarts(server, "died") == 1)
+            client.wait_until_ready(120)
             router.read(200)
             client.generate("other words " * 4, max_tokens=1)
         # A number that does not go on tells of a new engine, whose batches begin with AllBlocksCleared.

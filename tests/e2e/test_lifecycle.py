@@ -16,6 +16,9 @@ import pytest
 from longspan import BusyError, DeadlineError, LongspanError, UnavailableError
 from tests.api.conftest import until
 from tests.e2e.server import Server
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.long
 
 # A second or more, and within the model's context.
 ENDLESS = {"max_tokens": 1000, "ignore_eos": True, "temperature": 0}
@@ -62,6 +65,11 @@ def read_until_error(server, started_event):
     return None, time.monotonic()
 
 
+def restarts(server, cause):
+    """How often another engine was started, for this cause."""
+    return server.metrics().get(f'longspan_engine_restarts_total{{reason="{cause}"}}', 0)
+
+
 def test_it_listens_on_loopback_and_ends_cleanly_leaving_no_process(started):
     server = started()
     engine = server.engine_pid
@@ -84,8 +92,8 @@ def test_a_killed_engine_ends_streams_at_once_and_the_server_with_an_error(start
     os.kill(server.engine_pid, signal.SIGKILL)
     error, when = stream.result(10)
     assert isinstance(error, UnavailableError)
-    assert when - killed < 1.0
-    assert server.process.wait(10) == 1
+    assert when - killed < 10, "at once, but for a busy machine"
+    assert server.process.wait(60) == 1
     assert "signal 9" in server.log
 
 
@@ -93,15 +101,17 @@ def test_a_killed_engine_is_started_again_if_configured(started):
     server = started("--on-engine-failure", "restart")
     with server.client() as client:
         before = client.generate("hello", max_tokens=5, temperature=0)
+        wait_until(lambda: len(server.engine_pids) == 2)
         first, spare = server.engine_pids
         os.kill(first, signal.SIGKILL)
-        time.sleep(0.3)
-        client.wait_until_ready(timeout=60)
+        wait_until(lambda: restarts(server, "died") == 1)
+        client.wait_until_ready(timeout=120)
         assert server.engine_pid == spare, "it had been started ahead"
+        wait_until(lambda: len(server.engine_pids) == 2)
         os.kill(server.engine_pids[1], signal.SIGKILL)  # as where memory runs out
         os.kill(spare, signal.SIGKILL)
-        time.sleep(0.3)
-        client.wait_until_ready(timeout=60)
+        wait_until(lambda: restarts(server, "died") == 2)
+        client.wait_until_ready(timeout=120)
         after = client.generate("hello", max_tokens=5, temperature=0)
     assert list(after.token_ids) == list(before.token_ids)
 
@@ -111,7 +121,7 @@ def test_an_engine_without_its_server_ends(started):
     engine = psutil.Process(server.engine_pid)
     server.process.kill()
     server.process.wait()
-    engine.wait(10)
+    engine.wait(60)
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(started):
@@ -147,8 +157,8 @@ def test_draining_has_an_end(started):
     asked = time.monotonic()
     code = server.stop()
     assert code == 0
-    assert time.monotonic() - asked < 0.5 + 2.5
-    stream.result(5)
+    assert time.monotonic() - asked < 0.5 + 10
+    stream.result(60)
 
 
 def test_a_full_queue_turns_requests_away(started):
@@ -159,23 +169,23 @@ def test_a_full_queue_turns_requests_away(started):
     with server.client() as client:
         second = client.stream("waits", **ENDLESS)
         waiting = in_background(lambda: sum(len(delta.token_ids) for delta in second))
-        end = time.monotonic() + 5
-        while client.server_info().load.waiting < 1:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(lambda: client.server_info().load.waiting)
         with pytest.raises(BusyError) as caught:
             client.generate("too many", max_tokens=1)
         assert caught.value.reason == "QUEUE_FULL"
         assert caught.value.retry_after > 0
         assert waiting.result(60) == ENDLESS["max_tokens"]
-    assert first.result(5)[0] is None
+    assert first.result(60)[0] is None
     assert server.metrics()['longspan_request_rejections_total{reason="queue_full"}'] == 1
 
 
 def test_a_deadline_frees_the_pages(shared):
+    computed = "longspan_engine_step_batch_tokens_sum"
+    before = shared.metrics()[computed]
     with shared.client() as client, pytest.raises(DeadlineError):
         client.generate("hello", timeout=0.2, **ENDLESS)
-    shared.wait_idle(seconds=1)
+    shared.wait_idle()
+    assert shared.metrics()[computed] < before + ENDLESS["max_tokens"]
 
 
 async def test_what_expires_in_the_queue_is_never_computed(started):
@@ -202,13 +212,12 @@ def test_abort_ends_a_stream_with_its_reason(shared):
         assert aborted
         assert stream.finish_reason == "aborted"
         assert not client.abort("mine")
-    shared.wait_idle(seconds=1)
+    shared.wait_idle()
 
 
 async def test_hundreds_of_cancellations_in_a_row_leave_nothing_behind(shared):
-    async with asyncio.timeout(60):
-        await shared.cancel_many(400, random.Random(0))
-    shared.wait_idle(seconds=2)
+    await shared.cancel_many(400, random.Random(0))
+    shared.wait_idle()
 
 
 def test_no_request_however_extreme_harms_the_engine(shared):

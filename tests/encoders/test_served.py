@@ -21,6 +21,8 @@ from longspan.v1 import encoder_pb2, inference_pb2
 from server.cli.application import application
 from server.cli.embed import _in_a_row
 
+pytestmark = pytest.mark.long
+
 WORDS = " ".join(pydoc_data.topics.topics.values()).split()
 LONG = " ".join(WORDS[:120])
 LENGTHS = (1, 3, 3, 7, 20, 20, 45, 90, 150, 11, 11, 11, 2, 60)

@@ -1,4 +1,4 @@
-"""``longspan compare`` as a whole: on the real default model, on servers that fail, and its refusals."""
+"""``longspan compare`` as a whole: on real servers, on servers that fail, and its refusals."""
 
 import json
 import re
@@ -77,66 +77,38 @@ def test_presets_and_loads():
     assert {load.rate for load in rated.loads} == {2.0}
 
 
-def run(folder, budget):
-    """The command on the default model, with the user's own questions."""
-    more = ["--json", str(folder / "c.json"), "--html", str(folder / "c.html"), "--csv", str(folder / "csv")]
-    more += ["--context", "512", "--candidate", WINDOW, "--task", "needles"]
-    more += ["--questions", str(folder / "questions.jsonl"), "--budget", budget, "--", "--threads", "1"]
-    return subprocess.run([*COMMAND, *more], capture_output=True, text=True)
-
-
-def lacks(comparison):
-    """Units that a run had no time for, since the machine has other work."""
-    for name in (candidate.name for candidate in comparison.plan.candidates):
-        answered = {row.task for row in comparison.answers if row.deployment == name}
-        yield from {"needles", "own"} - answered
-        yield from (
-            kind
-            for kind in ("text", "speed", "memory")
-            if name not in {row.deployment for row in getattr(comparison, kind)}
-        )
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """A run; on a busy machine the same command goes on until there is something of everything."""
-    folder = tmp_path_factory.mktemp("compare")
+def run(folder, budget, task, arguments, *options):
+    """The command, with the user's own questions."""
     (folder / "questions.jsonl").write_text(
         '{"prompt": "What is the capital of Japan?", "contains": "Tokyo"}\n{"prompt": "Name a river."}\n'
     )
-    for seconds in ("30", "45", "60", "60", "60"):
-        done = run(folder, seconds)
-        if done.returncode and re.search(r"over before anything was|nothing can be measured in", done.stderr):
-            continue  # its servers took all of the time to start
-        if done.returncode or not any(lacks(document.load(folder / "c.json"))):
-            break
-    return folder, done
+    more = ["--json", str(folder / "c.json"), "--html", str(folder / "c.html"), "--csv", str(folder / "csv")]
+    more += ["--context", "512", "--candidate", WINDOW, "--task", task, *options]
+    more += ["--questions", str(folder / "questions.jsonl"), "--budget", budget, "--", *arguments]
+    return subprocess.run([*COMMAND, *more], capture_output=True, text=True)
 
 
-@pytest.mark.timeout(600)
-def test_a_run_on_the_default_model(measured):
-    folder, done = measured
+def assert_whole(folder, done, task):
+    """A run told something true of every unit; gives the comparison."""
     assert done.returncode == 0, done.stderr
     assert re.search(r"start-up|which intervals take", done.stderr), "the estimate, before it measured"
     comparison = document.load(folder / "c.json")
-    assert not list(lacks(comparison))
     names = [candidate.name for candidate in comparison.plan.candidates]
     assert names == ["full", WINDOW]
     assert not comparison.failed
     for name in names:
         assert comparison.running[name]["kernel"]
-        assert any(row.score >= 0 for row in comparison.answers if row.deployment == name)
+        own = [row for row in comparison.answers if row.deployment == name]
+        assert all(row.score >= 0 for row in own if row.task == task)
+        assert {row.task for row in own} == {task, "own"}
         assert any(len(block.logprobs) == 64 for block in comparison.text if block.deployment == name)
-        assert any(cell.figures["tpot"] > 0 for cell in comparison.speed if cell.deployment == name)
+        assert any(cell.figures.get("tpot", 0) > 0 for cell in comparison.speed if cell.deployment == name)
     assert not [row.error for row in comparison.answers if row.error]
     held = {row.deployment: row.bytes for row in comparison.memory}
     assert held[WINDOW] < held["full"] / 3
     (window,) = judge(comparison).verdicts
-    (lost,) = (test.loss for test in window.evidence if test.measure == "text")
-    assert lost.value > 0.02, "a window of 128 in 512 tokens costs perplexity"
     assert window.likeness[0].same_top.value < 1
     assert window.likeness[0].kl.value > 0
-    assert window.outcome is not Outcome.SAFE
     assert "full" in done.stdout
     assert WINDOW.split()[0] in done.stdout
     page = (folder / "c.html").read_text()
@@ -144,6 +116,36 @@ def test_a_run_on_the_default_model(measured):
     assert {file.name for file in (folder / "csv").iterdir()} == {
         *("answers.csv", "text.csv", "speed.csv", "memory.csv")
     }
+    return comparison
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tiny_packed):
+    """A run on a random model, which only guesses: it ends as soon as there is something of everything.
+
+    The budget is far longer than that takes, however slow or busy the machine is.
+    """
+    folder = tmp_path_factory.mktemp("compare")
+    few_rounds = ("--confidence", "0.5", "--margin", "speed=0.9")
+    return folder, run(folder, "40m", "niah_single_1", tiny_packed, *few_rounds)
+
+
+@pytest.mark.timeout(1000)
+def test_a_run(measured):
+    folder, done = measured
+    assert_whole(folder, done, "niah_single_1")
+    assert "full attention itself only guesses" in " ".join(done.stdout.split())
+
+
+@pytest.mark.timeout(1000)
+@pytest.mark.stress  # three minutes; test_a_run is the same on a random model
+def test_a_run_on_the_default_model(tmp_path):
+    done = run(tmp_path, "3m", "needles", ["--threads", "1"])
+    comparison = assert_whole(tmp_path, done, "needles")
+    (window,) = judge(comparison).verdicts
+    (lost,) = (test.loss for test in window.evidence if test.measure == "text")
+    assert lost.value > 0.02, "a window of 128 in 512 tokens costs perplexity"
+    assert window.outcome is not Outcome.SAFE
 
 
 def test_a_result_is_shown_again(measured):

@@ -18,6 +18,8 @@ from loadtest.tasks.types import Sample
 from loadtest.texts import prose, reference
 from longspan import Client
 
+pytestmark = pytest.mark.long
+
 NEAR = window(124, 4)
 LATE = replace(NEAR, name="late")
 TEXT = prose(reference())

@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import ClassVar
 
 import msgspec
@@ -25,6 +26,7 @@ from loadtest.direct.growth.table import milliseconds, series, table
 from loadtest.direct.growth.types import Growth, Plan, Point, Survey, Variant
 from loadtest.direct.settings import read_settings
 from loadtest.direct.work import NO_TIME, Findings
+from loadtest.measuring.rounds import Rounds
 from loadtest.measuring.types import Measurement
 from server.errors import RefusedError
 from tests.models_zoo import CONTEXT, save_tiny
@@ -233,15 +235,22 @@ def test_a_point_whose_interval_is_narrow_needs_no_more_rounds(monkeypatch):
 
 
 def test_points_that_the_budget_does_not_reach_are_told(monkeypatch):
+    now = 0.0
+
+    def clock():
+        return now
+
     class Slow(Worker):
         def part(self, name, findings, end, *more):
-            time.sleep(0.05 if name == "decode" else 0)
+            nonlocal now
+            now += 0.05 if name == "decode" else 0
             return super().part(name, findings, end, *more)
 
     fake(monkeypatch, Slow, "full", "good", "better")
-    began = time.monotonic()
+    monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(measure, "Rounds", partial(Rounds, clock=clock))
     growth = measure.measure(replace(PLAN, budget=3.0), lambda words: None, lambda growth: None)
-    assert time.monotonic() - began < 6.0
+    assert 2.0 < now < 3.2
     good, better = growth.survey.variants[1:]
     for each in (good, better):
         assert growth.reasons(each) == []
@@ -303,27 +312,25 @@ def test_tables_and_report_tell_missing_points_and_why(tmp_path):
     assert kept["plan"]["contexts"] == [64, 256]
 
 
-def test_the_command(tmp_path):
-    command = [sys.executable, "-m", "loadtest.direct.growth", "--contexts", "1024,2048", "--streams", "1,2"]
-    command += ["--steps", "2", "--rounds", "2", "--backends", "sliding_window window=508", "xformers"]
+def test_the_command(tmp_path, tiny_packed):
+    command = [sys.executable, "-m", "loadtest.direct.growth", "--contexts", "256,512", "--streams", "1,2"]
+    command += ["--steps", "2", "--rounds", "2", "--backends", "sliding_window window=124", "xformers"]
     command += ["--json", str(tmp_path / "growth.json"), "--html", str(tmp_path / "growth.html")]
     command += ["--svg", str(tmp_path)]
-    done = subprocess.run([*command, "--", "--threads", "1"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "--", *tiny_packed], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "sliding_window window=508" in done.stdout
+    assert "sliding_window window=124" in done.stdout
     assert "! xformers: " in done.stdout
     result = json.loads((tmp_path / "growth.json").read_text())
     read = {
         (each["deployment"], each["load"]): each["figures"]["pages_read"] for each in result["measurements"]
     }
     layers = result["survey"]["model"]["layers"]
-    assert read["full", "1024 tokens x 1"] == layers * (1024 // 16 + 1)
-    assert read["full", "2048 tokens x 1"] == layers * (2048 // 16 + 1)
-    assert read["full", "1024 tokens x 2"] == 2 * read["full", "1024 tokens x 1"]
-    window = "sliding_window window=508"
-    assert (
-        read[window, "2048 tokens x 1"] == read[window, "1024 tokens x 1"] < read["full", "1024 tokens x 1"]
-    )
+    assert read["full", "256 tokens x 1"] == layers * (256 // 16 + 1)
+    assert read["full", "512 tokens x 1"] == layers * (512 // 16 + 1)
+    assert read["full", "256 tokens x 2"] == 2 * read["full", "256 tokens x 1"]
+    window = "sliding_window window=124"
+    assert read[window, "512 tokens x 1"] == read[window, "256 tokens x 1"] < read["full", "256 tokens x 1"]
     assert all(each["figures"]["tpot"] > 0 for each in result["measurements"])
     assert {each["round"] for each in result["measurements"] if each["deployment"] == window} == {0, 1}
     assert (tmp_path / "growth.html").read_text().count("<figure") == 2

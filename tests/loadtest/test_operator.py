@@ -134,7 +134,7 @@ def test_a_server_that_does_not_start_is_quoted_without_its_log(arguments):
 def test_all_groups_are_tried_before_one_is_measured(arguments):
     wrong = [Deployment("odd", "sparse", {"x": "1"}), Deployment("none", "nonsense")]
     with pytest.raises(PlanError) as caught:
-        try_all([(FULL, wrong[0]), (FULL, wrong[1])], arguments, None, lambda words: None)
+        try_all([(FULL, wrong[0]), (wrong[1],)], arguments, None, lambda words: None)
     assert "odd: " in str(caught.value)
     assert "none: " in str(caught.value)
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from loadtest.measuring import statistics
 from loadtest.measuring.statistics import (
     LEAST,
     least,
@@ -26,6 +27,15 @@ def missed(interval, draw, true, runs=RUNS):
 @pytest.fixture
 def rng():
     return np.random.default_rng(5)
+
+
+@pytest.mark.parametrize("count", [6, 9, 16])
+def test_the_places_of_medians_give_the_medians_themselves(rng, count):
+    values = list(rng.normal(0, 1, count))
+    medians = np.median(np.sort(values)[statistics._drawn(count)], axis=1)
+    found = median_interval(values)
+    assert (found.low, found.high) == statistics._percentiles(medians, count, 0.95)
+    assert median_interval(values[::-1]) == found, "the order of rounds tells nothing"
 
 
 # 3.5 standard errors of a share of 5% in 300 runs are 4.4 points.

@@ -20,6 +20,8 @@ from server.text.tokenizer import Tokenizer
 from tests.models.gguf.files import rewrite, write
 from tests.models_zoo import save_tiny
 
+pytestmark = pytest.mark.long
+
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",

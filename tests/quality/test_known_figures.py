@@ -29,6 +29,8 @@ TEXT = texts.prose(texts.reference())
 TRAINED, BEYOND = 8192, 12288
 
 
+@pytest.mark.stress  # a minute; make quality holds all figures, and test_known.py tries how they are held
+@pytest.mark.timeout(900)
 def test_a_window_needs_sinks_and_sees_what_it_holds(default_model):
     """The figures at the shortest context, by two slices of text and one context of needles."""
     candidates = (FULL, SINKS, BARE)
