@@ -8,7 +8,7 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -102,7 +102,7 @@ class KVLog:
         self._more.set()
         self._more = asyncio.Event()
 
-    async def follow(self, start: int) -> AsyncIterator[Batch]:
+    async def follow(self, start: int) -> AsyncGenerator[Batch, None]:
         """Batches from a number on, without end.
 
         A follower that is slow costs no memory: it reads what is kept for all.

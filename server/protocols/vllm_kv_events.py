@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import grpc
 from google.rpc import error_details_pb2
@@ -51,9 +52,10 @@ async def batches(log: KVLog, start: int) -> AsyncGenerator[common.KvEventBatch,
     """
     begun = False
     try:
-        async for batch in log.follow(start):
-            yield _message(batch)
-            begun = True
+        async with aclosing(log.follow(start)) as found:
+            async for batch in found:
+                yield _message(batch)
+                begun = True
     except NotKeptError as error:
         if begun:
             raise _error(
