@@ -21,7 +21,7 @@ from server.engine.ipc.spare import Spare
 from server.engine.ipc.spawn import Spawned
 from server.errors import RefusedError
 from server.keeping import keep_serving
-from server.messages import Ready
+from server.messages import Ready, StepOutput
 from server.models.generation import read_generation
 from server.models.resolve import ModelFiles, resolve_model
 from server.observe import metrics_server
@@ -214,10 +214,15 @@ class Server:
         """Starts an engine, which is not ready yet."""
         assert self._files is not None
         engine = self._engine = EngineClient(self._settings, self._files.folder, self._spare.take())
-        engine.on_step = self._metrics.step
+        engine.on_step = self._take_step
         self._metrics.step_age = lambda: engine.step_age
         await engine.start()
         return engine
+
+    def _take_step(self, output: StepOutput) -> None:
+        self._metrics.step(output)
+        if output.kv_events and self.state.kv_log is not None:
+            self.state.kv_log.add(output.kv_events)
 
     async def _wait_ready(self, engine: EngineClient, progress: StartProgress) -> Ready:
         waiting = asyncio.create_task(engine.wait_ready())
@@ -259,6 +264,8 @@ class Server:
             self.state.phase = "dead"
         self._health.set_ready(False)
         self._metrics.engine_gone()
+        if self.state.kv_log is not None:
+            self.state.kv_log.clear()
 
     def engine_restarts(self, cause: str) -> None:
         """Counts another start."""

@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from server.encoder_messages import Encode, EncoderDecoderInfo, EncoderInfo, Task
+from server.kv_messages import Event
 from server.submit import Beams as Beams
 from server.submit import Sampling as Sampling
 from server.submit import Submit as Submit
@@ -133,11 +134,14 @@ class StepOutput(msgspec.Struct, array_like=True, tag="step"):
 
     Attributes:
         time: monotonic time at which the step ended; one clock for all processes of the machine.
+        kv_events: which pages have become findable since the step before, and which no longer are, where the
+            server process is to know.
     """
 
     time: float
     sequences: list[SequenceOutput]
     stats: Stats
+    kv_events: list[Event] = []
 
 
 class Loading(msgspec.Struct, array_like=True, tag="loading"):

@@ -93,7 +93,8 @@ class NetworkSettings(BaseSettings):
     kv_events: str | None = Field(
         None,
         description="Publish which prompts' pages are cached, tokens included, for routers like llm-d's: an "
-        "address of ZMQ's, like tcp://127.0.0.1:5557. Needs longspan[kv-events].",
+        "address of ZMQ's, like tcp://127.0.0.1:5557, which needs longspan[kv-events]; with --protocols vllm "
+        "also as a stream of that service; grpc for the stream alone.",
     )
     kv_events_replay: str | None = Field(
         None, description="Address at which routers ask for events that they missed."
@@ -103,3 +104,8 @@ class NetworkSettings(BaseSettings):
         description="Let other machines reach the gRPC service without TLS, or without tokens or "
         "certificates of clients; for a network where something else protects it.",
     )
+
+    @property
+    def streams_kv_events(self) -> bool:
+        """Whether events of the KV cache go out by gRPC."""
+        return self.kv_events is not None and "vllm" in self.protocols.split(",")

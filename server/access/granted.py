@@ -107,13 +107,28 @@ def _refuse_exposed(settings: Settings) -> None:
 def _refuse_exposed_events(settings: Settings) -> None:
     if settings.kv_events_replay and not settings.kv_events:
         raise RefusedError("--kv-events-replay needs --kv-events, whose events it repeats")
+    if settings.kv_events and not settings.prefix_cache:
+        raise RefusedError(
+            "--kv-events tells what is in the prefix cache, and --no-prefix-cache leaves it empty"
+        )
+    if settings.kv_events == "grpc":
+        if not settings.streams_kv_events:
+            raise RefusedError(
+                "--kv-events grpc needs --protocols vllm, whose SubscribeKvEvents streams them"
+            )
+        if settings.kv_events_replay:
+            raise RefusedError(
+                "--kv-events-replay needs an address in --kv-events: by gRPC they are repeated anyway"
+            )
+        return
     given = {"--kv-events": settings.kv_events, "--kv-events-replay": settings.kv_events_replay}
     for flag, address in given.items():
         if address is None or address.startswith("ipc://"):
             continue
         form = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.%]+\]|[^:/\[\]]+):\d{1,5}", address)
         if form is None:
-            raise RefusedError(f"{flag} {address}: give tcp://HOST:PORT or ipc://PATH")
+            other = ", or grpc" if flag == "--kv-events" else ""
+            raise RefusedError(f"{flag} {address}: give tcp://HOST:PORT or ipc://PATH{other}")
         host = "0.0.0.0" if form[1] == "*" else form[1].strip("[]")
         if not settings.insecure and not only_this_machine(host, flag):
             raise RefusedError(

@@ -39,6 +39,7 @@ class Identity:
             number.
         max_priority: highest priority that its requests may have; ``None``: any.
         metrics: whether it may read ``/metrics``, where that asks for a token.
+        kv_events: whether it may read events of the KV cache, which tell the tokens of all prompts.
     """
 
     name: str
@@ -49,9 +50,10 @@ class Identity:
     kv_tokens: int | None = None
     max_priority: int | None = 0
     metrics: bool = False
+    kv_events: bool = False
 
 
-EVERYONE = Identity("", max_priority=None)
+EVERYONE = Identity("", max_priority=None, kv_events=True)
 """The identity of all requests where neither tokens nor certificates are asked for."""
 
 
@@ -124,8 +126,9 @@ def _identity(name: str, table: Any) -> Identity:
     for key, (least, most) in _BOUNDS.items():
         if key in table and not (type(table[key]) is int and least <= table[key] <= most):
             raise ValueError(f"[{name}] {key} is not a whole number from {least} to {most}")
-    if type(table.get("metrics", False)) is not bool:
-        raise ValueError(f"[{name}] metrics is neither true nor false")
+    for key in ("metrics", "kv_events"):
+        if type(table.get(key, False)) is not bool:
+            raise ValueError(f"[{name}] {key} is neither true nor false")
     if not values["token_sha256"] and not values["certificates"]:
         raise ValueError(f"[{name}] has neither token_sha256 nor certificates, so that nothing proves it")
     return Identity(name, **values)

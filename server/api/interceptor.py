@@ -18,6 +18,7 @@ from server.access.callers import Caller, Callers, DeniedError, caller
 from server.api import errors
 from server.api.account import Account, Accounts
 from server.api.checks import valid_request_id
+from server.api.client_faults import of_client
 from server.api.failures import log_failure, log_refusal
 from server.api.open_calls import OpenCalls
 from server.api.stall import end_unless_sent, stall_watch
@@ -38,16 +39,9 @@ _ACCOUNTED = {
 } | {f"/{_ENCODER_SERVICE.full_name}/{method.name}" for method in _ENCODER_SERVICE.methods}
 # Requests that may have a name of their own.
 _NAMED = inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest | encoder_pb2.ScoreRequest
-# Of requests that no server would answer: balancers are not told of them, since clients could steer by them.
-_CLIENT_FAULTS = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
+# Clients of a stream look for these where nothing came before them, not even headers: else the gateway of
+# --protocols vllm tries again for ever.
+_BY_HEADERS_ALONE = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.OUT_OF_RANGE}
 _OPEN = "/grpc.health.v1.Health/"
 _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
 
@@ -283,7 +277,7 @@ class Interceptor(aio.ServerInterceptor):
             code = error.code
         call.ended(code, error)
         if account is not None and self._reports is not None:
-            if code not in _CLIENT_FAULTS:
+            if not of_client(code, error):
                 self._reports.count(failed=error is not None)
             if error is None:
                 usage = account.record.usage() if account.record is not None else None
@@ -300,6 +294,6 @@ def call_metadata(context: Context) -> Metadata:
 
 async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
     with suppress(aio.InternalError):  # the client has gone meanwhile
-        if not call.named and not call.repeatable(error):
+        if not (call.named or call.repeatable(error) or error.code in _BY_HEADERS_ALONE):
             await call.name(context)
         await context.abort_with_status(error.status())

@@ -23,6 +23,7 @@ MOST_STAYING = {
     "/grpc.health.v1.Health/Watch": (64, 4096),
     "/inference.GRPCInferenceService/ModelStreamInfer": (64, 4096),
     "/vllm.grpc.engine.VllmEngine/GetTokenizer": (16, 256),
+    "/vllm.grpc.engine.VllmEngine/SubscribeKvEvents": (16, 256),
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": (16, 256),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": (16, 256),
     f"/{orca_messages.SERVICE}/StreamCoreMetrics": (16, 256),

@@ -13,6 +13,7 @@ from server.api import errors
 from server.api.admission import Admission
 from server.api.encoder_errors import task_not_served
 from server.api.field_count import has_more_fields
+from server.api.kv_log import KVLog
 from server.api.limits import MOST_REQUEST_BYTES, limits, most_fields, received_bytes
 from server.api.text_work import TextWork
 from server.api.vector_bytes import VectorBytes
@@ -89,6 +90,7 @@ class ServerState:
         text_work: tokenizes long texts, and other work on these.
         chat_work: renders short conversations, which it hands to a process, and tokenizes them.
         vector_bytes: of encoders' answers with a vector for each token.
+        kv_log: what becomes of the prefix cache's pages, if that is to be told by gRPC.
         phase: whether requests are answered, and if not, why.
         progress: while loading, what is being done, as part of a sentence.
         failure: why there is no engine, once it died.
@@ -104,6 +106,7 @@ class ServerState:
         self.text_work = TextWork()
         self.chat_work = TextWork(_CHAT_THREADS, _MOST_CHATS)
         self.vector_bytes = VectorBytes()
+        self.kv_log = KVLog() if settings.streams_kv_events else None
         self.phase: Phase = "loading"
         self.progress = "starting"
         self.failure = ""

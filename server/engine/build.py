@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ from attention.dtypes import dtype_name
 from server.engine.core import EngineCore
 from server.engine.cores import usable_cores
 from server.engine.hardware import measure, memory_bytes, used_bytes
-from server.engine.kv_events import KVEvents
+from server.engine.kv_events import kv_events
 from server.engine.kv_manager import most_pages
 from server.engine.prepare import Prepared, Report, chosen_device, prepare
 from server.engine.runner import Runner
@@ -109,10 +108,9 @@ def build_engine(
         drafter=drafter,
         arrivals=arrivals,
     )
-    if settings.kv_events is not None:
-        name = settings.model_name or folder.name
-        topic = f"kv@{socket.gethostname()}@{name}"
-        core.kv.tell(KVEvents(settings.kv_events, settings.kv_events_replay or "", topic, sizes.page_size))
+    events = kv_events(settings, settings.model_name or folder.name, sizes.page_size)
+    if events is not None:
+        core.kv.tell(events)
     ready = Ready(
         architecture=loaded.architecture,
         parameters=loaded.parameters,

@@ -185,9 +185,8 @@ class EngineCore:
             self.scheduler.pace.observe(flight.work, flight.decodes, ended - began)
             if self.drafter is not None and not flight.work.tokens:
                 self.drafter.observe(ended - began)
-        return StepOutput(
-            ended, outputs, self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost)
-        )
+        stats = self.stats(prompt_tokens, computed - prompt_tokens, ended - began, cost)
+        return StepOutput(ended, outputs, stats, self.kv.take_events())
 
     def _schedule(self) -> list[Scheduled]:
         if self.drafter is None:

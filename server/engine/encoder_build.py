@@ -23,7 +23,8 @@ from server.sizes import Sizes
 # code, chats, prompts that are cut, outputs.
 _OF_DECODERS = (
     *("attention", "attention_option", "kernel", "kv_dtype", "kv_memory", "kv_memory_share", "page_size"),
-    *("prefix_cache", "prefix_sharing", "native_level", "cuda_graphs", "measure_device"),
+    *("prefix_cache", "prefix_sharing", "kv_events", "kv_events_replay"),
+    *("native_level", "cuda_graphs", "measure_device"),
     *("weights", "rope_scaling", "rope_option", "chat_template", "generation_config"),
     *("speculate", "draft_tokens", "draft_model", "draft_attention", "draft_attention_option"),
     *("prompt_step_ms", "max_prefills", "priority_aging_seconds"),

@@ -1,121 +1,29 @@
-"""Tells routers which prompts' pages are cached here: events over ZMQ, in the form of vLLM's.
-
-A router like llm-d's keeps an index of them, and sends a prompt to the server that has most of its pages.
-"""
+"""Tells which prompts' pages can be found in the prefix cache, for routers to know."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import queue
-import threading
-import time
-from collections import deque
+import socket
 from collections.abc import Sequence
-from typing import Any
 
-import msgspec
-
-from server.errors import RefusedError
-
-log = logging.getLogger("longspan.kv_events")
-
-# Batches that are kept for routers that have missed some.
-_KEPT_BATCHES = 10_000
-# A router that reads nothing must not cost memory: ZMQ drops batches beyond these, and the numbers show it.
-_WAITING_BATCHES = 100_000
-# Within which an answer to one that asks begins.
-_REPLAY_SECONDS = 0.05
-_END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
-
-
-class BlockStored(msgspec.Struct, array_like=True, tag=True, frozen=True):
-    """Pages have become findable, one behind another.
-
-    Attributes:
-        block_hashes: their names; equal ones mean equal prefixes of one identity.
-        parent_block_hash: that of the page before the first of them, if there is one.
-        token_ids: of all of them.
-        block_size: tokens of a page.
-        lora_id: none here.
-    """
-
-    block_hashes: list[int]
-    parent_block_hash: int | None
-    token_ids: list[int]
-    block_size: int
-    lora_id: int | None = None
-
-
-class BlockRemoved(msgspec.Struct, array_like=True, tag=True, frozen=True):
-    """Pages can't be found any more."""
-
-    block_hashes: list[int]
-
-
-class AllBlocksCleared(msgspec.Struct, array_like=True, tag=True, frozen=True):
-    """No page can be found: the engine has started.
-
-    A subscriber whose connection comes after it sees only that numbers begin anew, and asks for a replay.
-    """
-
-
-Event = BlockStored | BlockRemoved | AllBlocksCleared
-
-
-class EventBatch(msgspec.Struct, array_like=True, frozen=True):
-    """What happened since the batch before.
-
-    Attributes:
-        ts: seconds since 1970.
-        events: in order.
-        data_parallel_rank: 0; each server has one engine.
-    """
-
-    ts: float
-    events: list[Event]
-    data_parallel_rank: int = 0
-
-
-def name_of(key: bytes) -> int:
-    """A page's name in events: 64 bits of its key."""
-    return int.from_bytes(key[:8], "big")
+from server.engine.kv_publisher import Publisher
+from server.kv_messages import BlockRemoved, BlockStored, Event, name_of
+from server.settings import Settings
 
 
 class KVEvents:
-    """Publishes what the KV manager tells it, from a thread of its own.
-
-    A message has the frames topic, sequence number (8 bytes, big endian) and batch (msgpack). A subscriber
-    that misses a number asks ``replay`` for all batches from one on, as a ``DEALER`` with an empty frame and
-    the number. The answer is each batch as (empty, number, batch), and then number -1 with an empty batch.
+    """What becomes of pages, as events, from what the KV manager tells.
 
     Args:
-        address: where to publish, a ZMQ endpoint.
-        replay: where missed batches are asked for; none if empty.
-        topic: the first frame.
         page_size: tokens of a page.
-
-    Raises:
-        RefusedError: the package pyzmq is not installed, or an address can't be had.
+        publisher: gets each event at once, if there is one.
+        kept: whether events are kept for ``take``.
     """
 
-    def __init__(self, address: str, replay: str, topic: str, page_size: int) -> None:
-        try:
-            import zmq
-        except ImportError as error:
-            raise RefusedError(
-                "--kv-events needs the package pyzmq: pip install 'longspan[kv-events]'"
-            ) from error
-        self._zmq: Any = zmq
-        self._topic = topic.encode()
+    def __init__(self, page_size: int, publisher: Publisher | None, *, kept: bool = False) -> None:
         self._page_size = page_size
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._kept: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_BATCHES)
-        context = self._zmq.Context()
-        self._publisher = self._bind(context, self._zmq.PUB, address)
-        self._replay = self._bind(context, self._zmq.ROUTER, replay) if replay else None
-        self._events.put(AllBlocksCleared())
-        threading.Thread(target=self._publish, name="kv-events", daemon=True).start()
+        self._publisher = publisher
+        self._keeps = kept
+        self._kept: list[Event] = []
 
     def stored(self, before: bytes | None, keys: Sequence[bytes], token_ids: list[int]) -> None:
         """Pages have become findable.
@@ -126,54 +34,39 @@ class KVEvents:
             token_ids: theirs, ``page_size`` for each key.
         """
         parent = None if before is None else name_of(before)
-        self._events.put(BlockStored([name_of(key) for key in keys], parent, token_ids, self._page_size))
+        self._tell(BlockStored([name_of(key) for key in keys], parent, token_ids, self._page_size))
 
     def removed(self, key: bytes) -> None:
         """A page can't be found any more."""
-        self._events.put(BlockRemoved([name_of(key)]))
+        self._tell(BlockRemoved([name_of(key)]))
 
-    def _bind(self, context: Any, kind: int, address: str) -> Any:
-        socket = context.socket(kind)
-        socket.setsockopt(self._zmq.SNDHWM, _WAITING_BATCHES)
-        socket.setsockopt(self._zmq.LINGER, 0)
-        try:
-            socket.bind(address)
-        except self._zmq.ZMQError as error:
-            raise RefusedError(f"KV events can't be published at {address}: {error}") from error
-        return socket
+    def take(self) -> list[Event]:
+        """Events since the last time."""
+        taken, self._kept = self._kept, []
+        return taken
 
-    def _publish(self) -> None:
-        encoder = msgspec.msgpack.Encoder()
-        number = 0
-        try:
-            while True:
-                events = self._next()
-                if events:
-                    batch = encoder.encode(EventBatch(time.time(), events))
-                    self._kept.append((number, batch))
-                    self._publisher.send_multipart((self._topic, number.to_bytes(8, "big"), batch))
-                    number += 1
-                if self._replay is not None and self._replay.poll(0):
-                    self._answer()
-        except Exception:
-            log.exception("KV events end: routers no longer learn which pages are here")
+    def _tell(self, event: Event) -> None:
+        if self._publisher is not None:
+            self._publisher.put(event)
+        if self._keeps:
+            self._kept.append(event)
 
-    def _next(self) -> list[Event]:
-        """Events since the last ones; waits for one, for ever unless a replay may be asked for meanwhile."""
-        events: list[Event] = []
-        with contextlib.suppress(queue.Empty):
-            events.append(self._events.get(timeout=None if self._replay is None else _REPLAY_SECONDS))
-            while True:
-                events.append(self._events.get_nowait())
-        return events
 
-    def _answer(self) -> None:
-        assert self._replay is not None
-        frames = self._replay.recv_multipart()
-        if len(frames) != 3 or len(frames[2]) != 8:
-            return  # not a request of this protocol; the address of who sent it is not even certain
-        who, first = frames[0], int.from_bytes(frames[2], "big")
-        for number, batch in self._kept:
-            if number >= first:
-                self._replay.send_multipart((who, b"", number.to_bytes(8, "big"), batch))
-        self._replay.send_multipart((who, b"", _END_OF_REPLAY, b""))
+def kv_events(settings: Settings, model: str, page_size: int) -> KVEvents | None:
+    """What the settings ask for, if anything.
+
+    Args:
+        settings: of the server.
+        model: its name.
+        page_size: tokens of a page.
+
+    Raises:
+        RefusedError: the package pyzmq is not installed, or an address can't be had.
+    """
+    if settings.kv_events is None:
+        return None
+    publisher = None
+    if settings.kv_events != "grpc":
+        topic = f"kv@{socket.gethostname()}@{model}"
+        publisher = Publisher(settings.kv_events, settings.kv_events_replay or "", topic)
+    return KVEvents(page_size, publisher, kept=settings.streams_kv_events)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from server.engine.kv_events import KVEvents
 from server.engine.page_pool import PagePool
 from server.engine.sequence import Sequence
+from server.kv_messages import Event
 
 Expired = Callable[[int, int], range]
 Salt = Callable[[int, int, int], bytes]
@@ -77,6 +78,10 @@ class KVManager:
         """From now on ``events`` learns which pages can be found."""
         self._events = events
         self.pool.forgotten = events.removed
+
+    def take_events(self) -> list[Event]:
+        """What it has told since the last time, where that is kept."""
+        return [] if self._events is None else self._events.take()
 
     def pages_for(self, tokens: int) -> int:
         """Pages that ``tokens`` tokens take."""

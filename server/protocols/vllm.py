@@ -28,6 +28,7 @@ from server.api.service import VERSION, InferenceServicer
 from server.api.shown import name_of
 from server.encoder_messages import Task
 from server.observe.logging import request_id
+from server.protocols import vllm_kv_events
 from server.protocols.vllm_answer import VllmAnswer
 from server.protocols.vllm_request import generate_request
 from server.text.bundle import bundle
@@ -170,6 +171,19 @@ class VllmServicer:
             last = start + _CHUNK_BYTES >= len(data)
             chunk = data[start : start + _CHUNK_BYTES]
             yield common.GetTokenizerChunk(data=chunk, sha256=digest if last else "")
+
+    async def SubscribeKvEvents(  # noqa: N802
+        self, request: common.SubscribeKvEventsRequest, context: Context
+    ) -> AsyncIterator[common.KvEventBatch]:
+        """Which prompts' pages are in the prefix cache, and what becomes of them."""
+        log = self._state.kv_log
+        if log is None:
+            raise vllm_kv_events.switched_off()
+        vllm_kv_events.check_allowed(caller.get().identity)
+        self._state.model("").check_task(Task.GENERATE)
+        async with aclosing(vllm_kv_events.batches(log, request.start_sequence_number)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def _bundled(self, tokenizer: Tokenizer) -> tuple[bytes, str]:
         """The archive and its SHA-256, made once, however many ask at a time and leave meanwhile."""

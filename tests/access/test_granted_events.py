@@ -30,3 +30,16 @@ def test_what_is_no_address_is_refused(address):
 def test_a_replay_without_events_is_refused():
     with pytest.raises(RefusedError, match="--kv-events-replay needs --kv-events"):
         granted(Settings(kv_events_replay="ipc:///run/replay"))
+
+
+def test_grpc_alone_needs_the_protocol_that_streams_them():
+    granted(Settings(kv_events="grpc", protocols="kserve,vllm"))
+    with pytest.raises(RefusedError, match="--kv-events grpc needs --protocols vllm"):
+        granted(Settings(kv_events="grpc", protocols="kserve"))
+    with pytest.raises(RefusedError, match="--kv-events-replay needs an address in --kv-events"):
+        granted(Settings(kv_events="grpc", kv_events_replay="ipc:///run/replay", protocols="vllm"))
+
+
+def test_without_a_prefix_cache_there_are_none():
+    with pytest.raises(RefusedError, match="--no-prefix-cache leaves it empty"):
+        granted(Settings(kv_events="ipc:///run/events", prefix_cache=False))

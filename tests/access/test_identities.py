@@ -67,7 +67,7 @@ def test_a_file_says_who_may_ask_and_how_much(file):
         ("a = 1", "'a' stands outside a table"),
         ("[a", "is not valid TOML"),
         ('["a b"]', "'a b' is no name"),
-        ("[a]\ntoken = 'x'", r"\[a\] has no 'token'; it may have certificates, kv_tokens, max_priority"),
+        ("[a]\ntoken = 'x'", r"\[a\] has no 'token'; it may have certificates, kv_events, kv_tokens"),
         ("[a]", "neither token_sha256 nor certificates"),
         ("[a]\ntoken_sha256 = 'x'", "token_sha256 is not a list of texts"),
         ("[a]\ntoken_sha256 = ['my secret']", "not 64 hexadecimal digits"),
@@ -82,6 +82,7 @@ def test_a_file_says_who_may_ask_and_how_much(file):
         ("a = " + "[" * 5000, "is not valid TOML"),
         ("[a]\ncertificates = ['x']\nmax_priority = true", "max_priority is not a whole number"),
         ("[a]\ncertificates = ['x']\nmetrics = 1", "metrics is neither true nor false"),
+        ("[a]\ncertificates = ['x']\nkv_events = 'x'", "kv_events is neither true nor false"),
         (
             "[a]\ncertificates = ['x']\n[b]\ncertificates = ['x']",
             r"\[a\] and \[b\] have the same token or certificate",

@@ -8,6 +8,8 @@ import grpc
 import pytest
 
 from longspan.v1 import inference_pb2, types_pb2
+from server.access.callers import Callers
+from server.access.identities import token_hash
 from server.messages import Stats
 from server.observe import orca
 from server.observe.orca import LoadReports, Rate
@@ -40,6 +42,15 @@ def test_rates_follow_what_happens():
 @pytest.fixture
 def settings(settings, request):
     return settings.model_copy(update={"load_reports": getattr(request, "param", True)})
+
+
+@pytest.fixture
+def callers(request, tmp_path):
+    if not hasattr(request, "param"):
+        return Callers()
+    file = tmp_path / "identities.toml"
+    file.write_text(f"[me]\ntoken_sha256 = ['{token_hash('mine')}']\n{request.param}\n")
+    return Callers(file)
 
 
 def reports(running, **interval):
@@ -92,6 +103,18 @@ async def test_requests_that_no_server_would_answer_are_not_reported(running):
             await running.stub.Generate(ask("hello", model="another"))
     report = await reports(running).read()
     assert (report.rps_fractional, report.eps) == (0, 0)
+
+
+@pytest.mark.parametrize("callers", ["tokens_per_minute = 1"], indirect=True)
+async def test_limits_of_an_identity_tell_nothing_of_the_server(running):
+    metadata = (("authorization", "Bearer mine"),)
+    await running.stub.Generate(ask("hello"), metadata=metadata)
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.Generate(ask("hello"), metadata=metadata)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    report = running.server._reports.report()
+    assert (report.rps_fractional, report.eps) == (pytest.approx(0.1, rel=0.1), 0)
 
 
 @pytest.mark.parametrize("seconds", [2**63 - 1, -(2**63)])

@@ -234,13 +234,21 @@ async def test_what_it_lacks_is_unimplemented_with_a_sentence(running, stub):
     calls = (
         stub.FlushCache(common.FlushCacheRequest()),
         stub.StartProfile(common.StartProfileRequest()),
-        stub.SubscribeKvEvents(common.SubscribeKvEventsRequest()).read(),
     )
     for call in calls:
         with pytest.raises(aio.AioRpcError, match=r"docs/protocols\.md") as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert details(caught.value)["ErrorInfo"].reason == "NOT_OFFERED"
+
+
+async def test_kv_events_are_off_unless_asked_for(running, stub):
+    call = stub.SubscribeKvEvents(common.SubscribeKvEventsRequest())
+    with pytest.raises(aio.AioRpcError, match="with --kv-events it would") as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    # Only so does the gateway ask no more.
+    assert "x-request-id" not in dict(await call.initial_metadata())
 
 
 async def test_load(running, stub):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -83,19 +84,29 @@ def configuration(servers: Sequence[Server], access: Access, folder: Path) -> di
     for name in ("certificate.yaml", "roots.yaml"):
         (folder / name).write_text(text(name))
     config: dict[str, Any] = yaml.safe_load(text("envoy.yaml"))
-    config["admin"]["address"]["socket_address"]["port_value"] = 0
+    config["admin"]["address"]["socket_address"]["port_value"] = administration = _free_port()
     for listener in config["static_resources"]["listeners"]:
         listener["address"]["socket_address"].update(address="127.0.0.1", port_value=0)
     addresses = [
         {"socket_address": {"address": server.host, "port_value": server.port}} for server in servers
     ]
-    for cluster in config["static_resources"]["clusters"]:
+    *of_servers, admin = config["static_resources"]["clusters"]
+    (itself,) = admin["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    itself["endpoint"]["address"]["socket_address"]["port_value"] = administration
+    for cluster in of_servers:
         cluster["type"] = "STATIC"
         del cluster["dns_refresh_rate"], cluster["respect_dns_ttl"]
         cluster["load_assignment"]["endpoints"] = [
             {"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}
         ]
     return config
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Envoy:
@@ -143,10 +154,15 @@ class Envoy:
 
     def ready(self) -> bool:
         """Whether the kubelet's probe finds it so."""
+        return self.status("GET", "/ready")[0] == 200
+
+    def status(self, method: str, path: str) -> tuple[int, str]:
+        """What the port for probes and Prometheus answers: a status and a text."""
         connection = http.client.HTTPConnection(self.host, self._status, timeout=5)
         try:
-            connection.request("GET", "/ready")
-            return connection.getresponse().status == 200
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
         finally:
             connection.close()
 

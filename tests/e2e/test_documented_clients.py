@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from longspan.v1 import inference_pb2, types_pb2
 
-PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "clients.md").read_text()
 
 
 def test_the_python_example_runs_as_it_stands(server):
@@ -51,8 +52,11 @@ def test_the_grpcurl_example_is_a_request_that_reflection_describes(server):
     assert "".join(event["delta"].get("text", "") for event in events if "delta" in event)
 
 
-def test_the_go_example_uses_names_that_the_proto_has():
-    (program,) = re.findall(r"```go\n(.*?)```", PAGE, re.DOTALL)
+def test_the_go_example_is_that_of_its_folder_and_uses_names_that_the_proto_has():
+    program = (ROOT / "examples/go/chat.go").read_text()
+    parts = re.findall(r"```go\n(.*?)```", PAGE, re.DOTALL)
+    assert len(parts) == 2
+    assert all(part in program for part in parts)
     names = re.findall(r"pb\.([A-Z]\w+)\{", program)
     assert names
     for name in names:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.authority import Authority
 from tests.e2e.envoy import Envoy, binary, make_access
@@ -110,6 +111,29 @@ def test_one_that_ends_lets_streams_end_and_sends_clients_away(replicas, access,
             os.killpg(ending.pid, signal.SIGKILL)
             ending.wait()
     assert closing["http.longspan.downstream_cx_drain_close"] >= 1
+
+
+def test_prometheus_reads_its_metrics_and_no_more_of_its_administration(replicas, access):
+    with Envoy(replicas, access) as envoy, channel(envoy, access) as calls:
+        assert calls.unary_unary(SLOW)(b"", timeout=10) == b"answer"
+        code, text = envoy.status("GET", "/metrics")
+        others = [
+            envoy.status("GET", path)[0]
+            for path in ("/stats", "/config_dump", "/", "/metrics/../quitquitquit")
+        ]
+        changes = [
+            envoy.status("POST", path)[0] for path in ("/metrics", "/quitquitquit", "/healthcheck/fail")
+        ]
+        assert envoy.ready()
+    samples = {
+        (sample.name, sample.labels.get("envoy_cluster_name")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert code == 200
+    assert samples["envoy_cluster_upstream_rq_total", "longspan"] == 1
+    assert samples["envoy_cluster_membership_healthy", "longspan"] == 2
+    assert {*others, *changes} == {404}
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import tritonclient.grpc as triton
 from google.protobuf.message_factory import GetMessageClass
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
+from smg_grpc_proto.generated import common_pb2
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -36,7 +38,7 @@ def secured(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         file.write("kv_tokens = 50\n")
     with Server(
         *("--tls-certificate", issued.certificate, "--tls-key", issued.key, "--identities", identities),
-        *("--protocols", "vllm,kserve,channelz"),
+        *("--protocols", "vllm,kserve,channelz", "--kv-events", "grpc"),
     ) as server:
         yield Secured(server, authority.root, identities, tokens)
 
@@ -96,6 +98,27 @@ def test_and_for_the_engine_protocol(secured, channel):
     request.sampling_params.max_tokens = 8
     (answer,) = stub.Generate(request, metadata=metadata(secured), timeout=20)
     assert answer.complete.completion_tokens == 8
+
+
+def test_events_that_tell_all_prompts_are_for_identities_that_may_read_them(secured, channel):
+    stub, asked = vllm_engine_pb2_grpc.VllmEngineStub(channel), common_pb2.SubscribeKvEventsRequest()
+    with pytest.raises(grpc.RpcError, match="kv_events = true") as caught:
+        next(stub.SubscribeKvEvents(asked, metadata=metadata(secured), timeout=20))
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    token = make_token("router", secured.identities)
+    with secured.identities.open("a") as file:
+        file.write("kv_events = true\n")
+    end = time.monotonic() + 10
+    while True:
+        try:
+            first = next(
+                stub.SubscribeKvEvents(asked, metadata=[("authorization", f"Bearer {token}")], timeout=20)
+            )
+            break
+        except grpc.RpcError:
+            assert time.monotonic() < end, "the file is read again within a second"
+            time.sleep(0.1)
+    assert first.snapshot.count == 1
 
 
 def test_channelz(secured, channel):

@@ -17,7 +17,8 @@ validate = pytest.importorskip("kubernetes_validate", reason="installed by make 
 helm = pytest.importorskip("helm_python", reason="installed by make charts")
 
 CHART, FOLDER, ENVOY = Path("deploy/helm"), Path("deploy/kubernetes"), Path("deploy/envoy/envoy.yaml")
-OF_OPERATORS = ("ServiceMonitor", "ScaledObject")
+NAMES = ("longspan", "longspan-envoy")
+OF_OPERATORS = ("ServiceMonitor", "PodMonitor", "ScaledObject")
 
 
 def by_name(documents: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -59,7 +60,7 @@ def test_kustomize_and_helm_give_the_same():
 @pytest.mark.parametrize("version", ["1.30", "1.34", "1.37"])
 def test_objects_are_valid(version):
     objects = [each for name, each in rendered().items() if name[0] not in OF_OPERATORS]
-    assert len(objects) == 8
+    assert len(objects) == 10
     for each in objects:
         validate.validate(each, version, strict=True)
     wrong = dict(objects[0], spec=dict(objects[0].get("spec", {}), replicaz=1))
@@ -74,6 +75,7 @@ def test_values_are_heeded():
             "arguments": ["--attention=sliding_window", "--attention-options={window: 4096}"],
             "autoscaler": {"enabled": False, "minReplicas": 5},
             "serviceMonitor": {"enabled": False},
+            "networkPolicy": {"prometheus": []},
             "accessSecret": "mine",
             "cacheClaim": "models",
             "pod": {"imagePullSecrets": [{"name": "registry"}]},
@@ -92,7 +94,9 @@ def test_values_are_heeded():
     volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
     assert volumes["access"]["secret"]["secretName"] == "mine"
     assert volumes["cache"] == {"persistentVolumeClaim": {"claimName": "models"}}
-    assert not {"HorizontalPodAutoscaler", "ServiceMonitor"} & {kind for kind, _ in objects}
+    assert not {"HorizontalPodAutoscaler", "ServiceMonitor", "PodMonitor"} & {kind for kind, _ in objects}
+    assert [len(objects["NetworkPolicy", name]["spec"]["ingress"]) for name in NAMES] == [1, 1]
+    assert not {"NetworkPolicy"} & {kind for kind, _ in rendered({"networkPolicy": {"enabled": False}})}
     with pytest.raises(helm.HelmError):
         helm.Chart.load(str(CHART)).validate_schema({"imagee": "x"})
     with pytest.raises(helm.HelmError):
@@ -123,7 +127,7 @@ def test_what_is_named_exists():
     assert {argument.split("=")[0] for argument in container["args"][1:]} <= flags
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports["grpc"] == DEFAULT_PORT
-    clusters = yaml.safe_load(ENVOY.read_text())["static_resources"]["clusters"]
+    *clusters, _ = yaml.safe_load(ENVOY.read_text())["static_resources"]["clusters"]
     for cluster in clusters:
         assert cluster["health_checks"][0]["grpc_health_check"]["service_name"] == SERVICE
         endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
@@ -138,3 +142,28 @@ def test_what_is_named_exists():
     source = "".join(path.read_text() for path in Path("server/observe").glob("*.py"))
     for metric in objects["HorizontalPodAutoscaler", "longspan"]["spec"]["metrics"]:
         assert f'"{metric["pods"]["metric"]["name"].removeprefix("longspan_")}"' in source
+
+
+def test_who_reaches_whom():
+    """Policies select a deployment's pods each, and name their ports: grpc for calls, the other to scrape."""
+    objects = rendered()
+    pods = {name: objects["Deployment", name]["spec"]["template"] for name in NAMES}
+    callers = {"longspan": pods["longspan-envoy"]["metadata"]["labels"], "longspan-envoy": None}
+    for name, pod in pods.items():
+        policy = objects["NetworkPolicy", name]["spec"]
+        assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        calls, scrapes = policy["ingress"]
+        assert [rule["port"] for rule in calls["ports"]] == ["grpc"]
+        peers = [peer["podSelector"]["matchLabels"] for peer in calls.get("from", ())]
+        assert peers == ([] if callers[name] is None else [callers[name]]), "Envoy is called by all"
+        ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+        assert [rule["port"] for rule in scrapes["ports"]] == [port for port in ports if port != "grpc"]
+        assert scrapes["from"], "not by all"
+    monitored = objects["PodMonitor", "longspan-envoy"]["spec"]
+    assert (
+        monitored["selector"]["matchLabels"].items() <= pods["longspan-envoy"]["metadata"]["labels"].items()
+    )
+    (endpoint,) = monitored["podMetricsEndpoints"]
+    listeners = yaml.safe_load(ENVOY.read_text())["static_resources"]["listeners"]
+    (shown,) = (each for each in listeners if each["name"] == endpoint["port"])
+    assert shown["address"]["socket_address"]["port_value"] == ports[endpoint["port"]]
