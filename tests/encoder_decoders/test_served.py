@@ -11,7 +11,6 @@ from longspan.v1 import inference_pb2
 from tests.e2e.server import Server
 from tests.encoder_decoders.harness import generated, own_model
 from tests.encoder_decoders.zoo import CONTEXT, ENGLISH, FRENCH, GERMAN, save_encoder_decoder
-from tests.models_zoo import VOCABULARY
 
 TEXTS = ["a cat", "the module's own documentation", "import", "a cat and another one, in the same house"]
 SAID = {
@@ -129,11 +128,6 @@ def test_log_probabilities(client, own, tokens):
         ({"no_repeat_ngram_size": 65}, r"no_repeat_ngram_size: is 65; runs of at most 64 tokens"),
         ({"forced_token_ids": [9] * 127}, r"forced_token_ids: makes 128 forced tokens"),
         ({"max_tokens": 2, "forced_token_ids": [9, 9]}, r"forced_token_ids: makes 3 forced tokens"),
-        # The makers' min_length is 6, and three of these tokens are banned by them.
-        (
-            {"stop_token_ids": sorted({*range(VOCABULARY)} - {1, 70, 71})},
-            r"stop.stop_token_ids: leave no token to choose before min_tokens",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused(client, options, sentence):
