@@ -88,7 +88,7 @@ class Stats(msgspec.Struct, array_like=True):
 
     Attributes:
         running: sequences that hold pages.
-        waiting: sequences that hold none.
+        waiting: sequences that hold none; of a beam search that waits, all of its beams.
         pages_total: pages that can be allocated.
         pages_used: pages held by running sequences.
         pages_cached: pages that only the prefix cache holds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import time
 from collections.abc import Callable
@@ -18,6 +19,26 @@ def starved(*pids: int) -> float:
             with contextlib.suppress(OSError):  # the thread has ended
                 total += int(file.read_text().split()[1])
     return total / 1e9
+
+
+class Starving:
+    """Takes from a time that was measured what these processes' threads waited for a core meanwhile.
+
+    Other work on the machine makes every answer as late as it likes; what is left is the processes' own.
+    """
+
+    def __init__(self, *pids: int) -> None:
+        self._pids = pids
+        self._looks = [(time.monotonic(), starved(*pids))]
+
+    def look(self) -> None:
+        """To be called again and again: what is waited between two looks counts for all times between."""
+        self._looks.append((time.monotonic(), starved(*self._pids)))
+
+    def less(self, begun: float, ended: float) -> float:
+        """Seconds from one monotonic time to another that no other program can have caused; at least 0."""
+        index = bisect.bisect_right(self._looks, (begun, float("inf"))) - 1
+        return max(0.0, ended - begun - (starved(*self._pids) - self._looks[max(0, index)][1]))
 
 
 def wait_ended(process: psutil.Process, seconds: float) -> None:

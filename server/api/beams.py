@@ -28,6 +28,9 @@ def beams_of(request: inference_pb2.GenerateRequest) -> Beams | None:
     return Beams(count=asked.num_beams, length_penalty=penalty, early_stopping=_EARLY[asked.early_stopping])
 
 
+_NEUTRAL_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
 def check_beams(request: inference_pb2.GenerateRequest, sampling: Sampling, max_running: int) -> Violations:
     """The faults of a request's beam search, and fields that do not go with it.
 
@@ -54,8 +57,16 @@ def check_beams(request: inference_pb2.GenerateRequest, sampling: Sampling, max_
         yield Violation("beam_search.length_penalty", sentence)
     if asked.early_stopping not in _EARLY:
         yield Violation("beam_search.early_stopping", f"is {asked.early_stopping}, which has no meaning")
-    if sampling.penalized:
-        yield Violation("beam_search", "has no penalties; set these to neutral, repetition_penalty to 1")
+    for name, neutral in _NEUTRAL_PENALTIES.items():
+        if (value := getattr(sampling, name)) == neutral:
+            continue
+        whose = (
+            f"this request asks for {name} {value:g}; leave it out or set it to {neutral:g}"
+            if request.sampling.HasField(name)
+            else f"the model's generation_config says {name} {value:g} for requests that leave it open; set "
+            f"sampling.{name} to {neutral:g} in this one"
+        )
+        yield Violation("beam_search", f"has no penalties, and {whose}")
     for name in ("temperature", "top_k", "top_p", "min_p", "logit_bias", "seed"):
         if getattr(request.sampling, name):
             yield Violation(

@@ -77,8 +77,7 @@ class Plan:
             )
         stop, logprobs, target = self.request.stop, self.request.logprobs, self.target
         max_tokens = self._max_tokens(len(prompt), context_length)
-        usual = 0 if target is None else target.min_tokens
-        min_tokens = stop.min_tokens if stop.HasField("min_tokens") else usual
+        min_tokens = _min_tokens(self.request, target)
         seeds = [(self.seed + index * _SEED_STEP) % 2**64 for index in range(self.n)]
         return [
             Submit(
@@ -155,8 +154,9 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
     stop_ids = {*request.stop.stop_token_ids, *(id_ for id_ in stop.token_ids if id_ < vocabulary)}
     if not request.stop.ignore_eos:
         stop_ids.update(served.generation.eos_token_ids)
-    if request.stop.min_tokens and len(stop_ids) >= vocabulary:
-        sentence = "leave no token to choose before min_tokens; name fewer"
+    banned = () if target is None else target.banned
+    if _min_tokens(request, target) and len(stop_ids.union(banned)) >= vocabulary:
+        sentence = "leave no token to choose before min_tokens; name fewer, or set min_tokens to 0"
         raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
     sampling = _sampling(request, served.generation.sampling, target)
     refuse(check_beams(request, sampling, served.ready.max_running))
@@ -173,6 +173,13 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
         beams=beams_of(request),
         beam_room=BeamRoom.of(served.ready),
     )
+
+
+def _min_tokens(request: inference_pb2.GenerateRequest, target: Target | None) -> int:
+    """Tokens before which a sample does not end, by the request or else by the makers of its model."""
+    if request.stop.HasField("min_tokens"):
+        return request.stop.min_tokens
+    return 0 if target is None else target.min_tokens
 
 
 _SAMPLING_FIELDS = (*RANGES, "top_k")

@@ -16,6 +16,7 @@ from server.api.interceptor import Context
 from server.api.masks import filled_texts, mask_id, masked_texts, top_k_of
 from server.api.prompt import check_tokenizer
 from server.api.state import Served, ServerState
+from server.api.vector_bytes import Holder
 from server.encoder_messages import Encode, EncoderInfo, Pooling, Task
 from server.observe.logging import request_id
 from server.text.encoder_texts import EncoderText, Input
@@ -104,7 +105,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     def _encoding(self, context: Context) -> Encoding:
         """That of the call which this task serves."""
         by, metrics = caller.get(), self._accounts.metrics
-        holder = by.identity.name or context.peer()
+        holder = Holder.of(by.identity.name, context.peer())
         return Encoding(request_id.get(), by, holder, self._state, metrics, account.get())
 
 

@@ -13,6 +13,7 @@ from server.api import encoder_errors, errors
 from server.api.account import Account
 from server.api.prompt import THREAD_CHARACTERS
 from server.api.state import Served, ServerState
+from server.api.vector_bytes import Holder
 from server.encoder_messages import Encode, Pooling
 from server.engine.ipc.output import EngineDeadError, OutputStream
 from server.messages import FinishReason, SequenceOutput
@@ -47,7 +48,7 @@ class Encoding:
         self,
         request_id: str,
         caller: Caller,
-        holder: str,
+        holder: Holder,
         state: ServerState,
         metrics: Metrics,
         account: Account,

@@ -180,6 +180,8 @@ class Interceptor(aio.ServerInterceptor):
                 call.sent()
                 end_unless_sent()
                 return response
+            # The client has gone. Of a call that returned without an answer gRPC would serialize that.
+            raise asyncio.CancelledError
 
         return handle
 

@@ -222,7 +222,7 @@ class EngineCore:
         if computed.failed:
             self._failed += self.accepting.end(computed.failed, fresh)
             if not computed.scheduled:
-                self._isolated.prove(self.kv)
+                self._isolated.prove(self.kv, start=[0] if self.source_length else [])
                 return None
         scheduled, launched = computed.scheduled, computed.launched
         flight = Flight.of(began, computed, fresh)

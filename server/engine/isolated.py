@@ -19,6 +19,7 @@ from server.engine.kv_manager import KVManager
 from server.engine.runner import Launched, Runner, RunOutput
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
+from server.engine.source import laid_out
 from server.engine.team import Team
 from server.messages import Sampling, Submit
 from server.models.executors.base import GivenUpError
@@ -96,21 +97,23 @@ class IsolatedRunner:
             log.warning("a step launched ahead fails (%s); it is launched again", type(error).__name__)
         return None
 
-    def prove(self, kv: KVManager) -> None:
+    def prove(self, kv: KVManager, start: list[int]) -> None:
         """Computes a token of no request, once none of a step's sequences could be computed.
 
         Args:
-            kv: has a free page.
+            kv: has a free page, of an encoder-decoder two.
+            start: what the decoder of an encoder-decoder begins with; empty for other models.
 
         Raises:
             Exception: the fault is not the sequences'.
         """
         log.warning("none of a step's sequences can be computed; a token of no request is tried")
-        probe = Sequence(Submit(id=-1, prompt=[0], sampling=Sampling(temperature=0.0), max_tokens=1), 0)
-        if not kv.extend(probe, 1):
+        request = Submit(id=-1, prompt=[0], sampling=Sampling(temperature=0.0), max_tokens=1, start=start)
+        probe = Sequence(laid_out(request, kv.page_size) if start else request, 0)
+        if not kv.extend(probe, probe.total):
             raise RuntimeError("no sequence of a step can be computed, and no page is free to try another")
         try:
-            self._runner.collect(self._launch([Scheduled(probe, 1)], None))
+            self._runner.collect(self._launch([Scheduled(probe, probe.total)], None))
         finally:
             kv.release(probe)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 
@@ -74,6 +74,11 @@ class PagePool:
     def count_held(self, pages: Iterable[int]) -> int:
         """How many of ``pages`` are held; zeros ("no page") are not."""
         return sum(self._holders[page] > 0 for page in pages)
+
+    def freed(self, pages: Iterable[int]) -> int:
+        """How many pages would be available if these lost a holder each time that they are named."""
+        named = Counter(pages)
+        return sum(count == self._holders[page] for page, count in named.items() if page)
 
     def shared(self, page: int) -> bool:
         """Whether a page has several holders."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection
 from collections.abc import Sequence as Listed
 from typing import NamedTuple
@@ -64,12 +65,42 @@ class Room:
         return Need(places, self._kv.demand_of(first, self._step))
 
     def fits(self, need: Need, without: Collection[Sequence] = ()) -> bool:
-        """Whether there is room, at best, once others have given way."""
-        running = [s for s in self._running if s not in without] if without else self._running
+        """Whether there is room, at best, once others have given way.
+
+        Pages that several of them hold are counted for each; ``to_give_way`` counts what becomes free.
+        """
+        return self._fits(need, without, sum(map(_held, without)))
+
+    def to_give_way(self, need: Need, kept: Need, outranked: Listed[Sequence]) -> Listed[Sequence] | None:
+        """The running sequences to preempt, as few as make room for another one; ``None`` if none would.
+
+        None gives way for what is kept for those that wait longer: where there is room for ``need`` without
+        it, the others must leave it too.
+
+        Args:
+            need: of the sequence that is to run, with the pages that it has found.
+            kept: what must stay free then.
+            outranked: those that may be preempted, the least urgent last.
+        """
+
+        def fits(count: int, all_of_it: Need = need) -> bool:
+            without = outranked[len(outranked) - count :]
+            freed = self._kv.pool.freed(page for s in without for part in s.parts for page in part.pages)
+            return self._fits(all_of_it, without, freed)
+
+        # The more give way, the more room there is.
+        count = bisect.bisect_left(range(len(outranked) + 1), True, key=fits)
+        if count > len(outranked) or not fits(count, need.plus(kept)):
+            return None
+        return outranked[len(outranked) - count :]
+
+    def _fits(self, need: Need, without: Collection[Sequence], freed: int) -> bool:
+        gone = set(without)
+        running = [s for s in self._running if s not in gone]
         places = self._places(running)
         behind = (s for s in running if any(part.remaining > 1 for part in s.parts))
         reserve = places + sum(map(self._missing, behind))
-        available = self._kv.pool.available + sum(map(_held, without))
+        available = self._kv.pool.available + freed
         return places + need.places <= self._most and need.pages + reserve <= available
 
     def _missing(self, sequence: Sequence) -> int:

@@ -301,19 +301,19 @@ class Scheduler:
             kept: what must stay free for others that wait.
         """
         room = self._room
-        victims = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
+        outranked = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
         need = room.need(sequence)
-        if not room.fits(need._replace(pages=need.pages - self.kv.most_shared(sequence)).plus(kept), victims):
+        shared = need._replace(pages=need.pages - self.kv.most_shared(sequence))
+        if not room.fits(shared.plus(kept), outranked):
             return False
         self.kv.adopt_prefix(sequence)
-        need = room.need(sequence)
-        enough = room.fits(need.plus(kept), victims)
-        while not room.fits(need.plus(kept)):
-            if not victims or not enough or not step.preempts or room.fits(need):
-                step.stuck = step.stuck or (bool(victims) and enough and not step.preempts)
-                self.kv.release(sequence)
-                return False
-            self._preempt(victims.pop(), step)
+        victims = room.to_give_way(room.need(sequence), kept, outranked)
+        if victims is None or (victims and not step.preempts):
+            step.stuck = step.stuck or victims is not None
+            self.kv.release(sequence)
+            return False
+        for victim in reversed(victims):
+            self._preempt(victim, step)
         self.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.state = State.RUNNING

@@ -42,7 +42,7 @@ class Totals:
         kv = scheduler.kv
         return Stats(
             running=sum(len(sequence.parts) for sequence in scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=scheduler.waiting.sequences,
             pages_total=kv.pool.total,
             pages_used=kv.pool.held,
             pages_cached=kv.pool.cached,

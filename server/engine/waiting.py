@@ -21,6 +21,8 @@ class Waiting:
         self._keys: dict[Sequence, tuple[tuple[float, int], tuple[int, int, int]]] = {}
         self._followers: dict[int, list[Sequence]] = {}
         self._leader_of: dict[Sequence, int] = {}
+        self.sequences = 0
+        """How many these can become: of a beam search all of its beams."""
 
     def __len__(self) -> int:
         return len(self._keys) + len(self._leader_of)
@@ -41,6 +43,7 @@ class Waiting:
 
     def add(self, sequence: Sequence) -> None:
         """Adds a sequence that follows no other; ``found`` is set."""
+        self.sequences += sequence.width
         urgency = sequence.urgency
         length = (-sequence.request.priority, sequence.to_compute, sequence.arrival)
         self._keys[sequence] = urgency, length
@@ -49,6 +52,7 @@ class Waiting:
 
     def add_follower(self, sequence: Sequence, leader: int) -> None:
         """Adds a sequence that waits for the one with the id ``leader``."""
+        self.sequences += sequence.width
         self._followers.setdefault(leader, []).append(sequence)
         self._leader_of[sequence] = leader
 
@@ -56,11 +60,13 @@ class Waiting:
         """Removes all followers of a sequence, and returns them."""
         followers = self._followers.pop(leader, [])
         for sequence in followers:
+            self.sequences -= sequence.width
             del self._leader_of[sequence]
         return followers
 
     def remove(self, sequence: Sequence) -> None:
         """Removes one that waits."""
+        self.sequences -= sequence.width
         leader = self._leader_of.pop(sequence, None)
         if leader is not None:
             self._followers[leader].remove(sequence)

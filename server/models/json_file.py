@@ -41,6 +41,15 @@ def read_json(path: Path) -> Any:
         raise RefusedError(f"{path} can't be read: {error}") from error
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a message can have the text: JSON can spell half of a surrogate pair, which UTF-8 can not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of its pairs.
 

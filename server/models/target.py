@@ -82,6 +82,13 @@ def read_target(
             "generation_config.json: suppress_tokens and bad_words_ids ban every token, so that there is no "
             "output; fetch the model's own files again"
         )
+    shortest = _count(file, "min_new_tokens") or max(0, _count(file, "min_length") - 1)
+    if shortest and len({*banned, *ends}) >= vocabulary:
+        raise RefusedError(
+            "generation_config.json: before min_length or min_new_tokens no token may be output, since all "
+            "are banned (suppress_tokens, bad_words_ids) or end it (eos_token_id); fetch the model's own "
+            "files again"
+        )
     if all_used:
         used.add("bad_words_ids")
     return (
@@ -91,7 +98,7 @@ def read_target(
             forced_first=_token(file, "forced_bos_token_id", vocabulary),
             forced_end=_token(file, "forced_eos_token_id", vocabulary),
             max_tokens=longest,
-            min_tokens=_count(file, "min_new_tokens") or max(0, _count(file, "min_length") - 1),
+            min_tokens=shortest,
             no_repeat_ngram=_count(file, "no_repeat_ngram_size", _MOST_NGRAM),
             banned=banned,
         ),

@@ -59,6 +59,8 @@ def load_tokenizer(folder: Path | None, source: str, chat_template: str | None) 
 def check_tokens(tokenizer: Tokenizer, vocabulary_size: int, most: int | None = None) -> None:
     """Tries the tokenizer, and says where some texts can't be prompts: the others can.
 
+    A mask that no text can have is no mask from then on.
+
     Args:
         tokenizer: of the model.
         vocabulary_size: tokens that the model knows.
@@ -69,6 +71,7 @@ def check_tokens(tokenizer: Tokenizer, vocabulary_size: int, most: int | None = 
     """
     if tokenizer.has_text:
         _try(tokenizer, vocabulary_size, most)
+        try_mask(tokenizer, vocabulary_size)
     beyond = tokenizer.vocabulary_size - vocabulary_size
     if beyond > 0:
         log.warning(
@@ -108,3 +111,15 @@ def _try(tokenizer: Tokenizer, vocabulary_size: int, most: int | None) -> None:
             return
     if tried:
         raise RefusedError(f"the model's tokenizer can't be used: {reason}; {_INSTEAD}")
+
+
+def try_mask(tokenizer: Tokenizer, vocabulary_size: int) -> None:
+    """Takes a tokenizer's mask away, with a warning, if no text can spell it as a token of the model."""
+    mask = tokenizer.mask_token
+    if mask is None:
+        return
+    token = tokenizer.special_tokens[mask]
+    if token < vocabulary_size and token in tokenizer.encode(mask):
+        return
+    log.warning("texts can't spell the tokenizer's mask, %.40r, as a token that the model knows", mask)
+    tokenizer.mask_token = None

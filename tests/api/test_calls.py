@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from grpc import aio
 
 from longspan.v1 import inference_pb2, types_pb2
-from server.api import stall
+from server.api import interceptor, stall
 from server.messages import FinishReason, SequenceOutput
 from server.text import chat as chat_templates
 from server.text import template_process
@@ -73,6 +73,20 @@ async def test_many_cancellations_leave_nothing_and_log_nothing(running, caplog)
     assert running.engine.running == 0
     assert not running.engine._streams
     assert not caplog.records
+
+
+async def test_a_client_that_has_gone_when_its_answer_comes_leaves_nothing_in_the_log(
+    running, monkeypatch, caplog
+):
+    async def gone(call, context):
+        raise aio.InternalError("the message can't be sent")
+
+    monkeypatch.setattr(interceptor._Call, "name", gone)
+    for fields in ({}, {"n": 0}):  # an answer, and a refusal
+        with pytest.raises(aio.AioRpcError):
+            await running.stub.Generate(ask(**fields), timeout=0.5)
+    await until(lambda: not len(running.state.admission))
+    assert [record for record in caplog.records if record.name.startswith("grpc")] == []
 
 
 async def test_abort_ends_a_stream_with_what_it_has(running):

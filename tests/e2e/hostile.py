@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 
 from longspan.v1 import encoder_pb2, inference_pb2
 from tests.e2e.server import Server
-from tests.processes import starved
+from tests.processes import Starving
 from tests.wire_format import field
 
 _MIB = 1 << 20
@@ -172,14 +172,12 @@ def watched(server: Server, streams: int = 1) -> Iterator[Seen]:
     seen, end = Seen(), threading.Event()
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
-    every = (process.pid, server.engine_pid, os.getpid())
-    starving = [(time.monotonic(), starved(*every))]
+    starving = Starving(process.pid, server.engine_pid, os.getpid())
 
     def note(found: list[float], begun: float, ended: float) -> None:
         found.append(ended - begun)
         if ended - begun > seen.held:
-            had = next(total for when, total in reversed(starving) if when <= begun)
-            seen.held = max(seen.held, ended - begun - (starved(*every) - had))
+            seen.held = max(seen.held, starving.less(begun, ended))
 
     def stream() -> None:
         with server.client() as client:
@@ -196,7 +194,7 @@ def watched(server: Server, streams: int = 1) -> Iterator[Seen]:
     def health() -> None:
         with server.client() as client:
             while not end.wait(0.02):
-                starving.append((time.monotonic(), starved(*every)))
+                starving.look()
                 begun = time.monotonic()
                 assert client.health(timeout=60)
                 note(seen.health, begun, time.monotonic())

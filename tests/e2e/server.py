@@ -8,6 +8,7 @@ import os
 import random
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -62,6 +63,18 @@ class Server:
         assert match, f"no ready lines but {lines!r}; log:\n{self.log}"
         self.name, self.host = match[1], match[2]
         self.port, self.metrics_port = int(match[3]), int(match[4])
+
+    def is_ready(self, seconds: float) -> bool:
+        """Waits until it is ready, or has ended; fails where neither comes."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + seconds
+        while not select.select([self.process.stdout], [], [], 0.05)[0]:  # its end is something to read, too
+            assert time.monotonic() < end, f"neither ready nor ended; log:\n{self.log}"
+        if self.process.stdout.buffer.peek(1):
+            self.wait_ready()
+            return True
+        self.process.wait(seconds)
+        return False
 
     @property
     def log(self) -> str:

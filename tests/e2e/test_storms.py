@@ -23,6 +23,7 @@ from loadtest.measuring.types import Interval
 from longspan import AsyncClient, DeadlineError, FinishReason
 from longspan.v1 import inference_pb2
 from tests.e2e import http2
+from tests.e2e.overload import REFUSED_SECONDS, overloaded
 from tests.e2e.server import Server
 from tests.models_zoo import save_tiny
 from tests.processes import wait_until
@@ -82,6 +83,15 @@ async def test_a_storm_of_hopeless_deadlines_takes_no_feasible_request_its_own(s
             assert computed < INFEASIBLE * 100 / 2, "the prompts of expired requests are not computed"
         assert quiet == 6 * FEASIBLE
         assert storm >= 0.9 * quiet
+    server.wait_idle()
+
+
+async def test_refusals_under_overload_come_at_once(server):
+    found = await overloaded(server, places=68, seconds=1.5)
+    print(found)
+    assert found.answers
+    assert found.refused
+    assert statistics.median(found.own) <= REFUSED_SECONDS, found
     server.wait_idle()
 
 

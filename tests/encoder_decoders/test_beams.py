@@ -160,7 +160,7 @@ def test_a_decoder_searches_too(tmp_path):
         ({"num_beams": 9}, "beam_search.num_beams: is 9; beams run at once, and this server runs 8"),
         ({"num_beams": 2, "n": 3}, "n: is 3, more than beam_search.num_beams, 2"),
         ({"num_beams": 2, "temperature": 1.0}, "sampling.temperature: is for sampling"),
-        ({"num_beams": 2, "repetition_penalty": 1.5}, "beam_search: has no penalties"),
+        ({"num_beams": 2, "repetition_penalty": 1.5}, "beam_search: has no penalties, and this request asks"),
         ({"num_beams": 2, "logprobs": 1}, "logprobs: does not go with beam_search"),
         ({"num_beams": 2, "stop": "x"}, "stop.stop_strings: does not go with beam_search"),
         ({"num_beams": 2, "length_penalty": 11.0}, "beam_search.length_penalty: is 11"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from server.errors import RefusedError
-from server.messages import Sampling, Submit
+from server.messages import FinishReason, Sampling, Submit
 from server.models.encoder_decoders import load as loading
 from server.models.encoder_decoders.recognize import holds_encoder_decoder
 from server.models.load import read_model
@@ -89,6 +89,22 @@ def test_an_aborted_source_leaves_no_pages_behind(tmp_path):
     core.abort(request.id)
     assert core.kv.pool.cached == core.kv.pool.held == 0
     assert run(core, [request])[1].cached_tokens == 0
+
+
+def test_an_error_of_a_source_ends_its_sequence_and_not_the_engine(tmp_path):
+    core = make_core(load(save_encoder_decoder("bart", tmp_path)))
+    wrong, right = sources_of(20, 20)
+    expected = run(core, requests([right], 2, 5))[1].tokens
+    encode = core.runner.executor._encode
+
+    def broken(step):
+        if any(source == wrong for source in step.sources):
+            raise RuntimeError("a kernel refuses")
+        encode(step)
+
+    core.runner.executor._encode = broken
+    assert run(core, requests([wrong], 2, 5))[1].finish is FinishReason.FAILED
+    assert run(core, requests([right], 2, 5))[1].tokens == expected
 
 
 def test_samples_share_their_source(tmp_path):

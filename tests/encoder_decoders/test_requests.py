@@ -1,18 +1,25 @@
 """What a request to an encoder-decoder says, before any model computes."""
 
 from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api.beams import BeamRoom
-from server.api.conversion import Plan
+from server.api.conversion import Plan, plan
 from server.api.errors import ServiceError
 from server.api.languages import encoder_decoder_info
+from server.api.limits import limits
+from server.api.state import Served
 from server.encoder_messages import EncoderDecoderInfo
 from server.messages import Beams, Sampling
+from server.models.generation import Generation
 from server.models.target import Target
+from server.settings import Settings
 from server.text.stop import StopStrings
+from tests.api.fake_engine import READY, VOCABULARY
 
 TARGET = Target(EncoderDecoderInfo(100, 100), [2], min_tokens=6)
 
@@ -20,9 +27,25 @@ TARGET = Target(EncoderDecoderInfo(100, 100), [2], min_tokens=6)
 @pytest.mark.parametrize(("said", "least"), [({}, 6), ({"min_tokens": 0}, 0), ({"min_tokens": 9}, 9)])
 def test_a_request_may_take_the_makers_least_length_back(said, least):
     request = inference_pb2.GenerateRequest(stop=types_pb2.StopConditions(**said))
-    plan = Plan(request, 1, 0, Sampling(), StopStrings([], {}), [1], TARGET, [], None)
-    (sequence,) = plan.sequences([1], [5, 6, 7], 200)
+    planned = Plan(request, 1, 0, Sampling(), StopStrings([], {}), [1], TARGET, [], None)
+    (sequence,) = planned.sequences([1], [5, 6, 7], 200)
     assert sequence.min_tokens == least
+
+
+@pytest.mark.parametrize(("said", "refused"), [({}, True), ({"min_tokens": 0}, False)])
+def test_stop_tokens_and_bans_leave_one_before_the_makers_least_length(said, refused):
+    target = Target(TARGET.info, [2], min_tokens=6, banned=range(8, VOCABULARY))
+    ready = msgspec.structs.replace(READY, encoder_decoder=TARGET.info)
+    tokenizer: Any = SimpleNamespace(special_tokens={}, has_text=True, languages=None)
+    engine: Any = None
+    served = Served("m", "m", tokenizer, engine, ready, Generation([2], Sampling(), target))
+    stop = types_pb2.StopConditions(stop_token_ids=range(8), **said)
+    request = inference_pb2.GenerateRequest(token_ids={"ids": [5]}, stop=stop)
+    if refused:
+        with pytest.raises(ServiceError, match=r"leave no token to choose before min_tokens"):
+            plan(request, served, limits(Settings(), ready, 8))
+    else:
+        assert plan(request, served, limits(Settings(), ready, 8)).stop_token_ids == [*range(8)]
 
 
 def test_special_tokens_that_only_look_like_languages_are_none():

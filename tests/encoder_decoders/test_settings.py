@@ -105,3 +105,12 @@ def test_bans_end_no_output_and_no_server(caplog):
     assert "suppress_tokens is [3, 'x', 10]" in caplog.text
     with pytest.raises(RefusedError, match="ban every token"):
         read_target(({**start, "suppress_tokens": list(range(10))}, {}), INFO, 10)
+
+
+def test_a_least_length_before_which_there_is_no_token_is_refused():
+    said = {"decoder_start_token_id": 0, "suppress_tokens": list(range(8))}
+    read_target((said, {}), INFO, 10, [8, 9])
+    for least in ({"min_length": 2}, {"min_new_tokens": 1}):
+        read_target(({**said, **least}, {}), INFO, 10, [9])
+        with pytest.raises(RefusedError, match=r"before min_length or min_new_tokens no token may be output"):
+            read_target(({**said, **least}, {}), INFO, 10, [8, 9])

@@ -11,7 +11,7 @@ from server.models.encoders.load import load_encoder
 from server.models.encoders.recognize import holds_encoder
 from server.models.encoders.sentence import read_sentence_files
 from server.models.resolve import resolve_model
-from tests.encoders.zoo import save_encoder
+from tests.encoders.zoo import save_embedder, save_encoder
 from tests.wheels import only_here, write_wheel
 
 POOLING = {"type": "x.Pooling", "path": "1"}
@@ -33,6 +33,8 @@ POOLING = {"type": "x.Pooling", "path": "1"}
         ({"sentence_bert_config.json": {"max_seq_length": 0}}, "has max_seq_length 0, which is no number"),
         ({"sentence_bert_config.json": {"max_seq_length": True}}, "has max_seq_length True"),
         ({"config_sentence_transformers.json": {"prompts": "query"}}, "its prompts are no texts by name"),
+        ({"config_sentence_transformers.json": {"prompts": {"a": "\ud800"}}}, "its prompts are no texts"),
+        ({"config_sentence_transformers.json": {"prompts": {"\ud800": "a"}}}, "its prompts are no texts"),
     ],
 )
 def test_files_of_sentences(files, sentence, tmp_path):
@@ -66,6 +68,18 @@ def test_configs_are_held_to_what_those_of_decoders_are(change, sentence, tmp_pa
     config = json.loads((save_encoder("bert", tmp_path) / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(RefusedError, match=sentence):
+        start(tmp_path)
+
+
+def test_a_label_is_a_text(tmp_path):
+    save_encoder("bert", tmp_path, "SequenceClassification", id2label={0: "a", 1: "\ud800"})
+    with pytest.raises(RefusedError, match=r"names the label '\\ud800', which has half of a surrogate pair"):
+        start(tmp_path)
+
+
+def test_a_usual_prompt_leaves_room_for_a_text(tmp_path):
+    save_embedder("qwen3", tmp_path, prompts={"query": "a word " * 600}, default="query")
+    with pytest.raises(RefusedError, match=r"begin with the prompt 'query', whose \d+ tokens leave no room"):
         start(tmp_path)
 
 

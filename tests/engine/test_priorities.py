@@ -9,6 +9,7 @@ import pytest
 from server.engine.kv_manager import KVManager
 from server.engine.pace import MULTIPLE, Pace
 from server.engine.scheduler import Scheduler
+from server.submit import Beams
 from tests.engine import pretended
 
 AGING = 10.0
@@ -27,7 +28,7 @@ def make(clock: Clock, aging: float | None = AGING, pages: int = 1000, **setting
     return Scheduler(kv, settings.pop("max_running", 8), 512, aging=aging, clock=clock, **settings)
 
 
-def ask(scheduler: Scheduler, name: int, tokens: int = 20, **more: int) -> None:
+def ask(scheduler: Scheduler, name: int, tokens: int = 20, **more: Any) -> None:
     pretended.ask(scheduler, name, tokens, **more)
 
 
@@ -135,3 +136,44 @@ def test_none_gives_way_where_that_makes_too_little_room() -> None:
     step(scheduler)
     assert scheduler.preemptions == 0
     assert {s.id for s in scheduler.running} == {0, 1}
+
+
+def test_none_gives_way_for_pages_that_others_hold_too() -> None:
+    scheduler = Scheduler(KVManager(41, 16), 8, 512)
+    for name, priority in ((0, 2), (1, 0), (2, 0)):
+        ask(scheduler, name, 270, prefix=range(256), priority=priority, max_tokens=100)
+        step(scheduler)
+    assert scheduler.kv.pool.held == 16 + 3
+    # The two that are less urgent have 17 pages each, of which 16 stay the first one's.
+    ask(scheduler, 3, 480, priority=1)
+    step(scheduler)
+    assert scheduler.preemptions == 0
+    assert waiting(scheduler) == [3]
+    scheduler.remove(0)
+    step(scheduler)
+    assert scheduler.preemptions == 2
+    assert waiting(scheduler) == [1, 2]
+
+
+def test_as_few_give_way_as_make_room() -> None:
+    scheduler = make(Clock(), pages=41)
+    for name in range(4):
+        ask(scheduler, name, 140, max_tokens=100)
+        step(scheduler)
+    ask(scheduler, 4, 120, priority=1)
+    step(scheduler)
+    assert waiting(scheduler) == [3]
+
+
+def test_all_beams_of_a_search_wait() -> None:
+    scheduler = make(Clock(), max_running=4)
+    ask(scheduler, 0, max_tokens=100)
+    step(scheduler)
+    ask(scheduler, 1, beams=Beams(count=4))
+    ask(scheduler, 2, beams=Beams(count=2))
+    assert len(scheduler.waiting) == 2
+    assert scheduler.waiting.sequences == 6
+    scheduler.remove(1)
+    assert scheduler.waiting.sequences == 2
+    step(scheduler)
+    assert scheduler.waiting.sequences == 0

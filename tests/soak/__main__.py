@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.soak.bounds import Limits
+from tests.soak.encoders import ENCODER_KILLED
 from tests.soak.report import document, table
 from tests.soak.run import Plan, run
 
@@ -22,7 +23,8 @@ def plan_of(minutes: float, seed: int, server: list[str]) -> Plan:
     return Plan(
         seed=seed,
         seconds=60 * minutes,
-        window=15 if minutes >= 5 else 8,
+        window=15 if minutes >= 5 else 7,
+        encoders=True,
         per_second=70,
         step_timeout=_STEP_TIMEOUT,
         # Verified drafts change no greedy answer, and what is compared shows it.
@@ -33,7 +35,11 @@ def plan_of(minutes: float, seed: int, server: list[str]) -> Plan:
             # Wide enough where other programs take the cores while an engine starts; the table says more.
             gap=3.0,
             health=3.0,
-            noticed={"engine killed": 1.0, "engine hangs": _STEP_TIMEOUT + 2.0},
+            noticed={
+                "engine killed": 1.0,
+                "engine hangs": _STEP_TIMEOUT + 2.0,
+                ENCODER_KILLED: 1.0,
+            },
             ready=30.0,
             # A MiB for 10,000 calls would be some 30.
             growth=40.0 if minutes >= _JUDGED_MINUTES else None,

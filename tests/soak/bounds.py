@@ -106,7 +106,8 @@ def judge(record: Record, limits: Limits, end: End) -> list[Bound]:
         count for (_, status), count in real.items() if status in _BUGS
     )
     lost = [window for window in windows if window.fault in limits.noticed]
-    grown = {"server": growth(record.server), "engine": growth(record.engine)}
+    series = {"server": record.server, "engine": record.engine, **record.encoders}
+    grown = {name: growth(memory) for name, memory in series.items()}
     bounds = [
         _bound("what should not have been", wrong[:3] or "nothing", "nothing", not wrong),
         _least("real calls answered in a window", [window.answered for window in windows], limits.answers),

@@ -63,6 +63,7 @@ class Record:
         strangers: calls without a known token, by status.
         server: memory of the server process.
         engine: of the engines.
+        encoders: of the servers and engines of encoders, by name.
     """
 
     def __init__(self) -> None:
@@ -73,6 +74,7 @@ class Record:
         self.strangers: Counter[str] = Counter()
         self.server: list[Memory] = []
         self.engine: list[Memory] = []
+        self.encoders: dict[str, list[Memory]] = {}
 
     @property
     def now(self) -> Window:

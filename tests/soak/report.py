@@ -24,7 +24,11 @@ def document(plan: Plan, result: Result) -> dict[str, Any]:
         "hostile": {"kinds": record.kinds, "fields": sorted(record.fields), "strangers": record.strangers},
         "memory": {
             name: [(round(each.when, 1), each.process, each.bytes) for each in series]
-            for name, series in (("server", record.server), ("engine", record.engine))
+            for name, series in {
+                "server": record.server,
+                "engine": record.engine,
+                **record.encoders,
+            }.items()
         },
         "end": result.end._asdict(),
         "bounds": [bound._asdict() for bound in result.bounds],

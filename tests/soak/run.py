@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from longspan import AsyncClient
 from tests.e2e.server import Server
 from tests.processes import wait_ended
 from tests.soak.bounds import Bound, End, Limits, judge
+from tests.soak.encoders import ENCODER_KILLED, ENCODERS, EncoderLoad, start_encoder
 from tests.soak.faults import Faults
 from tests.soak.inputs import COUNTED
 from tests.soak.record import Record
@@ -28,6 +30,8 @@ from tests.soak.watching import Watcher
 
 _USERS = 6
 _MAX_RUNNING, _MAX_QUEUE = 16, 32
+# Encoders get so many times fewer hostile inputs.
+_FEWER = 7
 # Valid inputs among the hostile ones may ask for much: they must leave the rest to real clients.
 _IDENTITIES = {
     "user": "",
@@ -56,6 +60,7 @@ class Plan:
         step_timeout: the server's ``--engine-step-timeout``.
         server: further options of ``longspan serve``.
         limits: what must hold.
+        encoders: whether servers of encoders have load and faults beside it.
     """
 
     seed: int
@@ -65,6 +70,7 @@ class Plan:
     step_timeout: float
     server: Sequence[str | Path]
     limits: Limits
+    encoders: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,34 +89,51 @@ class Result:
 
 
 def run(plan: Plan, folder: Path) -> Result:
-    """Does it; identities and the server's log are left in ``folder``."""
+    """Does it; identities and the servers' logs are left in ``folder``."""
     identities = folder / "identities.toml"
     tokens = {name: _token(name, identities) for name in _IDENTITIES}
-    server = Server(
+    options: list[str | Path] = [
         *("--identities", identities, "--on-engine-failure", "restart"),
         # Restarts are what is tried here: none is one too many, and none waits for those before it.
         *("--restart-limit", "1000", "--restart-window-seconds", "1"),
-        *("--engine-step-timeout", f"{plan.step_timeout}"),
-        *("--max-running", f"{_MAX_RUNNING}", "--max-queue", f"{_MAX_QUEUE}", *plan.server),
-    )
+        *("--engine-step-timeout", f"{plan.step_timeout}", "--max-queue", f"{_MAX_QUEUE}"),
+    ]
     record = Record()
-    watcher = Watcher(server, record)
+    servers: dict[str, Server] = {}
+    watchers: list[Watcher] = []
+    log, exit_code = "", 0
     try:
-        watcher.start()
-        load = _Load(plan, server, tokens, record)
+        servers["server"] = Server(*options, "--max-running", f"{_MAX_RUNNING}", *plan.server)
+        for name in ENCODERS if plan.encoders else ():
+            servers[name] = start_encoder(name, folder / name, *options)
+        for name, server in servers.items():
+            watchers.append(_watcher(name, server, record))
+            watchers[-1].start()
+        load = _Load(plan, servers, tokens, record)
         asyncio.run(load.run())
     finally:
-        watcher.end()
-        log = server.log  # which goes when the server is stopped
-        (folder / "server.log").write_text(log)
-        exit_code = server.stop()
+        for watcher in watchers:
+            watcher.end()
+        for name, server in servers.items():
+            told = server.log  # which goes when the server is stopped
+            (folder / f"{name}.log").write_text(told)
+            log += told
+            exit_code = max(exit_code, abs(server.stop()))
     end = End(
         **load.counts,
         exit_code=exit_code,
-        processes=sum(not _ended(process) for process in watcher.processes),
+        processes=sum(not _ended(process) for watcher in watchers for process in watcher.processes),
         tracebacks=sum(_OF_THE_PATH not in error for error in _TRACEBACK.findall(log)),
     )
     return Result(record, end, judge(record, plan.limits, end))
+
+
+def _watcher(name: str, server: Server, record: Record) -> Watcher:
+    if name not in ENCODERS:
+        return Watcher(server, record, record.server, record.engine)
+    memory = record.encoders
+    of_server, of_engine = memory.setdefault(f"{name}: server", []), memory.setdefault(f"{name}: engine", [])
+    return Watcher(server, record, of_server, of_engine)
 
 
 def _ended(process: psutil.Process) -> bool:
@@ -130,53 +153,75 @@ def _token(name: str, file: Path) -> str:
 
 
 class _Load:
-    """The load on one server.
+    """The load on the servers.
 
     Attributes:
-        counts: the attributes of ``End`` that a running server tells.
+        counts: the attributes of ``End`` that running servers tell.
     """
 
-    def __init__(self, plan: Plan, server: Server, tokens: dict[str, str], record: Record) -> None:
+    def __init__(
+        self, plan: Plan, servers: Mapping[str, Server], tokens: dict[str, str], record: Record
+    ) -> None:
         self._plan = plan
-        self._server = server
+        self._servers = servers
         self._tokens = tokens
         self._record = record
+        self._encoders = [
+            EncoderLoad(name, server, record, functools.partial(self._connect, server=server))
+            for name, server in servers.items()
+            if name in ENCODERS
+        ]
         self.counts: dict[str, int | tuple[int, int]] = {}
 
-    def _connect(self, name: str, port: int | None = None) -> AsyncClient:
-        return Counted(self._server.host, port or self._server.port, self._tokens[name], self._record)
+    def _connect(self, name: str, port: int | None = None, server: Server | None = None) -> AsyncClient:
+        server = server or self._servers["server"]
+        return Counted(server.host, port or server.port, self._tokens[name], self._record)
 
     async def run(self) -> None:
-        """Begins with an idle server, and leaves one."""
+        """Begins with idle servers, and leaves idle ones."""
         rng = random.Random(self._plan.seed)
         drawn = [random.Random(rng.random()) for _ in range(_USERS)]
         async with self._connect("user") as client:
             asked = await questions(client, rng)
+            for encoder in self._encoders:
+                await encoder.prepare(random.Random(rng.random()))
             context = (await client.model_info()).context_length
             descriptors = self._descriptors()
             users = Users(client, asked, self._record)
-            senders = Senders(self._server, self._tokens["hostile"], self._record, rng)
+            senders = [
+                Senders(server, self._tokens["hostile"], self._record, random.Random(rng.random()))
+                for server in self._servers.values()
+            ]
             async with asyncio.TaskGroup() as group:
                 for each in drawn:
                     group.create_task(users.one(each))
-                group.create_task(senders.send(self._plan.per_second))
+                for encoder in self._encoders:
+                    group.create_task(encoder.users(random.Random(rng.random())))
+                for number, sender in enumerate(senders):
+                    rate = self._plan.per_second / (_FEWER if number else 1)
+                    group.create_task(sender.send(rate))
                 try:
                     await self._windows(rng, context)
                 finally:
-                    users.ended = senders.ended = True
-            await self._settle(client)
+                    for one in (users, *senders, *self._encoders):
+                        one.ended = True
+            await self._settle()
             for question in asked:
                 await users.ask(question)
+        for encoder in self._encoders:
+            await encoder.ask_again()
         self._count(descriptors)
 
     async def _windows(self, rng: random.Random, context: int) -> None:
         faults = Faults(
-            self._server,
+            self._servers["server"],
             self._record,
             self._connect,
             places=_MAX_RUNNING + _MAX_QUEUE,
             context=context,
         )
+        if self._encoders:
+            faults.others[ENCODER_KILLED] = lambda: rng.choice(self._encoders).lose_engine()
         windows = int(self._plan.seconds / self._plan.window)
         for number, fault in enumerate(schedule(rng, windows, faults.of_engines, faults.others)):
             print(f"window {number + 1} of {windows}: {fault}", file=sys.stderr, flush=True)
@@ -194,28 +239,32 @@ class _Load:
         least = self._plan.limits.answers
         return self._record.now.answered >= least and self._record.now.compared >= least
 
-    async def _settle(self, client: AsyncClient) -> None:
-        """Waits until the server has nothing to do, and notes what is left if that does not come."""
+    async def _settle(self) -> None:
+        """Waits until the servers have nothing to do, and notes what is left if that does not come."""
         end = time.monotonic() + _SETTLE_SECONDS
         while True:
-            load = (await client.server_info()).load
-            left = load.pages_used + load.running + load.waiting
+            left = 0
+            for server in self._servers.values():
+                async with self._connect("user", server=server) as client:
+                    load = (await client.server_info()).load
+                left += load.pages_used + load.running + load.waiting
             if not left or time.monotonic() > end:
                 self.counts["pages"] = left
                 return
             await asyncio.sleep(0.1)
 
     def _descriptors(self) -> int:
-        return psutil.Process(self._server.process.pid).num_fds()
+        return sum(psutil.Process(server.process.pid).num_fds() for server in self._servers.values())
 
     def _count(self, descriptors: int) -> None:
-        samples = self._server.metrics()
+        scrapes = [server.metrics() for server in self._servers.values()]
 
         def total(metric: str, *methods: str) -> int:
             wanted = [f'grpc_method="{method}"' for method in methods] or [""]
             return int(
                 sum(
                     value
+                    for samples in scrapes
                     for name, value in samples.items()
                     if name.startswith(f"{metric}{{") and any(each in name for each in wanted)
                 )

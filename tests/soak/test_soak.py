@@ -13,6 +13,7 @@ from tests.kernels import share_kernels
 from tests.models_zoo import save_tiny
 from tests.soak.__main__ import plan_of
 from tests.soak.bounds import End, Limits, judge
+from tests.soak.encoders import EncoderLoad, Request
 from tests.soak.inputs import FIELDS, inputs
 from tests.soak.record import Memory, Record
 from tests.soak.report import document, table
@@ -139,6 +140,18 @@ def test_growth_is_judged_in_the_engine_that_served_longest():
     server, engine = judge(record, limits, end)[-2:]
     assert server.holds
     assert not engine.holds, "a MiB each minute is 60 each hour"
+    record.encoders["masks: engine"] = record.engine
+    assert [bound.holds for bound in judge(record, limits, end)][-3:] == [True, False, False]
+
+
+@pytest.mark.parametrize(("found", "noted"), [([1.0, 2.0], 0), ([1.0, 2.001], 1), ([1.0], 1)])
+def test_an_encoders_other_numbers_are_noted(found, noted):
+    record = Record()
+    record.begin("none")
+    load = EncoderLoad("masks", None, record, None)
+    load._compare(Request("embed", ["x"]), found, [1.0, 2.00001])
+    assert len(record.now.wrong) == noted
+    assert record.now.compared == 1
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,20 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from loadtest.greedy import GREEDY
 from longspan import AsyncClient, AsyncStream, FinishReason, Generation, LongspanError
 from longspan.request import Prompt
+from longspan.v1 import encoder_pb2
 from tests.soak.record import Record
 
 # How often each is done, among 100 calls.
 _SHARES = {
-    "stream": 28,
+    "stream": 24,
     "unary": 14,
     "samples": 4,
+    "beams": 4,
     "cancelled": 12,
     "aborted": 6,
     "deadline": 8,
@@ -39,12 +41,25 @@ class Question:
         max_tokens: of the answer.
         answer: its greedy tokens.
         text: of these.
+        beams: the tokens of its two best beams.
     """
 
     prompt: Prompt
     max_tokens: int
     answer: Sequence[int] = ()
     text: str = ""
+    beams: Sequence[Sequence[int]] = ()
+
+
+class BeamOptions(TypedDict):
+    """Options of ``Client.generate`` for beam search."""
+
+    num_beams: int
+    n: int
+    max_tokens: int
+
+
+_BEAMS: BeamOptions = {"num_beams": 3, "n": 2, "max_tokens": 12}
 
 
 async def questions(client: AsyncClient, rng: random.Random) -> list[Question]:
@@ -64,11 +79,17 @@ async def questions(client: AsyncClient, rng: random.Random) -> list[Question]:
     for question in asked:
         answer = await client.generate(question.prompt, max_tokens=question.max_tokens, **GREEDY)
         question.answer, question.text = answer.token_ids, answer.text
+        question.beams = await _beams(client, question)
     return asked
 
 
+async def _beams(client: AsyncClient, question: Question) -> list[list[int]]:
+    answer = await client.generate(question.prompt, timeout=60, **_BEAMS, **GREEDY)
+    return [list(each.token_ids) for each in answer.completions]
+
+
 class Counted(AsyncClient):
-    """A client whose generation calls are counted. It repeats none, which the server alone would count."""
+    """A client whose calls to the engine are counted. It repeats none, which the server alone would count."""
 
     def __init__(self, host: str, port: int, token: str, record: Record) -> None:
         super().__init__(host, port, token=token, retries=False)
@@ -83,6 +104,21 @@ class Counted(AsyncClient):
         """As of ``AsyncClient``."""
         self._record.sent += 1
         return super().stream(*arguments, **options)
+
+    async def embed(self, *arguments: Any, **options: Any) -> encoder_pb2.EmbedResponse:
+        """As of ``AsyncClient``."""
+        self._record.sent += 1
+        return await super().embed(*arguments, **options)
+
+    async def score(self, *arguments: Any, **options: Any) -> encoder_pb2.ScoreResponse:
+        """As of ``AsyncClient``."""
+        self._record.sent += 1
+        return await super().score(*arguments, **options)
+
+    async def fill_mask(self, *arguments: Any, **options: Any) -> encoder_pb2.FillMaskResponse:
+        """As of ``AsyncClient``."""
+        self._record.sent += 1
+        return await super().fill_mask(*arguments, **options)
 
 
 class Users:
@@ -115,6 +151,8 @@ class Users:
                 await self.ask(question)
             case "samples":
                 await self.ask(question, samples=3)
+            case "beams":
+                await self._search(question)
             case "tokenize" | "count" | "detokenize":
                 await self._text(kind, rng)
             case "deadline":
@@ -136,6 +174,13 @@ class Users:
         for sample in answer.completions:
             self._record.now.tokens += len(sample.token_ids)
             self._compare(question, sample.token_ids, sample.text, whole=True)
+
+    async def _search(self, question: Question) -> None:
+        found = await _beams(self._client, question)
+        self._record.now.tokens += sum(map(len, found))
+        self._record.now.compared += 1
+        if found != question.beams:
+            self._record.now.wrong.append(f"beams {found} came where {question.beams} were due")
 
     async def _stream(
         self,

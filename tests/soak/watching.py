@@ -19,14 +19,23 @@ _MEMORY_SECONDS = 1.0
 class Watcher(threading.Thread):
     """Asks ten times a second for health, each second for metrics and memory, in a thread of its own.
 
+    Args:
+        server: to look at.
+        record: notes what is seen.
+        of_server: the server process's memory is added there.
+        of_engine: that of its engines.
+
     Attributes:
         processes: the server's processes, all that were seen.
     """
 
-    def __init__(self, server: Server, record: Record) -> None:
+    def __init__(
+        self, server: Server, record: Record, of_server: list[Memory], of_engine: list[Memory]
+    ) -> None:
         super().__init__(daemon=True)
         self._server = server
         self._record = record
+        self._of_server, self._of_engine = of_server, of_engine
         self._end = threading.Event()
         self.processes: set[psutil.Process] = set()
 
@@ -56,8 +65,8 @@ class Watcher(threading.Thread):
         except OSError as error:
             self._record.now.wrong.append(f"/metrics: {error}")
         server = psutil.Process(self._server.process.pid)
-        self._record.server.append(Memory(now, server.pid, server.memory_info().rss))
+        self._of_server.append(Memory(now, server.pid, server.memory_info().rss))
         self.processes |= {server, *server.children(recursive=True)}
         with contextlib.suppress(AssertionError, psutil.NoSuchProcess):  # between two engines
             engine = psutil.Process(self._server.engine_pid)
-            self._record.engine.append(Memory(now, engine.pid, engine.memory_info().rss))
+            self._of_engine.append(Memory(now, engine.pid, engine.memory_info().rss))

@@ -6,7 +6,8 @@ import time
 import psutil
 import pytest
 
-from longspan import AsyncClient, BusyError, UnavailableError
+from longspan import AsyncClient, UnavailableError
+from tests.e2e.overload import REFUSED_SECONDS, overloaded
 from tests.e2e.server import Server
 from tests.models_zoo import save_tiny
 from tests.processes import wait_until
@@ -17,8 +18,6 @@ pytestmark = [pytest.mark.stress, pytest.mark.timeout(600)]
 ASK = {"max_tokens": 30, "temperature": 0, "ignore_eos": True}
 WHOLE = ASK | {"max_tokens": 400}
 SECONDS = 60
-# As in tests/e2e/test_hostile.py, since other work may run beside this.
-REFUSED_SECONDS = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -29,33 +28,11 @@ def model(tmp_path_factory):
 async def test_three_times_as_many_as_it_takes(model):
     """The queue stays bounded, refusals come at once, and all that is taken is answered as without load."""
     with Server(*model, "--max-running", "4", "--max-queue", "4") as server:
-        refused, answers = [], 0
-        async with AsyncClient(server.host, server.port, retries=False) as client:
-            expected = (await client.generate("hello", **ASK)).token_ids
-            end = time.monotonic() + SECONDS
-
-            async def user():
-                nonlocal answers
-                while (begun := time.monotonic()) < end:
-                    try:
-                        assert (await client.generate("hello", **ASK)).token_ids == expected
-                        answers += 1
-                    except BusyError:
-                        refused.append(time.monotonic() - begun)
-                        await asyncio.sleep(0.05)
-
-            async def look():
-                while time.monotonic() < end:
-                    load = (await client.server_info()).load
-                    assert load.running <= 4
-                    assert load.waiting <= 4
-                    await asyncio.sleep(0.1)
-
-            await asyncio.gather(look(), *(user() for _ in range(24)))
-        print(f"{answers} answers, {len(refused)} refusals, p99 of these {1000 * p99(refused):.1f} ms")
-        assert answers > 100
-        assert len(refused) > 100
-        assert p99(refused) < REFUSED_SECONDS
+        found = await overloaded(server, places=8, seconds=SECONDS)
+        print(found)
+        assert found.answers > 100
+        assert len(found.refused) > 100
+        assert p99(found.own) <= REFUSED_SECONDS, found
         server.wait_idle()
 
 

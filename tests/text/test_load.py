@@ -1,11 +1,14 @@
 """Whether a tokenizer can be used is tried at the start."""
 
+import json
+
 import pytest
 import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from server.text.load import check_tokens, load_tokenizer
+from server.text.load import check_tokens, load_tokenizer, try_mask
+from tests.encoders.zoo import VOCABULARY, save_encoder
 
 SPECIAL = [f"<SPECIAL_{index}>" for index in range(300)]
 
@@ -31,3 +34,18 @@ def test_the_first_tokens_may_all_be_special(tokenizer):
 def test_a_model_of_special_tokens_only_has_nothing_to_try(tokenizer, caplog):
     check_tokens(tokenizer, 300)
     assert "the tokenizer has 256 tokens that the model lacks, from 300 on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "vocabulary", "kept"),
+    [({}, VOCABULARY, True), ({}, 4, False), ({"split_special_tokens": True}, VOCABULARY, False)],
+)
+def test_a_mask_is_one_that_texts_can_spell(said, vocabulary, kept, tmp_path, caplog):
+    config = save_encoder("bert", tmp_path, "MaskedLM") / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **said}))
+    tokenizer = load_tokenizer(tmp_path, "the model", None)
+    assert tokenizer.mask_token == "[MASK]"
+    assert tokenizer.special_tokens["[MASK]"] == 4
+    try_mask(tokenizer, vocabulary)
+    assert tokenizer.mask_token == ("[MASK]" if kept else None)
+    assert ("texts can't spell the tokenizer's mask, '[MASK]'" in caplog.text) is not kept

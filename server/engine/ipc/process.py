@@ -125,6 +125,19 @@ def main() -> int:
     # Before the settings arrive: it takes a second. A failure here recurs where it can be reported.
     with contextlib.suppress(Exception):
         importlib.import_module("server.engine.start")
+    return serve(wire, pulse)
+
+
+def serve(wire: EngineEnd, pulse: Pulse) -> int:
+    """An engine's life on its end of the link, from ``Launch`` on.
+
+    Args:
+        wire: the link to the server process.
+        pulse: tells that process what is done here.
+
+    Returns:
+        The exit code of its process: 0 only if it was told to end.
+    """
     wire.poll(None)
     first = wire.receive()
     if first is None:

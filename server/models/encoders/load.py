@@ -26,6 +26,7 @@ from server.models.encoders.prove import check, check_head, compute_own, proof_t
 from server.models.encoders.recognize import check_embedder, read_tasks
 from server.models.encoders.sentence import SentenceFiles, read_sentence_files
 from server.models.folder import weight_files
+from server.models.json_file import is_unicode
 from server.models.limits import check_positions, context_length
 from server.models.load import read_model
 from server.models.recognize import is_encoder, read_any_config
@@ -139,6 +140,7 @@ def load_encoder(
         passed = tokenizer is not None and "token_type_ids" in tokenizer.model_input_names
         if tokenizer is not None:
             _check_room(tokenizer.num_special_tokens_to_add(pair=Task.SCORE in tasks), length)
+            _check_prompt(tokenizer, files, length)
     log.info("%s", linears)
     return LoadedEncoder(
         encoder=encoder,
@@ -161,7 +163,18 @@ def load_encoder(
 
 
 def _labels(config: Any) -> list[str]:
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
+    """Names of the labels.
+
+    Raises:
+        RefusedError: one of them is no text that an answer can have.
+    """
+    labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+    if wrong := [label for label in labels if not is_unicode(label)]:
+        raise RefusedError(
+            f"config.json names the label {wrong[0][:80]!a}, which has half of a surrogate pair and so is no "
+            "text; fetch the model's own file again"
+        )
+    return labels
 
 
 def _with_head(tasks: tuple[Task, ...], config: Any, stored: Mapping[str, Stored]) -> tuple[Task, ...]:
@@ -202,6 +215,19 @@ def _check_room(special: int, length: int) -> None:
         raise RefusedError(
             f"a text has {special} special tokens and at most {length} in all, so that none of its own fit; "
             f"choose a --max-context larger than {special}"
+        )
+
+
+def _check_prompt(tokenizer: Any, files: SentenceFiles, length: int) -> None:
+    """Refuses a usual prompt that leaves no room for a text, so that all that name none would be refused."""
+    if not files.default_prompt:
+        return
+    count = len(tokenizer(files.prompts[files.default_prompt]).input_ids)
+    if count >= length:
+        raise RefusedError(
+            f"texts begin with the prompt {files.default_prompt[:80]!r}, whose {count} tokens leave no room "
+            f"in texts of at most {length}; choose a larger --max-context, or take default_prompt_name out "
+            "of config_sentence_transformers.json"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from server.encoder_messages import Pooling
 from server.errors import RefusedError
-from server.models.json_file import read_json, read_object
+from server.models.json_file import is_unicode, read_json, read_object
 
 log = logging.getLogger("longspan.models")
 
@@ -107,8 +107,7 @@ def read_sentence_files(folder: Path) -> SentenceFiles:
 def _prompts(path: Path) -> tuple[dict[str, str], str | None]:
     config = _read(path)
     prompts = config.get("prompts") or {}
-    texts = isinstance(prompts, dict) and all(isinstance(text, str | None) for text in prompts.values())
-    if not texts:
+    if not isinstance(prompts, dict) or not all(map(_is_text, [*prompts, *prompts.values()])):
         raise RefusedError(f"{path} can't be read: its prompts are no texts by name; fetch the model again")
     if sum(len(name) + len(text or "") for name, text in prompts.items()) > _MOST_CHARACTERS:
         raise RefusedError(
@@ -121,6 +120,10 @@ def _prompts(path: Path) -> tuple[dict[str, str], str | None]:
             "fetch the model again"
         )
     return {name: text or "" for name, text in prompts.items()}, default
+
+
+def _is_text(prompt: Any) -> bool:
+    return prompt is None or (isinstance(prompt, str) and is_unicode(prompt))
 
 
 def _kind(module: dict[str, Any]) -> str:

@@ -1,0 +1,143 @@
+"""The whole of ``longspan serve`` within this process, its engine in a thread: a start takes no imports.
+
+So hundreds of models can be started in a minute. The link, the engine's loop and gRPC are the real ones; of
+the engine's process only what makes it one is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import io
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from socket import socketpair
+from typing import Any
+
+import pytest
+
+from server import app, closing
+from server.access.granted import granted
+from server.engine.ipc import link, spawn
+from server.engine.ipc.process import serve
+from server.engine.ipc.pulse import Pulse, open_memory
+from server.engine.ipc.spawn import Spawned
+from server.engine.ipc.wire import EngineEnd
+from server.errors import RefusedError
+from server.settings import Settings
+from tests.e2e.asked import Asked, ask_all
+
+_READY_SECONDS = 120.0
+
+
+class _Thread(threading.Thread):
+    """An engine's life, with what the link asks of its process."""
+
+    def __init__(self, wire: EngineEnd, pulse: Pulse) -> None:
+        super().__init__(daemon=True)
+        self.returncode: int | None = None
+        self._wire, self._pulse = wire, pulse
+        self.pid = os.getpid()
+        self.start()
+
+    def run(self) -> None:
+        self.returncode = 1
+        self.returncode = serve(self._wire, self._pulse)
+
+    def poll(self) -> int | None:
+        return None if self.is_alive() else self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.join(timeout)
+        if self.is_alive():
+            raise subprocess.TimeoutExpired("engine", timeout or 0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        """It ends with its link."""
+
+
+def _spawn(threads: int | None, cache_dir: Path) -> Spawned:
+    ours, theirs = socketpair()
+    memory = open_memory()
+    pulse = Pulse(memory)
+    os.close(memory)
+    process: Any = _Thread(EngineEnd(theirs), pulse)
+    return Spawned(process, ours, pulse)
+
+
+class _Errors(logging.Handler):
+    """The errors that are logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = record.getMessage()
+        if record.exc_info:
+            told += f": {record.exc_info[1]!r}"
+        self.found.append(told)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[list[str]]:
+    handler, log = _Errors(), logging.getLogger("longspan")
+    log.addHandler(handler)
+    try:
+        yield handler.found
+    finally:
+        log.removeHandler(handler)
+
+
+def started_and_asked(settings: Settings) -> tuple[str, list[Asked], list[str]]:
+    """Starts a server, asks it for all that its model can do, and ends it.
+
+    Args:
+        settings: of the server; without a port of its own.
+
+    Returns:
+        The sentence with which it refused to start, empty if it served; what was asked; and what should not
+        have been.
+    """
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        _errors() as errors,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        patch.setattr(link, "spawn_engine", _spawn)
+        # A thread can't be killed: one that loads a model while its tokenizer is refused is waited for.
+        patch.setattr(spawn, "KILL_SECONDS", _READY_SECONDS)
+        patch.setattr(closing, "CLOSE_SECONDS", _READY_SECONDS)
+        try:
+            refusal, asked, wrong = asyncio.run(_started_and_asked(settings))
+        finally:
+            gc.unfreeze()  # a server that serves for long keeps what it has loaded
+    return refusal, asked, [*wrong, *errors]
+
+
+async def _started_and_asked(settings: Settings) -> tuple[str, list[Asked], list[str]]:
+    server = app.Server(settings, granted(settings))
+    life = asyncio.create_task(server.run())
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            while server.state.phase != "ready" and not life.done():  # noqa: ASYNC110 (no event tells of it)
+                await asyncio.sleep(0.002)
+        if life.done():
+            code = life.result()
+            return "", [], [f"it ended with {code} before it was ready"]
+        asked, wrong = await ask_all(f"127.0.0.1:{server.port}")
+        if life.done():
+            wrong.append("the engine has ended")
+        return "", asked, wrong
+    except RefusedError as refusal:
+        return str(refusal), [], []
+    finally:
+        server.end()
+        await asyncio.gather(life, return_exceptions=True)
