@@ -19,14 +19,14 @@ from server.messages import Sampling, Submit
 from tests.engine.simulation.runner import Clock, FakeRunner, Rule
 
 STEP = StepCost(step=4e-3, decode=1e-3, context=1e-6, token=1e-3, pair=1e-7)
+BESIDE = StepCost(step=5e-3, decode=1.2e-3, context=1.2e-6, token=1.3e-3, pair=1.2e-7)
 COSTS = Costs(
-    step=STEP,
-    engine=LoopCost(1e-4, 1e-4, 1e-5),
+    alone=STEP,
+    beside=BESIDE,
     server=LoopCost(5e-4, 1e-4, 5e-5),
     client=LoopCost(5e-4, 1e-4, 5e-5),
     cores=2,
-    beside=0.9,
-    limits=Limits(1000, 16, 64, 512, 8, 0.04, 4096, 30.0, True, 8192, 32000),
+    limits=Limits(1000, 16, 64, 512, 8, 0.04, 30.0, True, 8192, 32000),
     machine="2 cores of a test",
 )
 SESSIONS = Scenario(4, "affinity", "sessions", users=2, output_tokens=16, warm_up=4.0, seconds=8.0)
@@ -43,16 +43,20 @@ def ends(env, events):
 
 def test_tasks_share_processors_evenly():
     env = simpy.Environment()
-    cores = Processors(env, 2, beside=0.8)
-    # Three at 2 * 0.8 / 3 each until the shortest is done; two at 0.8 until the next is; then one alone.
-    assert ends(env, [cores.work(seconds) for seconds in (0.8, 1.6, 2.0)]) == pytest.approx([1.5, 2.5, 2.9])
-    assert cores.given == pytest.approx(4.4)
+    cores = Processors(env, 2)
+    tasks = [cores.work(0.8, 0.8), cores.work(1.6, 0.8)]
+    assert ends(env, [task.done for task in tasks]) == pytest.approx([1.0, 1.8])  # at 0.8, then alone
+    tasks = [cores.work(1.0) for _ in range(3)]
+    assert ends(env, [task.done for task in tasks]) == pytest.approx([1.8 + 1.5] * 3)
+    tasks = [cores.work(1.0, 0.5), cores.work(0.5), cores.work(2.0, 0.5)]
+    # Two thirds of a core each, steps at 0.75, since each is on the other core for half of the time.
+    assert ends(env, [task.done for task in tasks])[1] == pytest.approx(3.3 + 0.75)
+    assert cores.given == pytest.approx(2.4 + 3.0 + 3.5)
 
 
 def test_processor_time_is_neither_lost_nor_made():
     env, rng = simpy.Environment(), random.Random(0)
     cores, asked = Processors(env, 3), 0.0
-    done = []
 
     def arrivals():
         nonlocal asked
@@ -66,7 +70,6 @@ def test_processor_time_is_neither_lost_nor_made():
                 assert cores.given == before
             else:
                 asked += seconds
-                task.callbacks.append(lambda _: done.append(env.now))
 
     env.process(arrivals())
     env.run()
@@ -104,7 +107,7 @@ def test_a_replica_computes_the_steps_of_the_engine(pages):
     begin = rng.choices(range(40), k=64)
     prompts = [begin[: rng.randint(0, 64)] + rng.choices(range(40), k=rng.randint(2, 200)) for _ in range(12)]
     env, recorder, told = simpy.Environment(), Recorder(), []
-    costs = replace(COSTS, step=recorder, limits=limits, server=LoopCost())
+    costs = replace(COSTS, alone=recorder, beside=STEP, limits=limits, server=LoopCost())
     replica = Replica(env, Processors(env, 2), costs, told.extend)
     runner = FakeRunner(pages, 16, Rule(None), 512, Clock(), random.Random(0))
     core = EngineCore(runner, context_length=512, max_running=64, max_batch_tokens=64, aging_seconds=30.0)
@@ -151,17 +154,18 @@ def test_a_seed_gives_the_same_figures_and_affinity_more_hits():
     assert affinity == simulate(SESSIONS, COSTS)
     assert affinity != simulate(replace(SESSIONS, seed=1), COSTS)
     turns = simulate(replace(SESSIONS, policy="round robin"), COSTS)
-    assert affinity.hits > 2 * turns.hits
+    assert affinity.hits > 1.5 * turns.hits
     assert affinity.ttft < turns.ttft
 
 
 def test_what_the_validation_would_find():
     """Negative controls: an engine that is slower than was measured, and cores that are not shared."""
-    scenario = replace(SESSIONS, traffic="sharegpt")
+    scenario = replace(SESSIONS, replicas=2, users=4, traffic="sharegpt", seconds=24.0)
     real = simulate(scenario, COSTS, one_machine=True)
     assert max(map(abs, errors(real, real).values())) == 0
-    slow = replace(COSTS, step=StepCost(*(1.3 * cost for cost in vars(STEP).values())))
-    assert errors(real, simulate(scenario, slow, one_machine=True))["rate"] < -BOUND
-    assert errors(real, simulate(scenario, COSTS))["rate"] > BOUND
+    slow = [StepCost(*(1.5 * cost for cost in vars(each).values())) for each in (STEP, BESIDE)]
+    wrong = simulate(scenario, replace(COSTS, alone=slow[0], beside=slow[1]), one_machine=True)
+    assert errors(real, wrong)["rate"] < -BOUND
+    assert errors(real, simulate(replace(scenario, replicas=4, users=2), COSTS))["rate"] > BOUND
     lost = SimpleNamespace(rate=real.rate, ttft=real.ttft, hits=0.0)
     assert errors(simulate(SESSIONS, COSTS, one_machine=True), lost)["hits"] < -BOUND

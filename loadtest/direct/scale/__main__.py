@@ -26,7 +26,7 @@ def main() -> int:
     arguments = _arguments()
     import msgspec
 
-    from loadtest.direct.scale.calibrate import CalibrationError, calibrate
+    from loadtest.direct.scale.calibrate import calibrate
     from loadtest.direct.scale.costs import Costs
     from loadtest.direct.scale.study import study, validate
     from loadtest.servers import NotStartedError
@@ -38,7 +38,7 @@ def main() -> int:
             costs = msgspec.convert(costs, Costs)
         else:
             costs = calibrate(serve)
-    except (CalibrationError, NotStartedError) as error:
+    except NotStartedError as error:
         print(error, file=sys.stderr)
         return 2
     except (OSError, msgspec.MsgspecError, KeyError) as error:

@@ -1,182 +1,164 @@
-"""Measures what a replica's steps and messages cost on this machine.
+"""Measures what a replica's steps and messages cost on this machine: processor time of its processes.
 
-Steps are timed in an engine called directly, first with nothing beside it, then beside a second one that does
-the same. The rest is processor time of the processes of a real server and its client, under three loads.
+A server gets loads whose work is known to the token; then two get them at the same time. Least squares divide
+the processor time of each process among the parts of the work.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import asyncio
 import os
 import random
 import re
-import statistics
+import time
 import urllib.request
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from contextlib import AsyncExitStack, ExitStack
+from typing import NamedTuple
+
+import psutil
 
 from loadtest import document
-from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work, least_squares
-from loadtest.direct.scale.served import Used, closed
+from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work
+from loadtest.measuring.loops import loop_factory
+from loadtest.measuring.requests import closed_loop
 from loadtest.servers import Address, serve
-
-_PROMPT = 16
-_LOADS = ((1, 6, 96), (8, 64, 64), (8, 200, 1))  # users, requests, output tokens
-_DECODES = ((64, 1), (64, 4), (64, 16), (512, 1), (512, 8), (2048, 1), (2048, 4), (6000, 1))
-_PREFILLS = ((0, 16), (0, 64), (0, 256), (512, 32), (512, 128), (2048, 32), (2048, 128), (6000, 128))
-_REPEATS = 5
-_PATIENCE = 180.0
-
-Measured = list[tuple[Work, float]]
+from longspan import AsyncClient
 
 
-class CalibrationError(RuntimeError):
-    """An engine can't be timed; the message says why."""
+class _Load(NamedTuple):
+    """Users that send requests one after the other, each of so many tokens."""
+
+    users: int
+    requests: int
+    prompt: int
+    output: int
+
+    def work(self, steps: int) -> Work:
+        """Of so many steps; a request's first token comes of its prompt's last step."""
+        decodes = self.output - 1
+        context = decodes * (2 * self.prompt + decodes - 1) // 2
+        each = (decodes, context, self.prompt, self.prompt**2 // 2)
+        return Work(steps, *(self.requests * count for count in each))
+
+
+_WARM_UP = _Load(8, 16, 64, 64)
+_LOADS = (
+    _Load(1, 4, 16, 96),
+    _Load(4, 12, 16, 64),
+    _Load(16, 32, 16, 64),
+    _Load(8, 48, 64, 1),
+    _Load(1, 2, 2048, 1),
+    _Load(4, 4, 1024, 64),
+    _Load(8, 16, 256, 32),
+)
+
+
+class _Used(NamedTuple):
+    """Steps that were computed, and processor seconds."""
+
+    steps: int
+    engine: float
+    server: float
+
+    def since(self, before: _Used) -> _Used:
+        """What was used between the two."""
+        return _Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
 
 
 def calibrate(arguments: Sequence[str]) -> Costs:
-    """All costs, in about a minute.
+    """All costs, in about a minute and a half.
 
     Args:
         arguments: of ``longspan serve``.
 
     Raises:
-        CalibrationError: the engine did not start or stopped.
-        loadtest.servers.NotStartedError: the server did not start.
+        loadtest.servers.NotStartedError: a server did not start.
         longspan.LongspanError: a request failed.
     """
-    limits, alone, both = _steps(arguments)
-    step = StepCost.fit(alone)
-    beside = min(1.0, statistics.median(one / two for (_, one), (_, two) in zip(alone, both, strict=True)))
-    with serve(*arguments) as address:
-        runs = [_run(address, *load, limits.vocabulary) for load in _LOADS]
-    alone_ = [run.alone(beside) for run in runs]
-    rest = [used.engine - step.of(run.work) for used, run in zip(alone_, runs, strict=True)]
-    counts = [run.counts for run in runs]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(serve(*arguments)) for _ in range(2)]
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_measured(servers))
 
-    def fit(seconds: Sequence[float], scale: Sequence[float]) -> LoopCost:
-        return LoopCost(*least_squares(counts, seconds, scale))
 
+async def _measured(servers: Sequence[Address]) -> Costs:
+    rng = random.Random(0)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
+        limits = await _limits(clients[0])
+        await _run(servers, clients, _WARM_UP, limits.vocabulary, rng)
+        steps, counts, server, client = {}, [], [], []
+        for together in (1, 2):
+            measured = []
+            for load in _LOADS:
+                began = time.process_time()
+                used = await _run(servers[:together], clients[:together], load, limits.vocabulary, rng)
+                own = time.process_time() - began
+                measured += [(load.work(each.steps), each.engine) for each in used]
+                counts += [(load.requests, each.steps, load.requests * load.output) for each in used]
+                server += [each.server for each in used]
+                client += [own / together for _ in used]
+            steps[together] = StepCost.fit(measured)
     return Costs(
-        step=step,
-        engine=fit(rest, [used.engine for used in alone_]),
-        server=fit([used.server for used in alone_], [used.server for used in alone_]),
-        client=fit([used.client for used in alone_], [used.client for used in alone_]),
+        alone=steps[1],
+        beside=steps[2],
+        server=LoopCost.fit(counts, server),
+        client=LoopCost.fit(counts, client),
         cores=len(os.sched_getaffinity(0)),
-        beside=beside,
         limits=limits,
         machine=document.cores_of(document.machine()),
     )
 
 
-class _Run(NamedTuple):
-    """A load on a server: what it was, and what it took."""
-
-    steps: int
-    requests: int
-    output_tokens: int
-    used: Used
-    seconds: float
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Requests, messages of steps, tokens."""
-        return self.requests, self.steps, self.requests * self.output_tokens
-
-    @property
-    def work(self) -> Work:
-        """Of all steps; a request's first token comes of its prompt's step."""
-        decodes = self.output_tokens - 1
-        context = decodes * (2 * _PROMPT + decodes - 1) // 2
-        each = (decodes, context, _PROMPT, _PROMPT**2 // 2)
-        return Work(self.steps, *(self.requests * count for count in each))
-
-    def alone(self, beside: float) -> Used:
-        """Processor time, less what each process's was longer for the others that computed beside it."""
-        total = sum(self.used)
-        return Used(*(own * (1 - (1 - beside) * min(1.0, (total - own) / self.seconds)) for own in self.used))
+async def _run(
+    servers: Sequence[Address],
+    clients: Sequence[AsyncClient],
+    load: _Load,
+    vocabulary: int,
+    rng: random.Random,
+) -> list[_Used]:
+    """Puts a load on each server, on all at the same time, with prompts that they don't know."""
+    ids = range(min(1000, vocabulary // 2), vocabulary)
+    prompts = [[rng.choices(ids, k=load.prompt) for _ in range(load.requests)] for _ in servers]
+    before = [_used(each) for each in servers]
+    await asyncio.gather(
+        *(
+            closed_loop(client, own, load.output, load.users)
+            for client, own in zip(clients, prompts, strict=True)
+        )
+    )
+    return [_used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
 
 
-def _run(address: Address, users: int, requests: int, output_tokens: int, vocabulary: int) -> _Run:
-    rng, ids = random.Random(0), range(min(1000, vocabulary // 2), vocabulary)
-    prompts = [rng.choices(ids, k=_PROMPT) for _ in range(1 + requests)]
-    before, steps = Used.now(address.pid), _count_steps(address)
-    seconds = closed(address, prompts, output_tokens, users)
-    used, requests = Used.now(address.pid).since(before), requests + 1
-    return _Run(_count_steps(address) - steps, requests, output_tokens, used, seconds)
-
-
-def _count_steps(address: Address) -> int:
+def _used(address: Address) -> _Used:
+    """So far. The steps come first, since to ask for them takes the server time."""
     with urllib.request.urlopen(address.metrics_url, timeout=30) as response:
         text = response.read().decode()
-    found = re.findall(r"^longspan_engine_step_duration_seconds_count\{.*\} (\S+)$", text, re.MULTILINE)
-    return int(sum(map(float, found)))
+    steps = re.findall(r"^longspan_engine_step_duration_seconds_count\{.*\} (\S+)$", text, re.MULTILINE)
+    process = psutil.Process(address.pid)
+    engines = [each for each in process.children() if "server.engine.ipc.process" in each.cmdline()]
+    return _Used(int(sum(map(float, steps))), sum(map(_seconds, engines)), _seconds(process))
 
 
-def _steps(arguments: Sequence[str]) -> tuple[Limits, Measured, Measured]:
-    """The engine's sizes, and the seconds of steps alone and beside a second engine."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    processes, ends = [], []
-    try:
-        for first in (True, False):
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_time, args=(arguments, first, barrier, there), daemon=True)
-            process.start()
-            there.close()
-            processes.append(process)
-            ends.append(here)
-        found: list[Any] = [end.recv() for end in ends]
-    except EOFError:
-        raise CalibrationError("an engine that was timed has ended; it has said why") from None
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    return found[0]
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
-def _time(arguments: Sequence[str], first: bool, barrier: Any, end: Connection) -> None:
-    """One of two processes: both open an engine, the first times it, then both do."""
-    from loadtest.direct.engine import open_engine  # the parent needs no torch
-    from loadtest.direct.settings import read_settings
-    from server.engine.pace import EXPECTED_REACH
-    from server.models.resolve import resolve_model
-
-    settings = read_settings(arguments)
-    files = resolve_model(settings.model, settings.cache_dir, lambda stage, share: None)
-    with open_engine(settings, files.folder) as engine:
-        core, scheduler = engine.core, engine.core.scheduler
-        barrier.wait(_PATIENCE)
-        alone = _grid(engine) if first else []
-        barrier.wait(_PATIENCE)
-        both = _grid(engine)
-        limits = Limits(
-            pages=core.kv.pool.pages,
-            page_size=core.kv.page_size,
-            max_running=scheduler.max_running,
-            max_batch_tokens=scheduler.max_batch_tokens,
-            max_prefills=settings.max_prefills,
-            prompt_step_seconds=settings.prompt_step_ms / 1000,
-            reach=core.costs.reach or EXPECTED_REACH,
-            aging=settings.priority_aging_seconds,
-            gives_up=core.runner.executor.gives_up,
-            context_length=core.context_length,
-            vocabulary=engine.ready.vocabulary_size,
-        )
-        end.send((limits, alone, both))
-
-
-def _grid(engine: Any) -> Measured:
-    """Median seconds of steps of known work, as far as the model's context reaches."""
-    found, most = [], engine.core.context_length - 256
-    for context, streams in _DECODES:
-        if context <= most:
-            seconds = engine.decode_times(context, streams, _REPEATS)
-            found.append((Work.of([(context, 1)] * streams), statistics.median(seconds)))
-    for context, tokens in _PREFILLS:
-        if context <= most:
-            seconds = engine.prefill_times(context, tokens, _REPEATS)
-            found.append((Work.of([(context, tokens)]), statistics.median(seconds)))
-    return found
+async def _limits(client: AsyncClient) -> Limits:
+    """The sizes that a server has, by what it says of itself."""
+    model, server = await client.model_info(), await client.server_info()
+    settings = server.settings
+    return Limits(
+        pages=server.load.pages_total + 1,
+        page_size=server.load.page_size,
+        max_running=int(settings["max_running"]),
+        max_batch_tokens=int(settings["max_batch_tokens"]),
+        max_prefills=int(settings["max_prefills"]),
+        prompt_step_seconds=float(settings["prompt_step_ms"]) / 1000,
+        aging=float(settings["priority_aging_seconds"]),
+        gives_up=model.executor.name == "native",
+        context_length=model.context_length,
+        vocabulary=model.vocabulary_size,
+    )

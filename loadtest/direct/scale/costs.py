@@ -41,7 +41,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of a core that computes alone, for each unit of ``Work``."""
+    """Processor seconds for each unit of ``Work``."""
 
     step: float
     decode: float
@@ -61,18 +61,22 @@ class StepCost:
 
     @classmethod
     def fit(cls, measured: Sequence[tuple[Work, float]]) -> StepCost:
-        """From the seconds of steps of known work."""
-        seconds = [each for _, each in measured]
-        return cls(*least_squares([work for work, _ in measured], seconds, seconds))
+        """From the seconds of known work."""
+        return cls(*_least_squares([work for work, _ in measured], [seconds for _, seconds in measured]))
 
 
 @dataclass(frozen=True)
 class LoopCost:
-    """Seconds that a process takes beside the steps: for each request, step's message and token."""
+    """Processor seconds of a server process or a client: for each request, step's message and token."""
 
     request: float = 0.0
     message: float = 0.0
     token: float = 0.0
+
+    @classmethod
+    def fit(cls, counts: Sequence[tuple[int, int, int]], seconds: Sequence[float]) -> LoopCost:
+        """From the seconds of runs with so many of each."""
+        return cls(*_least_squares(counts, seconds))
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,6 @@ class Limits:
     max_batch_tokens: int
     max_prefills: int
     prompt_step_seconds: float
-    reach: float
     aging: float
     gives_up: bool
     context_length: int
@@ -97,55 +100,45 @@ class Costs:
     """All that is measured of a replica.
 
     Attributes:
-        step: of the engine.
-        engine: of its process, beside the steps.
+        alone: of steps, where no other core computes any.
+        beside: of steps, where another core does: cores share caches and memory, or are threads of one.
         server: of the server process.
         client: of the process that sends, for all replicas.
         cores: of the machine.
-        beside: see ``Processors``.
         limits: of the engine.
         machine: where it was measured.
     """
 
-    step: StepCost
-    engine: LoopCost
+    alone: StepCost
+    beside: StepCost
     server: LoopCost
     client: LoopCost
     cores: int
-    beside: float
     limits: Limits
     machine: str
 
     def __str__(self) -> str:
-        step = astuple(self.step)
-        each = zip(step, (1e3, 1e3, 1e6, 1e3, 1e6), strict=True)
-        base, decode, context, token, pair = (cost * unit for cost, unit in each)
         lines = [
-            f"{self.machine}; a core's speed beside another that computes: {self.beside:.2f}",
-            f"step: {base:.2f} ms + {decode:.2f} a decode + {context:.2f} a 1,000 tokens that it sees "
-            f"+ {token:.3f} a prompt token + {pair:.2f} a 1,000 that this sees",
+            f"{self.machine}; ms of a step, a decode, a prompt token, and of 1,000 tokens that these see"
         ]
-        for name in ("engine", "server", "client"):
+        for name in ("alone", "beside"):
+            step = getattr(self, name)
+            each = (step.step, step.decode, step.token, 1e3 * step.context, 1e3 * step.pair)
+            lines.append(f"  {name}: " + ", ".join(f"{1e3 * cost:.3f}" for cost in each))
+        lines.append("µs of a request, a step's message, a token")
+        for name in ("server", "client"):
             own = [1e6 * cost for cost in astuple(getattr(self, name))]
-            lines.append("{}: {:.0f} µs a request, {:.0f} a step, {:.0f} a token".format(name, *own))
+            lines.append("  {}: {:.0f}, {:.0f}, {:.0f}".format(name, *own))
         return "\n".join(lines)
 
 
-def least_squares(
-    rows: Sequence[Sequence[float]], seconds: Sequence[float], scale: Sequence[float]
-) -> list[float]:
-    """Coefficients of at least 0 by which rows give seconds with the least sum of squared errors.
-
-    Args:
-        rows: what was done.
-        seconds: that it took.
-        scale: to which an error is relative, of each row.
-    """
-    weights = 1 / np.asarray(scale)
+def _least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Coefficients of at least 0 by which rows give seconds with the least squares of relative errors."""
+    weights = 1 / np.asarray(seconds)
     matrix, kept = np.asarray(rows, float) * weights[:, None], list(range(len(rows[0])))
     found = np.zeros(len(kept))
     while kept:
-        part, *_ = np.linalg.lstsq(matrix[:, kept], np.asarray(seconds) * weights, rcond=None)
+        part, *_ = np.linalg.lstsq(matrix[:, kept], np.ones(len(seconds)), rcond=None)
         if part.min() >= 0:
             found[kept] = part
             break

@@ -2,78 +2,94 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 
 import simpy
 
+_NOTHING = 1e-9  # seconds, of rounding
+
+
+class Task:
+    """Work of one thread.
+
+    Args:
+        seconds: of a core, beside none that computes steps.
+        speed: of a step beside another step, as a share of that; ``None`` of an event loop's work.
+        done: comes when it is done.
+    """
+
+    __slots__ = ("done", "left", "speed")
+
+    def __init__(self, seconds: float, speed: float | None, done: simpy.Event) -> None:
+        self.left, self.speed, self.done = seconds, speed, done
+
 
 class Processors:
-    """Cores that any number of tasks of one thread share evenly (egalitarian processor sharing).
+    """Cores that any number of tasks share evenly (egalitarian processor sharing).
 
     Args:
         env: simulated time.
         cores: of the machine.
-        beside: speed of a core while all others compute too, as a share of its speed alone: cores share
-            caches and memory, and two may be threads of one.
 
     Attributes:
-        given: processor time that tasks have had, in seconds of a core that computes alone.
+        given: seconds of a core alone that tasks have had.
     """
 
-    def __init__(self, env: simpy.Environment, cores: int, beside: float = 1.0) -> None:
-        self._env, self._cores, self._beside = env, cores, beside
+    def __init__(self, env: simpy.Environment, cores: int) -> None:
+        self._env, self._cores = env, cores
         self.given = 0.0
-        self._tasks: list[tuple[float, int, simpy.Event]] = []
-        self._order = itertools.count()
-        self._each = 0.0  # what a task that was there from the beginning would have had
+        self._tasks: list[Task] = []
+        self._rates: list[float] = []
         self._since = env.now
         self._plans = 0
 
-    def rate(self, tasks: int) -> float:
-        """Seconds of a core alone that each of so many tasks gets in a second."""
-        busy = min(tasks, self._cores)
-        speed = 1 - (1 - self._beside) * (busy - 1) / max(1, self._cores - 1)
-        return speed * busy / tasks
-
-    def work(self, seconds: float) -> simpy.Event:
-        """Begins a task of so much processor time; the event tells its end."""
+    def work(self, seconds: float, speed: float | None = None) -> Task:
+        """Begins a task."""
         self._advance()
-        done = self._env.event()
-        heapq.heappush(self._tasks, (self._each + seconds, next(self._order), done))
+        task = Task(seconds, speed, self._env.event())
+        self._tasks.append(task)
         self._plan()
-        return done
+        return task
 
-    def cancel(self, done: simpy.Event) -> None:
-        """Ends a task before its time; its event never comes."""
+    def cancel(self, task: Task) -> None:
+        """Ends a task before its time; that it is done never comes."""
         self._advance()
-        self._tasks = [task for task in self._tasks if task[2] is not done]
-        heapq.heapify(self._tasks)
+        self._tasks.remove(task)
         self._plan()
 
     def _advance(self) -> None:
-        if self._tasks:
-            each = (self._env.now - self._since) * self.rate(len(self._tasks))
-            self._each += each
-            self.given += each * len(self._tasks)
-        self._since = self._env.now
+        passed, self._since = self._env.now - self._since, self._env.now
+        for task, rate in zip(self._tasks, self._rates, strict=True):
+            task.left -= passed * rate
+            self.given += passed * rate
 
     def _plan(self) -> None:
+        """Finds how fast each goes on, and when the first is done."""
         self._plans += 1
+        count, steps = len(self._tasks), sum(task.speed is not None for task in self._tasks)
+        busy = min(count, self._cores)
+        self._rates = []
+        for task in self._tasks:
+            rate = busy / count
+            if task.speed is not None and busy > 1:
+                # Each of the others is as likely on another core.
+                others = (busy - 1) / (self._cores - 1) * (steps - 1) / (count - 1)
+                rate *= 1 - others * (1 - task.speed)
+            self._rates.append(rate)
         if self._tasks:
-            left = max(0.0, self._tasks[0][0] - self._each)
-            then(self._env.timeout(left / self.rate(len(self._tasks)), self._plans), self._end)
+            first = min(task.left / rate for task, rate in zip(self._tasks, self._rates, strict=True))
+            then(self._env.timeout(max(0.0, first), self._plans), self._end)
 
     def _end(self, planned: simpy.Event) -> None:
         if planned.value != self._plans:
             return  # another task has come or gone since
         self._advance()
-        self._each = max(self._each, self._tasks[0][0])
-        while self._tasks and self._tasks[0][0] <= self._each:
-            heapq.heappop(self._tasks)[2].succeed()
+        done = [task for task in self._tasks if task.left < _NOTHING]
+        self._tasks = [task for task in self._tasks if task.left >= _NOTHING]
+        for task in done:
+            task.done.succeed()
         self._plan()
 
 
@@ -96,7 +112,7 @@ class Loop:
         while self._left:
             seconds, call = self._left.popleft()
             if seconds > 0:
-                then(self._processors.work(seconds), partial(self._finish, call))
+                then(self._processors.work(seconds).done, partial(self._finish, call))
                 return
             call()
         self._busy = False

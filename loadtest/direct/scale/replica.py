@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +59,7 @@ class Replica:
     ) -> None:
         self._env, self._processors, self._costs, self._told = env, processors, costs, told
         self._server = Loop(processors)
-        self._inbox: list[Submit] = []
+        self._inbox: deque[Submit] = deque()
         self._arrival = env.event()
         limits = costs.limits
         self._kv = KVManager(limits.pages, limits.page_size)
@@ -67,7 +68,7 @@ class Replica:
             limits.max_running,
             limits.max_batch_tokens,
             limits.max_prefills,
-            pace.Pace(limits.prompt_step_seconds or None, limits.reach),
+            pace.Pace(limits.prompt_step_seconds or None),
             limits.aging or None,
             limits.gives_up,
             clock=lambda: env.now,
@@ -92,20 +93,17 @@ class Replica:
             if not (self._inbox or scheduler.running or scheduler.waiting):
                 yield self._arrival
             self._arrival = self._env.event()
-            came, self._inbox = self._inbox, []
-            for request in came:
-                scheduler.add(request)
+            while self._inbox:
+                scheduler.add(self._inbox.popleft())
             scheduled = scheduler.schedule()
             assert scheduled, "sequences are queued, but nothing is scheduled"
             chunks = [(sequence.computed, tokens) for sequence, tokens in scheduled]
             work, began = Work.of(chunks), self._env.now
-            own = self._costs.engine
-            rows = sum(tokens == sequence.remaining for sequence, tokens in scheduled)
-            beside = own.message + own.request * len(came) + own.token * rows
-            done = self._processors.work(self._costs.step.of(work) + beside)
-            yield done | self._arrival if scheduler.given_up else done
-            if not done.processed:
-                self._processors.cancel(done)
+            seconds = self._costs.alone.of(work)
+            task = self._processors.work(seconds, min(1.0, seconds / self._costs.beside.of(work)))
+            yield task.done | self._arrival if scheduler.given_up else task.done
+            if not task.done.processed:
+                self._processors.cancel(task)
                 for sequence, _ in scheduled:
                     self._kv.retract(sequence, 0)
                 self.given_up += 1

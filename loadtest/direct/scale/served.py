@@ -6,42 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-import psutil
 
 from loadtest.direct.scale.routing import Router
 from loadtest.direct.scale.traffic import Figures, Scenario, Tally
 from loadtest.greedy import GREEDY
 from loadtest.load.types import Turn
 from loadtest.measuring.loops import loop_factory
-from loadtest.measuring.requests import closed_loop
 from loadtest.servers import Address
 from longspan import AsyncClient
-
-
-class Used(NamedTuple):
-    """Processor seconds of the three processes that a call passes."""
-
-    engine: float
-    server: float
-    client: float
-
-    @classmethod
-    def now(cls, pid: int) -> Used:
-        """So far; the server with this id, its engine and this process."""
-        process = psutil.Process(pid)
-        engines = [child for child in process.children() if "server.engine.ipc.process" in child.cmdline()]
-        return cls(sum(map(_seconds, engines)), _seconds(process), _seconds(psutil.Process()))
-
-    def since(self, before: Used) -> Used:
-        """What was used between the two."""
-        return Used(*(after - then for after, then in zip(self, before, strict=True)))
-
-
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def measure(scenario: Scenario, addresses: Sequence[Address], vocabulary: int) -> Figures:
@@ -53,25 +25,6 @@ def measure(scenario: Scenario, addresses: Sequence[Address], vocabulary: int) -
     """
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_Users(scenario, addresses).run(vocabulary))
-
-
-def closed(address: Address, prompts: Sequence[list[int]], output_tokens: int, users: int) -> float:
-    """Seconds of a closed loop of so many users until all prompts are answered.
-
-    Raises:
-        longspan.LongspanError: a call failed.
-        loadtest.measuring.types.CannotMeasureError: an answer had another length.
-    """
-
-    async def run() -> float:
-        async with AsyncClient(address.host, address.port) as client:
-            await closed_loop(client, prompts[:1], output_tokens, 1)  # what a first call makes
-            began = time.monotonic()
-            await closed_loop(client, prompts[1:], output_tokens, users)
-            return time.monotonic() - began
-
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(run())
 
 
 class _Users:

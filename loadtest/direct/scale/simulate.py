@@ -43,12 +43,12 @@ class _World:
         self._first: dict[int, float] = {}
         self._waiting: dict[int, simpy.Event] = {}
         self._router = Router(scenario.policy, scenario.replicas, scenario.seed)
-        shared = Processors(self.env, costs.cores, costs.beside)
+        shared = Processors(self.env, costs.cores)
         self._client = Loop(shared)
         self._replicas = [
             Replica(
                 self.env,
-                shared if one_machine else Processors(self.env, costs.cores, costs.beside),
+                shared if one_machine else Processors(self.env, costs.cores),
                 costs,
                 self._receive,
             )
