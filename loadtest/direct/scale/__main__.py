@@ -12,10 +12,13 @@ import importlib.util
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loadtest import document
 from loadtest.arguments import count
+
+if TYPE_CHECKING:
+    from loadtest.direct.scale.costs import Costs
 
 _REPLICAS = (1, 4, 16, 64, 250, 1000)
 _SERVE = ("--threads", "1", "--kv-memory", "1GiB")
@@ -24,33 +27,40 @@ _SERVE = ("--threads", "1", "--kv-memory", "1GiB")
 def main() -> int:
     """Prints a table; ends with 1 if a simulated figure is off by more than ``BOUND``."""
     arguments = _arguments()
-    import msgspec
-
     from loadtest.direct.scale.calibrate import calibrate
-    from loadtest.direct.scale.costs import Costs
     from loadtest.direct.scale.study import study, validate
+    from loadtest.measuring.served import event_loop
     from loadtest.servers import NotStartedError
+    from longspan import LongspanError
 
-    serve = (*_SERVE, *arguments.serve)
+    serve, began = (*_SERVE, *arguments.serve), time.monotonic()
     try:
-        if arguments.costs:
-            costs = msgspec.json.decode(arguments.costs.read_bytes(), type=dict[str, Any])["costs"]
-            costs = msgspec.convert(costs, Costs)
-        else:
-            costs = calibrate(serve)
-    except NotStartedError as error:
+        with event_loop() as run:
+            costs = _kept(arguments.costs) if arguments.costs else calibrate(serve, run)
+            print(costs)
+            if arguments.validate:
+                rows, within = validate(costs, serve, run)
+            else:
+                rows, within = study(costs, arguments.replicas), True
+    except (NotStartedError, LongspanError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (OSError, msgspec.MsgspecError, KeyError) as error:
-        print(f"{arguments.costs} has no costs ({error}); give a file that --json wrote", file=sys.stderr)
-        return 2
-    print(costs)
-    began = time.monotonic()
-    rows, within = validate(costs, serve) if arguments.validate else (study(costs, arguments.replicas), True)
     print(f"in {time.monotonic() - began:.0f} s")
     if arguments.json:
         document.save({"schema": "longspan-scale/1", "costs": costs, "rows": rows}, arguments.json)
     return 0 if within else 1
+
+
+def _kept(path: Path) -> Costs:
+    import msgspec
+
+    from loadtest.direct.scale.costs import Costs
+
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.convert(kept.get("costs"), Costs)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{path} has no costs ({error}); give a file that --json wrote") from error
 
 
 def _arguments() -> argparse.Namespace:

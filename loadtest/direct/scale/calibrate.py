@@ -20,8 +20,8 @@ import psutil
 
 from loadtest import document
 from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work
-from loadtest.measuring.loops import loop_factory
 from loadtest.measuring.requests import closed_loop
+from loadtest.measuring.served import Run
 from loadtest.servers import Address, serve
 from longspan import AsyncClient
 
@@ -66,11 +66,12 @@ class _Used(NamedTuple):
         return _Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
 
 
-def calibrate(arguments: Sequence[str]) -> Costs:
-    """All costs, in about a minute and a half.
+def calibrate(arguments: Sequence[str], run: Run) -> Costs:
+    """All costs, in about a minute.
 
     Args:
         arguments: of ``longspan serve``.
+        run: see there.
 
     Raises:
         loadtest.servers.NotStartedError: a server did not start.
@@ -78,8 +79,7 @@ def calibrate(arguments: Sequence[str]) -> Costs:
     """
     with ExitStack() as stack:
         servers = [stack.enter_context(serve(*arguments)) for _ in range(2)]
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_measured(servers))
+        return run(_measured(servers))
 
 
 async def _measured(servers: Sequence[Address]) -> Costs:

@@ -11,20 +11,18 @@ from loadtest.direct.scale.routing import Router
 from loadtest.direct.scale.traffic import Figures, Scenario, Tally
 from loadtest.greedy import GREEDY
 from loadtest.load.types import Turn
-from loadtest.measuring.loops import loop_factory
 from loadtest.servers import Address
 from longspan import AsyncClient
 
 
-def measure(scenario: Scenario, addresses: Sequence[Address], vocabulary: int) -> Figures:
+async def measure(scenario: Scenario, addresses: Sequence[Address], vocabulary: int) -> Figures:
     """Puts a scenario on real replicas that nothing else uses.
 
     Raises:
         longspan.LongspanError: a call failed.
         ValueError: nothing was answered in the time that counts.
     """
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_Users(scenario, addresses).run(vocabulary))
+    return await _Users(scenario, addresses).run(vocabulary)
 
 
 class _Users:

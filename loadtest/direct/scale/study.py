@@ -13,6 +13,7 @@ from loadtest.direct.scale.routing import POLICIES
 from loadtest.direct.scale.served import measure
 from loadtest.direct.scale.simulate import simulate
 from loadtest.direct.scale.traffic import Figures, Scenario
+from loadtest.measuring.served import Run
 from loadtest.servers import serve
 
 BOUND = 0.15
@@ -42,7 +43,7 @@ def errors(measured: Figures, simulated: Figures) -> dict[str, float]:
     return found
 
 
-def validate(costs: Costs, arguments: Sequence[str]) -> tuple[Rows, bool]:
+def validate(costs: Costs, arguments: Sequence[str], run: Run) -> tuple[Rows, bool]:
     """Measures 1, 2 and 4 replicas on this machine, and prints what the simulation says of them.
 
     Returns:
@@ -59,11 +60,11 @@ def validate(costs: Costs, arguments: Sequence[str]) -> tuple[Rows, bool]:
         addresses = [stack.enter_context(serve(*arguments)) for _ in range(4)]  # idle ones take no time
         for number, (count, traffic, policy) in enumerate(_SHARED):
             scenario = Scenario(count, policy, traffic, seed=number, **_RUN)
-            real = measure(scenario, addresses[:count], costs.limits.vocabulary)
+            real = run(measure(scenario, addresses[:count], costs.limits.vocabulary))
             simulated = expected(scenario, costs)
             off = errors(real, simulated)
             rows.append({**asdict(scenario), "measured": real, "simulated": simulated, "errors": off})
-            _print(traffic, count, policy if count > 1 else "", real.calls)
+            _print(traffic, count, policy if count > 1 else "", f"{real.calls:.0f}")
             _print(f"{real.rate:.1f}", f"{simulated.rate:.1f}", f"{off['rate']:+.1%}")
             _print(f"{real.ttft:.3f}", f"{simulated.ttft:.3f}", f"{off['ttft']:+.1%}")
             _print(f"{real.ttft_p95:.3f}", f"{simulated.ttft_p95:.3f}")
@@ -77,18 +78,18 @@ def expected(scenario: Scenario, costs: Costs) -> Figures:
     """The mean of several simulations on one machine, with other seeds than the scenario's."""
     seeds = (1000 * scenario.seed + draw for draw in range(_DRAWS))
     drawn = [astuple(simulate(replace(scenario, seed=seed), costs, one_machine=True)) for seed in seeds]
-    *means, calls = map(statistics.fmean, zip(*drawn, strict=True))
-    return Figures(*means, calls=round(calls))
+    return Figures(*map(statistics.fmean, zip(*drawn, strict=True)))
 
 
 def study(costs: Costs, counts: Sequence[int]) -> Rows:
     """Simulates so many replicas, each on a machine of its own, and prints the figures."""
     _header("traffic", "replicas", "policy", "tokens/s", "of each", "TTFT p50, s", "p95", "hits")
     rows: Rows = []
-    for traffic, users in (("sharegpt", 8), ("long sessions", 4)):
+    for traffic, users, warm_up in (("sharegpt", 8, 3.0), ("long sessions", 4, 8.0)):
         for count in counts:
+            seconds = max(2 * warm_up / 3, min(30.0, 3000 / count))  # many replicas show more in less time
             for policy in POLICIES if count > 1 else ("round robin",):
-                scenario = Scenario(count, policy, traffic, users, warm_up=30.0, seconds=30.0)
+                scenario = Scenario(count, policy, traffic, users, 64, warm_up, seconds)
                 found = simulate(scenario, costs)
                 rows.append({**asdict(scenario), "simulated": found})
                 _print(traffic, count, policy if count > 1 else "", f"{found.rate:.0f}")

@@ -13,7 +13,7 @@ from loadtest.load.types import Turn
 from loadtest.load.workloads import Shape, sharegpt
 
 _QUESTION, _TURNS = 32, 6
-_DOCUMENTS = {"sessions": (256, 768), "long sessions": (2048, 6144)}
+_DOCUMENTS = {"sessions": (256, 768), "long sessions": (1024, 3072)}
 TRAFFIC = ("sharegpt", *_DOCUMENTS)
 
 
@@ -61,7 +61,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What came out.
+    """What came out, of one run or in the mean of several.
 
     Attributes:
         rate: output tokens per second of all replicas.
@@ -77,7 +77,7 @@ class Figures:
     ttft_p50: float
     ttft_p95: float
     hits: float
-    calls: int
+    calls: float
 
 
 class Tally:
