@@ -1,0 +1,164 @@
+"""Measures what a replica's steps and messages cost on this machine: processor time of its processes.
+
+A server gets loads whose work is known to the token; then two get them at the same time. Least squares divide
+the processor time of each process among the parts of the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+from typing import NamedTuple
+
+import psutil
+
+from loadtest import document
+from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work
+from loadtest.measuring.requests import closed_loop
+from loadtest.measuring.served import Run
+from loadtest.servers import Address, serve
+from longspan import AsyncClient
+
+
+class _Load(NamedTuple):
+    """Users that send requests one after the other, each of so many tokens."""
+
+    users: int
+    requests: int
+    prompt: int
+    output: int
+
+    def work(self, steps: int) -> Work:
+        """Of so many steps; a request's first token comes of its prompt's last step."""
+        decodes = self.output - 1
+        context = decodes * (2 * self.prompt + decodes - 1) // 2
+        each = (decodes, context, self.prompt, self.prompt**2 // 2)
+        return Work(steps, *(self.requests * count for count in each))
+
+
+_WARM_UP = _Load(8, 16, 64, 64)
+_LOADS = (
+    _Load(1, 4, 16, 96),
+    _Load(4, 12, 16, 64),
+    _Load(16, 32, 16, 64),
+    _Load(8, 48, 64, 1),
+    _Load(1, 2, 2048, 1),
+    _Load(4, 4, 1024, 64),
+    _Load(8, 16, 256, 32),
+)
+
+
+class _Used(NamedTuple):
+    """Steps that were computed, and processor seconds."""
+
+    steps: int
+    engine: float
+    server: float
+
+    def since(self, before: _Used) -> _Used:
+        """What was used between the two."""
+        return _Used(self.steps - before.steps, self.engine - before.engine, self.server - before.server)
+
+
+def calibrate(arguments: Sequence[str], run: Run) -> Costs:
+    """All costs, in about a minute.
+
+    Args:
+        arguments: of ``longspan serve``.
+        run: see there.
+
+    Raises:
+        loadtest.servers.NotStartedError: a server did not start.
+        longspan.LongspanError: a request failed.
+    """
+    with ExitStack() as stack:
+        servers = [stack.enter_context(serve(*arguments)) for _ in range(2)]
+        return run(_measured(servers))
+
+
+async def _measured(servers: Sequence[Address]) -> Costs:
+    rng = random.Random(0)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
+        limits = await _limits(clients[0])
+        await _run(servers, clients, _WARM_UP, limits.vocabulary, rng)
+        steps, counts, server, client = {}, [], [], []
+        for together in (1, 2):
+            measured = []
+            for load in _LOADS:
+                began = time.process_time()
+                used = await _run(servers[:together], clients[:together], load, limits.vocabulary, rng)
+                own = time.process_time() - began
+                measured += [(load.work(each.steps), each.engine) for each in used]
+                counts += [(load.requests, each.steps, load.requests * load.output) for each in used]
+                server += [each.server for each in used]
+                client += [own / together for _ in used]
+            steps[together] = StepCost.fit(measured)
+    return Costs(
+        alone=steps[1],
+        beside=steps[2],
+        server=LoopCost.fit(counts, server),
+        client=LoopCost.fit(counts, client),
+        cores=len(os.sched_getaffinity(0)),
+        limits=limits,
+        machine=document.cores_of(document.machine()),
+    )
+
+
+async def _run(
+    servers: Sequence[Address],
+    clients: Sequence[AsyncClient],
+    load: _Load,
+    vocabulary: int,
+    rng: random.Random,
+) -> list[_Used]:
+    """Puts a load on each server, on all at the same time, with prompts that they don't know."""
+    ids = range(min(1000, vocabulary // 2), vocabulary)
+    prompts = [[rng.choices(ids, k=load.prompt) for _ in range(load.requests)] for _ in servers]
+    before = [_used(each) for each in servers]
+    await asyncio.gather(
+        *(
+            closed_loop(client, own, load.output, load.users)
+            for client, own in zip(clients, prompts, strict=True)
+        )
+    )
+    return [_used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
+
+
+def _used(address: Address) -> _Used:
+    """So far. The steps come first, since to ask for them takes the server time."""
+    with urllib.request.urlopen(address.metrics_url, timeout=30) as response:
+        text = response.read().decode()
+    steps = re.findall(r"^longspan_engine_step_duration_seconds_count\{.*\} (\S+)$", text, re.MULTILINE)
+    process = psutil.Process(address.pid)
+    engines = [each for each in process.children() if "server.engine.ipc.process" in each.cmdline()]
+    return _Used(int(sum(map(float, steps))), sum(map(_seconds, engines)), _seconds(process))
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def _limits(client: AsyncClient) -> Limits:
+    """The sizes that a server has, by what it says of itself."""
+    model, server = await client.model_info(), await client.server_info()
+    settings = server.settings
+    return Limits(
+        pages=server.load.pages_total + 1,
+        page_size=server.load.page_size,
+        max_running=int(settings["max_running"]),
+        max_batch_tokens=int(settings["max_batch_tokens"]),
+        max_prefills=int(settings["max_prefills"]),
+        prompt_step_seconds=float(settings["prompt_step_ms"]) / 1000,
+        aging=float(settings["priority_aging_seconds"]),
+        gives_up=model.executor.name == "native",
+        context_length=model.context_length,
+        vocabulary=model.vocabulary_size,
+    )

@@ -1,0 +1,171 @@
+"""The simulation of replicas: shared processors, the real scheduler, routing, and wrong costs."""
+
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import simpy
+
+from loadtest.direct.scale.costs import Costs, Limits, LoopCost, StepCost, Work
+from loadtest.direct.scale.processors import Loop, Processors
+from loadtest.direct.scale.replica import Replica
+from loadtest.direct.scale.routing import Router
+from loadtest.direct.scale.simulate import simulate
+from loadtest.direct.scale.study import BOUND, errors
+from loadtest.direct.scale.traffic import Scenario
+from server.engine.core import EngineCore
+from server.messages import Sampling, Submit
+from tests.engine.simulation.runner import Clock, FakeRunner, Rule
+
+STEP = StepCost(step=4e-3, decode=1e-3, context=1e-6, token=1e-3, pair=1e-7)
+BESIDE = StepCost(step=5e-3, decode=1.2e-3, context=1.2e-6, token=1.3e-3, pair=1.2e-7)
+COSTS = Costs(
+    alone=STEP,
+    beside=BESIDE,
+    server=LoopCost(5e-4, 1e-4, 5e-5),
+    client=LoopCost(5e-4, 1e-4, 5e-5),
+    cores=2,
+    limits=Limits(1000, 16, 64, 512, 8, 0.04, 30.0, True, 8192, 32000),
+    machine="2 cores of a test",
+)
+SESSIONS = Scenario(4, "affinity", "sessions", users=2, output_tokens=16, warm_up=4.0, seconds=8.0)
+
+
+def ends(env, events):
+    """When each event comes."""
+    found = {}
+    for number, event in enumerate(events):
+        event.callbacks.append(lambda _, number=number: found.setdefault(number, env.now))
+    env.run()
+    return [found.get(number) for number in range(len(events))]
+
+
+def test_tasks_share_processors_evenly():
+    env = simpy.Environment()
+    cores = Processors(env, 2)
+    tasks = [cores.work(0.8, 0.8), cores.work(1.6, 0.8)]
+    assert ends(env, [task.done for task in tasks]) == pytest.approx([1.0, 1.8])  # at 0.8, then alone
+    tasks = [cores.work(1.0) for _ in range(3)]
+    assert ends(env, [task.done for task in tasks]) == pytest.approx([1.8 + 1.5] * 3)
+    tasks = [cores.work(1.0, 0.5), cores.work(0.5), cores.work(2.0, 0.5)]
+    # Two thirds of a core each, steps at 0.75, since each is on the other core for half of the time.
+    assert ends(env, [task.done for task in tasks])[1] == pytest.approx(3.3 + 0.75)
+    assert cores.given == pytest.approx(2.4 + 3.0 + 3.5)
+
+
+def test_processor_time_is_neither_lost_nor_made():
+    env, rng = simpy.Environment(), random.Random(0)
+    cores, asked = Processors(env, 3), 0.0
+
+    def arrivals():
+        nonlocal asked
+        for _ in range(200):
+            yield env.timeout(rng.expovariate(4))
+            seconds = rng.uniform(0, 1)
+            task = cores.work(seconds)
+            if rng.random() < 0.1:
+                before = cores.given
+                cores.cancel(task)
+                assert cores.given == before
+            else:
+                asked += seconds
+
+    env.process(arrivals())
+    env.run()
+    assert cores.given == pytest.approx(asked)
+    assert env.now >= asked / 3
+
+
+def test_a_loop_does_one_thing_after_the_other():
+    env, seen = simpy.Environment(), []
+    loop = Loop(Processors(env, 4))
+    for seconds in (0.5, 0.0, 1.0):
+        loop.do(seconds, lambda seconds=seconds: seen.append((seconds, env.now)))
+    env.run()
+    assert seen == [(0.5, 0.5), (0.0, 0.5), (1.0, 1.5)]
+
+
+class Recorder:
+    """Step costs that keep the work."""
+
+    def __init__(self):
+        self.works = []
+
+    def of(self, work):
+        self.works.append(work)
+        return STEP.of(work)
+
+
+@pytest.mark.parametrize("pages", [400, 40])
+def test_a_replica_computes_the_steps_of_the_engine(pages):
+    """Chunks, prefix hits and, with few pages, preemptions."""
+    limits = replace(
+        COSTS.limits, pages=pages, max_batch_tokens=64, prompt_step_seconds=0.0, context_length=512
+    )
+    rng = random.Random(1)
+    begin = rng.choices(range(40), k=64)
+    prompts = [begin[: rng.randint(0, 64)] + rng.choices(range(40), k=rng.randint(2, 200)) for _ in range(12)]
+    env, recorder, told = simpy.Environment(), Recorder(), []
+    costs = replace(COSTS, alone=recorder, beside=STEP, limits=limits, server=LoopCost())
+    replica = Replica(env, Processors(env, 2), costs, told.extend)
+    runner = FakeRunner(pages, 16, Rule(None), 512, Clock(), random.Random(0))
+    core = EngineCore(runner, context_length=512, max_running=64, max_batch_tokens=64, aging_seconds=30.0)
+    for number, prompt in enumerate(prompts, start=1):
+        replica.ask(number, prompt, 5 * number)
+        # Of this seed no step raises, and no token is NaN.
+        core.submit(Submit(id=number, prompt=prompt, sampling=Sampling(seed=1), max_tokens=5 * number))
+    real, schedule = [], core.scheduler.schedule
+
+    def recorded():
+        scheduled = schedule()
+        real.append(Work.of([(sequence.computed, tokens) for sequence, tokens in scheduled]))
+        return scheduled
+
+    core.scheduler.schedule = recorded
+    while core.has_work:
+        core.step()
+    env.run(until=100)
+    assert recorder.works == real
+    assert replica.steps == len(real)
+    assert len(told) == 5 * sum(range(1, 13))
+    assert (core.scheduler.preemptions > 0) == (pages == 40)
+
+
+def test_costs_are_found_again():
+    works = [Work.of([(100 * n % 700, 1)] * n + [(64 * n, 16 * n)] * (n % 2)) for n in range(1, 12)]
+    found = StepCost.fit([(work, STEP.of(work)) for work in works])
+    assert [STEP.of(work) for work in works] == pytest.approx([found.of(work) for work in works])
+    assert found.step == pytest.approx(STEP.step)
+
+
+def test_affinity_keeps_within_its_bound():
+    router = Router("affinity", 4)
+    taken = [router.begin([7] * 100) for _ in range(40)]
+    assert len(set(taken[:3])) == 1
+    assert max(router.active) <= 1.5 * 40 / 4 + 1
+    for replica in taken:
+        router.end(replica)
+    assert router.begin([7] * 100) == taken[0]
+
+
+def test_a_seed_gives_the_same_figures_and_affinity_more_hits():
+    affinity = simulate(SESSIONS, COSTS)
+    assert affinity == simulate(SESSIONS, COSTS)
+    assert affinity != simulate(replace(SESSIONS, seed=1), COSTS)
+    turns = simulate(replace(SESSIONS, policy="round robin"), COSTS)
+    assert affinity.hits > 1.5 * turns.hits
+    assert affinity.ttft < turns.ttft
+
+
+def test_what_the_validation_would_find():
+    """Negative controls: an engine that is slower than was measured, and cores that are not shared."""
+    scenario = replace(SESSIONS, replicas=2, users=4, traffic="sharegpt", seconds=24.0)
+    real = simulate(scenario, COSTS, one_machine=True)
+    assert max(map(abs, errors(real, real).values())) == 0
+    slow = [StepCost(*(1.5 * cost for cost in vars(each).values())) for each in (STEP, BESIDE)]
+    wrong = simulate(scenario, replace(COSTS, alone=slow[0], beside=slow[1]), one_machine=True)
+    assert errors(real, wrong)["rate"] < -BOUND
+    assert errors(real, simulate(replace(scenario, replicas=4, users=2), COSTS))["rate"] > BOUND
+    lost = SimpleNamespace(rate=real.rate, ttft=real.ttft, hits=0.0)
+    assert errors(simulate(SESSIONS, COSTS, one_machine=True), lost)["hits"] < -BOUND
