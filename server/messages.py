@@ -13,6 +13,7 @@ import msgspec
 from server.encoder_messages import Encode, EncoderDecoderInfo, EncoderInfo, Task
 from server.submit import Beams as Beams
 from server.submit import Sampling as Sampling
+from server.submit import StopTexts as StopTexts
 from server.submit import Submit as Submit
 
 
@@ -274,10 +275,12 @@ class Launch(msgspec.Struct):
     Attributes:
         folder: the model, a Hugging Face folder.
         settings: ``Settings`` as JSON text, complete.
+        tokenizer: the folder of its tokenizer; ``None`` if it has none.
     """
 
     folder: str
     settings: str
+    tokenizer: str | None = None
 
 
 ToEngine = Submit | Encode | Abort | Shutdown

@@ -14,6 +14,7 @@ from server.engine.continuations import Found
 from server.engine.kv_manager import KVManager
 from server.engine.sequence import Sequence, State
 from server.messages import FinishReason, SequenceOutput, Submit
+from server.text.assemble import OutputAssembler
 
 
 class BeamGroup(Sequence):
@@ -30,10 +31,12 @@ class BeamGroup(Sequence):
 
     __slots__ = ("beams", "search")
 
-    def __init__(self, request: Submit, arrival: int, rank: float | None = None) -> None:
+    def __init__(
+        self, request: Submit, arrival: int, rank: float | None = None, text: OutputAssembler | None = None
+    ) -> None:
         super().__init__(request, arrival, rank)
         self.group = self
-        self.search = BeamSearch(request)
+        self.search = BeamSearch(request, text)
         self.beams: list[Sequence] = []
 
     @property
@@ -111,6 +114,8 @@ class BeamGroup(Sequence):
             SequenceOutput(
                 id_,
                 beam.tokens,
+                logprobs=None if self.request.logprobs is None else beam.logprobs,
+                # That a stop string ended it the server process finds again, in its text.
                 finish=FinishReason.STOP if beam.tokens[-1] in stops else FinishReason.LENGTH,
             )
             for id_, beam in zip(ids, chain(best, repeat(best[-1])), strict=False)
@@ -121,6 +126,6 @@ class BeamGroup(Sequence):
     def _fork(self, parent: Sequence, kv: KVManager, tokens: list[int]) -> Sequence:
         beam = Sequence(self.request, self.arrival, self.rank)
         beam.group, beam.state, beam.started = self, State.RUNNING, self.started
-        beam.tokens, beam.held_back = tokens, 1
+        beam.tokens, beam.held_back, beam.prompt_logprobs = tokens, 1, self.prompt_logprobs
         kv.fork(parent, beam)
         return beam

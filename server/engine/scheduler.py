@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Set
+from functools import partial
 from typing import NamedTuple
 
 from server.engine.beam_group import BeamGroup
@@ -22,6 +23,7 @@ from server.engine.room import NOTHING, Need, Room
 from server.engine.sequence import Sequence, State
 from server.engine.waiting import Waiting
 from server.messages import Submit
+from server.text.assemble import OutputAssembler
 
 QUIET = 1.0
 """Seconds without another request after which none is expected soon."""
@@ -81,14 +83,15 @@ class Scheduler:
         self._arrivals = 0
         self._came = self._came_before = -math.inf
 
-    def add(self, request: Submit) -> None:
-        """Queues a new sequence."""
+    def add(self, request: Submit, text: OutputAssembler | None = None) -> None:
+        """Queues a new sequence; ``text`` is of its beams, where stop strings may end them."""
         # All grow more urgent at the same rate, so that their order is that of their arrivals, each taken as
         # earlier by its priority's worth of waiting.
         self._came, self._came_before = self._clock(), self._came
         waited = 0.0 if self._aging is None else self._came / self._aging
-        kind = Sequence if request.beams is None else BeamGroup
-        sequence = kind(request, self._arrivals, waited - request.priority)
+        rank = waited - request.priority
+        plain = request.beams is None
+        sequence = (Sequence if plain else partial(BeamGroup, text=text))(request, self._arrivals, rank)
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self._enqueue(sequence)

@@ -142,6 +142,7 @@ def main() -> int:
             Path(launch.folder),
             lambda stage, fraction: engine.send(Loading(stage, fraction)),
             wire.descriptor,
+            None if launch.tokenizer is None else Path(launch.tokenizer),
         )
         tell_of_compiling(pulse.compile)
         gc.collect()
