@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Listed
 from itertools import chain, repeat
 
+import torch
+
 from server.engine.beam_search import BeamSearch
 from server.engine.continuations import Found
 from server.engine.kv_manager import KVManager
@@ -68,6 +70,7 @@ class BeamGroup(Sequence):
         self.beams = [self._fork(self, kv, [*prompt, *beam.tokens]) for beam in self.search.running]
         kv.release(self)
 
+    @torch.inference_mode()  # like the steps that made the samplers' counts
     def advance(self, kv: KVManager, found: Found) -> None:
         """One step of the search, after which it may have ended."""
         parents, chosen = self.parts, self.search.advance(found.likeliest, found.unending)

@@ -88,7 +88,7 @@ class Queued:
         self, scores: torch.Tensor, places: torch.Tensor, logprobs: Sequence[PositionLogprob | None]
     ) -> list[Continuation]:
         return [
-            Continuation(*divmod(place, self._vocabulary), score, logprob)
+            Continuation(place // self._vocabulary, place % self._vocabulary, score, logprob)
             for score, place, logprob in zip(scores.tolist(), places.tolist(), logprobs, strict=True)
             if score > -math.inf
         ]

@@ -71,9 +71,7 @@ def test_beams_are_those_of_transformers(options, server, own, stops):
 def test_what_a_request_says_of_its_tokens_counts_for_each_beam(server, own, folder, stops):
     """Penalties, biases and stop strings as in transformers; and each token's log probability."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    first = generated(own, SOURCES[1], 20, num_beams=3, repetition_penalty=1.4, eos_token_id=stops)
-    strings = [tokenizer.decode(first[5:7])]
-    assert strings[0].isascii()
+    strings = [" ", "e"]
     more = {"num_beams": 3, "repetition_penalty": 1.4}
     matched = 0
     with server.client() as client:
@@ -87,13 +85,13 @@ def test_what_a_request_says_of_its_tokens_counts_for_each_beam(server, own, fol
                 sequence_bias={(30,): -4.0},
                 stop_strings=strings,
                 tokenizer=tokenizer,
-                eos_token_id=stops,
+                eos_token_id=[*stops, tokenizer.eos_token_id],
             )
             best = answer.completions[0]
             assert list(best.token_ids) == expected
             assert [entry.chosen.token_id for entry in best.logprobs] == expected
-            matched += best.matched_stop == strings[0]
-            assert strings[0] not in best.text
+            matched += best.matched_stop in strings
+            assert not set(strings) & set(best.text)
     assert matched
 
 

@@ -189,12 +189,11 @@ def test_log_probabilities_and_scores_are_those_of_transformers(loaded, own, ask
     )
     core = make_core(loaded, page_size=PAGE, **({} if pages is None else {"pages": pages}))
     one = msgspec.structs.replace(submit(1, prompt, MOST, **options), logprobs=2, prompt_logprobs=1)
-    core.submit(one)
-    search = core.scheduler._by_id[1].search
-    others = [submit(i, other, MOST, **more) for i, (other, more) in enumerate(asked[:4], 2)] if pages else []
+    others = [submit(i, other, MOST, **more) for i, (other, more) in enumerate(asked[:2], 2)] if pages else []
     outcomes = {id_: Outcome() for request in (one, *others) for id_ in request.ids}
-    for other in others:
-        core.submit(other)
+    for request in (*others, one):
+        core.submit(request)
+    search = core.scheduler._by_id[1].search
     while core.has_work:
         collect(core, outcomes)
     assert bool(outcomes[1].preemptions) == bool(pages)
@@ -218,8 +217,7 @@ def test_log_probabilities_and_scores_are_those_of_transformers(loaded, own, ask
 @pytest.mark.parametrize("settings", [{}, {"pages": 24}, {"ahead": True, "prefix_cache": False}])
 def test_stop_strings_end_beams_as_in_transformers(loaded, own, folder, stops, settings):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    likely = generated(own, PROMPTS[1], MOST, n=3, num_beams=3)
-    strings = [tokenizer.decode(likely[0][4:6]), tokenizer.decode(likely[1][7:8])]
+    strings = [" ", "ge o"]  # of part of a token, and of two
     core = make_core(loaded, page_size=PAGE, tokenizer=folder, **settings)
     plain = greedy_requests([PROMPTS[0]], MOST, first_id=50)
     requests, expected = [], {}
@@ -232,7 +230,7 @@ def test_stop_strings_end_beams_as_in_transformers(loaded, own, folder, stops, s
     assert {id_: outcomes[id_].tokens for id_ in expected} == expected
     assert [outcomes[50].tokens] == generated(own, PROMPTS[0], MOST, num_beams=1)
     ended = [t for t in expected.values() if any(string in tokenizer.decode(t) for string in strings)]
-    assert len(ended) > 2
+    assert len(ended) > 4
 
 
 def test_beams_hold_their_prompt_once(loaded):
