@@ -84,8 +84,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
         prompt_logprobs: the same for the prompt's tokens after the first.
         priority: higher goes first.
         forced: the output's first tokens, at most ``max_tokens``; none of them ends the sequence.
-        leader: id of an earlier sequence with the same prompt; wait until its prompt is computed, to
-            share its pages. ``None`` for none.
+        leader: id of an earlier sequence with the same prompt, the request's first sample; wait until its
+            prompt is computed, to share its pages. ``None`` for none.
         salt: begins the keys of its pages in the prefix cache; only sequences of the same salt share pages.
         start: tokens that an encoder-decoder's decoder begins with, whose source the prompt is; empty for a
             decoder.

@@ -130,5 +130,5 @@ class BeamGroup(Sequence):
         beam = Sequence(self.request, self.arrival, self.rank)
         beam.group, beam.state, beam.started = self, State.RUNNING, self.started
         beam.tokens, beam.held_back, beam.prompt_logprobs = tokens, 1, self.prompt_logprobs
-        kv.fork(parent, beam)
+        kv.fork(parent, beam, parent.computed)
         return beam

@@ -75,9 +75,9 @@ class PagePool:
         """How many of ``pages`` are held; zeros ("no page") are not."""
         return sum(self._holders[page] > 0 for page in pages)
 
-    def shared(self, page: int) -> bool:
-        """Whether a page has several holders."""
-        return self._holders[page] > 1
+    def fixed(self, page: int) -> bool:
+        """Whether a page has several holders, or can be found, so that none may write to it."""
+        return self._holders[page] > 1 or self._key_of[page] is not None
 
     def hold(self, pages: Iterable[int]) -> None:
         """Adds a holder to each of ``pages``, which are held or cached; zeros ("no page") are passed over."""

@@ -21,6 +21,7 @@ from server.engine.pace import MULTIPLE, Pace
 from server.engine.page_pool import IntegrityError
 from server.engine.room import NOTHING, Need, Room
 from server.engine.sequence import Sequence, State
+from server.engine.sharing import Sharing
 from server.engine.waiting import Waiting
 from server.messages import Submit
 from server.text.assemble import OutputAssembler
@@ -80,6 +81,7 @@ class Scheduler:
         self._room = Room(kv, self.running, max_running, max_batch_tokens)
         self.preemptions = 0
         self._by_id: dict[int, Sequence] = {}
+        self._sharing = Sharing(kv, self.running, self._by_id)
         self._arrivals = 0
         self._came = self._came_before = -math.inf
 
@@ -254,11 +256,10 @@ class Scheduler:
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = State.WAITING
         sequence.wanted_drafts = 0  # it was asked with other tokens, and perhaps other rotary frequencies
-        leader = self._by_id.get(sequence.request.leader) if sequence.request.leader is not None else None
-        if leader is not None and leader.computed < leader.prompt_len and self.kv.looks_up(sequence):
+        if (leader := self._sharing.awaited(sequence)) is not None:
             self.waiting.add_follower(sequence, leader.id)
         else:
-            sequence.found = self.kv.cached_prefix(sequence)
+            sequence.found = self._sharing.found(sequence)
             self.waiting.add(sequence)
 
     def _enqueue_followers(self, leader: Sequence) -> None:
@@ -306,9 +307,10 @@ class Scheduler:
         room = self._room
         victims = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
         need = room.need(sequence)
-        if not room.fits(need._replace(pages=need.pages - self.kv.most_shared(sequence)).plus(kept), victims):
+        most = self._sharing.most_shared(sequence)
+        if not room.fits(need._replace(pages=need.pages - most).plus(kept), victims):
             return False
-        self.kv.adopt_prefix(sequence)
+        self._sharing.begin(sequence)
         need = room.need(sequence)
         enough = room.fits(need.plus(kept), victims)
         while not room.fits(need.plus(kept)):
