@@ -353,6 +353,7 @@ def test_nan_fails_a_search_and_no_other(loaded, own):
     [
         ({"max_running": 3}, {"num_beams": 4}, "too many to run at once"),
         ({"pages": 17}, {"num_beams": 8}, "8 beams can come to hold 33 pages of 16"),
+        ({}, {"num_beams": 2, "strings": ["x"]}, "need a tokenizer"),
     ],
 )
 def test_beams_that_can_not_all_be_there_are_refused(loaded, settings, request_, sentence):
