@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from longspan.v1 import inference_pb2, types_pb2
-from server.api.beams import BeamRoom
+from server.api.beams import BeamRoom, beams_of
 from server.api.conversion import Plan
 from server.api.errors import ServiceError
 from server.api.languages import encoder_decoder_info
 from server.encoder_messages import EncoderDecoderInfo
-from server.messages import Beams, Sampling
+from server.messages import Beams, Sampling, StopTexts
 from server.models.target import Target
 from server.text.stop import StopStrings
 
@@ -23,6 +23,17 @@ def test_a_request_may_take_the_makers_least_length_back(said, least):
     plan = Plan(request, 1, 0, Sampling(), StopStrings([], {}), [1], TARGET, [], None)
     (sequence,) = plan.sequences([1], [5, 6, 7], 200)
     assert sequence.min_tokens == least
+
+
+def test_the_engine_learns_of_stop_strings_of_beams():
+    request = inference_pb2.GenerateRequest(
+        stop={"stop_strings": ["x"], "min_tokens": 3}, keep_special_tokens=True, beam_search={"num_beams": 2}
+    )
+    assert beams_of(request).stop == StopTexts(["x"], True, 3)
+    request.forced_token_ids.extend([7] * 4)
+    assert beams_of(request).stop.min_tokens == 5
+    request.stop.ClearField("stop_strings")
+    assert beams_of(request).stop is None
 
 
 def test_special_tokens_that_only_look_like_languages_are_none():
