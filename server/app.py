@@ -213,7 +213,9 @@ class Server:
     async def start_engine(self) -> EngineClient:
         """Starts an engine, which is not ready yet."""
         assert self._files is not None
-        engine = self._engine = EngineClient(self._settings, self._files.folder, self._spare.take())
+        files = self._files
+        engine = EngineClient(self._settings, files.folder, self._spare.take(), files.tokenizer)
+        self._engine = engine
         engine.on_step = self._take_step
         self._metrics.step_age = lambda: engine.step_age
         await engine.start()

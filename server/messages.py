@@ -14,6 +14,7 @@ from server.encoder_messages import Encode, EncoderDecoderInfo, EncoderInfo, Tas
 from server.kv_messages import Event
 from server.submit import Beams as Beams
 from server.submit import Sampling as Sampling
+from server.submit import StopTexts as StopTexts
 from server.submit import Submit as Submit
 
 
@@ -278,10 +279,12 @@ class Launch(msgspec.Struct):
     Attributes:
         folder: the model, a Hugging Face folder.
         settings: ``Settings`` as JSON text, complete.
+        tokenizer: the folder of its tokenizer; ``None`` if it has none.
     """
 
     folder: str
     settings: str
+    tokenizer: str | None = None
 
 
 ToEngine = Submit | Encode | Abort | Shutdown

@@ -37,6 +37,20 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
+class StopTexts(msgspec.Struct, frozen=True, array_like=True):
+    """Stop strings of a beam search, which the engine itself looks for; see ``OutputAssembler``.
+
+    Attributes:
+        strings: none of them empty.
+        keep_special_tokens: special tokens are text.
+        min_tokens: one that is complete before so many output tokens is text like any other.
+    """
+
+    strings: list[str]
+    keep_special_tokens: bool
+    min_tokens: int
+
+
 class Beams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How to search for the likeliest outputs.
 
@@ -47,12 +61,14 @@ class Beams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             that goes on, at its length, does not better the worst of these; ``never``: at any length, where
             ``length_penalty`` is positive.
         others: ids under which the second best output and so on are told, fewer than ``count``.
+        stop: texts that end a beam.
     """
 
     count: int
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = "heuristic"
     others: list[int] = []
+    stop: StopTexts | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
@@ -68,8 +84,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
         prompt_logprobs: the same for the prompt's tokens after the first.
         priority: higher goes first.
         forced: the output's first tokens, at most ``max_tokens``; none of them ends the sequence.
-        leader: id of an earlier sequence with the same prompt; wait until its prompt is computed, to
-            share its pages. ``None`` for none.
+        leader: id of an earlier sequence with the same prompt, the request's first sample; wait until its
+            prompt is computed, to share its pages. ``None`` for none.
         salt: begins the keys of its pages in the prefix cache; only sequences of the same salt share pages.
         start: tokens that an encoder-decoder's decoder begins with, whose source the prompt is; empty for a
             decoder.

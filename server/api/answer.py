@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from longspan.v1 import inference_pb2, types_pb2
 from server.api.state import Served
+from server.api.stops import stops_from
 from server.engine.ipc.output import OutputStream
 from server.messages import FinishReason, PositionLogprob, SequenceOutput
 from server.observe.request import RequestRecord
@@ -17,6 +18,9 @@ Event = inference_pb2.StreamGenerateResponse
 
 # Prompt positions in one message, at most, for the same reason.
 _MOST_POSITIONS = 512
+
+# Tokens with log probabilities in one message, at most.
+_MOST_TOKENS = 64
 
 _FINISH_REASONS = {
     FinishReason.STOP: types_pb2.FINISH_REASON_STOP,
@@ -82,8 +86,7 @@ class Answer:
                     stop=stop,
                     include_stop_string=request.stop.include_stop_string,
                     keep_special_tokens=request.keep_special_tokens,
-                    # A stop string that ends within the forced tokens is text like any other.
-                    min_tokens=max(request.stop.min_tokens, len(request.forced_token_ids) + 1),
+                    min_tokens=stops_from(request),
                 ),
             )
             for index, id_ in enumerate(ids)
@@ -103,7 +106,11 @@ class Answer:
                 yield self._accept(record, output)
             if output.prompt_logprobs is not None:
                 yield from self._prompt(output.prompt_logprobs)
-            self._push(sample, output, when, stream, record)
+            first, *others = _parts(output)
+            self._push(sample, first, when, stream, record)
+            for part in others:
+                yield from self._deltas()
+                self._push(sample, part, when, stream, record)
         yield from self._deltas()
 
     def close(self, record: RequestRecord) -> Iterable[Event]:
@@ -196,6 +203,25 @@ class Answer:
             for entry in (position.chosen, *position.top)
         )
         return types_pb2.PositionLogprobs(chosen=chosen, top=top)
+
+
+def _parts(output: SequenceOutput) -> list[SequenceOutput]:
+    """The output of a search, whose tokens come all at once, in parts that fit a message each."""
+    tokens, logprobs = output.tokens, output.logprobs
+    if logprobs is None or len(tokens) <= _MOST_TOKENS:
+        return [output]
+    parts = [
+        SequenceOutput(
+            output.id,
+            tokens[at : at + _MOST_TOKENS],
+            logprobs[at : at + _MOST_TOKENS],
+            preemptions=output.preemptions,
+        )
+        for at in range(0, len(tokens), _MOST_TOKENS)
+    ]
+    parts[0].searched_tokens = output.searched_tokens
+    parts[-1].finish = output.finish
+    return parts
 
 
 async def collect(events: AsyncIterator[Event]) -> inference_pb2.GenerateResponse:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from longspan.v1 import inference_pb2
 from server.api.checks import Violations
 from server.api.errors import Violation
-from server.messages import Beams, Ready, Sampling
+from server.api.stops import stops_from
+from server.messages import Beams, Ready, StopTexts
 from server.submit import EarlyStopping
 
 _MOST_BEAMS = 16
@@ -23,20 +24,21 @@ def beams_of(request: inference_pb2.GenerateRequest) -> Beams | None:
     """How a request asks to search; ``None`` for no beam search."""
     if not request.HasField("beam_search"):
         return None
-    asked = request.beam_search
+    asked, strings = request.beam_search, list(request.stop.stop_strings)
     penalty = asked.length_penalty if asked.HasField("length_penalty") else 1.0
-    return Beams(count=asked.num_beams, length_penalty=penalty, early_stopping=_EARLY[asked.early_stopping])
+    return Beams(
+        count=asked.num_beams,
+        length_penalty=penalty,
+        early_stopping=_EARLY[asked.early_stopping],
+        stop=StopTexts(strings, request.keep_special_tokens, stops_from(request)) if strings else None,
+    )
 
 
-_NEUTRAL_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-
-
-def check_beams(request: inference_pb2.GenerateRequest, sampling: Sampling, max_running: int) -> Violations:
+def check_beams(request: inference_pb2.GenerateRequest, max_running: int) -> Violations:
     """The faults of a request's beam search, and fields that do not go with it.
 
     Args:
         request: as it came.
-        sampling: as it is in force.
         max_running: sequences that the engine works on at once, at most.
     """
     if not request.HasField("beam_search"):
@@ -57,27 +59,11 @@ def check_beams(request: inference_pb2.GenerateRequest, sampling: Sampling, max_
         yield Violation("beam_search.length_penalty", sentence)
     if asked.early_stopping not in _EARLY:
         yield Violation("beam_search.early_stopping", f"is {asked.early_stopping}, which has no meaning")
-    for name, neutral in _NEUTRAL_PENALTIES.items():
-        if (value := getattr(sampling, name)) == neutral:
-            continue
-        whose = (
-            f"this request asks for {name} {value:g}; leave it out or set it to {neutral:g}"
-            if request.sampling.HasField(name)
-            else f"the model's generation_config says {name} {value:g} for requests that leave it open; set "
-            f"sampling.{name} to {neutral:g} in this one"
-        )
-        yield Violation("beam_search", f"has no penalties, and {whose}")
-    for name in ("temperature", "top_k", "top_p", "min_p", "logit_bias", "seed"):
+    for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
         if getattr(request.sampling, name):
             yield Violation(
                 f"sampling.{name}", "is for sampling, and beam_search takes the best; leave it out"
             )
-    given = {
-        "logprobs": request.HasField("logprobs"),
-        "stop.stop_strings": bool(request.stop.stop_strings),
-    }
-    for name in filter(given.get, given):
-        yield Violation(name, "does not go with beam_search; leave it out")
 
 
 class BeamRoom(NamedTuple):

@@ -72,9 +72,7 @@ class Plan:
         beams, sampling = self.beams, self.sampling
         if beams is not None:
             beams, ids = msgspec.structs.replace(beams, others=ids[1:]), ids[:1]
-            sampling = Sampling(
-                temperature=0.0, logit_bias=sampling.logit_bias, no_repeat_ngram=sampling.no_repeat_ngram
-            )
+            sampling = msgspec.structs.replace(sampling, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
         stop, logprobs, target = self.request.stop, self.request.logprobs, self.target
         max_tokens = self._max_tokens(len(prompt), context_length)
         min_tokens = _min_tokens(self.request, target)
@@ -159,7 +157,7 @@ def plan(request: inference_pb2.GenerateRequest, served: Served, limit: inferenc
         sentence = "leave no token to choose before min_tokens; name fewer, or set min_tokens to 0"
         raise errors.invalid([Violation("stop.stop_token_ids", sentence)])
     sampling = _sampling(request, served.generation.sampling, target)
-    refuse(check_beams(request, sampling, served.ready.max_running))
+    refuse(check_beams(request, served.ready.max_running))
     seeded = request.sampling.HasField("seed")
     return Plan(
         request=request,

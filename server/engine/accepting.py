@@ -127,20 +127,23 @@ class Accepting:
 
     def _advance(self, group: BeamGroup, found: Found | None) -> list[SequenceOutput]:
         """A step of a search; the outputs of its best beams once it has ended."""
-        computed = len(group.parts)
-        if found is None:
-            self._fail(group)
-        else:
+        computed, begins = len(group.parts), not group.search.running[0].tokens
+        if found is not None:
             group.advance(self._kv, found)
-            if group.search.running:
-                if self._runner.rope is not None and self._runner.rope.stale(group.beams[0].total):
-                    self._scheduler.restart(group)
-                return [SequenceOutput(group.id, [], searched_tokens=computed)]
-            if not group.search.finished:
+        if found is not None and group.search.running:
+            if self._runner.rope is not None and self._runner.rope.stale(group.beams[0].total):
+                self._scheduler.restart(group)
+            outputs = [SequenceOutput(group.id, [])]
+        else:
+            if found is None:
+                self._fail(group)
+            elif not group.search.finished:
                 log.error("search %d fails: every token that may follow its beams is banned", group.id)
-        self._scheduler.remove(group.id)
-        outputs = group.outputs(failed=found is None)
+            self._scheduler.remove(group.id)
+            outputs = group.outputs(failed=found is None)
         outputs[0].searched_tokens = computed
+        if begins and group.request.prompt_logprobs is not None:
+            outputs[0].prompt_logprobs = group.prompt_logprobs
         return outputs
 
     def _fail(self, sequence: Sequence) -> FinishReason:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence as Listed
 from itertools import chain, repeat
 
+import torch
+
 from server.engine.beam_search import BeamSearch
 from server.engine.continuations import Found
 from server.engine.kv_manager import KVManager
 from server.engine.sequence import Sequence, State
 from server.messages import FinishReason, SequenceOutput, Submit
+from server.text.assemble import OutputAssembler
 
 
 class BeamGroup(Sequence):
@@ -30,10 +33,12 @@ class BeamGroup(Sequence):
 
     __slots__ = ("beams", "search")
 
-    def __init__(self, request: Submit, arrival: int, rank: float | None = None) -> None:
+    def __init__(
+        self, request: Submit, arrival: int, rank: float | None = None, text: OutputAssembler | None = None
+    ) -> None:
         super().__init__(request, arrival, rank)
         self.group = self
-        self.search = BeamSearch(request)
+        self.search = BeamSearch(request, text)
         self.beams: list[Sequence] = []
 
     @property
@@ -65,6 +70,7 @@ class BeamGroup(Sequence):
         self.beams = [self._fork(self, kv, [*prompt, *beam.tokens]) for beam in self.search.running]
         kv.release(self)
 
+    @torch.inference_mode()  # like the steps that made the samplers' counts
     def advance(self, kv: KVManager, found: Found) -> None:
         """One step of the search, after which it may have ended."""
         parents, chosen = self.parts, self.search.advance(found.likeliest, found.unending)
@@ -111,6 +117,8 @@ class BeamGroup(Sequence):
             SequenceOutput(
                 id_,
                 beam.tokens,
+                logprobs=None if self.request.logprobs is None else beam.logprobs,
+                # That a stop string ended it the server process finds again, in its text.
                 finish=FinishReason.STOP if beam.tokens[-1] in stops else FinishReason.LENGTH,
             )
             for id_, beam in zip(ids, chain(best, repeat(best[-1])), strict=False)
@@ -121,6 +129,6 @@ class BeamGroup(Sequence):
     def _fork(self, parent: Sequence, kv: KVManager, tokens: list[int]) -> Sequence:
         beam = Sequence(self.request, self.arrival, self.rank)
         beam.group, beam.state, beam.started = self, State.RUNNING, self.started
-        beam.tokens, beam.held_back = tokens, 1
-        kv.fork(parent, beam)
+        beam.tokens, beam.held_back, beam.prompt_logprobs = tokens, 1, self.prompt_logprobs
+        kv.fork(parent, beam, parent.computed)
         return beam

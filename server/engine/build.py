@@ -43,6 +43,7 @@ def build_engine(
     report: Report,
     preparing: Callable[[Settings, Path, Report], Prepared] = prepare,
     arrivals: int | None = None,
+    tokenizer: Path | None = None,
 ) -> tuple[EngineCore, Ready]:
     """Loads the model, chooses its attention, checks the two together and allocates the KV cache.
 
@@ -52,6 +53,7 @@ def build_engine(
         report: told what is going on, with the share done.
         preparing: loads the model and checks it: an encoder-decoder in another way than a decoder.
         arrivals: see ``EngineCore``.
+        tokenizer: the same.
 
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
@@ -107,6 +109,7 @@ def build_engine(
         team=watched(threads) if executor.thread_invariant else None,
         drafter=drafter,
         arrivals=arrivals,
+        tokenizer=tokenizer,
     )
     events = kv_events(settings, settings.model_name or folder.name, sizes.page_size)
     if events is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Set
+from pathlib import Path
 
 from attention.patterns.base import ContentPattern
 from server.engine.accepting import Accepting
@@ -17,6 +18,7 @@ from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.source import laid_out
 from server.engine.speculation.drafter import Drafter
+from server.engine.stop_texts import TextsOfBeams
 from server.engine.team import Team
 from server.engine.totals import Totals
 from server.messages import Beams, SequenceOutput, Stats, StepOutput, Submit
@@ -53,6 +55,7 @@ class EngineCore:
         drafter: guesses tokens for the steps to verify; not together with ``ahead``.
         arrivals: a descriptor that has something to read once a message has come. Where the executor can, a
             step of a long prompt that held up nothing is given up then, so that the message need not wait.
+        tokenizer: the folder of the model's tokenizer, for stop strings of beams.
 
     Attributes:
         costs: what its steps cost at least.
@@ -75,6 +78,7 @@ class EngineCore:
         team: Team | None = None,
         drafter: Drafter | None = None,
         arrivals: int | None = None,
+        tokenizer: Path | None = None,
     ) -> None:
         assert drafter is None or not ahead
         self.runner = runner
@@ -108,6 +112,7 @@ class EngineCore:
             self.kv, max_running, max_batch_tokens, max_prefills, pace, aging_seconds, gives_up
         )
         self.accepting = Accepting(runner, self.scheduler, self._totals, context_length)
+        self._texts = TextsOfBeams(tokenizer)
         self._flight: Flight | None = None
         self._failed: list[SequenceOutput] = []
         self._ended = 0.0
@@ -116,7 +121,8 @@ class EngineCore:
         """Queues a sequence.
 
         Raises:
-            ValueError: the prompt is empty or leaves no room in the context.
+            ValueError: the prompt is empty or leaves no room in the context; beams have no room, or stop
+                strings and no tokenizer that finds them.
         """
         if request.start:
             if len(request.prompt) > self.source_length:
@@ -128,9 +134,11 @@ class EngineCore:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens does not fit a context of {self.context_length}"
             )
-        if request.beams is not None:
-            self._check_beams(request, request.beams)
-        self.scheduler.add(request)
+        beams, text = request.beams, None
+        if beams is not None:
+            self._check_beams(request, beams)
+            text = None if beams.stop is None else self._texts.begin(beams.stop)
+        self.scheduler.add(request, text)
 
     def _check_beams(self, request: Submit, beams: Beams) -> None:
         """Refuses beams that could not all run at once, which they have to."""

@@ -66,9 +66,9 @@ class KVManager:
         self.pool = PagePool(pages)
         self.page_size = page_size
         self.prefix_cache = prefix_cache
-        self._expired = expired
+        self.expired = expired
         self._prompts_only = prompts_only
-        self._salt = salt
+        self.salt = salt
         self._events: KVEvents | None = None
         self.prefix_queries = 0
         self.prefix_hits = 0
@@ -89,18 +89,18 @@ class KVManager:
 
     def demand(self, tokens: int, step: int) -> int:
         """``most_pages`` of a sequence, at most the whole pool: the context fits an empty pool."""
-        return min(most_pages(tokens, step, self.page_size, self._expired), self.pool.total)
+        return min(most_pages(tokens, step, self.page_size, self.expired), self.pool.total)
 
     def demand_of(self, sequence: Sequence, step: int) -> int:
         """``demand`` of a sequence that is queued, of its beams together."""
         (count, alike), tokens = sequence.spread, sequence.parts[0].total
-        each = most_pages(tokens, step, self.page_size, self._expired)
+        each = most_pages(tokens, step, self.page_size, self.expired)
         own = self.pages_for(tokens) - alike // self.page_size
         return min(each + (count - 1) * min(each, own), self.pool.total)
 
     def most_of_beams(self, prompt: int, tokens: int, beams: int, step: int) -> int:
         """The most pages that so many beams of so many tokens, with a prompt in common, hold at once."""
-        each, shared = most_pages(tokens, step, self.page_size, self._expired), prompt // self.page_size
+        each, shared = most_pages(tokens, step, self.page_size, self.expired), prompt // self.page_size
         return min(beams * each, shared + beams * (self.pages_for(tokens) - shared))
 
     def cached_prefix(self, sequence: Sequence) -> int:
@@ -147,7 +147,7 @@ class KVManager:
         usable = min(usable, self._shareable(sequence)) // self.page_size
         keys = self._keys(sequence, usable)
         found = self.pool.find(keys)
-        if not self._expired(usable * self.page_size, self.page_size):
+        if not self.expired(usable * self.page_size, self.page_size):
             # Every page is needed, so that the first that is missing ends the prefix.
             leading = found.index(0) if 0 in found else len(found)
             whole = leading * self.page_size >= sequence.decoded_from
@@ -161,7 +161,7 @@ class KVManager:
             run.append(run[-1] + 1 if page else 0)
         leading = next((i for i, page in enumerate(found) if not page), len(found))
         for count in range(len(found), 0, -1):
-            evicted = self._expired(count * self.page_size, self.page_size)
+            evicted = self.expired(count * self.page_size, self.page_size)
             if run[count] >= count - evicted.stop and leading >= min(evicted.start, count):
                 return count, evicted
         return 0, range(0)
@@ -176,13 +176,13 @@ class KVManager:
         """Makes room for the next ``tokens`` tokens; false, and nothing changed, if pages are short."""
         missing = max(0, self.pages_for(sequence.computed + tokens) - len(sequence.pages))
         index, begun = divmod(sequence.computed, self.page_size)
-        shared = bool(begun) and self.pool.shared(sequence.pages[index])
-        if not missing and not shared:
+        fixed = bool(begun) and self.pool.fixed(sequence.pages[index])
+        if not missing and not fixed:
             return True
-        pages = self.pool.allocate(missing + shared)
+        pages = self.pool.allocate(missing + fixed)
         if pages is None:
             return False
-        if shared:
+        if fixed:
             old, new = sequence.pages[index], pages.pop()
             self._copies.pop(new, None)  # of a sequence that has lost it since
             self._copies[new] = old
@@ -191,13 +191,13 @@ class KVManager:
         sequence.pages.extend(pages)
         return True
 
-    def fork(self, sequence: Sequence, other: Sequence) -> None:
-        """Gives another sequence, which has no pages and begins with the same computed tokens, its pages."""
-        pages = sequence.pages[: self.pages_for(sequence.computed)]
+    def fork(self, sequence: Sequence, other: Sequence, tokens: int) -> None:
+        """Gives another sequence, which has no pages, those of so many computed tokens."""
+        pages = sequence.pages[: self.pages_for(tokens)]
         self.pool.hold(pages)
         other.table.replace(pages)
-        other.computed, other.evicted_up_to = sequence.computed, sequence.evicted_up_to
-        other.page_keys = sequence.page_keys[: sequence.computed // self.page_size]
+        other.computed, other.evicted_up_to = tokens, sequence.evicted_up_to
+        other.page_keys = sequence.page_keys[: tokens // self.page_size]
 
     def take_copies(self) -> dict[int, int]:
         """The pages to be copied before the next step writes any, in order: from, by to."""
@@ -251,7 +251,7 @@ class KVManager:
             ]
             if new and self._events is not None:
                 self._tell(self._events, sequence, keys, new)
-        evicted = self._expired(settled, self.page_size)
+        evicted = self.expired(settled, self.page_size)
         newly = range(max(evicted.start, sequence.evicted_up_to), evicted.stop)
         if newly:
             self.pool.release(sequence.pages[newly.start : newly.stop])
@@ -292,7 +292,7 @@ class KVManager:
             page = array("I", sequence.tokens[start : start + self.page_size])
             previous = keys[-1] if keys else sequence.request.salt
             content = previous + page.tobytes()
-            if self._salt is not None:
-                content += self._salt(sequence.prompt_len, sequence.total, start)
+            if self.salt is not None:
+                content += self.salt(sequence.prompt_len, sequence.total, start)
             keys.append(hashlib.blake2b(content, digest_size=16).digest())
         return keys[:count]

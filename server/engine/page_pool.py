@@ -80,9 +80,9 @@ class PagePool:
         named = Counter(pages)
         return sum(count == self._holders[page] for page, count in named.items() if page)
 
-    def shared(self, page: int) -> bool:
-        """Whether a page has several holders."""
-        return self._holders[page] > 1
+    def fixed(self, page: int) -> bool:
+        """Whether a page has several holders, or can be found, so that none may write to it."""
+        return self._holders[page] > 1 or self._key_of[page] is not None
 
     def hold(self, pages: Iterable[int]) -> None:
         """Adds a holder to each of ``pages``, which are held or cached; zeros ("no page") are passed over."""

@@ -251,8 +251,7 @@ class Runner:
                 logits[start:end],
                 [Runner._state(beam, logits.shape[-1]) for beam in group.parts],
                 [beam.score for beam in group.search.running],
-                group.width,
-                len(group.request.forced),
+                group.request,
             )
             start = end
         return searches

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Set
+from functools import partial
 from typing import NamedTuple
 
 from server.engine.beam_group import BeamGroup
@@ -20,8 +21,10 @@ from server.engine.pace import MULTIPLE, Pace
 from server.engine.page_pool import IntegrityError
 from server.engine.room import NOTHING, Need, Room
 from server.engine.sequence import Sequence, State
+from server.engine.sharing import Sharing
 from server.engine.waiting import Waiting
 from server.messages import Submit
+from server.text.assemble import OutputAssembler
 
 QUIET = 1.0
 """Seconds without another request after which none is expected soon."""
@@ -78,17 +81,19 @@ class Scheduler:
         self._room = Room(kv, self.running, max_running, max_batch_tokens)
         self.preemptions = 0
         self._by_id: dict[int, Sequence] = {}
+        self._sharing = Sharing(kv, self.running, self._by_id)
         self._arrivals = 0
         self._came = self._came_before = -math.inf
 
-    def add(self, request: Submit) -> None:
-        """Queues a new sequence."""
+    def add(self, request: Submit, text: OutputAssembler | None = None) -> None:
+        """Queues a new sequence; ``text`` is of its beams, where stop strings may end them."""
         # All grow more urgent at the same rate, so that their order is that of their arrivals, each taken as
         # earlier by its priority's worth of waiting.
         self._came, self._came_before = self._clock(), self._came
         waited = 0.0 if self._aging is None else self._came / self._aging
-        kind = Sequence if request.beams is None else BeamGroup
-        sequence = kind(request, self._arrivals, waited - request.priority)
+        rank = waited - request.priority
+        plain = request.beams is None
+        sequence = (Sequence if plain else partial(BeamGroup, text=text))(request, self._arrivals, rank)
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self._enqueue(sequence)
@@ -251,11 +256,10 @@ class Scheduler:
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.state = State.WAITING
         sequence.wanted_drafts = 0  # it was asked with other tokens, and perhaps other rotary frequencies
-        leader = self._by_id.get(sequence.request.leader) if sequence.request.leader is not None else None
-        if leader is not None and leader.computed < leader.prompt_len and self.kv.looks_up(sequence):
+        if (leader := self._sharing.awaited(sequence)) is not None:
             self.waiting.add_follower(sequence, leader.id)
         else:
-            sequence.found = self.kv.cached_prefix(sequence)
+            sequence.found = self._sharing.found(sequence)
             self.waiting.add(sequence)
 
     def _enqueue_followers(self, leader: Sequence) -> None:
@@ -303,10 +307,10 @@ class Scheduler:
         room = self._room
         outranked = sorted(filter(sequence.outranks, self.running), key=lambda s: s.urgency)
         need = room.need(sequence)
-        shared = need._replace(pages=need.pages - self.kv.most_shared(sequence))
+        shared = need._replace(pages=need.pages - self._sharing.most_shared(sequence))
         if not room.fits(shared.plus(kept), outranked):
             return False
-        self.kv.adopt_prefix(sequence)
+        self._sharing.begin(sequence)
         victims = room.to_give_way(room.need(sequence), kept, outranked)
         if victims is None or (victims and not step.preempts):
             step.stuck = step.stuck or victims is not None

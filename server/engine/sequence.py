@@ -47,6 +47,7 @@ class Sequence:
             pattern has evicted it.
         evicted_up_to: the index up to which ``pages`` has been searched for such pages.
         page_keys: prefix-cache keys of its leading full pages, as far as they were needed.
+        sample_of: id of the first sample of its request, whose prompt it has; its own if it is the only one.
         sampler: the sampler's state of the sequence; made when it first runs.
         prompt_logprobs: of prompt tokens 1, 2, ... as far as computed, where asked for.
         found: leading tokens that the prefix cache had when it was queued.
@@ -75,6 +76,7 @@ class Sequence:
         "prompt_logprobs",
         "rank",
         "request",
+        "sample_of",
         "sampler",
         "shared",
         "source",
@@ -102,6 +104,7 @@ class Sequence:
         self.table = PageTable()
         self.evicted_up_to = 0
         self.page_keys: list[bytes] = []
+        self.sample_of = request.id
         self.sampler: SamplerState | None = None
         self.prompt_logprobs: list[PositionLogprob] = []
         self.found = self.shared = 0

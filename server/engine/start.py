@@ -15,7 +15,7 @@ from server.settings import Settings
 
 
 def start_engine(
-    settings: Settings, folder: Path, report: Report, arrivals: int
+    settings: Settings, folder: Path, report: Report, arrivals: int, tokenizer: Path | None
 ) -> tuple[EngineCore | EncoderCore, Ready]:
     """Loads the model in a folder.
 
@@ -24,6 +24,7 @@ def start_engine(
         folder: the model, a Hugging Face folder.
         report: told what is going on, with the share done.
         arrivals: a descriptor that has something to read once a message to the engine has come.
+        tokenizer: the folder of the model's tokenizer; ``None`` if it has none.
 
     Raises:
         RefusedError: the model, the settings and the machine don't go together; the sentence says why.
@@ -36,5 +37,5 @@ def start_engine(
     if holds_encoder_decoder(folder):
         from server.engine.prepare_encoder_decoder import prepare_encoder_decoder
 
-        return build_engine(settings, folder, report, prepare_encoder_decoder)
-    return build_engine(settings, folder, report, arrivals=arrivals)
+        return build_engine(settings, folder, report, prepare_encoder_decoder, tokenizer=tokenizer)
+    return build_engine(settings, folder, report, arrivals=arrivals, tokenizer=tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,8 +11,8 @@ from server.messages import FinishReason, PositionLogprob
 from server.text.detokenize import Detokenizer
 from server.text.stop import StopMatcher, StopStrings
 
-if TYPE_CHECKING:  # it brings transformers, whose import takes a second
-    from server.text.tokenizer import Tokenizer
+if TYPE_CHECKING:  # it brings the tokenizers library
+    from server.text.decoding import Decoding
 
 
 class OutputDelta(NamedTuple):
@@ -62,7 +63,7 @@ class OutputAssembler:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Decoding,
         *,
         stop: StopStrings | None = None,
         include_stop_string: bool = False,
@@ -82,6 +83,14 @@ class OutputAssembler:
         self._decoded = 0
         self.token_count = 0
         self.finish: FinishReason | None = None
+
+    def fork(self) -> OutputAssembler:
+        """Another one that goes on from here, for an output that begins alike."""
+        other = copy.copy(self)
+        other._detokenizer = self._detokenizer.fork()
+        other._matcher = self._matcher.fork()
+        other._pending = self._pending.copy()
+        return other
 
     def push(
         self,

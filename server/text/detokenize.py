@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # it brings transformers, whose import takes a second
-    from server.text.tokenizer import Tokenizer
+if TYPE_CHECKING:  # it brings the tokenizers library
+    from server.text.decoding import Decoding
 
 _REPLACEMENT = "\ufffd"
 
@@ -38,7 +39,7 @@ class Detokenizer:
         held: characters at the end of the text that are held back, since later tokens may change them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Decoding, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         # Tokens from the last but one boundary of characters on; the boundary after; the text given so far.
@@ -50,6 +51,12 @@ class Detokenizer:
     def push(self, tokens: Sequence[int]) -> str:
         """The text that these tokens complete; may be empty."""
         return "".join([self._push(token) for token in tokens])
+
+    def fork(self) -> Detokenizer:
+        """Another one that goes on from here."""
+        other = copy.copy(self)
+        other._window = list(self._window)
+        return other
 
     def flush(self) -> str:
         """The text held back, when no more tokens come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import re
 from collections.abc import Mapping, Sequence
 
@@ -142,6 +143,14 @@ class StopMatcher:
     def held(self) -> int:
         """Number of characters held back."""
         return len(self._shown(self._buffer))
+
+    def fork(self) -> StopMatcher:
+        """Another one that goes on from here."""
+        other = copy.copy(self)
+        # Borders are the pattern's, so that copies find them for each other.
+        other._searches = [copy.copy(search) for search in self._searches]
+        other._marks = list(self._marks)
+        return other
 
     def feed(self, text: str, *, accept: bool = True) -> str:
         """Takes more text and gives what can be passed on; nothing comes after a match.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from tokenizers.decoders import ByteLevel
 
 # This class reads tokenizer.json as it is. AutoTokenizer would read the model's config too, and for that
 # import torch, which costs the server process seconds and hundreds of megabytes.
@@ -16,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from server.errors import RefusedError
 from server.text.chat import ChatTemplate, Messages
 from server.text.chat_source import choose_template
+from server.text.decoding import Decoding
 from server.text.encode import token_ids
 from server.text.encoder_texts import EncoderText, Input, encoder_texts
 from server.text.errors import TextError, check_unicode
@@ -23,24 +21,19 @@ from server.text.special import SpecialAsText
 from server.text.token_text import TokenTexts
 
 
-class Tokenizer:
+class Tokenizer(Decoding):
     """Text to token ids and back. Methods may be called from several threads.
 
-    Attributes:
+    Attributes, beside those of ``Decoding``:
         folder: that it came from, ``None`` where there is none.
         chat_template: the one in use, in Jinja; ``None`` if there is none.
         eos_token: the end-of-sequence token that the tokenizer names, ``None`` if it names none.
         mask_token: how a text spells a mask, ``None`` if the tokenizer has none.
-        special_tokens: tokens that are no text, such as those that mark the turns of a conversation: ids by
-            spelling.
-        special_token_ids: their ids.
         vocabulary_size: one more than the largest token id.
         longest_token_bytes: the most bytes of text that one token stands for.
         has_text: whether there is a tokenizer at all.
         has_chat_template: whether conversations can be encoded.
         chat_refusal: why they can't, what a sentence says of the model.
-        byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
-            be decoded one by one.
         token_text: a token's text as it stands within a text, such as ``" the"``, by its id.
     """
 
@@ -64,16 +57,10 @@ class Tokenizer:
                 f"{folder}: tokenizer.json, tokenizer_config.json or a chat template can't be read: {error}"
             ) from error
         # The wrapper changes its settings with every call, which is not safe between threads; this isn't.
-        self._backend = self._pretrained.backend_tokenizer
+        super().__init__(self._pretrained.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocabulary_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.special_tokens: dict[str, int] = {
-            added.content: token
-            for token, added in self._backend.get_added_tokens_decoder().items()
-            if added.special
-        }
-        self.special_token_ids = frozenset(self.special_tokens.values())
         self.has_text = True
         self.eos_token: str | None = self._pretrained.eos_token
         mask = self._pretrained.mask_token
@@ -85,7 +72,6 @@ class Tokenizer:
         self.has_chat_template = not self._chat.refusal
         self.chat_refusal = self._chat.refusal
         self._special_as_text = SpecialAsText(self._backend, self._chat)
-        self.byte_level = isinstance(self._backend.decoder, ByteLevel)
         self.longest_token_bytes = _longest_token_bytes(self._backend, byte_level=self.byte_level)
         self.token_text: Callable[[int], str] = TokenTexts(self._backend, byte_level=self.byte_level).of
 
@@ -149,10 +135,6 @@ class Tokenizer:
         self.check_ids(token_ids)
         return self.decode_known(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """``decode`` without its check, for ids that the model chose; those with no entry are no text."""
-        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
-
     def decode_aside(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """``decode_known`` for many tokens, during which other threads run."""
         (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
@@ -183,21 +165,6 @@ class Tokenizer:
         except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell it
             return None
         return known
-
-    def token(self, token_id: int) -> str:
-        """A token's entry in the vocabulary, such as ``Ġthe``; empty for an id that has none."""
-        return self._backend.id_to_token(token_id) or ""
-
-    @functools.lru_cache(maxsize=65536)  # noqa: B019 (a process has one tokenizer, and keeps it)
-    def decode_alone(self, token_id: int, skip_special_tokens: bool) -> str:
-        """``decode_known`` of one token, kept: a look-up costs a fraction of decoding."""
-        return self.decode_known([token_id], skip_special_tokens=skip_special_tokens)
-
-    def is_text(self, token_id: int, *, skip_special_tokens: bool) -> bool:
-        """Whether decoding gives the token any text, or part of a character."""
-        if skip_special_tokens and token_id in self.special_token_ids:
-            return False
-        return bool(self.token(token_id))
 
 
 def _longest_token_bytes(backend: Any, *, byte_level: bool) -> int:

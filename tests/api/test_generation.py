@@ -248,6 +248,18 @@ async def test_many_prompt_logprobs_come_in_parts(running, monkeypatch):
     assert [entry for part in parts for entry in part] == list(whole.prompt_logprobs)
 
 
+async def test_many_logprobs_come_in_parts(running, monkeypatch):
+    """The tokens of a search come all at once."""
+    running.engine.per_step = 5
+    monkeypatch.setattr("server.api.answer._MOST_TOKENS", 2)
+    events = await running.events(ask(logprobs={"output": 1}))
+    deltas = [event.delta for event in events if event.HasField("delta")]
+    assert [len(delta.token_ids) for delta in deltas] == [2, 2, 1]
+    entries = [entry.chosen.logprob for delta in deltas for entry in delta.logprobs]
+    assert entries == [-0.5 - position for position in range(5)]
+    assert deltas[-1].result.token_count == 5
+
+
 async def test_a_character_is_never_split(running):
     text = "aé€😀".encode()
     running.engine.tokens = lambda request, position: text[position]

@@ -68,6 +68,33 @@ def test_beams_are_those_of_transformers(options, server, own, stops):
             assert answer.usage.prompt_tokens == len(source)
 
 
+def test_what_a_request_says_of_its_tokens_counts_for_each_beam(server, own, folder, stops):
+    """Penalties, biases and stop strings as in transformers; and each token's log probability."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    strings = [" ", "e"]
+    more = {"num_beams": 3, "repetition_penalty": 1.4}
+    matched = 0
+    with server.client() as client:
+        for source in SOURCES:
+            answer = client.generate(
+                *(source,), n=2, stop=strings, logit_bias={30: -4.0}, logprobs=1, **asked_of(more, stops)
+            )
+            expected = generated(
+                *(own, source, 20),
+                **more,
+                sequence_bias={(30,): -4.0},
+                stop_strings=strings,
+                tokenizer=tokenizer,
+                eos_token_id=[*stops, tokenizer.eos_token_id],
+            )
+            best = answer.completions[0]
+            assert list(best.token_ids) == expected
+            assert [entry.chosen.token_id for entry in best.logprobs] == expected
+            matched += best.matched_stop in strings
+            assert not set(strings) & set(best.text)
+    assert matched
+
+
 def test_several_searches_at_once(server, own, stops):
     found = {}
 
@@ -160,9 +187,7 @@ def test_a_decoder_searches_too(tmp_path):
         ({"num_beams": 9}, "beam_search.num_beams: is 9; beams run at once, and this server runs 8"),
         ({"num_beams": 2, "n": 3}, "n: is 3, more than beam_search.num_beams, 2"),
         ({"num_beams": 2, "temperature": 1.0}, "sampling.temperature: is for sampling"),
-        ({"num_beams": 2, "repetition_penalty": 1.5}, "beam_search: has no penalties, and this request asks"),
-        ({"num_beams": 2, "logprobs": 1}, "logprobs: does not go with beam_search"),
-        ({"num_beams": 2, "stop": "x"}, "stop.stop_strings: does not go with beam_search"),
+        ({"num_beams": 2, "seed": 7}, "sampling.seed: is for sampling"),
         ({"num_beams": 2, "length_penalty": 11.0}, "beam_search.length_penalty: is 11"),
         ({"num_beams": 2, "early_stopping": 9}, "beam_search.early_stopping: is 9"),
     ],

@@ -7,14 +7,14 @@ import msgspec
 import pytest
 
 from longspan.v1 import inference_pb2, types_pb2
-from server.api.beams import BeamRoom
+from server.api.beams import BeamRoom, beams_of
 from server.api.conversion import Plan, plan
 from server.api.errors import ServiceError
 from server.api.languages import encoder_decoder_info
 from server.api.limits import limits
 from server.api.state import Served
 from server.encoder_messages import EncoderDecoderInfo
-from server.messages import Beams, Sampling
+from server.messages import Beams, Sampling, StopTexts
 from server.models.generation import Generation
 from server.models.target import Target
 from server.settings import Settings
@@ -46,6 +46,17 @@ def test_stop_tokens_and_bans_leave_one_before_the_makers_least_length(said, ref
             plan(request, served, limits(Settings(), ready, 8))
     else:
         assert plan(request, served, limits(Settings(), ready, 8)).stop_token_ids == [*range(8)]
+
+
+def test_the_engine_learns_of_stop_strings_of_beams():
+    request = inference_pb2.GenerateRequest(
+        stop={"stop_strings": ["x"], "min_tokens": 3}, keep_special_tokens=True, beam_search={"num_beams": 2}
+    )
+    assert beams_of(request).stop == StopTexts(["x"], True, 3)
+    request.forced_token_ids.extend([7] * 4)
+    assert beams_of(request).stop.min_tokens == 5
+    request.stop.ClearField("stop_strings")
+    assert beams_of(request).stop is None
 
 
 def test_special_tokens_that_only_look_like_languages_are_none():

@@ -56,6 +56,7 @@ def make_core(
     kv_dtype: torch.dtype | None = None,
     ahead: bool = False,
     drafter: Drafter | None = None,
+    tokenizer: Path | None = None,
 ) -> EngineCore:
     """An engine over a cache poisoned with NaN, so that reading unwritten memory can't go unnoticed.
 
@@ -77,6 +78,7 @@ def make_core(
         ahead=ahead,
         drafter=drafter,
         check_integrity=True,
+        tokenizer=tokenizer,
     )
 
 

@@ -11,8 +11,8 @@ import transformers
 
 from server.engine.beam_search import BeamSearch, Continuation
 from server.engine.ipc.process import Engine
-from server.messages import Beams, FinishReason, Sampling, StepOutput, Submit
-from tests.engine.harness import GREEDY, greedy_requests, load, make_core, run
+from server.messages import Beams, FinishReason, Sampling, StepOutput, StopTexts, Submit
+from tests.engine.harness import GREEDY, Outcome, collect, greedy_requests, load, make_core, run
 from tests.engine.journal import prompts_of
 from tests.engine.test_isolated import break_on
 from tests.models_zoo import save_tiny
@@ -25,9 +25,12 @@ OPTIONS = [
     {"num_beams": 5, "length_penalty": 0.4, "early_stopping": "never", "no_repeat_ngram_size": 2},
     {"num_beams": 4, "n": 3},
     {"num_beams": 1},
+    {"num_beams": 3, "presence_penalty": 1.2, "frequency_penalty": 0.6},
+    {"num_beams": 3, "min_new_tokens": 6, "length_penalty": 0.5},
+    {"num_beams": 4, "repetition_penalty": 1.7, "sequence_bias": {(7,): 3.0, (20,): -2.0}},
 ]
 EARLY = {False: "heuristic", True: "full", "never": "never"}
-PROMPTS = prompts_of(9, 30, 17, 8, 41, 5)
+PROMPTS = prompts_of(9, 30, 17, 8, 41, 5, 22, 13, 36)
 MOST = 12
 
 
@@ -48,11 +51,25 @@ def own(folder):
     ).eval()
 
 
-def generated(own, prompt, max_tokens, n=1, stops=None, **options):
-    """The outputs of transformers' ``generate``, the best first, without padding."""
+class OfOutput(transformers.LogitsProcessor):
+    """Presence and frequency penalties, which transformers lacks."""
+
+    def __init__(self, prompt, presence, frequency):
+        self.prompt, self.presence, self.frequency = len(prompt), presence, frequency
+
+    def __call__(self, input_ids, scores):
+        counts = torch.zeros_like(scores)
+        output = input_ids[:, self.prompt :]
+        counts.scatter_add_(1, output, torch.ones_like(output, dtype=scores.dtype))
+        return scores - self.presence * (counts > 0) - self.frequency * counts
+
+
+def generate(own, prompt, max_tokens, n=1, stops=None, **options):
+    """What transformers' ``generate`` gives, padded with -1."""
     ids = torch.tensor([prompt])
+    penalties = [options.pop(name, 0.0) for name in ("presence_penalty", "frequency_penalty")]
     with torch.no_grad():
-        found = own.generate(
+        return own.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -60,18 +77,31 @@ def generated(own, prompt, max_tokens, n=1, stops=None, **options):
             num_return_sequences=n,
             eos_token_id=stops or None,
             pad_token_id=-1,
+            logits_processor=[OfOutput(prompt, *penalties)],
             **options,
         )
+
+
+def generated(own, prompt, *args, **options):
+    """The outputs of transformers' ``generate``, the best first, without padding."""
+    found = generate(own, prompt, *args, **options)
     return [[token for token in row if token != -1] for row in found[:, len(prompt) :].tolist()]
 
 
-def submit(id_, prompt, max_tokens, n=1, stops=(), priority=0, **options):
+def submit(id_, prompt, max_tokens, n=1, stops=(), priority=0, strings=(), **options):
     """The same for the engine; its outputs are those of ``id_``, ``id_`` + 100, and so on."""
+    penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
     return Submit(
         id=id_,
         prompt=prompt,
-        sampling=Sampling(temperature=0.0, no_repeat_ngram=options.get("no_repeat_ngram_size", 0)),
+        sampling=Sampling(
+            temperature=0.0,
+            no_repeat_ngram=options.get("no_repeat_ngram_size", 0),
+            logit_bias={token: bias for (token,), bias in options.get("sequence_bias", {}).items()},
+            **{name: options[name] for name in penalties if name in options},
+        ),
         max_tokens=max_tokens,
+        min_tokens=options.get("min_new_tokens", 0),
         stop_token_ids=list(stops),
         priority=priority,
         beams=Beams(
@@ -79,6 +109,7 @@ def submit(id_, prompt, max_tokens, n=1, stops=(), priority=0, **options):
             length_penalty=options.get("length_penalty", 1.0),
             early_stopping=EARLY[options.get("early_stopping", False)],
             others=[id_ + 100 * i for i in range(1, n)],
+            stop=StopTexts(list(strings), False, 1) if strings else None,
         ),
     )
 
@@ -147,6 +178,59 @@ def test_searches_among_others(loaded, asked, expected, others, settings, preemp
     for other, tokens in others:
         assert outcomes[other.id].tokens == tokens
     assert any(outcomes[request.id].preemptions for request in requests) == preempted
+
+
+@pytest.mark.parametrize("pages", [None, 24])
+def test_log_probabilities_and_scores_are_those_of_transformers(loaded, own, asked, pages):
+    """Each token's of the model itself, whatever penalties did; also of beams that began again."""
+    prompt, options = PROMPTS[4], {"num_beams": 4, "n": 3, "repetition_penalty": 1.3}
+    found = generate(
+        *(own, prompt, MOST), output_logits=True, output_scores=True, return_dict_in_generate=True, **options
+    )
+    core = make_core(loaded, page_size=PAGE, **({} if pages is None else {"pages": pages}))
+    one = msgspec.structs.replace(submit(1, prompt, MOST, **options), logprobs=2, prompt_logprobs=1)
+    others = [submit(i, other, MOST, **more) for i, (other, more) in enumerate(asked[:2], 2)] if pages else []
+    outcomes = {id_: Outcome() for request in (one, *others) for id_ in request.ids}
+    for request in (*others, one):
+        core.submit(request)
+    search = core.scheduler._by_id[1].search
+    while core.has_work:
+        collect(core, outcomes)
+    assert bool(outcomes[1].preemptions) == bool(pages)
+    assert [beam.score for beam in search.finished[:3]] == pytest.approx(found.sequences_scores.tolist())
+    for row in range(3):
+        outcome = outcomes[1 + 100 * row]
+        assert len(outcome.logprobs) == len(outcome.tokens) == MOST
+        for at, (token, told) in enumerate(zip(outcome.tokens, outcome.logprobs, strict=True)):
+            model = found.logits[at][found.beam_indices[row, at]].log_softmax(-1)
+            assert told.chosen.token == token
+            assert told.chosen.logprob == pytest.approx(model[token].item(), abs=1e-4)
+            assert told.chosen.rank == (model > model[token]).sum() + 1
+            assert [entry.token for entry in told.top] == model.topk(2).indices.tolist()
+    plain = msgspec.structs.replace(greedy_requests([prompt], 1)[0], prompt_logprobs=1)
+    expected = run(make_core(loaded, page_size=PAGE), [plain])[plain.id].prompt_logprobs
+    assert [entry.chosen.logprob for entry in outcomes[1].prompt_logprobs] == pytest.approx(
+        [entry.chosen.logprob for entry in expected], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"pages": 24}, {"ahead": True, "prefix_cache": False}])
+def test_stop_strings_end_beams_as_in_transformers(loaded, own, folder, stops, settings):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    strings = [" ", "ge o"]  # of part of a token, and of two
+    core = make_core(loaded, page_size=PAGE, tokenizer=folder, **settings)
+    plain = greedy_requests([PROMPTS[0]], MOST, first_id=50)
+    requests, expected = [], {}
+    for id_, (prompt, options) in enumerate(zip(PROMPTS[:5], OPTIONS[:5], strict=True), 1):
+        options = {"n": 2, "stops": stops if id_ % 2 else [], **options}
+        requests.append(submit(id_, prompt, MOST, strings=strings, **options))
+        found = generated(own, prompt, MOST, stop_strings=strings, tokenizer=tokenizer, **options)
+        expected |= {id_ + 100 * i: tokens for i, tokens in enumerate(found)}
+    outcomes = run(core, [*plain, *requests])
+    assert {id_: outcomes[id_].tokens for id_ in expected} == expected
+    assert [outcomes[50].tokens] == generated(own, PROMPTS[0], MOST, num_beams=1)
+    ended = [t for t in expected.values() if any(string in tokenizer.decode(t) for string in strings)]
+    assert len(ended) > 4
 
 
 def test_beams_hold_their_prompt_once(loaded):
@@ -269,6 +353,7 @@ def test_nan_fails_a_search_and_no_other(loaded, own):
     [
         ({"max_running": 3}, {"num_beams": 4}, "too many to run at once"),
         ({"pages": 17}, {"num_beams": 8}, "8 beams can come to hold 33 pages of 16"),
+        ({}, {"num_beams": 2, "strings": ["x"]}, "need a tokenizer"),
     ],
 )
 def test_beams_that_can_not_all_be_there_are_refused(loaded, settings, request_, sentence):

@@ -78,14 +78,33 @@ def test_output_is_found_again_by_the_next_turn_of_a_conversation() -> None:
     assert step(scheduler) == [(2, 2)]
 
 
-def test_samples_of_one_prompt_share_its_pages() -> None:
-    scheduler = make(page_size=4, max_batch_tokens=16)
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_samples_of_one_prompt_share_its_pages(prefix_cache: bool) -> None:
+    scheduler = make(page_size=4, max_batch_tokens=16, prefix_cache=prefix_cache)
     ask(scheduler, 1, 10)
     for sample in (2, 3):
         ask(scheduler, sample, 10, leader=1)
     assert step(scheduler) == [(1, 10)]
-    assert step(scheduler) == [(1, 1), (2, 2), (3, 2)]
+    assert step(scheduler) == [(1, 1), (2, 1), (3, 1)]
     assert scheduler.running[0].pages[:2] == scheduler.running[1].pages[:2] == scheduler.running[2].pages[:2]
+
+
+def test_a_sample_writes_to_no_page_that_can_be_found() -> None:
+    """It gets one that its leader has filled and published, and has it alone when it goes on."""
+    scheduler = make(page_size=4, max_batch_tokens=8, max_running=2)
+    ask(scheduler, 1, 6, max_tokens=9)
+    ask(scheduler, 3, [9] * 3, max_tokens=4)
+    ask(scheduler, 2, 6, leader=1)
+    while len(scheduler._by_id) == 3:
+        step(scheduler)
+    kv, (leader, sample) = scheduler.kv, (scheduler._by_id[name] for name in (1, 2))
+    scheduler._sharing.begin(sample)
+    published = leader.pages[1]
+    assert sample.pages == leader.pages[:2]
+    kv.release(leader)
+    assert kv.extend(sample, 1)
+    assert sample.pages[1] != published
+    assert kv.take_copies() == {sample.pages[1]: published}
 
 
 def test_samples_do_not_wait_for_a_leader_that_is_gone() -> None:

@@ -56,7 +56,7 @@ def keeps_pages_of_the_aborted(patch):
 
 
 def writes_to_pages_of_other_beams(patch):
-    patch.setattr(PagePool, "shared", lambda self, page: False)
+    patch.setattr(PagePool, "fixed", lambda self, page: False)
 
 
 def copies_no_pages(patch):
@@ -66,8 +66,8 @@ def copies_no_pages(patch):
 def holds_no_pages_of_a_fork(patch):
     fork = KVManager.fork
 
-    def careless(self, sequence, other):
-        fork(self, sequence, other)
+    def careless(self, sequence, other, tokens):
+        fork(self, sequence, other, tokens)
         self.pool.release(other.pages)
 
     patch.setattr(KVManager, "fork", careless)
@@ -176,7 +176,7 @@ def does_not_notice_lost_messages(patch):
         (gives_dropped_beams_no_end, "IntegrityError"),
         (parts_beams_where_a_step_raises, "beams are parted|AssertionError"),
         (tells_no_router_what_is_evicted, "a page is told of twice|a router knows other pages"),
-        (keys_do_not_chain, "reads other tokens|a key stands for two prompts"),
+        (keys_do_not_chain, "reads other tokens|a key stands for two prompts|a page has changed"),
         (frees_what_is_seen, "reads other tokens"),
         (takes_nothing_back, "reads other tokens"),
         (keeps_what_was_given_up, "reads other tokens|IndexError|AssertionError"),

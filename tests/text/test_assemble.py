@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from server.messages import FinishReason, Logprob, PositionLogprob
 from server.text.assemble import OutputAssembler
+from server.text.decoding import Decoding
 from server.text.stop import StopStrings
 
 
@@ -59,6 +60,30 @@ def test_a_stop_string_drops_the_tokens_after_it_and_asks_to_abort(tokenizer):
     assert tokenizer.decode(delta.token_ids) == "one two three"
     assert assembler.token_count == len(delta.token_ids)
     assert assembler.push(tokens).token_ids == ()
+
+
+@pytest.fixture(scope="module")
+def decoding(tokenizer):
+    return Decoding.read(tokenizer.folder)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_fork_goes_on_by_itself_and_changes_nothing(tokenizer, decoding, data):
+    """Of a text that the engine process decodes too, without transformers."""
+    texts = st.text(st.sampled_from("ab 🙂é東.\n"), min_size=1, max_size=20)
+    tokens, others = tokenizer.encode(data.draw(texts)), tokenizer.encode(data.draw(texts))
+    stop = StopStrings(data.draw(st.lists(st.text("ab 🙂", min_size=1, max_size=3), max_size=2)))
+    at = data.draw(st.integers(0, len(tokens) - 1))
+    assembler = OutputAssembler(decoding, stop=stop)
+    shown = [assembler.push([token]).text for token in tokens[:at]]
+    fork = assembler.fork()
+    of_fork = [*shown, *(delta.text for delta in feed(fork, others))]
+    of_first = [*shown, *(delta.text for delta in feed(assembler, tokens[at:]))]
+    for whole, found, ended in ((tokens, of_first, assembler), ([*tokens[:at], *others], of_fork, fork)):
+        alone = OutputAssembler(tokenizer, stop=stop)
+        assert "".join(delta.text for delta in feed(alone, whole)) == "".join(found)
+        assert (alone.finish, alone.token_count) == (ended.finish, ended.token_count)
 
 
 @pytest.mark.parametrize(("include", "text"), [(False, "one two "), (True, "one two three")])

@@ -65,9 +65,16 @@ class EngineClient:
         on_step: called for the message of every step, before the streams get their output.
     """
 
-    def __init__(self, settings: Settings, folder: Path, spawned: Spawned | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        spawned: Spawned | None = None,
+        tokenizer: Path | None = None,
+    ) -> None:
         self._settings = settings
         self._folder = folder
+        self._tokenizer = None if tokenizer is None else str(tokenizer)
         self.state: Literal["loading", "ready", "dead", "stopped"] = "loading"
         self.ready: Ready | None = None
         self.progress: Loading | None = None
@@ -100,7 +107,7 @@ class EngineClient:
         except BaseException:
             await self.stop()
             raise
-        launch = Launch(str(self._folder), self._settings.model_dump_json())
+        launch = Launch(str(self._folder), self._settings.model_dump_json(), self._tokenizer)
         self._wire.send(self._encoder.encode(launch))
         self._tasks = [asyncio.create_task(self._watch_end()), asyncio.create_task(self._watch_hangs())]
 

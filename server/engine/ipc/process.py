@@ -155,6 +155,7 @@ def serve(wire: EngineEnd, pulse: Pulse) -> int:
             Path(launch.folder),
             lambda stage, fraction: engine.send(Loading(stage, fraction)),
             wire.descriptor,
+            None if launch.tokenizer is None else Path(launch.tokenizer),
         )
         tell_of_compiling(pulse.compile)
         gc.collect()

@@ -134,7 +134,7 @@ def test_a_prefix_is_found_only_with_the_same_frequencies(models, folders, kind)
     # The second prompt outgrows the short factors, so the third finds the pages that it recomputed.
     assert cached == ([0, 24, 0, 0, 88, 0] if kind == "dynamic" else [0, 24, 36, 60, 88, 88])
     core = make_core(models[kind], page_size=4)
-    core.kv._salt = None
+    core.kv.salt = None
     assert serve(core)[0] != expected, "the test would not notice"
 
 

@@ -1,0 +1,68 @@
+"""Token ids to text: the half of a tokenizer that the engine process can load without transformers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers.decoders import ByteLevel
+
+
+class Decoding:
+    """Texts of tokens. Methods may be called from several threads.
+
+    Args:
+        backend: of the tokenizers library.
+
+    Attributes:
+        special_tokens: tokens that are no text, such as those that mark the turns of a conversation: ids by
+            spelling.
+        special_token_ids: their ids.
+        byte_level: a token stands for the same bytes wherever it is, so that tokens of whole characters can
+            be decoded one by one.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.special_tokens: dict[str, int] = {
+            added.content: token
+            for token, added in backend.get_added_tokens_decoder().items()
+            if added.special
+        }
+        self.special_token_ids = frozenset(self.special_tokens.values())
+        self.byte_level = isinstance(backend.decoder, ByteLevel)
+
+    @classmethod
+    def read(cls, folder: Path) -> Decoding:
+        """That of a folder with a ``tokenizer.json``.
+
+        Raises:
+            Exception: it can't be read; the tokenizers library raises nothing narrower.
+        """
+        return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+    def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ids that the model chose; those with no entry are no text.
+
+        Bytes that are not UTF-8 become U+FFFD.
+        """
+        text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token_id: int) -> str:
+        """A token's entry in the vocabulary, such as ``Ġthe``; empty for an id that has none."""
+        return self._backend.id_to_token(token_id) or ""
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019 (a process has one tokenizer, and keeps it)
+    def decode_alone(self, token_id: int, skip_special_tokens: bool) -> str:
+        """``decode_known`` of one token, kept: a look-up costs a fraction of decoding."""
+        return self.decode_known([token_id], skip_special_tokens=skip_special_tokens)
+
+    def is_text(self, token_id: int, *, skip_special_tokens: bool) -> bool:
+        """Whether decoding gives the token any text, or part of a character."""
+        if skip_special_tokens and token_id in self.special_token_ids:
+            return False
+        return bool(self.token(token_id))

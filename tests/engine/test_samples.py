@@ -1,0 +1,76 @@
+"""The samples of a request: one prefill, and the tokens that each has alone."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from server.messages import Sampling, Submit
+from tests.engine.harness import load, make_core, run
+from tests.engine.journal import prompts_of
+from tests.models_zoo import save_tiny
+
+PAGE, SAMPLES, MOST = 8, 4, 10
+(PROMPT,) = prompts_of(45)
+WINDOW = {"backend": "sliding_window", "options": {"window": "12", "sinks": "4"}}
+TOPK = {"backend": "sparse", "options": {"pattern": "topk", "budget": "16", "recent_pages": "2"}}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load(save_tiny("llama", tmp_path_factory.mktemp("llama")))
+
+
+def samples(first_id=1, **more):
+    return [
+        Submit(
+            id=first_id + i,
+            prompt=PROMPT,
+            sampling=Sampling(seed=i, temperature=0.9),
+            max_tokens=MOST,
+            leader=first_id if i else None,
+            **more,
+        )
+        for i in range(SAMPLES)
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ahead": True}, {"max_batch_tokens": 16, "max_running": 16}, {"max_running": 3}, WINDOW, TOPK],
+    ids=["together", "launched ahead", "in chunks", "not all at once", "a window", "top-k"],
+)
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_a_prompt_is_computed_once_for_all_samples(loaded, settings, prefix_cache):
+    core = make_core(loaded, page_size=PAGE, prefix_cache=prefix_cache, **settings)
+    computed = []
+    launch = core.runner.launch
+
+    def counted(scheduled, before=None):
+        # Of each sequence its tokens of the prompt.
+        parts = [min(n, max(0, s.prompt_len - s.computed)) for s, n in scheduled]
+        computed.append(sum(parts))
+        return launch(scheduled, before)
+
+    core.runner.launch = counted
+    outcomes = run(core, samples())
+    # The last one again for each of the others.
+    assert sum(computed) == len(PROMPT) + SAMPLES - 1
+    alone = {key: value for key, value in settings.items() if key in ("backend", "options")}
+    for one in samples():
+        core = make_core(loaded, page_size=PAGE, prefix_cache=False, **alone)
+        (expected,) = run(core, [msgspec.structs.replace(one, leader=None)]).values()
+        assert outcomes[one.id].tokens == expected.tokens
+    assert len({tuple(outcome.tokens) for outcome in outcomes.values()}) == SAMPLES
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_samples_that_give_way_begin_again(loaded, prefix_cache):
+    core = make_core(loaded, page_size=PAGE, pages=18, prefix_cache=prefix_cache)
+    outcomes = run(core, [*samples(), *samples(11, salt=b"other")])
+    assert any(outcome.preemptions for outcome in outcomes.values())
+    for one in samples():
+        assert outcomes[one.id].tokens == outcomes[one.id + 10].tokens
+        core = make_core(loaded, page_size=PAGE)
+        (expected,) = run(core, [msgspec.structs.replace(one, leader=None)]).values()
+        assert outcomes[one.id].tokens == expected.tokens
