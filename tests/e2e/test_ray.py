@@ -1,0 +1,200 @@
+"""``longspan serve --ray``: a real Ray on this machine with replicas of a small model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from longspan import Client, InvalidRequestError, LongspanError, NotFoundError, UnavailableError
+from server.ray.loopback import exposed
+from tests.e2e.server import Server
+from tests.processes import wait_until
+
+pytestmark = [
+    pytest.mark.stress,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (longspan[ray])"),
+]
+
+GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+LONG = {"temperature": 0, "max_tokens": 900, "ignore_eos": True}
+
+
+def free_ports(count):
+    """The first of so many ports in a row that are free."""
+    while True:
+        probes = [socket.socket() for _ in range(count)]
+        try:
+            probes[0].bind(("127.0.0.1", 0))
+            first = probes[0].getsockname()[1]
+            for index, probe in enumerate(probes[1:], start=1):
+                probe.bind(("127.0.0.1", first + index))
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+        return first
+
+
+class Served:
+    """A ``longspan serve --ray``, ready."""
+
+    def __init__(self, folder, *arguments):
+        self.metrics_port = free_ports(4)
+        self.log = (folder / "log").open("w+")
+        command = [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0"]
+        self.process = subprocess.Popen(
+            [*command, "--metrics-port", str(self.metrics_port), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env={**os.environ, "RAY_TMPDIR": str(folder)},
+        )
+        line = self.process.stdout.readline()
+        match = re.match(r"Longspan is ready: \S+ on 127\.0\.0\.1:(\d+)", line)
+        assert match, f"{line!r}; log:\n{(folder / 'log').read_text()[-4000:]}"
+        self.port = int(match[1])
+
+    def replicas(self):
+        """Processes of the replicas."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if "ServeReplica:longspan:Longspan" in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def requests(self, rank):
+        """Requests that the replica of a rank has answered."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port + rank}/metrics", timeout=10) as page:
+            families = text_string_to_metric_families(page.read().decode())
+            return sum(
+                sample.value
+                for family in families
+                for sample in family.samples
+                if sample.name == "longspan_requests_total"
+            )
+
+    def client(self, **options):
+        return Client("127.0.0.1", self.port, **options)
+
+
+@pytest.fixture(scope="module")
+def served(tiny, tiny_packed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("r")
+    served = Served(
+        folder,
+        *tiny_packed,
+        *("--ray-replicas", "2", "--ray-max-replicas", "3", "--ray-target-requests", "4"),
+        *("--ray-scale-up-seconds", "0", "--ray-model", f"other={tiny}", "--drain-seconds", "5"),
+    )
+    yield served
+    known = psutil.Process(served.process.pid).children(recursive=True)
+    served.process.terminate()
+    assert served.process.wait(60) == 0
+    _, alive = psutil.wait_procs(known, 10)
+    assert not alive, "Ray and engines end with the server"
+
+
+@contextmanager
+def streams(served, count, **options):
+    """So many streams at once; how each ended, in the end."""
+    ends = []
+
+    def read(number):
+        try:
+            with served.client() as client:
+                ends.append(sum(len(delta.token_ids) for delta in client.stream(f"{number} is", **options)))
+        except LongspanError as error:
+            ends.append(error)
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    yield ends
+    for thread in threads:
+        thread.join(120)
+
+
+def test_replicas_answer_as_one_server_does(served, tiny_packed):
+    prompts = [f"the {number} of" for number in range(12)]
+    alone = Server(*tiny_packed)
+    try:
+        with alone.client() as client:
+            expected = [client.generate(prompt, **GREEDY).text for prompt in prompts]
+    finally:
+        alone.stop()
+    with served.client() as client:
+        assert [client.generate(prompt, **GREEDY).text for prompt in prompts] == expected
+        streamed = ["".join(delta.text for delta in client.stream(prompt, **GREEDY)) for prompt in prompts]
+        assert streamed == expected
+        with pytest.raises(InvalidRequestError) as refused:
+            client.generate("x", temperature=-1)
+        assert refused.value.violations[0].field == "sampling.temperature"
+    assert min(served.requests(0), served.requests(1)) > 0, "both have answered"
+
+
+def test_only_this_machine_reaches_any_process_of_it(served):
+    assert exposed("127.0.0.1", served.process.pid) == []
+
+
+def test_a_request_ends_by_its_name_in_whichever_replica_it_is(served):
+    for number in range(4):
+        with served.client() as client:
+            stream = client.stream("one", request_id=f"mine-{number}", **LONG)
+            next(iter(stream))
+            assert client.abort(f"mine-{number}")
+            stream.close()
+            assert not client.abort("never there")
+
+
+def test_calls_name_a_further_model(served):
+    with served.client(metadata=[("multiplexed_model_id", "other")]) as client:
+        assert client.models() == ["other"]
+        assert client.generate("one two", **GREEDY).text
+    with served.client(metadata=[("multiplexed_model_id", "../etc")]) as client, pytest.raises(NotFoundError):
+        client.generate("one")
+
+
+def test_a_replica_that_is_killed_loses_its_own_streams_and_is_replaced(served):
+    wait_until(lambda: len(served.replicas()) == 2, 60)
+    with streams(served, 8, **LONG) as ends:
+        wait_until(lambda: served.requests(0) + served.requests(1) > 0, 10)
+        time.sleep(0.5)
+        killed = served.replicas()[0]
+        engines = killed.children()
+        killed.send_signal(signal.SIGKILL)
+    lost = [end for end in ends if isinstance(end, UnavailableError)]
+    assert 0 < len(lost) < 8
+    assert {error.reason for error in lost} == {"REPLICA_LOST"}
+    assert [end for end in ends if not isinstance(end, UnavailableError)] == [900] * (8 - len(lost))
+    assert not psutil.wait_procs(engines, 10)[1]
+    wait_until(lambda: len([each for each in served.replicas() if each.pid != killed.pid]) == 2, 60)
+    with served.client() as client:
+        client.wait_until_ready(60)
+        assert client.generate("one", **GREEDY).text
+
+
+def test_under_load_there_are_more_replicas(served):
+    with served.client() as client:
+        client.wait_until_ready(60)
+    until = time.monotonic() + 120
+    while len(served.replicas()) < 3:
+        assert time.monotonic() < until
+        with streams(served, 16, **LONG):
+            pass
