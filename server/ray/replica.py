@@ -8,8 +8,10 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from ray import serve
+from starlette.responses import PlainTextResponse, Response
 
 from longspan.v1 import inference_pb2
 from server.access.callers import DeniedError
@@ -62,6 +64,10 @@ class Replica:
     async def __del__(self) -> None:
         """Ray calls it before it ends the process, once no call is under way."""
         await asyncio.gather(*(server.finish() for server in (self._main, *self._others.values())))
+
+    async def __call__(self, request: Any) -> Response:
+        """Ray's HTTP proxy calls it; it has no option to leave an application out that its gRPC proxy has."""
+        return PlainTextResponse("this application is asked by gRPC\n", 501)
 
     async def unary(self, method: str, payload: bytes, metadata: Pairs, peer: str) -> Frame:
         """Answers a call with one message.
@@ -128,7 +134,9 @@ class Replica:
         except DeniedError as error:
             return refusal(errors.unauthenticated(str(error)))
         if name not in self._settings.ray_model:
-            return refusal(errors.unknown_model(name, ", ".join([self._main.name, *self._settings.ray_model])))
+            known = ", ".join([self._main.name, *self._settings.ray_model])
+            sentence = f"multiplexed_model_id: there is no model named {errors.quote(name)}; there are {known}"
+            return refusal(errors.ServiceError(grpc.StatusCode.NOT_FOUND, sentence, "MODEL_NOT_FOUND"))
         try:
             return await self.other(name)
         except RefusedError as error:
@@ -198,6 +206,10 @@ def _method(method: MethodDescriptor) -> Any:
                 yield frame
 
         return stream
+
+    async def __call__(self, request: Any) -> Response:
+        """Ray's HTTP proxy calls it; it has no option to leave an application out that its gRPC proxy has."""
+        return PlainTextResponse("this application is asked by gRPC\n", 501)
 
     async def unary(self: Replica, payload: bytes, grpc_context: Any) -> Frame:
         given = (payload, grpc_context.invocation_metadata(), grpc_context.peer())

@@ -62,7 +62,7 @@ def serve_with_ray(settings: Settings) -> int:
                 _end()
     except _ToldToEnd as told:
         return _INTERRUPTED if told.number == signal.SIGINT and not ready else 0
-    except (RefusedError, RayServeException, RuntimeError) as error:
+    except (RefusedError, RayServeException, LongspanError, RuntimeError) as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1
     return 0
@@ -102,7 +102,7 @@ def _begin(settings: Settings) -> None:
         ),
     )
     log.info("starting %d replicas of %d threads", settings.ray_replicas, settings.threads)
-    serve.run(application(settings), name="longspan", route_prefix=None)
+    serve.run(application(settings), name="longspan")
     if not settings.insecure and (found := loopback.exposed(settings.host)):
         raise RefusedError(
             f"Ray listens on {', '.join(found)}, which other machines reach; say --insecure where the network "
@@ -121,10 +121,11 @@ def _ready_lines(settings: Settings) -> str:
     lines = f"Longspan is ready: {name} on {settings.host}:{settings.port}\n"
     most = settings.ray_max_replicas or settings.ray_replicas
     count = str(most) if most == settings.ray_replicas else f"{settings.ray_replicas} to {most}"
-    lines += f"  {count} replicas by Ray Serve, {settings.threads} threads each"
-    if settings.metrics:
-        ports = f"{settings.metrics_port} and following" if settings.metrics_port else "in the log"
-        lines += f", metrics on {settings.metrics_host}, ports {ports}"
+    lines += f"  replicas by Ray Serve: {count}, threads of each: {settings.threads}"
+    if settings.metrics and settings.metrics_port:
+        lines += f", metrics http://{settings.metrics_host}:{settings.metrics_port}/metrics and the ports after it"
+    elif settings.metrics:
+        lines += ", metrics on ports that the log tells"
     return lines
 
 
