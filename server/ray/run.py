@@ -8,8 +8,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 import ray
@@ -52,14 +50,14 @@ def serve_with_ray(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     ready = False
     try:
-        with _signals():
-            try:
-                settings = _chosen(settings)
-                _begin(settings)
-                ready = True
-                _wait(settings)
-            finally:
-                _end()
+        _take_signals()
+        try:
+            settings = _chosen(settings)
+            _begin(settings)
+            ready = True
+            _wait(settings)
+        finally:
+            _end()
     except _ToldToEnd as told:
         return _INTERRUPTED if told.number == signal.SIGINT and not ready else 0
     except (RefusedError, RayServeException, LongspanError, RuntimeError) as error:
@@ -92,6 +90,7 @@ def _begin(settings: Settings) -> None:
         _node_ip_address="127.0.0.1",
         runtime_env={"worker_process_setup_hook": loopback.HOOK, "env_vars": variables},
     )
+    _take_signals()  # Ray has put handlers of its own in their place
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host="127.0.0.1", port=0),
@@ -154,9 +153,8 @@ def _end() -> None:
         ray.shutdown()
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Signals that end a server raise ``_ToldToEnd`` in the main thread."""
+def _take_signals() -> None:
+    """From now on signals that end a server raise ``_ToldToEnd`` in the main thread."""
 
     def tell(number: int, frame: object) -> NoReturn:
         raise _ToldToEnd(number)
@@ -164,7 +162,6 @@ def _signals() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, tell)
-    yield
 
 
 def _free_port(host: str) -> int:

@@ -157,7 +157,8 @@ def test_a_request_ends_by_its_name_in_whichever_replica_it_is(served):
     for number in range(4):
         with served.client() as client:
             stream = client.stream("one", request_id=f"mine-{number}", **LONG)
-            next(iter(stream))
+            deltas = iter(stream)
+            next(deltas)
             assert client.abort(f"mine-{number}")
             stream.close()
             assert not client.abort("never there")
