@@ -13,8 +13,8 @@ class RaySettings(BaseSettings):
 
     ray: bool = Field(
         False,
-        description="Serve by Ray Serve on this machine: replicas of the server behind Ray's gRPC proxy. Needs "
-        "longspan[ray].",
+        description="Serve by Ray Serve on this machine: replicas of the server behind Ray's gRPC proxy. "
+        "Needs longspan[ray].",
     )
     ray_replicas: int = Field(1, ge=1, le=1024, description="With --ray: replicas, at least.")
     ray_max_replicas: int | None = Field(
@@ -28,8 +28,8 @@ class RaySettings(BaseSettings):
         8.0,
         gt=0,
         allow_inf_nan=False,
-        description="Requests in flight, running or waiting, that a replica should have in the mean; with more "
-        "there are more replicas.",
+        description="Requests in flight, running or waiting, that a replica should have in the mean; with "
+        "more there are more replicas.",
     )
     ray_scale_up_seconds: float = Field(
         30.0, ge=0, le=86400, description="How long there must be more requests before a replica is added."
@@ -39,8 +39,8 @@ class RaySettings(BaseSettings):
     )
     ray_model: Options = Field(
         default_factory=dict,
-        description="A further model as NAME=MODEL, which a replica loads when a call names it in the metadata "
-        "multiplexed_model_id; may be repeated.",
+        description="A further model as NAME=MODEL, which a replica loads when a call names it in the "
+        "metadata multiplexed_model_id; may be repeated.",
     )
     ray_loaded_models: int = Field(
         1,

@@ -1,4 +1,4 @@
-"""The application for a Serve config of Ray: ``import_path: longspan.ray:app``. Needs ``longspan[ray,server]``."""
+"""The application for a Serve config: ``import_path: longspan.ray:app``. Needs ``longspan[ray,server]``."""
 
 from server.ray.deploy import app
 

@@ -65,16 +65,16 @@ class Calls:
         certificates: Certificates | None = None,
         others: Sequence[OtherService] = (),
     ) -> None:
-        """Takes the parts of a server, as ``Listener`` does; certificates and other services are refused before."""
+        """Takes the parts of a server, as ``Listener`` does; certificates and others are refused before."""
         assert certificates is None
         assert not others
         self.port = port
-        self._handlers: Any = _Handlers()
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._handlers)
-        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(
-            EncoderServicer(state, service.accounts), self._handlers
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(health, self._handlers)
+        handlers: Any = _Handlers()
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, handlers)
+        encoders = EncoderServicer(state, service.accounts)
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(encoders, handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
+        self._handlers: _Handlers = handlers
         self._interceptor = Interceptor(state, metrics, service.accounts, callers)
 
     async def start(self) -> None:

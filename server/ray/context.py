@@ -14,13 +14,13 @@ from grpc import aio
 from server.ray.frames import End, Frame, Pairs, end_of, pack
 
 DEADLINE = "x-longspan-deadline"
-"""Header from the proxy to a replica: when the call's deadline is, as seconds since 1970. Ray does not tell it."""
+"""Header from the proxy to a replica: the call's deadline in seconds since 1970, which Ray does not tell."""
 
 
 class Answer:
     """The frames of one answer, made by the task that computes it and taken by another.
 
-    What is not taken yet is one frame: where the proxy is slower than the engine there are fewer and larger ones.
+    What is not taken yet is one frame: where the proxy is slower than the engine frames are fewer and larger.
     """
 
     def __init__(self) -> None:

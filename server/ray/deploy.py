@@ -65,7 +65,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         count = {"autoscaling_config": scaling}
     return {
         **count,
-        # Beyond these calls wait in the proxy. A replica itself refuses what it has no place for, and says so.
+        # Beyond these, calls wait in the proxy. A replica itself refuses what it has no place for.
         "max_ongoing_requests": (settings.max_running or _MOST_RUNNING) + settings.max_queue + _BESIDE,
         "ray_actor_options": {"num_cpus": settings.threads or 1, "num_gpus": _gpus(settings)},
         "graceful_shutdown_timeout_s": settings.drain_seconds + _END_SECONDS,

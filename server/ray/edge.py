@@ -23,8 +23,8 @@ FUNCTION = "server.ray.edge.add_services"
 
 _RETRY_SECONDS = 2.0
 _LOST = (
-    "the replica that worked on this has ended before the answer was complete; another one takes its place, so ask "
-    "again"
+    "the replica that worked on this has ended before the answer was complete; another one takes its place, "
+    "so ask again"
 )
 
 
@@ -39,7 +39,7 @@ def add_services(servicer: Any, server: Any) -> None:
 
 
 class _Edge(grpc.GenericRpcHandler):
-    """Finds the handlers that the proxy has put in place of ours, and gives what makes frames of what they give."""
+    """Finds the handlers that the proxy has put in place of ours, and makes answers of their frames."""
 
     def __init__(self) -> None:
         # The name that Ray reads and writes, as of grpcio's own class.
@@ -111,9 +111,9 @@ def _stream(behavior: Any) -> Any:
 
 
 async def _abandon(frames: AsyncIterator[bytes]) -> None:
-    """Has Ray cancel the replica's work: it does where a call is cancelled while it waits for the next frame."""
+    """Has Ray cancel the replica's work: it does where a call is cancelled that waits for the next frame."""
     while True:
-        step = asyncio.ensure_future(anext(frames))  # type: ignore[arg-type]
+        step = asyncio.ensure_future(anext(frames))
         await asyncio.sleep(0)
         step.cancel()
         try:
@@ -213,8 +213,8 @@ class _Call:
         if code is grpc.StatusCode.CANCELLED:
             raise asyncio.CancelledError
         if code is grpc.StatusCode.INTERNAL:
-            # Replicas tell of their own failures in frames. Headers keep gRPC's clients from repeating a call that
-            # may have ended the replica.
+            # Replicas tell of their own failures in frames. Headers keep gRPC's clients from repeating a call
+            # that may have ended the replica.
             if not self._named:
                 await self._context.send_initial_metadata(())
             await self._context.abort_with_status(

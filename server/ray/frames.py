@@ -1,6 +1,6 @@
 """What a replica answers Ray's proxy: messages of gRPC, and how the call ends, as bytes.
 
-Ray hands on a code and a sentence of a failed call, and no trailers; of a stream not even the headers. Frames carry all.
+Ray hands on a code and a sentence of a failed call, and no trailers, and of no call the headers.
 """
 
 from __future__ import annotations

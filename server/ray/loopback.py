@@ -1,6 +1,6 @@
 """Keeps Ray's processes on this machine to one address: Ray Serve's gRPC servers listen on all of them.
 
-They read and run what reaches them, as all of Ray does, and one is in each replica, so that loopback is no courtesy.
+They read pickles, as all of Ray does, and one is in each replica.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import psutil
 
 from server.access.granted import is_loopback
 
-# Read when Ray is imported: on Linux, too, it makes 127.0.0.1 the address of a node, which is else taken for a mistake.
+# Read when Ray is imported: on Linux, too, it makes 127.0.0.1 the address of a node, which Ray else replaces.
 _ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # It would report to its makers.
 _NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0"}

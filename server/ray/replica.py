@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor
 from ray import serve
 from starlette.responses import PlainTextResponse, Response
 
@@ -66,7 +65,7 @@ class Replica:
         await asyncio.gather(*(server.finish() for server in (self._main, *self._others.values())))
 
     async def __call__(self, request: Any) -> Response:
-        """Ray's HTTP proxy calls it; it has no option to leave an application out that its gRPC proxy has."""
+        """Ray's HTTP proxy calls it; no application can be left out there that its gRPC proxy has."""
         return PlainTextResponse("this application is asked by gRPC\n", 501)
 
     async def unary(self, method: str, payload: bytes, metadata: Pairs, peer: str) -> Frame:
@@ -81,7 +80,9 @@ class Replica:
         server = await self._server(method, metadata)
         return server if isinstance(server, Frame) else await whole(server, method, payload, metadata, peer)
 
-    async def stream(self, method: str, payload: bytes, metadata: Pairs, peer: str) -> AsyncGenerator[Frame, None]:
+    async def stream(
+        self, method: str, payload: bytes, metadata: Pairs, peer: str
+    ) -> AsyncGenerator[Frame, None]:
         """Answers a call with a stream; arguments as of ``unary``."""
         server = await self._server(method, metadata)
         if isinstance(server, Frame):
@@ -96,7 +97,9 @@ class Replica:
         own = await self.abort_here(payload, metadata, peer)
         if own.end is None or own.end.code or _found(own):
             return own
-        every = serve.get_deployment_handle(*self._place).broadcast("abort_here", payload, list(metadata), peer)
+        every = serve.get_deployment_handle(*self._place).broadcast(
+            "abort_here", payload, list(metadata), peer
+        )
         return next((frame for frame in await every.results_async() if _found(frame)), own)
 
     async def abort_here(self, payload: bytes, metadata: Pairs, peer: str) -> Frame:
@@ -135,7 +138,9 @@ class Replica:
             return refusal(errors.unauthenticated(str(error)))
         if name not in self._settings.ray_model:
             known = ", ".join([self._main.name, *self._settings.ray_model])
-            sentence = f"multiplexed_model_id: there is no model named {errors.quote(name)}; there are {known}"
+            sentence = (
+                f"multiplexed_model_id: there is no model named {errors.quote(name)}; there are {known}"
+            )
             return refusal(errors.ServiceError(grpc.StatusCode.NOT_FOUND, sentence, "MODEL_NOT_FOUND"))
         try:
             return await self.other(name)
@@ -151,7 +156,7 @@ def multiplexed(most: int) -> type[Replica]:
     class Multiplexed(Replica):
         """With a bound on further models: that least recently asked for makes room."""
 
-        @serve.multiplexed(max_num_models_per_replica=most)
+        @serve.multiplexed(max_num_models_per_replica=most)  # type: ignore[untyped-decorator]
         async def _loaded(self, name: str) -> _Kept:
             return _Kept(self._others, name, await self.load(name))
 
@@ -178,7 +183,7 @@ class _Kept:
         self._ended = True
         end = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
         with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop()  # collected as garbage in the loop itself, which must not wait for itself
+            asyncio.get_running_loop()  # collected as garbage in the loop, which must not wait for itself
             return
         end.result()
 
@@ -193,7 +198,7 @@ def _found(frame: Frame) -> bool:
     return bool(frame.messages) and inference_pb2.AbortResponse.FromString(frame.messages[0]).found
 
 
-def _method(method: MethodDescriptor) -> Any:
+def _method(method: Any) -> Any:
     """A method as Ray calls it: with the request's bytes, and with ``grpc_context``, by this name."""
     path = f"/{method.containing_service.full_name}/{method.name}"
 
@@ -206,10 +211,6 @@ def _method(method: MethodDescriptor) -> Any:
                 yield frame
 
         return stream
-
-    async def __call__(self, request: Any) -> Response:
-        """Ray's HTTP proxy calls it; it has no option to leave an application out that its gRPC proxy has."""
-        return PlainTextResponse("this application is asked by gRPC\n", 501)
 
     async def unary(self: Replica, payload: bytes, grpc_context: Any) -> Frame:
         given = (payload, grpc_context.invocation_metadata(), grpc_context.peer())

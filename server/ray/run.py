@@ -1,4 +1,4 @@
-"""``longspan serve --ray``: a Ray of its own on this machine, with the application, until it is told to end."""
+"""``longspan serve --ray``: a Ray of its own on this machine until it is told to end."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def serve_with_ray(settings: Settings) -> int:
         settings: of the replicas, and of Ray.
 
     Returns:
-        The process's exit code: 0 when it was told to end, 130 if by Ctrl-C before it was ready, 1 if it can't
-        serve.
+        The process's exit code: 0 when it was told to end, 130 if by Ctrl-C before it was ready, 1 if it
+        can't serve.
     """
     configure_logging(settings.log_level, settings.log_format)
     ready = False
@@ -70,7 +70,9 @@ def _chosen(settings: Settings) -> Settings:
     """With a port, and with threads of each replica so that all together have the cores."""
     most = settings.ray_max_replicas or settings.ray_replicas
     threads = settings.threads or max(1, usable_cores() // most)
-    return settings.model_copy(update={"port": settings.port or _free_port(settings.host), "threads": threads})
+    return settings.model_copy(
+        update={"port": settings.port or _free_port(settings.host), "threads": threads}
+    )
 
 
 def _begin(settings: Settings) -> None:
@@ -104,8 +106,8 @@ def _begin(settings: Settings) -> None:
     serve.run(application(settings), name="longspan")
     if not settings.insecure and (found := loopback.exposed(settings.host)):
         raise RefusedError(
-            f"Ray listens on {', '.join(found)}, which other machines reach; say --insecure where the network "
-            "protects it, or use a version of Ray that these settings were tried with (constraints.txt)"
+            f"Ray listens on {', '.join(found)}, which other machines reach; use a version of Ray that "
+            "this was tried with (constraints.txt), or say --insecure where the network protects it"
         )
     print(_ready_lines(settings), flush=True)
 
@@ -122,7 +124,9 @@ def _ready_lines(settings: Settings) -> str:
     count = str(most) if most == settings.ray_replicas else f"{settings.ray_replicas} to {most}"
     lines += f"  replicas by Ray Serve: {count}, threads of each: {settings.threads}"
     if settings.metrics and settings.metrics_port:
-        lines += f", metrics http://{settings.metrics_host}:{settings.metrics_port}/metrics and the ports after it"
+        lines += (
+            f", metrics http://{settings.metrics_host}:{settings.metrics_port}/metrics and the ports after it"
+        )
     elif settings.metrics:
         lines += ", metrics on ports that the log tells"
     return lines

@@ -38,8 +38,10 @@ class StandInServe:
         self.server.add_generic_rpc_handlers(handlers)
 
     def _given(self, path, payload, context):
-        return self._calls, path, *pickle.loads(
-            pickle.dumps((payload, context.invocation_metadata(), context.peer()))
+        return (
+            self._calls,
+            path,
+            *pickle.loads(pickle.dumps((payload, context.invocation_metadata(), context.peer()))),
         )
 
     def _unary(self, path):

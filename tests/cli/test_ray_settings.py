@@ -16,7 +16,9 @@ from tests.cli.test_serve_options import VALUES
 def test_settings_that_rays_proxy_has_no_place_for_are_refused(name: str) -> None:
     given: Any = {name: VALUES[name][1]}
     assert refusal(Settings(**given)) is None
-    assert f"--{name.replace('_', '-')} does not go with --ray: " in (refusal(Settings(ray=True, **given)) or "")
+    assert f"--{name.replace('_', '-')} does not go with --ray: " in (
+        refusal(Settings(ray=True, **given)) or ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,8 @@ OTHERS = (
     "attention_option",
     "draft_attention_option",
     "rope_option",
+    "ray",
+    "ray_model",
     "prefix_cache",
     "measure_device",
     "cuda_graphs",
@@ -144,8 +146,6 @@ OTHERS = (
         "abort",
         "load_reports",
         "insecure",
-        "ray",
-        "ray_model",
     ),
     *("allow_pickle", "log_texts"),
 )
@@ -290,7 +290,7 @@ def test_every_setting_stands_under_a_title() -> None:
     outcome = Outcome(["--help"])
     titles = [line[:-1] for line in outcome.output.splitlines() if line and not line.startswith((" ", "Us"))]
     assert titles == [
-        *("Options", "Model", "Network", "Access", "Attention", "Memory of the KV cache"),
+        *("Options", "Model", "Network", "Access", "Ray Serve", "Attention", "Memory of the KV cache"),
         *("Speculation", "Limits", "Engine", "Observability"),
     ]
     before_model = outcome.output.split("\nModel:")[0]

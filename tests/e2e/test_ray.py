@@ -25,7 +25,9 @@ from tests.processes import wait_until
 
 pytestmark = [
     pytest.mark.stress,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (longspan[ray])"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="Ray is not installed (longspan[ray])"
+    ),
 ]
 
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
@@ -81,7 +83,9 @@ class Served:
 
     def requests(self, rank):
         """Requests that the replica of a rank has answered."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port + rank}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.metrics_port + rank}/metrics", timeout=10
+        ) as page:
             families = text_string_to_metric_families(page.read().decode())
             return sum(
                 sample.value
