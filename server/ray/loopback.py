@@ -1,4 +1,4 @@
-"""Keeps Ray's processes on this machine to one address: Ray Serve's gRPC servers listen on all of them.
+"""Keeps others from Ray's processes on this machine: Ray Serve's gRPC servers listen on all addresses.
 
 They read pickles, as all of Ray does, and one is in each replica.
 """
@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 from typing import Any
 
 import psutil
 
 from server.access.granted import is_loopback
 
+MESSAGE_BYTES = 64 << 20
+"""Of the largest message that goes through Ray."""
+
 # Read when Ray is imported: on Linux, too, it makes 127.0.0.1 the address of a node, which Ray else replaces.
 _ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# It would report to its makers.
-_NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0"}
+# Variables that an operator may have set otherwise.
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
+    # Proxy and replica speak gRPC, and have one event loop each: half the processor time of a token.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Of requests, which the proxy reads whole, and of answers: 16 MiB of embeddings and more.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MESSAGE_BYTES),
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(MESSAGE_BYTES),
+}
 
 HOOK = "server.ray.loopback.hold"
 """Ray calls it in each of its processes of Python, before anything else (``worker_process_setup_hook``)."""
@@ -26,9 +39,14 @@ _ALL = ("[::]:", "0.0.0.0:")
 
 
 def before_ray() -> None:
-    """To be called before Ray is imported, in the process that starts it."""
+    """To be called before Ray is imported, in the process that starts it.
+
+    Ray's processes then ask one another for a token that only this run has, and that is in no file.
+    """
     os.environ.update(_ONE_MACHINE)
-    for name, value in _NO_REPORTS.items():
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 

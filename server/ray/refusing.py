@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.access.granted import only_this_machine
+from server.ray.loopback import MESSAGE_BYTES
 from server.ray_settings import RaySettings
 from server.settings import Settings
 
@@ -37,9 +38,12 @@ def refusal(settings: Settings) -> str | None:
     for name, reason in _REFUSED.items():
         if _given(settings, name):
             return f"{_flag(name)} does not go with --ray: {reason}"
-    most = settings.ray_max_replicas
-    if most is not None and most < settings.ray_replicas:
-        return f"--ray-max-replicas {most} is less than --ray-replicas {settings.ray_replicas}; raise it"
+    highest = settings.ray_max_replicas
+    if highest is not None and highest < settings.ray_replicas:
+        return f"--ray-max-replicas {highest} is less than --ray-replicas {settings.ray_replicas}; raise it"
+    if (settings.max_request_bytes or 0) > MESSAGE_BYTES:
+        most = MESSAGE_BYTES >> 20
+        return f"--max-request-bytes: no message of more than {most} MiB goes through Ray; lower it"
     if not settings.ray_model and _given(settings, "ray_loaded_models"):
         return "--ray-loaded-models: no further model is named; name some by --ray-model, or leave it out"
     if not settings.insecure and not only_this_machine(settings.host):

@@ -25,8 +25,6 @@ from server.settings import Settings
 
 log = logging.getLogger("longspan.ray")
 
-# The proxy reads a message whole before anything looks at it.
-_MESSAGE_BYTES = 32 << 20
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -78,10 +76,7 @@ def _chosen(settings: Settings) -> Settings:
 def _begin(settings: Settings) -> None:
     assert settings.threads is not None
     most = settings.ray_max_replicas or settings.ray_replicas
-    variables = {
-        **loopback.environment(settings.host, settings.port),
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max(_MESSAGE_BYTES, 2 * (settings.max_request_bytes or 0))),
-    }
+    variables = loopback.environment(settings.host, settings.port)
     log.info("starting Ray")
     ray.init(
         address="local",

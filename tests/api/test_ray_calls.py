@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from longspan.v1 import inference_pb2, inference_pb2_grpc
 from server.ray.answering import streamed, whole
 from server.ray.calls import Calls
-from server.ray.edge import add_services
+from server.ray.edge import _stream, add_services
+from server.ray.frames import Frame
 from tests.api.conftest import ask, call_raw, details, until
 
 
@@ -140,6 +141,36 @@ async def test_a_client_that_leaves_ends_its_request(through, how):
     code = "CANCELLED" if how == "cancel" else "DEADLINE_EXCEEDED"
     await until(lambda: through.sample("longspan_requests_total", finish_reason="none", grpc_code=code) == 1)
     await until(lambda: through.engine.running == 0)
+
+
+async def test_a_client_that_leaves_while_it_is_written_to_ends_its_request():
+    told = []
+
+    class Full:
+        """The context of a call whose client makes no room."""
+
+        def invocation_metadata(self):
+            return ()
+
+        def time_remaining(self):
+            return None
+
+        async def write(self, message):
+            await asyncio.Event().wait()
+
+    async def serve(payload, call):
+        try:
+            yield Frame(messages=[b"x"]).SerializeToString()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:  # where Ray cancels the replica's work
+            told.append(payload)
+
+    call = asyncio.create_task(_stream(serve)(b"mine", Full()))
+    await asyncio.sleep(0.01)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert told == [b"mine"]
 
 
 @pytest.mark.parametrize("after", [0, 1])

@@ -12,13 +12,22 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from contextlib import contextmanager
 
+import grpc
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from longspan import Client, InvalidRequestError, LongspanError, NotFoundError, UnavailableError
+from longspan import (
+    Client,
+    DeadlineError,
+    InvalidRequestError,
+    LongspanError,
+    NotFoundError,
+    UnavailableError,
+)
 from server.ray.loopback import exposed
 from tests.e2e.server import Server
 from tests.processes import wait_until
@@ -81,18 +90,27 @@ class Served:
                 continue
         return found
 
-    def requests(self, rank):
-        """Requests that the replica of a rank has answered."""
+    def page(self, rank):
+        """Requests that the replica of a rank has ended, by their codes."""
         with urllib.request.urlopen(
             f"http://127.0.0.1:{self.metrics_port + rank}/metrics", timeout=10
         ) as page:
             families = text_string_to_metric_families(page.read().decode())
-            return sum(
-                sample.value
-                for family in families
-                for sample in family.samples
-                if sample.name == "longspan_requests_total"
-            )
+            samples = [sample for family in families for sample in family.samples]
+        counts = Counter()
+        for sample in samples:
+            if sample.name == "longspan_requests_total":
+                counts[sample.labels["grpc_code"]] += sample.value
+        return counts
+
+    def requests(self, rank):
+        """Requests that the replica of a rank has ended."""
+        return sum(self.page(rank).values())
+
+    def ended(self, code):
+        """Requests that ended so, in the first two replicas."""
+        pages = (self.page(rank) for rank in (0, 1))
+        return sum(page.get(code, 0) for page in pages)
 
     def client(self, **options):
         return Client("127.0.0.1", self.port, **options)
@@ -157,6 +175,20 @@ def test_only_this_machine_reaches_any_process_of_it(served):
     assert exposed("127.0.0.1", served.process.pid) == []
 
 
+def test_no_program_without_its_token_has_a_replica_read_a_pickle(served):
+    codes = set()
+    for connection in served.replicas()[0].net_connections("inet"):
+        if connection.status != psutil.CONN_LISTEN:
+            continue
+        with grpc.insecure_channel(f"127.0.0.1:{connection.laddr.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=10)
+        codes.add(refused.value.code())
+    # /metrics speaks HTTP/1.1.
+    assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE}
+
+
 def test_a_request_ends_by_its_name_in_whichever_replica_it_is(served):
     for number in range(4):
         with served.client() as client:
@@ -166,6 +198,20 @@ def test_a_request_ends_by_its_name_in_whichever_replica_it_is(served):
             assert client.abort(f"mine-{number}")
             stream.close()
             assert not client.abort("never there")
+
+
+def test_a_client_that_leaves_or_is_late_ends_its_request(served):
+    cancelled, late = served.ended("CANCELLED"), served.ended("DEADLINE_EXCEEDED")
+    with served.client() as client:
+        for _ in range(4):
+            stream = client.stream("one", **LONG)
+            deltas = iter(stream)
+            next(deltas)
+            stream.close()
+        with pytest.raises(DeadlineError):
+            client.generate("one", timeout=0.2, **LONG)
+    wait_until(lambda: served.ended("CANCELLED") == cancelled + 4)
+    wait_until(lambda: served.ended("DEADLINE_EXCEEDED") == late + 1)
 
 
 def test_calls_name_a_further_model(served):
