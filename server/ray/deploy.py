@@ -73,6 +73,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 30.0,
         "max_constructor_retry_count": 3,
+        "logging_config": {"enable_access_log": False},  # Longspan's own log has a line for each request
     }
 
 

@@ -55,10 +55,11 @@ class Replica:
         """Ray asks now and then, and replaces a replica that raises.
 
         Raises:
-            RuntimeError: its engine is lost, and it starts no other.
+            RuntimeError: an engine is lost, and is not started again.
         """
-        if self._main.ended:
-            raise RuntimeError(self._main.state.failure or "the server has ended")
+        for server in (self._main, *self._others.values()):
+            if server.ended:
+                raise RuntimeError(server.state.failure or "the server has ended")
 
     async def __del__(self) -> None:
         """Ray calls it before it ends the process, once no call is under way."""
@@ -118,7 +119,11 @@ class Replica:
         """
         other = {"model": self._settings.ray_model[name], "model_name": name, "metrics_port": 0}
         server = Hosted(self._settings.model_copy(update=other))
-        await server.begin()
+        try:
+            await server.begin()
+        except BaseException:  # the caller may have left meanwhile, too
+            await server.finish()
+            raise
         log.info("%s is ready, its metrics on port %d", name, server.metrics_port)
         self._others[name] = server
         return server

@@ -14,10 +14,12 @@ import time
 import urllib.request
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from longspan import (
@@ -28,6 +30,7 @@ from longspan import (
     NotFoundError,
     UnavailableError,
 )
+from server.ray import edge
 from server.ray.loopback import exposed
 from tests.e2e.server import Server
 from tests.processes import wait_until
@@ -185,8 +188,12 @@ def test_no_program_without_its_token_has_a_replica_read_a_pickle(served):
             with pytest.raises(grpc.RpcError) as refused:
                 call(b"", timeout=10)
         codes.add(refused.value.code())
-    # /metrics speaks HTTP/1.1.
-    assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE}
+    # /metrics speaks HTTP/1.1; Ray's other servers know no such method.
+    assert codes == {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
 
 
 def test_a_request_ends_by_its_name_in_whichever_replica_it_is(served):
@@ -249,3 +256,23 @@ def test_under_load_there_are_more_replicas(served):
         assert time.monotonic() < until
         with streams(served, 16, **LONG):
             pass
+
+
+def test_a_serve_config_names_the_application():
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    from longspan.ray import app
+    from server.errors import RefusedError
+
+    page = (Path(__file__).parents[2] / "docs" / "ray.md").read_text()
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    assert application["import_path"] == "longspan.ray:app"
+    assert config["grpc_options"]["grpc_servicer_functions"] == [edge.FUNCTION]
+    assert app(application["args"])
+    with pytest.raises(RefusedError, match="--tls-key does not go with --ray"):
+        app({"tls_key": "key.pem"})
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        app({"modle": "x"})
