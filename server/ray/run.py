@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from server.settings import Settings
 
 log = logging.getLogger("longspan.ray")
 
+_APPLICATION = "longspan"
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -98,13 +100,23 @@ def _begin(settings: Settings) -> None:
         ),
     )
     log.info("starting %d replicas of %d threads", settings.ray_replicas, settings.threads)
-    serve.run(application(settings), name="longspan")
+    try:
+        serve.run(application(settings), name=_APPLICATION)
+    except RuntimeError as error:
+        raise RefusedError(_why()) from error
     if not settings.insecure and (found := loopback.exposed(settings.host)):
         raise RefusedError(
             f"Ray listens on {', '.join(found)}, which other machines reach; use a version of Ray that "
             "this was tried with (constraints.txt), or say --insecure where the network protects it"
         )
     print(_ready_lines(settings), flush=True)
+
+
+def _why() -> str:
+    """Why replicas did not start: the sentence of a refusal, where Ray tells one, else all that it tells."""
+    told = "\n".join(each.message for each in serve.status().applications[_APPLICATION].deployments.values())
+    refusal = re.search(r"RefusedError: (.+)", told)
+    return refusal[1] if refusal else f"replicas did not start: {told}"
 
 
 def _ready_lines(settings: Settings) -> str:

@@ -276,3 +276,16 @@ def test_a_serve_config_names_the_application():
         app({"tls_key": "key.pem"})
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         app({"modle": "x"})
+
+
+def test_why_a_model_cannot_be_served_is_told(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0", "--model", "/not/there"],
+        env={**os.environ, "RAY_TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("longspan: there is no model '/not/there'")
