@@ -60,7 +60,7 @@ def serve_with_ray(settings: Settings) -> int:
             _end()
     except _ToldToEnd as told:
         return _INTERRUPTED if told.number == signal.SIGINT and not ready else 0
-    except (RefusedError, RayServeException, LongspanError, RuntimeError) as error:
+    except (RefusedError, RayServeException, LongspanError, RuntimeError, OSError) as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1
     return 0

@@ -278,10 +278,10 @@ def test_a_serve_config_names_the_application():
         app({"modle": "x"})
 
 
-def test_why_a_model_cannot_be_served_is_told(tmp_path):
+def test_why_a_model_cannot_be_served_is_told(tmp_path_factory):
     ended = subprocess.run(
         [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0", "--model", "/not/there"],
-        env={**os.environ, "RAY_TMPDIR": str(tmp_path)},
+        env={**os.environ, "RAY_TMPDIR": str(tmp_path_factory.mktemp("n"))},
         capture_output=True,
         text=True,
         timeout=200,
