@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 
+from server.api.shown import shown
 from server.cli.serve import _with_ray
 from server.ray.refusing import _REFUSED, refusal
 from server.settings import Settings
@@ -43,6 +44,11 @@ def test_what_does_not_go_together_is_refused(given: dict[str, Any], sentence: s
 def test_what_goes_together_is_not() -> None:
     given: Any = {"identities": Path("i.toml"), "ray_model": {"a": "b"}, "ray_loaded_models": 2}
     assert refusal(Settings(ray=True, host="0.0.0.0", insecure=True, ray_max_replicas=4, **given)) is None
+
+
+def test_clients_are_told_of_models_without_their_folders() -> None:
+    told = shown(Settings(ray=True, ray_model={"a": "/secret/b"}, draft_model="/secret/c"))
+    assert (told["ray_model"], told["draft_model"]) == ("{'a': 'b'}", "c")
 
 
 def test_without_ray_the_command_says_what_to_install(
