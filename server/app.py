@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from server.access.granted import Access, warn_of_open_metrics
 from server.api.health import HealthServicer
-from server.api.listen import Listener
+from server.api.listen import Listener, Listening
 from server.api.service import VERSION, InferenceServicer
 from server.api.state import Served, ServerState
 from server.background import for_other_loops, in_thread, when_stdin_ends
@@ -53,7 +53,10 @@ class Server:
         state: its state now.
         port: of gRPC, once it listens.
         metrics_port: of ``/metrics``, once it listens.
+        listens: makes what calls come from.
     """
+
+    listens: type[Listening] = Listener
 
     def __init__(self, settings: Settings, access: Access, spawned: Spawned | None = None) -> None:
         self._settings = settings
@@ -68,7 +71,7 @@ class Server:
         self._engine: EngineClient | None = None
         self._files: ModelFiles | None = None
         self._served: Served | None = None
-        self._grpc: Listener | None = None
+        self._grpc: Listening | None = None
         self._http: HttpServer | None = None
         self._asked_to_stop = asyncio.Event()
         self._asked_to_end = asyncio.Event()
@@ -126,13 +129,7 @@ class Server:
 
     async def _listen(self) -> None:
         settings, access = self._settings, self._access
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
-            loop.add_signal_handler(signal.SIGHUP, self.stop)
-        if settings.end_with_stdin:
-            when_stdin_ends(self._abandon)
+        self._take_signals()
         access.begin()
         registry = self._metrics.registry
         if settings.metrics:
@@ -147,13 +144,22 @@ class Server:
         if settings.otlp_endpoint is not None:
             self._traces = Traces(settings.otlp_endpoint, VERSION)
         service = InferenceServicer(self.state, self._metrics, self._traces)
-        self._grpc = Listener(
+        self._grpc = self.listens(
             *(settings.host, settings.port, self.state, service),
             *(self._health, GrpcMetrics(registry), access.callers, access.certificates),
             others=services(settings.protocols, service),
         )
         await self._grpc.start()
         self.port = self._grpc.port
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+            loop.add_signal_handler(signal.SIGHUP, self.stop)
+        if self._settings.end_with_stdin:
+            when_stdin_ends(self._abandon)
 
     async def _serve(self) -> str:
         """Loads and serves, again after an engine's death where so configured.
@@ -197,10 +203,13 @@ class Server:
         await self._bound_messages(served)
         self.engine_ready(engine)
         if not self.draining:
-            print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
+            self._tell_ready(served)
         gc.collect()
         gc.freeze()  # loaded objects stay: later garbage collections need not visit them
         return await keep_serving(self, engine, self._settings)
+
+    def _tell_ready(self, served: Served) -> None:
+        print(ready_lines(served, self._settings, self.port, self.metrics_port), flush=True)
 
     async def _bound_messages(self, served: Served) -> None:
         """Has gRPC itself refuse what no request to this model can be, before it is ready."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from server.api.listen import Listener
+from server.api.listen import Listening
 from server.background import in_thread
 from server.engine.ipc.link import EngineClient
 from server.engine.ipc.spare import Spare
@@ -24,7 +24,7 @@ With these and 25 s of draining a server ends within 28 s, of the 30 s that a po
 
 
 async def close(
-    grpc: Listener | None,
+    grpc: Listening | None,
     engine: EngineClient | None,
     spare: Spare,
     http: HttpServer | None,

@@ -20,13 +20,14 @@ from pydantic_settings import (
 
 from server.model_settings import ModelSettings
 from server.network_settings import NetworkSettings
+from server.ray_settings import RaySettings
 from server.setting_types import Bytes, Options
 
 DRAFT_ATTENTION = "sliding_window"
 """Backend that drafts, where ``--draft-attention`` does not say."""
 
 
-class Settings(NetworkSettings, ModelSettings):
+class Settings(RaySettings, NetworkSettings, ModelSettings):
     """Settings of one server. Field order, that of ``ModelSettings`` first, is the order of the help."""
 
     model_config = SettingsConfigDict(env_prefix="LONGSPAN_", extra="forbid", frozen=True)

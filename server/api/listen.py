@@ -7,6 +7,7 @@ import errno
 import socket
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import grpc
 from grpc import aio
@@ -59,6 +60,34 @@ _OPTIONS = (
     # A connection takes the place of another until it has begun to speak HTTP/2 (gRPC: 120 s).
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
+
+
+class Listening(Protocol):
+    """What calls come from: a ``Listener``, or another with the same parts."""
+
+    port: int
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        state: ServerState,
+        service: InferenceServicer,
+        health: HealthServicer,
+        metrics: GrpcMetrics,
+        callers: Callers,
+        certificates: Certificates | None = None,
+        others: Sequence[OtherService] = (),
+    ) -> None: ...
+
+    async def start(self) -> None:
+        """As ``Listener.start``."""
+
+    async def renew(self) -> None:
+        """As ``Listener.renew``."""
+
+    async def stop(self, grace: float) -> None:
+        """As ``Listener.stop``."""
 
 
 class Listener:

@@ -10,7 +10,7 @@ from server.settings import Settings
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Texts that may name a file or folder; those whose type says so need not be named.
-_PATHS = {"model", "chat_template"}
+_PATHS = {"model", "chat_template", "draft_model"}
 
 
 def shown(settings: Settings) -> dict[str, str]:
@@ -24,6 +24,8 @@ def shown(settings: Settings) -> dict[str, str]:
             text = _origin(text)
         elif isinstance(getattr(settings, name), PurePath) or name in _PATHS:
             text = name_of(text)
+        elif name == "ray_model":
+            text = str({model: name_of(source) for model, source in value.items()})
         found[name] = text
     return found
 

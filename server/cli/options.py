@@ -35,6 +35,7 @@ _PANELS = {
     "model": "Model",
     "host": "Network",
     "tls_certificate": "Access",
+    "ray": "Ray Serve",
     "attention": "Attention",
     "kv_dtype": "Memory of the KV cache",
     "speculate": "Speculation",

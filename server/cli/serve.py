@@ -39,15 +39,31 @@ def _serve(settings: Settings) -> NoReturn:
     from server.checks import refusal
     from server.engine.ipc.spawn import spawn_engine
     from server.errors import RefusedError
+    from server.ray.refusing import refusal as ray_refusal
 
     try:
+        if sentence := ray_refusal(settings):
+            fail(sentence, code=2)
         access = granted(settings)
     except RefusedError as error:
         fail(str(error), code=2)
     if sentence := refusal(settings):
         fail(sentence, code=2)
+    if settings.ray:
+        leave(_with_ray(settings))
     spawned = spawn_engine(settings.threads, settings.cache_dir)
     signals_end(spawned.end)  # until the server listens, which then handles signals itself
     from server.run import serve  # while the engine process imports torch
 
     leave(serve(settings, access, spawned))
+
+
+def _with_ray(settings: Settings) -> int:
+    from server.ray.loopback import before_ray
+
+    before_ray()
+    try:
+        from server.ray.run import serve_with_ray
+    except ImportError as error:
+        fail(f"--ray: {error.name or error} is not installed; install longspan[ray], or leave it out", code=2)
+    return serve_with_ray(settings)

@@ -74,6 +74,14 @@ VALUES: dict[str, tuple[str, Any]] = {
     "kv_events": ("tcp://127.0.0.1:5557", "tcp://127.0.0.1:5557"),
     "kv_events_replay": ("tcp://127.0.0.1:5558", "tcp://127.0.0.1:5558"),
     "insecure": ("true", True),
+    "ray": ("true", True),
+    "ray_replicas": ("2", 2),
+    "ray_max_replicas": ("4", 4),
+    "ray_target_requests": ("2.5", 2.5),
+    "ray_scale_up_seconds": ("5", 5.0),
+    "ray_scale_down_seconds": ("60", 60.0),
+    "ray_model": ("small=folder", {"small": "folder"}),
+    "ray_loaded_models": ("2", 2),
     "allow_pickle": ("true", True),
     "log_texts": ("true", True),
     "attention": ("sparse", "sparse"),
@@ -122,6 +130,8 @@ OTHERS = (
     "attention_option",
     "draft_attention_option",
     "rope_option",
+    "ray",
+    "ray_model",
     "prefix_cache",
     "measure_device",
     "cuda_graphs",
@@ -280,7 +290,7 @@ def test_every_setting_stands_under_a_title() -> None:
     outcome = Outcome(["--help"])
     titles = [line[:-1] for line in outcome.output.splitlines() if line and not line.startswith((" ", "Us"))]
     assert titles == [
-        *("Options", "Model", "Network", "Access", "Attention", "Memory of the KV cache"),
+        *("Options", "Model", "Network", "Access", "Ray Serve", "Attention", "Memory of the KV cache"),
         *("Speculation", "Limits", "Engine", "Observability"),
     ]
     before_model = outcome.output.split("\nModel:")[0]

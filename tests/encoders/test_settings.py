@@ -10,6 +10,7 @@ import pytest
 from server.engine.encoder_build import build_encoder
 from server.errors import RefusedError
 from server.network_settings import NetworkSettings
+from server.ray_settings import RaySettings
 from server.settings import Settings
 
 # Of the model and the engine, those that an encoder reads.
@@ -17,6 +18,7 @@ _READ = {"device", "dtype", "max_context", "max_batch_tokens", "max_running", "t
 # Of the server process, for every model.
 _SHARED = {
     *(NetworkSettings.model_fields.keys() - {"prefix_sharing"}),
+    *RaySettings.model_fields,
     *("model", "model_name", "allow_pickle", "max_queue", "max_request_bytes", "cache_dir"),
     *("on_engine_failure", "engine_step_timeout", "engine_load_timeout"),
     *("restart_limit", "restart_window_seconds", "restart_backoff_seconds"),
