@@ -72,7 +72,7 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
 
     Args:
         arguments: of ``longspan serve``.
-        run: see there.
+        run: of the one event loop, see ``loadtest.measuring.served``.
 
     Raises:
         loadtest.servers.NotStartedError: a server did not start.

@@ -48,6 +48,11 @@ def errors(measured: Figures, simulated: Figures) -> dict[str, float]:
 def validate(costs: Costs, arguments: Sequence[str], run: Run) -> tuple[Rows, bool]:
     """Measures 1, 2 and 4 replicas on this machine, and prints what the simulation says of them.
 
+    Args:
+        costs: of a replica.
+        arguments: of ``longspan serve``.
+        run: of the one event loop, see ``loadtest.measuring.served``.
+
     Returns:
         A row for each, and whether all are within ``BOUND``.
 
