@@ -42,7 +42,8 @@ class _Load(NamedTuple):
         return Work(steps, *(self.requests * count for count in each))
 
 
-_WARM_UP = _Load(8, 16, 64, 64)
+# The first seconds of steps of a new engine take up to twice as long as later ones.
+_WARM_UP = _Load(4, 24, 32, 96)
 _LOADS = (
     _Load(1, 4, 16, 96),
     _Load(4, 12, 16, 64),
@@ -71,7 +72,7 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
 
     Args:
         arguments: of ``longspan serve``.
-        run: see there.
+        run: of the one event loop, see ``loadtest.measuring.served``.
 
     Raises:
         loadtest.servers.NotStartedError: a server did not start.
@@ -82,12 +83,23 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
         return run(_measured(servers))
 
 
+async def warm_up(servers: Sequence[Address], vocabulary: int) -> None:
+    """Has new servers compute until they are as fast as they will be.
+
+    Raises:
+        longspan.LongspanError: a request failed.
+    """
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
+        await _run(servers, clients, _WARM_UP, vocabulary, random.Random(1))
+
+
 async def _measured(servers: Sequence[Address]) -> Costs:
     rng = random.Random(0)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(each.host, each.port)) for each in servers]
         limits = await _limits(clients[0])
-        await _run(servers, clients, _WARM_UP, limits.vocabulary, rng)
+        await _run(servers, clients, _WARM_UP, limits.vocabulary, random.Random(1))
         steps, counts, server, client = {}, [], [], []
         for together in (1, 2):
             measured = []

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+_SHORT = 0.1
+"""Seconds: errors of less are relative to this, since processor time is counted in hundredths of a second."""
+
 
 class Work(NamedTuple):
     """The contents of a step, or of several.
@@ -134,11 +137,12 @@ class Costs:
 
 def _least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
     """Coefficients of at least 0 by which rows give seconds with the least squares of relative errors."""
-    weights = 1 / np.asarray(seconds)
+    wanted = np.asarray(seconds)
+    weights = 1 / np.maximum(wanted, _SHORT)
     matrix, kept = np.asarray(rows, float) * weights[:, None], list(range(len(rows[0])))
     found = np.zeros(len(kept))
     while kept:
-        part, *_ = np.linalg.lstsq(matrix[:, kept], np.ones(len(seconds)), rcond=None)
+        part, *_ = np.linalg.lstsq(matrix[:, kept], wanted * weights, rcond=None)
         if part.min() >= 0:
             found[kept] = part
             break
