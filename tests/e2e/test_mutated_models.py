@@ -40,8 +40,8 @@ FILES = (CONFIG, CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG)
 OF_SENTENCES = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json")
 MOST_SENTENCE = 1500
 MOST_SECONDS = 120.0
-REAL = 24
-"""Starts of the real command, some seconds each."""
+MANY, REAL = 60, 24
+"""Starts within this process for each family, and of the real command, some seconds each."""
 
 
 class Change(NamedTuple):
@@ -104,7 +104,6 @@ def try_here(change: Change, good: Path, tmp_path: Path, cache: Path) -> bool:
     folder = change.folder(good, tmp_path / "model")
     more = {} if change.is_encoder else {"kv_memory": "1MiB"}
     settings = Settings(
-        *(),
         **{"model": str(folder), "cache_dir": cache, "port": 0, "metrics": False, "threads": 1},
         **{"weights": "float", "check_integrity": True, "log_level": "error"},
         **more,
@@ -126,19 +125,19 @@ def test_a_changed_model_is_refused_or_its_requests_are_answered(good, cache, tm
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_so_are_many_of_each_family(family, good, cache, tmp_path):
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    served = sum(try_here(Change.drawn(rng, family), good(family), tmp_path, cache) for _ in range(100))
-    print(f"{served} of 100 served")
-    assert 10 < served < 95
+    served = sum(try_here(Change.drawn(rng, family), good(family), tmp_path, cache) for _ in range(MANY))
+    print(f"{served} of {MANY} served")
+    assert MANY / 10 < served < MANY
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_command_ends_with_a_sentence_or_serves(good, cache, tmp_path):
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
