@@ -17,11 +17,12 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.exceptions import RayServeException
 
 from longspan import Client, LongspanError
-from server.engine.cores import usable_cores
+from server.api.listen import refuse_taken
 from server.errors import RefusedError
 from server.observe.logging import configure_logging
 from server.ray import edge, loopback
 from server.ray.deploy import application
+from server.ray.machine import most_replicas, with_memory, with_threads
 from server.settings import Settings
 
 log = logging.getLogger("longspan.ray")
@@ -52,7 +53,9 @@ def serve_with_ray(settings: Settings) -> int:
     try:
         _take_signals()
         try:
-            settings = _chosen(settings)
+            port = settings.port or _free_port(settings.host)
+            settings = with_threads(settings.model_copy(update={"port": port}))
+            refuse_taken(settings.host, settings.port)
             _begin(settings)
             ready = True
             _wait(settings)
@@ -66,23 +69,13 @@ def serve_with_ray(settings: Settings) -> int:
     return 0
 
 
-def _chosen(settings: Settings) -> Settings:
-    """With a port, and with threads of each replica so that all together have the cores."""
-    most = settings.ray_max_replicas or settings.ray_replicas
-    threads = settings.threads or max(1, usable_cores() // most)
-    return settings.model_copy(
-        update={"port": settings.port or _free_port(settings.host), "threads": threads}
-    )
-
-
 def _begin(settings: Settings) -> None:
     assert settings.threads is not None
-    most = settings.ray_max_replicas or settings.ray_replicas
     variables = loopback.environment(settings.host, settings.port)
     log.info("starting Ray")
     ray.init(
         address="local",
-        num_cpus=most * settings.threads,  # so that Ray has room for all replicas
+        num_cpus=most_replicas(settings) * settings.threads,  # so that Ray has room for all replicas
         include_dashboard=False,
         logging_level=logging.WARNING,
         log_to_driver=True,
@@ -90,6 +83,7 @@ def _begin(settings: Settings) -> None:
         runtime_env={"worker_process_setup_hook": loopback.HOOK, "env_vars": variables},
     )
     _take_signals()  # Ray has put handlers of its own in their place
+    settings = with_memory(settings, int(ray.cluster_resources().get("GPU", 0)))
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host="127.0.0.1", port=0),
@@ -127,7 +121,7 @@ def _ready_lines(settings: Settings) -> str:
         except LongspanError:  # it asks for a token
             name = settings.model_name or settings.model or "the default model"
     lines = f"Longspan is ready: {name} on {settings.host}:{settings.port}\n"
-    most = settings.ray_max_replicas or settings.ray_replicas
+    most = most_replicas(settings)
     count = str(most) if most == settings.ray_replicas else f"{settings.ray_replicas} to {most}"
     lines += f"  replicas by Ray Serve: {count}, threads of each: {settings.threads}"
     if settings.metrics and settings.metrics_port:

@@ -93,18 +93,24 @@ class Served:
                 continue
         return found
 
-    def page(self, rank):
-        """Requests that the replica of a rank has ended, by their codes."""
+    def samples(self, rank, name):
+        """Those of a metric of the replica of a rank."""
         with urllib.request.urlopen(
             f"http://127.0.0.1:{self.metrics_port + rank}/metrics", timeout=10
         ) as page:
             families = text_string_to_metric_families(page.read().decode())
-            samples = [sample for family in families for sample in family.samples]
+            return [sample for family in families for sample in family.samples if sample.name == name]
+
+    def page(self, rank):
+        """Requests that the replica of a rank has ended, by their codes."""
         counts = Counter()
-        for sample in samples:
-            if sample.name == "longspan_requests_total":
-                counts[sample.labels["grpc_code"]] += sample.value
+        for sample in self.samples(rank, "longspan_requests_total"):
+            counts[sample.labels["grpc_code"]] += sample.value
         return counts
+
+    def running(self, rank):
+        """Sequences that the replica of a rank works on."""
+        return sum(sample.value for sample in self.samples(rank, "longspan_requests_running"))
 
     def requests(self, rank):
         """Requests that the replica of a rank has ended."""
@@ -232,8 +238,7 @@ def test_calls_name_a_further_model(served):
 def test_a_replica_that_is_killed_loses_its_own_streams_and_is_replaced(served):
     wait_until(lambda: len(served.replicas()) == 2, 60)
     with streams(served, 8, **LONG) as ends:
-        wait_until(lambda: served.requests(0) + served.requests(1) > 0, 10)
-        time.sleep(0.5)
+        wait_until(lambda: served.running(0) and served.running(1))
         killed = served.replicas()[0]
         engines = killed.children()
         killed.send_signal(signal.SIGKILL)
@@ -278,9 +283,16 @@ def test_a_serve_config_names_the_application():
         app({"modle": "x"})
 
 
-def test_why_a_model_cannot_be_served_is_told(tmp_path_factory):
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--model", "/not/there"], "there is no model '/not/there'"),
+        (["--model-name", "a", "--ray-model", "a=b"], "--ray-model a: the first model has this name, too"),
+    ],
+)
+def test_why_it_cannot_serve_is_told(given, sentence, tiny_packed, tmp_path_factory):
     ended = subprocess.run(
-        [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0", "--model", "/not/there"],
+        [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0", *map(str, tiny_packed), *given],
         env={**os.environ, "RAY_TMPDIR": str(tmp_path_factory.mktemp("n"))},
         capture_output=True,
         text=True,
@@ -288,4 +300,20 @@ def test_why_a_model_cannot_be_served_is_told(tmp_path_factory):
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("longspan: there is no model '/not/there'")
+    assert ended.stderr.splitlines()[-1].startswith(f"longspan: {sentence}")
+
+
+def test_a_port_that_is_taken_is_refused_before_ray_starts():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"longspan: gRPC can't listen on 127.0.0.1:{port} (Address already in use)"
+    )
