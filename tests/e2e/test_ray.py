@@ -43,6 +43,7 @@ pytestmark = [
 ]
 
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+FURTHER = ("other", "third", "fourth")
 LONG = {"temperature": 0, "max_tokens": 900, "ignore_eos": True}
 
 
@@ -68,6 +69,7 @@ class Served:
 
     def __init__(self, folder, *arguments):
         self.metrics_port = free_ports(4)
+        self.folder = folder
         self.log = (folder / "log").open("w+")
         command = [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0"]
         self.process = subprocess.Popen(
@@ -132,7 +134,8 @@ def served(tiny, tiny_packed, tmp_path_factory):
         folder,
         *tiny_packed,
         *("--ray-replicas", "2", "--ray-max-replicas", "3", "--ray-target-requests", "4"),
-        *("--ray-scale-up-seconds", "0", "--ray-model", f"other={tiny}", "--drain-seconds", "5"),
+        *("--ray-scale-up-seconds", "0", "--drain-seconds", "5"),
+        *(part for name in FURTHER for part in ("--ray-model", f"{name}={tiny}")),
     )
     yield served
     known = psutil.Process(served.process.pid).children(recursive=True)
@@ -233,6 +236,18 @@ def test_calls_name_a_further_model(served):
         assert client.generate("one two", **GREEDY).text
     with served.client(metadata=[("multiplexed_model_id", "../etc")]) as client, pytest.raises(NotFoundError):
         client.generate("one")
+
+
+def test_a_further_model_makes_room_for_the_next(served):
+    """Of three models two replicas, which have one of them each, must end one."""
+
+    def told():
+        for name in FURTHER:
+            with served.client(metadata=[("multiplexed_model_id", name)]) as client:
+                assert client.models() == [name]
+        return "has ended, to make room" in (served.folder / "log").read_text()
+
+    wait_until(told)
 
 
 def test_a_replica_that_is_killed_loses_its_own_streams_and_is_replaced(served):
