@@ -19,8 +19,8 @@ DEPLOYMENT = "Longspan"
 
 # As many sequences as run at once by default on a device that runs most, and calls that ask for no sequence.
 _MOST_RUNNING, _BESIDE = 256, 64
-# For the engine and the rest to end, once no call is under way.
-_END_SECONDS = 5.0
+END_SECONDS = 5.0
+"""For the engine and the rest to end, once no call is under way."""
 
 
 def application(settings: Settings) -> serve.Application:
@@ -71,7 +71,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         # Beyond these, calls wait in the proxy. A replica itself refuses what it has no place for.
         "max_ongoing_requests": (settings.max_running or _MOST_RUNNING) + settings.max_queue + _BESIDE,
         "ray_actor_options": {"num_cpus": settings.threads or 1, "num_gpus": _gpus(settings)},
-        "graceful_shutdown_timeout_s": settings.drain_seconds + _END_SECONDS,
+        "graceful_shutdown_timeout_s": settings.drain_seconds + END_SECONDS,
         "graceful_shutdown_wait_loop_s": 0.2,
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 30.0,

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import NoReturn
 
 import ray
@@ -21,7 +22,7 @@ from server.api.listen import refuse_taken
 from server.errors import RefusedError
 from server.observe.logging import configure_logging
 from server.ray import edge, loopback
-from server.ray.deploy import application
+from server.ray.deploy import END_SECONDS, application
 from server.ray.machine import most_replicas, with_memory, with_threads
 from server.settings import Settings
 
@@ -60,9 +61,12 @@ def serve_with_ray(settings: Settings) -> int:
             ready = True
             _wait(settings)
         finally:
-            _end()
+            _end(settings.drain_seconds if ready else 0)
     except _ToldToEnd as told:
         return _INTERRUPTED if told.number == signal.SIGINT and not ready else 0
+    except SystemExit as told:  # while Ray starts, the handler of SIGTERM is its own
+        if told.code != signal.SIGTERM:
+            raise
     except (RefusedError, RayServeException, LongspanError, RuntimeError, OSError) as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1
@@ -147,15 +151,26 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _end() -> None:
+def _end(drain_seconds: float) -> None:
     """Drains the replicas, and ends Ray; another signal ends it at once."""
     try:
         if ray.is_initialized():
+            if drain_seconds:
+                _drain(drain_seconds + END_SECONDS)
             serve.shutdown()
     except _ToldToEnd:
         log.warning("ending at once")
     finally:
         ray.shutdown()
+
+
+def _drain(seconds: float) -> None:
+    """Lets running requests finish: to be shut down Serve ends its proxy at once, and all streams with it."""
+    log.info("waiting up to %.0f s for requests; Ctrl-C again ends them", seconds)
+    serve.delete(_APPLICATION, _blocking=False)
+    end = time.monotonic() + seconds
+    while _APPLICATION in serve.status().applications and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _take_signals() -> None:

@@ -139,7 +139,12 @@ def served(tiny, tiny_packed, tmp_path_factory):
     )
     yield served
     known = psutil.Process(served.process.pid).children(recursive=True)
-    served.process.terminate()
+    with served.client() as client:
+        client.wait_until_ready(60)
+        deltas = iter(client.stream("one", **LONG))
+        begun = len(next(deltas).token_ids)
+        served.process.terminate()
+        assert begun + sum(len(delta.token_ids) for delta in deltas) == 900, "it drains"
     assert served.process.wait(60) == 0
     _, alive = psutil.wait_procs(known, 10)
     assert not alive, "Ray and engines end with the server"
