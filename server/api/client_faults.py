@@ -16,8 +16,8 @@ _CODES = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-# An identity's own limits, and a reader that stalls. Other RESOURCE_EXHAUSTED tell of a full server.
-_REASONS = {"REQUESTS_IN_FLIGHT", "TOKENS_PER_MINUTE", "KV_TOKENS", "STREAM_STALLED"}
+# A caller's own limits, and a reader that stalls. Other RESOURCE_EXHAUSTED tell of a full server.
+_REASONS = {"REQUESTS_IN_FLIGHT", "TOKENS_PER_MINUTE", "KV_TOKENS", "VECTOR_BYTES", "STREAM_STALLED"}
 
 
 def of_client(code: grpc.StatusCode, error: ServiceError | None) -> bool:

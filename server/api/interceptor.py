@@ -39,9 +39,12 @@ _ACCOUNTED = {
 } | {f"/{_ENCODER_SERVICE.full_name}/{method.name}" for method in _ENCODER_SERVICE.methods}
 # Requests that may have a name of their own.
 _NAMED = inference_pb2.GenerateRequest | encoder_pb2.EmbedRequest | encoder_pb2.ScoreRequest
-# Clients of a stream look for these where nothing came before them, not even headers: else the gateway of
-# --protocols vllm tries again for ever.
-_BY_HEADERS_ALONE = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.OUT_OF_RANGE}
+# The gateway of --protocols vllm heeds these where nothing came before them, not even headers: else it tries
+# again for ever.
+_BY_HEADERS_ALONE = {
+    ("/vllm.grpc.engine.VllmEngine/SubscribeKvEvents", code)
+    for code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.OUT_OF_RANGE)
+}
 _OPEN = "/grpc.health.v1.Health/"
 _KINDS = (("unary_unary", "unary"), ("unary_stream", "server_stream"), ("stream_stream", "bidi_stream"))
 
@@ -286,7 +289,7 @@ class Interceptor(aio.ServerInterceptor):
                 report = self._reports.report(usage).SerializeToString()
                 context.set_trailing_metadata(((TRAILER, report),))
         if error is not None:
-            await _abort(call, context, error)
+            await _abort(call, context, error, alone=(method, code) in _BY_HEADERS_ALONE)
 
 
 def call_metadata(context: Context) -> Metadata:
@@ -294,8 +297,8 @@ def call_metadata(context: Context) -> Metadata:
     return [(key, value) for key, value in context.invocation_metadata() or ()]
 
 
-async def _abort(call: _Call, context: Context, error: errors.ServiceError) -> None:
+async def _abort(call: _Call, context: Context, error: errors.ServiceError, *, alone: bool) -> None:
     with suppress(aio.InternalError):  # the client has gone meanwhile
-        if not (call.named or call.repeatable(error) or error.code in _BY_HEADERS_ALONE):
+        if not (call.named or call.repeatable(error) or alone):
             await call.name(context)
         await context.abort_with_status(error.status())

@@ -105,7 +105,7 @@ class KVLog:
     async def follow(self, start: int) -> AsyncGenerator[Batch, None]:
         """Batches from a number on, without end.
 
-        A follower that is slow costs no memory: it reads what is kept for all.
+        A follower that is slow costs no memory once it has the state: it reads what is kept for all.
 
         Args:
             start: the first number; 0 for the state now, and then what follows.

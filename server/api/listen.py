@@ -176,7 +176,7 @@ class Listener:
 
     def _bind(self) -> aio.Server:
         state, host = self._state, self._host
-        _refuse_taken(host, self.port)
+        refuse_taken(host, self.port)
         options = (*_OPTIONS, *_limits(state, self._connections))
         server = aio.server(interceptors=(self._interceptor,), options=options)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
@@ -242,7 +242,7 @@ def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
     )
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def refuse_taken(host: str, port: int) -> None:
     """Refuses an address that can't be had, before gRPC would log it past every logger.
 
     gRPC listens on those of a host's addresses that it gets: a machine may lack IPv6. But where one of

@@ -10,7 +10,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from server.errors import RefusedError
-from server.ray.refusing import refusal
+from server.ray.machine import gpus_of_each, most_replicas
+from server.ray.refusing import refusal, unheeded
 from server.ray.replica import Replica, multiplexed
 from server.settings import Settings
 
@@ -18,8 +19,8 @@ DEPLOYMENT = "Longspan"
 
 # As many sequences as run at once by default on a device that runs most, and calls that ask for no sequence.
 _MOST_RUNNING, _BESIDE = 256, 64
-# For the engine and the rest to end, once no call is under way.
-_END_SECONDS = 5.0
+END_SECONDS = 5.0
+"""For the engine and the rest to end, once no call is under way."""
 
 
 def application(settings: Settings) -> serve.Application:
@@ -44,14 +45,16 @@ def app(args: Mapping[str, Any]) -> serve.Application:
         args: settings by their names with underscores; what they leave open is as the environment says.
 
     Raises:
-        RefusedError: the settings have no meaning with Ray Serve.
+        RefusedError: the settings have no meaning with Ray Serve, or are up to the config.
         pydantic.ValidationError: there is no such setting, or its value is wrong.
     """
+    if sentence := unheeded(args):
+        raise RefusedError(sentence)
     return application(Settings(**{**args, "ray": True}))
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    most = settings.ray_max_replicas or settings.ray_replicas
+    most = most_replicas(settings)
     if most == settings.ray_replicas:
         count: dict[str, Any] = {"num_replicas": most}
     else:
@@ -68,7 +71,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         # Beyond these, calls wait in the proxy. A replica itself refuses what it has no place for.
         "max_ongoing_requests": (settings.max_running or _MOST_RUNNING) + settings.max_queue + _BESIDE,
         "ray_actor_options": {"num_cpus": settings.threads or 1, "num_gpus": _gpus(settings)},
-        "graceful_shutdown_timeout_s": settings.drain_seconds + _END_SECONDS,
+        "graceful_shutdown_timeout_s": settings.drain_seconds + END_SECONDS,
         "graceful_shutdown_wait_loop_s": 0.2,
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 30.0,
@@ -78,7 +81,5 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 def _gpus(settings: Settings) -> int:
-    """Ray hides all GPUs from a process that asks for none."""
-    if settings.device == "auto":
-        return int(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1)
-    return int(settings.device == "cuda")
+    there = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+    return gpus_of_each(settings, int(there))

@@ -82,11 +82,11 @@ def exposed(host: str, pid: int | None = None) -> list[str]:
     first = psutil.Process(pid)
     for process in (first, *first.children(recursive=True)):
         try:
-            connections = process.net_connections("inet")
+            name, connections = process.name(), process.net_connections("inet")
         except psutil.Error:  # it has ended
             continue
         for connection in connections:
             address = connection.laddr
             if connection.status == psutil.CONN_LISTEN and address.ip != host and not is_loopback(address.ip):
-                found.append(f"{address.ip}:{address.port} ({process.name()})")
+                found.append(f"{address.ip}:{address.port} ({name})")
     return found

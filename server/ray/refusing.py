@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from server.access.granted import only_this_machine
 from server.ray.loopback import MESSAGE_BYTES
 from server.ray_settings import RaySettings
@@ -25,6 +27,22 @@ _REFUSED = {
     "protocols": _NOT_CARRIED,
     "load_reports": _NOT_CARRIED,
 }
+# Which a Serve config says in its own words, or has no use for.
+_OF_COMMAND = {
+    "host": "Ray's proxies listen on all addresses",
+    "port": "it is grpc_options.port of the config",
+    "reflection": "it is grpc_options.enable_reflection of the config",
+    "end_with_stdin": "replicas end when Ray ends them",
+}
+_SCALING = ("ray_target_requests", "ray_scale_up_seconds", "ray_scale_down_seconds")
+
+
+def unheeded(names: Iterable[str]) -> str | None:
+    """Why one of these settings does not belong into a Serve config, in a sentence; ``None`` if all do."""
+    for name in names:
+        if name in _OF_COMMAND:
+            return f"args: {name} is without effect here: {_OF_COMMAND[name]}; leave it out"
+    return None
 
 
 def refusal(settings: Settings) -> str | None:
@@ -41,6 +59,11 @@ def refusal(settings: Settings) -> str | None:
     highest = settings.ray_max_replicas
     if highest is not None and highest < settings.ray_replicas:
         return f"--ray-max-replicas {highest} is less than --ray-replicas {settings.ray_replicas}; raise it"
+    for name in _SCALING:
+        if (highest or settings.ray_replicas) == settings.ray_replicas and _given(settings, name):
+            return (
+                f"{_flag(name)}: the number of replicas is fixed; raise --ray-max-replicas, or leave it out"
+            )
     if (settings.max_request_bytes or 0) > MESSAGE_BYTES:
         most = MESSAGE_BYTES >> 20
         return f"--max-request-bytes: no message of more than {most} MiB goes through Ray; lower it"

@@ -48,6 +48,11 @@ class Replica:
         self._others: dict[str, Hosted] = {}
         self._main = Hosted(self._settings)
         await self._main.begin()
+        if self._main.name in settings.ray_model:
+            await self._main.finish()
+            raise RefusedError(
+                f"--ray-model {self._main.name}: the first model has this name, too; give another one"
+            )
         if settings.metrics:
             log.info("metrics on http://%s:%d/metrics", settings.metrics_host, self._main.metrics_port)
 

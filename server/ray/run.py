@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import NoReturn
 
 import ray
@@ -17,11 +18,12 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.exceptions import RayServeException
 
 from longspan import Client, LongspanError
-from server.engine.cores import usable_cores
+from server.api.listen import refuse_taken
 from server.errors import RefusedError
 from server.observe.logging import configure_logging
 from server.ray import edge, loopback
-from server.ray.deploy import application
+from server.ray.deploy import END_SECONDS, application
+from server.ray.machine import most_replicas, with_memory, with_threads
 from server.settings import Settings
 
 log = logging.getLogger("longspan.ray")
@@ -52,37 +54,32 @@ def serve_with_ray(settings: Settings) -> int:
     try:
         _take_signals()
         try:
-            settings = _chosen(settings)
+            port = settings.port or _free_port(settings.host)
+            settings = with_threads(settings.model_copy(update={"port": port}))
+            refuse_taken(settings.host, settings.port)
             _begin(settings)
             ready = True
             _wait(settings)
         finally:
-            _end()
+            _end(settings.drain_seconds if ready else 0)
     except _ToldToEnd as told:
         return _INTERRUPTED if told.number == signal.SIGINT and not ready else 0
+    except SystemExit as told:  # while Ray starts, the handler of SIGTERM is its own
+        if told.code != signal.SIGTERM:
+            raise
     except (RefusedError, RayServeException, LongspanError, RuntimeError, OSError) as error:
         print(f"longspan: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _chosen(settings: Settings) -> Settings:
-    """With a port, and with threads of each replica so that all together have the cores."""
-    most = settings.ray_max_replicas or settings.ray_replicas
-    threads = settings.threads or max(1, usable_cores() // most)
-    return settings.model_copy(
-        update={"port": settings.port or _free_port(settings.host), "threads": threads}
-    )
-
-
 def _begin(settings: Settings) -> None:
     assert settings.threads is not None
-    most = settings.ray_max_replicas or settings.ray_replicas
     variables = loopback.environment(settings.host, settings.port)
     log.info("starting Ray")
     ray.init(
         address="local",
-        num_cpus=most * settings.threads,  # so that Ray has room for all replicas
+        num_cpus=most_replicas(settings) * settings.threads,  # so that Ray has room for all replicas
         include_dashboard=False,
         logging_level=logging.WARNING,
         log_to_driver=True,
@@ -90,6 +87,7 @@ def _begin(settings: Settings) -> None:
         runtime_env={"worker_process_setup_hook": loopback.HOOK, "env_vars": variables},
     )
     _take_signals()  # Ray has put handlers of its own in their place
+    settings = with_memory(settings, int(ray.cluster_resources().get("GPU", 0)))
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host="127.0.0.1", port=0),
@@ -127,7 +125,7 @@ def _ready_lines(settings: Settings) -> str:
         except LongspanError:  # it asks for a token
             name = settings.model_name or settings.model or "the default model"
     lines = f"Longspan is ready: {name} on {settings.host}:{settings.port}\n"
-    most = settings.ray_max_replicas or settings.ray_replicas
+    most = most_replicas(settings)
     count = str(most) if most == settings.ray_replicas else f"{settings.ray_replicas} to {most}"
     lines += f"  replicas by Ray Serve: {count}, threads of each: {settings.threads}"
     if settings.metrics and settings.metrics_port:
@@ -153,15 +151,26 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _end() -> None:
+def _end(drain_seconds: float) -> None:
     """Drains the replicas, and ends Ray; another signal ends it at once."""
     try:
         if ray.is_initialized():
+            if drain_seconds:
+                _drain(drain_seconds + END_SECONDS)
             serve.shutdown()
     except _ToldToEnd:
         log.warning("ending at once")
     finally:
         ray.shutdown()
+
+
+def _drain(seconds: float) -> None:
+    """Lets running requests finish: to be shut down Serve ends its proxy at once, and all streams with it."""
+    log.info("waiting up to %.0f s for requests; Ctrl-C again ends them", seconds)
+    serve.delete(_APPLICATION, _blocking=False)
+    end = time.monotonic() + seconds
+    while _APPLICATION in serve.status().applications and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _take_signals() -> None:

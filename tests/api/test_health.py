@@ -114,7 +114,7 @@ async def test_a_port_that_is_not_free_at_once_is_tried_again(loading, monkeypat
         if len(tried) < 3:
             raise RefusedError("it is taken")
 
-    monkeypatch.setattr(server.api.listen, "_refuse_taken", refuse_taken)
+    monkeypatch.setattr(server.api.listen, "refuse_taken", refuse_taken)
     await loading.server.renew()
     assert tried == [loading.port] * 3
     assert (await loading.stub.GetServerInfo(inference_pb2.GetServerInfoRequest())).version
@@ -135,7 +135,7 @@ async def test_where_one_address_of_a_host_is_taken_it_is_refused(monkeypatch):
 
         monkeypatch.setattr(socket, "getaddrinfo", both)
         with pytest.raises(RefusedError, match=rf"127\.0\.0\.1:{port} \(Address already in use\)"):
-            server.api.listen._refuse_taken("both", port)
+            server.api.listen.refuse_taken("both", port)
 
 
 async def test_streams_from_before_a_renewal_end_and_the_next_ones_stay(loading, monkeypatch):

@@ -34,6 +34,7 @@ class TestOff:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert flag in caught.value.details()
         assert details(caught.value)["ErrorInfo"].reason == "SWITCHED_OFF"
+        assert "x-request-id" in dict(caught.value.initial_metadata()), "as of every call that is refused"
         await running.generate()
 
     async def test_reflection(self, running):

@@ -9,6 +9,7 @@ from grpc import aio
 
 from longspan.v1 import encoder_pb2, encoder_pb2_grpc
 from server.api import stall
+from server.api.client_faults import of_client
 from server.api.encoder_service import EncoderServicer
 from server.api.errors import ServiceError
 from server.api.vector_bytes import Holder, VectorBytes
@@ -40,6 +41,7 @@ async def hold(held):
             assert isinstance(error, ServiceError)
             assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert error.reason == "VECTOR_BYTES"
+            assert of_client(error.code, error), "or callers could make a server look as if it failed"
             return error.message
         tasks.append(task)
         return task

@@ -12,7 +12,10 @@ import typer
 
 from server.api.shown import shown
 from server.cli.serve import _with_ray
-from server.ray.refusing import _REFUSED, refusal
+from server.errors import RefusedError
+from server.ray import machine
+from server.ray.machine import with_memory, with_threads
+from server.ray.refusing import _REFUSED, refusal, unheeded
 from server.settings import Settings
 from tests.cli.test_serve_options import VALUES
 
@@ -34,11 +37,38 @@ def test_settings_that_rays_proxy_has_no_place_for_are_refused(name: str) -> Non
         ({"ray": True, "ray_replicas": 3, "ray_max_replicas": 2}, "--ray-max-replicas 2 is less than"),
         ({"ray": True, "max_request_bytes": 65 << 20}, "no message of more than 64 MiB"),
         ({"ray": True, "ray_loaded_models": 2}, "no further model is named"),
+        (
+            {"ray": True, "ray_replicas": 2, "ray_target_requests": 4},
+            "the number of replicas is fixed; raise",
+        ),
         ({"ray": True, "host": "0.0.0.0"}, "speaks no TLS; listen on 127.0.0.1, or say --insecure"),
     ],
 )
 def test_what_does_not_go_together_is_refused(given: dict[str, Any], sentence: str) -> None:
     assert sentence in (refusal(Settings(**given)) or "")
+
+
+@pytest.mark.parametrize("name", ["host", "port", "reflection", "end_with_stdin"])
+def test_what_a_serve_config_says_itself_is_refused_in_its_arguments(name: str) -> None:
+    assert f"args: {name} is without effect here" in (unheeded({"model": "x", name: 1}) or "")
+    assert unheeded({"model": "x", "threads": 8}) is None
+
+
+def test_replicas_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
+    given: Any = {"ray": True, "ray_replicas": 1, "ray_max_replicas": 3}
+    assert with_threads(Settings(**given)).threads == 2
+    assert with_threads(Settings(threads=5, **given)).threads == 5
+    assert with_memory(Settings(**given), 0).kv_memory_share == pytest.approx(0.1)
+    more: Any = {**given, "ray_model": {"a": "b"}, "ray_loaded_models": 2}
+    assert with_memory(Settings(**more), 0).kv_memory_share == pytest.approx(0.3 / 9)
+    for own in ({"kv_memory": 1 << 30}, {"kv_memory_share": 0.2}):
+        assert with_memory(Settings(**own, **given), 0) == Settings(**own, **given)
+    assert with_memory(Settings(**given), 3) == Settings(**given)
+    for device, gpus in (("cuda", 0), ("auto", 2)):
+        with pytest.raises(RefusedError, match=f"Ray finds {gpus} here for up to 3 replicas"):
+            with_memory(Settings(device=device, **given), gpus)
+    assert with_memory(Settings(device="cpu", **given), 2).kv_memory_share == pytest.approx(0.1)
 
 
 def test_what_goes_together_is_not() -> None:

@@ -43,6 +43,7 @@ pytestmark = [
 ]
 
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+FURTHER = ("other", "third", "fourth")
 LONG = {"temperature": 0, "max_tokens": 900, "ignore_eos": True}
 
 
@@ -68,6 +69,7 @@ class Served:
 
     def __init__(self, folder, *arguments):
         self.metrics_port = free_ports(4)
+        self.folder = folder
         self.log = (folder / "log").open("w+")
         command = [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0"]
         self.process = subprocess.Popen(
@@ -93,18 +95,24 @@ class Served:
                 continue
         return found
 
-    def page(self, rank):
-        """Requests that the replica of a rank has ended, by their codes."""
+    def samples(self, rank, name):
+        """Those of a metric of the replica of a rank."""
         with urllib.request.urlopen(
             f"http://127.0.0.1:{self.metrics_port + rank}/metrics", timeout=10
         ) as page:
             families = text_string_to_metric_families(page.read().decode())
-            samples = [sample for family in families for sample in family.samples]
+            return [sample for family in families for sample in family.samples if sample.name == name]
+
+    def page(self, rank):
+        """Requests that the replica of a rank has ended, by their codes."""
         counts = Counter()
-        for sample in samples:
-            if sample.name == "longspan_requests_total":
-                counts[sample.labels["grpc_code"]] += sample.value
+        for sample in self.samples(rank, "longspan_requests_total"):
+            counts[sample.labels["grpc_code"]] += sample.value
         return counts
+
+    def running(self, rank):
+        """Sequences that the replica of a rank works on."""
+        return sum(sample.value for sample in self.samples(rank, "longspan_requests_running"))
 
     def requests(self, rank):
         """Requests that the replica of a rank has ended."""
@@ -126,11 +134,17 @@ def served(tiny, tiny_packed, tmp_path_factory):
         folder,
         *tiny_packed,
         *("--ray-replicas", "2", "--ray-max-replicas", "3", "--ray-target-requests", "4"),
-        *("--ray-scale-up-seconds", "0", "--ray-model", f"other={tiny}", "--drain-seconds", "5"),
+        *("--ray-scale-up-seconds", "0", "--drain-seconds", "5"),
+        *(part for name in FURTHER for part in ("--ray-model", f"{name}={tiny}")),
     )
     yield served
     known = psutil.Process(served.process.pid).children(recursive=True)
-    served.process.terminate()
+    with served.client() as client:
+        client.wait_until_ready(60)
+        deltas = iter(client.stream("one", **LONG))
+        begun = len(next(deltas).token_ids)
+        served.process.terminate()
+        assert begun + sum(len(delta.token_ids) for delta in deltas) == 900, "it drains"
     assert served.process.wait(60) == 0
     _, alive = psutil.wait_procs(known, 10)
     assert not alive, "Ray and engines end with the server"
@@ -229,11 +243,22 @@ def test_calls_name_a_further_model(served):
         client.generate("one")
 
 
+def test_a_further_model_makes_room_for_the_next(served):
+    """Of three models two replicas, which have one of them each, must end one."""
+
+    def told():
+        for name in FURTHER:
+            with served.client(metadata=[("multiplexed_model_id", name)]) as client:
+                assert client.models() == [name]
+        return "has ended, to make room" in (served.folder / "log").read_text()
+
+    wait_until(told)
+
+
 def test_a_replica_that_is_killed_loses_its_own_streams_and_is_replaced(served):
     wait_until(lambda: len(served.replicas()) == 2, 60)
     with streams(served, 8, **LONG) as ends:
-        wait_until(lambda: served.requests(0) + served.requests(1) > 0, 10)
-        time.sleep(0.5)
+        wait_until(lambda: served.running(0) and served.running(1))
         killed = served.replicas()[0]
         engines = killed.children()
         killed.send_signal(signal.SIGKILL)
@@ -278,9 +303,16 @@ def test_a_serve_config_names_the_application():
         app({"modle": "x"})
 
 
-def test_why_a_model_cannot_be_served_is_told(tmp_path_factory):
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--model", "/not/there"], "there is no model '/not/there'"),
+        (["--model-name", "a", "--ray-model", "a=b"], "--ray-model a: the first model has this name, too"),
+    ],
+)
+def test_why_it_cannot_serve_is_told(given, sentence, tiny_packed, tmp_path_factory):
     ended = subprocess.run(
-        [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0", "--model", "/not/there"],
+        [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", "0", *map(str, tiny_packed), *given],
         env={**os.environ, "RAY_TMPDIR": str(tmp_path_factory.mktemp("n"))},
         capture_output=True,
         text=True,
@@ -288,4 +320,20 @@ def test_why_a_model_cannot_be_served_is_told(tmp_path_factory):
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("longspan: there is no model '/not/there'")
+    assert ended.stderr.splitlines()[-1].startswith(f"longspan: {sentence}")
+
+
+def test_a_port_that_is_taken_is_refused_before_ray_starts():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, "-m", "server.cli", "serve", "--ray", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"longspan: gRPC can't listen on 127.0.0.1:{port} (Address already in use)"
+    )
