@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,20 @@ class Decoding:
 
     @classmethod
     def read(cls, folder: Path) -> Decoding:
-        """That of a folder with a ``tokenizer.json``.
+        """That of a folder with a ``tokenizer.json``, with the same texts as ``server.text.tokenizer`` has.
+
+        transformers adds tokens that only the files beside it name, and makes others special. It is imported,
+        which takes a second, where there are such.
 
         Raises:
             Exception: it can't be read; the tokenizers library raises nothing narrower.
         """
-        return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+        read = cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+        if all(map(read._has, _named_beside(folder))):
+            return read
+        from transformers import PreTrainedTokenizerFast
+
+        return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True).backend_tokenizer)
 
     def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids that the model chose; those with no entry are no text.
@@ -66,3 +75,26 @@ class Decoding:
         if skip_special_tokens and token_id in self.special_token_ids:
             return False
         return bool(self.token(token_id))
+
+    def _has(self, named: Any) -> bool:
+        """Whether a token is known as the files beside ``tokenizer.json`` name it."""
+        given = named if isinstance(named, dict) else {"content": named}
+        content = given.get("content")
+        if given.get("special", True):
+            return content in self.special_tokens
+        return isinstance(content, str) and self._backend.token_to_id(content) is not None
+
+
+def _named_beside(folder: Path) -> Iterator[Any]:
+    """Tokens, as text or as objects, that the files beside ``tokenizer.json`` name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        path = folder / name
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if name == "added_tokens.json":
+            yield from ({"content": content, "special": False} for content in said)
+            continue
+        for key, value in said.items():
+            if key.endswith("_token") and isinstance(value, str | dict):
+                yield value
+            elif key.endswith("special_tokens") or key == "added_tokens_decoder":
+                yield from value.values() if isinstance(value, dict) else value or ()
