@@ -192,7 +192,7 @@ class KVManager:
         return True
 
     def copied(self, sequence: Sequence) -> bool:
-        """Whether its next token goes to a page that it may not write to, and so takes a page for the copy."""
+        """Whether its next token goes to a page that it may not write to, and so takes one for a copy."""
         index, begun = divmod(sequence.computed, self.page_size)
         return bool(begun) and self.pool.fixed(sequence.pages[index])
 
