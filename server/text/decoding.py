@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ class Decoding:
         Raises:
             Exception: it can't be read; the tokenizers library raises nothing narrower.
         """
-        read = cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
-        if all(map(read._has, _named_beside(folder))):
-            return read
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        added = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
+        if all(added.get(content) in alike for content, alike in _named_beside(folder)):
+            return cls(backend)
         from transformers import PreTrainedTokenizerFast
 
         return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True).backend_tokenizer)
@@ -76,25 +77,25 @@ class Decoding:
             return False
         return bool(self.token(token_id))
 
-    def _has(self, named: Any) -> bool:
-        """Whether a token is known as the files beside ``tokenizer.json`` name it."""
-        given = named if isinstance(named, dict) else {"content": named}
-        content = given.get("content")
-        if given.get("special", True):
-            return content in self.special_tokens
-        return isinstance(content, str) and self._backend.token_to_id(content) is not None
 
-
-def _named_beside(folder: Path) -> Iterator[Any]:
-    """Tokens, as text or as objects, that the files beside ``tokenizer.json`` name."""
+def _named_beside(folder: Path) -> Iterator[tuple[str, tuple[bool, ...]]]:
+    """Tokens that the files beside ``tokenizer.json`` name, each with whether it may and may not be special."""
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         path = folder / name
         said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if name == "added_tokens.json":
-            yield from ({"content": content, "special": False} for content in said)
+            yield from ((content, (False, True)) for content in said)
             continue
         for key, value in said.items():
-            if key.endswith("_token") and isinstance(value, str | dict):
-                yield value
+            tokens: Iterable[Any] = ()
+            if key.endswith("_token"):
+                tokens = [value]
             elif key.endswith("special_tokens") or key == "added_tokens_decoder":
-                yield from value.values() if isinstance(value, dict) else value or ()
+                tokens = (
+                    value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+                )
+            for token in tokens:
+                if isinstance(token, str):
+                    yield token, (True,)
+                elif isinstance(token, dict):
+                    yield token["content"], (token.get("special", True),)

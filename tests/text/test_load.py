@@ -56,7 +56,7 @@ def test_tokens_that_only_the_files_beside_name_are_read_alike(tokenizer):
     """The engine process finds stop strings in the text that the client is shown."""
     assert Decoding.read(tokenizer.folder).special_tokens == tokenizer.special_tokens
     config = tokenizer.folder / "tokenizer_config.json"
-    more = {"eos_token": "a", "extra_special_tokens": ["<turn>"]}
+    more = {"eos_token": "a", "extra_special_tokens": ["<turn>"], "split_special_tokens": False}
     config.write_text(json.dumps({**json.loads(config.read_text()), **more}))
     served, read = load_tokenizer(tokenizer.folder, "the model", None), Decoding.read(tokenizer.folder)
     assert read.special_tokens == served.special_tokens
