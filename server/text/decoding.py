@@ -79,7 +79,7 @@ class Decoding:
 
 
 def _named_beside(folder: Path) -> Iterator[tuple[str, tuple[bool, ...]]]:
-    """Tokens that the files beside ``tokenizer.json`` name, each with whether it may and may not be special."""
+    """Tokens that the files beside ``tokenizer.json`` name, each with what its ``special`` may be."""
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         path = folder / name
         said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
