@@ -70,9 +70,13 @@ class PagedCache:
                     whole[to] = whole[origin]
         elif copies:
             tensors = self._tensors()
-            pages = torch.tensor([[*copies], [*copies.values()]])
+            # All are read before any is written: where one reads what an earlier one wrote, it reads the
+            # origin of that.
+            origins: dict[int, int] = {}
+            for to_page, origin_page in copies.items():
+                origins[to_page] = origins.get(origin_page, origin_page)
+            pages = torch.tensor([[*origins], [*origins.values()]])
             to, origin = to_device(pages, tensors[0].device)
-            # What a copy overwrites, an earlier one may have read, but no later one reads what was copied.
             for tensor in tensors:
                 put(tensor, to, taken(tensor, origin))
 

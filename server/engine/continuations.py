@@ -46,10 +46,11 @@ class Queued:
         count, position = request.beams.count, states[0].output_length
         self._vocabulary, self._top = logits.shape[-1], request.logprobs
         logits = logits.float()
-        sums = adjust(logits.log_softmax(-1), states, [position] * len(states))
+        own = logits.log_softmax(-1)
+        sums = adjust(own, states, [position] * len(states))
         if (token := states[0].forced(position)) is not None:
             certain = torch.full_like(sums, -torch.inf)
-            certain[:, token] = sums.amax(-1) * 0  # NaN where the logits are
+            certain[:, token] = own.amax(-1) * 0  # NaN where the logits are
             sums = certain
         sums += to_device(torch.tensor(scores, dtype=torch.float32), sums.device).unsqueeze(-1)
         best = self._best(sums, count)

@@ -175,14 +175,14 @@ class KVManager:
     def extend(self, sequence: Sequence, tokens: int) -> bool:
         """Makes room for the next ``tokens`` tokens; false, and nothing changed, if pages are short."""
         missing = max(0, self.pages_for(sequence.computed + tokens) - len(sequence.pages))
-        index, begun = divmod(sequence.computed, self.page_size)
-        fixed = bool(begun) and self.pool.fixed(sequence.pages[index])
-        if not missing and not fixed:
+        copied = self.copied(sequence)
+        if not missing and not copied:
             return True
-        pages = self.pool.allocate(missing + fixed)
+        pages = self.pool.allocate(missing + copied)
         if pages is None:
             return False
-        if fixed:
+        if copied:
+            index = sequence.computed // self.page_size
             old, new = sequence.pages[index], pages.pop()
             self._copies.pop(new, None)  # of a sequence that has lost it since
             self._copies[new] = old
@@ -190,6 +190,11 @@ class KVManager:
             self.pool.release([old])
         sequence.pages.extend(pages)
         return True
+
+    def copied(self, sequence: Sequence) -> bool:
+        """Whether its next token goes to a page that it may not write to, and so takes one for a copy."""
+        index, begun = divmod(sequence.computed, self.page_size)
+        return bool(begun) and self.pool.fixed(sequence.pages[index])
 
     def fork(self, sequence: Sequence, other: Sequence, tokens: int) -> None:
         """Gives another sequence, which has no pages, those of so many computed tokens."""

@@ -53,7 +53,7 @@ class Room:
 
     def need(self, sequence: Sequence) -> Need:
         """What a sequence that waits takes beyond the pages that it holds."""
-        return Need(sequence.width, self._missing(sequence))
+        return Need(sequence.width, self._missing(sequence) + self._kv.copied(sequence))
 
     def kept_for(self, first: Sequence) -> Need:
         """What others that enter before the first in the queue have to leave to it.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,21 @@ class Decoding:
 
     @classmethod
     def read(cls, folder: Path) -> Decoding:
-        """That of a folder with a ``tokenizer.json``.
+        """That of a folder with a ``tokenizer.json``, with the same texts as ``server.text.tokenizer`` has.
+
+        transformers adds tokens that only the files beside it name, and makes others special. It is imported,
+        which takes a second, where there are such.
 
         Raises:
             Exception: it can't be read; the tokenizers library raises nothing narrower.
         """
-        return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        added = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
+        if all(added.get(content) in alike for content, alike in _named_beside(folder)):
+            return cls(backend)
+        from transformers import PreTrainedTokenizerFast
+
+        return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True).backend_tokenizer)
 
     def decode_known(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids that the model chose; those with no entry are no text.
@@ -66,3 +76,26 @@ class Decoding:
         if skip_special_tokens and token_id in self.special_token_ids:
             return False
         return bool(self.token(token_id))
+
+
+def _named_beside(folder: Path) -> Iterator[tuple[str, tuple[bool, ...]]]:
+    """Tokens that the files beside ``tokenizer.json`` name, each with what its ``special`` may be."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        path = folder / name
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if name == "added_tokens.json":
+            yield from ((content, (False, True)) for content in said)
+            continue
+        for key, value in said.items():
+            tokens: Iterable[Any] = ()
+            if key.endswith("_token"):
+                tokens = [value]
+            elif key.endswith("special_tokens") or key == "added_tokens_decoder":
+                tokens = (
+                    value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+                )
+            for token in tokens:
+                if isinstance(token, str):
+                    yield token, (True,)
+                elif isinstance(token, dict):
+                    yield token["content"], (token.get("special", True),)

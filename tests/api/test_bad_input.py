@@ -121,14 +121,6 @@ async def test_all_fields_at_fault_are_reported_together(running):
     ]
 
 
-async def test_a_penalty_of_the_makers_that_refuses_a_search_is_told_as_theirs(running):
-    error = await running.refused(ask(beam_search={"num_beams": 2}))
-    assert "generation_config says repetition_penalty 1.5" in error.details()
-    assert "set sampling.repetition_penalty to 1 in this one" in error.details()
-    error = await running.refused(ask(beam_search={"num_beams": 2}, sampling={"repetition_penalty": 2}))
-    assert "this request asks for repetition_penalty 2" in error.details()
-
-
 async def test_forced_tokens_without_room_are_told_how_much_there_is(running):
     many = await running.refused(ask(forced_token_ids=[7] * 6))
     assert "has 6 ids, more than max_tokens, 5" in many.details()

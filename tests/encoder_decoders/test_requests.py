@@ -59,6 +59,14 @@ def test_the_engine_learns_of_stop_strings_of_beams():
     assert beams_of(request).stop is None
 
 
+def test_a_search_has_the_makers_penalties_and_not_their_temperature():
+    request = inference_pb2.GenerateRequest(beam_search={"num_beams": 2})
+    theirs = Sampling(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.5)
+    planned = Plan(request, 1, 0, theirs, StopStrings([], {}), [1], TARGET, [], beams_of(request))
+    (search,) = planned.sequences([1], [5, 6, 7], 200)
+    assert search.sampling == Sampling(temperature=0.0, repetition_penalty=1.5)
+
+
 def test_special_tokens_that_only_look_like_languages_are_none():
     """Blenderbot's."""
     special = {"__start__": 1, "__end__": 2, "__unk__": 3, "__fr__": 4, "de_DE": 5, "en_XX": 99}

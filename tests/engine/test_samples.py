@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+import torch
 
+from attention.cache import PagedCache
+from attention.types import LayerSpec
+from server.engine.kv_manager import KVManager
+from server.engine.scheduler import Scheduler
 from server.messages import Sampling, Submit
+from tests.engine import pretended
 from tests.engine.harness import load, make_core, run
 from tests.engine.journal import prompts_of
 from tests.models_zoo import save_tiny
@@ -74,3 +80,33 @@ def test_samples_that_give_way_begin_again(loaded, prefix_cache):
         core = make_core(loaded, page_size=PAGE)
         (expected,) = run(core, [msgspec.structs.replace(one, leader=None)]).values()
         assert outcomes[one.id].tokens == expected.tokens
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_sample_copies_a_page_that_is_a_copy_of_the_same_step(on_host):
+    """Its giver entered in a step that was not launched, since it got stuck later."""
+    scheduler = Scheduler(KVManager(8, 4, prefix_cache=False), max_running=3, max_batch_tokens=64)
+
+    def ask(name, tokens, **more):
+        prompt = [name // 10] * tokens
+        scheduler.add(Submit(id=name, prompt=prompt, sampling=Sampling(), max_tokens=9, **more))
+
+    ask(11, 5, priority=-1)
+    pretended.step(scheduler)
+    ask(1, 6)
+    pretended.step(scheduler)
+    ask(2, 6, leader=1)
+    ask(3, 6, leader=1)
+    ask(21, 5)
+    assert not scheduler.schedule_ahead(set())
+    written = scheduler._by_id[1].pages[1]
+    scheduler.remove(1)
+    scheduler.schedule()
+    cache = PagedCache([LayerSpec(0, 1, 1, 16, 16, 1.0)], 8, 4, torch.float32)
+    keys = cache.layers[0].keys
+    keys.copy_(torch.arange(8.0).view(8, 1, 1, 1).expand_as(keys))
+    if not on_host:
+        cache._on_host = []
+    cache.copy(scheduler.kv.take_copies())
+    samples = [scheduler._by_id[name].pages[1] for name in (2, 3)]
+    assert keys[samples].eq(written).all()

@@ -107,6 +107,18 @@ def test_a_sample_writes_to_no_page_that_can_be_found() -> None:
     assert kv.take_copies() == {sample.pages[1]: published}
 
 
+@pytest.mark.parametrize(("pages", "enter"), [(4, False), (6, True)])
+def test_a_sample_enters_where_there_is_room_for_its_copy_of_a_page(pages: int, enter: bool) -> None:
+    """And for the next page of the one that gives it the others."""
+    scheduler = make(pages=pages, page_size=4, prefix_cache=False)
+    ask(scheduler, 1, 7, max_tokens=5)
+    ask(scheduler, 2, 7, max_tokens=5, leader=1)
+    step(scheduler)
+    assert step(scheduler) == [(1, 1), (2, 1)][: 1 + enter]
+    drain(scheduler)
+    assert scheduler.preemptions == 0
+
+
 def test_samples_do_not_wait_for_a_leader_that_is_gone() -> None:
     scheduler = make()
     ask(scheduler, 1, 10)

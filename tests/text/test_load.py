@@ -7,6 +7,7 @@ import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
+from server.text.decoding import Decoding
 from server.text.load import check_tokens, load_tokenizer, try_mask
 from tests.encoders.zoo import VOCABULARY, save_encoder
 
@@ -49,3 +50,16 @@ def test_a_mask_is_one_that_texts_can_spell(said, vocabulary, kept, tmp_path, ca
     try_mask(tokenizer, vocabulary)
     assert tokenizer.mask_token == ("[MASK]" if kept else None)
     assert ("texts can't spell the tokenizer's mask, '[MASK]'" in caplog.text) is not kept
+
+
+def test_tokens_that_only_the_files_beside_name_are_read_alike(tokenizer):
+    """The engine process finds stop strings in the text that the client is shown."""
+    assert Decoding.read(tokenizer.folder).special_tokens == tokenizer.special_tokens
+    config = tokenizer.folder / "tokenizer_config.json"
+    more = {"eos_token": "a", "extra_special_tokens": ["<turn>"], "split_special_tokens": False}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **more}))
+    served, read = load_tokenizer(tokenizer.folder, "the model", None), Decoding.read(tokenizer.folder)
+    assert read.special_tokens == served.special_tokens
+    assert len(read.special_tokens) == len(SPECIAL) + 2
+    ids = [*range(served.vocabulary_size)]
+    assert read.decode_known(ids) == served.decode(ids) != Decoding.decode_known(tokenizer, ids)
