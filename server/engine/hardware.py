@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
+from attention.step import Array
 from server.messages import Measured
 from server.models.memory import available_bytes
 from server.models.quantized.linear import QuantizedLinear
+from server.models.quantized.native import Stage, run
 from server.models.quantized.packing import Bits, pack
 
 # Of a buffer this many times as large as the last cache, all but some percent is read from memory.
@@ -177,13 +180,16 @@ def _square(device: torch.device, dtype: torch.dtype) -> Multiply:
 def _packed(bits: Bits) -> Multiply:
     weight = _numbers(_PACKED_SIZE, _PACKED_SIZE)
     linear = QuantizedLinear(pack(weight, bits), _PACKED_SIZE, _PACKED_SIZE, None)
-    made: dict[int, torch.Tensor] = {}
+    made: dict[int, tuple[torch.Tensor, torch.Tensor, Array]] = {}
 
     def multiply(rows: int) -> int:
         if rows not in made:
             made.clear()
-            made[rows] = _numbers(rows, _PACKED_SIZE)
-        linear(made[rows])
+            x = _numbers(rows, _PACKED_SIZE)
+            # Of prompts, which a matrix unit multiplies.
+            made[rows] = x, torch.empty_like(x), np.ones(rows, dtype=bool)
+        x, output, given = made[rows]
+        run((Stage * 1)(linear.stage(input=x.data_ptr(), output=output.data_ptr())), rows, given)
         return rows * _PACKED_SIZE**2
 
     return multiply

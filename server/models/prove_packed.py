@@ -50,7 +50,6 @@ def prove_linear(plain: torch.Tensor, bias: torch.Tensor | None, packed: Quantiz
     """
     x = _grid(packed.in_features)
     _compare("a linear layer", packed(x), _product(x, plain, bias, packed))
-    _prove_prompts("a linear layer", packed)
 
 
 def prove_layer(fused: FusedLayer, packed: QuantizedLayer, angles: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -182,6 +182,14 @@ def test_a_level_is_the_highest_that_the_processor_has_or_a_lower_one_by_name(mo
     assert levels.in_force().name == "armv8-dotprod"
 
 
+def test_the_matrix_unit_is_there_for_processes_that_get_its_registers(monkeypatch):
+    monkeypatch.setattr(levels.Path, "read_text", lambda path: "flags\t: fma amx_tile amx_bf16\n")
+    for given in (True, False):
+        monkeypatch.setattr(levels, "_may_use_tiles", lambda given=given: given)
+        assert ("amx_tile" in levels._features.__wrapped__()) == given
+    assert "fma" in levels._features.__wrapped__()
+
+
 def test_a_level_cannot_be_set_once_code_of_another_is_loaded(source, tmp_path, monkeypatch):
     monkeypatch.setattr(levels, "executable", lambda: levels.LEVELS[:1])
     with at("portable"):

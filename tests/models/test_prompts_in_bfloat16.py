@@ -28,7 +28,7 @@ def linear_of(inputs: int, outputs: int, bits: int, *, bias: bool = True) -> Qua
 
 @with_matrix_unit
 def test_rows_of_prompts_are_rounded_to_bfloat16_and_no_others(level):
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(
         bits=st.sampled_from([4, 8]),
         rows=st.integers(1, 70) | st.sampled_from([255, 300, 530]),

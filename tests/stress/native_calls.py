@@ -197,6 +197,7 @@ class Recorder:
                 holder, at = quantized.Stage.from_address(structure.stages), 1
                 recorded.pointers.append((0, quantized.Run.stages.offset, 1))
                 recorded.buffers.append(bytes(holder))
+                recorded.add(structure, {"given": structure.rows})
             recorded.add(holder, sizes, at)
             recorded.calls_threads(structure)
             real(argument)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,15 @@ def write_rows(dtype: torch.dtype) -> None:
     )
 
 
+def multiply_both_kinds(linear: QuantizedLinear, rows: int, of_prompts: int) -> None:
+    """Rows that 8 bits and bfloat16 hold exactly, of which the last ones belong to a prompt."""
+    x = torch.randint(-127, 128, (rows, linear.in_features)).float()
+    x[:, ::32] = 127
+    output = torch.empty(rows, linear.out_features)
+    stage = linear.stage(input=x.data_ptr(), output=output.data_ptr())
+    quantized.run((quantized.Stage * 1)(stage), rows, np.arange(rows) >= rows - of_prompts)
+
+
 def recorded() -> Recorder:
     """Attention, selection and packed products in all forms, each compared with the oracle first."""
     recorder = Recorder()
@@ -79,6 +89,7 @@ def recorded() -> Recorder:
             weight = torch.randn(272, 1088, generator=torch.Generator().manual_seed(bits))
             packed = pack(weight, bits)
             linear = QuantizedLinear(packed, 1088, 272, torch.randn(272))
+            multiply_both_kinds(linear, 96, 1)
             for rows in (1, 2, 7, 140):
                 linear(torch.randn(rows, 1088) * (1 + 30 * (torch.randn(rows, 1088) > 2)))
             found = torch.empty(3, 1088)

@@ -77,6 +77,7 @@ def calibrate(arguments: Sequence[str], run: Run) -> Costs:
     Raises:
         loadtest.servers.NotStartedError: a server did not start.
         longspan.LongspanError: a request failed.
+        ValueError: a server's engine process or its steps were not found.
     """
     with ExitStack() as stack:
         servers = [stack.enter_context(serve(*arguments)) for _ in range(2)]
@@ -140,16 +141,25 @@ async def _run(
             for client, own in zip(clients, prompts, strict=True)
         )
     )
-    return [_used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
+    found = [_used(each).since(earlier) for each, earlier in zip(servers, before, strict=True)]
+    if not all(used.steps for used in found):
+        raise ValueError("the server's metrics tell of no step, so that nothing can be measured")
+    return found
 
 
 def _used(address: Address) -> _Used:
-    """So far. The steps come first, since to ask for them takes the server time."""
+    """So far. The steps come first, since to ask for them takes the server time.
+
+    Raises:
+        ValueError: the server has no engine process.
+    """
     with urllib.request.urlopen(address.metrics_url, timeout=30) as response:
         text = response.read().decode()
     steps = re.findall(r"^longspan_engine_step_duration_seconds_count\{.*\} (\S+)$", text, re.MULTILINE)
     process = psutil.Process(address.pid)
     engines = [each for each in process.children() if "server.engine.ipc.process" in each.cmdline()]
+    if not engines:
+        raise ValueError(f"process {address.pid} has no engine process, so that nothing can be measured")
     return _Used(int(sum(map(float, steps))), sum(map(_seconds, engines)), _seconds(process))
 
 

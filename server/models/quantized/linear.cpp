@@ -277,7 +277,7 @@ extern "C" __attribute__((visibility("default"))) void longspan_run(const Run* r
   thread_local std::vector<int64_t> order;
   const int64_t plain = kMatrixUnit && run->given ? divide(*run, order) : run->rows;
   const bool as_they_lie = plain == 0 || plain == run->rows, shared = run->rows > kOwnRows || plain < run->rows;
-  auto* const blocks = scratch.get<Block>(shared ? (in_bands(std::min(chunk, run->rows)) + kTileRows) * most : 0);
+  auto* const blocks = scratch.get<Block>(shared ? (std::min(chunk, run->rows) + kZeroRows) * most : 0);
   const Stage& last = run->stages[run->count - 1];
   const std::unique_ptr<Likely[]> likely(new Likely[last.likely ? team * run->rows : 0]);
   const Order in_order{as_they_lie ? nullptr : order.data()};

@@ -129,8 +129,10 @@ inline void multiply_band(const MatrixWeights* weights, const Block* rows, int64
   _tile_stored(3, results + kTile + 1, kStride);
 }
 
-// How many rows there is memory for: whole bands, of which the last rows are zeros.
-constexpr int64_t in_bands(int64_t rows) { return (rows + kBand - 1) / kBand * kBand; }
+constexpr int64_t kZeroRows = kBand - 1;  // at most, that fill the last band
+
+// The same rows with those zeros: whole bands.
+constexpr int64_t in_bands(int64_t rows) { return (rows + kZeroRows) / kBand * kBand; }
 
 // The products of rows in bfloat16 with some panels. `weights` has room for kPart groups, `results` for all bands.
 // `ask` is told each band's first row, early enough for memory to bring where its results will go.
@@ -153,6 +155,7 @@ void multiply_bfloat16(const PanelsAt& panels, const Block* rows, int64_t count,
 #else
 
 constexpr bool kMatrixUnit = false;
+constexpr int64_t kZeroRows = 0;
 
 constexpr int64_t in_bands(int64_t rows) { return rows; }
 
