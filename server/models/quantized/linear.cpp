@@ -181,8 +181,7 @@ void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t f
               Share* shares, const Own& room) {
   constexpr int64_t kEdges[] = {0, 6, 7, 8}, kPieces = 3;
   const int64_t together = kUnpackedPanels > 0 && rows >= kUnpackedFrom ? kUnpackedPanels : kPanelsAtOnce;
-  const int64_t groups = ceil(stage.inputs, kGroup), panels = ceil(stage.outputs, kColumns),
-                units = ceil(panels, together);
+  const int64_t panels = ceil(stage.outputs, kColumns), units = ceil(panels, together);
   const auto multiply_some = stage.bits == 8 ? multiply_panels<Form::kEight> : multiply_panels<Form::kFour>;
   const int64_t plain = std::clamp<int64_t>(job.plain - first, 0, rows);
   for (int64_t k = 0; k < job.team; ++k) {
@@ -193,6 +192,7 @@ void multiply(const Job& job, const Stage& stage, const Block* blocks, int64_t f
       const int64_t end = std::min(panels, together * (begin + size * kEdges[piece + 1] / 8));
       if (plain > 0) multiply_some(stage, blocks, first, plain, panel, end, room);
 #if defined(__AMX_BF16__)
+      const int64_t groups = ceil(stage.inputs, kGroup);
       const auto multiply_others = stage.bits == 8 ? multiply_given<Form::kEight> : multiply_given<Form::kFour>;
       if (plain < rows) multiply_others(stage, blocks + plain * groups, first + plain, rows - plain, panel, end, room);
 #endif
