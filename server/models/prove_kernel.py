@@ -23,8 +23,8 @@ from attention.patterns.written import Written
 from attention.types import LayerCache, LayerSpec
 from server.errors import RefusedError
 
-# Of a row's largest number, by the dtype with the fewest digits of queries and cache: some roundings of
-# weights and values. A window off by one, a lost mask or a lost scale changes more.
+# Of a row's largest number, by the dtype with the fewest digits of queries, cache and products: some
+# roundings of weights and values. A window off by one, a lost mask or a lost scale changes more.
 _TOLERANCE = {
     torch.float32: 1e-4,
     torch.float16: 5e-3,
@@ -62,6 +62,8 @@ def prove_kernel(
     for layer, pattern in attention.ruled_layers:
         kinds.setdefault((replace(layer, index=0), pattern), layer)
     tolerance = max(_TOLERANCE[dtype], _TOLERANCE[kv_dtype])
+    if attention.kernel.products(kv_dtype) == "bfloat16":
+        tolerance = max(tolerance, _TOLERANCE[torch.bfloat16])
     for (_, pattern), layer in kinds.items():
         trial = _Trial(layer, pattern, torch.device(device), dtype, kv_dtype, page_size)
         error = max(trial.errors(attention.kernel))

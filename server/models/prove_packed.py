@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from attention.kernels.cpu import levels
 from server.errors import RefusedError
 from server.models.fused import FusedLayer, Norm
 from server.models.quantized.layer import LINEARS, QuantizedLayer
 from server.models.quantized.linear import QuantizedLinear
-from server.models.quantized.native import Given, Stage, multiplies_prompts_in_bfloat16, run
+from server.models.quantized.native import Given, Stage, run
 from server.models.quantized.packing import COLUMNS, GROUP, Packed, unpack
 from server.models.quantized.rotary import Angles
 from server.models.quantized.stack import QuantizedStack
@@ -111,7 +112,7 @@ def prove_stack(stack: QuantizedStack, hidden: torch.Tensor, angles: Angles) -> 
         RefusedError: the two differ.
     """
     _prove_stack(stack, hidden, angles, None)
-    if multiplies_prompts_in_bfloat16():
+    if levels.has_matrix_unit():
         _prove_stack(stack, hidden, angles, np.arange(len(hidden)) % 2 == 0)
 
 
@@ -214,7 +215,7 @@ def _packed_weights(fused: FusedLayer, packed: QuantizedLayer) -> Iterator[None]
 
 def _prove_prompts(what: str, packed: QuantizedLinear) -> None:
     """Compares the product of rows of prompts with weights in bfloat16."""
-    if not multiplies_prompts_in_bfloat16():
+    if not levels.has_matrix_unit():
         return
     x = to_bfloat16(_grid(packed.in_features))
     found = x.new_empty(len(x), packed.out_features)

@@ -64,7 +64,7 @@ def test_cuts_anywhere(layer, length, page_size, pattern, seed, dtype, kernel, d
     check(case, pattern, sorted(cuts), kernel)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=["floats", "16-bit integers"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=["floats", "16 bits"])
 @pytest.mark.parametrize(
     "pattern",
     [

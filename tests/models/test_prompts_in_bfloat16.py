@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attention.kernels.cpu import levels
 from server.models.prove_packed import to_bfloat16
 from server.models.quantized.linear import QuantizedLinear
-from server.models.quantized.native import Stage, multiplies_prompts_in_bfloat16, run
+from server.models.quantized.native import Stage, run
 from server.models.quantized.packing import pack
 from tests.instructions import at, with_matrix_unit
 
@@ -58,7 +59,7 @@ def test_rows_of_prompts_are_rounded_to_bfloat16_and_no_others(level):
         assert torch.equal(product(linear, x[some].contiguous(), of_prompts[some]), found[some])
 
     with at(level):
-        assert multiplies_prompts_in_bfloat16()
+        assert levels.has_matrix_unit()
         check()
 
 

@@ -143,6 +143,11 @@ def in_force() -> Level:
     return _InForce.level or executable()[-1]
 
 
+def has_matrix_unit() -> bool:
+    """Whether native code of the level in force multiplies prompts by a matrix unit, in bfloat16."""
+    return "amx_bf16" in in_force().features
+
+
 @functools.cache
 def _features() -> frozenset[str]:
     """Features of the processor that the system allows, as Linux lists them; empty on other systems."""

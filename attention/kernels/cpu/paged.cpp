@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "layout.hpp"
+#include "matrix_use.hpp"
 #include "paged_blocks.hpp"
 #include "paged_rows.hpp"
 #include "paged_write.hpp"
@@ -49,11 +50,16 @@ void finish_row(const Run& run, const Group& group) {
 
 template <class Format>
 void attend_as(const Call& call, const Work& work, const Part& part, bool packed, float* room, float* result) {
-#if defined(__SSE2__)
+#if defined(__AMX_BF16__)
+  using Rounded = InBfloat16;
+#elif defined(__SSE2__)
+  using Rounded = InPairs;
+#else
+  using Rounded = InFloats;
+#endif
   if constexpr (sizeof(typename Format::Number) < sizeof(float))
     if (call.pairs && call.given[call.rows[work.groups[part.group].entry]])
-      return attend_block<Format, InPairs>(call, work, part, packed, room, result);
-#endif
+      return attend_block<Format, Rounded>(call, work, part, packed, room, result);
   attend_block<Format, InFloats>(call, work, part, packed, room, result);
 }
 
@@ -64,6 +70,7 @@ void take_parts(void* given) {
   Run& run = *static_cast<Run*>(given);
   const Work& work = run.work;
   auto* room = scratch.get<float>(std::max(row_scratch(run.call), block_scratch(run.call)));
+  [[maybe_unused]] const MatrixUse matrix;
   const auto claim = [&] { return run.next.fetch_add(1, std::memory_order_relaxed); };
   const Group* packed = nullptr;  // the block whose panels are in the scratch
   for (size_t i = claim(), next; i < work.parts.size(); i = next) {

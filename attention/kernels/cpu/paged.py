@@ -10,7 +10,7 @@ import torch
 
 from attention.batch import AttentionBatch
 from attention.kernels.base import Kernel, Kind, dtype_refusal, spans_within
-from attention.kernels.cpu import native, select
+from attention.kernels.cpu import levels, native, select
 from attention.kernels.cpu.calls import DTYPES, Call, compiled
 from attention.kernels.cpu.plan import Rows, given, ruled, selecting
 from attention.patterns.base import ContentPattern, Pattern
@@ -41,7 +41,7 @@ class PagedPlan(NamedTuple):
         rerotated: see ``Pattern.rerotated``.
         page_size: tokens per page.
         page_table: int32 ``[R, P]``, contiguous.
-        pairs: whether blocks of rows are multiplied in 16-bit integers.
+        pairs: whether blocks of rows are multiplied in 16-bit integers, or by a matrix unit in bfloat16.
         given: which rows belong to a prompt, bool ``[T]``.
         ruled: rows whose ranges follow from a rule over positions.
         selecting: the others, whose ranges each layer selects.
@@ -60,7 +60,8 @@ class CpuPaged(Kernel[PagedPlan]):
     """Computes every feature of ``LayerSpec`` under any pattern, on the CPU, in float32 inside.
 
     With ``rounds_products`` and over a cache of at most 16 bits, several rows of a sequence, and all rows of
-    a prompt, are multiplied in 16-bit integers, on processors that have these products; see paged_pairs.hpp.
+    a prompt, are multiplied in 16-bit integers, on processors that have these products (see paged_pairs.hpp),
+    or in bfloat16, on those with a matrix unit (see paged_matrix.hpp).
 
     Compiled for the machine at its first use. To the last bit, a row's result does not depend on other
     sequences, nor, for a row of the prompt, on how the prompt is cut into steps. Rows after the prompt are
@@ -83,12 +84,14 @@ class CpuPaged(Kernel[PagedPlan]):
         return rounding
 
     def multiplies_pairs(self, cache_dtype: torch.dtype) -> bool:
-        """Whether blocks of rows are multiplied in 16-bit integers over a cache of this dtype."""
+        """Whether blocks of rows are multiplied in numbers of 16 bits over a cache of this dtype."""
         return self._rounds_products and cache_dtype.itemsize <= 2 and compiled().has_pairs
 
     def products(self, cache_dtype: torch.dtype) -> str | None:
         """See ``Kernel.products``."""
-        return "16-bit integers" if self.multiplies_pairs(cache_dtype) else None
+        if not self.multiplies_pairs(cache_dtype):
+            return None
+        return "bfloat16" if levels.has_matrix_unit() else "16-bit integers"
 
     def unsupported(
         self,

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "paged_floats.hpp"
+#include "paged_matrix.hpp"
 #include "paged_pairs.hpp"
 #include "transposed.hpp"
 
@@ -202,6 +203,7 @@ void attend_block(const Call& call, const Work& work, const Part& part, bool pac
   walk.next(tiles[0]);
   for (int current = 0; tiles[current].count > 0; current = 1 - current) {
     const Tile &tile = tiles[current], &next = tiles[1 - current];
+    if (Products::kByPosition) tiles[current].spread();
     walk.next(tiles[1 - current]);
     Products::pack_keys(Heads<Format>(call, call.keys, group.head, call.head_size, tile), tile.count, own,
                         room.key_size);
@@ -223,6 +225,7 @@ void attend_block(const Call& call, const Work& work, const Part& part, bool pac
       const auto attend = [&](auto vectors) {
         Products::template multiply_keys<vectors>(panel, own, room.key_size, sight.from, end);
         if (call.softcap > 0 || sight.ranges > 0) cap_and_mask(call, panel, tile, sight, touched, own.weights);
+        if (tile.absent) mask_absent(tile, sight, own.weights);
         Products::template weigh<vectors>(panel, own, sight.from, sight.to, end);
         Products::template add_values<vectors>(panel, own, room.value_size, sight.from, end);
       };

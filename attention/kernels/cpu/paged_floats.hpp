@@ -47,7 +47,8 @@ void each_query_block(const float* from, int64_t size, Put put) {
 struct InFloats {
   using Unit = float;
   using Vector = Floats;
-  static constexpr int kPer = 1;  // numbers of a unit
+  static constexpr int kPer = 1;              // numbers of a unit
+  static constexpr bool kByPosition = false;  // whether sums over a tile depend on where its tokens lie
   static Vector add(Vector sum, Unit a, Vector b) { return sum + a * b; }
 
   // Puts a query, times `factor`, into a row; `unit` is not needed.

@@ -22,6 +22,7 @@ struct InPairs {
   using Unit = int32_t;
   using Vector = Ints;
   static constexpr int kPer = 2;
+  static constexpr bool kByPosition = false;
   static Vector add(Vector sum, Unit a, Vector b) { return add_products(sum, Vector{} + a, b); }
 
   template <class Format>

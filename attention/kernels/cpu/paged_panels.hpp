@@ -121,6 +121,12 @@ inline Sight look(const Panel& panel, const Tile& tile, int64_t range_count, int
   return {before(least) / kHigh * kHigh, before(most), count};
 }
 
+// Logits of absent tokens, which no query sees.
+inline void mask_absent(const Tile& tile, const Sight& sight, float* logits) {
+  for (int token = sight.from; token < sight.to; ++token)
+    if (tile.absent >> token & 1) std::fill(logits + token * kWide, logits + (token + 1) * kWide, -__builtin_inff());
+}
+
 // Caps the logits [tile.count, kWide] of the tokens that a panel sees, and masks those that a query does not see.
 inline void cap_and_mask(const Call& call, const Panel& panel, const Tile& tile, const Sight& sight,
                          const int32_t* touched, float* logits) {

@@ -252,9 +252,26 @@ class Work {
 // Consecutive tokens that a part sees, without those on evicted pages; in a block, tiles end at multiples of kTile.
 struct Tile {
   int count = 0;
-  bool near = false;  // all of them take the rerotated queries, else none
+  bool near = false;    // all of them take the rerotated queries, else none
+  uint64_t absent = 0;  // a bit for each that is none, see `spread`
   int32_t positions[kTile];
   int64_t slots[kTile];
+
+  // Puts each token at the place of its position, so that sums over a tile have one order whatever a block sees of it.
+  // Places in between are absent tokens, in the slot of another.
+  void spread() {
+    const int32_t base = positions[0] / kTile * kTile, last = positions[count - 1] - base;
+    const int64_t any = slots[0];
+    int token = count - 1;
+    for (int place = last; place >= 0; --place) {
+      const bool there = token >= 0 && positions[token] == base + place;
+      const int64_t slot = there ? slots[token--] : any;
+      if (!there) absent |= uint64_t{1} << place;
+      slots[place] = slot;
+      positions[place] = base + place;
+    }
+    count = last + 1;
+  }
 };
 
 // Walks through the tokens of a part.
@@ -271,6 +288,7 @@ class Walk {
   // The next tokens; false if there are no more.
   bool next(Tile& tile) {
     tile.count = 0;
+    tile.absent = 0;
     while (left_ > 0 && tile.count < kTile) {
       if (position_ >= range_->end) position_ = (++range_)->begin;
       const bool near = call_.rerotated && position_ < call_.near;

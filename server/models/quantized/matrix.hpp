@@ -7,33 +7,14 @@
 
 #include <algorithm>
 
+#include "../../../attention/kernels/cpu/matrix_use.hpp"
 #include "panel.hpp"
 
 #if defined(__AMX_BF16__)
 
-constexpr bool kMatrixUnit = true;
-
-constexpr int kMatrixRows = 16;   // of a tile; and as many outputs
 constexpr int kMatrixPanels = 2;  // that are multiplied together
 
 static_assert(kColumns == kLanes && sizeof(Block) == 2 * kGroup, "a tile's row is a group in bfloat16, or a block");
-
-// A thread's use of the unit, whose registers are saved and loaded with the thread's as long as they are in use.
-class MatrixUse {
- public:
-  MatrixUse() {
-    struct alignas(64) Shapes {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    };
-    static const Shapes shapes;
-    _tile_loadconfig(&shapes);
-  }
-  ~MatrixUse() { _tile_release(); }
-  MatrixUse(const MatrixUse&) = delete;
-  MatrixUse& operator=(const MatrixUse&) = delete;
-};
 
 // Where rows in bfloat16 lie: tile by tile of rows, and in it group by group. `rows` is the first of all.
 inline Block* in_tiles(Block* rows, int64_t row, int64_t groups) {
@@ -143,7 +124,7 @@ void multiply_bfloat16(const PanelsAt& panels, const Block* rows, int64_t count,
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = groups * part / parts, end = groups * (part + 1) / parts;
     unpack_bfloat16<kForm>(panels, first, end, weights);
-    asm volatile("" : : : "memory");  // intrinsics do not say what the unit reads
+    let_matrix_unit_read();
     for (int64_t band = 0; band * kBand < count; ++band) {
       if (part == 0) ask(band * kBand);
       multiply_band(weights, rows + band * kBand * groups + first * kMatrixRows, groups, end - first, part == 0,
@@ -154,11 +135,8 @@ void multiply_bfloat16(const PanelsAt& panels, const Block* rows, int64_t count,
 
 #else
 
-constexpr bool kMatrixUnit = false;
 constexpr int64_t kZeroRows = 0;
 
 constexpr int64_t in_bands(int64_t rows) { return rows; }
-
-struct MatrixUse {};
 
 #endif

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from attention.kernels.cpu import levels, native
+from attention.kernels.cpu import native
 from attention.kernels.cpu.chain import NativeCall, calls_of, table
 
 _SOURCE = Path(__file__).with_name("linear.cpp")
@@ -72,11 +72,6 @@ class _Compiled(NamedTuple):
 
 Given = np.ndarray[Any, Any] | None
 """Which rows belong to a prompt, bool ``[T]``; ``None``: none does."""
-
-
-def multiplies_prompts_in_bfloat16() -> bool:
-    """Whether native code of the level in force multiplies rows of prompts by a matrix unit, in bfloat16."""
-    return "amx_bf16" in levels.in_force().features
 
 
 def run(stages: ctypes.Array[Stage], rows: int, given: Given = None) -> None:
