@@ -23,7 +23,7 @@ import pytest
 
 from server import app, closing
 from server.access.granted import granted
-from server.engine.ipc import link, spawn
+from server.engine.ipc import link, process, spawn
 from server.engine.ipc.process import serve
 from server.engine.ipc.pulse import Pulse, open_memory
 from server.engine.ipc.spawn import Spawned
@@ -68,8 +68,8 @@ def _spawn(threads: int | None, cache_dir: Path) -> Spawned:
     memory = open_memory()
     pulse = Pulse(memory)
     os.close(memory)
-    process: Any = _Thread(EngineEnd(theirs), pulse)
-    return Spawned(process, ours, pulse)
+    thread: Any = _Thread(EngineEnd(theirs), pulse)
+    return Spawned(thread, ours, pulse)
 
 
 class _Errors(logging.Handler):
@@ -112,6 +112,7 @@ def started_and_asked(settings: Settings) -> tuple[str, list[Asked], list[str]]:
         contextlib.redirect_stdout(io.StringIO()),
     ):
         patch.setattr(link, "spawn_engine", _spawn)
+        patch.setattr(process, "configure_logging", lambda *_: None)  # which is this process's own
         # A thread can't be killed: one that loads a model while its tokenizer is refused is waited for.
         patch.setattr(spawn, "KILL_SECONDS", _READY_SECONDS)
         patch.setattr(closing, "CLOSE_SECONDS", _READY_SECONDS)
