@@ -115,7 +115,7 @@ struct InBfloat16 {
  private:
   // The nearest of bfloat16, ties to even, lane by lane.
   static Ints paired(Floats first, Floats second) {
-    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
     alignas(64) static constexpr uint16_t kOrder[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return (Ints)_mm512_permutexvar_epi16(_mm512_load_si512(kOrder), halves);
