@@ -1,5 +1,6 @@
 // What a core can do at most, for figures that are stated as a share of it: products in registers, and reading.
 
+#include "../../attention/kernels/cpu/matrix_use.hpp"
 #include "../../server/models/quantized/codes.hpp"
 
 namespace {
@@ -29,20 +30,13 @@ struct Integers {
 #if defined(__AMX_BF16__)
 // Products of a matrix unit: of four tiles with one, so that none waits for itself.
 [[gnu::noinline]] int64_t repeat_in_matrix(int64_t rounds) {
-  struct alignas(64) Shapes {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  };
-  static const Shapes shapes;
-  _tile_loadconfig(&shapes);
+  const MatrixUse matrix;
   for (int64_t round = 0; round < rounds; ++round) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_release();
   return rounds * 4 * (16 * 16 * 32) * 2;
 }
 #elif defined(__AVX512BF16__)
