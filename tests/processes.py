@@ -24,7 +24,7 @@ def starved(*pids: int) -> float:
 class Starving:
     """Takes from a time that was measured what these processes' threads waited for a core meanwhile.
 
-    Other work on the machine makes every answer as late as it likes; what is left is the processes' own.
+    Other programs delay every answer; without that wait, a time is the processes' own.
     """
 
     def __init__(self, *pids: int) -> None:

@@ -240,7 +240,7 @@ class _Load:
         return self._record.now.answered >= least and self._record.now.compared >= least
 
     async def _settle(self) -> None:
-        """Waits until the servers have nothing to do, and notes what is left if that does not come."""
+        """Waits until the servers have nothing to do; notes what they still work on if that does not come."""
         end = time.monotonic() + _SETTLE_SECONDS
         while True:
             left = 0
